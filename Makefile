@@ -1,0 +1,66 @@
+# Every target sets up .venv by itself, once, and again when pyproject.toml or the pins change.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==//p' .ci/constraints.txt)
+PACKAGES := protos projector edge_agent cloud_server reference deploy benchmarks tests
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench reference clean
+
+help: ## This list
+	@echo "Neural Bridge. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@echo "setup: .venv with $(PYTHON) (downloads about 400 MB the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "setup: no virtual environment: install Python 3.10 or later with its venv module" \
+		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c .ci/constraints.txt -e '.[edge,cloud,align,dev]'
+	@touch $@
+	@echo "setup: done"
+
+demo: $(READY) ## A cloud server and an edge agent answer questions about unseen pictures (about a minute)
+	@echo "demo: two processes, committed weights, report in build/demo/"
+	@$(BIN)/python -m deploy.demo
+
+test: $(READY) ## Every test (WORKERS=1 for one process)
+	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(READY) ## Style, types, generated stubs, protocol lint
+	@echo "check: ruff check"
+	@$(BIN)/ruff check $(PACKAGES)
+	@echo "check: ruff format"
+	@$(BIN)/ruff format --check $(PACKAGES)
+	@echo "check: mypy --strict"
+	@$(BIN)/mypy
+	@echo "check: generated stubs"
+	@$(BIN)/python -m protos.generate --check
+	@echo "check: buf lint"
+	@$(BIN)/buf lint protos
+
+bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
+	@echo "bench: full test split, report in build/bench/"
+	@$(BIN)/python -m benchmarks.bench
+
+reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
+	@echo "reference: training both models and the map; checkpoints every five minutes"
+	@$(BIN)/python -m reference
+
+clean: ## Remove reports, build outputs and caches (keeps .venv and what training has reached)
+	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"
+	@rm -rf build/demo build/bench build/lib build/bdist.* dist *.egg-info
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,313 @@
+"""The house: which way imports point, what each install needs, what stands at the top level."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {
+    "protos",
+    "projector",
+    "edge_agent",
+    "cloud_server",
+    "reference",
+    "deploy",
+    "benchmarks",
+    "tests",
+}
+BASE = (
+    "projector.configuration",
+    "projector.vlm",
+    "projector.cache",
+    "projector.select",
+    "projector.encoder",
+)
+SERVING = ("projector.bundle", "projector.backends", "projector.maps")
+# From a module prefix (the longest wins) to the prefixes of ours that it may import besides itself.
+ARROWS: dict[str, tuple[str, ...]] = {
+    "protos": (),
+    "projector": ("protos", "projector"),
+    **{name: ("protos", *BASE) for name in BASE},
+    **{name: ("protos", *BASE, *SERVING) for name in SERVING},
+    "edge_agent": ("protos", *BASE),
+    "cloud_server": ("protos", *BASE, *SERVING),
+    "reference": ("protos", "projector", "edge_agent", "cloud_server"),
+    "deploy": ("protos", "projector", "edge_agent", "cloud_server", "reference"),
+    "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference", "deploy"),
+}
+TOP_LEVEL = {
+    "pyproject.toml",
+    "README.md",
+    "edge_agent",
+    "cloud_server",
+    "protos",
+    "projector",
+    "deploy",
+    "tests",
+    "Makefile",
+    "reference",
+    "benchmarks",
+    "docs",
+}
+
+
+def _matches(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for package in sorted(OURS - {"tests"}):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield _module_name(path), path
+
+
+def _is_ours(name: str) -> bool:
+    """A module or a package of ours, not a name inside one."""
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def _imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Every dotted name that the file imports, at any depth, relative imports resolved."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield node.lineno, full if _is_ours(full) else base
+
+
+def wrong_arrows(name: str, imports: Iterator[tuple[int, str]]) -> list[str]:
+    """The imports of module `name` that its package's row of ARROWS does not allow."""
+    owner = max((prefix for prefix in ARROWS if _matches(name, prefix)), key=len)
+    allowed = (owner, *ARROWS[owner])
+    return [
+        f"{name}:{line} imports {target}; {owner} may import {', '.join(allowed)}"
+        for line, target in imports
+        if target.split(".")[0] in OURS and not any(_matches(target, p) for p in allowed)
+    ]
+
+
+def test_no_import_points_the_wrong_way() -> None:
+    wrong = [w for name, path in _modules() for w in wrong_arrows(name, _imports(name, path))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("protos.layout", "projector.cache"),
+        ("edge_agent.cli", "projector.bundle"),
+        ("edge_agent.cli", "projector"),
+        ("edge_agent.cli", "cloud_server.config"),
+        ("edge_agent.cli", "reference.source"),
+        ("cloud_server.engine", "edge_agent.uplink"),
+        ("cloud_server.engine", "projector.train"),
+        ("projector.select", "projector.bundle"),
+        ("reference.train", "deploy.demo"),
+        ("deploy.demo", "tests.fakes"),
+    ],
+)
+def test_the_walk_sees_a_wrong_arrow(name: str, target: str) -> None:
+    assert wrong_arrows(name, iter([(1, target)]))
+
+
+def test_the_walk_reads_relative_and_nested_imports(tmp_path: Path) -> None:
+    source = "from . import errors\nfrom ..projector import cache\ndef f():\n    import torch\n"
+    path = tmp_path / "layout.py"
+    path.write_text(source)
+    assert [t for _, t in _imports("protos.layout", path)] == [
+        "protos.errors" if _is_ours("protos.errors") else "protos",
+        "projector.cache" if _is_ours("projector.cache") else "projector",
+        "torch",
+    ]
+
+
+def _project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as f:
+        table: dict[str, Any] = tomllib.load(f)["project"]
+    return table
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _direct(extra: str) -> set[str]:
+    project = _project()
+    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    found = [Requirement(line) for line in lines]
+    return {_normal(r.name) for r in found if r.marker is None or r.marker.evaluate()}
+
+
+def _closure(names: set[str]) -> set[str]:
+    """The distributions that installing `names` brings, by the metadata of what is installed."""
+    seen: set[str] = set()
+    todo = set(names)
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.add(_normal(requirement.name))
+    return seen
+
+
+def test_the_edge_install_brings_nothing_of_the_cloud() -> None:
+    closure = _closure(_direct("edge"))
+    cloud_only = _direct("cloud") - _direct("edge")
+    heavy = {"torch", "torchvision", "onnx", "onnxruntime", "pyzmq", "tensorrt", "vllm"}
+    assert {"onnxruntime", "pyzmq", "torch"} <= cloud_only
+    assert not closure & (cloud_only | heavy)
+
+
+def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
+    """From import name to the first place that imports it, over the modules under `prefixes`."""
+    found: dict[str, str] = {}
+    for name, path in _modules():
+        if any(_matches(name, p) for p in prefixes):
+            for line, target in _imports(name, path):
+                top = target.split(".")[0]
+                if top not in OURS and top not in sys.stdlib_module_names:
+                    found.setdefault(top, f"{name}:{line}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "extras", "besides"),
+    [
+        # What a device's vendor installs (torch) is the only import that the extra leaves out.
+        (("protos", "edge_agent", *BASE), ("edge", "dev"), {"torch"}),
+        (("protos", "cloud_server", *BASE, *SERVING), ("cloud", "align", "dev"), {"tensorrt"}),
+    ],
+    ids=["edge", "cloud"],
+)
+def test_every_third_party_import_is_declared(
+    prefixes: tuple[str, ...], extras: tuple[str, ...], besides: set[str]
+) -> None:
+    owners = importlib.metadata.packages_distributions()
+    declared = set().union(*(_direct(extra) for extra in extras))
+    missing = {
+        f"{place} imports {top}"
+        for top, place in _third_party(prefixes).items()
+        if top not in {"tomli", "tensorrt_rtx", *besides}
+        and not {_normal(d) for d in owners.get(top, [])} & declared
+    }
+    assert not missing, "\n".join(sorted(missing))
+
+
+_BLOCKED_IMPORT = """
+import importlib, importlib.abc, pkgutil, sys
+blocked = set({blocked!r})
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ImportError("blocked: " + name)
+        return None
+sys.meta_path.insert(0, Block())
+for root in {roots!r}:
+    module = importlib.import_module(root)
+    for info in pkgutil.walk_packages(getattr(module, "__path__", []), root + "."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("roots", "blocked"),
+    [
+        (["edge_agent"], ["zmq", "onnxruntime", "onnx", "tensorrt", "grpc_reflection"]),
+        (
+            ["protos.layout", "protos.frame", "protos.quantize"],
+            ["torch", "transformers", "zmq", "onnxruntime"],
+        ),
+        (
+            [
+                "projector.configuration",
+                "projector.select",
+                "projector.encoder",
+                "projector.bundle",
+            ],
+            ["torch", "transformers"],
+        ),
+        (["projector.cli"], ["torch", "transformers", "onnxruntime", "onnx", "rich"]),
+    ],
+    ids=["edge", "protos", "serving", "projector"],
+)
+def test_modules_import_without_what_their_install_lacks(
+    roots: list[str], blocked: list[str]
+) -> None:
+    script = _BLOCKED_IMPORT.format(roots=roots, blocked=blocked)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_front_end_starts_without_a_tensor_library() -> None:
+    script = "import cloud_server.cli, sys; print([m for m in {!r} if m in sys.modules])".format(
+        ["torch", "transformers", "onnxruntime"]
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_top_level_holds_only_what_belongs_there() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so ignored files cannot be told apart")
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {name.split("/")[0] for name in done.stdout.split("\0") if name}
+    assert {n for n in names if not n.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("script", sorted(_project()["scripts"]))
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_each_console_script_says_what_it_is(script: str, flag: str) -> None:
+    path = Path(sys.executable).parent / script
+    done = subprocess.run([str(path), flag], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    if flag == "--version":
+        assert _project()["version"] in done.stdout
+    else:
+        assert script in done.stdout
+
+
+def test_every_make_target_says_what_it_does() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("help", "demo", "test", "check", "bench", "reference", "clean"):
+        assert re.search(rf"^  make {target}\s+\w", done.stdout, re.M), target
