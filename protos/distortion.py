@@ -1,0 +1,162 @@
+"""The one definition of every distortion and fidelity figure.
+
+Knows arrays. Knows no model, no codec and no frame. All sums are taken in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from protos.errors import FrameMalformedError
+
+Doubles = npt.NDArray[np.float64]
+
+
+def _pair(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Doubles, Doubles]:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise FrameMalformedError(f"cannot compare arrays {first.shape} and {second.shape}")
+    return first, second
+
+
+def _ratio(error: float, size: float) -> float:
+    if size > 0:
+        return error / size
+    return 0.0 if error == 0 else float("inf")
+
+
+def relative_l2(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """`‖a - b‖ / ‖a‖` over all elements.
+
+    Args:
+        a: The truth, any shape.
+        b: The estimate, same shape.
+
+    Returns:
+        0 if they are equal; infinity if only `a` is all zeros.
+
+    Raises:
+        FrameMalformedError: The shapes differ.
+    """
+    first, second = _pair(a, b)
+    error = float(np.linalg.norm((first - second).ravel()))
+    return _ratio(error, float(np.linalg.norm(first.ravel())))
+
+
+def quantize_error(z: npt.ArrayLike, z_hat: npt.ArrayLike) -> float:
+    """`‖z - ẑ‖ / ‖z‖` of the kept tokens' latents [T, r], through the quantizer."""
+    return relative_l2(z, z_hat)
+
+
+def dropped_attention(attention: npt.ArrayLike, kept: npt.ArrayLike) -> float:
+    """Share of all attention that the dropped tokens had received.
+
+    Args:
+        attention: Not negative, [T].
+        kept: bool [T].
+
+    Returns:
+        0 (all kept, or no attention at all) to 1.
+
+    Raises:
+        FrameMalformedError: The shapes differ.
+    """
+    weights, mask = _pair(attention, kept)
+    total = float(weights.sum())
+    return min(1.0, max(0.0, _ratio(float(weights[mask == 0].sum()), total)))
+
+
+def gram_inverse(projection: npt.ArrayLike) -> Doubles:
+    """`(AᵀA)⁺` of a projection A [d, r], for `latent_residual`: float64 [r, r]."""
+    columns = np.asarray(projection, dtype=np.float64)
+    return np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True))
+
+
+def latent_residual(x_norm: npt.ArrayLike, z: npt.ArrayLike, gram_inv: npt.ArrayLike) -> float:
+    """Share of the normalised state, as a norm, that lies outside the span of the projection.
+
+    With `z = x A`, the part inside is `x A (AᵀA)⁺ Aᵀ`, of squared norm `z (AᵀA)⁺ zᵀ`; the result is
+    the square root of what remains, relative to `‖x‖`.
+
+    Args:
+        x_norm: Normalised flat states, [T, d].
+        z: `x_norm @ A`, exactly (nothing subtracted), [T, r].
+        gram_inv: `gram_inverse(A)`, [r, r].
+
+    Returns:
+        0 (nothing lost) to 1 (nothing kept).
+
+    Raises:
+        FrameMalformedError: The shapes do not fit.
+    """
+    x = np.asarray(x_norm, dtype=np.float64)
+    latents = np.asarray(z, dtype=np.float64)
+    inverse = np.asarray(gram_inv, dtype=np.float64)
+    _check_latents(latents, inverse)
+    if x.ndim != 2 or len(x) != len(latents):
+        raise FrameMalformedError(f"states {x.shape} and latents {latents.shape} do not fit")
+    inside = float(np.einsum("tr,tr->", latents @ inverse, latents))
+    whole = float(np.einsum("td,td->", x, x))
+    return float(np.sqrt(min(1.0, max(0.0, _ratio(whole - inside, whole)))))
+
+
+def unfamiliarity(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.ArrayLike) -> float:
+    """Distance from the calibration statistics: `sqrt(mean_t (z-μ)ᵀ Σ⁻¹ (z-μ) / r)`.
+
+    Args:
+        z: [T, r], T >= 1.
+        latent_mean: μ, [r].
+        inv_cov: Σ⁻¹, [r, r].
+
+    Returns:
+        About 1 on pictures like those of the calibration, more on others.
+
+    Raises:
+        FrameMalformedError: The shapes do not fit.
+    """
+    latents = np.asarray(z, dtype=np.float64)
+    inverse = np.asarray(inv_cov, dtype=np.float64)
+    _check_latents(latents, inverse)
+    away = latents - np.asarray(latent_mean, dtype=np.float64)
+    square = float(np.einsum("tr,tr->", away @ inverse, away)) / away.size
+    return float(np.sqrt(max(0.0, square)))
+
+
+def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Mean cosine between the rows (last axis) of two arrays of one shape; 0 for a zero row.
+
+    Raises:
+        FrameMalformedError: The shapes differ.
+    """
+    first, second = _pair(a, b)
+    dot = (first * second).sum(axis=-1)
+    size = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    return float(np.mean(np.divide(dot, size, out=np.zeros_like(dot), where=size > 0)))
+
+
+def r2(y: npt.ArrayLike, y_hat: npt.ArrayLike) -> float:
+    """Share of variance explained: `1 - Σ(y - ŷ)² / Σ(y - ȳ)²`, ȳ per dimension (last axis).
+
+    Args:
+        y: The truth, [..., d].
+        y_hat: The estimate, same shape.
+
+    Returns:
+        1 for a perfect estimate, 0 for the mean; minus infinity for a wrong estimate of a constant.
+
+    Raises:
+        FrameMalformedError: The shapes differ.
+    """
+    truth, estimate = _pair(y, y_hat)
+    truth = truth.reshape(-1, truth.shape[-1]) if truth.ndim else truth.reshape(1, 1)
+    error = float(((truth - estimate.reshape(truth.shape)) ** 2).sum())
+    return 1.0 - _ratio(error, float(((truth - truth.mean(axis=0)) ** 2).sum()))
+
+
+def _check_latents(latents: Doubles, matrix: Doubles) -> None:
+    if latents.ndim != 2 or not latents.size or matrix.shape != (latents.shape[1],) * 2:
+        raise FrameMalformedError(
+            f"latents {latents.shape} and matrix {matrix.shape} do not fit: "
+            "expected [tokens, r] and [r, r]"
+        )

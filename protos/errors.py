@@ -1,0 +1,351 @@
+"""Every way in which the bridge says no, in one table.
+
+Knows codes, names, gRPC statuses and process exit codes. Knows neither gRPC nor the wire.
+
+A code is stable: it is never reused or renumbered, only retired. The hundreds group by cause:
+
+| Codes | Cause                                   | Exit codes |
+|-------|-----------------------------------------|------------|
+| 1xx   | configuration, input files              | 10-19      |
+| 2xx   | a frame's bytes                         | 20-29      |
+| 3xx   | negotiation, sessions                   | 30-39      |
+| 4xx   | the question                            | 40-49      |
+| 5xx   | the service or the way to it            | 50-59      |
+| 6xx   | a bundle on disk                        | 60-69      |
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BridgeError(Exception):
+    """Base of all typed errors; itself raised only for a code that this version does not know.
+
+    Args:
+        message: What was wrong, what was expected, what to do. Shown to the user as it is.
+
+    Attributes:
+        code: Stable number, sent in `Refused.code` and in the `nb-error-code` trailer.
+        name: Stable snake-case name, sent in `Refused.name` and used as a metric label.
+        grpc_status: Name of the `grpc.StatusCode` member that a failed RPC ends with.
+        exit_code: Status of a process that ends because of this error.
+        retryable: True if sending the same request again, later, can succeed.
+    """
+
+    code: ClassVar[int] = 0
+    name: ClassVar[str] = "bridge_error"
+    grpc_status: ClassVar[str] = "UNKNOWN"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+# ------------------------------------------------------------------ 1xx: configuration and input
+
+
+class ConfigError(BridgeError):
+    """A setting, option or combination of them makes no sense."""
+
+    code = 101
+    name = "config"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 10
+
+
+class SourceError(BridgeError):
+    """A picture source is empty, or its folder or device is missing."""
+
+    code = 102
+    name = "source"
+    grpc_status = "NOT_FOUND"
+    exit_code = 11
+
+
+class PictureError(BridgeError):
+    """Bytes that should be a picture are not one that can be decoded within the limits."""
+
+    code = 103
+    name = "picture"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 12
+
+
+class ModelError(BridgeError):
+    """A path is not a usable model checkpoint."""
+
+    code = 104
+    name = "model"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 13
+
+
+class UnsupportedModelError(BridgeError):
+    """A model has a feature that a cache layout cannot describe; the message names it."""
+
+    code = 105
+    name = "unsupported_model"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 14
+
+
+# ------------------------------------------------------------------ 2xx: the bytes of a frame
+
+
+class FrameTruncatedError(BridgeError):
+    """A header or payload ends before its own counts say it should."""
+
+    code = 201
+    name = "frame_truncated"
+    grpc_status = "DATA_LOSS"
+    exit_code = 20
+
+
+class FrameCorruptError(BridgeError):
+    """A frame's digest does not match its bytes and the session's constants."""
+
+    code = 202
+    name = "frame_corrupt"
+    grpc_status = "DATA_LOSS"
+    exit_code = 21
+
+
+class FrameMalformedError(BridgeError):
+    """Fields are missing, repeated or unknown; counts are wrong; sizes lie."""
+
+    code = 203
+    name = "frame_malformed"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 22
+
+
+class FrameTooLargeError(BridgeError):
+    """A field is longer than the limit that `Negotiate` announced."""
+
+    code = 204
+    name = "frame_too_large"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 23
+
+
+class UnknownQuantizerError(BridgeError):
+    """A quantizer or operating point is named that this side does not have."""
+
+    code = 205
+    name = "unknown_quantizer"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 24
+
+
+class NonFiniteError(BridgeError):
+    """A latent, a scale or a distortion figure is NaN or infinite."""
+
+    code = 206
+    name = "non_finite"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 25
+
+
+class EmptyFrameError(BridgeError):
+    """A frame carries no tokens or no payload."""
+
+    code = 207
+    name = "empty_frame"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 26
+
+
+# ------------------------------------------------------------------ 3xx: negotiation, sessions
+
+
+class IncompatibleLayoutError(BridgeError):
+    """No bundle maps this edge model's cache layout to the cloud's model."""
+
+    code = 301
+    name = "incompatible_layout"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 30
+
+
+class BundleVersionError(BridgeError):
+    """The two sides hold different versions of the bundle."""
+
+    code = 302
+    name = "bundle_version"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 31
+
+
+class UnknownSessionError(BridgeError):
+    """The cloud does not hold this session (any more): negotiate again, then resend."""
+
+    code = 303
+    name = "unknown_session"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 32
+    retryable = True
+
+
+class UnknownSceneError(BridgeError):
+    """A question is asked about a frame that the cloud does not hold (any more)."""
+
+    code = 304
+    name = "unknown_scene"
+    grpc_status = "NOT_FOUND"
+    exit_code = 33
+
+
+class ProtocolVersionError(BridgeError):
+    """The peer speaks another version of the protocol."""
+
+    code = 305
+    name = "protocol_version"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 34
+
+
+# ------------------------------------------------------------------ 4xx: the question
+
+
+class QuestionError(BridgeError):
+    """A question is blank or cannot be answered."""
+
+    code = 401
+    name = "question"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 40
+
+
+class QuestionTooLongError(BridgeError):
+    """A question is longer than the limit that `Negotiate` announced."""
+
+    code = 402
+    name = "question_too_long"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 41
+
+
+# ------------------------------------------------------------------ 5xx: the service
+
+
+class OverloadedError(BridgeError):
+    """The cloud has no room for this request now."""
+
+    code = 501
+    name = "overloaded"
+    grpc_status = "RESOURCE_EXHAUSTED"
+    exit_code = 50
+    retryable = True
+
+
+class EngineUnavailableError(BridgeError):
+    """The cloud's engine process is starting, restarting or gone."""
+
+    code = 502
+    name = "engine_unavailable"
+    grpc_status = "UNAVAILABLE"
+    exit_code = 51
+    retryable = True
+
+
+class OfflineError(BridgeError):
+    """The cloud cannot be reached."""
+
+    code = 503
+    name = "offline"
+    grpc_status = "UNAVAILABLE"
+    exit_code = 52
+    retryable = True
+
+
+# ------------------------------------------------------------------ 6xx: bundles
+
+
+class BundleMissingError(BridgeError):
+    """A bundle, or one of its files, is not there."""
+
+    code = 601
+    name = "bundle_missing"
+    grpc_status = "NOT_FOUND"
+    exit_code = 60
+
+
+class BundleCorruptError(BridgeError):
+    """A bundle's file does not match the digest or size that the bundle states."""
+
+    code = 602
+    name = "bundle_corrupt"
+    grpc_status = "DATA_LOSS"
+    exit_code = 61
+
+
+class BundleLayoutError(BridgeError):
+    """A bundle was trained for other models than the ones that are running."""
+
+    code = 603
+    name = "bundle_layout"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 62
+
+
+class BundleFormatError(BridgeError):
+    """A bundle's contents are not of the format that this version reads."""
+
+    code = 604
+    name = "bundle_format"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 63
+
+
+ERRORS: dict[int, type[BridgeError]] = {
+    cls.code: cls
+    for cls in (
+        ConfigError,
+        SourceError,
+        PictureError,
+        ModelError,
+        UnsupportedModelError,
+        FrameTruncatedError,
+        FrameCorruptError,
+        FrameMalformedError,
+        FrameTooLargeError,
+        UnknownQuantizerError,
+        NonFiniteError,
+        EmptyFrameError,
+        IncompatibleLayoutError,
+        BundleVersionError,
+        UnknownSessionError,
+        UnknownSceneError,
+        ProtocolVersionError,
+        QuestionError,
+        QuestionTooLongError,
+        OverloadedError,
+        EngineUnavailableError,
+        OfflineError,
+        BundleMissingError,
+        BundleCorruptError,
+        BundleLayoutError,
+        BundleFormatError,
+    )
+}
+"""Code to class, for every error that can travel."""
+
+
+def from_code(code: int, message: str) -> BridgeError:
+    """Rebuild an error that travelled as a number.
+
+    Args:
+        code: `Refused.code` or the `nb-error-code` trailer.
+        message: The message that came with it.
+
+    Returns:
+        An instance of the class of that code. A code from a newer peer gives a plain
+        `BridgeError` whose message keeps the number.
+    """
+    cls = ERRORS.get(code)
+    if cls is None:
+        return BridgeError(f"error {code}, which this version does not know: {message}")
+    return cls(message)

@@ -1,0 +1,653 @@
+"""The bytes of a frame: header, bitmap, digest, limits; what is checked before it is believed.
+
+Knows every byte that neuralbridge/v1/bridge.proto describes outside the payload's codec. Knows no
+quantizer, no socket and no clock.
+
+Edge, in order: `pack_header`, `seal`. Cloud, in order: `parse_infer_request`, `verify`,
+`unpack_header`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from protos.errors import (
+    BridgeError,
+    EmptyFrameError,
+    FrameCorruptError,
+    FrameMalformedError,
+    FrameTooLargeError,
+    FrameTruncatedError,
+    NonFiniteError,
+    QuestionError,
+    QuestionTooLongError,
+)
+from protos.layout import read_json
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+PROTOCOL_VERSION = 1
+SERVICE = "neuralbridge.v1.Bridge"
+SESSION_METADATA_KEY = "nb-session-bin"
+ERROR_METADATA_KEY = "nb-error-code"
+
+HEADER_VERSION = 1
+HEADER = struct.Struct("<BBHIIeeee")
+MAX_INLINE_TOKENS = 160
+"""Grids of at most this many tokens have the kept bitmap in the header, so it is <= 40 bytes."""
+
+DIGEST_BYTES = 8
+CONSTANTS_BYTES = 32
+SESSION_ID_BYTES = 16
+REQUEST_ID_BYTES = (8, 16)
+
+PICTURE_POINT = 254
+RAW_KV_FP8_POINT = 253
+
+_FLOAT16_MAX = 65504.0
+_LENGTH = struct.Struct("<I")
+# Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
+_FIELD_OVERHEAD_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that are checked before anything is allocated; the cloud's travel in `Negotiate`.
+
+    Attributes:
+        max_payload_bytes: Payload, except at the picture point.
+        max_header_bytes: Header.
+        max_question_bytes: Question, as UTF-8.
+        max_tokens: Image tokens of a grid.
+        max_picture_bytes: Payload at the picture point.
+        max_picture_px: Width and height of a picture.
+        max_in_flight: Requests of one stream without a terminal event.
+        max_new_tokens: Tokens that one answer may have.
+    """
+
+    max_payload_bytes: int = 1 << 20
+    max_header_bytes: int = 64
+    max_question_bytes: int = 512
+    max_tokens: int = 4096
+    max_picture_bytes: int = 4 << 20
+    max_picture_px: int = 4096
+    max_in_flight: int = 16
+    max_new_tokens: int = 32
+
+    @property
+    def max_request_bytes(self) -> int:
+        """A serialized InferRequest."""
+        return (
+            max(self.max_payload_bytes, self.max_picture_bytes)
+            + self.max_header_bytes
+            + self.max_question_bytes
+            + _FIELD_OVERHEAD_BYTES
+        )
+
+    def to_proto(self) -> pb.Limits:
+        """As the message."""
+        return pb.Limits(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
+
+    @classmethod
+    def from_proto(cls, message: pb.Limits) -> Limits:
+        """From the message.
+
+        Raises:
+            FrameMalformedError: A limit is missing (0).
+        """
+        limits = {entry.name: int(getattr(message, entry.name)) for entry in fields(cls)}
+        missing = [name for name, value in limits.items() if not value]
+        if missing:
+            raise FrameMalformedError(f"limits of the peer lack {', '.join(missing)}")
+        return cls(**limits)
+
+
+DEFAULT_LIMITS = Limits()
+
+
+# --------------------------------------------------------------------------- operating points
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One way to send a picture: how many tokens, how many latents, how coarse.
+
+    Attributes:
+        index: The header's byte; 253 and 254 are reserved.
+        name: For people, metrics and `steps/<name>`.
+        kind: "latent", "raw_kv" or "picture".
+        quantizer: Name in `protos.quantize.QUANTIZERS`.
+        tokens: Budget of kept tokens, 0 = all.
+        rank: Latents per token; 0 where the kind has none.
+        steps: Name of the steps in the encoder; empty where none are needed.
+
+    Raises:
+        FrameMalformedError: A field is out of bounds.
+    """
+
+    index: int
+    name: str
+    kind: str = "latent"
+    quantizer: str = "fp8_e4m3"
+    tokens: int = 0
+    rank: int = 0
+    steps: str = ""
+
+    def __post_init__(self) -> None:
+        for name, most in (("index", 255), ("tokens", 65535), ("rank", 65535)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+                raise FrameMalformedError(f"operating point: {name} {value!r} not in 0..{most}")
+        for name in ("name", "kind", "quantizer", "steps"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value) > 64:
+                raise FrameMalformedError(f"operating point: {name} must be a short text")
+        if not self.name:
+            raise FrameMalformedError("operating point: name is empty")
+        if self.kind not in ("latent", "raw_kv", "picture"):
+            raise FrameMalformedError(
+                f"operating point {self.name!r}: kind {self.kind!r} is none of latent, raw_kv, "
+                "picture"
+            )
+        if (self.kind == "picture") != (self.index == PICTURE_POINT):
+            raise FrameMalformedError(
+                f"operating point {self.name!r}: kind picture and index {PICTURE_POINT} "
+                "belong together"
+            )
+
+    def to_json(self) -> str:
+        """Canonical JSON object."""
+        return points_to_json([self])[1:-1]
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> OperatingPoint:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FrameMalformedError: Not exactly the fields of a valid point.
+        """
+        return cls._from_plain(read_json(text, 4096, "operating point"))
+
+    @classmethod
+    def _from_plain(cls, plain: Any) -> OperatingPoint:
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(plain, dict) or set(plain) != names:
+            raise FrameMalformedError(f"operating point: expected exactly the fields {names}")
+        return cls(**plain)
+
+
+PICTURE = OperatingPoint(PICTURE_POINT, "picture", kind="picture", quantizer="none")
+RAW_KV_FP8 = OperatingPoint(
+    RAW_KV_FP8_POINT, "raw_kv_fp8", kind="raw_kv", quantizer="fp8_e4m3", steps="raw_scale"
+)
+
+
+def points_to_json(points: Iterable[OperatingPoint]) -> str:
+    """Canonical JSON array of operating points, as `Negotiate` and bundles carry it."""
+    plain = [{entry.name: getattr(p, entry.name) for entry in fields(p)} for p in points]
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def points_from_json(text: str | bytes) -> tuple[OperatingPoint, ...]:
+    """Read what `points_to_json` wrote.
+
+    Raises:
+        FrameMalformedError: Not a list of valid points, or an index or name occurs twice.
+    """
+    plain = read_json(text, 1 << 18, "operating points")
+    if not isinstance(plain, list) or len(plain) > 256:
+        raise FrameMalformedError("operating points: expected a list of at most 256")
+    points = tuple(OperatingPoint._from_plain(item) for item in plain)
+    for unique in ({p.index for p in points}, {p.name for p in points}):
+        if len(unique) != len(points):
+            raise FrameMalformedError("operating points: an index or a name occurs twice")
+    return points
+
+
+# ----------------------------------------------------------------------------------- header
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What the edge measured of a frame; `protos.distortion` defines the figures.
+
+    On the wire each is a float16: about three digits, at most 65504.
+    """
+
+    quantize: float = 0.0
+    dropped_attention: float = 0.0
+    latent_residual: float = 0.0
+    unfamiliarity: float = 0.0
+
+    def to_proto(self, expected_error: float = 0.0, bound: float = 0.0) -> pb.DistortionReport:
+        """As the message, with what the cloud adds."""
+        return pb.DistortionReport(
+            **{entry.name: getattr(self, entry.name) for entry in fields(self)},
+            expected_error=expected_error,
+            bound=bound,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """The header of one frame, together with the kept bitmap wherever that travels.
+
+    Attributes:
+        operating_point: Index of the operating point, 0..255.
+        frame_number: Unique within the session, 0..2**32-1.
+        kept: Which grid tokens the payload holds, bool [N]; N is 0 at the picture point.
+        capture_delta_ms: Since the session's previous frame was captured.
+        distortion: Measured at the edge.
+        version: Of this layout.
+    """
+
+    operating_point: int
+    frame_number: int
+    kept: npt.NDArray[np.bool_]
+    capture_delta_ms: int = 0
+    distortion: Distortion = field(default_factory=Distortion)
+    version: int = HEADER_VERSION
+
+    @property
+    def tokens(self) -> int:
+        """N, the image tokens of the whole grid."""
+        return len(self.kept)
+
+    @property
+    def kept_tokens(self) -> int:
+        """How many tokens the payload holds."""
+        return int(np.count_nonzero(self.kept))
+
+
+def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
+    """Write a frame's header and put the bitmap where it belongs.
+
+    Args:
+        header: What to write. Distortion figures above 65504 are written as 65504.
+        body: The quantizer's output (or the picture's file).
+
+    Returns:
+        The fields `Frame.header` and `Frame.payload`.
+
+    Raises:
+        FrameMalformedError: A number does not fit its field, or `kept` is not bool [N].
+        EmptyFrameError: No token is kept, or the body is empty.
+        NonFiniteError: A distortion figure is NaN or infinite.
+    """
+    kept = np.asarray(header.kept)
+    if kept.ndim != 1 or (kept.dtype != np.bool_ and kept.size):
+        raise FrameMalformedError(f"kept must be bool [tokens], not {kept.dtype} {kept.shape}")
+    # Adding 0.0 makes a negative zero positive, which is all that the reader accepts.
+    figures = [float(getattr(header.distortion, e.name)) + 0.0 for e in fields(Distortion)]
+    _check_figures(figures)
+    _check_tokens(header.operating_point, len(kept))
+    if not body:
+        raise EmptyFrameError("the frame has no payload")
+    try:
+        fixed = HEADER.pack(
+            header.version,
+            header.operating_point,
+            len(kept),
+            header.frame_number,
+            header.capture_delta_ms,
+            *(min(figure, _FLOAT16_MAX) for figure in figures),
+        )
+    except struct.error as error:
+        raise FrameMalformedError(f"a header field does not fit: {error}") from error
+    if header.operating_point == PICTURE_POINT:
+        return fixed, body
+    if not kept.any():
+        raise EmptyFrameError("no token is kept: a frame needs at least one")
+    bitmap = np.packbits(kept, bitorder="little").tobytes()
+    if len(kept) <= MAX_INLINE_TOKENS:
+        return fixed + bitmap, body
+    return fixed, bitmap + body
+
+
+def unpack_header(
+    header: bytes, payload: bytes, limits: Limits = DEFAULT_LIMITS
+) -> tuple[Header, bytes]:
+    """Read a frame's header and bitmap, trusting nothing.
+
+    Args:
+        header: The field `Frame.header`.
+        payload: The field `Frame.payload`.
+        limits: What this side accepts.
+
+    Returns:
+        The header, and the payload without the bitmap: what the quantizer decodes.
+
+    Raises:
+        FrameTruncatedError: Bytes end before the counts say so.
+        FrameTooLargeError: A field or the grid is larger than the limits.
+        FrameMalformedError: Unknown version, trailing bytes, unused bits set, negative figures.
+        NonFiniteError: A distortion figure is NaN or infinite.
+        EmptyFrameError: No token is kept, or nothing follows the bitmap.
+    """
+    if len(header) > limits.max_header_bytes:
+        raise FrameTooLargeError(
+            f"header of {len(header)} bytes, at most {limits.max_header_bytes} are accepted"
+        )
+    if len(header) < HEADER.size:
+        raise FrameTruncatedError(f"header of {len(header)} bytes, at least {HEADER.size} expected")
+    version, point, tokens, frame_number, delta_ms, *figures = HEADER.unpack_from(header)
+    if version != HEADER_VERSION:
+        raise FrameMalformedError(f"header version {version}, this side reads {HEADER_VERSION}")
+    _check_figures(figures)
+    _check_tokens(point, tokens)
+    if tokens > limits.max_tokens:
+        raise FrameTooLargeError(f"grid of {tokens} tokens, at most {limits.max_tokens} accepted")
+    most = limits.max_picture_bytes if point == PICTURE_POINT else limits.max_payload_bytes
+    if len(payload) > most:
+        raise FrameTooLargeError(f"payload of {len(payload)} bytes, at most {most} are accepted")
+
+    bitmap_bytes = (tokens + 7) // 8
+    inline = tokens <= MAX_INLINE_TOKENS
+    expected = HEADER.size + (bitmap_bytes if inline else 0)
+    if len(header) < expected:
+        raise FrameTruncatedError(f"header of {len(header)} bytes, {tokens} tokens need {expected}")
+    if len(header) > expected:
+        raise FrameMalformedError(f"header of {len(header)} bytes, {tokens} tokens need {expected}")
+    if inline:
+        bitmap, body = header[HEADER.size :], payload
+    else:
+        if len(payload) < bitmap_bytes:
+            raise FrameTruncatedError(
+                f"payload of {len(payload)} bytes ends within its bitmap of {bitmap_bytes}"
+            )
+        bitmap, body = payload[:bitmap_bytes], payload[bitmap_bytes:]
+    bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little").astype(np.bool_)
+    kept = bits[:tokens]
+    if bits[tokens:].any():
+        raise FrameMalformedError(f"the kept bitmap has bits set beyond its {tokens} tokens")
+    if tokens and not kept.any():
+        raise EmptyFrameError("no token is kept: a frame needs at least one")
+    if not body:
+        raise EmptyFrameError("the frame has no payload")
+    return Header(point, frame_number, kept, delta_ms, Distortion(*figures), version), body
+
+
+def _check_figures(figures: list[float]) -> None:
+    for entry, figure in zip(fields(Distortion), figures, strict=True):
+        if not np.isfinite(figure):
+            raise NonFiniteError(f"distortion figure {entry.name} is {figure}")
+        if np.signbit(figure):
+            raise FrameMalformedError(f"distortion figure {entry.name} is negative: {figure}")
+
+
+def _check_tokens(point: int, tokens: int) -> None:
+    if point == PICTURE_POINT and tokens:
+        raise FrameMalformedError(f"a picture has no token grid, the header says {tokens} tokens")
+    if point != PICTURE_POINT and not tokens:
+        raise EmptyFrameError("the header says 0 tokens: a frame needs at least one")
+
+
+# ----------------------------------------------------------------------------------- digest
+
+
+def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest: str) -> bytes:
+    """What both sides agreed on once, as the key of every digest.
+
+    Args:
+        session_id: 16 bytes.
+        source_fingerprint: `KVLayout.fingerprint` of the edge's model.
+        bundle_digest: SHA-256 (hex) of the bundle, which covers the encoder, the target's layout
+            and the operating points.
+
+    Returns:
+        32 bytes: SHA-256 of the canonical JSON of these and the protocol version.
+    """
+    plain = {
+        "bundle_digest": bundle_digest,
+        "protocol_version": PROTOCOL_VERSION,
+        "session_id": session_id.hex(),
+        "source_fingerprint": source_fingerprint,
+    }
+    return hashlib.sha256(
+        json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    ).digest()
+
+
+def frame_digest(
+    constants: bytes,
+    request_id: bytes,
+    header: bytes,
+    payload: bytes,
+    question: str,
+    max_new_tokens: int,
+) -> bytes:
+    """The digest of a request: 8 bytes of BLAKE2b (RFC 7693) keyed with the session's constants.
+
+    Each part is preceded by its length (uint32, little endian), so bytes cannot move between them.
+
+    Raises:
+        FrameMalformedError: The constants are not 32 bytes.
+        QuestionError: The question cannot be written as UTF-8.
+    """
+    if len(constants) != CONSTANTS_BYTES:
+        raise FrameMalformedError(
+            f"session constants of {len(constants)} bytes, expected {CONSTANTS_BYTES}"
+        )
+    try:
+        text = question.encode()
+    except UnicodeEncodeError as error:
+        raise QuestionError(f"the question is not valid Unicode: {error}") from error
+    state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
+    number = _LENGTH.pack(max_new_tokens)
+    for part in (request_id, header, payload, text, number):
+        state.update(_LENGTH.pack(len(part)))
+        state.update(part)
+    return state.digest()
+
+
+def ask_digest(
+    constants: bytes, request_id: bytes, frame_number: int, question: str, max_new_tokens: int
+) -> bytes:
+    """The digest of an AskRequest: a frame's, with 4 bytes of frame number for a header."""
+    header = _LENGTH.pack(frame_number)
+    return frame_digest(constants, request_id, header, b"", question, max_new_tokens)
+
+
+# ---------------------------------------------------------------------------------- requests
+
+
+def seal(
+    constants: bytes,
+    request_id: bytes,
+    header: bytes,
+    payload: bytes,
+    question: str = "",
+    max_new_tokens: int = 0,
+) -> pb.InferRequest:
+    """Build the request of one frame, digest included.
+
+    Args:
+        constants: `session_constants`.
+        request_id: 8 to 16 bytes.
+        header: From `pack_header`.
+        payload: From `pack_header`.
+        question: Empty to just hold the scene.
+        max_new_tokens: 0 for the server's maximum.
+    """
+    digest = frame_digest(constants, request_id, header, payload, question, max_new_tokens)
+    return pb.InferRequest(
+        request_id=request_id,
+        frame=pb.Frame(header=header, payload=payload, digest=digest),
+        question=question,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def seal_ask(
+    constants: bytes,
+    session_id: bytes,
+    request_id: bytes,
+    frame_number: int,
+    question: str,
+    max_new_tokens: int = 0,
+) -> pb.AskRequest:
+    """Build the request of a further question, digest included."""
+    return pb.AskRequest(
+        session_id=session_id,
+        frame_number=frame_number,
+        request_id=request_id,
+        question=question,
+        max_new_tokens=max_new_tokens,
+        digest=ask_digest(constants, request_id, frame_number, question, max_new_tokens),
+    )
+
+
+def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.InferRequest:
+    """Read a serialized InferRequest exactly: every byte is known, bounded and in its place.
+
+    The digest is not checked here (that needs the session): call `verify` next.
+
+    Args:
+        raw: The message as received.
+        limits: What this side accepts.
+
+    Returns:
+        The message; its header has been unpacked once, so `unpack_header` will succeed.
+
+    Raises:
+        FrameTooLargeError: The message or a field of it is too long.
+        FrameMalformedError: Not a request; unknown, repeated or reordered fields; a field missing
+            or of the wrong length; more new tokens than allowed.
+        QuestionTooLongError: The question is too long.
+        QuestionError: The question is blank but not empty.
+        BridgeError: Whatever `unpack_header` raises.
+    """
+    message: pb.InferRequest = _exact(
+        raw,
+        limits.max_request_bytes,
+        pb.InferRequest,
+        lambda seen: pb.InferRequest(
+            request_id=seen.request_id,
+            frame=pb.Frame(
+                header=seen.frame.header, payload=seen.frame.payload, digest=seen.frame.digest
+            ),
+            question=seen.question,
+            max_new_tokens=seen.max_new_tokens,
+        ),
+    )
+    _check_request(message, message.frame.digest, limits)
+    if message.question and not message.question.strip():
+        raise QuestionError("the question is blank: leave it empty to just hold the scene")
+    unpack_header(message.frame.header, message.frame.payload, limits)
+    return message
+
+
+def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequest:
+    """Read a serialized AskRequest exactly, as `parse_infer_request` does.
+
+    Raises:
+        FrameTooLargeError: The message is too long.
+        FrameMalformedError: Not exactly a request.
+        QuestionTooLongError: The question is too long.
+        QuestionError: The question is blank.
+    """
+    message: pb.AskRequest = _exact(
+        raw,
+        limits.max_question_bytes + _FIELD_OVERHEAD_BYTES,
+        pb.AskRequest,
+        lambda seen: pb.AskRequest(
+            session_id=seen.session_id,
+            frame_number=seen.frame_number,
+            request_id=seen.request_id,
+            question=seen.question,
+            max_new_tokens=seen.max_new_tokens,
+            digest=seen.digest,
+        ),
+    )
+    _check_request(message, message.digest, limits)
+    if len(message.session_id) != SESSION_ID_BYTES:
+        raise FrameMalformedError(
+            f"session id of {len(message.session_id)} bytes, expected {SESSION_ID_BYTES}"
+        )
+    if not message.question.strip():
+        raise QuestionError("the question is blank")
+    return message
+
+
+def verify(request: pb.InferRequest | pb.AskRequest, constants: bytes) -> None:
+    """Check a request's digest against the session's constants.
+
+    Raises:
+        FrameCorruptError: They do not match: bytes changed on the way, or the frame was sealed for
+            another session, model or bundle.
+    """
+    if isinstance(request, pb.InferRequest):
+        given = request.frame.digest
+        digest = frame_digest(
+            constants,
+            request.request_id,
+            request.frame.header,
+            request.frame.payload,
+            request.question,
+            request.max_new_tokens,
+        )
+    else:
+        given = request.digest
+        digest = ask_digest(
+            constants,
+            request.request_id,
+            request.frame_number,
+            request.question,
+            request.max_new_tokens,
+        )
+    if not hmac.compare_digest(given, digest):
+        raise FrameCorruptError(
+            f"digest {given.hex()} does not match the request ({digest.hex()} expected): bytes "
+            "changed on the way, or it was sealed for another session"
+        )
+
+
+def refused(error: BridgeError) -> pb.Refused:
+    """The event that tells the edge of an error (back: `errors.from_code`)."""
+    return pb.Refused(
+        code=error.code, name=error.name, message=error.message, retryable=error.retryable
+    )
+
+
+def _exact(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> Any:
+    """Parse, rebuild from the known fields only, and require the same bytes."""
+    if len(raw) > most:
+        raise FrameTooLargeError(f"request of {len(raw)} bytes, at most {most} are accepted")
+    try:
+        seen = kind.FromString(raw)
+    except DecodeError as error:
+        raise FrameMalformedError(f"not a {kind.DESCRIPTOR.name}: {error}") from error
+    message = rebuild(seen)
+    if message.SerializeToString(deterministic=True) != raw:
+        raise FrameMalformedError(
+            f"{kind.DESCRIPTOR.name} has unknown, repeated or unusually written fields"
+        )
+    return message
+
+
+def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limits: Limits) -> None:
+    least, most = REQUEST_ID_BYTES
+    if not least <= len(message.request_id) <= most:
+        raise FrameMalformedError(
+            f"request id of {len(message.request_id)} bytes, expected {least} to {most}"
+        )
+    if len(digest) != DIGEST_BYTES:
+        raise FrameMalformedError(f"digest of {len(digest)} bytes, expected {DIGEST_BYTES}")
+    question_bytes = len(message.question.encode())
+    if question_bytes > limits.max_question_bytes:
+        raise QuestionTooLongError(
+            f"question of {question_bytes} bytes, at most {limits.max_question_bytes} are accepted"
+        )
+    if message.max_new_tokens > limits.max_new_tokens:
+        raise FrameMalformedError(
+            f"{message.max_new_tokens} new tokens asked for, at most {limits.max_new_tokens}"
+        )

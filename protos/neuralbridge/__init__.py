@@ -1,0 +1,1 @@
+"""The directory of the wire package; knows nothing itself."""

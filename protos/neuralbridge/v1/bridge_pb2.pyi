@@ -1,0 +1,243 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NegotiateRequest(_message.Message):
+    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    source_layout_json: str
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    agent_version: str
+    bundle_digest: str
+    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ...) -> None: ...
+
+class NegotiateResponse(_message.Message):
+    __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    OPERATING_POINTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_POINT_FIELD_NUMBER: _ClassVar[int]
+    LADDER_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    session_constants: bytes
+    bundle_id: str
+    bundle_version: str
+    bundle_digest: str
+    encoder_digest: str
+    target_layout_json: str
+    limits: Limits
+    operating_points_json: str
+    default_point: str
+    ladder: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[bytes] = ..., session_constants: _Optional[bytes] = ..., bundle_id: _Optional[str] = ..., bundle_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., encoder_digest: _Optional[str] = ..., target_layout_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., operating_points_json: _Optional[str] = ..., default_point: _Optional[str] = ..., ladder: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_payload_bytes", "max_header_bytes", "max_question_bytes", "max_tokens", "max_picture_bytes", "max_picture_px", "max_in_flight", "max_new_tokens")
+    MAX_PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_HEADER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUESTION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURE_PX_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_payload_bytes: int
+    max_header_bytes: int
+    max_question_bytes: int
+    max_tokens: int
+    max_picture_bytes: int
+    max_picture_px: int
+    max_in_flight: int
+    max_new_tokens: int
+    def __init__(self, max_payload_bytes: _Optional[int] = ..., max_header_bytes: _Optional[int] = ..., max_question_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_picture_bytes: _Optional[int] = ..., max_picture_px: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+
+class FetchEncoderRequest(_message.Message):
+    __slots__ = ("session_id", "encoder_digest")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    encoder_digest: str
+    def __init__(self, session_id: _Optional[bytes] = ..., encoder_digest: _Optional[str] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data", "total_bytes")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    total_bytes: int
+    def __init__(self, data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class InferRequest(_message.Message):
+    __slots__ = ("request_id", "frame", "question", "max_new_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    frame: Frame
+    question: str
+    max_new_tokens: int
+    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("header", "payload", "digest")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    header: bytes
+    payload: bytes
+    digest: bytes
+    def __init__(self, header: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class InferEvent(_message.Message):
+    __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RATE_ADVICE_FIELD_NUMBER: _ClassVar[int]
+    request_id: bytes
+    frame_number: int
+    accepted: Accepted
+    token: Token
+    answer: Answer
+    refused: Refused
+    rate_advice: RateAdvice
+    def __init__(self, request_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., rate_advice: _Optional[_Union[RateAdvice, _Mapping]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("distortion",)
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    distortion: DistortionReport
+    def __init__(self, distortion: _Optional[_Union[DistortionReport, _Mapping]] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("text", "index")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    index: int
+    def __init__(self, text: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    FROM_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: int
+    timings: Timings
+    distortion: DistortionReport
+    from_memory: bool
+    fallback: str
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., distortion: _Optional[_Union[DistortionReport, _Mapping]] = ..., from_memory: _Optional[bool] = ..., fallback: _Optional[str] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_ms", "decode_ms", "project_ms", "inject_ms", "prefill_ms", "generate_ms", "ttft_ms", "total_ms")
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_MS_FIELD_NUMBER: _ClassVar[int]
+    INJECT_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_MS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    queue_ms: float
+    decode_ms: float
+    project_ms: float
+    inject_ms: float
+    prefill_ms: float
+    generate_ms: float
+    ttft_ms: float
+    total_ms: float
+    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., project_ms: _Optional[float] = ..., inject_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., generate_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+
+class DistortionReport(_message.Message):
+    __slots__ = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity", "expected_error", "bound")
+    QUANTIZE_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    LATENT_RESIDUAL_FIELD_NUMBER: _ClassVar[int]
+    UNFAMILIARITY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    quantize: float
+    dropped_attention: float
+    latent_residual: float
+    unfamiliarity: float
+    expected_error: float
+    bound: float
+    def __init__(self, quantize: _Optional[float] = ..., dropped_attention: _Optional[float] = ..., latent_residual: _Optional[float] = ..., unfamiliarity: _Optional[float] = ..., expected_error: _Optional[float] = ..., bound: _Optional[float] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("code", "name", "message", "retryable")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    name: str
+    message: str
+    retryable: bool
+    def __init__(self, code: _Optional[int] = ..., name: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ...) -> None: ...
+
+class RateAdvice(_message.Message):
+    __slots__ = ("point", "max_in_flight", "cause")
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    point: str
+    max_in_flight: int
+    cause: str
+    def __init__(self, point: _Optional[str] = ..., max_in_flight: _Optional[int] = ..., cause: _Optional[str] = ...) -> None: ...
+
+class AskRequest(_message.Message):
+    __slots__ = ("session_id", "frame_number", "request_id", "question", "max_new_tokens", "digest")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    frame_number: int
+    request_id: bytes
+    question: str
+    max_new_tokens: int
+    digest: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., request_id: _Optional[bytes] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class ShadowRequest(_message.Message):
+    __slots__ = ("session_id", "frame_number", "picture")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    frame_number: int
+    picture: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., picture: _Optional[bytes] = ...) -> None: ...
+
+class ShadowResponse(_message.Message):
+    __slots__ = ("measured",)
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    measured: int
+    def __init__(self, measured: _Optional[int] = ...) -> None: ...

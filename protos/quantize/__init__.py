@@ -1,0 +1,50 @@
+"""The family of quantizers: latents to bytes and back.
+
+Knows the members by name. Knows no frame, no operating point and no bundle.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from protos.errors import ConfigError, UnknownQuantizerError
+from protos.quantize.base import Quantizer
+from protos.quantize.fp8_e4m3 import Fp8E4M3Quantizer
+from protos.quantize.int4 import Int4Quantizer
+from protos.quantize.int8 import Int8Quantizer
+from protos.quantize.none import NoQuantizer
+from protos.quantize.uniform import EntropyTables, UniformQuantizer
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    member.name: member
+    for member in (NoQuantizer, Fp8E4M3Quantizer, Int8Quantizer, Int4Quantizer, UniformQuantizer)
+}
+"""Name to class, for every quantizer."""
+
+__all__ = ["QUANTIZERS", "EntropyTables", "Quantizer", "UniformQuantizer", "get"]
+
+
+def get(name: str, tables: EntropyTables | None = None) -> Quantizer:
+    """Build a quantizer by name.
+
+    Args:
+        name: A key of `QUANTIZERS`.
+        tables: What `uniform` codes with; ignored by the others. Building it costs about a
+            millisecond, so keep the instance.
+
+    Raises:
+        UnknownQuantizerError: No quantizer has that name; the message names the nearest.
+        ConfigError: `uniform` without tables.
+    """
+    cls = QUANTIZERS.get(name)
+    if cls is None:
+        nearest = difflib.get_close_matches(name[:64], QUANTIZERS, n=1, cutoff=0.0)
+        raise UnknownQuantizerError(
+            f"no quantizer is called {name[:64]!r}; the nearest is {nearest[0]!r} "
+            f"(all: {', '.join(QUANTIZERS)})"
+        )
+    if cls is UniformQuantizer:
+        if tables is None:
+            raise ConfigError("the quantizer 'uniform' needs the entropy tables of its point")
+        return UniformQuantizer(tables)
+    return cls()

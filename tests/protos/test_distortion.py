@@ -1,0 +1,102 @@
+"""Every distortion figure, against its closed form or a plain loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from protos import distortion
+from protos.errors import FrameMalformedError
+
+
+def test_relative_l2_of_a_known_triangle() -> None:
+    assert distortion.relative_l2([[3.0, 4.0]], [[3.0, 0.0]]) == pytest.approx(0.8)
+    assert distortion.quantize_error([[0.0, 5.0]], [[3.0, 1.0]]) == pytest.approx(1.0)
+
+
+def test_relative_l2_of_nothing_is_defined() -> None:
+    assert distortion.relative_l2(np.zeros(3), np.zeros(3)) == 0
+    assert distortion.relative_l2(np.zeros(3), np.ones(3)) == math.inf
+
+
+def test_relative_l2_does_not_overflow_in_half_precision() -> None:
+    big = np.full(100, 60000, dtype=np.float16)
+    assert distortion.relative_l2(big, big / 2) == pytest.approx(0.5)
+
+
+def test_dropped_attention_is_the_share_of_what_is_not_kept() -> None:
+    attention = [0.5, 1.0, 0.5, 2.0]
+    assert distortion.dropped_attention(attention, [True, False, True, True]) == pytest.approx(0.25)
+    assert distortion.dropped_attention(attention, np.ones(4, dtype=bool)) == 0
+    assert distortion.dropped_attention(attention, np.zeros(4, dtype=bool)) == 1
+    assert distortion.dropped_attention(np.zeros(4), [True, False, True, True]) == 0
+
+
+def test_latent_residual_is_the_distance_to_the_span_even_for_a_skewed_projection() -> None:
+    rng = np.random.default_rng(0)
+    projection = rng.standard_normal((12, 4)) @ np.diag([1, 5, 0.2, 3])
+    x = rng.standard_normal((7, 12))
+    coefficients = np.linalg.lstsq(projection, x.T, rcond=None)[0]
+    outside = x.T - projection @ coefficients
+    expected = np.linalg.norm(outside) / np.linalg.norm(x)
+    measured = distortion.latent_residual(x, x @ projection, distortion.gram_inverse(projection))
+    assert measured == pytest.approx(expected, rel=1e-9)
+
+
+def test_latent_residual_is_0_inside_the_span_and_1_outside() -> None:
+    projection = np.eye(6)[:, :2]
+    gram = distortion.gram_inverse(projection)
+    inside, outside = np.eye(6)[:2], np.eye(6)[2:]
+    assert distortion.latent_residual(inside, inside @ projection, gram) == 0
+    assert distortion.latent_residual(outside, outside @ projection, gram) == 1
+
+
+def test_latent_residual_survives_two_equal_columns() -> None:
+    projection = np.eye(4)[:, [0, 0]]
+    x = np.array([[3.0, 4.0, 0.0, 0.0]])
+    gram = distortion.gram_inverse(projection)
+    assert distortion.latent_residual(x, x @ projection, gram) == pytest.approx(0.8)
+
+
+def test_unfamiliarity_is_about_1_on_calibration_data_and_grows_away_from_it() -> None:
+    rng = np.random.default_rng(1)
+    mix = rng.standard_normal((5, 5))
+    z = rng.standard_normal((4000, 5)) @ mix + 3
+    mean, inverse = z.mean(axis=0), np.linalg.inv(np.cov(z.T))
+    assert distortion.unfamiliarity(z, mean, inverse) == pytest.approx(1, rel=1e-3)
+    assert distortion.unfamiliarity(mean[None], mean, inverse) == 0
+    one = np.array([[1.0, 2.0]])
+    assert distortion.unfamiliarity(one, [0, 0], np.diag([4, 1])) == pytest.approx(math.sqrt(8 / 2))
+
+
+def test_cosine_is_the_mean_over_rows() -> None:
+    a = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    b = [[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]
+    assert distortion.cosine(a, b) == pytest.approx((1 + math.sqrt(0.5) + 0) / 3)
+
+
+def test_r2_is_1_for_the_truth_and_0_for_the_mean() -> None:
+    y = np.random.default_rng(2).standard_normal((3, 50, 4)) + [0, 10, 100, 1000]
+    assert distortion.r2(y, y) == 1
+    assert distortion.r2(y, np.broadcast_to(y.mean(axis=(0, 1)), y.shape)) == pytest.approx(0)
+    assert distortion.r2(np.ones((3, 2)), np.zeros((3, 2))) == -math.inf
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: distortion.relative_l2(np.zeros(3), np.zeros(4)),
+        lambda: distortion.dropped_attention(np.zeros(3), np.zeros(4)),
+        lambda: distortion.latent_residual(np.zeros((3, 5)), np.zeros((2, 2)), np.eye(2)),
+        lambda: distortion.latent_residual(np.zeros((3, 5)), np.zeros((3, 2)), np.eye(3)),
+        lambda: distortion.unfamiliarity(np.zeros((3, 2)), np.zeros(2), np.eye(3)),
+        lambda: distortion.unfamiliarity(np.zeros((0, 2)), np.zeros(2), np.eye(2)),
+        lambda: distortion.cosine(np.zeros((3, 2)), np.zeros((2, 3))),
+        lambda: distortion.r2(np.zeros((3, 2)), np.zeros((2, 3))),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call) -> None:
+    with pytest.raises(FrameMalformedError):
+        call()

@@ -1,0 +1,89 @@
+"""Errors keep their numbers, names and meaning across the wire and across versions."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+import pytest
+
+from protos import errors
+from protos.errors import ERRORS, BridgeError, from_code
+from protos.frame import refused
+
+# Published numbers: never change or reuse one. Add new ones at the end of their hundred.
+PUBLISHED = {
+    101: ("config", 10),
+    102: ("source", 11),
+    103: ("picture", 12),
+    104: ("model", 13),
+    105: ("unsupported_model", 14),
+    201: ("frame_truncated", 20),
+    202: ("frame_corrupt", 21),
+    203: ("frame_malformed", 22),
+    204: ("frame_too_large", 23),
+    205: ("unknown_quantizer", 24),
+    206: ("non_finite", 25),
+    207: ("empty_frame", 26),
+    301: ("incompatible_layout", 30),
+    302: ("bundle_version", 31),
+    303: ("unknown_session", 32),
+    304: ("unknown_scene", 33),
+    305: ("protocol_version", 34),
+    401: ("question", 40),
+    402: ("question_too_long", 41),
+    501: ("overloaded", 50),
+    502: ("engine_unavailable", 51),
+    503: ("offline", 52),
+    601: ("bundle_missing", 60),
+    602: ("bundle_corrupt", 61),
+    603: ("bundle_layout", 62),
+    604: ("bundle_format", 63),
+}
+
+
+def test_published_numbers_names_and_exit_codes_never_change() -> None:
+    assert {code: (cls.name, cls.exit_code) for code, cls in ERRORS.items()} == PUBLISHED
+
+
+def test_every_error_class_is_in_the_table_with_its_own_number_name_and_exit_code() -> None:
+    classes = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, BridgeError) and value is not BridgeError
+    }
+    assert classes == set(ERRORS.values())
+    for attribute in ("code", "name", "exit_code"):
+        assert len({getattr(cls, attribute) for cls in classes}) == len(classes)
+
+
+@pytest.mark.parametrize("cls", ERRORS.values(), ids=lambda cls: cls.name)
+def test_every_error_has_a_real_status_a_metric_safe_name_and_a_usable_exit_code(
+    cls: type[BridgeError],
+) -> None:
+    assert cls.grpc_status in grpc.StatusCode.__members__
+    assert cls.grpc_status != "OK"
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name)
+    assert 1 < cls.exit_code < 126
+    assert cls.code // 100 == cls.exit_code // 10
+
+
+@pytest.mark.parametrize("cls", ERRORS.values(), ids=lambda cls: cls.name)
+def test_an_error_survives_the_wire(cls: type[BridgeError]) -> None:
+    message = refused(cls("what was wrong"))
+    again = from_code(message.code, message.message)
+    assert type(again) is cls
+    assert str(again) == "what was wrong"
+    assert (message.name, message.retryable) == (cls.name, cls.retryable)
+
+
+def test_a_code_from_a_newer_peer_is_kept_and_not_retried() -> None:
+    error = from_code(999, "something new")
+    assert type(error) is BridgeError
+    assert "999" in str(error) and "something new" in str(error)
+    assert not error.retryable
+
+
+def test_only_errors_that_can_pass_are_retryable() -> None:
+    retryable = {cls.name for cls in ERRORS.values() if cls.retryable}
+    assert retryable == {"unknown_session", "overloaded", "engine_unavailable", "offline"}

@@ -1,0 +1,631 @@
+"""Frames: every byte known, every limit held, no changed bit accepted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protos import frame, quantize
+from protos.errors import (
+    BridgeError,
+    EmptyFrameError,
+    FrameCorruptError,
+    FrameMalformedError,
+    FrameTooLargeError,
+    FrameTruncatedError,
+    NonFiniteError,
+    QuestionError,
+    QuestionTooLongError,
+)
+from protos.frame import (
+    DEFAULT_LIMITS,
+    PICTURE,
+    PICTURE_POINT,
+    RAW_KV_FP8,
+    Distortion,
+    Header,
+    Limits,
+    OperatingPoint,
+    pack_header,
+    parse_ask_request,
+    parse_infer_request,
+    points_from_json,
+    points_to_json,
+    seal,
+    seal_ask,
+    session_constants,
+    unpack_header,
+    verify,
+)
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+SESSION = bytes(range(16))
+REQUEST = b"request-"
+CONSTANTS = session_constants(SESSION, "f" * 64, "b" * 64)
+
+
+def mask(tokens: int, every: int = 3) -> npt.NDArray[np.bool_]:
+    return np.arange(tokens) % every == 0
+
+
+def real_request(question: str = "What is left of the red crate?") -> bytes:
+    """40 grid tokens, 14 kept, 16 latents each, entropy coded: what an edge really sends."""
+    rng = np.random.default_rng(0)
+    sample = np.rint(rng.standard_normal((2000, 16))).astype(np.int64)
+    coder = quantize.UniformQuantizer(quantize.EntropyTables.fit(sample))
+    kept = mask(40)
+    body = coder.encode(rng.standard_normal((int(kept.sum()), 16)), np.ones(16))
+    distortion = Distortion(0.25, 0.1, 0.3, 1.1)
+    header, payload = pack_header(Header(3, 1000, kept, 40, distortion), body)
+    request = seal(CONSTANTS, REQUEST, header, payload, question, 8)
+    return request.SerializeToString(deterministic=True)
+
+
+REAL = real_request()
+
+
+def accept(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.InferRequest:
+    request = parse_infer_request(raw, limits)
+    verify(request, CONSTANTS)
+    return request
+
+
+# --------------------------------------------------------------------------------- header
+
+
+def test_the_header_has_the_bytes_that_the_protocol_describes() -> None:
+    kept = np.zeros(10, dtype=bool)
+    kept[[0, 3, 9]] = True
+    header, payload = pack_header(
+        Header(7, 0x01020304, kept, 500, Distortion(1.0, 0.5, 0.25, 2.0)), b"body"
+    )
+    assert header == bytes.fromhex(
+        "01 07 0a00 04030201 f4010000 003c 0038 0034 0040".replace(" ", "")
+    ) + bytes([0b00001001, 0b00000010])
+    assert payload == b"body"
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 40, 64, 159, 160])
+def test_up_to_160_tokens_the_bitmap_is_in_a_header_of_at_most_40_bytes(tokens: int) -> None:
+    header, payload = pack_header(Header(1, 2, mask(tokens)), b"x")
+    assert len(header) == 20 + (tokens + 7) // 8 <= 40
+    assert payload == b"x"
+
+
+@pytest.mark.parametrize("tokens", [161, 256, 1024, 4096])
+def test_beyond_160_tokens_the_bitmap_opens_the_payload(tokens: int) -> None:
+    header, payload = pack_header(Header(1, 2, mask(tokens)), b"body")
+    assert len(header) == 20
+    assert payload[-4:] == b"body" and len(payload) == (tokens + 7) // 8 + 4
+    again, body = unpack_header(header, payload)
+    assert body == b"body"
+    np.testing.assert_array_equal(again.kept, mask(tokens))
+
+
+finite_float16 = st.floats(0, 65504, width=16)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(
+    point=st.integers(0, 253),
+    number=st.integers(0, 2**32 - 1),
+    delta=st.integers(0, 2**32 - 1),
+    kept=st.lists(st.booleans(), min_size=1, max_size=400).filter(any),
+    figures=st.tuples(finite_float16, finite_float16, finite_float16, finite_float16),
+    body=st.binary(min_size=1, max_size=50),
+)
+def test_every_header_comes_back(
+    point: int,
+    number: int,
+    delta: int,
+    kept: list[bool],
+    figures: tuple[float, float, float, float],
+    body: bytes,
+) -> None:
+    before = Header(point, number, np.array(kept), delta, Distortion(*figures))
+    after, rest = unpack_header(*pack_header(before, body))
+    assert rest == body
+    assert (after.operating_point, after.frame_number) == (point, number)
+    assert (after.capture_delta_ms, after.version) == (delta, 1)
+    assert after.distortion == before.distortion
+    assert after.kept.tolist() == kept
+    assert (after.tokens, after.kept_tokens) == (len(kept), sum(kept))
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(st.binary(max_size=48), st.binary(max_size=80))
+def test_any_bytes_are_a_header_or_a_typed_error(header: bytes, payload: bytes) -> None:
+    try:
+        found, body = unpack_header(header, payload)
+    except BridgeError:
+        return
+    assert pack_header(found, body) == (header, payload)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(st.integers(0, 30), st.integers(0, 255))
+def test_changing_a_byte_of_a_header_gives_another_header_or_a_typed_error(
+    at: int, value: int
+) -> None:
+    header, payload = pack_header(Header(3, 9, mask(40), 40, Distortion(0.1, 0.2, 0.3, 0.4)), b"p")
+    wrong = bytearray(header)
+    wrong[at % len(header)] = value
+    try:
+        found, body = unpack_header(bytes(wrong), payload)
+    except BridgeError:
+        return
+    assert pack_header(found, body) == (bytes(wrong), payload)
+
+
+def test_a_picture_has_no_grid_and_no_bitmap() -> None:
+    none = np.zeros(0, dtype=bool)
+    header, payload = pack_header(Header(PICTURE_POINT, 5, none), b"\x89PNG")
+    assert len(header) == 20 and payload == b"\x89PNG"
+    found, body = unpack_header(header, payload)
+    assert (found.tokens, found.kept_tokens, body) == (0, 0, b"\x89PNG")
+    with pytest.raises(FrameMalformedError, match="no token grid"):
+        pack_header(Header(PICTURE_POINT, 5, mask(4)), b"\x89PNG")
+    wrong = header[:2] + b"\x04\0" + header[4:] + b"\x01"
+    with pytest.raises(FrameMalformedError, match="no token grid"):
+        unpack_header(wrong, payload)
+
+
+def test_distortion_too_large_for_the_wire_is_clamped_and_negative_zero_is_zero() -> None:
+    header = Header(1, 1, mask(4), 0, Distortion(unfamiliarity=1e9, quantize=-0.0))
+    found, _ = unpack_header(*pack_header(header, b"x"))
+    assert found.distortion == Distortion(unfamiliarity=65504.0)
+
+
+@pytest.mark.parametrize("figure", ["quantize", "dropped_attention", "unfamiliarity"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (float("nan"), NonFiniteError),
+        (float("inf"), NonFiniteError),
+        (-0.5, FrameMalformedError),
+    ],
+)
+def test_impossible_distortion_is_refused_on_both_sides(
+    figure: str, value: float, error: type[BridgeError]
+) -> None:
+    with pytest.raises(error, match=figure):
+        pack_header(Header(1, 1, mask(4), 0, Distortion(**{figure: value})), b"x")
+    header, payload = pack_header(Header(1, 1, mask(4)), b"x")
+    names = ["quantize", "dropped_attention", "latent_residual", "unfamiliarity"]
+    at = 12 + 2 * names.index(figure)
+    with pytest.raises(error, match=figure):
+        unpack_header(header[:at] + struct.pack("<e", value) + header[at + 2 :], payload)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operating_point": 256},
+        {"operating_point": -1},
+        {"frame_number": 2**32},
+        {"capture_delta_ms": -1},
+        {"kept": np.ones(70000, dtype=bool)},
+        {"kept": np.ones(4)},
+        {"kept": np.ones((2, 2), dtype=bool)},
+    ],
+)
+def test_a_header_that_does_not_fit_its_fields_is_not_written(change: dict[str, Any]) -> None:
+    with pytest.raises(FrameMalformedError):
+        pack_header(replace(Header(1, 1, mask(4)), **change), b"x")
+
+
+def test_empty_frames_are_refused_on_both_sides() -> None:
+    for kept, body in [(np.zeros(4, bool), b"x"), (np.zeros(0, bool), b"x"), (mask(4), b"")]:
+        with pytest.raises(EmptyFrameError):
+            pack_header(Header(1, 1, kept), body)
+    header, payload = pack_header(Header(1, 1, mask(4)), b"x")
+    with pytest.raises(EmptyFrameError, match="payload"):
+        unpack_header(header, b"")
+    with pytest.raises(EmptyFrameError, match="no token"):
+        unpack_header(header[:-1] + b"\0", payload)
+    with pytest.raises(EmptyFrameError, match="0 tokens"):
+        unpack_header(header[:2] + b"\0\0" + header[4:-1], payload)
+    header, payload = pack_header(Header(1, 1, mask(200)), b"x")
+    with pytest.raises(EmptyFrameError, match="payload"):
+        unpack_header(header, payload[:-1])
+
+
+def test_headers_of_the_wrong_size_are_refused_by_which_way_they_are_wrong() -> None:
+    header, payload = pack_header(Header(1, 1, mask(40)), b"x")
+    for n in range(len(header)):
+        with pytest.raises(FrameTruncatedError):
+            unpack_header(header[:n], payload)
+    with pytest.raises(FrameMalformedError):
+        unpack_header(header + b"\0", payload)
+    header, payload = pack_header(Header(1, 1, mask(200)), b"x")
+    with pytest.raises(FrameTruncatedError):
+        unpack_header(header, payload[:20])
+
+
+def test_unused_bits_of_the_bitmap_must_be_zero() -> None:
+    header, payload = pack_header(Header(1, 1, mask(10)), b"x")
+    for bit in range(2, 8):
+        wrong = header[:-1] + bytes([header[-1] | 1 << bit])
+        with pytest.raises(FrameMalformedError, match="beyond its 10 tokens"):
+            unpack_header(wrong, payload)
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_header_version_is_refused(version: int) -> None:
+    header, payload = pack_header(Header(1, 1, mask(10)), b"x")
+    with pytest.raises(FrameMalformedError, match=f"version {version}"):
+        unpack_header(bytes([version]) + header[1:], payload)
+
+
+# --------------------------------------------------------------------------------- limits
+
+
+def test_each_limit_is_held_exactly() -> None:
+    limits = Limits(100, 64, 20, 24, 200, 8, 1, 5)
+    header, payload = pack_header(Header(1, 1, mask(24)), b"x" * 100)
+    request = seal(CONSTANTS, REQUEST, header, payload, "q" * 20, 5)
+    accept(request.SerializeToString(), limits)
+
+    def refused(error: type[BridgeError], smaller: Limits) -> None:
+        with pytest.raises(error):
+            accept(request.SerializeToString(), smaller)
+
+    refused(FrameTooLargeError, replace(limits, max_payload_bytes=99))
+    refused(FrameTooLargeError, replace(limits, max_header_bytes=22))
+    refused(FrameTooLargeError, replace(limits, max_tokens=23))
+    refused(QuestionTooLongError, replace(limits, max_question_bytes=19))
+    refused(FrameMalformedError, replace(limits, max_new_tokens=4))
+
+
+def test_a_picture_has_a_limit_of_its_own() -> None:
+    limits = Limits(max_payload_bytes=10, max_picture_bytes=100)
+    header, payload = pack_header(Header(PICTURE_POINT, 1, np.zeros(0, bool)), b"x" * 100)
+    accept(seal(CONSTANTS, REQUEST, header, payload).SerializeToString(), limits)
+    with pytest.raises(FrameTooLargeError):
+        unpack_header(header, payload + b"x", limits)
+
+
+def test_question_limit_counts_bytes_not_letters() -> None:
+    limits = Limits(max_question_bytes=10)
+    accept(real_request("ü" * 5), limits)
+    with pytest.raises(QuestionTooLongError, match="12 bytes"):
+        accept(real_request("ü" * 6), limits)
+
+
+def test_a_message_beyond_all_limits_is_refused_before_it_is_parsed() -> None:
+    raw = b"\xff" * (DEFAULT_LIMITS.max_request_bytes + 1)
+    with pytest.raises(FrameTooLargeError):
+        parse_infer_request(raw)
+
+
+def test_the_largest_request_within_the_limits_passes() -> None:
+    most = DEFAULT_LIMITS
+    header, payload = pack_header(
+        Header(PICTURE_POINT, 2**32 - 1, np.zeros(0, bool)), b"x" * most.max_picture_bytes
+    )
+    question = "q" * most.max_question_bytes
+    request = seal(CONSTANTS, b"r" * 16, header, payload, question, most.max_new_tokens)
+    accept(request.SerializeToString())
+
+
+# -------------------------------------------------------------------------------- requests
+
+
+def test_a_real_request_is_accepted_and_means_what_was_sent() -> None:
+    request = accept(REAL)
+    header, body = unpack_header(request.frame.header, request.frame.payload)
+    assert request.request_id == REQUEST
+    assert request.question == "What is left of the red crate?"
+    assert request.max_new_tokens == 8
+    assert header.frame_number == 1000 and header.kept_tokens == 14
+    assert body == request.frame.payload
+
+
+def test_no_flipped_bit_of_a_request_is_accepted() -> None:
+    accepted = []
+    for bit in range(8 * len(REAL)):
+        wrong = bytearray(REAL)
+        wrong[bit // 8] ^= 1 << bit % 8
+        try:
+            accept(bytes(wrong))
+        except BridgeError:
+            continue
+        accepted.append(bit)
+    assert not accepted
+
+
+def test_no_truncated_request_is_accepted() -> None:
+    for n in range(len(REAL)):
+        with pytest.raises(BridgeError):
+            accept(REAL[:n])
+
+
+def test_no_inserted_dropped_or_doubled_byte_is_accepted() -> None:
+    for at in range(len(REAL)):
+        for wrong in (
+            REAL[:at] + b"\0" + REAL[at:],
+            REAL[:at] + REAL[at : at + 1] + REAL[at:],
+            REAL[:at] + REAL[at + 1 :],
+        ):
+            if wrong != REAL:
+                with pytest.raises(BridgeError):
+                    accept(wrong)
+
+
+def fields_of(raw: bytes) -> list[bytes]:
+    """The serialized top-level fields of a message whose fields are numbers or bytes."""
+    parts, at = [], 0
+    while at < len(raw):
+        start, kind = at, raw[at] & 7
+        at += 1
+        value = shift = 0
+        while True:
+            byte = raw[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        at += value if kind == 2 else 0
+        parts.append(raw[start:at])
+    return parts
+
+
+def test_the_same_content_written_another_way_is_refused() -> None:
+    identifier, inner, question, tokens = fields_of(REAL)
+    assert b"".join([identifier, inner, question, tokens]) == REAL
+    frame_bytes = pb.InferRequest.FromString(REAL).frame.SerializeToString()
+    frame_part = fields_of(frame_bytes)[0]
+
+    def frame_with(extra: bytes) -> bytes:
+        body = frame_bytes + extra
+        return b"\x12" + bytes([len(body) & 127 | 128, len(body) >> 7]) + body
+
+    others = {
+        "reordered": inner + identifier + question + tokens,
+        "a field twice": identifier + inner + question + question + tokens,
+        "a field overridden": identifier + inner + b"\x1a\x01x" + question + tokens,
+        "an unknown field": REAL + b"\x28\x01",
+        "an unknown group": REAL + b"\x2b\x2c",
+        "an unknown nested field": identifier + frame_with(b"\x20\x01") + question + tokens,
+        "a header twice": identifier + frame_with(frame_part) + question + tokens,
+        "an explicit default": identifier + inner + question + b"\x20\x00" + tokens,
+        "a long varint": identifier + inner + question + b"\x20\x88\x80\x00",
+        "a frame in two pieces": identifier + inner + inner + question + tokens,
+    }
+    for how, raw in others.items():
+        # A plain protobuf reader takes it for the same request, digest and all.
+        verify(pb.InferRequest.FromString(raw), CONSTANTS)
+        with pytest.raises(FrameMalformedError, match="unusually written"):
+            parse_infer_request(raw)
+            pytest.fail(how)
+
+
+def changed(**change: Any) -> bytes:
+    request = pb.InferRequest.FromString(REAL)
+    for name, value in change.items():
+        target = request.frame if name in ("header", "payload", "digest") else request
+        if value is None:
+            target.ClearField(name)
+        else:
+            setattr(target, name, value)
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"request_id": None}, FrameMalformedError),
+        ({"request_id": b"1234567"}, FrameMalformedError),
+        ({"request_id": b"1" * 17}, FrameMalformedError),
+        ({"frame": None}, FrameMalformedError),
+        ({"header": None}, FrameTruncatedError),
+        ({"payload": None}, EmptyFrameError),
+        ({"digest": None}, FrameMalformedError),
+        ({"digest": b"1234567"}, FrameMalformedError),
+        ({"digest": b"123456789"}, FrameMalformedError),
+        ({"question": " \n\t"}, QuestionError),
+        ({"question": "q" * 513}, QuestionTooLongError),
+        ({"max_new_tokens": 33}, FrameMalformedError),
+    ],
+)
+def test_requests_that_lack_or_overstate_something_are_refused(
+    change: dict[str, Any], error: type[BridgeError]
+) -> None:
+    with pytest.raises(error):
+        parse_infer_request(changed(**change))
+
+
+@pytest.mark.parametrize("raw", [b"", b"\0", b"\xff" * 50, b"\x0a\x05abc"])
+def test_bytes_that_are_no_request_are_refused(raw: bytes) -> None:
+    with pytest.raises(FrameMalformedError):
+        parse_infer_request(raw)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.binary(max_size=120))
+def test_any_bytes_are_refused_with_a_typed_error(raw: bytes) -> None:
+    with pytest.raises(BridgeError):
+        accept(raw)
+    with pytest.raises(BridgeError):
+        verify(parse_ask_request(raw), CONSTANTS)
+
+
+def test_a_question_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(FrameMalformedError):
+        parse_infer_request(REAL.replace(b"What", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(QuestionError):
+        seal(CONSTANTS, REQUEST, b"h", b"p", "\ud800")
+
+
+def test_a_frame_without_a_question_just_holds_the_scene() -> None:
+    assert accept(real_request("")).question == ""
+
+
+# ---------------------------------------------------------------------------------- digest
+
+
+def test_the_digest_is_keyed_blake2b_over_length_prefixed_parts() -> None:
+    parts = [REQUEST, b"header", b"payload", "Wo?ü".encode(), struct.pack("<I", 8)]
+    data = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+    expected = hashlib.blake2b(data, digest_size=8, key=CONSTANTS).digest()
+    assert frame.frame_digest(CONSTANTS, REQUEST, b"header", b"payload", "Wo?ü", 8) == expected
+    # For authors of clients in other languages: a fixed example.
+    assert expected.hex() == "f302b2704fab82b7"
+
+
+def test_session_constants_are_the_sha256_of_the_documented_json() -> None:
+    plain = {
+        "bundle_digest": "b" * 64,
+        "protocol_version": 1,
+        "session_id": SESSION.hex(),
+        "source_fingerprint": "f" * 64,
+    }
+    text = json.dumps(plain, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).digest() == CONSTANTS
+    assert CONSTANTS.hex() == "7365d37bd34c807c3dc3dd21b9ca450467d0bd518ea674bb06ecd575481b462f"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        session_constants(bytes(16), "f" * 64, "b" * 64),
+        session_constants(SESSION, "e" * 64, "b" * 64),
+        session_constants(SESSION, "f" * 64, "c" * 64),
+    ],
+)
+def test_a_frame_of_another_session_model_or_bundle_is_corrupt(other: bytes) -> None:
+    with pytest.raises(FrameCorruptError, match="another session"):
+        verify(parse_infer_request(REAL), other)
+
+
+def test_bytes_cannot_move_between_the_parts_of_a_digest() -> None:
+    a = frame.frame_digest(CONSTANTS, REQUEST, b"ab", b"c", "", 0)
+    b = frame.frame_digest(CONSTANTS, REQUEST, b"a", b"bc", "", 0)
+    assert a != b
+
+
+def test_constants_of_the_wrong_length_are_refused() -> None:
+    for size in (0, 31, 33, 65):
+        with pytest.raises(FrameMalformedError, match=f"{size} bytes"):
+            frame.frame_digest(bytes(size), REQUEST, b"h", b"p", "", 0)
+
+
+# ------------------------------------------------------------------------------------- ask
+
+
+ASK = seal_ask(CONSTANTS, SESSION, REQUEST, 1000, "And behind it?", 4).SerializeToString()
+
+
+def test_an_ask_is_accepted_and_means_what_was_sent() -> None:
+    request = parse_ask_request(ASK)
+    verify(request, CONSTANTS)
+    assert (request.session_id, request.frame_number) == (SESSION, 1000)
+    assert (request.question, request.max_new_tokens) == ("And behind it?", 4)
+
+
+def test_no_flipped_bit_of_an_ask_is_accepted() -> None:
+    for bit in range(8 * len(ASK)):
+        wrong = bytearray(ASK)
+        wrong[bit // 8] ^= 1 << bit % 8
+        try:
+            request = parse_ask_request(bytes(wrong))
+            # The server looks the constants up by session id, so another id is another key.
+            known = request.session_id == SESSION
+            verify(request, CONSTANTS if known else session_constants(bytes(16), "f", "b"))
+        except BridgeError:
+            continue
+        pytest.fail(f"bit {bit} was accepted")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"session_id": b"short"}, FrameMalformedError),
+        ({"request_id": b""}, FrameMalformedError),
+        ({"question": ""}, QuestionError),
+        ({"question": "  "}, QuestionError),
+        ({"question": "q" * 513}, QuestionTooLongError),
+        ({"max_new_tokens": 33}, FrameMalformedError),
+        ({"digest": b""}, FrameMalformedError),
+    ],
+)
+def test_asks_that_lack_or_overstate_something_are_refused(
+    change: dict[str, Any], error: type[BridgeError]
+) -> None:
+    request = pb.AskRequest.FromString(ASK)
+    for name, value in change.items():
+        setattr(request, name, value)
+    with pytest.raises(error):
+        parse_ask_request(request.SerializeToString())
+
+
+def test_a_far_too_long_ask_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(FrameTooLargeError):
+        parse_ask_request(b"\xff" * 2000)
+
+
+# ------------------------------------------------------------------------ operating points
+
+
+POINTS = (
+    OperatingPoint(0, "fp8_all", quantizer="fp8_e4m3", rank=16, steps="fp8_all"),
+    OperatingPoint(1, "coarse_20", quantizer="uniform", tokens=20, rank=16, steps="coarse_20"),
+    RAW_KV_FP8,
+    PICTURE,
+)
+
+
+def test_operating_points_survive_json() -> None:
+    assert points_from_json(points_to_json(POINTS)) == POINTS
+    assert all(OperatingPoint.from_json(point.to_json()) == point for point in POINTS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": 256},
+        {"index": -1},
+        {"index": True},
+        {"index": "1"},
+        {"name": ""},
+        {"name": "n" * 65},
+        {"kind": "video"},
+        {"kind": "picture"},
+        {"index": PICTURE_POINT},
+        {"tokens": 70000},
+        {"rank": 1.5},
+        {"quantizer": None},
+        {"extra": 1},
+    ],
+)
+def test_lying_operating_points_are_refused(change: dict[str, Any]) -> None:
+    plain = {**json.loads(POINTS[1].to_json()), **change}
+    with pytest.raises(FrameMalformedError):
+        points_from_json(json.dumps([plain]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        "[{}]",
+        points_to_json([POINTS[0], replace(POINTS[1], index=0)]),
+        points_to_json([POINTS[0], replace(POINTS[1], name="fp8_all")]),
+        "[" + ",".join(["1"] * 300) + "]",
+    ],
+)
+def test_json_that_is_no_list_of_distinct_points_is_refused(text: str) -> None:
+    with pytest.raises(FrameMalformedError):
+        points_from_json(text)

@@ -1,0 +1,162 @@
+"""The entropy coder: exact, as small as a reference coder, and never fooled by bad bytes."""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protos.errors import BundleFormatError, FrameMalformedError
+from protos.rans import TOTAL, StaticCoder
+
+NONE = np.zeros(0, dtype=np.int64)
+
+
+def random_tables(
+    rng: np.random.Generator, tables: int, symbols: int, skew: float
+) -> npt.NDArray[np.int64]:
+    """Rows that sum to 4096, every symbol at least once; a larger skew is less even."""
+    p = rng.dirichlet(np.full(symbols, 1 / skew), size=tables)
+    rows = np.floor(p * (TOTAL - symbols)).astype(np.int64) + 1
+    rows[:, 0] += TOTAL - rows.sum(axis=1)
+    return rows
+
+
+def draw(
+    rng: np.random.Generator, frequency: npt.NDArray[np.int64], tokens: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Symbols from their own tables, never the escape; token by token, table by table."""
+    tables = np.tile(np.arange(len(frequency)), tokens)
+    p = frequency[:, :-1] / frequency[:, :-1].sum(axis=1, keepdims=True)
+    symbols = np.array([rng.choice(p.shape[1], p=p[table]) for table in tables])
+    return symbols, tables
+
+
+def reference_bytes(
+    symbols: npt.NDArray[np.int64],
+    tables: npt.NDArray[np.int64],
+    frequency: npt.NDArray[np.int64],
+) -> int:
+    """Size of the same sequence under constriction's ANS coder with the same probabilities."""
+    coder = constriction.stream.stack.AnsCoder()
+    family = constriction.stream.model.Categorical(perfect=True)
+    p = (frequency / TOTAL)[tables].astype(np.float64)
+    coder.encode_reverse(symbols.astype(np.int32), family, p)
+    return (coder.num_valid_bits() + 7) // 8
+
+
+@pytest.mark.parametrize("symbols", [2, 11, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 6, 40, 200])
+@pytest.mark.parametrize("skew", [0.2, 5.0])
+def test_streams_are_as_small_as_the_reference_coders(
+    symbols: int, tokens: int, skew: float
+) -> None:
+    rng = np.random.default_rng([symbols, tokens])
+    frequency = random_tables(rng, 16, symbols, skew)
+    sequence, tables = draw(rng, frequency, tokens)
+    coder = StaticCoder(frequency)
+    stream = coder.encode(sequence, tables, NONE)
+    expected = reference_bytes(sequence, tables, frequency)
+    information = -np.log2(frequency[tables, sequence] / TOTAL).sum() / 8
+    assert len(stream) <= 1.01 * expected + 3
+    assert len(stream) <= 1.005 * information + 3
+    decoded, escaped = coder.decode(stream, tables.tolist())
+    np.testing.assert_array_equal(decoded, sequence)
+    assert not escaped.size
+
+
+def test_a_stream_has_the_bytes_that_the_protocol_describes() -> None:
+    # By hand, from x = 1 and backwards through 0, 0, 1:
+    # 1 (f 2048, start 1024): x = (1 // 2048) * 4096 + 1 % 2048 + 1024 = 1025
+    # 0 (f 1024, start 0):    x = (1025 // 1024) * 4096 + 1025 % 1024 + 0 = 4097
+    # 0 again:                x = (4097 // 1024) * 4096 + 4097 % 1024 + 0 = 16385 = 0x4001
+    coder = StaticCoder([[1024, 2048, 1024]])
+    assert coder.encode(np.array([0, 0, 1]), np.zeros(3, dtype=int), NONE) == b"\x40\x01"
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(st.data())
+def test_any_sequence_of_any_tables_comes_back(data: st.DataObject) -> None:
+    symbols = data.draw(st.integers(2, 12))
+    count = data.draw(st.integers(1, 4))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    frequency = random_tables(np.random.default_rng(seed), count, symbols, 2.0)
+    pairs = data.draw(
+        st.lists(st.tuples(st.integers(0, symbols - 1), st.integers(0, count - 1)), max_size=120)
+    )
+    sequence = np.array([s for s, _ in pairs], dtype=np.int64)
+    tables = np.array([t for _, t in pairs], dtype=np.int64)
+    escapes = int((sequence == symbols - 1).sum())
+    escaped = np.array(
+        data.draw(st.lists(st.integers(0, 65535), min_size=escapes, max_size=escapes)), dtype="i8"
+    )
+    coder = StaticCoder(frequency)
+    stream = coder.encode(sequence, tables, escaped)
+    assert stream and stream[0]
+    decoded, raw = coder.decode(stream, tables.tolist())
+    np.testing.assert_array_equal(decoded, sequence)
+    np.testing.assert_array_equal(raw, escaped)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.binary(max_size=64), st.integers(0, 60))
+def test_any_bytes_decode_to_what_encodes_to_them_or_are_refused(data: bytes, count: int) -> None:
+    coder = StaticCoder([[1000, 3000, 90, 6], [1, 1, 4093, 1]])
+    tables = np.arange(count) % 2
+    try:
+        symbols, escaped = coder.decode(data, tables.tolist())
+    except FrameMalformedError:
+        return
+    assert coder.encode(symbols, tables, escaped) == data
+
+
+def test_no_other_bytes_decode_to_the_same_symbols() -> None:
+    """A wrong stream can, by chance, be the stream of other symbols; never of the same ones."""
+    rng = np.random.default_rng(3)
+    frequency = random_tables(rng, 4, 9, 1.0)
+    sequence, tables = draw(rng, frequency, 20)
+    coder = StaticCoder(frequency)
+    stream = coder.encode(sequence, tables, NONE)
+    flipped = [bytearray(stream) for _ in range(8 * len(stream))]
+    for bit, wrong in enumerate(flipped):
+        wrong[bit // 8] ^= 1 << bit % 8
+    cut = [stream[:n] for n in range(len(stream))]
+    longer = [stream + bytes((b,)) for b in range(256)]
+    accepted = 0
+    for wrong in [*map(bytes, flipped), *cut, *longer]:
+        try:
+            symbols, _ = coder.decode(wrong, tables.tolist())
+        except FrameMalformedError:
+            continue
+        accepted += 1
+        assert symbols.tolist() != sequence.tolist()
+    assert accepted < 0.05 * (len(flipped) + len(cut) + len(longer))
+
+
+def test_a_symbol_without_probability_is_refused() -> None:
+    coder = StaticCoder([[4000, 0, 96]])
+    with pytest.raises(FrameMalformedError, match="no probability"):
+        coder.encode(np.array([1]), np.array([0]), NONE)
+    with pytest.raises(FrameMalformedError, match="1 escapes, 0"):
+        coder.encode(np.array([2]), np.array([0]), NONE)
+
+
+@pytest.mark.parametrize(
+    "frequency",
+    [
+        [4096],
+        [[4096]],
+        [[4000, 95]],
+        [[4097, -1]],
+        [[2048.0, 2048.0]],
+        np.zeros((0, 4), dtype=int),
+        np.full((1, 257), 16),
+        np.array([[2**63, 2**63 + 4096]], dtype=np.uint64),
+    ],
+)
+def test_tables_that_are_not_distributions_are_refused(frequency: npt.ArrayLike) -> None:
+    with pytest.raises(BundleFormatError):
+        StaticCoder(frequency)
