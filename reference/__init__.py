@@ -1,0 +1,1 @@
+"""Reference worlds and models that the project measures itself against."""

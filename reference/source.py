@@ -1,0 +1,81 @@
+"""The yard as a camera: `yard://test?start=0&count=50&questions=6`, with questions to each picture.
+
+Knows the yard and what a source is. Knows nothing of models or the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+from PIL import Image
+
+from edge_agent.sources import Capture
+from protos.errors import SourceError
+from reference.yard import SPLITS, ask, render, sample_scenes
+
+_BLOCK = 64
+_DEFAULTS = {"start": 0, "count": 50, "questions": 6}
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Yard:
+    """Pictures `start` to `start + count - 1` of a split.
+
+    Attributes:
+        split: one of `reference.yard.SPLITS`.
+        start: index of the first picture.
+        count: how many.
+        questions: asked of each picture.
+    """
+
+    split: str
+    start: int
+    count: int
+    questions: int
+
+    def __len__(self) -> int:
+        """The number of captures."""
+        return self.count
+
+    def __iter__(self) -> Iterator[Capture]:
+        """Yields the captures; pictures are rendered a block at a time."""
+        for first in range(self.start, self.start + self.count, _BLOCK):
+            size = min(_BLOCK, self.start + self.count - first)
+            scenes = sample_scenes(self.split, first, size)
+            for place, pixels in enumerate(render(scenes)):
+                asked = ask(scenes, place, self.questions, _SEED) if self.questions else []
+                yield Capture(
+                    name=f"{self.split}/{first + place:06d}",
+                    picture=Image.fromarray(pixels),
+                    captured_at=time.time(),
+                    questions=tuple(question.text for question in asked),
+                )
+
+
+def open_source(uri: str) -> Yard:
+    """Opens a `yard://` URI.
+
+    Args:
+        uri: `yard://SPLIT?start=I&count=N&questions=Q`; all but the split may be left out.
+
+    Raises:
+        SourceError: an unknown split or parameter, or a value out of range.
+    """
+    parts = urlsplit(uri)
+    split = parts.netloc or parts.path.strip("/") or "test"
+    if split not in SPLITS:
+        raise SourceError(f"{uri!r}: the yard has the splits {', '.join(SPLITS)}, not {split!r}")
+    values = dict(_DEFAULTS)
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in values:
+            raise SourceError(f"{uri!r}: unknown parameter {name!r}; known: {', '.join(values)}")
+        if not text.isdecimal() or int(text) > 10_000_000:
+            raise SourceError(f"{uri!r}: {name} must be a whole number, not {text!r}")
+        values[name] = int(text)
+    if values["count"] < 1:
+        raise SourceError(f"{uri!r}: count must be at least 1, or there is nothing to see")
+    return Yard(split, **values)

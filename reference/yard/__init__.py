@@ -1,0 +1,30 @@
+"""The yard: rendered camera pictures with questions, the world of the reference and its tests."""
+
+from reference.yard.questions import ANSWERS, VOCABULARY, Question, ask, list_questions, true_answer
+from reference.yard.render import render
+from reference.yard.scene import (
+    COLOURS,
+    GROUPS,
+    KINDS,
+    PICTURE_PX,
+    SPLITS,
+    Scenes,
+    sample_scenes,
+)
+
+__all__ = [
+    "ANSWERS",
+    "COLOURS",
+    "GROUPS",
+    "KINDS",
+    "PICTURE_PX",
+    "SPLITS",
+    "VOCABULARY",
+    "Question",
+    "Scenes",
+    "ask",
+    "list_questions",
+    "render",
+    "sample_scenes",
+    "true_answer",
+]
