@@ -1,0 +1,113 @@
+"""What a serving backend is: latents in, the target's rotated cache out.
+
+Knows shapes and RoPE tables. Does not know: bundles, models, sockets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from protos.errors import FrameMalformedError
+from protos.layout import KVLayout
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CloudFiles:
+    """A bundle's cloud half in both of its forms.
+
+    Attributes:
+        weights: a safetensors blob (`CloudHalf.to_bytes`).
+        graph: an ONNX model with inputs latents, kept, cos, sin and outputs keys, values.
+    """
+
+    weights: bytes
+    graph: bytes
+
+
+class Backend(ABC):
+    """Runs a cloud half. One instance serves one thread at a time.
+
+    Args:
+        files: the cloud half.
+        target: the layout that it writes.
+        rank: numbers per latent.
+        threads: intra-operator threads; 0 for the library's own choice.
+        device: where it runs, as the library names devices.
+
+    Raises:
+        BundleFormatError: the files are not what the backend can run.
+        ConfigError: the device, or a package, is missing.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        files: CloudFiles,
+        target: KVLayout,
+        rank: int,
+        threads: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        self.target, self.rank, self.threads, self.device = target, rank, threads, device
+        self._tables: tuple[bytes, Floats, Floats] | None = None
+        self._open(files)
+
+    def project(
+        self,
+        latents: Floats,
+        kept: npt.NDArray[np.bool_],
+        positions: npt.NDArray[np.int64],
+    ) -> tuple[Floats, Floats]:
+        """The target's cache of the image tokens.
+
+        Args:
+            latents: `[B, N, r]`; rows of dropped tokens are ignored.
+            kept: `[B, N]`.
+            positions: of the image tokens in the target's prompt, `[N]`.
+
+        Returns:
+            Keys (rotated) and values, float32 `[layers, B, kv_heads, N, head_dim]`.
+
+        Raises:
+            FrameMalformedError: shapes that do not fit the target.
+        """
+        tokens = self.target.tokens
+        if (
+            latents.ndim != 3
+            or latents.shape[1:] != (tokens, self.rank)
+            or kept.shape != latents.shape[:2]
+            or len(positions) != tokens
+        ):
+            raise FrameMalformedError(
+                f"the map takes latents [B, {tokens}, {self.rank}], kept [B, {tokens}] and "
+                f"{tokens} positions, not {latents.shape}, {kept.shape} and {len(positions)}"
+            )
+        cos, sin = self._cos_sin(positions)
+        return self._run(
+            np.ascontiguousarray(latents, dtype=np.float32), kept.astype(np.float32), cos, sin
+        )
+
+    def _cos_sin(self, positions: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """The target's tables `[N, rotary_dim]`, kept between calls: positions hardly change."""
+        key = positions.tobytes()
+        if self._tables is None or self._tables[0] != key:
+            self._tables = (key, *self.target.rope.cos_sin(positions))
+        return self._tables[1], self._tables[2]
+
+    @abstractmethod
+    def _open(self, files: CloudFiles) -> None:
+        """Load the cloud half."""
+
+    @abstractmethod
+    def _run(
+        self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
+    ) -> tuple[Floats, Floats]:
+        """Run it; shapes have been checked."""

@@ -1,0 +1,344 @@
+"""A model's cache on one side, `KVLayout` and `KVState` on the other.
+
+Knows: transformers configs, rotary embeddings and cache objects (nothing else in the product
+touches a transformers cache). Does not know: prompts, pictures, latents, the wire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from protos.errors import ModelError, UnsupportedModelError
+from protos.layout import KVLayout, KVState, RopeSpec
+
+LayerCache = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each `[batch, kv_heads, tokens, head_dim]`, keys rotated."""
+
+_LINEAR_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "ssm", "hybrid"}
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+
+
+def decoder_of(model: Any) -> Any:
+    """The text decoder (layers + rotary embedding, no head) inside an image-text-to-text model."""
+    return model.get_decoder()
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Refuse, by name, what `KVLayout` cannot describe.
+
+    Args:
+        config: the configuration of an image-text-to-text model (not only its text part).
+
+    Raises:
+        UnsupportedModelError: multimodal RoPE, a bidirectional prefix, an encoder-decoder or
+            cross-attention, active sliding windows, MLA, linear attention, layers without RoPE or
+            sharing another layer's cache, frequencies that depend on the length.
+    """
+    text = config.get_text_config(decoder=True)
+    kind = config.model_type
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+
+    def refuse(feature: str) -> None:
+        raise UnsupportedModelError(
+            f"'{kind}' uses {feature}, which a cache layout cannot describe yet; "
+            "use a model whose decoder has plain RoPE and full causal attention"
+        )
+
+    if kind in {"paligemma", "colpali"} or getattr(text, "use_bidirectional_attention", None) in (
+        True,
+        "all",
+    ):
+        refuse("a bidirectional prefix (the picture's cache would depend on the question)")
+    qwen_vl = kind.startswith("qwen") and "_vl" in kind
+    if "mrope_section" in rope or rope.get("rope_type") == "mrope" or qwen_vl:
+        refuse("multimodal RoPE (three position axes)")
+    if getattr(config, "is_encoder_decoder", False):
+        refuse("an encoder-decoder")
+    if getattr(text, "cross_attention_layers", None):
+        refuse("cross-attention to the picture (the picture is not in the cache)")
+    if getattr(text, "kv_lora_rank", None):
+        refuse("MLA (a compressed cache)")
+    layer_types = list(getattr(text, "layer_types", None) or [])
+    linear = sorted(set(layer_types) & _LINEAR_LAYERS)
+    if linear:
+        refuse(f"linear attention (layers of type {', '.join(linear)})")
+    window = getattr(text, "sliding_window", None)
+    slides = any(kind in {"sliding_attention", "chunked_attention"} for kind in layer_types) or (
+        not layer_types and window is not None and getattr(text, "use_sliding_window", True)
+    )
+    length = getattr(text, "max_position_embeddings", None)
+    if slides and (window is None or length is None or window < length):
+        refuse(f"active sliding windows (of {window} tokens)")
+    if any(not used for used in getattr(text, "no_rope_layers", None) or []):
+        refuse("layers without RoPE")
+    if getattr(text, "num_kv_shared_layers", 0):
+        refuse("layers that share another layer's cache")
+    if any(isinstance(value, dict) for value in rope.values()):
+        refuse("a RoPE per layer type")
+    if rope and rope.get("rope_type", "default") not in _STATIC_ROPE:
+        refuse(f"'{rope['rope_type']}' RoPE (frequencies that depend on the length)")
+
+
+def rope_of(model: Any) -> RopeSpec:
+    """The model's rotary embedding, as measured: its own frequencies, checked by its own rotation.
+
+    Raises:
+        UnsupportedModelError: the decoder has no rotary embedding, or rotates in a way that is
+            neither half-split nor interleaved.
+    """
+    if hasattr(getattr(model, "base_model", None), "get_rope_index"):
+        raise UnsupportedModelError(
+            f"'{model.config.model_type}' uses multimodal RoPE (its positions depend on the "
+            "picture's shape), which a cache layout cannot describe yet"
+        )
+    decoder = decoder_of(model)
+    rotary = getattr(decoder, "rotary_emb", None)
+    apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
+    inv_freq = getattr(rotary, "inv_freq", None)
+    if rotary is None or apply is None or not isinstance(inv_freq, Tensor):
+        raise UnsupportedModelError(
+            f"the decoder {type(decoder).__name__} has no plain rotary embedding; "
+            "a cache without RoPE cannot be moved to other positions"
+        )
+    text = model.config.get_text_config(decoder=True)
+    parameters = dict(text.rope_parameters)
+    frequencies = inv_freq.detach().double().cpu()
+    rotary_dim = 2 * len(frequencies)
+    head_dim = head_dim_of(text)
+    factor = float(getattr(rotary, "attention_scaling", 1.0))
+    key = torch.randn(1, 1, 3, head_dim, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[1, 7, 40]])
+    with torch.no_grad():
+        cos, sin = rotary(key.to(inv_freq.device), positions.to(inv_freq.device))
+        try:
+            _, rotated = apply(key.to(cos.device), key.to(cos.device), cos, sin)
+        except (
+            RuntimeError
+        ):  # it wants the rotated channels only, and leaves the rest to its caller
+            part = key[..., :rotary_dim].to(cos.device)
+            rotated = torch.cat((apply(part, part, cos, sin)[1].cpu(), key[..., rotary_dim:]), -1)
+    for interleaved in (False, True):
+        spec = RopeSpec(
+            theta=float(parameters.get("rope_theta", 0.0)),
+            rotary_dim=rotary_dim,
+            interleaved=interleaved,
+            scaling=str(parameters.get("rope_type", "default")),
+            attention_factor=factor,
+            inv_freq=tuple(frequencies.tolist()),
+        )
+        ours = rotate(key, spec, positions[0].numpy())
+        if torch.allclose(ours, rotated.float().cpu(), atol=1e-4):
+            return spec
+    raise UnsupportedModelError(
+        f"the decoder {type(decoder).__name__} rotates keys in a way that is neither half-split "
+        "nor interleaved RoPE; its cache cannot be un-rotated"
+    )
+
+
+def head_dim_of(text_config: Any) -> int:
+    """Channels of one attention head."""
+    given = getattr(text_config, "head_dim", None)
+    return int(given or text_config.hidden_size // text_config.num_attention_heads)
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 hex over every safetensors file of a checkpoint, in name order.
+
+    Raises:
+        ModelError: the folder holds no safetensors file.
+    """
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no .safetensors file: it is not a usable checkpoint")
+    return _files_digest(files)
+
+
+def tokenizer_digest(path: Path) -> str:
+    """SHA-256 hex over the files that decide the prompt: tokenizer, template, processor."""
+    return _files_digest([Path(path) / n for n in _TOKENIZER_FILES if (Path(path) / n).is_file()])
+
+
+def _files_digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def grid_of(tokens: int) -> tuple[int, int]:
+    """Rows and columns of a square, row-major grid of image tokens.
+
+    Raises:
+        UnsupportedModelError: the count is not a square.
+    """
+    side = math.isqrt(tokens)
+    if side < 1 or side * side != tokens:
+        raise UnsupportedModelError(
+            f"one picture becomes {tokens} image tokens, which is not a square grid; "
+            "turn off picture splitting, thumbnails and class tokens in the processor"
+        )
+    return side, side
+
+
+def layout_of(model: Any, path: str | Path, image_tokens: int) -> KVLayout:
+    """Describe a live model's cache.
+
+    Args:
+        model: a loaded image-text-to-text model.
+        path: the checkpoint folder it was loaded from (its files are digested).
+        image_tokens: how many tokens one picture takes, as its processor lays them out.
+
+    Raises:
+        UnsupportedModelError: see `refuse_unsupported`, `rope_of` and `grid_of`.
+        ModelError: the folder holds no safetensors file.
+    """
+    refuse_unsupported(model.config)
+    text = model.config.get_text_config(decoder=True)
+    weights = weights_digest(Path(path))
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return KVLayout(
+        model_id=f"{type(model).__name__}:{weights[:12]}",
+        layers=int(text.num_hidden_layers),
+        kv_heads=int(heads),
+        head_dim=head_dim_of(text),
+        rope=rope_of(model),
+        cache_dtype=str(decoder_of(model).dtype).removeprefix("torch."),
+        grid=grid_of(image_tokens),
+        tokenizer_digest=tokenizer_digest(Path(path)),
+        weights_digest=weights,
+    )
+
+
+def cos_sin(
+    rope: RopeSpec, positions: npt.NDArray[np.int64], like: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`RopeSpec.cos_sin` as float32 tensors `[tokens, rotary_dim]` on the device of `like`."""
+    cos, sin = rope.cos_sin(positions)
+    device = like.device if like is not None else torch.device("cpu")
+    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+
+
+def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn the first `cos.shape[-1]` channels of `keys [..., tokens, head_dim]`; differentiable."""
+    width = cos.shape[-1]
+    turned, rest = keys[..., :width], keys[..., width:]
+    if interleaved:
+        even, odd = turned[..., 0::2], turned[..., 1::2]
+        half = torch.stack((-odd, even), dim=-1).flatten(-2)
+    else:
+        half = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
+    out = turned * cos + half * sin
+    return out if width == keys.shape[-1] else torch.cat((out, rest), dim=-1)
+
+
+def rotate(keys: Tensor, rope: RopeSpec, positions: npt.NDArray[np.int64]) -> Tensor:
+    """Apply RoPE to un-rotated `keys [..., tokens, head_dim]` in float32; differentiable."""
+    cos, sin = cos_sin(rope, positions, keys)
+    return apply_rotation(keys.float(), cos, sin, rope.interleaved)
+
+
+def unrotate(keys: Tensor, rope: RopeSpec, positions: npt.NDArray[np.int64]) -> Tensor:
+    """Remove RoPE from `keys [..., tokens, head_dim]` in float32; differentiable."""
+    cos, sin = cos_sin(rope, positions, keys)
+    squared = rope.attention_factor**2
+    return apply_rotation(keys.float(), cos / squared, -sin / squared, rope.interleaved)
+
+
+def read_cache(cache: Any) -> list[LayerCache]:
+    """The tensors of a transformers cache, one pair per layer."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def new_cache(layers: Sequence[LayerCache] = ()) -> Any:
+    """A transformers cache over the given tensors, which it never writes to.
+
+    Built without a config, so that every layer is a plain growing one.
+    """
+    from transformers import DynamicCache  # here, so that maps may use this module's rotation alone
+
+    return DynamicCache(list(layers)) if layers else DynamicCache()
+
+
+def to_states(
+    keys: Tensor,
+    values: Tensor,
+    layout: KVLayout,
+    positions: npt.NDArray[np.int64],
+    attention: Tensor,
+) -> list[KVState]:
+    """One `KVState` per picture.
+
+    Args:
+        keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at `positions`.
+        values: likewise.
+        layout: the model's layout.
+        positions: `[tokens]`.
+        attention: received attention, `[batch, tokens]`.
+    """
+    plain = unrotate(keys, layout.rope, positions).cpu().numpy()
+    held = values.float().cpu().numpy()
+    received = attention.float().cpu().numpy()
+    return [
+        KVState(
+            keys=np.ascontiguousarray(plain[:, b]),
+            values=np.ascontiguousarray(held[:, b]),
+            positions=positions,
+            grid=layout.grid,
+            attention=received[b],
+        )
+        for b in range(plain.shape[1])
+    ]
+
+
+def from_states(
+    states: Sequence[KVState],
+    layout: KVLayout,
+    positions: npt.NDArray[np.int64],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Keys rotated at `positions`, and values: `[layers, batch, kv_heads, tokens, head_dim]`."""
+    keys = torch.from_numpy(np.stack([state.keys for state in states], axis=1)).to(device)
+    values = torch.from_numpy(np.stack([state.values for state in states], axis=1)).to(device)
+    return rotate(keys, layout.rope, positions).to(dtype), values.to(dtype)
+
+
+def scene_layers(prefix: Sequence[LayerCache], keys: Tensor, values: Tensor) -> list[LayerCache]:
+    """Put the target's own cache of everything before the picture in front of injected tokens.
+
+    Args:
+        prefix: per layer `[1, kv_heads, prefix_tokens, head_dim]`.
+        keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at the target's positions.
+        values: likewise.
+    """
+    batch = keys.shape[1]
+    return [
+        (
+            torch.cat((pk.expand(batch, -1, -1, -1), k.to(pk.dtype)), dim=2),
+            torch.cat((pv.expand(batch, -1, -1, -1), v.to(pv.dtype)), dim=2),
+        )
+        for (pk, pv), k, v in zip(prefix, keys, values, strict=True)
+    ]

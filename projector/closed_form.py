@@ -1,0 +1,93 @@
+"""Reduced-rank regression between two cache spaces, in closed form (NumPy).
+
+Knows moments and matrices. Knows nothing about models or training by gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Static per-dimension statistics of one cache space, over tokens of many pictures."""
+
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def of(cls, states: npt.NDArray[np.floating]) -> Statistics:
+        """Mean and standard deviation of `[n, N, d]`; a constant dimension gets scale 1."""
+        total = np.zeros(states.shape[-1])
+        square = np.zeros(states.shape[-1])
+        for part in np.array_split(states, max(1, len(states) // 256)):
+            flat = part.reshape(-1, states.shape[-1]).astype(np.float64)
+            total += flat.sum(axis=0)
+            square += (flat * flat).sum(axis=0)
+        count = states.shape[0] * states.shape[1]
+        mean = total / count
+        scale = np.sqrt(np.maximum(square / count - mean * mean, 0))
+        scale[scale < 1e-6] = 1.0
+        return cls(mean.astype(np.float32), scale.astype(np.float32))
+
+    def normalise(self, states: npt.NDArray[np.floating]) -> Floats:
+        """Z-scores of `[..., d]`, float32."""
+        return (states.astype(np.float32) - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class ReducedRank:
+    """W = down @ up with unit-variance latents in between.
+
+    Attributes:
+        down: `[d_s, r]` acts on normalised source states.
+        up: `[r, d_r]` gives normalised target states.
+        singular: `[min(d_s, d_r)]` singular values of the whitened full-rank map.
+    """
+
+    down: Floats
+    up: Floats
+    singular: Floats
+
+
+def reduced_rank(
+    x: npt.NDArray[np.floating],
+    y: npt.NDArray[np.floating],
+    x_stats: Statistics,
+    y_stats: Statistics,
+    rank: int,
+    ridge: float = 1e-3,
+) -> ReducedRank:
+    """Reduced-rank regression (Izenman, 1975): argmin ||y - x W||^2 over W of a given rank.
+
+    With S = X^T X / n = L L^T and W = S^-1 X^T Y / n, the singular vectors U of L^T W give
+    `down = L^-T U_r`, so that latents have unit variance, and `up = diag(s_r) V_r^T`.
+
+    Args:
+        x: `[n, N, d_s]` source states.
+        y: `[n, N, d_r]` target states of the same pictures.
+        x_stats: normalise the source.
+        y_stats: normalise the target.
+        rank: r.
+        ridge: added to the diagonal of S, whose mean is 1.
+    """
+    d_s, d_r = x.shape[-1], y.shape[-1]
+    s_xx = np.zeros((d_s, d_s))
+    s_xy = np.zeros((d_s, d_r))
+    for start in range(0, len(x), 128):
+        a = x_stats.normalise(x[start : start + 128]).reshape(-1, d_s)
+        b = y_stats.normalise(y[start : start + 128]).reshape(-1, d_r)
+        s_xx += a.T @ a
+        s_xy += a.T @ b
+    count = x.shape[0] * x.shape[1]
+    lower = np.linalg.cholesky(s_xx / count + ridge * np.eye(d_s))
+    whitened = np.linalg.solve(lower, s_xy / count)  # L^T W = L^T S^-1 C = L^-1 C
+    left, singular, right = np.linalg.svd(whitened, full_matrices=False)
+    down = np.linalg.solve(lower.T, left[:, :rank])
+    up = singular[:rank, None] * right[:rank]
+    return ReducedRank(down.astype(np.float32), up.astype(np.float32), singular.astype(np.float32))

@@ -1,0 +1,257 @@
+"""How every program here is configured: flags > environment > TOML file > defaults.
+
+Knows settings classes in general: their layers, where a bad value came from, and the flags that
+their fields make. Knows no particular setting, no model and no network; imports no torch.
+
+The calls, in order: `add_config_flags` and `add_setting_flags` build the parser, `given_flags`
+takes what was typed, `load` puts it together with the other layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version_of
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from protos.errors import ERRORS, ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_LONGEST_SHOWN = 200
+
+
+class TypedSettings(BaseSettings):
+    """Base of a program's settings: fields with a type, a default, bounds and a description.
+
+    A subclass sets `env_prefix` in its `model_config`. Made directly, it holds the arguments and
+    the defaults, whatever the environment says; `load` is what reads the other layers.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave environment and files to `load`, which remembers where each value came from."""
+        return (init_settings,)
+
+
+S = TypeVar("S", bound=TypedSettings)
+
+
+def variable(cls: type[TypedSettings], name: str) -> str:
+    """The environment variable of a setting, or of the configuration file for `config`."""
+    return (str(cls.model_config.get("env_prefix") or "") + name).upper()
+
+
+def load(
+    cls: type[S],
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    listing: str = "--help",
+) -> S:
+    """Put a program's settings together from flags, environment, a TOML file and the defaults.
+
+    Args:
+        cls: the settings.
+        flags: values given on the command line, by setting name; absent names were not given.
+        config: TOML file with setting names as its keys; the environment variable of `config`
+            names it where no flag does.
+        environ: the environment; the process's own by default.
+        listing: the command that lists all settings, for the message about an unknown key.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, a key is unknown, or a value is unusable;
+            the message names the key, the value, where it came from and what was expected.
+    """
+    environment = os.environ if environ is None else environ
+    prefix, config_variable = variable(cls, ""), variable(cls, "config")
+    if config is None and environment.get(config_variable):
+        config = Path(environment[config_variable])
+    table = _read_toml(config) if config else {}
+    variables = {
+        name[len(prefix) :].lower(): value
+        for name, value in environment.items()
+        if name.upper().startswith(prefix) and name.upper() != config_variable
+    }
+    for given, shown, what in (
+        (table, str, f"{config}: key"),
+        (variables, lambda name: variable(cls, name), "environment: variable"),
+    ):
+        for name in given:
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f"; did you mean {shown(near[0])}?" if near else ""
+                raise ConfigError(f"{what} {shown(name)} is no setting{hint} ({listing} lists all)")
+    origins = {
+        **{name: f"{config}: {name}" for name in table},
+        **{name: variable(cls, name) for name in variables},
+        **{name: _flag(name) for name in flags},
+    }
+    try:
+        return cls(**{**table, **variables, **flags})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origins)) from None
+    except SettingsError as error:
+        raise ConfigError(f"settings: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        if not problem["loc"]:  # a rule about several settings
+            lines.append(problem["msg"])
+            continue
+        name = str(problem["loc"][0])
+        value = repr(problem["input"])
+        if len(value) > _LONGEST_SHOWN:
+            value = value[:_LONGEST_SHOWN] + "…"
+        lines.append(f"{origins.get(name, name)} = {value}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, cls: type[TypedSettings], *, top: bool = True
+) -> None:
+    """Add `--config FILE` and `--check-config`.
+
+    Args:
+        parser: a program's or a command's.
+        cls: the settings.
+        top: false for a command whose program takes the two flags as well: its own defaults would
+            overwrite what stood before the command.
+    """
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=None if top else argparse.SUPPRESS,
+        help=f"TOML file of settings [{variable(cls, 'config')}]",
+    )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        default=False if top else argparse.SUPPRESS,
+        help="check the settings and what they point to, print them as JSON, and end",
+    )
+
+
+def add_setting_flags(
+    parser: argparse.ArgumentParser,
+    cls: type[TypedSettings],
+    *,
+    only: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+    metavars: Mapping[str, str] | None = None,
+) -> None:
+    """Add a flag for each setting, with its description, default and environment variable.
+
+    A flag that is not typed leaves no trace in the namespace. Values stay text: `load` gives them
+    their type, as it does for the environment. Tuples are repeatable flags, booleans are pairs
+    (`--x`, `--no-x`).
+
+    Args:
+        parser: where they go, in a group of their own.
+        cls: the settings.
+        only: names of the settings to take; all by default.
+        leave_out: names of those that this command does not use.
+        aliases: by name, another flag for the same setting (`--question` for `questions`).
+        metavars: by name, what stands for the value where the type's own name says too little.
+    """
+    group = parser.add_argument_group("settings")
+    for name, entry in cls.model_fields.items():
+        if (only and name not in only) or name in leave_out:
+            continue
+        default = entry.get_default(call_default_factory=True)
+        shown = "" if default in (None, "", ()) else f" (default: {default})"
+        text = f"{entry.description}{shown} [{variable(cls, name)}]".replace("%", "%%")
+        flags = [_flag(name)]
+        if aliases and name in aliases:
+            flags.insert(0, aliases[name])
+        kind = _plain(entry.annotation)
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+            continue
+        if get_origin(kind) is tuple:
+            options["action"] = "append"
+            kind = get_args(kind)[0]
+        options["metavar"] = (metavars or {}).get(name) or _metavar(name, kind)
+        group.add_argument(*flags, **options)
+
+
+def given_flags(args: argparse.Namespace, cls: type[TypedSettings]) -> dict[str, Any]:
+    """The settings that were typed on the command line, for `load`."""
+    return {name: value for name, value in vars(args).items() if name in cls.model_fields}
+
+
+def exit_codes() -> str:
+    """One line per error that can end a program, for the end of a `--help`."""
+    return "\n".join(f"  {e.exit_code:<3} {e.name}: {e.__doc__}" for e in ERRORS.values())
+
+
+def installed_version() -> str:
+    """The installed version (`0+unknown` from a bare source tree)."""
+    try:
+        return _version_of("neural-bridge")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(annotation: Any) -> Any:
+    """The type of a setting without its `None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _metavar(name: str, kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(str(choice) for choice in get_args(kind))
+    if name.endswith("_s"):
+        return "SECONDS"
+    return {Path: "PATH", int: "N", float: "X"}.get(kind, "TEXT")

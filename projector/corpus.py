@@ -1,0 +1,126 @@
+"""Paired caches of the same pictures: what the small model and the large model made of each.
+
+Knows how pairs are made, stored in shards and read back. Knows nothing about fitting maps. A shard
+is a safetensors file whose metadata names both models; a shard that is there is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from projector.vlm import VLM
+from protos.errors import ConfigError
+from protos.layout import KVLayout
+
+SHARD_PICTURES = 256
+_BATCH = 32
+
+Picture = Callable[[int], Image.Image]
+"""Gives the picture of an index."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """n pictures, N image tokens each.
+
+    Attributes:
+        x: `[n, N, d_s]` float16, the source's flat states, keys un-rotated.
+        y: `[n, N, d_r]` float16, the target's.
+        attention: `[n, N]` float16, received attention in the source.
+    """
+
+    x: npt.NDArray[np.float16]
+    y: npt.NDArray[np.float16]
+    attention: npt.NDArray[np.float16]
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.x)
+
+
+def flat_states(
+    vlm: VLM, pictures: list[Image.Image], attention: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Flat un-rotated states `[B, N, d]` of some pictures, and received attention `[B, N]`."""
+    states = vlm.states(vlm.prefill(pictures, attention=attention))
+    return np.stack([s.flat() for s in states]), np.stack([s.attention for s in states])
+
+
+def collect(
+    source: VLM, target: VLM, picture: Picture, count: int, folder: Path, what: str = "corpus"
+) -> Corpus:
+    """Runs both models over pictures 0 to count - 1; resumes where an earlier run stopped.
+
+    Args:
+        source: the small model.
+        target: the large model.
+        picture: gives picture i.
+        count: how many, a multiple of 256.
+        folder: where the shards are kept.
+        what: the name shown on the progress bar.
+
+    Raises:
+        ConfigError: the folder holds shards of another pair of models, or damaged ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    pair = {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
+    for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
+        path = folder / f"{start:07d}.safetensors"
+        if not path.exists():
+            _make(source, target, picture, start, pair, path)
+        shards.append(_read(path, pair, source.layout, target.layout))
+    return Corpus(*(np.concatenate(parts) for parts in zip(*shards, strict=True)))
+
+
+def _make(
+    source: VLM, target: VLM, picture: Picture, start: int, pair: dict[str, str], path: Path
+) -> None:
+    xs, ys, attentions = [], [], []
+    for first in range(start, start + SHARD_PICTURES, _BATCH):
+        pictures = [picture(i) for i in range(first, first + _BATCH)]
+        with torch.autocast("cpu", enabled=False):
+            x, attention = flat_states(source, pictures, attention=True)
+            y, _ = flat_states(target, pictures, attention=False)
+        xs.append(x.astype(np.float16))
+        ys.append(y.astype(np.float16))
+        attentions.append(attention.astype(np.float16))
+    temporary = path.with_suffix(".tmp")
+    arrays = {"x": np.concatenate(xs), "y": np.concatenate(ys), "a": np.concatenate(attentions)}
+    save_file(arrays, str(temporary), metadata=pair)
+    temporary.replace(path)
+
+
+def _read(
+    path: Path, pair: dict[str, str], source: KVLayout, target: KVLayout
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+    try:
+        with safe_open(str(path), "np") as shard:
+            if shard.metadata() != pair:
+                raise ConfigError(
+                    f"{path} was made by another pair of models; use another folder or remove it"
+                )
+            x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable shard ({error}); remove it") from error
+    want = (
+        (SHARD_PICTURES, source.tokens, source.state_dim),
+        (
+            SHARD_PICTURES,
+            target.tokens,
+            target.state_dim,
+        ),
+    )
+    if (x.shape, y.shape) != want:
+        raise ConfigError(f"{path} holds states {x.shape} and {y.shape}, expected {want}")
+    return x, y, attention

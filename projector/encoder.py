@@ -1,0 +1,396 @@
+"""The edge half of a bundle: one picture's state to a frame's payload, and back to latents (NumPy).
+
+Knows: the statistics, the projection, the operating points and their quantizers. Does not know:
+models, maps, headers, sockets. Imports no torch, so that it runs on a bare edge device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from projector import select
+from protos import distortion, quantize
+from protos.errors import (
+    BundleFormatError,
+    ConfigError,
+    FrameMalformedError,
+    IncompatibleLayoutError,
+    NonFiniteError,
+)
+from protos.frame import Distortion, OperatingPoint, points_from_json, points_to_json
+from protos.layout import KVState, read_json
+from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+FORMAT = 1
+MAX_BYTES = 64 << 20
+_HEADER_BYTES = 1 << 20
+_METADATA_KEY = "neural_bridge_encoder"
+_FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One picture, coded.
+
+    Attributes:
+        kept: which grid tokens the payload holds, `[N]`.
+        payload: what the quantizer wrote (no bitmap).
+        z: latents of the kept tokens before quantization, `[T_kept, r]`.
+        distortion: what was lost, as the header carries it.
+    """
+
+    kept: Mask
+    payload: bytes
+    z: Floats
+    distortion: Distortion
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What the edge needs of a bundle. `z = ((x - x_mean) / x_scale) @ projection`.
+
+    Attributes:
+        source_fingerprint: of the layout that the statistics were taken from.
+        points: the operating points, those of kind `picture` excepted or not.
+        selector: name of the selector that keeps a point's token budget.
+        x_mean: `[d_s]`.
+        x_scale: `[d_s]`, above 0.
+        projection: `[d_s, r]`.
+        latent_mean: `[r]`.
+        latent_inv_cov: `[r, r]`.
+        raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
+        steps: per steps name, `[r]`.
+        entropy: per steps name, for points whose quantizer is `uniform`.
+
+    Raises:
+        BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
+            whose steps or tables are missing.
+    """
+
+    source_fingerprint: str
+    points: tuple[OperatingPoint, ...]
+    x_mean: Floats
+    x_scale: Floats
+    projection: Floats
+    latent_mean: Floats
+    latent_inv_cov: Floats
+    raw_scale: Floats
+    steps: Mapping[str, Floats]
+    entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
+    selector: str = "symmetric_focus"
+    _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
+    _gram_inverse: npt.NDArray[np.float64] = field(init=False, repr=False)
+    _blob: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the door once; `encode` and `decode` trust what is inside."""
+        d, r = self.projection.shape if self.projection.ndim == 2 else (0, 0)
+        wanted = {
+            "x_mean": (d,),
+            "x_scale": (d,),
+            "projection": (d, r),
+            "latent_mean": (r,),
+            "latent_inv_cov": (r, r),
+            "raw_scale": (d,),
+        }
+        if not d or not r:
+            raise BundleFormatError(f"encoder: a projection of shape {self.projection.shape}")
+        arrays = {name: getattr(self, name) for name in wanted}
+        for name, steps in self.steps.items():
+            arrays[f"steps/{name}"], wanted[f"steps/{name}"] = steps, (r,)
+        for name, array in arrays.items():
+            if array.shape != wanted[name] or array.dtype != np.float32:
+                raise BundleFormatError(
+                    f"encoder: {name} is {array.dtype} {array.shape}, expected float32 "
+                    f"{wanted[name]}"
+                )
+            if not np.isfinite(array).all():
+                raise BundleFormatError(f"encoder: {name} holds NaN or infinity")
+            positive = name in ("x_scale", "raw_scale") or name.startswith("steps/")
+            if positive and not (array > 0).all():
+                raise BundleFormatError(f"encoder: {name} must be above 0 everywhere")
+        for name, tables in self.entropy.items():
+            if tables.rank != r:
+                raise BundleFormatError(f"encoder: entropy tables of {name} are for {tables.rank}")
+        try:
+            select.get(self.selector)
+        except ConfigError as error:
+            raise BundleFormatError(f"encoder: {error}") from error
+        object.__setattr__(self, "_quantizers", {})
+        object.__setattr__(self, "_gram_inverse", distortion.gram_inverse(self.projection))
+        for point in self.points:
+            self._check_point(point)
+        object.__setattr__(self, "_blob", self._serialize())
+
+    def _check_point(self, point: OperatingPoint) -> None:
+        if point.kind == "picture":
+            return
+        if point.kind == "latent":
+            if point.rank not in (0, self.rank):
+                raise BundleFormatError(
+                    f"encoder: point '{point.name}' has rank {point.rank}, "
+                    f"the projection {self.rank}"
+                )
+            if point.quantizer != "none" and point.steps not in self.steps:
+                raise BundleFormatError(f"encoder: point '{point.name}' has no steps")
+        self.quantizer(point)
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Numbers per latent, r."""
+        return int(self.projection.shape[1])
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers per token of the source, d_s."""
+        return int(self.projection.shape[0])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of `to_bytes()`."""
+        return hashlib.sha256(self._blob).hexdigest()
+
+    def point(self, index: int) -> OperatingPoint:
+        """The operating point of that index.
+
+        Raises:
+            FrameMalformedError: there is none.
+        """
+        for point in self.points:
+            if point.index == index:
+                return point
+        raise FrameMalformedError(
+            f"operating point {index} is unknown; this bundle has "
+            f"{', '.join(f'{p.index} ({p.name})' for p in self.points)}"
+        )
+
+    def quantizer(self, point: OperatingPoint) -> Quantizer:
+        """The point's quantizer, built once.
+
+        Raises:
+            BundleFormatError: the point's quantizer is unknown, or its tables are missing.
+        """
+        if point.index not in self._quantizers:
+            name, tables = point.quantizer, self.entropy.get(point.steps)
+            if name not in quantize.QUANTIZERS:
+                raise BundleFormatError(f"encoder: point '{point.name}' uses '{name}'")
+            if name == UniformQuantizer.name and (tables is None or point.kind != "latent"):
+                raise BundleFormatError(f"encoder: point '{point.name}' has no entropy tables")
+            self._quantizers[point.index] = quantize.get(name, tables)
+        return self._quantizers[point.index]
+
+    def steps_of(self, point: OperatingPoint) -> Floats:
+        """The steps `[r]` (or `[d_s]` for raw states) that the point quantizes with."""
+        if point.kind == "raw_kv":
+            return self.raw_scale
+        if point.quantizer == "none":
+            return np.ones(self.rank, dtype=np.float32)
+        return self.steps[point.steps]
+
+    # -- a frame ---------------------------------------------------------------------------------
+
+    def normalise(self, x: Floats) -> Floats:
+        """Flat states `[T, d_s]` in units of the calibration's deviation."""
+        normal: Floats = (x - self.x_mean) / self.x_scale
+        return normal
+
+    def project(self, x: Floats) -> Floats:
+        """Flat states `[T, d_s]` to latents `[T, r]`."""
+        latents: Floats = self.normalise(x) @ self.projection
+        return latents
+
+    def encode(self, state: KVState, point: OperatingPoint, kept: Mask | None = None) -> Encoded:
+        """Select, project, quantize, and measure what was lost.
+
+        Args:
+            state: one picture.
+            point: an operating point of kind `latent` or `raw_kv`.
+            kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget.
+
+        Raises:
+            IncompatibleLayoutError: the state is not of the model that the encoder is for.
+            NonFiniteError: the state holds NaN or infinity.
+            ConfigError: the point sends a picture, or nothing is kept.
+        """
+        if point.kind == "picture":
+            raise ConfigError(f"point '{point.name}' sends the picture: there is nothing to encode")
+        x = state.flat()
+        if x.shape[1] != self.state_dim:
+            raise IncompatibleLayoutError(
+                f"the encoder expects d_s={self.state_dim}, the state carries {x.shape[1]}: "
+                "the edge runs another model than the bundle was trained for"
+            )
+        if not np.isfinite(x).all():
+            raise NonFiniteError("the model's cache holds NaN or infinity")
+        if kept is None:
+            kept = select.get(self.selector).keep(state, budget=point.tokens or None)
+        if kept.shape != (state.tokens,) or not kept.any():
+            raise ConfigError(f"a kept mask has {state.tokens} tokens and keeps at least one")
+        normal = self.normalise(x)
+        latents = normal @ self.projection
+        z = latents[kept]
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        if point.kind == "raw_kv":
+            payload = quantizer.encode(x[kept], steps)
+            received = self.project(quantizer.decode(payload, len(z), self.state_dim, steps))
+        else:
+            payload = quantizer.encode(z, steps)
+            received = _received(quantizer, payload, z, steps)
+        return Encoded(
+            kept=kept,
+            payload=payload,
+            z=z,
+            distortion=Distortion(
+                quantize=distortion.quantize_error(z, received),
+                dropped_attention=distortion.dropped_attention(state.attention, kept),
+                latent_residual=0.0
+                if point.kind == "raw_kv"
+                else distortion.latent_residual(normal, latents, self._gram_inverse),
+                unfamiliarity=distortion.unfamiliarity(
+                    latents, self.latent_mean, self.latent_inv_cov
+                ),
+            ),
+        )
+
+    def decode(self, payload: bytes, kept: Mask, point: OperatingPoint) -> Floats:
+        """The latents that a frame carries (the cloud's side), `[T_kept, r]`, finite.
+
+        Raises:
+            BridgeError: whatever the quantizer says of the payload.
+            FrameMalformedError: the point sends a picture.
+        """
+        if point.kind == "picture":
+            raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
+        tokens = int(np.count_nonzero(kept))
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        if point.kind == "raw_kv":
+            return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
+        return quantizer.decode(payload, tokens, self.rank, steps)
+
+    def scatter(self, z_hat: Floats, kept: Mask) -> Floats:
+        """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere."""
+        grid = np.zeros((len(kept), self.rank), dtype=np.float32)
+        grid[kept] = z_hat
+        return grid
+
+    # -- bytes -----------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """A safetensors blob; equal encoders give equal bytes."""
+        return self._blob
+
+    def _serialize(self) -> bytes:
+        tensors: dict[str, npt.NDArray[Any]] = {
+            name: np.ascontiguousarray(getattr(self, name))
+            for name in (
+                "x_mean",
+                "x_scale",
+                "projection",
+                "latent_mean",
+                "latent_inv_cov",
+                "raw_scale",
+            )
+        }
+        for name, steps in self.steps.items():
+            tensors[f"steps/{name}"] = np.ascontiguousarray(steps)
+        for name, tables in self.entropy.items():
+            for part, array in tables.to_arrays().items():
+                tensors[f"entropy/{name}/{part}"] = np.ascontiguousarray(array)
+        plain = {
+            "format": FORMAT,
+            "source_fingerprint": self.source_fingerprint,
+            "operating_points": json.loads(points_to_json(self.points)),
+            "selector": self.selector,
+        }
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Encoder:
+        """Read what `to_bytes` wrote, trusting nothing.
+
+        Raises:
+            BundleFormatError: too large, not safetensors, or not exactly an encoder.
+        """
+        plain, tensors = _read(blob)
+        entropy: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        steps: dict[str, Floats] = {}
+        arrays: dict[str, Floats] = {}
+        for name, array in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "steps" and rest:
+                steps[rest] = array
+            elif kind == "entropy" and "/" in rest:
+                point, _, part = rest.rpartition("/")
+                entropy.setdefault(point, {})[part] = array
+            else:
+                arrays[name] = array
+        expected = {
+            "x_mean",
+            "x_scale",
+            "projection",
+            "latent_mean",
+            "latent_inv_cov",
+            "raw_scale",
+        }
+        if set(arrays) != expected:
+            raise BundleFormatError(
+                f"encoder: missing {sorted(expected - set(arrays))}, "
+                f"unexpected {sorted(set(arrays) - expected)}"
+            )
+        try:
+            points = points_from_json(json.dumps(plain["operating_points"]))
+        except FrameMalformedError as error:
+            raise BundleFormatError(f"encoder: {error}") from error
+        return cls(
+            source_fingerprint=str(plain["source_fingerprint"]),
+            points=points,
+            selector=str(plain["selector"]),
+            steps=steps,
+            entropy={name: EntropyTables.from_arrays(part) for name, part in entropy.items()},
+            **arrays,
+        )
+
+
+def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:
+    """What the other side will decode; the entropy coder is lossless, so it need not run."""
+    if isinstance(quantizer, UniformQuantizer):
+        rounded: Floats = np.rint(z / steps) * steps
+        return rounded
+    return quantizer.decode(payload, len(z), z.shape[1], steps)
+
+
+def _read(blob: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    if not 8 <= len(blob) <= MAX_BYTES:
+        raise BundleFormatError(f"encoder: {len(blob)} bytes, at most {MAX_BYTES} are read")
+    length = int.from_bytes(blob[:8], "little")
+    if length > min(_HEADER_BYTES, len(blob) - 8):
+        raise BundleFormatError(f"encoder: its header claims {length} bytes")
+    try:
+        header = read_json(blob[8 : 8 + length], _HEADER_BYTES, "encoder")
+        text = header["__metadata__"][_METADATA_KEY]
+        plain = read_json(text, _HEADER_BYTES, "encoder")
+        tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
+    except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleFormatError(f"not an encoder: {error}") from error
+    if not isinstance(plain, dict) or set(plain) != set(_FIELDS):
+        raise BundleFormatError(f"encoder: its metadata must hold exactly {', '.join(_FIELDS)}")
+    if plain["format"] != FORMAT:
+        raise BundleFormatError(f"encoder: format {plain['format']!r}, this version reads {FORMAT}")
+    return plain, tensors

@@ -1,0 +1,263 @@
+"""The cloud half of a low-rank map (W = U S V^T): latents in, the target model's cache out (torch).
+
+Knows: latents, the target's static statistics, RoPE tables. Does not know: models, prompts, how it
+was trained. The V^T half runs at the edge (`projector/encoder.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional
+
+from projector.cache import apply_rotation
+from protos.errors import BundleFormatError
+from protos.layout import KVLayout
+
+MAX_MIX_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """Shape of a cloud half.
+
+    Attributes:
+        rank: numbers per latent.
+        layers: layers of the target.
+        kv_heads: key/value heads of the target.
+        head_dim: channels per head of the target.
+        tokens: image tokens per picture (the same grid on both sides).
+        rotary_dim: channels of a head that RoPE turns; 0 for all.
+        interleaved: the target's RoPE pairs neighbouring channels.
+        mix_width: width of the mixing block, at most 256; 0 for none.
+        mix_heads: attention heads of the mixing block.
+        mix_expand: width of its MLP, in multiples of `mix_width`.
+        inner: numbers per token after mixing; those past `rank` start at zero and are the mixing
+            block's to fill in from the other tokens. 0 stands for `rank`.
+    """
+
+    rank: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+    rotary_dim: int = 0
+    interleaved: bool = False
+    mix_width: int = 0
+    mix_heads: int = 4
+    mix_expand: int = 2
+    inner: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the door.
+
+        Raises:
+            BundleFormatError: a size out of range.
+        """
+        sizes = (self.rank, self.layers, self.kv_heads, self.head_dim, self.tokens)
+        if any(not 0 < size <= 65536 for size in sizes):
+            raise BundleFormatError(f"a cloud half needs positive sizes, not {sizes}")
+        if not 0 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise BundleFormatError(
+                f"RoPE cannot turn {self.rotary_dim} of {self.head_dim} channels"
+            )
+        if not 0 <= self.mix_width <= MAX_MIX_WIDTH or not 0 < self.mix_expand <= 16:
+            raise BundleFormatError(
+                f"the mixing block's width is 0..{MAX_MIX_WIDTH}, not {self.mix_width}"
+            )
+        if self.inner and not self.rank <= self.inner <= 65536:
+            raise BundleFormatError(
+                f"the inner width {self.inner} is below the rank {self.rank} or out of range"
+            )
+        if self.inner > self.rank and not self.mix_width:
+            raise BundleFormatError("an inner width above the rank needs a mixing block")
+        if self.mix_heads < 1 or self.mix_width % self.mix_heads:
+            raise BundleFormatError(
+                f"{self.mix_heads} heads do not divide the mixing width {self.mix_width}"
+            )
+
+    @property
+    def up_rank(self) -> int:
+        """Rows of `up`: numbers per token after mixing."""
+        return self.inner or self.rank
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in one token's cache state: 2 * layers * kv_heads * head_dim."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @classmethod
+    def of(
+        cls, target: KVLayout, rank: int, mix_width: int = 0, mix_heads: int = 4, inner: int = 0
+    ) -> CloudConfig:
+        """The configuration that writes into `target`'s cache."""
+        return cls(
+            rank=rank,
+            layers=target.layers,
+            kv_heads=target.kv_heads,
+            head_dim=target.head_dim,
+            tokens=target.tokens,
+            rotary_dim=target.rope.rotary_dim,
+            interleaved=target.rope.interleaved,
+            mix_width=mix_width,
+            mix_heads=mix_heads,
+            inner=inner,
+        )
+
+
+class Mix(nn.Module):
+    """One pre-norm transformer block over a frame's tokens, in latent space.
+
+    A residual on the latents: at initialisation it changes nothing.
+    """
+
+    def __init__(self, config: CloudConfig) -> None:
+        super().__init__()
+        width, hidden = config.mix_width, config.mix_width * config.mix_expand
+        self.heads = config.mix_heads
+        self.inward = nn.Linear(config.rank, width)
+        self.position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
+        self.norm_out = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, config.up_rank)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map latents `[B, N, r]` to latents `[B, N, up_rank]`."""
+        x = self.inward(latents) + self.position
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.merge(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        x = x + self.narrow(functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh"))
+        filled_in: Tensor = self.outward(self.norm_out(x))
+        rank = latents.shape[-1]
+        if filled_in.shape[-1] == rank:
+            return latents + filled_in
+        return torch.cat((latents + filled_in[..., :rank], filled_in[..., rank:]), dim=-1)
+
+
+class CloudHalf(nn.Module):
+    """Latents to rotated keys and values: fill, mix, `up`, de-normalise, split, rotate.
+
+    `up [up_rank, d_r]` acts in the target's normalised space: `y = (z @ up) * y_scale + y_mean`,
+    with a token's `d_r` numbers ordered (k|v, layer, head, channel). Dropped tokens become
+    `empty [r]`.
+    """
+
+    y_mean: Tensor
+    y_scale: Tensor
+
+    def __init__(
+        self,
+        config: CloudConfig,
+        up: Tensor | None = None,
+        y_mean: Tensor | None = None,
+        y_scale: Tensor | None = None,
+        empty: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        wide = config.state_dim
+        start = torch.randn(config.up_rank, wide) * config.rank**-0.5 if up is None else up
+        self.up = nn.Parameter(start.detach().clone().float())
+        self.empty = nn.Parameter(
+            torch.zeros(config.rank) if empty is None else empty.detach().clone().float()
+        )
+        self.register_buffer("y_mean", _static(y_mean, torch.zeros(wide)))
+        self.register_buffer("y_scale", _static(y_scale, torch.ones(wide)))
+        self.mix = Mix(config) if config.mix_width else None
+
+    def fill(self, latents: Tensor, kept: Tensor) -> Tensor:
+        """Put `empty` where `kept [B, N]` is 0; what `latents` held there is ignored, NaN too."""
+        return torch.where(kept.unsqueeze(-1) > 0.5, latents, self.empty)
+
+    def latent(self, latents: Tensor, kept: Tensor) -> Tensor:
+        """Filled and mixed latents `[B, N, up_rank]`."""
+        filled = self.fill(latents, kept)
+        return filled if self.mix is None else self.mix(filled)
+
+    def state(self, latents: Tensor, kept: Tensor) -> Tensor:
+        """The target's flat states `[B, N, d_r]`, keys un-rotated."""
+        return self.latent(latents, kept) @ (self.up * self.y_scale) + self.y_mean
+
+    def forward(
+        self, latents: Tensor, kept: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The target's cache of the image tokens.
+
+        Args:
+            latents: `[B, N, r]` float.
+            kept: `[B, N]`, 1 where the token was sent, 0 where it was dropped; float or bool.
+            cos: `[N, rotary_dim]` at the target's positions.
+            sin: likewise.
+
+        Returns:
+            Keys (rotated) and values, both `[layers, B, kv_heads, N, head_dim]`.
+        """
+        c = self.config
+        z = self.latent(latents, kept.to(latents.dtype))[None, :, None]
+        # One small product per layer and head lands in the cache's order: no transposed copy.
+        shape = (2, c.layers, c.kv_heads, c.head_dim)
+        up = (self.up * self.y_scale).view(c.up_rank, *shape).permute(1, 2, 3, 0, 4).unsqueeze(2)
+        mean = self.y_mean.view(*shape).unsqueeze(2).unsqueeze(4)
+        keys, values = z @ up[0] + mean[0], z @ up[1] + mean[1]
+        return apply_rotation(keys, cos, sin, c.interleaved), values
+
+    def to_bytes(self) -> bytes:
+        """The weights as one safetensors blob, the configuration in its metadata."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        blob: bytes = save_tensors(tensors, metadata={"cloud_half": config})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> CloudHalf:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BundleFormatError: not such a blob, or tensors that do not fit its configuration.
+        """
+        try:
+            tensors: dict[str, Tensor] = load_tensors(blob)
+            header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+            config = _config(json.loads(header["__metadata__"]["cloud_half"]))
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BundleFormatError(f"not a cloud half: {error}") from error
+        half = cls(config)
+        try:
+            half.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise BundleFormatError(
+                f"the cloud half's tensors do not fit its configuration: {error}"
+            ) from error
+        return half.eval()
+
+
+def _config(raw: Mapping[str, Any]) -> CloudConfig:
+    known = {field.name for field in fields(CloudConfig)}
+    if set(raw) != known:
+        raise ValueError(f"configuration fields are {sorted(raw)}, expected {sorted(known)}")
+    for name, value in raw.items():
+        if type(value) is not (bool if name == "interleaved" else int):
+            raise ValueError(f"field '{name}' has the value {value!r}")
+    return CloudConfig(**raw)
+
+
+def _static(given: Tensor | None, default: Tensor) -> Tensor:
+    return default if given is None else given.detach().clone().float()

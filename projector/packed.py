@@ -1,0 +1,96 @@
+"""Many questions behind one cached scene in a single forward pass (torch).
+
+Knows token ids, masks and positions. Knows nothing about pictures, maps or losses. Question q of a
+picture sees the scene and itself, never another question, so each is answered as if it were alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projector import cache as kv
+from projector.cache import LayerCache
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B pictures with Q questions each, every question padded to S tokens.
+
+    Attributes:
+        ids: `[B, Q * S]` question tokens followed by the answer's, its last left out.
+        labels: `[B, Q * S]` the token to predict next where it belongs to the answer, else -100.
+        questions: Q.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    questions: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]) -> Packed:
+        """Packs (question ids, answer ids) pairs, the same number for each picture.
+
+        Args:
+            rows: per picture, per question: ids from `VLM.question_ids`, and the answer's ids with
+                the end token.
+        """
+        count = len(rows[0])
+        longest = max(len(q) + len(a) - 1 for row in rows for q, a in row)
+        ids = torch.zeros((len(rows), count, longest), dtype=torch.long)
+        labels = torch.full((len(rows), count, longest), IGNORED)
+        for b, row in enumerate(rows):
+            for k, (question, answer) in enumerate(row):
+                sequence = [*question, *answer[:-1]]
+                ids[b, k, : len(sequence)] = torch.tensor(sequence)
+                labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(list(answer))
+        return cls(ids.flatten(1), labels.flatten(1), count)
+
+    def logits(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Tensor:
+        """Logits at every labelled place, in row-major order.
+
+        Args:
+            decoder: the frozen model's decoder.
+            head: its output embedding.
+            layers: per layer keys and values `[B, kv_heads, T, head_dim]` of the scene, rotated;
+                gradients flow into them.
+
+        Returns:
+            `[labels != -100, vocabulary]` float32.
+        """
+        batch, total = self.ids.shape
+        held, each = layers[0][0].shape[2], total // self.questions
+        owner = torch.arange(self.questions).repeat_interleave(each)
+        place = torch.arange(total)
+        own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])
+        mask = torch.cat([torch.ones(total, held, dtype=torch.bool), own], dim=1)
+        positions = torch.arange(each).repeat(self.questions) + held
+        hidden = decoder(
+            input_ids=self.ids,
+            attention_mask=mask[None, None].expand(batch, 1, -1, -1),
+            position_ids=positions[None].expand(batch, -1),
+            past_key_values=kv.new_cache(layers),
+            use_cache=True,
+        ).last_hidden_state
+        result: Tensor = head(hidden[self.labels != IGNORED]).float()
+        return result
+
+    def exactly_right(self, logits: Tensor) -> Tensor:
+        """Which questions every answer token of which is the most likely one, `[B, Q]` bool.
+
+        Under teacher forcing this equals an exact match of the greedy answer.
+
+        Args:
+            logits: as `logits` returns them.
+        """
+        wanted = self.labels != IGNORED
+        wrong = torch.zeros_like(self.labels)
+        wrong[wanted] = (logits.argmax(-1) != self.labels[wanted]).long()
+        right: Tensor = wrong.view(len(wrong), self.questions, -1).sum(-1) == 0
+        return right

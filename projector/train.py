@@ -1,0 +1,339 @@
+"""Trains a low-rank map: closed form, then reconstruction, then through the frozen large model.
+
+Knows a corpus of paired caches, a frozen target and questions with answers. Knows nothing about
+pictures, bundles or how good the result must be. Checkpoints and resumes; one JSON line per report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from projector import cache as kv
+from projector.cache import LayerCache
+from projector.closed_form import Statistics, reduced_rank
+from projector.corpus import Corpus
+from projector.maps.low_rank import CloudConfig, CloudHalf
+from projector.packed import Packed
+from projector.vlm import VLM
+
+Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
+"""`questions(picture, count, seed)` gives exactly `count` (question, answer) pairs."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a low-rank map is trained.
+
+    Attributes:
+        rank: r, numbers per token that travel.
+        inner: numbers per token after mixing, at least r; the mixing block fills what did not
+            travel in from the other tokens.
+        mix_width: width of the mixing block; 0 for none.
+        ridge: regularisation of the closed form.
+        reconstruct_steps: steps of MSE + 0.5 (1 - cosine) on normalised states.
+        task_steps: steps of KL to the frozen model's own answers.
+        batch: pictures per task step (twice as many per reconstruction step).
+        questions: questions per picture and task step.
+        rate: peak learning rate of the mixing block; the linear parts move at a quarter of it.
+        noise: quantization step of the noise in the second half of the task stage, relative to the
+            rate-distortion steps; 0 for none.
+        seed: of everything random.
+    """
+
+    rank: int = 32
+    inner: int = 64
+    mix_width: int = 128
+    ridge: float = 1e-3
+    reconstruct_steps: int = 1200
+    task_steps: int = 1500
+    batch: int = 16
+    questions: int = 8
+    rate: float = 1e-3
+    noise: float = 0.0
+    seed: int = 0
+
+
+class LowRankMap(nn.Module):
+    """Both halves of a map: `down` (the edge's) and a `CloudHalf`."""
+
+    x_mean: Tensor
+    x_scale: Tensor
+    steps: Tensor
+
+    def __init__(
+        self, x_mean: Tensor, x_scale: Tensor, down: Tensor, steps: Tensor, cloud: CloudHalf
+    ) -> None:
+        """Joins the halves.
+
+        Args:
+            x_mean: `[d_s]`.
+            x_scale: `[d_s]`.
+            down: `[d_s, r]` on normalised source states.
+            steps: `[r]` quantization steps of equal distortion in the target's space.
+            cloud: the other half.
+        """
+        super().__init__()
+        self.register_buffer("x_mean", x_mean)
+        self.register_buffer("x_scale", x_scale)
+        self.register_buffer("steps", steps)
+        self.down = nn.Parameter(down.clone())
+        self.cloud = cloud
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Source states `[..., d_s]` to latents `[..., r]`."""
+        return ((x - self.x_mean) / self.x_scale) @ self.down
+
+
+def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRankMap:
+    """Starts a map from reduced-rank regression.
+
+    Steps are 1 / sigma_i: an error of one step in any latent then moves the normalised target state
+    equally far (reverse water-filling).
+
+    Args:
+        corpus: paired caches.
+        target: the frozen large model.
+        settings: rank, inner width and mixing block.
+    """
+    x_stats, y_stats = Statistics.of(corpus.x), Statistics.of(corpus.y)
+    inner = max(settings.inner, settings.rank) if settings.mix_width else settings.rank
+    fit = reduced_rank(corpus.x, corpus.y, x_stats, y_stats, inner, settings.ridge)
+    torch.manual_seed(settings.seed)
+    config = CloudConfig.of(
+        target.layout, rank=settings.rank, mix_width=settings.mix_width, inner=inner
+    )
+    cloud = CloudHalf(
+        config,
+        up=torch.from_numpy(fit.up),
+        y_mean=torch.from_numpy(y_stats.mean),
+        y_scale=torch.from_numpy(y_stats.scale),
+    )
+    return LowRankMap(
+        torch.from_numpy(x_stats.mean),
+        torch.from_numpy(x_stats.scale),
+        torch.from_numpy(fit.down[:, : settings.rank].copy()),
+        torch.from_numpy(1.0 / fit.singular[: settings.rank]),
+        cloud,
+    )
+
+
+class Trainer:
+    """Runs the two gradient stages of one map, resumable."""
+
+    def __init__(
+        self,
+        lowrank: LowRankMap,
+        corpus: Corpus,
+        target: VLM,
+        questions: Questions,
+        settings: TrainSettings,
+        folder: Path,
+    ) -> None:
+        """Prepares the frozen side.
+
+        Args:
+            lowrank: the map, changed in place.
+            corpus: paired caches; pictures in the order that `questions` knows.
+            target: the frozen large model.
+            questions: asks about picture i.
+            settings: how long and how fast.
+            folder: where state and log are kept.
+        """
+        self.map, self.corpus, self.target = lowrank, corpus, target
+        self.questions, self.settings, self.folder = questions, settings, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        target.model.requires_grad_(False)
+        cos, sin = kv.cos_sin(target.layout.rope, target.positions)
+        self.cos, self.sin = cos, sin
+        # Tensors made under inference mode cannot be saved for a backward pass; clones can.
+        self.prefix: list[LayerCache] = [
+            (key.clone(), value.clone()) for key, value in target.constant_prefix()
+        ]
+        self._ids: dict[str, list[int]] = {}
+
+    # -- shared pieces ---------------------------------------------------------------------------
+
+    def packed(self, pictures: Sequence[int], count: int, seed: int) -> Packed:
+        """Questions and answers of some pictures, as the frozen model tokenises them."""
+        rows = []
+        for picture in pictures:
+            asked = self.questions(picture, count, seed)
+            rows.append([(self._question(q), self._answer(a)) for q, a in asked])
+        return Packed.of(rows)
+
+    def _question(self, text: str) -> list[int]:
+        if text not in self._ids:
+            self._ids[text] = self.target.question_ids(text)
+        return self._ids[text]
+
+    def _answer(self, text: str) -> list[int]:
+        tokenizer = self.target.processor.tokenizer
+        key = "\0" + text
+        if key not in self._ids:
+            ids = tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+            self._ids[key] = [*ids, tokenizer.eos_token_id]
+        return self._ids[key]
+
+    def native_layers(self, y: npt.NDArray[np.floating]) -> list[LayerCache]:
+        """The target's own cache, from its flat states `[B, N, d_r]`."""
+        layout = self.target.layout
+        batch, tokens = y.shape[:2]
+        split = torch.from_numpy(y.astype(np.float32)).view(
+            batch, tokens, 2, layout.layers, layout.kv_heads, layout.head_dim
+        )
+        keys, values = split.permute(2, 3, 0, 4, 1, 5).unbind(0)
+        keys = kv.apply_rotation(keys, self.cos, self.sin, layout.rope.interleaved)
+        return kv.scene_layers(self.prefix, keys, values)
+
+    def projected_layers(self, latents: Tensor, kept: Tensor | None = None) -> list[LayerCache]:
+        """The cache that the map makes of latents `[B, N, r]`."""
+        kept = torch.ones(latents.shape[:2]) if kept is None else kept
+        keys, values = self.map.cloud(latents, kept, self.cos, self.sin)
+        return kv.scene_layers(self.prefix, keys, values)
+
+    def logits(self, packed: Packed, layers: Sequence[LayerCache]) -> Tensor:
+        """The frozen model's logits for packed questions over a cache."""
+        return packed.logits(self.target.decoder, self.target.head, layers)
+
+    def accuracy(
+        self,
+        corpus: Corpus,
+        questions: Questions,
+        make: Callable[[npt.NDArray[np.float32], npt.NDArray[np.floating]], Sequence[LayerCache]],
+        *,
+        count: int = 6,
+        limit: int = 1 << 30,
+    ) -> float:
+        """Exact-match accuracy over held-out pictures.
+
+        Args:
+            corpus: held-out pairs.
+            questions: asks about picture i of that corpus.
+            make: from source states `[B, N, d_s]` and target states `[B, N, d_r]` to a cache.
+            count: questions per picture.
+            limit: at most so many pictures.
+        """
+        right = []
+        with torch.no_grad():
+            for start in range(0, min(len(corpus), limit), 32):
+                chosen = range(start, min(start + 32, len(corpus), limit))
+                rows = [
+                    [(self._question(q), self._answer(a)) for q, a in questions(i, count, 0)]
+                    for i in chosen
+                ]
+                packed = Packed.of(rows)
+                x = corpus.x[start : start + len(rows)].astype(np.float32)
+                layers = make(x, corpus.y[start : start + len(rows)])
+                right.append(packed.exactly_right(self.logits(packed, layers)))
+        return float(torch.cat(right).float().mean())
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def run(self, report: Callable[[], dict[str, float]] | None = None) -> None:
+        """Both stages, from wherever an earlier run stopped.
+
+        Args:
+            report: extra figures for the log, called a few times per stage.
+        """
+        settings = self.settings
+        groups = [
+            {"params": [self.map.down, self.map.cloud.up, self.map.cloud.empty], "scale": 0.25},
+            {
+                "params": []
+                if self.map.cloud.mix is None
+                else list(self.map.cloud.mix.parameters()),
+                "scale": 1.0,
+            },
+        ]
+        optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=0.0, betas=(0.9, 0.98)
+        )
+        total = settings.reconstruct_steps + settings.task_steps
+        state_file = self.folder / "map.pt"
+        done = 0
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True)
+            if state["settings"] == asdict(settings):
+                self.map.load_state_dict(state["map"])
+                optimiser.load_state_dict(state["optimiser"])
+                done = state["step"]
+        saved = time.monotonic()
+        with (self.folder / "log.jsonl").open("a") as log:
+            for step in tqdm(
+                range(done, total), initial=done, total=total, desc="training the map"
+            ):
+                task = step >= settings.reconstruct_steps
+                rng = np.random.default_rng([settings.seed, step])
+                begun = step - settings.reconstruct_steps if task else step
+                length = settings.task_steps if task else settings.reconstruct_steps
+                rate = settings.rate * (0.5 if task else 1.0) * min(1.0, (begun + 1) / 50)
+                rate *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * begun / length))
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * group["scale"]
+                loss = self._task(step, rng) if task else self._reconstruct(rng)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.map.parameters(), 1.0)
+                optimiser.step()
+                row: dict[str, float | str] = {
+                    "step": step,
+                    "stage": "task" if task else "reconstruct",
+                    "loss": loss.item(),
+                }
+                if report and (begun + 1 == length or (begun + 1) % max(1, length // 5) == 0):
+                    row |= report()
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                if time.monotonic() - saved > 300 or step + 1 == total:
+                    saved = time.monotonic()
+                    temporary = state_file.with_suffix(".tmp")
+                    torch.save(
+                        {
+                            "map": self.map.state_dict(),
+                            "optimiser": optimiser.state_dict(),
+                            "step": step + 1,
+                            "settings": asdict(settings),
+                        },
+                        temporary,
+                    )
+                    temporary.replace(state_file)
+
+    def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
+        chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
+        return chosen, torch.from_numpy(self.corpus.x[chosen].astype(np.float32))
+
+    def _reconstruct(self, rng: np.random.Generator) -> Tensor:
+        chosen, x = self._batch(rng, 2 * self.settings.batch)
+        cloud = self.map.cloud
+        y = torch.from_numpy(self.corpus.y[chosen].astype(np.float32))
+        want = (y - cloud.y_mean) / cloud.y_scale
+        got = cloud.latent(self.map.latents(x), torch.ones(x.shape[:2])) @ cloud.up
+        return F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
+
+    def _task(self, step: int, rng: np.random.Generator) -> Tensor:
+        settings = self.settings
+        chosen, x = self._batch(rng, settings.batch)
+        packed = self.packed(chosen.tolist(), settings.questions, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
+            latents = self.map.latents(x)
+            if settings.noise and step - settings.reconstruct_steps >= settings.task_steps // 2:
+                noise = torch.from_numpy(rng.random(latents.shape, dtype=np.float32)) - 0.5
+                latents = latents + noise * self.map.steps * settings.noise
+            student = self.logits(packed, self.projected_layers(latents.float()))
+        return F.kl_div(
+            student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
+        )

@@ -1,0 +1,248 @@
+"""A gRPC server that speaks the contract, checks every byte, and misbehaves on request."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from projector.encoder import Encoder
+from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
+from protos.frame import (
+    ERROR_METADATA_KEY,
+    PICTURE,
+    RAW_KV_FP8,
+    SESSION_METADATA_KEY,
+    Limits,
+    parse_ask_request,
+    parse_infer_request,
+    points_to_json,
+    refused,
+    session_constants,
+    unpack_header,
+    verify,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+
+
+@dataclass(eq=False)
+class FakeBridge(bridge_pb2_grpc.BridgeServicer):
+    """Answers `about <question>`; every misbehaviour is a field that a test sets.
+
+    Attributes:
+        drop_after: break the stream after so many requests, once each entry.
+        drop_error: what it breaks with; UNAVAILABLE without any word of ours by default.
+        answers_per_request: terminal events sent for each request.
+        refusals: question to errors that it meets, one each time it comes.
+        ignore: how many requests to say nothing about.
+        advice: sent once, with the first accepted frame.
+        lose_scene: forget a held scene before the next Ask, so often.
+        gate: answers wait for it while it is closed.
+        encoder_blob: what FetchEncoder sends, if not the encoder.
+    """
+
+    encoder: Encoder
+    limits: Limits = field(default_factory=Limits)
+    drop_after: list[int] = field(default_factory=list)
+    drop_error: BridgeError | None = None
+    answers_per_request: int = 1
+    refusals: dict[str, list[BridgeError]] = field(default_factory=dict)
+    ignore: int = 0
+    advice: pb.RateAdvice | None = None
+    lose_scene: int = 0
+    encoder_blob: bytes | None = None
+    negotiate_error: BridgeError | None = None
+    gate: asyncio.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.sessions: dict[bytes, bytes] = {}
+        self.scenes: set[tuple[bytes, int]] = set()
+        self.requests: list[tuple[bytes, bytes, int]] = []  # session, request id, frame number
+        self.messages: dict[tuple[bytes, bytes], set[bytes]] = {}
+        self.computed: Counter[str] = Counter()
+        self.asked: list[str] = []
+        self.negotiations = 0
+        self.fetches = 0
+        self.most_in_flight = 0
+        self._in_flight = 0
+        self._server: Any = None
+        self.address = ""
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        bridge_pb2_grpc.add_BridgeServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        self.address = f"127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def restart(self) -> None:
+        """What a crash leaves: broken streams, no session, no scene (and another port)."""
+        crashed = self._server
+        self.sessions.clear()
+        self.scenes.clear()
+        await self.start()
+        await crashed.stop(None)
+
+    def dial(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(
+            self.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+
+    # ------------------------------------------------------------------ the service
+
+    async def Negotiate(self, request: pb.NegotiateRequest, context: Any) -> pb.NegotiateResponse:
+        self.negotiations += 1
+        if self.negotiate_error is not None:
+            await self._abort(context, self.negotiate_error)
+        layout = KVLayout.from_json(request.source_layout_json)
+        session_id, bundle = os.urandom(16), hashlib.sha256(b"bundle").hexdigest()
+        constants = session_constants(session_id, layout.fingerprint, bundle)
+        self.sessions[session_id] = constants
+        points = [*self.encoder.points]
+        points += [p for p in (RAW_KV_FP8, PICTURE) if p.index not in {q.index for q in points}]
+        return pb.NegotiateResponse(
+            session_id=session_id,
+            session_constants=constants,
+            bundle_id="fake",
+            bundle_version="1",
+            bundle_digest=bundle,
+            encoder_digest=self.encoder.digest,
+            target_layout_json=layout.to_json(),
+            limits=self.limits.to_proto(),
+            operating_points_json=points_to_json(points),
+            default_point=points[0].name,
+            ladder=[p.name for p in points],
+        )
+
+    async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:
+        self.fetches += 1
+        blob = self.encoder_blob if self.encoder_blob is not None else self.encoder.to_bytes()
+        for start in range(0, len(blob), 1000):
+            yield pb.Chunk(data=blob[start : start + 1000], total_bytes=len(blob))
+
+    async def Infer(self, requests: Any, context: Any) -> AsyncIterator[pb.InferEvent]:
+        metadata = dict(context.invocation_metadata())
+        session_id = bytes(metadata[SESSION_METADATA_KEY])
+        if session_id not in self.sessions:
+            await self._abort(context, UnknownSessionError("no such session"))
+        drop_after = self.drop_after.pop(0) if self.drop_after else None
+        events: asyncio.Queue[pb.InferEvent | None] = asyncio.Queue()
+        pending: set[asyncio.Task[None]] = set()
+
+        async def read() -> None:
+            seen = 0
+            async for request in requests:
+                seen += 1
+                if drop_after is not None and seen > drop_after:
+                    break
+                self._in_flight += 1
+                self.most_in_flight = max(self.most_in_flight, self._in_flight)
+                task = asyncio.create_task(self._answer(session_id, request, events))
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+            else:
+                if pending:
+                    await asyncio.wait(set(pending))
+            events.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+        finally:
+            reader.cancel()
+            for task in pending:
+                task.cancel()
+            self._in_flight = 0
+        if drop_after is not None:
+            if self.drop_error is not None:
+                await self._abort(context, self.drop_error)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+
+    async def Ask(self, request: pb.AskRequest, context: Any) -> AsyncIterator[pb.InferEvent]:
+        parse_ask_request(request.SerializeToString(deterministic=True), self.limits)
+        constants = self.sessions.get(request.session_id)
+        if constants is None:
+            await self._abort(context, UnknownSessionError("no such session"))
+        verify(request, constants or b"")
+        scene = (request.session_id, request.frame_number)
+        if self.lose_scene:
+            self.lose_scene -= 1
+            self.scenes.discard(scene)
+        if scene not in self.scenes:
+            await self._abort(context, UnknownSceneError("no such scene"))
+        self.asked.append(request.question)
+        yield pb.InferEvent(
+            request_id=request.request_id,
+            frame_number=request.frame_number,
+            answer=pb.Answer(text=f"about {request.question}", tokens=2),
+        )
+
+    # ------------------------------------------------------------------ one request
+
+    async def _answer(
+        self, session_id: bytes, request: pb.InferRequest, events: asyncio.Queue[Any]
+    ) -> None:
+        raw = request.SerializeToString(deterministic=True)
+
+        def send(**event: Any) -> None:
+            events.put_nowait(
+                pb.InferEvent(request_id=request.request_id, frame_number=number, **event)
+            )
+
+        number = 0
+        try:
+            parse_infer_request(raw, self.limits)
+            verify(request, self.sessions[session_id])
+            header, _ = unpack_header(request.frame.header, request.frame.payload, self.limits)
+            number = header.frame_number
+            self.requests.append((session_id, bytes(request.request_id), number))
+            self.messages.setdefault((session_id, bytes(request.request_id)), set()).add(raw)
+            if self.ignore:
+                self.ignore -= 1
+                return
+            if self.refusals.get(request.question):
+                raise self.refusals[request.question].pop(0)
+            if self.gate is not None:
+                await self.gate.wait()
+        except BridgeError as error:
+            self._in_flight -= 1
+            send(refused=refused(error))
+            return
+        self._in_flight -= 1
+        if self.advice is not None:
+            events.put_nowait(pb.InferEvent(rate_advice=self.advice))
+            self.advice = None
+        self.scenes.add((session_id, number))
+        send(accepted=pb.Accepted(distortion=header.distortion.to_proto()))
+        if not request.question:
+            return
+        self.computed[request.question] += 1
+        send(token=pb.Token(text="about", index=0))
+        for _ in range(self.answers_per_request):
+            send(
+                answer=pb.Answer(
+                    text=f"about {request.question}",
+                    tokens=2,
+                    timings=pb.Timings(ttft_ms=1.5, total_ms=2.0),
+                    distortion=header.distortion.to_proto(expected_error=0.25),
+                )
+            )
+
+    async def _abort(self, context: Any, error: BridgeError) -> None:
+        await context.abort(
+            getattr(grpc.StatusCode, error.grpc_status),
+            error.message,
+            trailing_metadata=((ERROR_METADATA_KEY, str(error.code)),),
+        )

@@ -1,0 +1,141 @@
+"""Tiny models and a bundle between two of them, built once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from projector.backends import CloudFiles
+from projector.bundle import BundleInfo, write_bundle
+from projector.encoder import Encoder
+from projector.export import export
+from projector.maps.low_rank import CloudConfig, CloudHalf
+from projector.vlm import VLM
+from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
+from protos.layout import KVLayout
+from protos.quantize import EntropyTables
+from tests.fakes.tiny_models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_smolvlm
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "idefics3": tiny_idefics3,
+    "llava-llama": lambda folder: tiny_llava(folder, text="llama"),
+    "llava-qwen2": lambda folder: tiny_llava(folder, text="qwen2"),
+    "smolvlm": tiny_smolvlm,
+    "internvl": tiny_internvl,
+}
+RANK = 8
+POINTS = (
+    OperatingPoint(0, "coarse", quantizer="uniform", tokens=8, rank=RANK, steps="coarse"),
+    OperatingPoint(1, "fine", quantizer="fp8_e4m3", rank=RANK, steps="fine"),
+    OperatingPoint(2, "int8", quantizer="int8", rank=RANK, steps="fine"),
+    OperatingPoint(3, "exact", quantizer="none", rank=RANK),
+    RAW_KV_FP8,
+    PICTURE,
+)
+
+
+@pytest.fixture(scope="session")
+def vlms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VLM]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models")
+    return {name: VLM.load(build(folder)) for name, build in BUILDERS.items()}
+
+
+@pytest.fixture(params=list(BUILDERS))
+def vlm(request: pytest.FixtureRequest, vlms: dict[str, VLM]) -> VLM:
+    return vlms[request.param]
+
+
+@pytest.fixture(scope="session")
+def source(vlms: dict[str, VLM]) -> KVLayout:
+    return vlms["idefics3"].layout
+
+
+@pytest.fixture(scope="session")
+def target(vlms: dict[str, VLM]) -> KVLayout:
+    return vlms["llava-llama"].layout
+
+
+def make_encoder(source: KVLayout, **over: Any) -> Encoder:
+    rng = np.random.default_rng(0)
+    d, r = source.state_dim, RANK
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    fields: dict[str, Any] = {
+        "source_fingerprint": source.fingerprint,
+        "points": POINTS,
+        "x_mean": normal(d),
+        "x_scale": np.abs(normal(d)) + np.float32(0.5),
+        "projection": normal(d, r) / np.float32(d**0.5),
+        "latent_mean": normal(r),
+        "latent_inv_cov": np.eye(r, dtype=np.float32),
+        "raw_scale": np.full(d, 0.05, dtype=np.float32),
+        "steps": {
+            "fine": np.full(r, 0.02, dtype=np.float32),
+            "coarse": np.full(r, 0.5, dtype=np.float32),
+        },
+        "entropy": {
+            "coarse": EntropyTables.fit(np.rint(rng.standard_normal((500, r)) * 4).astype(np.int64))
+        },
+    }
+    return Encoder(**{**fields, **over})
+
+
+@pytest.fixture(scope="session")
+def encoder(source: KVLayout) -> Encoder:
+    return make_encoder(source)
+
+
+def make_half(target: KVLayout, mix_width: int = 32, **over: Any) -> CloudHalf:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    config = CloudConfig.of(target, RANK, mix_width=mix_width, **over)
+    half = CloudHalf(
+        config,
+        up=normal(config.up_rank, target.state_dim),
+        y_mean=normal(target.state_dim),
+        y_scale=normal(target.state_dim).abs(),
+        empty=normal(RANK),
+    )
+    if half.mix is not None:
+        torch.nn.init.normal_(half.mix.outward.weight, std=0.1, generator=generator)
+    return half.eval()
+
+
+@pytest.fixture(scope="session")
+def half(target: KVLayout) -> CloudHalf:
+    return make_half(target)
+
+
+@pytest.fixture(scope="session")
+def bundle_parts(
+    source: KVLayout, target: KVLayout, encoder: Encoder, half: CloudHalf
+) -> dict[str, Any]:
+    return {
+        "id": "tiny",
+        "version": 3,
+        "source": source,
+        "target": target,
+        "encoder": encoder,
+        "cloud": CloudFiles(weights=half.to_bytes(), graph=export(half).graph),
+        "certificate": {"agreement": 0.5},
+        "default_point": 1,
+        "ladder": (0, 1, 254),
+    }
+
+
+@pytest.fixture(scope="session")
+def bundle_info(bundle_parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("bundle")
+    info: BundleInfo = write_bundle(path, **bundle_parts)
+    return path, info

@@ -1,0 +1,241 @@
+"""Every backend computes the map; the map computes its formula; the graph is the map."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from projector import backends, export
+from projector.backends import Backend, CloudFiles
+from projector.maps.low_rank import CloudConfig, CloudHalf
+from protos.errors import BundleFormatError, ConfigError, FrameMalformedError
+from protos.layout import KVLayout, KVState, rotate
+from tests.projector.conftest import RANK, make_half
+
+RUNNABLE = ["onnxruntime", "torch"]
+START = 7
+
+
+@pytest.fixture(scope="module", params=[0, 32], ids=["no mixing", "mixing"])
+def made(request: pytest.FixtureRequest, target: KVLayout) -> tuple[CloudHalf, CloudFiles]:
+    half = make_half(target, mix_width=request.param)
+    return half, CloudFiles(weights=half.to_bytes(), graph=export.export(half).graph)
+
+
+def frame(target: KVLayout, batch: int = 3) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(batch)
+    latents = rng.standard_normal((batch, target.tokens, RANK)).astype(np.float32)
+    kept = rng.random((batch, target.tokens)) > 0.4
+    return latents, kept, np.arange(START, START + target.tokens)
+
+
+def open_backend(name: str, files: CloudFiles, target: KVLayout) -> Backend:
+    return backends.get(name)(files, target, RANK)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_every_backend_computes_the_formula(
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, batch: int
+) -> None:
+    """Reference in float64 NumPy, rotation by `protos.layout`."""
+    half, files = made
+    latents, kept, positions = frame(target, batch)
+    keys, values = open_backend(name, files, target).project(latents, kept, positions)
+    filled = np.where(kept[..., None], latents, half.empty.detach().numpy())
+    z = filled.astype(np.float64)
+    if half.mix is not None:
+        with torch.inference_mode():
+            z = half.mix.double()(torch.from_numpy(z)).numpy()
+            half.mix.float()
+    up, mean, scale = (t.detach().double().numpy() for t in (half.up, half.y_mean, half.y_scale))
+    y = (z @ up) * scale + mean
+    for row in range(batch):
+        state = KVState.from_flat(y[row], target, positions)
+        size = np.abs(state.values).max()
+        np.testing.assert_allclose(values[:, row], state.values, atol=1e-4 * size)
+        truth = rotate(state.keys, target.rope, positions)
+        np.testing.assert_allclose(keys[:, row], truth, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_what_a_dropped_row_holds_does_not_matter(
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+) -> None:
+    backend = open_backend(name, made[1], target)
+    latents, kept, positions = frame(target)
+    before = backend.project(latents, kept, positions)
+    latents[~kept] = np.nan
+    after = backend.project(latents, kept, positions)
+    for one, other in zip(before, after, strict=True):
+        assert np.isfinite(other).all() and (one == other).all()
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_wrong_shapes_are_refused_at_the_door(
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+) -> None:
+    backend = open_backend(name, made[1], target)
+    latents, kept, positions = frame(target)
+    for wrong in (
+        (latents[:, :-1], kept, positions),
+        (latents[..., :-1], kept, positions),
+        (latents, kept[:1], positions),
+        (latents, kept, positions[:-1]),
+        (latents[0], kept[0], positions),
+    ):
+        with pytest.raises(FrameMalformedError, match="the map takes"):
+            backend.project(*wrong)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_cloud_half_that_cannot_run_is_a_format_error(target: KVLayout, name: str) -> None:
+    with pytest.raises(BundleFormatError):
+        open_backend(name, CloudFiles(weights=b"junk", graph=b"junk"), target)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_device_that_is_not_there_is_a_config_error(
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="cuda"):
+        backends.get(name)(made[1], target, RANK, device="cuda")
+
+
+def test_every_backend_is_known() -> None:
+    assert set(backends.BACKENDS) == {*RUNNABLE, "tensorrt"}
+    with pytest.raises(ConfigError):
+        backends.get("nosuch")
+
+
+def test_tensorrt_says_what_it_lacks(made: tuple[CloudHalf, CloudFiles], target: KVLayout) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="tensorrt"):
+        open_backend("tensorrt", made[1], target)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
+)
+@pytest.mark.parametrize("capability", ["SM86", "SM89"])
+def test_tensorrt_compiles_the_graph_with_no_gpu(
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, capability: str
+) -> None:
+    from projector.backends import tensorrt
+
+    table = ((target.tokens, target.rope.rotary_dim),) * 3
+    shapes = {
+        "latents": tuple((b, target.tokens, RANK) for b in (1, 16, 64)),
+        "kept": tuple((b, target.tokens) for b in (1, 16, 64)),
+        "cos": table,
+        "sin": table,
+    }
+    assert tensorrt.compile_engine(
+        importlib.import_module("tensorrt_rtx"), made[1].graph, shapes, capability
+    )
+
+
+@pytest.mark.parametrize("mix_width", [0, 32])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary_dim", [0, 8])
+def test_exported_graphs_match_torch_and_pass_the_full_check(
+    mix_width: int, interleaved: bool, rotary_dim: int
+) -> None:
+    config = CloudConfig(
+        rank=5,
+        layers=2,
+        kv_heads=2,
+        head_dim=16,
+        tokens=9,
+        rotary_dim=rotary_dim,
+        interleaved=interleaved,
+        mix_width=mix_width,
+    )
+    torch.manual_seed(0)
+    half = CloudHalf(config)
+    if half.mix is not None:
+        torch.nn.init.normal_(half.mix.outward.weight, std=0.2)
+    made = export.export(half)
+    assert made.parity <= 1e-4 and made.dynamic_tokens == (mix_width == 0)
+    model = onnx.load_from_string(made.graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert all(9 <= entry.version <= 25 for entry in model.opset_import)
+
+
+def test_an_inner_width_above_the_rank_exports_too(target: KVLayout) -> None:
+    half = make_half(target, mix_width=16, inner=RANK + 4)
+    assert export.export(half).parity <= 1e-4
+
+
+def test_without_mixing_the_number_of_tokens_is_free() -> None:
+    half = CloudHalf(CloudConfig(rank=4, layers=1, kv_heads=1, head_dim=4, tokens=9))
+    session = onnxruntime.InferenceSession(export.export(half).graph)
+    feeds = {
+        "latents": np.ones((2, 5, 4), np.float32),
+        "kept": np.ones((2, 5), np.float32),
+        "cos": np.ones((5, 4), np.float32),
+        "sin": np.zeros((5, 4), np.float32),
+    }
+    keys, values = session.run(None, feeds)
+    assert keys.shape == values.shape == (1, 2, 1, 5, 4)
+
+
+def test_a_mixing_block_changes_nothing_before_training_and_mixes_after(target: KVLayout) -> None:
+    config = CloudConfig.of(target, RANK, mix_width=32)
+    half = CloudHalf(config)
+    assert half.mix is not None
+    z = torch.randn(2, target.tokens, RANK)
+    with torch.no_grad():
+        torch.testing.assert_close(half.mix(z), z)
+        torch.nn.init.normal_(half.mix.outward.weight)
+        moved = z.clone()
+        moved[:, 3] += 1.0
+        change = (half.mix(moved) - half.mix(z)).abs().amax(dim=(0, 2))
+    assert (change > 1e-6).all(), "every token hears of a change in one"
+
+
+def test_the_map_can_be_trained_end_to_end(target: KVLayout) -> None:
+    half = make_half(target).train()
+    latents, kept, positions = frame(target)
+    cos, sin = (torch.from_numpy(a) for a in target.rope.cos_sin(positions))
+    keys, values = half(torch.from_numpy(latents), torch.from_numpy(kept), cos, sin)
+    (keys.square().mean() + values.square().mean()).backward()
+    for name, parameter in half.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"mix_width": 512},
+        {"mix_width": 30},
+        {"rotary_dim": 3},
+        {"rotary_dim": 64},
+        {"inner": 2, "mix_width": 32},
+        {"inner": 99},
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    fields = {"rank": 4, "layers": 1, "kv_heads": 1, "head_dim": 8, "tokens": 9}
+    with pytest.raises(BundleFormatError):
+        CloudConfig(**{**fields, **wrong})
+
+
+def test_a_graph_with_an_opset_out_of_range_is_refused() -> None:
+    half = CloudHalf(CloudConfig(rank=4, layers=1, kv_heads=1, head_dim=4, tokens=9))
+    model = onnx.load_from_string(export.export(half).graph)
+    model.opset_import[0].version = 26
+    with pytest.raises(BundleFormatError):
+        export.check(model.SerializeToString())
+    with pytest.raises(BundleFormatError):
+        export.check(b"junk")

@@ -1,0 +1,220 @@
+"""The edge half: what it sends is what the cloud decodes, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from projector.encoder import Encoder
+from projector.vlm import VLM
+from protos.errors import (
+    BridgeError,
+    BundleFormatError,
+    ConfigError,
+    FrameMalformedError,
+    FrameTruncatedError,
+    IncompatibleLayoutError,
+    NonFiniteError,
+)
+from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
+from protos.layout import KVLayout, KVState
+from tests.fakes.tiny_models import picture
+from tests.projector.conftest import POINTS, RANK, make_encoder
+
+CODED = [point for point in POINTS if point.kind != "picture"]
+
+
+@pytest.fixture(scope="module")
+def state(vlms: dict[str, VLM]) -> KVState:
+    vlm = vlms["idefics3"]
+    return vlm.states(vlm.prefill([picture(1)]))[0]
+
+
+@pytest.mark.parametrize("point", CODED, ids=lambda p: p.name)
+def test_what_is_sent_is_decoded_within_the_quantizers_error(
+    encoder: Encoder, state: KVState, point: OperatingPoint
+) -> None:
+    coded = encoder.encode(state, point)
+    received = Encoder.from_bytes(encoder.to_bytes()).decode(coded.payload, coded.kept, point)
+    assert received.shape == coded.z.shape == (coded.kept.sum(), RANK)
+    x = (state.flat().astype(np.float64) - encoder.x_mean) / encoder.x_scale
+    truth = (x @ encoder.projection.astype(np.float64))[coded.kept]
+    error = np.linalg.norm(truth - received) / np.linalg.norm(truth)
+    assert error == pytest.approx(coded.distortion.quantize, abs=2e-5)
+    assert error < {"coarse": 0.5, "fine": 0.05, "int8": 0.6, "exact": 1e-5}.get(point.name, 0.3)
+
+
+def test_budget_selector_and_dropped_attention_agree(encoder: Encoder, state: KVState) -> None:
+    coded = encoder.encode(state, encoder.point(0))
+    assert coded.kept.sum() == 8
+    assert coded.distortion.dropped_attention == pytest.approx(
+        float(state.attention[~coded.kept].sum()), abs=1e-6
+    )
+    assert encoder.encode(state, encoder.point(1)).distortion.dropped_attention == 0
+
+
+def test_a_mask_of_the_callers_choice_is_used(encoder: Encoder, state: KVState) -> None:
+    kept = np.zeros(state.tokens, dtype=np.bool_)
+    kept[[2, 11]] = True
+    coded = encoder.encode(state, encoder.point(3), kept=kept)
+    assert (coded.kept == kept).all() and len(coded.payload) == 2 * RANK * 4
+    grid = encoder.scatter(coded.z, kept)
+    assert (grid[kept] == coded.z).all() and not grid[~kept].any()
+
+
+def test_latent_residual_is_the_part_outside_the_projection(
+    encoder: Encoder, state: KVState
+) -> None:
+    x = encoder.normalise(state.flat()).astype(np.float64)
+    basis, _ = np.linalg.qr(encoder.projection.astype(np.float64))
+    outside = np.linalg.norm(x - x @ basis @ basis.T) / np.linalg.norm(x)
+    got = encoder.encode(state, encoder.point(1)).distortion.latent_residual
+    assert got == pytest.approx(outside, abs=1e-6)
+
+
+def test_a_picture_unlike_the_calibration_is_unfamiliar(encoder: Encoder, state: KVState) -> None:
+    strange = KVState(
+        state.keys * 20, state.values * 20, state.positions, state.grid, state.attention
+    )
+    near, far = (
+        encoder.encode(s, encoder.point(3)).distortion.unfamiliarity for s in (state, strange)
+    )
+    assert far > 5 * near
+
+
+def test_raw_states_travel_without_latents(encoder: Encoder, state: KVState) -> None:
+    coded = encoder.encode(state, RAW_KV_FP8)
+    assert len(coded.payload) == state.tokens * encoder.state_dim
+    assert coded.distortion.latent_residual == 0
+
+
+def test_equal_encoders_give_equal_bytes_and_digests(encoder: Encoder, source: KVLayout) -> None:
+    again = make_encoder(source)
+    assert again.to_bytes() == encoder.to_bytes() and again.digest == encoder.digest
+    back = Encoder.from_bytes(encoder.to_bytes())
+    assert back.to_bytes() == encoder.to_bytes() and back.points == encoder.points
+    assert make_encoder(source, selector="kv_norm").digest != encoder.digest
+
+
+def test_another_models_state_is_refused(encoder: Encoder, vlms: dict[str, VLM]) -> None:
+    x = KVState(*[np.zeros((1, 1, 4, 2), np.float32)] * 2, np.arange(4), (2, 2), np.ones(4) / 4)
+    with pytest.raises(IncompatibleLayoutError, match="d_s"):
+        encoder.encode(x, encoder.point(1))
+
+
+def test_a_state_with_nan_never_leaves_the_edge(encoder: Encoder, state: KVState) -> None:
+    keys = state.keys.copy()
+    keys[0, 0, 3, 1] = np.nan
+    broken = KVState(keys, state.values, state.positions, state.grid, state.attention)
+    for point in CODED:
+        with pytest.raises(NonFiniteError):
+            encoder.encode(broken, point)
+
+
+def test_points_without_latents_are_refused(encoder: Encoder, state: KVState) -> None:
+    with pytest.raises(ConfigError):
+        encoder.encode(state, PICTURE)
+    with pytest.raises(FrameMalformedError):
+        encoder.decode(b"x", np.ones(16, dtype=np.bool_), PICTURE)
+    with pytest.raises(FrameMalformedError, match="unknown"):
+        encoder.point(77)
+    with pytest.raises(ConfigError):
+        encoder.encode(state, encoder.point(1), kept=np.zeros(state.tokens, dtype=np.bool_))
+
+
+def test_a_short_payload_is_refused(encoder: Encoder, state: KVState) -> None:
+    coded = encoder.encode(state, encoder.point(1))
+    with pytest.raises(FrameTruncatedError):
+        encoder.decode(coded.payload[:-1], coded.kept, encoder.point(1))
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"x_mean": np.zeros(3, np.float32)},
+        {"x_scale": np.zeros(192, np.float32)},
+        {"latent_mean": np.full(RANK, np.nan, np.float32)},
+        {"projection": np.zeros((192, RANK), np.float64)},
+        {"projection": np.zeros(192, np.float32)},
+        {"steps": {}},
+        {"steps": {"fine": np.zeros(RANK, np.float32), "coarse": np.ones(RANK, np.float32)}},
+        {"entropy": {}},
+        {"selector": "nosuch"},
+        {"points": (OperatingPoint(0, "p", quantizer="fp9", rank=RANK, steps="fine"),)},
+        {"points": (OperatingPoint(0, "p", quantizer="int8", rank=RANK + 1, steps="fine"),)},
+    ],
+    ids=lambda over: next(iter(over)),
+)
+def test_parts_that_contradict_each_other_are_refused(
+    source: KVLayout, over: dict[str, Any]
+) -> None:
+    assert source.state_dim == 192
+    with pytest.raises(BundleFormatError):
+        make_encoder(source, **over)
+
+
+def test_a_blob_that_is_not_exactly_an_encoder_is_refused(encoder: Encoder) -> None:
+    blob = encoder.to_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header, body = json.loads(blob[8 : 8 + length]), blob[8 + length :]
+
+    def rebuilt(change: Any) -> bytes:
+        changed = json.loads(json.dumps(header))
+        change(changed)
+        text = json.dumps(changed).encode()
+        return struct.pack("<Q", len(text)) + text + body
+
+    def metadata(**over: Any) -> Any:
+        def change(changed: dict[str, Any]) -> None:
+            (key,) = changed["__metadata__"]
+            plain = json.loads(changed["__metadata__"][key])
+            changed["__metadata__"][key] = json.dumps({**plain, **over})
+
+        return change
+
+    wrong = [
+        b"",
+        b"short",
+        blob[:-1],
+        blob + b"\0",
+        struct.pack("<Q", 1 << 60) + blob[8:],
+        rebuilt(lambda h: h.pop("x_mean")),
+        rebuilt(lambda h: h.pop("__metadata__")),
+        rebuilt(lambda h: h.update(surprise=h.pop("raw_scale"))),
+        rebuilt(metadata(format=2)),
+        rebuilt(metadata(extra=1)),
+        rebuilt(metadata(operating_points=[{}])),
+        rebuilt(metadata(operating_points="no")),
+    ]
+    for bad in wrong:
+        with pytest.raises(BundleFormatError):
+            Encoder.from_bytes(bad)
+    assert Encoder.from_bytes(rebuilt(lambda h: None)).digest == encoder.digest
+
+
+def test_no_flipped_bit_of_a_payload_crashes_the_decoder(encoder: Encoder, state: KVState) -> None:
+    rng = np.random.default_rng(5)
+    for point in CODED:
+        coded = encoder.encode(state, point)
+        for _ in range(60):
+            broken = bytearray(coded.payload)
+            broken[rng.integers(len(broken))] ^= 1 << int(rng.integers(8))
+            try:
+                z = encoder.decode(bytes(broken), coded.kept, point)
+            except BridgeError:
+                continue
+            assert z.shape == coded.z.shape and np.isfinite(z).all()
+
+
+def test_the_edge_half_runs_without_torch() -> None:
+    code = (
+        "import sys, projector.encoder, projector.select, projector.bundle; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'onnxruntime')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
