@@ -1,0 +1,347 @@
+"""The run: source → view → uplink → records, with bounded memory and nothing dropped.
+
+Knows the order of things and what becomes of each failure; knows nothing of tensors, gRPC or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from edge_agent.encode import Clock, Plan, choose_point
+from edge_agent.logs import Logger
+from edge_agent.metrics import Metrics
+from edge_agent.pipeline import NewId, Outgoing, View, check_question
+from edge_agent.records import AnswerRecord
+from edge_agent.sources import Capture, Source
+from edge_agent.uplink import Outcome, Scene, Uplink
+from edge_agent.vlm import EdgeModel
+from projector.select import get as get_selector
+from protos.errors import (
+    BridgeError,
+    BundleVersionError,
+    ConfigError,
+    IncompatibleLayoutError,
+    PictureError,
+    ProtocolVersionError,
+)
+
+FATAL = (ConfigError, IncompatibleLayoutError, BundleVersionError, ProtocolVersionError)
+"""Errors that every further frame would meet as well: they end the run."""
+
+
+def new_request_id() -> bytes:
+    """Eight random bytes."""
+    return secrets.token_bytes(8)
+
+
+@dataclass
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        captures: taken from the source.
+        questions: that ended, one record each (a failed capture counts as one).
+        answered: by the service.
+        fallbacks: that the small model answered because the service could not.
+        failed: without an answer.
+        payload_bytes: of the frames of answered questions.
+        first_error: the first that left a question without an answer.
+    """
+
+    captures: int = 0
+    questions: int = 0
+    answered: int = 0
+    fallbacks: int = 0
+    failed: int = 0
+    payload_bytes: int = 0
+    first_error: BridgeError | None = None
+
+
+@dataclass
+class Agent:
+    """One run over one source.
+
+    Attributes:
+        source: where captures come from.
+        model: the small model.
+        uplink: the way to the server.
+        plan: how frames are made.
+        on_record: gets every record, in the order in which questions end.
+        metrics: what is counted.
+        log: structured logger.
+        questions: asked about every capture; empty asks each capture's own.
+        ask_mode: hold each frame once and put its questions by Ask.
+        edge_only_too: also answer with the small model.
+        edge_fallback: answer with the small model where the service could not.
+        on_capture: called when a capture has ended, for a progress bar.
+        new_id: makes request ids.
+        clock: seconds, for stage times.
+    """
+
+    source: Source
+    model: EdgeModel
+    uplink: Uplink
+    plan: Plan
+    on_record: Callable[[AnswerRecord], None]
+    metrics: Metrics
+    log: Logger
+    questions: tuple[str, ...] = ()
+    ask_mode: bool = False
+    edge_only_too: bool = False
+    edge_fallback: bool = False
+    on_capture: Callable[[], None] = lambda: None
+    new_id: NewId = new_request_id
+    clock: Clock = time.perf_counter
+    summary: Summary = field(default_factory=Summary)
+    _stopping: bool = field(default=False, repr=False)
+    _fatal: BridgeError | None = field(default=None, repr=False)
+
+    def stop(self) -> None:
+        """Take no further capture; what is in flight still ends."""
+        self._stopping = True
+
+    async def run(self) -> Summary:
+        """Work through the source.
+
+        Raises:
+            BridgeError: no session could be agreed, the settings do not fit the server, or a
+                capture has no question.
+        """
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            session = await self.uplink.connect()
+            point = choose_point(self.plan, session)
+            if point.kind != "picture":
+                get_selector(self.plan.selector or session.encoder.selector)
+            captures = iter(self.source)
+            while not self._stopping and self._fatal is None:
+                capture = await asyncio.to_thread(self._next, captures)
+                if capture is None:
+                    break
+                self.summary.captures += 1
+                self.metrics.captures.inc()
+                await self._start(capture, tasks)
+            if tasks:
+                await asyncio.wait(tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        finally:
+            await self.uplink.close()
+        if self._fatal is not None:
+            raise self._fatal
+        return self.summary
+
+    def _next(self, captures: Iterator[Capture]) -> Capture | None:
+        start = self.clock()
+        capture = next(captures, None)
+        self.metrics.stage_seconds.labels("read").observe(self.clock() - start)
+        return capture
+
+    async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
+        """See the picture, wait for credit, and leave the rest to a task."""
+        questions = self.questions or capture.questions
+        try:
+            if capture.error is None and not questions:
+                raise ConfigError(
+                    f"nothing to ask about {capture.name}: give --question, or a source that "
+                    "brings its own"
+                )
+            view = View(capture, self.model, self.plan, self.metrics, self.clock)
+            if self.plan.point != "picture" or self.edge_only_too:
+                await asyncio.to_thread(view.see)
+        except PictureError as error:
+            self._capture_failed(capture, error)
+            return
+        groups = [questions] if self.ask_mode else [(question,) for question in questions]
+        left = len(groups)
+
+        async def one(group: tuple[str, ...], credit: AsyncExitStack) -> None:
+            nonlocal left
+            async with credit:
+                if self.ask_mode:
+                    await self._hold_and_ask(view, group)
+                else:
+                    await self._infer(view, group[0])
+            left -= 1
+            if left == 0:
+                self.on_capture()
+
+        for group in groups:
+            credit = AsyncExitStack()
+            await credit.enter_async_context(self.uplink.credit())
+            task = asyncio.create_task(one(group, credit))
+            tasks.add(task)
+            task.add_done_callback(lambda done: self._ended(done, tasks))
+
+    def _ended(self, task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
+        if task.cancelled():
+            return
+        tasks.discard(task)
+        error = task.exception()
+        if error is None:
+            return
+        self._stopping = True
+        if self._fatal is None:
+            self._fatal = (
+                error
+                if isinstance(error, BridgeError)
+                else BridgeError(f"the agent failed: {type(error).__name__}: {error}")
+            )
+
+    async def _infer(self, view: View, question: str) -> None:
+        parcel = Outgoing(self.new_id(), question, view, self.new_id)
+        edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
+        outcome = await self.uplink.deliver(parcel)
+        await self._record(view, question, outcome, outcome, edge)
+
+    async def _hold_and_ask(self, view: View, questions: tuple[str, ...]) -> None:
+        held = await self.uplink.hold(Outgoing(self.new_id(), "", view, self.new_id))
+        for question in questions:
+            edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
+            frame = held.outcome if isinstance(held, Scene) else held
+            outcome = held if isinstance(held, Outcome) else await self._ask(held, question)
+            await self._record(view, question, outcome, frame, edge)
+
+    async def _ask(self, scene: Scene, question: str) -> Outcome:
+        request_id = self.new_id()
+        try:
+            check_question(question, scene.session.limits)
+        except BridgeError as error:
+            return Outcome(request_id, error=error)
+        return await self.uplink.ask(scene, request_id, question, self.plan.max_new_tokens)
+
+    async def _edge_answer(
+        self, view: View, question: str, wanted: bool
+    ) -> tuple[str | None, float]:
+        if not wanted:
+            return None, 0.0
+        try:
+            text, milliseconds = await asyncio.to_thread(view.edge_answer, question)
+        except BridgeError as error:
+            self.log.warning("edge_only_failed", capture=view.capture.name, cause=str(error))
+            return None, 0.0
+        self.metrics.edge_only_answers.inc()
+        return text, milliseconds
+
+    async def _record(
+        self,
+        view: View,
+        question: str,
+        outcome: Outcome,
+        frame: Outcome,
+        edge: asyncio.Task[tuple[str | None, float]],
+    ) -> None:
+        """Turn what happened into one record; `frame` is the outcome that carried the frame."""
+        edge_answer, edge_only_ms = await edge
+        fallback = outcome.answer.fallback if outcome.answer is not None else ""
+        error = outcome.error
+        if error is not None and self.edge_fallback:
+            if edge_answer is None:
+                edge_answer, edge_only_ms = await self._edge_answer(view, question, True)
+            if edge_answer is not None:
+                fallback = _cause(error)
+        packed = frame.packed
+        edge_ms = {
+            "prefill": view.prefill_ms,
+            "select": packed.select_ms if packed else 0.0,
+            "encode": packed.encode_ms if packed else 0.0,
+            "uplink": outcome.uplink_ms,
+        }
+        if edge_answer is not None:
+            edge_ms["edge_only"] = edge_only_ms
+        record = AnswerRecord(
+            request_id=outcome.request_id.hex(),
+            capture=view.capture.name,
+            captured_at=view.capture.captured_at,
+            question=question,
+            answer=outcome.answer.text if outcome.answer is not None else None,
+            edge_answer=edge_answer,
+            frame_number=packed.frame_number if packed else None,
+            point=packed.point if packed else "",
+            tokens=packed.tokens if packed else 0,
+            kept_tokens=packed.kept_tokens if packed else 0,
+            payload_bytes=len(packed.request.frame.payload) if packed else 0,
+            message_bytes=outcome.message_bytes,
+            attempts=outcome.attempts,
+            edge_ms=edge_ms,
+            server_ms=_server_ms(outcome),
+            distortion=_distortion(outcome, frame),
+            answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
+            from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
+            fallback=fallback,
+            error=_error(error),
+        )
+        if outcome.attempts:
+            self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
+        self._finish(record, error)
+
+    def _capture_failed(self, capture: Capture, error: BridgeError) -> None:
+        self.metrics.capture_errors.labels(error.name).inc()
+        self._finish(
+            AnswerRecord("", capture.name, capture.captured_at, "", error=_error(error)), error
+        )
+        self.on_capture()
+
+    def _finish(self, record: AnswerRecord, error: BridgeError | None) -> None:
+        summary = self.summary
+        summary.questions += 1
+        bound = {"request_id": record.request_id, "capture": record.capture}
+        if error is None:
+            summary.answered += 1
+            summary.payload_bytes += record.payload_bytes
+            self.metrics.answers.inc()
+            self.log.info("answered", **bound, uplink_ms=round(record.edge_ms["uplink"], 1))
+        else:
+            self.metrics.refusals.labels(error.name).inc()
+            self.log.warning("not_answered", **bound, error=error.name, cause=str(error))
+            if record.fallback:
+                summary.fallbacks += 1
+            else:
+                summary.failed += 1
+                summary.first_error = summary.first_error or error
+            if isinstance(error, FATAL):
+                self._fatal = self._fatal or error
+        self.on_record(record)
+
+
+def _cause(error: BridgeError) -> str:
+    """The design's word for why the service's answer is missing."""
+    if 200 <= error.code < 300:
+        return "corrupt"
+    if 300 <= error.code < 400 or 600 <= error.code < 700:
+        return "incompatible"
+    return "offline"
+
+
+def _error(error: BridgeError | None) -> dict[str, object] | None:
+    if error is None:
+        return None
+    return {"code": error.code, "name": error.name, "message": str(error)}
+
+
+def _server_ms(outcome: Outcome) -> dict[str, float]:
+    if outcome.answer is None or not outcome.answer.HasField("timings"):
+        return {}
+    timings = outcome.answer.timings
+    return {
+        entry.name.removesuffix("_ms"): getattr(timings, entry.name)
+        for entry in timings.DESCRIPTOR.fields
+    }
+
+
+def _distortion(outcome: Outcome, frame: Outcome) -> dict[str, float]:
+    measured = frame.packed.distortion if frame.packed is not None else None
+    figures = dataclasses.asdict(measured) if measured is not None else {}
+    if outcome.answer is not None and outcome.answer.HasField("distortion"):
+        for name in ("expected_error", "bound"):
+            figures[name] = getattr(outcome.answer.distortion, name)
+    return figures

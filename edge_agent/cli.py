@@ -1,0 +1,372 @@
+"""The console script `edge-agent`: run over a source, ask about one picture, inspect a model.
+
+Knows flags, exit codes and what is printed where: records and results on standard output, logs, the
+progress bar and errors on standard error. Flags are made from the settings, so each has one home.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edge_agent import logs, settings
+from edge_agent.agent import Agent, Summary
+from edge_agent.encode import AUTO, PICTURE, Plan
+from edge_agent.health import HealthServer
+from edge_agent.metrics import Metrics
+from edge_agent.picture import PictureCodec
+from edge_agent.records import AnswerRecord, RecordWriter
+from edge_agent.session import agent_version, dial_insecure
+from edge_agent.settings import Settings
+from edge_agent.sources import Source, open_source
+from edge_agent.sources.folder import Folder
+from edge_agent.store import EncoderStore
+from edge_agent.uplink import RetryPolicy, Uplink
+from edge_agent.vlm import EdgeModel, load
+from projector import configuration
+from projector.select import get as get_selector
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    ModelError,
+    PictureError,
+    SourceError,
+)
+
+_INTERRUPTED = 130
+_TERMINATED = 143
+_BROKEN_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script.
+
+    Args:
+        argv: the arguments after the program's name; the process's own by default.
+
+    Returns:
+        0, or the exit code of the error that was met first (`protos/errors.py`).
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines would break the JSON logs
+    try:
+        args = _parser().parse_args(argv)
+        return int(args.command(args))
+    except BridgeError as error:
+        print(f"edge-agent: {error.name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except asyncio.CancelledError:
+        return _TERMINATED
+    except BrokenPipeError:
+        # Whoever read standard output is gone; keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _run(args: argparse.Namespace) -> int:
+    chosen = _settings(args)
+    if args.check_config:
+        return _check(chosen)
+    source = open_source(_source(chosen))
+    writer = RecordWriter(chosen.output)
+    try:
+        return _work(chosen, source, writer.write)
+    finally:
+        writer.close()
+
+
+def _ask(args: argparse.Namespace) -> int:
+    flags = _flags(args)
+    flags.update(questions=[args.question], progress=flags.get("progress", False))
+    flags.setdefault("log_level", "warning")
+    chosen = settings.load(flags, args.config)
+    if args.check_config:
+        return _check(chosen)
+    path = Path(args.picture)
+    if not path.is_file():
+        raise PictureError(f"{path}: there is no such file")
+    records: list[AnswerRecord] = []
+    code = _work(chosen, Folder.from_path(path), records.append)
+    for record in records:
+        if args.json:
+            print(record.to_json())
+        elif record.answer is not None:
+            print(record.answer)
+        elif record.edge_answer is not None:
+            print(f"{record.edge_answer}  (edge_only: {record.fallback})")
+    return code
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    flags = _flags(args)
+    if args.path is not None:
+        flags["model"] = args.path
+    chosen = settings.load(flags, args.config)
+    layout = _model(chosen).layout
+    shown = json.loads(layout.to_json())
+    shown.update(
+        fingerprint=layout.fingerprint,
+        tokens=layout.tokens,
+        state_dim=layout.state_dim,
+        raw_fp8_bytes_per_picture=layout.tokens * layout.state_dim,
+    )
+    print(json.dumps(shown, indent=2))
+    return 0
+
+
+def _no_command(args: argparse.Namespace) -> int:
+    if args.check_config:
+        return _check(settings.load({}, args.config))
+    raise ConfigError("no command: run, ask or inspect (see edge-agent --help)")
+
+
+# ---------------------------------------------------------------------- putting a run together
+
+
+def _check(chosen: Settings) -> int:
+    """Find, without loading the model or calling the server, what a run would stumble over."""
+    _model_path(chosen)
+    if chosen.source:
+        open_source(chosen.source)
+    if chosen.selector is not None:
+        get_selector(chosen.selector)
+    print(json.dumps(chosen.model_dump(mode="json"), indent=2))
+    return 0
+
+
+def _work(chosen: Settings, source: Source, on_record: Callable[[AnswerRecord], None]) -> int:
+    bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
+    log = logs.configure(chosen.log_level, bar=bar)
+    metrics = Metrics()
+    with ExitStack() as stack:
+        uplinks: list[Uplink] = []
+        if chosen.metrics_port is not None:
+            health = HealthServer(
+                metrics.registry,
+                lambda: "" if uplinks and uplinks[0].connected else "no session with the server",
+                chosen.metrics_host,
+                chosen.metrics_port,
+            )
+            stack.callback(health.close)
+            log.info("metrics", host=health.host, port=health.port)
+        model = _model(chosen)
+        summary = asyncio.run(_drive(chosen, source, model, on_record, metrics, log, bar, uplinks))
+    log.info(
+        "done",
+        captures=summary.captures,
+        answered=summary.answered,
+        fallbacks=summary.fallbacks,
+        failed=summary.failed,
+        payload_bytes=summary.payload_bytes,
+    )
+    if summary.first_error is not None:
+        error = summary.first_error
+        print(
+            f"edge-agent: {summary.failed} of {summary.questions} without an answer; the first: "
+            f"{error.name}: {error}",
+            file=sys.stderr,
+        )
+        return error.exit_code
+    return 0
+
+
+async def _drive(
+    chosen: Settings,
+    source: Source,
+    model: EdgeModel,
+    on_record: Callable[[AnswerRecord], None],
+    metrics: Metrics,
+    log: logs.Logger,
+    bar: bool,
+    uplinks: list[Uplink],
+) -> Summary:
+    uplink = Uplink(
+        model.layout,
+        dial_insecure(chosen.server),
+        EncoderStore(chosen.state_dir),
+        metrics,
+        log,
+        RetryPolicy(
+            give_up_s=chosen.give_up_s,
+            retries=chosen.retries,
+            backoff_s=chosen.backoff_s,
+            backoff_max_s=chosen.backoff_max_s,
+            answer_timeout_s=chosen.answer_timeout_s,
+            connect_timeout_s=chosen.connect_timeout_s,
+        ),
+        chosen.in_flight,
+    )
+    uplinks.append(uplink)
+    plan = Plan(
+        chosen.point,
+        chosen.selector,
+        chosen.token_budget,
+        chosen.token_threshold,
+        PictureCodec(chosen.picture_codec, chosen.picture_quality, chosen.picture_px),
+        chosen.max_new_tokens,
+    )
+    with _progress(len(source), bar) as advance:
+        agent = Agent(
+            source,
+            model,
+            uplink,
+            plan,
+            on_record,
+            metrics,
+            log,
+            questions=chosen.questions,
+            ask_mode=chosen.question_mode == "ask",
+            edge_only_too=chosen.edge_only_too,
+            edge_fallback=chosen.edge_fallback,
+            on_capture=advance,
+        )
+        _stop_on_signals(agent, log)
+        return await agent.run()
+
+
+class _progress:
+    """A bar on standard error, one step a capture; nothing where it is not wanted."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total, disable=not wanted, file=sys.stderr, unit="capture", dynamic_ncols=True
+        )
+
+    def __enter__(self) -> Callable[[], None]:
+        return lambda: self._bar.update(1) and None
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
+    """The first SIGINT or SIGTERM ends the run after what is in flight; the second at once."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def asked(number: signal.Signals) -> None:
+        log.warning("stopping", signal=number.name)
+        agent.stop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+        if number is signal.SIGTERM and task is not None:
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, asked, each)
+
+
+def _model_path(chosen: Settings) -> Path:
+    if chosen.model is None:
+        raise ConfigError(
+            f"no model: give --model, {settings.PREFIX}MODEL or 'model' in the configuration file"
+        )
+    if not (chosen.model / "config.json").is_file():
+        raise ModelError(f"{chosen.model} holds no config.json: it is not a checkpoint")
+    return chosen.model
+
+
+def _model(chosen: Settings) -> EdgeModel:
+    return load(_model_path(chosen), chosen.device, chosen.dtype)
+
+
+def _source(chosen: Settings) -> str:
+    if not chosen.source:
+        raise SourceError(
+            f"no source: give --source, {settings.PREFIX}SOURCE or 'source' in the configuration "
+            "file"
+        )
+    return chosen.source
+
+
+# ---------------------------------------------------------------------- flags from settings
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    return settings.load(_flags(args), args.config)
+
+
+def _flags(args: argparse.Namespace) -> dict[str, Any]:
+    return configuration.given_flags(args, Settings)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="edge-agent",
+        description="The device side of Neural Bridge: a small model sees the picture, a few\n"
+        "latents of its cache travel, the large model in the cloud answers.",
+        epilog="exit codes: 0 where every question was answered, otherwise that of the first "
+        f"error;\n{_INTERRUPTED} or {_TERMINATED} where a second SIGINT or SIGTERM cut the run "
+        f"short:\n{configuration.exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {agent_version()}")
+    configuration.add_config_flags(parser, Settings)
+    parser.set_defaults(command=_no_command)
+    commands = parser.add_subparsers(title="commands", metavar="run | ask | inspect")
+
+    run = _command(commands, "run", "answer questions about every capture of a source", _run)
+    _add_settings(run)
+
+    ask = _command(commands, "ask", "one picture, one question: print the answer", _ask)
+    ask.add_argument("picture", help="a PNG, JPEG, WebP or BMP file")
+    ask.add_argument("question", help="asked about the picture")
+    ask.add_argument("--json", action="store_true", help="print the whole record instead")
+    _add_settings(ask, leave_out=("source", "questions", "question_mode", "output"))
+
+    inspect = _command(
+        commands, "inspect", "print a model's cache layout and its fingerprint", _inspect
+    )
+    inspect.add_argument("path", nargs="?", type=Path, help="the checkpoint (instead of --model)")
+    _add_settings(inspect, only=("model", "device", "dtype"))
+    return parser
+
+
+def _command(
+    commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Flags beat the environment, which beats the "
+        "configuration file, which beats the defaults.",
+    )
+    configuration.add_config_flags(parser, Settings, top=False)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_settings(
+    parser: argparse.ArgumentParser, only: Sequence[str] = (), leave_out: Sequence[str] = ()
+) -> None:
+    configuration.add_setting_flags(
+        parser,
+        Settings,
+        only=only,
+        leave_out=leave_out,
+        aliases={"questions": "--question"},
+        metavars={"point": f"{AUTO}|raw_kv_fp8|{PICTURE}|NAME"},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Select and encode: a `KVState` to a payload, at an operating point, timed.
+
+Pure: no network, no torch. The kept tokens are chosen by a selector of `projector.select`; latents,
+quantizer and distortion are `projector.encoder`'s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.picture import PictureCodec
+from edge_agent.session import Session
+from projector.encoder import Encoder
+from projector.select import get as get_selector
+from protos.errors import ConfigError
+from protos.frame import Distortion, OperatingPoint
+from protos.layout import KVState
+
+AUTO = "auto"
+PICTURE = "picture"
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How frames are to be made, whatever the session.
+
+    Attributes:
+        point: auto, or an operating point's name.
+        selector: name of a token selector; None takes the encoder's own.
+        token_budget: tokens kept; None takes the operating point's.
+        token_threshold: share of the scores that the kept tokens must reach; None: no threshold.
+        picture: how the picture point makes its file.
+        max_new_tokens: longest answer.
+    """
+
+    point: str = AUTO
+    selector: str | None = None
+    token_budget: int | None = None
+    token_threshold: float | None = None
+    picture: PictureCodec = PictureCodec()
+    max_new_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One picture's payload.
+
+    Attributes:
+        point: the operating point it was made at.
+        tokens: image tokens of the grid, 0 for a picture.
+        kept: `[tokens]` bool.
+        payload: the quantized latents, or the picture's file; without the kept bitmap.
+        distortion: as `protos.distortion` defines the figures; None for a picture.
+    """
+
+    point: OperatingPoint
+    tokens: int
+    kept: npt.NDArray[np.bool_]
+    payload: bytes
+    distortion: Distortion | None
+    select_ms: float
+    encode_ms: float
+
+
+def choose_point(plan: Plan, session: Session) -> OperatingPoint:
+    """Resolve the plan's point to one of the session's.
+
+    Raises:
+        ConfigError: the server has no point of that name; the message lists those it has.
+    """
+    name = session.advised if plan.point == AUTO else plan.point
+    found = session.points.get(name)
+    if found is not None:
+        return found
+    names = [*session.points, AUTO]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"point {name!r} is not one of the server's ({', '.join(sorted(names))}){hint}"
+    )
+
+
+def encode_state(
+    state: KVState,
+    encoder: Encoder,
+    point: OperatingPoint,
+    plan: Plan,
+    clock: Clock = time.perf_counter,
+) -> Coded:
+    """Choose the tokens to keep and encode them.
+
+    Args:
+        state: one picture's cache, RoPE removed.
+        encoder: the edge half of the bundle.
+        point: a latent or raw point.
+        plan: selector, budget and threshold.
+        clock: seconds, for the two timings.
+
+    Raises:
+        ConfigError: the selector is unknown.
+        NonFiniteError: the state holds NaN or infinity.
+    """
+    start = clock()
+    selector = get_selector(plan.selector or encoder.selector)
+    budget = plan.token_budget if plan.token_budget is not None else point.tokens or None
+    if budget is None and plan.token_threshold is None:
+        kept = np.ones(state.positions.shape[0], dtype=np.bool_)
+    else:
+        kept = selector.keep(state, budget, plan.token_threshold)
+    selected = clock()
+    encoded = encoder.encode(state, point, kept)
+    done = clock()
+    return Coded(
+        point=point,
+        tokens=int(state.positions.shape[0]),
+        kept=encoded.kept,
+        payload=encoded.payload,
+        distortion=encoded.distortion,
+        select_ms=(selected - start) * 1000,
+        encode_ms=(done - selected) * 1000,
+    )

@@ -1,0 +1,44 @@
+"""The picture point: the picture itself as a PNG, JPEG or WebP file.
+
+Knows Pillow's encoders; knows nothing of caches. This is the rung that every other one is measured
+against.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class PictureCodec:
+    """How a picture becomes a file.
+
+    Attributes:
+        codec: png, jpeg or webp.
+        quality: 1 to 100, for JPEG and WebP.
+        longest_px: longest side after a reduction; 0 keeps the size. Never enlarges.
+    """
+
+    codec: str = "webp"
+    quality: int = 80
+    longest_px: int = 0
+
+    def encode(self, picture: Image.Image) -> bytes:
+        """Return the file's bytes."""
+        picture = picture.convert("RGB")
+        longest = max(picture.size)
+        if 0 < self.longest_px < longest:
+            scale = self.longest_px / longest
+            width, height = (max(1, round(side * scale)) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        if self.codec == "png":
+            picture.save(buffer, "PNG", optimize=True)
+        elif self.codec == "jpeg":
+            picture.save(buffer, "JPEG", quality=self.quality, optimize=True)
+        else:
+            picture.save(buffer, "WEBP", quality=self.quality, method=4)
+        return buffer.getvalue()

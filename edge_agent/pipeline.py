@@ -1,0 +1,242 @@
+"""One capture to the requests that carry it: see, select, encode, seal.
+
+Pure but for the model it is handed: no network, no disk. A capture is seen once and encoded once
+per encoder and operating point, however many questions, sessions and resends there are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+from edge_agent.encode import Clock, Coded, Plan, choose_point, encode_state
+from edge_agent.metrics import Metrics
+from edge_agent.session import Session
+from edge_agent.sources import Capture
+from edge_agent.uplink import Packed
+from edge_agent.vlm import EdgeModel, Sight
+from protos.errors import FrameTooLargeError, PictureError, QuestionError, QuestionTooLongError
+from protos.frame import Distortion, Header, Limits, OperatingPoint, pack_header, seal
+
+NewId = Callable[[], bytes]
+
+
+class View:
+    """One capture and everything that has been made of it; safe to use from several threads.
+
+    Args:
+        capture: with a picture.
+        model: the small model.
+        plan: how its frames are made.
+        metrics: stage times and distortions go there.
+        clock: seconds.
+
+    Raises:
+        PictureError: the capture has no picture.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        model: EdgeModel,
+        plan: Plan,
+        metrics: Metrics,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        if capture.picture is None:
+            raise capture.error or PictureError(f"{capture.name} has no picture")
+        self.capture = capture
+        self.plan = plan
+        self.prefill_ms = 0.0
+        self._picture: Image.Image = capture.picture
+        self._model = model
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sight: Sight | None = None
+        self._coded: dict[tuple[str, OperatingPoint], Coded] = {}
+
+    def see(self) -> Sight:
+        """Run the small model over the picture, the first time that it is asked for.
+
+        Raises:
+            PictureError: the model's processor refuses the picture.
+        """
+        with self._lock:
+            return self._see()
+
+    def edge_answer(self, question: str) -> tuple[str, float]:
+        """The small model's own answer, and its time in milliseconds (prefill not counted).
+
+        Raises:
+            QuestionError, QuestionTooLongError: the small model cannot take the question.
+        """
+        sight = self.see()
+        start = self._clock()
+        text = sight.answer(question, self.plan.max_new_tokens)
+        seconds = self._clock() - start
+        self._metrics.stage_seconds.labels("edge_only").observe(seconds)
+        return text, seconds * 1000
+
+    def coded(self, session: Session) -> Coded:
+        """Encode for a session, at the point that the plan and the server's advice name.
+
+        Raises:
+            ConfigError: the point or the selector is unknown.
+            FrameTooLargeError: the payload is over the server's limit.
+            NonFiniteError: the model's cache holds NaN or infinity.
+        """
+        point = choose_point(self.plan, session)
+        key = (session.encoder_digest, point)
+        with self._lock:
+            coded = self._coded.get(key)
+            if coded is None:
+                coded = self._encode(session, point)
+                self._coded[key] = coded
+        check_size(coded, session.limits)
+        return coded
+
+    def _see(self) -> Sight:
+        if self._sight is None:
+            start = self._clock()
+            self._sight = self._model.see(self._picture)
+            seconds = self._clock() - start
+            self.prefill_ms = seconds * 1000
+            self._metrics.stage_seconds.labels("prefill").observe(seconds)
+        return self._sight
+
+    def _encode(self, session: Session, point: OperatingPoint) -> Coded:
+        metrics = self._metrics
+        if point.kind == "picture":
+            coded = self._encode_picture(point, session.limits)
+        else:
+            state = self._see().state
+            coded = encode_state(state, session.encoder, point, self.plan, self._clock)
+            metrics.kept_tokens.observe(int(coded.kept.sum()))
+            metrics.stage_seconds.labels("select").observe(coded.select_ms / 1000)
+        metrics.stage_seconds.labels("encode").observe(coded.encode_ms / 1000)
+        if coded.distortion is not None:
+            metrics.quantization_error.observe(coded.distortion.quantize)
+            metrics.dropped_attention.observe(coded.distortion.dropped_attention)
+            metrics.latent_residual.observe(coded.distortion.latent_residual)
+            metrics.unfamiliarity.observe(coded.distortion.unfamiliarity)
+        return coded
+
+    def _encode_picture(self, point: OperatingPoint, limits: Limits) -> Coded:
+        start = self._clock()
+        wanted = self.plan.picture.longest_px or limits.max_picture_px
+        codec = replace(self.plan.picture, longest_px=min(wanted, limits.max_picture_px))
+        payload = codec.encode(self._picture)
+        return Coded(
+            point=point,
+            tokens=0,
+            kept=np.zeros(0, dtype=np.bool_),
+            payload=payload,
+            distortion=None,
+            select_ms=0.0,
+            encode_ms=(self._clock() - start) * 1000,
+        )
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One request on its way: a view, with one question or none; an `uplink.Parcel`."""
+
+    request_id: bytes
+    question: str
+    view: View
+    new_id: NewId
+    _sealed: dict[bytes, Packed] = field(default_factory=dict, repr=False)
+
+    def pack(self, session: Session) -> Packed:
+        """Seal for a session; for the same session always the same bytes.
+
+        Raises:
+            BridgeError: the question or the frame cannot be sent, typed.
+        """
+        packed = self._sealed.get(session.session_id)
+        if packed is None:
+            packed = self._seal(session)
+            self._sealed.clear()
+            self._sealed[session.session_id] = packed
+        return packed
+
+    def renew(self) -> Outgoing:
+        """The same frame under a fresh request id."""
+        return Outgoing(self.new_id(), self.question, self.view, self.new_id)
+
+    def _seal(self, session: Session) -> Packed:
+        check_question(self.question, session.limits)
+        coded = self.view.coded(session)
+        number, delta_ms = session.next_frame(self.view.capture.captured_at)
+        header, payload = pack_header(
+            Header(
+                operating_point=coded.point.index,
+                frame_number=number,
+                kept=coded.kept,
+                capture_delta_ms=delta_ms,
+                distortion=coded.distortion or Distortion(),
+            ),
+            coded.payload,
+        )
+        request = seal(
+            session.constants,
+            self.request_id,
+            header,
+            payload,
+            self.question,
+            min(self.view.plan.max_new_tokens, session.limits.max_new_tokens)
+            if self.question
+            else 0,
+        )
+        return Packed(
+            request=request,
+            frame_number=number,
+            point=coded.point.name,
+            tokens=coded.tokens,
+            kept_tokens=int(coded.kept.sum()),
+            distortion=coded.distortion,
+            select_ms=coded.select_ms,
+            encode_ms=coded.encode_ms,
+        )
+
+
+def check_question(question: str, limits: Limits) -> None:
+    """Refuse here what the server would refuse; an empty question (just hold) passes.
+
+    Raises:
+        QuestionError: blank but not empty.
+        QuestionTooLongError: longer than the server takes.
+    """
+    if question and not question.strip():
+        raise QuestionError("the question is blank: ask something")
+    length_bytes = len(question.encode())
+    if length_bytes > limits.max_question_bytes:
+        raise QuestionTooLongError(
+            f"the question has {length_bytes} bytes, the server takes {limits.max_question_bytes}"
+        )
+
+
+def check_size(coded: Coded, limits: Limits) -> None:
+    """Refuse here what the server would refuse.
+
+    Raises:
+        FrameTooLargeError: the payload or the grid is over the server's limit.
+    """
+    picture = coded.point.kind == "picture"
+    limit = limits.max_picture_bytes if picture else limits.max_payload_bytes
+    advice = "lower picture_quality or picture_px" if picture else "choose a point of fewer bytes"
+    if len(coded.payload) > limit:
+        raise FrameTooLargeError(
+            f"the payload has {len(coded.payload)} bytes at point {coded.point.name!r}, the server "
+            f"takes {limit}: {advice}"
+        )
+    if coded.tokens > limits.max_tokens:
+        raise FrameTooLargeError(
+            f"the model's picture takes {coded.tokens} tokens, the server takes {limits.max_tokens}"
+        )

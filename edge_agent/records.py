@@ -1,0 +1,113 @@
+"""What the consumer gets: one `AnswerRecord` per question, written as one JSON line.
+
+Knows the record's fields and how a line is written; knows nothing of how an answer came about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from protos.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """How one question about one capture ended.
+
+    Attributes:
+        request_id: hexadecimal; the same in both sides' logs. Empty where nothing was sent.
+        capture: the capture's name in its source.
+        captured_at: seconds since the Unix epoch.
+        question: as asked; empty where the capture itself failed.
+        answer: the service's answer; None where there is none.
+        edge_answer: the small model's own answer, if it was asked for.
+        frame_number: number of the frame in its session; None where nothing was sent.
+        point: operating point that the frame was sent at.
+        tokens: image tokens of the whole grid; 0 for a picture.
+        kept_tokens: tokens whose latents were sent.
+        payload_bytes: the frame's payload.
+        message_bytes: the request's message with everything in it; in ask mode the question's
+            alone (the frame travelled once, for all questions).
+        attempts: times that the request was sent.
+        edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
+        server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
+            ttft, total).
+        distortion: quantize, dropped_attention, latent_residual, unfamiliarity, and what the
+            server adds (expected_error, bound).
+        answer_tokens: tokens that the service generated.
+        from_memory: the service had answered this request before.
+        fallback: empty, or why the answer is not the projected frame's.
+        error: None, or `code`, `name` and `message` of what ended the question.
+    """
+
+    request_id: str
+    capture: str
+    captured_at: float
+    question: str
+    answer: str | None = None
+    edge_answer: str | None = None
+    frame_number: int | None = None
+    point: str = ""
+    tokens: int = 0
+    kept_tokens: int = 0
+    payload_bytes: int = 0
+    message_bytes: int = 0
+    attempts: int = 0
+    edge_ms: dict[str, float] = field(default_factory=dict)
+    server_ms: dict[str, float] = field(default_factory=dict)
+    distortion: dict[str, float] = field(default_factory=dict)
+    answer_tokens: int = 0
+    from_memory: bool = False
+    fallback: str = ""
+    error: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """One line of strict JSON, keys in the order of the fields."""
+        return json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+
+
+class RecordWriter:
+    """Appends records to a file, or to standard output for `-`; a line at a time.
+
+    Raises:
+        ConfigError: the file cannot be opened for writing.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._own = output != "-"
+        self._file: TextIO
+        if not self._own:
+            self._file = sys.stdout
+            return
+        try:
+            path = Path(output).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"output {output}: cannot be written: {error.strerror or error}"
+            ) from error
+
+    def write(self, record: AnswerRecord) -> None:
+        """Write one line and flush it, so that a reader sees whole records only."""
+        self._file.write(record.to_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, if it is one."""
+        if self._own:
+            self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,243 @@
+"""Agreeing with a server: Negotiate, then the encoder, from disk or by FetchEncoder.
+
+Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) → `FetchEncoder` (if not)
+→ `Session`. Knows the messages and the digests; knows nothing of frames in flight.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+
+from edge_agent.metrics import Metrics
+from edge_agent.store import EncoderStore
+from projector.encoder import MAX_BYTES, Encoder
+from protos.errors import (
+    BridgeError,
+    BundleCorruptError,
+    EngineUnavailableError,
+    FrameMalformedError,
+    IncompatibleLayoutError,
+    OfflineError,
+    OverloadedError,
+    ProtocolVersionError,
+    from_code,
+)
+from protos.frame import (
+    ERROR_METADATA_KEY,
+    PROTOCOL_VERSION,
+    Limits,
+    OperatingPoint,
+    points_from_json,
+    session_constants,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.quantize import QUANTIZERS
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+]
+
+Dial = Callable[[], grpc.aio.Channel]
+
+
+def dial_insecure(address: str) -> Dial:
+    """Return a factory of plain-text channels to `host:port`."""
+    return lambda: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def agent_version() -> str:
+    """Name the installed version (`0+unknown` from a bare source tree)."""
+    try:
+        return version("neural-bridge")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@dataclass
+class Session:
+    """What both sides hold constant while a session lasts.
+
+    Attributes:
+        points: operating points by name, the server's own.
+        advised: the point that the server advised last, or its default.
+        max_in_flight: the server's credit, changed by its advice.
+    """
+
+    session_id: bytes
+    constants: bytes
+    bundle_id: str
+    bundle_version: str
+    bundle_digest: str
+    encoder_digest: str
+    encoder: Encoder
+    limits: Limits
+    points: dict[str, OperatingPoint]
+    default_point: str
+    ladder: tuple[str, ...]
+    advised: str
+    max_in_flight: int
+    _frames: int = field(default=0, repr=False)
+    _captured_at: float | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def next_frame(self, captured_at: float) -> tuple[int, int]:
+        """Return a frame's number and the milliseconds since the previous frame's capture."""
+        with self._lock:
+            number, before = self._frames, self._captured_at
+            self._frames = (number + 1) % (1 << 32)
+            self._captured_at = captured_at
+        delta_ms = 0 if before is None else round((captured_at - before) * 1000)
+        return number, min(max(delta_ms, 0), (1 << 32) - 1)
+
+
+def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
+    """Turn a failed call into the typed error that it stands for.
+
+    The trailer `nb-error-code` decides; without it (no server of ours answered) the status does.
+    """
+    text = error.details() or error.code().name
+    trailer = error.trailing_metadata()
+    for key, value in trailer if trailer is not None else ():
+        if key == ERROR_METADATA_KEY and str(value).isdigit():
+            return from_code(int(value), text)
+    status = error.code()
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return OfflineError(f"the server cannot be reached: {text}")
+    if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadedError(text)
+    if status in (
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DATA_LOSS,
+    ):
+        return EngineUnavailableError(f"the call broke ({status.name}): {text}")
+    return BridgeError(f"the server refused the call ({status.name}): {text}")
+
+
+async def negotiate(
+    channel: grpc.aio.Channel,
+    layout: KVLayout,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float = 10.0,
+    before: Session | None = None,
+) -> Session:
+    """Open a session and see to it that its encoder is at hand.
+
+    Args:
+        channel: an open channel to the server.
+        layout: the small model's cache layout.
+        store: where encoders are kept on disk.
+        metrics: counts negotiations and fetches.
+        timeout_s: for each of the two calls, seconds.
+        before: the session before, if any; its encoder is used again where it is the same.
+
+    Raises:
+        BridgeError: the server's refusal, typed; OfflineError where nobody answers;
+            BundleCorruptError where the encoder does not match its digest.
+    """
+    stub = bridge_pb2_grpc.BridgeStub(channel)
+    request = bridge_pb2.NegotiateRequest(
+        protocol_version=PROTOCOL_VERSION,
+        source_layout_json=layout.to_json(),
+        codecs=sorted(QUANTIZERS),
+        agent_version=agent_version()[:64],
+        bundle_digest=before.bundle_digest if before else "",
+    )
+    try:
+        reply = await stub.Negotiate(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    expected = session_constants(reply.session_id, layout.fingerprint, reply.bundle_digest)
+    if not hmac.compare_digest(expected, reply.session_constants):
+        raise ProtocolVersionError(
+            "the server's session constants are not the ones this agent derives: the two sides "
+            "speak different versions of the protocol; update the older one"
+        )
+    if before is not None and before.encoder_digest == reply.encoder_digest:
+        encoder = before.encoder
+    else:
+        encoder = await _encoder(stub, reply, store, metrics, timeout_s)
+    if encoder.source_fingerprint != layout.fingerprint:
+        raise IncompatibleLayoutError(
+            f"the server's encoder is for the layout {encoder.source_fingerprint[:12]}…, this "
+            f"agent's model {layout.model_id!r} has {layout.fingerprint[:12]}…"
+        )
+    points = {point.name: point for point in points_from_json(reply.operating_points_json)}
+    if reply.default_point not in points:
+        raise FrameMalformedError(
+            f"the server's default point {reply.default_point!r} is not among its operating points"
+        )
+    limits = _limits(reply.limits)
+    metrics.negotiations.inc()
+    return Session(
+        session_id=reply.session_id,
+        constants=reply.session_constants,
+        bundle_id=reply.bundle_id,
+        bundle_version=reply.bundle_version,
+        bundle_digest=reply.bundle_digest,
+        encoder_digest=reply.encoder_digest,
+        encoder=encoder,
+        limits=limits,
+        points=points,
+        default_point=reply.default_point,
+        ladder=tuple(reply.ladder),
+        advised=reply.default_point,
+        max_in_flight=limits.max_in_flight,
+    )
+
+
+async def _encoder(
+    stub: Any,
+    reply: bridge_pb2.NegotiateResponse,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float,
+) -> Encoder:
+    blob = store.get(reply.encoder_digest)
+    if blob is None:
+        metrics.encoder_fetches.inc()
+        blob = await _fetch(stub, reply, timeout_s)
+        store.put(reply.encoder_digest, blob)
+    return Encoder.from_bytes(blob)
+
+
+async def _fetch(stub: Any, reply: bridge_pb2.NegotiateResponse, timeout_s: float) -> bytes:
+    request = bridge_pb2.FetchEncoderRequest(
+        session_id=reply.session_id, encoder_digest=reply.encoder_digest
+    )
+    blob = bytearray()
+    total = 0
+    try:
+        async for chunk in stub.FetchEncoder(request, timeout=timeout_s):
+            total = chunk.total_bytes
+            if total > MAX_BYTES or len(blob) + len(chunk.data) > total:
+                raise BundleCorruptError(
+                    f"the encoder is announced with {total} bytes and brings more, or exceeds "
+                    f"{MAX_BYTES} bytes"
+                )
+            blob += chunk.data
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    if len(blob) != total:
+        raise OfflineError(f"the encoder's stream ended after {len(blob)} of {total} bytes")
+    return bytes(blob)
+
+
+def _limits(message: bridge_pb2.Limits) -> Limits:
+    limits = Limits.from_proto(message)
+    if min(getattr(limits, entry.name) for entry in fields(limits)) <= 0:
+        raise FrameMalformedError(f"the server announces a limit of nothing: {limits}")
+    return limits

@@ -1,0 +1,191 @@
+"""Every setting of the agent: its name, type, default, meaning and where its value came from.
+
+Flags beat the environment (`NEURAL_BRIDGE_EDGE_*`), which beats the TOML file, which beats the
+defaults (`projector/configuration.py`). Knows nothing of models or the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from projector import configuration
+
+PREFIX = "NEURAL_BRIDGE_EDGE_"
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "neural-bridge" / "edge"
+
+
+class Settings(configuration.TypedSettings):
+    """The agent's settings; units end the names, and `description` is what `--help` prints."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    model: Path | None = Field(None, description="directory of the small model's checkpoint")
+    device: str = Field("cpu", description="torch device of the small model (cpu, cuda, cuda:0)")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="number format the small model runs in"
+    )
+    server: str = Field("127.0.0.1:50051", description="address of the cloud server, host:port")
+    source: str = Field(
+        "", description="where pictures come from: a path, folder:///path, yard://test?count=50"
+    )
+    questions: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="question asked about every picture, repeatable; without any, each capture's "
+        "own questions are asked (environment: a JSON list, or one question a line)",
+    )
+    question_mode: Literal["infer", "ask"] = Field(
+        "infer",
+        description="infer: each question travels with the frame; ask: the frame once, then each "
+        "question about it by Ask",
+    )
+    point: str = Field(
+        "auto",
+        min_length=1,
+        description="operating point: auto (the server's default and advice), a name of the "
+        "server's ladder, raw_kv_fp8, or picture",
+    )
+    picture_codec: Literal["png", "jpeg", "webp"] = Field(
+        "webp", description="file format of the picture point"
+    )
+    picture_quality: int = Field(
+        80, ge=1, le=100, description="JPEG or WebP quality of the picture point"
+    )
+    picture_px: int = Field(
+        0,
+        ge=0,
+        le=16384,
+        description="longest side of the picture point in pixels; 0 sends it as captured",
+    )
+    selector: str | None = Field(
+        None, description="token selector; without it the one named by the bundle"
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="tokens kept per picture; without it the operating point's own",
+    )
+    token_threshold: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="keep the fewest tokens whose scores reach this share of their sum",
+    )
+    max_new_tokens: int = Field(16, ge=1, le=4096, description="longest answer, in tokens")
+    in_flight: int = Field(
+        8, ge=1, le=1024, description="frames on their way at once (the server may allow fewer)"
+    )
+    output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of /metrics, /healthz and /readyz; 0 takes a free one, none without it",
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that port is bound to")
+    state_dir: Path = Field(
+        default_factory=_default_state_dir,
+        description="directory in which encoders are kept, by digest",
+    )
+    give_up_s: float = Field(
+        180.0,
+        ge=0.0,
+        le=86400.0,
+        description="how long a frame is kept and sent again before it ends with an error, seconds",
+    )
+    retries: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="times that a frame is sent again; without it as often as fits into give_up_s",
+    )
+    backoff_s: float = Field(
+        0.2, gt=0.0, le=60.0, description="upper end of the first pause between attempts, seconds"
+    )
+    backoff_max_s: float = Field(
+        10.0, gt=0.0, le=3600.0, description="upper end of any pause between attempts, seconds"
+    )
+    connect_timeout_s: float = Field(
+        10.0, gt=0.0, le=600.0, description="longest wait for Negotiate and FetchEncoder, seconds"
+    )
+    answer_timeout_s: float = Field(
+        60.0,
+        gt=0.0,
+        le=3600.0,
+        description="longest wait for an answer before its frame is sent again, seconds",
+    )
+    edge_only_too: bool = Field(
+        False, description="answer every question with the small model itself as well"
+    )
+    edge_fallback: bool = Field(
+        False,
+        description="where the service gives no answer, answer with the small model (marked as "
+        "a fallback, with its cause)",
+    )
+    progress: bool | None = Field(
+        None, description="progress bar on standard error; without it, on a terminal only"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe event that is logged (JSON lines on standard error)"
+    )
+
+    @field_validator("questions", mode="before")
+    @classmethod
+    def _split_questions(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [line for line in value.splitlines() if line.strip()]
+
+    @field_validator("questions")
+    @classmethod
+    def _no_blank_question(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not question.strip() for question in value):
+            raise ValueError("a question is blank")
+        return value
+
+    @field_validator("log_level", "picture_codec", "dtype", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("server")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+            return value
+        host, separator, port = value.rpartition(":")
+        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError("expected host:port, for example 10.0.0.2:50051")
+        return value
+
+
+def load(
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Put the settings together from flags, environment, a TOML file and the defaults.
+
+    Args:
+        flags: values given on the command line, by setting name; absent names were not given.
+        config: TOML file with setting names as its keys; the variable NEURAL_BRIDGE_EDGE_CONFIG
+            names it where no flag does.
+        environ: the environment; the process's own by default.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, a key is unknown, or a value is unusable.
+    """
+    return configuration.load(Settings, flags, config, environ, listing="edge-agent run --help")

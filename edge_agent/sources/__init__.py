@@ -1,0 +1,94 @@
+"""Where captures come from: a family of sources, found by the scheme of a URI.
+
+Knows how a capture looks and how to find the factory for a scheme (entry points of the group
+`neural_bridge.sources`). Knows nothing of models, encoders or the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+from protos.errors import BridgeError, SourceError
+
+GROUP = "neural_bridge.sources"
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*):")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One picture as it left its source, or the reason why there is none.
+
+    Attributes:
+        name: unique within its source; a file's name, a camera's frame label.
+        picture: RGB, or None when `error` says why it could not be had.
+        captured_at: seconds since the Unix epoch.
+        questions: what the source itself wants to know about the picture; may be empty.
+        error: set exactly when `picture` is None.
+    """
+
+    name: str
+    picture: Image.Image | None
+    captured_at: float
+    questions: tuple[str, ...] = ()
+    error: BridgeError | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Yields captures in a fixed order; a capture that fails is yielded with its error."""
+
+    def __iter__(self) -> Iterator[Capture]:
+        """Yield the captures, decoding each only when its turn comes."""
+
+    def __len__(self) -> int:
+        """Tell how many captures one pass over the source yields."""
+
+
+Factory = Callable[[str], Source]
+
+
+def scheme_of(uri: str) -> str:
+    """Name the scheme of a source URI; a plain path is a `folder`."""
+    match = _SCHEME.match(uri)
+    return match.group(1) if match else "folder"
+
+
+def schemes() -> dict[str, EntryPoint]:
+    """List every scheme that can be opened; `folder` needs no installed metadata."""
+    found = {"folder": EntryPoint("folder", "edge_agent.sources.folder:open_source", GROUP)}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, point)
+    return found
+
+
+def open_source(uri: str) -> Source:
+    """Open the source behind a URI (`folder:///path`, a plain path, `yard://test?count=50`).
+
+    Raises:
+        SourceError: nobody registered the scheme, its factory cannot be imported, or the factory
+            finds nothing to read.
+    """
+    scheme = scheme_of(uri)
+    known = schemes()
+    if scheme not in known:
+        near = difflib.get_close_matches(scheme, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SourceError(
+            f"source {uri!r}: no source is registered for the scheme {scheme!r} "
+            f"(known: {', '.join(sorted(known))}){hint}"
+        )
+    point = known[scheme]
+    try:
+        factory: Factory = point.load()
+    except (ImportError, AttributeError) as error:
+        raise SourceError(
+            f"source {uri!r}: the entry point {point.name} = {point.value} does not load: {error}"
+        ) from error
+    return factory(uri)

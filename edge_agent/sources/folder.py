@@ -1,0 +1,91 @@
+"""A directory of pictures, or one picture, as a source.
+
+Knows file formats and their order. A file that does not decode becomes a capture with an error, so
+that one bad file never ends a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edge_agent.sources import Capture
+from protos.errors import PictureError, SourceError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a PNG, JPEG, WebP or BMP file to RGB, turned upright as its EXIF says.
+
+    Raises:
+        PictureError: the file cannot be read, is in no known format, or is damaged.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{path.name} is not a picture: none of {', '.join(FORMATS)} reads it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path.name} is too large to be decoded: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PictureError(f"{path.name} cannot be read as a picture: {error}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The regular files of one directory, sorted by name; hidden files are passed over."""
+
+    files: tuple[Path, ...]
+
+    @classmethod
+    def from_path(cls, path: Path) -> Folder:
+        """Open a directory, or one file as a source of a single capture.
+
+        Raises:
+            SourceError: the path is not there, cannot be listed, or holds no file.
+        """
+        if path.is_file():
+            return cls((path,))
+        if not path.exists():
+            raise SourceError(f"source {path}: there is no such file or directory")
+        try:
+            names = sorted(entry for entry in path.iterdir() if entry.is_file())
+        except OSError as error:
+            raise SourceError(f"source {path} cannot be listed: {error}") from error
+        files = tuple(entry for entry in names if not entry.name.startswith("."))
+        if not files:
+            raise SourceError(f"source {path} is empty: put PNG, JPEG, WebP or BMP files in it")
+        return cls(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Capture]:
+        for path in self.files:
+            try:
+                captured_at = path.stat().st_mtime
+            except OSError:
+                captured_at = 0.0
+            try:
+                yield Capture(path.name, read_picture(path), captured_at)
+            except PictureError as error:
+                yield Capture(path.name, None, captured_at, error=error)
+
+
+def open_source(uri: str) -> Folder:
+    """Open `folder:///absolute`, `folder:relative` or a plain path.
+
+    Raises:
+        SourceError: the path is not there, cannot be listed, or holds no file.
+    """
+    text = uri
+    if uri.startswith("folder:"):
+        text = unquote(uri.removeprefix("folder:")).removeprefix("//")
+    return Folder.from_path(Path(text).expanduser())

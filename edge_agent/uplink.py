@@ -1,0 +1,626 @@
+"""Frames up, answers down, each exactly once for the consumer, whatever the network does.
+
+Calls, in order: `connect` (negotiate, fetch the encoder, open the Infer stream) → `credit` (wait
+for room: back-pressure on the source) → `deliver` (send, keep, resend until the terminal event) →
+`close`. Knows sessions, streams, credit and retries; knows nothing of tensors: a parcel packs
+itself for a session.
+
+Every request is kept by its own `deliver` until its terminal event. When the stream breaks, each of
+them waits a full-jitter pause and sends again with the same request id; the first one to wake
+connects for all. Whatever arrives for a request id that has ended already is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity.wait import wait_random_exponential
+
+from edge_agent.logs import Logger
+from edge_agent.metrics import Metrics
+from edge_agent.session import Dial, Session, error_of, negotiate
+from edge_agent.store import EncoderStore
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    OfflineError,
+    UnknownSceneError,
+    UnknownSessionError,
+    from_code,
+)
+from protos.frame import SESSION_METADATA_KEY, Distortion, seal_ask
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One request, sealed for one session.
+
+    Attributes:
+        request: the message, its digest over this session's constants.
+        frame_number: the frame's number in this session.
+        point: name of the operating point.
+        tokens: image tokens of the grid, 0 for a picture.
+        kept_tokens: tokens in the payload.
+        distortion: as measured here; None for a picture.
+    """
+
+    request: bridge_pb2.InferRequest
+    frame_number: int
+    point: str
+    tokens: int
+    kept_tokens: int
+    distortion: Distortion | None
+    select_ms: float
+    encode_ms: float
+
+
+class Parcel(Protocol):
+    """A request that can seal itself for any session; sealing twice for one gives equal bytes."""
+
+    @property
+    def request_id(self) -> bytes:
+        """8 to 16 bytes, the same in every session."""
+
+    @property
+    def question(self) -> str:
+        """Empty where the frame is only to be held."""
+
+    def pack(self, session: Session) -> Packed:
+        """Seal for this session; called on a worker thread."""
+
+    def renew(self) -> Parcel:
+        """The same frame under another request id and frame number."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a request ended.
+
+    Attributes:
+        answer: the service's answer; None for a held scene and for an error.
+        error: what ended it otherwise.
+        packed: what was sent last; None where nothing was.
+        message_bytes: size of the last message sent.
+        uplink_ms: from the last send to the terminal event, milliseconds.
+        attempts: times it was sent.
+        session: the session in which it ended.
+    """
+
+    request_id: bytes
+    answer: bridge_pb2.Answer | None = None
+    error: BridgeError | None = None
+    packed: Packed | None = None
+    message_bytes: int = 0
+    uplink_ms: float = 0.0
+    attempts: int = 0
+    session: Session | None = None
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Full-jitter exponential back-off: the n-th pause is uniform in 0..min(max, base · 2^(n-1)).
+
+    Attributes:
+        give_up_s: how long a request is sent again before it ends with its last error, seconds.
+        retries: attempts after the first; None: as many as fit into `give_up_s`.
+        backoff_s: base, seconds.
+        backoff_max_s: upper end of any pause, seconds.
+        answer_timeout_s: after which a request without a terminal event is sent again, seconds.
+        connect_timeout_s: for each call of a negotiation, seconds.
+    """
+
+    give_up_s: float = 180.0
+    retries: int | None = None
+    backoff_s: float = 0.2
+    backoff_max_s: float = 10.0
+    answer_timeout_s: float = 60.0
+    connect_timeout_s: float = 10.0
+
+
+@dataclass
+class Scene:
+    """A frame that the server holds for questions.
+
+    Attributes:
+        parcel: what it was sent with; kept until its last question has ended.
+        session: where it is held.
+        frame_number: its number there.
+        outcome: how sending it ended.
+    """
+
+    parcel: Parcel
+    session: Session
+    frame_number: int
+    outcome: Outcome
+    renewing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+
+
+class _Refused(Exception):
+    """The server's word on one request; its flag, not the error's class, says what to do next."""
+
+    def __init__(self, error: BridgeError, retryable: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retryable = retryable
+
+
+@dataclass
+class _Sent:
+    """What has been sent for one request so far."""
+
+    attempts: int = 0
+    at: float = 0.0
+    message_bytes: int = 0
+    packed: Packed | None = None
+
+
+@dataclass
+class _Waiting:
+    future: asyncio.Future[bridge_pb2.InferEvent]
+    ends: tuple[str, ...]
+
+
+class _Stream:
+    """One open Infer stream and the requests that wait on it."""
+
+    def __init__(self, session: Session, channel: grpc.aio.Channel, call: Any) -> None:
+        self.session = session
+        self.channel = channel
+        self.call = call
+        self.waiting: dict[bytes, _Waiting] = {}
+        self.broken: BridgeError | None = None
+        self.heard_at = float("-inf")
+        self.reader: asyncio.Task[None] | None = None
+        self.writing = asyncio.Lock()
+
+    def fail(self, error: BridgeError) -> None:
+        self.broken = self.broken or error
+        if not error.retryable and len(self.waiting) > 1:
+            # Which request offended is unknown: each goes again, the culprit until its retries end.
+            error = EngineUnavailableError(f"the stream broke: {error}")
+        for waiting in self.waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+        self.waiting.clear()
+
+
+class Uplink:
+    """The way to one server.
+
+    Args:
+        layout: the small model's cache layout.
+        dial: makes a fresh channel; called for every connection.
+        store: where encoders are kept.
+        metrics: what is counted.
+        log: structured logger.
+        policy: retries and time limits.
+        in_flight: most frames at once; the server's own limit holds too.
+        clock: seconds, monotonic.
+        sleep: waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        dial: Dial,
+        store: EncoderStore,
+        metrics: Metrics,
+        log: Logger,
+        policy: RetryPolicy | None = None,
+        in_flight: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._layout = layout
+        self._dial = dial
+        self._store = store
+        self._metrics = metrics
+        self._log = log
+        self._policy = policy or RetryPolicy()
+        self._in_flight = in_flight
+        self._clock = clock
+        self._sleep = sleep
+        self._session: Session | None = None
+        self._before: Session | None = None
+        self._stream: _Stream | None = None
+        self._connecting = asyncio.Lock()
+        self._room = asyncio.Condition()
+        self._held = 0
+        self._opened = 0
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is open."""
+        return self._stream is not None and self._stream.broken is None
+
+    async def connect(self) -> Session:
+        """Negotiate and open the stream, with retries.
+
+        Raises:
+            BridgeError: the server's refusal, or OfflineError once the time for it is spent.
+        """
+        opened: list[_Stream] = []
+        async for attempt in self._retrying():
+            with attempt:
+                opened.append(await self._open())
+        return opened[-1].session
+
+    @contextlib.asynccontextmanager
+    async def credit(self) -> AsyncIterator[None]:
+        """Wait until fewer frames are in flight than both sides allow, then hold one place."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._held < self._allowed())
+            self._held += 1
+            self._metrics.queue_depth.set(self._held)
+        try:
+            yield
+        finally:
+            async with self._room:
+                self._held -= 1
+                self._metrics.queue_depth.set(self._held)
+                self._room.notify_all()
+
+    async def deliver(self, parcel: Parcel) -> Outcome:
+        """Send a request and resend it until it ends; hold `credit` around this.
+
+        Returns:
+            The outcome; an error of the request (refused, time spent, cannot be packed) is in
+            `Outcome.error`, never raised.
+        """
+        sent = _Sent()
+
+        async def once() -> Outcome:
+            stream = await self._open()
+            session = stream.session
+            sent.packed = packed = await asyncio.to_thread(parcel.pack, session)
+            event = await self._exchange(stream, parcel, packed, sent)
+            if event.WhichOneof("event") == "refused":
+                raise self._refusal(event.refused, session)
+            answer = event.answer if event.WhichOneof("event") == "answer" else None
+            return Outcome(parcel.request_id, answer=answer, session=session)
+
+        return await self._until_ended(parcel.request_id, sent, once)
+
+    async def hold(self, parcel: Parcel) -> Scene | Outcome:
+        """Send a frame without a question, for `ask`; hold `credit` around this.
+
+        Returns:
+            The scene; or, where it could not be held, the outcome with its error.
+        """
+        outcome = await self.deliver(parcel)
+        if outcome.error is not None or outcome.packed is None or outcome.session is None:
+            return outcome
+        return Scene(parcel, outcome.session, outcome.packed.frame_number, outcome)
+
+    async def ask(
+        self, scene: Scene, request_id: bytes, question: str, max_new_tokens: int
+    ) -> Outcome:
+        """Ask about a held scene; where the server lost it, hold it again and ask again.
+
+        Args:
+            scene: from `hold`.
+            request_id: of this question, 8 to 16 bytes.
+            question: not blank.
+            max_new_tokens: longest answer.
+
+        Returns:
+            The outcome; an error is in `Outcome.error`, never raised.
+        """
+        sent = _Sent()
+
+        async def once() -> Outcome:
+            stream = await self._open()
+            if stream.session is not scene.session:
+                await self._hold_again(scene, scene.frame_number, scene.session)
+                stream = await self._open()
+            held = scene.frame_number
+            try:
+                return await self._ask_once(
+                    stream, held, request_id, question, max_new_tokens, sent
+                )
+            except UnknownSceneError as error:
+                await self._hold_again(scene, held, stream.session)
+                raise _Refused(error, retryable=True) from error
+
+        return await self._until_ended(request_id, sent, once)
+
+    async def close(self) -> None:
+        """Half-close the stream, wait for the server's end of it, close the channel."""
+        self._closed = True
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            if stream.broken is None and stream.reader is not None:
+                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                    await stream.call.done_writing()
+                await asyncio.wait({stream.reader}, timeout=1.0)
+            await self._drop(stream, OfflineError("the agent is closing"))
+
+    # ------------------------------------------------------------------ one attempt
+
+    async def _exchange(
+        self, stream: _Stream, parcel: Parcel, packed: Packed, sent: _Sent
+    ) -> bridge_pb2.InferEvent:
+        if stream.broken is not None:
+            raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
+        request_id = parcel.request_id
+        future: asyncio.Future[bridge_pb2.InferEvent] = asyncio.get_running_loop().create_future()
+        ends = ("answer", "refused") if parcel.question else ("accepted", "refused")
+        stream.waiting[request_id] = _Waiting(future, ends)
+        sent.attempts += 1
+        sent.message_bytes = packed.request.ByteSize()
+        sent.at = self._clock()
+        exchange = asyncio.ensure_future(self._write_and_wait(stream, packed, future))
+        timer = asyncio.ensure_future(self._sleep(self._policy.answer_timeout_s))
+        try:
+            await asyncio.wait({exchange, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if exchange.done():
+                return exchange.result()
+            late = EngineUnavailableError(f"no answer within {self._policy.answer_timeout_s:g} s")
+            if stream.heard_at <= sent.at:  # nothing came down at all: the connection is dead
+                await self._drop(stream, late)
+            raise late
+        finally:
+            timer.cancel()
+            exchange.cancel()
+            stream.waiting.pop(request_id, None)
+            await asyncio.wait({exchange})
+            for done in (exchange, future):
+                if done.done() and not done.cancelled():
+                    done.exception()  # looked at, so that the loop does not report it as lost
+
+    async def _write_and_wait(
+        self, stream: _Stream, packed: Packed, future: asyncio.Future[bridge_pb2.InferEvent]
+    ) -> bridge_pb2.InferEvent:
+        try:
+            async with stream.writing:
+                await stream.call.write(packed.request)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            await self._ended(stream)
+            if not future.done():  # `fail` did not reach this request, so it is none of its doing
+                raise EngineUnavailableError(f"the stream broke: {stream.broken}") from error
+            return await future
+        self._metrics.frames_sent.labels(packed.point).inc()
+        self._metrics.sent_bytes.inc(packed.request.ByteSize())
+        return await future
+
+    async def _ended(self, stream: _Stream) -> None:
+        """Wait until the reader of a call that has ended knows why, and has told all who wait."""
+        if stream.reader is not None:
+            await asyncio.wait({stream.reader}, timeout=1.0)
+            stream.call.cancel()
+            await asyncio.wait({stream.reader})
+
+    async def _ask_once(
+        self,
+        stream: _Stream,
+        frame_number: int,
+        request_id: bytes,
+        question: str,
+        max_new_tokens: int,
+        sent: _Sent,
+    ) -> Outcome:
+        session = stream.session
+        request = seal_ask(
+            session.constants,
+            session.session_id,
+            request_id,
+            frame_number,
+            question,
+            min(max_new_tokens, session.limits.max_new_tokens),
+        )
+        sent.attempts += 1
+        sent.message_bytes = request.ByteSize()
+        sent.at = self._clock()
+        self._metrics.sent_bytes.inc(sent.message_bytes)
+        answer: bridge_pb2.Answer | None = None
+        try:
+            stub = bridge_pb2_grpc.BridgeStub(stream.channel)
+            async for event in stub.Ask(request, timeout=self._policy.answer_timeout_s):
+                kind = event.WhichOneof("event")
+                if kind == "refused":
+                    raise self._refusal(event.refused, session)
+                if kind == "answer" and answer is None:
+                    answer = event.answer
+                elif kind == "answer":
+                    self._metrics.duplicates.inc()
+        except grpc.aio.AioRpcError as error:
+            typed = error_of(error)
+            if isinstance(typed, UnknownSessionError):
+                self._forget(session)
+            raise typed from error
+        if answer is None:
+            raise EngineUnavailableError("the server ended the call without an answer")
+        return Outcome(request_id, answer=answer, session=session)
+
+    async def _hold_again(self, scene: Scene, frame_number: int, session: Session) -> None:
+        async with scene.renewing:
+            if (scene.frame_number, scene.session) != (frame_number, session):
+                return  # another question did it meanwhile
+            held = await self.hold(scene.parcel.renew())
+            if isinstance(held, Outcome):
+                raise _Refused(held.error or OfflineError("the scene is not held"), False)
+            scene.parcel, scene.session = held.parcel, held.session
+            scene.frame_number = held.frame_number
+
+    # ------------------------------------------------------------------ retries
+
+    def _retrying(self, request_id: bytes = b"") -> AsyncRetrying:
+        start = self._clock()
+        most = self._policy.retries
+
+        def stop(state: RetryCallState) -> bool:
+            spent = most is not None and state.attempt_number > most
+            return spent or self._clock() - start >= self._policy.give_up_s
+
+        def before_sleep(state: RetryCallState) -> None:
+            failure = state.outcome.exception() if state.outcome is not None else None
+            error = failure.error if isinstance(failure, _Refused) else failure
+            self._metrics.retries.labels(getattr(error, "name", "unknown")).inc()
+            self._log.info(
+                "retry",
+                request_id=request_id.hex(),
+                cause=str(error),
+                attempt=state.attempt_number,
+                pause_s=state.upcoming_sleep,
+            )
+
+        return AsyncRetrying(
+            retry=retry_if_exception(
+                lambda e: isinstance(e, BridgeError | _Refused) and e.retryable
+            ),
+            stop=stop,
+            wait=wait_random_exponential(
+                multiplier=self._policy.backoff_s, max=self._policy.backoff_max_s
+            ),
+            sleep=self._sleep,
+            before_sleep=before_sleep,
+            reraise=True,
+        )
+
+    async def _until_ended(
+        self, request_id: bytes, sent: _Sent, once: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
+        outcome = Outcome(request_id)
+        try:
+            async for attempt in self._retrying(request_id):
+                with attempt:
+                    outcome = await once()
+        except (BridgeError, _Refused) as failure:
+            error = failure.error if isinstance(failure, _Refused) else failure
+            outcome = replace(outcome, error=error, session=self._session)
+        return replace(
+            outcome,
+            packed=sent.packed,
+            message_bytes=sent.message_bytes,
+            uplink_ms=(self._clock() - sent.at) * 1000 if sent.attempts else 0.0,
+            attempts=sent.attempts,
+        )
+
+    def _refusal(self, refused: bridge_pb2.Refused, session: Session) -> BridgeError | _Refused:
+        error = from_code(refused.code, refused.message)
+        if isinstance(error, UnknownSceneError):
+            return error
+        if isinstance(error, UnknownSessionError):
+            self._forget(session)
+            return error
+        return _Refused(error, refused.retryable)
+
+    # ------------------------------------------------------------------ the connection
+
+    def _allowed(self) -> int:
+        offered = self._session.max_in_flight if self._session is not None else self._in_flight
+        return max(1, min(self._in_flight, offered))
+
+    def _forget(self, session: Session) -> None:
+        if self._session is session:
+            self._session = None
+        stream = self._stream
+        if stream is not None and stream.session is session and stream.broken is None:
+            stream.broken = UnknownSessionError("the session is negotiated again")
+
+    async def _open(self) -> _Stream:
+        """The open stream; connects if there is none (one attempt, one caller for all)."""
+        async with self._connecting:
+            if self._closed:
+                raise _Refused(OfflineError("the agent is closing"), retryable=False)
+            stream = self._stream
+            if stream is not None and stream.broken is None:
+                return stream
+            if stream is not None:
+                self._stream = None
+                await self._drop(stream, OfflineError("the stream is gone"))
+            channel = self._dial()
+            try:
+                session = self._session or await self._negotiate(channel)
+                call = bridge_pb2_grpc.BridgeStub(channel).Infer(
+                    metadata=((SESSION_METADATA_KEY, session.session_id),)
+                )
+            except BaseException:
+                await channel.close()
+                raise
+            stream = self._stream = _Stream(session, channel, call)
+            stream.reader = asyncio.create_task(self._read(stream))
+            if self._opened:
+                self._metrics.reconnects.inc()
+            self._opened += 1
+            self._metrics.connected.set(1)
+        async with self._room:
+            self._room.notify_all()  # the new session may allow more
+        return stream
+
+    async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
+        session = await negotiate(
+            channel,
+            self._layout,
+            self._store,
+            self._metrics,
+            self._policy.connect_timeout_s,
+            self._before,
+        )
+        self._session = self._before = session
+        self._log.info(
+            "session",
+            session=session.session_id.hex(),
+            bundle=session.bundle_id,
+            bundle_version=session.bundle_version,
+            default_point=session.default_point,
+        )
+        return session
+
+    async def _read(self, stream: _Stream) -> None:
+        broken: BridgeError
+        try:
+            async for event in stream.call:
+                stream.heard_at = self._clock()
+                self._take(stream, event)
+            broken = EngineUnavailableError("the server ended the stream")
+        except grpc.aio.AioRpcError as error:
+            broken = error_of(error)
+        except asyncio.CancelledError:
+            broken = stream.broken or EngineUnavailableError("the stream was given up")
+        silent = stream.heard_at == float("-inf")
+        if isinstance(broken, UnknownSessionError) or (
+            # A write to a call that the server has just ended hides the server's status, which may
+            # have been "unknown session": where the stream never spoke, negotiate again.
+            silent and isinstance(broken, EngineUnavailableError) and not self._closed
+        ):
+            self._forget(stream.session)
+        if not self._closed:
+            self._log.warning("stream_broken", error=broken.name, cause=str(broken))
+        self._metrics.connected.set(0)
+        stream.fail(broken)
+
+    def _take(self, stream: _Stream, event: bridge_pb2.InferEvent) -> None:
+        kind = event.WhichOneof("event")
+        if kind == "rate_advice":
+            advice = event.rate_advice
+            if advice.point in stream.session.points:
+                stream.session.advised = advice.point
+            if advice.max_in_flight:
+                stream.session.max_in_flight = advice.max_in_flight
+            self._log.info("rate_advice", point=advice.point, cause=advice.cause)
+            return
+        waiting = stream.waiting.get(event.request_id)
+        if waiting is None or waiting.future.done():
+            if kind in ("answer", "refused"):
+                self._metrics.duplicates.inc()
+        elif kind in waiting.ends:
+            waiting.future.set_result(event)
+
+    async def _drop(self, stream: _Stream, error: BridgeError) -> None:
+        stream.broken = stream.broken or error
+        stream.call.cancel()
+        if stream.reader is not None:
+            await asyncio.wait({stream.reader})
+        stream.fail(stream.broken)
+        await stream.channel.close()

@@ -1,0 +1,275 @@
+"""The run: every capture and question ends in one record, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from edge_agent import logs
+from edge_agent.agent import Agent, Summary
+from edge_agent.encode import Plan
+from edge_agent.metrics import Metrics
+from edge_agent.records import AnswerRecord, RecordWriter
+from edge_agent.sources import Capture
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    FrameCorruptError,
+    IncompatibleLayoutError,
+    OverloadedError,
+    PictureError,
+)
+from tests.fakes.fake_bridge import FakeBridge
+from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder
+
+
+class Captures:
+    def __init__(self, items: list[Capture]) -> None:
+        self.items = items
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Capture]:
+        for item in self.items:
+            self.taken += 1
+            yield item
+
+
+def capture(name: str, size: int = 9, questions: tuple[str, ...] = ()) -> Capture:
+    return Capture(name, Image.new("RGB", (size, size), (len(name), 5, 6)), 7.0, questions)
+
+
+class Run:
+    """One agent over one fake server."""
+
+    def __init__(
+        self, items: list[Capture], tmp_path: Path, in_flight: int = 8, **kwargs: Any
+    ) -> None:
+        bridge = {k: kwargs.pop(k) for k in list(kwargs) if k in FakeBridge.__dataclass_fields__}
+        self.served = FakeBridge(make_encoder(), **bridge)
+        self.source, self.model = Captures(items), FakeModel()
+        self.records: list[AnswerRecord] = []
+        self.on_record: Callable[[AnswerRecord], None] = self.records.append
+        self.ended = 0
+        self.metrics = Metrics()
+        self.kwargs = {"plan": Plan(), **kwargs}
+        self.tmp_path, self.in_flight = tmp_path, in_flight
+
+    def __call__(self) -> Summary:
+        async def run() -> Summary:
+            await self.served.start()
+            uplink = fake_uplink(self.served.dial, self.tmp_path, in_flight=self.in_flight)
+            agent = Agent(
+                self.source,
+                self.model,
+                uplink,
+                on_record=self.on_record,
+                metrics=self.metrics,
+                log=logs.configure("error"),
+                on_capture=self._one_more,
+                **self.kwargs,
+            )
+            try:
+                return await asyncio.wait_for(agent.run(), 30)
+            finally:
+                await self.served.stop()
+
+        return asyncio.run(run())
+
+    def _one_more(self) -> None:
+        self.ended += 1
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value("neural_bridge_edge_" + name, labels) or 0.0
+
+
+@pytest.mark.parametrize("ask_mode", [False, True])
+def test_every_question_about_every_capture_gets_one_record(tmp_path: Path, ask_mode: bool) -> None:
+    run = Run([capture(name) for name in "abc"], tmp_path, questions=("x", "y"), ask_mode=ask_mode)
+    summary = run()
+    assert (summary.captures, summary.questions, summary.answered) == (3, 6, 6)
+    assert {(r.capture, r.question, r.answer) for r in run.records} == {
+        (c, q, f"about {q}") for c in "abc" for q in "xy"
+    }
+    assert len({r.request_id for r in run.records}) == 6
+    assert run.model.seen == 3
+    assert run.ended == 3
+    assert len(run.served.requests) == (3 if ask_mode else 6)
+    record = run.records[0]
+    assert (record.point, record.tokens, record.kept_tokens) == ("fp8", 9, 9)
+    assert record.payload_bytes == 36 and record.message_bytes > 36 - 36 * ask_mode
+    assert set(record.edge_ms) == {"prefill", "select", "encode", "uplink"}
+    assert 0 < record.distortion["quantize"] < 0.1
+    assert run.value("answers_total") == 6
+    assert run.value("queue_depth") == 0
+
+
+def test_the_servers_part_of_a_record_comes_from_the_answer(tmp_path: Path) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",))
+    run()
+    assert run.records[0].server_ms["ttft"] == 1.5
+    assert run.records[0].distortion["expected_error"] == 0.25
+    assert run.records[0].answer_tokens == 2
+
+
+def test_a_bad_picture_is_one_record_and_the_run_goes_on(tmp_path: Path) -> None:
+    bad = Capture("b", None, 7.0, error=PictureError("b is not a picture"))
+    run = Run([capture("a"), bad, capture("pixel", 1), capture("c")], tmp_path, questions=("x",))
+    summary = run()
+    assert (summary.captures, summary.answered, summary.failed) == (4, 2, 2)
+    assert isinstance(summary.first_error, PictureError)
+    failed = {r.capture: r for r in run.records if r.error}
+    assert set(failed) == {"b", "pixel"}
+    assert failed["b"].error == {"code": 103, "name": "picture", "message": "b is not a picture"}
+    assert run.ended == 4
+    assert run.value("capture_errors_total", error="picture") == 2
+
+
+def test_a_captures_own_questions_are_asked_where_none_is_configured(tmp_path: Path) -> None:
+    run = Run([capture("a", questions=("own1", "own2")), capture("b", questions=("x",))], tmp_path)
+    run()
+    assert sorted(r.question for r in run.records) == ["own1", "own2", "x"]
+
+
+def test_a_capture_with_nothing_to_ask_about_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give --question"):
+        Run([capture("a")], tmp_path)()
+
+
+def test_the_edge_answers_too_where_asked(tmp_path: Path) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",), edge_only_too=True)
+    run()
+    assert (run.records[0].answer, run.records[0].edge_answer) == ("about x", "edge x")
+    assert run.records[0].fallback == "" and "edge_only" in run.records[0].edge_ms
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [(FrameCorruptError("digest"), "corrupt"), (OverloadedError("full"), "offline")],
+)
+def test_the_edge_answers_instead_with_the_cause_where_allowed(
+    tmp_path: Path, error: BridgeError, cause: str
+) -> None:
+    run = Run(
+        [capture("a")],
+        tmp_path,
+        questions=("x",),
+        edge_fallback=True,
+        refusals={"x": [error] * 99},
+    )
+    summary = run()
+    record = run.records[0]
+    assert (record.answer, record.edge_answer, record.fallback) == (None, "edge x", cause)
+    assert record.error is not None and record.error["code"] == error.code
+    assert (summary.fallbacks, summary.failed, summary.first_error) == (1, 0, None)
+
+
+def test_a_refused_question_is_reported_with_its_reason(tmp_path: Path) -> None:
+    run = Run(
+        [capture("a"), capture("b")],
+        tmp_path,
+        questions=("x",),
+        refusals={"x": [FrameCorruptError("digest")]},
+    )
+    summary = run()
+    assert (summary.answered, summary.failed) == (1, 1)
+    assert run.value("refusals_total", reason="frame_corrupt") == 1
+
+
+def test_a_point_that_the_server_lacks_ends_the_run_before_a_picture_is_read(
+    tmp_path: Path,
+) -> None:
+    for plan in (Plan(point="nope"), Plan(selector="nope")):
+        run = Run([capture("a")], tmp_path, questions=("x",), plan=plan)
+        with pytest.raises(ConfigError):
+            run()
+        assert run.source.taken == 0
+
+
+def test_an_incompatible_server_ends_the_run(tmp_path: Path) -> None:
+    run = Run(
+        [capture("a")],
+        tmp_path,
+        questions=("x",),
+        negotiate_error=IncompatibleLayoutError("no bundle"),
+    )
+    with pytest.raises(IncompatibleLayoutError):
+        run()
+
+
+def test_the_picture_point_does_not_run_the_small_model(tmp_path: Path) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",), plan=Plan(point="picture"))
+    run()
+    assert run.model.seen == 0
+    assert (run.records[0].point, run.records[0].kept_tokens) == ("picture", 0)
+    assert run.records[0].payload_bytes > 0
+
+
+def test_the_source_is_read_no_faster_than_frames_end(tmp_path: Path) -> None:
+    run = Run(
+        [capture(f"{i}") for i in range(20)],
+        tmp_path,
+        in_flight=2,
+        questions=("x",),
+        refusals={"x": [OverloadedError("full")] * 5},
+    )
+    open_frames: list[int] = []
+    run.on_record = lambda r: open_frames.append(run.source.taken - len(open_frames))
+    assert run().answered == 20
+    # Two in flight, one seen and waiting for its place, and the one whose record this is.
+    assert max(open_frames) <= 4
+    assert run.served.most_in_flight <= 2
+
+
+def test_a_stopped_run_ends_what_is_in_flight_and_takes_no_more(tmp_path: Path) -> None:
+    async def test() -> None:
+        served = FakeBridge(make_encoder())
+        await served.start()
+        records: list[AnswerRecord] = []
+        source = Captures([capture(f"{i}") for i in range(50)])
+
+        def on_record(record: AnswerRecord) -> None:
+            records.append(record)
+            agent.stop()
+
+        agent = Agent(
+            source,
+            FakeModel(),
+            fake_uplink(served.dial, tmp_path, in_flight=2),
+            Plan(),
+            on_record,
+            Metrics(),
+            logs.configure("error"),
+            questions=("x",),
+        )
+        summary = await agent.run()
+        await served.stop()
+        assert summary.captures == len(records) < 50
+        assert all(r.answer for r in records)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_record_is_one_line_of_strict_json(tmp_path: Path) -> None:
+    record = AnswerRecord("ab", "ä\n", 1.0, "q", distortion={"quantize": float("nan")})
+    writer = RecordWriter(str(tmp_path / "deeper" / "out.jsonl"))
+    writer.write(record)
+    writer.write(record)
+    writer.close()
+    lines = (tmp_path / "deeper" / "out.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[0])["capture"] == "ä\n"
+    assert json.loads(lines[0])["distortion"]["quantize"] is None
+
+
+def test_an_output_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RecordWriter(str(tmp_path))

@@ -1,0 +1,85 @@
+"""Settings: precedence, and what a wrong file, key or value says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.settings import PREFIX, Settings, load
+from protos.errors import ConfigError
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "edge.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'retries = 1\nin_flight = 1\nquestions = ["file?"]\n')
+    environ = {PREFIX + "RETRIES": "2", PREFIX + "LOG_LEVEL": "DEBUG"}
+    chosen = load({"retries": "3"}, path, environ)
+    assert (chosen.retries, chosen.in_flight, chosen.log_level) == (3, 1, "debug")
+    assert load({}, path, environ).retries == 2
+    assert load({}, path, {}).retries == 1
+    assert load({}, None, {}).retries == Settings.model_fields["retries"].default
+    assert chosen.questions == ("file?",)
+
+
+def test_the_environment_can_name_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, "retries = 1")
+    assert load({}, None, {PREFIX + "CONFIG": str(path)}).retries == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [('["a?", "b?"]', ("a?", "b?")), ("a?", ("a?",)), ("a?\nb?\n", ("a?", "b?"))],
+)
+def test_questions_from_the_environment(text: str, questions: tuple[str, ...]) -> None:
+    assert load({}, None, {PREFIX + "QUESTIONS": text}).questions == questions
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("retries = ", "is not TOML"),
+        ("retires = 3", "retires is no setting; did you mean retries?"),
+        ("retries = -1", "retries = -1: .*greater than or equal to 0"),
+        ('retries = "many"', "retries = 'many': .*integer"),
+        ('server = "nowhere"', "expected host:port"),
+        ('questions = ["a", " "]', "a question is blank"),
+        ('picture_codec = "gif"', "'png', 'jpeg' or 'webp'"),
+        ("[section]\nx = 1", "section is no setting"),
+    ],
+)
+def test_a_wrong_file_is_a_config_error_that_names_the_place(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = toml(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load({}, path, {})
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load({}, tmp_path / "none.toml", {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load({}, tmp_path, {})
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load({}, tmp_path / "binary.toml", {})
+
+
+def test_a_wrong_variable_or_flag_is_named_as_the_user_wrote_it() -> None:
+    with pytest.raises(ConfigError, match=PREFIX + "RETIRES .*did you mean .*RETRIES"):
+        load({}, None, {PREFIX + "RETIRES": "3"})
+    with pytest.raises(ConfigError, match=PREFIX + "QUESTIONS"):
+        load({}, None, {PREFIX + "QUESTIONS": "[not json"})
+    with pytest.raises(ConfigError, match="--picture-quality = '101'"):
+        load({"picture_quality": "101"}, None, {})
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert not [n for n, e in Settings.model_fields.items() if not e.description]

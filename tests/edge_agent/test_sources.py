@@ -1,0 +1,134 @@
+"""Sources: what is read, in which order, and what a bad file or folder becomes."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from edge_agent import sources
+from edge_agent.sources import Capture, Source, open_source, scheme_of
+from edge_agent.sources.folder import Folder, read_picture
+from protos.errors import PictureError, SourceError
+
+
+def save(path: Path, colour: tuple[int, int, int] = (10, 200, 30), **kwargs: Any) -> Path:
+    Image.new("RGB", (12, 8), colour).save(path, **kwargs)
+    return path
+
+
+def test_a_folder_yields_every_format_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("c.png", "a.jpg", "d.webp", "b.bmp", "e.jpeg"):
+        save(tmp_path / name)
+    (tmp_path / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "deeper").mkdir()
+    source = open_source(str(tmp_path))
+    captures = list(source)
+    assert len(source) == 5
+    assert [c.name for c in captures] == ["a.jpg", "b.bmp", "c.png", "d.webp", "e.jpeg"]
+    assert all(c.picture is not None and c.picture.mode == "RGB" for c in captures)
+    assert captures[0].captured_at == pytest.approx((tmp_path / "a.jpg").stat().st_mtime)
+    assert isinstance(source, Source)
+
+
+def test_a_file_that_is_no_picture_is_reported_and_the_next_one_still_comes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not a picture")
+    whole = save(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.txt").write_text("notes")
+    (tmp_path / "d.png").write_bytes(b"")
+    captures = list(open_source(str(tmp_path)))
+    assert [c.name for c in captures] == ["a.png", "b.png", "c.txt", "d.png", "whole.png"]
+    for capture in captures[:4]:
+        assert capture.picture is None
+        assert isinstance(capture.error, PictureError)
+        assert capture.name in str(capture.error)
+    assert captures[4].picture is not None and captures[4].error is None
+
+
+def test_a_format_outside_the_list_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(path, "GIF")
+    with pytest.raises(PictureError, match="PNG, JPEG, WEBP, BMP"):
+        read_picture(path)
+
+
+def test_a_picture_too_large_to_decode_is_a_picture_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(PictureError, match="too large"):
+        read_picture(save(tmp_path / "a.png"))
+
+
+def test_a_picture_is_turned_upright_and_loses_its_alpha(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert read_picture(save(tmp_path / "a.jpg", exif=exif)).size == (8, 12)
+    Image.new("RGBA", (3, 3), (1, 2, 3, 0)).save(tmp_path / "b.png")
+    assert read_picture(tmp_path / "b.png").mode == "RGB"
+
+
+def test_one_file_is_a_source_of_one_capture(tmp_path: Path) -> None:
+    assert [c.name for c in open_source(str(save(tmp_path / "x.png")))] == ["x.png"]
+
+
+@pytest.mark.parametrize("uri", ["{}", "folder:{}", "folder://{}"])
+def test_the_ways_to_name_a_folder_mean_the_same(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    save(folder / "x.png")
+    path = str(folder) if uri == "{}" else str(folder).replace(" ", "%20")
+    assert len(open_source(uri.format(path))) == 1
+
+
+def test_an_empty_folder_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is empty: put PNG"):
+        open_source(str(tmp_path))
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(str(tmp_path / "nowhere"))
+
+
+def test_an_unknown_scheme_is_refused_with_what_there_is() -> None:
+    with pytest.raises(SourceError, match="did you mean 'folder'"):
+        open_source("foldr://x")
+    assert scheme_of("yard://test?count=2") == "yard"
+    assert scheme_of("/a/b") == scheme_of("a b/c") == "folder"
+
+
+class _Two:
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for name in ("1", "2"):
+            yield Capture(name, Image.new("RGB", (4, 4)), 0.0, questions=(self.uri,))
+
+
+def test_another_package_can_bring_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("two", f"{__name__}:_Two", sources.GROUP)
+    broken = EntryPoint("broken", "nowhere.at.all:x", sources.GROUP)
+    monkeypatch.setattr(sources, "entry_points", lambda group: [point, broken])
+    monkeypatch.setattr(EntryPoint, "load", lambda self: _Two if self.name == "two" else _fail())
+    assert [c.questions for c in open_source("two://x?n=1")] == [("two://x?n=1",)] * 2
+    with pytest.raises(SourceError, match="nowhere.at.all"):
+        open_source("broken://")
+
+
+def _fail() -> None:
+    raise ImportError("No module named 'nowhere'")
+
+
+def test_the_folder_needs_no_installed_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "entry_points", lambda group: [])
+    assert list(sources.schemes()) == ["folder"]
+    assert isinstance(Folder((Path("x"),)), Source)
