@@ -1,0 +1,56 @@
+"""What an engine is: takes jobs, works in steps, says what becomes of each job.
+
+Knows jobs and their events; knows no tensor library, no socket and no thread. One step is the
+smallest piece of work between two looks at the inbox, so that jobs can join a running batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from cloud_server.jobs import Job, JobEvent, Offer, Status
+
+Emit = Callable[[JobEvent], None]
+"""Takes each event the moment it happens."""
+
+
+class Engine(ABC):
+    """Base of the family. The calls, in order: `load`; then `submit`, `forget` and `step` for ever.
+
+    A job ends with exactly one of `Accepted` (if it has no question), `Answered` or `Failed`.
+    """
+
+    @abstractmethod
+    def load(self) -> list[Offer]:
+        """Load the model and every bundle against it.
+
+        Raises:
+            BridgeError: the model, a bundle or a backend cannot be used; numbered, with the reason.
+        """
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a job; it is worked on by later steps."""
+
+    @abstractmethod
+    def forget(self, session: str) -> None:
+        """Let go of a session's scenes."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Do the next piece of work; called while `busy`. A bad job ends in `Failed`."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+
+    @property
+    @abstractmethod
+    def model_id(self) -> str:
+        """Of the loaded model."""
+
+    @abstractmethod
+    def status(self) -> Status:
+        """The present load; called from another thread."""

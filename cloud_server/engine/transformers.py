@@ -1,0 +1,363 @@
+"""The embedded engine: one frozen `transformers` model in this process.
+
+A step: jobs that wait join as a group (decode → project → inject → prefill of their questions),
+then every running answer gets one more token. Knows bundles, the model and its scenes; knows no
+socket.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cloud_server.engine.base import Emit, Engine
+from cloud_server.engine.batch import Row, RunningBatch
+from cloud_server.engine.picture import open_picture
+from cloud_server.engine.scenes import SceneStore
+from cloud_server.jobs import Accepted, Answered, Job, Offer, Status, TokenMade, failed
+from cloud_server.settings import Settings
+from projector.backends import Backend
+from projector.bundle import Bundle
+from projector.encoder import Floats, Mask
+from projector.vlm import VLM
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    FrameMalformedError,
+    NonFiniteError,
+    PictureError,
+)
+from protos.frame import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_json
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Keys (rotated) and values of the image tokens, `[layers, kv_heads, N, head_dim]`."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+
+@dataclass
+class _Work:
+    """One job on its way through a step."""
+
+    job: Job
+    taken_ns: int
+    question: list[int] = field(default_factory=list)
+    decode_s: float = 0.0
+    decoded_ns: int = 0
+    scene: _Scene | None = None
+    prefill_s: float = 0.0
+    prefilled_ns: int = 0
+    told: str = ""
+
+    @property
+    def queue_s(self) -> float:
+        return max(0.0, (self.taken_ns - self.job.received_ns) / 1e9)
+
+
+class TransformersEngine(Engine):
+    """See `Engine`. Model, device, bundles, backend and sizes come from the settings."""
+
+    def __init__(self, settings: Settings, emit: Emit) -> None:
+        self._settings, self._emit = settings, emit
+        self._waiting: deque[Job] = deque()
+        self._scenes: SceneStore[_Scene] = SceneStore(settings.scene_memory_bytes)
+        self._bundles: dict[str, tuple[Bundle, Backend]] = {}
+        self._log = structlog.get_logger(component="engine")
+
+    def load(self) -> list[Offer]:
+        """Load the model and every bundle against it.
+
+        Raises:
+            ModelError, UnsupportedModelError: the model cannot be used.
+            BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
+            ConfigError: two bundles are for the same edge model, or the backend cannot be had.
+        """
+        settings = self._settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._vlm = VLM.load(settings.model_path, settings.device, settings.dtype)
+        self._batch: RunningBatch[_Work] = RunningBatch(self._vlm)
+        offers: list[Offer] = []
+        for path in settings.bundles:
+            info = Bundle.peek(path)
+            bundle = Bundle.load(path, info.source, self._vlm.layout)
+            twin = next(
+                (o for o in offers if o.source_fingerprint == info.source.fingerprint), None
+            )
+            if twin is not None:
+                raise ConfigError(
+                    f"bundles '{twin.bundle_id}' and '{info.id}' ({path}) are for the same edge "
+                    "model; a frame could not tell them apart: serve one of them"
+                )
+            backend = bundle.backend(
+                settings.backend, threads=settings.threads, device=settings.backend_device
+            )
+            self._bundles[bundle.digest] = (bundle, backend)
+            offers.append(_offer(bundle))
+        self._vlm.constant_prefix()
+        return offers
+
+    @property
+    def model_id(self) -> str:
+        """Of the loaded model."""
+        return self._vlm.layout.model_id
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job waits or an answer is being made."""
+        return bool(self._waiting) or len(self._batch) > 0
+
+    def submit(self, job: Job) -> None:
+        """Take a job; it joins at a later step."""
+        self._waiting.append(job)
+
+    def forget(self, session: str) -> None:
+        """Let go of a session's scenes."""
+        self._scenes.forget(session)
+
+    def status(self) -> Status:
+        """The present load."""
+        running = len(self._batch) if hasattr(self, "_batch") else 0
+        return Status(
+            waiting=len(self._waiting),
+            running=running,
+            scenes=len(self._scenes),
+            scene_bytes=self._scenes.bytes,
+        )
+
+    def step(self) -> None:
+        """Let waiting jobs join, then make one more token for every running answer."""
+        group = self._next_group()
+        if group:
+            self._admit(group)
+        if len(self._batch):
+            self._tell(self._batch.step())
+
+    # -- joining ---------------------------------------------------------------------------------
+
+    def _next_group(self) -> list[_Work]:
+        """Waiting jobs, in order, as many as there is room for."""
+        most = self._settings.batch_size
+        free = most - len(self._batch)
+        group: list[_Work] = []
+        while self._waiting and len(group) < most:
+            if self._waiting[0].question:
+                if not free:
+                    break
+                free -= 1
+            group.append(_Work(self._waiting.popleft(), time.monotonic_ns()))
+        return group
+
+    def _admit(self, group: list[_Work]) -> None:
+        asking = [work for work in group if self._understand(work)]
+        self._hold([work for work in asking if work.job.has_frame])
+        for work in asking:
+            if not work.job.has_frame:
+                try:
+                    work.scene = self._scenes.get(work.job.scene)
+                except BridgeError as error:
+                    self._emit(failed(work.job.id, error))
+        ready = [(w, w.scene) for w in asking if w.scene is not None and w.job.question]
+        if ready:
+            self._prefill([work for work, _ in ready], [scene for _, scene in ready])
+
+    def _understand(self, work: _Work) -> bool:
+        """Tokenize the question first: refusing it costs least here."""
+        if not work.job.question:
+            return True
+        try:
+            work.question = self._vlm.question_ids(work.job.question)
+        except BridgeError as error:
+            self._emit(failed(work.job.id, error))
+            return False
+        return True
+
+    def _hold(self, group: list[_Work]) -> None:
+        """Decode, project and keep the scenes of a group of frames."""
+        pictures: list[tuple[_Work, Image.Image]] = []
+        frames: dict[str, list[tuple[_Work, Floats, Mask]]] = {}
+        for work in group:
+            job, started = work.job, time.perf_counter()
+            try:
+                if job.point == PICTURE_POINT:
+                    pictures.append((work, open_picture(job.body, self._settings.max_picture_px)))
+                else:
+                    kept = job.kept_mask()
+                    frames.setdefault(job.bundle, []).append((work, self._decode(job, kept), kept))
+            except BridgeError as error:
+                self._emit(failed(job.id, error))
+                continue
+            work.decode_s = time.perf_counter() - started
+            work.decoded_ns = time.monotonic_ns()
+        for digest, decoded in frames.items():
+            self._project(self._bundles[digest][1], decoded)
+        if pictures:
+            self._see(pictures)
+
+    def _project(self, backend: Backend, decoded: Sequence[tuple[_Work, Floats, Mask]]) -> None:
+        """Latents of a group of frames of one bundle to scenes."""
+        started = time.perf_counter()
+        keys, values = backend.project(
+            np.stack([grid for _, grid, _ in decoded]),
+            np.stack([kept for _, _, kept in decoded]),
+            self._vlm.positions,
+        )
+        whole = [
+            bool(np.isfinite(keys[:, row]).all() and np.isfinite(values[:, row]).all())
+            for row in range(len(decoded))
+        ]
+        for (work, _, _), good in zip(decoded, whole, strict=True):
+            if not good:
+                large = NonFiniteError(
+                    "the latents are so large that the projected cache overflows"
+                )
+                self._emit(failed(work.job.id, large))
+        self._inject(
+            [work for (work, _, _), good in zip(decoded, whole, strict=True) if good],
+            torch.from_numpy(np.ascontiguousarray(keys[:, whole])),
+            torch.from_numpy(np.ascontiguousarray(values[:, whole])),
+            time.perf_counter() - started,
+        )
+
+    def _decode(self, job: Job, kept: Mask) -> Floats:
+        """A frame's latents on the whole grid, `[N, r]`."""
+        held = self._bundles.get(job.bundle)
+        if held is None:
+            raise FrameMalformedError(f"no bundle {job.bundle[:12]}… is loaded")
+        encoder = held[0].encoder
+        raw = job.point == RAW_KV_FP8_POINT and all(
+            p.index != RAW_KV_FP8_POINT for p in encoder.points
+        )
+        point = RAW_KV_FP8 if raw else encoder.point(job.point)
+        try:
+            return encoder.scatter(encoder.decode(job.body, kept, point), kept)
+        except (ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
+            # A codec that trips over untrusted bytes must not take everyone's engine down.
+            self._log.exception("a codec failed", request_id=job.request_id, point=point.name)
+            raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
+
+    def _see(self, pictures: Sequence[tuple[_Work, Image.Image]]) -> None:
+        """The picture point: the model's own prefill of a group of pictures."""
+        started = time.perf_counter()
+        try:
+            made = self._vlm.prefill([picture for _, picture in pictures], attention=False)
+        except PictureError as error:
+            if len(pictures) == 1:
+                self._emit(failed(pictures[0][0].job.id, error))
+            else:  # one of them spoils the group
+                for pair in pictures:
+                    self._see([pair])
+            return
+        start = made.prefix_tokens
+        self._inject(
+            [work for work, _ in pictures],
+            torch.stack([key[:, :, start:] for key in made.keys]),
+            torch.stack([value[:, :, start:] for value in made.values]),
+            time.perf_counter() - started,
+        )
+
+    def _inject(
+        self, group: Sequence[_Work], keys: Tensor, values: Tensor, project_s: float
+    ) -> None:
+        """Keep the scenes `[layers, group, kv_heads, N, head_dim]` in the model's own format."""
+        projected_ns, started = time.monotonic_ns(), time.perf_counter()
+        like = self._vlm.constant_prefix()[0][0]
+        with torch.inference_mode():
+            keys = keys.to(device=like.device, dtype=like.dtype)
+            values = values.to(device=like.device, dtype=like.dtype)
+            for index, work in enumerate(group):
+                work.scene = _Scene(keys[:, index].clone(), values[:, index].clone())
+        for work in group:
+            if work.scene is not None:
+                self._scenes.put(work.job.scene, work.scene, work.scene.bytes)
+        inject_s, injected_ns = time.perf_counter() - started, time.monotonic_ns()
+        for work in group:
+            self._emit(
+                Accepted(
+                    job=work.job.id,
+                    queue_s=work.queue_s,
+                    decode_s=work.decode_s,
+                    project_s=project_s,
+                    inject_s=inject_s,
+                    decoded_ns=work.decoded_ns,
+                    projected_ns=projected_ns,
+                    injected_ns=injected_ns,
+                )
+            )
+
+    def _prefill(self, group: Sequence[_Work], scenes: Sequence[_Scene]) -> None:
+        """Put the scenes behind the model's own prefix and run the questions over them."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            layers = self._vlm.scene_cache(
+                torch.stack([scene.keys for scene in scenes], dim=1),
+                torch.stack([scene.values for scene in scenes], dim=1),
+            )
+        rows = self._batch.join(
+            layers,
+            [work.question for work in group],
+            group,
+            [work.job.max_new_tokens for work in group],
+        )
+        prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
+        for work in group:
+            work.prefill_s, work.prefilled_ns, work.scene = prefill_s, now, None
+        self._tell(rows)
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def _tell(self, rows: Sequence[Row[_Work]]) -> None:
+        """Emit what each row has that was not told yet, and free the rows that are done."""
+        for row in rows:
+            work, text = row.owner, self._vlm.text(row.tokens)
+            if row.fresh:
+                # A character may still be missing bytes; the text of an answer is authoritative.
+                whole = text.startswith(work.told) and not text.endswith("\ufffd")
+                piece = text[len(work.told) :] if whole else ""
+                work.told += piece
+                self._emit(TokenMade(job=work.job.id, index=len(row.tokens) - 1, text=piece))
+            if row.done:
+                self._emit(
+                    Answered(
+                        job=work.job.id,
+                        text=text,
+                        tokens=len(row.tokens),
+                        queue_s=work.queue_s,
+                        prefill_s=work.prefill_s,
+                        generate_s=(time.monotonic_ns() - work.prefilled_ns) / 1e9,
+                    )
+                )
+        self._batch.leave()
+
+
+def _offer(bundle: Bundle) -> Offer:
+    info = bundle.info
+    names = {point.index: point.name for point in info.points}
+    return Offer(
+        bundle_id=info.id,
+        bundle_version=str(info.version),
+        bundle_digest=bundle.digest,
+        encoder_digest=bundle.encoder.digest,
+        source_fingerprint=info.source.fingerprint,
+        source_layout_json=info.source.to_json(),
+        target_layout_json=info.target.to_json(),
+        operating_points_json=points_to_json(info.points),
+        default_point=names[info.default_point],
+        ladder=[names[index] for index in info.ladder],
+        encoder=bundle.encoder.to_bytes(),
+    )

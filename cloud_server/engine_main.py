@@ -1,0 +1,112 @@
+"""The engine process: says hello, loads, then works job by job until told to leave.
+
+The order of a life: link (heartbeats from the first moment) → load → offers, ready → steps. What
+goes wrong while loading is told to the front end, and ends the process with that error's code.
+Started by `cloud_server.supervisor`; not meant to be started by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cloud_server import engine as engines
+from cloud_server.engine.base import Engine
+from cloud_server.jobs import Broken, Forget, Job, Ready, Shutdown, Status
+from cloud_server.link import EngineLink
+from cloud_server.logs import configure
+from cloud_server.settings import Settings, from_json
+from protos.errors import BridgeError
+
+
+class _Process:
+    """The engine, its link and what both need to know of each other."""
+
+    def __init__(self, settings: Settings, address: str, identity: str) -> None:
+        self._settings = settings
+        self._engine: Engine | None = None
+        self._step_started = 0.0
+        self._link = EngineLink(
+            address,
+            identity,
+            settings.heartbeat_s,
+            settings.heartbeat_timeout_s,
+            self._status,
+            _leave,
+        )
+
+    def run(self) -> int:
+        """Load and work; returns the exit code."""
+        log = configure(self._settings.log_level, "engine")
+        self._link.start()
+        try:
+            started = time.perf_counter()
+            engine = engines.build(self._settings, self._link.send)
+            offers = engine.load()
+        except BridgeError as error:
+            log.error("engine cannot start", code=error.code, error=error.name, message=str(error))
+            self._link.send(Broken(error.code, error.message))
+            self._link.stop()
+            return error.exit_code
+        self._engine = engine
+        for offer in offers:
+            self._link.send(offer)
+        self._link.send(Ready(engine.model_id, time.perf_counter() - started))
+        self._work(engine)
+        self._link.stop()
+        return 0
+
+    def _work(self, engine: Engine) -> None:
+        while True:
+            message = self._link.receive(block=not engine.busy)
+            while message is not None:
+                if isinstance(message, Job):
+                    engine.submit(message)
+                elif isinstance(message, Forget):
+                    engine.forget(message.session)
+                elif isinstance(message, Shutdown):
+                    return
+                message = self._link.receive(block=False)
+            if engine.busy:
+                self._step_started = time.monotonic()
+                engine.step()
+                self._step_started = 0.0
+
+    def _status(self) -> Status:
+        if self._engine is None:
+            return Status()
+        started = self._step_started
+        step_s = time.monotonic() - started if started else 0.0
+        return replace(self._engine.status(), step_s=step_s)
+
+
+def _leave() -> None:
+    """The front end is gone: nobody waits for anything."""
+    os._exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an engine process.
+
+    Args:
+        argv: arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0, or that of the error that kept the engine from starting.
+    """
+    parser = argparse.ArgumentParser(prog="cloud-server-engine", description=__doc__)
+    parser.add_argument("--address", required=True, help="where the front end listens")
+    parser.add_argument("--identity", required=True, help="who this engine is to the front end")
+    parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
+    given = parser.parse_args(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return _Process(from_json(given.settings), given.address, given.identity).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

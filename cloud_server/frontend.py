@@ -1,0 +1,611 @@
+"""The gRPC service: checks what arrives, gives it to the engine, tells the edge what became of it.
+
+The way of a request: `parse_infer_request` → digest → session's operating point → known already? →
+`FrontLink.submit` → events. A bad frame gets its `Refused` and the stream goes on. Knows the
+contract, sessions and answers; never touches a tensor library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from cloud_server.answers import Answers, Computation
+from cloud_server.jobs import Accepted, Answered, Failed, Forget, Job, JobEvent, Offer, TokenMade
+from cloud_server.link import FrontLink
+from cloud_server.logs import Logger
+from cloud_server.metrics import Metrics
+from cloud_server.sessions import Session, Sessions
+from cloud_server.settings import Settings
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    FrameMalformedError,
+    OverloadedError,
+    ProtocolVersionError,
+    UnknownQuantizerError,
+    UnknownSessionError,
+    from_code,
+)
+from protos.frame import (
+    ERROR_METADATA_KEY,
+    HEADER,
+    PROTOCOL_VERSION,
+    REQUEST_ID_BYTES,
+    SERVICE,
+    SESSION_METADATA_KEY,
+    Header,
+    OperatingPoint,
+    parse_ask_request,
+    parse_infer_request,
+    points_to_json,
+    refused,
+    unpack_header,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+_CHUNK_BYTES = 256 * 1024
+_MAX_OUTBOX = 1024
+_NEGOTIATE_BYTES = 128 * 1024
+
+
+class Publisher(Protocol):
+    """Where events are published (`events.EventPublisher`)."""
+
+    def publish(self, topic: str, request_id: str, at_ns: int, **details: Any) -> None:
+        """Publish one event."""
+
+
+class _Outbox:
+    """What one stream still has to write; the reader waits while it is long."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
+        self._filled, self._drained = asyncio.Event(), asyncio.Event()
+        self._drained.set()
+
+    def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
+        self._events.append((event, computation))
+        self._filled.set()
+        if len(self._events) >= _MAX_OUTBOX:
+            self._drained.clear()
+
+    async def get(self) -> tuple[pb.InferEvent | None, Computation | None]:
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+        if len(self._events) <= _MAX_OUTBOX // 2:
+            self._drained.set()
+        return self._events.popleft()
+
+    async def room(self) -> None:
+        await self._drained.wait()
+
+
+class _Stream:
+    """One Infer stream: its outbox and the requests that have no terminal event yet."""
+
+    def __init__(self) -> None:
+        self.outbox = _Outbox()
+        self.waiting: dict[bytes, tuple[Computation, Any]] = {}
+        self.half_closed = False
+
+    def follow(self, computation: Computation) -> None:
+        """Pass a computation's events on, until its terminal one."""
+
+        def pass_on(event: pb.InferEvent) -> None:
+            self.outbox.put(event, computation)
+            kind = event.WhichOneof("event")
+            if kind in ("answer", "refused") or (kind == "accepted" and not computation.question):
+                self.waiting.pop(computation.request_id, None)
+                computation.leave(pass_on)
+                self.end_if_done()
+
+        self.waiting[computation.request_id] = (computation, pass_on)
+        computation.listen(pass_on)
+
+    def end_if_done(self) -> None:
+        """Close the outbox once nothing can come any more."""
+        if self.half_closed and not self.waiting:
+            self.outbox.put(None)
+
+    def abandon(self) -> None:
+        """The client is gone: let the computations go on without it."""
+        for computation, listener in self.waiting.values():
+            computation.leave(listener)
+        self.waiting.clear()
+
+
+class Bridge:
+    """The service `neuralbridge.v1.Bridge`.
+
+    Args:
+        settings: limits and sizes.
+        link: the way to the engine.
+        metrics: what is counted.
+        events: where events are published.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        link: FrontLink,
+        metrics: Metrics,
+        events: Publisher,
+        log: Logger,
+    ) -> None:
+        self._settings, self._link, self._metrics = settings, link, metrics
+        self._events, self._log = events, log
+        self._limits = settings.limits
+        self._sessions = Sessions(settings.sessions, self._session_dropped)
+        self._answers = Answers(settings.answer_memory)
+        self._numbers = itertools.count(1)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._told: set[asyncio.Task[None]] = set()
+        self.engine_ready = False
+        self.draining = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
+
+        Requests arrive as raw bytes, so that a bad one is ours to refuse.
+        """
+        out = pb.InferEvent.SerializeToString
+        methods = {
+            "Negotiate": grpc.unary_unary_rpc_method_handler(
+                self.negotiate, response_serializer=pb.NegotiateResponse.SerializeToString
+            ),
+            "FetchEncoder": grpc.unary_stream_rpc_method_handler(
+                self.fetch_encoder, response_serializer=pb.Chunk.SerializeToString
+            ),
+            "Infer": grpc.stream_stream_rpc_method_handler(self.infer, response_serializer=out),
+            "Ask": grpc.unary_stream_rpc_method_handler(self.ask, response_serializer=out),
+            "Shadow": grpc.stream_unary_rpc_method_handler(
+                self.shadow, response_serializer=pb.ShadowResponse.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    # ------------------------------------------------------------------ the engine comes and goes
+
+    def engine_up(self, offers: list[Offer]) -> None:
+        """A (re)started engine takes jobs."""
+        self._sessions.offer(offers)
+        self.engine_ready = True
+        self._metrics.engine_up.set(1)
+        self._metrics.sessions.set(len(self._sessions))
+
+    def engine_down(self) -> None:
+        """There is no engine; its jobs have been ended by the link."""
+        self.engine_ready = False
+        self._metrics.engine_up.set(0)
+        self._metrics.queue_depth.set(self._link.depth)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new; wait for what is under way. True if it all ended in time."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ RPCs
+
+    async def negotiate(self, raw: bytes, context: Any) -> pb.NegotiateResponse:
+        """Open a session on the bundle that serves the edge's model."""
+        try:
+            if len(raw) > _NEGOTIATE_BYTES:
+                raise FrameMalformedError(f"a NegotiateRequest of {len(raw)} bytes")
+            try:
+                request = pb.NegotiateRequest.FromString(raw)
+            except DecodeError as error:
+                raise FrameMalformedError(f"not a NegotiateRequest: {error}") from error
+            if request.protocol_version != PROTOCOL_VERSION:
+                raise ProtocolVersionError(
+                    f"the edge speaks protocol version {request.protocol_version}, this service "
+                    f"speaks {PROTOCOL_VERSION}: update the older side"
+                )
+            source = KVLayout.from_json(request.source_layout_json)
+            session = self._sessions.open(source, list(request.codecs), request.bundle_digest)
+        except BridgeError as error:
+            await self._abort(context, error, "Negotiate")
+        offer = session.offer
+        self._metrics.negotiations.labels(offer.bundle_id).inc()
+        self._metrics.sessions.set(len(self._sessions))
+        self._log.info(
+            "session opened",
+            session=session.id.hex(),
+            bundle=offer.bundle_id,
+            bundle_version=offer.bundle_version,
+            model=source.model_id,
+            agent=request.agent_version[:64],
+        )
+        return pb.NegotiateResponse(
+            session_id=session.id,
+            session_constants=session.constants,
+            bundle_id=offer.bundle_id,
+            bundle_version=offer.bundle_version,
+            bundle_digest=offer.bundle_digest,
+            encoder_digest=offer.encoder_digest,
+            target_layout_json=offer.target_layout_json,
+            limits=self._limits.to_proto(),
+            operating_points_json=points_to_json(session.points.values()),
+            default_point=session.default_point,
+            ladder=session.ladder,
+        )
+
+    async def fetch_encoder(self, raw: bytes, context: Any) -> AsyncIterator[pb.Chunk]:
+        """Send the edge half of the session's bundle."""
+        try:
+            try:
+                request = pb.FetchEncoderRequest.FromString(raw)
+            except DecodeError as error:
+                raise FrameMalformedError(f"not a FetchEncoderRequest: {error}") from error
+            offer = self._sessions.get(request.session_id).offer
+            if request.encoder_digest != offer.encoder_digest:
+                raise FrameMalformedError(
+                    f"no encoder {request.encoder_digest[:64]!r} in this session; Negotiate named "
+                    f"{offer.encoder_digest!r}"
+                )
+        except BridgeError as error:
+            await self._abort(context, error, "FetchEncoder")
+        blob = offer.encoder
+        for start in range(0, len(blob), _CHUNK_BYTES):
+            yield pb.Chunk(data=blob[start : start + _CHUNK_BYTES], total_bytes=len(blob))
+
+    async def infer(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """Take frames, many at a time, and stream what becomes of them."""
+        metadata = dict(context.invocation_metadata() or ())
+        session_id = metadata.get(SESSION_METADATA_KEY, b"")
+        try:
+            self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
+        except UnknownSessionError as error:
+            await self._abort(context, error, "Infer")
+        stream = _Stream()
+        reader = asyncio.create_task(self._read(requests, stream, session_id))
+        try:
+            while True:
+                event, computation = await stream.outbox.get()
+                if event is None:
+                    break
+                if computation is not None and event.HasField("answer"):
+                    computation.left(event)
+                await context.write(event)
+                if computation is not None and event.HasField("token"):
+                    computation.left(event)
+                elif computation is not None and event.HasField("answer"):
+                    self._observe_answer(event.answer)
+            await reader
+        finally:
+            reader.cancel()
+            stream.abandon()
+
+    async def ask(self, raw: bytes, context: Any) -> AsyncIterator[pb.InferEvent]:
+        """Answer another question about a scene that is held."""
+        received_ns = time.monotonic_ns()
+        self._metrics.received_bytes.labels("ask").inc(len(raw))
+        stream = _Stream()
+        counted = False
+        try:
+            request = parse_ask_request(raw, self._limits)
+            session = self._sessions.get(request.session_id)
+            self._sessions.check(request, session)
+            self._metrics.questions.labels("ask").inc()
+            frame_number = request.frame_number
+            known = self._answers.find(
+                session.id, request.request_id, frame_number, request.question
+            )
+            if isinstance(known, pb.Answer):
+                self._metrics.answers_from_memory.inc()
+                yield pb.InferEvent(
+                    request_id=request.request_id, frame_number=frame_number, answer=known
+                )
+                return
+            if known is None:
+                known = Computation(request.request_id, frame_number, request.question, received_ns)
+                known.distortion = session.report(frame_number)
+                job = Job(
+                    id=next(self._numbers),
+                    session=session.id.hex(),
+                    frame_number=frame_number,
+                    request_id=request.request_id.hex(),
+                    question=request.question,
+                    max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
+                    received_ns=received_ns,
+                )
+                await self._submit(session, known, job)
+            else:
+                self._metrics.joined.inc()
+            stream.follow(known)
+            while True:
+                event, computation = await stream.outbox.get()
+                if event is None:
+                    raise EngineUnavailableError("the answer never came; ask again")
+                if event.HasField("refused"):
+                    counted = True
+                    raise from_code(event.refused.code, event.refused.message)
+                if event.HasField("answer"):
+                    known.left(event)
+                yield event
+                known.left(event)
+                if event.HasField("answer"):
+                    self._observe_answer(event.answer)
+                    return
+        except BridgeError as error:
+            await self._abort(context, error, "Ask", counted)
+        finally:
+            stream.abandon()
+
+    async def shadow(self, _: AsyncIterator[bytes], context: Any) -> NoReturn:
+        """Declared, not served."""
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED,
+            "this service does not measure shadowed pictures: send them to Infer at the picture "
+            "point instead",
+        )
+        raise AssertionError("abort returned")
+
+    # ------------------------------------------------------------------ one stream's requests
+
+    async def _read(
+        self, requests: AsyncIterator[bytes], stream: _Stream, session_id: bytes
+    ) -> None:
+        try:
+            async for raw in requests:
+                received_ns = time.monotonic_ns()
+                self._metrics.received_bytes.labels("infer").inc(len(raw))
+                try:
+                    await self._take(raw, stream, session_id, received_ns)
+                except BridgeError as error:
+                    request_id, frame_number = _identify(raw)
+                    self._count_refusal(error, request_id, frame_number)
+                    stream.outbox.put(
+                        pb.InferEvent(
+                            request_id=request_id,
+                            frame_number=frame_number,
+                            refused=refused(error),
+                        )
+                    )
+                await stream.outbox.room()
+        finally:
+            stream.half_closed = True
+            stream.end_if_done()
+
+    async def _take(self, raw: bytes, stream: _Stream, session_id: bytes, received_ns: int) -> None:
+        request = parse_infer_request(raw, self._limits)
+        session = self._sessions.get(session_id)
+        self._sessions.check(request, session)
+        header, body = unpack_header(request.frame.header, request.frame.payload, self._limits)
+        point = _point_of(header, session)
+        known = self._answers.find(
+            session.id, request.request_id, header.frame_number, request.question
+        )
+        if isinstance(known, pb.Answer):
+            self._metrics.answers_from_memory.inc()
+            stream.outbox.put(
+                pb.InferEvent(
+                    request_id=request.request_id, frame_number=header.frame_number, answer=known
+                )
+            )
+            return
+        if isinstance(known, Computation):
+            self._metrics.joined.inc()
+            if request.request_id not in stream.waiting:
+                stream.follow(known)
+            return
+        if len(stream.waiting) >= self._limits.max_in_flight:
+            raise OverloadedError(
+                f"{len(stream.waiting)} requests of this stream have no answer yet, "
+                f"{self._limits.max_in_flight} may: wait for one to end"
+            )
+        self._observe_frame(header, point, request, body)
+        computation = Computation(
+            request.request_id, header.frame_number, request.question, received_ns
+        )
+        computation.distortion = header.distortion.to_proto()
+        job = Job(
+            id=next(self._numbers),
+            session=session.id.hex(),
+            frame_number=header.frame_number,
+            request_id=request.request_id.hex(),
+            question=request.question,
+            max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
+            received_ns=received_ns,
+            bundle=session.offer.bundle_digest,
+            point=point.index,
+            tokens=header.tokens,
+            kept=np.packbits(header.kept, bitorder="little").tobytes(),
+            body=body,
+        )
+        self._publish("received", job, received_ns, point=point.name, frame=header.frame_number)
+        if point.kind == "picture":
+            self._publish("fell_back", job, received_ns, point=point.name)
+        await self._submit(session, computation, job)
+        stream.follow(computation)
+
+    async def _submit(self, session: Session, computation: Computation, job: Job) -> None:
+        if self.draining:
+            raise EngineUnavailableError("this service is going down; send the frame elsewhere")
+        if not self.engine_ready:
+            raise EngineUnavailableError("the engine is starting; send the frame again")
+        if self._link.depth >= self._settings.queue_requests:
+            raise OverloadedError(
+                f"{self._link.depth} requests wait for the engine; send the frame again later"
+            )
+        self._answers.begin(session.id, computation)
+        self._idle.clear()
+        try:
+            await self._link.submit(job, partial(self._hear, session, computation, job))
+        except EngineUnavailableError:
+            self._end(session, computation, None)
+            raise
+        self._metrics.queue_depth.set(self._link.depth)
+
+    # ------------------------------------------------------------------ what the engine says
+
+    def _hear(
+        self, session: Session, computation: Computation, job: Job, said: JobEvent | BridgeError
+    ) -> None:
+        timings = computation.timings
+        if isinstance(said, Failed):
+            said = from_code(said.code, said.message)
+        if isinstance(said, BridgeError):
+            self._count_refusal(said, computation.request_id, computation.frame_number)
+            self._end(session, computation, None)
+            computation.emit(refused=refused(said))
+        elif isinstance(said, Accepted):
+            timings.queue_ms = said.queue_s * 1e3
+            timings.decode_ms = said.decode_s * 1e3
+            timings.project_ms = said.project_s * 1e3
+            timings.inject_ms = said.inject_s * 1e3
+            for stage in ("queue", "decode", "project", "inject"):
+                self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+            for topic in ("decoded", "projected", "injected"):
+                self._publish(topic, job, getattr(said, f"{topic}_ns"))
+            computation.distortion.expected_error = said.expected_error
+            computation.distortion.bound = said.bound
+            session.remember_report(computation.frame_number, computation.distortion)
+            if not computation.question:
+                self._end(session, computation, None)
+            computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
+        elif isinstance(said, TokenMade):
+            if said.index == 0:
+                self._publish("first_token", job, time.monotonic_ns())
+            computation.emit(token=pb.Token(text=said.text, index=said.index))
+        else:
+            self._answered(session, computation, job, said)
+
+    def _answered(
+        self, session: Session, computation: Computation, job: Job, said: Answered
+    ) -> None:
+        timings = computation.timings
+        if not job.has_frame:
+            timings.queue_ms = said.queue_s * 1e3
+            self._metrics.stage_seconds.labels("queue").observe(said.queue_s)
+        timings.prefill_ms, timings.generate_ms = said.prefill_s * 1e3, said.generate_s * 1e3
+        self._metrics.stage_seconds.labels("prefill").observe(said.prefill_s)
+        self._metrics.stage_seconds.labels("generate").observe(said.generate_s)
+        self._metrics.generated_tokens.inc(said.tokens)
+        self._metrics.answers.labels(session.offer.bundle_id).inc()
+        answer = pb.Answer(
+            text=said.text,
+            tokens=said.tokens,
+            timings=timings,
+            distortion=computation.distortion,
+        )
+        self._end(session, computation, answer)
+        self._publish("answered", job, time.monotonic_ns(), tokens=said.tokens)
+        self._log.info(
+            "answered",
+            request_id=job.request_id,
+            session=job.session,
+            frame=job.frame_number,
+            point=job.point,
+            tokens=said.tokens,
+            total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
+        )
+        computation.emit(answer=answer)
+
+    def _end(self, session: Session, computation: Computation, answer: pb.Answer | None) -> None:
+        self._answers.end(session.id, computation, answer)
+        self._metrics.queue_depth.set(self._link.depth)
+        if not self._answers.running:
+            self._idle.set()
+
+    # ------------------------------------------------------------------ sessions, counts, words
+
+    def _session_dropped(self, session_id: bytes) -> None:
+        self._answers.forget(session_id)
+        task = asyncio.get_running_loop().create_task(self._link.tell(Forget(session_id.hex())))
+        self._told.add(task)
+        task.add_done_callback(self._told.discard)
+
+    def _observe_frame(
+        self, header: Header, point: OperatingPoint, request: pb.InferRequest, body: bytes
+    ) -> None:
+        metrics = self._metrics
+        metrics.frames.labels(point.name).inc()
+        metrics.payload_bytes.labels(point.name).observe(len(body))
+        if request.question:
+            metrics.questions.labels("infer").inc()
+        if point.kind != "picture":
+            metrics.kept_tokens.observe(header.kept_tokens)
+            metrics.quantization_error.observe(header.distortion.quantize)
+            metrics.dropped_attention.observe(header.distortion.dropped_attention)
+            metrics.latent_residual.observe(header.distortion.latent_residual)
+            metrics.unfamiliarity.observe(header.distortion.unfamiliarity)
+
+    def _observe_answer(self, answer: pb.Answer) -> None:
+        self._metrics.first_token_seconds.observe(answer.timings.ttft_ms / 1e3)
+        self._metrics.answer_seconds.observe(answer.timings.total_ms / 1e3)
+
+    def _count_refusal(self, error: BridgeError, request_id: bytes, frame_number: int) -> None:
+        self._metrics.refusals.labels(error.name).inc()
+        self._events.publish(
+            "refused", request_id.hex(), time.monotonic_ns(), code=error.code, reason=error.name
+        )
+        self._log.warning(
+            "refused",
+            request_id=request_id.hex(),
+            frame=frame_number,
+            code=error.code,
+            error=error.name,
+            message=error.message,
+        )
+
+    def _publish(self, topic: str, job: Job, at_ns: int, **details: Any) -> None:
+        self._events.publish(topic, job.request_id, at_ns, session=job.session, **details)
+
+    async def _abort(
+        self, context: Any, error: BridgeError, call: str, counted: bool = False
+    ) -> NoReturn:
+        if not counted:
+            self._metrics.refusals.labels(error.name).inc()
+            self._log.warning(
+                "call refused", call=call, code=error.code, error=error.name, message=error.message
+            )
+        await context.abort(
+            grpc.StatusCode[error.grpc_status],
+            error.message,
+            ((ERROR_METADATA_KEY, str(error.code)),),
+        )
+        raise AssertionError("abort returned")
+
+
+def _point_of(header: Header, session: Session) -> OperatingPoint:
+    point = session.points.get(header.operating_point)
+    if point is None:
+        known = ", ".join(f"{p.index} ({p.name})" for p in session.points.values())
+        raise UnknownQuantizerError(
+            f"the frame is at operating point {header.operating_point}; this session has {known}"
+        )
+    if point.kind != "picture" and header.tokens != session.source.tokens:
+        raise FrameMalformedError(
+            f"the frame's grid has {header.tokens} tokens; edge model "
+            f"'{session.source.model_id}' has {session.source.tokens}"
+        )
+    return point
+
+
+def _identify(raw: bytes) -> tuple[bytes, int]:
+    """Whose refusal it is, as far as a bad request tells: its id and frame number."""
+    try:
+        request = pb.InferRequest.FromString(raw)
+    except DecodeError:
+        return b"", 0
+    header = request.frame.header
+    number = HEADER.unpack_from(header)[3] if len(header) >= HEADER.size else 0
+    return request.request_id[: REQUEST_ID_BYTES[1]], number

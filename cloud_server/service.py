@@ -1,0 +1,229 @@
+"""The front-end process: puts gRPC port, HTTP port, link and supervisor together and runs them.
+
+The order of a life: sockets → supervisor starts the engine → gRPC and HTTP ports → readiness line →
+SIGTERM: nothing new, what is under way ends, the engine leaves. Never touches a tensor library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cloud_server.events import EventPublisher
+from cloud_server.frontend import Bridge
+from cloud_server.health import HealthServer
+from cloud_server.jobs import Offer, Status
+from cloud_server.link import FrontLink, SocketDirectory
+from cloud_server.logs import Logger, configure
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from cloud_server.supervisor import Spawn, Supervisor, spawn_engine
+from protos.errors import ConfigError
+from protos.frame import SERVICE
+
+_STREAM_GRACE_S = 1.0
+
+
+class Service:
+    """One front end and the engine it keeps.
+
+    Args:
+        settings: checked with `Settings.check_paths` by `run`.
+        announce: called once with the readiness line.
+        spawn: given the settings and the link's address, says how an engine process is started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        announce: Callable[[str], None],
+        spawn: Callable[[Settings, str], Spawn] = spawn_engine,
+    ) -> None:
+        self._settings, self._announce, self._spawn = settings, announce, spawn
+        self._stop = asyncio.Event()
+        self._log: Logger = configure(settings.log_level, "frontend")
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            ConfigError: a port or the socket directory cannot be used.
+            ModelError, BundleMissingError: see `Settings.check_paths`.
+            BridgeError: the engine cannot start.
+        """
+        settings = self._settings
+        settings.check_paths()
+        directory = SocketDirectory(settings.engine_socket_dir)
+        try:
+            await self._serve(settings, directory)
+        finally:
+            directory.close()
+
+    async def _serve(self, settings: Settings, directory: SocketDirectory) -> None:
+        metrics = Metrics()
+        link = FrontLink(
+            directory.engine_address,
+            settings.heartbeat_s,
+            lambda message: supervisor.notice(message),
+        )
+        events = EventPublisher(directory.path, metrics.events_dropped.inc)
+        bridge = Bridge(settings, link, metrics, events, self._log)
+        came_up = asyncio.Event()
+        checks = health.aio.HealthServicer()
+        told: set[asyncio.Task[None]] = set()
+
+        def tell_health(serving: bool) -> None:
+            status = health_pb2.HealthCheckResponse
+            for service in ("", SERVICE):
+                task = loop.create_task(
+                    checks.set(service, status.SERVING if serving else status.NOT_SERVING)
+                )
+                told.add(task)
+                task.add_done_callback(told.discard)
+
+        def on_ready(offers: list[Offer]) -> None:
+            bridge.engine_up(offers)
+            tell_health(True)
+            came_up.set()
+
+        def on_lost() -> None:
+            bridge.engine_down()
+            metrics.engine_restarts.inc(0 if self._stop.is_set() else 1)
+            tell_health(False)
+
+        def on_status(status: Status) -> None:
+            metrics.running.set(status.running)
+            metrics.scenes.set(status.scenes)
+            metrics.scene_bytes.set(status.scene_bytes)
+
+        def not_ready() -> str:
+            if bridge.draining:
+                return "draining"
+            return "" if bridge.engine_ready else "the engine is not up"
+
+        loop = asyncio.get_running_loop()
+        supervisor = Supervisor(
+            settings,
+            self._spawn(settings, directory.engine_address),
+            on_ready,
+            on_lost,
+            on_status,
+            self._log,
+        )
+        http = HealthServer(metrics.registry, not_ready)
+        server = self._server(bridge, checks)
+        await link.start()
+        stopping = asyncio.create_task(self._stop.wait())
+        keeper: asyncio.Task[None] | None = None
+        failure: BaseException | None = None
+        try:
+            tell_health(False)
+            metrics_port = await http.start(settings.metrics_host, settings.metrics_port)
+            port = await self._bind(server)
+            keeper = asyncio.create_task(supervisor.run(link))
+            up = asyncio.create_task(came_up.wait())
+            await asyncio.wait({keeper, stopping, up}, return_when=asyncio.FIRST_COMPLETED)
+            up.cancel()
+            if came_up.is_set():
+                self._ready(port, metrics_port)
+                await asyncio.wait({keeper, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                tell_health(False)
+                self._log.info("draining", under_way=link.depth)
+                if not await bridge.drain(settings.drain_s):
+                    self._log.warning("drain timed out", under_way=link.depth)
+        finally:
+            stopping.cancel()
+            await server.stop(_STREAM_GRACE_S)
+            if keeper is not None:
+                await supervisor.stop(link)
+                await asyncio.wait({keeper})
+                failure = keeper.exception()
+            await http.stop()
+            events.close()
+            await link.stop()
+            self._log.info("stopped")
+        if failure is not None:
+            raise failure
+
+    def _server(self, bridge: Bridge, checks: health.aio.HealthServicer) -> grpc.aio.Server:
+        # Twice what is accepted gets through, so that a frame above the limit is refused by name
+        # and does not end its stream; anything larger does.
+        most = 2 * self._settings.limits.max_request_bytes + (64 << 10)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", most),
+                ("grpc.max_send_message_length", most),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        server.add_generic_rpc_handlers((bridge.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    async def _bind(self, server: grpc.aio.Server) -> int:
+        settings = self._settings
+        address = f"{settings.host}:{settings.port}"
+        try:
+            port = server.add_insecure_port(address)
+            await server.start()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"gRPC port {address} cannot be bound; choose another --port, or 0 for a free one"
+            ) from error
+        return int(port)
+
+    def _ready(self, port: int, metrics_port: int) -> None:
+        line = json.dumps({"event": "ready", "port": port, "metrics_port": metrics_port})
+        if self._settings.ready_file is not None:
+            _write_whole(self._settings.ready_file, line + "\n")
+        self._log.info("ready", port=port, metrics_port=metrics_port)
+        self._announce(line)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM; the readiness line goes to standard output.
+
+    Raises:
+        BridgeError: see `Service.run`.
+    """
+
+    def announce(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    async def run() -> None:
+        service = Service(settings, announce)
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, service.stop)
+        await service.run()
+
+    asyncio.run(run())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half.write_text(text)
+        half.replace(path)
+    except OSError as error:
+        raise ConfigError(f"ready file {path} cannot be written: {error.strerror}") from error

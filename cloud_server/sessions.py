@@ -1,0 +1,228 @@
+"""What a session stands for, and which sessions are held.
+
+Knows offers, digests and operating points; a bounded set, the longest unused goes first. Knows no
+socket and no clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from cloud_server.jobs import Offer
+from protos.errors import (
+    BridgeError,
+    BundleVersionError,
+    EngineUnavailableError,
+    FrameCorruptError,
+    IncompatibleLayoutError,
+    UnknownQuantizerError,
+    UnknownSessionError,
+)
+from protos.frame import (
+    PICTURE,
+    RAW_KV_FP8,
+    SESSION_ID_BYTES,
+    OperatingPoint,
+    points_from_json,
+    session_constants,
+    verify,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+_REPORTS = 1024
+
+
+@dataclass
+class Session:
+    """What both sides hold constant while a session lasts.
+
+    Attributes:
+        source: the edge model's cache layout.
+        points: operating points that both sides can do, by index.
+        default_point: name of the point to start with.
+        ladder: names of points, fewest bytes first.
+        known_digest: of the bundle that the edge said it holds; empty if none.
+    """
+
+    id: bytes
+    constants: bytes
+    offer: Offer
+    source: KVLayout
+    points: dict[int, OperatingPoint]
+    default_point: str
+    ladder: list[str]
+    known_digest: str = ""
+    _reports: OrderedDict[int, pb.DistortionReport] = field(default_factory=OrderedDict, repr=False)
+
+    def remember_report(self, frame_number: int, report: pb.DistortionReport) -> None:
+        """Keep a scene's distortion for the answers to later questions about it."""
+        self._reports[frame_number] = report
+        self._reports.move_to_end(frame_number)
+        if len(self._reports) > _REPORTS:
+            self._reports.popitem(last=False)
+
+    def report(self, frame_number: int) -> pb.DistortionReport:
+        """A scene's distortion; empty if it is not remembered."""
+        return self._reports.get(frame_number) or pb.DistortionReport()
+
+
+class Sessions:
+    """The sessions held and the bundles they can be opened on.
+
+    Args:
+        most: how many are held.
+        dropped: called with the id of each session that is no longer held.
+    """
+
+    def __init__(self, most: int, dropped: Callable[[bytes], None]) -> None:
+        self._most, self._dropped = most, dropped
+        self._held: OrderedDict[bytes, Session] = OrderedDict()
+        self._offers: dict[str, Offer] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def offer(self, offers: Collection[Offer]) -> None:
+        """Take a (re)started engine's bundles; sessions on others end."""
+        self._offers = {offer.source_fingerprint: offer for offer in offers}
+        served = {offer.bundle_digest for offer in offers}
+        for session in [s for s in self._held.values() if s.offer.bundle_digest not in served]:
+            self._drop(session.id)
+
+    def open(self, source: KVLayout, codecs: Collection[str], known_digest: str) -> Session:
+        """Open a session for an edge model.
+
+        Args:
+            source: its live cache layout.
+            codecs: quantizers that the edge can encode.
+            known_digest: of the bundle that the edge holds already; empty if none. Another one than
+                the one served is no reason to refuse: the edge fetches the new encoder.
+
+        Raises:
+            EngineUnavailableError: no engine has come up yet.
+            IncompatibleLayoutError: no bundle is for this model.
+            UnknownQuantizerError: the edge can encode none of the bundle's operating points.
+        """
+        if not self._offers:
+            raise EngineUnavailableError("the engine is still loading; try again")
+        offer = self._offers.get(source.fingerprint)
+        if offer is None:
+            raise IncompatibleLayoutError(self._why_incompatible(source))
+        points = {p.index: p for p in points_from_json(offer.operating_points_json)}
+        for reserved in (RAW_KV_FP8, PICTURE):
+            points.setdefault(reserved.index, reserved)
+        usable = {i: p for i, p in points.items() if p.kind == "picture" or p.quantizer in codecs}
+        if all(p.kind == "picture" for p in usable.values()):
+            wanted = ", ".join(sorted({p.quantizer for p in points.values()}))
+            raise UnknownQuantizerError(
+                f"the edge can encode {sorted(codecs)}; the bundle's operating points need one of "
+                f"{wanted} (fp8_e4m3 is the simplest)"
+            )
+        names = {p.name for p in usable.values()}
+        ladder = [name for name in offer.ladder if name in names]
+        default = offer.default_point
+        if default not in names:
+            default = ladder[0] if ladder else next(iter(usable.values())).name
+        session_id = secrets.token_bytes(SESSION_ID_BYTES)
+        session = Session(
+            id=session_id,
+            constants=session_constants(session_id, source.fingerprint, offer.bundle_digest),
+            offer=offer,
+            source=source,
+            points=usable,
+            default_point=default,
+            ladder=ladder,
+            known_digest=known_digest,
+        )
+        self._held[session_id] = session
+        while len(self._held) > self._most:
+            self._drop(next(iter(self._held)))
+        return session
+
+    def get(self, session_id: bytes) -> Session:
+        """The session of that id, which counts as a use of it.
+
+        Raises:
+            UnknownSessionError: it is not held (any more).
+        """
+        session = self._held.get(session_id)
+        if session is None:
+            raise UnknownSessionError(
+                "this service does not hold that session: negotiate again, then resend"
+            )
+        self._held.move_to_end(session_id)
+        return session
+
+    def check(self, request: pb.InferRequest | pb.AskRequest, session: Session) -> None:
+        """Check a request's digest; where it does not match, say why as exactly as can be told.
+
+        Raises:
+            BundleVersionError: it was sealed for the other bundle that the edge said it holds.
+            IncompatibleLayoutError: it was sealed for another edge model that is served here.
+            FrameCorruptError: bytes changed on the way, or it was sealed for something else.
+        """
+        try:
+            verify(request, session.constants)
+        except FrameCorruptError as corrupt:
+            raise self._diagnose(request, session) or corrupt from None
+
+    def _diagnose(
+        self, request: pb.InferRequest | pb.AskRequest, session: Session
+    ) -> BridgeError | None:
+        here, mine = session.offer, session.source.fingerprint
+
+        def sealed_for(fingerprint: str, bundle_digest: str) -> bool:
+            try:
+                verify(request, session_constants(session.id, fingerprint, bundle_digest))
+            except FrameCorruptError:
+                return False
+            return True
+
+        if session.known_digest and sealed_for(mine, session.known_digest):
+            return BundleVersionError(
+                f"the frame was made with bundle {session.known_digest[:12]}…, this session is on "
+                f"'{here.bundle_id}' {here.bundle_version} ({here.bundle_digest[:12]}…): fetch its "
+                "encoder and send the frame again"
+            )
+        for other in self._offers.values():
+            if other is not here and sealed_for(other.source_fingerprint, other.bundle_digest):
+                return IncompatibleLayoutError(
+                    f"the frame was made for bundle '{other.bundle_id}', that is for another edge "
+                    f"model; this session is on '{here.bundle_id}': negotiate for that model"
+                )
+        return None
+
+    def _drop(self, session_id: bytes) -> None:
+        del self._held[session_id]
+        self._dropped(session_id)
+
+    def _why_incompatible(self, source: KVLayout) -> str:
+        told = []
+        for offer in self._offers.values():
+            served = KVLayout.from_json(offer.source_layout_json)
+            differs = [
+                f"{name} {getattr(source, name)!r} instead of {getattr(served, name)!r}"
+                for name in ("layers", "kv_heads", "head_dim", "grid", "cache_dtype")
+                if getattr(source, name) != getattr(served, name)
+            ]
+            differs += [
+                f"another {what}"
+                for what, name in (
+                    ("RoPE", "rope"),
+                    ("tokenizer or processor", "tokenizer_digest"),
+                    ("set of weights", "weights_digest"),
+                )
+                if getattr(source, name) != getattr(served, name)
+            ]
+            told.append(
+                f"'{offer.bundle_id}' is for '{served.model_id}' (the edge has "
+                f"{'; '.join(differs) or 'another model id'})"
+            )
+        return (
+            f"no bundle maps the cache of edge model '{source.model_id}' "
+            f"({source.fingerprint[:12]}…) to this service's model: {' | '.join(told)}"
+        )

@@ -1,0 +1,213 @@
+"""Every setting of the service: its name, type, default, meaning and where its value came from.
+
+Flags beat the environment (`NEURAL_BRIDGE_CLOUD_*`), which beats the TOML file, which beats the
+defaults (`projector/configuration.py`). Knows nothing of models or the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from projector import configuration
+from protos.errors import BundleMissingError, ConfigError, ModelError
+from protos.frame import Limits
+
+PREFIX = "NEURAL_BRIDGE_CLOUD_"
+
+
+class Settings(configuration.TypedSettings):
+    """The service's settings; units end the names, and `description` is what `--help` prints."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    model: Path | None = Field(None, description="directory of the large model's checkpoint")
+    bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="bundle directory, repeatable: one per edge model, served side by side "
+        "(environment: a JSON list, or directories separated by ':')",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="address the gRPC port is bound to")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="address the metrics port is bound to"
+    )
+    metrics_port: int = Field(
+        9464,
+        ge=0,
+        le=65535,
+        description="port of /metrics, /healthz and /readyz; 0 takes a free one",
+    )
+    ready_file: Path | None = Field(
+        None, description="file that gets the readiness line too, once the service is ready"
+    )
+    engine: str = Field("transformers", description="what runs the large model: transformers")
+    device: str = Field("cpu", description="torch device of the large model (cpu, cuda, cuda:0)")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="number format the large model runs in"
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of the engine process; 0 leaves it to torch"
+    )
+    backend: str = Field(
+        "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
+    )
+    backend_device: str = Field(
+        "cpu", min_length=1, description="device of the projector, as its backend names devices"
+    )
+    engine_socket_dir: Path | None = Field(
+        None,
+        description="owner-only directory of the sockets between front end and engine; without "
+        "it a temporary one",
+    )
+    batch_size: int = Field(
+        16, ge=1, le=4096, description="questions that are answered in one running batch"
+    )
+    queue_requests: int = Field(
+        256, ge=1, le=1_000_000, description="requests held at once; more are refused (overloaded)"
+    )
+    scene_memory_bytes: int = Field(
+        256 << 20, ge=1 << 10, description="scenes kept in the engine for later questions, in bytes"
+    )
+    answer_memory: int = Field(
+        4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
+    )
+    sessions: int = Field(
+        1024, ge=1, le=10_000_000, description="sessions kept; the longest unused one goes first"
+    )
+    max_payload_bytes: int = Field(
+        1 << 20, ge=16, le=256 << 20, description="longest payload of a frame, in bytes"
+    )
+    max_header_bytes: int = Field(
+        64, ge=20, le=4096, description="longest header of a frame, in bytes"
+    )
+    max_question_bytes: int = Field(
+        512, ge=1, le=1 << 20, description="longest question, in bytes of UTF-8"
+    )
+    max_tokens: int = Field(4096, ge=1, le=65535, description="image tokens of a frame's grid")
+    max_picture_bytes: int = Field(
+        4 << 20, ge=16, le=256 << 20, description="longest picture file, in bytes"
+    )
+    max_picture_px: int = Field(
+        4096, ge=1, le=16384, description="largest width and height of a picture, in pixels"
+    )
+    max_in_flight: int = Field(
+        16, ge=1, le=65535, description="requests of one stream that may wait for their answer"
+    )
+    max_new_tokens: int = Field(32, ge=1, le=65535, description="longest answer, in tokens")
+    heartbeat_s: float = Field(
+        1.0,
+        gt=0.0,
+        le=60.0,
+        description="pause between heartbeats of front end and engine, seconds",
+    )
+    heartbeat_timeout_s: float = Field(
+        15.0, gt=0.0, le=600.0, description="silence after which an engine counts as gone, seconds"
+    )
+    engine_stall_s: float = Field(
+        120.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"
+    )
+    engine_start_s: float = Field(
+        600.0, gt=0.0, le=7200.0, description="longest time an engine may take to load, seconds"
+    )
+    restart_backoff_s: float = Field(
+        0.2, gt=0.0, le=60.0, description="upper end of the first pause before a restart, seconds"
+    )
+    restart_backoff_max_s: float = Field(
+        30.0, gt=0.0, le=3600.0, description="upper end of any pause before a restart, seconds"
+    )
+    drain_s: float = Field(
+        20.0, ge=0.0, le=3600.0, description="time for requests under way at SIGTERM, seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe event that is logged (JSON lines on standard error)"
+    )
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split_bundles(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [part for part in value.split(os.pathsep) if part]
+
+    @field_validator("log_level", "dtype", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that `Negotiate` announces and the front end enforces."""
+        return Limits(
+            max_payload_bytes=self.max_payload_bytes,
+            max_header_bytes=self.max_header_bytes,
+            max_question_bytes=self.max_question_bytes,
+            max_tokens=self.max_tokens,
+            max_picture_bytes=self.max_picture_bytes,
+            max_picture_px=self.max_picture_px,
+            max_in_flight=self.max_in_flight,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+    @property
+    def model_path(self) -> Path:
+        """The model's directory.
+
+        Raises:
+            ConfigError: none is set.
+        """
+        if self.model is None:
+            raise ConfigError(
+                f"no model: give --model, {PREFIX}MODEL or 'model' in the configuration file"
+            )
+        return self.model
+
+    def check_paths(self) -> None:
+        """Look at what the settings point to, without loading it.
+
+        Raises:
+            ConfigError: no model or no bundle is set.
+            ModelError: the model's directory holds no checkpoint.
+            BundleMissingError: a bundle's directory holds no bundle.
+        """
+        if not (self.model_path / "config.json").is_file():
+            raise ModelError(f"{self.model_path} holds no config.json: it is not a checkpoint")
+        if not self.bundles:
+            raise ConfigError(
+                f"no bundle: give --bundles, {PREFIX}BUNDLES or 'bundles' in the configuration file"
+            )
+        for bundle in self.bundles:
+            if not (bundle / "bundle.json").is_file():
+                raise BundleMissingError(f"{bundle} holds no bundle.json: it is not a bundle")
+
+
+def load(
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Put the settings together from flags, environment, a TOML file and the defaults.
+
+    Args:
+        flags: values given on the command line, by setting name; absent names were not given.
+        config: TOML file with setting names as its keys; the variable NEURAL_BRIDGE_CLOUD_CONFIG
+            names it where no flag does.
+        environ: the environment; the process's own by default.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, a key is unknown, or a value is unusable.
+    """
+    return configuration.load(Settings, flags, config, environ, listing="cloud-server serve --help")
+
+
+def from_json(text: str) -> Settings:
+    """Settings that another process of this service wrote with `Settings.model_dump_json`."""
+    return Settings.model_validate_json(text)

@@ -1,0 +1,105 @@
+"""An engine process without a model: the question says what it does. Starts in a moment.
+
+"count 3" makes three tokens; "hold" waits for the next job that says "release"; "slow" takes a
+while; "die" ends the process; "hang" never returns; anything else answers at once. The variable
+FAKE_ENGINE_FAILS names how loading ends: "typed" or "silent".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from cloud_server import engine as engines
+from cloud_server import engine_main
+from cloud_server.engine.base import Emit, Engine
+from cloud_server.jobs import Accepted, Answered, Job, Offer, Status, TokenMade, failed
+from cloud_server.settings import Settings
+from protos.errors import BundleLayoutError, QuestionError
+from protos.frame import points_to_json
+from tests.cloud_server import stage
+
+
+class FakeEngine(Engine):
+    def __init__(self, settings: Settings, emit: Emit) -> None:
+        self._emit = emit
+        self._jobs: list[Job] = []
+        self._held: list[Job] = []
+        self._scenes: set[tuple[str, int]] = set()
+
+    def load(self) -> list[Offer]:
+        fails = os.environ.get("FAKE_ENGINE_FAILS", "")
+        if fails == "typed":
+            raise BundleLayoutError("made for another model")
+        if fails == "silent":
+            os._exit(3)
+        encoder = stage.encoder()
+        return [
+            Offer(
+                bundle_id="fake",
+                bundle_version="1",
+                bundle_digest="b" * 64,
+                encoder_digest=encoder.digest,
+                source_fingerprint=stage.SOURCE.fingerprint,
+                source_layout_json=stage.SOURCE.to_json(),
+                target_layout_json="{}",
+                operating_points_json=points_to_json(encoder.points),
+                default_point="fp8",
+                ladder=["uniform", "fp8"],
+                encoder=encoder.to_bytes(),
+            )
+        ]
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def forget(self, session: str) -> None:
+        self._scenes = {scene for scene in self._scenes if scene[0] != session}
+
+    def step(self) -> None:
+        job = self._jobs.pop(0)
+        if job.question == "die":
+            os._exit(9)
+        if job.question == "hang":
+            threading.Event().wait()
+        if job.question == "slow":
+            threading.Event().wait(0.3)
+        if job.question == "no":
+            self._emit(failed(job.id, QuestionError("no")))
+            return
+        self._scenes.add(job.scene)
+        now = time.monotonic_ns()
+        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, now, now, now))
+        if job.question == "hold":
+            self._held.append(job)
+        elif job.question:
+            self._answer(job)
+            if job.question == "release":
+                for held in self._held:
+                    self._answer(held)
+                self._held.clear()
+
+    def _answer(self, job: Job) -> None:
+        tokens = int(job.question.split()[1]) if job.question.startswith("count") else 1
+        for index in range(tokens):
+            self._emit(TokenMade(job.id, index, f"{index} "))
+        text = " ".join(str(i) for i in range(tokens))
+        self._emit(Answered(job.id, text, tokens, 0.001, 0.001, 0.001))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    @property
+    def model_id(self) -> str:
+        return "fake"
+
+    def status(self) -> Status:
+        return Status(running=len(self._held), scenes=len(self._scenes))
+
+
+if __name__ == "__main__":
+    engines.ENGINES["fake"] = ("tests.cloud_server.fake_engine", "FakeEngine")
+    sys.exit(engine_main.main())

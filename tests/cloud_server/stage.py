@@ -1,0 +1,287 @@
+"""What the tests of the service play with: fake edge models, random bundles, a server process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from PIL import Image
+
+from projector.encoder import Encoder
+from protos.frame import (
+    PICTURE_POINT,
+    RAW_KV_FP8,
+    SESSION_METADATA_KEY,
+    Distortion,
+    Header,
+    OperatingPoint,
+    pack_header,
+    seal,
+)
+from protos.layout import KVLayout, KVState, RopeSpec
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.quantize import QUANTIZERS, EntropyTables
+
+RANK = 6
+FP8, INT8, NONE, UNIFORM = 1, 2, 3, 4
+QUESTION = "what is left of the red car ?"
+
+
+def source_layout(name: str, grid: tuple[int, int] = (4, 4)) -> KVLayout:
+    return KVLayout(
+        model_id=name,
+        layers=2,
+        kv_heads=2,
+        head_dim=4,
+        rope=RopeSpec(10000.0, 4, False, "default", 1.0, (1.0, 0.01)),
+        cache_dtype="float32",
+        grid=grid,
+        tokenizer_digest="0" * 64,
+        weights_digest=name.encode().hex().ljust(64, "0"),
+    )
+
+
+SOURCE = source_layout("edge-a")
+OTHER_SOURCE = source_layout("edge-b")
+STRANGER = source_layout("edge-c")
+
+
+def state(seed: int, layout: KVLayout = SOURCE) -> KVState:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((layout.tokens, layout.state_dim), dtype=np.float32)
+    attention = rng.random(layout.tokens, dtype=np.float32)
+    return KVState.from_flat(x, layout, np.arange(layout.tokens), attention / attention.sum())
+
+
+def encoder(layout: KVLayout = SOURCE, seed: int = 0) -> Encoder:
+    rng = np.random.default_rng(seed)
+    d = layout.state_dim
+    projection = rng.standard_normal((d, RANK)).astype(np.float32) / np.sqrt(d).astype(np.float32)
+    steps = np.full(RANK, 0.02, dtype=np.float32)
+    symbols = np.rint(rng.standard_normal((4096, RANK)) / 0.02).astype(np.int64)
+    points = (
+        OperatingPoint(FP8, "fp8", quantizer="fp8_e4m3", rank=RANK, steps="fp8"),
+        OperatingPoint(INT8, "int8", quantizer="int8", rank=RANK, steps="int8"),
+        OperatingPoint(NONE, "none", quantizer="none", rank=RANK),
+        OperatingPoint(UNIFORM, "uniform", quantizer="uniform", tokens=6, rank=RANK, steps="uni"),
+        RAW_KV_FP8,
+    )
+    return Encoder(
+        source_fingerprint=layout.fingerprint,
+        points=points,
+        x_mean=np.zeros(d, dtype=np.float32),
+        x_scale=np.ones(d, dtype=np.float32),
+        projection=projection.astype(np.float32),
+        latent_mean=np.zeros(RANK, dtype=np.float32),
+        latent_inv_cov=np.eye(RANK, dtype=np.float32),
+        raw_scale=np.full(d, 0.02, dtype=np.float32),
+        steps={"fp8": steps, "int8": steps * 2, "uni": steps},
+        entropy={"uni": EntropyTables.fit(symbols)},
+    )
+
+
+def random_cloud(target: KVLayout) -> Any:
+    """A cloud half with random maps: answers mean nothing, but depend on every latent."""
+    import torch
+
+    from projector.backends import CloudFiles
+    from projector.export import export
+    from projector.maps.low_rank import CloudConfig, CloudHalf
+
+    torch.manual_seed(3)
+    half = CloudHalf(CloudConfig.of(target, RANK)).eval()
+    return CloudFiles(weights=half.to_bytes(), graph=export(half).graph)
+
+
+def write_random_bundle(
+    path: Path, target: KVLayout, layout: KVLayout, cloud: Any, version: int = 1
+) -> Path:
+    from projector.bundle import write_bundle
+
+    write_bundle(
+        path,
+        id=f"random-{layout.model_id}",
+        version=version,
+        source=layout,
+        target=target,
+        encoder=encoder(layout),
+        cloud=cloud,
+        certificate={"made": "at random"},
+        default_point=FP8,
+        ladder=[UNIFORM, FP8],
+    )
+    return path
+
+
+@dataclass
+class Client:
+    """A minimal edge: negotiates and seals frames; does nothing on its own."""
+
+    channel: grpc.Channel
+    layout: KVLayout = SOURCE
+    codecs: tuple[str, ...] = tuple(QUANTIZERS)
+    known_digest: str = ""
+    session: Any = None
+    _ids: Iterator[int] = field(default_factory=lambda: iter(range(1, 1 << 30)))
+
+    def __post_init__(self) -> None:
+        self.stub = bridge_pb2_grpc.BridgeStub(self.channel)
+        self.encoder = encoder(self.layout)
+
+    def negotiate(self) -> Any:
+        self.session = self.stub.Negotiate(
+            pb.NegotiateRequest(
+                protocol_version=1,
+                source_layout_json=self.layout.to_json(),
+                codecs=self.codecs,
+                agent_version="test",
+                bundle_digest=self.known_digest,
+            ),
+            timeout=20,
+        )
+        return self.session
+
+    @property
+    def metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return ((SESSION_METADATA_KEY, self.session.session_id),)
+
+    def request_id(self) -> bytes:
+        return next(self._ids).to_bytes(8, "big")
+
+    def frame(
+        self,
+        seed: int = 0,
+        question: str = QUESTION,
+        point: int = FP8,
+        number: int | None = None,
+        request_id: bytes | None = None,
+        limit: int = 6,
+        constants: bytes | None = None,
+    ) -> pb.InferRequest:
+        encoded = self.encoder.encode(state(seed, self.layout), self.encoder.point(point))
+        header = Header(
+            point, seed if number is None else number, encoded.kept, 0, encoded.distortion
+        )
+        return self.sealed(header, encoded.payload, question, request_id, limit, constants)
+
+    def picture(self, file: bytes, number: int = 0, question: str = QUESTION) -> pb.InferRequest:
+        header = Header(PICTURE_POINT, number, np.zeros(0, dtype=np.bool_), 0, Distortion())
+        return self.sealed(header, file, question)
+
+    def sealed(
+        self,
+        header: Header,
+        body: bytes,
+        question: str = QUESTION,
+        request_id: bytes | None = None,
+        limit: int = 6,
+        constants: bytes | None = None,
+    ) -> pb.InferRequest:
+        packed, payload = pack_header(header, body)
+        return seal(
+            constants or self.session.session_constants,
+            request_id or self.request_id(),
+            packed,
+            payload,
+            question,
+            limit,
+        )
+
+    def infer(self, *requests: pb.InferRequest | bytes) -> list[pb.InferEvent]:
+        """One stream of requests, sent at once; every event that comes back."""
+        raw = [r if isinstance(r, bytes) else r.SerializeToString() for r in requests]
+        call = self.channel.stream_stream(
+            "/neuralbridge.v1.Bridge/Infer", response_deserializer=pb.InferEvent.FromString
+        )
+        return list(call(iter(raw), metadata=self.metadata, timeout=120))
+
+    def answer(self, request: pb.InferRequest) -> pb.Answer:
+        events = self.infer(request)
+        assert events[-1].HasField("answer"), events
+        return events[-1].answer
+
+
+def by_id(events: list[pb.InferEvent], request_id: bytes) -> list[pb.InferEvent]:
+    return [event for event in events if event.request_id == request_id]
+
+
+def picture_file(seed: int = 0, kind: str = "PNG") -> bytes:
+    import io
+
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(blocks).resize((48, 48), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@dataclass
+class Server:
+    """A `cloud-server serve` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    metrics_port: int
+    log: list[str] = field(repr=False)
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(
+            f"127.0.0.1:{self.port}",
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.max_receive_message_length", 16 << 20),
+                ("grpc.max_send_message_length", 16 << 20),
+            ],
+        )
+
+
+@contextmanager
+def running_server(
+    model: Path, bundles: list[Path], *flags: str, timeout_s: float = 240.0
+) -> Iterator[Server]:
+    command = [sys.executable, "-m", "cloud_server", "serve", "--model", str(model)]
+    for bundle in bundles:
+        command += ["--bundles", str(bundle)]
+    command += ["--port", "0", "--metrics-port", "0", "--threads", "1", *flags]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log: list[str] = []
+    assert process.stderr is not None and process.stdout is not None
+    stderr = process.stderr
+    reader = threading.Thread(target=lambda: log.extend(stderr), daemon=True)
+    reader.start()
+    watchdog = threading.Timer(timeout_s, process.kill)
+    watchdog.start()
+    try:
+        line = process.stdout.readline()
+        watchdog.cancel()
+        assert line, "the server ended before it was ready:\n" + "".join(log)
+        ready = json.loads(line)
+        yield Server(process, ready["port"], ready["metrics_port"], log)
+    finally:
+        watchdog.cancel()
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(timeout=5)
+        process.stdout.close()

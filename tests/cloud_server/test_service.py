@@ -1,0 +1,385 @@
+"""The front end with an engine that has no model: load, repeats, sessions, crashes, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import zmq
+import zmq.asyncio
+
+from cloud_server.service import Service
+from cloud_server.settings import load
+from cloud_server.supervisor import spawn_engine
+from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from tests.cloud_server import stage
+
+FAST = {
+    "port": 0,
+    "metrics_port": 0,
+    "engine": "fake",
+    "heartbeat_s": 0.05,
+    "restart_backoff_s": 0.01,
+    "drain_s": 0.1,
+    "log_level": "error",
+}
+
+
+class Edge(stage.Client):
+    """A client on the event loop."""
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)
+
+    async def meet(self) -> pb.NegotiateResponse:
+        self.session = await super().negotiate()
+        reply: pb.NegotiateResponse = self.session
+        return reply
+
+    def open(self) -> Any:
+        return bridge_pb2_grpc.BridgeStub(self.channel).Infer(metadata=self.metadata, timeout=120)
+
+    async def say(self, question: str, seed: int = 0) -> pb.InferEvent:
+        """One request on a stream of its own; its last event."""
+        call = self.open()
+        await call.write(self.frame(seed=seed, question=question))
+        await call.done_writing()
+        events = [event async for event in call]
+        last: pb.InferEvent = events[-1]
+        return last
+
+
+class Running:
+    def __init__(self, service: Service, task: asyncio.Task[None], ready: dict[str, Any]) -> None:
+        self.service, self.task = service, task
+        self.port, self.metrics_port = ready["port"], ready["metrics_port"]
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+
+    async def edge(self) -> Edge:
+        edge = Edge(self.channel)
+        await edge.meet()
+        return edge
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.metrics_port}{path}") as reply,
+        ):
+            return reply.status, await reply.text()
+
+    async def metric(self, name: str) -> float:
+        lines = (await self.get("/metrics"))[1].splitlines()
+        found = [
+            line.split()[1] for line in lines if line.startswith(f"neural_bridge_cloud_{name} ")
+        ]
+        return float(found[0]) if found else 0.0
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        async def poll() -> None:
+            while not await holds():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(poll(), 120)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "bundle.json").write_text("{}")
+    return {"model": tmp_path, "bundles": [tmp_path]}
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """Socket paths are short; the directories of tests may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def make(paths: dict[str, Any], announce: Callable[[str], None], **settings: Any) -> Service:
+    return Service(
+        load(paths | FAST | settings, environ={}),
+        announce,
+        partial(spawn_engine, module="tests.cloud_server.fake_engine"),
+    )
+
+
+@asynccontextmanager
+async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Running]:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    service = make(paths, lines.put_nowait, **settings)
+    task = asyncio.create_task(service.run())
+    line = asyncio.create_task(lines.get())
+    await asyncio.wait({task, line}, return_when=asyncio.FIRST_COMPLETED, timeout=120)
+    if task.done():
+        line.cancel()
+        await task
+    made = Running(service, task, json.loads(line.result()))
+    try:
+        yield made
+    finally:
+        await made.channel.close()
+        service.stop()
+        await task
+
+
+def test_the_front_end_imports_no_tensor_library() -> None:
+    code = (
+        "import sys, cloud_server.cli, cloud_server.service, cloud_server.frontend\n"
+        "heavy = {'torch', 'onnxruntime', 'transformers', 'tensorflow'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_request_beyond_the_credit_is_refused_as_overload_and_may_be_sent_again(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, max_in_flight=2) as server:
+            edge = await server.edge()
+            call = edge.open()
+            for seed in range(3):
+                await call.write(edge.frame(seed=seed, question="hold"))
+            seen = []
+            while not seen or not seen[-1].HasField("refused"):
+                seen.append(await call.read())
+            assert seen[-1].refused.code == 501 and seen[-1].refused.retryable
+            assert seen[-1].frame_number == 2
+            assert (await edge.say("release")).HasField("answer")
+            answered = set()
+            while len(answered) < 2:
+                event = await call.read()
+                if event.HasField("answer"):
+                    answered.add(event.frame_number)
+            await call.write(edge.frame(seed=2, question="count 1"))
+            while event.frame_number != 2 or not event.HasField("answer"):
+                event = await call.read()
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_requests_beyond_the_queue_are_refused_whatever_their_stream(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, queue_requests=2) as server:
+            edge = await server.edge()
+            call = edge.open()
+            for seed in range(2):
+                await call.write(edge.frame(seed=seed, question="hold"))
+                await call.read()
+            refused = (await edge.say("release")).refused
+            assert refused.code == 501 and refused.retryable
+            assert await server.metric("queue_depth") == 2
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_request_resent_on_a_new_stream_joins_the_computation_of_the_broken_one(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            request = edge.frame(seed=1, question="hold")
+            broken = edge.open()
+            await broken.write(request)
+            assert (await broken.read()).HasField("accepted")
+            broken.cancel()
+            call = edge.open()
+            await call.write(request)
+            assert (await call.read()).HasField("accepted")
+            await edge.say("release")
+            kinds = []
+            while not kinds or kinds[-1] != "answer":
+                kinds.append((await call.read()).WhichOneof("event"))
+            assert kinds == ["token", "answer"]
+            assert await server.metric("joined_requests_total") == 1
+            assert await server.metric('frames_total{point="fp8"}') == 2  # hold and release
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_session_pushed_out_by_newer_ones_is_refused_with_303_and_negotiates_again(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, sessions=1) as server:
+            first = await server.edge()
+            call = first.open()
+            await call.write(first.frame(seed=1, question="count 1"))
+            while not (await call.read()).HasField("answer"):
+                pass
+            await server.edge()
+            await call.write(first.frame(seed=2, question="count 1"))
+            event = await call.read()
+            assert event.refused.code == 303 and event.refused.retryable
+            call.cancel()
+            await first.meet()
+            assert (await first.say("count 2")).answer.tokens == 2
+            assert await server.metric("sessions") == 1
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_dies_is_started_again_and_meanwhile_the_service_says_so(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            assert (await server.get("/readyz"))[0] == 200
+            refused = (await edge.say("die")).refused
+            assert refused.code == 502 and refused.retryable
+            assert (await server.get("/readyz"))[0] == 503
+            assert (await server.get("/healthz"))[0] == 200
+            assert await server.metric("engine_up") == 0
+            assert (await edge.say("count 1")).refused.code == 502
+
+            async def back() -> bool:
+                return (await server.get("/readyz"))[0] == 200
+
+            await server.until(back)
+            assert (await edge.say("count 1")).HasField("answer")
+            assert await server.metric("engine_restarts_total") == 1
+            assert await server.metric("engine_up") == 1
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_hangs_in_a_step_is_ended_and_its_requests_may_be_sent_again(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, engine_stall_s=0.5) as server:
+            edge = await server.edge()
+            refused = (await edge.say("hang")).refused
+            assert refused.code == 502 and "hung" in refused.message
+
+            async def back() -> bool:
+                return (await edge.say("count 1")).HasField("answer")
+
+            await server.until(back)
+
+    asyncio.run(scene())
+
+
+def test_draining_answers_what_is_under_way_and_takes_nothing_new(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, drain_s=20.0) as server:
+            edge = await server.edge()
+            call = edge.open()
+            await call.write(edge.frame(seed=1, question="slow"))
+            await server.until(lambda: _positive(server.metric("queue_depth")))
+            server.service.stop()
+            await server.until(lambda: _draining(server))
+            await call.write(edge.frame(seed=2, question="count 1"))
+            ends = {}
+            while len(ends) < 2:
+                event = await call.read()
+                if event.WhichOneof("event") in ("answer", "refused"):
+                    ends[event.frame_number] = event
+            assert ends[1].HasField("answer")
+            assert ends[2].refused.retryable
+            await server.task
+
+    asyncio.run(scene())
+
+
+async def _positive(value: Awaitable[float]) -> bool:
+    return await value > 0
+
+
+async def _draining(server: Running) -> bool:
+    return (await server.get("/readyz")) == (503, "draining\n")
+
+
+def test_an_engine_that_says_why_it_cannot_start_ends_the_service_with_that_error(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_FAILS", "typed")
+    with pytest.raises(BundleLayoutError, match="another model"):
+        asyncio.run(make(paths, lambda line: None).run())
+
+
+def test_an_engine_that_never_gets_ready_is_given_up_after_some_starts(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_FAILS", "silent")
+    with pytest.raises(EngineUnavailableError, match="exit code 3"):
+        asyncio.run(make(paths, lambda line: None).run())
+
+
+def test_the_ready_file_holds_the_ports_which_no_other_service_can_take(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def scene() -> None:
+        async with running(paths, ready_file=tmp_path / "ready.json") as server:
+            ready = json.loads((tmp_path / "ready.json").read_text())
+            assert ready.pop("event") == "ready"
+            assert ready == {"port": server.port, "metrics_port": server.metrics_port}
+            for flag, port in ready.items():
+                with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')}"):
+                    await make(paths, print, **{flag: port}).run()
+
+    asyncio.run(scene())
+
+
+def test_events_are_published_in_the_order_in_which_a_request_meets_them(
+    paths: dict[str, Any], short_dir: Path
+) -> None:
+    async def scene() -> None:
+        async with running(paths, engine_socket_dir=short_dir / "sockets") as server:
+            assert os.stat(short_dir / "sockets").st_mode & 0o777 == 0o700
+            context = zmq.asyncio.Context()
+            subscriber = context.socket(zmq.SUB)
+            subscriber.subscribe(b"")
+            subscriber.connect(f"ipc://{short_dir / 'sockets' / 'events.sock'}")
+            edge = await server.edge()
+            seen: dict[str, list[str]] = {}
+            # A subscription takes a moment to arrive: ask until a whole request was heard.
+            for seed in range(100):
+                await edge.say("count 2", seed)
+                while await subscriber.poll(20):
+                    topic, body = await subscriber.recv_multipart()
+                    event = json.loads(body)
+                    assert event["event"] == topic.decode()
+                    seen.setdefault(event["request_id"], []).append(event["event"])
+                if any(events[0] == "received" for events in seen.values()):
+                    break
+            whole = next(events for events in seen.values() if events[0] == "received")
+            assert whole == [
+                "received",
+                "decoded",
+                "projected",
+                "injected",
+                "first_token",
+                "answered",
+            ]
+            subscriber.close(0)
+            context.term()
+
+    asyncio.run(scene())
