@@ -1,0 +1,306 @@
+"""Trains the map of one reference edge model to the cloud model and writes its bundle.
+
+`python -m reference.build_bundle edge-a`. Knows the yard and the two checkpoints. All choices are
+made on the validation split; the certificate says so. Resumes where an earlier run stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from projector.backends import CloudFiles
+from projector.bundle import write_bundle
+from projector.corpus import Corpus, collect
+from projector.encoder import Encoder
+from projector.export import export
+from projector.train import LowRankMap, Trainer, TrainSettings, closed_form
+from projector.vlm import VLM
+from protos import distortion
+from protos.frame import RAW_KV_FP8, OperatingPoint
+from protos.quantize import EntropyTables, UniformQuantizer
+from reference.train_vlm import Pictures
+from reference.yard import ask, true_answer
+
+HERE = Path(__file__).parent
+COARSENESS = {"fine": 0.35, "medium": 0.7, "coarse": 1.0, "coarser": 1.4, "coarsest": 2.0}
+"""Quantization steps of the ladder, in units of `LowRankMap.steps`, scaled by `--coarseness`."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Split:
+    """A split of the yard as `projector` wants it: picture i, and questions about picture i."""
+
+    def __init__(self, split: str, count: int, pool: Path) -> None:
+        """Renders what is missing.
+
+        Args:
+            split: a split of the yard.
+            count: how many pictures, a multiple of 256.
+            pool: where rendered blocks are kept.
+        """
+        self.pictures = Pictures(split, count, pool)
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index`."""
+        return Image.fromarray(self.pictures[index][0])
+
+    def questions(self, index: int, count: int, seed: int) -> Sequence[tuple[str, str]]:
+        """Exactly `count` (question, answer) pairs, repeated if the picture has fewer."""
+        _, scenes, place = self.pictures[index]
+        pairs = [(q.text, q.answer) for q in ask(scenes, place, count, seed)]
+        return (pairs * count)[:count]
+
+    def other_labels(self, index: int, other: int, text: str) -> str | None:
+        """What the labels of picture `other` answer to a question."""
+        _, scenes, place = self.pictures[other]
+        return true_answer(scenes, place, text)
+
+
+def mask_all(latents: torch.Tensor) -> torch.Tensor:
+    """Every token kept, `[B, N]`."""
+    return torch.ones(latents.shape[:2])
+
+
+def measure(
+    trainer: Trainer, lowrank: LowRankMap, corpus: Corpus, split: Split, scale: float | None
+) -> float:
+    """Accuracy on held-out pictures through the map, rounded at `scale` steps (None: not)."""
+
+    def make(x: Floats, _y: npt.NDArray[np.floating]) -> object:
+        latents = lowrank.latents(torch.from_numpy(x))
+        if scale is not None:
+            step = lowrank.steps * scale
+            latents = torch.round(latents / step) * step
+        return trainer.projected_layers(latents)
+
+    return trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
+
+
+def controls(
+    trainer: Trainer, lowrank: LowRankMap, corpus: Corpus, split: Split
+) -> dict[str, float]:
+    """The certificate's controls on held-out pictures: native, blind, mean state, other picture."""
+    prefix = trainer.prefix
+
+    def blind(x: Floats, _y: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in prefix]
+
+    def mean_state(x: Floats, _y: object) -> object:
+        return trainer.projected_layers(torch.zeros(len(x), x.shape[1], lowrank.down.shape[1]))
+
+    def other(x: Floats, _y: object) -> object:
+        return trainer.projected_layers(lowrank.latents(torch.from_numpy(np.roll(x, -1, axis=0))))
+
+    torch.manual_seed(1)
+    shuffled = torch.randn_like(lowrank.down) * lowrank.down.std()
+
+    def untrained(x: Floats, _y: object) -> object:
+        normal = (torch.from_numpy(x) - lowrank.x_mean) / lowrank.x_scale
+        return trainer.projected_layers(normal @ shuffled)
+
+    arms: dict[str, Callable[..., object]] = {
+        "cloud_image": lambda _x, y: trainer.native_layers(y),
+        "blind": blind,
+        "mean_state": mean_state,
+        "other_picture": other,
+        "untrained_map": untrained,
+    }
+    return {
+        name: trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
+        for name, make in arms.items()
+    }
+
+
+def reconstruction(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
+    """Mean cosine, relative L2 and R² of keys and values apart, on normalised held-out states."""
+    got, want = [], []
+    cloud = lowrank.cloud
+    with torch.no_grad():
+        for start in range(0, min(len(corpus), 256), 64):
+            x = torch.from_numpy(corpus.x[start : start + 64].astype(np.float32))
+            y = torch.from_numpy(corpus.y[start : start + 64].astype(np.float32))
+            latents = lowrank.latents(x)
+            got.append((cloud.latent(latents, mask_all(latents)) @ cloud.up).numpy())
+            want.append(((y - cloud.y_mean) / cloud.y_scale).numpy())
+    a, b = np.concatenate(want).reshape(-1, got[0].shape[-1]), np.concatenate(got)
+    b = b.reshape(a.shape)
+    half = a.shape[1] // 2
+    return {
+        "cosine": distortion.cosine(a, b),
+        "relative_l2": distortion.relative_l2(a, b),
+        "r2_keys": distortion.r2(a[:, :half], b[:, :half]),
+        "r2_values": distortion.r2(a[:, half:], b[:, half:]),
+    }
+
+
+def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus, coarseness: float) -> Encoder:
+    """The edge half: statistics, steps and entropy tables counted on the training pictures."""
+    sample = corpus.x[:: max(1, len(corpus) // 2048)].astype(np.float32)
+    with torch.no_grad():
+        z = lowrank.latents(torch.from_numpy(sample)).numpy().reshape(-1, lowrank.down.shape[1])
+    base = lowrank.steps.numpy() * coarseness
+    steps = {name: (base * factor).astype(np.float32) for name, factor in COARSENESS.items()}
+    entropy = {
+        name: EntropyTables.fit(np.rint(z / step).astype(np.int64)) for name, step in steps.items()
+    }
+    # E4M3 reaches 448: the largest calibration value lands at half of that.
+    steps["fp8"] = (np.abs(z).max(axis=0) / 224.0).astype(np.float32)
+    flat = sample.reshape(-1, sample.shape[-1])
+    rank = z.shape[1]
+    points = (
+        *(
+            OperatingPoint(index=i, name=n, quantizer=UniformQuantizer.name, rank=rank, steps=n)
+            for i, n in enumerate(reversed(COARSENESS), start=1)
+        ),
+        OperatingPoint(index=10, name="fp8", quantizer="fp8_e4m3", rank=rank, steps="fp8"),
+        OperatingPoint(index=11, name="float", quantizer="none", rank=rank),
+        RAW_KV_FP8,
+    )
+    return Encoder(
+        source_fingerprint=source.layout.fingerprint,
+        points=points,
+        x_mean=lowrank.x_mean.numpy(),
+        x_scale=lowrank.x_scale.numpy(),
+        projection=lowrank.down.detach().numpy().copy(),
+        latent_mean=z.mean(axis=0).astype(np.float32),
+        latent_inv_cov=np.linalg.inv(np.cov(z.T) + 1e-6 * np.eye(rank)).astype(np.float32),
+        raw_scale=(np.abs(flat).max(axis=0) / 224.0 + 1e-8).astype(np.float32),
+        steps=steps,
+        entropy=entropy,
+    )
+
+
+def payload_bytes(encoder: Encoder, corpus: Corpus, count: int = 256) -> dict[str, float]:
+    """Mean payload of each uniform point over held-out pictures."""
+    z = encoder.project(corpus.x[:count].astype(np.float32))
+    return {
+        point.name: float(
+            np.mean([len(encoder.quantizer(point).encode(f, encoder.steps_of(point))) for f in z])
+        )
+        for point in encoder.points
+        if point.quantizer == UniformQuantizer.name
+    }
+
+
+def build(name: str, args: argparse.Namespace) -> None:
+    """Corpus, map, ladder, certificate, bundle.
+
+    Args:
+        name: the edge model.
+        args: command line.
+    """
+    torch.set_num_threads(args.threads)
+    begun = time.monotonic()
+    source, target = VLM.load(args.models / name), VLM.load(args.models / "cloud")
+    train, held_out = Split("train", args.pictures, args.pool), Split("validation", 512, args.pool)
+    corpora = (
+        args.work / f"corpus-{name}-{source.layout.fingerprint[:8]}-{target.layout.fingerprint[:8]}"
+    )
+    corpus = collect(source, target, train.picture, args.pictures, corpora / "train")
+    validation = collect(source, target, held_out.picture, 512, corpora / "validation", "held out")
+    settings = TrainSettings(
+        rank=args.rank,
+        inner=args.inner,
+        reconstruct_steps=args.reconstruct_steps,
+        task_steps=args.task_steps,
+        noise=args.coarseness,
+        batch=args.batch,
+        seed=args.seed,
+    )
+    lowrank = closed_form(corpus, target, settings)
+    trainer = Trainer(
+        lowrank, corpus, target, train.questions, settings, args.work / f"map-{name}-{args.tag}"
+    )
+
+    def report() -> dict[str, float]:
+        figures = {"float": measure(trainer, lowrank, validation, held_out, None)}
+        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.coarseness)
+        print(json.dumps(figures), flush=True)
+        return figures
+
+    native = trainer.accuracy(
+        validation, held_out.questions, lambda _x, y: trainer.native_layers(y)
+    )
+    started = report()
+    print(f"native {native:.4f}, closed form {started}", flush=True)
+    trainer.run(report)
+    accuracy = {
+        "closed_form": started["float"],
+        "float": measure(trainer, lowrank, validation, held_out, None),
+    }
+    encoder = make_encoder(lowrank, source, corpus, args.coarseness)
+    sizes = payload_bytes(encoder, validation)
+    for point, factor in COARSENESS.items():
+        scale = factor * args.coarseness
+        accuracy[point] = measure(trainer, lowrank, validation, held_out, scale)
+        print(f"{point:>9}: {sizes[point]:6.1f} bytes, {accuracy[point]:.4f}", flush=True)
+    certificate = {
+        "split": "validation",
+        "pictures": len(validation),
+        "questions": 6 * len(validation),
+        "accuracy": accuracy,
+        "controls": controls(trainer, lowrank, validation, held_out),
+        "payload_bytes": sizes,
+        "reconstruction": reconstruction(lowrank, validation),
+        "training": {
+            "pictures": len(corpus),
+            "minutes": round((time.monotonic() - begun) / 60, 1),
+            "seed": args.seed,
+        },
+    }
+    # The coarsest point that costs at most half a point of accuracy is where an agent starts.
+    cheap = [p for p in reversed(COARSENESS) if accuracy[p] >= accuracy["float"] - args.tolerance]
+    default = next(p.index for p in encoder.points if p.name == (cheap or ["fine"])[0])
+    cloud = lowrank.cloud.eval()
+    info = write_bundle(
+        args.out / f"{name}-cloud",
+        id=f"{name}-cloud",
+        version=args.version,
+        source=source.layout,
+        target=target.layout,
+        encoder=encoder,
+        cloud=CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph),
+        certificate=certificate,
+        default_point=default,
+        ladder=[point.index for point in encoder.points],
+    )
+    print(json.dumps(certificate, indent=1))
+    print(f"wrote {info.id} version {info.version}, default point {default}", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="the edge model's folder under --models")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--inner", type=int, default=96)
+    parser.add_argument("--pictures", type=int, default=6144)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--reconstruct-steps", type=int, default=600)
+    parser.add_argument("--task-steps", type=int, default=1200)
+    parser.add_argument("--coarseness", type=float, default=4.0)
+    parser.add_argument("--tolerance", type=float, default=0.005)
+    parser.add_argument("--version", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tag", default="0", help="name of this attempt's training state")
+    parser.add_argument("--models", type=Path, default=HERE / "models")
+    parser.add_argument("--pool", type=Path, default=Path("build/pool"))
+    parser.add_argument("--work", type=Path, default=Path("build/training"))
+    parser.add_argument("--out", type=Path, default=HERE / "bundles")
+    args = parser.parse_args()
+    build(args.name, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a reference VLM is taught: pictures, questions and each image token's labels, as tensors.
+
+Knows the yard and a processor's tokens. Knows no weights and no losses.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reference import zoo
+from reference.pictures import Pictures, lossy
+from reference.yard import COLOURS, KINDS, PICTURE_PX, Question, Scenes, ask
+
+
+@dataclass
+class Batch:
+    """One training batch: B pictures, Q questions each, padded to S tokens a question."""
+
+    pixels: Tensor
+    """[B, 3, H, W] in -1..1"""
+    question_ids: Tensor
+    """[B, Q, S]"""
+    labels: Tensor
+    """[B, Q, S]: the next token where it belongs to the answer, else -100"""
+    cue: Tensor
+    """[B, Q]: index in S of the last token before the answer"""
+    about: Tensor
+    """[B, Q, N]: share of the question's objects in each image token's cell"""
+    cells: dict[str, Tensor]
+    """Labels of each image token, as `cell_labels` names them."""
+
+
+def cell_labels(scenes: Scenes, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """What each of the 36 image tokens shows, by the centres that fall into its cell.
+
+    Args:
+        scenes: a block of scenes.
+        indices: [B] places in the block.
+
+    Returns:
+        `kind` [B, N, kinds], `colour` [B, N, colours], `large` [B, N, 2] multi-hot; `offset`
+        [B, N, 2] of the last object in -0.5..0.5 of a cell; `count` [B, N]; `cell` [B, 6] of each
+        object slot (-1 where empty).
+    """
+    rows, columns = zoo.GRID
+    batch, tokens = len(indices), rows * columns
+    x, y = scenes.x[indices], scenes.y[indices]
+    present = np.arange(x.shape[1])[None] < scenes.n_objects[indices][:, None]
+    column = np.clip((x / PICTURE_PX * columns).astype(int), 0, columns - 1)
+    row = np.clip((y / PICTURE_PX * rows).astype(int), 0, rows - 1)
+    cell = np.where(present, row * columns + column, -1)
+    out = {
+        "kind": np.zeros((batch, tokens, len(KINDS)), np.float32),
+        "colour": np.zeros((batch, tokens, len(COLOURS)), np.float32),
+        "large": np.zeros((batch, tokens, 2), np.float32),
+        "offset": np.zeros((batch, tokens, 2), np.float32),
+        "count": np.zeros((batch, tokens), np.float32),
+    }
+    picture, slot = np.nonzero(present)
+    where = cell[picture, slot]
+    out["kind"][picture, where, scenes.kind[indices][picture, slot]] = 1
+    colour = scenes.colour[indices][picture, slot]
+    tinted = colour >= 0
+    out["colour"][picture[tinted], where[tinted], colour[tinted]] = 1
+    out["large"][picture, where, scenes.large[indices][picture, slot].astype(int)] = 1
+    out["offset"][picture, where, 0] = (
+        x[picture, slot] / PICTURE_PX * columns - where % columns - 0.5
+    )
+    out["offset"][picture, where, 1] = y[picture, slot] / PICTURE_PX * rows - where // columns - 0.5
+    np.add.at(out["count"], (picture, where), 1)
+    out["cell"] = cell
+    return out
+
+
+class Tokens:
+    """A processor's tokens around a picture, read off its chat template once per text."""
+
+    def __init__(self, processor: Any, image_token_id: int) -> None:
+        """Finds the fixed tokens before and of the picture.
+
+        Args:
+            processor: the model's processor.
+            image_token_id: the id that stands for image content.
+        """
+        self._processor, self._image = processor, image_token_id
+        self._known: dict[str, list[int]] = {}
+        ids = self._render("")
+        last = len(ids) - 1 - ids[::-1].index(image_token_id)
+        self.prefix = ids[: last + 1]
+        self.image_positions = [i for i, t in enumerate(self.prefix) if t == image_token_id]
+        self.eos = processor.tokenizer.eos_token_id
+
+    def _render(self, text: str) -> list[int]:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        prompt = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        picture = Image.new("RGB", (PICTURE_PX, PICTURE_PX))
+        return list(
+            self._processor(images=[picture], text=prompt, return_tensors=None)["input_ids"][0]
+        )
+
+    def question(self, text: str) -> list[int]:
+        """The tokens that follow the picture: question and cue."""
+        if text not in self._known:
+            self._known[text] = self._render(text)[len(self.prefix) :]
+        return self._known[text]
+
+    def answer(self, text: str) -> list[int]:
+        """An answer's tokens, end of sequence included."""
+        key = "\0" + text
+        if key not in self._known:
+            ids = self._processor.tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+            self._known[key] = [*ids, self.eos]
+        return self._known[key]
+
+
+def collate(
+    pictures: Pictures,
+    indices: list[int],
+    tokens: Tokens,
+    *,
+    questions: int,
+    seed: int,
+    lossy_rng: random.Random | None,
+) -> tuple[Batch, list[list[Question]]]:
+    """Assembles one batch.
+
+    Args:
+        pictures: the split.
+        indices: which pictures.
+        tokens: the model's tokens.
+        questions: Q, questions per picture.
+        seed: which questions are asked of each picture.
+        lossy_rng: draws picture codecs, or None to leave the pictures as they are.
+
+    Returns:
+        The batch and its questions.
+    """
+    pixels, asked, cells = [], [], []
+    for index in indices:
+        picture, scenes, place = pictures[index]
+        pixels.append(lossy(picture, lossy_rng) if lossy_rng else picture)
+        some = ask(scenes, place, questions, seed)
+        asked.append((some * questions)[:questions])
+        cells.append(cell_labels(scenes, np.array([place])))
+    cell = {key: np.concatenate([c[key] for c in cells]) for key in cells[0]}
+    batch, grid_tokens = len(indices), len(tokens.image_positions)
+    rows = [[(tokens.question(q.text), tokens.answer(q.answer)) for q in qs] for qs in asked]
+    longest = max(len(q) + len(a) - 1 for row in rows for q, a in row)
+    longest = -(-longest // 4) * 4
+    ids = torch.full((batch, questions, longest), tokens.eos)
+    labels = torch.full((batch, questions, longest), -100)
+    cue = torch.zeros((batch, questions), dtype=torch.long)
+    about = torch.zeros((batch, questions, grid_tokens))
+    for b, row in enumerate(rows):
+        for k, (question, answer) in enumerate(row):
+            sequence = question + answer[:-1]
+            ids[b, k, : len(sequence)] = torch.tensor(sequence)
+            labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(answer)
+            cue[b, k] = len(question) - 1
+            for slot in asked[b][k].about:
+                about[b, k, cell["cell"][b, slot]] += 1 / len(asked[b][k].about)
+    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tensors = {key: torch.from_numpy(value) for key, value in cell.items() if key != "cell"}
+    return Batch(stacked, ids, labels, cue, about, tensors), asked

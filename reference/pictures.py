@@ -1,0 +1,89 @@
+"""The yard's pictures for training: rendered once, kept on disk, worn by picture codecs if wished.
+
+Knows the yard. Knows no model.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from reference.yard import Scenes, render, sample_scenes
+
+Pixels = npt.NDArray[np.uint8]
+
+BLOCK = 256
+"""Pictures rendered at a time."""
+
+
+class Pictures:
+    """Rendered pictures of one split, kept on disk: every epoch and both models reuse them."""
+
+    def __init__(self, split: str, count: int, folder: Path) -> None:
+        """Renders what is missing.
+
+        Args:
+            split: a split of the yard.
+            count: how many pictures, a multiple of 256.
+            folder: where the rendered blocks are kept.
+        """
+        self.split, self.count = split, count
+        folder.mkdir(parents=True, exist_ok=True)
+        self.blocks: list[Pixels] = []
+        self.scenes: list[Scenes] = []
+        for start in tqdm(range(0, count, BLOCK), desc=f"{split} pictures", unit="block"):
+            scenes = sample_scenes(split, start, BLOCK)
+            path = folder / f"{split}-{start:06d}.npy"
+            if not path.exists():
+                temporary = path.with_suffix(f".{random.random()}.tmp")
+                with temporary.open("wb") as file:
+                    np.save(file, render(scenes))
+                temporary.replace(path)
+            self.blocks.append(np.load(path, mmap_mode="r"))
+            self.scenes.append(scenes)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, Scenes, int]:
+        """Returns picture [144, 144, 3] uint8, its block of scenes and its place in the block."""
+        return (
+            self.blocks[index // BLOCK][index % BLOCK],
+            self.scenes[index // BLOCK],
+            index % BLOCK,
+        )
+
+
+def lossy(picture: Pixels, rng: random.Random) -> Pixels:
+    """Passes a picture through a random picture codec, as pictures found in the world have been.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        rng: draws codec, quality and size.
+
+    Returns:
+        [H, W, 3] uint8, at the original size again.
+    """
+    if rng.random() < 0.25:
+        return picture
+    image = Image.fromarray(picture)
+    side = picture.shape[0]
+    if rng.random() < 0.55:
+        small = int(round(side * math.exp(-rng.random() * 1.1)))
+        image = image.resize(
+            (small, small),
+            rng.choice(
+                [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR]
+            ),
+        )
+    buffer = io.BytesIO()
+    quality = int(round(5 + 90 * rng.random() ** 1.5))
+    image.save(buffer, rng.choice(["JPEG", "WEBP"]), quality=quality)
+    image = Image.open(buffer).convert("RGB")
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image)

@@ -1,0 +1,208 @@
+"""Trains one reference VLM on the yard, from scratch: `python -m reference.train_vlm edge-a`.
+
+Knows one model at a time. Knows no other model: nothing is distilled and no weight, vocabulary or
+auxiliary head is shared. First the image tokens are taught to show what is there, then everything
+together. Checkpoints every five minutes and resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from reference import zoo
+from reference.lessons import Tokens, collate
+from reference.pictures import Pictures
+from reference.trainee import Trainee
+
+
+def evaluate(
+    trainee: Trainee, pictures: Pictures, count: int, *, questions: int = 6
+) -> dict[str, float]:
+    """Teacher-forced exact-match accuracy per kind and subkind of question.
+
+    Args:
+        trainee: the model.
+        pictures: a held-out split.
+        count: how many pictures.
+        questions: questions per picture.
+
+    Returns:
+        Accuracy by name, `all` included.
+    """
+    trainee.eval()
+    tally: dict[str, list[int]] = {}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for first in range(0, count, 64):
+            chosen = list(range(first, min(first + 64, count)))
+            batch, asked = collate(
+                pictures, chosen, trainee.tokens, questions=questions, seed=0, lossy_rng=None
+            )
+            right = trainee(batch)[3]
+            for b, row in enumerate(asked):
+                for k, question in enumerate(row):
+                    for name in ("all", question.kind, f"{question.kind}/{question.subkind}"):
+                        tally.setdefault(name, []).append(int(right[b, k]))
+    trainee.train()
+    return {name: sum(values) / len(values) for name, values in sorted(tally.items())}
+
+
+def order(count: int, batch: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Endless batches of shuffled indices, with the epoch they belong to."""
+    epoch = 0
+    while True:
+        shuffled = np.random.default_rng([seed, epoch]).permutation(count)
+        for first in range(0, count - batch + 1, batch):
+            yield epoch, shuffled[first : first + batch].tolist()
+        epoch += 1
+
+
+def train(name: str, args: argparse.Namespace) -> None:
+    """Trains a reference model and writes its checkpoint directory.
+
+    Args:
+        name: a key of `zoo.RECIPES`.
+        args: command line.
+    """
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    recipe = zoo.RECIPES[name]
+    model, processor = recipe.build()
+    tokens = Tokens(processor, model.config.image_token_id)
+    trainee = Trainee(model, tokens, recipe)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{name}: {parameters / 1e6:.2f} M parameters", flush=True)
+    pictures = Pictures("train", args.pictures, args.pool)
+    held_out = Pictures("validation", 512, args.pool)
+    decayed = [p for p in trainee.parameters() if p.ndim >= 2]
+    other = [p for p in trainee.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    state_file = args.work / f"{name}.pt"
+    args.work.mkdir(parents=True, exist_ok=True)
+    step, spent = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        trainee.load_state_dict(state["trainee"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+        print(f"resumed at step {step}", flush=True)
+    batches = order(args.pictures, args.batch, args.seed)
+    for _ in range(step):
+        next(batches)
+    log = (args.work / f"{name}.jsonl").open("a")
+    begun, saved = time.monotonic() - spent, time.monotonic()
+    reached = 0.0
+    bar = tqdm(total=args.steps, initial=step, desc=f"training {name}", unit="step")
+    while step < args.steps:
+        epoch, indices = next(batches)
+        reading_only = step < args.reading_steps
+        batch, _ = collate(
+            pictures,
+            indices,
+            tokens,
+            questions=args.questions,
+            seed=epoch + 1,
+            lossy_rng=random.Random(step * 7919 + args.seed) if recipe.lossy_pictures else None,
+        )
+        rate = _rate(step, args.reading_steps, args.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        with torch.autocast("cpu", torch.bfloat16):
+            if reading_only:
+                reading = trainee.reading_loss(trainee.image_tokens(batch.pixels), batch.cells)
+                answers = looking = torch.zeros(())
+                right = torch.zeros(1)
+                loss = reading
+            else:
+                answers, reading, looking, right = trainee(batch)
+                loss = answers + 0.5 * reading + 0.3 * looking
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        bar.update(1)
+        reached = 0.98 * reached + 0.02 * right.float().mean().item()
+        if step % 20 == 0:
+            row: dict[str, object] = {
+                "step": step,
+                "minutes": round((time.monotonic() - begun) / 60, 2),
+                "answers": round(answers.item(), 4),
+                "reading": round(reading.item(), 4),
+                "looking": round(looking.item(), 4),
+                "train_accuracy": round(reached, 4),
+            }
+            if step % args.evaluate_every == 0 and not reading_only:
+                row["validation"] = evaluate(trainee, held_out, 256)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if time.monotonic() - saved > 300 or step == args.steps:
+            saved = time.monotonic()
+            temporary = state_file.with_suffix(".tmp")
+            torch.save(
+                {
+                    "trainee": trainee.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "spent": saved - begun,
+                },
+                temporary,
+            )
+            temporary.replace(state_file)
+    figures = evaluate(trainee, held_out, 512)
+    print(json.dumps(figures, indent=1), flush=True)
+    zoo.save(model, processor, args.out / name)
+    facts = {
+        "steps": args.steps,
+        "batch": args.batch,
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "threads": args.threads,
+        "seed": args.seed,
+        "validation": figures,
+    }
+    (args.out / name / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _rate(step: int, reading: int, steps: int) -> float:
+    """Constant while only reading is taught; then a second warm-up and a cosine to 2 %."""
+    if step < reading:
+        return min(1.0, (step + 1) / 200)
+    joint = step - reading
+    cosine = 0.5 * (1 + math.cos(math.pi * joint / max(1, steps - reading)))
+    return min(1.0, (joint + 1) / 100) * (0.02 + 0.98 * cosine)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(zoo.RECIPES))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--reading-steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=32768)
+    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pool", type=Path, default=Path("build/pool"))
+    parser.add_argument("--work", type=Path, default=Path("build/training"))
+    parser.add_argument("--out", type=Path, default=Path("reference/models"))
+    train(parser.parse_args().name, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The reference pair's architectures: tiny configurations of real `transformers` classes.
+
+Knows configurations, tokenizers, processors and chat templates. Knows nothing about training: the
+models that leave here are randomly initialised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    Idefics3Config,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+)
+from transformers.modeling_utils import PreTrainedModel
+
+from reference.yard import PICTURE_PX, VOCABULARY
+
+GRID = (6, 6)
+"""Image tokens of every reference model: 6 rows of 6, row-major."""
+
+_HALF = [0.5, 0.5, 0.5]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one reference model is made and trained.
+
+    Attributes:
+        build: makes the model and its processor, randomly initialised.
+        cue_layers: decoder layers in which some heads are taught to look at the object asked about.
+        cue_heads: how many heads of each such layer are taught.
+        lossy_pictures: whether training pictures pass through JPEG and WebP.
+        learning_rate: peak learning rate of AdamW.
+    """
+
+    build: Callable[[], tuple[PreTrainedModel, Any]]
+    cue_layers: tuple[int, ...]
+    cue_heads: int
+    lossy_pictures: bool
+    learning_rate: float
+
+
+def _word_tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
+    """One token per whole word, split at spaces."""
+    words = ["<pad>", "<unk>", "<s>", "</s>", *specials, "answer:", *VOCABULARY]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=specials,
+    )
+
+
+def _byte_pair_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose merges are learnt from the yard's words, so the rare ones stay split."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[^ ]+|\n"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|pad|>", "<|begin|>", "<|end|>", "<image>", "<|reply|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    corpus = [form for word in VOCABULARY for form in (" " + word, word)]
+    tokenizer.train_from_iterator(corpus * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<image>", "<|reply|>"],
+    )
+
+
+_WORD_TEMPLATE = (
+    "{{ '<s>' }}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ ' answer:' }}{% endif %}"
+)
+_BYTE_PAIR_TEMPLATE = (
+    "{{ '<|begin|>' }}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ '<|reply|>' }}{% endif %}"
+)
+
+
+def build_edge_a() -> tuple[PreTrainedModel, Idefics3Processor]:
+    """Idefics3, the class of SmolVLM-256M and -500M, at about a millionth of a cloud model's size.
+
+    Returns:
+        The model (state 512 = 2 * 4 layers * 2 heads * 32) and its processor (6x6 image tokens).
+    """
+    tokenizer = _word_tokenizer(
+        ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    )
+    # Special tokens are matched before splitting, so no spaces are needed around them.
+    image_processor = Idefics3ImageProcessorPil(
+        do_resize=True,
+        size={"longest_edge": PICTURE_PX},
+        max_image_size={"longest_edge": PICTURE_PX},
+        do_image_splitting=False,
+        do_normalize=True,
+        image_mean=_HALF,
+        image_std=_HALF,
+    )
+    processor = Idefics3Processor(
+        image_processor,
+        tokenizer,
+        image_seq_len=GRID[0] * GRID[1],
+        chat_template=_WORD_TEMPLATE,
+    )
+    config = Idefics3Config(
+        image_token_id=tokenizer.vocab["<image>"],
+        scale_factor=3,
+        tie_word_embeddings=True,
+        vision_config={
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 3,
+            "image_size": PICTURE_PX,
+            "patch_size": 8,
+        },
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        ).to_dict(),
+    )
+    return _initialise(config, tokenizer), processor
+
+
+def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
+    """LLaVA with a Swin tower: another family, patch size, tokenizer, RoPE base, depth and widths.
+
+    Returns:
+        The model (state 4096 = 2 * 8 layers * 4 heads * 64) and its processor (6x6 image tokens).
+    """
+    tokenizer = _byte_pair_tokenizer()
+    edge = {"height": PICTURE_PX, "width": PICTURE_PX}
+    image_processor = CLIPImageProcessorPil(
+        do_resize=True,
+        size=edge,
+        do_center_crop=False,
+        do_normalize=True,
+        image_mean=_HALF,
+        image_std=_HALF,
+        do_convert_rgb=True,
+    )
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=PICTURE_PX // GRID[0],  # picture pixels per image token, after Swin's merging
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=_BYTE_PAIR_TEMPLATE,
+        image_token="<image>",
+    )
+    config = LlavaConfig(
+        image_token_index=tokenizer.vocab["<image>"],
+        image_seq_length=GRID[0] * GRID[1],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+        vision_config=SwinConfig(
+            image_size=PICTURE_PX,
+            patch_size=6,
+            embed_dim=72,
+            depths=[2, 4, 2],
+            num_heads=[3, 6, 9],
+            window_size=6,
+            mlp_ratio=3.0,
+            drop_path_rate=0.0,
+        ).to_dict(),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=384,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=64,
+            max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        ).to_dict(),
+    )
+    return _initialise(config, tokenizer), processor
+
+
+def _initialise(config: Any, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    return model
+
+
+RECIPES: dict[str, Recipe] = {
+    "edge-a": Recipe(build_edge_a, (1, 2), 2, lossy_pictures=False, learning_rate=1.5e-3),
+    "cloud": Recipe(build_cloud, (2, 4), 2, lossy_pictures=True, learning_rate=1e-3),
+}
+
+
+def save(model: PreTrainedModel, processor: Any, path: Path) -> None:
+    """Writes a checkpoint directory (weights as float16) that the `Auto` classes load.
+
+    Args:
+        model: the model to save.
+        processor: its processor, chat template included.
+        path: the directory; made if missing.
+    """
+    model.half().save_pretrained(path)
+    processor.save_pretrained(path)
+    config_file = path / "config.json"
+    config = json.loads(config_file.read_text())
+    config.pop("transformers_version", None)
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
