@@ -1,0 +1,121 @@
+"""`make bench`: the demo's measurements over the full test split, and the picture codecs' frontier.
+
+Knows which codecs are tried and how the frontier is chosen (on validation, never on test); the
+measuring itself is `deploy/measure.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deploy.arms import decoded_answers, seeing
+from deploy.demo import CODECS, Terminal, arguments, run
+from deploy.estimate import pareto, thin
+from deploy.figures import WITHIN
+from deploy.measure import ROOT, Plan, quiet_libraries
+from deploy.testset import TestSet
+from edge_agent.picture import PictureCodec
+from projector.vlm import VLM
+
+TEST_PICTURES = 2048
+QUESTIONS = 6
+VALIDATION_PICTURES = 256
+LATENCY_PICTURES = 256
+FRONTIER = 8
+TTFT_ROUNDS = {1: 200, 16: 40}
+QUALITIES = (5, 10, 20, 35, 50, 70, 90)
+SIZES_PX = (16, 24, 32, 48, 64, 96, 144)
+
+
+def sweep(cloud: VLM, test: TestSet, terminal: Terminal) -> tuple[float, list[dict[str, Any]]]:
+    """Accuracy and size of JPEG and WebP at every quality and size, on validation pictures.
+
+    Returns:
+        The accuracy from the pictures themselves, and one row per codec with `codec`, `quality`,
+        `size_px`, `bytes` (of the file, mean) and `accuracy`.
+    """
+    codecs = [
+        PictureCodec(codec, quality, px)
+        for codec, quality, px in product(("jpeg", "webp"), QUALITIES, SIZES_PX)
+    ]
+    with terminal.stage("validation: the pictures themselves", len(test.asked)) as advance:
+        right = test.right(seeing(cloud, test.pictures, test.asked, advance))
+    reference = sum(right) / len(right)
+    rows = []
+    with terminal.stage("validation: JPEG and WebP", len(codecs)) as advance:
+        for codec in codecs:
+            files = [codec.encode(picture) for picture in test.pictures]
+            right = test.right(decoded_answers(cloud, files, test.asked, lambda _: None))
+            rows.append(
+                {
+                    "codec": codec.codec,
+                    "quality": codec.quality,
+                    "size_px": codec.longest_px,
+                    "bytes": round(sum(map(len, files)) / len(files), 1),
+                    "accuracy": round(sum(right) / len(right), 5),
+                }
+            )
+            advance(1)
+    return reference, rows
+
+
+def frontier(rows: Sequence[dict[str, Any]], reference: float, most: int) -> list[PictureCodec]:
+    """The codecs worth measuring on test: `most` of them, some where accuracy falls below −2."""
+    chosen = thin(rows, pareto(rows), most, reference - WITHIN)
+    return [PictureCodec(rows[i]["codec"], rows[i]["quality"], rows[i]["size_px"]) for i in chosen]
+
+
+def choose(given: argparse.Namespace, console: Console) -> tuple[PictureCodec, ...]:
+    """Sweep the codecs on validation and write the sweep beside the report."""
+    quiet_libraries()
+    given.out.mkdir(parents=True, exist_ok=True)
+    terminal = Terminal(console)
+    terminal.say(f"picture codecs on {given.validation_pictures} validation pictures")
+    test = TestSet.load("validation", given.validation_pictures, QUESTIONS)
+    reference, rows = sweep(VLM.load(given.cloud), test, terminal)
+    chosen = frontier(rows, reference, FRONTIER)
+    swept = {"pictures": len(test.pictures), "reference": round(reference, 5), "codecs": rows}
+    (given.out / "codec-sweep.json").write_text(json.dumps(swept, indent=1) + "\n")
+    names = ", ".join(f"{c.codec} q{c.quality} {c.longest_px} px" for c in chosen)
+    terminal.say(f"the frontier: {names}")
+    return tuple(chosen)
+
+
+def main() -> int:
+    """Command line of the bench."""
+    parser = arguments(
+        "The demo's measurements over the full test split, and the picture codecs' frontier.",
+        ROOT / "build" / "bench",
+        TEST_PICTURES,
+    )
+    parser.add_argument(
+        "--validation-pictures", type=int, default=VALIDATION_PICTURES, help="default: %(default)s"
+    )
+    given = parser.parse_args()
+    console = Console()
+    swept = choose(given, console)
+    plan = Plan(
+        out=Path(given.out),
+        pictures=given.pictures,
+        questions=QUESTIONS,
+        latency_pictures=min(LATENCY_PICTURES, given.pictures),
+        codecs=CODECS[:1],
+        swept_codecs=tuple(codec for codec in swept if codec not in CODECS[:1]),
+        ttft_rounds=TTFT_ROUNDS,
+        edge=given.edge,
+        cloud=given.cloud,
+        bundle=given.bundle,
+    )
+    return run(plan, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A TCP relay that counts: what a client sends to a server passes through and is added up.
+
+Knows sockets and numbers of bytes; knows nothing of gRPC, frames or encryption, so what it counts
+is what a network would carry above TCP. Runs its event loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Totals since the relay started, or the difference of two such totals."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    connections: int = 0
+
+    def __sub__(self, earlier: Counts) -> Counts:
+        return Counts(
+            self.uplink_bytes - earlier.uplink_bytes,
+            self.downlink_bytes - earlier.downlink_bytes,
+            self.connections - earlier.connections,
+        )
+
+
+class Relay:
+    """Listens on a free loopback port and passes every connection on to one server.
+
+    Use as a context manager. `counts()` may be called from any thread; `mark(name)` keeps the
+    totals of this moment, and `between(a, b)` tells what passed from one mark to another.
+    """
+
+    def __init__(self, server: str) -> None:
+        """Keeps where to connect to; nothing is opened before the `with` block.
+
+        Args:
+            server: host:port of the real server.
+
+        Raises:
+            ValueError: `server` is not host:port.
+        """
+        host, separator, port = server.rpartition(":")
+        if not separator or not host or not port.isdigit():
+            raise ValueError(f"relay: expected host:port of the server, got {server!r}")
+        self._host, self._port = host.strip("[]"), int(port)
+        self._up = self._down = self._connections = 0
+        self._marks: dict[str, Counts] = {}
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        self._stop = asyncio.Event()
+        self.address = ""
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def counts(self) -> Counts:
+        """The totals of this moment."""
+        with self._lock:
+            return Counts(self._up, self._down, self._connections)
+
+    def mark(self, name: str) -> Counts:
+        """Keep the totals of this moment under `name` (the latest wins) and return them."""
+        now = self.counts()
+        self._marks[name] = now
+        return now
+
+    def between(self, earlier: str, later: str) -> Counts:
+        """What passed between two marks.
+
+        Raises:
+            KeyError: there is no such mark.
+        """
+        return self._marks[later] - self._marks[earlier]
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except OSError as error:
+            self._failure = error
+        finally:
+            self._loop.close()
+            self._started.set()
+
+    async def _serve(self) -> None:
+        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        self._started.set()
+        await self._stop.wait()
+        listener.close()
+        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with self._lock:
+            self._connections += 1
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:
+            writer.close()  # the client sees what it would see of a server that is not there
+            return
+        pumps = (self._pump(reader, far_writer, True), self._pump(far_reader, writer, False))
+        try:
+            await asyncio.gather(*pumps)
+        except asyncio.CancelledError:
+            return  # the relay is stopping
+        finally:
+            for end in (writer, far_writer):
+                end.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(_READ_BYTES):
+                with self._lock:
+                    if up:
+                        self._up += len(data)
+                    else:
+                        self._down += len(data)
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            if writer.can_write_eof():
+                writer.write_eof()

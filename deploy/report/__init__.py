@@ -1,0 +1,1 @@
+"""The report: which keys `report.json` holds, and the page that shows them."""

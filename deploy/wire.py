@@ -1,0 +1,280 @@
+"""A measuring client: frames made beforehand, sent through the service, every event kept.
+
+Knows the contract and the agent's way of opening a session; knows nothing of models. It exists
+beside the agent because a comparison must send what no device would send (every operating point,
+every picture codec, two arms in turn) through the same front end, stream and engine.
+
+The calls, in order: `Service` (Negotiate, FetchEncoder, one long-lived Infer stream), then any
+number of `infer` (frames with questions) or `hold` (frames alone) and `ask` (questions alone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.metrics import Metrics
+from edge_agent.session import Session, dial_insecure, error_of, negotiate
+from edge_agent.store import EncoderStore
+from protos.errors import BridgeError, OfflineError, from_code
+from protos.frame import (
+    PICTURE_POINT,
+    SESSION_METADATA_KEY,
+    Distortion,
+    Header,
+    pack_header,
+    seal,
+    seal_ask,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+
+_TRIES = 6
+_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One picture ready to be sent at one operating point.
+
+    Attributes:
+        point: index of the operating point.
+        payload: what the quantizer made, or a picture's file.
+        kept: bool [N]; empty at the picture point.
+        distortion: as measured while encoding.
+    """
+
+    point: int
+    payload: bytes
+    kept: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    distortion: Distortion = field(default_factory=Distortion)
+
+    @classmethod
+    def of_picture(cls, file: bytes) -> Shot:
+        """A picture's file at the picture point."""
+        return cls(PICTURE_POINT, file)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How one request ended.
+
+    Attributes:
+        text: the answer; empty for a frame without a question.
+        frame_number: by which `ask` names the scene.
+        message_bytes: size of the request's message.
+        timings_ms: the server's own, by name without unit (`ttft`, `total`, `decode`, …).
+    """
+
+    text: str
+    frame_number: int
+    message_bytes: int
+    timings_ms: dict[str, float]
+
+
+class Service:
+    """A session with a server, for measuring. Use as a context manager."""
+
+    def __init__(self, address: str, layout: KVLayout, state_dir: Path) -> None:
+        """Keeps where to connect; the `with` block connects.
+
+        Args:
+            address: host:port, the relay's.
+            layout: the edge model's, as an agent would offer it.
+            state_dir: where the encoder is kept.
+        """
+        self._address, self._layout, self._state_dir = address, layout, state_dir
+        self._loop = asyncio.new_event_loop()
+        self._channel: Any = None
+        self._stream: Any = None
+        self._stub: Any = None
+        self._frames = 0
+        self.session: Session
+
+    def __enter__(self) -> Service:
+        self._loop.run_until_complete(self._open())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.run_until_complete(self._close())
+        self._loop.close()
+
+    async def _open(self) -> None:
+        self._channel = dial_insecure(self._address)()
+        self.session = await negotiate(
+            self._channel, self._layout, EncoderStore(self._state_dir), Metrics(), timeout_s=60
+        )
+        self._stub = bridge_pb2_grpc.BridgeStub(self._channel)
+        metadata = ((SESSION_METADATA_KEY, self.session.session_id),)
+        self._stream = self._stub.Infer(metadata=metadata)
+
+    async def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._stream.code()
+        if self._channel is not None:
+            await self._channel.close()
+
+    def infer(
+        self,
+        shots: Sequence[Shot],
+        questions: Sequence[str],
+        in_flight: int = 8,
+        max_new_tokens: int = 8,
+        done: Callable[[], None] | None = None,
+    ) -> list[Reply]:
+        """Send frames, each with its question (empty: just hold the scene), and wait for all.
+
+        Args:
+            shots: the frames.
+            questions: one per frame.
+            in_flight: requests without a terminal event at once.
+            max_new_tokens: longest answer.
+            done: called after each terminal event.
+
+        Raises:
+            BridgeError: a refusal that is not retryable, or that outlasts the retries.
+        """
+        work = self._infer(shots, questions, in_flight, max_new_tokens, done)
+        try:
+            return self._loop.run_until_complete(work)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+
+    def hold(self, shots: Sequence[Shot], in_flight: int = 8) -> list[Reply]:
+        """Send frames without questions; `frame_number` of the replies is what `ask` takes."""
+        return self.infer(shots, [""] * len(shots), in_flight)
+
+    def ask(
+        self,
+        frame_numbers: Sequence[int],
+        questions: Sequence[str],
+        in_flight: int = 8,
+        max_new_tokens: int = 8,
+        done: Callable[[], None] | None = None,
+    ) -> list[Reply]:
+        """Ask about scenes that the cloud holds, one question per frame number.
+
+        Raises:
+            BridgeError: as `infer`.
+        """
+
+        async def work() -> list[Reply]:
+            credit = asyncio.Semaphore(in_flight)
+            asks = [
+                self._ask(credit, number, question, max_new_tokens, done)
+                for number, question in zip(frame_numbers, questions, strict=True)
+            ]
+            return list(await asyncio.gather(*asks))
+
+        return self._loop.run_until_complete(work())
+
+    async def _infer(
+        self,
+        shots: Sequence[Shot],
+        questions: Sequence[str],
+        in_flight: int,
+        max_new_tokens: int,
+        done: Callable[[], None] | None,
+    ) -> list[Reply]:
+        credit = max(1, min(in_flight, self.session.limits.max_in_flight))
+        waiting = list(range(len(shots)))[::-1]
+        tries = [0] * len(shots)
+        sent: dict[bytes, tuple[int, pb.InferRequest]] = {}
+        replies: dict[int, Reply] = {}
+        while len(replies) < len(shots):
+            while waiting and len(sent) < credit:
+                row = waiting.pop()
+                request = self._seal(shots[row], questions[row], max_new_tokens)
+                sent[request.request_id] = (row, request)
+                await self._stream.write(request)
+            event = await self._stream.read()
+            if event is grpc.aio.EOF:
+                raise OfflineError("the server ended the stream while requests were open")
+            if event.request_id not in sent:
+                continue
+            row, request = sent[event.request_id]
+            what = event.WhichOneof("event")
+            if what == "refused":
+                tries[row] += 1
+                error = from_code(event.refused.code, event.refused.message)
+                if not event.refused.retryable or tries[row] >= _TRIES:
+                    raise error
+                del sent[event.request_id]
+                waiting.append(row)
+                await asyncio.sleep(_PAUSE_S * tries[row])
+            elif what == "answer" or (what == "accepted" and not questions[row]):
+                del sent[event.request_id]
+                replies[row] = _reply(event, request.ByteSize())
+                if done is not None:
+                    done()
+        return [replies[row] for row in range(len(shots))]
+
+    def _seal(self, shot: Shot, question: str, max_new_tokens: int) -> pb.InferRequest:
+        header = Header(shot.point, self._frames, shot.kept, 0, shot.distortion)
+        self._frames += 1
+        head, payload = pack_header(header, shot.payload)
+        constants = self.session.constants
+        return seal(constants, os.urandom(8), head, payload, question, max_new_tokens)
+
+    async def _ask(
+        self,
+        credit: asyncio.Semaphore,
+        frame_number: int,
+        question: str,
+        max_new_tokens: int,
+        done: Callable[[], None] | None,
+    ) -> Reply:
+        session = self.session
+        failure: BridgeError = OfflineError("nothing was sent")
+        async with credit:
+            for turn in range(_TRIES):
+                request = seal_ask(
+                    session.constants,
+                    session.session_id,
+                    os.urandom(8),
+                    frame_number,
+                    question,
+                    max_new_tokens,
+                )
+                try:
+                    async for event in self._stub.Ask(request):
+                        what = event.WhichOneof("event")
+                        if what == "answer":
+                            if done is not None:
+                                done()
+                            return _reply(event, request.ByteSize())
+                        if what == "refused":
+                            failure = from_code(event.refused.code, event.refused.message)
+                except grpc.aio.AioRpcError as error:
+                    failure = error_of(error)
+                if not failure.retryable:
+                    break
+                await asyncio.sleep(_PAUSE_S * (turn + 1))
+        raise failure
+
+
+def _reply(event: pb.InferEvent, message_bytes: int) -> Reply:
+    timings = event.answer.timings
+    named = {
+        entry.name.removesuffix("_ms"): float(getattr(timings, entry.name))
+        for entry in timings.DESCRIPTOR.fields
+    }
+    return Reply(event.answer.text, event.frame_number, message_bytes, named)
