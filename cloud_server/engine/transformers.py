@@ -198,7 +198,8 @@ class TransformersEngine(Engine):
                     pictures.append((work, open_picture(job.body, self._settings.max_picture_px)))
                 else:
                     kept = job.kept_mask()
-                    frames.setdefault(job.bundle, []).append((work, self._decode(job, kept), kept))
+                    latents = self._decode(job, kept)  # before the group exists: it may refuse
+                    frames.setdefault(job.bundle, []).append((work, latents, kept))
             except BridgeError as error:
                 self._emit(failed(job.id, error))
                 continue

@@ -136,6 +136,16 @@ def test_one_bad_frame_of_a_group_fails_alone(bench: Bench) -> None:
     assert failures == {2: 201} and set(bench.answers()) == {1, 3}
 
 
+def test_a_bad_frame_that_is_a_group_of_its_own_does_not_end_the_engine(bench: Bench) -> None:
+    bad = bench.job(2)
+    bench.engine.submit(Job(**{**bad.__dict__, "body": bad.body[:-1]}))
+    bench.drain()
+    bench.engine.submit(bench.job(1))
+    bench.drain()
+    failures: dict[int, int] = {e.job: e.code for e in bench.said if isinstance(e, Failed)}
+    assert failures == {2: 201} and set(bench.answers()) == {1}
+
+
 def test_scenes_beyond_the_memory_are_forgotten_longest_unused_first(files: Files) -> None:
     bench = Bench(files)
     one = bench.job(0, question="")
