@@ -27,12 +27,12 @@ from projector.vlm import VLM
 from protos import distortion
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.quantize import EntropyTables, UniformQuantizer
-from reference.train_vlm import Pictures
+from reference.pictures import Pictures
 from reference.yard import ask, true_answer
 
 HERE = Path(__file__).parent
-COARSENESS = {"fine": 0.35, "medium": 0.7, "coarse": 1.0, "coarser": 1.4, "coarsest": 2.0}
-"""Quantization steps of the ladder, in units of `LowRankMap.steps`, scaled by `--coarseness`."""
+COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
+"""Quantization steps of the ladder, in units of `LowRankMap.steps`."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -143,12 +143,12 @@ def reconstruction(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus, coarseness: float) -> Encoder:
+def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
     """The edge half: statistics, steps and entropy tables counted on the training pictures."""
     sample = corpus.x[:: max(1, len(corpus) // 2048)].astype(np.float32)
     with torch.no_grad():
         z = lowrank.latents(torch.from_numpy(sample)).numpy().reshape(-1, lowrank.down.shape[1])
-    base = lowrank.steps.numpy() * coarseness
+    base = lowrank.steps.numpy()
     steps = {name: (base * factor).astype(np.float32) for name, factor in COARSENESS.items()}
     entropy = {
         name: EntropyTables.fit(np.rint(z / step).astype(np.int64)) for name, step in steps.items()
@@ -213,7 +213,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         inner=args.inner,
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
-        noise=args.coarseness,
+        noise=args.noise,
         batch=args.batch,
         seed=args.seed,
     )
@@ -224,7 +224,7 @@ def build(name: str, args: argparse.Namespace) -> None:
 
     def report() -> dict[str, float]:
         figures = {"float": measure(trainer, lowrank, validation, held_out, None)}
-        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.coarseness)
+        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.noise)
         print(json.dumps(figures), flush=True)
         return figures
 
@@ -238,11 +238,10 @@ def build(name: str, args: argparse.Namespace) -> None:
         "closed_form": started["float"],
         "float": measure(trainer, lowrank, validation, held_out, None),
     }
-    encoder = make_encoder(lowrank, source, corpus, args.coarseness)
+    encoder = make_encoder(lowrank, source, corpus)
     sizes = payload_bytes(encoder, validation)
     for point, factor in COARSENESS.items():
-        scale = factor * args.coarseness
-        accuracy[point] = measure(trainer, lowrank, validation, held_out, scale)
+        accuracy[point] = measure(trainer, lowrank, validation, held_out, factor)
         print(f"{point:>9}: {sizes[point]:6.1f} bytes, {accuracy[point]:.4f}", flush=True)
     certificate = {
         "split": "validation",
@@ -288,7 +287,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reconstruct-steps", type=int, default=600)
     parser.add_argument("--task-steps", type=int, default=1200)
-    parser.add_argument("--coarseness", type=float, default=4.0)
+    parser.add_argument(
+        "--noise", type=float, default=8.0, help="quantization noise while training"
+    )
     parser.add_argument("--tolerance", type=float, default=0.005)
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from reference import zoo
 from reference.pictures import Pictures, lossy
-from reference.yard import COLOURS, KINDS, PICTURE_PX, Question, Scenes, ask
+from reference.yard import COLOURS, GROUPS, KINDS, PICTURE_PX, Question, Scenes, ask
+from reference.yard.questions import PLURALS
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Batch:
     """[B, Q]: index in S of the last token before the answer"""
     about: Tensor
     """[B, Q, N]: share of the question's objects in each image token's cell"""
+    words: Tensor
+    """[B, Q, S, N]: the same for each word that names objects of the picture; zeros elsewhere"""
     cells: dict[str, Tensor]
     """Labels of each image token, as `cell_labels` names them."""
 
@@ -77,6 +80,29 @@ def cell_labels(scenes: Scenes, indices: np.ndarray) -> dict[str, np.ndarray]:
     np.add.at(out["count"], (picture, where), 1)
     out["cell"] = cell
     return out
+
+
+def named_slots(scenes: Scenes, place: int) -> dict[str, list[int]]:
+    """Every word that names objects of a picture (kind, plural, group, colour), with their slots.
+
+    Args:
+        scenes: a block of scenes.
+        place: the picture's place in it.
+    """
+    found: dict[str, list[int]] = {}
+    for slot in range(int(scenes.n_objects[place])):
+        kind, colour = KINDS[scenes.kind[place, slot]], int(scenes.colour[place, slot])
+        words = {kind, PLURALS.get(kind, kind)}
+        words |= {group for group, kinds in GROUPS.items() if kind in kinds}
+        if kind == "worker":
+            words.add("person")
+        if kind in ("fire", "smoke"):
+            words.add("burning")
+        if colour >= 0:
+            words.add(COLOURS[colour])
+        for word in words:
+            found.setdefault(word, []).append(slot)
+    return found
 
 
 class Tokens:
@@ -144,13 +170,14 @@ def collate(
     Returns:
         The batch and its questions.
     """
-    pixels, asked, cells = [], [], []
+    pixels, asked, cells, named = [], [], [], []
     for index in indices:
         picture, scenes, place = pictures[index]
         pixels.append(lossy(picture, lossy_rng) if lossy_rng else picture)
         some = ask(scenes, place, questions, seed)
         asked.append((some * questions)[:questions])
         cells.append(cell_labels(scenes, np.array([place])))
+        named.append(named_slots(scenes, place))
     cell = {key: np.concatenate([c[key] for c in cells]) for key in cells[0]}
     batch, grid_tokens = len(indices), len(tokens.image_positions)
     rows = [[(tokens.question(q.text), tokens.answer(q.answer)) for q in qs] for qs in asked]
@@ -160,6 +187,7 @@ def collate(
     labels = torch.full((batch, questions, longest), -100)
     cue = torch.zeros((batch, questions), dtype=torch.long)
     about = torch.zeros((batch, questions, grid_tokens))
+    words = torch.zeros((batch, questions, longest, grid_tokens))
     for b, row in enumerate(rows):
         for k, (question, answer) in enumerate(row):
             sequence = question + answer[:-1]
@@ -168,6 +196,11 @@ def collate(
             cue[b, k] = len(question) - 1
             for slot in asked[b][k].about:
                 about[b, k, cell["cell"][b, slot]] += 1 / len(asked[b][k].about)
+            spelled = asked[b][k].text.split()
+            first = len(question) - 1 - len(spelled)  # one token a word, then the cue
+            for at, word in enumerate(spelled if first >= 0 else []):
+                for slot in named[b].get(word, []):
+                    words[b, k, first + at, cell["cell"][b, slot]] += 1 / len(named[b][word])
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     tensors = {key: torch.from_numpy(value) for key, value in cell.items() if key != "cell"}
-    return Batch(stacked, ids, labels, cue, about, tensors), asked
+    return Batch(stacked, ids, labels, cue, about, words, tensors), asked

@@ -25,6 +25,9 @@ from reference.lessons import Tokens, collate
 from reference.pictures import Pictures
 from reference.trainee import Trainee
 
+BLIND_EVERY = 10
+"""Joint steps from one that also asks without the picture to the next."""
+
 
 def evaluate(
     trainee: Trainee, pictures: Pictures, count: int, *, questions: int = 6
@@ -77,6 +80,8 @@ def train(name: str, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     recipe = zoo.RECIPES[name]
+    steps = recipe.steps if args.steps is None else args.steps
+    reading_steps = recipe.reading_steps if args.reading_steps is None else args.reading_steps
     model, processor = recipe.build()
     tokens = Tokens(processor, model.config.image_token_id)
     trainee = Trainee(model, tokens, recipe)
@@ -106,10 +111,10 @@ def train(name: str, args: argparse.Namespace) -> None:
     log = (args.work / f"{name}.jsonl").open("a")
     begun, saved = time.monotonic() - spent, time.monotonic()
     reached = 0.0
-    bar = tqdm(total=args.steps, initial=step, desc=f"training {name}", unit="step")
-    while step < args.steps:
+    bar = tqdm(total=steps, initial=step, desc=f"training {name}", unit="step")
+    while step < steps:
         epoch, indices = next(batches)
-        reading_only = step < args.reading_steps
+        reading_only = step < reading_steps
         batch, _ = collate(
             pictures,
             indices,
@@ -118,7 +123,7 @@ def train(name: str, args: argparse.Namespace) -> None:
             seed=epoch + 1,
             lossy_rng=random.Random(step * 7919 + args.seed) if recipe.lossy_pictures else None,
         )
-        rate = _rate(step, args.reading_steps, args.steps)
+        rate = _rate(step, reading_steps, steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -129,7 +134,9 @@ def train(name: str, args: argparse.Namespace) -> None:
                 loss = reading
             else:
                 answers, reading, looking, right = trainee(batch)
-                loss = answers + 0.5 * reading + 0.3 * looking
+                loss = answers + 0.5 * reading + looking
+                if step % BLIND_EVERY == 0:
+                    loss = loss + 0.5 * trainee.blind_loss(batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
@@ -150,7 +157,7 @@ def train(name: str, args: argparse.Namespace) -> None:
                 row["validation"] = evaluate(trainee, held_out, 256)
             log.write(json.dumps(row) + "\n")
             log.flush()
-        if time.monotonic() - saved > 300 or step == args.steps:
+        if time.monotonic() - saved > 300 or step == steps:
             saved = time.monotonic()
             temporary = state_file.with_suffix(".tmp")
             torch.save(
@@ -167,7 +174,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=1), flush=True)
     zoo.save(model, processor, args.out / name)
     facts = {
-        "steps": args.steps,
+        "steps": step,
         "batch": args.batch,
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "threads": args.threads,
@@ -190,11 +197,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(zoo.RECIPES))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--reading-steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
+    parser.add_argument("--reading-steps", type=int, help="default: the recipe's")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--pictures", type=int, default=32768)
+    parser.add_argument("--pictures", type=int, default=24576)
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

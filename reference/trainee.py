@@ -2,8 +2,8 @@
 
 Knows one model and its lessons. Three losses, all from the scene's own labels: cross-entropy of the
 answers (several questions packed behind one picture), linear heads that read each image token's
-objects (dropped after training), and a few attention heads taught to look at the objects asked
-about.
+objects (dropped after training), and a few attention heads taught to look at the objects named and
+asked about.
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ class Trainee(nn.Module):
         super().__init__()
         self.model, self.tokens, self.recipe = model, tokens, recipe
         self.text: Any = model.get_decoder()
+        # At these lengths the fused kernel's backward pass is twice as slow on a CPU.
+        self.text.config._attn_implementation = "eager"
+        tower = getattr(model.model, "vision_model", None)
+        if tower is not None:
+            tower.config._attn_implementation = "eager"
         width = self.text.config.hidden_size
-        outputs = len(KINDS) + len(COLOURS) + 2 + 2 + 1
+        outputs = len(KINDS) + len(COLOURS) + 2 + 2 + 1 + sum(zoo.GRID)
         self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
         tokenizer = tokens._processor.tokenizer
         words = [tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in KINDS + COLOURS]
@@ -46,6 +51,11 @@ class Trainee(nn.Module):
             attention: Any = self.text.layers[layer].self_attn
             attention.q_proj.register_forward_hook(self._keep(layer, 0))
             attention.k_proj.register_forward_hook(self._keep(layer, 1))
+
+    @property
+    def embedding(self) -> Any:
+        """The decoder's word embedding, tied to its head."""
+        return self.model.get_input_embeddings()
 
     def _keep(self, layer: int, which: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -80,8 +90,8 @@ class Trainee(nn.Module):
             A scalar.
         """
         kinds, colours = len(KINDS), len(COLOURS)
-        kind, colour, large, offset, present = (
-            self.reader(image).float().split([kinds, colours, 2, 2, 1], dim=-1)
+        kind, colour, large, offset, present, row, column = (
+            self.reader(image).float().split([kinds, colours, 2, 2, 1, *zoo.GRID], dim=-1)
         )
         occupied = (cells["count"] > 0).float()
         weight = occupied.sum().clamp(min=1)
@@ -95,7 +105,11 @@ class Trainee(nn.Module):
         single = (cells["count"] == 1).float()
         per_offset = F.smooth_l1_loss(offset, cells["offset"], reduction="none", beta=0.1).mean(-1)
         loss = loss + (per_offset * single).sum() / single.sum().clamp(min=1) * 2
-        words = self.model.get_input_embeddings().weight[self.word_ids]
+        # Without this a tower with relative positions only leaves the decoder guessing where.
+        place = torch.arange(image.shape[1]).expand(len(image), -1)
+        for part, target in ((row, place // zoo.GRID[1]), (column, place % zoo.GRID[1])):
+            loss = loss + 0.3 * F.cross_entropy(part.flatten(0, 1), target.flatten())
+        words = self.embedding.weight[self.word_ids]
         logits = F.normalize(image.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T * 12
         loss = loss + 0.3 * _soft_cross_entropy(logits[..., :kinds], cells["kind"])
         return loss + 0.15 * _soft_cross_entropy(logits[..., kinds:], cells["colour"])
@@ -114,11 +128,10 @@ class Trainee(nn.Module):
         reading = self.reading_loss(image, batch.cells)
         size, questions, longest = batch.question_ids.shape
         head = torch.tensor(self.tokens.prefix).expand(size, -1)
-        embed = self.model.get_input_embeddings()
-        prefix = embed(head).to(image.dtype)
+        prefix = self.embedding(head).to(image.dtype)
         places = torch.tensor(self.tokens.image_positions)
         prefix = prefix.index_copy(1, places, image)
-        text = embed(batch.question_ids.reshape(size, -1)).to(image.dtype)
+        text = self.embedding(batch.question_ids.reshape(size, -1)).to(image.dtype)
         start = head.shape[1]
         length = start + questions * longest
         owner = torch.cat(
@@ -128,12 +141,13 @@ class Trainee(nn.Module):
         visible = (order[:, None] >= order[None]) & (
             (owner[None] == -1) | (owner[:, None] == owner[None])
         )
+        mask = torch.zeros(length, length).masked_fill(~visible, float("-inf"))
         positions = torch.cat(
             [torch.arange(start), torch.arange(longest).repeat(questions) + start]
         )
         hidden = self.text(
             inputs_embeds=torch.cat([prefix, text], dim=1),
-            attention_mask=visible[None, None].expand(size, 1, -1, -1),
+            attention_mask=mask[None, None].expand(size, 1, -1, -1),
             position_ids=positions[None].expand(size, -1),
             use_cache=False,
         ).last_hidden_state[:, start:]
@@ -147,28 +161,51 @@ class Trainee(nn.Module):
         looking = self._looking_loss(batch, start, places, positions)
         return answers, reading, looking, right
 
+    def blind_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the answers without the picture, so that a blind guess is one.
+
+        Args:
+            batch: only its questions are used.
+        """
+        head = self.tokens.prefix[: self.tokens.image_positions[0]]
+        ids = batch.question_ids.flatten(0, 1)
+        labels = batch.labels.flatten(0, 1)
+        before = torch.tensor(head).expand(len(ids), -1)
+        hidden = self.text(input_ids=torch.cat([before, ids], dim=1), use_cache=False)
+        wanted = labels >= 0
+        logits = self.model.lm_head(hidden.last_hidden_state[:, len(head) :][wanted]).float()
+        return F.cross_entropy(logits, labels[wanted])
+
     def _looking_loss(self, batch: Batch, start: int, places: Tensor, positions: Tensor) -> Tensor:
+        """Words look at what they name (first taught layer), cues at what is asked (the others)."""
         size, questions, longest = batch.question_ids.shape
-        asked = batch.about.sum(-1) > 0
         offset = torch.arange(questions)[None] * longest
-        rows = torch.arange(size)[:, None]
+        cues = (offset + batch.cue)[..., None]  # [B, Q, 1]
+        everywhere = torch.arange(questions * longest).view(1, questions, longest)
         total = torch.zeros(())
         for layer in self.recipe.cue_layers:
+            if layer == self.recipe.cue_layers[0]:
+                at, target = everywhere.expand(size, -1, -1), batch.words
+            else:
+                at, target = cues, batch.about[:, :, None]
+            asked = target.sum(-1) > 0
+            row, question, token = asked.nonzero(as_tuple=True)
+            where = start + at[row, question, token]
             query, key = self.seen.pop(layer)
             attention = self.text.layers[layer].self_attn
             dim = attention.head_dim
-            q = query[rows, start + offset + batch.cue].float().unflatten(-1, (-1, dim))
+            q = query[row, where].float().unflatten(-1, (-1, dim))  # [M, heads, D]
             k = key[:, places].float().unflatten(-1, (-1, dim))
-            cos_q, sin_q = self.text.rotary_emb(q, start + batch.cue)
+            cos_q, sin_q = self.text.rotary_emb(q, positions[where][None])
             cos_k, sin_k = self.text.rotary_emb(k, positions[places][None].expand(size, -1))
-            q = _turn(q, cos_q[:, :, None], sin_q[:, :, None])
+            q = _turn(q, cos_q[0, :, None], sin_q[0, :, None])
             k = _turn(k, cos_k[:, :, None], sin_k[:, :, None])
-            group = q.shape[2] // k.shape[2]
+            group = q.shape[1] // k.shape[2]
             for head in range(self.recipe.cue_heads):
                 pick = head * group
-                scores = torch.einsum("bqd,bnd->bqn", q[:, :, pick], k[:, :, pick // group])
+                scores = torch.einsum("md,mnd->mn", q[:, pick], k[row, :, pick // group])
                 share = (scores / math.sqrt(dim)).log_softmax(-1)
-                total = total - (batch.about * share).sum(-1)[asked].mean()
+                total = total - (target[row, question, token] * share).sum(-1).mean()
         return total / (len(self.recipe.cue_layers) * self.recipe.cue_heads)
 
 

@@ -42,10 +42,13 @@ class Recipe:
 
     Attributes:
         build: makes the model and its processor, randomly initialised.
-        cue_layers: decoder layers in which some heads are taught to look at the object asked about.
+        cue_layers: decoder layers in which some heads are taught where to look: in the first, words
+            at the objects they name; in the others, the last token at the objects asked about.
         cue_heads: how many heads of each such layer are taught.
         lossy_pictures: whether training pictures pass through JPEG and WebP.
         learning_rate: peak learning rate of AdamW.
+        reading_steps: first so many steps teach only the image tokens.
+        steps: steps in all.
     """
 
     build: Callable[[], tuple[PreTrainedModel, Any]]
@@ -53,6 +56,8 @@ class Recipe:
     cue_heads: int
     lossy_pictures: bool
     learning_rate: float
+    reading_steps: int
+    steps: int
 
 
 def _word_tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
@@ -209,6 +214,7 @@ def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
             window_size=6,
             mlp_ratio=3.0,
             drop_path_rate=0.0,
+            use_absolute_embeddings=True,
         ).to_dict(),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
@@ -226,7 +232,20 @@ def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
             tie_word_embeddings=True,
         ).to_dict(),
     )
-    return _initialise(config, tokenizer), processor
+    model = _initialise(config, tokenizer)
+    tower = model.model.vision_tower
+    with torch.no_grad():  # transformers starts them at zero, and places are learnt late
+        tower.embeddings.position_embeddings.copy_(_sines(PICTURE_PX // 6, 72))
+    return model, processor
+
+
+def _sines(side: int, width: int, amplitude: float = 0.3) -> torch.Tensor:
+    """Two-dimensional sine and cosine position embeddings, `[1, side * side, width]`."""
+    place = torch.arange(side) / side
+    waves = torch.pi * 2.0 ** torch.linspace(0, 3, width // 4)
+    axis = torch.cat([torch.sin(place[:, None] * waves), torch.cos(place[:, None] * waves)], dim=1)
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return amplitude * torch.cat([rows, columns], dim=-1).reshape(1, side * side, width)
 
 
 def _initialise(config: Any, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -238,8 +257,24 @@ def _initialise(config: Any, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
 
 
 RECIPES: dict[str, Recipe] = {
-    "edge-a": Recipe(build_edge_a, (1, 2), 2, lossy_pictures=False, learning_rate=1.5e-3),
-    "cloud": Recipe(build_cloud, (2, 4), 2, lossy_pictures=True, learning_rate=1e-3),
+    "edge-a": Recipe(
+        build_edge_a,
+        (1, 2),
+        2,
+        lossy_pictures=False,
+        learning_rate=1.5e-3,
+        reading_steps=4500,
+        steps=6000,
+    ),
+    "cloud": Recipe(
+        build_cloud,
+        (1, 3, 5),
+        2,
+        lossy_pictures=True,
+        learning_rate=1e-3,
+        reading_steps=3600,
+        steps=7000,
+    ),
 }
 
 
