@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from projector.bundle import BundleInfo, write_bundle
-from projector.cli import CONTROLS, PREFIX, Settings, main
+from projector.cli import PREFIX, Settings, main
+from projector.tables import CONTROLS
 from projector.vlm import VLM
 from protos.errors import (
     ERRORS,

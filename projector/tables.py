@@ -1,0 +1,288 @@
+"""What `projector inspect` and `projector catalogue` show on a terminal.
+
+Knows how a bundle and its certificate are laid out for a reader. Does not know: flags, exit codes,
+models. Needs rich, imported only when a table is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from projector.bundle import Bundle, BundleInfo
+from protos.errors import ConfigError
+from protos.frame import OperatingPoint
+from protos.layout import KVLayout
+from protos.quantize import UniformQuantizer
+
+MAPS = {
+    "closed_form": "least squares alone, before any training",
+    "float": "latents that are not quantized",
+}
+"""What a certificate's accuracies measure, besides the operating points by name."""
+CONTROLS = {
+    "cloud_image": "the large model sees the picture itself",
+    "blind": "the question alone",
+    "mean_state": "the mean picture's latents for every picture",
+    "other_picture": "the latents of another picture",
+    "untrained_map": "a random map of the same shape",
+}
+"""What a certificate's controls measure."""
+
+_SHOWN_DIGITS = 16
+_PIPED_COLUMNS = 120
+
+
+def printable(value: object) -> str:
+    """Text of a file for a terminal: what could steer the terminal is shown as an escape."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
+    )
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say on a terminal what takes so long, where rich is installed."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield
+        return
+    with _console(stderr=True).status(printable(what)):
+        yield
+
+
+def _console(stderr: bool = False) -> Any:
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ConfigError(
+            "tables need rich: pip install 'neural-bridge[align]', or use --json"
+        ) from error
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        width=None if stream.isatty() else _PIPED_COLUMNS,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def _print_tables(tables: Sequence[Any]) -> None:
+    console = _console()
+    for table in tables:
+        console.print(table)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
+    """A table; a column whose name starts with `#` holds numbers and is set to the right."""
+    _console()
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=printable(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        show_header=any(columns),
+    )
+    for name in columns:
+        table.add_column(
+            name.removeprefix("#"),
+            justify="right" if name.startswith("#") else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def show_bundle(bundle: Bundle) -> None:
+    """Print what a bundle holds and what was measured of it.
+
+    Raises:
+        ConfigError: rich is missing.
+    """
+    info, certificate = bundle.info, bundle.certificate
+    default = next(point.name for point in info.points if point.index == info.default_point)
+    names = {point.index: point.name for point in info.points}
+    total = sum(size for size, _ in info.files.values())
+    facts = [
+        ("id", info.id),
+        ("version", info.version),
+        ("digest", info.digest),
+        ("folder", bundle.path),
+        ("rank", info.rank),
+        ("selector", bundle.encoder.selector),
+        ("default point", default),
+        ("ladder", " > ".join(names[index] for index in info.ladder)),
+        ("bytes", f"{total:,}"),
+    ]
+    files = [(name, f"{size:,}", sha[:_SHOWN_DIGITS]) for name, (size, sha) in info.files.items()]
+    _print_tables(
+        [
+            _table("Bundle", ("", ""), facts),
+            _table(
+                "Layouts",
+                ("", "source (edge)", "target (cloud)"),
+                [
+                    (name, ours, theirs)
+                    for (name, ours), (_, theirs) in zip(
+                        _layout_rows(info.source), _layout_rows(info.target), strict=True
+                    )
+                ],
+            ),
+            _points_table(bundle),
+            *_certificate_tables(info, certificate),
+            _table("Files", ("name", "#bytes", "sha256"), files),
+        ]
+    )
+
+
+def _layout_rows(layout: KVLayout) -> list[tuple[str, object]]:
+    rope = layout.rope
+    pairs = "interleaved" if rope.interleaved else "half-split"
+    return [
+        ("model", layout.model_id),
+        ("fingerprint", layout.fingerprint[:_SHOWN_DIGITS]),
+        ("layers", layout.layers),
+        ("KV heads", layout.kv_heads),
+        ("head dimension", layout.head_dim),
+        ("state dimension", layout.state_dim),
+        ("image tokens", f"{layout.tokens} ({layout.grid[0]} x {layout.grid[1]})"),
+        ("cache dtype", layout.cache_dtype),
+        ("RoPE", f"theta {rope.theta:g}, {rope.rotary_dim} dimensions, {pairs}, {rope.scaling}"),
+        ("tokenizer", layout.tokenizer_digest[:_SHOWN_DIGITS]),
+        ("weights", layout.weights_digest[:_SHOWN_DIGITS]),
+    ]
+
+
+def _points_table(bundle: Bundle) -> Any:
+    info, accuracy = bundle.info, _section(bundle.certificate, "accuracy")
+    rungs = {index: rung for rung, index in enumerate(info.ladder, start=1)}
+    rows = [
+        (
+            f"{rungs.get(point.index, '-')}{' *' if point.index == info.default_point else ''}",
+            point.index,
+            point.name,
+            point.kind,
+            point.quantizer,
+            point.tokens or "all",
+            point.rank or "-",
+            _payload_bytes(bundle, point),
+            _share(accuracy.get(point.name, "-")),
+        )
+        for point in info.points
+    ]
+    columns = ("rung", "#index", "name", "kind", "quantizer", "#tokens", "#rank")
+    return _table(
+        "Operating points (rung 1 is the cheapest, * the default)",
+        (*columns, "#payload bytes", "#accuracy"),
+        rows,
+    )
+
+
+def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
+    """What a picture takes: as certified, or exactly where it is the same for every picture."""
+    certified = _section(bundle.certificate, "payload_bytes").get(point.name)
+    if certified is not None:
+        return _number(certified)
+    tokens = point.tokens or bundle.info.source.tokens
+    if point.kind == "raw_kv":
+        return _number(tokens * bundle.info.source.state_dim)
+    if point.kind == "picture" or point.quantizer == UniformQuantizer.name:
+        return "-"
+    latents = np.zeros((tokens, point.rank), dtype=np.float32)
+    steps = bundle.encoder.steps_of(point)
+    return _number(len(bundle.encoder.quantizer(point).encode(latents, steps)))
+
+
+def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> list[Any]:
+    points = {point.name for point in info.points}
+    accuracy, controls = _section(certificate, "accuracy"), _section(certificate, "controls")
+    tables = []
+    measured = [
+        ("map", name, _share(value), MAPS.get(name, ""))
+        for name, value in accuracy.items()
+        if name in MAPS or name not in points
+    ]
+    default = next(point.name for point in info.points if point.index == info.default_point)
+    if default in accuracy and default not in MAPS:
+        measured.insert(0, ("map", default, _share(accuracy[default]), "the default point"))
+    measured += [
+        ("control", name, _share(value), CONTROLS.get(name, "")) for name, value in controls.items()
+    ]
+    if measured:
+        tables.append(
+            _table(
+                "Certificate: accuracy and its controls",
+                ("", "name", "#accuracy", "what was answered from"),
+                measured,
+            )
+        )
+    shown = {"payload_bytes"} | {name for name in ("accuracy", "controls") if measured}
+    rest = {name: value for name, value in certificate.items() if name not in shown}
+    if rest:
+        rows = [(name, _number(value)) for name, value in _flat(rest)]
+        tables.append(_table("Certificate: further figures", ("", ""), rows))
+    return tables
+
+
+def show_catalogue(found: Sequence[tuple[Path, BundleInfo]], folder: Path) -> None:
+    """Print one row per bundle, with its path as seen from `folder`.
+
+    Raises:
+        ConfigError: rich is missing.
+    """
+    rows = []
+    for path, info in found:
+        default = next(point.name for point in info.points if point.index == info.default_point)
+        rows.append(
+            (
+                path.relative_to(folder),
+                info.id,
+                info.version,
+                info.source.model_id,
+                info.target.model_id,
+                info.rank,
+                default,
+                f"{sum(size for size, _ in info.files.values()):,}",
+            )
+        )
+    columns = ("folder", "id", "#version", "source", "target", "#rank", "default point", "#bytes")
+    _print_tables([_table(f"Bundles in {folder}", columns, rows)])
+
+
+def _section(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = certificate.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f} %" if _is_number(value) and 0 <= value <= 1 else _number(value)
+
+
+def _number(value: Any) -> str:
+    if _is_number(value):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
