@@ -82,7 +82,7 @@ def render(report: dict[str, Any]) -> str:
         "",
         f"{report['questions']:,} questions about {report['pictures']:,} pictures of the"
         f" {made['split']} split; 95 % intervals resample pictures. {made['machine']};"
-        f" {made['seconds'] / 60:.0f} minutes. Command: `make bench`.",
+        f" {made['seconds'] / 60:.0f} minutes. Command: `{made['command']}`.",
     ]
     return "\n".join(lines)
 

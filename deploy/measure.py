@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -236,6 +238,13 @@ def measure(plan: Plan, show: Show) -> dict[str, Any]:
     return report
 
 
+def _command() -> str:
+    """What anyone can run to get the same figures: this process's own command line."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    return shlex.join([*program.split(), *sys.argv[1:]])
+
+
 def _measure(plan: Plan, show: Show, pair: Pair, test: TestSet, relay: Relay) -> dict[str, Any]:
     problems: list[str] = []
     records = _agents(plan, show, relay, test, problems)
@@ -310,6 +319,7 @@ def _measure(plan: Plan, show: Show, pair: Pair, test: TestSet, relay: Relay) ->
         },
         "made": {
             "split": plan.split,
+            "command": _command(),
             "machine": f"{platform.machine()}, {platform.system()}, {_cores()} cores",
             "threads_per_process": threads(),
             "python": platform.python_version(),
