@@ -25,9 +25,9 @@ pipeline_tag: image-text-to-text
 ---
 # {name}: {role}
 
-A tiny model of the real `{kind}` class, trained from scratch on the yard task of this repository,
-for the tests, the demo and the benchmarks of Neural Bridge. It knows nothing
-else. {training}
+A tiny model of the real `{kind}` class, trained from scratch on the yard task of
+this repository, for the tests, the demo and the benchmarks of Neural Bridge. It knows nothing else.
+{training}
 
 | | |
 |---|---|
@@ -127,7 +127,8 @@ def main() -> None:
             facts = json.loads(note.read_text())
             training = (
                 f"{facts['steps']:,} steps of {facts['batch']} pictures in {facts['minutes']:.0f} "
-                f"minutes on {facts['threads']} CPU core(s), seed {facts['seed']}. {facts.get('note', '')}"
+                f"minutes on {facts['threads']} CPU core(s), seed {facts['seed']}."
+                f" {facts.get('note', '')}"
             )
         role = (
             "the large model in the cloud" if path.name == "cloud" else "a small model at the edge"
