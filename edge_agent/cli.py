@@ -24,7 +24,7 @@ from edge_agent.health import HealthServer
 from edge_agent.metrics import Metrics
 from edge_agent.picture import PictureCodec
 from edge_agent.records import AnswerRecord, RecordWriter
-from edge_agent.session import agent_version, dial_insecure
+from edge_agent.session import dial_insecure
 from edge_agent.settings import Settings
 from edge_agent.sources import Source, open_source
 from edge_agent.sources.folder import Folder
@@ -319,7 +319,8 @@ def _parser() -> _Parser:
         f"short:\n{configuration.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {agent_version()}")
+    version = f"%(prog)s {configuration.installed_version()}"
+    parser.add_argument("--version", action="version", version=version)
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(title="commands", metavar="run | ask | inspect")

@@ -10,13 +10,13 @@ import hmac
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
 
 from edge_agent.metrics import Metrics
 from edge_agent.store import EncoderStore
+from projector.configuration import installed_version
 from projector.encoder import MAX_BYTES, Encoder
 from protos.errors import (
     BridgeError,
@@ -45,6 +45,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.http2.bdp_probe", 0),  # its pings cost a thin uplink more than they find out
 ]
 
 Dial = Callable[[], grpc.aio.Channel]
@@ -53,14 +54,6 @@ Dial = Callable[[], grpc.aio.Channel]
 def dial_insecure(address: str) -> Dial:
     """Return a factory of plain-text channels to `host:port`."""
     return lambda: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-
-
-def agent_version() -> str:
-    """Name the installed version (`0+unknown` from a bare source tree)."""
-    try:
-        return version("neural-bridge")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 @dataclass
@@ -153,7 +146,7 @@ async def negotiate(
         protocol_version=PROTOCOL_VERSION,
         source_layout_json=layout.to_json(),
         codecs=sorted(QUANTIZERS),
-        agent_version=agent_version()[:64],
+        agent_version=installed_version()[:64],
         bundle_digest=before.bundle_digest if before else "",
     )
     try:

@@ -34,7 +34,7 @@ from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
@@ -69,6 +69,8 @@ class Encoder:
         x_mean: `[d_s]`.
         x_scale: `[d_s]`, above 0.
         projection: `[d_s, r]`.
+        reconstruction: latents back to normalised states, `[r, d_s]`; only the figure of how much
+            the latents hold depends on it.
         latent_mean: `[r]`.
         latent_inv_cov: `[r, r]`.
         raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
@@ -85,6 +87,7 @@ class Encoder:
     x_mean: Floats
     x_scale: Floats
     projection: Floats
+    reconstruction: Floats
     latent_mean: Floats
     latent_inv_cov: Floats
     raw_scale: Floats
@@ -92,7 +95,6 @@ class Encoder:
     entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
     selector: str = "symmetric_focus"
     _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
-    _gram_inverse: npt.NDArray[np.float64] = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,7 @@ class Encoder:
             "x_mean": (d,),
             "x_scale": (d,),
             "projection": (d, r),
+            "reconstruction": (r, d),
             "latent_mean": (r,),
             "latent_inv_cov": (r, r),
             "raw_scale": (d,),
@@ -130,7 +133,6 @@ class Encoder:
         except ConfigError as error:
             raise BundleFormatError(f"encoder: {error}") from error
         object.__setattr__(self, "_quantizers", {})
-        object.__setattr__(self, "_gram_inverse", distortion.gram_inverse(self.projection))
         for point in self.points:
             self._check_point(point)
         object.__setattr__(self, "_blob", self._serialize())
@@ -260,7 +262,7 @@ class Encoder:
                 dropped_attention=distortion.dropped_attention(state.attention, kept),
                 latent_residual=0.0
                 if point.kind == "raw_kv"
-                else distortion.latent_residual(normal, latents, self._gram_inverse),
+                else distortion.latent_residual(normal, latents, self.reconstruction),
                 unfamiliarity=distortion.unfamiliarity(
                     latents, self.latent_mean, self.latent_inv_cov
                 ),
@@ -301,6 +303,7 @@ class Encoder:
                 "x_mean",
                 "x_scale",
                 "projection",
+                "reconstruction",
                 "latent_mean",
                 "latent_inv_cov",
                 "raw_scale",
@@ -345,6 +348,7 @@ class Encoder:
             "x_mean",
             "x_scale",
             "projection",
+            "reconstruction",
             "latent_mean",
             "latent_inv_cov",
             "raw_scale",

@@ -47,8 +47,9 @@ class TrainSettings:
         batch: pictures per task step (twice as many per reconstruction step).
         questions: questions per picture and task step.
         rate: peak learning rate of the mixing block; the linear parts move at a quarter of it.
-        noise: quantization step of the noise in the second half of the task stage, relative to the
-            rate-distortion steps; 0 for none.
+        step_scale: latents are rounded at so many times the map's steps from the second quarter of
+            the task stage on; 0 for never.
+        rate_weight: nats of KL that one bit per latent number is worth, once they are rounded.
         seed: of everything random.
     """
 
@@ -61,7 +62,8 @@ class TrainSettings:
     batch: int = 16
     questions: int = 8
     rate: float = 1e-3
-    noise: float = 0.0
+    step_scale: float = 0.0
+    rate_weight: float = 0.0
     seed: int = 0
 
 
@@ -70,7 +72,6 @@ class LowRankMap(nn.Module):
 
     x_mean: Tensor
     x_scale: Tensor
-    steps: Tensor
 
     def __init__(
         self, x_mean: Tensor, x_scale: Tensor, down: Tensor, steps: Tensor, cloud: CloudHalf
@@ -81,15 +82,21 @@ class LowRankMap(nn.Module):
             x_mean: `[d_s]`.
             x_scale: `[d_s]`.
             down: `[d_s, r]` on normalised source states.
-            steps: `[r]` quantization steps of equal distortion in the target's space.
+            steps: `[r]` quantization steps to start from, of equal distortion in the target's
+                space; they are trained with the rest.
             cloud: the other half.
         """
         super().__init__()
         self.register_buffer("x_mean", x_mean)
         self.register_buffer("x_scale", x_scale)
-        self.register_buffer("steps", steps)
+        self.log_steps = nn.Parameter(steps.log())
         self.down = nn.Parameter(down.clone())
         self.cloud = cloud
+
+    @property
+    def steps(self) -> Tensor:
+        """Quantization steps `[r]`."""
+        return self.log_steps.exp()
 
     def latents(self, x: Tensor) -> Tensor:
         """Source states `[..., d_s]` to latents `[..., r]`."""
@@ -249,7 +256,9 @@ class Trainer:
         """
         settings = self.settings
         groups = [
-            {"params": [self.map.down, self.map.cloud.up, self.map.cloud.empty], "scale": 0.25},
+            {"params": [self.map.cloud.up, self.map.cloud.empty], "scale": 0.25},
+            {"params": [self.map.down], "scale": 1.0},
+            {"params": [self.map.log_steps], "scale": 4.0},
             {
                 "params": []
                 if self.map.cloud.mix is None
@@ -330,10 +339,28 @@ class Trainer:
             with torch.no_grad():
                 teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
             latents = self.map.latents(x)
-            if settings.noise and step - settings.reconstruct_steps >= settings.task_steps // 2:
-                noise = torch.from_numpy(rng.random(latents.shape, dtype=np.float32)) - 0.5
-                latents = latents + noise * self.map.steps * settings.noise
+            bits = torch.zeros(())
+            begun = step - settings.reconstruct_steps
+            if settings.step_scale and begun >= settings.task_steps // 4:
+                quantum = self.map.steps * settings.step_scale
+                levels = latents.float() / quantum
+                bits = _bits(levels)
+                # Straight through (Esser et al. 2020, arXiv:1902.08153): rounding, and the steps'
+                # own gradient, without the noise that would drown latents below half a step.
+                latents = (levels + (levels.round() - levels).detach()) * quantum
             student = self.logits(packed, self.projected_layers(latents.float()))
-        return F.kl_div(
+        divergence = F.kl_div(
             student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
         )
+        return divergence + settings.rate_weight * bits
+
+
+def _bits(levels: Tensor) -> Tensor:
+    """About how many bits an entropy coder spends per number of `levels [B, N, r]`.
+
+    A stand-in with a gradient: log2(1 + distance from the channel's usual level), so that tokens
+    with nothing to tell collapse onto one symbol. (Rate and distortion trained together as by Balle
+    et al. 2017, arXiv:1611.01704.)
+    """
+    usual = levels.detach().flatten(0, 1).median(dim=0).values
+    return torch.log2(1 + (levels - usual).abs()).mean()

@@ -67,38 +67,39 @@ def dropped_attention(attention: npt.ArrayLike, kept: npt.ArrayLike) -> float:
     return min(1.0, max(0.0, _ratio(float(weights[mask == 0].sum()), total)))
 
 
-def gram_inverse(projection: npt.ArrayLike) -> Doubles:
-    """`(AᵀA)⁺` of a projection A [d, r], for `latent_residual`: float64 [r, r]."""
-    columns = np.asarray(projection, dtype=np.float64)
-    return np.asarray(np.linalg.pinv(columns.T @ columns, hermitian=True))
+def latent_residual(
+    x_norm: npt.ArrayLike, z: npt.ArrayLike, reconstruction: npt.ArrayLike
+) -> float:
+    """Share of the normalised state, as a norm, that its latents do not hold: `‖x - z R‖ / ‖x‖`.
 
-
-def latent_residual(x_norm: npt.ArrayLike, z: npt.ArrayLike, gram_inv: npt.ArrayLike) -> float:
-    """Share of the normalised state, as a norm, that lies outside the span of the projection.
-
-    With `z = x A`, the part inside is `x A (AᵀA)⁺ Aᵀ`, of squared norm `z (AᵀA)⁺ zᵀ`; the result is
-    the square root of what remains, relative to `‖x‖`.
+    R is the best linear reconstruction on the calibration data, `(AᵀSA)⁻¹AᵀS` for `z = x A` with
+    covariance S. (The span of A is no substitute: reduced-rank regression projects obliquely.)
 
     Args:
         x_norm: Normalised flat states, [T, d].
-        z: `x_norm @ A`, exactly (nothing subtracted), [T, r].
-        gram_inv: `gram_inverse(A)`, [r, r].
+        z: Their latents, not quantized, [T, r].
+        reconstruction: R, [r, d].
 
     Returns:
-        0 (nothing lost) to 1 (nothing kept).
+        0 if nothing is lost. About 1 if nothing is kept; more if R is worse than none.
 
     Raises:
         FrameMalformedError: The shapes do not fit.
     """
     x = np.asarray(x_norm, dtype=np.float64)
     latents = np.asarray(z, dtype=np.float64)
-    inverse = np.asarray(gram_inv, dtype=np.float64)
-    _check_latents(latents, inverse)
-    if x.ndim != 2 or len(x) != len(latents):
-        raise FrameMalformedError(f"states {x.shape} and latents {latents.shape} do not fit")
-    inside = float(np.einsum("tr,tr->", latents @ inverse, latents))
-    whole = float(np.einsum("td,td->", x, x))
-    return float(np.sqrt(min(1.0, max(0.0, _ratio(whole - inside, whole)))))
+    matrix = np.asarray(reconstruction, dtype=np.float64)
+    if (
+        x.ndim != 2
+        or latents.ndim != 2
+        or len(x) != len(latents)
+        or matrix.shape != (latents.shape[1], x.shape[1])
+    ):
+        raise FrameMalformedError(
+            f"states {x.shape}, latents {latents.shape} and reconstruction {matrix.shape} "
+            "do not fit: expected [tokens, d], [tokens, r] and [r, d]"
+        )
+    return relative_l2(x, latents @ matrix)
 
 
 def unfamiliarity(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.ArrayLike) -> float:

@@ -148,13 +148,15 @@ def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
     sample = corpus.x[:: max(1, len(corpus) // 2048)].astype(np.float32)
     with torch.no_grad():
         z = lowrank.latents(torch.from_numpy(sample)).numpy().reshape(-1, lowrank.down.shape[1])
-    base = lowrank.steps.numpy()
+        x = ((torch.from_numpy(sample) - lowrank.x_mean) / lowrank.x_scale).flatten(0, 1).numpy()
+    base = lowrank.steps.detach().numpy()
     steps = {name: (base * factor).astype(np.float32) for name, factor in COARSENESS.items()}
     entropy = {
         name: EntropyTables.fit(np.rint(z / step).astype(np.int64)) for name, step in steps.items()
     }
     # E4M3 reaches 448: the largest calibration value lands at half of that.
     steps["fp8"] = (np.abs(z).max(axis=0) / 224.0).astype(np.float32)
+    best, *_ = np.linalg.lstsq(z, x, rcond=None)
     flat = sample.reshape(-1, sample.shape[-1])
     rank = z.shape[1]
     points = (
@@ -172,6 +174,7 @@ def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
         x_mean=lowrank.x_mean.numpy(),
         x_scale=lowrank.x_scale.numpy(),
         projection=lowrank.down.detach().numpy().copy(),
+        reconstruction=best.astype(np.float32),
         latent_mean=z.mean(axis=0).astype(np.float32),
         latent_inv_cov=np.linalg.inv(np.cov(z.T) + 1e-6 * np.eye(rank)).astype(np.float32),
         raw_scale=(np.abs(flat).max(axis=0) / 224.0 + 1e-8).astype(np.float32),
@@ -213,7 +216,9 @@ def build(name: str, args: argparse.Namespace) -> None:
         inner=args.inner,
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
-        noise=args.noise,
+        step_scale=args.step_scale,
+        rate_weight=args.rate_weight,
+        mix_width=args.mix_width,
         batch=args.batch,
         seed=args.seed,
     )
@@ -224,7 +229,7 @@ def build(name: str, args: argparse.Namespace) -> None:
 
     def report() -> dict[str, float]:
         figures = {"float": measure(trainer, lowrank, validation, held_out, None)}
-        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.noise)
+        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.step_scale)
         print(json.dumps(figures), flush=True)
         return figures
 
@@ -283,13 +288,15 @@ def main() -> None:
     parser.add_argument("name", help="the edge model's folder under --models")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--inner", type=int, default=96)
-    parser.add_argument("--pictures", type=int, default=6144)
+    parser.add_argument("--pictures", type=int, default=12288)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reconstruct-steps", type=int, default=600)
-    parser.add_argument("--task-steps", type=int, default=1200)
+    parser.add_argument("--task-steps", type=int, default=3600)
+    parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
-        "--noise", type=float, default=8.0, help="quantization noise while training"
+        "--rate-weight", type=float, default=0.02, help="nats of KL per bit and latent number"
     )
+    parser.add_argument("--mix-width", type=int, default=256)
     parser.add_argument("--tolerance", type=float, default=0.005)
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

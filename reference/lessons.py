@@ -17,7 +17,7 @@ from torch import Tensor
 from reference import zoo
 from reference.pictures import Pictures, lossy
 from reference.yard import COLOURS, GROUPS, KINDS, PICTURE_PX, Question, Scenes, ask
-from reference.yard.questions import PLURALS
+from reference.yard.questions import PLURALS, QUADRANTS
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Batch:
     """[B, Q]: index in S of the last token before the answer"""
     about: Tensor
     """[B, Q, N]: share of the question's objects in each image token's cell"""
+    answered: Tensor
+    """[B, Q, N]: the same of the objects that are the answer, where the answer is one of them"""
     words: Tensor
     """[B, Q, S, N]: the same for each word that names objects of the picture; zeros elsewhere"""
     cells: dict[str, Tensor]
@@ -82,12 +84,13 @@ def cell_labels(scenes: Scenes, indices: np.ndarray) -> dict[str, np.ndarray]:
     return out
 
 
-def named_slots(scenes: Scenes, place: int) -> dict[str, list[int]]:
+def named_slots(scenes: Scenes, place: int, *, corners: bool = False) -> dict[str, list[int]]:
     """Every word that names objects of a picture (kind, plural, group, colour), with their slots.
 
     Args:
         scenes: a block of scenes.
         place: the picture's place in it.
+        corners: whether "top-left" and its like name what is there.
     """
     found: dict[str, list[int]] = {}
     for slot in range(int(scenes.n_objects[place])):
@@ -100,6 +103,9 @@ def named_slots(scenes: Scenes, place: int) -> dict[str, list[int]]:
             words.add("burning")
         if colour >= 0:
             words.add(COLOURS[colour])
+        if corners:
+            x, y = scenes.x[place, slot], scenes.y[place, slot]
+            words.add(QUADRANTS[2 * int(y > PICTURE_PX / 2) + int(x > PICTURE_PX / 2)])
         for word in words:
             found.setdefault(word, []).append(slot)
     return found
@@ -156,6 +162,7 @@ def collate(
     questions: int,
     seed: int,
     lossy_rng: random.Random | None,
+    finely: bool = False,
 ) -> tuple[Batch, list[list[Question]]]:
     """Assembles one batch.
 
@@ -166,6 +173,7 @@ def collate(
         questions: Q, questions per picture.
         seed: which questions are asked of each picture.
         lossy_rng: draws picture codecs, or None to leave the pictures as they are.
+        finely: also label what a corner's name and an answer stand for.
 
     Returns:
         The batch and its questions.
@@ -177,7 +185,7 @@ def collate(
         some = ask(scenes, place, questions, seed)
         asked.append((some * questions)[:questions])
         cells.append(cell_labels(scenes, np.array([place])))
-        named.append(named_slots(scenes, place))
+        named.append(named_slots(scenes, place, corners=finely))
     cell = {key: np.concatenate([c[key] for c in cells]) for key in cells[0]}
     batch, grid_tokens = len(indices), len(tokens.image_positions)
     rows = [[(tokens.question(q.text), tokens.answer(q.answer)) for q in qs] for qs in asked]
@@ -187,6 +195,7 @@ def collate(
     labels = torch.full((batch, questions, longest), -100)
     cue = torch.zeros((batch, questions), dtype=torch.long)
     about = torch.zeros((batch, questions, grid_tokens))
+    answered = torch.zeros((batch, questions, grid_tokens))
     words = torch.zeros((batch, questions, longest, grid_tokens))
     for b, row in enumerate(rows):
         for k, (question, answer) in enumerate(row):
@@ -194,8 +203,13 @@ def collate(
             ids[b, k, : len(sequence)] = torch.tensor(sequence)
             labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(answer)
             cue[b, k] = len(question) - 1
-            for slot in asked[b][k].about:
-                about[b, k, cell["cell"][b, slot]] += 1 / len(asked[b][k].about)
+            slots = list(asked[b][k].about)
+            for slot in slots:
+                about[b, k, cell["cell"][b, slot]] += 1 / len(slots)
+            if finely:  # "closest to the ladder": looks at both, answers with one
+                slots = [s for s in slots if s in named[b].get(asked[b][k].answer, slots)]
+            for slot in slots:
+                answered[b, k, cell["cell"][b, slot]] += 1 / len(slots)
             spelled = asked[b][k].text.split()
             first = len(question) - 1 - len(spelled)  # one token a word, then the cue
             for at, word in enumerate(spelled if first >= 0 else []):
@@ -203,4 +217,4 @@ def collate(
                     words[b, k, first + at, cell["cell"][b, slot]] += 1 / len(named[b][word])
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     tensors = {key: torch.from_numpy(value) for key, value in cell.items() if key != "cell"}
-    return Batch(stacked, ids, labels, cue, about, words, tensors), asked
+    return Batch(stacked, ids, labels, cue, about, answered, words, tensors), asked

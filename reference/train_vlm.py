@@ -82,6 +82,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     recipe = zoo.RECIPES[name]
     steps = recipe.steps if args.steps is None else args.steps
     reading_steps = recipe.reading_steps if args.reading_steps is None else args.reading_steps
+    answering_steps = min(steps, recipe.answering_steps)
     model, processor = recipe.build()
     tokens = Tokens(processor, model.config.image_token_id)
     trainee = Trainee(model, tokens, recipe)
@@ -122,8 +123,9 @@ def train(name: str, args: argparse.Namespace) -> None:
             questions=args.questions,
             seed=epoch + 1,
             lossy_rng=random.Random(step * 7919 + args.seed) if recipe.lossy_pictures else None,
+            finely=step >= answering_steps,
         )
-        rate = _rate(step, reading_steps, steps)
+        rate = _rate(step, reading_steps, answering_steps, steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -184,13 +186,16 @@ def train(name: str, args: argparse.Namespace) -> None:
     (args.out / name / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _rate(step: int, reading: int, steps: int) -> float:
-    """Constant while only reading is taught; then a second warm-up and a cosine to 2 %."""
+def _rate(step: int, reading: int, answering: int, steps: int) -> float:
+    """Constant while only reading is taught; then a warm-up and a cosine to 2 % per stage.
+
+    The second of these restarts at 60 % (warm restarts: Loshchilov and Hutter, 2017).
+    """
     if step < reading:
         return min(1.0, (step + 1) / 200)
-    joint = step - reading
-    cosine = 0.5 * (1 + math.cos(math.pi * joint / max(1, steps - reading)))
-    return min(1.0, (joint + 1) / 100) * (0.02 + 0.98 * cosine)
+    peak, first, last = (1.0, reading, answering) if step < answering else (0.6, answering, steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, last - first)))
+    return peak * min(1.0, (step - first + 1) / 100) * (0.02 + 0.98 * cosine)
 
 
 def main() -> None:

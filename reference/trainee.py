@@ -177,7 +177,10 @@ class Trainee(nn.Module):
         return F.cross_entropy(logits, labels[wanted])
 
     def _looking_loss(self, batch: Batch, start: int, places: Tensor, positions: Tensor) -> Tensor:
-        """Words look at what they name (first taught layer), cues at what is asked (the others)."""
+        """Words look at what they name (first taught layer), cues at what is asked (the others).
+
+        In the last of several layers, cues look only at what the answer is, where it is an object.
+        """
         size, questions, longest = batch.question_ids.shape
         offset = torch.arange(questions)[None] * longest
         cues = (offset + batch.cue)[..., None]  # [B, Q, 1]
@@ -187,7 +190,8 @@ class Trainee(nn.Module):
             if layer == self.recipe.cue_layers[0]:
                 at, target = everywhere.expand(size, -1, -1), batch.words
             else:
-                at, target = cues, batch.about[:, :, None]
+                last = layer == self.recipe.cue_layers[-1]
+                at, target = cues, (batch.answered if last else batch.about)[:, :, None]
             asked = target.sum(-1) > 0
             row, question, token = asked.nonzero(as_tuple=True)
             where = start + at[row, question, token]

@@ -48,7 +48,9 @@ class Recipe:
         lossy_pictures: whether training pictures pass through JPEG and WebP.
         learning_rate: peak learning rate of AdamW.
         reading_steps: first so many steps teach only the image tokens.
-        steps: steps in all.
+        answering_steps: up to here image tokens and answers are taught together.
+        steps: steps in all; those after `answering_steps` restart the learning rate and teach finer
+            looking, for questions of place and relation.
     """
 
     build: Callable[[], tuple[PreTrainedModel, Any]]
@@ -57,6 +59,7 @@ class Recipe:
     lossy_pictures: bool
     learning_rate: float
     reading_steps: int
+    answering_steps: int
     steps: int
 
 
@@ -264,7 +267,8 @@ RECIPES: dict[str, Recipe] = {
         lossy_pictures=False,
         learning_rate=1.5e-3,
         reading_steps=4500,
-        steps=6000,
+        answering_steps=6000,
+        steps=9000,
     ),
     "cloud": Recipe(
         build_cloud,
@@ -273,7 +277,8 @@ RECIPES: dict[str, Recipe] = {
         lossy_pictures=True,
         learning_rate=1e-3,
         reading_steps=3600,
-        steps=7000,
+        answering_steps=7000,
+        steps=9000,
     ),
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from protos.errors import ConfigError
 from reference.yard.scene import ASSETS, KINDS
 
 CELL_PX = 64  # side of a sprite's cell in the sheet
@@ -119,7 +120,8 @@ def sprite_sheet(font_path: Path) -> Image.Image:
         glyph = Image.new("RGBA", (160, 160))
         ImageDraw.Draw(glyph).text((10, 10), EMOJI[kind], font=font, embedded_color=True)
         box = glyph.getbbox()
-        assert box is not None, f"the font has no picture of a {kind}"
+        if box is None:
+            raise ConfigError(f"{font_path.name} has no picture of a {kind}: use Noto Color Emoji")
         glyph = glyph.crop(box)
         if kind == "smoke":  # the emoji is a white and blue puff
             grey = ImageOps.grayscale(glyph.convert("RGB")).point(lambda v: max(50, 1.6 * v - 220))

@@ -1,4 +1,4 @@
-"""Prints 25 pictures with a question each: `python -m reference.yard.contact_sheet --out x.png`."""
+"""Prints 25 pictures with a question each: `python -m reference.yard.contact_sheet --out x.jpg`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="validation")
     parser.add_argument("--start", type=int, default=0, help="first picture of the split")
     arguments = parser.parse_args()
-    contact_sheet(arguments.split, arguments.start).save(arguments.out)
+    contact_sheet(arguments.split, arguments.start).save(arguments.out, quality=88)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,14 @@ def encoder_for(model: EdgeModel) -> Encoder:
     rng = np.random.default_rng(0)
     x = np.concatenate([model.see(picture(seed)).state.flat() for seed in range(4)])
     d, r = x.shape[1], 8
+    projection = np.linalg.qr(rng.standard_normal((d, r)))[0].astype(np.float32)
     return Encoder(
         source_fingerprint=model.layout.fingerprint,
         points=(OperatingPoint(0, "fp8", "latent", "fp8_e4m3", 0, r, "fp8"),),
         x_mean=x.mean(0),
         x_scale=x.std(0) + 1e-3,
-        projection=np.linalg.qr(rng.standard_normal((d, r)))[0].astype(np.float32),
+        projection=projection,
+        reconstruction=projection.T.copy(),
         latent_mean=np.zeros(r, np.float32),
         latent_inv_cov=np.eye(r, dtype=np.float32),
         raw_scale=np.full(d, 0.05, np.float32),

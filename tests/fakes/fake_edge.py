@@ -75,6 +75,7 @@ def make_encoder(seed: int = 0) -> Encoder:
         x_mean=np.zeros(d, np.float32),
         x_scale=np.ones(d, np.float32),
         projection=projection,
+        reconstruction=projection.T.copy(),
         latent_mean=np.zeros(RANK, np.float32),
         latent_inv_cov=np.eye(RANK, dtype=np.float32),
         raw_scale=np.full(d, 0.01, np.float32),

@@ -85,6 +85,7 @@ def make_encoder(source: KVLayout, **over: Any) -> Encoder:
             "coarse": EntropyTables.fit(np.rint(rng.standard_normal((500, r)) * 4).astype(np.int64))
         },
     }
+    fields["reconstruction"] = np.linalg.pinv(fields["projection"])
     return Encoder(**{**fields, **over})
 
 
