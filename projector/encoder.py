@@ -34,7 +34,7 @@ from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
@@ -62,6 +62,8 @@ class Encoded:
 class Encoder:
     """What the edge needs of a bundle. `z = ((x - x_mean) / x_scale) @ projection`.
 
+    What travels is `z - centre`: how far each token is from the usual one at its place.
+
     Attributes:
         source_fingerprint: of the layout that the statistics were taken from.
         points: the operating points, those of kind `picture` excepted or not.
@@ -71,6 +73,7 @@ class Encoder:
         projection: `[d_s, r]`.
         reconstruction: latents back to normalised states, `[r, d_s]`; only the figure of how much
             the latents hold depends on it.
+        centre: the mean latents of each place of the grid, `[N, r]`.
         latent_mean: `[r]`.
         latent_inv_cov: `[r, r]`.
         raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
@@ -88,6 +91,7 @@ class Encoder:
     x_scale: Floats
     projection: Floats
     reconstruction: Floats
+    centre: Floats
     latent_mean: Floats
     latent_inv_cov: Floats
     raw_scale: Floats
@@ -105,6 +109,7 @@ class Encoder:
             "x_scale": (d,),
             "projection": (d, r),
             "reconstruction": (r, d),
+            "centre": (max(1, len(self.centre)) if self.centre.ndim else 1, r),
             "latent_mean": (r,),
             "latent_inv_cov": (r, r),
             "raw_scale": (d,),
@@ -156,6 +161,11 @@ class Encoder:
     def rank(self) -> int:
         """Numbers per latent, r."""
         return int(self.projection.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the grid, N."""
+        return len(self.centre)
 
     @property
     def state_dim(self) -> int:
@@ -243,6 +253,10 @@ class Encoder:
             kept = select.get(self.selector).keep(state, budget=point.tokens or None)
         if kept.shape != (state.tokens,) or not kept.any():
             raise ConfigError(f"a kept mask has {state.tokens} tokens and keeps at least one")
+        if state.tokens != self.tokens:
+            raise IncompatibleLayoutError(
+                f"the encoder is for {self.tokens} image tokens, the state has {state.tokens}"
+            )
         normal = self.normalise(x)
         latents = normal @ self.projection
         z = latents[kept]
@@ -251,8 +265,9 @@ class Encoder:
             payload = quantizer.encode(x[kept], steps)
             received = self.project(quantizer.decode(payload, len(z), self.state_dim, steps))
         else:
-            payload = quantizer.encode(z, steps)
-            received = _received(quantizer, payload, z, steps)
+            centre = self.centre[kept]
+            payload = quantizer.encode(z - centre, steps)
+            received = _received(quantizer, payload, z - centre, steps) + centre
         return Encoded(
             kept=kept,
             payload=payload,
@@ -274,15 +289,24 @@ class Encoder:
 
         Raises:
             BridgeError: whatever the quantizer says of the payload.
-            FrameMalformedError: the point sends a picture.
+            FrameMalformedError: the point sends a picture, or the grid is another.
         """
         if point.kind == "picture":
             raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
+        if len(kept) != self.tokens:
+            raise FrameMalformedError(
+                f"the frame has a grid of {len(kept)} tokens, the encoder one of {self.tokens}"
+            )
         tokens = int(np.count_nonzero(kept))
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         if point.kind == "raw_kv":
             return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
-        return quantizer.decode(payload, tokens, self.rank, steps)
+        # Finite latents far beyond any that an encoder writes may overflow here.
+        with np.errstate(over="ignore"):
+            latents = quantizer.decode(payload, tokens, self.rank, steps) + self.centre[kept]
+        if not np.isfinite(latents).all():
+            raise NonFiniteError("a decoded latent is NaN or infinite")
+        return latents
 
     def scatter(self, z_hat: Floats, kept: Mask) -> Floats:
         """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere."""
@@ -304,6 +328,7 @@ class Encoder:
                 "x_scale",
                 "projection",
                 "reconstruction",
+                "centre",
                 "latent_mean",
                 "latent_inv_cov",
                 "raw_scale",
@@ -349,6 +374,7 @@ class Encoder:
             "x_scale",
             "projection",
             "reconstruction",
+            "centre",
             "latent_mean",
             "latent_inv_cov",
             "raw_scale",

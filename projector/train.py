@@ -41,21 +41,23 @@ class TrainSettings:
         inner: numbers per token after mixing, at least r; the mixing block fills what did not
             travel in from the other tokens.
         mix_width: width of the mixing block; 0 for none.
+        mix_depth: its layers.
         ridge: regularisation of the closed form.
         reconstruct_steps: steps of MSE + 0.5 (1 - cosine) on normalised states.
         task_steps: steps of KL to the frozen model's own answers.
         batch: pictures per task step (twice as many per reconstruction step).
         questions: questions per picture and task step.
-        rate: peak learning rate of the mixing block; the linear parts move at a quarter of it.
+        rate: peak learning rate; half of it in the task stage, four times it for the steps.
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
-        rate_weight: nats of KL that one bit per latent number is worth, once they are rounded.
+        rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
         seed: of everything random.
     """
 
     rank: int = 32
     inner: int = 64
     mix_width: int = 128
+    mix_depth: int = 1
     ridge: float = 1e-3
     reconstruct_steps: int = 1200
     task_steps: int = 1500
@@ -72,15 +74,23 @@ class LowRankMap(nn.Module):
 
     x_mean: Tensor
     x_scale: Tensor
+    x_place: Tensor
 
     def __init__(
-        self, x_mean: Tensor, x_scale: Tensor, down: Tensor, steps: Tensor, cloud: CloudHalf
+        self,
+        x_mean: Tensor,
+        x_scale: Tensor,
+        x_place: Tensor,
+        down: Tensor,
+        steps: Tensor,
+        cloud: CloudHalf,
     ) -> None:
         """Joins the halves.
 
         Args:
             x_mean: `[d_s]`.
             x_scale: `[d_s]`.
+            x_place: `[N, d_s]`, the mean state of each place of the grid.
             down: `[d_s, r]` on normalised source states.
             steps: `[r]` quantization steps to start from, of equal distortion in the target's
                 space; they are trained with the rest.
@@ -89,6 +99,7 @@ class LowRankMap(nn.Module):
         super().__init__()
         self.register_buffer("x_mean", x_mean)
         self.register_buffer("x_scale", x_scale)
+        self.register_buffer("x_place", x_place)
         self.log_steps = nn.Parameter(steps.log())
         self.down = nn.Parameter(down.clone())
         self.cloud = cloud
@@ -98,9 +109,28 @@ class LowRankMap(nn.Module):
         """Quantization steps `[r]`."""
         return self.log_steps.exp()
 
+    @property
+    def centre(self) -> Tensor:
+        """The mean latents of each place of the grid, `[N, r]`: what need not travel."""
+        return self.latents(self.x_place)
+
     def latents(self, x: Tensor) -> Tensor:
         """Source states `[..., d_s]` to latents `[..., r]`."""
         return ((x - self.x_mean) / self.x_scale) @ self.down
+
+    def rounded(self, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Latents as the other side will read them, and their levels before rounding.
+
+        The gradient goes straight through the rounding, and to the steps (Esser et al. 2020,
+        arXiv:1902.08153); added noise instead would drown latents below half a step.
+
+        Args:
+            latents: `[..., N, r]`.
+            scale: quantization steps, in units of `steps`.
+        """
+        quantum, centre = self.steps * scale, self.centre
+        levels = (latents - centre) / quantum
+        return (levels + (levels.round() - levels).detach()) * quantum + centre, levels
 
 
 def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRankMap:
@@ -119,7 +149,11 @@ def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRank
     fit = reduced_rank(corpus.x, corpus.y, x_stats, y_stats, inner, settings.ridge)
     torch.manual_seed(settings.seed)
     config = CloudConfig.of(
-        target.layout, rank=settings.rank, mix_width=settings.mix_width, inner=inner
+        target.layout,
+        rank=settings.rank,
+        mix_width=settings.mix_width,
+        mix_depth=settings.mix_depth,
+        inner=inner,
     )
     cloud = CloudHalf(
         config,
@@ -130,6 +164,7 @@ def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRank
     return LowRankMap(
         torch.from_numpy(x_stats.mean),
         torch.from_numpy(x_stats.scale),
+        torch.from_numpy(corpus.x.mean(axis=0, dtype=np.float32)),
         torch.from_numpy(fit.down[:, : settings.rank].copy()),
         torch.from_numpy(1.0 / fit.singular[: settings.rank]),
         cloud,
@@ -256,7 +291,7 @@ class Trainer:
         """
         settings = self.settings
         groups = [
-            {"params": [self.map.cloud.up, self.map.cloud.empty], "scale": 0.25},
+            {"params": [self.map.cloud.up, self.map.cloud.empty], "scale": 1.0},
             {"params": [self.map.down], "scale": 1.0},
             {"params": [self.map.log_steps], "scale": 4.0},
             {
@@ -335,32 +370,29 @@ class Trainer:
         settings = self.settings
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
+        latents, bits = self.map.latents(x), torch.zeros(())
+        # Unrounded for a quarter of the stage; then what a bit is worth rises over the next.
+        quarter = settings.task_steps // 4
+        rounding = step - settings.reconstruct_steps - quarter
+        rate_weight = settings.rate_weight * min(1.0, max(0, rounding + 1) / max(1, quarter))
+        if settings.step_scale and rounding >= 0:
+            latents, levels = self.map.rounded(latents, settings.step_scale)
+            bits = _bits(levels)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
-            latents = self.map.latents(x)
-            bits = torch.zeros(())
-            begun = step - settings.reconstruct_steps
-            if settings.step_scale and begun >= settings.task_steps // 4:
-                quantum = self.map.steps * settings.step_scale
-                levels = latents.float() / quantum
-                bits = _bits(levels)
-                # Straight through (Esser et al. 2020, arXiv:1902.08153): rounding, and the steps'
-                # own gradient, without the noise that would drown latents below half a step.
-                latents = (levels + (levels.round() - levels).detach()) * quantum
-            student = self.logits(packed, self.projected_layers(latents.float()))
+            student = self.logits(packed, self.projected_layers(latents))
         divergence = F.kl_div(
             student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
         )
-        return divergence + settings.rate_weight * bits
+        return divergence + rate_weight * bits
 
 
 def _bits(levels: Tensor) -> Tensor:
     """About how many bits an entropy coder spends per number of `levels [B, N, r]`.
 
-    A stand-in with a gradient: log2(1 + distance from the channel's usual level), so that tokens
-    with nothing to tell collapse onto one symbol. (Rate and distortion trained together as by Balle
-    et al. 2017, arXiv:1611.01704.)
+    A stand-in with a gradient: log2(1 + distance from the place's mean), so that tokens with
+    nothing to tell collapse onto one symbol. (Rate and distortion trained together as by Balle et
+    al. 2017, arXiv:1611.01704.)
     """
-    usual = levels.detach().flatten(0, 1).median(dim=0).values
-    return torch.log2(1 + (levels - usual).abs()).mean()
+    return torch.log2(1 + levels.abs()).mean()

@@ -1,6 +1,6 @@
-"""A static range asymmetric numeral system: small integers to nearly as many bits as they hold.
+"""A range asymmetric numeral system: small integers to nearly as many bits as they hold.
 
-Knows integers and frequency tables. Knows nothing of latents, tokens or frames.
+Knows integers, frequency tables and which table comes next. Knows nothing of latents or frames.
 
 The coder of Duda (arXiv:1311.2540) with 12-bit probabilities and byte-wise renormalisation. Two
 choices keep the overhead of a stream at one or two bytes instead of five: the encoder's state
@@ -12,8 +12,6 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +20,7 @@ from protos.errors import BundleFormatError, FrameMalformedError
 PRECISION_BITS = 12
 TOTAL = 1 << PRECISION_BITS
 MAX_SYMBOLS = 256
+MAX_CONTEXTS = 8
 
 _LOWER = 1 << 23
 _LIMIT_SHIFT = 31 - PRECISION_BITS
@@ -29,57 +28,73 @@ _MASK = TOTAL - 1
 _BYTE_FREQUENCY = TOTAL >> 8
 
 
-class StaticCoder:
-    """Codes sequences in which each position names the table its symbol is drawn from.
+class ContextCoder:
+    """Codes rows of r symbols; what a row has shown so far chooses the table of its next symbol.
+
+    A row's running sum starts at 0, and each symbol adds its magnitude. Column j of a row is coded
+    with `frequency[c, j]`, c = min(C - 1, bit length of the sum): rows with nothing to tell and
+    rows full of detail have statistics of their own. (Context modelling as in image coders, Said
+    and Pearlman 1996; with one context this is a static coder.)
 
     The last symbol of every table is the escape: it is followed by 16 raw bits.
 
     Args:
-        frequency: [tables, S] integers, rows summing to 4096, 2 <= S <= 256. A symbol of frequency
-            0 cannot be coded.
+        frequency: [C, r, S] integers, each table summing to 4096, 2 <= S <= 256. A symbol of
+            frequency 0 cannot be coded.
+        magnitude: [r, S] integers of at least 0.
 
     Raises:
-        BundleFormatError: The frequencies are not of that form.
+        BundleFormatError: The arrays are not of that form.
     """
 
-    def __init__(self, frequency: npt.ArrayLike) -> None:
-        table = np.asarray(frequency)
+    def __init__(self, frequency: npt.ArrayLike, magnitude: npt.ArrayLike) -> None:
+        table, weight = np.asarray(frequency), np.asarray(magnitude)
         if (
-            table.ndim != 2
-            or table.shape[0] < 1
-            or not 2 <= table.shape[1] <= MAX_SYMBOLS
+            table.ndim != 3
+            or not 1 <= table.shape[0] <= MAX_CONTEXTS
+            or table.shape[1] < 1
+            or not 2 <= table.shape[2] <= MAX_SYMBOLS
             or table.dtype.kind not in "iu"
         ):
             raise BundleFormatError(
-                f"entropy tables must be integers [tables, 2..{MAX_SYMBOLS}], "
+                f"entropy tables must be integers [1..{MAX_CONTEXTS}, latents, 2..{MAX_SYMBOLS}], "
                 f"not {table.dtype} {table.shape}"
             )
+        if weight.shape != table.shape[1:] or weight.dtype.kind not in "iu" or (weight < 0).any():
+            raise BundleFormatError("magnitudes must be integers [latents, symbols], at least 0")
         # Wide first: unsigned rows could wrap around to the right sum.
         table = table.astype(np.int64)
-        if (table < 0).any() or (table > TOTAL).any() or (table.sum(axis=1) != TOTAL).any():
+        if (table < 0).any() or (table > TOTAL).any() or (table.sum(axis=2) != TOTAL).any():
             raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
-        self.tables, self.symbols = table.shape
+        self.contexts, self.columns, self.symbols = table.shape
         self.escape = self.symbols - 1
         self._frequency = table
-        self._start = np.cumsum(table, axis=1) - table
+        self._magnitude = weight.astype(np.int64)
+        self._start = np.cumsum(table, axis=2) - table
         alphabet = np.arange(self.symbols, dtype=np.uint8)
         self._rows = [
-            (np.repeat(alphabet, frequencies).tobytes(), frequencies.tolist(), starts.tolist())
-            for frequencies, starts in zip(table, self._start, strict=True)
+            [
+                (
+                    np.repeat(alphabet, table[context, column]).tobytes(),
+                    table[context, column].tolist(),
+                    self._start[context, column].tolist(),
+                    self._magnitude[column].tolist(),
+                )
+                for context in range(self.contexts)
+            ]
+            for column in range(self.columns)
         ]
 
-    def encode(
-        self,
-        symbols: npt.NDArray[np.integer],
-        tables: npt.NDArray[np.integer],
-        escaped: npt.NDArray[np.integer],
-    ) -> bytes:
-        """Code a sequence.
+    def context(self, symbols: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """The context that each of `symbols [n, r]` is coded in, [n, r]."""
+        return contexts_of(self._magnitude[np.arange(self.columns), symbols], self.contexts)
+
+    def encode(self, symbols: npt.NDArray[np.integer], escaped: npt.NDArray[np.integer]) -> bytes:
+        """Code some rows.
 
         Args:
-            symbols: [n], each in 0..S-1.
-            tables: [n], the table of each symbol.
-            escaped: The 16 raw bits (0..65535) of each escape symbol, in order.
+            symbols: [n, r], each in 0..S-1.
+            escaped: The 16 raw bits (0..65535) of each escape symbol, in row-major order.
 
         Returns:
             The stream: at least one byte, the first not 0.
@@ -88,8 +103,8 @@ class StaticCoder:
             FrameMalformedError: A symbol has frequency 0, or `escaped` does not have one value per
                 escape.
         """
-        frequency = self._frequency[tables, symbols]
-        start = self._start[tables, symbols]
+        where = (self.context(symbols), np.arange(self.columns), symbols)
+        frequency, start = self._frequency[where].reshape(-1), self._start[where].reshape(-1)
         if not frequency.all():
             raise FrameMalformedError("a symbol is coded that its table gives no probability")
         escapes = np.flatnonzero(symbols == self.escape)
@@ -97,9 +112,9 @@ class StaticCoder:
             raise FrameMalformedError(f"{len(escapes)} escapes, {len(escaped)} escaped values")
         if len(escapes):
             raw = np.stack([escaped & 255, escaped >> 8], axis=1).reshape(-1) * _BYTE_FREQUENCY
-            where = np.repeat(escapes + 1, 2)
-            start = np.insert(start, where, raw)
-            frequency = np.insert(frequency, where, _BYTE_FREQUENCY)
+            after = np.repeat(escapes + 1, 2)
+            start = np.insert(start, after, raw)
+            frequency = np.insert(frequency, after, _BYTE_FREQUENCY)
 
         backwards = slice(None, None, -1)
         out = bytearray()
@@ -123,25 +138,24 @@ class StaticCoder:
         return bytes(out)
 
     def decode(
-        self, stream: bytes, tables: Sequence[int]
+        self, stream: bytes, rows: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Decode a sequence.
+        """Decode some rows.
 
         Args:
             stream: What `encode` returned.
-            tables: [n], the table of each symbol.
+            rows: n, how many it holds.
 
         Returns:
-            symbols int64 [n], and the 16 raw bits of each escape, int64 [escapes].
+            symbols int64 [n, r], and the 16 raw bits of each escape, int64 [escapes].
 
         Raises:
-            FrameMalformedError: The stream is not one that `encode` returns for n symbols of these
+            FrameMalformedError: The stream is not one that `encode` returns for n rows of these
                 tables.
         """
         if not stream or not stream[0]:
             raise FrameMalformedError("an entropy-coded stream does not begin with a zero byte")
-        rows = self._rows
-        escape = self.escape
+        columns, escape, last = self._rows, self.escape, self.contexts - 1
         symbols: list[int] = []
         escaped: list[int] = []
         emit = symbols.append
@@ -150,26 +164,41 @@ class StaticCoder:
         while x < _LOWER and at < end:
             x = x << 8 | stream[at]
             at += 1
-        for lookup, frequency, start in [rows[table] for table in tables]:
-            slot = x & _MASK
-            symbol = lookup[slot]
-            x = frequency[symbol] * (x >> PRECISION_BITS) + slot - start[symbol]
-            emit(symbol)
-            while x < _LOWER and at < end:
-                x = x << 8 | stream[at]
-                at += 1
-            if symbol == escape:
-                value = 0
-                for shift in (0, 8):
-                    slot = x & _MASK
-                    value |= slot // _BYTE_FREQUENCY << shift
-                    x = _BYTE_FREQUENCY * (x >> PRECISION_BITS) + slot % _BYTE_FREQUENCY
-                    while x < _LOWER and at < end:
-                        x = x << 8 | stream[at]
-                        at += 1
-                escaped.append(value)
+        for _ in range(rows):
+            total = 0
+            for tables in columns:
+                context = total.bit_length()
+                lookup, frequency, start, magnitude = tables[context if context < last else last]
+                slot = x & _MASK
+                symbol = lookup[slot]
+                x = frequency[symbol] * (x >> PRECISION_BITS) + slot - start[symbol]
+                emit(symbol)
+                total += magnitude[symbol]
+                while x < _LOWER and at < end:
+                    x = x << 8 | stream[at]
+                    at += 1
+                if symbol == escape:
+                    value = 0
+                    for shift in (0, 8):
+                        slot = x & _MASK
+                        value |= slot // _BYTE_FREQUENCY << shift
+                        x = _BYTE_FREQUENCY * (x >> PRECISION_BITS) + slot % _BYTE_FREQUENCY
+                        while x < _LOWER and at < end:
+                            x = x << 8 | stream[at]
+                            at += 1
+                    escaped.append(value)
         if x != 1 or at != end:
             raise FrameMalformedError(
                 f"the entropy-coded stream does not end where its {len(symbols)} symbols do"
             )
-        return np.array(symbols, dtype=np.int64), np.array(escaped, dtype=np.int64)
+        decoded = np.array(symbols, dtype=np.int64).reshape(rows, self.columns)
+        return decoded, np.array(escaped, dtype=np.int64)
+
+
+def contexts_of(magnitudes: npt.NDArray[np.int64], contexts: int) -> npt.NDArray[np.int64]:
+    """The context of each place of `magnitudes [n, r]`, [n, r]; see `ContextCoder`."""
+    before = np.cumsum(magnitudes, axis=1) - magnitudes
+    # The bit length of n is how many powers of two are at most n.
+    powers = 1 << np.arange(contexts - 1, dtype=np.int64)
+    result: npt.NDArray[np.int64] = np.searchsorted(powers, before, side="right")
+    return result

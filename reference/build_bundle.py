@@ -79,8 +79,7 @@ def measure(
     def make(x: Floats, _y: npt.NDArray[np.floating]) -> object:
         latents = lowrank.latents(torch.from_numpy(x))
         if scale is not None:
-            step = lowrank.steps * scale
-            latents = torch.round(latents / step) * step
+            latents, _ = lowrank.rounded(latents, scale)
         return trainer.projected_layers(latents)
 
     return trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
@@ -147,15 +146,18 @@ def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
     """The edge half: statistics, steps and entropy tables counted on the training pictures."""
     sample = corpus.x[:: max(1, len(corpus) // 2048)].astype(np.float32)
     with torch.no_grad():
-        z = lowrank.latents(torch.from_numpy(sample)).numpy().reshape(-1, lowrank.down.shape[1])
+        centre = lowrank.centre.numpy()
+        z = lowrank.latents(torch.from_numpy(sample)).numpy()
+        moved, z = (z - centre).reshape(-1, z.shape[-1]), z.reshape(-1, z.shape[-1])
         x = ((torch.from_numpy(sample) - lowrank.x_mean) / lowrank.x_scale).flatten(0, 1).numpy()
     base = lowrank.steps.detach().numpy()
     steps = {name: (base * factor).astype(np.float32) for name, factor in COARSENESS.items()}
     entropy = {
-        name: EntropyTables.fit(np.rint(z / step).astype(np.int64)) for name, step in steps.items()
+        name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
+        for name, step in steps.items()
     }
     # E4M3 reaches 448: the largest calibration value lands at half of that.
-    steps["fp8"] = (np.abs(z).max(axis=0) / 224.0).astype(np.float32)
+    steps["fp8"] = (np.abs(moved).max(axis=0) / 224.0).astype(np.float32)
     best, *_ = np.linalg.lstsq(z, x, rcond=None)
     flat = sample.reshape(-1, sample.shape[-1])
     rank = z.shape[1]
@@ -175,6 +177,7 @@ def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
         x_scale=lowrank.x_scale.numpy(),
         projection=lowrank.down.detach().numpy().copy(),
         reconstruction=best.astype(np.float32),
+        centre=centre,
         latent_mean=z.mean(axis=0).astype(np.float32),
         latent_inv_cov=np.linalg.inv(np.cov(z.T) + 1e-6 * np.eye(rank)).astype(np.float32),
         raw_scale=(np.abs(flat).max(axis=0) / 224.0 + 1e-8).astype(np.float32),
@@ -185,7 +188,7 @@ def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
 
 def payload_bytes(encoder: Encoder, corpus: Corpus, count: int = 256) -> dict[str, float]:
     """Mean payload of each uniform point over held-out pictures."""
-    z = encoder.project(corpus.x[:count].astype(np.float32))
+    z = encoder.project(corpus.x[:count].astype(np.float32)) - encoder.centre
     return {
         point.name: float(
             np.mean([len(encoder.quantizer(point).encode(f, encoder.steps_of(point))) for f in z])
@@ -219,6 +222,8 @@ def build(name: str, args: argparse.Namespace) -> None:
         step_scale=args.step_scale,
         rate_weight=args.rate_weight,
         mix_width=args.mix_width,
+        mix_depth=args.mix_depth,
+        rate=args.rate,
         batch=args.batch,
         seed=args.seed,
     )
@@ -287,16 +292,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="the edge model's folder under --models")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--inner", type=int, default=96)
+    parser.add_argument("--inner", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=12288)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reconstruct-steps", type=int, default=600)
-    parser.add_argument("--task-steps", type=int, default=3600)
+    parser.add_argument("--task-steps", type=int, default=9000)
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
-        "--rate-weight", type=float, default=0.02, help="nats of KL per bit and latent number"
+        "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
     )
     parser.add_argument("--mix-width", type=int, default=256)
+    parser.add_argument("--mix-depth", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--tolerance", type=float, default=0.005)
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -23,6 +23,7 @@ from protos.errors import BundleFormatError
 from protos.layout import KVLayout
 
 MAX_MIX_WIDTH = 256
+MAX_MIX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class CloudConfig:
         rotary_dim: channels of a head that RoPE turns; 0 for all.
         interleaved: the target's RoPE pairs neighbouring channels.
         mix_width: width of the mixing block, at most 256; 0 for none.
-        mix_heads: attention heads of the mixing block.
-        mix_expand: width of its MLP, in multiples of `mix_width`.
+        mix_depth: layers of the mixing block.
+        mix_heads: attention heads of each.
+        mix_expand: width of their MLPs, in multiples of `mix_width`.
         inner: numbers per token after mixing; those past `rank` start at zero and are the mixing
             block's to fill in from the other tokens. 0 stands for `rank`.
     """
@@ -52,6 +54,7 @@ class CloudConfig:
     rotary_dim: int = 0
     interleaved: bool = False
     mix_width: int = 0
+    mix_depth: int = 1
     mix_heads: int = 4
     mix_expand: int = 2
     inner: int = 0
@@ -72,6 +75,10 @@ class CloudConfig:
         if not 0 <= self.mix_width <= MAX_MIX_WIDTH or not 0 < self.mix_expand <= 16:
             raise BundleFormatError(
                 f"the mixing block's width is 0..{MAX_MIX_WIDTH}, not {self.mix_width}"
+            )
+        if not 0 < self.mix_depth <= MAX_MIX_DEPTH:
+            raise BundleFormatError(
+                f"the mixing block has 1..{MAX_MIX_DEPTH} layers, not {self.mix_depth}"
             )
         if self.inner and not self.rank <= self.inner <= 65536:
             raise BundleFormatError(
@@ -96,7 +103,7 @@ class CloudConfig:
 
     @classmethod
     def of(
-        cls, target: KVLayout, rank: int, mix_width: int = 0, mix_heads: int = 4, inner: int = 0
+        cls, target: KVLayout, rank: int, mix_width: int = 0, mix_depth: int = 1, inner: int = 0
     ) -> CloudConfig:
         """The configuration that writes into `target`'s cache."""
         return cls(
@@ -108,29 +115,49 @@ class CloudConfig:
             rotary_dim=target.rope.rotary_dim,
             interleaved=target.rope.interleaved,
             mix_width=mix_width,
-            mix_heads=mix_heads,
+            mix_depth=mix_depth,
             inner=inner,
         )
 
 
-class Mix(nn.Module):
-    """One pre-norm transformer block over a frame's tokens, in latent space.
-
-    A residual on the latents: at initialisation it changes nothing.
-    """
+class MixLayer(nn.Module):
+    """One pre-norm transformer layer over a frame's tokens."""
 
     def __init__(self, config: CloudConfig) -> None:
         super().__init__()
         width, hidden = config.mix_width, config.mix_width * config.mix_expand
         self.heads = config.mix_heads
-        self.inward = nn.Linear(config.rank, width)
-        self.position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.merge = nn.Linear(width, width)
         self.norm_mlp = nn.LayerNorm(width)
         self.widen = nn.Linear(width, hidden)
         self.narrow = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens `[B, N, width]`."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.merge(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        widened = functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh")
+        added: Tensor = x + self.narrow(widened)
+        return added
+
+
+class Mix(nn.Module):
+    """The mixing block: a few transformer layers over a frame's tokens, in latent space.
+
+    A residual on the latents: at initialisation it changes nothing.
+    """
+
+    def __init__(self, config: CloudConfig) -> None:
+        super().__init__()
+        width = config.mix_width
+        self.inward = nn.Linear(config.rank, width)
+        self.position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
+        self.layers = nn.ModuleList(MixLayer(config) for _ in range(config.mix_depth))
         self.norm_out = nn.LayerNorm(width)
         self.outward = nn.Linear(width, config.up_rank)
         nn.init.zeros_(self.outward.weight)
@@ -139,12 +166,8 @@ class Mix(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents `[B, N, r]` to latents `[B, N, up_rank]`."""
         x = self.inward(latents) + self.position
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        x = x + self.merge(mixed.transpose(1, 2).reshape(batch, tokens, width))
-        x = x + self.narrow(functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh"))
+        for layer in self.layers:
+            x = layer(x)
         filled_in: Tensor = self.outward(self.norm_out(x))
         rank = latents.shape[-1]
         if filled_in.shape[-1] == rank:

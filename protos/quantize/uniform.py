@@ -1,4 +1,4 @@
-"""Unclipped uniform rounding, entropy coded with static tables: the low-rate points.
+"""Unclipped uniform rounding, entropy coded by context: the low-rate points.
 
 Knows the statistics of each latent's rounded values. Knows no frame and no bundle.
 """
@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from protos.errors import BundleFormatError, FrameMalformedError
 from protos.quantize.base import Floats, Quantizer, exact_size, in_steps
-from protos.rans import MAX_SYMBOLS, TOTAL, StaticCoder
+from protos.rans import MAX_CONTEXTS, MAX_SYMBOLS, TOTAL, ContextCoder, contexts_of
 
 _RAW_MARK = 0
 _RAW_HEADER_BYTES = 2
+_PRIOR = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +27,9 @@ class EntropyTables:
 
     Attributes:
         offset: The value that is symbol 0 of each latent, int16 [r].
-        frequency: uint16 [r, S], rows sum to 4096; the last symbol is the escape, which stands for
-            every value whose own symbol is absent or has frequency 0.
+        frequency: uint16 [C, r, S], tables sum to 4096; the last symbol is the escape, which stands
+            for every value whose own symbol is absent or has frequency 0. Which of the C contexts a
+            value is coded in depends on the token's values before it (`protos.rans.ContextCoder`).
 
     Raises:
         BundleFormatError: The arrays are not of that form.
@@ -43,16 +45,18 @@ class EntropyTables:
                 f"entropy tables must be int16 offsets and uint16 frequencies, "
                 f"not {offset.dtype} and {frequency.dtype}"
             )
-        if frequency.ndim != 2 or offset.shape != frequency.shape[:1]:
+        if frequency.ndim != 3 or offset.shape != frequency.shape[1:2]:
             raise BundleFormatError(
-                f"entropy tables must be [r] offsets and [r, S] frequencies, "
+                f"entropy tables must be [r] offsets and [contexts, r, S] frequencies, "
                 f"not {offset.shape} and {frequency.shape}"
             )
-        if not 2 <= frequency.shape[1] <= MAX_SYMBOLS:
+        if not 1 <= frequency.shape[0] <= MAX_CONTEXTS:
+            raise BundleFormatError(f"entropy tables must have 1..{MAX_CONTEXTS} contexts")
+        if not 2 <= frequency.shape[2] <= MAX_SYMBOLS:
             raise BundleFormatError(f"entropy tables must have 2..{MAX_SYMBOLS} symbols")
-        if (frequency.sum(axis=1, dtype=np.int64) != TOTAL).any():
+        if (frequency.sum(axis=2, dtype=np.int64) != TOTAL).any():
             raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
-        if not frequency[:, -1].all():
+        if not frequency[..., -1].all():
             raise BundleFormatError("every latent's escape needs a frequency above 0")
 
     @property
@@ -60,15 +64,24 @@ class EntropyTables:
         """Latents, r."""
         return len(self.offset)
 
+    @property
+    def magnitude(self) -> npt.NDArray[np.int64]:
+        """How far from 0 each symbol's value is, [r, S]; the escape counts as the next value up."""
+        symbols = np.arange(self.frequency.shape[2], dtype=np.int64)
+        distance: npt.NDArray[np.int64] = np.abs(self.offset[:, None] + symbols)
+        return distance
+
     @classmethod
-    def fit(cls, symbols: npt.ArrayLike) -> EntropyTables:
+    def fit(cls, symbols: npt.ArrayLike, contexts: int = MAX_CONTEXTS) -> EntropyTables:
         """Count a sample of rounded latents.
 
         Every value seen, and one more on each side, gets a symbol (a window of 255 around the
-        median if there are more); counts are smoothed by one half (Krichevsky-Trofimov).
+        median if there are more). A latent's counts are smoothed by one half (Krichevsky-Trofimov),
+        those of each context by a few observations spread as the latent's are.
 
         Args:
-            symbols: `round(z / step)`, integers [n, r].
+            symbols: `round(z / step)`, integers [n, r], a token per row.
+            contexts: C.
 
         Raises:
             BundleFormatError: The sample is empty, or not integers of 16 bits.
@@ -87,15 +100,19 @@ class EntropyTables:
         low = np.where(high - low < widest, low, middle).clip(-32768, 32767)
         width = np.minimum(high - low + 1, widest)
 
-        frequency = np.zeros((sample.shape[1], int(width.max()) + 1), dtype=np.uint16)
-        for latent in range(sample.shape[1]):
-            size = int(width[latent])
-            shifted = sample[:, latent] - low[latent]
-            inside = shifted[(shifted >= 0) & (shifted < size)]
-            counts = np.bincount(inside, minlength=size).astype(np.float64)
-            escapes = len(shifted) - len(inside)
-            normalised = _normalise(np.append(counts, escapes) + 0.5)
-            frequency[latent, :size], frequency[latent, -1] = normalised[:-1], normalised[-1]
+        rank, escape = sample.shape[1], int(width.max())
+        shifted = sample - low
+        shifted[(shifted < 0) | (shifted >= width)] = escape
+        context = contexts_of(np.abs(low + shifted), contexts)
+        flat = (context * rank + np.arange(rank)) * (escape + 1) + shifted
+        counts = np.bincount(flat.reshape(-1), minlength=contexts * rank * (escape + 1))
+        counts = counts.reshape(contexts, rank, escape + 1).astype(np.float64)
+        overall = counts.sum(axis=0) + 0.5
+        overall[:, :escape][np.arange(escape) >= width[:, None]] = 0
+        overall /= overall.sum(axis=1, keepdims=True)
+        frequency = np.zeros(counts.shape, dtype=np.uint16)
+        for place in np.ndindex(contexts, rank):
+            frequency[place] = _normalise(counts[place] + _PRIOR * overall[place[1]])
         return cls(low.astype(np.int16), frequency)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -115,16 +132,23 @@ class EntropyTables:
         return cls(arrays["offset"], arrays["frequency"])  # type: ignore[arg-type]
 
 
-def _normalise(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Integers of at least 1 that sum to 4096, close to proportional."""
-    ideal = counts / counts.sum() * TOTAL
-    whole: npt.NDArray[np.int64] = np.maximum(1, np.rint(ideal)).astype(np.int64)
+def _normalise(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Integers that sum to 4096, close to proportional.
+
+    What would get less than half of one gets none, and is escaped: dozens of symbols that never
+    come would cost every likely one. The last, the escape, gets at least one.
+    """
+    ideal = weights / weights.sum() * TOTAL
+    whole: npt.NDArray[np.int64] = np.rint(ideal).astype(np.int64)
+    whole[-1] = max(1, whole[-1])
     while (excess := int(whole.sum()) - TOTAL) != 0:
         change = -1 if excess > 0 else 1
         # The change in code length, in nats: where it costs least (or gains most).
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             cost = np.where(
-                whole + change >= 1, -ideal * (np.log(whole + change) - np.log(whole)), np.inf
+                (whole >= 1) & (whole + change >= 1),
+                -ideal * (np.log(whole + change) - np.log(whole)),
+                np.inf,
             )
         whole[np.argmin(cost)] += change
     return whole
@@ -132,7 +156,7 @@ def _normalise(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class UniformQuantizer(Quantizer):
-    """`round(z / step)`, rANS coded latent by latent; raw where that is shorter.
+    """`round(z / step)`, rANS coded token by token; raw where that is shorter.
 
     Args:
         tables: Of the operating point, from the encoder.
@@ -140,10 +164,11 @@ class UniformQuantizer(Quantizer):
 
     tables: EntropyTables
     name: ClassVar[str] = "uniform"
-    _coder: StaticCoder = field(init=False, repr=False, compare=False)
+    _coder: ContextCoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_coder", StaticCoder(self.tables.frequency))
+        coder = ContextCoder(self.tables.frequency, self.tables.magnitude)
+        object.__setattr__(self, "_coder", coder)
 
     def _encode(self, z: Floats, steps: Floats) -> bytes:
         self._check_rank(z.shape[1])
@@ -151,16 +176,7 @@ class UniformQuantizer(Quantizer):
         if rounded.size and (rounded.min() < -32768 or rounded.max() > 32767):
             raise FrameMalformedError("a latent is more than 32767 steps from 0")
         values = rounded.astype(np.int64)
-        symbols = values - self.tables.offset
-        escape = self._coder.escape
-        outside = (symbols < 0) | (symbols >= escape)
-        symbols[outside] = escape
-        latents = np.arange(z.shape[1])
-        outside |= self.tables.frequency[latents, symbols] == 0
-        symbols[outside] = escape
-        stream = self._coder.encode(
-            symbols.reshape(-1), np.tile(latents, len(z)), _zigzag(values[outside])
-        )
+        stream = self._coder.encode(*self._symbols(values))
         codes = _zigzag(values.reshape(-1))
         width = max(1, int(codes.max(initial=0)).bit_length())
         if len(stream) <= _RAW_HEADER_BYTES + (codes.size * width + 7) // 8:
@@ -173,11 +189,27 @@ class UniformQuantizer(Quantizer):
         if payload and payload[0] == _RAW_MARK:
             values = _unpack(payload, tokens * rank).reshape(tokens, rank)
         else:
-            symbols, escaped = self._coder.decode(payload, list(range(rank)) * tokens)
-            values = symbols.reshape(tokens, rank) + self.tables.offset
-            values[symbols.reshape(tokens, rank) == self._coder.escape] = _unzigzag(escaped)
+            symbols, escaped = self._coder.decode(payload, tokens)
+            values = symbols + self.tables.offset
+            values[symbols == self._coder.escape] = _unzigzag(escaped)
         decoded: Floats = values.astype(np.float32) * steps
         return decoded
+
+    def _symbols(
+        self, values: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Symbols [T, r] of `values [T, r]`, and the zigzag codes of those that are escaped."""
+        escape, latents = self._coder.escape, np.arange(values.shape[1])
+        symbols = values - self.tables.offset
+        symbols[(symbols < 0) | (symbols >= escape)] = escape
+        # Escaping one symbol may change the contexts, hence the tables, of those after it.
+        while True:
+            frequency = self.tables.frequency[self._coder.context(symbols), latents, symbols]
+            if frequency.all():
+                return symbols, _zigzag(values[symbols == escape])
+            first = np.argmax(frequency == 0, axis=1)
+            rows = np.flatnonzero(~frequency.all(axis=1))
+            symbols[rows, first[rows]] = escape
 
     def _check_rank(self, rank: int) -> None:
         if rank != self.tables.rank:

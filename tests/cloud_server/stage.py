@@ -84,6 +84,7 @@ def encoder(layout: KVLayout = SOURCE, seed: int = 0) -> Encoder:
         x_scale=np.ones(d, dtype=np.float32),
         projection=projection.astype(np.float32),
         reconstruction=np.linalg.pinv(projection).astype(np.float32),
+        centre=np.full((layout.tokens, RANK), 0.1, dtype=np.float32),
         latent_mean=np.zeros(RANK, dtype=np.float32),
         latent_inv_cov=np.eye(RANK, dtype=np.float32),
         raw_scale=np.full(d, 0.02, dtype=np.float32),

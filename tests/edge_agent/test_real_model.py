@@ -55,6 +55,7 @@ def encoder_for(model: EdgeModel) -> Encoder:
         x_scale=x.std(0) + 1e-3,
         projection=projection,
         reconstruction=projection.T.copy(),
+        centre=np.zeros((model.layout.tokens, r), np.float32),
         latent_mean=np.zeros(r, np.float32),
         latent_inv_cov=np.eye(r, dtype=np.float32),
         raw_scale=np.full(d, 0.05, np.float32),

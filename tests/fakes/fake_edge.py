@@ -76,6 +76,7 @@ def make_encoder(seed: int = 0) -> Encoder:
         x_scale=np.ones(d, np.float32),
         projection=projection,
         reconstruction=projection.T.copy(),
+        centre=np.full((LAYOUT.tokens, RANK), 0.1, np.float32),
         latent_mean=np.zeros(RANK, np.float32),
         latent_inv_cov=np.eye(RANK, dtype=np.float32),
         raw_scale=np.full(d, 0.01, np.float32),

@@ -74,6 +74,7 @@ def make_encoder(source: KVLayout, **over: Any) -> Encoder:
         "x_mean": normal(d),
         "x_scale": np.abs(normal(d)) + np.float32(0.5),
         "projection": normal(d, r) / np.float32(d**0.5),
+        "centre": normal(source.tokens, r),
         "latent_mean": normal(r),
         "latent_inv_cov": np.eye(r, dtype=np.float32),
         "raw_scale": np.full(d, 0.05, dtype=np.float32),

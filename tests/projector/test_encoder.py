@@ -139,6 +139,9 @@ def test_a_short_payload_is_refused(encoder: Encoder, state: KVState) -> None:
     [
         {"x_mean": np.zeros(3, np.float32)},
         {"x_scale": np.zeros(192, np.float32)},
+        {"centre": np.zeros((16, RANK + 1), np.float32)},
+        {"centre": np.zeros((0, RANK), np.float32)},
+        {"centre": np.zeros(RANK, np.float32)},
         {"latent_mean": np.full(RANK, np.nan, np.float32)},
         {"projection": np.zeros((192, RANK), np.float64)},
         {"projection": np.zeros(192, np.float32)},

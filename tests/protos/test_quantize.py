@@ -289,9 +289,13 @@ def decode_as_the_protocol_says(
     refill()
     out = []
     for _ in range(tokens):
-        token = []
-        for offset, row in zip(tables.offset.tolist(), tables.frequency.tolist(), strict=True):
+        token: list[int] = []
+        shown = 0
+        for j, offset in enumerate(tables.offset.tolist()):
+            contexts = tables.frequency[:, j].tolist()
+            row = contexts[min(len(contexts) - 1, shown.bit_length())]
             symbol = take(row)
+            shown += abs(offset + symbol)
             if symbol == len(row) - 1:
                 code = take([16] * 256)
                 code += 256 * take([16] * 256)
@@ -315,7 +319,9 @@ def test_uniform_is_within_four_bytes_of_the_information_it_carries() -> None:
     z = latents()
     payload = UniformQuantizer(TABLES).encode(z, np.ones(RANK))
     symbols = np.rint(z).astype(int) - TABLES.offset
-    p = TABLES.frequency[np.arange(RANK), symbols] / 4096
+    shown = np.cumsum(np.abs(np.rint(z)), axis=1) - np.abs(np.rint(z))
+    context = np.ceil(np.log2(shown + 1)).astype(int).clip(max=len(TABLES.frequency) - 1)
+    p = TABLES.frequency[context, np.arange(RANK), symbols] / 4096
     assert len(payload) <= -np.log2(p).sum() / 8 + 4
 
 
@@ -398,18 +404,33 @@ def test_tables_follow_the_counts() -> None:
     sample = np.repeat([[-1], [0], [1], [2]], [100, 1000, 700, 200], axis=0)
     tables = EntropyTables.fit(sample)
     assert tables.offset.tolist() == [-2]
-    p = tables.frequency[0] / 4096
+    p = tables.frequency[0, 0] / 4096
     np.testing.assert_allclose(p[1:5], [0.05, 0.5, 0.35, 0.1], atol=2e-3)
-    assert 0 < p[0] < 1e-3 and 0 < p[-1] < 1e-3
+    assert p[0] < 1e-3 and 0 < p[-1] < 1e-3
+
+
+def test_tables_tell_still_tokens_from_lively_ones() -> None:
+    rng = np.random.default_rng(11)
+    sample = np.where(rng.random((4000, 1)) < 0.5, rng.integers(-3, 4, (4000, 6)), 0)
+    tables = EntropyTables.fit(sample)
+    zero = (-tables.offset[5], 5)
+    still, lively = (tables.frequency[c, zero[1], zero[0]] / 4096 for c in (0, 4))
+    assert still > 0.95 and lively < 0.25
+    static, aware = (
+        len(UniformQuantizer(t).encode(sample[:400], np.ones(6)))
+        for t in (EntropyTables.fit(sample, contexts=1), tables)
+    )
+    assert aware < 0.85 * static
 
 
 def test_tables_of_wide_latents_keep_a_window_around_the_median() -> None:
     rng = np.random.default_rng(7)
     sample = np.rint(rng.standard_cauchy((4000, 2)) * 20).clip(-32768, 32767).astype(np.int64)
     tables = EntropyTables.fit(sample)
-    assert tables.frequency.shape == (2, 256)
+    tables = EntropyTables.fit(sample, contexts=1)
+    assert tables.frequency.shape == (1, 2, 256)
     inside = (sample >= tables.offset) & (sample < tables.offset + 255)
-    escape = tables.frequency[:, -1] / 4096
+    escape = tables.frequency[0, :, -1] / 4096
     np.testing.assert_allclose(escape, 1 - inside.mean(axis=0), atol=0.02)
 
 
@@ -424,14 +445,15 @@ def test_tables_survive_as_arrays() -> None:
 @pytest.mark.parametrize(
     ("offset", "frequency"),
     [
-        (np.zeros(1, "i4"), np.array([[4000, 96]], "u2")),
-        (np.zeros(1, "i2"), np.array([[4000, 96]], "i8")),
-        (np.zeros(2, "i2"), np.array([[4000, 96]], "u2")),
-        (np.zeros(1, "i2"), np.array([[4000, 95]], "u2")),
-        (np.zeros(1, "i2"), np.array([[4096, 0]], "u2")),
-        (np.zeros(1, "i2"), np.array([[4096]], "u2")),
-        (np.zeros(1, "i2"), np.array([4000, 96], "u2")),
-        (np.zeros(0, "i2"), np.zeros((0, 257), "u2")),
+        (np.zeros(1, "i4"), np.array([[[4000, 96]]], "u2")),
+        (np.zeros(1, "i2"), np.array([[[4000, 96]]], "i8")),
+        (np.zeros(2, "i2"), np.array([[[4000, 96]]], "u2")),
+        (np.zeros(1, "i2"), np.array([[[4000, 95]]], "u2")),
+        (np.zeros(1, "i2"), np.array([[[4096, 0]]], "u2")),
+        (np.zeros(1, "i2"), np.array([[[4096]]], "u2")),
+        (np.zeros(1, "i2"), np.array([[4000, 96]], "u2")),
+        (np.zeros(1, "i2"), np.array([[[4000, 96]]] * 9, "u2")),
+        (np.zeros(0, "i2"), np.zeros((1, 0, 257), "u2")),
     ],
 )
 def test_tables_of_another_form_are_refused(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.errors import BundleFormatError, FrameMalformedError
-from protos.rans import TOTAL, StaticCoder
+from protos.rans import TOTAL, ContextCoder
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -48,6 +48,11 @@ def reference_bytes(
     return (coder.num_valid_bits() + 7) // 8
 
 
+def still(frequency: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Magnitudes of 0: every symbol is coded in context 0."""
+    return np.zeros(np.shape(frequency)[-2:], dtype=np.int64)
+
+
 @pytest.mark.parametrize("symbols", [2, 11, 64, 256])
 @pytest.mark.parametrize("tokens", [1, 6, 40, 200])
 @pytest.mark.parametrize("skew", [0.2, 5.0])
@@ -57,14 +62,14 @@ def test_streams_are_as_small_as_the_reference_coders(
     rng = np.random.default_rng([symbols, tokens])
     frequency = random_tables(rng, 16, symbols, skew)
     sequence, tables = draw(rng, frequency, tokens)
-    coder = StaticCoder(frequency)
-    stream = coder.encode(sequence, tables, NONE)
+    coder = ContextCoder(frequency[None], still(frequency))
+    stream = coder.encode(sequence.reshape(tokens, 16), NONE)
     expected = reference_bytes(sequence, tables, frequency)
     information = -np.log2(frequency[tables, sequence] / TOTAL).sum() / 8
     assert len(stream) <= 1.01 * expected + 3
     assert len(stream) <= 1.005 * information + 3
-    decoded, escaped = coder.decode(stream, tables.tolist())
-    np.testing.assert_array_equal(decoded, sequence)
+    decoded, escaped = coder.decode(stream, tokens)
+    np.testing.assert_array_equal(decoded.ravel(), sequence)
     assert not escaped.size
 
 
@@ -73,53 +78,74 @@ def test_a_stream_has_the_bytes_that_the_protocol_describes() -> None:
     # 1 (f 2048, start 1024): x = (1 // 2048) * 4096 + 1 % 2048 + 1024 = 1025
     # 0 (f 1024, start 0):    x = (1025 // 1024) * 4096 + 1025 % 1024 + 0 = 4097
     # 0 again:                x = (4097 // 1024) * 4096 + 4097 % 1024 + 0 = 16385 = 0x4001
-    coder = StaticCoder([[1024, 2048, 1024]])
-    assert coder.encode(np.array([0, 0, 1]), np.zeros(3, dtype=int), NONE) == b"\x40\x01"
+    coder = ContextCoder([[[1024, 2048, 1024]]], [[0, 0, 0]])
+    assert coder.encode(np.array([[0], [0], [1]]), NONE) == b"\x40\x01"
+
+
+def test_the_context_is_the_bit_length_of_what_a_row_has_shown() -> None:
+    table = [[2000, 1000, 500, 596]] * 5
+    coder = ContextCoder([table] * 4, [[0, 1, 3, 100]] * 5)
+    rows = np.array([[0, 1, 0, 2, 0], [0, 0, 0, 0, 0], [2, 2, 3, 0, 1], [1, 1, 1, 1, 1]])
+    assert coder.context(rows).tolist() == [
+        [0, 0, 1, 1, 3],
+        [0, 0, 0, 0, 0],
+        [0, 2, 3, 3, 3],
+        [0, 1, 2, 2, 3],
+    ]
+
+
+def test_contexts_save_bytes_where_rows_differ() -> None:
+    """Rows are all still or all lively; one table for both must pay for its doubt."""
+    rng = np.random.default_rng(9)
+    lively = rng.random(300) < 0.2
+    rows = np.where(lively[:, None], rng.integers(0, 3, (300, 24)), 0)
+    mixed = np.array([[3500, 270, 270, 56]] * 24)
+    quiet, loud = np.array([[4000, 20, 20, 56]] * 24), np.array([[1346, 1346, 1348, 56]] * 24)
+    magnitude = np.tile([0, 1, 2, 0], (24, 1))
+    one = ContextCoder(mixed[None], magnitude).encode(rows, NONE)
+    two = ContextCoder(np.stack([quiet, loud]), magnitude).encode(rows, NONE)
+    assert len(two) < 0.8 * len(one)
 
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.data())
-def test_any_sequence_of_any_tables_comes_back(data: st.DataObject) -> None:
-    symbols = data.draw(st.integers(2, 12))
-    count = data.draw(st.integers(1, 4))
+def test_every_sequence_comes_back(data: st.DataObject) -> None:
+    contexts, count = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
+    symbols = data.draw(st.integers(2, 40))
     seed = data.draw(st.integers(0, 2**32 - 1))
-    frequency = random_tables(np.random.default_rng(seed), count, symbols, 2.0)
-    pairs = data.draw(
-        st.lists(st.tuples(st.integers(0, symbols - 1), st.integers(0, count - 1)), max_size=120)
-    )
-    sequence = np.array([s for s, _ in pairs], dtype=np.int64)
-    tables = np.array([t for _, t in pairs], dtype=np.int64)
-    escapes = int((sequence == symbols - 1).sum())
-    escaped = np.array(
-        data.draw(st.lists(st.integers(0, 65535), min_size=escapes, max_size=escapes)), dtype="i8"
-    )
-    coder = StaticCoder(frequency)
-    stream = coder.encode(sequence, tables, escaped)
+    rng = np.random.default_rng(seed)
+    frequency = random_tables(rng, contexts * count, symbols, 2.0)
+    magnitude = rng.integers(0, 50, (count, symbols))
+    rows = data.draw(st.integers(0, 30))
+    sequence = rng.integers(0, symbols, (rows, count))
+    escaped = rng.integers(0, 65536, int((sequence == symbols - 1).sum()))
+    coder = ContextCoder(frequency.reshape(contexts, count, symbols), magnitude)
+    stream = coder.encode(sequence, escaped)
     assert stream and stream[0]
-    decoded, raw = coder.decode(stream, tables.tolist())
+    decoded, raw = coder.decode(stream, rows)
     np.testing.assert_array_equal(decoded, sequence)
     np.testing.assert_array_equal(raw, escaped)
 
 
 @settings(max_examples=300, deadline=None, database=None)
-@given(st.binary(max_size=64), st.integers(0, 60))
-def test_any_bytes_decode_to_what_encodes_to_them_or_are_refused(data: bytes, count: int) -> None:
-    coder = StaticCoder([[1000, 3000, 90, 6], [1, 1, 4093, 1]])
-    tables = np.arange(count) % 2
+@given(st.binary(max_size=64), st.integers(0, 30))
+def test_any_bytes_decode_to_what_encodes_to_them_or_are_refused(data: bytes, rows: int) -> None:
+    table = [[1000, 3000, 90, 6], [1, 1, 4093, 1]]
+    coder = ContextCoder([table, table[::-1]], [[0, 1, 2, 3]] * 2)
     try:
-        symbols, escaped = coder.decode(data, tables.tolist())
+        symbols, escaped = coder.decode(data, rows)
     except FrameMalformedError:
         return
-    assert coder.encode(symbols, tables, escaped) == data
+    assert coder.encode(symbols, escaped) == data
 
 
 def test_no_other_bytes_decode_to_the_same_symbols() -> None:
     """A wrong stream can, by chance, be the stream of other symbols; never of the same ones."""
     rng = np.random.default_rng(3)
     frequency = random_tables(rng, 4, 9, 1.0)
-    sequence, tables = draw(rng, frequency, 20)
-    coder = StaticCoder(frequency)
-    stream = coder.encode(sequence, tables, NONE)
+    sequence, _ = draw(rng, frequency, 20)
+    coder = ContextCoder(frequency[None], still(frequency))
+    stream = coder.encode(sequence.reshape(20, 4), NONE)
     flipped = [bytearray(stream) for _ in range(8 * len(stream))]
     for bit, wrong in enumerate(flipped):
         wrong[bit // 8] ^= 1 << bit % 8
@@ -128,35 +154,43 @@ def test_no_other_bytes_decode_to_the_same_symbols() -> None:
     accepted = 0
     for wrong in [*map(bytes, flipped), *cut, *longer]:
         try:
-            symbols, _ = coder.decode(wrong, tables.tolist())
+            symbols, _ = coder.decode(wrong, 20)
         except FrameMalformedError:
             continue
         accepted += 1
-        assert symbols.tolist() != sequence.tolist()
+        assert symbols.ravel().tolist() != sequence.tolist()
     assert accepted < 0.05 * (len(flipped) + len(cut) + len(longer))
 
 
 def test_a_symbol_without_probability_is_refused() -> None:
-    coder = StaticCoder([[4000, 0, 96]])
+    coder = ContextCoder([[[4000, 0, 96]]], [[0, 0, 0]])
     with pytest.raises(FrameMalformedError, match="no probability"):
-        coder.encode(np.array([1]), np.array([0]), NONE)
+        coder.encode(np.array([[1]]), NONE)
     with pytest.raises(FrameMalformedError, match="1 escapes, 0"):
-        coder.encode(np.array([2]), np.array([0]), NONE)
+        coder.encode(np.array([[2]]), NONE)
 
 
 @pytest.mark.parametrize(
     "frequency",
     [
-        [4096],
         [[4096]],
-        [[4000, 95]],
-        [[4097, -1]],
-        [[2048.0, 2048.0]],
-        np.zeros((0, 4), dtype=int),
-        np.full((1, 257), 16),
-        np.array([[2**63, 2**63 + 4096]], dtype=np.uint64),
+        [[[4096]]],
+        [[[4000, 95]]],
+        [[[4097, -1]]],
+        [[[2048.0, 2048.0]]],
+        np.zeros((1, 0, 4), dtype=int),
+        np.zeros((0, 1, 4), dtype=int),
+        np.full((9, 1, 16), 256),
+        np.full((1, 1, 257), 16),
+        np.array([[[2**63, 2**63 + 4096]]], dtype=np.uint64),
     ],
 )
 def test_tables_that_are_not_distributions_are_refused(frequency: npt.ArrayLike) -> None:
     with pytest.raises(BundleFormatError):
-        StaticCoder(frequency)
+        ContextCoder(frequency, still(frequency))
+
+
+@pytest.mark.parametrize("magnitude", [[0, 0], [[0, 0, 0]], [[0, -1]], [[0.0, 1.0]]])
+def test_magnitudes_of_another_form_are_refused(magnitude: npt.ArrayLike) -> None:
+    with pytest.raises(BundleFormatError, match="magnitudes"):
+        ContextCoder([[[4000, 96]]], magnitude)
