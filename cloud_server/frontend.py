@@ -38,13 +38,13 @@ from protos.errors import (
 )
 from protos.frame import (
     ERROR_METADATA_KEY,
-    HEADER,
     PROTOCOL_VERSION,
     REQUEST_ID_BYTES,
     SERVICE,
     SESSION_METADATA_KEY,
     Header,
     OperatingPoint,
+    frame_number_of,
     parse_ask_request,
     parse_infer_request,
     points_to_json,
@@ -606,6 +606,4 @@ def _identify(raw: bytes) -> tuple[bytes, int]:
         request = pb.InferRequest.FromString(raw)
     except DecodeError:
         return b"", 0
-    header = request.frame.header
-    number = HEADER.unpack_from(header)[3] if len(header) >= HEADER.size else 0
-    return request.request_id[: REQUEST_ID_BYTES[1]], number
+    return request.request_id[: REQUEST_ID_BYTES[1]], frame_number_of(request.frame.header)

@@ -40,9 +40,10 @@ SERVICE = "neuralbridge.v1.Bridge"
 SESSION_METADATA_KEY = "nb-session-bin"
 ERROR_METADATA_KEY = "nb-error-code"
 
-HEADER_VERSION = 1
-HEADER = struct.Struct("<BBHIIeeee")
-MAX_INLINE_TOKENS = 160
+HEADER_VERSION = 2
+FIXED = struct.Struct("<BBeeee")
+"""The part of a header at fixed offsets: version and flag, operating point, distortion figures."""
+MAX_INLINE_TOKENS = 144
 """Grids of at most this many tokens have the kept bitmap in the header, so it is <= 40 bytes."""
 
 DIGEST_BYTES = 8
@@ -53,6 +54,7 @@ REQUEST_ID_BYTES = (8, 16)
 PICTURE_POINT = 254
 RAW_KV_FP8_POINT = 253
 
+_ALL_KEPT = 0x80
 _FLOAT16_MAX = 65504.0
 _LENGTH = struct.Struct("<I")
 # Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
@@ -292,18 +294,22 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
     _check_tokens(header.operating_point, len(kept))
     if not body:
         raise EmptyFrameError("the frame has no payload")
+    everything = bool(kept.size and kept.all())
     try:
-        fixed = HEADER.pack(
-            header.version,
+        fixed = FIXED.pack(
+            header.version | (_ALL_KEPT if everything else 0),
             header.operating_point,
-            len(kept),
-            header.frame_number,
-            header.capture_delta_ms,
             *(min(figure, _FLOAT16_MAX) for figure in figures),
         )
     except struct.error as error:
         raise FrameMalformedError(f"a header field does not fit: {error}") from error
-    if header.operating_point == PICTURE_POINT:
+    for name, value, most in zip(
+        _COUNTS, (len(kept), header.frame_number, header.capture_delta_ms), _MOST, strict=True
+    ):
+        if not 0 <= value <= most:
+            raise FrameMalformedError(f"{name} {value} is not in 0..{most}")
+        fixed += _varint(value)
+    if header.operating_point == PICTURE_POINT or everything:
         return fixed, body
     if not kept.any():
         raise EmptyFrameError("no token is kept: a frame needs at least one")
@@ -337,11 +343,13 @@ def unpack_header(
         raise FrameTooLargeError(
             f"header of {len(header)} bytes, at most {limits.max_header_bytes} are accepted"
         )
-    if len(header) < HEADER.size:
-        raise FrameTruncatedError(f"header of {len(header)} bytes, at least {HEADER.size} expected")
-    version, point, tokens, frame_number, delta_ms, *figures = HEADER.unpack_from(header)
+    if len(header) < FIXED.size:
+        raise FrameTruncatedError(f"header of {len(header)} bytes, at least {FIXED.size} expected")
+    flagged, point, *figures = FIXED.unpack_from(header)
+    version, everything = flagged & ~_ALL_KEPT, bool(flagged & _ALL_KEPT)
     if version != HEADER_VERSION:
         raise FrameMalformedError(f"header version {version}, this side reads {HEADER_VERSION}")
+    (tokens, frame_number, delta_ms), size = _counts(header)
     _check_figures(figures)
     _check_tokens(point, tokens)
     if tokens > limits.max_tokens:
@@ -350,30 +358,87 @@ def unpack_header(
     if len(payload) > most:
         raise FrameTooLargeError(f"payload of {len(payload)} bytes, at most {most} are accepted")
 
-    bitmap_bytes = (tokens + 7) // 8
+    bitmap_bytes = 0 if everything else (tokens + 7) // 8
     inline = tokens <= MAX_INLINE_TOKENS
-    expected = HEADER.size + (bitmap_bytes if inline else 0)
-    if len(header) < expected:
-        raise FrameTruncatedError(f"header of {len(header)} bytes, {tokens} tokens need {expected}")
-    if len(header) > expected:
-        raise FrameMalformedError(f"header of {len(header)} bytes, {tokens} tokens need {expected}")
+    expected = size + (bitmap_bytes if inline else 0)
+    if len(header) != expected:
+        wrong = FrameTruncatedError if len(header) < expected else FrameMalformedError
+        raise wrong(f"header of {len(header)} bytes, {tokens} tokens need {expected}")
     if inline:
-        bitmap, body = header[HEADER.size :], payload
+        bitmap, body = header[size:], payload
     else:
         if len(payload) < bitmap_bytes:
             raise FrameTruncatedError(
                 f"payload of {len(payload)} bytes ends within its bitmap of {bitmap_bytes}"
             )
         bitmap, body = payload[:bitmap_bytes], payload[bitmap_bytes:]
+    kept = _kept(bitmap, tokens, everything)
+    if not body:
+        raise EmptyFrameError("the frame has no payload")
+    return Header(point, frame_number, kept, delta_ms, Distortion(*figures), version), body
+
+
+def frame_number_of(header: bytes) -> int:
+    """The frame number of a header that may be anything; 0 where none can be read."""
+    try:
+        return _counts(header)[0][1]
+    except BridgeError:
+        return 0
+
+
+def _kept(bitmap: bytes, tokens: int, everything: bool) -> npt.NDArray[np.bool_]:
+    if everything:
+        if not tokens:
+            raise FrameMalformedError("every token is kept, of none")
+        return np.ones(tokens, dtype=np.bool_)
     bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little").astype(np.bool_)
     kept = bits[:tokens]
     if bits[tokens:].any():
         raise FrameMalformedError(f"the kept bitmap has bits set beyond its {tokens} tokens")
     if tokens and not kept.any():
         raise EmptyFrameError("no token is kept: a frame needs at least one")
-    if not body:
-        raise EmptyFrameError("the frame has no payload")
-    return Header(point, frame_number, kept, delta_ms, Distortion(*figures), version), body
+    if tokens and kept.all():
+        raise FrameMalformedError("the kept bitmap is full; a full one is left out and flagged")
+    return kept
+
+
+_COUNTS = ("tokens", "frame_number", "capture_delta_ms")
+_MOST = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits per byte, the lowest first, bit 7 set on all but the last (as protobuf's)."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _counts(header: bytes) -> tuple[list[int], int]:
+    """The three varints after the fixed part, and the offset behind them.
+
+    Raises:
+        FrameTruncatedError: The header ends within one.
+        FrameMalformedError: One is too large, or longer than it need be.
+    """
+    at, values = FIXED.size, []
+    for name, most in zip(_COUNTS, _MOST, strict=True):
+        value, begun = 0, at
+        while True:
+            if at >= len(header):
+                raise FrameTruncatedError(f"header of {len(header)} bytes ends within {name}")
+            value |= (header[at] & 0x7F) << 7 * (at - begun)
+            at += 1
+            if not header[at - 1] & 0x80:
+                break
+            if at - begun >= 5:
+                raise FrameMalformedError(f"{name} is longer than 5 bytes")
+        if value > most or (at - begun > 1 and not header[at - 1]):
+            raise FrameMalformedError(f"{name} is above {most} or longer than it need be")
+        values.append(value)
+    return values, at
 
 
 def _check_figures(figures: list[float]) -> None:

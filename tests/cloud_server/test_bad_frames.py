@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from protos import errors
-from protos.frame import HEADER, Header, frame_digest, pack_header, seal, session_constants
+from protos.frame import FIXED, Header, frame_digest, pack_header, seal, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server import stage
 
@@ -58,7 +58,7 @@ def truncated_message(client: stage.Client) -> bytes:
 
 def truncated_header(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[:10], payload)
+    return _raw(client, header[:8], payload)
 
 
 def truncated_payload(client: stage.Client) -> pb.InferRequest:
@@ -73,7 +73,7 @@ def payload_longer_than_its_counts(client: stage.Client) -> pb.InferRequest:
 
 def more_tokens_than_bits(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[:2] + struct.pack("<H", 40) + header[4:], payload)
+    return _raw(client, b"\x02" + header[1:10] + b"\x28" + header[11:] + b"\1\0", payload)
 
 
 def another_grid(client: stage.Client) -> pb.InferRequest:
@@ -90,12 +90,12 @@ def more_kept_than_sent(client: stage.Client) -> pb.InferRequest:
 
 def nan_figure(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[:12] + struct.pack("<e", float("nan")) + header[14:], payload)
+    return _raw(client, header[:2] + struct.pack("<e", float("nan")) + header[4:], payload)
 
 
 def infinite_figure(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[:16] + struct.pack("<e", float("inf")) + header[18:], payload)
+    return _raw(client, header[:6] + struct.pack("<e", float("inf")) + header[8:], payload)
 
 
 def nan_latent(client: stage.Client) -> pb.InferRequest:
@@ -125,7 +125,7 @@ def unknown_operating_point(client: stage.Client) -> pb.InferRequest:
 
 def nothing_kept(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[: HEADER.size] + bytes(2), payload)
+    return _raw(client, b"\x02" + header[1:] + bytes(2), payload)
 
 
 def no_payload(client: stage.Client) -> pb.InferRequest:
@@ -134,7 +134,7 @@ def no_payload(client: stage.Client) -> pb.InferRequest:
 
 def no_tokens(client: stage.Client) -> pb.InferRequest:
     header, payload = _parts(client)
-    return _raw(client, header[:2] + bytes(2) + header[4 : HEADER.size], payload)
+    return _raw(client, header[: FIXED.size] + b"\0" + header[FIXED.size + 1 :], payload)
 
 
 def no_frame(client: stage.Client) -> pb.InferRequest:
