@@ -25,9 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error in `protos.errors` that ended it.
     """
-    parser = _parser()
-    given = parser.parse_args(argv)
     try:
+        given = _parser().parse_args(argv)
         settings = load(configuration.given_flags(given, Settings), given.config)
         if given.check_config:
             _check(settings)
@@ -62,8 +61,8 @@ def _check(settings: Settings) -> None:
         served[fingerprint] = path
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> configuration.Parser:
+    parser = configuration.Parser(
         prog="cloud-server",
         description="Answers questions about pictures from a small model's projected KV cache.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every flag is also a key of the TOML file (max_in_flight = 16) and an environment "
         f"variable ({PREFIX}MAX_IN_FLIGHT=16). Flags beat the environment, which beats the "
         "file.\n\n"
-        "exit codes: 0 stopped by a signal, after draining; 2 wrong usage; otherwise the error's:\n"
+        "exit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
         + configuration.exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

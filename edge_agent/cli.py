@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from edge_agent import logs, settings
 from edge_agent.agent import Agent, Summary
@@ -44,11 +44,6 @@ from protos.errors import (
 _INTERRUPTED = 130
 _TERMINATED = 143
 _BROKEN_PIPE = 141
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -309,8 +304,8 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
     return configuration.given_flags(args, Settings)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> configuration.Parser:
+    parser = configuration.Parser(
         prog="edge-agent",
         description="The device side of Neural Bridge: a small model sees the picture, a few\n"
         "latents of its cache travel, the large model in the cloud answers.",

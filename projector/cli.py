@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -65,11 +65,6 @@ class Settings(configuration.TypedSettings):
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -344,8 +339,8 @@ def _info_json(info: BundleInfo, path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- flags
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> configuration.Parser:
+    parser = configuration.Parser(
         prog="projector",
         description="What a model's KV cache looks like, what a bundle holds, and whether the two "
         "fit.\nFlags beat the environment, which beats the configuration file, which beats the "

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version_of
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -61,6 +61,18 @@ class TypedSettings(BaseSettings):
 
 
 S = TypeVar("S", bound=TypedSettings)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are typed errors, with the exit code of the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def variable(cls: type[TypedSettings], name: str) -> str:

@@ -174,6 +174,18 @@ def test_help_names_every_setting_every_exit_code_and_the_version_is_known(
     assert capsys.readouterr().out.startswith("cloud-server ")
 
 
+@pytest.mark.parametrize(
+    "arguments", [[], ["nosuch"], ["serve", "--nosuch"], ["serve", "--port"]], ids=" ".join
+)
+def test_wrong_usage_is_a_config_error_without_a_traceback(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == ConfigError.exit_code
+    message = capsys.readouterr().err
+    assert message.startswith("cloud-server: config (error 101)") and "--help" in message
+    assert len(message.splitlines()) == 1
+
+
 def test_check_config_prints_the_settings_or_ends_with_the_errors_code(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
