@@ -73,14 +73,20 @@ def collect(
         ConfigError: the folder holds shards of another pair of models, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
+    corpus = Corpus(
+        np.empty((count, source.layout.tokens, source.layout.state_dim), dtype=np.float16),
+        np.empty((count, target.layout.tokens, target.layout.state_dim), dtype=np.float16),
+        np.empty((count, source.layout.tokens), dtype=np.float16),
+    )
     pair = {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
     for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
         if not path.exists():
             _make(source, target, picture, start, pair, path)
-        shards.append(_read(path, pair, source.layout, target.layout))
-    return Corpus(*(np.concatenate(parts) for parts in zip(*shards, strict=True)))
+        rows = slice(start, start + SHARD_PICTURES)
+        shard = _read(path, pair, source.layout, target.layout)
+        corpus.x[rows], corpus.y[rows], corpus.attention[rows] = shard
+    return corpus
 
 
 def _make(

@@ -25,7 +25,7 @@ from projector.cache import LayerCache
 from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
 from projector.maps.low_rank import CloudConfig, CloudHalf
-from projector.packed import Packed
+from projector.packed import Answering, Packed
 from projector.vlm import VLM
 
 Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
@@ -51,6 +51,7 @@ class TrainSettings:
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
+        hidden_weight: nats of KL that the relative error of the questions' hidden states is worth.
         seed: of everything random.
     """
 
@@ -66,6 +67,7 @@ class TrainSettings:
     rate: float = 1e-3
     step_scale: float = 0.0
     rate_weight: float = 0.0
+    hidden_weight: float = 0.0
     seed: int = 0
 
 
@@ -245,9 +247,13 @@ class Trainer:
         keys, values = self.map.cloud(latents, kept, self.cos, self.sin)
         return kv.scene_layers(self.prefix, keys, values)
 
+    def answering(self, packed: Packed, layers: Sequence[LayerCache]) -> Answering:
+        """What the frozen model makes of packed questions over a cache."""
+        return packed.run(self.target.decoder, self.target.head, layers)
+
     def logits(self, packed: Packed, layers: Sequence[LayerCache]) -> Tensor:
         """The frozen model's logits for packed questions over a cache."""
-        return packed.logits(self.target.decoder, self.target.head, layers)
+        return self.answering(packed, layers).logits
 
     def accuracy(
         self,
@@ -380,12 +386,38 @@ class Trainer:
             bits = _bits(levels)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
-            student = self.logits(packed, self.projected_layers(latents))
+                teacher = self.answering(packed, self.native_layers(self.corpus.y[chosen]))
+            student = self.answering(packed, self.projected_layers(latents))
         divergence = F.kl_div(
-            student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
+            student.logits.log_softmax(-1),
+            teacher.logits.log_softmax(-1),
+            reduction="batchmean",
+            log_target=True,
         )
-        return divergence + rate_weight * bits
+        loss = divergence + rate_weight * bits
+        if settings.hidden_weight:
+            loss = loss + settings.hidden_weight * _hidden_error(student, teacher, packed.read())
+        return loss
+
+
+def _hidden_error(student: Answering, teacher: Answering, read: Tensor) -> Tensor:
+    """How far the question tokens' hidden states are from the native ones, mean over layers.
+
+    Relative to the spread of each layer's native states. Answers alone say little about what is
+    wrong where; hidden states say it at every token and layer (FitNets: Romero et al. 2015,
+    arXiv:1412.6550).
+
+    Args:
+        student: over the projected cache.
+        teacher: over the native one.
+        read: `[B, Q * S]`, which places count.
+    """
+    errors = []
+    for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
+        want, got = theirs[read].float(), ours[read].float()
+        spread = (want - want.mean(dim=0)).square().sum(-1).mean()
+        errors.append((got - want).square().sum(-1).mean() / spread)
+    return torch.stack(errors).mean()
 
 
 def _bits(levels: Tensor) -> Tensor:

@@ -221,6 +221,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         task_steps=args.task_steps,
         step_scale=args.step_scale,
         rate_weight=args.rate_weight,
+        hidden_weight=args.hidden_weight,
         mix_width=args.mix_width,
         mix_depth=args.mix_depth,
         rate=args.rate,
@@ -300,6 +301,9 @@ def main() -> None:
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
+    )
+    parser.add_argument(
+        "--hidden-weight", type=float, default=0.0, help="nats of KL per relative hidden error"
     )
     parser.add_argument("--mix-width", type=int, default=256)
     parser.add_argument("--mix-depth", type=int, default=2)
