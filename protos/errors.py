@@ -11,7 +11,7 @@ A code is stable: it is never reused or renumbered, only retired. The hundreds g
 | 3xx   | negotiation, sessions                   | 30-39      |
 | 4xx   | the question                            | 40-49      |
 | 5xx   | the service or the way to it            | 50-59      |
-| 6xx   | a bundle on disk                        | 60-69      |
+| 6xx   | bundles, packages, corpora on disk      | 60-69      |
 """
 
 from __future__ import annotations
@@ -300,6 +300,60 @@ class BundleFormatError(BridgeError):
     exit_code = 63
 
 
+class SignatureError(BridgeError):
+    """A bundle or package is not signed, not by a trusted key, or was altered after signing."""
+
+    code = 605
+    name = "signature"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 64
+
+
+class PackageCorruptError(BridgeError):
+    """A memory package was altered or truncated, or is not in its canonical form."""
+
+    code = 606
+    name = "package_corrupt"
+    grpc_status = "DATA_LOSS"
+    exit_code = 65
+
+
+class PackageFormatError(BridgeError):
+    """A memory package's contents are not of the format that this version reads."""
+
+    code = 607
+    name = "package_format"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 66
+
+
+class CorpusError(BridgeError):
+    """A corpus of paired caches is empty, damaged, of mixed pairs, or holds NaN."""
+
+    code = 608
+    name = "corpus"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 67
+
+
+class FitError(BridgeError):
+    """A map cannot be fitted: an impossible rank, a singular system, an unknown family."""
+
+    code = 609
+    name = "fit"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 68
+
+
+class DiskFullError(BridgeError):
+    """There was no room to write; nothing half-written was left in place."""
+
+    code = 610
+    name = "disk_full"
+    grpc_status = "RESOURCE_EXHAUSTED"
+    exit_code = 69
+
+
 ERRORS: dict[int, type[BridgeError]] = {
     cls.code: cls
     for cls in (
@@ -329,6 +383,12 @@ ERRORS: dict[int, type[BridgeError]] = {
         BundleCorruptError,
         BundleLayoutError,
         BundleFormatError,
+        SignatureError,
+        PackageCorruptError,
+        PackageFormatError,
+        CorpusError,
+        FitError,
+        DiskFullError,
     )
 }
 """Code to class, for every error that can travel."""

@@ -39,6 +39,12 @@ PUBLISHED = {
     602: ("bundle_corrupt", 61),
     603: ("bundle_layout", 62),
     604: ("bundle_format", 63),
+    605: ("signature", 64),
+    606: ("package_corrupt", 65),
+    607: ("package_format", 66),
+    608: ("corpus", 67),
+    609: ("fit", 68),
+    610: ("disk_full", 69),
 }
 
 
