@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protos.errors import FitError
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -85,9 +87,29 @@ def reduced_rank(
         s_xx += a.T @ a
         s_xy += a.T @ b
     count = x.shape[0] * x.shape[1]
-    lower = np.linalg.cholesky(s_xx / count + ridge * np.eye(d_s))
-    whitened = np.linalg.solve(lower, s_xy / count)  # L^T W = L^T S^-1 C = L^-1 C
+    down, up, singular = rank_regression(s_xx / count, s_xy / count, rank, ridge)
+    return ReducedRank(down.astype(np.float32), up.astype(np.float32), singular.astype(np.float32))
+
+
+def rank_regression(
+    xx: npt.NDArray[np.float64], xy: npt.NDArray[np.float64], rank: int, ridge: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The same from normalised covariances `S_xx [d_s, d_s]` and `S_xy [d_s, d_r]`.
+
+    Returns:
+        `down [d_s, r]`, `up [r, d_r]` and all singular values of the whitened full-rank map.
+
+    Raises:
+        FitError: the regularised covariance is singular.
+    """
+    try:
+        lower = np.linalg.cholesky(xx + ridge * np.eye(len(xx)))
+    except np.linalg.LinAlgError as error:
+        raise FitError(
+            "the source's Gram matrix is singular: use a ridge weight above 0, such as 1e-3, or "
+            "more pairs"
+        ) from error
+    whitened = np.linalg.solve(lower, xy)  # L^T W = L^T S^-1 C = L^-1 C
     left, singular, right = np.linalg.svd(whitened, full_matrices=False)
     down = np.linalg.solve(lower.T, left[:, :rank])
-    up = singular[:rank, None] * right[:rank]
-    return ReducedRank(down.astype(np.float32), up.astype(np.float32), singular.astype(np.float32))
+    return down, singular[:rank, None] * right[:rank], singular

@@ -1,0 +1,64 @@
+"""The families of maps between two cache spaces, by name.
+
+Knows the members. Does not know how they are trained beyond their closed forms.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from projector.families.base import Family, Map, ServedMap, read
+from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
+from projector.families.bidirectional import Bidirectional
+from projector.families.linear import Linear
+from projector.families.low_rank import LowRank
+from projector.families.mix import Mix
+from projector.families.mlp import MLP
+from projector.families.procrustes import Procrustes
+from projector.families.ridge import Ridge
+from projector.families.shared import Shared
+from protos.errors import FitError
+from protos.layout import KVLayout
+
+FAMILIES: dict[str, type[Family]] = {
+    cls.name: cls
+    for cls in (
+        Linear,
+        MLP,
+        LowRank,
+        Ridge,
+        Procrustes,
+        Shared,
+        Bidirectional,
+        Mix,
+        Truncate,
+        ZeroPad,
+        Interpolate,
+        Autoencoder,
+    )
+}
+
+__all__ = ["FAMILIES", "Family", "Map", "ServedMap", "family", "load"]
+
+
+def family(name: str) -> type[Family]:
+    """The family of that name.
+
+    Raises:
+        FitError: there is none (the message names the nearest).
+    """
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise FitError(f"there is no family '{name}' (there are {', '.join(FAMILIES)}){hint}")
+    return FAMILIES[name]
+
+
+def load(blob: bytes, source: KVLayout, target: KVLayout) -> Map:
+    """Read what `Map.to_bytes` wrote, for the layouts that are running.
+
+    Raises:
+        BundleFormatError: not such a blob, or tensors that do not fit its configuration.
+        BundleLayoutError: it was made for other layouts.
+    """
+    return read(blob, source, target, FAMILIES)

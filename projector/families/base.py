@@ -1,0 +1,303 @@
+"""What a map between two cache spaces is: `y = C(D(x))`, edge half D, cloud half C (torch).
+
+Knows layouts, static statistics, bytes. Does not know: corpora, models, questions.
+
+A family member is a dataclass (its configuration) and a module (its weights) in one file. The
+calls, in order: `Family.build` makes the module for two layouts and fits what has a closed form;
+gradient training may follow; `Map.to_bytes` and `load` keep it; `ServedMap` gives it the graph
+boundaries of a bundle. To add a member: a file, a line in `FAMILIES`, a line in the contract
+test's list.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from projector.cache import apply_rotation
+from projector.moments import Moments
+from protos.errors import BundleFormatError, BundleLayoutError, FitError
+from protos.layout import KVLayout
+
+Floats = npt.NDArray[np.float32]
+
+_METADATA = "neural_bridge_map"
+_POWER_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A member's configuration."""
+
+    name: ClassVar[str]
+    closed: ClassVar[bool] = True
+    """Whether `build` leaves a fitted map; otherwise it leaves a start for gradient training."""
+
+    @abstractmethod
+    def make(self, source: KVLayout, target: KVLayout) -> Map:
+        """The module for two layouts, unfitted.
+
+        Raises:
+            FitError: the configuration is impossible for these layouts.
+        """
+
+    def build(self, source: KVLayout, target: KVLayout, moments: Moments) -> Map:
+        """The module, fitted as far as a closed form goes.
+
+        Args:
+            source: the edge model's layout, `d_s` per token.
+            target: the cloud model's, `d_r` per token.
+            moments: of training pairs.
+
+        Raises:
+            FitError: the configuration is impossible here, or the system singular.
+        """
+        if (moments.d_s, moments.d_r) != (source.state_dim, target.state_dim):
+            raise FitError(
+                f"the pairs are {moments.d_s} -> {moments.d_r} wide, the layouts "
+                f"{source.state_dim} -> {target.state_dim}: they are of other models"
+            )
+        made = self.make(source, target)
+        made.take_statistics(moments)
+        with torch.no_grad():
+            made.fit(moments)
+        return made
+
+
+class Map(nn.Module, ABC):
+    """A member's weights.
+
+    Attributes:
+        family: its configuration.
+        source: layout of the states it takes.
+        target: layout of the states it gives.
+        x_mean: `[d_s]`; with `x_scale`, `y_mean [d_r]` and `y_scale` the static statistics.
+    """
+
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
+        super().__init__()
+        self.family, self.source, self.target = family, source, target
+        for name, width in (("x", source.state_dim), ("y", target.state_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_scale", torch.ones(width))
+        self.to_grid: Tensor | None
+        between = grid_weights(source.grid, target.grid)
+        self.register_buffer("to_grid", between, persistent=False)
+
+    def take_statistics(self, moments: Moments) -> None:
+        """Static statistics from training pairs."""
+        for name, stats in (("x", moments.x_stats), ("y", moments.y_stats)):
+            getattr(self, f"{name}_mean").copy_(torch.from_numpy(stats.mean))
+            getattr(self, f"{name}_scale").copy_(torch.from_numpy(stats.scale))
+
+    # -- what a member defines ---------------------------------------------------------------------
+
+    def fit(self, moments: Moments) -> None:
+        """Set the weights from `moments`, in closed form. By default nothing."""
+
+    def down(self, x: Tensor) -> Tensor:
+        """The edge half: z-scored states `[..., N, d_s]` to what travels, `[..., N, r]`."""
+        return x
+
+    @abstractmethod
+    def up(self, z: Tensor) -> Tensor:
+        """The cloud half, token by token: `[B, M, r]` to z-scored target states `[B, M, d_r]`."""
+
+    @property
+    def rank(self) -> int:
+        """Numbers per token that travel, r."""
+        return self.source.state_dim
+
+    def weights(self) -> Tensor | None:
+        """The whole map as one matrix `[d_s, d_r]` on z-scores, None if it is not linear."""
+        return None
+
+    # -- what all have -----------------------------------------------------------------------------
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Source states `[..., d_s]` in z-scores."""
+        return (x - self.x_mean) / self.x_scale
+
+    def cloud(self, z: Tensor) -> Tensor:
+        """What travelled, `[B, N, r]`, to z-scored target states `[B, M, d_r]`."""
+        return self.up(self.regrid(z))
+
+    def regrid(self, z: Tensor) -> Tensor:
+        """Tokens of the source's grid `[B, N, d]` interpolated to the target's `[B, M, d]`."""
+        return z if self.to_grid is None else torch.einsum("mn,bnd->bmd", self.to_grid, z)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""
+        return self.cloud(self.down(self.normal(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Source states `[B, N, d_s]` to target states `[B, M, d_r]`, keys un-rotated."""
+        return self.predict(x) * self.y_scale + self.y_mean
+
+    def parameters_count(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def operator_norm(self) -> float | None:
+        """Largest factor by which the map stretches a difference of z-scored source states.
+
+        The largest singular value, by power iteration on `W W^T` in float64; None where the map is
+        not linear and has no such number.
+        """
+        weights = self.weights()
+        if weights is None:
+            return None
+        w = weights.detach().double()
+        vector = torch.ones(w.shape[0], dtype=torch.float64) / w.shape[0] ** 0.5
+        gram = w @ w.T
+        for _ in range(_POWER_STEPS):
+            vector = torch.nn.functional.normalize(gram @ vector, dim=0)
+        return float((vector @ (gram @ vector)).clamp(min=0).sqrt())
+
+    def in_precision(self, dtype: torch.dtype) -> Map:
+        """A copy whose weights were rounded to a narrower float type; it still runs in float32."""
+        other = copy.deepcopy(self)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.copy_(parameter.to(dtype).float())
+        return other
+
+    def to_bytes(self) -> bytes:
+        """The weights as safetensors, the configuration and both layouts in the metadata."""
+        plain = {
+            "family": self.family.name,
+            "config": asdict(self.family),
+            "source": json.loads(self.source.to_json()),
+            "target": json.loads(self.target.to_json()),
+        }
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        blob: bytes = save_tensors(tensors, metadata={_METADATA: json.dumps(plain, sort_keys=True)})
+        return blob
+
+
+class ServedMap(nn.Module):
+    """A map's cloud half between the graph boundaries of a bundle.
+
+    Latents, kept mask and RoPE tables in; the target's rotated cache out.
+    """
+
+    def __init__(self, inner: Map) -> None:
+        super().__init__()
+        self.inner = inner
+        self.empty = nn.Parameter(torch.zeros(inner.rank))
+
+    def forward(
+        self, latents: Tensor, kept: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The target's cache of the image tokens.
+
+        Args:
+            latents: `[B, N, r]`.
+            kept: `[B, N]`, 1 where the token was sent; the others become `empty`.
+            cos: `[M, rotary_dim]` at the target's positions.
+            sin: likewise.
+
+        Returns:
+            Keys (rotated) and values, both `[layers, B, kv_heads, M, head_dim]`.
+        """
+        target = self.inner.target
+        filled = torch.where(kept.unsqueeze(-1) > 0.5, latents, self.empty)
+        states = self.inner.cloud(filled) * self.inner.y_scale + self.inner.y_mean
+        shape = (2, target.layers, target.kv_heads, target.head_dim)
+        split = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)
+        return apply_rotation(split[0], cos, sin, target.rope.interleaved), split[1]
+
+
+def grid_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor | None:
+    """Bilinear weights from one row-major token grid to another, `[M, N]`; None if they are equal.
+
+    Centres of cells are aligned, as pictures are resized.
+    """
+    if source == target:
+        return None
+    rows, columns = (_line_weights(a, b) for a, b in zip(source, target, strict=True))
+    return torch.from_numpy(np.kron(rows, columns).astype(np.float32))
+
+
+def _line_weights(source: int, target: int) -> Floats:
+    place = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    low = np.minimum(place.astype(np.int64), max(0, source - 2))
+    share = (place - low).astype(np.float32)
+    weights = np.zeros((target, source), dtype=np.float32)
+    weights[np.arange(target), low] = 1 - share
+    weights[np.arange(target), np.minimum(low + 1, source - 1)] += share
+    return weights
+
+
+F = TypeVar("F", bound=Family)
+
+
+def configured(cls: type[F], config: dict[str, Any]) -> F:
+    """A family's dataclass from what JSON held of it.
+
+    Raises:
+        BundleFormatError: other fields, or values of another type, than the dataclass has.
+    """
+    known = {field.name: field for field in fields(cls)}
+    if not isinstance(config, dict) or set(config) != set(known):
+        raise BundleFormatError(f"family '{cls.name}' has the fields {sorted(known)}")
+    for name, value in config.items():
+        default = known[name].default
+        same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not same and not isinstance(value, dict):
+            raise BundleFormatError(f"family '{cls.name}': field '{name}' holds {value!r}")
+    return cls(**config)
+
+
+def read(blob: bytes, source: KVLayout, target: KVLayout, families: dict[str, type[Family]]) -> Map:
+    """Read what `Map.to_bytes` wrote, for the layouts that are running.
+
+    Raises:
+        BundleFormatError: not such a blob, or tensors that do not fit its configuration.
+        BundleLayoutError: it was made for other layouts.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_tensors(blob)
+        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+        plain = json.loads(header["__metadata__"][_METADATA])
+        made_for = [KVLayout.from_json(json.dumps(plain[side])) for side in ("source", "target")]
+        cls = families[plain["family"]]
+        family = configured(cls, plain["config"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BundleFormatError(f"not a map: {error}") from error
+    for side, made, live in zip(("source", "target"), made_for, (source, target), strict=True):
+        if made.fingerprint != live.fingerprint:
+            raise BundleLayoutError(
+                f"the map was made for the {side} {made.model_id} (d={made.state_dim}), the live "
+                f"one is {live.model_id} (d={live.state_dim})"
+            )
+    found = family.make(source, target)
+    try:
+        found.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleFormatError(f"the map's tensors do not fit its family: {error}") from error
+    return found.eval()
+
+
+def write(path: Path, made: Map) -> None:
+    """Write a map to a file."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_bytes(made.to_bytes())
+    draft.replace(path)

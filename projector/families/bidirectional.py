@@ -1,0 +1,74 @@
+"""`bidirectional`: edge to cloud and back; the way back weighs tokens by attention.
+
+The way back lets the cloud send a compressed state to the edge (feedback, corrections).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from projector.families.base import Family, Map, grid_weights
+from projector.families.ridge import MatrixMap
+from projector.moments import Moments, ridge
+from protos.layout import KVLayout
+
+
+@dataclass(frozen=True)
+class Bidirectional(Family):
+    """`expand = W x`; `compress = W_q (y * M softmax_tokens(w_a . y))`, both on z-scores.
+
+    The literature's softmax is not multiplied by the number of tokens M; then a frame's states
+    shrink with its length, so it is here. With `w_a = 0`, where training starts, it weighs evenly.
+
+    Attributes:
+        weight: ridge weight of both ways.
+    """
+
+    name: ClassVar[str] = "bidirectional"
+    weight: float = 1e-3
+
+    def make(self, source: KVLayout, target: KVLayout) -> Map:
+        """The module."""
+        return BidirectionalMap(self, source, target)
+
+
+class BidirectionalMap(MatrixMap):
+    """Weights of both ways."""
+
+    family: Bidirectional
+
+    def __init__(self, family: Bidirectional, source: KVLayout, target: KVLayout) -> None:
+        super().__init__(family, source, target)
+        self.compress = nn.Parameter(torch.zeros(target.state_dim, source.state_dim))
+        self.attend = nn.Parameter(torch.zeros(target.state_dim))
+        self.from_grid: Tensor | None
+        self.register_buffer("from_grid", grid_weights(target.grid, source.grid), persistent=False)
+
+    def fit(self, moments: Moments) -> None:
+        """Both ways in closed form; needs `moments.yy`."""
+        xx, xy = moments.normalised()
+        self.matrix.copy_(torch.from_numpy(ridge(xx, xy, self.family.weight)).float())
+        yy = moments.target_covariance()
+        back = ridge(yy, np.ascontiguousarray(xy.T), self.family.weight)
+        self.compress.copy_(torch.from_numpy(back).float())
+
+    def back(self, y: Tensor) -> Tensor:
+        """Target states `[B, M, d_r]` to source states `[B, N, d_s]`, keys un-rotated."""
+        normal = (y - self.y_mean) / self.y_scale
+        share = torch.softmax(normal @ self.attend, dim=-1) * normal.shape[-2]
+        small = (normal * share.unsqueeze(-1)) @ self.compress
+        if self.from_grid is not None:
+            small = torch.einsum("nm,bmd->bnd", self.from_grid, small)
+        return small * self.x_scale + self.x_mean
+
+    def round_trip(self, x: Tensor) -> float:
+        """`||back(forward(x)) - x||^2 / ||x||^2` on z-scores."""
+        with torch.no_grad():
+            normal = self.normal(x)
+            again = self.normal(self.back(self(x)))
+            return float((again - normal).square().sum() / normal.square().sum())

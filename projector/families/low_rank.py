@@ -1,0 +1,100 @@
+"""`low_rank`, the W-Matrix: `W = U diag(s) V^T + b`; `V^T` runs at the edge, the rest above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from projector.closed_form import rank_regression
+from projector.families.base import Family, Map
+from projector.moments import Moments
+from protos.errors import FitError
+from protos.layout import KVLayout
+
+STARTS = ("regression", "covariance")
+
+
+@dataclass(frozen=True)
+class LowRank(Family):
+    """r numbers per token travel; `r (d_s + d_r + 1) + d_r` parameters.
+
+    Attributes:
+        r: numbers per token.
+        start: `regression`, reduced-rank regression (Izenman, 1975), or `covariance`, the truncated
+            SVD of the centred cross-covariance `C = y^T x / n`, each component with its own gain.
+        weight: ridge weight of the regression.
+    """
+
+    name: ClassVar[str] = "low_rank"
+    r: int = 64
+    start: str = "regression"
+    weight: float = 1e-3
+
+    def make(self, source: KVLayout, target: KVLayout) -> Map:
+        """The module."""
+        most = min(source.state_dim, target.state_dim)
+        if not 1 <= self.r <= most:
+            raise FitError(
+                f"rank {self.r}: expected 1 to {most}, the smaller of d_s={source.state_dim} and "
+                f"d_r={target.state_dim}"
+            )
+        if self.start not in STARTS:
+            raise FitError(f"start '{self.start}': expected one of {', '.join(STARTS)}")
+        return LowRankMatrix(self, source, target)
+
+
+class LowRankMatrix(Map):
+    """Weights of `low_rank`: `v [d_s, r]`, `sigma [r]`, `u [d_r, r]`, `bias [d_r]`."""
+
+    family: LowRank
+
+    def __init__(self, family: LowRank, source: KVLayout, target: KVLayout) -> None:
+        super().__init__(family, source, target)
+        self.v = nn.Parameter(torch.zeros(source.state_dim, family.r))
+        self.sigma = nn.Parameter(torch.zeros(family.r))
+        self.u = nn.Parameter(torch.zeros(target.state_dim, family.r))
+        self.bias = nn.Parameter(torch.zeros(target.state_dim))
+
+    def fit(self, moments: Moments) -> None:
+        """Orthonormal U and V, from either start."""
+        xx, xy = moments.normalised()
+        r = self.family.r
+        if self.family.start == "regression":
+            down, up, _ = rank_regression(xx, xy, r, self.family.weight)
+            # W = down up; QR of both sides leaves a small matrix to take apart.
+            q_down, r_down = np.linalg.qr(down)
+            q_up, r_up = np.linalg.qr(up.T)
+            left, sigma, right = np.linalg.svd(r_down @ r_up.T)
+            v, u = q_down @ left, q_up @ right.T
+        else:
+            left, values, right = np.linalg.svd(xy, full_matrices=False)
+            v, u = left[:, :r], right[:r].T
+            sigma = values[:r] / np.maximum(np.einsum("dr,dr->r", v, xx @ v), 1e-12)
+        for parameter, array in ((self.v, v), (self.sigma, sigma), (self.u, u)):
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)).float())
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.family.r
+
+    def down(self, x: Tensor) -> Tensor:
+        """`V^T x`, `[..., r]`."""
+        return x @ self.v
+
+    def up(self, z: Tensor) -> Tensor:
+        """`U diag(s) z + b`, `[..., d_r]`."""
+        return (z * self.sigma) @ self.u.T + self.bias
+
+    def weights(self) -> Tensor:
+        """`V diag(s) U^T`, `[d_s, d_r]`."""
+        return (self.v * self.sigma) @ self.u.T
+
+    def penalty(self) -> Tensor:
+        """`||U^T U - I||_F + ||V^T V - I||_F`, which training keeps small."""
+        eye = torch.eye(self.rank, device=self.u.device)
+        return sum(((side.T @ side - eye).norm() for side in (self.u, self.v)), torch.zeros(()))

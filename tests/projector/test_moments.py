@@ -1,0 +1,84 @@
+"""Moments: one pass gives what a pass over everything gives, and refuses what is no pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from projector.moments import Moments, ridge
+from protos.errors import CorpusError, FitError
+from protos.layout import KVLayout, RopeSpec
+
+
+def layout(
+    layers: int, kv_heads: int, head_dim: int, grid: tuple[int, int], theta: float = 1e4
+) -> KVLayout:
+    return KVLayout(
+        model_id=f"test:{layers}x{kv_heads}x{head_dim}",
+        layers=layers,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=RopeSpec(
+            theta=theta,
+            rotary_dim=head_dim,
+            interleaved=False,
+            scaling="default",
+            attention_factor=1.0,
+            inv_freq=tuple(float(theta ** (-2 * i / head_dim)) for i in range(head_dim // 2)),
+        ),
+        cache_dtype="float32",
+        grid=grid,
+        tokenizer_digest="a" * 64,
+        weights_digest="b" * 64,
+    )
+
+
+def pairs(source: KVLayout, target: KVLayout, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """States that are related, not centred, and on the target's grid on both sides."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, target.tokens, source.state_dim)) * 2 + 1
+    true = rng.standard_normal((source.state_dim, target.state_dim))
+    y = x @ true + rng.standard_normal((count, target.tokens, target.state_dim))
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def test_chunks_add_up_to_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((70, 5)) + 3, rng.standard_normal((70, 7))
+    parts = Moments.of((x[i : i + 13], y[i : i + 13]) for i in range(0, 70, 13))
+    stats = parts.x_stats
+    np.testing.assert_allclose(stats.mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats.scale, x.std(0), rtol=1e-4)
+    xx, xy = parts.normalised()
+    a, b = (x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)
+    np.testing.assert_allclose(xx, a.T @ a / 70, atol=1e-4)
+    np.testing.assert_allclose(xy, a.T @ b / 70, atol=1e-4)
+
+
+def test_the_held_out_error_needs_no_second_pass() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((90, 5))
+    y = x @ rng.standard_normal((5, 7)) + rng.standard_normal((90, 7))
+    train, held = Moments.of([(x[:60], y[:60])]), Moments.of([(x[60:], y[60:])])
+    w = ridge(*train.normalised(), 1e-3)
+    xs, ys = train.x_stats, train.y_stats
+    direct = np.square(ys.normalise(y[60:]) - xs.normalise(x[60:]) @ w).mean(0)
+    np.testing.assert_allclose(held.squared_error(w, xs, ys), direct, rtol=1e-3)
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    x, y = np.ones((4, 3)), np.ones((4, 2))
+    with pytest.raises(CorpusError, match="empty"):
+        Moments.of([])
+    with pytest.raises(CorpusError, match="unpaired"):
+        Moments.of([(x, y[:3])])
+    with pytest.raises(CorpusError, match="two pairs of models mixed"):
+        Moments.of([(x, y), (np.ones((4, 5)), y)])
+    y[2, 1] = np.nan
+    with pytest.raises(CorpusError, match="NaN"):
+        Moments.of([(x, y)])
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(FitError, match="0 or more"):
+        ridge(np.eye(2), np.eye(2), -1.0)
