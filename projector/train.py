@@ -1,4 +1,4 @@
-"""Trains a low-rank map: closed form, then reconstruction, then through the frozen large model.
+"""Trains a map: closed form, then reconstruction, then through the frozen large model.
 
 Knows a corpus of paired caches, a frozen target and questions with answers. Knows nothing about
 pictures, bundles or how good the result must be. Checkpoints and resumes; one JSON line per report.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from projector.corpus import Corpus
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.packed import Answering, Packed
 from projector.vlm import VLM
+from protos.errors import FitError
+
+TASKS = ("kl", "ce", "both")
 
 Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
 """`questions(picture, count, seed)` gives exactly `count` (question, answer) pairs."""
@@ -52,6 +56,11 @@ class TrainSettings:
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
         hidden_weight: nats of KL that the relative error of the questions' hidden states is worth.
+        penalty_weight: of the map's own penalty (orthogonality of `low_rank`).
+        task: `kl` to the frozen model's own answer distribution, `ce` to its likeliest answer, or
+            `both`.
+        patience: reports without a better held-out answer accuracy after which the task stage ends;
+            0 for never. The best map reported is the one that is left.
         seed: of everything random.
     """
 
@@ -68,7 +77,47 @@ class TrainSettings:
     step_scale: float = 0.0
     rate_weight: float = 0.0
     hidden_weight: float = 0.0
+    penalty_weight: float = 0.01
+    task: str = "kl"
+    patience: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a task loss that does not exist."""
+        if self.task not in TASKS:
+            raise FitError(f"task loss '{self.task}': expected one of {', '.join(TASKS)}")
+
+
+class Trainable(Protocol):
+    """What a trainer needs of a map."""
+
+    @property
+    def y_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the target's states, `[d_r]` each."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""
+
+    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Target states `[B, M, d_r]` as the other side would have them, and bits per number.
+
+        `scale` 0 is without rounding; a map that does not round ignores it.
+        """
+
+    def penalty(self) -> Tensor:
+        """A scalar that training keeps small."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups; `scale` multiplies the learning rate."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any module."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """As of any module."""
 
 
 class LowRankMap(nn.Module):
@@ -119,6 +168,33 @@ class LowRankMap(nn.Module):
     def latents(self, x: Tensor) -> Tensor:
         """Source states `[..., d_s]` to latents `[..., r]`."""
         return ((x - self.x_mean) / self.x_scale) @ self.down
+
+    @property
+    def y_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the target's states, `[d_r]` each."""
+        return self.cloud.y_mean, self.cloud.y_scale
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Source states `[B, N, d_s]` to z-scored target states `[B, N, d_r]`."""
+        return self.cloud.latent(self.latents(x), torch.ones(x.shape[:2])) @ self.cloud.up
+
+    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Target states of latents rounded at `scale` steps, and bits per latent number."""
+        latents, bits = self.latents(x), torch.zeros(())
+        if scale:
+            latents, levels = self.rounded(latents, scale)
+            bits = _bits(levels)
+        return self.cloud.state(latents, torch.ones(x.shape[:2])), bits
+
+    def penalty(self) -> Tensor:
+        """None."""
+        return torch.zeros(())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Steps move faster than the rest."""
+        mix = [] if self.cloud.mix is None else list(self.cloud.mix.parameters())
+        rest = [self.cloud.up, self.cloud.empty, self.down, *mix]
+        return [{"params": rest, "scale": 1.0}, {"params": [self.log_steps], "scale": 4.0}]
 
     def rounded(self, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Latents as the other side will read them, and their levels before rounding.
@@ -173,30 +249,36 @@ def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRank
     )
 
 
-class Trainer:
+M = TypeVar("M", bound=Trainable)
+
+
+class Trainer(Generic[M]):
     """Runs the two gradient stages of one map, resumable."""
 
     def __init__(
         self,
-        lowrank: LowRankMap,
+        made: M,
         corpus: Corpus,
         target: VLM,
         questions: Questions,
         settings: TrainSettings,
         folder: Path,
+        save_every_s: float = 300.0,
     ) -> None:
         """Prepares the frozen side.
 
         Args:
-            lowrank: the map, changed in place.
+            made: the map, changed in place.
             corpus: paired caches; pictures in the order that `questions` knows.
             target: the frozen large model.
             questions: asks about picture i.
             settings: how long and how fast.
             folder: where state and log are kept.
+            save_every_s: from one checkpoint to the next.
         """
-        self.map, self.corpus, self.target = lowrank, corpus, target
+        self.map, self.corpus, self.target = made, corpus, target
         self.questions, self.settings, self.folder = questions, settings, folder
+        self.save_every_s = save_every_s
         folder.mkdir(parents=True, exist_ok=True)
         target.model.requires_grad_(False)
         cos, sin = kv.cos_sin(target.layout.rope, target.positions)
@@ -232,20 +314,19 @@ class Trainer:
 
     def native_layers(self, y: npt.NDArray[np.floating]) -> list[LayerCache]:
         """The target's own cache, from its flat states `[B, N, d_r]`."""
+        return self.layers(torch.from_numpy(y.astype(np.float32)))
+
+    def layers(self, states: Tensor) -> list[LayerCache]:
+        """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow."""
         layout = self.target.layout
-        batch, tokens = y.shape[:2]
-        split = torch.from_numpy(y.astype(np.float32)).view(
-            batch, tokens, 2, layout.layers, layout.kv_heads, layout.head_dim
-        )
-        keys, values = split.permute(2, 3, 0, 4, 1, 5).unbind(0)
+        shape = (2, layout.layers, layout.kv_heads, layout.head_dim)
+        keys, values = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5).unbind(0)
         keys = kv.apply_rotation(keys, self.cos, self.sin, layout.rope.interleaved)
         return kv.scene_layers(self.prefix, keys, values)
 
-    def projected_layers(self, latents: Tensor, kept: Tensor | None = None) -> list[LayerCache]:
-        """The cache that the map makes of latents `[B, N, r]`."""
-        kept = torch.ones(latents.shape[:2]) if kept is None else kept
-        keys, values = self.map.cloud(latents, kept, self.cos, self.sin)
-        return kv.scene_layers(self.prefix, keys, values)
+    def mapped_layers(self, x: npt.NDArray[np.float32]) -> list[LayerCache]:
+        """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
+        return self.layers(self.map.travel(torch.from_numpy(x), 0.0)[0])
 
     def answering(self, packed: Packed, layers: Sequence[LayerCache]) -> Answering:
         """What the frozen model makes of packed questions over a cache."""
@@ -296,29 +377,17 @@ class Trainer:
             report: extra figures for the log, called a few times per stage.
         """
         settings = self.settings
-        groups = [
-            {"params": [self.map.cloud.up, self.map.cloud.empty], "scale": 1.0},
-            {"params": [self.map.down], "scale": 1.0},
-            {"params": [self.map.log_steps], "scale": 4.0},
-            {
-                "params": []
-                if self.map.cloud.mix is None
-                else list(self.map.cloud.mix.parameters()),
-                "scale": 1.0,
-            },
-        ]
-        optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], weight_decay=0.0, betas=(0.9, 0.98)
-        )
+        optimiser = torch.optim.AdamW(self.map.groups(), weight_decay=0.0, betas=(0.9, 0.98))
         total = settings.reconstruct_steps + settings.task_steps
         state_file = self.folder / "map.pt"
-        done = 0
+        done, best, best_map, stale = 0, -1.0, None, 0
         if state_file.exists():
             state = torch.load(state_file, weights_only=True)
             if state["settings"] == asdict(settings):
                 self.map.load_state_dict(state["map"])
                 optimiser.load_state_dict(state["optimiser"])
-                done = state["step"]
+                done, best = state["step"], state["best"]
+                best_map, stale = state["best_map"], state["stale"]
         saved = time.monotonic()
         with (self.folder / "log.jsonl").open("a") as log:
             for step in tqdm(
@@ -334,6 +403,8 @@ class Trainer:
                     group["lr"] = rate * group["scale"]
                 loss = self._task(step, rng) if task else self._reconstruct(rng)
                 optimiser.zero_grad(set_to_none=True)
+                if not math.isfinite(loss.item()):
+                    raise FitError(f"step {step}: the loss is {loss.item()}: lower the rate")
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.map.parameters(), 1.0)
                 optimiser.step()
@@ -343,10 +414,18 @@ class Trainer:
                     "loss": loss.item(),
                 }
                 if report and (begun + 1 == length or (begun + 1) % max(1, length // 5) == 0):
-                    row |= report()
+                    figures = report()
+                    row |= figures
+                    if task and settings.patience:
+                        better = figures.get("accuracy", -1.0) > best
+                        stale = 0 if better else stale + 1
+                        if better:
+                            best = figures["accuracy"]
+                            best_map = {k: v.clone() for k, v in self.map.state_dict().items()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                if time.monotonic() - saved > 300 or step + 1 == total:
+                over = step + 1 == total or (settings.patience and stale >= settings.patience)
+                if time.monotonic() - saved > self.save_every_s or over:
                     saved = time.monotonic()
                     temporary = state_file.with_suffix(".tmp")
                     torch.save(
@@ -355,10 +434,17 @@ class Trainer:
                             "optimiser": optimiser.state_dict(),
                             "step": step + 1,
                             "settings": asdict(settings),
+                            "best": best,
+                            "best_map": best_map,
+                            "stale": stale,
                         },
                         temporary,
                     )
                     temporary.replace(state_file)
+                if over:
+                    break
+        if best_map is not None:
+            self.map.load_state_dict(best_map)
 
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
@@ -366,37 +452,43 @@ class Trainer:
 
     def _reconstruct(self, rng: np.random.Generator) -> Tensor:
         chosen, x = self._batch(rng, 2 * self.settings.batch)
-        cloud = self.map.cloud
-        y = torch.from_numpy(self.corpus.y[chosen].astype(np.float32))
-        want = (y - cloud.y_mean) / cloud.y_scale
-        got = cloud.latent(self.map.latents(x), torch.ones(x.shape[:2])) @ cloud.up
-        return F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
+        mean, scale = self.map.y_stats
+        want = (torch.from_numpy(self.corpus.y[chosen].astype(np.float32)) - mean) / scale
+        got = self.map.predict(x)
+        apart = F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
+        return apart + self.settings.penalty_weight * self.map.penalty()
 
     def _task(self, step: int, rng: np.random.Generator) -> Tensor:
         settings = self.settings
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
-        latents, bits = self.map.latents(x), torch.zeros(())
         # Unrounded for a quarter of the stage; then what a bit is worth rises over the next.
         quarter = settings.task_steps // 4
         rounding = step - settings.reconstruct_steps - quarter
         rate_weight = settings.rate_weight * min(1.0, max(0, rounding + 1) / max(1, quarter))
-        if settings.step_scale and rounding >= 0:
-            latents, levels = self.map.rounded(latents, settings.step_scale)
-            bits = _bits(levels)
+        states, bits = self.map.travel(x, settings.step_scale if rounding >= 0 else 0.0)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 teacher = self.answering(packed, self.native_layers(self.corpus.y[chosen]))
-            student = self.answering(packed, self.projected_layers(latents))
-        divergence = F.kl_div(
-            student.logits.log_softmax(-1),
-            teacher.logits.log_softmax(-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        loss = divergence + rate_weight * bits
+            student = self.answering(packed, self.layers(states))
+        loss = self._answer_loss(student.logits, teacher.logits) + rate_weight * bits
+        loss = loss + settings.penalty_weight * self.map.penalty()
         if settings.hidden_weight:
             loss = loss + settings.hidden_weight * _hidden_error(student, teacher, packed.read())
+        return loss
+
+    def _answer_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """`[n, vocabulary]` logits at the answers' places to a scalar."""
+        loss = torch.zeros(())
+        if self.settings.task in ("kl", "both"):
+            loss = loss + F.kl_div(
+                student.log_softmax(-1),
+                teacher.log_softmax(-1),
+                reduction="batchmean",
+                log_target=True,
+            )
+        if self.settings.task in ("ce", "both"):
+            loss = loss + F.cross_entropy(student, teacher.argmax(-1))
         return loss
 
 

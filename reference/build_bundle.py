@@ -72,40 +72,44 @@ def mask_all(latents: torch.Tensor) -> torch.Tensor:
 
 
 def measure(
-    trainer: Trainer, lowrank: LowRankMap, corpus: Corpus, split: Split, scale: float | None
+    trainer: Trainer[LowRankMap],
+    lowrank: LowRankMap,
+    corpus: Corpus,
+    split: Split,
+    scale: float | None,
 ) -> float:
     """Accuracy on held-out pictures through the map, rounded at `scale` steps (None: not)."""
 
     def make(x: Floats, _y: npt.NDArray[np.floating]) -> object:
-        latents = lowrank.latents(torch.from_numpy(x))
-        if scale is not None:
-            latents, _ = lowrank.rounded(latents, scale)
-        return trainer.projected_layers(latents)
+        return trainer.layers(trainer.map.travel(torch.from_numpy(x), scale or 0.0)[0])
 
     return trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
 
 
 def controls(
-    trainer: Trainer, lowrank: LowRankMap, corpus: Corpus, split: Split
+    trainer: Trainer[LowRankMap], lowrank: LowRankMap, corpus: Corpus, split: Split
 ) -> dict[str, float]:
     """The certificate's controls on held-out pictures: native, blind, mean state, other picture."""
     prefix = trainer.prefix
+
+    def projected(latents: torch.Tensor) -> object:
+        return trainer.layers(lowrank.cloud.state(latents, mask_all(latents)))
 
     def blind(x: Floats, _y: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in prefix]
 
     def mean_state(x: Floats, _y: object) -> object:
-        return trainer.projected_layers(torch.zeros(len(x), x.shape[1], lowrank.down.shape[1]))
+        return projected(torch.zeros(len(x), x.shape[1], lowrank.down.shape[1]))
 
     def other(x: Floats, _y: object) -> object:
-        return trainer.projected_layers(lowrank.latents(torch.from_numpy(np.roll(x, -1, axis=0))))
+        return trainer.mapped_layers(np.roll(x, -1, axis=0))
 
     torch.manual_seed(1)
     shuffled = torch.randn_like(lowrank.down) * lowrank.down.std()
 
     def untrained(x: Floats, _y: object) -> object:
         normal = (torch.from_numpy(x) - lowrank.x_mean) / lowrank.x_scale
-        return trainer.projected_layers(normal @ shuffled)
+        return projected(normal @ shuffled)
 
     arms: dict[str, Callable[..., object]] = {
         "cloud_image": lambda _x, y: trainer.native_layers(y),
@@ -234,8 +238,8 @@ def build(name: str, args: argparse.Namespace) -> None:
     )
 
     def report() -> dict[str, float]:
-        figures = {"float": measure(trainer, lowrank, validation, held_out, None)}
-        figures["rounded"] = measure(trainer, lowrank, validation, held_out, args.step_scale)
+        figures = {"float": measure(trainer, validation, held_out, None)}
+        figures["rounded"] = measure(trainer, validation, held_out, args.step_scale)
         print(json.dumps(figures), flush=True)
         return figures
 
@@ -247,12 +251,12 @@ def build(name: str, args: argparse.Namespace) -> None:
     trainer.run(report)
     accuracy = {
         "closed_form": started["float"],
-        "float": measure(trainer, lowrank, validation, held_out, None),
+        "float": measure(trainer, validation, held_out, None),
     }
     encoder = make_encoder(lowrank, source, corpus)
     sizes = payload_bytes(encoder, validation)
     for point, factor in COARSENESS.items():
-        accuracy[point] = measure(trainer, lowrank, validation, held_out, factor)
+        accuracy[point] = measure(trainer, validation, held_out, factor)
         print(f"{point:>9}: {sizes[point]:6.1f} bytes, {accuracy[point]:.4f}", flush=True)
     certificate = {
         "split": "validation",

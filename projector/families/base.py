@@ -129,6 +129,10 @@ class Map(nn.Module, ABC):
         """The whole map as one matrix `[d_s, d_r]` on z-scores, None if it is not linear."""
         return None
 
+    def penalty(self) -> Tensor:
+        """What training keeps small besides the errors; by default nothing."""
+        return torch.zeros(())
+
     # -- what all have -----------------------------------------------------------------------------
 
     def normal(self, x: Tensor) -> Tensor:
@@ -150,6 +154,19 @@ class Map(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to target states `[B, M, d_r]`, keys un-rotated."""
         return self.predict(x) * self.y_scale + self.y_mean
+
+    @property
+    def y_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the target's states, `[d_r]` each."""
+        return self.y_mean, self.y_scale
+
+    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Target states, and no bits: what travels is not rounded in training."""
+        return self(x), torch.zeros(())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """One group of all parameters, for an optimiser."""
+        return [{"params": list(self.parameters()), "scale": 1.0}]
 
     def parameters_count(self) -> int:
         """Trainable numbers."""
