@@ -18,11 +18,11 @@ from rich.console import Console
 
 from deploy.arms import decoded_answers, seeing
 from deploy.demo import CODECS, Terminal, arguments, run
-from deploy.estimate import pareto, thin
 from deploy.figures import WITHIN
 from deploy.measure import ROOT, Plan, quiet_libraries
 from deploy.testset import TestSet
 from edge_agent.picture import PictureCodec
+from projector.estimate import pareto, thin
 from projector.vlm import VLM
 
 TEST_PICTURES = 2048

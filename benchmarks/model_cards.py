@@ -13,9 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deploy.arms import seeing
-from deploy.estimate import by_group, clustered
 from deploy.measure import CLOUD_MODEL, EDGE_MODEL
 from deploy.testset import TestSet
+from projector.estimate import by_group, clustered
 from projector.vlm import VLM
 from reference.yard import ask, sample_scenes
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.estimate import by_group, clustered, paired, same_answer, spread
 from deploy.testset import TestSet
 from edge_agent.picture import PictureCodec
+from projector.estimate import by_group, clustered, paired, same_answer, spread
 
 ARMS = (
     "cloud_image",

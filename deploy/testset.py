@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from deploy.estimate import same_answer
 from edge_agent.sources import open_source
+from projector.estimate import same_answer
 from reference.yard import Scenes, list_questions, sample_scenes
 
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from projector.vlm import VLM
-from protos.errors import ConfigError
+from protos.errors import CorpusError, DiskFullError
 from protos.layout import KVLayout
 
 SHARD_PICTURES = 256
@@ -57,7 +57,13 @@ def flat_states(
 
 
 def collect(
-    source: VLM, target: VLM, picture: Picture, count: int, folder: Path, what: str = "corpus"
+    source: VLM,
+    target: VLM,
+    picture: Picture,
+    count: int,
+    folder: Path,
+    what: str = "corpus",
+    inputs: str = "",
 ) -> Corpus:
     """Runs both models over pictures 0 to count - 1; resumes where an earlier run stopped.
 
@@ -65,36 +71,43 @@ def collect(
         source: the small model.
         target: the large model.
         picture: gives picture i.
-        count: how many, a multiple of 256.
+        count: how many.
         folder: where the shards are kept.
         what: the name shown on the progress bar.
+        inputs: digest of the pictures, so that shards of others are not taken for these.
 
     Raises:
-        ConfigError: the folder holds shards of another pair of models, or damaged ones.
+        CorpusError: no pictures; or the folder holds shards of another pair of models or of other
+            pictures, damaged ones, or states that are not finite.
+        DiskFullError: there was no room for a shard; the finished ones stay.
     """
+    if count < 1:
+        raise CorpusError("a corpus of no pictures")
     folder.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(
         np.empty((count, source.layout.tokens, source.layout.state_dim), dtype=np.float16),
         np.empty((count, target.layout.tokens, target.layout.state_dim), dtype=np.float16),
         np.empty((count, source.layout.tokens), dtype=np.float16),
     )
-    pair = {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
+    pair = {"inputs": inputs} if inputs else {}
+    pair |= {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
     for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
+        size = min(SHARD_PICTURES, count - start)
         if not path.exists():
-            _make(source, target, picture, start, pair, path)
-        rows = slice(start, start + SHARD_PICTURES)
-        shard = _read(path, pair, source.layout, target.layout)
+            _make(source, target, picture, range(start, start + size), pair, path)
+        rows = slice(start, start + size)
+        shard = _read(path, pair, source.layout, target.layout, size)
         corpus.x[rows], corpus.y[rows], corpus.attention[rows] = shard
     return corpus
 
 
 def _make(
-    source: VLM, target: VLM, picture: Picture, start: int, pair: dict[str, str], path: Path
+    source: VLM, target: VLM, picture: Picture, indices: range, pair: dict[str, str], path: Path
 ) -> None:
     xs, ys, attentions = [], [], []
-    for first in range(start, start + SHARD_PICTURES, _BATCH):
-        pictures = [picture(i) for i in range(first, first + _BATCH)]
+    for first in range(indices.start, indices.stop, _BATCH):
+        pictures = [picture(i) for i in range(first, min(first + _BATCH, indices.stop))]
         with torch.autocast("cpu", enabled=False):
             x, attention = flat_states(source, pictures, attention=True)
             y, _ = flat_states(target, pictures, attention=False)
@@ -103,30 +116,36 @@ def _make(
         attentions.append(attention.astype(np.float16))
     temporary = path.with_suffix(".tmp")
     arrays = {"x": np.concatenate(xs), "y": np.concatenate(ys), "a": np.concatenate(attentions)}
-    save_file(arrays, str(temporary), metadata=pair)
-    temporary.replace(path)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise CorpusError(
+                f"pictures {indices.start} to {indices.stop - 1}: the states '{name}' hold NaN or "
+                "infinity, or exceed float16"
+            )
+    try:
+        save_file(arrays, str(temporary), metadata=pair)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise DiskFullError(f"{path} could not be written: {error}") from error
 
 
 def _read(
-    path: Path, pair: dict[str, str], source: KVLayout, target: KVLayout
+    path: Path, pair: dict[str, str], source: KVLayout, target: KVLayout, size: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     try:
         with safe_open(str(path), "np") as shard:
             if shard.metadata() != pair:
-                raise ConfigError(
-                    f"{path} was made by another pair of models; use another folder or remove it"
+                raise CorpusError(
+                    f"{path} was made by another pair of models, or of other pictures; use another "
+                    "folder or remove it"
                 )
             x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable shard ({error}); remove it") from error
-    want = (
-        (SHARD_PICTURES, source.tokens, source.state_dim),
-        (
-            SHARD_PICTURES,
-            target.tokens,
-            target.state_dim,
-        ),
-    )
+        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
+    want = (size, source.tokens, source.state_dim), (size, target.tokens, target.state_dim)
     if (x.shape, y.shape) != want:
-        raise ConfigError(f"{path} holds states {x.shape} and {y.shape}, expected {want}")
+        raise CorpusError(f"{path} holds states {x.shape} and {y.shape}, expected {want}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise CorpusError(f"{path} holds NaN or infinity; remove it")
     return x, y, attention

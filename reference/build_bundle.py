@@ -72,11 +72,7 @@ def mask_all(latents: torch.Tensor) -> torch.Tensor:
 
 
 def measure(
-    trainer: Trainer[LowRankMap],
-    lowrank: LowRankMap,
-    corpus: Corpus,
-    split: Split,
-    scale: float | None,
+    trainer: Trainer[LowRankMap], corpus: Corpus, split: Split, scale: float | None
 ) -> float:
     """Accuracy on held-out pictures through the map, rounded at `scale` steps (None: not)."""
 

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from deploy.estimate import same_answer
 from deploy.report import plots
+from projector.estimate import same_answer
 
 TEMPLATE = "page.html.jinja"
 

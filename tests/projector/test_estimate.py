@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deploy.estimate import by_group, clustered, paired, pareto, same_answer, spread, thin
+from projector.estimate import by_group, clustered, paired, pareto, same_answer, spread, thin
 
 
 def test_the_mean_weighs_questions_not_pictures() -> None:
