@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from projector import backends, configuration, tables
+from projector import backends, configuration, tables, train_commands
 from projector.bundle import DESCRIPTION, Bundle, BundleInfo
 from protos.errors import (
     BridgeError,
@@ -192,7 +192,7 @@ def _catalogue(args: argparse.Namespace) -> int:
 def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(_settings(args))
-    raise ConfigError("no command: layout, inspect, verify or catalogue (see projector --help)")
+    raise ConfigError("no command: see projector --help for the list")
 
 
 # ---------------------------------------------------------------------- what the commands share
@@ -359,8 +359,10 @@ def _parser() -> configuration.Parser:
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
-        title="commands", metavar="layout | inspect | verify | catalogue"
+        title="commands",
+        metavar="layout | corpus | train | validate | inspect | verify | catalogue",
     )
+    train_commands.register(commands)
 
     layout = _command(
         commands,

@@ -74,20 +74,21 @@ def _console(stderr: bool = False) -> Any:
     )
 
 
-def _print_tables(tables: Sequence[Any]) -> None:
+def print_tables(tables: Sequence[Any]) -> None:
+    """Print tables that `table` made."""
     console = _console()
-    for table in tables:
-        console.print(table)
+    for one in tables:
+        console.print(one)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
     """A table; a column whose name starts with `#` holds numbers and is set to the right."""
     _console()
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
+    made = Table(
         title=printable(title),
         title_justify="left",
         title_style="bold",
@@ -95,14 +96,14 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
         show_header=any(columns),
     )
     for name in columns:
-        table.add_column(
+        made.add_column(
             name.removeprefix("#"),
             justify="right" if name.startswith("#") else "left",
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return table
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
 
 
 def show_bundle(bundle: Bundle) -> None:
@@ -127,10 +128,10 @@ def show_bundle(bundle: Bundle) -> None:
         ("bytes", f"{total:,}"),
     ]
     files = [(name, f"{size:,}", sha[:_SHOWN_DIGITS]) for name, (size, sha) in info.files.items()]
-    _print_tables(
+    print_tables(
         [
-            _table("Bundle", ("", ""), facts),
-            _table(
+            table("Bundle", ("", ""), facts),
+            table(
                 "Layouts",
                 ("", "source (edge)", "target (cloud)"),
                 [
@@ -142,7 +143,7 @@ def show_bundle(bundle: Bundle) -> None:
             ),
             _points_table(bundle),
             *_certificate_tables(info, certificate),
-            _table("Files", ("name", "#bytes", "sha256"), files),
+            table("Files", ("name", "#bytes", "sha256"), files),
         ]
     )
 
@@ -183,7 +184,7 @@ def _points_table(bundle: Bundle) -> Any:
         for point in info.points
     ]
     columns = ("rung", "#index", "name", "kind", "quantizer", "#tokens", "#rank")
-    return _table(
+    return table(
         "Operating points (rung 1 is the cheapest, * the default)",
         (*columns, "#payload bytes", "#accuracy"),
         rows,
@@ -222,7 +223,7 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     ]
     if measured:
         tables.append(
-            _table(
+            table(
                 "Certificate: accuracy and its controls",
                 ("", "name", "#accuracy", "what was answered from"),
                 measured,
@@ -232,7 +233,7 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     rest = {name: value for name, value in certificate.items() if name not in shown}
     if rest:
         rows = [(name, _number(value)) for name, value in _flat(rest)]
-        tables.append(_table("Certificate: further figures", ("", ""), rows))
+        tables.append(table("Certificate: further figures", ("", ""), rows))
     return tables
 
 
@@ -258,7 +259,7 @@ def show_catalogue(found: Sequence[tuple[Path, BundleInfo]], folder: Path) -> No
             )
         )
     columns = ("folder", "id", "#version", "source", "target", "#rank", "default point", "#bytes")
-    _print_tables([_table(f"Bundles in {folder}", columns, rows)])
+    print_tables([table(f"Bundles in {folder}", columns, rows)])
 
 
 def _section(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:

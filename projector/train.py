@@ -296,15 +296,17 @@ class Trainer(Generic[M]):
         rows = []
         for picture in pictures:
             asked = self.questions(picture, count, seed)
-            rows.append([(self._question(q), self._answer(a)) for q, a in asked])
+            rows.append([(self.question_ids(q), self.answer_ids(a)) for q, a in asked])
         return Packed.of(rows)
 
-    def _question(self, text: str) -> list[int]:
+    def question_ids(self, text: str) -> list[int]:
+        """The tokens of a question, cue included."""
         if text not in self._ids:
             self._ids[text] = self.target.question_ids(text)
         return self._ids[text]
 
-    def _answer(self, text: str) -> list[int]:
+    def answer_ids(self, text: str) -> list[int]:
+        """The tokens of an answer, the end token included."""
         tokenizer = self.target.processor.tokenizer
         key = "\0" + text
         if key not in self._ids:
@@ -359,7 +361,7 @@ class Trainer(Generic[M]):
             for start in range(0, min(len(corpus), limit), 32):
                 chosen = range(start, min(start + 32, len(corpus), limit))
                 rows = [
-                    [(self._question(q), self._answer(a)) for q, a in questions(i, count, 0)]
+                    [(self.question_ids(q), self.answer_ids(a)) for q, a in questions(i, count, 0)]
                     for i in chosen
                 ]
                 packed = Packed.of(rows)
@@ -520,3 +522,41 @@ def _bits(levels: Tensor) -> Tensor:
     al. 2017, arXiv:1611.01704.)
     """
     return torch.log2(1 + levels.abs()).mean()
+
+
+def plot_losses(log: Path, picture: Path) -> None:
+    """Draw a training log: the loss of every step, smoothed, and held-out accuracy where known.
+
+    Args:
+        log: `log.jsonl` of a `Trainer`; nothing is drawn of an empty one.
+        picture: a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not rows:
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for stage in ("reconstruct", "task"):
+        part = [row for row in rows if row["stage"] == stage]
+        if not part:
+            continue
+        losses = np.array([row["loss"] for row in part])
+        width = max(1, len(losses) // 50)
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axes.plot([row["step"] for row in part][width - 1 :], smooth, label=f"{stage} loss")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    judged = [row for row in rows if "accuracy" in row]
+    if judged:
+        right = axes.twinx()
+        right.plot([row["step"] for row in judged], [row["accuracy"] for row in judged], "k.--")
+        right.set_ylabel("held-out accuracy (dots)")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

@@ -1,6 +1,6 @@
 """Re-trains everything the repository ships: `python -m reference`, or `make reference`.
 
-Knows the order: both models (independently), then the map between them. Each step resumes.
+Knows the order: the models (independently), then each edge's map to the cloud. Each step resumes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ STEPS = (
     ("reference.train_vlm", "cloud"),
     ("reference.train_vlm", "edge-a"),
     ("reference.build_bundle", "edge-a"),
+    ("reference.train_vlm", "edge-b"),
+    ("reference.train_vlm", "edge-c"),
+    ("reference.build_bundle", "edge-c"),
     ("benchmarks.model_cards",),
 )
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reference import zoo
 from reference.pictures import Pictures, lossy
 from reference.yard import COLOURS, GROUPS, KINDS, PICTURE_PX, Question, Scenes, ask
 from reference.yard.questions import PLURALS, QUADRANTS
+from reference.zoo import Grid
 
 
 @dataclass
@@ -42,19 +42,20 @@ class Batch:
     """Labels of each image token, as `cell_labels` names them."""
 
 
-def cell_labels(scenes: Scenes, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """What each of the 36 image tokens shows, by the centres that fall into its cell.
+def cell_labels(scenes: Scenes, indices: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
+    """What each of the N image tokens shows, by the centres that fall into its cell.
 
     Args:
         scenes: a block of scenes.
         indices: [B] places in the block.
+        grid: rows and columns of the image tokens, N in all.
 
     Returns:
         `kind` [B, N, kinds], `colour` [B, N, colours], `large` [B, N, 2] multi-hot; `offset`
         [B, N, 2] of the last object in -0.5..0.5 of a cell; `count` [B, N]; `cell` [B, 6] of each
         object slot (-1 where empty).
     """
-    rows, columns = zoo.GRID
+    rows, columns = grid
     batch, tokens = len(indices), rows * columns
     x, y = scenes.x[indices], scenes.y[indices]
     present = np.arange(x.shape[1])[None] < scenes.n_objects[indices][:, None]
@@ -158,6 +159,7 @@ def collate(
     pictures: Pictures,
     indices: list[int],
     tokens: Tokens,
+    grid: Grid,
     *,
     questions: int,
     seed: int,
@@ -170,6 +172,7 @@ def collate(
         pictures: the split.
         indices: which pictures.
         tokens: the model's tokens.
+        grid: the model's image tokens.
         questions: Q, questions per picture.
         seed: which questions are asked of each picture.
         lossy_rng: draws picture codecs, or None to leave the pictures as they are.
@@ -184,7 +187,7 @@ def collate(
         pixels.append(lossy(picture, lossy_rng) if lossy_rng else picture)
         some = ask(scenes, place, questions, seed)
         asked.append((some * questions)[:questions])
-        cells.append(cell_labels(scenes, np.array([place])))
+        cells.append(cell_labels(scenes, np.array([place]), grid))
         named.append(named_slots(scenes, place, corners=finely))
     cell = {key: np.concatenate([c[key] for c in cells]) for key in cells[0]}
     batch, grid_tokens = len(indices), len(tokens.image_positions)

@@ -49,7 +49,13 @@ def evaluate(
         for first in range(0, count, 64):
             chosen = list(range(first, min(first + 64, count)))
             batch, asked = collate(
-                pictures, chosen, trainee.tokens, questions=questions, seed=0, lossy_rng=None
+                pictures,
+                chosen,
+                trainee.tokens,
+                trainee.recipe.grid,
+                questions=questions,
+                seed=0,
+                lossy_rng=None,
             )
             right = trainee(batch)[3]
             for b, row in enumerate(asked):
@@ -77,9 +83,10 @@ def train(name: str, args: argparse.Namespace) -> None:
         name: a key of `zoo.RECIPES`.
         args: command line.
     """
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
     recipe = zoo.RECIPES[name]
+    seed = recipe.seed if args.seed is None else args.seed
+    torch.manual_seed(seed)
+    torch.set_num_threads(args.threads)
     steps = recipe.steps if args.steps is None else args.steps
     reading_steps = recipe.reading_steps if args.reading_steps is None else args.reading_steps
     answering_steps = min(steps, recipe.answering_steps)
@@ -106,7 +113,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
         print(f"resumed at step {step}", flush=True)
-    batches = order(args.pictures, args.batch, args.seed)
+    batches = order(args.pictures, args.batch, seed)
     for _ in range(step):
         next(batches)
     log = (args.work / f"{name}.jsonl").open("a")
@@ -120,9 +127,10 @@ def train(name: str, args: argparse.Namespace) -> None:
             pictures,
             indices,
             tokens,
+            recipe.grid,
             questions=args.questions,
             seed=epoch + 1,
-            lossy_rng=random.Random(step * 7919 + args.seed) if recipe.lossy_pictures else None,
+            lossy_rng=random.Random(step * 7919 + seed) if recipe.lossy_pictures else None,
             finely=step >= answering_steps,
         )
         rate = _rate(step, reading_steps, answering_steps, steps)
@@ -180,7 +188,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         "batch": args.batch,
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "threads": args.threads,
-        "seed": args.seed,
+        "seed": seed,
         "validation": figures,
     }
     (args.out / name / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -209,7 +217,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24576)
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: the recipe's")
     parser.add_argument("--pool", type=Path, default=Path("build/pool"))
     parser.add_argument("--work", type=Path, default=Path("build/training"))
     parser.add_argument("--out", type=Path, default=Path("reference/models"))

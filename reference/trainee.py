@@ -30,7 +30,7 @@ class Trainee(nn.Module):
         Args:
             model: an image-text-to-text model with a `text_model` or `language_model`.
             tokens: its tokens.
-            recipe: which layers are taught where to look.
+            recipe: its grid, and which layers are taught where to look.
         """
         super().__init__()
         self.model, self.tokens, self.recipe = model, tokens, recipe
@@ -41,7 +41,7 @@ class Trainee(nn.Module):
         if tower is not None:
             tower.config._attn_implementation = "eager"
         width = self.text.config.hidden_size
-        outputs = len(KINDS) + len(COLOURS) + 2 + 2 + 1 + sum(zoo.GRID)
+        outputs = len(KINDS) + len(COLOURS) + 2 + 2 + 1 + sum(recipe.grid)
         self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
         tokenizer = tokens._processor.tokenizer
         words = [tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in KINDS + COLOURS]
@@ -91,7 +91,7 @@ class Trainee(nn.Module):
         """
         kinds, colours = len(KINDS), len(COLOURS)
         kind, colour, large, offset, present, row, column = (
-            self.reader(image).float().split([kinds, colours, 2, 2, 1, *zoo.GRID], dim=-1)
+            self.reader(image).float().split([kinds, colours, 2, 2, 1, *self.recipe.grid], dim=-1)
         )
         occupied = (cells["count"] > 0).float()
         weight = occupied.sum().clamp(min=1)
@@ -107,7 +107,8 @@ class Trainee(nn.Module):
         loss = loss + (per_offset * single).sum() / single.sum().clamp(min=1) * 2
         # Without this a tower with relative positions only leaves the decoder guessing where.
         place = torch.arange(image.shape[1]).expand(len(image), -1)
-        for part, target in ((row, place // zoo.GRID[1]), (column, place % zoo.GRID[1])):
+        columns = self.recipe.grid[1]
+        for part, target in ((row, place // columns), (column, place % columns)):
             loss = loss + 0.3 * F.cross_entropy(part.flatten(0, 1), target.flatten())
         words = self.embedding.weight[self.word_ids]
         logits = F.normalize(image.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T * 12

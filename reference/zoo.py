@@ -1,4 +1,4 @@
-"""The reference pair's architectures: tiny configurations of real `transformers` classes.
+"""The reference models' architectures: tiny configurations of real `transformers` classes.
 
 Knows configurations, tokenizers, processors and chat templates. Knows nothing about training: the
 models that leave here are randomly initialised.
@@ -7,6 +7,7 @@ models that leave here are randomly initialised.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,15 @@ from transformers import (
     LlavaConfig,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SwinConfig,
 )
 from transformers.modeling_utils import PreTrainedModel
 
 from reference.yard import PICTURE_PX, VOCABULARY
 
-GRID = (6, 6)
-"""Image tokens of every reference model: 6 rows of 6, row-major."""
+Grid = tuple[int, int]
+"""Rows and columns of a picture's image tokens, row-major."""
 
 _HALF = [0.5, 0.5, 0.5]
 
@@ -42,6 +44,7 @@ class Recipe:
 
     Attributes:
         build: makes the model and its processor, randomly initialised.
+        grid: the model's image tokens.
         cue_layers: decoder layers in which some heads are taught where to look: in the first, words
             at the objects they name; in the others, the last token at the objects asked about.
         cue_heads: how many heads of each such layer are taught.
@@ -51,9 +54,11 @@ class Recipe:
         answering_steps: up to here image tokens and answers are taught together.
         steps: steps in all; those after `answering_steps` restart the learning rate and teach finer
             looking, for questions of place and relation.
+        seed: of the weights, the order of the pictures and their codecs, unless told otherwise.
     """
 
     build: Callable[[], tuple[PreTrainedModel, Any]]
+    grid: Grid
     cue_layers: tuple[int, ...]
     cue_heads: int
     lossy_pictures: bool
@@ -61,6 +66,7 @@ class Recipe:
     reading_steps: int
     answering_steps: int
     steps: int
+    seed: int = 0
 
 
 def _word_tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
@@ -108,6 +114,25 @@ def _byte_pair_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def _word_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words where they are known, else letters (`##` marks those that go on)."""
+    specials = ["[PAD]", "[UNK]", "[START]", "[STOP]", "[IMAGE]", "[ASK]", "[REPLY]"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*VOCABULARY, *letters, *("##" + letter for letter in (*letters, "-"))]
+    known = {piece: index for index, piece in enumerate(dict.fromkeys([*specials, *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(known, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[START]",
+        eos_token="[STOP]",
+        additional_special_tokens=["[IMAGE]", "[ASK]", "[REPLY]"],
+    )
+
+
 _WORD_TEMPLATE = (
     "{{ '<s>' }}{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
@@ -118,6 +143,12 @@ _BYTE_PAIR_TEMPLATE = (
     "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ '<|reply|>' }}{% endif %}"
 )
+_WORD_PIECE_TEMPLATE = (
+    "{{ '[START]' }}{% for message in messages %}{{ '[ASK]' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '[IMAGE]' }}{% else %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ '[REPLY]' }}{% endif %}"
+)
 
 
 def build_edge_a() -> tuple[PreTrainedModel, Idefics3Processor]:
@@ -126,6 +157,32 @@ def build_edge_a() -> tuple[PreTrainedModel, Idefics3Processor]:
     Returns:
         The model (state 512 = 2 * 4 layers * 2 heads * 32) and its processor (6x6 image tokens).
     """
+    return _idefics3(
+        (6, 6),
+        tower={"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 5},
+        width=128,
+        head_dim=32,
+    )
+
+
+def build_edge_c() -> tuple[PreTrainedModel, Idefics3Processor]:
+    """The class and grid of `edge-a` at other widths and from another seed.
+
+    Returns:
+        The model (state 448 = 2 * 4 layers * 2 heads * 28) and its processor (6x6 image tokens).
+    """
+    return _idefics3(
+        (6, 6),
+        tower={"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4},
+        width=112,
+        head_dim=28,
+    )
+
+
+def _idefics3(
+    grid: Grid, tower: dict[str, int], width: int, head_dim: int
+) -> tuple[PreTrainedModel, Idefics3Processor]:
+    """An Idefics3 on 8-px patches with four decoder layers, and its processor."""
     tokenizer = _word_tokenizer(
         ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
     )
@@ -142,29 +199,27 @@ def build_edge_a() -> tuple[PreTrainedModel, Idefics3Processor]:
     processor = Idefics3Processor(
         image_processor,
         tokenizer,
-        image_seq_len=GRID[0] * GRID[1],
+        image_seq_len=grid[0] * grid[1],
         chat_template=_WORD_TEMPLATE,
     )
     config = Idefics3Config(
         image_token_id=tokenizer.vocab["<image>"],
-        scale_factor=3,
+        scale_factor=PICTURE_PX // 8 // grid[0],
         tie_word_embeddings=True,
         vision_config={
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_hidden_layers": 5,
+            **tower,
             "num_attention_heads": 3,
             "image_size": PICTURE_PX,
             "patch_size": 8,
         },
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=32,
+            head_dim=head_dim,
             max_position_embeddings=512,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             pad_token_id=tokenizer.pad_token_id,
@@ -176,6 +231,46 @@ def build_edge_a() -> tuple[PreTrainedModel, Idefics3Processor]:
     return _initialise(config, tokenizer), processor
 
 
+def build_edge_b() -> tuple[PreTrainedModel, LlavaProcessor]:
+    """LLaVA with a Swin tower and a Qwen2 decoder: another class, grid and tokenizer than `edge-a`.
+
+    Returns:
+        The model (state 384 = 2 * 3 layers * 2 heads * 32) and its processor (8x8 image tokens).
+    """
+    tokenizer = _word_piece_tokenizer()
+    return _llava(
+        (8, 8),
+        tokenizer,
+        "[IMAGE]",
+        _WORD_PIECE_TEMPLATE,
+        SwinConfig(
+            image_size=PICTURE_PX,
+            patch_size=9,
+            embed_dim=64,
+            depths=[2, 4],
+            num_heads=[2, 4],
+            window_size=8,
+            mlp_ratio=3.0,
+            drop_path_rate=0.0,
+            use_absolute_embeddings=True,
+        ),
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=160,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        ),
+    )
+
+
 def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
     """LLaVA with a Swin tower: another family, patch size, tokenizer, RoPE base, depth and widths.
 
@@ -183,32 +278,12 @@ def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
         The model (state 4096 = 2 * 8 layers * 4 heads * 64) and its processor (6x6 image tokens).
     """
     tokenizer = _byte_pair_tokenizer()
-    edge = {"height": PICTURE_PX, "width": PICTURE_PX}
-    image_processor = CLIPImageProcessorPil(
-        do_resize=True,
-        size=edge,
-        do_center_crop=False,
-        do_normalize=True,
-        image_mean=_HALF,
-        image_std=_HALF,
-        do_convert_rgb=True,
-    )
-    processor = LlavaProcessor(
-        image_processor,
+    return _llava(
+        (6, 6),
         tokenizer,
-        patch_size=PICTURE_PX // GRID[0],  # picture pixels per image token, after Swin's merging
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=_BYTE_PAIR_TEMPLATE,
-        image_token="<image>",
-    )
-    config = LlavaConfig(
-        image_token_index=tokenizer.vocab["<image>"],
-        image_seq_length=GRID[0] * GRID[1],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
-        vision_config=SwinConfig(
+        "<image>",
+        _BYTE_PAIR_TEMPLATE,
+        SwinConfig(
             image_size=PICTURE_PX,
             patch_size=6,
             embed_dim=72,
@@ -218,8 +293,8 @@ def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
             mlp_ratio=3.0,
             drop_path_rate=0.0,
             use_absolute_embeddings=True,
-        ).to_dict(),
-        text_config=LlamaConfig(
+        ),
+        LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=192,
             intermediate_size=384,
@@ -233,12 +308,51 @@ def build_cloud() -> tuple[PreTrainedModel, LlavaProcessor]:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             tie_word_embeddings=True,
-        ).to_dict(),
+        ),
+    )
+
+
+def _llava(
+    grid: Grid,
+    tokenizer: PreTrainedTokenizerFast,
+    image_token: str,
+    template: str,
+    tower: SwinConfig,
+    text: LlamaConfig | Qwen2Config,
+) -> tuple[PreTrainedModel, LlavaProcessor]:
+    """A LLaVA on a Swin tower whose places start as sines, and its processor."""
+    edge = {"height": PICTURE_PX, "width": PICTURE_PX}
+    image_processor = CLIPImageProcessorPil(
+        do_resize=True,
+        size=edge,
+        do_center_crop=False,
+        do_normalize=True,
+        image_mean=_HALF,
+        image_std=_HALF,
+        do_convert_rgb=True,
+    )
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=PICTURE_PX // grid[0],  # picture pixels per image token, after Swin's merging
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=template,
+        image_token=image_token,
+    )
+    config = LlavaConfig(
+        image_token_index=tokenizer.vocab[image_token],
+        image_seq_length=grid[0] * grid[1],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+        vision_config=tower.to_dict(),
+        text_config=text.to_dict(),
     )
     model = _initialise(config, tokenizer)
-    tower = model.model.vision_tower
+    places = model.model.vision_tower.embeddings.position_embeddings
     with torch.no_grad():  # transformers starts them at zero, and places are learnt late
-        tower.embeddings.position_embeddings.copy_(_sines(PICTURE_PX // 6, 72))
+        places.copy_(_sines(math.isqrt(places.shape[1]), places.shape[2]))
     return model, processor
 
 
@@ -262,6 +376,7 @@ def _initialise(config: Any, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
 RECIPES: dict[str, Recipe] = {
     "edge-a": Recipe(
         build_edge_a,
+        (6, 6),
         (1, 2),
         2,
         lossy_pictures=False,
@@ -270,8 +385,33 @@ RECIPES: dict[str, Recipe] = {
         answering_steps=6000,
         steps=9000,
     ),
+    "edge-b": Recipe(
+        build_edge_b,
+        (8, 8),
+        (0, 1),
+        2,
+        lossy_pictures=False,
+        learning_rate=1.5e-3,
+        reading_steps=8000,
+        answering_steps=10_000,
+        steps=12_000,
+        seed=1,
+    ),
+    "edge-c": Recipe(
+        build_edge_c,
+        (6, 6),
+        (1, 2),
+        2,
+        lossy_pictures=False,
+        learning_rate=1.5e-3,
+        reading_steps=5000,
+        answering_steps=6500,
+        steps=8000,
+        seed=2,
+    ),
     "cloud": Recipe(
         build_cloud,
+        (6, 6),
         (1, 3, 5),
         2,
         lossy_pictures=True,

@@ -1,0 +1,297 @@
+"""The commands of a model engineer: `projector corpus`, `train`, `validate`.
+
+Knows flags, files and what is printed. Does not know: how anything is fitted or judged. Models are
+loaded (and torch imported) only when a command runs.
+
+The calls, in order: `corpus` runs both models over a folder of pictures; `train` fits a map to the
+pairs, holding some pictures out; `validate` judges it on pairs that it never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from projector import configuration, tables
+from protos.errors import ConfigError, CorpusError, FitError
+
+if TYPE_CHECKING:
+    from projector.corpus import Corpus
+    from projector.dataset import Dataset
+    from projector.families import Family, Map
+    from projector.vlm import VLM
+
+MAP_FILE = "map.safetensors"
+DESCRIPTION = "training.json"
+UNTRAINED_PICTURES = 512
+
+_EXAMPLES = {
+    "corpus": "projector corpus photos/ corpus/ --source models/edge-a --target models/cloud",
+    "train": "projector train photos/ corpus/ map/ --source models/edge-a --target models/cloud "
+    "--family mix --set width=128 --task-steps 500",
+    "validate": "projector validate map/ held-out/ held-out-corpus/ report/ "
+    "--source models/edge-a --target models/cloud",
+}
+
+
+def register(commands: Any) -> None:
+    """Add the three commands to the program's parser."""
+    corpus = _command(commands, "corpus", "run both models over pictures and keep the pairs", _make)
+    corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures")
+    corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
+    corpus.add_argument("--count", type=_whole, help="first so many pictures (default: all)")
+
+    train = _command(commands, "train", "fit a map to the pairs of a corpus", _train)
+    train.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
+    train.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
+    train.add_argument("out", type=Path, metavar="OUT", help="folder of the map; resumes")
+    train.add_argument("--family", default="low_rank", help="default: %(default)s")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the family, such as r=32; may be repeated",
+    )
+    train.add_argument("--reconstruct-steps", type=_count, default=0, help="default: %(default)s")
+    train.add_argument("--task-steps", type=_count, default=0, help="default: %(default)s")
+    train.add_argument("--task", choices=("kl", "ce", "both"), default="kl", help="task loss")
+    train.add_argument("--batch", type=_whole, default=16, help="pictures; default: %(default)s")
+    train.add_argument("--rate", type=_rate, default=1e-3, help="default: %(default)s")
+    train.add_argument("--patience", type=_count, default=0, help="reports without gain; 0: never")
+    train.add_argument("--held-out", type=_rate, default=0.1, help="share of pictures held out")
+    train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+
+    validate = _command(commands, "validate", "judge a map on pairs that it never saw", _validate)
+    validate.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
+    validate.add_argument("data", type=Path, metavar="DATA", help="held-out pictures and questions")
+    validate.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
+    validate.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
+    validate.add_argument("--questions", type=_whole, default=6, help="per picture")
+    validate.add_argument("--json", action="store_true", help="print the report instead of tables")
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _make(args: argparse.Namespace) -> int:
+    from projector.dataset import Dataset
+
+    data = Dataset(args.data)
+    corpus = _collect(data, *_models(args), args.corpus, args.count)
+    print(
+        f"{len(corpus)} pictures, {corpus.x.shape[1]} -> {corpus.y.shape[1]} tokens, "
+        f"{corpus.x.shape[2]} -> {corpus.y.shape[2]} numbers each, in {args.corpus}"
+    )
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from projector.dataset import Dataset
+    from projector.families import base, family
+    from projector.fit import held_out_accuracy, moments_of, split
+    from projector.train import Trainer, TrainSettings, plot_losses
+
+    cls = family(args.family)
+    member = configured(cls, args.set)
+    data = Dataset(args.data)
+    source, target = _models(args)
+    whole = _collect(data, source, target, args.corpus, None, make=False)
+    training, held = split(whole, args.held_out)
+    made = member.build(source.layout, target.layout, moments_of(training, source, target))
+    settings = TrainSettings(
+        reconstruct_steps=args.reconstruct_steps,
+        task_steps=args.task_steps,
+        task=args.task,
+        batch=args.batch,
+        rate=args.rate,
+        patience=args.patience,
+        seed=args.seed,
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
+        raise CorpusError(f"{len(training)} training pictures: too few for batches of {args.batch}")
+    trainer = Trainer(made, training, target, data.questions, settings, args.out / "state")
+    first = len(training)
+    asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
+
+    def report() -> dict[str, float]:
+        return {"accuracy": held_out_accuracy(trainer, held, data, first)} if asks else {}
+
+    trainer.run(report)
+    base.write(args.out / MAP_FILE, made)
+    figures = {
+        "family": made.family.name,
+        "config": asdict(made.family),
+        "source": source.layout.fingerprint,
+        "target": target.layout.fingerprint,
+        "parameters": made.parameters_count(),
+        "operator_norm": made.operator_norm(),
+        "pictures": len(training),
+        "held_out_pictures": len(held),
+        "settings": asdict(settings),
+        "held_out": report(),
+    }
+    (args.out / DESCRIPTION).write_text(json.dumps(figures, indent=1) + "\n")
+    plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
+    print(json.dumps(figures["held_out"]))
+    print(f"wrote {args.out / MAP_FILE}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from projector import validate, validate_page
+    from projector.dataset import Dataset
+    from projector.fit import untrained_edge_states
+    from projector.train import Trainer, TrainSettings
+
+    data = Dataset(args.data)
+    source, target = _models(args)
+    made = _map(args.map, source, target).eval()
+    corpus = _collect(data, source, target, args.corpus, None, make=False)
+    args.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(made, corpus, target, data.questions, TrainSettings(), args.out / "state")
+    judge = validate.Validator(trainer, corpus, data, args.questions)
+    with tables.doing("a map from an untrained edge model"):
+        floor = untrained_edge_states(args.source, made, corpus, data.picture)
+    with tables.doing(f"{len(judge.asked)} questions, every arm"):
+        report = judge.report(floor)
+    report["map"] = {"family": made.family.name, "config": asdict(made.family)}
+    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    validate_page.write(report, data, args.out / "report.html")
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        validate_page.show(report)
+        print(f"wrote {args.out / 'report.json'} and {args.out / 'report.html'}")
+    return 0
+
+
+# ---------------------------------------------------------------------- what they share
+
+
+def configured(cls: type[Family], given: list[str]) -> Family:
+    """A family's configuration from `NAME=VALUE` texts.
+
+    Raises:
+        ConfigError: no such setting (the message lists them), or a value of another type.
+    """
+    defaults = asdict(cls())
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in defaults:
+            known = ", ".join(f"{field.name}={defaults[field.name]}" for field in fields(cls))
+            raise ConfigError(f"--set {text}: '{cls.name}' has the settings {known or 'none'}")
+        kind = type(defaults[name])
+        try:
+            values[name] = json.loads(value) if kind is dict else kind(value)
+        except ValueError as error:
+            raise ConfigError(f"--set {text}: expected a value of type {kind.__name__}") from error
+        if not isinstance(values[name], kind):
+            raise ConfigError(f"--set {text}: expected a value of type {kind.__name__}")
+    return cls(**values)
+
+
+def _models(args: argparse.Namespace) -> tuple[VLM, VLM]:
+    import torch
+    from transformers.utils import logging
+
+    from projector.vlm import VLM
+
+    logging.disable_progress_bar()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    for side in ("source", "target"):
+        if getattr(args, side) is None:
+            raise ConfigError(f"no {side} model: give --{side} DIRECTORY")
+    with tables.doing(f"loading {args.source} and {args.target}"):
+        return VLM.load(args.source), VLM.load(args.target)
+
+
+def _collect(
+    data: Dataset, source: VLM, target: VLM, folder: Path, count: int | None, make: bool = True
+) -> Corpus:
+    from projector.corpus import collect
+
+    if not make and not any(folder.glob("*.safetensors")):
+        raise CorpusError(f"{folder} holds no shard: make them with `projector corpus` first")
+    size = min(count or len(data), len(data))
+    if not make:
+        size = min(size, corpus_size(folder))
+    return collect(source, target, data.picture, size, folder, inputs=data.digest)
+
+
+def corpus_size(folder: Path) -> int:
+    """Pictures in a corpus, as its last shard says.
+
+    Raises:
+        CorpusError: that shard cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    last = max(folder.glob("*.safetensors"))
+    try:
+        with safe_open(str(last), "np") as shard:
+            return int(last.stem) + int(shard.get_slice("x").get_shape()[0])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorpusError(f"{last} is not a readable shard ({error}); remove it") from error
+
+
+def _map(path: Path, source: VLM, target: VLM) -> Map:
+    from projector.families import load
+
+    file = path / MAP_FILE if path.is_dir() else path
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise FitError(f"no map at {file}: {error.strerror}") from error
+    return load(blob, source.layout, target.layout)
+
+
+def _command(
+    commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {_EXAMPLES[name]}\n\nexit codes: 0 where all is well, otherwise:\n"
+        f"{configuration.exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
+    parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit("run `projector` instead")

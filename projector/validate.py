@@ -1,0 +1,423 @@
+"""How good a map is: reconstruction per layer, answers, controls, grades, diagnostics (torch).
+
+Knows a map, held-out pairs, questions with answers and the frozen target. Does not know: files,
+plots. A figure of answers is never made without its controls, and never from fewer than 384
+questions (5 points either way at 95 %).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from projector.cache import LayerCache
+from projector.corpus import Corpus
+from projector.dataset import Asked, Dataset
+from projector.estimate import by_group, clustered, paired
+from projector.families.base import Map
+from projector.packed import IGNORED, Packed
+from projector.train import Trainer
+from protos.errors import CorpusError, FitError
+
+LEAST_QUESTIONS = 384
+CONDITION_LIMIT = 1000.0
+_BATCH = 32
+_NEGLIGIBLE = 0.01
+
+GRADES = (("A", 0.95, 0.01), ("B", 0.90, 0.03), ("C", 0.85, 0.05), ("D", 0.80, 0.10))
+"""Grade, least mean cosine, largest MSE (as published; both must hold)."""
+
+TIERS = (("platinum", 0.98), ("gold", 0.95), ("silver", 0.90), ("bronze", 0.80))
+"""Tier, least retention of the native accuracy above the blind floor."""
+
+States = npt.NDArray[np.floating]
+Make = Callable[[npt.NDArray[np.float32], States, range], Sequence[LayerCache]]
+"""From source states `[B, N, d_s]`, target states `[B, M, d_r]` and the pictures to a cache."""
+
+
+@dataclass
+class Answers:
+    """What the frozen model answered from some cache, one entry per question.
+
+    Attributes:
+        right: every answer token is the likeliest one (an exact match, under teacher forcing).
+        first: the answer's first token is what the native cache gives.
+        full: all its tokens are.
+        kl: KL of the native answer distribution from this one, nats, summed over the answer.
+        variation: total variation distance of the first token's distributions, 0 to 1.
+    """
+
+    right: list[bool]
+    first: list[bool]
+    full: list[bool]
+    kl: list[float]
+    variation: list[float]
+
+
+@dataclass
+class Validator:
+    """Held-out pairs and the questions about their pictures.
+
+    Attributes:
+        trainer: holds the map and the frozen target.
+        corpus: held-out pairs, in the dataset's order from picture `first` on.
+        dataset: pictures and questions.
+        per_picture: questions asked of each picture.
+        first: index of the corpus's first picture in the dataset.
+    """
+
+    trainer: Trainer[Any]
+    corpus: Corpus
+    dataset: Dataset
+    per_picture: int = 6
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        """Lists the questions.
+
+        Raises:
+            CorpusError: fewer pictures in the dataset than in the corpus.
+            FitError: fewer than 384 questions.
+        """
+        if self.first + len(self.corpus) > len(self.dataset):
+            raise CorpusError(
+                f"the corpus holds {len(self.corpus)} pictures, the dataset {len(self.dataset)}"
+            )
+        self.rows: list[list[Asked]] = [
+            list(self.dataset.asked(self.first + i)[: self.per_picture])
+            for i in range(len(self.corpus))
+        ]
+        self.asked = [one for row in self.rows for one in row]
+        if len(self.asked) < LEAST_QUESTIONS:
+            raise FitError(
+                f"{len(self.asked)} held-out questions: a figure from fewer than "
+                f"{LEAST_QUESTIONS} says nothing; add pictures or questions"
+            )
+        self.pictures = [one.picture for one in self.asked]
+
+    def answers(self, make: Make) -> Answers:
+        """Answers from a cache, beside those from the native one."""
+        found = Answers([], [], [], [], [])
+        with torch.no_grad():
+            for begin in range(0, len(self.corpus), _BATCH):
+                chosen = range(begin, min(begin + _BATCH, len(self.corpus)))
+                rows = [self.rows[i] for i in chosen]
+                most = max(map(len, rows))
+                if not most:
+                    continue
+                # Every picture gets as many; the repeated ones are dropped again below.
+                full = [(row * most)[:most] if row else rows[0][:1] * most for row in rows]
+                packed = Packed.of(
+                    [
+                        [
+                            (self.trainer.question_ids(q.text), self.trainer.answer_ids(q.answer))
+                            for q in row
+                        ]
+                        for row in full
+                    ]
+                )
+                x = self.corpus.x[begin : chosen.stop].astype(np.float32)
+                y = self.corpus.y[begin : chosen.stop]
+                native = self.trainer.logits(packed, self.trainer.native_layers(y))
+                given = self.trainer.logits(packed, make(x, y, chosen))
+                self._take(found, packed, native, given, [len(row) for row in rows])
+        return found
+
+    def _take(
+        self,
+        found: Answers,
+        packed: Packed,
+        native: torch.Tensor,
+        given: torch.Tensor,
+        counts: list[int],
+    ) -> None:
+        wanted = packed.labels != IGNORED
+        shape = (len(packed.labels), packed.questions, -1)
+        log_p, log_q = native.log_softmax(-1), given.log_softmax(-1)
+        p, q = log_p.exp(), log_q.exp()
+        columns = {
+            "wrong": (given.argmax(-1) != packed.labels[wanted]).float(),
+            "other": (given.argmax(-1) != native.argmax(-1)).float(),
+            "kl": (p * (log_p - log_q)).sum(-1),
+            "variation": 0.5 * (p - q).abs().sum(-1),
+        }
+        spread = {}
+        for name, values in columns.items():
+            grid = torch.zeros(packed.labels.shape)
+            grid[wanted] = values
+            spread[name] = grid.view(*shape)
+        start = wanted.view(*shape).float().argmax(-1, keepdim=True)
+        first = {name: grid.gather(-1, start)[..., 0] for name, grid in spread.items()}
+        for b, count in enumerate(counts):
+            found.right += (spread["wrong"][b, :count].sum(-1) == 0).tolist()
+            found.full += (spread["other"][b, :count].sum(-1) == 0).tolist()
+            found.first += (first["other"][b, :count] == 0).tolist()
+            found.kl += spread["kl"][b, :count].sum(-1).tolist()
+            found.variation += first["variation"][b, :count].tolist()
+
+    # -- arms --------------------------------------------------------------------------------------
+
+    def mapped(self) -> Answers:
+        """From the map's cache."""
+        return self.answers(lambda x, _y, _i: self.trainer.mapped_layers(x))
+
+    def native(self) -> Answers:
+        """From the target's own cache."""
+        return self.answers(lambda _x, y, _i: self.trainer.native_layers(y))
+
+    def states(self, of: Callable[[npt.NDArray[np.float32]], torch.Tensor]) -> Answers:
+        """From target states `[B, M, d_r]` that a function makes of source states."""
+        return self.answers(lambda x, _y, _i: self.trainer.layers(of(x)))
+
+    def blind(self) -> Answers:
+        """From no picture at all."""
+        prefix = self.trainer.prefix
+
+        def make(x: npt.NDArray[np.float32], _y: States, _i: range) -> list[LayerCache]:
+            size = len(x)
+            return [(k.expand(size, -1, -1, -1), v.expand(size, -1, -1, -1)) for k, v in prefix]
+
+        return self.answers(make)
+
+    def other_picture(self) -> Answers:
+        """From the cache of the next picture."""
+        whole = self.corpus.x
+
+        def make(_x: npt.NDArray[np.float32], _y: States, chosen: range) -> list[LayerCache]:
+            others = [(i + 1) % len(whole) for i in chosen]
+            return self.trainer.mapped_layers(whole[others].astype(np.float32))
+
+        return self.answers(make)
+
+    def other_labels(self) -> tuple[list[bool], list[int]]:
+        """What the next picture's labels would score, where the dataset says what they are.
+
+        Returns:
+            Whether they are right, and the indices of the questions concerned.
+        """
+        right, where = [], []
+        for index, one in enumerate(self.asked):
+            place = (one.picture - self.first + 1) % len(self.corpus) + self.first
+            label = self.dataset.truth(place, one.text)
+            if label is not None:
+                right.append(label == one.answer)
+                where.append(index)
+        return right, where
+
+    def controls(self, untrained_edge: npt.NDArray[np.floating] | None) -> dict[str, Answers]:
+        """Every arm that must do badly.
+
+        Args:
+            untrained_edge: target states `[n, M, d_r]` of a map fitted to a random edge model.
+        """
+        made = self.trainer.map
+        mean = made.y_stats[0]
+        arms = {
+            "blind": self.blind(),
+            "other_picture": self.other_picture(),
+            "mean_state": self.states(lambda x: mean.expand(len(x), self.corpus.y.shape[1], -1)),
+        }
+        if isinstance(made, Map):
+            other = untrained(made)
+            arms["untrained_map"] = self.states(lambda x: other(torch.from_numpy(x)))
+        if untrained_edge is not None:
+            states = untrained_edge
+            arms["untrained_edge"] = self.answers(
+                lambda _x, _y, i: self.trainer.native_layers(states[i.start : i.stop])
+            )
+        return arms
+
+    # -- the report --------------------------------------------------------------------------------
+
+    def report(self, untrained_edge: npt.NDArray[np.floating] | None = None) -> dict[str, Any]:
+        """Everything, as `report.json` holds it."""
+        native, mapped = self.native(), self.mapped()
+        arms = {"native": native, "mapped": mapped, **self.controls(untrained_edge)}
+        accuracy = {
+            name: clustered([float(r) for r in arm.right], self.pictures).to_json()
+            for name, arm in arms.items()
+        }
+        right, where = self.other_labels()
+        labels = None if not right else float(np.mean(right))
+        followed = (
+            None if not right else float(np.mean([arms["other_picture"].right[i] for i in where]))
+        )
+        fit = reconstruction(self.trainer.map, self.corpus)
+        kinds = [one.kind for one in self.asked]
+        floor = accuracy["blind"]["mean"]
+        above = accuracy["native"]["mean"] - floor
+        retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else math.nan
+        rel_l2 = fit["whole"]["relative_l2"]
+        return {
+            "pictures": len(self.corpus),
+            "questions": len(self.asked),
+            "accuracy": accuracy,
+            "mapped_minus_native": paired(mapped.right, native.right, self.pictures).to_json(),
+            "other_picture_labels": {
+                "questions": len(right),
+                "labels": labels,
+                "other_picture": followed,
+            },
+            "accuracy_by_kind": {
+                name: by_group(arms[name].right, kinds) for name in ("native", "mapped", "blind")
+            },
+            "agreement": {
+                "first_token": float(np.mean(mapped.first)),
+                "full_answer": float(np.mean(mapped.full)),
+                "kl_nats": float(np.mean(mapped.kl)),
+            },
+            "attention_amplification": amplification(mapped.variation, kinds, rel_l2),
+            "reconstruction": fit,
+            "retention": retention,
+            "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
+            "tier_by_answers": tier(retention),
+            "diagnostics": diagnostics(self.trainer.map),
+            "worst_pictures": self._worst(mapped),
+        }
+
+    def _worst(self, mapped: Answers, most: int = 10) -> list[dict[str, Any]]:
+        """The pictures with the largest KL, and the questions that were answered otherwise."""
+        total: dict[int, float] = {}
+        for one, kl in zip(self.asked, mapped.kl, strict=True):
+            total[one.picture] = total.get(one.picture, 0.0) + kl
+        return [
+            {
+                "picture": self.dataset.files[picture].name,
+                "kl_nats": total[picture],
+                "answered_otherwise": [
+                    {"question": one.text, "answer": one.answer}
+                    for one, same in zip(self.asked, mapped.full, strict=True)
+                    if one.picture == picture and not same
+                ],
+            }
+            for picture in sorted(total, key=lambda p: -total[p])[:most]
+        ]
+
+
+def untrained(made: Map, seed: int = 1) -> Map:
+    """The same map with random weights of the same size as its own."""
+    other = made.in_precision(torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            scale = parameter.square().mean().sqrt()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return other
+
+
+def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
+    """Fit on held-out pairs, in z-scores of the target: whole, and per layer for K and V apart.
+
+    Args:
+        made: a map of either sort (`projector.train.Trainable`).
+        corpus: held-out pairs.
+
+    Returns:
+        `whole` and `layers[]`, each with `cosine` (mean over tokens), `mse`, `relative_l2`
+        (`||y - y'|| / ||y||`), `r2`; `epsilon`, the RMSE over all numbers.
+    """
+    mean, scale = made.y_stats
+    width = corpus.y.shape[-1]
+    sums = np.zeros((5, width))  # y^2, (y - y')^2, y, per number; cosines follow per layer
+    cosines: list[npt.NDArray[np.float64]] = []
+    whole_cosine, tokens = 0.0, 0
+    layout = getattr(made, "target", None)
+    layers = layout.layers if layout is not None else 1
+    with torch.no_grad():
+        for begin in range(0, len(corpus), _BATCH):
+            x = torch.from_numpy(corpus.x[begin : begin + _BATCH].astype(np.float32))
+            y = torch.from_numpy(corpus.y[begin : begin + _BATCH].astype(np.float32))
+            want = ((y - mean) / scale).flatten(0, 1)
+            got = made.predict(x).flatten(0, 1)
+            sums[0] += want.square().sum(0).numpy()
+            sums[1] += (want - got).square().sum(0).numpy()
+            sums[2] += want.sum(0).numpy()
+            one, other = (part.unflatten(-1, (2, layers, -1)) for part in (want, got))
+            along = torch.nn.functional.cosine_similarity(one, other, dim=-1)
+            cosines.append(along.sum(0).double().numpy())
+            whole_cosine += float(torch.nn.functional.cosine_similarity(want, got, dim=-1).sum())
+            tokens += len(want)
+    square, error, total = sums[0], sums[1], sums[2]
+    spread = square - total * total / tokens
+    each = np.sum(cosines, axis=0) / tokens  # [2, layers]
+
+    def figures(columns: slice | npt.NDArray[np.int64], cosine: float) -> dict[str, float]:
+        return {
+            "cosine": cosine,
+            "mse": float(error[columns].sum() / tokens / error[columns].size),
+            "relative_l2": float(math.sqrt(error[columns].sum() / square[columns].sum())),
+            "r2": float(1 - error[columns].sum() / spread[columns].sum()),
+        }
+
+    block = width // (2 * layers)
+    rows = []
+    for layer in range(layers):
+        row: dict[str, Any] = {"layer": layer}
+        for part, name in enumerate(("keys", "values")):
+            start = (part * layers + layer) * block
+            row[name] = figures(slice(start, start + block), float(each[part, layer]))
+        rows.append(row)
+    half = width // 2
+    return {
+        "whole": figures(slice(0, width), whole_cosine / tokens),
+        "keys": figures(slice(0, half), float(each[0].mean())),
+        "values": figures(slice(half, width), float(each[1].mean())),
+        "layers": rows,
+        "epsilon": float(math.sqrt(error.sum() / tokens / width)),
+        "residual_variance": float(error.sum() / spread.sum()),
+    }
+
+
+def diagnostics(made: Any) -> dict[str, Any]:
+    """Effective rank, condition number, operator norm; None for a map that is not linear."""
+    weights = made.weights() if isinstance(made, Map) else None
+    if weights is None:
+        return {"effective_rank": None, "condition_number": None, "operator_norm": None}
+    values = np.linalg.svd(weights.detach().double().numpy(), compute_uv=False)
+    values = values[values > values[0] * 1e-12]
+    rank = min(made.rank, len(values))
+    condition = float(values[0] / values[rank - 1])
+    return {
+        "effective_rank": int((values > _NEGLIGIBLE * values[0]).sum()),
+        "condition_number": condition,
+        "condition_flagged": condition > CONDITION_LIMIT,
+        "operator_norm": float(values[0]),
+        "singular_values": [float(v) for v in values[: made.rank]],
+    }
+
+
+def amplification(
+    variation: Sequence[float], kinds: Sequence[str], rel_l2: float
+) -> dict[str, dict[str, float]]:
+    """Measured `C_attn = D_task / delta_rel` per kind of question.
+
+    `D_task` is the mean total variation distance between the answers' distributions from the
+    native and from the projected cache; `delta_rel` the mean relative L2 error of the states.
+    """
+    grouped: dict[str, list[float]] = {}
+    for value, kind in zip(variation, kinds, strict=True):
+        grouped.setdefault(kind, []).append(value)
+    return {
+        kind: {
+            "d_task": float(np.mean(values)),
+            "c_attn": float(np.mean(values)) / rel_l2 if rel_l2 else math.nan,
+            "within_0.1": bool(np.mean(values) <= 0.1),
+        }
+        for kind, values in sorted(grouped.items())
+    }
+
+
+def grade(cosine: float, mse: float) -> str:
+    """The published grade, A to F, by reconstruction."""
+    return next((g for g, least, most in GRADES if cosine >= least and mse <= most), "F")
+
+
+def tier(retention: float) -> str:
+    """The certificate's tier, by answers; `none` below bronze."""
+    return next((name for name, least in TIERS if retention >= least), "none")

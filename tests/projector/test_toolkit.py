@@ -1,0 +1,249 @@
+"""Two checkpoints to a judged map, by the commands of docs/model-engineer.md, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from projector import cli
+from projector.corpus import collect
+from projector.dataset import Dataset, write_questions
+from projector.fit import split
+from projector.train import Trainer, TrainSettings
+from projector.validate import LEAST_QUESTIONS, Validator, grade, reconstruction, tier
+from projector.vlm import VLM
+from protos.errors import ERRORS, CorpusError, FitError, SourceError
+from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+
+PICTURES = 64
+WORDS = ("red", "blue", "one", "two")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    return tiny_idefics3(folder), tiny_llava(folder, text="llama")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows: list[dict[str, object]] = []
+    for index in range(PICTURES):
+        name = f"{index:03d}.png"
+        picture(index).save(folder / name)
+        for k in range(6):
+            question = f"what is {WORDS[k % 4]} {k}"
+            rows.append(
+                {
+                    "picture": name,
+                    "question": question,
+                    "answer": WORDS[(index + k) % 4],
+                    "kind": "even" if k % 2 else "odd",
+                }
+            )
+    write_questions(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(models: tuple[Path, Path]) -> Any:
+    def call(command: str, *arguments: str | Path) -> int:
+        pair = ["--source", str(models[0]), "--target", str(models[1]), "--threads", "1"]
+        return cli.main([command, *map(str, arguments), *pair])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def corpus(run: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    assert run("corpus", data, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run: Any, data: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("map")
+    flags = ("--family", "mix", "--set", "width=16", "--set", 'config={"r": 8}')
+    steps = ("--reconstruct-steps", "4", "--task-steps", "4", "--batch", "4")
+    assert run("train", data, corpus, folder, *flags, *steps) == 0
+    return folder
+
+
+def test_training_leaves_a_map_its_story_and_a_plot(made: Path) -> None:
+    story = json.loads((made / "training.json").read_text())
+    assert story["family"] == "mix"
+    assert story["pictures"] + story["held_out_pictures"] == PICTURES
+    assert 0 <= story["held_out"]["accuracy"] <= 1
+    log = [json.loads(line) for line in (made / "state" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(8))
+    assert (made / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_again_goes_on_from_where_it_stopped_and_gives_the_same_map(
+    run: Any, data: Path, corpus: Path, made: Path
+) -> None:
+    before = (made / "map.safetensors").read_bytes()
+    flags = ("--family", "mix", "--set", "width=16", "--set", 'config={"r": 8}')
+    steps = ("--reconstruct-steps", "4", "--task-steps", "4", "--batch", "4")
+    assert run("train", data, corpus, made, *flags, *steps) == 0
+    assert (made / "map.safetensors").read_bytes() == before
+
+
+def test_a_report_has_every_control_beside_its_figure(
+    run: Any, data: Path, corpus: Path, made: Path, tmp_path: Path
+) -> None:
+    assert run("validate", made, data, corpus, tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["questions"] == 6 * PICTURES
+    assert set(report["accuracy"]) == {
+        *("native", "mapped", "blind", "other_picture"),
+        *("mean_state", "untrained_map", "untrained_edge"),
+    }
+    for arm in report["accuracy"].values():
+        assert arm["low"] <= arm["mean"] <= arm["high"]
+    assert set(report["accuracy_by_kind"]["mapped"]) == {"even", "odd"}
+    assert report["other_picture_labels"]["questions"] == 6 * PICTURES
+    assert len(report["worst_pictures"]) == 10
+    page = (tmp_path / "report.html").read_text()
+    assert "untrained_edge" in page and page.count("data:image/png") >= 11
+
+
+@pytest.fixture(scope="module")
+def judge(models: tuple[Path, Path], data: Path, corpus: Path, tmp_path_factory: Any) -> Validator:
+    from projector.families.ridge import Ridge
+    from projector.fit import moments_of
+
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    pictures = Dataset(data)
+    pairs = collect(source, target, pictures.picture, PICTURES, corpus, inputs=pictures.digest)
+    member = Ridge().build(source.layout, target.layout, moments_of(pairs, source, target))
+    trainer = Trainer(
+        member, pairs, target, pictures.questions, TrainSettings(), tmp_path_factory.mktemp("s")
+    )
+    return Validator(trainer, pairs, pictures)
+
+
+def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
+    native = judge.native()
+    assert all(native.first) and all(native.full)
+    assert max(native.kl) < 1e-5 and max(native.variation) < 1e-4
+    far = judge.blind()
+    assert np.mean(far.kl) > np.mean(native.kl)
+
+
+def test_reconstruction_figures_are_those_of_the_definitions(judge: Validator) -> None:
+    made, pairs = judge.trainer.map, judge.corpus
+    found = reconstruction(made, pairs)
+    import torch
+
+    with torch.no_grad():
+        got = made.predict(torch.from_numpy(pairs.x.astype(np.float32))).double().numpy()
+    mean, scale = (part.numpy() for part in made.y_stats)
+    want = ((pairs.y.astype(np.float64) - mean) / scale).reshape(-1, got.shape[-1])
+    got = got.reshape(want.shape)
+    assert found["whole"]["mse"] == pytest.approx(np.square(want - got).mean(), rel=1e-3)
+    assert found["whole"]["relative_l2"] == pytest.approx(
+        np.linalg.norm(want - got) / np.linalg.norm(want), rel=1e-3
+    )
+    block = want.shape[1] // (2 * made.target.layers)
+    values = slice((made.target.layers + 1) * block, (made.target.layers + 2) * block)
+    error = np.square(want[:, values] - got[:, values]).sum()
+    spread = np.square(want[:, values] - want[:, values].mean(0)).sum()
+    assert found["layers"][1]["values"]["r2"] == pytest.approx(1 - error / spread, rel=1e-3)
+    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (want, got)]
+    assert found["whole"]["cosine"] == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-3)
+
+
+def test_too_few_questions_give_no_figure(judge: Validator) -> None:
+    few = replace_corpus(judge, 3)
+    with pytest.raises(FitError, match=f"fewer than {LEAST_QUESTIONS}"):
+        Validator(judge.trainer, few, judge.dataset)
+
+
+def replace_corpus(judge: Validator, count: int) -> Any:
+    pairs = judge.corpus
+    return replace(pairs, x=pairs.x[:count], y=pairs.y[:count], attention=pairs.attention[:count])
+
+
+def test_splits_are_by_picture_and_leave_something_to_train_on(judge: Validator) -> None:
+    training, held = split(judge.corpus, 0.25)
+    assert (len(training), len(held)) == (48, 16)
+    np.testing.assert_array_equal(held.x, judge.corpus.x[48:])
+    with pytest.raises(CorpusError, match="none to train on"):
+        split(judge.corpus, 1.0)
+
+
+def test_grades_and_tiers_are_the_published_thresholds() -> None:
+    assert [grade(c, m) for c, m in ((0.96, 0.005), (0.96, 0.02), (0.86, 0.04), (0.5, 0.0))] == [
+        *("A", "B", "C", "F")
+    ]
+    assert [tier(r) for r in (0.99, 0.96, 0.92, 0.85, 0.5)] == [
+        *("platinum", "gold", "silver", "bronze", "none")
+    ]
+
+
+def code_of(name: str) -> int:
+    return next(cls.exit_code for cls in ERRORS.values() if cls.name == name)
+
+
+def test_bad_input_ends_with_its_error_and_no_traceback(
+    run: Any,
+    data: Path,
+    corpus: Path,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    cases: list[tuple[tuple[object, ...], str, str]] = [
+        (("corpus", tmp_path / "nothing", tmp_path / "c"), "source", "holds no picture"),
+        (("train", data, tmp_path / "none", tmp_path / "o"), "corpus", "holds no shard"),
+        (("train", data, corpus, tmp_path / "o", "--family", "rigde"), "fit", "mean 'ridge'"),
+        (("train", data, corpus, tmp_path / "o", "--set", "r=0"), "fit", "rank 0"),
+        (("train", data, corpus, tmp_path / "o", "--set", "r=x"), "config", "type int"),
+        (("train", data, corpus, tmp_path / "o", "--set", "q=1"), "config", "settings r="),
+        (("validate", tmp_path / "m", data, corpus, tmp_path / "o"), "fit", "no map at"),
+    ]
+    for arguments, name, said in cases:
+        assert run(*arguments) == code_of(name), arguments
+        shown = capsys.readouterr().err
+        assert said in shown and "Traceback" not in shown
+
+
+def test_a_corpus_of_another_pair_or_damaged_is_refused(
+    data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    pictures = Dataset(data)
+    with pytest.raises(CorpusError, match="another pair of models"):
+        collect(target, source, pictures.picture, PICTURES, corpus, inputs=pictures.digest)
+    with pytest.raises(CorpusError, match="other pictures"):
+        collect(source, target, pictures.picture, PICTURES, corpus, inputs="other")
+    shard = next(corpus.glob("*.safetensors")).read_bytes()
+    for cut in (0, 7, 100, len(shard) - 1):
+        (tmp_path / "0000000.safetensors").write_bytes(shard[:cut])
+        with pytest.raises(CorpusError, match="not a readable shard"):
+            collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
+
+
+def test_questions_about_pictures_that_are_not_there_are_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    picture(0).save(tmp_path / "a.png")
+    for row in (
+        '{"picture": "b.png", "question": "q", "answer": "a"}',
+        '{"picture": "a.png", "question": "q"}',
+        '{"picture": "a.png", "question": "", "answer": "a"}',
+        "[]",
+        "{",
+    ):
+        (tmp_path / "questions.jsonl").write_text(row + "\n")
+        with pytest.raises(SourceError, match="line 1"):
+            Dataset(tmp_path)
