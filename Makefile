@@ -21,7 +21,7 @@ help: ## This list
 setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
 
 $(READY): pyproject.toml .ci/constraints.txt
-	@echo "setup: .venv with $(PYTHON) (downloads about 400 MB the first time)"
+	@echo "setup: .venv with $(PYTHON) (downloads about 650 MB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: no virtual environment: install Python 3.10 or later with its venv module" \
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }

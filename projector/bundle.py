@@ -1,7 +1,8 @@
 """What training leaves and serving loads: a folder in which every bit is accounted for.
 
-Knows: the files, their digests, the two layouts, the operating points. Does not know: how the map
-was trained, sockets, models. There is no plain load: both live layouts are required.
+Knows: the files, their digests, the signature, the two layouts, the operating points. Does not
+know: how the map was trained, sockets, models. There is no plain load: both live layouts are
+required.
 
 | File | Holds |
 |---|---|
@@ -10,14 +11,17 @@ was trained, sockets, models. There is no plain load: both live layouts are requ
 | `cloud.safetensors` | the `CloudHalf` |
 | `cloud.onnx` | the same as a graph |
 | `certificate.json` | what was measured of this bundle |
+| `signature.json` | only where `sign_bundle` was called: an Ed25519 signature of `bundle.json` |
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +29,25 @@ from typing import Any
 from projector import backends
 from projector.backends import Backend, CloudFiles
 from projector.encoder import Encoder
+from projector.signing import Signature, SigningKey, TrustedKeys, check
 from protos.errors import (
+    BridgeError,
     BundleCorruptError,
     BundleFormatError,
     BundleLayoutError,
     BundleMissingError,
     BundleVersionError,
+    ConfigError,
+    DiskFullError,
     FrameMalformedError,
+    SignatureError,
 )
 from protos.frame import OperatingPoint, points_from_json, points_to_json
 from protos.layout import KVLayout, read_json
 
 FORMAT = 1
 DESCRIPTION = "bundle.json"
+SIGNATURE = "signature.json"
 EDGE, CLOUD, GRAPH, CERTIFICATE = (
     "edge.safetensors",
     "cloud.safetensors",
@@ -46,8 +56,42 @@ EDGE, CLOUD, GRAPH, CERTIFICATE = (
 )
 FILES = (EDGE, CLOUD, GRAPH, CERTIFICATE)
 
+REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
+    "302.1": (BundleVersionError, "another version than the required one"),
+    "601.1": (BundleMissingError, "a file is not there or cannot be read"),
+    "602.1": (BundleCorruptError, "a file is longer than stated"),
+    "602.2": (BundleCorruptError, "a file is shorter than stated"),
+    "602.3": (BundleCorruptError, "a file does not match its SHA-256"),
+    "602.4": (BundleCorruptError, "a JSON file is no JSON, repeats a key, or holds NaN"),
+    "602.5": (BundleCorruptError, "bundle.json does not match its own digest"),
+    "602.6": (BundleCorruptError, "bundle.json is not in canonical form"),
+    "603.1": (BundleLayoutError, "trained for another edge model"),
+    "603.2": (BundleLayoutError, "trained for another cloud model"),
+    "604.1": (BundleFormatError, "of another format version"),
+    "604.2": (BundleFormatError, "a JSON file holds no object"),
+    "604.3": (BundleFormatError, "bundle.json lacks a field or has an unknown one"),
+    "604.4": (BundleFormatError, "a field of bundle.json has an impossible value"),
+    "604.5": (BundleFormatError, "the default point or the ladder names an unknown point"),
+    "604.6": (BundleFormatError, "bundle.json lists other files, or an impossible size"),
+    "604.7": (BundleFormatError, "the edge half is no encoder"),
+    "604.8": (BundleFormatError, "the edge half and bundle.json contradict each other"),
+    "605.1": (SignatureError, "signature.json is not in its canonical form"),
+    "605.2": (SignatureError, "the signature does not fit bundle.json"),
+    "605.3": (SignatureError, "trusted keys are required and there is no signature"),
+    "605.4": (SignatureError, "signed by a key that is not trusted"),
+}
+"""Every reason for which loading refuses: the error's code and a number, which ends the message.
+
+Like the codes, a number is never reused.
+"""
+
+Reader = Callable[[str, int], bytes]
+"""A file's name and the most bytes to read, to its bytes; raises `OSError`."""
+
 _MAX_DESCRIPTION_BYTES = 1 << 20
+_MAX_SIGNATURE_BYTES = 1024
 _MAX_FILE_BYTES = 1 << 31
+_SIGNED = b"neural-bridge bundle 1\n"  # what a key signs for a bundle passes for nothing else
 _FIELDS = {
     "format",
     "id",
@@ -102,6 +146,7 @@ class Bundle:
         cloud: the cloud half, both forms.
         certificate: what was measured.
         path: where it lies.
+        signer: name of the trusted key that signed it; None where trusted keys were not required.
     """
 
     info: BundleInfo
@@ -109,6 +154,7 @@ class Bundle:
     cloud: CloudFiles = field(repr=False)
     certificate: Mapping[str, Any] = field(repr=False)
     path: Path
+    signer: str | None = None
 
     @property
     def digest(self) -> str:
@@ -125,7 +171,7 @@ class Bundle:
             BundleCorruptError: the description was altered.
         """
         folder = Path(path)
-        return _describe(_read(folder, DESCRIPTION, _MAX_DESCRIPTION_BYTES), folder)
+        return _describe(_read(_files_of(folder), folder, DESCRIPTION), folder)
 
     @classmethod
     def load(
@@ -134,6 +180,7 @@ class Bundle:
         source: KVLayout | str,
         target: KVLayout | str,
         version: int | None = None,
+        trusted: TrustedKeys | None = None,
     ) -> Bundle:
         """Load a bundle for the two models that are running, verifying every byte.
 
@@ -142,6 +189,8 @@ class Bundle:
             source: the edge model's live layout, or its fingerprint as negotiated.
             target: the cloud model's live layout, or its fingerprint as the engine reports it.
             version: require this version.
+            trusted: require a signature by one of these keys. Without them a bundle need not be
+                signed, but a signature that is there must be whole and fit.
 
         Raises:
             BundleMissingError: the folder or one of its files is missing.
@@ -149,31 +198,45 @@ class Bundle:
             BundleCorruptError: a size or digest differs: truncated or altered.
             BundleLayoutError: it was trained for another source or target model.
             BundleVersionError: it is not of the required version.
+            SignatureError: unsigned, signed by another key, or altered since.
         """
         folder = Path(path)
-        info = cls.peek(folder)
+        return cls.load_from(_files_of(folder), folder, source, target, version, trusted)
+
+    @classmethod
+    def load_from(
+        cls,
+        read: Reader,
+        path: Path,
+        source: KVLayout | str,
+        target: KVLayout | str,
+        version: int | None = None,
+        trusted: TrustedKeys | None = None,
+    ) -> Bundle:
+        """`load` from anywhere; each file is read once. `path` is what the messages call it.
+
+        Raises:
+            BridgeError: as `load`.
+        """
+        description = _read(read, path, DESCRIPTION)
+        signer = _signer(read, path, description, trusted)
+        info = _describe(description, path)
         _require_layout(info, "source", info.source, source)
         _require_layout(info, "target", info.target, target)
         if version is not None and info.version != version:
-            raise BundleVersionError(
-                f"bundle '{info.id}' in {folder} is version {info.version}, "
-                f"version {version} is required"
+            raise refusal(
+                "302.1",
+                f"bundle '{info.id}' in {path} is version {info.version}, "
+                f"version {version} is required",
             )
-        blobs = {name: _verified(folder, name, *info.files[name]) for name in FILES}
-        encoder = Encoder.from_bytes(blobs[EDGE])
-        theirs = (encoder.source_fingerprint, encoder.state_dim, encoder.rank, encoder.points)
-        ours = (info.source.fingerprint, info.source.state_dim, info.rank, info.points)
-        if theirs != ours:
-            raise BundleFormatError(
-                f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
-            )
-        certificate = _parse(blobs[CERTIFICATE], folder / CERTIFICATE)
+        blobs = {name: _verified(read, path, name, *info.files[name]) for name in FILES}
         return cls(
             info=info,
-            encoder=encoder,
+            encoder=_encoder(blobs[EDGE], info, path),
             cloud=CloudFiles(weights=blobs[CLOUD], graph=blobs[GRAPH]),
-            certificate=certificate,
-            path=folder,
+            certificate=_parse(blobs[CERTIFICATE], path / CERTIFICATE),
+            path=path,
+            signer=signer,
         )
 
     def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
@@ -200,7 +263,10 @@ def write_bundle(
     default_point: int,
     ladder: Sequence[int] | None = None,
 ) -> BundleInfo:
-    """Write a bundle; the description goes last, so that a half-written bundle is refused.
+    """Write a bundle, unsigned; whatever happens, no half-written one can be loaded.
+
+    All files are written beside their places first. Only then is an earlier bundle's description
+    removed, and the new one's put in place last.
 
     Args:
         path: a folder, made if need be; files of an earlier bundle in it are replaced.
@@ -216,12 +282,12 @@ def write_bundle(
 
     Raises:
         BundleFormatError: the parts contradict each other.
+        DiskFullError: there is no room; an earlier bundle in the folder is still whole.
+        ConfigError: the folder cannot be written for another reason.
     """
     if encoder.source_fingerprint != source.fingerprint or encoder.state_dim != source.state_dim:
         raise BundleFormatError("the encoder was made for another source layout")
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
     text = json.dumps(certificate, indent=2, sort_keys=True, allow_nan=False) + "\n"
     contents = {
         EDGE: encoder.to_bytes(),
@@ -229,8 +295,6 @@ def write_bundle(
         GRAPH: cloud.graph,
         CERTIFICATE: text.encode(),
     }
-    for name, blob in contents.items():
-        _write(folder / name, blob)
     plain: dict[str, Any] = {
         "format": FORMAT,
         "id": id,
@@ -246,51 +310,151 @@ def write_bundle(
         "default_point": default_point,
         "ladder": list(ladder) if ladder is not None else [p.index for p in encoder.points],
     }
-    plain["digest"] = hashlib.sha256(_canonical(plain)).hexdigest()
-    description = _canonical(plain)
+    plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
+    description = canonical_json(plain)
     info = _describe(description, folder)
-    _write(folder / DESCRIPTION, description)
+    write_files(folder, {**contents, DESCRIPTION: description}, gone=(DESCRIPTION, SIGNATURE))
     return info
 
 
-def _canonical(plain: Mapping[str, Any]) -> bytes:
+def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
+    """Verify a bundle's bytes, then sign it; a signature that is there is replaced.
+
+    Raises:
+        BundleMissingError: there is no bundle, or one of its files is missing.
+        BundleFormatError: it is of another format.
+        BundleCorruptError: it was altered.
+        DiskFullError: there is no room for the signature.
+    """
+    folder = Path(path)
+    read = _files_of(folder)
+    description = _read(read, folder, DESCRIPTION)
+    info = _describe(description, folder)
+    for name in FILES:
+        _verified(read, folder, name, *info.files[name])
+    signature = key.sign(_SIGNED + description)
+    write_files(folder, {SIGNATURE: _signature_file(signature)})
+    return signature
+
+
+def refusal(number: str, message: str) -> BridgeError:
+    """The error of that row of `REFUSALS`."""
+    return REFUSALS[number][0](f"{message} [{number}]")
+
+
+def canonical_json(plain: Mapping[str, Any]) -> bytes:
+    """The one form in which `bundle.json` and `signature.json` are accepted."""
     return (json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _write(path: Path, blob: bytes) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(blob)
-    os.replace(draft, path)
+def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
+    """Write all of some files or none of them.
 
+    Args:
+        folder: made if need be.
+        contents: all written beside their places first, then put there in this order.
+        gone: files to remove in between.
 
-def _read(folder: Path, name: str, most: int) -> bytes:
-    file = folder / name
+    Raises:
+        DiskFullError: there is no room; what was there still is.
+        ConfigError: they cannot be written for another reason.
+    """
+    drafts = {name: folder / (name + ".part") for name in contents}
     try:
-        with file.open("rb") as stream:
-            blob = stream.read(most + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draft in drafts.items():
+            with draft.open("wb") as stream:
+                stream.write(contents[name])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+        for name, draft in drafts.items():
+            os.replace(draft, folder / name)
     except OSError as error:
-        raise BundleMissingError(f"no bundle file {file}: {error.strerror}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(map(len, contents.values()))
+            raise DiskFullError(f"no room for {size} bytes in {folder}") from error
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+    finally:
+        for draft in drafts.values():
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _files_of(folder: Path) -> Reader:
+    def read(name: str, most: int) -> bytes:
+        with (folder / name).open("rb") as stream:
+            return stream.read(most)
+
+    return read
+
+
+def _read(read: Reader, folder: Path, name: str, most: int = _MAX_DESCRIPTION_BYTES) -> bytes:
+    try:
+        blob = read(name, most + 1)
+    except OSError as error:
+        raise refusal("601.1", f"no bundle file {folder / name}: {error.strerror}") from error
     if len(blob) > most:
-        raise BundleCorruptError(f"{file} is larger than the {most} bytes it should have at most")
+        raise refusal(
+            "602.1", f"{folder / name} is larger than the {most} bytes it should have at most"
+        )
     return blob
 
 
-def _verified(folder: Path, name: str, size: int, digest: str) -> bytes:
-    blob = _read(folder, name, size)
+def _verified(read: Reader, folder: Path, name: str, size: int, digest: str) -> bytes:
+    blob = _read(read, folder, name, size)
     if len(blob) != size:
-        raise BundleCorruptError(f"{folder / name} has {len(blob)} of {size} bytes: truncated")
+        raise refusal("602.2", f"{folder / name} has {len(blob)} of {size} bytes: truncated")
     if hashlib.sha256(blob).hexdigest() != digest:
-        raise BundleCorruptError(f"{folder / name} does not match its digest: altered")
+        raise refusal("602.3", f"{folder / name} does not match its digest: altered")
     return blob
+
+
+def _signature_file(signature: Signature) -> bytes:
+    return canonical_json({"format": FORMAT, "key": signature.key, "value": signature.value})
+
+
+def _signer(
+    read: Reader, folder: Path, description: bytes, trusted: TrustedKeys | None
+) -> str | None:
+    """The trusted key's name; what is in the file must be right even if no key is trusted."""
+    file = folder / SIGNATURE
+    try:
+        blob = read(SIGNATURE, _MAX_SIGNATURE_BYTES + 1)
+    except FileNotFoundError as error:
+        if trusted is None:
+            return None
+        raise refusal("605.3", f"{folder} is not signed, and only trusted keys' are") from error
+    except OSError as error:
+        raise refusal("601.1", f"no bundle file {file}: {error.strerror}") from error
+    try:
+        plain = read_json(blob, _MAX_SIGNATURE_BYTES, SIGNATURE)
+        signature = Signature(key=str(plain["key"]), value=str(plain["value"]))
+    except (FrameMalformedError, KeyError, TypeError) as error:
+        raise refusal("605.1", f"{file} holds no signature: {error}") from error
+    if blob != _signature_file(signature):
+        raise refusal("605.1", f"{file} is not in its canonical form")
+    message = _SIGNED + description
+    try:
+        check(message, signature)
+    except SignatureError as error:
+        raise refusal("605.2", f"{file}: {error}") from error
+    if trusted is None:
+        return None
+    try:
+        return trusted.verify(message, signature)
+    except SignatureError as error:
+        raise refusal("605.4", f"{file}: {error}") from error
 
 
 def _parse(blob: bytes, file: Path) -> dict[str, Any]:
     try:
         plain = read_json(blob, len(blob), file.name)
     except FrameMalformedError as error:
-        raise BundleCorruptError(f"{file}: {error}") from error
+        raise refusal("602.4", f"{file}: {error}") from error
     if not isinstance(plain, dict):
-        raise BundleFormatError(f"{file} must hold a JSON object")
+        raise refusal("604.2", f"{file} must hold a JSON object")
     return plain
 
 
@@ -298,15 +462,21 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
     file = folder / DESCRIPTION
     plain = _parse(blob, file)
     if plain.get("format") != FORMAT and isinstance(plain.get("format"), int):
-        raise BundleFormatError(
-            f"{file} is of format {plain['format']}, this version reads {FORMAT}"
+        raise refusal(
+            "604.1", f"{file} is of format {plain['format']}, this version reads {FORMAT}"
         )
     digest = plain.get("digest")
     rest = {key: value for key, value in plain.items() if key != "digest"}
-    if digest != hashlib.sha256(_canonical(rest)).hexdigest() or blob != _canonical(plain):
-        raise BundleCorruptError(f"{file} does not match its own digest: altered")
+    try:
+        sealed, canonical = hashlib.sha256(canonical_json(rest)).hexdigest(), canonical_json(plain)
+    except ValueError as error:  # such as 1e999, which JSON reads as infinity
+        raise refusal("602.4", f"{file}: {error}") from error
+    if digest != sealed:
+        raise refusal("602.5", f"{file} does not match its own digest: altered")
+    if blob != canonical:
+        raise refusal("602.6", f"{file} is not in canonical form: altered")
     if set(plain) != _FIELDS:
-        raise BundleFormatError(f"{file} has the fields {sorted(plain)}")
+        raise refusal("604.3", f"{file} has the fields {sorted(plain)}")
     try:
         source = KVLayout.from_json(json.dumps(plain["source_layout"]))
         target = KVLayout.from_json(json.dumps(plain["target_layout"]))
@@ -319,12 +489,12 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
         default = _integer(plain["default_point"])
         ladder = tuple(_integer(index) for index in plain["ladder"])
     except (FrameMalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleFormatError(f"{file}: {error}") from error
+        raise refusal("604.4", f"{file}: {error}") from error
     known = {point.index for point in points}
     if default not in known or not set(ladder) <= known:
-        raise BundleFormatError(f"{file}: its default point or ladder names an unknown point")
+        raise refusal("604.5", f"{file}: its default point or ladder names an unknown point")
     if set(files) != set(FILES) or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
-        raise BundleFormatError(f"{file} must list {', '.join(FILES)} with their sizes")
+        raise refusal("604.6", f"{file} must list {', '.join(FILES)} with their sizes")
     return BundleInfo(
         id=str(plain["id"]),
         version=version,
@@ -337,6 +507,19 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
         ladder=ladder,
         files=files,
     )
+
+
+def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
+    try:
+        encoder = Encoder.from_bytes(blob)
+    except BridgeError as error:
+        raise refusal("604.7", f"{folder / EDGE}: {error}") from error
+    theirs = (encoder.source_fingerprint, encoder.state_dim, encoder.rank, encoder.points)
+    if theirs != (info.source.fingerprint, info.source.state_dim, info.rank, info.points):
+        raise refusal(
+            "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
+        )
+    return encoder
 
 
 def _integer(value: object) -> int:
@@ -354,8 +537,9 @@ def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayo
         ours, theirs = (json.loads(layout.to_json()) for layout in (trained, live))
         differing = [name for name in ours if ours[name] != theirs[name]]
         detail = "; they differ in " + ", ".join(differing)
-    raise BundleLayoutError(
+    raise refusal(
+        "603.1" if side == "source" else "603.2",
         f"bundle '{info.id}' expects the {side} {trained.model_id} (layout "
         f"{trained.fingerprint[:12]}, d={trained.state_dim}), the running {side} has layout "
-        f"{fingerprint[:12]}{detail}"
+        f"{fingerprint[:12]}{detail}",
     )

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from projector import backends, configuration, tables, train_commands
+from projector import backends, build_commands, configuration, tables, train_commands
 from projector.bundle import DESCRIPTION, Bundle, BundleInfo
 from protos.errors import (
     BridgeError,
@@ -360,9 +360,10 @@ def _parser() -> configuration.Parser:
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
         title="commands",
-        metavar="layout | corpus | train | validate | inspect | verify | catalogue",
+        metavar="layout | corpus | train | validate | inspect | verify | sign | build | catalogue",
     )
     train_commands.register(commands)
+    build_commands.register(commands)
 
     layout = _command(
         commands,

@@ -37,7 +37,13 @@ BASE = (
     "projector.select",
     "projector.encoder",
 )
-SERVING = ("projector.bundle", "projector.backends", "projector.maps")
+SERVING = (
+    "projector.bundle",
+    "projector.backends",
+    "projector.engine",
+    "projector.maps",
+    "projector.signing",
+)
 # From a module prefix (the longest wins) to the prefixes of ours that it may import besides itself.
 ARROWS: dict[str, tuple[str, ...]] = {
     "protos": (),

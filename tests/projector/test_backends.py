@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -123,72 +120,6 @@ def test_tensorrt_says_what_it_lacks(made: tuple[CloudHalf, CloudFiles], target:
         open_backend("tensorrt", made[1], target)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
-)
-@pytest.mark.parametrize("capability", ["SM86", "SM89"])
-def test_tensorrt_compiles_the_graph_with_no_gpu(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, capability: str
-) -> None:
-    from projector.backends import tensorrt
-
-    table = ((target.tokens, target.rope.rotary_dim),) * 3
-    shapes = {
-        "latents": tuple((b, target.tokens, RANK) for b in (1, 16, 64)),
-        "kept": tuple((b, target.tokens) for b in (1, 16, 64)),
-        "cos": table,
-        "sin": table,
-    }
-    assert tensorrt.compile_engine(
-        importlib.import_module("tensorrt_rtx"), made[1].graph, shapes, capability
-    )
-
-
-@pytest.mark.parametrize("mix_width", [0, 32])
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("rotary_dim", [0, 8])
-def test_exported_graphs_match_torch_and_pass_the_full_check(
-    mix_width: int, interleaved: bool, rotary_dim: int
-) -> None:
-    config = CloudConfig(
-        rank=5,
-        layers=2,
-        kv_heads=2,
-        head_dim=16,
-        tokens=9,
-        rotary_dim=rotary_dim,
-        interleaved=interleaved,
-        mix_width=mix_width,
-    )
-    torch.manual_seed(0)
-    half = CloudHalf(config)
-    if half.mix is not None:
-        torch.nn.init.normal_(half.mix.outward.weight, std=0.2)
-    made = export.export(half)
-    assert made.parity <= 1e-4 and made.dynamic_tokens == (mix_width == 0)
-    model = onnx.load_from_string(made.graph)
-    onnx.checker.check_model(model, full_check=True)
-    assert all(9 <= entry.version <= 25 for entry in model.opset_import)
-
-
-def test_an_inner_width_above_the_rank_exports_too(target: KVLayout) -> None:
-    half = make_half(target, mix_width=16, inner=RANK + 4)
-    assert export.export(half).parity <= 1e-4
-
-
-def test_without_mixing_the_number_of_tokens_is_free() -> None:
-    half = CloudHalf(CloudConfig(rank=4, layers=1, kv_heads=1, head_dim=4, tokens=9))
-    session = onnxruntime.InferenceSession(export.export(half).graph)
-    feeds = {
-        "latents": np.ones((2, 5, 4), np.float32),
-        "kept": np.ones((2, 5), np.float32),
-        "cos": np.ones((5, 4), np.float32),
-        "sin": np.zeros((5, 4), np.float32),
-    }
-    keys, values = session.run(None, feeds)
-    assert keys.shape == values.shape == (1, 2, 1, 5, 4)
-
-
 def test_a_mixing_block_changes_nothing_before_training_and_mixes_after(target: KVLayout) -> None:
     config = CloudConfig.of(target, RANK, mix_width=32)
     half = CloudHalf(config)
@@ -229,13 +160,3 @@ def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
     fields = {"rank": 4, "layers": 1, "kv_heads": 1, "head_dim": 8, "tokens": 9}
     with pytest.raises(BundleFormatError):
         CloudConfig(**{**fields, **wrong})
-
-
-def test_a_graph_with_an_opset_out_of_range_is_refused() -> None:
-    half = CloudHalf(CloudConfig(rank=4, layers=1, kv_heads=1, head_dim=4, tokens=9))
-    model = onnx.load_from_string(export.export(half).graph)
-    model.opset_import[0].version = 26
-    with pytest.raises(BundleFormatError):
-        export.check(model.SerializeToString())
-    with pytest.raises(BundleFormatError):
-        export.check(b"junk")

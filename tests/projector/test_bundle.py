@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import inspect
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +18,18 @@ import numpy as np
 import pytest
 
 from projector import bundle as bundles
-from projector.bundle import Bundle, BundleInfo, write_bundle
+from projector.bundle import Bundle, BundleInfo, sign_bundle, write_bundle
+from projector.signing import SigningKey, TrustedKeys
 from projector.vlm import VLM
 from protos.errors import (
-    BridgeError,
     BundleCorruptError,
     BundleFormatError,
     BundleLayoutError,
     BundleMissingError,
     BundleVersionError,
     ConfigError,
+    DiskFullError,
+    SignatureError,
 )
 from protos.layout import KVLayout
 from tests.fakes.tiny_models import picture
@@ -134,35 +142,6 @@ def test_a_truncated_or_grown_file_is_refused(
         Bundle.load(folder, source, target)
 
 
-def test_every_flipped_bit_of_the_description_is_refused(folder: Path) -> None:
-    file = folder / "bundle.json"
-    blob = file.read_bytes()
-    for bit in range(8 * len(blob)):
-        broken = bytearray(blob)
-        broken[bit // 8] ^= 1 << (bit % 8)
-        try:
-            bundles._describe(bytes(broken), folder)
-        except (BundleCorruptError, BundleFormatError):
-            continue
-        pytest.fail(f"bit {bit} of {len(blob)} bytes was flipped and nobody noticed")
-
-
-@pytest.mark.parametrize("name", bundles.FILES)
-def test_flipped_bits_of_every_other_file_are_refused(
-    folder: Path, source: KVLayout, target: KVLayout, name: str
-) -> None:
-    file = folder / name
-    blob = file.read_bytes()
-    rng = np.random.default_rng(1)
-    bits = {0, 7, 8 * len(blob) - 1, *rng.integers(8 * len(blob), size=24).tolist()}
-    for bit in bits:
-        broken = bytearray(blob)
-        broken[bit // 8] ^= 1 << (bit % 8)
-        file.write_bytes(broken)
-        with pytest.raises(BundleCorruptError, match=name):
-            Bundle.load(folder, source, target)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -185,8 +164,8 @@ def test_a_description_that_is_sealed_but_wrong_is_refused(
     file = folder / "bundle.json"
     plain = {**json.loads(file.read_text()), **change}
     del plain["digest"]
-    plain["digest"] = bundles.hashlib.sha256(bundles._canonical(plain)).hexdigest()
-    file.write_bytes(bundles._canonical(plain))
+    plain["digest"] = hashlib.sha256(bundles.canonical_json(plain)).hexdigest()
+    file.write_bytes(bundles.canonical_json(plain))
     with pytest.raises(BundleFormatError):
         Bundle.load(folder, source, target)
 
@@ -208,15 +187,261 @@ def test_an_encoder_of_another_source_cannot_be_bundled(
         write_bundle(tmp_path, **{**bundle_parts, "source": bundle_parts["target"]})
 
 
-def test_every_refusal_is_a_numbered_error() -> None:
-    for error in (
-        BundleMissingError,
-        BundleCorruptError,
-        BundleLayoutError,
-        BundleFormatError,
-        BundleVersionError,
-    ):
-        assert issubclass(error, BridgeError) and error.code
+def rewrite(folder: Path, **change: Any) -> None:
+    """Change fields of the description (None removes one) and seal it again."""
+    file = folder / "bundle.json"
+    plain = {**json.loads(file.read_text()), **change}
+    plain = {name: value for name, value in plain.items() if value is not None}
+    del plain["digest"]
+    plain["digest"] = hashlib.sha256(bundles.canonical_json(plain)).hexdigest()
+    file.write_bytes(bundles.canonical_json(plain))
+
+
+def replace(folder: Path, name: str, blob: bytes) -> None:
+    """Put another file in place, and say so in the description."""
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    files[name] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+    (folder / name).write_bytes(blob)
+    rewrite(folder, files=files)
+
+
+def edit(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+
+
+REASONS: dict[str, Callable[[Path], object]] = {
+    "302.1": lambda folder: rewrite(folder, version=9),
+    "601.1": lambda folder: (folder / bundles.EDGE).unlink(),
+    "602.1": lambda folder: (folder / bundles.GRAPH).open("ab").write(b"\n"),
+    "602.2": lambda folder: os.truncate(folder / bundles.GRAPH, 10),
+    "602.3": lambda folder: edit(folder, bundles.CERTIFICATE, "0.5", "0.6"),
+    "602.4": lambda folder: edit(folder, "bundle.json", "{", "{{"),
+    "602.5": lambda folder: edit(folder, "bundle.json", '"tiny"', '"tidy"'),
+    "602.6": lambda folder: edit(folder, "bundle.json", ": 3", ":  3"),
+    "603.1": lambda folder: rewrite(folder, source_layout=other_layout(folder, "source_layout")),
+    "603.2": lambda folder: rewrite(folder, target_layout=other_layout(folder, "target_layout")),
+    "604.1": lambda folder: rewrite(folder, format=2),
+    "604.2": lambda folder: (folder / "bundle.json").write_text("[]"),
+    "604.3": lambda folder: rewrite(folder, ladder=None),
+    "604.4": lambda folder: rewrite(folder, rank="8"),
+    "604.5": lambda folder: rewrite(folder, default_point=99),
+    "604.6": lambda folder: rewrite(folder, files={}),
+    "604.7": lambda folder: replace(folder, bundles.EDGE, b"no encoder"),
+    "604.8": lambda folder: rewrite(folder, rank=9),
+    "605.1": lambda folder: edit(folder, bundles.SIGNATURE, '"format": 1', '"format": 2'),
+    "605.2": lambda folder: rewrite(folder, id="another"),
+    "605.3": lambda folder: (folder / bundles.SIGNATURE).unlink(),
+    "605.4": lambda folder: sign_bundle(folder, SigningKey.create(folder / "stranger.pem")),
+}
+"""Per numbered reason a way to make a good bundle be refused for it."""
+
+
+def other_layout(folder: Path, name: str) -> Any:
+    return {**json.loads((folder / "bundle.json").read_text())[name], "weights_digest": "0" * 64}
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SigningKey:
+    return SigningKey.create(tmp_path / "key.pem")
+
+
+@pytest.mark.parametrize("number", list(bundles.REFUSALS))
+def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey, number: str
+) -> None:
+    signed = number.startswith("605")
+    trusted = TrustedKeys({key.public: "build"}) if signed else None
+    if signed:
+        sign_bundle(folder, key)
+    Bundle.load(folder, source, target, 3, trusted)
+    REASONS[number](folder)
+    cls, _ = bundles.REFUSALS[number]
+    with pytest.raises(cls) as caught:
+        Bundle.load(folder, source, target, 3, trusted)
+    assert caught.value.message.endswith(f" [{number}]"), caught.value.message
+    assert type(caught.value) is cls and number.startswith(str(cls.code))
+
+
+def test_every_reason_has_a_test_and_every_test_a_reason() -> None:
+    assert set(REASONS) == set(bundles.REFUSALS)
+    assert set(re.findall(r'"(\d{3}\.\d)"', inspect.getsource(bundles))) == set(REASONS)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_that_reads_as_infinity_is_refused(
+    folder: Path, source: KVLayout, target: KVLayout, number: str
+) -> None:
+    edit(folder, "bundle.json", '"version": 3', f'"version": {number}')
+    with pytest.raises(BundleCorruptError, match="602.4"):
+        Bundle.load(folder, source, target)
+
+
+# ---------------------------------------------------------------------- signatures
+
+
+def test_a_signed_bundle_loads_and_names_its_signer(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey
+) -> None:
+    sign_bundle(folder, key)
+    trusted = TrustedKeys({key.public: "build server"})
+    assert Bundle.load(folder, source, target, trusted=trusted).signer == "build server"
+    assert Bundle.load(folder, source, target).signer is None
+
+
+def test_signing_twice_gives_the_same_bytes_and_signing_anew_replaces(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey, tmp_path: Path
+) -> None:
+    sign_bundle(folder, key)
+    first = (folder / bundles.SIGNATURE).read_bytes()
+    (folder / bundles.SIGNATURE).write_bytes(b"broken")
+    sign_bundle(folder, key)
+    assert (folder / bundles.SIGNATURE).read_bytes() == first
+    other = SigningKey.create(tmp_path / "other.pem")
+    sign_bundle(folder, other)
+    trusted = TrustedKeys({other.public: "other"})
+    assert Bundle.load(folder, source, target, trusted=trusted).signer == "other"
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"{}", b"null", b"[1]", b"{" * 900, b"x" * 5000, b'{"key": 1, "value": 2}', b"\xff\xfe"],
+)
+def test_a_broken_signature_is_refused_even_where_none_is_required(
+    folder: Path, source: KVLayout, target: KVLayout, blob: bytes
+) -> None:
+    (folder / bundles.SIGNATURE).write_bytes(blob)
+    with pytest.raises(SignatureError, match="605.1"):
+        Bundle.load(folder, source, target)
+
+
+def test_a_signature_that_cannot_be_read_is_not_taken_for_none(
+    folder: Path, source: KVLayout, target: KVLayout
+) -> None:
+    (folder / bundles.SIGNATURE).mkdir()
+    with pytest.raises(BundleMissingError, match="signature.json"):
+        Bundle.load(folder, source, target)
+
+
+@pytest.mark.parametrize("name", bundles.FILES)
+def test_a_damaged_bundle_is_not_signed(folder: Path, key: SigningKey, name: str) -> None:
+    blob = bytearray((folder / name).read_bytes())
+    blob[-1] ^= 1
+    (folder / name).write_bytes(blob)
+    with pytest.raises(BundleCorruptError):
+        sign_bundle(folder, key)
+    assert not (folder / bundles.SIGNATURE).exists()
+
+
+def test_a_signature_over_the_same_bytes_for_something_else_is_refused(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey
+) -> None:
+    signature = key.sign((folder / "bundle.json").read_bytes())
+    plain = {"format": 1, "key": signature.key, "value": signature.value}
+    (folder / bundles.SIGNATURE).write_bytes(bundles.canonical_json(plain))
+    with pytest.raises(SignatureError, match="605.2"):
+        Bundle.load(folder, source, target)
+
+
+def test_writing_a_bundle_anew_removes_the_old_signature(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey, bundle_parts: dict[str, Any]
+) -> None:
+    sign_bundle(folder, key)
+    write_bundle(folder, **{**bundle_parts, "version": 4})
+    assert Bundle.load(folder, source, target).info.version == 4
+    with pytest.raises(SignatureError, match="605.3"):
+        Bundle.load(folder, source, target, trusted=TrustedKeys({key.public: "build"}))
+
+
+# ---------------------------------------------------------------------- a write that fails
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("name", [*bundles.FILES, "bundle.json"])
+def test_with_no_room_left_the_earlier_bundle_stays_whole(
+    folder: Path, source: KVLayout, target: KVLayout, bundle_parts: dict[str, Any], name: str
+) -> None:
+    (folder / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match="no room for .* bytes") as caught:
+        write_bundle(folder, **{**bundle_parts, "version": 4})
+    assert caught.value.code == 610
+    assert Bundle.load(folder, source, target).info.version == 3
+    assert not list(folder.glob("*.part"))
+
+
+def test_with_no_room_for_a_signature_the_bundle_stays_unsigned(
+    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey
+) -> None:
+    (folder / f"{bundles.SIGNATURE}.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError):
+        sign_bundle(folder, key)
+    assert Bundle.load(folder, source, target).info.version == 3
+    assert not (folder / bundles.SIGNATURE).exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_config_error(
+    bundle_parts: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_bundle(tmp_path / "file" / "bundle", **bundle_parts)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new folder", "over an earlier bundle"])
+def test_a_write_stopped_at_any_step_leaves_one_whole_bundle_or_none(
+    bundle_info: tuple[Path, BundleInfo],
+    bundle_parts: dict[str, Any],
+    source: KVLayout,
+    target: KVLayout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: bool,
+) -> None:
+    """The process dies at each call that touches the disk, in turn; nothing cleans up after it."""
+    seen = []
+    for step in range(100):
+        folder = tmp_path / str(step)
+        if earlier:
+            shutil.copytree(bundle_info[0], folder)
+        with monkeypatch.context() as patched:
+            died = stop_at(step, patched)
+            with contextlib.suppress(Stopped):
+                write_bundle(folder, **{**bundle_parts, "version": 4})
+        try:
+            seen.append(Bundle.load(folder, source, target).info.version)
+        except BundleMissingError:
+            seen.append(0)
+        if not died():
+            break
+    whole = seen.index(4)
+    assert seen[-1] == 4 and set(seen[whole:]) == {4}, seen
+    assert set(seen[:whole]) == ({3, 0} if earlier else {0}), seen
+    assert len(seen) > 10
+
+
+class Stopped(BaseException):
+    """What no handler of the writer may catch and tidy up after."""
+
+
+def stop_at(step: int, patched: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Let `step` calls that change the disk pass; that one and all later ones raise."""
+    count = 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > step:
+                raise Stopped
+            return real(*args, **kwargs)
+
+        return call
+
+    patched.setattr(os, "fsync", counted(os.fsync))
+    patched.setattr(os, "replace", counted(os.replace))
+    patched.setattr(Path, "unlink", counted(Path.unlink))
+    return lambda: count > step
 
 
 def test_a_frame_goes_from_picture_to_answer_through_a_bundle(
@@ -247,3 +472,17 @@ def test_an_unknown_backend_is_refused_with_the_nearest_name(
 ) -> None:
     with pytest.raises(ConfigError, match="did you mean 'onnxruntime'"):
         Bundle.load(folder, source, target).backend("onnx-runtime")
+
+
+REFERENCE = Path(__file__).parents[2] / "reference/bundles/edge-a-cloud"
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="there is no reference bundle")
+def test_the_committed_bundle_loads_and_can_be_signed(key: SigningKey, tmp_path: Path) -> None:
+    info = Bundle.peek(REFERENCE)
+    loaded = Bundle.load(REFERENCE, info.source, info.target)
+    folder = shutil.copytree(REFERENCE, tmp_path / "copy")
+    sign_bundle(folder, key)
+    trusted = TrustedKeys({key.public: "build"})
+    again = Bundle.load(folder, info.source, info.target, trusted=trusted)
+    assert (again.digest, again.signer) == (loaded.digest, "build")

@@ -1,0 +1,139 @@
+"""How far a projected state can be from the true one: the guaranteed and the statistical part.
+
+`||y - C(z')|| <= ||y - C(z)|| + Lip(C) ||z - z'||`. The second term is a guarantee where C is linear
+(its exact operator norm). The first is statistical: a split-conformal quantile over held-out frames
+(Vovk et al., 2005), void under shift. Both are loose, so steering uses the expected error
+`||J||_F / sqrt(d) ||z - z'||` instead. Norms are Frobenius norms over a frame, in z-scores of the
+target.
+
+Knows a map, pairs and a way to quantize latents. Does not know: bits, the wire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from projector.corpus import Corpus
+from projector.families.base import Map
+from protos.errors import FitError
+
+LEVEL = 0.99
+_BATCH = 64
+
+Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Latents `[..., r]` to what the other side reads."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A calibrated bound for one map.
+
+    Attributes:
+        lipschitz: exact operator norm of the cloud half on one token's latents; it is also the
+            frame's, tokens being mapped one by one on one grid.
+        expected: `||J||_F / sqrt(r)`.
+        residual: conformal 99 % quantile of `||y - C(z)||`.
+        frames: how many frames it was calibrated on.
+    """
+
+    lipschitz: float
+    expected: float
+    residual: float
+    frames: int
+
+    @classmethod
+    def calibrate(cls, made: Map, corpus: Corpus) -> Bound:
+        """From held-out frames that the map was not fitted to.
+
+        Raises:
+            FitError: too few frames for the level (fewer than 99), or a cloud half that mixes
+                tokens or is not linear: it has no exact norm.
+        """
+        if len(corpus) < math.ceil(LEVEL / (1 - LEVEL) - 1e-9):
+            raise FitError(f"{len(corpus)} frames: a {LEVEL:.0%} quantile needs 99 or more")
+        matrix = cloud_matrix(made)
+        residual = np.sort(frame_errors(made, corpus, None)[0])
+        rank = math.ceil((len(residual) + 1) * LEVEL - 1e-9)  # conformal: of n + 1, not n
+        return cls(
+            lipschitz=float(np.linalg.svd(matrix, compute_uv=False)[0]),
+            expected=float(np.linalg.norm(matrix) / math.sqrt(len(matrix))),
+            residual=float(residual[min(rank, len(residual)) - 1]),
+            frames=len(corpus),
+        )
+
+    def check(self, made: Map, corpus: Corpus, quantize: Quantize) -> dict[str, float]:
+        """The bound against what happens on other frames.
+
+        Returns:
+            `coverage` (share of frames within the bound), `violations` (1 - coverage),
+            `bound_over_actual`, `estimate_over_actual` (of the error that quantization adds), both
+            means over frames, and `guarantee_violations` (must be 0: `||C(z) - C(z')||` above
+            `Lip(C) ||z - z'||`).
+        """
+        actual, added, moved = frame_errors(made, corpus, quantize)
+        bound = self.residual + self.lipschitz * moved
+        within = float((actual <= bound).mean())
+        some = added > 0
+        ratio = (self.expected * moved[some] / added[some]).mean() if some.any() else math.nan
+        return {
+            "coverage": within,
+            "violations": 1 - within,
+            "bound_over_actual": float((bound / actual).mean()),
+            "estimate_over_actual": float(ratio),
+            "guarantee_violations": float((added > self.lipschitz * moved * (1 + 1e-5)).sum()),
+        }
+
+
+def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
+    """The cloud half as a matrix `[r, d_r]`.
+
+    Raises:
+        FitError: it is not linear, or mixes tokens.
+    """
+    if made.weights() is None or made.to_grid is not None:
+        raise FitError(
+            f"the cloud half of '{made.family.name}' is not one linear map per token: it has no "
+            "exact norm, and a norm found by trying would be no guarantee"
+        )
+    with torch.no_grad():
+        eye = torch.eye(made.rank)[None]
+        moved = made.up(eye) - made.up(torch.zeros_like(eye))
+    matrix: npt.NDArray[np.float64] = moved[0].double().numpy()
+    return matrix
+
+
+def frame_errors(
+    made: Map, corpus: Corpus, quantize: Quantize | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Per frame `||y - C(z')||`, `||C(z) - C(z')||` and `||z - z'||`, `[n]` each.
+
+    Args:
+        made: the map.
+        corpus: frames.
+        quantize: makes z' of z; None for z' = z.
+    """
+    parts: list[list[npt.NDArray[np.float64]]] = [[], [], []]
+    mean, scale = made.y_stats
+
+    def size(x: Tensor) -> npt.NDArray[np.float64]:
+        return x.flatten(1).double().norm(dim=1).numpy()
+
+    with torch.no_grad():
+        for begin in range(0, len(corpus), _BATCH):
+            x = torch.from_numpy(corpus.x[begin : begin + _BATCH].astype(np.float32))
+            y = torch.from_numpy(corpus.y[begin : begin + _BATCH].astype(np.float32))
+            z = made.down(made.normal(x))
+            read = z if quantize is None else torch.from_numpy(quantize(z.numpy()))
+            there, exact = made.cloud(read), made.cloud(z)
+            parts[0].append(size((y - mean) / scale - there))
+            parts[1].append(size(exact - there))
+            parts[2].append(size(z - read))
+    first, second, third = (np.concatenate(part) for part in parts)
+    return first, second, third

@@ -1,0 +1,83 @@
+"""The bound: guaranteed where it says so, covering what it promises, refused where it cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from projector.bounds import LEVEL, Bound, cloud_matrix, frame_errors
+from projector.corpus import Corpus
+from projector.families import Family, Map
+from projector.families.low_rank import LowRank
+from projector.families.mix import Mix
+from projector.families.mlp import MLP
+from projector.families.ridge import Ridge
+from projector.moments import Moments
+from protos.errors import FitError
+from tests.projector.test_moments import layout
+
+SOURCE, TARGET = layout(2, 1, 8, (3, 3)), layout(3, 2, 8, (3, 3))
+
+
+def corpus(count: int, seed: int, noise: float = 1.0) -> Corpus:
+    rng = np.random.default_rng(7)
+    true = rng.standard_normal((SOURCE.state_dim, TARGET.state_dim))
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 9, SOURCE.state_dim))
+    y = x @ true + noise * rng.standard_normal((count, 9, TARGET.state_dim))
+    return Corpus(
+        x.astype(np.float16), y.astype(np.float16), np.full((count, 9), 1 / 9, np.float16)
+    )
+
+
+def built(member: Family) -> Map:
+    pairs = corpus(300, 0)
+    return member.build(SOURCE, TARGET, Moments.of([(pairs.x, pairs.y)]))
+
+
+def coarse(z: np.ndarray) -> np.ndarray:
+    return (np.rint(z / 0.5) * 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("member", [Ridge(), LowRank(r=5)], ids=lambda m: m.name)
+def test_the_guaranteed_part_always_holds_and_the_statistical_part_covers(member: Family) -> None:
+    made = built(member)
+    bound = Bound.calibrate(made, corpus(400, 1))
+    found = bound.check(made, corpus(1000, 2), coarse)
+    assert found["guarantee_violations"] == 0
+    assert found["coverage"] >= LEVEL - 0.005
+    assert found["bound_over_actual"] >= 1
+    assert 0.5 < found["estimate_over_actual"] < 2
+
+
+def test_the_quantile_is_the_conformal_one() -> None:
+    made = built(Ridge())
+    frames = corpus(199, 3)
+    ordered = np.sort(frame_errors(made, frames, None)[0])
+    assert Bound.calibrate(made, frames).residual == ordered[198 - 1]  # ceil(200 * 0.99) = 198
+
+
+def test_under_shift_the_statistical_part_no_longer_covers() -> None:
+    made = built(Ridge())
+    bound = Bound.calibrate(made, corpus(400, 1))
+    assert bound.check(made, corpus(200, 5, noise=3.0), coarse)["coverage"] < 0.5
+
+
+def test_the_norm_is_that_of_the_cloud_half_not_of_the_whole_map() -> None:
+    made = built(LowRank(r=5))
+    matrix = cloud_matrix(made)
+    assert matrix.shape == (5, TARGET.state_dim)
+    z = torch.randn(4, 9, 5)
+    with torch.no_grad():
+        moved = made.cloud(z) - made.cloud(torch.zeros_like(z))
+    np.testing.assert_allclose(moved.numpy(), z.numpy() @ matrix, atol=1e-4)
+
+
+def test_what_has_no_exact_norm_or_too_few_frames_is_refused() -> None:
+    mixed = built(Mix(inner="low_rank", config={"r": 5}, width=16, heads=2))
+    for made in (mixed, built(MLP(hidden=8))):
+        with pytest.raises(FitError, match="no exact norm"):
+            Bound.calibrate(made, corpus(120, 1))
+    with pytest.raises(FitError, match="needs 99 or more"):
+        Bound.calibrate(built(Ridge()), corpus(98, 1))
