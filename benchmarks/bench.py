@@ -30,6 +30,7 @@ QUESTIONS = 6
 VALIDATION_PICTURES = 256
 LATENCY_PICTURES = 256
 FRONTIER = 8
+SWEEP = "codec-sweep.json"
 TTFT_ROUNDS = {1: 200, 16: 40}
 QUALITIES = (5, 10, 20, 35, 50, 70, 90)
 SIZES_PX = (16, 24, 32, 48, 64, 96, 144)
@@ -74,16 +75,23 @@ def frontier(rows: Sequence[dict[str, Any]], reference: float, most: int) -> lis
 
 
 def choose(given: argparse.Namespace, console: Console) -> tuple[PictureCodec, ...]:
-    """Sweep the codecs on validation and write the sweep beside the report."""
+    """Sweep the codecs on validation; a sweep of the same model and pictures is used again."""
     quiet_libraries()
     given.out.mkdir(parents=True, exist_ok=True)
     terminal = Terminal(console)
-    terminal.say(f"picture codecs on {given.validation_pictures} validation pictures")
-    test = TestSet.load("validation", given.validation_pictures, QUESTIONS)
-    reference, rows = sweep(VLM.load(given.cloud), test, terminal)
-    chosen = frontier(rows, reference, FRONTIER)
-    swept = {"pictures": len(test.pictures), "reference": round(reference, 5), "codecs": rows}
-    (given.out / "codec-sweep.json").write_text(json.dumps(swept, indent=1) + "\n")
+    cloud = VLM.load(given.cloud)
+    made_for = {"pictures": given.validation_pictures, "cloud": cloud.layout.fingerprint}
+    file = given.out / SWEEP
+    swept = json.loads(file.read_text()) if file.exists() else {}
+    if swept.get("made_for") == made_for:
+        terminal.say(f"picture codecs: the sweep in {file} is of this model and these pictures")
+    else:
+        terminal.say(f"picture codecs on {given.validation_pictures} validation pictures")
+        test = TestSet.load("validation", given.validation_pictures, QUESTIONS)
+        reference, rows = sweep(cloud, test, terminal)
+        swept = {"made_for": made_for, "reference": round(reference, 5), "codecs": rows}
+        file.write_text(json.dumps(swept, indent=1) + "\n")
+    chosen = frontier(swept["codecs"], swept["reference"], FRONTIER)
     names = ", ".join(f"{c.codec} q{c.quality} {c.longest_px} px" for c in chosen)
     terminal.say(f"the frontier: {names}")
     return tuple(chosen)
@@ -99,9 +107,14 @@ def main() -> int:
     parser.add_argument(
         "--validation-pictures", type=int, default=VALIDATION_PICTURES, help="default: %(default)s"
     )
+    parser.add_argument(
+        "--sweep-only", action="store_true", help="only the picture codecs, on validation"
+    )
     given = parser.parse_args()
     console = Console()
     swept = choose(given, console)
+    if given.sweep_only:
+        return 0
     plan = Plan(
         out=Path(given.out),
         pictures=given.pictures,

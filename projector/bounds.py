@@ -1,6 +1,6 @@
 """How far a projected state can be from the true one: the guaranteed and the statistical part.
 
-`||y - C(z')|| <= ||y - C(z)|| + Lip(C) ||z - z'||`. The second term is a guarantee where C is linear
+`||y - C(z')|| <= ||y - C(z)|| + Lip(C) ||z - z'||`. The second term is guaranteed where C is linear
 (its exact operator norm). The first is statistical: a split-conformal quantile over held-out frames
 (Vovk et al., 2005), void under shift. Both are loose, so steering uses the expected error
 `||J||_F / sqrt(d) ||z - z'||` instead. Norms are Frobenius norms over a frame, in z-scores of the
@@ -123,7 +123,8 @@ def frame_errors(
     mean, scale = made.y_stats
 
     def size(x: Tensor) -> npt.NDArray[np.float64]:
-        return x.flatten(1).double().norm(dim=1).numpy()
+        norms: npt.NDArray[np.float64] = x.flatten(1).double().norm(dim=1).numpy()
+        return norms
 
     with torch.no_grad():
         for begin in range(0, len(corpus), _BATCH):
