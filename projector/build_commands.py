@@ -90,7 +90,9 @@ def _build(args: argparse.Namespace) -> int:
             graph, about["fp8_parity"] = _with_fp8(graph)
     with tables.doing(f"compiling {info.id} for {args.engine_target}"):
         plan, report = engine.build(
-            graph, args.engine_target, engine.cloud_shapes(info.target, info.rank)
+            graph,
+            args.engine_target,
+            engine.cloud_shapes(info.target, info.rank, info.source.tokens),
         )
     about |= {"build": dataclasses.asdict(report)}
     text = json.dumps(about, indent=2) + "\n"

@@ -247,7 +247,14 @@ class Bundle:
             BundleFormatError: it cannot run the cloud half.
         """
         made = backends.get(name)
-        return made(self.cloud, self.info.target, self.info.rank, threads=threads, device=device)
+        return made(
+            self.cloud,
+            self.info.target,
+            self.info.rank,
+            threads=threads,
+            device=device,
+            tokens=self.info.source.tokens,
+        )
 
 
 def write_bundle(

@@ -360,7 +360,7 @@ def _parser() -> configuration.Parser:
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
         title="commands",
-        metavar="layout | corpus | train | validate | inspect | verify | sign | build | catalogue",
+        metavar="layout | corpus | train | validate | export | inspect | verify | sign | build | …",
     )
     train_commands.register(commands)
     build_commands.register(commands)

@@ -116,10 +116,10 @@ def build(graph: bytes, target: str, shapes: Shapes) -> tuple[bytes, Report]:
     )
 
 
-def cloud_shapes(target: KVLayout, rank: int) -> Shapes:
+def cloud_shapes(target: KVLayout, rank: int, tokens: int = 0) -> Shapes:
     """The shapes of a cloud half's inputs, for batches from 1 to `MAX_BATCH`."""
-    tokens = target.tokens
-    table = ((tokens, target.rope.rotary_dim),) * 3
+    tokens = tokens or target.tokens  # the source's
+    table = ((target.tokens, target.rope.rotary_dim),) * 3
     one, best, most = 1, BEST_BATCH, MAX_BATCH
     return {
         "latents": ((one, tokens, rank), (best, tokens, rank), (most, tokens, rank)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
-from projector.maps.low_rank import CloudHalf
+from projector.maps.low_rank import Boundaries
 from protos.errors import BundleFormatError
 
 Floats = npt.NDArray[np.float32]
@@ -67,11 +67,25 @@ class Exported:
     dynamic_tokens: bool
 
 
-def export(half: CloudHalf, tolerance: float = 1e-4) -> Exported:
+class Half(Protocol):
+    """A cloud half in torch: `(latents, kept, cos, sin)` to rotated keys and values."""
+
+    @property
+    def boundaries(self) -> Boundaries:
+        """Shapes at both ends."""
+
+    def eval(self) -> Any:
+        """As of any module."""
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Keys and values, both `[layers, B, kv_heads, M, head_dim]`."""
+
+
+def export(half: Half, tolerance: float = 1e-4) -> Exported:
     """Export, check and compare.
 
     Args:
-        half: the trained cloud half.
+        half: the trained cloud half, of any family.
         tolerance: largest parity error accepted.
 
     Raises:
@@ -79,7 +93,7 @@ def export(half: CloudHalf, tolerance: float = 1e-4) -> Exported:
             compute what the module computes.
     """
     half = half.eval()
-    dynamic_tokens = half.mix is None
+    dynamic_tokens = half.boundaries.free_tokens
     sample = probe(half, batch=2, seed=0)
     axes: dict[str, dict[int, str]] = {
         "latents": {0: "batch"},
@@ -95,7 +109,7 @@ def export(half: CloudHalf, tolerance: float = 1e-4) -> Exported:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter that needs no further package is deprecated
         torch.onnx.export(
-            half,
+            half,  # type: ignore[arg-type]  # a module, whatever else it is
             tuple(torch.from_numpy(array) for array in sample.values()),
             stream,  # type: ignore[arg-type]  # it takes streams; its stub says paths
             dynamo=False,
@@ -141,19 +155,18 @@ def check(graph: bytes) -> None:
         raise BundleFormatError(f"the graph's inputs and outputs are {names}")
 
 
-def probe(half: CloudHalf, batch: int, seed: int) -> dict[str, Floats]:
+def probe(half: Half, batch: int, seed: int) -> dict[str, Floats]:
     """Random graph inputs, with some tokens dropped and NaN in their place."""
     rng = np.random.default_rng(seed)
-    tokens, rank = half.config.tokens, half.config.rank
-    rotary_dim = half.config.rotary_dim or half.config.head_dim
-    latents = rng.standard_normal((batch, tokens, rank), dtype=np.float32)
-    kept = (rng.random((batch, tokens)) > 0.3).astype(np.float32)
+    ends = half.boundaries
+    latents = rng.standard_normal((batch, ends.tokens_in, ends.rank), dtype=np.float32)
+    kept = (rng.random((batch, ends.tokens_in)) > 0.3).astype(np.float32)
     latents[kept == 0] = np.nan
-    angle = rng.uniform(0, 6.28, (tokens, rotary_dim)).astype(np.float32)
+    angle = rng.uniform(0, 6.28, (ends.tokens_out, ends.rotary_dim)).astype(np.float32)
     return dict(zip(INPUTS, (latents, kept, np.cos(angle), np.sin(angle)), strict=True))
 
 
-def compare(half: CloudHalf, graph: bytes, inputs: dict[str, Floats]) -> float:
+def compare(half: Half, graph: bytes, inputs: dict[str, Floats]) -> float:
     """Largest `max|onnx - torch| / max|torch|` over both outputs."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     with torch.inference_mode():

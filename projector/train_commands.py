@@ -1,10 +1,11 @@
-"""The commands of a model engineer: `projector corpus`, `train`, `validate`.
+"""The commands of a model engineer: `projector corpus`, `train`, `validate`, `export`.
 
 Knows flags, files and what is printed. Does not know: how anything is fitted or judged. Models are
 loaded (and torch imported) only when a command runs.
 
 The calls, in order: `corpus` runs both models over a folder of pictures; `train` fits a map to the
-pairs, holding some pictures out; `validate` judges it on pairs that it never saw.
+pairs, holding some pictures out; `validate` judges it on pairs that it never saw; `export` writes
+it, with that judgement, as a bundle to serve.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
-from protos.errors import ConfigError, CorpusError, FitError
+from protos.errors import BridgeError, ConfigError, CorpusError, FitError
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
-UNTRAINED_PICTURES = 512
+_MAX_REPORT_BYTES = 1 << 24
+_CONTROLS = ("native", "blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
 
 _EXAMPLES = {
     "corpus": "projector corpus photos/ corpus/ --source models/edge-a --target models/cloud",
@@ -36,11 +38,13 @@ _EXAMPLES = {
     "--family mix --set width=128 --task-steps 500",
     "validate": "projector validate map/ held-out/ held-out-corpus/ report/ "
     "--source models/edge-a --target models/cloud",
+    "export": "projector export map/ photos/ corpus/ bundles/mine --report report/report.json "
+    "--source models/edge-a --target models/cloud",
 }
 
 
 def register(commands: Any) -> None:
-    """Add the three commands to the program's parser."""
+    """Add the four commands to the program's parser."""
     corpus = _command(commands, "corpus", "run both models over pictures and keep the pairs", _make)
     corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures")
     corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
@@ -73,6 +77,16 @@ def register(commands: Any) -> None:
     validate.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     validate.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
     validate.add_argument("--questions", type=_whole, default=6, help="per picture")
+    export = _command(commands, "export", "write a judged map as a bundle to serve", _export)
+    export.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
+    export.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
+    export.add_argument("corpus", type=Path, metavar="CORPUS", help="training pairs, to calibrate")
+    export.add_argument("out", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    export.add_argument(
+        "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
+    )
+    export.add_argument("--id", help="name of the bundle (default: its folder's)")
+    export.add_argument("--bundle-version", type=_whole, default=1, help="default: %(default)s")
     validate.add_argument("--json", action="store_true", help="print the report instead of tables")
 
 
@@ -169,6 +183,49 @@ def _validate(args: argparse.Namespace) -> int:
     else:
         validate_page.show(report)
         print(f"wrote {args.out / 'report.json'} and {args.out / 'report.html'}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from projector.backends import CloudFiles
+    from projector.bundle import write_bundle
+    from projector.calibrate import COARSENESS, FP8_POINT, encoder_of
+    from projector.dataset import Dataset
+    from projector.export import export
+    from projector.families import ServedMap
+    from protos.layout import read_json
+
+    data = Dataset(args.data)
+    source, target = _models(args)
+    made = _map(args.map, source, target).eval()
+    try:
+        report = read_json(args.report.read_bytes(), _MAX_REPORT_BYTES, str(args.report))
+        judged, controls = report["map"], report["accuracy"]
+        same = judged == {"family": made.family.name, "config": asdict(made.family)}
+    except (OSError, BridgeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{args.report} is no report of `projector validate`: {error}") from error
+    if not same or not set(_CONTROLS) <= set(controls):
+        raise ConfigError(f"{args.report} judges another map, or without its controls")
+    corpus = _collect(data, source, target, args.corpus, None, make=False)
+    with tables.doing("calibrating the edge half, exporting the cloud half"):
+        encoder = encoder_of(made, corpus.x)
+        exported = export(ServedMap(made))
+    info = write_bundle(
+        args.out,
+        id=args.id or args.out.name,
+        version=args.bundle_version,
+        source=source.layout,
+        target=target.layout,
+        encoder=encoder,
+        cloud=CloudFiles(weights=made.to_bytes(), graph=exported.graph),
+        certificate={key: value for key, value in report.items() if key != "worst_pictures"},
+        default_point=FP8_POINT,
+        ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
+    )
+    print(
+        f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
+        f"parity {exported.parity:.1e}, tier {report['tier_by_answers']}"
+    )
     return 0
 
 

@@ -252,7 +252,7 @@ class Validator:
         kinds = [one.kind for one in self.asked]
         floor = accuracy["blind"]["mean"]
         above = accuracy["native"]["mean"] - floor
-        retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else math.nan
+        retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else None
         rel_l2 = fit["whole"]["relative_l2"]
         return {
             "pictures": len(self.corpus),
@@ -394,7 +394,7 @@ def diagnostics(made: Any) -> dict[str, Any]:
 
 def amplification(
     variation: Sequence[float], kinds: Sequence[str], rel_l2: float
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Measured `C_attn = D_task / delta_rel` per kind of question.
 
     `D_task` is the mean total variation distance between the answers' distributions from the
@@ -406,7 +406,7 @@ def amplification(
     return {
         kind: {
             "d_task": float(np.mean(values)),
-            "c_attn": float(np.mean(values)) / rel_l2 if rel_l2 else math.nan,
+            "c_attn": float(np.mean(values)) / rel_l2 if rel_l2 else None,
             "within_0.1": bool(np.mean(values) <= 0.1),
         }
         for kind, values in sorted(grouped.items())
@@ -418,6 +418,8 @@ def grade(cosine: float, mse: float) -> str:
     return next((g for g, least, most in GRADES if cosine >= least and mse <= most), "F")
 
 
-def tier(retention: float) -> str:
-    """The certificate's tier, by answers; `none` below bronze."""
+def tier(retention: float | None) -> str:
+    """The certificate's tier, by answers; `none` below bronze or where native is no better."""
+    if retention is None:
+        return "none"
     return next((name for name, least in TIERS if retention >= least), "none")

@@ -36,7 +36,7 @@ def show(report: Mapping[str, Any]) -> None:
             f"{kinds['native'][kind]:.1%}",
             f"{kinds['mapped'][kind]:.1%}",
             f"{kinds['blind'][kind]:.1%}",
-            f"{report['attention_amplification'][kind]['c_attn']:.3f}",
+            _shown(report["attention_amplification"][kind]["c_attn"]),
         )
         for kind in kinds["native"]
     ]
@@ -59,7 +59,7 @@ def show(report: Mapping[str, Any]) -> None:
         ]
     )
     print(
-        f"retention {report['retention']:.3f}: tier {report['tier_by_answers']} by answers, "
+        f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} by answers, "
         f"grade {report['grade_by_reconstruction']} by reconstruction"
     )
 
@@ -80,6 +80,10 @@ def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
         singular=_singular(report["diagnostics"].get("singular_values")),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _layers(rows: list[dict[str, Any]]) -> str:

@@ -19,21 +19,18 @@ from PIL import Image
 
 from projector.backends import CloudFiles
 from projector.bundle import write_bundle
+from projector.calibrate import COARSENESS, make_encoder
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
 from projector.export import export
 from projector.train import LowRankMap, Trainer, TrainSettings, closed_form
 from projector.vlm import VLM
 from protos import distortion
-from protos.frame import RAW_KV_FP8, OperatingPoint
-from protos.quantize import EntropyTables, UniformQuantizer
+from protos.quantize import UniformQuantizer
 from reference.pictures import Pictures
 from reference.yard import ask, true_answer
 
 HERE = Path(__file__).parent
-COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
-"""Quantization steps of the ladder, in units of `LowRankMap.steps`."""
-
 Floats = npt.NDArray[np.float32]
 
 
@@ -142,47 +139,18 @@ def reconstruction(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def make_encoder(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
-    """The edge half: statistics, steps and entropy tables counted on the training pictures."""
-    sample = corpus.x[:: max(1, len(corpus) // 2048)].astype(np.float32)
+def edge_half(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
+    """The edge half, calibrated on the training pictures."""
     with torch.no_grad():
-        centre = lowrank.centre.numpy()
-        z = lowrank.latents(torch.from_numpy(sample)).numpy()
-        moved, z = (z - centre).reshape(-1, z.shape[-1]), z.reshape(-1, z.shape[-1])
-        x = ((torch.from_numpy(sample) - lowrank.x_mean) / lowrank.x_scale).flatten(0, 1).numpy()
-    base = lowrank.steps.detach().numpy()
-    steps = {name: (base * factor).astype(np.float32) for name, factor in COARSENESS.items()}
-    entropy = {
-        name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
-        for name, step in steps.items()
-    }
-    # E4M3 reaches 448: the largest calibration value lands at half of that.
-    steps["fp8"] = (np.abs(moved).max(axis=0) / 224.0).astype(np.float32)
-    best, *_ = np.linalg.lstsq(z, x, rcond=None)
-    flat = sample.reshape(-1, sample.shape[-1])
-    rank = z.shape[1]
-    points = (
-        *(
-            OperatingPoint(index=i, name=n, quantizer=UniformQuantizer.name, rank=rank, steps=n)
-            for i, n in enumerate(reversed(COARSENESS), start=1)
-        ),
-        OperatingPoint(index=10, name="fp8", quantizer="fp8_e4m3", rank=rank, steps="fp8"),
-        OperatingPoint(index=11, name="float", quantizer="none", rank=rank),
-        RAW_KV_FP8,
-    )
-    return Encoder(
-        source_fingerprint=source.layout.fingerprint,
-        points=points,
+        centre, base = lowrank.centre.numpy(), lowrank.steps.numpy()
+    return make_encoder(
+        source.layout,
+        corpus.x,
         x_mean=lowrank.x_mean.numpy(),
         x_scale=lowrank.x_scale.numpy(),
         projection=lowrank.down.detach().numpy().copy(),
-        reconstruction=best.astype(np.float32),
         centre=centre,
-        latent_mean=z.mean(axis=0).astype(np.float32),
-        latent_inv_cov=np.linalg.inv(np.cov(z.T) + 1e-6 * np.eye(rank)).astype(np.float32),
-        raw_scale=(np.abs(flat).max(axis=0) / 224.0 + 1e-8).astype(np.float32),
-        steps=steps,
-        entropy=entropy,
+        steps=base,
     )
 
 
@@ -249,7 +217,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         "closed_form": started["float"],
         "float": measure(trainer, validation, held_out, None),
     }
-    encoder = make_encoder(lowrank, source, corpus)
+    encoder = edge_half(lowrank, source, corpus)
     sizes = payload_bytes(encoder, validation)
     for point, factor in COARSENESS.items():
         accuracy[point] = measure(trainer, validation, held_out, factor)

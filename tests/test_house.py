@@ -41,6 +41,9 @@ SERVING = (
     "projector.bundle",
     "projector.backends",
     "projector.engine",
+    "projector.families",
+    "projector.moments",
+    "projector.closed_form",
     "projector.maps",
     "projector.signing",
 )

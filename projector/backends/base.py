@@ -40,6 +40,7 @@ class Backend(ABC):
         rank: numbers per latent.
         threads: intra-operator threads; 0 for the library's own choice.
         device: where it runs, as the library names devices.
+        tokens: image tokens of the source's grid, N; 0 where it is the target's.
 
     Raises:
         BundleFormatError: the files are not what the backend can run.
@@ -55,8 +56,10 @@ class Backend(ABC):
         rank: int,
         threads: int = 1,
         device: str = "cpu",
+        tokens: int = 0,
     ) -> None:
         self.target, self.rank, self.threads, self.device = target, rank, threads, device
+        self.tokens = tokens or target.tokens
         self._tables: tuple[bytes, Floats, Floats] | None = None
         self._open(files)
 
@@ -71,24 +74,24 @@ class Backend(ABC):
         Args:
             latents: `[B, N, r]`; rows of dropped tokens are ignored.
             kept: `[B, N]`.
-            positions: of the image tokens in the target's prompt, `[N]`.
+            positions: of the image tokens in the target's prompt, `[M]`.
 
         Returns:
-            Keys (rotated) and values, float32 `[layers, B, kv_heads, N, head_dim]`.
+            Keys (rotated) and values, float32 `[layers, B, kv_heads, M, head_dim]`.
 
         Raises:
             FrameMalformedError: shapes that do not fit the target.
         """
-        tokens = self.target.tokens
+        tokens, made = self.tokens, self.target.tokens
         if (
             latents.ndim != 3
             or latents.shape[1:] != (tokens, self.rank)
             or kept.shape != latents.shape[:2]
-            or len(positions) != tokens
+            or len(positions) != made
         ):
             raise FrameMalformedError(
                 f"the map takes latents [B, {tokens}, {self.rank}], kept [B, {tokens}] and "
-                f"{tokens} positions, not {latents.shape}, {kept.shape} and {len(positions)}"
+                f"{made} positions, not {latents.shape}, {kept.shape} and {len(positions)}"
             )
         cos, sin = self._cos_sin(positions)
         return self._run(
@@ -96,7 +99,7 @@ class Backend(ABC):
         )
 
     def _cos_sin(self, positions: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """The target's tables `[N, rotary_dim]`, kept between calls: positions hardly change."""
+        """The target's tables `[M, rotary_dim]`, kept between calls: positions hardly change."""
         key = positions.tobytes()
         if self._tables is None or self._tables[0] != key:
             self._tables = (key, *self.target.rope.cos_sin(positions))

@@ -29,7 +29,7 @@ class TensorRTBackend(Backend):
         if not self._torch.cuda.is_available():
             raise ConfigError("the backend 'tensorrt' needs an NVIDIA GPU; torch sees none")
         self._gpu = self._torch.device(self.device if self.device != "cpu" else "cuda")
-        shapes = engine.cloud_shapes(self.target, self.rank)
+        shapes = engine.cloud_shapes(self.target, self.rank, self.tokens)
         with self._torch.cuda.device(self._gpu):
             plan, self.report = engine.build(files.graph, engine.NATIVE, shapes)
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from projector.families.base import Family, Map, ServedMap, read
+from projector.families.base import METADATA, Family, Map, ServedMap, read
 from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.families.bidirectional import Bidirectional
 from projector.families.linear import Linear
@@ -38,7 +38,7 @@ FAMILIES: dict[str, type[Family]] = {
     )
 }
 
-__all__ = ["FAMILIES", "Family", "Map", "ServedMap", "family", "load"]
+__all__ = ["FAMILIES", "Family", "Map", "ServedMap", "family", "is_map", "load"]
 
 
 def family(name: str) -> type[Family]:
@@ -54,8 +54,16 @@ def family(name: str) -> type[Family]:
     return FAMILIES[name]
 
 
-def load(blob: bytes, source: KVLayout, target: KVLayout) -> Map:
+def is_map(blob: bytes) -> bool:
+    """Whether a blob claims to be what `Map.to_bytes` wrote."""
+    length = int.from_bytes(blob[:8], "little")
+    return METADATA.encode() in blob[8 : 8 + min(length, len(blob))]
+
+
+def load(blob: bytes, source: KVLayout | None, target: KVLayout) -> Map:
     """Read what `Map.to_bytes` wrote, for the layouts that are running.
+
+    Without a source the map's own is taken: the cloud half of a bundle, whose source was checked.
 
     Raises:
         BundleFormatError: not such a blob, or tensors that do not fit its configuration.

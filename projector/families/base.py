@@ -27,13 +27,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from projector.cache import apply_rotation
+from projector.maps.low_rank import Boundaries
 from projector.moments import Moments
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
 from protos.layout import KVLayout
 
 Floats = npt.NDArray[np.float32]
 
-_METADATA = "neural_bridge_map"
+METADATA = "neural_bridge_map"
 _POWER_STEPS = 100
 
 
@@ -168,6 +169,20 @@ class Map(nn.Module, ABC):
         """One group of all parameters, for an optimiser."""
         return [{"params": list(self.parameters()), "scale": 1.0}]
 
+    def steps(self) -> Tensor:
+        """Quantization steps `[r]`: one step in any latent moves the target equally far.
+
+        (Reverse water-filling, on z-scores; exact where the cloud half is linear.)
+        """
+        with torch.no_grad():
+            probes = torch.eye(self.rank)[:, None].expand(-1, self.target.tokens, -1)
+            still = torch.zeros(1, self.target.tokens, self.rank)
+            moved = (self.up(probes) - self.up(still)).flatten(1).norm(dim=1)
+            moved = moved / self.target.tokens**0.5
+            least = 1e-3 * float(moved.max()) + 1e-12
+            steps: Tensor = moved.clamp(min=least).reciprocal()
+        return steps
+
     def parameters_count(self) -> int:
         """Trainable numbers."""
         return sum(p.numel() for p in self.parameters())
@@ -205,7 +220,7 @@ class Map(nn.Module, ABC):
             "target": json.loads(self.target.to_json()),
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        blob: bytes = save_tensors(tensors, metadata={_METADATA: json.dumps(plain, sort_keys=True)})
+        blob: bytes = save_tensors(tensors, metadata={METADATA: json.dumps(plain, sort_keys=True)})
         return blob
 
 
@@ -218,7 +233,14 @@ class ServedMap(nn.Module):
     def __init__(self, inner: Map) -> None:
         super().__init__()
         self.inner = inner
-        self.empty = nn.Parameter(torch.zeros(inner.rank))
+
+    @property
+    def boundaries(self) -> Boundaries:
+        """Shapes at both ends."""
+        source, target = self.inner.source, self.inner.target
+        return Boundaries(
+            source.tokens, target.tokens, self.inner.rank, target.rope.rotary_dim, free_tokens=False
+        )
 
     def forward(
         self, latents: Tensor, kept: Tensor, cos: Tensor, sin: Tensor
@@ -227,7 +249,7 @@ class ServedMap(nn.Module):
 
         Args:
             latents: `[B, N, r]`.
-            kept: `[B, N]`, 1 where the token was sent; the others become `empty`.
+            kept: `[B, N]`, 1 where the token was sent; the others become the mean state.
             cos: `[M, rotary_dim]` at the target's positions.
             sin: likewise.
 
@@ -235,7 +257,7 @@ class ServedMap(nn.Module):
             Keys (rotated) and values, both `[layers, B, kv_heads, M, head_dim]`.
         """
         target = self.inner.target
-        filled = torch.where(kept.unsqueeze(-1) > 0.5, latents, self.empty)
+        filled = torch.where(kept.unsqueeze(-1) > 0.5, latents, torch.zeros_like(latents))
         states = self.inner.cloud(filled) * self.inner.y_scale + self.inner.y_mean
         shape = (2, target.layers, target.kv_heads, target.head_dim)
         split = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)
@@ -283,8 +305,15 @@ def configured(cls: type[F], config: dict[str, Any]) -> F:
     return cls(**config)
 
 
-def read(blob: bytes, source: KVLayout, target: KVLayout, families: dict[str, type[Family]]) -> Map:
+def read(
+    blob: bytes,
+    source: KVLayout | None,
+    target: KVLayout,
+    families: dict[str, type[Family]],
+) -> Map:
     """Read what `Map.to_bytes` wrote, for the layouts that are running.
+
+    Without a source the map's own is taken: the cloud half of a bundle, whose source was checked.
 
     Raises:
         BundleFormatError: not such a blob, or tensors that do not fit its configuration.
@@ -293,12 +322,13 @@ def read(blob: bytes, source: KVLayout, target: KVLayout, families: dict[str, ty
     try:
         tensors: dict[str, Tensor] = load_tensors(blob)
         header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
-        plain = json.loads(header["__metadata__"][_METADATA])
+        plain = json.loads(header["__metadata__"][METADATA])
         made_for = [KVLayout.from_json(json.dumps(plain[side])) for side in ("source", "target")]
         cls = families[plain["family"]]
         family = configured(cls, plain["config"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BundleFormatError(f"not a map: {error}") from error
+    source = source or made_for[0]
     for side, made, live in zip(("source", "target"), made_for, (source, target), strict=True):
         if made.fingerprint != live.fingerprint:
             raise BundleLayoutError(

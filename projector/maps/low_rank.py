@@ -27,6 +27,25 @@ MAX_MIX_DEPTH = 8
 
 
 @dataclass(frozen=True)
+class Boundaries:
+    """Shapes at both ends of a cloud half.
+
+    Attributes:
+        tokens_in: image tokens of the source's grid, N.
+        tokens_out: of the target's, M.
+        rank: numbers per token that travelled.
+        rotary_dim: channels that the target's RoPE turns.
+        free_tokens: whether any number of tokens may go in (as many come out).
+    """
+
+    tokens_in: int
+    tokens_out: int
+    rank: int
+    rotary_dim: int
+    free_tokens: bool
+
+
+@dataclass(frozen=True)
 class CloudConfig:
     """Shape of a cloud half.
 
@@ -205,6 +224,13 @@ class CloudHalf(nn.Module):
         self.register_buffer("y_mean", _static(y_mean, torch.zeros(wide)))
         self.register_buffer("y_scale", _static(y_scale, torch.ones(wide)))
         self.mix = Mix(config) if config.mix_width else None
+
+    @property
+    def boundaries(self) -> Boundaries:
+        """What goes in and comes out; a mixing block fixes the number of tokens."""
+        c = self.config
+        rotary_dim = c.rotary_dim or c.head_dim
+        return Boundaries(c.tokens, c.tokens, c.rank, rotary_dim, free_tokens=self.mix is None)
 
     def fill(self, latents: Tensor, kept: Tensor) -> Tensor:
         """Put `empty` where `kept [B, N]` is 0; what `latents` held there is ignored, NaN too."""

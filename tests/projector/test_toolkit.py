@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from projector import cli
+from projector.bundle import Bundle
 from projector.corpus import collect
 from projector.dataset import Dataset, write_questions
+from projector.families import load
 from projector.fit import split
 from projector.train import Trainer, TrainSettings
 from projector.validate import LEAST_QUESTIONS, Validator, grade, reconstruction, tier
@@ -141,8 +144,6 @@ def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
 def test_reconstruction_figures_are_those_of_the_definitions(judge: Validator) -> None:
     made, pairs = judge.trainer.map, judge.corpus
     found = reconstruction(made, pairs)
-    import torch
-
     with torch.no_grad():
         got = made.predict(torch.from_numpy(pairs.x.astype(np.float32))).double().numpy()
     mean, scale = (part.numpy() for part in made.y_stats)
@@ -247,3 +248,39 @@ def test_questions_about_pictures_that_are_not_there_are_refused(
         (tmp_path / "questions.jsonl").write_text(row + "\n")
         with pytest.raises(SourceError, match="line 1"):
             Dataset(tmp_path)
+
+
+def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
+    run: Any,
+    data: Path,
+    corpus: Path,
+    made: Path,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report, folder = tmp_path / "report", tmp_path / "bundle"
+    assert run("validate", made, data, corpus, report) == 0
+    written = ("export", made, data, corpus, folder, "--report", report / "report.json")
+    assert run(*written, "--id", "mine") == 0
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    bundle = Bundle.load(folder, source.layout, target.layout)
+    assert bundle.info.id == "mine" and bundle.certificate["tier_by_answers"]
+    one = load((made / "map.safetensors").read_bytes(), source.layout, target.layout)
+    state = source.states(source.prefill([picture(70)]))[0]
+    point = bundle.encoder.point(11)  # not quantized
+    sent = bundle.encoder.encode(state, point)
+    latents = bundle.encoder.decode(sent.payload, sent.kept, point)[None]
+    for name in ("onnxruntime", "torch"):
+        keys, values = bundle.backend(name).project(latents, sent.kept[None], target.positions)
+        with torch.no_grad():
+            flat = one(torch.from_numpy(state.flat()[None].astype(np.float32)))
+        want = flat.unflatten(-1, (2, target.layout.layers, target.layout.kv_heads, -1))
+        np.testing.assert_allclose(
+            values[:, 0].transpose(2, 0, 1, 3), want[0, :, 1].numpy(), atol=1e-3
+        )
+        assert keys.shape == values.shape
+    capsys.readouterr()
+    (report / "report.json").write_text("{}")
+    assert run(*written) == code_of("config")
+    assert "no report of" in capsys.readouterr().err

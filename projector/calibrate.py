@@ -1,0 +1,114 @@
+"""From a fitted map to the edge half of a bundle: steps, entropy tables, calibration statistics.
+
+Knows what travels and how it is coded. Does not know: how the map was fitted, files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from projector.encoder import Encoder
+from projector.families.base import Map
+from protos.frame import RAW_KV_FP8, OperatingPoint
+from protos.layout import KVLayout
+from protos.quantize import EntropyTables, UniformQuantizer
+
+COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
+"""Quantization steps of the ladder, in units of a map's own steps."""
+FP8_POINT, FLOAT_POINT = 10, 11
+_E4M3_HALF_RANGE = 224.0
+_CALIBRATION_PICTURES = 2048
+
+Floats = npt.NDArray[np.float32]
+
+
+def make_encoder(
+    source: KVLayout,
+    states: npt.NDArray[np.floating],
+    *,
+    x_mean: Floats,
+    x_scale: Floats,
+    projection: Floats,
+    centre: Floats,
+    steps: Floats,
+    coarseness: dict[str, float] = COARSENESS,
+) -> Encoder:
+    """The edge half, calibrated on training pictures.
+
+    Args:
+        source: the edge model's layout.
+        states: `[n, N, d_s]` flat states of training pictures; some 2,048 of them are used.
+        x_mean: `[d_s]`.
+        x_scale: `[d_s]`.
+        projection: `[d_s, r]` on z-scored states.
+        centre: `[N, r]`, the mean latents of each place of the grid.
+        steps: `[r]`, errors of one step in any latent hurt equally.
+        coarseness: the ladder's uniform points, finest first.
+    """
+    sample = states[:: max(1, len(states) // _CALIBRATION_PICTURES)].astype(np.float32)
+    normal = (sample - x_mean) / x_scale
+    latents = normal @ projection
+    rank = latents.shape[-1]
+    moved, z = (latents - centre).reshape(-1, rank), latents.reshape(-1, rank)
+    by_name = {name: (steps * factor).astype(np.float32) for name, factor in coarseness.items()}
+    entropy = {
+        name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
+        for name, step in by_name.items()
+    }
+    # E4M3 reaches 448: the largest calibration value lands at half of that.
+    by_name["fp8"] = (np.abs(moved).max(axis=0) / _E4M3_HALF_RANGE + 1e-12).astype(np.float32)
+    best, *_ = np.linalg.lstsq(z, normal.reshape(-1, normal.shape[-1]), rcond=None)
+    spread = np.abs(sample).reshape(-1, sample.shape[-1]).max(axis=0)
+    uniform = UniformQuantizer.name
+    points = (
+        *(
+            OperatingPoint(index=i, name=n, quantizer=uniform, rank=rank, steps=n)
+            for i, n in enumerate(reversed(coarseness), start=1)
+        ),
+        OperatingPoint(index=FP8_POINT, name="fp8", quantizer="fp8_e4m3", rank=rank, steps="fp8"),
+        OperatingPoint(index=FLOAT_POINT, name="float", quantizer="none", rank=rank),
+        RAW_KV_FP8,
+    )
+    return Encoder(
+        source_fingerprint=source.fingerprint,
+        points=points,
+        x_mean=x_mean,
+        x_scale=x_scale,
+        projection=np.ascontiguousarray(projection),
+        reconstruction=best.astype(np.float32),
+        centre=centre,
+        latent_mean=z.mean(axis=0).astype(np.float32),
+        latent_inv_cov=np.linalg.inv(np.atleast_2d(np.cov(z.T)) + 1e-6 * np.eye(rank)).astype(
+            np.float32
+        ),
+        raw_scale=(spread / _E4M3_HALF_RANGE + 1e-8).astype(np.float32),
+        steps=by_name,
+        entropy=entropy,
+    )
+
+
+def encoder_of(made: Map, states: npt.NDArray[np.floating]) -> Encoder:
+    """The edge half of a family's map: its `down` on z-scores, as a matrix.
+
+    A map without an edge half sends the z-scored state itself, rank `d_s`.
+
+    Args:
+        made: the map.
+        states: `[n, N, d_s]` of training pictures.
+    """
+    with torch.no_grad():
+        projection = made.down(torch.eye(made.source.state_dim)).numpy().astype(np.float32)
+        mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
+        centre = made.down(made.normal(mean)).numpy().astype(np.float32)
+        steps = made.steps().numpy().astype(np.float32)
+    return make_encoder(
+        made.source,
+        states,
+        x_mean=made.x_mean.numpy(),
+        x_scale=made.x_scale.numpy(),
+        projection=projection,
+        centre=centre,
+        steps=steps,
+    )
