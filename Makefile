@@ -11,12 +11,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench reference clean
+.PHONY: help setup demo test check bench bench-projectors reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name what; do printf '  make %-17s %s\n' "$$name" "$$what"; done
 
 setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
 
@@ -54,6 +54,10 @@ check: $(READY) ## Style, types, generated stubs, protocol lint
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"
 	@$(BIN)/python -m benchmarks.bench
+
+bench-projectors: $(READY) ## Every family of maps on every edge model, with controls and shift (under 60 minutes)
+	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json"
+	@$(BIN)/python -m benchmarks.projectors
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"

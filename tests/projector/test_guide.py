@@ -1,0 +1,52 @@
+"""Every command of docs/model-engineer.md, on tiny models, in the order of the page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from projector import cli
+from projector.dataset import write_questions
+from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
+WORDS = ("red", "blue", "one", "two")
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.S)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def folder(path: Path, first: int, count: int) -> None:
+    path.mkdir()
+    rows: list[dict[str, object]] = []
+    for index in range(first, first + count):
+        name = f"{index:03d}.png"
+        picture(index).save(path / name)
+        for k in range(6):
+            word = WORDS[(index + k) % 4]
+            rows.append({"picture": name, "question": f"what is {k}", "answer": word})
+    write_questions(path, rows)
+
+
+def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models").mkdir()
+    tiny_idefics3(tmp_path).rename(tmp_path / "models" / "edge")
+    tiny_llava(tmp_path, text="llama").rename(tmp_path / "models" / "cloud")
+    folder(tmp_path / "photos", 0, 64)
+    folder(tmp_path / "held-out", 100, 64)
+    (tmp_path / "bundles").mkdir()
+    monkeypatch.chdir(tmp_path)
+    ran = commands()
+    assert [line[0] for line in ran] == ["projector"] * len(ran) and len(ran) >= 10
+    for line in ran:
+        assert cli.main(line[1:]) == 0, f"{shlex.join(line)}: {capsys.readouterr().err}"
+    assert (tmp_path / "report" / "report.html").exists()
+    assert "mine" in capsys.readouterr().out
