@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector import configuration
+from projector.signing import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.frame import Limits
 
@@ -57,6 +58,11 @@ class Settings(configuration.TypedSettings):
     )
     backend: str = Field(
         "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
+    )
+    trusted_keys: Path | None = Field(
+        None,
+        description="TOML file of trusted keys; with it, only bundles that one of them signed are "
+        "served",
     )
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"
@@ -184,6 +190,8 @@ class Settings(configuration.TypedSettings):
             raise ConfigError(
                 f"no bundle: give --bundles, {PREFIX}BUNDLES or 'bundles' in the configuration file"
             )
+        if self.trusted_keys is not None:
+            TrustedKeys.load(self.trusted_keys)
         for bundle in self.bundles:
             if not (bundle / "bundle.json").is_file():
                 raise BundleMissingError(f"{bundle} holds no bundle.json: it is not a bundle")

@@ -27,6 +27,7 @@ from cloud_server.settings import Settings
 from projector.backends import Backend
 from projector.bundle import Bundle
 from projector.encoder import Floats, Mask
+from projector.signing import TrustedKeys
 from projector.vlm import VLM
 from protos.errors import (
     BridgeError,
@@ -85,6 +86,7 @@ class TransformersEngine(Engine):
         Raises:
             ModelError, UnsupportedModelError: the model cannot be used.
             BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
+            SignatureError: trusted keys are set and none of them signed a bundle.
             ConfigError: two bundles are for the same edge model, or the backend cannot be had.
         """
         settings = self._settings
@@ -93,9 +95,12 @@ class TransformersEngine(Engine):
         self._vlm = VLM.load(settings.model_path, settings.device, settings.dtype)
         self._batch: RunningBatch[_Work] = RunningBatch(self._vlm)
         offers: list[Offer] = []
+        trusted = None
+        if settings.trusted_keys is not None:
+            trusted = TrustedKeys.load(settings.trusted_keys)
         for path in settings.bundles:
             info = Bundle.peek(path)
-            bundle = Bundle.load(path, info.source, self._vlm.layout)
+            bundle = Bundle.load(path, info.source, self._vlm.layout, trusted=trusted)
             twin = next(
                 (o for o in offers if o.source_fingerprint == info.source.fingerprint), None
             )

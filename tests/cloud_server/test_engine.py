@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,9 +16,16 @@ from cloud_server.engine.scenes import SceneStore
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.settings import Settings, load
-from projector.bundle import Bundle
+from projector.bundle import Bundle, sign_bundle
+from projector.signing import SigningKey
 from projector.vlm import VLM
-from protos.errors import BundleLayoutError, ConfigError, PictureError, UnknownSceneError
+from protos.errors import (
+    BundleLayoutError,
+    ConfigError,
+    PictureError,
+    SignatureError,
+    UnknownSceneError,
+)
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.fakes import tiny_models
@@ -233,3 +241,17 @@ def test_any_damage_to_a_picture_file_is_a_picture_error_or_a_picture() -> None:
                 except PictureError:
                     outcomes["refused"] += 1
     assert outcomes["refused"] > 20
+
+
+def test_with_trusted_keys_only_what_they_signed_is_served(files: Files, tmp_path: Path) -> None:
+    mine = tmp_path / "bundle"
+    shutil.copytree(files.bundle, mine)
+    key = SigningKey.create(tmp_path / "key.pem")
+    trusted = tmp_path / "trusted.toml"
+    trusted.write_text(f'[keys]\n"build server" = "{key.public}"\n')
+    given = {"model": files.model, "bundles": [mine], "threads": 1, "trusted_keys": trusted}
+    with pytest.raises(SignatureError, match="not signed"):
+        TransformersEngine(load(given, environ={}), lambda event: None).load()
+    sign_bundle(mine, key)
+    (offer,) = TransformersEngine(load(given, environ={}), lambda event: None).load()
+    assert offer.bundle_digest == Bundle.peek(mine).digest
