@@ -262,10 +262,10 @@ def main() -> None:
     parser.add_argument("name", help="the edge model's folder under --models")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--inner", type=int, default=128)
-    parser.add_argument("--pictures", type=int, default=12288)
+    parser.add_argument("--pictures", type=int, default=24576)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--reconstruct-steps", type=int, default=600)
-    parser.add_argument("--task-steps", type=int, default=9000)
+    parser.add_argument("--reconstruct-steps", type=int, default=4000)
+    parser.add_argument("--task-steps", type=int, default=6000)
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
@@ -274,8 +274,8 @@ def main() -> None:
         "--hidden-weight", type=float, default=0.0, help="nats of KL per relative hidden error"
     )
     parser.add_argument("--mix-width", type=int, default=256)
-    parser.add_argument("--mix-depth", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--mix-depth", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--tolerance", type=float, default=0.005)
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
