@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from projector import cache as kv
+from projector import distributed
 from projector.cache import LayerCache
 from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
@@ -379,6 +380,10 @@ class Trainer(Generic[M]):
             report: extra figures for the log, called a few times per stage.
         """
         settings = self.settings
+        if settings.batch % distributed.size():
+            raise FitError(
+                f"{distributed.size()} processes cannot share batches of {settings.batch}"
+            )
         optimiser = torch.optim.AdamW(self.map.groups(), weight_decay=0.0, betas=(0.9, 0.98))
         total = settings.reconstruct_steps + settings.task_steps
         state_file = self.folder / "map.pt"
@@ -390,10 +395,15 @@ class Trainer(Generic[M]):
                 optimiser.load_state_dict(state["optimiser"])
                 done, best = state["step"], state["best"]
                 best_map, stale = state["best_map"], state["stale"]
-        saved = time.monotonic()
+        saved, first = time.monotonic(), distributed.rank() == 0
+        distributed.barrier()  # no process writes a checkpoint before all have read the last one
         with (self.folder / "log.jsonl").open("a") as log:
             for step in tqdm(
-                range(done, total), initial=done, total=total, desc="training the map"
+                range(done, total),
+                initial=done,
+                total=total,
+                desc="training the map",
+                disable=not first,
             ):
                 task = step >= settings.reconstruct_steps
                 rng = np.random.default_rng([settings.seed, step])
@@ -408,6 +418,7 @@ class Trainer(Generic[M]):
                 if not math.isfinite(loss.item()):
                     raise FitError(f"step {step}: the loss is {loss.item()}: lower the rate")
                 loss.backward()
+                distributed.average_gradients(self.map.parameters())
                 nn.utils.clip_grad_norm_(self.map.parameters(), 1.0)
                 optimiser.step()
                 row: dict[str, float | str] = {
@@ -424,10 +435,11 @@ class Trainer(Generic[M]):
                         if better:
                             best = figures["accuracy"]
                             best_map = {k: v.clone() for k, v in self.map.state_dict().items()}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+                if first:
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
                 over = step + 1 == total or (settings.patience and stale >= settings.patience)
-                if time.monotonic() - saved > self.save_every_s or over:
+                if first and (time.monotonic() - saved > self.save_every_s or over):
                     saved = time.monotonic()
                     temporary = state_file.with_suffix(".tmp")
                     torch.save(
@@ -450,6 +462,7 @@ class Trainer(Generic[M]):
 
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
+        chosen = chosen[distributed.rank() :: distributed.size()]
         return chosen, torch.from_numpy(self.corpus.x[chosen].astype(np.float32))
 
     def _reconstruct(self, rng: np.random.Generator) -> Tensor:
@@ -484,14 +497,11 @@ class Trainer(Generic[M]):
         loss = torch.zeros(())
         if self.settings.task in ("kl", "both"):
             loss = loss + F.kl_div(
-                student.log_softmax(-1),
-                teacher.log_softmax(-1),
-                reduction="batchmean",
-                log_target=True,
+                student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
             )
         if self.settings.task in ("ce", "both"):
-            loss = loss + F.cross_entropy(student, teacher.argmax(-1))
-        return loss
+            loss = loss + F.cross_entropy(student, teacher.argmax(-1), reduction="sum")
+        return loss / distributed.mean_count(len(student))
 
 
 def _hidden_error(student: Answering, teacher: Answering, read: Tensor) -> Tensor:

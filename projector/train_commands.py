@@ -106,6 +106,17 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from projector import distributed
+
+    distributed.start()
+    try:
+        return _train_one(args)
+    finally:
+        distributed.stop()
+
+
+def _train_one(args: argparse.Namespace) -> int:
+    from projector import distributed
     from projector.dataset import Dataset
     from projector.families import base, family
     from projector.fit import held_out_accuracy, moments_of, split
@@ -138,6 +149,8 @@ def _train(args: argparse.Namespace) -> int:
         return {"accuracy": held_out_accuracy(trainer, held, data, first)} if asks else {}
 
     trainer.run(report)
+    if distributed.rank():
+        return 0
     base.write(args.out / MAP_FILE, made)
     figures = {
         "family": made.family.name,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from projector import cli
 from projector.bundle import Bundle
@@ -284,3 +288,31 @@ def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
     (report / "report.json").write_text("{}")
     assert run(*written) == code_of("config")
     assert "no report of" in capsys.readouterr().err
+
+
+def test_two_processes_train_the_map_that_one_trains(
+    data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    common = ["--source", models[0], "--target", models[1], "--threads", "1", "--family"]
+    steps = ["low_rank", "--set", "r=6", "--reconstruct-steps", "3", "--task-steps", "3"]
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for out, launcher in ((alone, []), (both, torchrun)):
+        command = [*launcher, "projector", "train", data, corpus, out, *common, *steps]
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, command), "--batch", "4", "--rate", "0.3"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+    start = tmp_path / "start"
+    assert cli.main(list(map(str, ["train", data, corpus, start, *common, *steps[:3]]))) == 0
+    zero, one, two = (
+        torch.cat([t.flatten() for t in load_file(str(out / "map.safetensors")).values()])
+        for out in (start, alone, both)
+    )
+    moved, apart = float((one - zero).norm()), float((two - one).norm())
+    assert moved > 0.1, "nothing was trained"
+    assert apart < 0.02 * moved
