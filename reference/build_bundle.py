@@ -23,7 +23,8 @@ from projector.calibrate import COARSENESS, make_encoder
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
 from projector.export import export
-from projector.train import LowRankMap, Trainer, TrainSettings, closed_form
+from projector.maps.trainable import LowRankMap
+from projector.train import Trainer, TrainSettings, closed_form
 from projector.vlm import VLM
 from protos import distortion
 from protos.quantize import UniformQuantizer

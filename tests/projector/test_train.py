@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from projector.corpus import Corpus, flat_states
-from projector.train import LowRankMap, Trainer, TrainSettings, _bits, closed_form
+from projector.maps.trainable import LowRankMap, _bits
+from projector.train import Trainer, TrainSettings, closed_form
 from projector.vlm import VLM
 from protos.quantize import EntropyTables, UniformQuantizer
 from tests.fakes.tiny_models import picture

@@ -1,0 +1,115 @@
+"""Both halves of the default map while it is trained: latents rounded as they will travel (torch).
+
+Knows latents, steps, rounding and what a bit costs. Does not know: corpora, questions, how it is
+trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from projector.maps.low_rank import CloudHalf
+
+
+class LowRankMap(nn.Module):
+    """Both halves of a map: `down` (the edge's) and a `CloudHalf`."""
+
+    x_mean: Tensor
+    x_scale: Tensor
+    x_place: Tensor
+
+    def __init__(
+        self,
+        x_mean: Tensor,
+        x_scale: Tensor,
+        x_place: Tensor,
+        down: Tensor,
+        steps: Tensor,
+        cloud: CloudHalf,
+    ) -> None:
+        """Joins the halves.
+
+        Args:
+            x_mean: `[d_s]`.
+            x_scale: `[d_s]`.
+            x_place: `[N, d_s]`, the mean state of each place of the grid.
+            down: `[d_s, r]` on normalised source states.
+            steps: `[r]` quantization steps to start from, of equal distortion in the target's
+                space; they are trained with the rest.
+            cloud: the other half.
+        """
+        super().__init__()
+        self.register_buffer("x_mean", x_mean)
+        self.register_buffer("x_scale", x_scale)
+        self.register_buffer("x_place", x_place)
+        self.log_steps = nn.Parameter(steps.log())
+        self.down = nn.Parameter(down.clone())
+        self.cloud = cloud
+
+    @property
+    def steps(self) -> Tensor:
+        """Quantization steps `[r]`."""
+        return self.log_steps.exp()
+
+    @property
+    def centre(self) -> Tensor:
+        """The mean latents of each place of the grid, `[N, r]`: what need not travel."""
+        return self.latents(self.x_place)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Source states `[..., d_s]` to latents `[..., r]`."""
+        return ((x - self.x_mean) / self.x_scale) @ self.down
+
+    @property
+    def y_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the target's states, `[d_r]` each."""
+        return self.cloud.y_mean, self.cloud.y_scale
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Source states `[B, N, d_s]` to z-scored target states `[B, N, d_r]`."""
+        return self.cloud.latent(self.latents(x), torch.ones(x.shape[:2])) @ self.cloud.up
+
+    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Target states of latents rounded at `scale` steps, and bits per latent number."""
+        latents, bits = self.latents(x), torch.zeros(())
+        if scale:
+            latents, levels = self.rounded(latents, scale)
+            bits = _bits(levels)
+        return self.cloud.state(latents, torch.ones(x.shape[:2])), bits
+
+    def penalty(self) -> Tensor:
+        """None."""
+        return torch.zeros(())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Steps move faster than the rest."""
+        mix = [] if self.cloud.mix is None else list(self.cloud.mix.parameters())
+        rest = [self.cloud.up, self.cloud.empty, self.down, *mix]
+        return [{"params": rest, "scale": 1.0}, {"params": [self.log_steps], "scale": 4.0}]
+
+    def rounded(self, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Latents as the other side will read them, and their levels before rounding.
+
+        The gradient goes straight through the rounding, and to the steps (Esser et al. 2020,
+        arXiv:1902.08153); added noise instead would drown latents below half a step.
+
+        Args:
+            latents: `[..., N, r]`.
+            scale: quantization steps, in units of `steps`.
+        """
+        quantum, centre = self.steps * scale, self.centre
+        levels = (latents - centre) / quantum
+        return (levels + (levels.round() - levels).detach()) * quantum + centre, levels
+
+
+def _bits(levels: Tensor) -> Tensor:
+    """About how many bits an entropy coder spends per number of `levels [B, N, r]`.
+
+    A stand-in with a gradient: log2(1 + distance from the place's mean), so that tokens with
+    nothing to tell collapse onto one symbol. (Rate and distortion trained together as by Balle et
+    al. 2017, arXiv:1611.01704.)
+    """
+    return torch.log2(1 + levels.abs()).mean()
