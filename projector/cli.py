@@ -19,7 +19,14 @@ import numpy as np
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from projector import backends, build_commands, configuration, tables, train_commands
+from projector import (
+    backends,
+    build_commands,
+    configuration,
+    package_commands,
+    tables,
+    train_commands,
+)
 from projector.bundle import DESCRIPTION, Bundle, BundleInfo
 from protos.errors import (
     BridgeError,
@@ -364,6 +371,7 @@ def _parser() -> configuration.Parser:
     )
     train_commands.register(commands)
     build_commands.register(commands)
+    package_commands.register(commands)
 
     layout = _command(
         commands,

@@ -1,0 +1,171 @@
+"""Using a package: its bundle, the target's cache, an answer.
+
+Knows what must fit what. Does not know how a model is loaded (`answer` is handed one), nor how a
+package is read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from projector.bundle import DESCRIPTION, FILES, Bundle
+from projector.package.contents import Package, PackageInfo
+from projector.package.files import room
+from projector.package.tensors import Floats
+from projector.state_cache import StateCache
+from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
+from protos.layout import KVLayout
+
+if TYPE_CHECKING:
+    from projector.vlm import VLM
+
+
+def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) -> Bundle:
+    """The bundle that a package names, for the model at hand.
+
+    Args:
+        package: what will be projected.
+        path: the bundle's folder; `None` for the one embedded in the package.
+        target: the target model's live layout, or its fingerprint.
+
+    Raises:
+        ConfigError: no path, and nothing is embedded.
+        BundleLayoutError: the package, the bundle and the target model do not fit each other.
+        BundleVersionError: they fit, but it is another bundle than the package was made for.
+        DiskFullError: no room to unpack the embedded one.
+        BridgeError: whatever `Bundle.load` says.
+    """
+    source = package.info.metadata.source.fingerprint
+    if path is not None:
+        bundle = Bundle.load(path, source, target)
+    elif not package.info.w_matrix.embedded:
+        wanted = package.info.w_matrix
+        raise ConfigError(
+            f"the package holds no bundle: name '{wanted.bundle_id}' version "
+            f"{wanted.bundle_version} (digest {wanted.bundle_digest[:12]})"
+        )
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            with room(folder):
+                for name in (DESCRIPTION, *FILES):
+                    (Path(folder) / name).write_bytes(package.members[f"w_matrix/{name}"])
+            bundle = Bundle.load(folder, source, target)
+    check_fit(package.info, bundle)
+    return bundle
+
+
+def check_fit(info: PackageInfo, bundle: Bundle) -> None:
+    """Require the bundle that a package was made for.
+
+    Raises:
+        BundleLayoutError: it is for another source or target, or the package lies on its shape.
+        BundleVersionError: it is another bundle of the same models.
+    """
+    meta, ours = info.metadata, bundle.info
+    for side, model, layout in (
+        ("source", meta.source, ours.source),
+        ("target", meta.target, ours.target),
+    ):
+        if model.fingerprint != layout.fingerprint:
+            raise BundleLayoutError(
+                f"the package's {side} is {model.model_id} (layout {model.fingerprint[:12]}), "
+                f"bundle '{ours.id}' is for {layout.model_id} ({layout.fingerprint[:12]})"
+            )
+    shape = (meta.layers, meta.kv_heads, meta.head_dim, meta.grid)
+    theirs = ours.source
+    if shape != (theirs.layers, theirs.kv_heads, theirs.head_dim, theirs.grid):
+        raise BundleLayoutError(
+            f"the package says it is of {theirs.model_id}, but carries (layers, heads, head_dim, "
+            f"grid) = {shape}"
+        )
+    if info.w_matrix.bundle_digest != bundle.digest:
+        raise BundleVersionError(
+            f"the package is for bundle '{info.w_matrix.bundle_id}' version "
+            f"{info.w_matrix.bundle_version} (digest {info.w_matrix.bundle_digest[:12]}), not "
+            f"'{ours.id}' version {ours.version} ({bundle.digest[:12]}); derive a package for it"
+        )
+
+
+def project(
+    package: Package,
+    bundle: Bundle,
+    positions: npt.NDArray[np.int64],
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    device: str = "cpu",
+) -> tuple[Floats, Floats]:
+    """The thought in the target's cache.
+
+    Args:
+        package: what to project.
+        bundle: the one it was made for.
+        positions: of the image tokens in the target's prompt, `[N]`.
+        backend: what runs the cloud half.
+        threads: of the backend.
+        device: of the backend.
+
+    Returns:
+        Keys (rotated) and values, float32 `[layers, 1, kv_heads, N, head_dim]`.
+
+    Raises:
+        BundleLayoutError, BundleVersionError: as `check_fit`.
+        PackageFormatError: a number is NaN or infinite.
+        NonFiniteError: the projected cache overflows.
+    """
+    check_fit(package.info, bundle)
+    state, kept = package.state(), package.kept
+    with np.errstate(over="ignore", invalid="ignore"):
+        latents = bundle.encoder.project(state.flat())
+        grid = bundle.encoder.scatter(latents[kept], kept)
+        runner = bundle.backend(backend, threads, device)
+        keys, values = runner.project(grid[None], kept[None], positions)
+    if not (np.isfinite(keys).all() and np.isfinite(values).all()):
+        raise NonFiniteError(
+            "the package's numbers are so large that the projected cache overflows"
+        )
+    return keys, values
+
+
+def answer(
+    package: Package,
+    bundle: Bundle,
+    vlm: VLM,
+    question: str,
+    max_new_tokens: int = 16,
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    device: str = "cpu",
+    cache: StateCache | None = None,
+) -> str:
+    """What the target model says of a picture that it never saw.
+
+    Args:
+        package: what to ask about.
+        bundle: the one it was made for.
+        vlm: the target model.
+        question: in words.
+        max_new_tokens: longest answer.
+        backend: what runs the cloud half.
+        threads: of the backend.
+        device: of the backend.
+        cache: where transformed states are kept from one question to the next.
+
+    Raises:
+        BridgeError: as `project`; QuestionError, QuestionTooLongError: the question.
+    """
+    ids = vlm.question_ids(question)
+    made_of = package.info.provenance.digest, bundle.digest, "float32"
+    held = cache.get(*made_of) if cache else None
+    if held is None:
+        keys, values = project(package, bundle, vlm.positions, backend, threads, device)
+        if cache:
+            cache.put(*made_of, keys, values)
+    else:
+        check_fit(package.info, bundle)
+        keys, values = held
+    return vlm.text(vlm.answer(vlm.scene_cache(keys, values), [ids], max_new_tokens)[0])

@@ -1,0 +1,166 @@
+"""Who signed a package, and whom it is derived from, up to the root.
+
+Knows signatures, trusted keys and what a step of a chain may change. Does not know how a file is
+read, nor how a derivation is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from projector.package.contents import Package, PackageInfo, signed_message
+from projector.package.files import load, peek
+from projector.package.form import CONFIG, KEYS, MASK, SUFFIX, VALUES, require
+from projector.signing import SigningKey, TrustedKeys
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    PackageCorruptError,
+    PackageFormatError,
+    SignatureError,
+)
+
+MAX_CHAIN = 64
+_MAX_CANDIDATES = 10_000
+
+
+@dataclass(frozen=True)
+class Link:
+    """One verified package of a chain.
+
+    Attributes:
+        path: where it lies.
+        info: what it says.
+        signer: the trusted name of who signed it; `None` where no trust was asked for.
+    """
+
+    path: Path
+    info: PackageInfo
+    signer: str | None
+
+
+def verify(path: str | Path, trusted: TrustedKeys | None = None) -> Link:
+    """Verify every byte of a package in constant memory.
+
+    Args:
+        path: the file.
+        trusted: accept only what one of these keys signed.
+
+    Raises:
+        BridgeError: as `read`.
+        SignatureError: not signed, or not by a trusted key.
+    """
+    file = Path(path)
+    info, _ = load(file)
+    if trusted is None:
+        return Link(file, info, None)
+    try:
+        return Link(file, info, require_trusted(info, trusted))
+    except SignatureError as error:
+        raise SignatureError(f"{file}: {error.message}") from error
+
+
+def verify_chain(
+    path: str | Path, among: Iterable[str | Path], trusted: TrustedKeys | None = None
+) -> tuple[Link, ...]:
+    """Verify a package, its parent, and so on to the root.
+
+    Args:
+        path: the file.
+        among: files, and folders of `*.neural-bridge` files, to find the parents in.
+        trusted: every package of the chain must be signed by one of these keys.
+
+    Returns:
+        From the package to its root.
+
+    Raises:
+        ConfigError: a parent is not there.
+        PackageCorruptError: a parent was altered.
+        PackageFormatError: a step is not what its derivation says, or the chain is too long.
+        BridgeError: as `verify`, of any package of the chain.
+    """
+    chain = [verify(path, trusted)]
+    claimed: dict[str, list[Path]] = {}
+    refused: list[str] = []
+    if chain[0].info.provenance.parent is not None:
+        for file in _candidates(among):
+            try:
+                claimed.setdefault(peek(file).digest, []).append(file)
+            except (PackageCorruptError, PackageFormatError, SignatureError, ConfigError) as error:
+                refused.append(error.message)
+    while (parent := chain[-1].info.provenance.parent) is not None:
+        child = chain[-1]
+        if len(chain) == MAX_CHAIN:
+            raise PackageFormatError(f"{path}: a chain of more than {MAX_CHAIN} packages")
+        if parent not in claimed:
+            text = f"{child.path}: its parent {parent[:12]} is not among the files given"
+            if refused:
+                raise PackageCorruptError(f"{text}, some of which are damaged: {refused[0]}")
+            raise ConfigError(text)
+        link = _first_intact(claimed[parent], parent, trusted)
+        _check_step(child, link.info)
+        chain.append(link)
+    return tuple(chain)
+
+
+def require_trusted(info: PackageInfo, trusted: TrustedKeys) -> str:
+    """The name of the trusted key that signed a package.
+
+    Raises:
+        SignatureError: not signed, or not by a trusted key.
+    """
+    return trusted.verify(signed_message(info.digest), info.provenance.signature)
+
+
+def sign(package: Package, key: SigningKey) -> Package:
+    """The same package, signed; its digest stays, an earlier signature goes."""
+    info = package.info
+    signature = key.sign(signed_message(info.digest))
+    provenance = dataclasses.replace(info.provenance, signature=signature)
+    return Package(dataclasses.replace(info, provenance=provenance), package.members)
+
+
+def _first_intact(copies: Sequence[Path], digest: str, trusted: TrustedKeys | None) -> Link:
+    """The first of some copies that verifies, or what is wrong with the first of them."""
+    first: BridgeError | None = None
+    for file in copies:
+        try:
+            link = verify(file, trusted)
+            if link.info.digest != digest:
+                raise PackageCorruptError(f"{file} was replaced while it was read")
+            return link
+        except (PackageCorruptError, PackageFormatError, SignatureError, ConfigError) as error:
+            first = first or error
+    raise first or ConfigError("no copies")
+
+
+def _check_step(child: Link, parent: PackageInfo) -> None:
+    """Require that a package differs from its parent in what its derivation says, and only that."""
+    ours, kinds = child.info, set(child.info.provenance.derivation)
+    if "continue" in kinds:
+        return
+    mine, theirs = ours.provenance.members, parent.provenance.members
+    kv = all(mine[name] == theirs[name] for name in (KEYS, VALUES, MASK))
+    old, new = parent.metadata, ours.metadata
+    require(
+        new.source == old.source
+        and (kv or bool(kinds & {"select", "requantize"}))
+        and (new.tokens < old.tokens) == ("select" in kinds)
+        and (new.codec != old.codec) == ("requantize" in kinds)
+        and (mine[CONFIG] != theirs[CONFIG]) == ("retarget" in kinds),
+        f"{child.path}: it differs from its parent {parent.digest[:12]} in more or less than its "
+        f"derivation says ({', '.join(sorted(kinds))})",
+    )
+
+
+def _candidates(among: Iterable[str | Path]) -> Iterator[Path]:
+    count = 0
+    for given in map(Path, among):
+        for file in sorted(given.glob(f"*{SUFFIX}")) if given.is_dir() else [given]:
+            count += 1
+            if count > _MAX_CANDIDATES:
+                raise ConfigError(f"more than {_MAX_CANDIDATES} files to find parents in")
+            yield file

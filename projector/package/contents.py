@@ -1,0 +1,252 @@
+"""What a package holds and says of itself, whole and in memory.
+
+Knows the bundle that it names, whom it is derived from, its digest and the cache in it. Does not
+know files, nor how a package is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from projector import signing
+from projector.package.form import (
+    ARRAYS,
+    CONFIG,
+    MASK,
+    MAX_BYTES,
+    PROVENANCE,
+    Blob,
+    canonical,
+    parse,
+    require,
+    require_fields,
+    require_number,
+    require_same,
+    require_sha256,
+    require_text,
+    require_whole,
+)
+from projector.package.metadata import Metadata
+from projector.package.tensors import Mask, decode, read_codes, read_mask
+from projector.signing import Signature
+from protos.layout import KVState
+
+DERIVATIONS = {
+    "annotate": "another description, certification or quality",
+    "continue": "a new thought that follows an earlier one",
+    "requantize": "another codec",
+    "retarget": "another bundle",
+    "select": "fewer tokens",
+}
+"""What a package may be of its parent."""
+_SIGNED = b"neural-bridge memory package\n"
+
+
+@dataclass(frozen=True)
+class WMatrix:
+    """The bundle that projects the thought, as `w_matrix/config.json` names it.
+
+    Attributes:
+        bundle_id: its id.
+        bundle_version: its version.
+        bundle_digest: SHA-256 hex over all of it.
+        rank: numbers per latent.
+        embedded: whether its files are in the package.
+    """
+
+    bundle_id: str
+    bundle_version: int
+    bundle_digest: str
+    rank: int
+    embedded: bool
+
+    def __post_init__(self) -> None:
+        """Raises PackageFormatError: a field is unusable."""
+        require_text(self.bundle_id, 256, "bundle_id")
+        require_whole(self.bundle_version, 0, 1 << 53, "bundle_version")
+        require_sha256(self.bundle_digest, "bundle_digest")
+        require_whole(self.rank, 1, 1 << 24, "rank")
+        require(isinstance(self.embedded, bool), "embedded is true or false")
+
+    @classmethod
+    def from_bytes(cls, blob: Blob) -> WMatrix:
+        """Read `w_matrix/config.json`; raises as `Metadata.from_bytes`."""
+        plain = parse(blob, CONFIG)
+        require_fields(plain, [entry.name for entry in dataclasses.fields(cls)], CONFIG)
+        made = cls(**plain)
+        require_same(blob, dataclasses.asdict(made), CONFIG)
+        return made
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a package comes from, and the digests that hold it together.
+
+    Attributes:
+        creator: who made it.
+        parent: digest of the package that it is derived from; `None` for a root.
+        derivation: what was changed, names of `DERIVATIONS` in order; empty for a root.
+        royalty_percent: what the creator asks of whoever derives from it, 0..100.
+        members: per member of the archive but this one, its size in bytes and SHA-256 hex.
+        signature: over `digest`, if signed.
+    """
+
+    creator: str
+    parent: str | None
+    derivation: tuple[str, ...]
+    royalty_percent: float
+    members: Mapping[str, tuple[int, str]] = field(repr=False)
+    signature: Signature | None = None
+
+    def __post_init__(self) -> None:
+        """Raises PackageFormatError: a field is unusable."""
+        require_text(self.creator, 256, "creator", least=1)
+        if self.parent is not None:
+            require_sha256(self.parent, "parent")
+        known = all(isinstance(kind, str) and kind in DERIVATIONS for kind in self.derivation)
+        require(
+            known and list(self.derivation) == sorted(set(self.derivation)),
+            f"a derivation lists some of {', '.join(DERIVATIONS)}, in order, each once",
+        )
+        require(
+            (self.parent is None) == (not self.derivation),
+            "a package has both a parent and a derivation, or neither",
+        )
+        require_number(self.royalty_percent, 0, 100, "royalty_percent")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex that names the package: over everything but the signature."""
+        plain = self.to_plain()
+        return hashlib.sha256(
+            canonical({k: v for k, v in plain.items() if k not in ("digest", "signature")})
+        ).hexdigest()
+
+    def to_plain(self, digest: str | None = None) -> dict[str, Any]:
+        """What `provenance.json` holds, with `digest` in its place."""
+        return {
+            "creator": self.creator,
+            "parent": self.parent,
+            "derivation": list(self.derivation),
+            "royalty_percent": float(self.royalty_percent),
+            "members": {
+                name: {"bytes": size, "sha256": sha} for name, (size, sha) in self.members.items()
+            },
+            "signature": None if self.signature is None else dataclasses.asdict(self.signature),
+            "digest": digest,
+        }
+
+    def to_bytes(self) -> bytes:
+        """`provenance.json`."""
+        return canonical(self.to_plain(self.digest))
+
+    @classmethod
+    def from_bytes(cls, blob: Blob) -> Provenance:
+        """Read `provenance.json`, trusting nothing.
+
+        Raises:
+            PackageFormatError: fields that are unusable.
+            PackageCorruptError: it does not match its own digest, or is not in canonical form.
+            SignatureError: its signature does not fit.
+        """
+        plain = parse(blob, PROVENANCE)
+        names = [entry.name for entry in dataclasses.fields(cls)]
+        require_fields(plain, [*names, "digest"], PROVENANCE)
+        members, signature = plain["members"], plain["signature"]
+        require(isinstance(members, dict), "members is a table")
+        for entry in members.values():
+            require_fields(entry, ["bytes", "sha256"], "a member")
+            require_whole(entry["bytes"], 0, MAX_BYTES, "a member's size")
+            require_sha256(entry["sha256"], "a member's digest")
+        if signature is not None:
+            require_fields(signature, ["key", "value"], "signature")
+            for part in signature.values():
+                require_text(part, 128, "a signature")
+        require(isinstance(plain["derivation"], list), "derivation is a list")
+        made = cls(
+            **{name: plain[name] for name in names}
+            | {
+                "derivation": tuple(plain["derivation"]),
+                "members": {n: (e["bytes"], e["sha256"]) for n, e in members.items()},
+                "signature": None if signature is None else Signature(**signature),
+            }
+        )
+        require_same(blob, made.to_plain(made.digest), PROVENANCE)
+        if made.signature is not None:
+            signing.check(signed_message(made.digest), made.signature)
+        return made
+
+
+@dataclass(frozen=True)
+class PackageInfo:
+    """What a package says of itself.
+
+    Attributes:
+        metadata: `metadata.json`.
+        w_matrix: `w_matrix/config.json`.
+        provenance: `provenance.json`.
+    """
+
+    metadata: Metadata
+    w_matrix: WMatrix
+    provenance: Provenance
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex that names the package."""
+        return self.provenance.digest
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "digest": self.digest,
+            "metadata": self.metadata.to_plain(),
+            "w_matrix": dataclasses.asdict(self.w_matrix),
+            "provenance": self.provenance.to_plain(self.digest),
+        }
+
+
+@dataclass(frozen=True)
+class Package:
+    """A whole package in memory. Build it with `create`, `derive` or `read`.
+
+    Attributes:
+        info: what it says of itself.
+        members: the archive's members by name, in order, `provenance.json` left out.
+    """
+
+    info: PackageInfo
+    members: Mapping[str, Blob] = field(repr=False)
+
+    @property
+    def kept(self) -> Mask:
+        """Which image tokens it carries, `[N]`."""
+        return read_mask(self.members[MASK], self.info.metadata)[2]
+
+    def state(self) -> KVState:
+        """The source's un-rotated cache, keys and values of dropped tokens at 0.
+
+        Raises:
+            PackageFormatError: a number in it is NaN or infinite.
+        """
+        meta = self.info.metadata
+        positions, attention, kept = read_mask(self.members[MASK], meta)
+        shape = (meta.layers, meta.kv_heads, meta.grid_tokens, meta.head_dim)
+        arrays = []
+        for name in ARRAYS:
+            codes, scale = read_codes(self.members[name], meta)
+            whole = np.zeros(shape, dtype=np.float32)
+            whole[:, :, kept] = decode(codes, scale, meta.codec, name)
+            arrays.append(whole)
+        return KVState(arrays[0], arrays[1], positions, meta.grid, attention)
+
+
+def signed_message(digest: str) -> bytes:
+    """What a signature of the package of this digest is over."""
+    return _SIGNED + digest.encode()

@@ -1,0 +1,341 @@
+"""`projector package …`: make, show, verify, sign, derive and use memory packages.
+
+Knows the clock, where ids come from, in which order things are checked. Does not know: a package's
+bytes (`projector/package/`), the flags (`package_flags`), how a package is shown (`package_page`).
+Models are loaded only by `create` and `apply`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from projector import package as packages
+from projector import package_flags, package_page, select, tables
+from projector.bundle import Bundle
+from projector.package import Certification, Package
+from projector.signing import SigningKey, TrustedKeys
+from projector.state_cache import StateCache
+from protos.errors import (
+    ConfigError,
+    FrameMalformedError,
+    ModelError,
+    PackageFormatError,
+    PictureError,
+)
+from protos.layout import read_json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from projector.vlm import VLM
+
+_CACHE_BYTES = 1 << 30
+COMMANDS = ("create", "inspect", "verify", "sign", "derive", "apply", "keygen")
+_MAX_JSON_BYTES = 1 << 20
+
+# What `projector.cli` offers its own commands is reached through `_cli()`, once both are loaded.
+
+
+def register(commands: Any) -> None:
+    """Add `package` and its commands to the subparsers of `projector`."""
+    command = _cli()._command
+    parser: argparse.ArgumentParser = command(
+        commands,
+        "package",
+        package_flags.SUMMARY,
+        _none,
+        ("bundles",),
+        *package_flags.EXAMPLES,
+    )
+    inner = parser.add_subparsers(title="commands", metavar=" | ".join(COMMANDS))
+    runs = (_create, _inspect, _verify, _sign, _derive, _apply, _keygen)
+    package_flags.add_commands(partial(command, inner), dict(zip(COMMANDS, runs, strict=True)))
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _none(args: argparse.Namespace) -> int:
+    cli = _cli()
+    if args.check_config:
+        return int(cli._check(cli._settings(args)))
+    raise ConfigError(f"no command: {', '.join(COMMANDS)} (see projector package --help)")
+
+
+def _create(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    folder = cli._bundle_path(args.bundle, chosen)
+    if args.check_config:
+        return int(cli._check(chosen, bundles=[folder]))
+    model = cli._required(chosen, "source")
+    _refuse_existing(args.output, args.overwrite)
+    key = SigningKey.load(args.key) if args.key else None
+    parent = packages.verify(args.parent).info.digest if args.parent else None
+    certification = _certification(args.certification)
+    bundle = cli._intact(folder)
+    selector = select.get(args.selector or bundle.encoder.selector)
+    picture = _picture(args.picture)
+    vlm = _vlm(model, chosen, chosen.source_dtype)
+    bundle = Bundle.load(folder, vlm.layout, bundle.info.target)
+    state = vlm.states(vlm.prefill([picture]))[0]
+    made = packages.create(
+        state,
+        selector.keep(state, budget=args.tokens, threshold=args.share),
+        vlm.layout,
+        bundle,
+        id=args.id or str(uuid.uuid4()),
+        version=args.package_version,
+        created=_now(),
+        creator=args.creator,
+        description=args.description or "",
+        codec=args.codec,
+        embed=args.embed,
+        royalty_percent=args.royalty,
+        transformation_quality=_quality(bundle) if args.quality is None else args.quality,
+        certification=certification,
+        parent=parent,
+    )
+    return _save(made, key, args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    if args.check_config:
+        return int(cli._check(chosen))
+    info = packages.verify(args.package).info
+    if args.json:
+        cli._print_json({"path": str(args.package), **info.to_plain()})
+    else:
+        package_page.print_info(info)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    if args.check_config:
+        return int(cli._check(chosen))
+    trusted = TrustedKeys.load(args.trusted) if args.trusted else None
+    if args.among:
+        chain = packages.verify_chain(args.package, args.among, trusted)
+    else:
+        chain = (packages.verify(args.package, trusted),)
+    if args.json:
+        cli._print_json(package_page.chain_plain(chain))
+    else:
+        package_page.print_chain(chain)
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    if args.check_config:
+        return int(cli._check(chosen))
+    key = SigningKey.load(args.key)
+    package = packages.read(args.package)
+    before = package.info.provenance.signature
+    if before is not None and before.key != key.public and not args.replace:
+        raise ConfigError(
+            f"{args.package} is signed by the key {before.key[:12]}…; --replace takes that away"
+        )
+    output = args.output or args.package
+    in_place = os.path.realpath(output) == os.path.realpath(args.package)
+    signed = packages.sign(package, key)
+    packages.write(signed, output, overwrite=in_place or args.overwrite)
+    print(tables.printable(f"{output}: {signed.info.digest[:12]} signed by {key.public}"))
+    return 0
+
+
+def _derive(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    folder = cli._bundle_path(args.bundle, chosen) if args.bundle else None
+    if args.check_config:
+        return int(cli._check(chosen, bundles=[folder] if folder else []))
+    _refuse_existing(args.output, args.overwrite)
+    key = SigningKey.load(args.key) if args.key else None
+    certification = _certification(args.certification)
+    parent = packages.read(args.package)
+    bundle = cli._intact(folder) if folder else None
+    kept = None
+    if args.tokens or args.share is not None:
+        selector = select.get(args.selector or "symmetric_focus")
+        kept = _best(selector, parent, args.tokens, args.share)
+    made = packages.derive(
+        parent,
+        id=args.id or str(uuid.uuid4()),
+        version=args.package_version,
+        created=_now(),
+        creator=args.creator,
+        royalty_percent=args.royalty,
+        description=args.description,
+        kept=kept,
+        codec=args.codec,
+        bundle=bundle,
+        embed=args.embed,
+        transformation_quality=args.quality,
+        certification=certification,
+    )
+    return _save(made, key, args)
+
+
+def _apply(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    folder = cli._bundle_path(args.bundle, chosen) if args.bundle else None
+    if args.check_config:
+        return int(cli._check(chosen, bundles=[folder] if folder else []))
+    model = cli._required(chosen, "target")
+    trusted = TrustedKeys.load(args.trusted) if args.trusted else None
+    package = packages.read(args.package)
+    if trusted is not None:
+        packages.require_trusted(package.info, trusted)
+    # What does not fit is said before a model is loaded.
+    packages.fitting_bundle(package, folder, package.info.metadata.target.fingerprint)
+    vlm = _vlm(model, chosen, chosen.target_dtype)
+    bundle = packages.fitting_bundle(package, folder, vlm.layout)
+    said = packages.answer(
+        package,
+        bundle,
+        vlm,
+        args.question,
+        args.max_new_tokens,
+        chosen.backend,
+        chosen.threads,
+        chosen.backend_device,
+        StateCache(args.cache, _CACHE_BYTES) if args.cache else None,
+    )
+    print(tables.printable(said))
+    return 0
+
+
+def _keygen(args: argparse.Namespace) -> int:
+    cli = _cli()
+    chosen = cli._settings(args)
+    if args.check_config:
+        return int(cli._check(chosen))
+    print(SigningKey.create(args.key).public)
+    return 0
+
+
+# ---------------------------------------------------------------------- what the commands share
+
+
+def _cli() -> Any:
+    from projector import cli
+
+    return cli
+
+
+def _vlm(model: Path, chosen: Any, dtype: str) -> VLM:
+    try:
+        import torch
+        from transformers.utils import logging
+
+        from projector.vlm import VLM
+    except ImportError as error:
+        raise ModelError(
+            f"running a model needs {error.name or 'torch'}: pip install 'neural-bridge[align]'"
+        ) from error
+    quiet: Callable[[], None] = logging.disable_progress_bar
+    quiet()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    with tables.doing(f"loading {model}"):
+        try:
+            return VLM.load(model, device=chosen.device, dtype=dtype)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{model}: cannot be run on device {chosen.device!r}: {error}"
+            ) from error
+
+
+def _picture(path: Path) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{path} is not a picture that can be read: {error}") from error
+
+
+def _certification(path: Path | None) -> Certification | None:
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            plain = read_json(file.read(_MAX_JSON_BYTES + 1), _MAX_JSON_BYTES, str(path))
+        return Certification.from_plain(plain)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (FrameMalformedError, PackageFormatError) as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+
+
+def _quality(bundle: Bundle) -> float | None:
+    """Certified accuracy at the default point, where the bundle's certificate has one."""
+    accuracy = bundle.certificate.get("accuracy")
+    name = bundle.encoder.point(bundle.info.default_point).name
+    value = accuracy.get(name) if isinstance(accuracy, Mapping) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return float(value) if known and value is not None else None
+
+
+def _best(
+    selector: select.Selector, parent: Package, budget: int | None, share: float | None
+) -> npt.NDArray[np.bool_]:
+    """The tokens that score highest among those that the parent carries.
+
+    At most `budget`, and the fewest that hold `share` of the mass of what the parent carries.
+    """
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"a share lies in (0, 1], not {share}")
+    state, theirs = parent.state(), parent.kept
+    order = np.argsort(-np.where(theirs, selector.score(state), -1.0), kind="stable")
+    count = min(budget or len(order), int(theirs.sum()))
+    if share is not None:
+        mass = np.cumsum(np.where(theirs, selector.mass(state), 0.0)[order])
+        count = min(count, int(np.searchsorted(mass, mass[-1] * share - 1e-6)) + 1)
+    kept = np.zeros(len(order), dtype=np.bool_)
+    kept[order[:count]] = True
+    return kept
+
+
+def _save(made: Package, key: SigningKey | None, args: argparse.Namespace) -> int:
+    if key is not None:
+        made = packages.sign(made, key)
+    packages.write(made, args.output, args.overwrite)
+    meta, size = made.info.metadata, args.output.stat().st_size
+    print(
+        tables.printable(
+            f"{args.output}: {made.info.digest}, {meta.tokens} of {meta.grid_tokens} tokens, "
+            f"{size:,} bytes, {'signed' if key else 'not signed'}"
+        )
+    )
+    return 0
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    """Before anything slow is done for a file that may not be written."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists already (--overwrite replaces it)")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path.absolute().parent} is not a folder")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
