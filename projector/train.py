@@ -53,7 +53,8 @@ class TrainSettings:
         task_steps: steps of KL to the frozen model's own answers.
         batch: pictures per task step (twice as many per reconstruction step).
         questions: questions per picture and task step.
-        rate: peak learning rate; half of it in the task stage, four times it for the steps.
+        rate: peak learning rate; four times it for the quantization steps.
+        task_rate: the same in the task stage; 0 for half of `rate`.
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
@@ -76,6 +77,7 @@ class TrainSettings:
     batch: int = 16
     questions: int = 8
     rate: float = 1e-3
+    task_rate: float = 0.0
     step_scale: float = 0.0
     rate_weight: float = 0.0
     hidden_weight: float = 0.0
@@ -319,7 +321,8 @@ class Trainer(Generic[M]):
                 rng = np.random.default_rng([settings.seed, step])
                 begun = step - settings.reconstruct_steps if task else step
                 length = settings.task_steps if task else settings.reconstruct_steps
-                rate = settings.rate * (0.5 if task else 1.0) * min(1.0, (begun + 1) / 50)
+                peak = (settings.task_rate or 0.5 * settings.rate) if task else settings.rate
+                rate = peak * min(1.0, (begun + 1) / 50)
                 rate *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * begun / length))
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["scale"]

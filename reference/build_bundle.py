@@ -194,6 +194,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         mix_width=args.mix_width,
         mix_depth=args.mix_depth,
         rate=args.rate,
+        task_rate=args.task_rate,
         batch=args.batch,
         seed=args.seed,
     )
@@ -237,9 +238,11 @@ def build(name: str, args: argparse.Namespace) -> None:
             "seed": args.seed,
         },
     }
-    # The coarsest point that costs at most half a point of accuracy is where an agent starts.
-    cheap = [p for p in reversed(COARSENESS) if accuracy[p] >= accuracy["float"] - args.tolerance]
-    default = next(p.index for p in encoder.points if p.name == (cheap or ["fine"])[0])
+    # An agent starts at the coarsest point that answers nearly as the large model seeing the picture
+    # does; where none is, at the one that answers best.
+    near = [p for p in reversed(COARSENESS) if accuracy[p] >= native - args.within]
+    best = max(COARSENESS, key=lambda p: accuracy[p])
+    default = next(p.index for p in encoder.points if p.name == (near or [best])[0])
     cloud = lowrank.cloud.eval()
     info = write_bundle(
         args.out / f"{name}-cloud",
@@ -277,7 +280,10 @@ def main() -> None:
     parser.add_argument("--mix-width", type=int, default=256)
     parser.add_argument("--mix-depth", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--tolerance", type=float, default=0.005)
+    parser.add_argument("--task-rate", type=float, default=0.0, help="0: half of --rate")
+    parser.add_argument(
+        "--within", type=float, default=0.016, help="accuracy that the default point may lose"
+    )
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
