@@ -238,8 +238,8 @@ def build(name: str, args: argparse.Namespace) -> None:
             "seed": args.seed,
         },
     }
-    # An agent starts at the coarsest point that answers nearly as the large model seeing the picture
-    # does; where none is, at the one that answers best.
+    # An agent starts at the coarsest point that answers nearly as well as the large model seeing
+    # the picture; where none does, at the one that answers best.
     near = [p for p in reversed(COARSENESS) if accuracy[p] >= native - args.within]
     best = max(COARSENESS, key=lambda p: accuracy[p])
     default = next(p.index for p in encoder.points if p.name == (near or [best])[0])
