@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from projector.backends import CloudFiles
 from projector.backends.onnxruntime import OnnxRuntimeBackend
-from projector.bounds import Bound
+from projector.bounds import judge_bound
 from projector.bundle import Bundle
 from projector.corpus import Corpus, collect
 from projector.damage import loader, read_files, survey
@@ -47,7 +46,6 @@ from projector.train import Trainer, TrainSettings
 from projector.validate import Validator, reconstruction
 from projector.vlm import VLM
 from protos.errors import FitError
-from protos.quantize import get as quantizer
 from reference.export_yard import export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,11 +162,8 @@ def row(edge: Edge, made: Map, name: str, seed: int, seconds: float) -> dict[str
         "estimate_over_actual": None,
         "fit_seconds": round(seconds, 3),
     }
-    whole = edge.corpora["test"]
-    even = np.arange(len(whole)) % 2 == 0
-    halves = [Corpus(whole.x[m], whole.y[m], whole.attention[m]) for m in (even, ~even)]
     try:
-        found = Bound.calibrate(made, halves[0]).check(made, halves[1], fp8_of(halves[0], made))
+        found = judge_bound(made, edge.corpora["test"])
     except FitError:
         return figures  # no exact norm, no bound
     return figures | {
@@ -176,22 +171,6 @@ def row(edge: Edge, made: Map, name: str, seed: int, seconds: float) -> dict[str
         "bound_over_actual": found["bound_over_actual"],
         "estimate_over_actual": found["estimate_over_actual"],
     }
-
-
-def fp8_of(corpus: Corpus, made: Map) -> Callable[..., npt.NDArray[np.float32]]:
-    """Latents through E4M3 with one scale per number, as the codec's high-rate point has it."""
-    with torch.no_grad():
-        z = made.down(made.normal(torch.from_numpy(corpus.x[:128].astype(np.float32))))
-    steps = (z.flatten(0, 1).abs().amax(0) / 224.0 + 1e-8).numpy()
-    codec = quantizer("fp8_e4m3", None)
-
-    def through(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        flat = latents.reshape(-1, latents.shape[-1])
-        return codec.decode(codec.encode(flat, steps), len(flat), flat.shape[1], steps).reshape(
-            latents.shape
-        )
-
-    return through
 
 
 def closed_forms(edge: Edge, seeds: Sequence[int]) -> list[dict[str, Any]]:

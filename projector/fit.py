@@ -5,7 +5,7 @@ Knows corpora, families and models. Does not know: files, flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,23 @@ def untrained(model: Path, seed: int) -> VLM:
     fresh = AutoModelForImageTextToText.from_config(trained.model.config, dtype=torch.float32)
     trained.model.load_state_dict(fresh.state_dict())
     return trained
+
+
+def edge_answers(
+    source: VLM, data: Dataset, asked: Sequence[tuple[int, str]], most: int = 8
+) -> list[str]:
+    """The edge model's own answers.
+
+    Args:
+        source: the edge model.
+        data: where its pictures are.
+        asked: (picture, question) pairs.
+        most: longest answer, in tokens.
+    """
+    answers = []
+    for begin in range(0, len(asked), _BATCH):
+        rows = asked[begin : begin + _BATCH]
+        pictures = [data.picture(index) for index, _ in rows]
+        ids = [source.question_ids(text) for _, text in rows]
+        answers += [source.text(row) for row in source.answer_pictures(pictures, ids, most)]
+    return answers

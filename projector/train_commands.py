@@ -174,7 +174,8 @@ def _train_one(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from projector import validate, validate_page
     from projector.dataset import Dataset
-    from projector.fit import untrained_edge_states
+    from projector.estimate import same_answer
+    from projector.fit import edge_answers, untrained_edge_states
     from projector.train import Trainer, TrainSettings
 
     data = Dataset(args.data)
@@ -187,7 +188,9 @@ def _validate(args: argparse.Namespace) -> int:
     with tables.doing("a map from an untrained edge model"):
         floor = untrained_edge_states(args.source, made, corpus, data.picture)
     with tables.doing(f"{len(judge.asked)} questions, every arm"):
-        report = judge.report(floor)
+        own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked])
+        right = [same_answer(a, q.answer) for a, q in zip(own, judge.asked, strict=True)]
+        report = judge.report(floor, right)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     validate_page.write(report, data, args.out / "report.html")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from projector.bounds import judge_bound, through_fp8
 from projector.cache import LayerCache
 from projector.corpus import Corpus
 from projector.dataset import Asked, Dataset
@@ -167,6 +168,19 @@ class Validator:
         """From the map's cache."""
         return self.answers(lambda x, _y, _i: self.trainer.mapped_layers(x))
 
+    def mapped_fp8(self) -> Answers:
+        """From the map's cache, latents through FP8."""
+        made = self.trainer.map
+        through = through_fp8(made, self.corpus)
+
+        def states(x: npt.NDArray[np.float32]) -> torch.Tensor:
+            z = made.down(made.normal(torch.from_numpy(x)))
+            read: torch.Tensor = made.cloud(torch.from_numpy(through(z.numpy())))
+            there: torch.Tensor = read * made.y_scale + made.y_mean
+            return there
+
+        return self.states(states)
+
     def native(self) -> Answers:
         """From the target's own cache."""
         return self.answers(lambda _x, y, _i: self.trainer.native_layers(y))
@@ -235,14 +249,34 @@ class Validator:
 
     # -- the report --------------------------------------------------------------------------------
 
-    def report(self, untrained_edge: npt.NDArray[np.floating] | None = None) -> dict[str, Any]:
-        """Everything, as `report.json` holds it."""
+    def report(
+        self,
+        untrained_edge: npt.NDArray[np.floating] | None = None,
+        edge_only: list[bool] | None = None,
+    ) -> dict[str, Any]:
+        """Everything, as `report.json` holds it.
+
+        Args:
+            untrained_edge: as `controls` takes it.
+            edge_only: whether the edge model's own answer is right, one per question.
+        """
         native, mapped = self.native(), self.mapped()
-        arms = {"native": native, "mapped": mapped, **self.controls(untrained_edge)}
+        arms = {"native": native, "mapped": mapped}
+        bound: dict[str, Any] = {"none": "not a map of a family"}
+        if isinstance(self.trainer.map, Map):
+            arms["mapped_fp8"] = self.mapped_fp8()
+            try:
+                bound = dict(judge_bound(self.trainer.map, self.corpus))
+            except FitError as error:
+                bound = {"none": error.message}
+        arms |= self.controls(untrained_edge)
         accuracy = {
             name: clustered([float(r) for r in arm.right], self.pictures).to_json()
             for name, arm in arms.items()
         }
+        if edge_only is not None:
+            found = clustered([float(r) for r in edge_only], self.pictures)
+            accuracy["edge_only"] = found.to_json()
         right, where = self.other_labels()
         labels = None if not right else float(np.mean(right))
         followed = (
@@ -278,6 +312,7 @@ class Validator:
             "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
             "tier_by_answers": tier(retention),
             "diagnostics": diagnostics(self.trainer.map),
+            "bound": bound,
             "worst_pictures": self._worst(mapped),
         }
 

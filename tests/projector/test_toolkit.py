@@ -112,7 +112,9 @@ def test_a_report_has_every_control_beside_its_figure(
     assert set(report["accuracy"]) == {
         *("native", "mapped", "blind", "other_picture"),
         *("mean_state", "untrained_map", "untrained_edge"),
+        *("mapped_fp8", "edge_only"),
     }
+    assert "not one linear map per token" in report["bound"]["none"]
     for arm in report["accuracy"].values():
         assert arm["low"] <= arm["mean"] <= arm["high"]
     assert set(report["accuracy_by_kind"]["mapped"]) == {"even", "odd"}
@@ -141,6 +143,8 @@ def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
     native = judge.native()
     assert all(native.first) and all(native.full)
     assert max(native.kl) < 1e-5 and max(native.variation) < 1e-4
+    report = judge.report()
+    assert "32 frames" in report["bound"]["none"]
     far = judge.blind()
     assert np.mean(far.kl) > np.mean(native.kl)
 
