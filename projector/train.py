@@ -55,6 +55,10 @@ class TrainSettings:
         questions: questions per picture and task step.
         rate: peak learning rate; four times it for the quantization steps.
         task_rate: the same in the task stage; 0 for half of `rate`.
+        finish_steps: steps after the task stage, with the same loss, rounded at `finish_scale`
+            throughout, by a fresh optimiser at `finish_rate`.
+        finish_scale: as `step_scale`.
+        finish_rate: peak learning rate of these steps.
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
@@ -78,6 +82,9 @@ class TrainSettings:
     questions: int = 8
     rate: float = 1e-3
     task_rate: float = 0.0
+    finish_steps: int = 0
+    finish_scale: float = 0.0
+    finish_rate: float = 2e-4
     step_scale: float = 0.0
     rate_weight: float = 0.0
     hidden_weight: float = 0.0
@@ -296,8 +303,8 @@ class Trainer(Generic[M]):
             raise FitError(
                 f"{distributed.size()} processes cannot share batches of {settings.batch}"
             )
-        optimiser = torch.optim.AdamW(self.map.groups(), weight_decay=0.0, betas=(0.9, 0.98))
-        total = settings.reconstruct_steps + settings.task_steps
+        optimiser = self._optimiser()
+        total = settings.reconstruct_steps + settings.task_steps + settings.finish_steps
         state_file = self.folder / "map.pt"
         done, best, best_map, stale = 0, -1.0, None, 0
         if state_file.exists():
@@ -317,11 +324,11 @@ class Trainer(Generic[M]):
                 desc="training the map",
                 disable=not first,
             ):
-                task = step >= settings.reconstruct_steps
+                stage, begun, length, peak = self._stage(step)
+                task = stage != "reconstruct"
+                if stage == "finish" and begun == 0:
+                    optimiser = self._optimiser()
                 rng = np.random.default_rng([settings.seed, step])
-                begun = step - settings.reconstruct_steps if task else step
-                length = settings.task_steps if task else settings.reconstruct_steps
-                peak = (settings.task_rate or 0.5 * settings.rate) if task else settings.rate
                 rate = peak * min(1.0, (begun + 1) / 50)
                 rate *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * begun / length))
                 for group in optimiser.param_groups:
@@ -336,7 +343,7 @@ class Trainer(Generic[M]):
                 optimiser.step()
                 row: dict[str, float | str] = {
                     "step": step,
-                    "stage": "task" if task else "reconstruct",
+                    "stage": stage,
                     "loss": loss.item(),
                 }
                 if report and (begun + 1 == length or (begun + 1) % max(1, length // 5) == 0):
@@ -373,6 +380,23 @@ class Trainer(Generic[M]):
         if best_map is not None:
             self.map.load_state_dict(best_map)
 
+    def _optimiser(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.map.groups(), weight_decay=0.0, betas=(0.9, 0.98))
+
+    def _stage(self, step: int) -> tuple[str, int, int, float]:
+        """Which stage a step belongs to, its place in it, the stage's length and peak rate."""
+        settings = self.settings
+        stages = (
+            ("reconstruct", settings.reconstruct_steps, settings.rate),
+            ("task", settings.task_steps, settings.task_rate or 0.5 * settings.rate),
+            ("finish", settings.finish_steps, settings.finish_rate),
+        )
+        for stage, length, peak in stages:
+            if step < length:
+                return stage, step, length, peak
+            step -= length
+        raise ValueError(f"step {step} lies past the last stage")
+
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
         chosen = chosen[distributed.rank() :: distributed.size()]
@@ -390,11 +414,8 @@ class Trainer(Generic[M]):
         settings = self.settings
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
-        # Unrounded for a quarter of the stage; then what a bit is worth rises over the next.
-        quarter = settings.task_steps // 4
-        rounding = step - settings.reconstruct_steps - quarter
-        rate_weight = settings.rate_weight * min(1.0, max(0, rounding + 1) / max(1, quarter))
-        states, bits = self.map.travel(x, settings.step_scale if rounding >= 0 else 0.0)
+        scale, rate_weight = self._rounding(step)
+        states, bits = self.map.travel(x, scale)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 teacher = self.answering(packed, self.native_layers(self.corpus.y[chosen]))
@@ -404,6 +425,20 @@ class Trainer(Generic[M]):
         if settings.hidden_weight:
             loss = loss + settings.hidden_weight * _hidden_error(student, teacher, packed.read())
         return loss
+
+    def _rounding(self, step: int) -> tuple[float, float]:
+        """Steps that latents are rounded at, and what a bit is worth, at a training step.
+
+        Unrounded for a quarter of the task stage; then what a bit is worth rises over the next.
+        """
+        settings = self.settings
+        stage, begun, _, _ = self._stage(step)
+        if stage == "finish":
+            return settings.finish_scale, settings.rate_weight
+        quarter = settings.task_steps // 4
+        rounding = begun - quarter
+        worth = settings.rate_weight * min(1.0, max(0, rounding + 1) / max(1, quarter))
+        return (settings.step_scale if rounding >= 0 else 0.0), worth
 
     def _answer_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """`[n, vocabulary]` logits at the answers' places to a scalar."""
@@ -453,7 +488,7 @@ def plot_losses(log: Path, picture: Path) -> None:
     if not rows:
         return
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    for stage in ("reconstruct", "task"):
+    for stage in ("reconstruct", "task", "finish"):
         part = [row for row in rows if row["stage"] == stage]
         if not part:
             continue

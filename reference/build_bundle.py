@@ -189,6 +189,8 @@ def build(name: str, args: argparse.Namespace) -> None:
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
         step_scale=args.step_scale,
+        finish_steps=args.finish_steps,
+        finish_scale=args.finish_scale,
         rate_weight=args.rate_weight,
         hidden_weight=args.hidden_weight,
         mix_width=args.mix_width,
@@ -270,6 +272,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--reconstruct-steps", type=int, default=4000)
     parser.add_argument("--task-steps", type=int, default=6000)
+    parser.add_argument("--finish-steps", type=int, default=1500)
+    parser.add_argument("--finish-scale", type=float, default=16.0, help="rounding at the end")
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
