@@ -62,8 +62,11 @@ class Terminal:
 
 def write(report: dict[str, Any], out: Path) -> None:
     """Write `report.json` and, if no figure is missing, `report.html` into `out`."""
-    text = json.dumps(report, indent=1, ensure_ascii=False)
+    missing = schema.problems(report)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=bool(missing))
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    if missing:
+        return
     shown = {q["picture"] for q in report["first_questions"]}
     test = TestSet.load(report["made"]["split"], max(shown) + 1, 1)
     page = render(report, {number: test.pictures[number] for number in shown})
@@ -204,10 +207,12 @@ def run(plan: Plan, console: Console) -> int:
     except ChildError as error:
         console.print(f"[red]{error}[/red]", highlight=False, markup=True)
         return 1
-    report["problems"] += schema.problems(report)
+    missing = schema.problems(report)
+    report["problems"] += missing
     report["whole"] = not report["problems"]
     write(report, plan.out)
-    show(report, console)
+    if not missing:
+        show(report, console)
     console.print()
     for problem in report["problems"]:
         console.print(f"[red]not whole:[/red] {problem}", highlight=False)

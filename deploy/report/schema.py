@@ -58,8 +58,9 @@ def _problems(report: dict[str, Any]) -> Iterator[str]:
         return
     for number, codec in enumerate(codecs):
         for name in CODEC_KEYS:
-            if name not in codec:
-                yield f"image_codecs[{number}].{name} is missing"
+            figure = name in ("size_px", "bytes", "accuracy")
+            if name not in codec or (figure and not _is_figure(codec[name])):
+                yield f"image_codecs[{number}].{name} is missing or no number"
 
 
 def _is_figure(value: object) -> bool:

@@ -274,9 +274,9 @@ def test_a_frame_with_any_one_bit_flipped_is_never_answered(client: stage.Client
     honest = client.frame(seed=3, limit=2)
     raw = honest.SerializeToString()
     flipped = []
-    for position in range(len(raw)):
+    for bit in range(8 * len(raw)):
         copy = bytearray(raw)
-        copy[position] ^= 1 << (position % 8)
+        copy[bit // 8] ^= 1 << bit % 8
         flipped.append(bytes(copy))
     good = client.frame(seed=4, limit=2)
     events = client.infer(*flipped, good)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from deploy.measure import ROOT
+import pytest
+from rich.console import Console
+
+from deploy import demo
+from deploy.measure import ROOT, Plan
+from deploy.processes import ChildError
 from deploy.report import schema
 
 
@@ -23,3 +30,42 @@ def test_the_demo_answers_over_a_real_wire_and_reports_everything(tmp_path: Path
     assert "<svg" in page
     assert "data:image/" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://127.0.0.1", "")
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, out: Path, outcome: Any) -> int:
+    def measured(*_: object) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return copy.deepcopy(outcome)
+
+    monkeypatch.setattr(demo, "measure", measured)
+    return demo.run(Plan(out=out), Console(quiet=True))
+
+
+def test_only_a_whole_run_ends_with_zero(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_code(monkeypatch, tmp_path, report) == 0
+    assert (tmp_path / "report.html").exists()
+    unanswered = copy.deepcopy(report)
+    unanswered["problems"] = ["one question was left unanswered"]
+    assert exit_code(monkeypatch, tmp_path, unanswered) == 1
+    for path in (
+        ("ttft_ratio", "batch_1"),
+        ("image_codecs", 0, "accuracy"),
+        ("latency_ms", "ttft"),
+    ):
+        lacking: Any = copy.deepcopy(report)
+        part = lacking
+        for name in path[:-1]:
+            part = part[name]
+        del part[path[-1]]
+        assert exit_code(monkeypatch, tmp_path / str(path[0]), _made(lacking, tmp_path)) == 1
+        assert not (tmp_path / str(path[0]) / "report.html").exists()
+    assert exit_code(monkeypatch, tmp_path, ChildError("the server ended")) == 1
+
+
+def _made(report: Any, folder: Path) -> Any:
+    for name in ("ttft_ratio", "image_codecs", "latency_ms"):
+        (folder / name).mkdir(exist_ok=True)
+    return report

@@ -12,7 +12,8 @@ from deploy.arms import Pair
 from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from deploy.testset import TestSet
 from projector.bundle import Bundle
-from protos.errors import BundleLayoutError
+from protos.errors import BridgeError, BundleLayoutError
+from protos.frame import Header, pack_header, parse_infer_request, seal, verify
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,30 @@ def test_the_committed_weights_stay_below_thirty_megabytes() -> None:
 def test_the_bundle_refuses_the_models_the_other_way_round(pair: Pair) -> None:
     with pytest.raises(BundleLayoutError):
         Bundle.load(BUNDLE, pair.cloud.layout, pair.edge.layout)
+
+
+def test_no_flipped_bit_of_a_real_frame_of_the_reference_pair_is_accepted(pair: Pair) -> None:
+    encoder, info = pair.bundle.encoder, pair.bundle.info
+    (picture,) = TestSet.load("validation", 1, 1).pictures
+    shot = pair.encode(pair.states([picture])[0], encoder.point(info.default_point)).shot
+    constants = bytes(range(32))
+    head, payload = pack_header(Header(shot.point, 7, shot.kept, 0, shot.distortion), shot.payload)
+    raw = seal(constants, b"requests", head, payload, "is there a fire ?", 4).SerializeToString()
+
+    def accept(blob: bytes) -> None:
+        verify(parse_infer_request(blob), constants)
+
+    accept(raw)
+    accepted = []
+    for bit in range(8 * len(raw)):
+        wrong = bytearray(raw)
+        wrong[bit // 8] ^= 1 << bit % 8
+        try:
+            accept(bytes(wrong))
+        except BridgeError:
+            continue
+        accepted.append(bit)
+    assert accepted == []
 
 
 def test_answers_come_from_the_picture_whose_cache_was_injected(pair: Pair) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -290,3 +292,17 @@ def test_asking_and_rendering_are_fast_enough_to_train_on(scenes: Scenes) -> Non
         ask(scenes, index, 6, seed=1)
     assert (rendered - started) / 64 < 0.020  # seconds; five times what it takes
     assert (time.process_time() - rendered) / 64 < 0.005
+
+
+def test_the_task_is_frozen() -> None:
+    """Another digest is another task: what was measured would have to be measured anew."""
+    scenes = sample_scenes("test", 0, 8)
+    asked = [(q.text, q.answer) for i in range(8) for q in ask(scenes, i, 6, 0)]
+    found = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    assert found == "023f2ec19307a1be13ad199b4faa013e9c95f2aa6330d2dfd800048aa69a8493"
+    # Renderers may differ in the last bit from one machine to the next; what is placed may not.
+    placed = np.stack([scenes.x, scenes.y, scenes.size_px]).round(2).astype(np.float32)
+    assert (
+        hashlib.sha256(placed.tobytes()).hexdigest()
+        == "69f2e0b2b24a4bf6e478a69a1c3016789c2b782753bbcb6a6f6a3669fae78dd1"
+    )
