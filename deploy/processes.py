@@ -81,6 +81,11 @@ class Child:
                 self._process.wait()
         self._reader.join(_TERMINATE_S)
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def _read(self) -> None:
         if self._process.stdout is None:
             return

@@ -67,7 +67,7 @@ class BridgeServicer:
     """
 
     def Negotiate(self, request, context):
-        """Opens a session, or refuses an incompatible pair of models with the reason (301, 302, 305).
+        """Opens a session, or refuses an incompatible pair of models with the reason (301, 305).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
