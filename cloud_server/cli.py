@@ -1,7 +1,8 @@
 """`cloud-server`: the service's command line.
 
 Knows flags, exit codes and where output goes: the readiness line on standard output, logs and
-errors on standard error.
+errors on standard error. Imports what the `cloud` extra brings inside its functions, so that
+`main` can say what an install lacks.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloud_server.settings import PREFIX, Settings, load
-from projector import configuration
 from protos.errors import BridgeError, ConfigError
+
+if TYPE_CHECKING:
+    from cloud_server.settings import Settings
+    from projector import configuration
+
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,23 +33,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         given = _parser().parse_args(argv)
-        settings = load(configuration.given_flags(given, Settings), given.config)
-        if given.check_config:
-            _check(settings)
-            sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
-            return 0
-        from cloud_server.service import serve
-
-        serve(settings)
+        return int(given.command(given))
     except BridgeError as error:
-        sys.stderr.write(f"cloud-server: {error.name} (error {error.code}): {error.message}\n")
-        return error.exit_code
+        return _complain(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "cloud_server", "projector", "protos"):
+            raise
+        return _complain(
+            ConfigError(f"needs the package {package}: pip install 'neural-bridge[cloud]'")
+        )
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from cloud_server.settings import Settings, load
+    from projector import configuration
+
+    settings = load(configuration.given_flags(given, Settings), given.config)
+    if given.check_config:
+        return _check(settings)
+    from cloud_server.service import serve
+
+    serve(settings)
     return 0
 
 
-def _check(settings: Settings) -> None:
+def _no_command(given: argparse.Namespace) -> int:
+    if given.check_config:
+        return _serve(given)
+    raise ConfigError("no command: serve (see cloud-server --help)")
+
+
+def _check(settings: Settings) -> int:
     """Look at everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
     from projector.backends import BACKENDS
@@ -59,18 +85,39 @@ def _check(settings: Settings) -> None:
         if fingerprint in served:
             raise ConfigError(f"{served[fingerprint]} and {path} are for the same edge model")
         served[fingerprint] = path
+    sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
+    return 0
+
+
+def _complain(error: BridgeError) -> int:
+    sys.stderr.write(f"cloud-server: {error.name}: {error.message}\n")
+    return error.exit_code
+
+
+# ---------------------------------------------------------------------- flags
 
 
 def _parser() -> configuration.Parser:
+    from cloud_server.settings import PREFIX, Settings
+    from projector import configuration
+
+    exit_codes = (
+        "exit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
+        + configuration.exit_codes()
+    )
     parser = configuration.Parser(
         prog="cloud-server",
-        description="Answers questions about pictures from a small model's projected KV cache.",
+        description="Answers questions about pictures from a small model's projected KV cache.\n"
+        "`cloud-server serve --help` lists the settings.",
+        epilog=exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {configuration.installed_version()}"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    configuration.add_config_flags(parser, Settings)
+    parser.set_defaults(command=_no_command)
+    commands = parser.add_subparsers(title="commands", metavar="serve")
     serve = commands.add_parser(
         "serve",
         help="load the large model and the bundles, and serve until SIGTERM",
@@ -78,13 +125,12 @@ def _parser() -> configuration.Parser:
         'JSON line, {"event": "ready", "port": …, "metrics_port": …}, once it can answer.',
         epilog="Every flag is also a key of the TOML file (max_in_flight = 16) and an environment "
         f"variable ({PREFIX}MAX_IN_FLIGHT=16). Flags beat the environment, which beats the "
-        "file.\n\n"
-        "exit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
-        + configuration.exit_codes(),
+        "file.\n\n" + exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    configuration.add_config_flags(serve, Settings)
+    configuration.add_config_flags(serve, Settings, top=False)
     configuration.add_setting_flags(serve, Settings)
+    serve.set_defaults(command=_serve)
     return parser
 
 

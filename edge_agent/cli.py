@@ -17,22 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edge_agent import logs, settings
-from edge_agent.agent import Agent, Summary
-from edge_agent.encode import AUTO, PICTURE, Plan
-from edge_agent.health import HealthServer
-from edge_agent.metrics import Metrics
-from edge_agent.picture import PictureCodec
-from edge_agent.records import AnswerRecord, RecordWriter
-from edge_agent.session import dial_insecure
-from edge_agent.settings import Settings
-from edge_agent.sources import Source, open_source
-from edge_agent.sources.folder import Folder
-from edge_agent.store import EncoderStore
-from edge_agent.uplink import RetryPolicy, Uplink
-from edge_agent.vlm import EdgeModel, load
-from projector import configuration
-from projector.select import get as get_selector
 from protos.errors import (
     BridgeError,
     ConfigError,
@@ -40,6 +24,28 @@ from protos.errors import (
     PictureError,
     SourceError,
 )
+
+# What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
+_missing: ModuleNotFoundError | None = None
+try:
+    from edge_agent import logs, settings
+    from edge_agent.agent import Agent, Summary
+    from edge_agent.encode import AUTO, PICTURE, Plan
+    from edge_agent.health import HealthServer
+    from edge_agent.metrics import Metrics
+    from edge_agent.picture import PictureCodec
+    from edge_agent.records import AnswerRecord, RecordWriter
+    from edge_agent.session import dial_insecure
+    from edge_agent.settings import Settings
+    from edge_agent.sources import Source, open_source
+    from edge_agent.sources.folder import Folder
+    from edge_agent.store import EncoderStore
+    from edge_agent.uplink import RetryPolicy, Uplink
+    from edge_agent.vlm import EdgeModel, load
+    from projector import configuration
+    from projector.select import get as get_selector
+except ModuleNotFoundError as error:
+    _missing = error
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -57,11 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines would break the JSON logs
     try:
+        if _missing is not None:
+            raise _missing
         args = _parser().parse_args(argv)
         return int(args.command(args))
     except BridgeError as error:
-        print(f"edge-agent: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _complain(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "edge_agent", "projector", "protos"):
+            raise
+        return _complain(
+            ConfigError(f"needs the package {package}: pip install 'neural-bridge[edge]'")
+        )
     except KeyboardInterrupt:
         return _INTERRUPTED
     except asyncio.CancelledError:
@@ -114,6 +128,8 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.path is not None:
         flags["model"] = args.path
     chosen = settings.load(flags, args.config)
+    if args.check_config:
+        return _check(chosen)
     layout = _model(chosen).layout
     shown = json.loads(layout.to_json())
     shown.update(
@@ -130,6 +146,11 @@ def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
     raise ConfigError("no command: run, ask or inspect (see edge-agent --help)")
+
+
+def _complain(error: BridgeError) -> int:
+    print(f"edge-agent: {error.name}: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 # ---------------------------------------------------------------------- putting a run together

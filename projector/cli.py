@@ -15,19 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import Field, field_validator
-from pydantic_settings import SettingsConfigDict
-
-from projector import (
-    backends,
-    build_commands,
-    configuration,
-    package_commands,
-    tables,
-    train_commands,
-)
-from projector.bundle import DESCRIPTION, Bundle, BundleInfo
 from protos.errors import (
     BridgeError,
     BundleFormatError,
@@ -35,7 +22,32 @@ from protos.errors import (
     ConfigError,
     ModelError,
 )
-from protos.layout import KVLayout
+
+try:
+    import numpy as np
+    from pydantic import Field, field_validator
+    from pydantic_settings import SettingsConfigDict
+
+    from projector import (
+        backends,
+        build_commands,
+        configuration,
+        package_commands,
+        tables,
+        train_commands,
+    )
+    from projector.bundle import DESCRIPTION, Bundle, BundleInfo
+    from protos.layout import KVLayout
+except ModuleNotFoundError as error:  # no extra is installed: nothing below can be defined
+    _lacks = (error.name or "").partition(".")[0]
+    if _lacks in ("", "projector", "protos"):
+        raise
+    print(
+        f"projector: {ConfigError.name}: needs the package {_lacks}: "
+        "pip install 'neural-bridge[align]'",
+        file=sys.stderr,
+    )
+    sys.exit(ConfigError.exit_code)
 
 PREFIX = "NEURAL_BRIDGE_PROJECTOR_"
 _INTERRUPTED = 130
@@ -91,6 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BridgeError as error:
         _complain(error)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "projector", "protos"):
+            raise
+        lack = ConfigError(f"needs the package {package}: pip install 'neural-bridge[align]'")
+        _complain(lack)
+        return lack.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:

@@ -1,7 +1,8 @@
 """Who made this: Ed25519 signatures against a pinned list of keys.
 
 Knows keys, bytes and the list of trusted keys. Does not know what is signed. The arithmetic is the
-`cryptography` library's; here are only the files and the refusals.
+`cryptography` library's, imported once something is signed or checked; here are only the files and
+the refusals.
 
 A private key is a PEM file that only its owner can read. Trusted keys are a TOML file:
 
@@ -17,10 +18,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING
 
 from protos.errors import ConfigError, SignatureError
 
@@ -28,6 +26,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURE_BYTES = 64
 _MAX_FILE_BYTES = 1 << 20
@@ -58,8 +59,12 @@ class SigningKey:
         """Make a key and write it, readable by its owner only.
 
         Raises:
-            ConfigError: the file exists, or cannot be written.
+            ConfigError: the file exists, or cannot be written; or `cryptography` is missing.
         """
+        _need_cryptography()
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         key = Ed25519PrivateKey.generate()
         blob = key.private_bytes(
             serialization.Encoding.PEM,
@@ -79,8 +84,14 @@ class SigningKey:
         """Read what `create` wrote.
 
         Raises:
-            ConfigError: no such file, or no unencrypted Ed25519 key in PEM.
+            ConfigError: no such file, or no unencrypted Ed25519 key in PEM; or `cryptography` is
+                missing.
         """
+        _need_cryptography()
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         try:
             key = serialization.load_pem_private_key(_read(path), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -133,6 +144,7 @@ class TrustedKeys:
 
         Raises:
             SignatureError: not signed, signed by a key that is not on the list, or altered since.
+            ConfigError: `cryptography` is missing.
         """
         if signature is None:
             raise SignatureError("not signed, and only what a trusted key signed is accepted")
@@ -151,12 +163,27 @@ def check(message: bytes, signature: Signature) -> None:
 
     Raises:
         SignatureError: it is not.
+        ConfigError: `cryptography` is missing.
     """
+    _need_cryptography()
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     key = Ed25519PublicKey.from_public_bytes(_decoded(signature.key, 32, "key"))
     try:
         key.verify(_decoded(signature.value, SIGNATURE_BYTES, "signature"), message)
     except InvalidSignature as error:
         raise SignatureError("the signature does not fit what was signed: altered") from error
+
+
+def _need_cryptography() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "signatures need the package cryptography: pip install 'neural-bridge[cloud]' or "
+            "'neural-bridge[align]'"
+        ) from error
 
 
 def _decoded(text: object, size: int, what: str) -> bytes:

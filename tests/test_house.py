@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+
+from protos.errors import ConfigError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -255,7 +259,18 @@ for root in {roots!r}:
 @pytest.mark.parametrize(
     ("roots", "blocked"),
     [
-        (["edge_agent"], ["zmq", "onnxruntime", "onnx", "tensorrt", "grpc_reflection"]),
+        (
+            ["edge_agent"],
+            [
+                "aiohttp",
+                "cryptography",
+                "grpc_reflection",
+                "onnx",
+                "onnxruntime",
+                "tensorrt",
+                "zmq",
+            ],
+        ),
         (
             ["protos.layout", "protos.frame", "protos.quantize"],
             ["torch", "transformers", "zmq", "onnxruntime"],
@@ -267,9 +282,12 @@ for root in {roots!r}:
                 "projector.encoder",
                 "projector.bundle",
             ],
-            ["torch", "transformers"],
+            ["cryptography", "torch", "transformers"],
         ),
-        (["projector.cli"], ["torch", "transformers", "onnxruntime", "onnx", "rich"]),
+        (
+            ["projector.cli"],
+            ["cryptography", "torch", "transformers", "onnxruntime", "onnx", "rich"],
+        ),
     ],
     ids=["edge", "protos", "serving", "projector"],
 )
@@ -305,15 +323,82 @@ def test_the_top_level_holds_only_what_belongs_there() -> None:
 
 
 @pytest.mark.parametrize("script", sorted(_project()["scripts"]))
-@pytest.mark.parametrize("flag", ["--help", "--version"])
+@pytest.mark.parametrize("flag", ["--help", "--version", "--check-config"])
 def test_each_console_script_says_what_it_is(script: str, flag: str) -> None:
     path = Path(sys.executable).parent / script
-    done = subprocess.run([str(path), flag], capture_output=True, text=True, timeout=120)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("NEURAL_BRIDGE_")}
+    done = subprocess.run(
+        [str(path), flag], capture_output=True, text=True, timeout=120, env=environ
+    )
+    if flag == "--check-config" and script != "projector":  # these two cannot do without a model
+        assert done.returncode == ConfigError.exit_code
+        assert done.stderr.startswith(f"{script}: config: no model: give --model")
+        return
     assert done.returncode == 0, done.stderr
     if flag == "--version":
         assert _project()["version"] in done.stdout
+    elif flag == "--help":
+        for said in (script, "--config FILE", "--check-config", "exit codes", "10  config"):
+            assert said in done.stdout
     else:
-        assert script in done.stdout
+        assert "bundles" in json.loads(done.stdout)
+
+
+_SCRIPT_WITHOUT = """
+import importlib, importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None
+sys.meta_path.insert(0, Block())
+sys.exit(importlib.import_module({module!r}).main({arguments!r}))
+"""
+
+
+def _without(
+    script: str, blocked: list[str], arguments: list[str]
+) -> subprocess.CompletedProcess[str]:
+    module = _project()["scripts"][script].partition(":")[0]
+    code = _SCRIPT_WITHOUT.format(module=module, blocked=blocked, arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", ["cloud-server", "projector"])
+def test_a_script_starts_where_only_the_edge_extra_is_installed(script: str) -> None:
+    cloud_only = ["aiohttp", "cryptography", "grpc_health", "grpc_reflection", "onnxruntime", "zmq"]
+    done = _without(script, [*cloud_only, "torch", "rich"], ["--version"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("script", "package", "arguments", "extra"),
+    [
+        ("edge-agent", "tenacity", ["--version"], "edge"),
+        ("edge-agent", "pydantic", ["--version"], "edge"),
+        ("cloud-server", "aiohttp", ["serve"], "cloud"),
+        ("cloud-server", "pydantic", ["--version"], "cloud"),
+        ("projector", "pydantic", ["--version"], "align"),
+    ],
+)
+def test_a_script_names_the_package_that_its_install_lacks_in_one_line(
+    script: str, package: str, arguments: list[str], extra: str
+) -> None:
+    done = _without(script, [package], arguments)
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr == (
+        f"{script}: config: needs the package {package}: pip install 'neural-bridge[{extra}]'\n"
+    )
+    assert done.stdout == ""
+
+
+def test_signing_without_its_library_names_the_extras_that_bring_it(tmp_path: Path) -> None:
+    done = _without("projector", ["cryptography"], ["package", "keygen", str(tmp_path / "key.pem")])
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr == (
+        "projector: config: signatures need the package cryptography: "
+        "pip install 'neural-bridge[cloud]' or 'neural-bridge[align]'\n"
+    )
 
 
 def test_every_make_target_says_what_it_does() -> None:

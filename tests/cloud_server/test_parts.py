@@ -170,6 +170,11 @@ def test_help_names_every_setting_every_exit_code_and_the_version_is_known(
         assert f"--{name.replace('_', '-')}" in text
     assert "bundle_layout" in text and "NEURAL_BRIDGE_CLOUD_" in text
     with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    for said in ("--config FILE", "--check-config", "serve --help", "10  config", "bundle_layout"):
+        assert said in text
+    with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("cloud-server ")
 
@@ -182,7 +187,7 @@ def test_wrong_usage_is_a_config_error_without_a_traceback(
 ) -> None:
     assert cli.main(arguments) == ConfigError.exit_code
     message = capsys.readouterr().err
-    assert message.startswith("cloud-server: config (error 101)") and "--help" in message
+    assert message.startswith("cloud-server: config: ") and "--help" in message
     assert len(message.splitlines()) == 1
 
 
@@ -198,3 +203,19 @@ def test_check_config_prints_the_settings_or_ends_with_the_errors_code(
     assert cli.main([*good, "--model", str(tmp_path)]) == ModelError.exit_code
     assert "config.json" in capsys.readouterr().err
     assert cli.main(["serve", "--check-config"]) == ConfigError.exit_code
+
+
+@pytest.mark.parametrize("where", ["alone", "before", "after"])
+def test_config_and_check_config_stand_with_or_without_the_command(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    config = tmp_path / "cloud.toml"
+    config.write_text(f'model = "{files.model}"\nbundles = ["{files.bundle}"]\nport = 7\n')
+    options = ["--check-config", "--config", str(config)]
+    arguments = {"alone": options, "before": [*options, "serve"], "after": ["serve", *options]}
+    assert cli.main(arguments[where]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["port"] == 7 and set(shown) == set(Settings.model_fields)
+    config.write_text("prot = 7\n")
+    assert cli.main(arguments[where]) == ConfigError.exit_code
+    assert "did you mean port?" in capsys.readouterr().err

@@ -342,4 +342,4 @@ def test_a_server_that_cannot_start_says_why_and_ends_with_that_errors_code(
     flags = ["--model", str(model), "--bundles", str(bundle), "--port", "0"]
     assert cli.main(["serve", *flags, "--metrics-port", "0"]) == error.exit_code
     written = capsys.readouterr()
-    assert f"error {error.code}" in written.err and written.out == ""
+    assert written.err.startswith(f"cloud-server: {error.name}: ") and written.out == ""

@@ -145,6 +145,7 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
         (["run", "--check-config"], ConfigError, "no model: give --model"),
         (["run", "--check-config", "--model", "nowhere"], ModelError, "no config.json"),
         (["inspect", "nowhere"], ModelError, "no config.json"),
+        (["inspect", "--check-config", "nowhere"], ModelError, "no config.json"),
         (["ask", "nowhere.png", "what?"], PictureError, "no such file"),
         (["ask", "nowhere.png", " "], ConfigError, "a question is blank"),
     ],
@@ -193,6 +194,15 @@ def test_inspect_prints_the_layout(model: Path, capsys: pytest.CaptureFixture[st
     layout = FakeModel().layout
     assert shown["fingerprint"] == layout.fingerprint
     assert (shown["tokens"], shown["state_dim"]) == (9, 16)
+
+
+def test_inspect_checks_the_settings_without_loading_the_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("the model was loaded"))
+    assert cli.main(["inspect", "--check-config", str(model)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["model"] == str(model) and set(shown) == set(Settings.model_fields)
 
 
 def test_help_names_every_setting_its_variable_and_every_exit_code(
