@@ -25,6 +25,9 @@ LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[batch, kv_heads, tokens, head_dim]`, keys rotated."""
 
 _LINEAR_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "ssm", "hybrid"}
+# families that rotate keys in their sliding layers only; the second set, only if it has a window
+_ROPE_WHERE_SLIDING = {"afmoe", "cohere2", "cohere2_moe", "flint"}
+_ROPE_WHERE_SLIDING_IF_ANY = {"exaone4", "exaone_moe", "kolibri1"}
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,6 +44,25 @@ _TOKENIZER_FILES = (
 def decoder_of(model: Any) -> Any:
     """The text decoder (layers + rotary embedding, no head) inside an image-text-to-text model."""
     return model.get_decoder()
+
+
+def attention_mask(decoder: Any, seen: Tensor) -> Tensor:
+    """A 4-D mask in the form that the decoder's attention takes; it hands 4-D masks on as they are.
+
+    Args:
+        decoder: of `decoder_of`.
+        seen: bool `[batch, 1, queries, keys]`, true where a query sees a key; each query sees one.
+
+    Returns:
+        `seen` itself for SDPA. Eager attention adds its mask to the logits, so there it is zero
+        where seen and the least finite number elsewhere, in the decoder's dtype.
+    """
+    if decoder.config._attn_implementation != "eager":
+        return seen
+    dtype = decoder.dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )
 
 
 def refuse_unsupported(config: Any) -> None:
@@ -91,6 +113,13 @@ def refuse_unsupported(config: Any) -> None:
         refuse(f"active sliding windows (of {window} tokens)")
     if any(not used for used in getattr(text, "no_rope_layers", None) or []):
         refuse("layers without RoPE")
+    family = getattr(text, "model_type", None)
+    bare = sorted(set(layer_types) - {"sliding_attention"})
+    if bare and (
+        family in _ROPE_WHERE_SLIDING
+        or (family in _ROPE_WHERE_SLIDING_IF_ANY and window is not None)
+    ):
+        refuse(f"layers without RoPE (those of type {', '.join(bare)})")
     if getattr(text, "num_kv_shared_layers", 0):
         refuse("layers that share another layer's cache")
     if any(isinstance(value, dict) for value in rope.values()):

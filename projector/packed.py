@@ -83,7 +83,7 @@ class Packed:
         positions = torch.arange(each).repeat(self.questions) + held
         out = decoder(
             input_ids=self.ids,
-            attention_mask=mask[None, None].expand(batch, 1, -1, -1),
+            attention_mask=kv.attention_mask(decoder, mask[None, None]).expand(batch, 1, -1, -1),
             position_ids=positions[None].expand(batch, -1),
             past_key_values=kv.new_cache(layers),
             use_cache=True,

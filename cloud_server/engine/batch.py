@@ -92,7 +92,9 @@ class RunningBatch(Generic[Owner]):
             cache = kv.new_cache(scenes)
             hidden = self._decoder(
                 input_ids=ids,
-                attention_mask=causal.expand(group, 1, -1, -1),
+                attention_mask=kv.attention_mask(self._decoder, causal[None, None]).expand(
+                    group, 1, -1, -1
+                ),
                 position_ids=columns[held:].expand(group, -1),
                 past_key_values=cache,
                 use_cache=True,
@@ -120,7 +122,7 @@ class RunningBatch(Generic[Owner]):
             cache = kv.new_cache(self._layers)
             hidden = self._decoder(
                 input_ids=tokens,
-                attention_mask=self._seen[:, None, None, :],
+                attention_mask=kv.attention_mask(self._decoder, self._seen[:, None, None, :]),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
+    CONFIG_MAPPING,
     AutoProcessor,
     CLIPVisionConfig,
     Idefics3Config,
@@ -22,12 +23,10 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    Qwen2Config,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -81,7 +80,7 @@ def _text(kind: str, vocabulary: int, **over: Any) -> Any:
         "tie_word_embeddings": False,
         "initializer_range": 0.3,
     } | over
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](**shared)
+    return CONFIG_MAPPING[kind](**shared)
 
 
 def tiny_idefics3(folder: Path, grid: int = 4, seed: int = 0, **text: Any) -> Path:
@@ -128,7 +127,10 @@ def tiny_idefics3(folder: Path, grid: int = 4, seed: int = 0, **text: Any) -> Pa
 def tiny_llava(
     folder: Path, text: str = "llama", grid: int = 4, seed: int = 1, **over: Any
 ) -> Path:
-    """A LLaVA (CLIP tower) with a Llama or Qwen2 decoder; a picture takes `grid * grid` tokens."""
+    """A LLaVA (CLIP tower) whose decoder is of the family `text`, such as "llama" or "qwen2".
+
+    A picture takes `grid * grid` tokens; `over` goes into the decoder's configuration.
+    """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.manual_seed(seed)

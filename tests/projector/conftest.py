@@ -25,6 +25,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "idefics3": tiny_idefics3,
     "llava-llama": lambda folder: tiny_llava(folder, text="llama"),
     "llava-qwen2": lambda folder: tiny_llava(folder, text="qwen2"),
+    # Gemma 2 caps its attention logits, which SDPA cannot: transformers runs it eagerly
+    "llava-eager": lambda folder: tiny_llava(folder, text="gemma2", sliding_window=512),
     "smolvlm": tiny_smolvlm,
     "internvl": tiny_internvl,
 }

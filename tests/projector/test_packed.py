@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,15 @@ from projector.packed import Packed
 from projector.vlm import VLM
 from tests.fakes.tiny_models import tiny_llava
 
+SDPA: dict[str, Any] = {"text": "llama"}
+EAGER: dict[str, Any] = {"text": "gemma2", "sliding_window": 512}
 TEXTS = ("what is it", "is it red or is it blue", "how many")
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> VLM:
+@pytest.fixture(scope="module", params=[SDPA, EAGER], ids=["sdpa", "eager"])
+def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLM:
     folder: Path = tmp_path_factory.mktemp("llava")
-    return VLM.load(tiny_llava(folder))
+    return VLM.load(tiny_llava(folder, **request.param))
 
 
 def test_each_packed_question_gets_the_logits_it_gets_alone(vlm: VLM) -> None:

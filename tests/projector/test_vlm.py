@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cloud_server.engine.batch import RunningBatch
 from projector import cache as kv
 from projector.vlm import VLM
 from protos import layout as numpy_rope
@@ -168,6 +169,27 @@ def test_attention_is_measured_for_a_decoder_that_only_runs_eagerly(tmp_path: Pa
     want = usual.prefill([picture(1)]).attention
     assert got is not None and want is not None
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_running_batch_that_rows_join_and_leave_answers_like_generate(vlm: VLM) -> None:
+    """The engine's masks: a group of uneven questions, one that leaves, one that joins later."""
+    pictures = [picture(seed) for seed in range(3)]
+    layers = vlm.prefill(pictures, attention=False).layers()
+    scenes = [[(key[i : i + 1], value[i : i + 1]) for key, value in layers] for i in range(3)]
+    first = [(key[:2], value[:2]) for key, value in layers]
+    limits = (NEW_TOKENS, 2, NEW_TOKENS)
+    batch: RunningBatch[int] = RunningBatch(vlm)
+    rows = batch.join(first, [vlm.question_ids(q) for q in QUESTIONS[:2]], [0, 1], limits[:2])
+    batch.leave()
+    batch.step()
+    rows += batch.join(scenes[2], [vlm.question_ids(QUESTIONS[2])], [2], limits[2:])
+    while batch.rows:
+        batch.leave()
+        if batch.rows:
+            batch.step()
+    for row, limit in zip(rows, limits, strict=True):
+        ids, gaps = reference(vlm, pictures[row.owner], QUESTIONS[row.owner])
+        assert_same(vlm, row.tokens, (ids[:limit], gaps[:limit]))
 
 
 def test_answering_does_not_write_to_the_scene_it_is_given(vlm: VLM) -> None:
@@ -334,6 +356,9 @@ def _config(kind: str, text: dict[str, Any] | None = None, **over: Any) -> Any:
     return SimpleNamespace(model_type=kind, get_text_config=lambda decoder: inner, **over)
 
 
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 512}
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -350,6 +375,8 @@ def _config(kind: str, text: dict[str, Any] | None = None, **over: Any) -> Any:
         ),
         (_config("made-up", {"sliding_window": 64}), "sliding windows"),
         (_config("made-up", {"no_rope_layers": [1, 0]}), "without RoPE"),
+        (_config("llava", {"model_type": "cohere2", **MIXED}), "without RoPE.*full_attention"),
+        (_config("llava", {"model_type": "exaone4", **MIXED}), "without RoPE.*full_attention"),
         (_config("made-up", {"num_kv_shared_layers": 2}), "share"),
         (_config("made-up", {"rope_parameters": {"rope_type": "dynamic"}}), "dynamic"),
     ],
@@ -366,10 +393,24 @@ def test_what_a_layout_cannot_say_is_refused_by_name(config: Any, named: str) ->
         {"sliding_window": 64, "use_sliding_window": False},
         {"sliding_window": 4096},
         {"layer_types": ["full_attention"] * 2, "sliding_window": 64},
+        MIXED,
     ],
 )
 def test_a_window_that_is_off_or_never_reached_is_not_refused(text: dict[str, Any]) -> None:
     kv.refuse_unsupported(_config("made-up", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"model_type": "cohere2", "layer_types": ["sliding_attention"] * 2, "sliding_window": 512},
+        {"model_type": "exaone4", "layer_types": ["full_attention"] * 2, "sliding_window": None},
+    ],
+)
+def test_a_family_with_bare_layers_is_taken_where_all_its_layers_rotate(
+    text: dict[str, Any],
+) -> None:
+    kv.refuse_unsupported(_config("llava", text))
 
 
 @pytest.mark.parametrize(
@@ -417,3 +458,71 @@ def test_rope_is_measured_not_assumed(family: str) -> None:
     spec = kv.rope_of(model)
     assert spec.interleaved == (family in ("glm", "cohere"))
     assert spec.rotary_dim == {"glm": 16, "cohere": 32, "phi": 16}[family]
+
+
+ROOMY: dict[str, Any] = {"sliding_window": 512}  # no window is reached
+NARROW: dict[str, Any] = {"head_dim": 16}
+WHOLE: dict[str, Any] = {"num_key_value_heads": 4}  # families without grouped queries
+FAMILIES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "cohere": {},
+    "cohere2": ROOMY,  # three sliding layers: the fourth would be one without RoPE
+    "diffllama": {},  # eager
+    "ernie4_5": {},
+    "falcon": WHOLE | {"multi_query": False},  # calls SDPA by itself
+    "gemma": NARROW,
+    "glm": NARROW,
+    "glm4": NARROW,
+    "gpt_neox": WHOLE,
+    "gpt_oss": ROOMY,  # eager: attention sinks
+    "granite": {},
+    "helium": NARROW,
+    "hunyuan_v1_dense": NARROW,
+    "mistral": ROOMY,
+    "mixtral": ROOMY,
+    "nemotron": {},
+    "olmo": {},
+    "olmo2": {},
+    "phi": {},
+    "phi3": ROOMY,
+    "qwen3": {},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": ROOMY,
+    "vaultgemma": ROOMY | NARROW,  # eager: capped logits
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_rope_decoders_of_transformers_are_taken_and_continue_exactly(
+    family: str, tmp_path: Path
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {family}")
+    vlm = VLM.load(tiny_llava(tmp_path, text=family, **FAMILIES[family]))
+    assert (
+        vlm.layout.layers == 3
+        and vlm.layout.state_dim == vlm.states(vlm.prefill([picture(0)]))[0].flat().shape[-1]
+    )
+    test_a_rebuilt_cache_continues_exactly_like_the_original_model(vlm)
+    test_received_attention_is_what_eager_attention_gives(vlm)
+
+
+@pytest.mark.parametrize(
+    ("family", "over"),
+    [
+        ("cohere2", ROOMY | {"num_hidden_layers": 4}),
+        ("smollm3", {"num_hidden_layers": 4}),
+        ("falcon", WHOLE | {"multi_query": False, "alibi": True}),
+    ],
+)
+def test_a_layer_without_rope_is_found_by_its_keys_even_if_its_config_says_nothing(
+    family: str, over: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "refuse_unsupported", lambda config: None)
+    path = tiny_llava(tmp_path, text=family, **over)
+    with pytest.raises(UnsupportedModelError, match="layer . of .* does not rotate its keys"):
+        VLM.load(path)
