@@ -199,6 +199,8 @@ class Trainer(Generic[M]):
         self.map, self.corpus, self.target = made, corpus, target
         self.questions, self.settings, self.folder = questions, settings, folder
         self.save_every_s = save_every_s
+        self.spent_s = 0.0
+        """Seconds of training so far, those before an interruption included."""
         folder.mkdir(parents=True, exist_ok=True)
         target.model.requires_grad_(False)
         cos, sin = kv.cos_sin(target.layout.rope, target.positions)
@@ -314,7 +316,9 @@ class Trainer(Generic[M]):
                 optimiser.load_state_dict(state["optimiser"])
                 done, best = state["step"], state["best"]
                 best_map, stale = state["best_map"], state["stale"]
+                self.spent_s = state["spent_s"]
         saved, first = time.monotonic(), distributed.rank() == 0
+        begun_s = saved - self.spent_s
         distributed.barrier()  # no process writes a checkpoint before all have read the last one
         with (self.folder / "log.jsonl").open("a") as log:
             for step in tqdm(
@@ -371,12 +375,15 @@ class Trainer(Generic[M]):
                             "best": best,
                             "best_map": best_map,
                             "stale": stale,
+                            "spent_s": time.monotonic() - begun_s,
                         },
                         temporary,
                     )
                     temporary.replace(state_file)
                 if over:
                     break
+        if done < total:
+            self.spent_s = time.monotonic() - begun_s
         if best_map is not None:
             self.map.load_state_dict(best_map)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -175,7 +174,6 @@ def build(name: str, args: argparse.Namespace) -> None:
         args: command line.
     """
     torch.set_num_threads(args.threads)
-    begun = time.monotonic()
     source, target = VLM.load(args.models / name), VLM.load(args.models / "cloud")
     train, held_out = Split("train", args.pictures, args.pool), Split("validation", 512, args.pool)
     corpora = (
@@ -236,7 +234,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         "reconstruction": reconstruction(lowrank, validation),
         "training": {
             "pictures": len(corpus),
-            "minutes": round((time.monotonic() - begun) / 60, 1),
+            "minutes": round(trainer.spent_s / 60, 1),
             "seed": args.seed,
         },
     }
