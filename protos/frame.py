@@ -679,7 +679,11 @@ def verify(request: pb.InferRequest | pb.AskRequest, constants: bytes) -> None:
 def refused(error: BridgeError) -> pb.Refused:
     """The event that tells the edge of an error (back: `errors.from_code`)."""
     return pb.Refused(
-        code=error.code, name=error.name, message=error.message, retryable=error.retryable
+        code=error.code,
+        name=error.name,
+        message=error.message,
+        retryable=error.retryable,
+        grpc_status=error.grpc_status,
     )
 
 

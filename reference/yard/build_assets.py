@@ -7,8 +7,10 @@ scenes. It needs `apt-get` and `dpkg-deb`, and is run once: its results are comm
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,9 @@ class Photograph:
 _PLASMA = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
 _MATE = "usr/share/backgrounds/mate/nature/{}.jpg"
 _LOMIRI = "usr/share/backgrounds/{}.jpg"
+
+
+COMMON_LICENSES = ("GPL-2", "GPL-3", "LGPL-3", "CC0-1.0")
 
 
 def _plasma(name: str, box: tuple[float, float, float], author: str) -> Photograph:
@@ -172,17 +177,28 @@ def licences() -> str:
         'The copyright file of `plasma-workspace-wallpapers` says: "Files: * Copyright: 2014 KDE',
         "Visual Design Group http://vdesign.kde.org/ License: GPL-2+\"; each wallpaper's own",
         "`metadata.json`, quoted above, says LGPLv3. The copyright file of `mate-backgrounds` says",
-        'GPL-2+ for the photographs used ("Copyright holders are found in AUTHORS file"). Texts:',
-        "`/usr/share/common-licenses/GPL-2` and `LGPL-3`,",
-        "https://creativecommons.org/licenses/by/4.0/, `by-sa/4.0/`, `by-sa/3.0/` and",
-        "https://creativecommons.org/publicdomain/zero/1.0/.",
+        'GPL-2+ for the photographs used ("Copyright holders are found in AUTHORS file"). The',
+        "texts of all these licences are in `licenses/`: each package's copyright file (with the",
+        "OFL and the Creative Commons licences in full) and the GNU and CC0 texts they refer to.",
         "",
     ]
     return "\n".join(lines)
 
 
+def copy_texts(packages: Iterable[str], unpacked: Path, out: Path) -> None:
+    """Copies each package's copyright file and the common licences that they refer to."""
+    out.mkdir(exist_ok=True)
+    for package in packages:
+        shutil.copy(unpacked / package / "usr/share/doc" / package / "copyright", out / package)
+    for name in COMMON_LICENSES:
+        shutil.copy(Path("/usr/share/common-licenses") / name, out / name)
+    for file in out.iterdir():
+        if file.suffix != ".txt":
+            file.replace(file.with_name(f"{file.name}.txt"))
+
+
 def main() -> None:
-    """Writes the sprite sheet, the two strips of photographs and `LICENSES.md`."""
+    """Writes the sprite sheet, the strips of photographs, `LICENSES.md` and the texts it names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS)
     out: Path = parser.parse_args().out
@@ -192,6 +208,7 @@ def main() -> None:
         unpacked = Path(folder)
         for package in sorted(packages | {FONT_PACKAGE}):
             unpack(package, unpacked)
+        copy_texts(sorted(packages | {FONT_PACKAGE}), unpacked, out / "licenses")
         sheet = sprite_sheet(unpacked / FONT_PACKAGE / FONT_PATH)
         sheet.save(out / "sprites.png", optimize=True)
         for split, photographs in PHOTOGRAPHS.items():

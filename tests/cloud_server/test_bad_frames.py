@@ -265,6 +265,7 @@ def test_a_bad_frame_is_refused_by_its_code_and_its_neighbours_are_answered(
     refusals = [event.refused for event in events if event.HasField("refused")]
     assert [(r.code, r.name) for r in refusals] == [(error.code, error.name)], events
     assert refusals[0].message and refusals[0].retryable == error.retryable
+    assert refusals[0].grpc_status == error.grpc_status
     for neighbour in (before, after):
         kinds = [e.WhichOneof("event") for e in stage.by_id(events, neighbour.request_id)]
         assert kinds[0] == "accepted" and kinds[-1] == "answer", kinds

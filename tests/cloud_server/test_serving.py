@@ -304,19 +304,23 @@ def test_an_engine_killed_in_mid_stream_fails_its_requests_retryably_and_comes_b
     restarts = _metric(server, "neural_bridge_cloud_engine_restarts_total")
     frames = [client.frame(seed=s, limit=32, question="what " * 60) for s in range(70, 86)]
     raw = [frame.SerializeToString() for frame in frames]
+    engine, pause = _engine_pid(server), threading.Event()
+    os.kill(engine, signal.SIGSTOP)  # or it might have answered everything before it is killed
     call = client.channel.stream_stream(
         "/neuralbridge.v1.Bridge/Infer", response_deserializer=pb.InferEvent.FromString
     )(iter(raw), metadata=client.metadata, timeout=60)
-    events = [next(call)]
-    os.kill(_engine_pid(server), signal.SIGKILL)
-    events += list(call)
+    for _ in range(100):
+        if _metric(server, "neural_bridge_cloud_queue_depth") >= len(raw):
+            break
+        pause.wait(0.1)
+    os.kill(engine, signal.SIGKILL)
+    events = list(call)
     ended = {e.request_id: e for e in events if e.HasField("answer") or e.HasField("refused")}
     assert set(ended) == {frame.request_id for frame in frames}
     refused = [e.refused for e in ended.values() if e.HasField("refused")]
     assert refused and all(r.retryable and r.code == 502 for r in refused)
 
     # The same session and the same sealed bytes work again once the engine is back.
-    pause = threading.Event()
     for _ in range(1200):
         if _get(server, "/readyz")[0] == 200:
             break

@@ -26,7 +26,7 @@ from reference.yard import (
     render,
     sample_scenes,
 )
-from reference.yard.build_assets import PHOTOGRAPHS
+from reference.yard.build_assets import COMMON_LICENSES, FONT_PACKAGE, PHOTOGRAPHS
 from reference.yard.scene import ASSETS, GROUND_COUNTS
 
 NUMBERS = ["zero", "one", "two", "three", "four"]
@@ -82,7 +82,7 @@ def test_test_photographs_are_not_those_of_training() -> None:
         assert len(PHOTOGRAPHS[split]) == count
         with Image.open(ASSETS / f"grounds_{split}.webp") as strip:
             assert strip.size == (512 * count, 512)
-    assert sum(file.stat().st_size for file in ASSETS.iterdir()) <= 5_000_000
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*.*")) <= 5_000_000
 
 
 def test_every_photograph_has_its_licence_written_down() -> None:
@@ -91,6 +91,24 @@ def test_every_photograph_has_its_licence_written_down() -> None:
         assert any(
             photograph.author in line and photograph.licence in line for line in text.splitlines()
         )
+
+
+def test_the_licences_themselves_are_in_the_repository() -> None:
+    folder = ASSETS / "licenses"
+    packages = {p.package for photographs in PHOTOGRAPHS.values() for p in photographs}
+    texts = {f.stem: f.read_text(encoding="utf-8", errors="replace") for f in folder.iterdir()}
+    assert packages | {FONT_PACKAGE, *COMMON_LICENSES} == set(
+        f.name.removesuffix(".txt") for f in folder.iterdir()
+    )
+    everything = "\n".join(texts.values())
+    for title in (
+        "SIL OPEN FONT LICENSE",
+        "GNU GENERAL PUBLIC LICENSE",
+        "GNU LESSER GENERAL PUBLIC LICENSE",
+        "Attribution-ShareAlike 4.0",
+        "CC0 1.0 Universal",
+    ):
+        assert title.lower() in everything.lower(), title
 
 
 def test_unknown_split_and_negative_start_are_refused() -> None:
