@@ -45,7 +45,7 @@ from projector.moments import ridge as solve_ridge
 from projector.train import Trainer, TrainSettings
 from projector.validate import Validator, reconstruction
 from projector.vlm import VLM
-from protos.errors import FitError
+from protos.errors import BridgeError, FitError
 from reference.export_yard import export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -343,7 +343,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--edges", nargs="*", default=["edge-a", "edge-b", "edge-c"])
+    parser.add_argument("--edges", nargs="*", help="default: those in --models")
     parser.add_argument("--pictures", type=int, default=512, help="of test and of shifted")
     parser.add_argument("--train-pictures", type=int, default=3072)
     parser.add_argument("--seeds", type=int, default=3)
@@ -354,6 +354,16 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "projectors")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "projectors.json")
     args = parser.parse_args()
+    try:
+        return bench(args)
+    except BridgeError as error:
+        print(f"projectors: {error.name}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure, print, write after every edge model."""
+    edges = args.edges or sorted(path.name for path in args.models.glob("edge-*"))
     torch.set_num_threads(args.threads)
     begun = time.monotonic()
     target = VLM.load(MODELS / "cloud")
@@ -366,7 +376,7 @@ def main() -> int:
         "rows": [],
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in args.edges:
+    for name in edges:
         edge = Edge(name, args.models / name, target, args)
         report["controls"][name] = controls(edge)
         report["rows"] += closed_forms(edge, range(args.seeds))

@@ -25,7 +25,7 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("gloo")  # a map is trained on CPU tensors
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"torchrun's process group cannot be joined: {error}") from error
 

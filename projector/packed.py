@@ -20,19 +20,6 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Answering:
-    """What the frozen model made of packed questions.
-
-    Attributes:
-        logits: at every labelled place, in row-major order, `[labels != -100, vocabulary]` float32.
-        hidden: the residual stream after each layer, `[B, Q * S, width]` each.
-    """
-
-    logits: Tensor
-    hidden: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
 class Packed:
     """B pictures with Q questions each, every question padded to S tokens.
 
@@ -65,14 +52,17 @@ class Packed:
                 labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(list(answer))
         return cls(ids.flatten(1), labels.flatten(1), count)
 
-    def run(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Answering:
-        """One forward pass of the frozen model over a cache.
+    def logits(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Tensor:
+        """Logits at every labelled place, in row-major order.
 
         Args:
             decoder: the frozen model's decoder.
             head: its output embedding.
             layers: per layer keys and values `[B, kv_heads, T, head_dim]` of the scene, rotated;
                 gradients flow into them.
+
+        Returns:
+            `[labels != -100, vocabulary]` float32.
         """
         batch, total = self.ids.shape
         held, each = layers[0][0].shape[2], total // self.questions
@@ -81,26 +71,15 @@ class Packed:
         own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])
         mask = torch.cat([torch.ones(total, held, dtype=torch.bool), own], dim=1)
         positions = torch.arange(each).repeat(self.questions) + held
-        out = decoder(
+        hidden = decoder(
             input_ids=self.ids,
             attention_mask=kv.attention_mask(decoder, mask[None, None]).expand(batch, 1, -1, -1),
             position_ids=positions[None].expand(batch, -1),
             past_key_values=kv.new_cache(layers),
             use_cache=True,
-            output_hidden_states=True,
-        )
-        logits: Tensor = head(out.last_hidden_state[self.labels != IGNORED]).float()
-        return Answering(logits, tuple(out.hidden_states[1:]))
-
-    def logits(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Tensor:
-        """Logits at every labelled place, in row-major order: `[labels != -100, vocabulary]`."""
-        return self.run(decoder, head, layers).logits
-
-    def read(self) -> Tensor:
-        """Which places of `ids` hold a token that was asked, not padding: `[B, Q * S]` bool."""
-        labelled = (self.labels != IGNORED).view(len(self.ids), self.questions, -1)
-        after = labelled.flip(-1).cumsum(-1).flip(-1)  # labelled places from here to the end
-        return (after > 0).flatten(1)
+        ).last_hidden_state
+        result: Tensor = head(hidden[self.labels != IGNORED]).float()
+        return result
 
     def exactly_right(self, logits: Tensor) -> Tensor:
         """Which questions every answer token of which is the most likely one, `[B, Q]` bool.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.maps.trainable import LowRankMap
-from projector.packed import Answering, Packed
+from projector.packed import Packed
 from projector.vlm import VLM
 from protos.errors import FitError
 
@@ -62,7 +63,6 @@ class TrainSettings:
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
-        hidden_weight: nats of KL that the relative error of the questions' hidden states is worth.
         penalty_weight: of the map's own penalty (orthogonality of `low_rank`).
         task: `kl` to the frozen model's own answer distribution, `ce` to its likeliest answer, or
             `both`.
@@ -87,7 +87,6 @@ class TrainSettings:
     finish_rate: float = 2e-4
     step_scale: float = 0.0
     rate_weight: float = 0.0
-    hidden_weight: float = 0.0
     penalty_weight: float = 0.01
     task: str = "kl"
     patience: int = 0
@@ -184,6 +183,7 @@ class Trainer(Generic[M]):
         settings: TrainSettings,
         folder: Path,
         save_every_s: float = 300.0,
+        about: str = "",
     ) -> None:
         """Prepares the frozen side.
 
@@ -195,10 +195,11 @@ class Trainer(Generic[M]):
             settings: how long and how fast.
             folder: where state and log are kept.
             save_every_s: from one checkpoint to the next.
+            about: what is trained on what; a state of anything else is not resumed.
         """
         self.map, self.corpus, self.target = made, corpus, target
         self.questions, self.settings, self.folder = questions, settings, folder
-        self.save_every_s = save_every_s
+        self.save_every_s, self.about = save_every_s, about
         self.spent_s = 0.0
         """Seconds of training so far, those before an interruption included."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -252,13 +253,9 @@ class Trainer(Generic[M]):
         """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
         return self.layers(self.map.travel(torch.from_numpy(x), 0.0)[0])
 
-    def answering(self, packed: Packed, layers: Sequence[LayerCache]) -> Answering:
-        """What the frozen model makes of packed questions over a cache."""
-        return packed.run(self.target.decoder, self.target.head, layers)
-
     def logits(self, packed: Packed, layers: Sequence[LayerCache]) -> Tensor:
         """The frozen model's logits for packed questions over a cache."""
-        return self.answering(packed, layers).logits
+        return packed.logits(self.target.decoder, self.target.head, layers)
 
     def accuracy(
         self,
@@ -311,7 +308,7 @@ class Trainer(Generic[M]):
         done, best, best_map, stale = 0, -1.0, None, 0
         if state_file.exists():
             state = torch.load(state_file, weights_only=True)
-            if state["settings"] == asdict(settings):
+            if (state["settings"], state["about"]) == (asdict(settings), self.about):
                 self.map.load_state_dict(state["map"])
                 optimiser.load_state_dict(state["optimiser"])
                 done, best = state["step"], state["best"]
@@ -320,7 +317,8 @@ class Trainer(Generic[M]):
         saved, first = time.monotonic(), distributed.rank() == 0
         begun_s = saved - self.spent_s
         distributed.barrier()  # no process writes a checkpoint before all have read the last one
-        with (self.folder / "log.jsonl").open("a") as log:
+        path = self.folder / "log.jsonl" if first else Path(os.devnull)
+        with path.open("a") as log:
             for step in tqdm(
                 range(done, total),
                 initial=done,
@@ -359,9 +357,8 @@ class Trainer(Generic[M]):
                         if better:
                             best = figures["accuracy"]
                             best_map = {k: v.clone() for k, v in self.map.state_dict().items()}
-                if first:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                log.write(json.dumps(row) + "\n")
+                log.flush()
                 over = step + 1 == total or (settings.patience and stale >= settings.patience)
                 if first and (time.monotonic() - saved > self.save_every_s or over):
                     saved = time.monotonic()
@@ -372,6 +369,7 @@ class Trainer(Generic[M]):
                             "optimiser": optimiser.state_dict(),
                             "step": step + 1,
                             "settings": asdict(settings),
+                            "about": self.about,
                             "best": best,
                             "best_map": best_map,
                             "stale": stale,
@@ -425,13 +423,10 @@ class Trainer(Generic[M]):
         states, bits = self.map.travel(x, scale)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                teacher = self.answering(packed, self.native_layers(self.corpus.y[chosen]))
-            student = self.answering(packed, self.layers(states))
-        loss = self._answer_loss(student.logits, teacher.logits) + rate_weight * bits
-        loss = loss + settings.penalty_weight * self.map.penalty()
-        if settings.hidden_weight:
-            loss = loss + settings.hidden_weight * _hidden_error(student, teacher, packed.read())
-        return loss
+                teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
+            student = self.logits(packed, self.layers(states))
+        loss = self._answer_loss(student, teacher) + rate_weight * bits
+        return loss + settings.penalty_weight * self.map.penalty()
 
     def _rounding(self, step: int) -> tuple[float, float]:
         """Steps that latents are rounded at, and what a bit is worth, at a training step.
@@ -459,26 +454,6 @@ class Trainer(Generic[M]):
         return loss / distributed.mean_count(len(student))
 
 
-def _hidden_error(student: Answering, teacher: Answering, read: Tensor) -> Tensor:
-    """How far the question tokens' hidden states are from the native ones, mean over layers.
-
-    Relative to the spread of each layer's native states. Answers alone say little about what is
-    wrong where; hidden states say it at every token and layer (FitNets: Romero et al. 2015,
-    arXiv:1412.6550).
-
-    Args:
-        student: over the projected cache.
-        teacher: over the native one.
-        read: `[B, Q * S]`, which places count.
-    """
-    errors = []
-    for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
-        want, got = theirs[read].float(), ours[read].float()
-        spread = (want - want.mean(dim=0)).square().sum(-1).mean()
-        errors.append((got - want).square().sum(-1).mean() / spread)
-    return torch.stack(errors).mean()
-
-
 def plot_losses(log: Path, picture: Path) -> None:
     """Draw a training log: the loss of every step, smoothed, and held-out accuracy where known.
 
@@ -491,9 +466,12 @@ def plot_losses(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    if not rows:
+    every = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not every:
         return
+    # The last run only; a step that an interruption made it take again counts once.
+    begun = max((i for i, row in enumerate(every) if row["step"] == 0), default=0)
+    rows = list({row["step"]: row for row in every[begun:]}.values())
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
     for stage in ("reconstruct", "task", "finish"):
         part = [row for row in rows if row["stage"] == stage]

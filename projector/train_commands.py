@@ -141,7 +141,16 @@ def _train_one(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
         raise CorpusError(f"{len(training)} training pictures: too few for batches of {args.batch}")
-    trainer = Trainer(made, training, target, data.questions, settings, args.out / "state")
+    about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
+    trainer = Trainer(
+        made,
+        training,
+        target,
+        data.questions,
+        settings,
+        args.out / "state",
+        about=json.dumps([*about, data.digest, len(training)], sort_keys=True),
+    )
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
 

@@ -24,8 +24,8 @@ from projector.encoder import Encoder
 from projector.export import export
 from projector.maps.trainable import LowRankMap
 from projector.train import Trainer, TrainSettings, closed_form
+from projector.validate import reconstruction
 from projector.vlm import VLM
-from protos import distortion
 from protos.quantize import UniformQuantizer
 from reference.pictures import Pictures
 from reference.yard import ask, true_answer
@@ -117,25 +117,14 @@ def controls(
     }
 
 
-def reconstruction(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
-    """Mean cosine, relative L2 and R² of keys and values apart, on normalised held-out states."""
-    got, want = [], []
-    cloud = lowrank.cloud
-    with torch.no_grad():
-        for start in range(0, min(len(corpus), 256), 64):
-            x = torch.from_numpy(corpus.x[start : start + 64].astype(np.float32))
-            y = torch.from_numpy(corpus.y[start : start + 64].astype(np.float32))
-            latents = lowrank.latents(x)
-            got.append((cloud.latent(latents, mask_all(latents)) @ cloud.up).numpy())
-            want.append(((y - cloud.y_mean) / cloud.y_scale).numpy())
-    a, b = np.concatenate(want).reshape(-1, got[0].shape[-1]), np.concatenate(got)
-    b = b.reshape(a.shape)
-    half = a.shape[1] // 2
+def fidelity(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
+    """Mean cosine, relative L2 and R² of keys and values apart, on z-scored held-out states."""
+    fit = reconstruction(lowrank, corpus)
     return {
-        "cosine": distortion.cosine(a, b),
-        "relative_l2": distortion.relative_l2(a, b),
-        "r2_keys": distortion.r2(a[:, :half], b[:, :half]),
-        "r2_values": distortion.r2(a[:, half:], b[:, half:]),
+        "cosine": fit["whole"]["cosine"],
+        "relative_l2": fit["whole"]["relative_l2"],
+        "r2_keys": fit["keys"]["r2"],
+        "r2_values": fit["values"]["r2"],
     }
 
 
@@ -190,7 +179,6 @@ def build(name: str, args: argparse.Namespace) -> None:
         finish_steps=args.finish_steps,
         finish_scale=args.finish_scale,
         rate_weight=args.rate_weight,
-        hidden_weight=args.hidden_weight,
         mix_width=args.mix_width,
         mix_depth=args.mix_depth,
         rate=args.rate,
@@ -231,7 +219,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         "accuracy": accuracy,
         "controls": controls(trainer, lowrank, validation, held_out),
         "payload_bytes": sizes,
-        "reconstruction": reconstruction(lowrank, validation),
+        "reconstruction": fidelity(lowrank, validation),
         "training": {
             "pictures": len(corpus),
             "minutes": round(trainer.spent_s / 60, 1),
@@ -275,9 +263,6 @@ def main() -> None:
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
-    )
-    parser.add_argument(
-        "--hidden-weight", type=float, default=0.0, help="nats of KL per relative hidden error"
     )
     parser.add_argument("--mix-width", type=int, default=256)
     parser.add_argument("--mix-depth", type=int, default=4)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from projector.cache import apply_rotation
 from projector.maps.low_rank import Boundaries
 from projector.moments import Moments
-from protos.errors import BundleFormatError, BundleLayoutError, FitError
+from protos.errors import BundleFormatError, BundleLayoutError, FitError, FrameMalformedError
 from protos.layout import KVLayout
 
 Floats = npt.NDArray[np.float32]
@@ -294,13 +294,12 @@ def configured(cls: type[F], config: dict[str, Any]) -> F:
     Raises:
         BundleFormatError: other fields, or values of another type, than the dataclass has.
     """
-    known = {field.name: field for field in fields(cls)}
-    if not isinstance(config, dict) or set(config) != set(known):
-        raise BundleFormatError(f"family '{cls.name}' has the fields {sorted(known)}")
+    defaults = asdict(cls())
+    if not isinstance(config, dict) or set(config) != set(defaults):
+        raise BundleFormatError(f"family '{cls.name}' has the fields {sorted(defaults)}")
     for name, value in config.items():
-        default = known[name].default
-        same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-        if not same and not isinstance(value, dict):
+        kind = type(defaults[name])
+        if type(value) is not kind and not (kind is float and type(value) is int):
             raise BundleFormatError(f"family '{cls.name}': field '{name}' holds {value!r}")
     return cls(**config)
 
@@ -326,7 +325,7 @@ def read(
         made_for = [KVLayout.from_json(json.dumps(plain[side])) for side in ("source", "target")]
         cls = families[plain["family"]]
         family = configured(cls, plain["config"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, FrameMalformedError, ValueError, KeyError, TypeError) as error:
         raise BundleFormatError(f"not a map: {error}") from error
     source = source or made_for[0]
     for side, made, live in zip(("source", "target"), made_for, (source, target), strict=True):
@@ -335,10 +334,10 @@ def read(
                 f"the map was made for the {side} {made.model_id} (d={made.state_dim}), the live "
                 f"one is {live.model_id} (d={live.state_dim})"
             )
-    found = family.make(source, target)
     try:
+        found = family.make(source, target)
         found.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (FitError, RuntimeError) as error:
         raise BundleFormatError(f"the map's tensors do not fit its family: {error}") from error
     return found.eval()
 

@@ -18,7 +18,7 @@ from projector.moments import Moments
 from protos.errors import FitError
 from protos.layout import KVLayout
 
-MAX_WIDTH = 256
+MAX_WIDTH, MAX_DEPTH = 256, 8
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Mix(Family):
                 f"a mixing width of {self.width} with {self.heads} heads: expected at most "
                 f"{MAX_WIDTH}, a multiple of the heads"
             )
-        if self.depth < 1:
-            raise FitError(f"a mixing block of {self.depth} layers: it must be 1 or more")
+        if not 1 <= self.depth <= MAX_DEPTH:
+            raise FitError(f"a mixing block of {self.depth} layers: expected 1 to {MAX_DEPTH}")
         return MixMap(self, source, target)
 
 

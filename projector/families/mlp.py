@@ -11,6 +11,8 @@ from projector.families.base import Family, Map
 from protos.errors import FitError
 from protos.layout import KVLayout
 
+MAX_HIDDEN = 65536
+
 
 @dataclass(frozen=True)
 class MLP(Family):
@@ -26,8 +28,8 @@ class MLP(Family):
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
-        if self.hidden < 1:
-            raise FitError(f"an mlp of hidden width {self.hidden}: it must be 1 or more")
+        if not 1 <= self.hidden <= MAX_HIDDEN:
+            raise FitError(f"an mlp of hidden width {self.hidden}: expected 1 to {MAX_HIDDEN}")
         return MLPMap(self, source, target)
 
 

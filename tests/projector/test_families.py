@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save
 
 from projector.families import FAMILIES, Family, Map, ServedMap, family, load
+from projector.families.base import METADATA
 from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.families.bidirectional import Bidirectional, BidirectionalMap
 from projector.families.linear import Linear
@@ -302,6 +305,8 @@ def test_narrower_weights_cost_little_and_say_so() -> None:
         (MLP(hidden=0), "hidden width 0"),
         (Mix(width=300), "mixing width of 300"),
         (Mix(depth=0), "0 layers"),
+        (Mix(depth=10**9), "1000000000 layers"),
+        (MLP(hidden=10**12), "expected 1 to 65536"),
         (Mix(inner="mix"), "a mix around a mix"),
         (Mix(inner="low_rnk"), "did you mean 'low_rank'"),
     ],
@@ -310,6 +315,36 @@ def test_an_impossible_configuration_says_what_is_wrong(member: Family, said: st
     source, target = LAYOUTS[0]
     with pytest.raises(FitError, match=said):
         member.make(source, target)
+
+
+@pytest.mark.parametrize(
+    ("family_name", "config"),
+    [
+        ("mlp", {"hidden": 10**12}),
+        ("mlp", {"hidden": {}}),
+        ("mlp", {"hidden": True}),
+        ("mlp", {}),
+        ("low_rank", {"r": "6", "start": "regression", "weight": 1e-3}),
+        ("low_rank", {"r": 10**9, "start": "regression", "weight": 1e-3}),
+        ("nothing", {}),
+    ],
+)
+def test_a_map_that_lies_about_itself_is_refused_before_anything_is_made(
+    family_name: str, config: dict[str, object]
+) -> None:
+    source, target = LAYOUTS[0]
+    plain = {
+        "family": family_name,
+        "config": config,
+        "source": json.loads(source.to_json()),
+        "target": json.loads(target.to_json()),
+    }
+    blob = save({}, metadata={METADATA: json.dumps(plain)})
+    with pytest.raises(BundleFormatError):
+        load(blob, source, target)
+    plain["source"] = {}
+    with pytest.raises(BundleFormatError):
+        load(save({}, metadata={METADATA: json.dumps(plain)}), None, target)
 
 
 def test_an_unknown_family_names_the_nearest() -> None:

@@ -320,3 +320,19 @@ def test_two_processes_train_the_map_that_one_trains(
     moved, apart = float((one - zero).norm()), float((two - one).norm())
     assert moved > 0.1, "nothing was trained"
     assert apart < 0.02 * moved
+
+
+def test_another_map_in_the_same_folder_starts_anew_and_is_not_taken_for_the_first(
+    run: Any, data: Path, corpus: Path, tmp_path: Path
+) -> None:
+    steps = ("--reconstruct-steps", "3", "--batch", "4")
+    for family, setting in (("low_rank", "r=6"), ("low_rank", "r=7"), ("ridge", "weight=0.1")):
+        chosen = ("--family", family, "--set", setting)
+        assert run("train", data, corpus, tmp_path / "one", *chosen, *steps) == 0
+        assert run("train", data, corpus, tmp_path / f"{family}{setting}", *chosen, *steps) == 0
+        shared, own = (
+            tmp_path / name / "map.safetensors" for name in ("one", f"{family}{setting}")
+        )
+        assert shared.read_bytes() == own.read_bytes()
+    log = (tmp_path / "one" / "state" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [0, 1, 2] * 3
