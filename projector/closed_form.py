@@ -64,6 +64,7 @@ def reduced_rank(
     y_stats: Statistics,
     rank: int,
     ridge: float = 1e-3,
+    between: Floats | None = None,
 ) -> ReducedRank:
     """Reduced-rank regression (Izenman, 1975): argmin ||y - x W||^2 over W of a given rank.
 
@@ -72,21 +73,23 @@ def reduced_rank(
 
     Args:
         x: `[n, N, d_s]` source states.
-        y: `[n, N, d_r]` target states of the same pictures.
+        y: `[n, M, d_r]` target states of the same pictures.
         x_stats: normalise the source.
         y_stats: normalise the target.
         rank: r.
-        ridge: added to the diagonal of S, whose mean is 1.
+        ridge: added to the diagonal of S, whose mean is about 1.
+        between: `[M, N]`, interpolates from the source's token grid to the target's.
     """
     d_s, d_r = x.shape[-1], y.shape[-1]
     s_xx = np.zeros((d_s, d_s))
     s_xy = np.zeros((d_s, d_r))
     for start in range(0, len(x), 128):
-        a = x_stats.normalise(x[start : start + 128]).reshape(-1, d_s)
+        normal = x_stats.normalise(x[start : start + 128])
+        a = (normal if between is None else between @ normal).reshape(-1, d_s)
         b = y_stats.normalise(y[start : start + 128]).reshape(-1, d_r)
         s_xx += a.T @ a
         s_xy += a.T @ b
-    count = x.shape[0] * x.shape[1]
+    count = y.shape[0] * y.shape[1]
     down, up, singular = rank_regression(s_xx / count, s_xy / count, rank, ridge)
     return ReducedRank(down.astype(np.float32), up.astype(np.float32), singular.astype(np.float32))
 

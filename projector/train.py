@@ -27,11 +27,13 @@ from projector import distributed
 from projector.cache import LayerCache
 from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
+from projector.families.base import grid_weights
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.maps.trainable import LowRankMap
 from projector.packed import Packed
 from projector.vlm import VLM
 from protos.errors import FitError
+from protos.layout import KVLayout
 
 TASKS = ("kl", "ce", "both")
 
@@ -130,20 +132,32 @@ class Trainable(Protocol):
         """As of any module."""
 
 
-def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRankMap:
-    """Starts a map from reduced-rank regression.
+def closed_form(
+    corpus: Corpus, source: KVLayout, target: VLM, settings: TrainSettings
+) -> LowRankMap:
+    """Starts a map from reduced-rank regression, on interpolated states between two grids.
 
     Steps are 1 / sigma_i: an error of one step in any latent then moves the normalised target state
     equally far (reverse water-filling).
 
     Args:
         corpus: paired caches.
+        source: the small model's layout.
         target: the frozen large model.
         settings: rank, inner width and mixing block.
     """
+    between = grid_weights(source.grid, target.layout.grid)
     x_stats, y_stats = Statistics.of(corpus.x), Statistics.of(corpus.y)
     inner = max(settings.inner, settings.rank) if settings.mix_width else settings.rank
-    fit = reduced_rank(corpus.x, corpus.y, x_stats, y_stats, inner, settings.ridge)
+    fit = reduced_rank(
+        corpus.x,
+        corpus.y,
+        x_stats,
+        y_stats,
+        inner,
+        settings.ridge,
+        None if between is None else between.numpy(),
+    )
     torch.manual_seed(settings.seed)
     config = CloudConfig.of(
         target.layout,
@@ -151,9 +165,11 @@ def closed_form(corpus: Corpus, target: VLM, settings: TrainSettings) -> LowRank
         mix_width=settings.mix_width,
         mix_depth=settings.mix_depth,
         inner=inner,
+        tokens_in=0 if between is None else source.tokens,
     )
     cloud = CloudHalf(
         config,
+        between=between,
         up=torch.from_numpy(fit.up),
         y_mean=torch.from_numpy(y_stats.mean),
         y_scale=torch.from_numpy(y_stats.scale),

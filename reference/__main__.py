@@ -13,6 +13,7 @@ STEPS = (
     ("reference.train_vlm", "edge-a"),
     ("reference.build_bundle", "edge-a"),
     ("reference.train_vlm", "edge-b"),
+    ("reference.build_bundle", "edge-b"),
     ("reference.train_vlm", "edge-c"),
     ("reference.build_bundle", "edge-c"),
     ("benchmarks.model_cards",),

@@ -186,7 +186,7 @@ def build(name: str, args: argparse.Namespace) -> None:
         batch=args.batch,
         seed=args.seed,
     )
-    lowrank = closed_form(corpus, target, settings)
+    lowrank = closed_form(corpus, source.layout, target, settings)
     trainer = Trainer(
         lowrank, corpus, target, train.questions, settings, args.work / f"map-{name}-{args.tag}"
     )

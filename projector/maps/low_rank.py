@@ -54,7 +54,7 @@ class CloudConfig:
         layers: layers of the target.
         kv_heads: key/value heads of the target.
         head_dim: channels per head of the target.
-        tokens: image tokens per picture (the same grid on both sides).
+        tokens: image tokens of the target's grid, M.
         rotary_dim: channels of a head that RoPE turns; 0 for all.
         interleaved: the target's RoPE pairs neighbouring channels.
         mix_width: width of the mixing block, at most 256; 0 for none.
@@ -63,6 +63,7 @@ class CloudConfig:
         mix_expand: width of their MLPs, in multiples of `mix_width`.
         inner: numbers per token after mixing; those past `rank` start at zero and are the mixing
             block's to fill in from the other tokens. 0 stands for `rank`.
+        tokens_in: image tokens of the source's grid, N; 0 where it is the target's.
     """
 
     rank: int
@@ -77,6 +78,7 @@ class CloudConfig:
     mix_heads: int = 4
     mix_expand: int = 2
     inner: int = 0
+    tokens_in: int = 0
 
     def __post_init__(self) -> None:
         """Check the door.
@@ -85,7 +87,7 @@ class CloudConfig:
             BundleFormatError: a size out of range.
         """
         sizes = (self.rank, self.layers, self.kv_heads, self.head_dim, self.tokens)
-        if any(not 0 < size <= 65536 for size in sizes):
+        if any(not 0 < size <= 65536 for size in sizes) or not 0 <= self.tokens_in <= 65536:
             raise BundleFormatError(f"a cloud half needs positive sizes, not {sizes}")
         if not 0 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
             raise BundleFormatError(
@@ -122,7 +124,13 @@ class CloudConfig:
 
     @classmethod
     def of(
-        cls, target: KVLayout, rank: int, mix_width: int = 0, mix_depth: int = 1, inner: int = 0
+        cls,
+        target: KVLayout,
+        rank: int,
+        mix_width: int = 0,
+        mix_depth: int = 1,
+        inner: int = 0,
+        tokens_in: int = 0,
     ) -> CloudConfig:
         """The configuration that writes into `target`'s cache."""
         return cls(
@@ -136,6 +144,7 @@ class CloudConfig:
             mix_width=mix_width,
             mix_depth=mix_depth,
             inner=inner,
+            tokens_in=tokens_in,
         )
 
 
@@ -153,22 +162,30 @@ class MixLayer(nn.Module):
         self.widen = nn.Linear(width, hidden)
         self.narrow = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens `[B, N, width]`."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Mix tokens `[B, M, width]`: they look at each other, or at `seen [B, N, width]`."""
         batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = self._heads(x)
+        if seen is not None:
+            _, key, value = self._heads(seen)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         x = x + self.merge(mixed.transpose(1, 2).reshape(batch, tokens, width))
         widened = functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh")
         added: Tensor = x + self.narrow(widened)
         return added
 
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, heads, N, width / heads]`."""
+        qkv = self.qkv(self.norm_attention(x)).view(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
 
 class Mix(nn.Module):
     """The mixing block: a few transformer layers over a frame's tokens, in latent space.
 
-    A residual on the latents: at initialisation it changes nothing.
+    A residual on the latents: at initialisation it changes nothing. Between two grids its first
+    layer's queries stand at the target's positions and look at the source's tokens.
     """
 
     def __init__(self, config: CloudConfig) -> None:
@@ -176,17 +193,29 @@ class Mix(nn.Module):
         width = config.mix_width
         self.inward = nn.Linear(config.rank, width)
         self.position = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
+        self.position_in: nn.Parameter | None = None
+        if config.tokens_in:
+            self.position_in = nn.Parameter(torch.randn(config.tokens_in, width) * 0.02)
         self.layers = nn.ModuleList(MixLayer(config) for _ in range(config.mix_depth))
         self.norm_out = nn.LayerNorm(width)
         self.outward = nn.Linear(width, config.up_rank)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Map latents `[B, N, r]` to latents `[B, N, up_rank]`."""
+    def forward(self, latents: Tensor, sent: Tensor) -> Tensor:
+        """Latents at the target's places to as many that hold more.
+
+        Args:
+            latents: `[B, M, r]`, interpolated to the target's grid where it is another.
+            sent: `[B, N, r]`, on the source's grid.
+
+        Returns:
+            `[B, M, up_rank]`.
+        """
         x = self.inward(latents) + self.position
+        seen = None if self.position_in is None else self.inward(sent) + self.position_in
         for layer in self.layers:
-            x = layer(x)
+            x, seen = layer(x, seen), None
         filled_in: Tensor = self.outward(self.norm_out(x))
         rank = latents.shape[-1]
         if filled_in.shape[-1] == rank:
@@ -212,6 +241,7 @@ class CloudHalf(nn.Module):
         y_mean: Tensor | None = None,
         y_scale: Tensor | None = None,
         empty: Tensor | None = None,
+        between: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -223,6 +253,9 @@ class CloudHalf(nn.Module):
         )
         self.register_buffer("y_mean", _static(y_mean, torch.zeros(wide)))
         self.register_buffer("y_scale", _static(y_scale, torch.ones(wide)))
+        self.between: Tensor | None
+        across = _static(between, torch.zeros(config.tokens, config.tokens_in))
+        self.register_buffer("between", across if config.tokens_in else None)
         self.mix = Mix(config) if config.mix_width else None
 
     @property
@@ -230,19 +263,21 @@ class CloudHalf(nn.Module):
         """What goes in and comes out; a mixing block fixes the number of tokens."""
         c = self.config
         rotary_dim = c.rotary_dim or c.head_dim
-        return Boundaries(c.tokens, c.tokens, c.rank, rotary_dim, free_tokens=self.mix is None)
+        free_tokens = self.mix is None and not c.tokens_in
+        return Boundaries(c.tokens_in or c.tokens, c.tokens, c.rank, rotary_dim, free_tokens)
 
     def fill(self, latents: Tensor, kept: Tensor) -> Tensor:
         """Put `empty` where `kept [B, N]` is 0; what `latents` held there is ignored, NaN too."""
         return torch.where(kept.unsqueeze(-1) > 0.5, latents, self.empty)
 
     def latent(self, latents: Tensor, kept: Tensor) -> Tensor:
-        """Filled and mixed latents `[B, N, up_rank]`."""
+        """Filled and mixed latents `[B, M, up_rank]`."""
         filled = self.fill(latents, kept)
-        return filled if self.mix is None else self.mix(filled)
+        placed = filled if self.between is None else self.between @ filled
+        return placed if self.mix is None else self.mix(placed, filled)
 
     def state(self, latents: Tensor, kept: Tensor) -> Tensor:
-        """The target's flat states `[B, N, d_r]`, keys un-rotated."""
+        """The target's flat states `[B, M, d_r]`, keys un-rotated."""
         return self.latent(latents, kept) @ (self.up * self.y_scale) + self.y_mean
 
     def forward(
@@ -253,11 +288,11 @@ class CloudHalf(nn.Module):
         Args:
             latents: `[B, N, r]` float.
             kept: `[B, N]`, 1 where the token was sent, 0 where it was dropped; float or bool.
-            cos: `[N, rotary_dim]` at the target's positions.
+            cos: `[M, rotary_dim]` at the target's positions.
             sin: likewise.
 
         Returns:
-            Keys (rotated) and values, both `[layers, B, kv_heads, N, head_dim]`.
+            Keys (rotated) and values, both `[layers, B, kv_heads, M, head_dim]`.
         """
         c = self.config
         z = self.latent(latents, kept.to(latents.dtype))[None, :, None]
@@ -271,7 +306,10 @@ class CloudHalf(nn.Module):
     def to_bytes(self) -> bytes:
         """The weights as one safetensors blob, the configuration in its metadata."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        config = json.dumps(asdict(self.config), sort_keys=True)
+        plain = asdict(self.config)
+        if not self.config.tokens_in:  # as halves were written before there were two grids
+            del plain["tokens_in"]
+        config = json.dumps(plain, sort_keys=True)
         blob: bytes = save_tensors(tensors, metadata={"cloud_half": config})
         return blob
 
@@ -300,7 +338,7 @@ class CloudHalf(nn.Module):
 
 def _config(raw: Mapping[str, Any]) -> CloudConfig:
     known = {field.name for field in fields(CloudConfig)}
-    if set(raw) != known:
+    if set(raw) | {"tokens_in"} != known:
         raise ValueError(f"configuration fields are {sorted(raw)}, expected {sorted(known)}")
     for name, value in raw.items():
         if type(value) is not (bool if name == "interleaved" else int):

@@ -48,6 +48,19 @@ def test_latents_have_unit_variance_so_one_step_fits_all(pairs: tuple[Floats, Fl
     np.testing.assert_allclose(np.cov((x @ fit.down).T, bias=True), np.eye(5), atol=1e-3)
 
 
+def test_between_grids_it_is_a_regression_on_interpolated_states(
+    pairs: tuple[Floats, Floats],
+) -> None:
+    x_stats, y_stats, _, _ = _normalised(pairs)
+    between = np.random.default_rng(2).random((4, 9)).astype(np.float32)
+    y_less = pairs[1][:, :4]
+    fit = reduced_rank(pairs[0], y_less, x_stats, y_stats, rank=12, ridge=0.0, between=between)
+    x = (between @ x_stats.normalise(pairs[0])).reshape(-1, 12)
+    y = y_stats.normalise(y_less).reshape(-1, 20)
+    expected, *_ = np.linalg.lstsq(x.astype(np.float64), y.astype(np.float64), rcond=None)
+    np.testing.assert_allclose(fit.down @ fit.up, expected, atol=1e-3)
+
+
 def test_a_constant_dimension_does_not_divide_by_zero() -> None:
     states = np.zeros((3, 2, 4))
     states[..., 0] = np.arange(6).reshape(3, 2)

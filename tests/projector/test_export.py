@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from projector import export
+from projector.families.base import grid_weights
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from protos.errors import BundleFormatError
 from protos.layout import KVLayout
@@ -75,6 +76,45 @@ def test_exported_graphs_match_torch_and_pass_the_full_check(
 def test_an_inner_width_above_the_rank_exports_too(target: KVLayout) -> None:
     half = make_half(target, mix_width=16, inner=RANK + 4)
     assert export.export(half).parity <= 1e-4
+
+
+@pytest.mark.parametrize("mix_width", [0, 16])
+def test_a_half_between_two_grids_exports_and_reads_back(mix_width: int) -> None:
+    torch.manual_seed(0)
+    config = CloudConfig(
+        rank=4, layers=1, kv_heads=1, head_dim=4, tokens=9, tokens_in=16, mix_width=mix_width
+    )
+    half = CloudHalf(config, between=grid_weights((4, 4), (3, 3)))
+    if half.mix is not None:
+        torch.nn.init.normal_(half.mix.outward.weight, std=0.2)
+    made = export.export(half)
+    assert made.parity <= 1e-4 and not made.dynamic_tokens
+    feeds = {
+        "latents": np.random.default_rng(0).normal(size=(2, 16, 4)).astype(np.float32),
+        "kept": np.ones((2, 16), np.float32),
+        "cos": np.ones((9, 4), np.float32),
+        "sin": np.zeros((9, 4), np.float32),
+    }
+    keys, _ = export.session(made.graph).run(None, feeds)
+    assert keys.shape == (1, 2, 1, 9, 4)
+    again = CloudHalf.from_bytes(half.to_bytes())
+    with torch.no_grad():
+        got, _ = again(*(torch.from_numpy(array) for array in feeds.values()))
+    np.testing.assert_allclose(got.numpy(), keys, atol=1e-4)
+
+
+def test_tokens_of_the_other_grid_reach_a_mixing_half() -> None:
+    """At the target's places stand interpolated latents; what lies between them still counts."""
+    torch.manual_seed(0)
+    config = CloudConfig(
+        rank=2, layers=1, kv_heads=1, head_dim=4, tokens=1, tokens_in=9, mix_width=8, mix_heads=2
+    )
+    half = CloudHalf(config, between=grid_weights((3, 3), (1, 1))).eval()
+    assert half.mix is not None
+    torch.nn.init.normal_(half.mix.outward.weight)
+    latents = torch.zeros(1, 9, 2, requires_grad=True)
+    half.state(latents, torch.ones(1, 9)).sum().backward()
+    assert latents.grad is not None and bool((latents.grad.abs().sum(-1) > 0).all())
 
 
 def test_without_mixing_the_number_of_tokens_is_free() -> None:

@@ -52,13 +52,13 @@ def trainer(
     corpus: Corpus, vlms: dict[str, VLM], folder: Path, settings: TrainSettings = SETTINGS
 ) -> Trainer:
     target = vlms["llava-llama"]
-    lowrank = closed_form(corpus, target, settings)
+    lowrank = closed_form(corpus, vlms["idefics3"].layout, target, settings)
     return Trainer(lowrank, corpus, target, questions, settings, folder)
 
 
 @pytest.fixture(scope="module")
 def lowrank(corpus: Corpus, vlms: dict[str, VLM]) -> LowRankMap:
-    return closed_form(corpus, vlms["llava-llama"], SETTINGS)
+    return closed_form(corpus, vlms["idefics3"].layout, vlms["llava-llama"], SETTINGS)
 
 
 def test_rounding_in_training_is_what_the_codec_does(lowrank: LowRankMap, corpus: Corpus) -> None:

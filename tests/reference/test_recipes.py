@@ -298,7 +298,7 @@ def test_everything_is_trained_before_the_map_that_needs_it() -> None:
     trained = [step[1] for step in everything.STEPS if step[0] == "reference.train_vlm"]
     assert sorted(trained) == NAMES
     bundles = [step[1] for step in everything.STEPS if step[0] == "reference.build_bundle"]
-    assert bundles == ["edge-a", "edge-c"]  # the default map keeps the grid, edge-b has another
+    assert bundles == ["edge-a", "edge-b", "edge-c"]
     for name in bundles:
         bundle = everything.STEPS.index(("reference.build_bundle", name))
         for needed in (name, "cloud"):
