@@ -62,6 +62,7 @@ class TrainSettings:
             throughout, by a fresh optimiser at `finish_rate`.
         finish_scale: as `step_scale`.
         finish_rate: peak learning rate of these steps.
+        finish_weight: as `rate_weight`, in these steps.
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
@@ -87,6 +88,7 @@ class TrainSettings:
     finish_steps: int = 0
     finish_scale: float = 0.0
     finish_rate: float = 2e-4
+    finish_weight: float = 0.0
     step_scale: float = 0.0
     rate_weight: float = 0.0
     penalty_weight: float = 0.01
@@ -452,7 +454,7 @@ class Trainer(Generic[M]):
         settings = self.settings
         stage, begun, _, _ = self._stage(step)
         if stage == "finish":
-            return settings.finish_scale, settings.rate_weight
+            return settings.finish_scale, settings.finish_weight
         quarter = settings.task_steps // 4
         rounding = begun - quarter
         worth = settings.rate_weight * min(1.0, max(0, rounding + 1) / max(1, quarter))

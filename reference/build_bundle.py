@@ -128,7 +128,16 @@ def fidelity(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def edge_half(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
+def ladder(finish_scale: float) -> dict[str, float]:
+    """Roundings of the operating points, finest first; the last but one is what was trained."""
+    return {
+        name: finish_scale * factor / COARSENESS["coarser"] for name, factor in COARSENESS.items()
+    }
+
+
+def edge_half(
+    lowrank: LowRankMap, source: VLM, corpus: Corpus, coarseness: dict[str, float]
+) -> Encoder:
     """The edge half, calibrated on the training pictures."""
     with torch.no_grad():
         centre, base = lowrank.centre.numpy(), lowrank.steps.numpy()
@@ -140,6 +149,7 @@ def edge_half(lowrank: LowRankMap, source: VLM, corpus: Corpus) -> Encoder:
         projection=lowrank.down.detach().numpy().copy(),
         centre=centre,
         steps=base,
+        coarseness=coarseness,
     )
 
 
@@ -178,6 +188,8 @@ def build(name: str, args: argparse.Namespace) -> None:
         step_scale=args.step_scale,
         finish_steps=args.finish_steps,
         finish_scale=args.finish_scale,
+        finish_rate=args.finish_rate,
+        finish_weight=args.finish_weight,
         rate_weight=args.rate_weight,
         mix_width=args.mix_width,
         mix_depth=args.mix_depth,
@@ -207,9 +219,10 @@ def build(name: str, args: argparse.Namespace) -> None:
         "closed_form": started["float"],
         "float": measure(trainer, validation, held_out, None),
     }
-    encoder = edge_half(lowrank, source, corpus)
+    coarseness = ladder(args.finish_scale)
+    encoder = edge_half(lowrank, source, corpus, coarseness)
     sizes = payload_bytes(encoder, validation)
-    for point, factor in COARSENESS.items():
+    for point, factor in coarseness.items():
         accuracy[point] = measure(trainer, validation, held_out, factor)
         print(f"{point:>9}: {sizes[point]:6.1f} bytes, {accuracy[point]:.4f}", flush=True)
     certificate = {
@@ -228,8 +241,8 @@ def build(name: str, args: argparse.Namespace) -> None:
     }
     # An agent starts at the coarsest point that answers nearly as well as the large model seeing
     # the picture; where none does, at the one that answers best.
-    near = [p for p in reversed(COARSENESS) if accuracy[p] >= native - args.within]
-    best = max(COARSENESS, key=lambda p: accuracy[p])
+    near = [p for p in reversed(coarseness) if accuracy[p] >= native - args.within]
+    best = max(coarseness, key=lambda p: accuracy[p])
     default = next(p.index for p in encoder.points if p.name == (near or [best])[0])
     cloud = lowrank.cloud.eval()
     info = write_bundle(
@@ -260,6 +273,8 @@ def main() -> None:
     parser.add_argument("--task-steps", type=int, default=6000)
     parser.add_argument("--finish-steps", type=int, default=1500)
     parser.add_argument("--finish-scale", type=float, default=16.0, help="rounding at the end")
+    parser.add_argument("--finish-rate", type=float, default=2e-4)
+    parser.add_argument("--finish-weight", type=float, default=0.04, help="as --rate-weight")
     parser.add_argument("--step-scale", type=float, default=8.0, help="rounding while training")
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
