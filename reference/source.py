@@ -1,12 +1,13 @@
 """The yard as a camera: `yard://test?start=0&count=50&questions=6`, with questions to each picture.
 
-Knows the yard and what a source is. Knows nothing of models or the network.
+With `sequence=3` the pictures are consecutive frames of one fixed camera, else each is of another
+scene. Knows the yard and what a source is. Knows nothing of models or the network.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from edge_agent.sources import Capture
 from protos.errors import SourceError
-from reference.yard import SPLITS, ask, render, sample_scenes
+from reference.yard import SPLITS, Question, Scenes, ask, render, sample_scenes, sample_sequence
 
 _BLOCK = 64
 _DEFAULTS = {"start": 0, "count": 50, "questions": 6}
@@ -23,19 +24,21 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Yard:
-    """Pictures `start` to `start + count - 1` of a split.
+    """Pictures `start` to `start + count - 1` of a split, or frames of one of its sequences.
 
     Attributes:
         split: one of `reference.yard.SPLITS`.
-        start: index of the first picture.
+        start: index of the first picture or frame.
         count: how many.
         questions: asked of each picture.
+        sequence: number of the sequence; None for stills.
     """
 
     split: str
     start: int
     count: int
     questions: int
+    sequence: int | None = None
 
     def __len__(self) -> int:
         """The number of captures."""
@@ -45,22 +48,34 @@ class Yard:
         """Yields the captures; pictures are rendered a block at a time."""
         for first in range(self.start, self.start + self.count, _BLOCK):
             size = min(_BLOCK, self.start + self.count - first)
-            scenes = sample_scenes(self.split, first, size)
+            scenes, asked = self._block(first, size)
             for place, pixels in enumerate(render(scenes)):
-                asked = ask(scenes, place, self.questions, _SEED) if self.questions else []
                 yield Capture(
-                    name=f"{self.split}/{first + place:06d}",
+                    name=f"{self._name}/{first + place:06d}",
                     picture=Image.fromarray(pixels),
                     captured_at=time.time(),
-                    questions=tuple(question.text for question in asked),
+                    questions=tuple(question.text for question in asked(place)),
                 )
+
+    @property
+    def _name(self) -> str:
+        return self.split if self.sequence is None else f"{self.split}/sequence-{self.sequence:06d}"
+
+    def _block(self, first: int, size: int) -> tuple[Scenes, Callable[[int], list[Question]]]:
+        """What to render, and who asks about the picture at a place in it."""
+        if self.sequence is None:
+            scenes = sample_scenes(self.split, first, size)
+            return scenes, lambda place: ask(scenes, place, self.questions, _SEED)
+        frames = sample_sequence(self.split, self.sequence, first, size)
+        return frames.drawn, lambda place: frames.ask(place, self.questions, _SEED)
 
 
 def open_source(uri: str) -> Yard:
     """Opens a `yard://` URI.
 
     Args:
-        uri: `yard://SPLIT?start=I&count=N&questions=Q`; all but the split may be left out.
+        uri: `yard://SPLIT?sequence=S&start=I&count=N&questions=Q`; all but the split may be left
+            out.
 
     Raises:
         SourceError: an unknown split or parameter, or a value out of range.
@@ -71,8 +86,9 @@ def open_source(uri: str) -> Yard:
         raise SourceError(f"{uri!r}: the yard has the splits {', '.join(SPLITS)}, not {split!r}")
     values = dict(_DEFAULTS)
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in values:
-            raise SourceError(f"{uri!r}: unknown parameter {name!r}; known: {', '.join(values)}")
+        if name not in (*_DEFAULTS, "sequence"):
+            known = ", ".join((*_DEFAULTS, "sequence"))
+            raise SourceError(f"{uri!r}: unknown parameter {name!r}; known: {known}")
         if not text.isdecimal() or int(text) > 10_000_000:
             raise SourceError(f"{uri!r}: {name} must be a whole number, not {text!r}")
         values[name] = int(text)

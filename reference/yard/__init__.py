@@ -11,6 +11,7 @@ from reference.yard.scene import (
     Scenes,
     sample_scenes,
 )
+from reference.yard.sequence import Sequence, sample_sequence
 
 __all__ = [
     "ANSWERS",
@@ -22,9 +23,11 @@ __all__ = [
     "VOCABULARY",
     "Question",
     "Scenes",
+    "Sequence",
     "ask",
     "list_questions",
     "render",
     "sample_scenes",
+    "sample_sequence",
     "true_answer",
 ]

@@ -215,7 +215,7 @@ def _places(objects: list[_Object], single: dict[str, _Object]) -> Iterator[Ques
 def _relations(objects: list[_Object], single: dict[str, _Object]) -> Iterator[Question]:
     for kind, thing in single.items():
         others = sorted((thing.distance(t), t.slot, t) for t in objects if t is not thing)
-        if others[0][0] <= CLOSEST_RATIO * others[1][0]:
+        if len(others) > 1 and others[0][0] <= CLOSEST_RATIO * others[1][0]:
             nearest = others[0][2]
             text = f"what is closest to the {kind} ?"
             yield Question("scene", "closest", text, nearest.kind, (thing.slot, nearest.slot))

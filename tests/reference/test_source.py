@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.sources import open_source
 from protos.errors import SourceError
-from reference.yard import ask, render, sample_scenes
+from reference.yard import ask, render, sample_scenes, sample_sequence
 
 
 def test_yard_uri_gives_the_split_s_pictures_and_questions() -> None:
@@ -22,9 +22,20 @@ def test_yard_uri_gives_the_split_s_pictures_and_questions() -> None:
         assert capture.questions == tuple(q.text for q in ask(scenes, place, 5, 0))
 
 
+def test_a_sequence_s_uri_gives_frames_of_one_camera() -> None:
+    captures = list(open_source("yard://test?sequence=3&start=60&count=8&questions=4"))
+    frames = sample_sequence("test", 3, 60, 8)
+    assert [c.name for c in captures] == [f"test/sequence-000003/{i:06d}" for i in range(60, 68)]
+    for place, (capture, pixels) in enumerate(zip(captures, render(frames.drawn), strict=True)):
+        np.testing.assert_array_equal(np.asarray(capture.picture), pixels)
+        assert capture.questions == tuple(q.text for q in frames.ask(place, 4, 0))
+    assert len(list(open_source("yard://test?sequence=0&count=2&questions=0"))) == 2
+
+
 @pytest.mark.parametrize(
     "uri",
-    ["yard://moon", "yard://test?count=0", "yard://test?count=-3", "yard://test?colour=red"],
+    ["yard://moon", "yard://test?count=0", "yard://test?count=-3", "yard://test?colour=red"]
+    + ["yard://test?sequence=x", "yard://test?sequence=-1"],
 )
 def test_a_bad_yard_uri_is_a_source_error_that_names_it(uri: str) -> None:
     with pytest.raises(SourceError, match="yard://"):
