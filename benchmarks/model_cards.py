@@ -1,4 +1,4 @@
-"""Measures both reference models on the test split and writes their model cards.
+"""Measures the reference models on the test split and writes their model cards.
 
 `python -m benchmarks.model_cards`. Knows the yard and the checkpoints; knows no bundle and no wire.
 """
@@ -13,11 +13,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deploy.arms import seeing
-from deploy.measure import CLOUD_MODEL, EDGE_MODEL
+from deploy.measure import EDGE_MODEL
 from deploy.testset import TestSet
 from projector.estimate import by_group, clustered
 from projector.vlm import VLM
 from reference.yard import ask, sample_scenes
+
+MODELS = EDGE_MODEL.parent
 
 _TEXT = """---
 library_name: transformers
@@ -109,7 +111,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=2048, help="pictures of the test split")
-    parser.add_argument("--models", type=Path, nargs="*", default=[EDGE_MODEL, CLOUD_MODEL])
+    parser.add_argument("--models", type=Path, nargs="*", default=sorted(MODELS.iterdir()))
     args = parser.parse_args()
     test = TestSet.load("test", args.pictures, 6)
     scenes = sample_scenes("test", 0, args.pictures)
