@@ -1,32 +1,29 @@
 """Trains a map: closed form, then reconstruction, then through the frozen large model.
 
 Knows a corpus of paired caches, a frozen target and questions with answers. Knows nothing about
-pictures, bundles or how good the result must be. Checkpoints and resumes; one JSON line per report.
+pictures, bundles or how good the result must be; steps and checkpoints are `descent`'s.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from projector import cache as kv
 from projector import distributed
 from projector.cache import LayerCache
 from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
+from projector.descent import Descent, Stage, Trained
 from projector.families.base import grid_weights
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.maps.trainable import LowRankMap
@@ -102,7 +99,7 @@ class TrainSettings:
             raise FitError(f"task loss '{self.task}': expected one of {', '.join(TASKS)}")
 
 
-class Trainable(Protocol):
+class Trainable(Trained, Protocol):
     """What a trainer needs of a map."""
 
     @property
@@ -120,18 +117,6 @@ class Trainable(Protocol):
 
     def penalty(self) -> Tensor:
         """A scalar that training keeps small."""
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups; `scale` multiplies the learning rate."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of any module."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """As of any module."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """As of any module."""
 
 
 def closed_form(
@@ -320,105 +305,28 @@ class Trainer(Generic[M]):
             raise FitError(
                 f"{distributed.size()} processes cannot share batches of {settings.batch}"
             )
-        optimiser = self._optimiser()
-        total = settings.reconstruct_steps + settings.task_steps + settings.finish_steps
-        state_file = self.folder / "map.pt"
-        done, best, best_map, stale = 0, -1.0, None, 0
-        if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
-            if (state["settings"], state["about"]) == (asdict(settings), self.about):
-                self.map.load_state_dict(state["map"])
-                optimiser.load_state_dict(state["optimiser"])
-                done, best = state["step"], state["best"]
-                best_map, stale = state["best_map"], state["stale"]
-                self.spent_s = state["spent_s"]
-        saved, first = time.monotonic(), distributed.rank() == 0
-        begun_s = saved - self.spent_s
-        distributed.barrier()  # no process writes a checkpoint before all have read the last one
-        path = self.folder / "log.jsonl" if first else Path(os.devnull)
-        with path.open("a") as log:
-            for step in tqdm(
-                range(done, total),
-                initial=done,
-                total=total,
-                desc="training the map",
-                disable=not first,
-            ):
-                stage, begun, length, peak = self._stage(step)
-                task = stage != "reconstruct"
-                if stage == "finish" and begun == 0:
-                    optimiser = self._optimiser()
-                rng = np.random.default_rng([settings.seed, step])
-                rate = peak * min(1.0, (begun + 1) / 50)
-                rate *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * begun / length))
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * group["scale"]
-                loss = self._task(step, rng) if task else self._reconstruct(rng)
-                optimiser.zero_grad(set_to_none=True)
-                if not math.isfinite(loss.item()):
-                    raise FitError(f"step {step}: the loss is {loss.item()}: lower the rate")
-                loss.backward()
-                distributed.average_gradients(self.map.parameters())
-                nn.utils.clip_grad_norm_(self.map.parameters(), 1.0)
-                optimiser.step()
-                row: dict[str, float | str] = {
-                    "step": step,
-                    "stage": stage,
-                    "loss": loss.item(),
-                }
-                if report and (begun + 1 == length or (begun + 1) % max(1, length // 5) == 0):
-                    figures = report()
-                    row |= figures
-                    if task and settings.patience:
-                        better = figures.get("accuracy", -1.0) > best
-                        stale = 0 if better else stale + 1
-                        if better:
-                            best = figures["accuracy"]
-                            best_map = {k: v.clone() for k, v in self.map.state_dict().items()}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                over = step + 1 == total or (settings.patience and stale >= settings.patience)
-                if first and (time.monotonic() - saved > self.save_every_s or over):
-                    saved = time.monotonic()
-                    temporary = state_file.with_suffix(".tmp")
-                    torch.save(
-                        {
-                            "map": self.map.state_dict(),
-                            "optimiser": optimiser.state_dict(),
-                            "step": step + 1,
-                            "settings": asdict(settings),
-                            "about": self.about,
-                            "best": best,
-                            "best_map": best_map,
-                            "stale": stale,
-                            "spent_s": time.monotonic() - begun_s,
-                        },
-                        temporary,
-                    )
-                    temporary.replace(state_file)
-                if over:
-                    break
-        if done < total:
-            self.spent_s = time.monotonic() - begun_s
-        if best_map is not None:
-            self.map.load_state_dict(best_map)
-
-    def _optimiser(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self.map.groups(), weight_decay=0.0, betas=(0.9, 0.98))
-
-    def _stage(self, step: int) -> tuple[str, int, int, float]:
-        """Which stage a step belongs to, its place in it, the stage's length and peak rate."""
-        settings = self.settings
-        stages = (
-            ("reconstruct", settings.reconstruct_steps, settings.rate),
-            ("task", settings.task_steps, settings.task_rate or 0.5 * settings.rate),
-            ("finish", settings.finish_steps, settings.finish_rate),
+        descent = Descent(
+            self.map,
+            (
+                Stage("reconstruct", settings.reconstruct_steps, settings.rate, judged=False),
+                Stage("task", settings.task_steps, settings.task_rate or 0.5 * settings.rate),
+                Stage("finish", settings.finish_steps, settings.finish_rate, fresh=True),
+            ),
+            self._loss,
+            self.folder,
+            asdict(settings),
+            self.about,
+            seed=settings.seed,
+            patience=settings.patience,
+            save_every_s=self.save_every_s,
         )
-        for stage, length, peak in stages:
-            if step < length:
-                return stage, step, length, peak
-            step -= length
-        raise ValueError(f"step {step} lies past the last stage")
+        descent.run(report)
+        self.spent_s = descent.spent_s
+
+    def _loss(self, step: int, stage: str, begun: int, rng: np.random.Generator) -> Tensor:
+        if stage == "reconstruct":
+            return self._reconstruct(rng)
+        return self._task(step, rng, *self._rounding(stage, begun))
 
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
@@ -433,11 +341,12 @@ class Trainer(Generic[M]):
         apart = F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
         return apart + self.settings.penalty_weight * self.map.penalty()
 
-    def _task(self, step: int, rng: np.random.Generator) -> Tensor:
+    def _task(
+        self, step: int, rng: np.random.Generator, scale: float, rate_weight: float
+    ) -> Tensor:
         settings = self.settings
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
-        scale, rate_weight = self._rounding(step)
         states, bits = self.map.travel(x, scale)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
@@ -446,13 +355,12 @@ class Trainer(Generic[M]):
         loss = self._answer_loss(student, teacher) + rate_weight * bits
         return loss + settings.penalty_weight * self.map.penalty()
 
-    def _rounding(self, step: int) -> tuple[float, float]:
-        """Steps that latents are rounded at, and what a bit is worth, at a training step.
+    def _rounding(self, stage: str, begun: int) -> tuple[float, float]:
+        """Steps that latents are rounded at, and what a bit is worth, at a stage's step.
 
         Unrounded for a quarter of the task stage; then what a bit is worth rises over the next.
         """
         settings = self.settings
-        stage, begun, _, _ = self._stage(step)
         if stage == "finish":
             return settings.finish_scale, settings.finish_weight
         quarter = settings.task_steps // 4

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,10 +152,10 @@ def test_an_interrupted_run_ends_like_a_straight_one(
     broken = trainer(corpus, vlms, tmp_path / "broken")
     task = broken._task
 
-    def fail(step: int, rng: np.random.Generator) -> torch.Tensor:
+    def fail(step: int, *arguments: Any) -> torch.Tensor:
         if step == 10:
             raise Interrupted
-        return task(step, rng)
+        return task(step, *arguments)
 
     monkeypatch.setattr(broken, "_task", fail)
     with pytest.raises(Interrupted):

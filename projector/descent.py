@@ -1,0 +1,211 @@
+"""Gradient descent on one module that survives kill -9 (torch).
+
+Knows optimisers, learning rates, checkpoints, early stopping, one JSON line per step. Does not
+know: what is trained, on what, or what the losses mean. Under `torchrun` every process takes the
+same steps; the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from projector import distributed
+from protos.errors import FitError
+
+_WARM_STEPS = 50
+_LAST_RATE = 0.03  # share of the peak rate that a stage ends with
+
+
+class Trained(Protocol):
+    """What descent needs of a module."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups; `scale` multiplies the learning rate."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any module."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """As of any module."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of steps with one learning-rate schedule: a short rise, then half a cosine.
+
+    Attributes:
+        name: as the log calls it.
+        steps: its length.
+        rate: its peak learning rate.
+        judged: whether reports in it count for early stopping.
+        fresh: whether it begins with a new optimiser.
+    """
+
+    name: str
+    steps: int
+    rate: float
+    judged: bool = True
+    fresh: bool = False
+
+
+@dataclass
+class Descent:
+    """One module's training, resumable.
+
+    Attributes:
+        module: changed in place.
+        stages: in their order.
+        loss: of a step, `loss(step, stage, begun, rng)`; `begun` is the step's place in its stage,
+            `rng` is the step's own.
+        folder: where `<what>.pt` (the checkpoint) and `log.jsonl` are kept.
+        settings: what a checkpoint must have been made with.
+        about: what is trained on what; a checkpoint of anything else is not resumed.
+        what: name of what is trained.
+        seed: of every step's `rng`.
+        decay: weight decay.
+        reports: how many per stage.
+        patience: reports without a better `accuracy` after which training ends, with the best
+            weights reported; 0 for never.
+        save_every_s: from one checkpoint to the next.
+    """
+
+    module: Trained
+    stages: tuple[Stage, ...]
+    loss: Callable[[int, str, int, np.random.Generator], Tensor]
+    folder: Path
+    settings: Mapping[str, Any]
+    about: str = ""
+    what: str = "map"
+    seed: int = 0
+    decay: float = 0.0
+    reports: int = 5
+    patience: int = 0
+    save_every_s: float = 300.0
+    spent_s: float = 0.0
+    """Seconds of training so far, those before an interruption included."""
+
+    def run(self, report: Callable[[], dict[str, float]] | None = None) -> None:
+        """All stages, from wherever an earlier run stopped.
+
+        Args:
+            report: extra figures for the log.
+
+        Raises:
+            FitError: a loss that is not finite.
+        """
+        optimiser = self._optimiser()
+        total = sum(stage.steps for stage in self.stages)
+        state_file = self.folder / f"{self.what}.pt"
+        done, best, best_weights, stale = 0, -1.0, None, 0
+        if state_file.exists():
+            state = torch.load(state_file, weights_only=True)
+            if (state["settings"], state["about"]) == (dict(self.settings), self.about):
+                self.module.load_state_dict(state[self.what])
+                optimiser.load_state_dict(state["optimiser"])
+                done, best = state["step"], state["best"]
+                best_weights, stale = state[f"best_{self.what}"], state["stale"]
+                self.spent_s = state["spent_s"]
+        if self.patience and stale >= self.patience:
+            total = done
+        saved, first = time.monotonic(), distributed.rank() == 0
+        begun_s = saved - self.spent_s
+        distributed.barrier()  # no process writes a checkpoint before all have read the last one
+        path = self.folder / "log.jsonl" if first else Path(os.devnull)
+        with path.open("a") as log:
+            for step in tqdm(
+                range(done, total),
+                initial=done,
+                total=total,
+                desc=f"training the {self.what}",
+                disable=not first,
+            ):
+                stage, begun = self._place(step)
+                if stage.fresh and begun == 0:
+                    optimiser = self._optimiser()
+                row = {
+                    "step": step,
+                    "stage": stage.name,
+                    "loss": self._step(optimiser, step, stage, begun),
+                }
+                every = max(1, stage.steps // self.reports)
+                if report and (begun + 1 == stage.steps or (begun + 1) % every == 0):
+                    figures = report()
+                    row |= figures
+                    if stage.judged and self.patience:
+                        better = figures.get("accuracy", -1.0) > best
+                        stale = 0 if better else stale + 1
+                        if better:
+                            best = figures["accuracy"]
+                            weights = self.module.state_dict()
+                            best_weights = {k: v.clone() for k, v in weights.items()}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                over = step + 1 == total or (self.patience > 0 and stale >= self.patience)
+                if first and (time.monotonic() - saved > self.save_every_s or over):
+                    saved = time.monotonic()
+                    temporary = state_file.with_suffix(".tmp")
+                    torch.save(
+                        {
+                            self.what: self.module.state_dict(),
+                            "optimiser": optimiser.state_dict(),
+                            "step": step + 1,
+                            "settings": dict(self.settings),
+                            "about": self.about,
+                            "best": best,
+                            f"best_{self.what}": best_weights,
+                            "stale": stale,
+                            "spent_s": time.monotonic() - begun_s,
+                        },
+                        temporary,
+                    )
+                    temporary.replace(state_file)
+                if over:
+                    break
+        if done < total:
+            self.spent_s = time.monotonic() - begun_s
+        if best_weights is not None:
+            self.module.load_state_dict(best_weights)
+
+    def _step(self, optimiser: torch.optim.Optimizer, step: int, stage: Stage, begun: int) -> float:
+        """One step; its loss."""
+        rate = stage.rate * min(1.0, (begun + 1) / _WARM_STEPS)
+        fall = 0.5 * (1 + math.cos(math.pi * begun / stage.steps))
+        rate *= _LAST_RATE + (1 - _LAST_RATE) * fall
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        loss = self.loss(step, stage.name, begun, np.random.default_rng([self.seed, step]))
+        optimiser.zero_grad(set_to_none=True)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FitError(f"step {step}: the loss is {value}: lower the rate")
+        loss.backward()
+        distributed.average_gradients(self.module.parameters())
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        optimiser.step()
+        return value
+
+    def _optimiser(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.module.groups(), weight_decay=self.decay, betas=(0.9, 0.98))
+
+    def _place(self, step: int) -> tuple[Stage, int]:
+        """The stage that a step belongs to, and its place in it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise ValueError(f"step {step} lies past the last stage")
