@@ -31,6 +31,8 @@ from protos.errors import ConfigError
 from protos.frame import SERVICE
 
 _STREAM_GRACE_S = 1.0
+_MARGIN_BYTES = 16 << 20
+"""How far above the limit a message may be and still be refused by name, alone."""
 
 
 class Service:
@@ -160,13 +162,13 @@ class Service:
             raise failure
 
     def _server(self, bridge: Bridge, checks: health.aio.HealthServicer) -> grpc.aio.Server:
-        # Twice what is accepted gets through, so that a frame above the limit is refused by name
-        # and does not end its stream; anything larger does.
-        most = 2 * self._settings.limits.max_request_bytes + (64 << 10)
+        # gRPC ends the whole stream of a message above its own cap, so that one is further up: what
+        # lies between is refused like any bad frame, and its neighbours go on.
+        most = self._settings.limits.max_request_bytes + _MARGIN_BYTES
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", most),
-                ("grpc.max_send_message_length", most),
+                ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -6,7 +6,9 @@ Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) →
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -23,6 +25,7 @@ from protos.errors import (
     BundleCorruptError,
     EngineUnavailableError,
     FrameMalformedError,
+    FrameTooLargeError,
     IncompatibleLayoutError,
     OfflineError,
     OverloadedError,
@@ -44,9 +47,13 @@ from protos.quantize import QUANTIZERS
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off
     ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.max_send_message_length", -1),  # a session's own limit holds, `Session.check_message`
     ("grpc.http2.bdp_probe", 0),  # its pings cost a thin uplink more than they find out
 ]
+
+_ABOVE_CAP = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
+"""gRPC's own words (C++ and Go) when it ends a call because of a message above its cap."""
+_LOOKS, _LOOK_S = 20, 0.01
 
 Dial = Callable[[], grpc.aio.Channel]
 
@@ -64,6 +71,7 @@ class Session:
         points: operating points by name, the server's own.
         advised: the point that the server advised last, or its default.
         max_in_flight: the server's credit, changed by its advice.
+        max_message_bytes: longest request; the server's limit, or the lower cap of a proxy.
     """
 
     session_id: bytes
@@ -79,6 +87,7 @@ class Session:
     ladder: tuple[str, ...]
     advised: str
     max_in_flight: int
+    max_message_bytes: int
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -91,6 +100,24 @@ class Session:
             self._captured_at = captured_at
         delta_ms = 0 if before is None else round((captured_at - before) * 1000)
         return number, min(max(delta_ms, 0), (1 << 32) - 1)
+
+    def check_message(self, size_bytes: int) -> None:
+        """Refuse a request that would end the stream, and with it everyone else's.
+
+        Raises:
+            FrameTooLargeError: it is longer than this session carries.
+        """
+        if size_bytes > self.max_message_bytes:
+            raise FrameTooLargeError(
+                f"the request has {size_bytes} bytes, the way to the server takes "
+                f"{self.max_message_bytes}: choose a point of fewer bytes"
+            )
+
+    def learn_cap(self, error: FrameTooLargeError) -> None:
+        """Remember the cap that gRPC named when it ended a stream, here or on the way."""
+        named = _ABOVE_CAP.search(error.message)
+        if named is not None:
+            self.max_message_bytes = min(self.max_message_bytes, int(named[1]))
 
 
 def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
@@ -107,7 +134,7 @@ def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return OfflineError(f"the server cannot be reached: {text}")
     if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadedError(text)
+        return FrameTooLargeError(text) if _ABOVE_CAP.search(text) else OverloadedError(text)
     if status in (
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.UNKNOWN,
@@ -117,6 +144,21 @@ def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
     ):
         return EngineUnavailableError(f"the call broke ({status.name}): {text}")
     return BridgeError(f"the server refused the call ({status.name}): {text}")
+
+
+async def unhidden(call: Any, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """What a stream ended with, where a write into its end has put INTERNAL in front of it."""
+    for _ in range(_LOOKS):
+        if error.code() != grpc.StatusCode.INTERNAL:
+            break
+        await asyncio.sleep(_LOOK_S)
+        error = grpc.aio.AioRpcError(
+            await call.code(),
+            grpc.aio.Metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+    return error
 
 
 async def negotiate(
@@ -189,6 +231,7 @@ async def negotiate(
         ladder=tuple(reply.ladder),
         advised=reply.default_point,
         max_in_flight=limits.max_in_flight,
+        max_message_bytes=limits.max_request_bytes,
     )
 
 

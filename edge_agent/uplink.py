@@ -25,11 +25,12 @@ from tenacity.wait import wait_random_exponential
 
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
-from edge_agent.session import Dial, Session, error_of, negotiate
+from edge_agent.session import Dial, Session, error_of, negotiate, unhidden
 from edge_agent.store import EncoderStore
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
+    FrameTooLargeError,
     OfflineError,
     UnknownSceneError,
     UnknownSessionError,
@@ -185,7 +186,8 @@ class _Stream:
     def fail(self, error: BridgeError) -> None:
         self.broken = self.broken or error
         if not error.retryable and len(self.waiting) > 1:
-            # Which request offended is unknown: each goes again, the culprit until its retries end.
+            # Each goes again. A request above the cap is then refused here, by `check_message`;
+            # any other culprit, which is unknown, goes until it is alone or its retries end.
             error = EngineUnavailableError(f"the stream broke: {error}")
         for waiting in self.waiting.values():
             if not waiting.future.done():
@@ -352,12 +354,14 @@ class Uplink:
     ) -> bridge_pb2.InferEvent:
         if stream.broken is not None:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
+        message_bytes = packed.request.ByteSize()
+        stream.session.check_message(message_bytes)
         request_id = parcel.request_id
         future: asyncio.Future[bridge_pb2.InferEvent] = asyncio.get_running_loop().create_future()
         ends = ("answer", "refused") if parcel.question else ("accepted", "refused")
         stream.waiting[request_id] = _Waiting(future, ends)
         sent.attempts += 1
-        sent.message_bytes = packed.request.ByteSize()
+        sent.message_bytes = message_bytes
         sent.at = self._clock()
         exchange = asyncio.ensure_future(self._write_and_wait(stream, packed, future))
         timer = asyncio.ensure_future(self._sleep(self._policy.answer_timeout_s))
@@ -585,9 +589,11 @@ class Uplink:
                 self._take(stream, event)
             broken = EngineUnavailableError("the server ended the stream")
         except grpc.aio.AioRpcError as error:
-            broken = error_of(error)
+            broken = error_of(await unhidden(stream.call, error))
         except asyncio.CancelledError:
             broken = stream.broken or EngineUnavailableError("the stream was given up")
+        if isinstance(broken, FrameTooLargeError):
+            stream.session.learn_cap(broken)
         silent = stream.heard_at == float("-inf")
         if isinstance(broken, UnknownSessionError) or (
             # A write to a call that the server has just ended hides the server's status, which may

@@ -243,7 +243,7 @@ class Server:
             options=[
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.max_receive_message_length", 16 << 20),
-                ("grpc.max_send_message_length", 16 << 20),
+                ("grpc.max_send_message_length", -1),
             ],
         )
 

@@ -148,10 +148,8 @@ def payload_above_the_limit(client: stage.Client) -> pb.InferRequest:
 
 
 def message_above_the_limit(client: stage.Client) -> bytes:
-    limits = client.session.limits
-    return _raw(
-        client, _parts(client)[0], bytes(limits.max_picture_bytes + 4096)
-    ).SerializeToString()
+    above = client.session.limits.max_picture_bytes + (15 << 20)
+    return _raw(client, _parts(client)[0], bytes(above)).SerializeToString()
 
 
 def header_above_the_limit(client: stage.Client) -> pb.InferRequest:

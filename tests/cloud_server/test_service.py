@@ -68,7 +68,8 @@ class Running:
         self.service, self.task = service, task
         self.port, self.metrics_port = ready["port"], ready["metrics_port"]
         self.channel = grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+            f"127.0.0.1:{self.port}",
+            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
         )
 
     async def edge(self) -> Edge:
@@ -217,6 +218,43 @@ def test_a_request_resent_on_a_new_stream_joins_the_computation_of_the_broken_on
             assert await server.metric("joined_requests_total") == 1
             assert await server.metric('frames_total{point="fp8"}') == 2  # hold and release
             call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_message_above_grpcs_own_cap_ends_its_stream_and_no_answer_is_lost(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            held, elsewhere = (
+                edge.frame(seed=1, question="hold"),
+                edge.frame(seed=2, question="hold"),
+            )
+            cut, other = edge.open(), edge.open()
+            await cut.write(held)
+            await other.write(elsewhere)
+            assert (await cut.read()).HasField("accepted")
+            assert (await other.read()).HasField("accepted")
+            huge = edge.frame(seed=3)
+            huge.frame.payload = bytes(edge.session.limits.max_picture_bytes + (17 << 20))
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await cut.write(huge)
+                await cut.read()
+            assert ended.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"larger than max ({huge.ByteSize()} vs. " in str(ended.value.details())
+            assert "nb-error-code" not in dict(ended.value.trailing_metadata())
+            again = edge.open()
+            await again.write(held)
+            assert (await again.read()).HasField("accepted")
+            await edge.say("release")
+            for call, request in ((again, held), (other, elsewhere)):
+                while not (event := await call.read()).HasField("answer"):
+                    pass
+                assert event.request_id == request.request_id
+                call.cancel()
+            assert await server.metric("joined_requests_total") == 1
 
     asyncio.run(scene())
 

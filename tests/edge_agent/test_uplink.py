@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
+from edge_agent.picture import PictureCodec
 from edge_agent.pipeline import Outgoing, View
+from edge_agent.session import Session
 from edge_agent.sources import Capture
-from edge_agent.uplink import Outcome, Scene, Uplink
+from edge_agent.uplink import Outcome, Packed, Scene, Uplink
 from protos.errors import (
     BundleCorruptError,
     ConfigError,
     EngineUnavailableError,
     FrameCorruptError,
     FrameMalformedError,
+    FrameTooLargeError,
     IncompatibleLayoutError,
     OfflineError,
     OverloadedError,
@@ -57,6 +62,14 @@ def parcels(count: int, plan: Plan | None = None, question: str = "q{}") -> list
         )
         for i in range(count)
     ]
+
+
+def picture_parcel(side_px: int, question: str) -> Outgoing:
+    """A PNG of noise: about three bytes a pixel."""
+    noise = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+    capture = Capture(question, Image.fromarray(noise), 9.0)
+    view = View(capture, FakeModel(), Plan(point="picture", picture=PictureCodec("png")), Metrics())
+    return Outgoing(question.encode().ljust(8), question, view, lambda: b"unused__")
 
 
 async def deliver_all(uplink: Uplink, items: list[Outgoing]) -> list[Outcome]:
@@ -161,6 +174,81 @@ def test_a_stream_that_one_bad_request_ended_costs_the_others_nothing(tmp_path: 
                 await asyncio.sleep(0.001)
             served.gate.set()
             assert_one_answer_each(await work, items)
+            await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("side_px", [200, 700], ids=["120 kB", "1.5 MB"])
+def test_a_frame_above_a_proxys_cap_ends_typed_and_its_neighbours_are_answered(
+    tmp_path: Path, side_px: int
+) -> None:
+    async def test() -> None:
+        async with bridge(cap_bytes=50_000, gate=asyncio.Event()) as served:
+            assert served.gate is not None
+            uplink, items = fake_uplink(served.dial, tmp_path), parcels(6)
+            work = asyncio.create_task(deliver_all(uplink, items[:3]))
+            while len(served.requests) < 3:
+                await asyncio.sleep(0.001)
+            large = [picture_parcel(side_px, "large"), *items[3:]]
+            more = asyncio.create_task(deliver_all(uplink, large))
+            while (
+                not total(uplink._metrics.reconnects)
+                or len({request_id for _, request_id, _ in served.requests}) < 6
+            ):
+                await asyncio.sleep(0.001)
+            served.gate.set()
+            refused, *answered = await more
+            assert isinstance(refused.error, FrameTooLargeError)
+            assert "takes 50000" in str(refused.error) and refused.attempts == 1
+            assert_one_answer_each([*await work, *answered], items)
+            assert total(uplink._metrics.reconnects) == 1 and served.negotiations == 1
+            # The cap is known now: the next one does not go out at all.
+            again = (await deliver_all(uplink, [picture_parcel(side_px, "again")]))[0]
+            assert isinstance(again.error, FrameTooLargeError) and again.attempts == 0
+            assert total(uplink._metrics.reconnects) == 1
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_frame_above_a_proxys_cap_that_is_alone_ends_typed_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(cap_bytes=50_000) as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            outcome = (await deliver_all(uplink, [picture_parcel(200, "large")]))[0]
+            assert isinstance(outcome.error, FrameTooLargeError) and outcome.attempts == 1
+            assert_one_answer_each(await deliver_all(uplink, items := parcels(2)), items)
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_request_above_the_servers_limits_is_never_sent(tmp_path: Path) -> None:
+    class Heavy:
+        """Packs more than it should, as a parcel of another kind might."""
+
+        def __init__(self, inner: Outgoing, limits: Limits) -> None:
+            self.request_id, self.question = inner.request_id, inner.question
+            self._inner, self._limits = inner, limits
+
+        def pack(self, session: Session) -> Packed:
+            packed = self._inner.pack(session)
+            request = pb.InferRequest()
+            request.CopyFrom(packed.request)
+            request.frame.payload = bytes(self._limits.max_request_bytes)
+            return dataclasses.replace(packed, request=request)
+
+        def renew(self) -> Heavy:
+            return self
+
+    async def test() -> None:
+        limits = Limits(max_payload_bytes=1000, max_picture_bytes=1000)
+        async with bridge(limits=limits) as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            outcome = await uplink.deliver(Heavy(parcels(1)[0], limits))
+            assert isinstance(outcome.error, FrameTooLargeError) and outcome.attempts == 0
+            assert not served.requests and uplink.connected
             await uplink.close()
 
     run(test)

@@ -47,6 +47,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         lose_scene: forget a held scene before the next Ask, so often.
         gate: answers wait for it while it is closed.
         encoder_blob: what FetchEncoder sends, if not the encoder.
+        cap_bytes: gRPC's own cap on a message, as a proxy's may be; it ends the stream.
     """
 
     encoder: Encoder
@@ -61,6 +62,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     encoder_blob: bytes | None = None
     negotiate_error: BridgeError | None = None
     gate: asyncio.Event | None = None
+    cap_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
         self.sessions: dict[bytes, bytes] = {}
@@ -77,7 +79,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.address = ""
 
     async def start(self) -> None:
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", self.cap_bytes)]
+        )
         bridge_pb2_grpc.add_BridgeServicer_to_server(self, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
