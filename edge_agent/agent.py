@@ -21,7 +21,6 @@ from edge_agent.records import AnswerRecord
 from edge_agent.sources import Capture, Source
 from edge_agent.uplink import Outcome, Scene, Uplink
 from edge_agent.vlm import EdgeModel
-from projector.select import get as get_selector
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -118,7 +117,7 @@ class Agent:
             session = await self.uplink.connect()
             point = choose_point(self.plan, session)
             if point.kind != "picture":
-                get_selector(self.plan.selector or session.encoder.selector)
+                session.encoder.selecting(self.plan.selector)
             captures = iter(self.source)
             while not self._stopping and self._fatal is None:
                 capture = await asyncio.to_thread(self._next, captures)

@@ -43,7 +43,7 @@ try:
     from edge_agent.uplink import RetryPolicy, Uplink
     from edge_agent.vlm import EdgeModel, load
     from projector import configuration
-    from projector.select import get as get_selector
+    from projector.select import require as require_selector
 except ModuleNotFoundError as error:
     _missing = error
 
@@ -162,7 +162,7 @@ def _check(chosen: Settings) -> int:
     if chosen.source:
         open_source(chosen.source)
     if chosen.selector is not None:
-        get_selector(chosen.selector)
+        require_selector(chosen.selector)
     print(json.dumps(chosen.model_dump(mode="json"), indent=2))
     return 0
 

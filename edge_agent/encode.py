@@ -17,7 +17,6 @@ import numpy.typing as npt
 from edge_agent.picture import PictureCodec
 from edge_agent.session import Session
 from projector.encoder import Encoder
-from projector.select import get as get_selector
 from protos.errors import ConfigError
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
@@ -108,7 +107,7 @@ def encode_state(
         NonFiniteError: the state holds NaN or infinity.
     """
     start = clock()
-    selector = get_selector(plan.selector or encoder.selector)
+    selector = encoder.selecting(plan.selector)
     budget = plan.token_budget if plan.token_budget is not None else point.tokens or None
     if budget is None and plan.token_threshold is None:
         kept = np.ones(state.positions.shape[0], dtype=np.bool_)

@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from projector import select
+from projector.select import Selector, TaskAware
 from protos import distortion, quantize
 from protos.errors import (
     BundleFormatError,
@@ -38,6 +39,8 @@ FORMAT = 3
 MAX_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
+_LEVELS = ("uniform", "int8", "int4")
+"""Quantizers that round to whole steps."""
 _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
 
 
@@ -79,6 +82,8 @@ class Encoder:
         raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
         steps: per steps name, `[r]`.
         entropy: per steps name, for points whose quantizer is `uniform`.
+        task_weights: of the selector `task_aware`, `[r]`, not negative; None where calibration did
+            not learn them.
 
     Raises:
         BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
@@ -98,6 +103,7 @@ class Encoder:
     steps: Mapping[str, Floats]
     entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
     selector: str = "symmetric_focus"
+    task_weights: Floats | None = None
     _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
@@ -119,6 +125,8 @@ class Encoder:
         arrays = {name: getattr(self, name) for name in wanted}
         for name, steps in self.steps.items():
             arrays[f"steps/{name}"], wanted[f"steps/{name}"] = steps, (r,)
+        if self.task_weights is not None:
+            arrays["task_weights"], wanted["task_weights"] = self.task_weights, (r,)
         for name, array in arrays.items():
             if array.shape != wanted[name] or array.dtype != np.float32:
                 raise BundleFormatError(
@@ -130,11 +138,13 @@ class Encoder:
             positive = name in ("x_scale", "raw_scale") or name.startswith("steps/")
             if positive and not (array > 0).all():
                 raise BundleFormatError(f"encoder: {name} must be above 0 everywhere")
+        if self.task_weights is not None and (self.task_weights < 0).any():
+            raise BundleFormatError("encoder: task_weights must not be negative")
         for name, tables in self.entropy.items():
             if tables.rank != r:
                 raise BundleFormatError(f"encoder: entropy tables of {name} are for {tables.rank}")
         try:
-            select.get(self.selector)
+            self.selecting()
         except ConfigError as error:
             raise BundleFormatError(f"encoder: {error}") from error
         object.__setattr__(self, "_quantizers", {})
@@ -146,13 +156,17 @@ class Encoder:
         if point.kind == "picture":
             return
         if point.kind == "latent":
-            if point.rank not in (0, self.rank):
+            if point.rank > self.rank:
                 raise BundleFormatError(
                     f"encoder: point '{point.name}' has rank {point.rank}, "
                     f"the projection {self.rank}"
                 )
             if point.quantizer != "none" and point.steps not in self.steps:
                 raise BundleFormatError(f"encoder: point '{point.name}' has no steps")
+        if point.dead_zone and (point.kind != "latent" or point.quantizer not in _LEVELS):
+            raise BundleFormatError(
+                f"encoder: point '{point.name}' has a dead zone, but no levels to round to"
+            )
         self.quantizer(point)
 
     # -- facts -----------------------------------------------------------------------------------
@@ -203,16 +217,39 @@ class Encoder:
                 raise BundleFormatError(f"encoder: point '{point.name}' uses '{name}'")
             if name == UniformQuantizer.name and (tables is None or point.kind != "latent"):
                 raise BundleFormatError(f"encoder: point '{point.name}' has no entropy tables")
+            if tables is not None:
+                width = self.width(point)
+                tables = EntropyTables(tables.offset[:width], tables.frequency[:, :width])
             self._quantizers[point.index] = quantize.get(name, tables)
         return self._quantizers[point.index]
 
+    def width(self, point: OperatingPoint) -> int:
+        """Numbers per token that travel at a point: the first so many latents, or `d_s`."""
+        return self.state_dim if point.kind == "raw_kv" else point.rank or self.rank
+
     def steps_of(self, point: OperatingPoint) -> Floats:
-        """The steps `[r]` (or `[d_s]` for raw states) that the point quantizes with."""
+        """The steps, as many as `width`, that the point quantizes with."""
         if point.kind == "raw_kv":
             return self.raw_scale
         if point.quantizer == "none":
-            return np.ones(self.rank, dtype=np.float32)
-        return self.steps[point.steps]
+            return np.ones(self.width(point), dtype=np.float32)
+        return self.steps[point.steps][: self.width(point)]
+
+    def selecting(self, name: str | None = None) -> Selector:
+        """A selector of that name; by default the encoder's own.
+
+        Raises:
+            ConfigError: there is none, or it needs weights that this encoder does not hold.
+        """
+        wanted = name or self.selector
+        if select.require(wanted) is not TaskAware:
+            return select.get(wanted)
+        if self.task_weights is None:
+            raise ConfigError(
+                f"the selector '{wanted}' needs weights that this bundle does not hold: "
+                "`projector calibrate` learns them"
+            )
+        return TaskAware(self.x_mean, self.x_scale, self.projection, self.centre, self.task_weights)
 
     # -- a frame ---------------------------------------------------------------------------------
 
@@ -250,7 +287,7 @@ class Encoder:
         if not np.isfinite(x).all():
             raise NonFiniteError("the model's cache holds NaN or infinity")
         if kept is None:
-            kept = select.get(self.selector).keep(state, budget=point.tokens or None)
+            kept = self.selecting().keep(state, budget=point.tokens or None)
         if kept.shape != (state.tokens,) or not kept.any():
             raise ConfigError(f"a kept mask has {state.tokens} tokens and keeps at least one")
         if state.tokens != self.tokens:
@@ -265,9 +302,11 @@ class Encoder:
             payload = quantizer.encode(x[kept], steps)
             received = self.project(quantizer.decode(payload, len(z), self.state_dim, steps))
         else:
-            centre = self.centre[kept]
-            payload = quantizer.encode(z - centre, steps)
-            received = _received(quantizer, payload, z - centre, steps) + centre
+            centre, width = self.centre[kept], len(steps)
+            moved = _towards_zero((z - centre)[:, :width], steps, point.dead_zone)
+            payload = quantizer.encode(moved, steps)
+            received = centre.copy()
+            received[:, :width] += _received(quantizer, payload, moved, steps)
         return Encoded(
             kept=kept,
             payload=payload,
@@ -303,7 +342,8 @@ class Encoder:
             return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
         # Finite latents far beyond any that an encoder writes may overflow here.
         with np.errstate(over="ignore"):
-            latents = quantizer.decode(payload, tokens, self.rank, steps) + self.centre[kept]
+            latents = self.centre[kept]
+            latents[:, : len(steps)] += quantizer.decode(payload, tokens, len(steps), steps)
         if not np.isfinite(latents).all():
             raise NonFiniteError("a decoded latent is NaN or infinite")
         return latents
@@ -334,6 +374,8 @@ class Encoder:
                 "raw_scale",
             )
         }
+        if self.task_weights is not None:
+            tensors["task_weights"] = np.ascontiguousarray(self.task_weights)
         for name, steps in self.steps.items():
             tensors[f"steps/{name}"] = np.ascontiguousarray(steps)
         for name, tables in self.entropy.items():
@@ -379,10 +421,11 @@ class Encoder:
             "latent_inv_cov",
             "raw_scale",
         }
-        if set(arrays) != expected:
+        optional = {"task_weights"}
+        if not expected <= set(arrays) <= expected | optional:
             raise BundleFormatError(
                 f"encoder: missing {sorted(expected - set(arrays))}, "
-                f"unexpected {sorted(set(arrays) - expected)}"
+                f"unexpected {sorted(set(arrays) - expected - optional)}"
             )
         try:
             points = points_from_json(json.dumps(plain["operating_points"]))
@@ -396,6 +439,20 @@ class Encoder:
             entropy={name: EntropyTables.from_arrays(part) for name, part in entropy.items()},
             **arrays,
         )
+
+
+def _towards_zero(moved: Floats, steps: Floats, dead_zone: float) -> Floats:
+    """Numbers that round to the levels that `moved` has with its thresholds shifted.
+
+    A level's threshold lies `0.5 + dead_zone` steps above the level below it (towards 0), as video
+    coders round: levels nearer 0 are likelier, hence cheaper, than they are wrong.
+    """
+    if not dead_zone:
+        return moved
+    levels = moved / steps
+    levels -= np.copysign(np.minimum(np.abs(levels), np.float32(dead_zone)), levels)
+    rounded: Floats = np.rint(levels) * steps
+    return rounded
 
 
 def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:

@@ -1,13 +1,14 @@
 """Which image tokens matter: a family of scores over one picture's state (NumPy).
 
-Knows: `KVState`. Does not know: latents, bits, the wire. To add a member: a class with `score`, a
-line in `SELECTORS`, a line in the contract test's list.
+Knows: `KVState`, and for `task_aware` the latents that scores are taken in. Does not know: bits,
+the wire. To add a member: a class with `score`, a line in `SELECTORS`, a line in the contract
+test's list.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
+import functools
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from protos.layout import KVState
 
 Scores = npt.NDArray[np.float32]
 Kept = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+_UNIFORM_STEPS = 64
+"""Steps of the recurrence per token after which places still missing are taken in order."""
 
 
 class Selector(ABC):
@@ -34,12 +39,7 @@ class Selector(ABC):
 
     def mass(self, state: KVState) -> Scores:
         """What a threshold accumulates, `[tokens]`, sums to 1: by default the score's shares."""
-        score = self.score(state).astype(np.float64)
-        total = score.sum()
-        if not total > 0:
-            return np.full(state.tokens, 1 / state.tokens, dtype=np.float32)
-        shares: Scores = (score / total).astype(np.float32)
-        return shares
+        return _shares(self.score(state))
 
     def keep(
         self, state: KVState, budget: int | None = None, threshold: float | None = None
@@ -77,7 +77,7 @@ class Selector(ABC):
 
 @dataclass(frozen=True)
 class SymmetricFocus(Selector):
-    """The attention that a token receives, corrected for how many queries can see it."""
+    """The attention that a token receives, divided by the number of queries that can see it."""
 
     name: ClassVar[str] = "symmetric_focus"
 
@@ -87,17 +87,97 @@ class SymmetricFocus(Selector):
 
 
 @dataclass(frozen=True)
+class RawFocus(Selector):
+    """Plain column sums of the attention, as published (H2O, arXiv:2306.14048).
+
+    Kept to compare with: under a causal mask early tokens are seen by more queries and win.
+    """
+
+    name: ClassVar[str] = "raw_focus"
+
+    def score(self, state: KVState) -> Scores:
+        """The mean per query times the picture's queries from the token itself on."""
+        seen_by = np.arange(state.tokens, 0, -1, dtype=np.float32)
+        raw: Scores = state.attention * seen_by
+        return raw
+
+
+@dataclass(frozen=True)
 class KVNorm(Selector):
-    """The length of a token's key and value, averaged over layers and heads."""
+    """How much longer a token's key and value are than the other tokens' in the same head."""
 
     name: ClassVar[str] = "kv_norm"
 
     def score(self, state: KVState) -> Scores:
-        """Mean norm; rotation does not change it."""
-        squares = np.einsum("lhtd,lhtd->lht", state.keys, state.keys)
-        squares += np.einsum("lhtd,lhtd->lht", state.values, state.values)
-        norms: Scores = np.sqrt(squares).mean(axis=(0, 1))
-        return norms
+        """Mean over layers, heads, keys and values of norms in z-scores over the picture.
+
+        In z-scores no head outweighs the others by its scale. From the lowest score up, so that
+        none is negative; rotation does not change norms.
+        """
+        norms = np.stack([_norms(state.keys), _norms(state.values)])
+        spread = norms.std(axis=-1, keepdims=True)
+        centred = norms - norms.mean(axis=-1, keepdims=True)
+        z = np.divide(centred, spread, out=np.zeros_like(norms), where=spread > 0)
+        mean = z.mean(axis=(0, 1, 2))
+        above: Scores = (mean - mean.min()).astype(np.float32)
+        return above
+
+
+@dataclass(frozen=True)
+class ValueAware(Selector):
+    """Received attention times the length of the value that it moves (VATP, arXiv:2406.12335)."""
+
+    name: ClassVar[str] = "value_aware"
+
+    def score(self, state: KVState) -> Scores:
+        """Attention times the mean L1 norm of the token's values."""
+        moved: Scores = state.attention * np.abs(state.values).sum(axis=-1).mean(axis=(0, 1))
+        return moved
+
+
+@dataclass(frozen=True)
+class KeyDiversity(Selector):
+    """Tokens whose keys point away from the picture's mean key (KeyDiff, arXiv:2504.15364)."""
+
+    name: ClassVar[str] = "key_diversity"
+
+    def score(self, state: KVState) -> Scores:
+        """1 - cosine to the mean of the unit keys, mean over layers and heads: 0 to 2."""
+        unit = _unit(state.keys)
+        anchor = _unit(unit.mean(axis=2, keepdims=True))
+        cosine = np.einsum("lhtd,lhd->lht", unit, anchor[:, :, 0])
+        away: Scores = np.maximum(1 - cosine.mean(axis=(0, 1)), 0).astype(np.float32)
+        return away
+
+
+@dataclass(frozen=True, eq=False)
+class TaskAware(Selector):
+    """How much dropping a token raises the large model's loss, as calibration learnt it.
+
+    The loss is taken as a sum over dropped tokens of a weighted square of what is lost with each:
+    how far its latents are from those that stand in for it. (A diagonal second-order model of the
+    loss, as in LeCun et al. 1989, in latents instead of weights.)
+
+    Attributes:
+        normal_mean: `[d_s]` of the states.
+        normal_scale: `[d_s]`.
+        projection: `[d_s, r]` on normalised states.
+        empty: what a dropped token is read as, `[N, r]`.
+        weights: of each latent's square, `[r]`, not negative.
+    """
+
+    normal_mean: Floats
+    normal_scale: Floats
+    projection: Floats
+    empty: Floats
+    weights: Floats
+    name: ClassVar[str] = "task_aware"
+
+    def score(self, state: KVState) -> Scores:
+        """The loss that dropping each token adds, in nats."""
+        latents = (state.flat() - self.normal_mean) / self.normal_scale @ self.projection
+        lost: Scores = np.square(latents - self.empty) @ self.weights
+        return lost
 
 
 @dataclass(frozen=True)
@@ -108,23 +188,11 @@ class Uniform(Selector):
 
     def score(self, state: KVState) -> Scores:
         """Additive recurrence over rows and columns (R2 sequence): every budget is spread out."""
-        rows, columns = state.grid
-        root = 1.32471795724474602596  # of x**3 = x + 1; M. Roberts, 2018
-        order: dict[int, int] = {}
-        step = 0
-        while len(order) < state.tokens and step < 64 * state.tokens:
-            row = int(rows * math.modf(0.5 + step / root)[0])
-            column = int(columns * math.modf(0.5 + step / root**2)[0])
-            order.setdefault(row * columns + column, len(order))
-            step += 1
-        for token in range(state.tokens):
-            order.setdefault(token, len(order))
-        ranks = np.array([order[token] for token in range(state.tokens)])
-        return (state.tokens - ranks).astype(np.float32)
+        return _spread(state.grid)
 
     def mass(self, state: KVState) -> Scores:
         """Every token counts the same."""
-        return np.full(state.tokens, 1 / state.tokens, dtype=np.float32)
+        return _even(state.tokens)
 
 
 @dataclass(frozen=True)
@@ -141,16 +209,27 @@ class Random(Selector):
 
     def mass(self, state: KVState) -> Scores:
         """Every token counts the same."""
-        return np.full(state.tokens, 1 / state.tokens, dtype=np.float32)
+        return _even(state.tokens)
 
 
 SELECTORS: dict[str, type[Selector]] = {
-    member.name: member for member in (SymmetricFocus, KVNorm, Uniform, Random)
+    member.name: member
+    for member in (
+        SymmetricFocus,
+        RawFocus,
+        KVNorm,
+        ValueAware,
+        KeyDiversity,
+        TaskAware,
+        Uniform,
+        Random,
+    )
 }
+"""Name to class; `task_aware` alone takes something of a bundle (see `Encoder.selecting`)."""
 
 
-def get(name: str) -> Selector:
-    """The selector of that name, with its default settings.
+def require(name: str) -> type[Selector]:
+    """The class of that name.
 
     Raises:
         ConfigError: there is none; the message names the nearest.
@@ -161,4 +240,59 @@ def get(name: str) -> Selector:
         raise ConfigError(
             f"there is no selector '{name}' (there are {', '.join(sorted(SELECTORS))}){hint}"
         )
-    return SELECTORS[name]()
+    return SELECTORS[name]
+
+
+def get(name: str) -> Selector:
+    """The selector of that name, with its default settings.
+
+    Raises:
+        ConfigError: there is none, or it is made of a bundle's weights.
+    """
+    member = require(name)
+    if member is TaskAware:
+        raise ConfigError(
+            f"the selector '{name}' takes its weights from a bundle: ask the bundle's encoder"
+        )
+    return member()
+
+
+def _shares(score: Scores) -> Scores:
+    total = score.sum(dtype=np.float64)
+    if not total > 0:
+        return _even(len(score))
+    shares: Scores = (score / total).astype(np.float32)
+    return shares
+
+
+def _even(tokens: int) -> Scores:
+    return np.full(tokens, 1 / tokens, dtype=np.float32)
+
+
+def _norms(heads: Floats) -> Floats:
+    """Norms `[layers, kv_heads, tokens]` of `[layers, kv_heads, tokens, head_dim]`."""
+    norms: Floats = np.sqrt(np.einsum("lhtd,lhtd->lht", heads, heads))
+    return norms
+
+
+def _unit(vectors: Floats) -> Floats:
+    """Vectors of length 1 along the last axis; zeros stay zeros."""
+    size = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: Floats = np.divide(vectors, size, out=np.zeros_like(vectors), where=size > 0)
+    return unit
+
+
+@functools.lru_cache(maxsize=8)
+def _spread(grid: tuple[int, int]) -> Scores:
+    rows, columns = grid
+    tokens = rows * columns
+    root = 1.32471795724474602596  # of x**3 = x + 1; M. Roberts, 2018
+    step = np.arange(_UNIFORM_STEPS * tokens)
+    row = (rows * ((0.5 + step / root) % 1)).astype(np.int64)
+    column = (columns * ((0.5 + step / root**2) % 1)).astype(np.int64)
+    place = np.concatenate([row * columns + column, np.arange(tokens)])  # whatever was not met
+    _, first = np.unique(place, return_index=True)
+    score = np.empty(tokens, dtype=np.float32)
+    score[np.argsort(first)] = np.arange(tokens, 0, -1)
+    score.flags.writeable = False
+    return score

@@ -142,6 +142,7 @@ def show_bundle(bundle: Bundle) -> None:
                 ],
             ),
             _points_table(bundle),
+            *_measured_tables(info),
             *_certificate_tables(info, certificate),
             table("Files", ("name", "#bytes", "sha256"), files),
         ]
@@ -179,7 +180,7 @@ def _points_table(bundle: Bundle) -> Any:
             point.tokens or "all",
             point.rank or "-",
             _payload_bytes(bundle, point),
-            _share(accuracy.get(point.name, "-")),
+            _share(point.measured.accuracy if point.measured else accuracy.get(point.name, "-")),
         )
         for point in info.points
     ]
@@ -191,8 +192,37 @@ def _points_table(bundle: Bundle) -> Any:
     )
 
 
+def _measured_tables(info: BundleInfo) -> list[Any]:
+    """What calibration measured, one row per point, cheapest first; nothing where it did not."""
+    measured = [(p, p.measured) for p in info.points if p.measured is not None]
+    if not measured:
+        return []
+    rows = [
+        (
+            point.name,
+            f"{point.dead_zone:g}",
+            _number(found.payload_bytes),
+            _number(found.wire_bytes),
+            _share(found.accuracy),
+            _number(found.quantize),
+            _share(found.dropped_attention),
+        )
+        for point, found in sorted(measured, key=lambda pair: pair[1].payload_bytes)
+    ]
+    columns = ("name", "#dead zone", "#payload bytes", "#wire bytes", "#accuracy")
+    return [
+        table(
+            "The ladder as calibration measured it on held-out pictures",
+            (*columns, "#quantization error", "#dropped attention"),
+            rows,
+        )
+    ]
+
+
 def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
-    """What a picture takes: as certified, or exactly where it is the same for every picture."""
+    """What a picture takes: as measured, or exactly where it is the same for every picture."""
+    if point.measured is not None:
+        return _number(point.measured.payload_bytes)
     certified = _section(bundle.certificate, "payload_bytes").get(point.name)
     if certified is not None:
         return _number(certified)
@@ -201,8 +231,8 @@ def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
         return _number(tokens * bundle.info.source.state_dim)
     if point.kind == "picture" or point.quantizer == UniformQuantizer.name:
         return "-"
-    latents = np.zeros((tokens, point.rank), dtype=np.float32)
     steps = bundle.encoder.steps_of(point)
+    latents = np.zeros((tokens, len(steps)), dtype=np.float32)
     return _number(len(bundle.encoder.quantizer(point).encode(latents, steps)))
 
 

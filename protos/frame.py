@@ -14,7 +14,7 @@ import hmac
 import json
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,11 @@ _FLOAT16_MAX = 65504.0
 _LENGTH = struct.Struct("<I")
 # Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
 _FIELD_OVERHEAD_BYTES = 64
+_OPTIONAL = {"dead_zone", "measured"}
+_MAX_DEAD_ZONE = 0.5
+_MAX_MEASURED = 1e9
+_GRPC_BYTES = 5 + 9
+"""A gRPC message's prefix and the header of the HTTP/2 DATA frame that carries it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,40 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What calibration measured of an operating point: means over held-out pictures.
+
+    Attributes:
+        payload_bytes: `Frame.payload`, as sent (with a bitmap if it travels there).
+        wire_bytes: An estimate for the uplink: the request without a question, and gRPC's and
+            HTTP/2's framing of it (`wire_bytes`).
+        accuracy: Share of questions answered right, 0..1.
+        quantize: As headers carry it.
+        dropped_attention: As headers carry it.
+
+    Raises:
+        FrameMalformedError: A figure is no number, or out of bounds.
+    """
+
+    payload_bytes: float
+    wire_bytes: float
+    accuracy: float
+    quantize: float
+    dropped_attention: float
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            most = 1.0 if entry.name in ("accuracy", "dropped_attention") else _MAX_MEASURED
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise FrameMalformedError(f"operating point: {entry.name} {value!r} is no number")
+            if not 0 <= value <= most:
+                raise FrameMalformedError(
+                    f"operating point: {entry.name} {value!r} is not in 0..{most:g}"
+                )
+
+
+@dataclass(frozen=True)
 class OperatingPoint:
     """One way to send a picture: how many tokens, how many latents, how coarse.
 
@@ -129,8 +168,11 @@ class OperatingPoint:
         kind: "latent", "raw_kv" or "picture".
         quantizer: Name in `protos.quantize.QUANTIZERS`.
         tokens: Budget of kept tokens, 0 = all.
-        rank: Latents per token; 0 where the kind has none.
+        rank: Latents per token, the first of the encoder's; 0 where the kind has none.
         steps: Name of the steps in the encoder; empty where none are needed.
+        dead_zone: By how much of a step the edge rounds towards 0 more than it would, 0..0.5: a
+            value of up to 0.5 + dead_zone steps becomes 0. The decoder need not know it.
+        measured: What calibration found; None where nothing was measured.
 
     Raises:
         FrameMalformedError: A field is out of bounds.
@@ -143,6 +185,8 @@ class OperatingPoint:
     tokens: int = 0
     rank: int = 0
     steps: str = ""
+    dead_zone: float = 0.0
+    measured: Measured | None = None
 
     def __post_init__(self) -> None:
         for name, most in (("index", 255), ("tokens", 65535), ("rank", 65535)):
@@ -165,6 +209,13 @@ class OperatingPoint:
                 f"operating point {self.name!r}: kind picture and index {PICTURE_POINT} "
                 "belong together"
             )
+        dead_zone = self.dead_zone
+        if isinstance(dead_zone, bool) or not isinstance(dead_zone, int | float):
+            raise FrameMalformedError(f"operating point: dead_zone {dead_zone!r} is no number")
+        if not 0 <= dead_zone <= _MAX_DEAD_ZONE:
+            raise FrameMalformedError(
+                f"operating point: dead_zone {dead_zone!r} is not in 0..{_MAX_DEAD_ZONE}"
+            )
 
     def to_json(self) -> str:
         """Canonical JSON object."""
@@ -182,9 +233,21 @@ class OperatingPoint:
     @classmethod
     def _from_plain(cls, plain: Any) -> OperatingPoint:
         names = {entry.name for entry in fields(cls)}
-        if not isinstance(plain, dict) or set(plain) != names:
-            raise FrameMalformedError(f"operating point: expected exactly the fields {names}")
-        return cls(**plain)
+        if not isinstance(plain, dict) or not names - _OPTIONAL <= set(plain) <= names:
+            raise FrameMalformedError(
+                f"operating point: expected the fields {sorted(names - _OPTIONAL)} "
+                f"and at most {sorted(_OPTIONAL)} besides"
+            )
+        return cls(**{**plain, "measured": _measured(plain.get("measured"))})
+
+
+def _measured(plain: Any) -> Measured | None:
+    if plain is None:
+        return None
+    names = {entry.name for entry in fields(Measured)}
+    if not isinstance(plain, dict) or set(plain) != names:
+        raise FrameMalformedError(f"operating point: measured has the fields {sorted(names)}")
+    return Measured(**plain)
 
 
 PICTURE = OperatingPoint(PICTURE_POINT, "picture", kind="picture", quantizer="none")
@@ -194,8 +257,18 @@ RAW_KV_FP8 = OperatingPoint(
 
 
 def points_to_json(points: Iterable[OperatingPoint]) -> str:
-    """Canonical JSON array of operating points, as `Negotiate` and bundles carry it."""
-    plain = [{entry.name: getattr(p, entry.name) for entry in fields(p)} for p in points]
+    """Canonical JSON array of operating points, as `Negotiate` and bundles carry it.
+
+    Fields that a point need not have are left out where they say nothing.
+    """
+    plain = [
+        {
+            name: value
+            for name, value in asdict(point).items()
+            if name not in _OPTIONAL or value not in (None, 0.0)
+        }
+        for point in points
+    ]
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 
@@ -550,6 +623,24 @@ def seal(
         question=question,
         max_new_tokens=max_new_tokens,
     )
+
+
+def wire_bytes(header: Header, body: bytes) -> int:
+    """About how many uplink bytes a frame without a question takes.
+
+    The request with the shortest id, in gRPC's and HTTP/2's framing; what HTTP/2 sends beside data
+    (window updates, pings) and the layers below it are left out.
+
+    Args:
+        header: As for `pack_header`.
+        body: Likewise.
+
+    Raises:
+        BridgeError: As `pack_header`.
+    """
+    packed = pack_header(header, body)
+    request = seal(bytes(CONSTANTS_BYTES), bytes(REQUEST_ID_BYTES[0]), *packed)
+    return int(request.ByteSize()) + _GRPC_BYTES
 
 
 def seal_ask(

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,52 @@ def test_another_models_state_is_refused(encoder: Encoder, vlms: dict[str, VLM])
         encoder.encode(x, encoder.point(1))
 
 
+def test_a_point_of_fewer_latents_sends_the_first_and_reads_the_others_as_the_places_own(
+    source: KVLayout, state: KVState
+) -> None:
+    points = (replace(POINTS[0], rank=3, tokens=0), replace(POINTS[3], rank=5))
+    narrow = make_encoder(source, points=points)
+    for point in points:
+        coded = narrow.encode(state, point)
+        again = Encoder.from_bytes(narrow.to_bytes()).decode(coded.payload, coded.kept, point)
+        np.testing.assert_array_equal(again[:, point.rank :], narrow.centre[:, point.rank :])
+        error = np.abs(again - coded.z)[:, : point.rank].max()
+        assert error <= {0: 0.25 + 1e-4, 3: 1e-5}[point.index]
+    assert len(coded.payload) == 4 * 5 * state.tokens
+    assert coded.distortion.quantize == pytest.approx(
+        float(np.linalg.norm(again - coded.z) / np.linalg.norm(coded.z)), abs=1e-5
+    )
+
+
+def test_a_dead_zone_moves_the_thresholds_and_nothing_else(
+    source: KVLayout, state: KVState
+) -> None:
+    points = (replace(POINTS[0], tokens=0), replace(POINTS[0], index=9, name="dead", tokens=0))
+    points = (points[0], replace(points[1], dead_zone=0.25))
+    both = make_encoder(source, points=points)
+    plain, dead = (both.encode(state, point) for point in points)
+    moved = (plain.z - both.centre).astype(np.float64) / both.steps["coarse"]
+    want = np.sign(moved) * np.floor(np.maximum(np.abs(moved) + 0.25, 0))
+    got = (both.decode(dead.payload, dead.kept, points[1]) - both.centre) / both.steps["coarse"]
+    np.testing.assert_allclose(got, want, atol=1e-3)
+    assert len(dead.payload) < len(plain.payload)
+    assert dead.distortion.quantize > plain.distortion.quantize
+
+
+def test_task_weights_travel_with_the_encoder_and_make_the_selector(
+    source: KVLayout, state: KVState, encoder: Encoder
+) -> None:
+    weights = np.linspace(0, 1, RANK).astype(np.float32)
+    aware = make_encoder(source, task_weights=weights, selector="task_aware")
+    back = Encoder.from_bytes(aware.to_bytes())
+    lost = (aware.project(state.flat()) - aware.centre) ** 2 @ weights
+    kept = back.encode(state, back.point(0)).kept
+    assert set(np.flatnonzero(kept)) == set(np.argsort(-lost)[:8])
+    assert encoder.selecting("random").name == "random"
+    with pytest.raises(ConfigError, match="calibrate"):
+        encoder.selecting("task_aware")
+
+
 def test_a_state_with_nan_never_leaves_the_edge(encoder: Encoder, state: KVState) -> None:
     keys = state.keys.copy()
     keys[0, 0, 3, 1] = np.nan
@@ -149,6 +196,10 @@ def test_a_short_payload_is_refused(encoder: Encoder, state: KVState) -> None:
         {"steps": {"fine": np.zeros(RANK, np.float32), "coarse": np.ones(RANK, np.float32)}},
         {"entropy": {}},
         {"selector": "nosuch"},
+        {"selector": "task_aware"},
+        {"task_weights": np.full(RANK, -1, np.float32)},
+        {"task_weights": np.ones(RANK + 1, np.float32)},
+        {"points": (replace(POINTS[1], dead_zone=0.2),)},
         {"points": (OperatingPoint(0, "p", quantizer="fp9", rank=RANK, steps="fine"),)},
         {"points": (OperatingPoint(0, "p", quantizer="int8", rank=RANK + 1, steps="fine"),)},
     ],

@@ -9,7 +9,25 @@ from projector import select
 from protos.errors import ConfigError
 from protos.layout import KVState
 
-SELECTORS = [select.SymmetricFocus(), select.KVNorm(), select.Uniform(), select.Random(seed=3)]
+STATE_DIM, LATENTS = 48, 5
+_RNG = np.random.default_rng(1)
+TASK_AWARE = select.TaskAware(
+    normal_mean=_RNG.standard_normal(STATE_DIM).astype(np.float32),
+    normal_scale=np.full(STATE_DIM, 2, dtype=np.float32),
+    projection=_RNG.standard_normal((STATE_DIM, LATENTS)).astype(np.float32),
+    empty=_RNG.standard_normal((36, LATENTS)).astype(np.float32),
+    weights=np.array([0, 1, 2, 3, 4], dtype=np.float32),
+)
+SELECTORS: list[select.Selector] = [
+    select.SymmetricFocus(),
+    select.RawFocus(),
+    select.KVNorm(),
+    select.ValueAware(),
+    select.KeyDiversity(),
+    TASK_AWARE,
+    select.Uniform(),
+    select.Random(seed=3),
+]
 
 
 def state(seed: int = 0, grid: tuple[int, int] = (6, 6)) -> KVState:
@@ -93,11 +111,51 @@ def test_symmetric_focus_keeps_what_is_looked_at() -> None:
     assert picture.attention[kept].min() >= picture.attention[~kept].max()
 
 
+def test_raw_focus_favours_the_early_where_symmetric_focus_does_not() -> None:
+    even = state()
+    even = KVState(
+        even.keys, even.values, even.positions, even.grid, np.full(36, 1 / 36, dtype=np.float32)
+    )
+    assert set(np.flatnonzero(select.RawFocus().keep(even, budget=4))) == {0, 1, 2, 3}
+    assert np.ptp(select.SymmetricFocus().score(even)) == 0
+
+
 def test_kv_norm_keeps_the_longest_states_wherever_they_stand() -> None:
     picture = state()
     picture.keys[:, :, 7] *= 10
     picture.values[:, :, 30] *= 10
     assert set(np.flatnonzero(select.KVNorm().keep(picture, budget=2))) == {7, 30}
+
+
+def test_kv_norm_is_not_ruled_by_the_one_head_with_the_longest_keys() -> None:
+    picture = state()
+    picture.keys[2, 1] *= 1000  # all tokens alike: says nothing about any of them
+    picture.values[:, :, 30] *= 10
+    assert select.KVNorm().keep(picture, budget=1)[30]
+
+
+def test_value_aware_drops_what_is_looked_at_but_moves_nothing() -> None:
+    picture = state()
+    looked_at = int(picture.attention.argmax())
+    picture.values[:, :, looked_at] = 0
+    assert select.SymmetricFocus().keep(picture, budget=1)[looked_at]
+    assert not select.ValueAware().keep(picture, budget=35)[looked_at]
+
+
+def test_key_diversity_keeps_the_keys_unlike_the_rest() -> None:
+    picture = state()
+    picture.keys[:] = picture.keys[:, :, :1] + 0.01 * picture.keys
+    picture.keys[:, :, 11] *= -1
+    assert select.KeyDiversity().keep(picture, budget=1)[11]
+
+
+def test_task_aware_keeps_what_costs_most_to_lose() -> None:
+    picture = state()
+    x = picture.flat().astype(np.float64)
+    latents = (x - TASK_AWARE.normal_mean) / 2 @ TASK_AWARE.projection.astype(np.float64)
+    lost = ((latents - TASK_AWARE.empty) ** 2 * np.arange(5)).sum(axis=1)
+    np.testing.assert_allclose(TASK_AWARE.score(picture), lost, rtol=1e-4)
+    assert TASK_AWARE.keep(picture, budget=1)[lost.argmax()]
 
 
 def test_uniform_leaves_no_quadrant_of_the_grid_empty() -> None:
@@ -116,3 +174,14 @@ def test_uniform_is_the_same_for_every_picture_and_random_is_not() -> None:
 def test_an_unknown_selector_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'kv_norm'"):
         select.get("kvnorm")
+
+
+def test_weights_that_only_a_bundle_has_are_not_made_up() -> None:
+    with pytest.raises(ConfigError, match="bundle"):
+        select.get("task_aware")
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 7), (16, 9)])
+def test_uniform_orders_every_token_of_any_grid_once(grid: tuple[int, int]) -> None:
+    score = select.Uniform().score(state(grid=grid))
+    assert sorted(score) == list(range(1, grid[0] * grid[1] + 1))

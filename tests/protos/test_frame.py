@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from protos.frame import (
     Distortion,
     Header,
     Limits,
+    Measured,
     OperatingPoint,
     frame_number_of,
     pack_header,
@@ -46,6 +47,7 @@ from protos.frame import (
     session_constants,
     unpack_header,
     verify,
+    wire_bytes,
 )
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
@@ -607,14 +609,41 @@ def test_a_far_too_long_ask_is_refused_before_it_is_parsed() -> None:
 POINTS = (
     OperatingPoint(0, "fp8_all", quantizer="fp8_e4m3", rank=16, steps="fp8_all"),
     OperatingPoint(1, "coarse_20", quantizer="uniform", tokens=20, rank=16, steps="coarse_20"),
+    OperatingPoint(
+        2,
+        "coarse_10",
+        quantizer="uniform",
+        tokens=10,
+        rank=16,
+        steps="coarse_20",
+        dead_zone=0.2,
+        measured=Measured(40.5, 90, 0.93, 0.12, 0.3),
+    ),
     RAW_KV_FP8,
     PICTURE,
 )
 
 
+MEASURED = asdict(Measured(40.5, 90, 0.93, 0.12, 0.3))
+
+
 def test_operating_points_survive_json() -> None:
     assert points_from_json(points_to_json(POINTS)) == POINTS
     assert all(OperatingPoint.from_json(point.to_json()) == point for point in POINTS)
+
+
+def test_a_point_that_was_never_measured_is_written_as_before_there_were_measurements() -> None:
+    assert set(json.loads(POINTS[0].to_json())) == {
+        "index", "name", "kind", "quantizer", "tokens", "rank", "steps",
+    }  # fmt: skip
+
+
+def test_the_wire_estimate_is_the_serialized_request_and_its_framing() -> None:
+    kept = np.arange(36) % 3 > 0
+    header = Header(operating_point=1, frame_number=7, kept=kept)
+    packed = pack_header(header, b"x" * 40)
+    request = seal(bytes(32), bytes(8), *packed)
+    assert wire_bytes(header, b"x" * 40) == len(request.SerializeToString()) + 5 + 9
 
 
 @pytest.mark.parametrize(
@@ -633,6 +662,17 @@ def test_operating_points_survive_json() -> None:
         {"rank": 1.5},
         {"quantizer": None},
         {"extra": 1},
+        {"dead_zone": -0.1},
+        {"dead_zone": 0.6},
+        {"dead_zone": True},
+        {"dead_zone": "0.1"},
+        {"measured": {}},
+        {"measured": [1]},
+        {"measured": {**MEASURED, "accuracy": 1.5}},
+        {"measured": {**MEASURED, "payload_bytes": -1}},
+        {"measured": {**MEASURED, "wire_bytes": "90"}},
+        {"measured": {**MEASURED, "quantize": 1e300}},
+        {"measured": {**MEASURED, "extra": 1}},
     ],
 )
 def test_lying_operating_points_are_refused(change: dict[str, Any]) -> None:
