@@ -39,12 +39,13 @@ from protos.errors import (
 from protos.frame import (
     ERROR_METADATA_KEY,
     PROTOCOL_VERSION,
-    REQUEST_ID_BYTES,
     SERVICE,
     SESSION_METADATA_KEY,
     Header,
     OperatingPoint,
+    derived_id,
     frame_number_of,
+    id_of,
     parse_ask_request,
     parse_infer_request,
     points_to_json,
@@ -271,11 +272,11 @@ class Bridge:
         metadata = dict(context.invocation_metadata() or ())
         session_id = metadata.get(SESSION_METADATA_KEY, b"")
         try:
-            self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
+            session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
         except UnknownSessionError as error:
             await self._abort(context, error, "Infer")
         stream = _Stream()
-        reader = asyncio.create_task(self._read(requests, stream, session_id))
+        reader = asyncio.create_task(self._read(requests, stream, session))
         try:
             while True:
                 event, computation = await stream.outbox.get()
@@ -361,16 +362,16 @@ class Bridge:
     # ------------------------------------------------------------------ one stream's requests
 
     async def _read(
-        self, requests: AsyncIterator[bytes], stream: _Stream, session_id: bytes
+        self, requests: AsyncIterator[bytes], stream: _Stream, session: Session
     ) -> None:
         try:
             async for raw in requests:
                 received_ns = time.monotonic_ns()
                 self._metrics.received_bytes.labels("infer").inc(len(raw))
                 try:
-                    await self._take(raw, stream, session_id, received_ns)
+                    await self._take(raw, stream, session.id, received_ns)
                 except BridgeError as error:
-                    request_id, frame_number = _identify(raw)
+                    request_id, frame_number = _identify(raw, session.constants)
                     self._count_refusal(error, request_id, frame_number)
                     stream.outbox.put(
                         pb.InferEvent(
@@ -390,20 +391,17 @@ class Bridge:
         self._sessions.check(request, session)
         header, body = unpack_header(request.frame.header, request.frame.payload, self._limits)
         point = _point_of(header, session)
-        known = self._answers.find(
-            session.id, request.request_id, header.frame_number, request.question
-        )
+        request_id = request.request_id or derived_id(session.constants, header.frame_number)
+        known = self._answers.find(session.id, request_id, header.frame_number, request.question)
         if isinstance(known, pb.Answer):
             self._metrics.answers_from_memory.inc()
             stream.outbox.put(
-                pb.InferEvent(
-                    request_id=request.request_id, frame_number=header.frame_number, answer=known
-                )
+                pb.InferEvent(request_id=request_id, frame_number=header.frame_number, answer=known)
             )
             return
         if isinstance(known, Computation):
             self._metrics.joined.inc()
-            if request.request_id not in stream.waiting:
+            if request_id not in stream.waiting:
                 stream.follow(known)
             return
         if len(stream.waiting) >= self._limits.max_in_flight:
@@ -412,15 +410,13 @@ class Bridge:
                 f"{self._limits.max_in_flight} may: wait for one to end"
             )
         self._observe_frame(header, point, request, body)
-        computation = Computation(
-            request.request_id, header.frame_number, request.question, received_ns
-        )
+        computation = Computation(request_id, header.frame_number, request.question, received_ns)
         computation.distortion = header.distortion.to_proto()
         job = Job(
             id=next(self._numbers),
             session=session.id.hex(),
             frame_number=header.frame_number,
-            request_id=request.request_id.hex(),
+            request_id=request_id.hex(),
             question=request.question,
             max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
             received_ns=received_ns,
@@ -600,10 +596,10 @@ def _point_of(header: Header, session: Session) -> OperatingPoint:
     return point
 
 
-def _identify(raw: bytes) -> tuple[bytes, int]:
+def _identify(raw: bytes, constants: bytes) -> tuple[bytes, int]:
     """Whose refusal it is, as far as a bad request tells: its id and frame number."""
     try:
         request = pb.InferRequest.FromString(raw)
     except DecodeError:
         return b"", 0
-    return request.request_id[: REQUEST_ID_BYTES[1]], frame_number_of(request.frame.header)
+    return id_of(request, constants), frame_number_of(request.frame.header) or 0

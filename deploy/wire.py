@@ -32,6 +32,7 @@ from protos.frame import (
     SESSION_METADATA_KEY,
     Distortion,
     Header,
+    id_of,
     pack_header,
     seal,
     seal_ask,
@@ -197,13 +198,13 @@ class Service:
         credit = max(1, min(in_flight, self.session.limits.max_in_flight))
         waiting = list(range(len(shots)))[::-1]
         tries = [0] * len(shots)
-        sent: dict[bytes, tuple[int, pb.InferRequest]] = {}
+        sent: dict[bytes, tuple[int, pb.InferRequest]] = {}  # by derived request id
         replies: dict[int, Reply] = {}
         while len(replies) < len(shots):
             while waiting and len(sent) < credit:
                 row = waiting.pop()
                 request = self._seal(shots[row], questions[row], max_new_tokens)
-                sent[request.request_id] = (row, request)
+                sent[id_of(request, self.session.constants)] = (row, request)
                 await self._stream.write(request)
             event = await self._stream.read()
             if event is grpc.aio.EOF:
@@ -232,7 +233,7 @@ class Service:
         self._frames += 1
         head, payload = pack_header(header, shot.payload)
         constants = self.session.constants
-        return seal(constants, os.urandom(8), head, payload, question, max_new_tokens)
+        return seal(constants, b"", head, payload, question, max_new_tokens)
 
     async def _ask(
         self,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from edge_agent.encode import Clock, Plan, choose_point
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
-from edge_agent.pipeline import NewId, Outgoing, View, check_question
+from edge_agent.pipeline import Outgoing, View, check_question
 from edge_agent.records import AnswerRecord
 from edge_agent.sources import Capture, Source
 from edge_agent.uplink import Outcome, Scene, Uplink
@@ -79,7 +79,7 @@ class Agent:
         edge_only_too: also answer with the small model.
         edge_fallback: answer with the small model where the service could not.
         on_capture: called when a capture has ended, for a progress bar.
-        new_id: makes request ids.
+        new_id: makes the request ids of Ask; a frame's is derived.
         clock: seconds, for stage times.
     """
 
@@ -95,7 +95,7 @@ class Agent:
     edge_only_too: bool = False
     edge_fallback: bool = False
     on_capture: Callable[[], None] = lambda: None
-    new_id: NewId = new_request_id
+    new_id: Callable[[], bytes] = new_request_id
     clock: Clock = time.perf_counter
     summary: Summary = field(default_factory=Summary)
     _stopping: bool = field(default=False, repr=False)
@@ -197,13 +197,13 @@ class Agent:
             )
 
     async def _infer(self, view: View, question: str) -> None:
-        parcel = Outgoing(self.new_id(), question, view, self.new_id)
+        parcel = Outgoing(question, view)
         edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
         outcome = await self.uplink.deliver(parcel)
         await self._record(view, question, outcome, outcome, edge)
 
     async def _hold_and_ask(self, view: View, questions: tuple[str, ...]) -> None:
-        held = await self.uplink.hold(Outgoing(self.new_id(), "", view, self.new_id))
+        held = await self.uplink.hold(Outgoing("", view))
         for question in questions:
             edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
             frame = held.outcome if isinstance(held, Scene) else held

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,9 +20,15 @@ from edge_agent.sources import Capture
 from edge_agent.uplink import Packed
 from edge_agent.vlm import EdgeModel, Sight
 from protos.errors import FrameTooLargeError, PictureError, QuestionError, QuestionTooLongError
-from protos.frame import Distortion, Header, Limits, OperatingPoint, pack_header, seal
-
-NewId = Callable[[], bytes]
+from protos.frame import (
+    Distortion,
+    Header,
+    Limits,
+    OperatingPoint,
+    derived_id,
+    pack_header,
+    seal,
+)
 
 
 class View:
@@ -143,15 +148,18 @@ class View:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outgoing:
-    """One request on its way: a view, with one question or none; an `uplink.Parcel`."""
+    """One request on its way: a view, with one question or none; an `uplink.Parcel`.
 
-    request_id: bytes
+    Its id is the one that its first session and frame number derive, so it travels only when it is
+    sealed again in another session.
+    """
+
     question: str
     view: View
-    new_id: NewId
-    _sealed: dict[bytes, Packed] = field(default_factory=dict, repr=False)
+    request_id: bytes = field(default=b"", init=False)
+    _sealed: dict[bytes, Packed] = field(default_factory=dict, init=False, repr=False)
 
     def pack(self, session: Session) -> Packed:
         """Seal for a session; for the same session always the same bytes.
@@ -167,8 +175,8 @@ class Outgoing:
         return packed
 
     def renew(self) -> Outgoing:
-        """The same frame under a fresh request id."""
-        return Outgoing(self.new_id(), self.question, self.view, self.new_id)
+        """The same frame under a fresh frame number and request id."""
+        return Outgoing(self.question, self.view)
 
     def _seal(self, session: Session) -> Packed:
         check_question(self.question, session.limits)
@@ -186,7 +194,7 @@ class Outgoing:
         )
         request = seal(
             session.constants,
-            self.request_id,
+            self.request_id,  # empty the first time
             header,
             payload,
             self.question,
@@ -194,8 +202,10 @@ class Outgoing:
             if self.question
             else 0,
         )
+        self.request_id = self.request_id or derived_id(session.constants, number)
         return Packed(
             request=request,
+            request_id=self.request_id,
             frame_number=number,
             point=coded.point.name,
             tokens=coded.tokens,

@@ -47,6 +47,7 @@ class Packed:
 
     Attributes:
         request: the message, its digest over this session's constants.
+        request_id: of the request, whether the message carries it or not.
         frame_number: the frame's number in this session.
         point: name of the operating point.
         tokens: image tokens of the grid, 0 for a picture.
@@ -55,6 +56,7 @@ class Packed:
     """
 
     request: bridge_pb2.InferRequest
+    request_id: bytes
     frame_number: int
     point: str
     tokens: int
@@ -68,15 +70,11 @@ class Parcel(Protocol):
     """A request that can seal itself for any session; sealing twice for one gives equal bytes."""
 
     @property
-    def request_id(self) -> bytes:
-        """8 to 16 bytes, the same in every session."""
-
-    @property
     def question(self) -> str:
         """Empty where the frame is only to be held."""
 
     def pack(self, session: Session) -> Packed:
-        """Seal for this session; called on a worker thread."""
+        """Seal for this session, always under the same request id; called on a worker thread."""
 
     def renew(self) -> Parcel:
         """The same frame under another request id and frame number."""
@@ -87,6 +85,7 @@ class Outcome:
     """How a request ended.
 
     Attributes:
+        request_id: empty where it never got one.
         answer: the service's answer; None for a held scene and for an error.
         error: what ended it otherwise.
         packed: what was sent last; None where nothing was.
@@ -158,6 +157,7 @@ class _Refused(Exception):
 class _Sent:
     """What has been sent for one request so far."""
 
+    request_id: bytes = b""
     attempts: int = 0
     at: float = 0.0
     message_bytes: int = 0
@@ -185,6 +185,10 @@ class _Stream:
 
     def fail(self, error: BridgeError) -> None:
         self.broken = self.broken or error
+        self.end_all(error)
+
+    def end_all(self, error: BridgeError) -> None:
+        """End the attempts of all who wait; the stream itself may go on."""
         if not error.retryable and len(self.waiting) > 1:
             # Each goes again. A request above the cap is then refused here, by `check_message`;
             # any other culprit, which is unknown, goes until it is alone or its retries end.
@@ -285,13 +289,14 @@ class Uplink:
             stream = await self._open()
             session = stream.session
             sent.packed = packed = await asyncio.to_thread(parcel.pack, session)
+            sent.request_id = packed.request_id
             event = await self._exchange(stream, parcel, packed, sent)
             if event.WhichOneof("event") == "refused":
                 raise self._refusal(event.refused, session)
             answer = event.answer if event.WhichOneof("event") == "answer" else None
-            return Outcome(parcel.request_id, answer=answer, session=session)
+            return Outcome(packed.request_id, answer=answer, session=session)
 
-        return await self._until_ended(parcel.request_id, sent, once)
+        return await self._until_ended(sent, once)
 
     async def hold(self, parcel: Parcel) -> Scene | Outcome:
         """Send a frame without a question, for `ask`; hold `credit` around this.
@@ -318,7 +323,7 @@ class Uplink:
         Returns:
             The outcome; an error is in `Outcome.error`, never raised.
         """
-        sent = _Sent()
+        sent = _Sent(request_id)
 
         async def once() -> Outcome:
             stream = await self._open()
@@ -334,7 +339,7 @@ class Uplink:
                 await self._hold_again(scene, held, stream.session)
                 raise _Refused(error, retryable=True) from error
 
-        return await self._until_ended(request_id, sent, once)
+        return await self._until_ended(sent, once)
 
     async def close(self) -> None:
         """Half-close the stream, wait for the server's end of it, close the channel."""
@@ -356,7 +361,7 @@ class Uplink:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
         message_bytes = packed.request.ByteSize()
         stream.session.check_message(message_bytes)
-        request_id = parcel.request_id
+        request_id = packed.request_id
         future: asyncio.Future[bridge_pb2.InferEvent] = asyncio.get_running_loop().create_future()
         ends = ("answer", "refused") if parcel.question else ("accepted", "refused")
         stream.waiting[request_id] = _Waiting(future, ends)
@@ -458,7 +463,7 @@ class Uplink:
 
     # ------------------------------------------------------------------ retries
 
-    def _retrying(self, request_id: bytes = b"") -> AsyncRetrying:
+    def _retrying(self, sent: _Sent | None = None) -> AsyncRetrying:
         start = self._clock()
         most = self._policy.retries
 
@@ -472,7 +477,7 @@ class Uplink:
             self._metrics.retries.labels(getattr(error, "name", "unknown")).inc()
             self._log.info(
                 "retry",
-                request_id=request_id.hex(),
+                request_id=sent.request_id.hex() if sent is not None else "",
                 cause=str(error),
                 attempt=state.attempt_number,
                 pause_s=state.upcoming_sleep,
@@ -491,12 +496,10 @@ class Uplink:
             reraise=True,
         )
 
-    async def _until_ended(
-        self, request_id: bytes, sent: _Sent, once: Callable[[], Awaitable[Outcome]]
-    ) -> Outcome:
-        outcome = Outcome(request_id)
+    async def _until_ended(self, sent: _Sent, once: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        outcome = Outcome(sent.request_id)
         try:
-            async for attempt in self._retrying(request_id):
+            async for attempt in self._retrying(sent):
                 with attempt:
                     outcome = await once()
         except (BridgeError, _Refused) as failure:
@@ -504,6 +507,7 @@ class Uplink:
             outcome = replace(outcome, error=error, session=self._session)
         return replace(
             outcome,
+            request_id=sent.request_id,
             packed=sent.packed,
             message_bytes=sent.message_bytes,
             uplink_ms=(self._clock() - sent.at) * 1000 if sent.attempts else 0.0,
@@ -615,6 +619,10 @@ class Uplink:
             if advice.max_in_flight:
                 stream.session.max_in_flight = advice.max_in_flight
             self._log.info("rate_advice", point=advice.point, cause=advice.cause)
+            return
+        if kind == "refused" and not event.request_id:
+            # Bytes changed on the way, so the server cannot tell whose they were.
+            stream.end_all(EngineUnavailableError(f"damaged on the way: {event.refused.message}"))
             return
         waiting = stream.waiting.get(event.request_id)
         if waiting is None or waiting.future.done():

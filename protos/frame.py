@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -40,8 +41,8 @@ SERVICE = "neuralbridge.v1.Bridge"
 SESSION_METADATA_KEY = "nb-session-bin"
 ERROR_METADATA_KEY = "nb-error-code"
 
-HEADER_VERSION = 2
-FIXED = struct.Struct("<BBeeee")
+HEADER_VERSION = 3
+FIXED = struct.Struct("<BB4B")
 """The part of a header at fixed offsets: version and flag, operating point, distortion figures."""
 MAX_INLINE_TOKENS = 144
 """Grids of at most this many tokens have the kept bitmap in the header, so it is <= 40 bytes."""
@@ -55,7 +56,8 @@ PICTURE_POINT = 254
 RAW_KV_FP8_POINT = 253
 
 _ALL_KEPT = 0x80
-_FLOAT16_MAX = 65504.0
+# A distortion figure's byte: 0 is 0, any other b is 10 ** ((b - _ONE) / _PER_DECADE).
+_ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
 # Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
 _FIELD_OVERHEAD_BYTES = 64
@@ -295,8 +297,31 @@ def points_from_json(text: str | bytes) -> tuple[OperatingPoint, ...]:
 class Distortion:
     """What the edge measured of a frame; `protos.distortion` defines the figures.
 
-    On the wire each is a float16: about three digits, at most 65504.
+    On the wire each is one byte on a logarithmic scale: 0, or 0.0018 to 17.1 in steps of 3.7 %.
     """
+
+    def to_bytes(self) -> bytes:
+        """The figures' bytes, each rounded to the nearest of its scale; only 0 becomes 0.
+
+        Raises:
+            NonFiniteError: A figure is NaN or infinite.
+            FrameMalformedError: A figure is negative.
+        """
+        out = bytearray()
+        for entry in fields(self):
+            figure = float(getattr(self, entry.name))
+            if not math.isfinite(figure):
+                raise NonFiniteError(f"distortion figure {entry.name} is {figure}")
+            if figure < 0:
+                raise FrameMalformedError(f"distortion figure {entry.name} is negative: {figure}")
+            level = round(_ONE + _PER_DECADE * math.log10(figure)) if figure else 0
+            out.append(min(max(level, 1), 255) if figure else 0)
+        return bytes(out)
+
+    @classmethod
+    def from_bytes(cls, levels: Iterable[int]) -> Distortion:
+        """Read what `to_bytes` wrote."""
+        return cls(*(10 ** ((b - _ONE) / _PER_DECADE) if b else 0.0 for b in levels))
 
     quantize: float = 0.0
     dropped_attention: float = 0.0
@@ -347,7 +372,7 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
     """Write a frame's header and put the bitmap where it belongs.
 
     Args:
-        header: What to write. Distortion figures above 65504 are written as 65504.
+        header: What to write. Distortion figures are rounded, see `Distortion`.
         body: The quantizer's output (or the picture's file).
 
     Returns:
@@ -358,12 +383,10 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
         EmptyFrameError: No token is kept, or the body is empty.
         NonFiniteError: A distortion figure is NaN or infinite.
     """
+    levels = header.distortion.to_bytes()
     kept = np.asarray(header.kept)
     if kept.ndim != 1 or (kept.dtype != np.bool_ and kept.size):
         raise FrameMalformedError(f"kept must be bool [tokens], not {kept.dtype} {kept.shape}")
-    # Adding 0.0 makes a negative zero positive, which is all that the reader accepts.
-    figures = [float(getattr(header.distortion, e.name)) + 0.0 for e in fields(Distortion)]
-    _check_figures(figures)
     _check_tokens(header.operating_point, len(kept))
     if not body:
         raise EmptyFrameError("the frame has no payload")
@@ -372,7 +395,7 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
         fixed = FIXED.pack(
             header.version | (_ALL_KEPT if everything else 0),
             header.operating_point,
-            *(min(figure, _FLOAT16_MAX) for figure in figures),
+            *levels,
         )
     except struct.error as error:
         raise FrameMalformedError(f"a header field does not fit: {error}") from error
@@ -408,8 +431,7 @@ def unpack_header(
     Raises:
         FrameTruncatedError: Bytes end before the counts say so.
         FrameTooLargeError: A field or the grid is larger than the limits.
-        FrameMalformedError: Unknown version, trailing bytes, unused bits set, negative figures.
-        NonFiniteError: A distortion figure is NaN or infinite.
+        FrameMalformedError: Unknown version, trailing bytes, unused bits set.
         EmptyFrameError: No token is kept, or nothing follows the bitmap.
     """
     if len(header) > limits.max_header_bytes:
@@ -418,12 +440,11 @@ def unpack_header(
         )
     if len(header) < FIXED.size:
         raise FrameTruncatedError(f"header of {len(header)} bytes, at least {FIXED.size} expected")
-    flagged, point, *figures = FIXED.unpack_from(header)
+    flagged, point, *levels = FIXED.unpack_from(header)
     version, everything = flagged & ~_ALL_KEPT, bool(flagged & _ALL_KEPT)
     if version != HEADER_VERSION:
         raise FrameMalformedError(f"header version {version}, this side reads {HEADER_VERSION}")
     (tokens, frame_number, delta_ms), size = _counts(header)
-    _check_figures(figures)
     _check_tokens(point, tokens)
     if tokens > limits.max_tokens:
         raise FrameTooLargeError(f"grid of {tokens} tokens, at most {limits.max_tokens} accepted")
@@ -448,15 +469,16 @@ def unpack_header(
     kept = _kept(bitmap, tokens, everything)
     if not body:
         raise EmptyFrameError("the frame has no payload")
-    return Header(point, frame_number, kept, delta_ms, Distortion(*figures), version), body
+    distortion = Distortion.from_bytes(levels)
+    return Header(point, frame_number, kept, delta_ms, distortion, version), body
 
 
-def frame_number_of(header: bytes) -> int:
-    """The frame number of a header that may be anything; 0 where none can be read."""
+def frame_number_of(header: bytes) -> int | None:
+    """The frame number of a header that may be anything; None where none can be read."""
     try:
         return _counts(header)[0][1]
     except BridgeError:
-        return 0
+        return None
 
 
 def _kept(bitmap: bytes, tokens: int, everything: bool) -> npt.NDArray[np.bool_]:
@@ -514,14 +536,6 @@ def _counts(header: bytes) -> tuple[list[int], int]:
     return values, at
 
 
-def _check_figures(figures: list[float]) -> None:
-    for entry, figure in zip(fields(Distortion), figures, strict=True):
-        if not np.isfinite(figure):
-            raise NonFiniteError(f"distortion figure {entry.name} is {figure}")
-        if np.signbit(figure):
-            raise FrameMalformedError(f"distortion figure {entry.name} is negative: {figure}")
-
-
 def _check_tokens(point: int, tokens: int) -> None:
     if point == PICTURE_POINT and tokens:
         raise FrameMalformedError(f"a picture has no token grid, the header says {tokens} tokens")
@@ -553,6 +567,34 @@ def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest:
     return hashlib.sha256(
         json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     ).digest()
+
+
+def derived_id(constants: bytes, frame_number: int) -> bytes:
+    """The id of a request that carries none: 8 bytes that both sides can tell without sending them.
+
+    Args:
+        constants: `session_constants`.
+        frame_number: Of its frame.
+    """
+    what = b"request" + _LENGTH.pack(frame_number)
+    return hashlib.blake2b(what, key=constants, digest_size=REQUEST_ID_BYTES[0]).digest()
+
+
+def id_of(request: pb.InferRequest, constants: bytes) -> bytes:
+    """The id of a request that may be anything, as far as it can be told for certain.
+
+    Returns:
+        The one that it carries; the one that both sides derive, if its digest says that the frame
+        number is the one that was sent; otherwise nothing.
+    """
+    if request.request_id:
+        return request.request_id[: REQUEST_ID_BYTES[1]]
+    number = frame_number_of(request.frame.header)
+    try:
+        verify(request, constants)
+    except BridgeError:
+        return b""
+    return b"" if number is None else derived_id(constants, number)
 
 
 def frame_digest(
@@ -610,7 +652,7 @@ def seal(
 
     Args:
         constants: `session_constants`.
-        request_id: 8 to 16 bytes.
+        request_id: 8 to 16 bytes; empty for `derived_id`, which need not travel.
         header: From `pack_header`.
         payload: From `pack_header`.
         question: Empty to just hold the scene.
@@ -796,7 +838,8 @@ def _exact(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> A
 
 def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limits: Limits) -> None:
     least, most = REQUEST_ID_BYTES
-    if not least <= len(message.request_id) <= most:
+    derived = isinstance(message, pb.InferRequest) and not message.request_id
+    if not derived and not least <= len(message.request_id) <= most:
         raise FrameMalformedError(
             f"request id of {len(message.request_id)} bytes, expected {least} to {most}"
         )

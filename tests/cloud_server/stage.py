@@ -193,7 +193,7 @@ class Client:
         packed, payload = pack_header(header, body)
         return seal(
             constants or self.session.session_constants,
-            request_id or self.request_id(),
+            self.request_id() if request_id is None else request_id,
             packed,
             payload,
             question,

@@ -24,6 +24,7 @@ from cloud_server.service import Service
 from cloud_server.settings import load
 from cloud_server.supervisor import spawn_engine
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
+from protos.frame import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
@@ -192,6 +193,35 @@ def test_requests_beyond_the_queue_are_refused_whatever_their_stream(
             assert refused.code == 501 and refused.retryable
             assert await server.metric("queue_depth") == 2
             call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_request_without_an_id_is_known_by_its_session_and_frame_number(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            request = edge.frame(seed=1, question="count 1", request_id=b"")
+            told = derived_id(edge.session.session_constants, 1)
+            calls = [edge.open(), edge.open()]
+            for call in calls:
+                await call.write(request)
+                while not (event := await call.read()).HasField("answer"):
+                    assert event.request_id == told
+                assert event.request_id == told
+                assert event.answer.from_memory == (call is calls[1])
+            await calls[1].write(edge.frame(seed=1, question="another", request_id=b""))
+            again = await calls[1].read()
+            assert again.refused.code == 203 and again.request_id == told
+            blank = edge.frame(seed=2, question="  ", request_id=b"")
+            await calls[1].write(blank)
+            refused = await calls[1].read()
+            assert refused.refused.code == 401
+            assert refused.request_id == derived_id(edge.session.session_constants, 2)
+            for call in calls:
+                call.cancel()
 
     asyncio.run(scene())
 

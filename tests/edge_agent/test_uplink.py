@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,15 +41,9 @@ from tests.fakes.fake_edge import FakeModel, FakeSleep, fake_uplink, make_encode
 
 
 def parcels(count: int, plan: Plan | None = None, question: str = "q{}") -> list[Outgoing]:
-    numbers = itertools.count()
-
-    def new_id() -> bytes:
-        return next(numbers).to_bytes(8, "big")
-
     model = FakeModel()
     return [
         Outgoing(
-            new_id(),
             question.format(i),
             View(
                 Capture(str(i), Image.new("RGB", (9, 9), (i, 2, 3)), 10.0 + i),
@@ -58,7 +51,6 @@ def parcels(count: int, plan: Plan | None = None, question: str = "q{}") -> list
                 plan or Plan(),
                 Metrics(),
             ),
-            new_id,
         )
         for i in range(count)
     ]
@@ -69,7 +61,7 @@ def picture_parcel(side_px: int, question: str) -> Outgoing:
     noise = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
     capture = Capture(question, Image.fromarray(noise), 9.0)
     view = View(capture, FakeModel(), Plan(point="picture", picture=PictureCodec("png")), Metrics())
-    return Outgoing(question.encode().ljust(8), question, view, lambda: b"unused__")
+    return Outgoing(question, view)
 
 
 async def deliver_all(uplink: Uplink, items: list[Outgoing]) -> list[Outcome]:
@@ -229,8 +221,7 @@ def test_a_request_above_the_servers_limits_is_never_sent(tmp_path: Path) -> Non
         """Packs more than it should, as a parcel of another kind might."""
 
         def __init__(self, inner: Outgoing, limits: Limits) -> None:
-            self.request_id, self.question = inner.request_id, inner.question
-            self._inner, self._limits = inner, limits
+            self.question, self._inner, self._limits = inner.question, inner, limits
 
         def pack(self, session: Session) -> Packed:
             packed = self._inner.pack(session)
@@ -273,6 +264,11 @@ def test_a_server_that_restarts_and_forgets_the_session_gets_every_frame_again(
             for session, request_id, _ in served.requests:
                 sessions.setdefault(request_id, []).append(session)
             assert all(len(set(seen)) >= 2 for seen in sessions.values())
+            # The id travels only where the session is not the one that it was derived in.
+            first = served.requests[0][0]
+            for (session, request_id), raw in served.messages.items():
+                carried = b"" if session == first else request_id
+                assert {pb.InferRequest.FromString(r).request_id for r in raw} == {carried}
             assert served.fetches == 1
             await uplink.close()
 
@@ -299,7 +295,7 @@ def test_an_answer_that_comes_twice_is_given_once(tmp_path: Path) -> None:
         async with bridge(answers_per_request=3) as served:
             uplink, items = fake_uplink(served.dial, tmp_path), parcels(5)
             assert_one_answer_each(await deliver_all(uplink, items), items)
-            assert_one_answer_each(await deliver_all(uplink, parcels(1)), parcels(1))
+            assert_one_answer_each(await deliver_all(uplink, more := parcels(1)), more)
             await uplink.close()
             assert total(uplink._metrics.duplicates) == 12
 
@@ -346,6 +342,24 @@ def test_a_final_refusal_is_reported_at_once_and_hurts_no_other_frame(tmp_path: 
             assert isinstance(outcomes[1].error, FrameCorruptError)
             assert outcomes[1].attempts == 1
             assert [o.answer is not None for o in outcomes] == [True, False, True]
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_frame_damaged_on_the_way_is_sent_again_and_no_other_is_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bridge(damage=2, gate=asyncio.Event()) as served:
+            assert served.gate is not None
+            uplink, items = fake_uplink(served.dial, tmp_path), parcels(4)
+            work = asyncio.create_task(deliver_all(uplink, items))
+            while len({request_id for _, request_id, _ in served.requests}) < 4:
+                await asyncio.sleep(0.001)
+            served.gate.set()
+            assert_one_answer_each(await work, items)
+            assert total(uplink._metrics.reconnects) == 0
             await uplink.close()
 
     run(test)

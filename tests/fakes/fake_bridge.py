@@ -16,10 +16,12 @@ from projector.encoder import Encoder
 from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
 from protos.frame import (
     ERROR_METADATA_KEY,
+    FIXED,
     PICTURE,
     RAW_KV_FP8,
     SESSION_METADATA_KEY,
     Limits,
+    id_of,
     parse_ask_request,
     parse_infer_request,
     points_to_json,
@@ -47,6 +49,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         lose_scene: forget a held scene before the next Ask, so often.
         gate: answers wait for it while it is closed.
         encoder_blob: what FetchEncoder sends, if not the encoder.
+        damage: how many requests arrive with another frame number than was sent.
         cap_bytes: gRPC's own cap on a message, as a proxy's may be; it ends the stream.
     """
 
@@ -62,6 +65,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     encoder_blob: bytes | None = None
     negotiate_error: BridgeError | None = None
     gate: asyncio.Event | None = None
+    damage: int = 0
     cap_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
@@ -198,21 +202,24 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     async def _answer(
         self, session_id: bytes, request: pb.InferRequest, events: asyncio.Queue[Any]
     ) -> None:
+        if self.damage:
+            self.damage -= 1
+            header = bytearray(request.frame.header)
+            header[FIXED.size + 1] ^= 1
+            request.frame.header = bytes(header)
         raw = request.SerializeToString(deterministic=True)
 
         def send(**event: Any) -> None:
-            events.put_nowait(
-                pb.InferEvent(request_id=request.request_id, frame_number=number, **event)
-            )
+            events.put_nowait(pb.InferEvent(request_id=request_id, frame_number=number, **event))
 
-        number = 0
+        request_id, number = id_of(request, self.sessions[session_id]), 0
         try:
             parse_infer_request(raw, self.limits)
             verify(request, self.sessions[session_id])
             header, _ = unpack_header(request.frame.header, request.frame.payload, self.limits)
             number = header.frame_number
-            self.requests.append((session_id, bytes(request.request_id), number))
-            self.messages.setdefault((session_id, bytes(request.request_id)), set()).add(raw)
+            self.requests.append((session_id, request_id, number))
+            self.messages.setdefault((session_id, request_id), set()).add(raw)
             if self.ignore:
                 self.ignore -= 1
                 return
