@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-rate reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -58,6 +58,10 @@ bench: $(READY) ## The demo's measurements over the full test split, and the pic
 bench-projectors: $(READY) ## Every family of maps on every edge model there is, with controls and shift
 	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json"
 	@$(BIN)/python -m benchmarks.projectors
+
+bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (under 60 minutes)
+	@echo "bench-rate: test split, table and plot in build/bench/rate.json and rate.html; resumes"
+	@$(BIN)/python -m benchmarks.rate
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"

@@ -1,0 +1,92 @@
+"""The table and the plot of accuracy against bytes, on a terminal and as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  (after the backend is chosen)
+
+COLUMNS = ("kind", "edge_model", "name", "seed", "payload_bytes", "wire_bytes", "accuracy")
+_MARKERS = {"ours": "o-", "rival": "s", "control": "x", "video": "^"}
+
+
+def show(report: Mapping[str, Any], console: Console) -> None:
+    """Print the table and what it comes to."""
+    table = Table(title=f"{report['questions']} questions about {report['pictures']} test pictures")
+    for name in (*COLUMNS, "minus seeing"):
+        table.add_column(name, justify="right" if "bytes" in name or "acc" in name else "left")
+    for row in report["rows"]:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print_json(data=report["within_two_points"])
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page."""
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+        for row in report["rows"]
+    )
+    heads = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "minus seeing"))
+    return (
+        "<!doctype html><meta charset=utf-8><title>Rate and accuracy</title>"
+        "<style>body{font:15px system-ui;margin:2rem;max-width:70rem}td,th{padding:.15rem .6rem;"
+        "text-align:left;border-bottom:1px solid #8884}img{max-width:100%}</style>"
+        "<h1>Accuracy against bytes</h1>"
+        f"<p>{report['questions']:,} questions about {report['pictures']:,} pictures of the test "
+        f"split. Command: <code>{html.escape(report['command'])}</code></p>"
+        f'<img alt="accuracy against bytes on the wire" src="data:image/png;base64,{plot(report)}">'
+        f"<table><tr>{heads}</tr>{rows}</table>"
+    )
+
+
+def plot(report: Mapping[str, Any]) -> str:
+    """Accuracy against bytes on the wire, log axis: a PNG in base64."""
+    figure, axes = pyplot.subplots(figsize=(9, 5))
+    rows = [r for r in report["rows"] if r["wire_bytes"]]
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        group = row["name"].split()[0] if row["kind"] == "image" else row["edge_model"]
+        lines.setdefault((row["kind"], group), []).append(row)
+    for (kind, group), some in lines.items():
+        _line(axes, kind, f"{kind}: {group}" if group else kind, some)
+    axes.axhline(report["cloud_image"], color="gray", linewidth=0.8)
+    axes.axhline(report["cloud_image"] - 0.02, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes on the wire per frame")
+    axes.set_ylabel("right answers (lines: seeing the picture, and 2 points less)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    pyplot.close(figure)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def _line(axes: Any, kind: str, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    ordered = sorted(rows, key=lambda row: row["wire_bytes"])
+    x, y = ([row[k] for row in ordered] for k in ("wire_bytes", "accuracy"))
+    axes.plot(x, y, _MARKERS.get(kind, "d--"), label=label, markersize=4, linewidth=1)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    difference = row["minus_cloud_image"]
+    return [
+        *(_shown(row[name]) for name in COLUMNS[:-1]),
+        f"{100 * row['accuracy']:.1f} %",
+        f"{100 * difference['mean']:+.1f} ({100 * difference['low']:+.1f} to "
+        f"{100 * difference['high']:+.1f})",
+    ]
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,107 @@
+"""The rival at its best: JPEG, WebP and AVIF at all useful qualities and sizes, and PNG.
+
+Knows Pillow's encoders and what of a file is its container. The frontier is chosen on validation
+pictures; only its points are measured on test.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from PIL import Image
+
+from edge_agent.picture import PictureCodec
+
+SIZES_PX = (16, 24, 32, 40, 48, 56, 64, 80, 96, 144)
+QUALITIES = {
+    "jpeg": (5, 10, 20, 35, 50, 70, 90),
+    "webp": (1, 5, 10, 20, 35, 50, 70, 90),
+    "avif": (5, 15, 25, 35, 45, 55, 65, 80),
+}
+_WEBP_CONTAINER_BYTES = 20  # RIFF (12) and the VP8 chunk's header (8)
+_JPEG_SCAN = b"\xff\xda"
+_AVIF_DATA = b"mdat"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One picture codec at one setting."""
+
+    codec: str
+    quality: int
+    px: int
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"{self.codec} q{self.quality} {self.px} px" if self.px else self.codec
+
+    def encode(self, picture: Image.Image) -> bytes:
+        """The file."""
+        if self.codec != "avif":
+            return PictureCodec(self.codec, self.quality, self.px).encode(picture)
+        if self.px < max(picture.size):
+            picture = picture.resize((self.px, self.px), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "AVIF", quality=self.quality, speed=4)
+        return buffer.getvalue()
+
+
+RIVALS = tuple(
+    Rival(codec, quality, px)
+    for codec, qualities in QUALITIES.items()
+    for quality, px in product(qualities, SIZES_PX)
+)
+
+
+def bare_bytes(file: bytes) -> int:
+    """Bytes of a file without what a pair of ends could agree on once.
+
+    The container of WebP and AVIF, and the tables before the scan of a JPEG: no camera sends
+    pictures so, but no codec can do better than this.
+    """
+    if file[:4] == b"RIFF":
+        return len(file) - _WEBP_CONTAINER_BYTES
+    if file[:2] == b"\xff\xd8":
+        return len(file) - file.rindex(_JPEG_SCAN)
+    at = file.find(_AVIF_DATA)
+    return len(file) - at - len(_AVIF_DATA) if at >= 0 else len(file)
+
+
+def worn(files: Sequence[bytes]) -> list[Image.Image]:
+    """The pictures as the cloud would decode them."""
+    return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+
+
+def sweep(
+    rivals: Sequence[Rival],
+    pictures: Sequence[Image.Image],
+    accuracy: Callable[[list[Image.Image]], float],
+    progress: Callable[[int], None],
+) -> list[dict[str, object]]:
+    """Size and accuracy of every rival.
+
+    Args:
+        rivals: settings to try.
+        pictures: what is sent.
+        accuracy: of the large model seeing some decoded pictures.
+        progress: called after each.
+    """
+    rows: list[dict[str, object]] = []
+    for rival in rivals:
+        files = [rival.encode(picture) for picture in pictures]
+        rows.append(
+            {
+                "codec": rival.codec,
+                "quality": rival.quality,
+                "px": rival.px,
+                "bytes": sum(map(len, files)) / len(files),
+                "bare_bytes": sum(map(bare_bytes, files)) / len(files),
+                "accuracy": accuracy(worn(files)),
+            }
+        )
+        progress(1)
+    return rows
