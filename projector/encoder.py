@@ -35,7 +35,7 @@ from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-FORMAT = 3
+FORMAT = 4
 MAX_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
@@ -219,7 +219,7 @@ class Encoder:
                 raise BundleFormatError(f"encoder: point '{point.name}' has no entropy tables")
             if tables is not None:
                 width = self.width(point)
-                tables = EntropyTables(tables.offset[:width], tables.frequency[:, :width])
+                tables = tables.first(width)
             self._quantizers[point.index] = quantize.get(name, tables)
         return self._quantizers[point.index]
 

@@ -12,6 +12,8 @@ left.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,79 +22,78 @@ from protos.errors import BundleFormatError, FrameMalformedError
 PRECISION_BITS = 12
 TOTAL = 1 << PRECISION_BITS
 MAX_SYMBOLS = 256
-MAX_CONTEXTS = 8
+MAX_CLASSES = 256
 
 _LOWER = 1 << 23
 _LIMIT_SHIFT = 31 - PRECISION_BITS
 _MASK = TOTAL - 1
 _BYTE_FREQUENCY = TOTAL >> 8
 
+Table = tuple[list[int], list[int]]
+"""Of each symbol the start and the frequency."""
 
-class ContextCoder:
-    """Codes rows of r symbols; what a row has shown so far chooses the table of its next symbol.
 
-    A row's running sum starts at 0, and each symbol adds its magnitude. Column j of a row is coded
-    with `frequency[c, j]`, c = min(C - 1, bit length of the sum): rows with nothing to tell and
-    rows full of detail have statistics of their own. (Context modelling as in image coders, Said
-    and Pearlman 1996; with one context this is a static coder.)
+class ClassCoder:
+    """Codes rows of r symbols; a class, itself coded first, chooses the tables of its whole row.
 
-    The last symbol of every table is the escape: it is followed by 16 raw bits.
+    The class is coded with `prior`, column j of a row of class c with `frequency[c, j]`: rows that
+    show the same kind of thing have statistics of their own, and within a class one column tells
+    little of the others (a mixture of products whose component is sent). With one class this is a
+    static coder. Which class a row has is the encoder's choice; any decodes.
+
+    The last symbol of every table but the classes' is the escape: it is followed by 16 raw bits.
 
     Args:
-        frequency: [C, r, S] integers, each table summing to 4096, 2 <= S <= 256. A symbol of
-            frequency 0 cannot be coded.
-        magnitude: [r, S] integers of at least 0.
+        frequency: [C, r, S] integers, each table summing to 4096, C <= 256, 2 <= S <= 256. A symbol
+            of frequency 0 cannot be coded.
+        prior: [C] integers that sum to 4096. A class of frequency 0 cannot be coded.
 
     Raises:
         BundleFormatError: The arrays are not of that form.
     """
 
-    def __init__(self, frequency: npt.ArrayLike, magnitude: npt.ArrayLike) -> None:
-        table, weight = np.asarray(frequency), np.asarray(magnitude)
+    def __init__(self, frequency: npt.ArrayLike, prior: npt.ArrayLike) -> None:
+        table, classes = np.asarray(frequency), np.asarray(prior)
         if (
             table.ndim != 3
-            or not 1 <= table.shape[0] <= MAX_CONTEXTS
+            or not 1 <= table.shape[0] <= MAX_CLASSES
             or table.shape[1] < 1
             or not 2 <= table.shape[2] <= MAX_SYMBOLS
             or table.dtype.kind not in "iu"
         ):
             raise BundleFormatError(
-                f"entropy tables must be integers [1..{MAX_CONTEXTS}, latents, 2..{MAX_SYMBOLS}], "
+                f"entropy tables must be integers [1..{MAX_CLASSES}, latents, 2..{MAX_SYMBOLS}], "
                 f"not {table.dtype} {table.shape}"
             )
-        if weight.shape != table.shape[1:] or weight.dtype.kind not in "iu" or (weight < 0).any():
-            raise BundleFormatError("magnitudes must be integers [latents, symbols], at least 0")
+        if classes.shape != table.shape[:1] or classes.dtype.kind not in "iu":
+            raise BundleFormatError(
+                f"the table of {len(table)} classes must be as many integers, "
+                f"not {classes.dtype} {classes.shape}"
+            )
         # Wide first: unsigned rows could wrap around to the right sum.
-        table = table.astype(np.int64)
-        if (table < 0).any() or (table > TOTAL).any() or (table.sum(axis=2) != TOTAL).any():
-            raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
-        self.contexts, self.columns, self.symbols = table.shape
+        table, classes = table.astype(np.int64), classes.astype(np.int64)
+        for rows in (table, classes):
+            if (rows < 0).any() or (rows > TOTAL).any() or (rows.sum(axis=-1) != TOTAL).any():
+                raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
+        self.classes, self.columns, self.symbols = table.shape
         self.escape = self.symbols - 1
         self._frequency = table
-        self._magnitude = weight.astype(np.int64)
         self._start = np.cumsum(table, axis=2) - table
-        alphabet = np.arange(self.symbols, dtype=np.uint8)
-        self._rows = [
-            [
-                (
-                    np.repeat(alphabet, table[context, column]).tobytes(),
-                    table[context, column].tolist(),
-                    self._start[context, column].tolist(),
-                    self._magnitude[column].tolist(),
-                )
-                for context in range(self.contexts)
-            ]
-            for column in range(self.columns)
-        ]
+        self._prior = classes
+        self._prior_start = np.cumsum(classes) - classes
+        self._class_table: Table = (self._prior_start.tolist(), classes.tolist())
+        self._row_tables: dict[int, list[Table]] = {}
 
-    def context(self, symbols: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        """The context that each of `symbols [n, r]` is coded in, [n, r]."""
-        return contexts_of(self._magnitude[np.arange(self.columns), symbols], self.contexts)
-
-    def encode(self, symbols: npt.NDArray[np.integer], escaped: npt.NDArray[np.integer]) -> bytes:
+    def encode(
+        self,
+        classes: npt.NDArray[np.integer],
+        symbols: npt.NDArray[np.integer],
+        escaped: npt.NDArray[np.integer],
+    ) -> bytes:
         """Code some rows.
 
         Args:
+            classes: [n], each in 0..C-1.
             symbols: [n, r], each in 0..S-1.
             escaped: The 16 raw bits (0..65535) of each escape symbol, in row-major order.
 
@@ -100,31 +101,31 @@ class ContextCoder:
             The stream: at least one byte, the first not 0.
 
         Raises:
-            FrameMalformedError: A symbol has frequency 0, or `escaped` does not have one value per
-                escape.
+            FrameMalformedError: A class or symbol has frequency 0, or `escaped` does not have one
+                value per escape.
         """
-        where = (self.context(symbols), np.arange(self.columns), symbols)
-        frequency, start = self._frequency[where].reshape(-1), self._start[where].reshape(-1)
+        where = (classes[:, None], np.arange(self.columns), symbols)
+        frequency = np.column_stack([self._prior[classes], self._frequency[where]]).reshape(-1)
+        start = np.column_stack([self._prior_start[classes], self._start[where]]).reshape(-1)
         if not frequency.all():
             raise FrameMalformedError("a symbol is coded that its table gives no probability")
-        escapes = np.flatnonzero(symbols == self.escape)
-        if len(escapes) != len(escaped):
-            raise FrameMalformedError(f"{len(escapes)} escapes, {len(escaped)} escaped values")
-        if len(escapes):
+        rows, columns = np.nonzero(symbols == self.escape)
+        if len(rows) != len(escaped):
+            raise FrameMalformedError(f"{len(rows)} escapes, {len(escaped)} escaped values")
+        if len(rows):
             raw = np.stack([escaped & 255, escaped >> 8], axis=1).reshape(-1) * _BYTE_FREQUENCY
-            after = np.repeat(escapes + 1, 2)
+            after = np.repeat(rows * (self.columns + 1) + columns + 2, 2)
             start = np.insert(start, after, raw)
             frequency = np.insert(frequency, after, _BYTE_FREQUENCY)
+        # Backwards; a certain symbol would change nothing.
+        told = np.flatnonzero(frequency < TOTAL)[::-1]
+        frequency, start = frequency[told], start[told]
 
-        backwards = slice(None, None, -1)
         out = bytearray()
         write = out.append
         x = 1
         for f, s, limit in zip(
-            frequency[backwards].tolist(),
-            start[backwards].tolist(),
-            (frequency[backwards] << _LIMIT_SHIFT).tolist(),
-            strict=True,
+            frequency.tolist(), start.tolist(), (frequency << _LIMIT_SHIFT).tolist(), strict=True
         ):
             while x >= limit:
                 write(x & 255)
@@ -139,7 +140,7 @@ class ContextCoder:
 
     def decode(
         self, stream: bytes, rows: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Decode some rows.
 
         Args:
@@ -147,7 +148,8 @@ class ContextCoder:
             rows: n, how many it holds.
 
         Returns:
-            symbols int64 [n, r], and the 16 raw bits of each escape, int64 [escapes].
+            classes int64 [n], symbols int64 [n, r], and the 16 raw bits of each escape, int64
+            [escapes].
 
         Raises:
             FrameMalformedError: The stream is not one that `encode` returns for n rows of these
@@ -155,25 +157,33 @@ class ContextCoder:
         """
         if not stream or not stream[0]:
             raise FrameMalformedError("an entropy-coded stream does not begin with a zero byte")
-        columns, escape, last = self._rows, self.escape, self.contexts - 1
+        escape, end = self.escape, len(stream)
+        class_starts, class_frequencies = self._class_table
+        classes: list[int] = []
         symbols: list[int] = []
         escaped: list[int] = []
         emit = symbols.append
-        end = len(stream)
         x = at = 0
         while x < _LOWER and at < end:
             x = x << 8 | stream[at]
             at += 1
         for _ in range(rows):
-            total = 0
-            for tables in columns:
-                context = total.bit_length()
-                lookup, frequency, start, magnitude = tables[context if context < last else last]
+            slot = x & _MASK
+            row_class = bisect_right(class_starts, slot) - 1
+            x = (
+                class_frequencies[row_class] * (x >> PRECISION_BITS)
+                + slot
+                - class_starts[row_class]
+            )
+            classes.append(row_class)
+            while x < _LOWER and at < end:
+                x = x << 8 | stream[at]
+                at += 1
+            for start, frequency in self._tables(row_class):
                 slot = x & _MASK
-                symbol = lookup[slot]
+                symbol = bisect_right(start, slot) - 1
                 x = frequency[symbol] * (x >> PRECISION_BITS) + slot - start[symbol]
                 emit(symbol)
-                total += magnitude[symbol]
                 while x < _LOWER and at < end:
                     x = x << 8 | stream[at]
                     at += 1
@@ -191,14 +201,17 @@ class ContextCoder:
             raise FrameMalformedError(
                 f"the entropy-coded stream does not end where its {len(symbols)} symbols do"
             )
-        decoded = np.array(symbols, dtype=np.int64).reshape(rows, self.columns)
-        return decoded, np.array(escaped, dtype=np.int64)
+        return (
+            np.array(classes, dtype=np.int64),
+            np.array(symbols, dtype=np.int64).reshape(rows, self.columns),
+            np.array(escaped, dtype=np.int64),
+        )
 
-
-def contexts_of(magnitudes: npt.NDArray[np.int64], contexts: int) -> npt.NDArray[np.int64]:
-    """The context of each place of `magnitudes [n, r]`, [n, r]; see `ContextCoder`."""
-    before = np.cumsum(magnitudes, axis=1) - magnitudes
-    # The bit length of n is how many powers of two are at most n.
-    powers = 1 << np.arange(contexts - 1, dtype=np.int64)
-    result: npt.NDArray[np.int64] = np.searchsorted(powers, before, side="right")
-    return result
+    def _tables(self, row_class: int) -> list[Table]:
+        """The tables of a row of that class, made when the first such row comes."""
+        tables = self._row_tables.get(row_class)
+        if tables is None:
+            starts = self._start[row_class].tolist()
+            tables = list(zip(starts, self._frequency[row_class].tolist(), strict=True))
+            self._row_tables[row_class] = tables
+        return tables

@@ -1,4 +1,4 @@
-"""Unclipped uniform rounding, entropy coded by context: the low-rate points.
+"""Unclipped uniform rounding, entropy coded by classes of tokens: the low-rate points.
 
 Knows the statistics of each latent's rounded values. Knows no frame and no bundle.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -14,22 +15,42 @@ import numpy.typing as npt
 
 from protos.errors import BundleFormatError, FrameMalformedError
 from protos.quantize.base import Floats, Quantizer, exact_size, in_steps
-from protos.rans import MAX_CONTEXTS, MAX_SYMBOLS, TOTAL, ContextCoder, contexts_of
+from protos.rans import MAX_CLASSES, MAX_SYMBOLS, PRECISION_BITS, TOTAL, ClassCoder
 
 _RAW_MARK = 0
 _RAW_HEADER_BYTES = 2
-_PRIOR = 4.0
+_PRIOR = 2.0
+_CLASSIFIED = 16384
+_ROUNDS = 10
+_MEASURED = 1024
+_ROWS_PER_CLASS = 64
+_BITS_SCALE = 16
+_UNCODABLE = 1 << 20
+CLASSES = 128
+"""Classes of tokens that tables are fitted with, where that pays."""
+
+# A 16th of a bit, in whole numbers: every machine chooses the same classes.
+_LENGTHS = np.array(
+    [_UNCODABLE]
+    + [
+        (PRECISION_BITS * _BITS_SCALE + 1) - (f**_BITS_SCALE).bit_length()
+        for f in range(1, TOTAL + 1)
+    ],
+    dtype=np.int32,
+)
+"""Length of the code of each frequency, in 16ths of a bit, rounded up."""
 
 
 @dataclass(frozen=True, eq=False)
 class EntropyTables:
-    """How often each latent takes each rounded value.
+    """How often each latent takes each rounded value, in each class of tokens.
 
     Attributes:
         offset: The value that is symbol 0 of each latent, int16 [r].
         frequency: uint16 [C, r, S], tables sum to 4096; the last symbol is the escape, which stands
-            for every value whose own symbol is absent or has frequency 0. Which of the C contexts a
-            value is coded in depends on the token's values before it (`protos.rans.ContextCoder`).
+            for every value whose own symbol is absent or has frequency 0. Each token names its
+            class (`protos.rans.ClassCoder`).
+        prior: How often each class comes, uint16 [C], summing to 4096.
 
     Raises:
         BundleFormatError: The arrays are not of that form.
@@ -37,25 +58,33 @@ class EntropyTables:
 
     offset: npt.NDArray[np.int16]
     frequency: npt.NDArray[np.uint16]
+    prior: npt.NDArray[np.uint16]
 
     def __post_init__(self) -> None:
         offset, frequency = np.asarray(self.offset), np.asarray(self.frequency)
-        if offset.dtype != np.int16 or frequency.dtype != np.uint16:
+        prior = np.asarray(self.prior)
+        kinds = (offset.dtype.str[1:], frequency.dtype.str[1:], prior.dtype.str[1:])
+        if kinds != ("i2", "u2", "u2"):
             raise BundleFormatError(
-                f"entropy tables must be int16 offsets and uint16 frequencies, "
-                f"not {offset.dtype} and {frequency.dtype}"
+                f"entropy tables must be int16 offsets, uint16 frequencies and uint16 classes, "
+                f"not {offset.dtype}, {frequency.dtype} and {prior.dtype}"
             )
-        if frequency.ndim != 3 or offset.shape != frequency.shape[1:2]:
+        if (
+            frequency.ndim != 3
+            or offset.shape != frequency.shape[1:2]
+            or prior.shape != frequency.shape[:1]
+        ):
             raise BundleFormatError(
-                f"entropy tables must be [r] offsets and [contexts, r, S] frequencies, "
-                f"not {offset.shape} and {frequency.shape}"
+                f"entropy tables must be [r] offsets, [classes, r, S] frequencies and [classes], "
+                f"not {offset.shape}, {frequency.shape} and {prior.shape}"
             )
-        if not 1 <= frequency.shape[0] <= MAX_CONTEXTS:
-            raise BundleFormatError(f"entropy tables must have 1..{MAX_CONTEXTS} contexts")
+        if not 1 <= frequency.shape[0] <= MAX_CLASSES:
+            raise BundleFormatError(f"entropy tables must have 1..{MAX_CLASSES} classes")
         if not 2 <= frequency.shape[2] <= MAX_SYMBOLS:
             raise BundleFormatError(f"entropy tables must have 2..{MAX_SYMBOLS} symbols")
-        if (frequency.sum(axis=2, dtype=np.int64) != TOTAL).any():
-            raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
+        for rows in (frequency, prior):
+            if (rows.sum(axis=-1, dtype=np.int64) != TOTAL).any():
+                raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
         if not frequency[..., -1].all():
             raise BundleFormatError("every latent's escape needs a frequency above 0")
 
@@ -65,23 +94,52 @@ class EntropyTables:
         return len(self.offset)
 
     @property
-    def magnitude(self) -> npt.NDArray[np.int64]:
-        """How far from 0 each symbol's value is, [r, S]; the escape counts as the next value up."""
-        symbols = np.arange(self.frequency.shape[2], dtype=np.int64)
-        distance: npt.NDArray[np.int64] = np.abs(self.offset[:, None] + symbols)
-        return distance
+    def classes(self) -> int:
+        """C."""
+        return len(self.prior)
+
+    @property
+    def escape(self) -> int:
+        """The symbol of every other value."""
+        return int(self.frequency.shape[2]) - 1
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.int32]:
+        """Length of each symbol's code in 16ths of a bit, [r, S, C]."""
+        lengths = _LENGTHS[self.frequency]
+        escaped = lengths[..., -1:] + 16 * _BITS_SCALE
+        lengths = np.where(self.frequency == 0, escaped, lengths)
+        lengths[..., -1:] = escaped
+        return np.ascontiguousarray(lengths.transpose(1, 2, 0))
+
+    def classify(
+        self, values: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """The class that codes each token of `values [T, r]` shortest.
+
+        Returns:
+            Classes [T], symbols [T, r], and the length of each token's code in 16ths of a bit [T].
+        """
+        latents = np.arange(self.rank)
+        symbols = values - self.offset
+        symbols[(symbols < 0) | (symbols >= self.escape)] = self.escape
+        lengths = self._lengths[latents, symbols].sum(axis=1) + _LENGTHS[self.prior]
+        classes = lengths.argmin(axis=1)
+        symbols[self.frequency[classes[:, None], latents, symbols] == 0] = self.escape
+        return classes, symbols, lengths.min(axis=1)
 
     @classmethod
-    def fit(cls, symbols: npt.ArrayLike, contexts: int = MAX_CONTEXTS) -> EntropyTables:
+    def fit(cls, symbols: npt.ArrayLike, classes: int | None = None) -> EntropyTables:
         """Count a sample of rounded latents.
 
         Every value seen, and one more on each side, gets a symbol (a window of 255 around the
         median if there are more). A latent's counts are smoothed by one half (Krichevsky-Trofimov),
-        those of each context by a few observations spread as the latent's are.
+        those of each class by a few observations spread as the latent's are.
 
         Args:
             symbols: `round(z / step)`, integers [n, r], a token per row.
-            contexts: C.
+            classes: C at most; there are fewer where the sample is small. By default, 1 or 128,
+                whichever codes one half of the sample shorter when fitted to the other.
 
         Raises:
             BundleFormatError: The sample is empty, or not integers of 16 bits.
@@ -94,6 +152,10 @@ class EntropyTables:
         sample = sample.astype(np.int64)
         if sample.min() < -32768 or sample.max() > 32767:
             raise BundleFormatError("rounded latents beyond 16 bits: the steps are too small")
+        if classes is None:
+            half = sample[::2]
+            halves = [cls.fit(half, c) for c in (1, CLASSES)]
+            classes = min(halves, key=lambda tables: tables.bits(sample[1::2])).classes
         widest = MAX_SYMBOLS - 1
         low, high = sample.min(axis=0) - 1, sample.max(axis=0) + 1
         middle = np.median(sample, axis=0).astype(np.int64) - widest // 2
@@ -103,21 +165,27 @@ class EntropyTables:
         rank, escape = sample.shape[1], int(width.max())
         shifted = sample - low
         shifted[(shifted < 0) | (shifted >= width)] = escape
-        context = contexts_of(np.abs(low + shifted), contexts)
-        flat = (context * rank + np.arange(rank)) * (escape + 1) + shifted
-        counts = np.bincount(flat.reshape(-1), minlength=contexts * rank * (escape + 1))
-        counts = counts.reshape(contexts, rank, escape + 1).astype(np.float64)
-        overall = counts.sum(axis=0) + 0.5
-        overall[:, :escape][np.arange(escape) >= width[:, None]] = 0
-        overall /= overall.sum(axis=1, keepdims=True)
+        usual = _count(np.zeros(len(shifted), dtype=np.int64), shifted, 1, escape + 1)[0] + 0.5
+        usual[:, :escape][np.arange(escape) >= width[:, None]] = 0
+        usual /= usual.sum(axis=1, keepdims=True)
+        classes = min(classes, 1 + len(shifted) // _ROWS_PER_CLASS)
+        chosen = _classify(shifted, usual, classes)
+        counts = _count(chosen, shifted, classes, escape + 1) + _PRIOR * usual
         frequency = np.zeros(counts.shape, dtype=np.uint16)
-        for place in np.ndindex(contexts, rank):
-            frequency[place] = _normalise(counts[place] + _PRIOR * overall[place[1]])
-        return cls(low.astype(np.int16), frequency)
+        for place in np.ndindex(classes, rank):
+            frequency[place] = _normalise(counts[place])
+        prior = _normalise(np.bincount(chosen, minlength=classes).astype(np.float64) + 0.5)
+        return cls(low.astype(np.int16), frequency, prior.astype(np.uint16))
+
+    def bits(self, values: npt.NDArray[np.int64]) -> float:
+        """About how many bits `values [T, r]` take."""
+        parts = range(0, len(values), _MEASURED)
+        lengths = (self.classify(values[at : at + _MEASURED])[2].sum() for at in parts)
+        return float(sum(lengths)) / _BITS_SCALE
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """As named arrays: `offset`, `frequency`."""
-        return {"offset": self.offset, "frequency": self.frequency}
+        """As named arrays: `offset`, `frequency`, `prior`."""
+        return {"offset": self.offset, "frequency": self.frequency, "prior": self.prior}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> EntropyTables:
@@ -126,10 +194,52 @@ class EntropyTables:
         Raises:
             BundleFormatError: An array is missing or not of the right form.
         """
-        missing = {"offset", "frequency"} - set(arrays)
+        missing = {"offset", "frequency", "prior"} - set(arrays)
         if missing:
             raise BundleFormatError(f"entropy tables lack {sorted(missing)}")
-        return cls(arrays["offset"], arrays["frequency"])  # type: ignore[arg-type]
+        return cls(arrays["offset"], arrays["frequency"], arrays["prior"])  # type: ignore[arg-type]
+
+    def first(self, rank: int) -> EntropyTables:
+        """The tables of the first `rank` latents."""
+        return EntropyTables(self.offset[:rank], self.frequency[:, :rank], self.prior)
+
+
+def _classify(symbols: npt.NDArray[np.int64], usual: Floats, classes: int) -> npt.NDArray[np.int64]:
+    """Which of `classes` mixture components each row of `symbols [n, r]` belongs to, [n].
+
+    Expectation-maximisation of a mixture of products of categorical distributions (Dempster, Laird
+    and Rubin 1977) on a part of the rows, then each row to the component that codes it shortest.
+
+    Args:
+        symbols: In 0..S-1.
+        usual: Share of each symbol over all rows, [r, S].
+        classes: C.
+    """
+    rank, alphabet = usual.shape
+    floor = np.maximum(usual, 1e-6).astype(np.float32)
+
+    def one_hot(rows: npt.NDArray[np.int64]) -> Floats:
+        return np.eye(alphabet, dtype=np.float32)[rows].reshape(len(rows), -1)
+
+    rng = np.random.default_rng(0)
+    part = one_hot(symbols[rng.permutation(len(symbols))[:_CLASSIFIED]])
+    surprise = 1e-3 - (part @ np.log(floor).reshape(-1)).astype(np.float64)
+    seeds = rng.choice(len(part), classes, replace=False, p=surprise / surprise.sum())
+    code = np.log(0.5 * part[seeds] + 0.5 * floor.reshape(-1))
+    share = np.full(classes, 1 / classes, dtype=np.float32)
+    for _ in range(_ROUNDS):
+        weight = part @ code.T + np.log(share)
+        weight = np.exp(weight - weight.max(axis=1, keepdims=True))
+        weight /= weight.sum(axis=1, keepdims=True)
+        counts = (weight.T @ part).reshape(classes, rank, alphabet) + _PRIOR * floor
+        code = np.log(counts / counts.sum(axis=2, keepdims=True)).reshape(classes, -1)
+        share = (weight.sum(axis=0) + 1) / (len(part) + classes)
+    return np.concatenate(
+        [
+            (one_hot(symbols[at : at + _CLASSIFIED]) @ code.T + np.log(share)).argmax(axis=1)
+            for at in range(0, len(symbols), _CLASSIFIED)
+        ]
+    )
 
 
 def _normalise(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -154,9 +264,21 @@ def _normalise(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return whole
 
 
+def _count(
+    classes: npt.NDArray[np.int64], symbols: npt.NDArray[np.int64], many: int, alphabet: int
+) -> npt.NDArray[np.float64]:
+    """How often each latent has each symbol in each class, [many, r, alphabet]."""
+    rank = symbols.shape[1]
+    flat = (classes[:, None] * rank + np.arange(rank)) * alphabet + symbols
+    counts = np.bincount(flat.reshape(-1), minlength=many * rank * alphabet)
+    return counts.reshape(many, rank, alphabet).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class UniformQuantizer(Quantizer):
     """`round(z / step)`, rANS coded token by token; raw where that is shorter.
+
+    Each token gets the class that codes it shortest.
 
     Args:
         tables: Of the operating point, from the encoder.
@@ -164,10 +286,10 @@ class UniformQuantizer(Quantizer):
 
     tables: EntropyTables
     name: ClassVar[str] = "uniform"
-    _coder: ContextCoder = field(init=False, repr=False, compare=False)
+    _coder: ClassCoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        coder = ContextCoder(self.tables.frequency, self.tables.magnitude)
+        coder = ClassCoder(self.tables.frequency, self.tables.prior)
         object.__setattr__(self, "_coder", coder)
 
     def _encode(self, z: Floats, steps: Floats) -> bytes:
@@ -176,7 +298,9 @@ class UniformQuantizer(Quantizer):
         if rounded.size and (rounded.min() < -32768 or rounded.max() > 32767):
             raise FrameMalformedError("a latent is more than 32767 steps from 0")
         values = rounded.astype(np.int64)
-        stream = self._coder.encode(*self._symbols(values))
+        classes, symbols, _ = self.tables.classify(values)
+        escaped = _zigzag(values[symbols == self.tables.escape])
+        stream = self._coder.encode(classes, symbols, escaped)
         codes = _zigzag(values.reshape(-1))
         width = max(1, int(codes.max(initial=0)).bit_length())
         if len(stream) <= _RAW_HEADER_BYTES + (codes.size * width + 7) // 8:
@@ -189,27 +313,11 @@ class UniformQuantizer(Quantizer):
         if payload and payload[0] == _RAW_MARK:
             values = _unpack(payload, tokens * rank).reshape(tokens, rank)
         else:
-            symbols, escaped = self._coder.decode(payload, tokens)
+            _, symbols, escaped = self._coder.decode(payload, tokens)
             values = symbols + self.tables.offset
-            values[symbols == self._coder.escape] = _unzigzag(escaped)
+            values[symbols == self.tables.escape] = _unzigzag(escaped)
         decoded: Floats = values.astype(np.float32) * steps
         return decoded
-
-    def _symbols(
-        self, values: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Symbols [T, r] of `values [T, r]`, and the zigzag codes of those that are escaped."""
-        escape, latents = self._coder.escape, np.arange(values.shape[1])
-        symbols = values - self.tables.offset
-        symbols[(symbols < 0) | (symbols >= escape)] = escape
-        # Escaping one symbol may change the contexts, hence the tables, of those after it.
-        while True:
-            frequency = self.tables.frequency[self._coder.context(symbols), latents, symbols]
-            if frequency.all():
-                return symbols, _zigzag(values[symbols == escape])
-            first = np.argmax(frequency == 0, axis=1)
-            rows = np.flatnonzero(~frequency.all(axis=1))
-            symbols[rows, first[rows]] = escape
 
     def _check_rank(self, rank: int) -> None:
         if rank != self.tables.rank:

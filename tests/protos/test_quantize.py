@@ -290,12 +290,10 @@ def decode_as_the_protocol_says(
     out = []
     for _ in range(tokens):
         token: list[int] = []
-        shown = 0
+        token_class = take(tables.prior.tolist())
         for j, offset in enumerate(tables.offset.tolist()):
-            contexts = tables.frequency[:, j].tolist()
-            row = contexts[min(len(contexts) - 1, shown.bit_length())]
+            row = tables.frequency[token_class, j].tolist()
             symbol = take(row)
-            shown += abs(offset + symbol)
             if symbol == len(row) - 1:
                 code = take([16] * 256)
                 code += 256 * take([16] * 256)
@@ -319,10 +317,11 @@ def test_uniform_is_within_four_bytes_of_the_information_it_carries() -> None:
     z = latents()
     payload = UniformQuantizer(TABLES).encode(z, np.ones(RANK))
     symbols = np.rint(z).astype(int) - TABLES.offset
-    shown = np.cumsum(np.abs(np.rint(z)), axis=1) - np.abs(np.rint(z))
-    context = np.ceil(np.log2(shown + 1)).astype(int).clip(max=len(TABLES.frequency) - 1)
-    p = TABLES.frequency[context, np.arange(RANK), symbols] / 4096
-    assert len(payload) <= -np.log2(p).sum() / 8 + 4
+    p = TABLES.frequency[:, np.arange(RANK), symbols].astype(float) / 4096
+    with np.errstate(divide="ignore"):
+        bits = -np.log2(p).sum(axis=2) - np.log2(TABLES.prior / 4096)[:, None]
+    # Each token in the class that is cheapest for it.
+    assert len(payload) <= bits.min(axis=0).sum() / 8 + 4
 
 
 def test_uniform_reaches_the_entropy_of_gaussian_latents_rounded_at_one_sigma() -> None:
@@ -409,25 +408,43 @@ def test_tables_follow_the_counts() -> None:
     assert p[0] < 1e-3 and 0 < p[-1] < 1e-3
 
 
-def test_tables_tell_still_tokens_from_lively_ones() -> None:
+def test_tables_tell_kinds_of_tokens_apart() -> None:
+    """Latents that are independent within a kind, and tell which kind it is."""
     rng = np.random.default_rng(11)
-    sample = np.where(rng.random((4000, 1)) < 0.5, rng.integers(-3, 4, (4000, 6)), 0)
-    tables = EntropyTables.fit(sample)
-    zero = (-tables.offset[5], 5)
-    still, lively = (tables.frequency[c, zero[1], zero[0]] / 4096 for c in (0, 4))
-    assert still > 0.95 and lively < 0.25
-    static, aware = (
-        len(UniformQuantizer(t).encode(sample[:400], np.ones(6)))
-        for t in (EntropyTables.fit(sample, contexts=1), tables)
-    )
-    assert aware < 0.85 * static
+    kinds = rng.integers(-4, 5, (12, 16))
+    sample = kinds[rng.integers(0, 12, 6000)] + (rng.random((6000, 16)) < 0.1)
+    static, aware = (EntropyTables.fit(sample, classes=c) for c in (1, 32))
+    sizes = [len(UniformQuantizer(t).encode(sample[:400], np.ones(16))) for t in (static, aware)]
+    # Which of 12 kinds it is (3.6 bits), and 16 times an event of probability 0.1 (0.47 bits).
+    ideal = 400 * (np.log2(12) + 16 * 0.469) / 8
+    assert ideal * 0.97 <= sizes[1] <= ideal * 1.1
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+def test_the_classes_are_chosen_in_whole_numbers() -> None:
+    """No floating point decides what is sent, so that every machine sends the same bytes."""
+    values = np.rint(latents()).astype(np.int64)
+    classes, symbols, lengths = TABLES.classify(values)
+    assert lengths.dtype.kind == "i"
+    p = TABLES.frequency[classes[:, None], np.arange(RANK), symbols] / 4096
+    exact = -np.log2(p).sum(axis=1) - np.log2(TABLES.prior[classes] / 4096)
+    exact += 16 * (symbols == TABLES.escape).sum(axis=1)
+    np.testing.assert_allclose(lengths / 16, exact, atol=(RANK + 1) / 16)
+
+
+def test_tables_have_classes_only_where_they_pay() -> None:
+    rng = np.random.default_rng(12)
+    alike = rng.integers(-2, 3, (4000, 8))
+    kinds = rng.integers(-3, 4, (12, 8))[rng.integers(0, 12, 4000)]
+    assert EntropyTables.fit(alike).classes == 1
+    assert EntropyTables.fit(kinds).classes > 12
 
 
 def test_tables_of_wide_latents_keep_a_window_around_the_median() -> None:
     rng = np.random.default_rng(7)
     sample = np.rint(rng.standard_cauchy((4000, 2)) * 20).clip(-32768, 32767).astype(np.int64)
     tables = EntropyTables.fit(sample)
-    tables = EntropyTables.fit(sample, contexts=1)
+    tables = EntropyTables.fit(sample, classes=1)
     assert tables.frequency.shape == (1, 2, 256)
     inside = (sample >= tables.offset) & (sample < tables.offset + 255)
     escape = tables.frequency[0, :, -1] / 4096
@@ -460,7 +477,15 @@ def test_tables_of_another_form_are_refused(
     offset: npt.NDArray[np.int16], frequency: npt.NDArray[np.uint16]
 ) -> None:
     with pytest.raises(BundleFormatError):
-        EntropyTables(offset, frequency)
+        EntropyTables(offset, frequency, np.array([4096], "u2"))
+
+
+@pytest.mark.parametrize(
+    "prior", [np.array([4095], "u2"), np.array([4096], "i4"), np.array([2048, 2048], "u2")]
+)
+def test_class_tables_of_another_form_are_refused(prior: npt.NDArray[np.uint16]) -> None:
+    with pytest.raises(BundleFormatError):
+        EntropyTables(np.zeros(1, "i2"), np.array([[[4000, 96]]], "u2"), prior)
 
 
 @pytest.mark.parametrize(

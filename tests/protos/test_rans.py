@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.errors import BundleFormatError, FrameMalformedError
-from protos.rans import TOTAL, ContextCoder
+from protos.rans import TOTAL, ClassCoder
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -48,9 +48,21 @@ def reference_bytes(
     return (coder.num_valid_bits() + 7) // 8
 
 
-def still(frequency: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Magnitudes of 0: every symbol is coded in context 0."""
-    return np.zeros(np.shape(frequency)[-2:], dtype=np.int64)
+def even(classes: int) -> npt.NDArray[np.int64]:
+    """As likely as can be."""
+    table = np.full(classes, TOTAL // classes)
+    table[0] += TOTAL - table.sum()
+    return table
+
+
+def alone(frequency: npt.NDArray[np.int64]) -> ClassCoder:
+    """A coder of one class."""
+    return ClassCoder(frequency[None], [TOTAL])
+
+
+def first(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Class 0 for each row."""
+    return np.zeros(len(rows), dtype=np.int64)
 
 
 @pytest.mark.parametrize("symbols", [2, 11, 64, 256])
@@ -62,15 +74,30 @@ def test_streams_are_as_small_as_the_reference_coders(
     rng = np.random.default_rng([symbols, tokens])
     frequency = random_tables(rng, 16, symbols, skew)
     sequence, tables = draw(rng, frequency, tokens)
-    coder = ContextCoder(frequency[None], still(frequency))
-    stream = coder.encode(sequence.reshape(tokens, 16), NONE)
+    coder = alone(frequency)
+    stream = coder.encode(np.zeros(tokens, dtype=int), sequence.reshape(tokens, 16), NONE)
     expected = reference_bytes(sequence, tables, frequency)
     information = -np.log2(frequency[tables, sequence] / TOTAL).sum() / 8
     assert len(stream) <= 1.01 * expected + 3
     assert len(stream) <= 1.005 * information + 3
-    decoded, escaped = coder.decode(stream, tokens)
+    _, decoded, escaped = coder.decode(stream, tokens)
     np.testing.assert_array_equal(decoded.ravel(), sequence)
     assert not escaped.size
+
+
+@pytest.mark.parametrize("classes", [2, 30, 256])
+def test_streams_of_classes_are_as_small_as_the_reference_coders(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    frequency = random_tables(rng, classes * 16, 12, 3.0).reshape(classes, 16, 12)
+    prior = random_tables(rng, 1, classes, 2.0)[0]
+    chosen = rng.choice(classes, p=prior / TOTAL, size=80)
+    tables = frequency[chosen].reshape(-1, 12)
+    symbols, _ = draw(rng, tables, 1)
+    stream = ClassCoder(frequency, prior).encode(chosen, symbols.reshape(80, 16), NONE)
+    # constriction codes one alphabet: classes and symbols apart, each rounded up to a byte.
+    expected = reference_bytes(chosen, np.zeros(80, dtype=int), prior[None])
+    expected += reference_bytes(symbols, np.arange(len(tables)), tables)
+    assert len(stream) <= 1.01 * expected + 3
 
 
 def test_a_stream_has_the_bytes_that_the_protocol_describes() -> None:
@@ -78,65 +105,71 @@ def test_a_stream_has_the_bytes_that_the_protocol_describes() -> None:
     # 1 (f 2048, start 1024): x = (1 // 2048) * 4096 + 1 % 2048 + 1024 = 1025
     # 0 (f 1024, start 0):    x = (1025 // 1024) * 4096 + 1025 % 1024 + 0 = 4097
     # 0 again:                x = (4097 // 1024) * 4096 + 4097 % 1024 + 0 = 16385 = 0x4001
-    coder = ContextCoder([[[1024, 2048, 1024]]], [[0, 0, 0]])
-    assert coder.encode(np.array([[0], [0], [1]]), NONE) == b"\x40\x01"
+    coder = ClassCoder([[[1024, 2048, 1024]]], [4096])
+    assert coder.encode(np.zeros(3, dtype=int), np.array([[0], [0], [1]]), NONE) == b"\x40\x01"
+    # The class of a row goes before it: 1 (f 1024, start 3072) takes 0x4001 to
+    # 16385 // 1024 * 4096 + 16385 % 1024 + 3072 = 68609 = 0x010c01.
+    two = ClassCoder([[[1024, 2048, 1024]]] * 2, [3072, 1024])
+    stream = two.encode(np.array([1, 0, 0]), np.array([[0], [0], [1]]), NONE)
+    classes, symbols, _ = two.decode(stream, 3)
+    assert (classes.tolist(), symbols.ravel().tolist()) == ([1, 0, 0], [0, 0, 1])
+    assert two.encode(np.array([1]), np.array([[1]]), NONE) == (4097 + 3072).to_bytes(2, "big")
 
 
-def test_the_context_is_the_bit_length_of_what_a_row_has_shown() -> None:
-    table = [[2000, 1000, 500, 596]] * 5
-    coder = ContextCoder([table] * 4, [[0, 1, 3, 100]] * 5)
-    rows = np.array([[0, 1, 0, 2, 0], [0, 0, 0, 0, 0], [2, 2, 3, 0, 1], [1, 1, 1, 1, 1]])
-    assert coder.context(rows).tolist() == [
-        [0, 0, 1, 1, 3],
-        [0, 0, 0, 0, 0],
-        [0, 2, 3, 3, 3],
-        [0, 1, 2, 2, 3],
-    ]
-
-
-def test_contexts_save_bytes_where_rows_differ() -> None:
+def test_classes_save_bytes_where_rows_differ() -> None:
     """Rows are all still or all lively; one table for both must pay for its doubt."""
     rng = np.random.default_rng(9)
     lively = rng.random(300) < 0.2
     rows = np.where(lively[:, None], rng.integers(0, 3, (300, 24)), 0)
     mixed = np.array([[3500, 270, 270, 56]] * 24)
     quiet, loud = np.array([[4000, 20, 20, 56]] * 24), np.array([[1346, 1346, 1348, 56]] * 24)
-    magnitude = np.tile([0, 1, 2, 0], (24, 1))
-    one = ContextCoder(mixed[None], magnitude).encode(rows, NONE)
-    two = ContextCoder(np.stack([quiet, loud]), magnitude).encode(rows, NONE)
-    assert len(two) < 0.8 * len(one)
+    one = alone(mixed).encode(first(rows), rows, NONE)
+    two = ClassCoder(np.stack([quiet, loud]), [3277, 819])
+    assert len(two.encode(lively.astype(int), rows, NONE)) < 0.8 * len(one)
+
+
+def test_certain_symbols_cost_nothing() -> None:
+    coder = ClassCoder([[[0, 4096]], [[4096, 0]]], [4096, 0])
+    stream = coder.encode(np.zeros(0, dtype=int), np.zeros((0, 1), dtype=int), NONE)
+    assert stream == b"\x01"
+    silent = ClassCoder([[[4096, 0]] * 40], [4096])
+    assert (
+        silent.encode(np.zeros(1000, dtype=int), np.zeros((1000, 40), dtype=int), NONE) == b"\x01"
+    )
+    assert not silent.decode(b"\x01", 1000)[1].any()
 
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.data())
 def test_every_sequence_comes_back(data: st.DataObject) -> None:
-    contexts, count = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
+    classes, count = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
     symbols = data.draw(st.integers(2, 40))
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
-    frequency = random_tables(rng, contexts * count, symbols, 2.0)
-    magnitude = rng.integers(0, 50, (count, symbols))
+    frequency = random_tables(rng, classes * count, symbols, 2.0)
     rows = data.draw(st.integers(0, 30))
+    chosen = rng.integers(0, classes, rows)
     sequence = rng.integers(0, symbols, (rows, count))
     escaped = rng.integers(0, 65536, int((sequence == symbols - 1).sum()))
-    coder = ContextCoder(frequency.reshape(contexts, count, symbols), magnitude)
-    stream = coder.encode(sequence, escaped)
+    coder = ClassCoder(frequency.reshape(classes, count, symbols), even(classes))
+    stream = coder.encode(chosen, sequence, escaped)
     assert stream and stream[0]
-    decoded, raw = coder.decode(stream, rows)
-    np.testing.assert_array_equal(decoded, sequence)
-    np.testing.assert_array_equal(raw, escaped)
+    for expected, decoded in zip(
+        (chosen, sequence, escaped), coder.decode(stream, rows), strict=True
+    ):
+        np.testing.assert_array_equal(decoded, expected)
 
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.binary(max_size=64), st.integers(0, 30))
 def test_any_bytes_decode_to_what_encodes_to_them_or_are_refused(data: bytes, rows: int) -> None:
     table = [[1000, 3000, 90, 6], [1, 1, 4093, 1]]
-    coder = ContextCoder([table, table[::-1]], [[0, 1, 2, 3]] * 2)
+    coder = ClassCoder([table, table[::-1]], [4000, 96])
     try:
-        symbols, escaped = coder.decode(data, rows)
+        decoded = coder.decode(data, rows)
     except FrameMalformedError:
         return
-    assert coder.encode(symbols, escaped) == data
+    assert coder.encode(*decoded) == data
 
 
 def test_no_other_bytes_decode_to_the_same_symbols() -> None:
@@ -144,8 +177,8 @@ def test_no_other_bytes_decode_to_the_same_symbols() -> None:
     rng = np.random.default_rng(3)
     frequency = random_tables(rng, 4, 9, 1.0)
     sequence, _ = draw(rng, frequency, 20)
-    coder = ContextCoder(frequency[None], still(frequency))
-    stream = coder.encode(sequence.reshape(20, 4), NONE)
+    coder = alone(frequency)
+    stream = coder.encode(np.zeros(20, dtype=int), sequence.reshape(20, 4), NONE)
     flipped = [bytearray(stream) for _ in range(8 * len(stream))]
     for bit, wrong in enumerate(flipped):
         wrong[bit // 8] ^= 1 << bit % 8
@@ -154,7 +187,7 @@ def test_no_other_bytes_decode_to_the_same_symbols() -> None:
     accepted = 0
     for wrong in [*map(bytes, flipped), *cut, *longer]:
         try:
-            symbols, _ = coder.decode(wrong, 20)
+            _, symbols, _ = coder.decode(wrong, 20)
         except FrameMalformedError:
             continue
         accepted += 1
@@ -163,11 +196,14 @@ def test_no_other_bytes_decode_to_the_same_symbols() -> None:
 
 
 def test_a_symbol_without_probability_is_refused() -> None:
-    coder = ContextCoder([[[4000, 0, 96]]], [[0, 0, 0]])
+    coder = ClassCoder([[[4000, 0, 96]]] * 2, [4096, 0])
+    zero = np.zeros(1, dtype=int)
     with pytest.raises(FrameMalformedError, match="no probability"):
-        coder.encode(np.array([[1]]), NONE)
+        coder.encode(zero, np.array([[1]]), NONE)
+    with pytest.raises(FrameMalformedError, match="no probability"):
+        coder.encode(zero + 1, np.array([[0]]), NONE)
     with pytest.raises(FrameMalformedError, match="1 escapes, 0"):
-        coder.encode(np.array([[2]]), NONE)
+        coder.encode(zero, np.array([[2]]), NONE)
 
 
 @pytest.mark.parametrize(
@@ -180,17 +216,17 @@ def test_a_symbol_without_probability_is_refused() -> None:
         [[[2048.0, 2048.0]]],
         np.zeros((1, 0, 4), dtype=int),
         np.zeros((0, 1, 4), dtype=int),
-        np.full((9, 1, 16), 256),
+        np.full((257, 1, 16), 256),
         np.full((1, 1, 257), 16),
         np.array([[[2**63, 2**63 + 4096]]], dtype=np.uint64),
     ],
 )
 def test_tables_that_are_not_distributions_are_refused(frequency: npt.ArrayLike) -> None:
     with pytest.raises(BundleFormatError):
-        ContextCoder(frequency, still(frequency))
+        ClassCoder(frequency, even(max(1, len(np.asarray(frequency)))))
 
 
-@pytest.mark.parametrize("magnitude", [[0, 0], [[0, 0, 0]], [[0, -1]], [[0.0, 1.0]]])
-def test_magnitudes_of_another_form_are_refused(magnitude: npt.ArrayLike) -> None:
-    with pytest.raises(BundleFormatError, match="magnitudes"):
-        ContextCoder([[[4000, 96]]], magnitude)
+@pytest.mark.parametrize("prior", [[4096], [4096, 1], [4097, -1], [2048.0, 2048.0], [[2048, 2048]]])
+def test_class_tables_that_are_not_distributions_are_refused(prior: npt.ArrayLike) -> None:
+    with pytest.raises(BundleFormatError):
+        ClassCoder([[[4000, 96]]] * 2, prior)
