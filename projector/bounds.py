@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,14 +71,15 @@ class Bound:
             frames=len(corpus),
         )
 
-    def check(self, made: Map, corpus: Corpus, quantize: Quantize) -> dict[str, float]:
+    def check(self, made: Map, corpus: Corpus, quantize: Quantize) -> dict[str, Any]:
         """The bound against what happens on other frames.
 
         Returns:
             `coverage` (share of frames within the bound), `violations` (1 - coverage),
             `bound_over_actual`, `estimate_over_actual` (of the error that quantization adds), both
-            means over frames, and `guarantee_violations` (must be 0: `||C(z) - C(z')||` above
-            `Lip(C) ||z - z'||`).
+            means over frames, `guarantee_violations` (must be 0: `||C(z) - C(z')||` above
+            `Lip(C) ||z - z'||`), and `frames`: `actual`, `bound`, `added` and `estimate` of each
+            (`added` is the error that quantization adds, which `estimate` is of).
         """
         actual, added, moved = frame_errors(made, corpus, quantize)
         bound = self.residual + self.lipschitz * moved
@@ -90,10 +92,19 @@ class Bound:
             "bound_over_actual": float((bound / actual).mean()),
             "estimate_over_actual": float(ratio),
             "guarantee_violations": float((added > self.lipschitz * moved * (1 + 1e-5)).sum()),
+            "frames": {
+                name: [round(float(v), 4) for v in values]
+                for name, values in (
+                    ("actual", actual),
+                    ("bound", bound),
+                    ("added", added),
+                    ("estimate", self.expected * moved),
+                )
+            },
         }
 
 
-def judge_bound(made: Map, corpus: Corpus) -> dict[str, float]:
+def judge_bound(made: Map, corpus: Corpus) -> dict[str, Any]:
     """Calibrate on every other frame, check on the rest, latents through FP8.
 
     Returns:

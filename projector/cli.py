@@ -188,18 +188,21 @@ def _catalogue(args: argparse.Namespace) -> int:
         )
     if args.check_config:
         return _check(chosen, bundles=_bundles_in(folder))
-    found: list[tuple[Path, BundleInfo]] = []
+    found: list[Bundle] = []
     refused: list[tuple[Path, BridgeError]] = []
     for path in _bundles_in(folder):
         try:
-            found.append((path, Bundle.peek(path)))
+            found.append(_intact(path))
         except BridgeError as error:
             refused.append((path, error))
     if not found and not refused:
         raise BundleMissingError(f"{folder} holds no bundle, nor do the folders in it")
     if args.json:
         _print_json(
-            [_info_json(info, path) for path, info in found]
+            [
+                {**_info_json(one.info, one.path), "judged": tables.judged(one).to_json()}
+                for one in found
+            ]
             + [
                 {
                     "path": str(path),

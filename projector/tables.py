@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from projector.bundle import Bundle, BundleInfo
+from projector.grades import Judged
 from protos.errors import ConfigError
 from protos.frame import OperatingPoint
 from protos.layout import KVLayout
@@ -113,7 +114,7 @@ def show_bundle(bundle: Bundle) -> None:
         ConfigError: rich is missing.
     """
     info, certificate = bundle.info, bundle.certificate
-    default = next(point.name for point in info.points if point.index == info.default_point)
+    default = _default_point(info)
     names = {point.index: point.name for point in info.points}
     total = sum(size for size, _ in info.files.values())
     facts = [
@@ -245,7 +246,7 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
         for name, value in accuracy.items()
         if name in MAPS or name not in points
     ]
-    default = next(point.name for point in info.points if point.index == info.default_point)
+    default = _default_point(info)
     if default in accuracy and default not in MAPS:
         measured.insert(0, ("map", default, _share(accuracy[default]), "the default point"))
     measured += [
@@ -267,29 +268,49 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     return tables
 
 
-def show_catalogue(found: Sequence[tuple[Path, BundleInfo]], folder: Path) -> None:
-    """Print one row per bundle, with its path as seen from `folder`.
+def judged(bundle: Bundle) -> Judged:
+    """What the certificate says of the map, at the default point where it is told apart."""
+    return Judged.of(bundle.certificate, _default_point(bundle.info))
+
+
+def _default_point(info: BundleInfo) -> str:
+    return next(point.name for point in info.points if point.index == info.default_point)
+
+
+def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
+    """Print one row per bundle, by pair of models, with its path as seen from `folder`.
 
     Raises:
         ConfigError: rich is missing.
     """
     rows = []
-    for path, info in found:
-        default = next(point.name for point in info.points if point.index == info.default_point)
+    for one in sorted(found, key=lambda b: (b.info.source.model_id, b.info.target.model_id)):
+        info, said = one.info, judged(one).to_json()
         rows.append(
             (
-                path.relative_to(folder),
-                info.id,
-                info.version,
                 info.source.model_id,
                 info.target.model_id,
+                info.id,
+                info.version,
                 info.rank,
-                default,
+                _default_point(info),
+                *(_percent(said[name]) for name in ("accuracy", "native", "retention")),
+                said["tier_by_answers"],
+                said["grade_by_reconstruction"] or "-",
                 f"{sum(size for size, _ in info.files.values()):,}",
+                one.path.relative_to(folder),
             )
         )
-    columns = ("folder", "id", "#version", "source", "target", "#rank", "default point", "#bytes")
+    columns = (
+        *("source", "target", "id", "#version", "#rank", "default point"),
+        *("#right", "#native", "#retention", "tier", "grade", "#bytes", "folder"),
+    )
     print_tables([table(f"Bundles in {folder}", columns, rows)])
+    print("tier: by answers, above the blind floor; grade: by reconstruction, as published")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _section(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:

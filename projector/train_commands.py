@@ -77,6 +77,12 @@ def register(commands: Any) -> None:
     validate.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     validate.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
     validate.add_argument("--questions", type=_whole, default=6, help="per picture")
+    validate.add_argument(
+        "--watts",
+        type=_power,
+        default=15.0,
+        help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
+    )
     export = _command(commands, "export", "write a judged map as a bundle to serve", _export)
     export.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
     export.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
@@ -182,6 +188,7 @@ def _train_one(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from projector import validate, validate_page
+    from projector.cost import costs
     from projector.dataset import Dataset
     from projector.estimate import same_answer
     from projector.fit import edge_answers, untrained_edge_states
@@ -196,10 +203,15 @@ def _validate(args: argparse.Namespace) -> int:
     judge = validate.Validator(trainer, corpus, data, args.questions)
     with tables.doing("a map from an untrained edge model"):
         floor = untrained_edge_states(args.source, made, corpus, data.picture)
-    with tables.doing(f"{len(judge.asked)} questions, every arm"):
+    with tables.doing(f"{len(judge.asked)} questions, the edge model alone"):
         own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked])
         right = [same_answer(a, q.answer) for a, q in zip(own, judge.asked, strict=True)]
-        report = judge.report(floor, right)
+    asked = judge.asked[0]
+    with tables.doing("what an answer costs"):
+        x = corpus.x[asked.picture : asked.picture + 1]
+        spent = costs(trainer, x, data.picture(asked.picture), asked.text, args.watts)
+    with tables.doing(f"{len(judge.asked)} questions, every arm"):
+        report = judge.report(floor, right, spent)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     validate_page.write(report, data, args.out / "report.html")
@@ -243,7 +255,7 @@ def _export(args: argparse.Namespace) -> int:
         target=target.layout,
         encoder=encoder,
         cloud=CloudFiles(weights=made.to_bytes(), graph=exported.graph),
-        certificate={key: value for key, value in report.items() if key != "worst_pictures"},
+        certificate=_certificate(report),
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
     )
@@ -252,6 +264,13 @@ def _export(args: argparse.Namespace) -> int:
         f"parity {exported.parity:.1e}, tier {report['tier_by_answers']}"
     )
     return 0
+
+
+def _certificate(report: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle carries of a report: no single pictures and no single frames."""
+    kept = {key: value for key, value in report.items() if key != "worst_pictures"}
+    bound = {key: value for key, value in report["bound"].items() if key != "frames"}
+    return {**kept, "bound": bound}
 
 
 # ---------------------------------------------------------------------- what they share
@@ -365,6 +384,13 @@ def _whole(text: str) -> int:
     value = _count(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _power(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text} W is not in 0..100000")
     return value
 
 

@@ -8,20 +8,23 @@ questions (5 points either way at 95 %).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from projector import literature
 from projector.bounds import judge_bound, through_fp8
 from projector.cache import LayerCache
 from projector.corpus import Corpus
 from projector.dataset import Asked, Dataset
 from projector.estimate import by_group, clustered, paired
 from projector.families.base import Map
+from projector.grades import grade, tier
 from projector.packed import IGNORED, Packed
 from projector.train import Trainer
 from protos.errors import CorpusError, FitError
@@ -30,12 +33,11 @@ LEAST_QUESTIONS = 384
 CONDITION_LIMIT = 1000.0
 _BATCH = 32
 _NEGLIGIBLE = 0.01
+_SPREAD_PICTURES = 256
+_KEPT_BYTES = 1 << 28  # of native logits, which every arm is compared with
 
-GRADES = (("A", 0.95, 0.01), ("B", 0.90, 0.03), ("C", 0.85, 0.05), ("D", 0.80, 0.10))
-"""Grade, least mean cosine, largest MSE (as published; both must hold)."""
-
-TIERS = (("platinum", 0.98), ("gold", 0.95), ("silver", 0.90), ("bronze", 0.80))
-"""Tier, least retention of the native accuracy above the blind floor."""
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Narrower types that a map's weights may be stored in."""
 
 States = npt.NDArray[np.floating]
 Make = Callable[[npt.NDArray[np.float32], States, range], Sequence[LayerCache]]
@@ -101,6 +103,7 @@ class Validator:
                 f"{LEAST_QUESTIONS} says nothing; add pictures or questions"
             )
         self.pictures = [one.picture for one in self.asked]
+        self._native: dict[int, torch.Tensor] = {}
 
     def answers(self, make: Make) -> Answers:
         """Answers from a cache, beside those from the native one."""
@@ -109,25 +112,30 @@ class Validator:
             for begin in range(0, len(self.corpus), _BATCH):
                 chosen = range(begin, min(begin + _BATCH, len(self.corpus)))
                 rows = [self.rows[i] for i in chosen]
-                most = max(map(len, rows))
-                if not most:
+                if not any(rows):
                     continue
-                # Every picture gets as many; the repeated ones are dropped again below.
-                full = [(row * most)[:most] if row else rows[0][:1] * most for row in rows]
-                packed = Packed.of(
-                    [
-                        [
-                            (self.trainer.question_ids(q.text), self.trainer.answer_ids(q.answer))
-                            for q in row
-                        ]
-                        for row in full
-                    ]
-                )
+                packed = self._packed(rows)
                 x = self.corpus.x[begin : chosen.stop].astype(np.float32)
                 y = self.corpus.y[begin : chosen.stop]
-                native = self.trainer.logits(packed, self.trainer.native_layers(y))
                 given = self.trainer.logits(packed, make(x, y, chosen))
+                native = self._native_logits(begin, packed, y)
                 self._take(found, packed, native, given, [len(row) for row in rows])
+        return found
+
+    def _packed(self, rows: Sequence[Sequence[Asked]]) -> Packed:
+        """As many questions for each picture; `_take` drops the repeated ones again."""
+        most = max(map(len, rows))
+        some = next(row for row in rows if row)
+        full = [(list(row) * most)[:most] if row else [some[0]] * most for row in rows]
+        ids, answers = self.trainer.question_ids, self.trainer.answer_ids
+        return Packed.of([[(ids(q.text), answers(q.answer)) for q in row] for row in full])
+
+    def _native_logits(self, begin: int, packed: Packed, y: States) -> torch.Tensor:
+        if begin in self._native:
+            return self._native[begin]
+        found = self.trainer.logits(packed, self.trainer.native_layers(y))
+        if found.nbytes + sum(kept.nbytes for kept in self._native.values()) <= _KEPT_BYTES:
+            self._native[begin] = found
         return found
 
     def _take(
@@ -180,6 +188,11 @@ class Validator:
             return there
 
         return self.states(states)
+
+    def in_precision(self, name: str) -> Answers:
+        """From the map's cache, its weights stored in a type of `PRECISIONS`."""
+        made = self.trainer.map.in_precision(PRECISIONS[name])
+        return self.states(lambda x: made(torch.from_numpy(x)))
 
     def native(self) -> Answers:
         """From the target's own cache."""
@@ -253,20 +266,23 @@ class Validator:
         self,
         untrained_edge: npt.NDArray[np.floating] | None = None,
         edge_only: list[bool] | None = None,
+        costs: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Everything, as `report.json` holds it.
 
         Args:
             untrained_edge: as `controls` takes it.
             edge_only: whether the edge model's own answer is right, one per question.
+            costs: of `cost.costs`.
         """
         native, mapped = self.native(), self.mapped()
         arms = {"native": native, "mapped": mapped}
         bound: dict[str, Any] = {"none": "not a map of a family"}
         if isinstance(self.trainer.map, Map):
             arms["mapped_fp8"] = self.mapped_fp8()
+            arms |= {f"mapped_{name}": self.in_precision(name) for name in PRECISIONS}
             try:
-                bound = dict(judge_bound(self.trainer.map, self.corpus))
+                bound = judge_bound(self.trainer.map, self.corpus)
             except FitError as error:
                 bound = {"none": error.message}
         arms |= self.controls(untrained_edge)
@@ -288,7 +304,7 @@ class Validator:
         above = accuracy["native"]["mean"] - floor
         retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else None
         rel_l2 = fit["whole"]["relative_l2"]
-        return {
+        report = {
             "pictures": len(self.corpus),
             "questions": len(self.asked),
             "accuracy": accuracy,
@@ -313,8 +329,71 @@ class Validator:
             "tier_by_answers": tier(retention),
             "diagnostics": diagnostics(self.trainer.map),
             "bound": bound,
+            "distortion_by_arm": {
+                name: float(np.mean(arm.variation)) for name, arm in arms.items()
+            },
+            "precision": self._precision(arms, fit),
+            "retention_by_rank": self._by_rank(floor, above),
             "worst_pictures": self._worst(mapped),
         }
+        if costs is not None:
+            report["costs"] = dict(costs)
+        return report | {"literature": literature.beside(report)}
+
+    def _precision(
+        self, arms: Mapping[str, Answers], fit: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What the map loses when its weights are stored in fewer bits."""
+        made = self.trainer.map
+        if not isinstance(made, Map):
+            return []
+        fits = {"float32": fit} | {
+            name: reconstruction(made.in_precision(dtype), self.corpus)
+            for name, dtype in PRECISIONS.items()
+        }
+        found = []
+        for name, figures in fits.items():
+            arm = arms["mapped" if name == "float32" else f"mapped_{name}"]
+            whole = figures["whole"]
+            found.append(
+                {
+                    "precision": name,
+                    "accuracy": float(np.mean(arm.right)),
+                    "answers_changed": float(
+                        np.mean(np.not_equal(arm.right, arms["mapped"].right))
+                    ),
+                    "cosine": whole["cosine"],
+                    "cosine_lost": fit["whole"]["cosine"] - whole["cosine"],
+                    "relative_l2": whole["relative_l2"],
+                }
+            )
+        return found
+
+    def _by_rank(self, floor: float, above: float) -> list[dict[str, Any]]:
+        """Retention of the map's best approximations of lower rank; empty if it is not linear."""
+        made = self.trainer.map
+        if not isinstance(made, Map) or made.weights() is None or above <= 0:
+            return []
+        x = torch.from_numpy(self.corpus.x[:_SPREAD_PICTURES].astype(np.float32))
+        with torch.no_grad():
+            u, s, v = principal(made, made.regrid(made.normal(x)).flatten(0, 1))
+            bias = made.cloud(made.down(torch.zeros(1, made.source.tokens, made.source.state_dim)))
+        found = []
+        for rank in (4 << i for i in range(20)):
+            if rank >= min(made.rank, len(s)):
+                break
+            narrow, wide = u[:, :rank] * s[:rank], v[:rank]
+
+            def states(
+                x: npt.NDArray[np.float32], narrow: Tensor = narrow, wide: Tensor = wide
+            ) -> Tensor:
+                z = made.regrid(made.normal(torch.from_numpy(x)) @ narrow)
+                there: Tensor = (z @ wide + bias) * made.y_scale + made.y_mean
+                return there
+
+            right = float(np.mean(self.states(states).right))
+            found.append({"rank": rank, "accuracy": right, "retention": (right - floor) / above})
+        return found
 
     def _worst(self, mapped: Answers, most: int = 10) -> list[dict[str, Any]]:
         """The pictures with the largest KL, and the questions that were answered otherwise."""
@@ -333,6 +412,29 @@ class Validator:
             }
             for picture in sorted(total, key=lambda p: -total[p])[:most]
         ]
+
+
+def principal(made: Map, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A linear map taken apart by what it explains of some states: `W = U diag(s) V`.
+
+    Cut after k components it is the best map of rank k to the map's own predictions (as in
+    reduced-rank regression; Izenman, 1975).
+
+    Args:
+        made: a linear map.
+        x: z-scored source states `[n, d_s]`.
+
+    Returns:
+        `U [d_s, k]`, `s [k]`, `V [k, d_r]`.
+    """
+    weights = made.weights()
+    if weights is None:
+        raise FitError(f"'{made.family.name}' is not linear: it has no principal components")
+    spread = (x.T @ x / len(x)).double()
+    values, axes = torch.linalg.eigh(spread)
+    root = values.clamp(min=float(values[-1]) * 1e-9).sqrt()
+    u, s, v = torch.linalg.svd((axes * root).T @ weights.double(), full_matrices=False)
+    return ((axes / root) @ u).float(), s.float(), v.float()
 
 
 def untrained(made: Map, seed: int = 1) -> Map:
@@ -446,15 +548,3 @@ def amplification(
         }
         for kind, values in sorted(grouped.items())
     }
-
-
-def grade(cosine: float, mse: float) -> str:
-    """The published grade, A to F, by reconstruction."""
-    return next((g for g, least, most in GRADES if cosine >= least and mse <= most), "F")
-
-
-def tier(retention: float | None) -> str:
-    """The certificate's tier, by answers; `none` below bronze or where native is no better."""
-    if retention is None:
-        return "none"
-    return next((name for name, least in TIERS if retention >= least), "none")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,89 @@ def show(report: Mapping[str, Any]) -> None:
             table(
                 "reconstruction, z-scores", ("", "cosine", "MSE", "rel. L2", "R²"), reconstruction
             ),
+            *_literature(report),
         ]
     )
     print(
         f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} by answers, "
         f"grade {report['grade_by_reconstruction']} by reconstruction"
     )
+
+
+def _literature(report: Mapping[str, Any]) -> list[Any]:
+    """The published tables, ours beside them."""
+    found = report["literature"]
+    tasks = [
+        (
+            row["task"],
+            row["kind"],
+            f"{row['published']['c_attn']:.1f}",
+            f"{row['published']['d_task']:.3f}",
+            *(("–", "–", "–") if row["measured"] is None else _task(row["measured"])),
+        )
+        for row in found["tasks"]
+    ]
+    ways = [
+        (
+            row["configuration"],
+            f"{row['published']['success']:.0%}",
+            "–" if row["measured"] is None else f"{row['measured']['success']:.1%}",
+            f"{row['published']['distortion']:.2f}",
+            "–" if row["measured"] is None else _shown(row["measured"]["distortion"]),
+        )
+        for row in found["configurations"]
+    ]
+    costs = [
+        (
+            row["figure"],
+            *(_number(row["published"], arm) for arm in ("projected", "full")),
+            *(_number(row["measured"], arm) for arm in ("projected", "full")),
+            f"1/{row['ratio']:.1f}",
+        )
+        for row in found["costs"]
+    ]
+    rank = [(str(r["rank"]), f"{r['retention']:.3f}") for r in report["retention_by_rank"]]
+    precision = [
+        (
+            r["precision"],
+            f"{r['accuracy']:.1%}",
+            f"{r['answers_changed']:.2%}",
+            f"{r['cosine']:.5f}",
+        )
+        for r in report["precision"]
+    ]
+    said = [(s["claim"], s["measured"], "yes" if s["holds"] else "NO") for s in found["statements"]]
+    watts = report["costs"]["watts"] if "costs" in report else 0
+    named: list[tuple[str, tuple[str, ...], Sequence[Sequence[object]]]] = [
+        (
+            "published tasks, limit 0.1",
+            ("task", "ours", "#C_attn", "#D_task", "#C_attn here", "#D_task here", "within"),
+            tasks,
+        ),
+        (
+            "published configurations (their distortion is 1 - success)",
+            ("", "#success", "#here", "#distortion", "#D_task here"),
+            ways,
+        ),
+        (
+            f"costs to the first token (energy: CPU time at a stated {watts:g} W)",
+            ("", "#projected", "#full", "#projected here", "#full here", "#ratio here"),
+            costs,
+        ),
+        ("retention against rank", ("rank", "#retention"), rank),
+        ("weights in fewer bits", ("", "#right", "#answers changed", "#cosine"), precision),
+        ("what the literature says", ("statement", "here", "holds"), said),
+    ]
+    return [table(title, columns, rows) for title, columns, rows in named if rows]
+
+
+def _task(measured: Mapping[str, Any]) -> tuple[str, str, str]:
+    within = "yes" if measured["within"] else "NO"
+    return _shown(measured["c_attn"]), f"{measured['d_task']:.3f}", within
+
+
+def _number(row: Mapping[str, float] | None, arm: str) -> str:
+    return "–" if row is None else f"{row[arm]:,.4g}"
 
 
 def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
@@ -78,6 +155,8 @@ def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
         worst=worst,
         layers=_layers(report["reconstruction"]["layers"]),
         singular=_singular(report["diagnostics"].get("singular_values")),
+        ranks=_ranks(report),
+        frames=_frames(report["bound"].get("frames")),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -103,6 +182,35 @@ def _singular(values: list[float] | None) -> str:
     axes.semilogy(range(1, len(values) + 1), values)
     axes.set_xlabel("index")
     axes.set_ylabel("singular value")
+    return _png(figure)
+
+
+def _ranks(report: Mapping[str, Any]) -> str:
+    rows = report["retention_by_rank"]
+    if not rows:
+        return ""
+    figure, axes = pyplot.subplots(figsize=(7, 3))
+    axes.semilogx([r["rank"] for r in rows], [r["retention"] for r in rows], "o-", base=2)
+    axes.axhline(report["retention"], color="grey", lw=0.8, label="the whole map")
+    axes.set_xlabel("rank that the map is cut to")
+    axes.set_ylabel("retention")
+    axes.legend()
+    return _png(figure)
+
+
+def _frames(frames: Mapping[str, list[float]] | None) -> str:
+    if not frames:
+        return ""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6))
+    left.scatter(frames["actual"], frames["bound"], s=6)
+    left.set_xlabel("actual error of a frame")
+    left.set_ylabel("bound")
+    right.scatter(frames["added"], frames["estimate"], s=6)
+    right.set_xlabel("what FP8 latents add")
+    right.set_ylabel("expected-error estimate")
+    for axes in (left, right):
+        most = max(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.plot([0, most], [0, most], color="grey", lw=0.8)
     return _png(figure)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from projector.bundle import BundleInfo, write_bundle
 from projector.cli import PREFIX, Settings, main
+from projector.grades import Judged
 from projector.tables import CONTROLS
 from projector.vlm import VLM
 from protos.errors import (
@@ -322,6 +323,33 @@ def test_catalogue_lists_the_bundles_at_hand(run: Run, bundle: Path) -> None:
     assert [entry["id"] for entry in shown] == ["tiny", "tiny"]
     assert {Path(e["path"]) for e in shown} == {bundle, bundle.parent / "deeper" / "second"}
     assert [e["id"] for e in json.loads(run("catalogue", bundle, "--json")[1])] == ["tiny"]
+    assert shown[0]["judged"]["tier_by_answers"] == "none"  # its certificate says nothing
+
+
+def test_catalogue_shows_tier_and_grade_of_both_forms_of_certificate() -> None:
+    reference = {
+        "accuracy": {"coarse": 0.9, "float": 0.93},
+        "controls": {"cloud_image": 0.95, "blind": 0.3},
+        "reconstruction": {"cosine": 0.52},
+    }
+    found = Judged.of(reference, "coarse").to_json()
+    assert found["retention"] == pytest.approx(0.6 / 0.65)
+    assert (found["tier_by_answers"], found["grade_by_reconstruction"]) == ("silver", "F")
+    means = {"mapped": 0.94, "native": 0.95, "blind": 0.3}
+    report = {
+        "accuracy": {name: {"mean": mean} for name, mean in means.items()},
+        "reconstruction": {"whole": {"cosine": 0.96, "mse": 0.02}},
+    }
+    found = Judged.of(report, "fp8").to_json()
+    assert (found["tier_by_answers"], found["grade_by_reconstruction"]) == ("platinum", "B")
+    for odd in (
+        {},
+        {"accuracy": 3, "reconstruction": "x"},
+        {"accuracy": {"mapped": {"mean": "x"}}},
+    ):
+        said = Judged.of(odd, "fp8").to_json()
+        assert said["retention"] is None and said["tier_by_answers"] == "none"
+        assert said["grade_by_reconstruction"] is None
 
 
 def test_catalogue_lists_the_rest_and_ends_with_the_code_of_the_damaged(

@@ -15,14 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from projector import cli
+from projector import cli, literature, validate_page
 from projector.bundle import Bundle
 from projector.corpus import collect
 from projector.dataset import Dataset, write_questions
 from projector.families import load
 from projector.fit import split
+from projector.grades import grade, tier
 from projector.train import Trainer, TrainSettings
-from projector.validate import LEAST_QUESTIONS, Validator, grade, reconstruction, tier
+from projector.validate import LEAST_QUESTIONS, Validator, principal, reconstruction
 from projector.vlm import VLM
 from protos.errors import ERRORS, CorpusError, FitError, SourceError
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
@@ -106,13 +107,13 @@ def test_training_again_goes_on_from_where_it_stopped_and_gives_the_same_map(
 def test_a_report_has_every_control_beside_its_figure(
     run: Any, data: Path, corpus: Path, made: Path, tmp_path: Path
 ) -> None:
-    assert run("validate", made, data, corpus, tmp_path) == 0
+    assert run("validate", made, data, corpus, tmp_path, "--watts", "20") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["questions"] == 6 * PICTURES
     assert set(report["accuracy"]) == {
         *("native", "mapped", "blind", "other_picture"),
         *("mean_state", "untrained_map", "untrained_edge"),
-        *("mapped_fp8", "edge_only"),
+        *("mapped_fp8", "edge_only", "mapped_float16", "mapped_bfloat16"),
     }
     assert "not one linear map per token" in report["bound"]["none"]
     for arm in report["accuracy"].values():
@@ -120,7 +121,20 @@ def test_a_report_has_every_control_beside_its_figure(
     assert set(report["accuracy_by_kind"]["mapped"]) == {"even", "odd"}
     assert report["other_picture_labels"]["questions"] == 6 * PICTURES
     assert len(report["worst_pictures"]) == 10
+    literature = report["literature"]
+    ways = {row["configuration"]: row["measured"] for row in literature["configurations"]}
+    assert ways["cloud only"]["distortion"] == pytest.approx(0.0, abs=1e-6)
+    assert ways["edge only"]["success"] == report["accuracy"]["edge_only"]["mean"]
+    assert ways["edge + projector + FP8"]["success"] == report["accuracy"]["mapped_fp8"]["mean"]
+    assert all(row["measured"] is None for row in literature["tasks"])  # no such kinds here
+    for arm in ("projected", "full"):
+        spent = report["costs"][arm]
+        assert spent["energy_j"] == pytest.approx(20.0 * spent["cpu_s"], rel=1e-2, abs=1e-4)
+        assert spent["flops"] > 0
+    assert 0 < report["costs"]["projected"]["project_flops"] < report["costs"]["projected"]["flops"]
+    assert [row["precision"] for row in report["precision"]] == ["float32", "float16", "bfloat16"]
     page = (tmp_path / "report.html").read_text()
+    assert "fire detection" in page and "edge + projector + FP8" in page
     assert "untrained_edge" in page and page.count("data:image/png") >= 11
 
 
@@ -147,6 +161,55 @@ def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
     assert "32 frames" in report["bound"]["none"]
     far = judge.blind()
     assert np.mean(far.kl) > np.mean(native.kl)
+
+
+def test_a_linear_map_cut_to_its_principal_components_is_the_best_of_that_rank(
+    judge: Validator,
+) -> None:
+    made = judge.trainer.map
+    x = made.normal(torch.from_numpy(judge.corpus.x.astype(np.float32))).flatten(0, 1)
+    u, s, v = principal(made, x)
+    whole = (x @ made.weights()).detach().double().numpy()
+    np.testing.assert_allclose((x @ u * s @ v).detach().numpy(), whole, atol=1e-3)
+    cut = (x @ (u[:, :5] * s[:5]) @ v[:5]).detach().double().numpy()
+    singular = np.linalg.svd(whole, compute_uv=False)  # Eckart and Young: no rank 5 comes nearer
+    best = np.sqrt(np.square(singular[5:]).sum())
+    assert np.linalg.norm(whole - cut) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(
+    judge: Validator, tmp_path: Path
+) -> None:
+    report = judge.report()
+    ranks = [row["rank"] for row in report["retention_by_rank"]]
+    if report["retention"] is not None:
+        assert ranks[:3] == [4, 8, 16] and max(ranks) < judge.trainer.map.rank
+    whole, half, brain = report["precision"]
+    assert whole["cosine_lost"] == 0 and whole["answers_changed"] == 0
+    assert abs(half["cosine_lost"]) < abs(brain["cosine_lost"]) < 0.02
+    report["map"] = {"family": "ridge"}
+    validate_page.write(report, judge.dataset, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert ("Retention against rank" in page) == bool(ranks)
+    assert "bfloat16" in page
+
+
+def test_what_does_not_hold_is_said(judge: Validator) -> None:
+    report = judge.report()
+    report["attention_amplification"] = {
+        "hazard": {"d_task": 0.02, "c_attn": 0.1, "within_0.1": True},
+        "counting": {"d_task": 0.25, "c_attn": 1.2, "within_0.1": False},
+    }
+    report["bound"] = {"coverage": 0.98, "bound_over_actual": 4.0, "estimate_over_actual": 1.1}
+    found = literature.beside(report)
+    tasks = {row["kind"]: row["measured"] for row in found["tasks"]}
+    assert tasks["hazard"]["within"] and not tasks["counting"]["within"]
+    assert tasks["scene"] is None
+    said = {row["claim"]: row for row in found["statements"]}
+    limit = said["every task's distortion is about 0.1 or less"]
+    assert limit["holds"] is False and "counting 0.250" in limit["measured"]
+    bound = next(row for claim, row in said.items() if claim.startswith("99 % of frames"))
+    assert bound["holds"] is False and bound["measured"] == "98.00%"
 
 
 def test_reconstruction_figures_are_those_of_the_definitions(judge: Validator) -> None:

@@ -1,0 +1,199 @@
+"""What was published of such maps, and ours beside it, in the published tables' own shape.
+
+Knows the published figures and what `validate.Validator.report` returns. Measures nothing. Whether
+a published statement holds here is computed; where the published arithmetic cannot hold anywhere,
+that is said beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LIMIT = 0.1
+"""Published `D_max`, the largest distortion of a task."""
+COVERAGE = 0.985
+"""Least share of test frames within a bound of the 99 % level."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the published table of attention amplification.
+
+    Attributes:
+        name: as published.
+        ours: the kind of question that stands for it here.
+        c_attn: published amplification.
+        d_task: published distortion.
+    """
+
+    name: str
+    ours: str
+    c_attn: float
+    d_task: float
+
+
+TASKS = (
+    Task("fire detection (2 classes)", "hazard", 6.4, 0.068),
+    Task("object tracking (5 classes)", "counting", 8.2, 0.087),
+    Task("scene understanding (20 classes)", "scene", 9.5, 0.101),
+)
+
+CONFIGURATIONS = (
+    ("cloud only", "native", 0.92, 0.08),
+    ("edge only", "edge_only", 0.88, 0.12),
+    ("edge + projector", "mapped", 0.90, 0.10),
+    ("edge + projector + FP8", "mapped_fp8", 0.89, 0.11),
+)
+"""Published name, our arm, published success and distortion."""
+
+RELATIVE_ERROR = 0.0106
+SENT_BYTES = {"projected": 512, "full": 51_200}
+LATENCY_MS = {"projected": 18.0, "full": 120.0}
+ENERGY_J = {"projected": 0.48, "full": 48.0}
+
+_OF_ITS_SIZE = 2.0  # a bound above so many times the error is not taken for the error
+
+
+def beside(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The published tables with our figures in them.
+
+    Args:
+        report: of `Validator.report`, `costs` included where they were measured.
+
+    Returns:
+        `tasks[]`, `configurations[]`, `costs[]` (each with `published` and `measured`, the latter
+        None where there is nothing to put there), and `statements[]` with `holds`.
+    """
+    amplified, accuracy = report["attention_amplification"], report["accuracy"]
+    native = accuracy["native"]["mean"]
+    distances = report["distortion_by_arm"]
+    tasks = [
+        {
+            "task": task.name,
+            "kind": task.ours,
+            "published": {
+                "c_attn": task.c_attn,
+                "d_task": task.d_task,
+                "within": task.d_task <= LIMIT,
+            },
+            "measured": None
+            if task.ours not in amplified
+            else {
+                "c_attn": amplified[task.ours]["c_attn"],
+                "d_task": amplified[task.ours]["d_task"],
+                "within": amplified[task.ours]["d_task"] <= LIMIT,
+            },
+        }
+        for task in TASKS
+    ]
+    configurations = [
+        {
+            "configuration": name,
+            "published": {"success": success, "distortion": distortion},
+            "measured": None
+            if arm not in accuracy
+            else {
+                "success": accuracy[arm]["mean"],
+                "failure": 1 - accuracy[arm]["mean"],
+                "distortion": distances.get(arm),
+                "of_native": accuracy[arm]["mean"] / native if native else None,
+            },
+        }
+        for name, arm, success, distortion in CONFIGURATIONS
+    ]
+    costs = report.get("costs")
+    return {
+        "tasks": tasks,
+        "configurations": configurations,
+        "costs": [] if costs is None else _costs(costs),
+        "statements": statements(report),
+    }
+
+
+def _costs(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "figure": figure,
+            "published": published,
+            "measured": {arm: costs[arm][key] for arm in ("projected", "full")},
+            "ratio": costs["full"][key] / max(costs["projected"][key], 1e-12),
+        }
+        for figure, key, published in (
+            ("latency to the first token, ms", "latency_ms", LATENCY_MS),
+            ("energy per picture, J", "energy_j", ENERGY_J),
+            ("operations, FLOP", "flops", None),
+            ("bytes sent", "bytes", SENT_BYTES),
+        )
+    ]
+
+
+def statements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the literature says, what was measured, and whether it holds here."""
+    found: list[dict[str, Any]] = []
+
+    def add(claim: str, measured: str, holds: bool | None) -> None:
+        found.append({"claim": claim, "measured": measured, "holds": holds})
+
+    accuracy, amplified = report["accuracy"], report["attention_amplification"]
+    above = {k: v["d_task"] for k, v in sorted(amplified.items()) if v["d_task"] > LIMIT}
+    add(
+        f"every task's distortion is about {LIMIT} or less",
+        f"{len(amplified) - len(above)} of {len(amplified)} kinds are within"
+        + "".join(f"; {kind} {value:.3f}" for kind, value in above.items()),
+        not above,
+    )
+    factors = [v["c_attn"] for v in amplified.values() if v["c_attn"] is not None]
+    if factors:
+        add(
+            "attention amplifies a relative error of the states 6.4 to 9.5 times",
+            f"{min(factors):.2f} to {max(factors):.2f} times (total variation of the first answer "
+            "token over relative L2)",
+            all(6.4 <= factor <= 9.5 for factor in factors),
+        )
+    error = report["reconstruction"]["whole"]["relative_l2"]
+    add(
+        f"the states' relative error is {RELATIVE_ERROR:.2%} (published arithmetic divides one "
+        "token's error by a hundred tokens' norm)",
+        f"{error:.1%}",
+        error <= RELATIVE_ERROR,
+    )
+    if "mapped_fp8" in accuracy:
+        lost = accuracy["mapped"]["mean"] - accuracy["mapped_fp8"]["mean"]
+        add("FP8 costs one point", f"{100 * lost:.2f} points", lost <= 0.01)
+    if "edge_only" in accuracy:
+        gain = accuracy["mapped"]["mean"] - accuracy["edge_only"]["mean"]
+        add("projecting gains two points on the edge alone", f"{100 * gain:+.1f}", gain >= 0.02)
+    lack = accuracy["native"]["mean"] - accuracy["mapped"]["mean"]
+    add("projecting loses two points on the cloud alone", f"{-100 * lack:+.1f}", lack <= 0.02)
+    grade, tier = report["grade_by_reconstruction"], report["tier_by_answers"]
+    add(
+        "the grade by reconstruction says what the map is good for",
+        f"grade {grade} by reconstruction, {tier} by answers",
+        (grade in "AB") == (tier in ("platinum", "gold")),
+    )
+    bound = report["bound"]
+    if "coverage" in bound:
+        add(
+            "the bound is of the size of the error",
+            f"{bound['bound_over_actual']:.1f} times the actual error; the expected-error estimate "
+            f"{bound['estimate_over_actual']:.2f} times what FP8 adds",
+            bound["bound_over_actual"] <= _OF_ITS_SIZE,
+        )
+        add(
+            f"99 % of frames lie within the bound (at least {COVERAGE:.1%} of test frames)",
+            f"{bound['coverage']:.2%}",
+            bound["coverage"] >= COVERAGE,
+        )
+    costs = report.get("costs")
+    if costs is not None:
+        times = costs["projected"]["latency_ms"] / costs["full"]["latency_ms"]
+        add(
+            "projecting takes 85 % less time than full inference",
+            f"{1 - times:.0%} less",
+            times <= 0.15,
+        )
+        energy = costs["full"]["energy_j"] / max(costs["projected"]["energy_j"], 1e-12)
+        add("projecting takes a hundredth of the energy", f"1/{energy:.1f}", energy >= 100)
+    return found
