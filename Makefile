@@ -55,8 +55,8 @@ bench: $(READY) ## The demo's measurements over the full test split, and the pic
 	@echo "bench: full test split, report in build/bench/"
 	@$(BIN)/python -m benchmarks.bench
 
-bench-projectors: $(READY) ## Every family of maps on every edge model there is, with controls and shift
-	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json"
+bench-projectors: $(READY) ## Every family of maps on every edge model, with controls and shift (under an hour; resumes)
+	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json and .html"
 	@$(BIN)/python -m benchmarks.projectors
 
 bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (under 60 minutes)

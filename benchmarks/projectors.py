@@ -1,56 +1,63 @@
 """`make bench-projectors`: every family on every edge model, in one table.
 
 Knows which members are compared and how each figure is counted; the fitting and judging are
-`projector`'s. A seed draws which pictures a map is fitted to. Choices were made on validation;
-accuracy is measured on the test split and on the shifted one (night and fog), never trained on.
+`projector`'s, what the machine does is `projectors_machine`'s, pages are `projectors_page`'s. A
+seed leaves out another third of the training pictures. Choices were made on validation; accuracy
+is measured on the test split and on the shifted one (night, fog, unseen grounds), never trained on.
+What is finished is kept in `--work`, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from projector.backends import CloudFiles
-from projector.backends.onnxruntime import OnnxRuntimeBackend
+from benchmarks import projectors_machine as machine
+from benchmarks import projectors_page as page
 from projector.bounds import judge_bound
 from projector.bundle import Bundle
 from projector.corpus import Corpus, collect
-from projector.damage import loader, read_files, survey
 from projector.dataset import Dataset
 from projector.estimate import clustered
 from projector.families import Family, Map
 from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.families.bidirectional import Bidirectional
+from projector.families.linear import Linear
 from projector.families.low_rank import LowRank
 from projector.families.mix import Mix
+from projector.families.mlp import MLP
 from projector.families.procrustes import Procrustes
 from projector.families.ridge import Ridge
 from projector.families.shared import Shared
 from projector.fit import moments_of, untrained_edge_states
 from projector.maps.low_rank import CloudHalf
+from projector.maps.trainable import LowRankMap
 from projector.moments import Moments
-from projector.moments import ridge as solve_ridge
 from projector.train import Trainer, TrainSettings
-from projector.validate import Validator, reconstruction
+from projector.validate import PRECISIONS, Answers, Validator, reconstruction
 from projector.vlm import VLM
 from protos.errors import BridgeError, FitError
 from reference.export_yard import export
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "reference" / "models"
-BUNDLE = ROOT / "reference" / "bundles" / "edge-a-cloud"
+BUNDLES = ROOT / "reference" / "bundles"
+
+DEFAULT = LowRank(r=64)
+"""The W-Matrix at the rank that has a target; the one that is also measured in fewer bits."""
 
 CLOSED: tuple[Family, ...] = (
     Ridge(),
@@ -69,91 +76,187 @@ CLOSED: tuple[Family, ...] = (
 )
 """Fitted in closed form, with every seed."""
 
-FINALISTS: tuple[Family, ...] = (
-    LowRank(r=64),
-    Ridge(),
-    Mix(inner="low_rank", config={"r": 64}, width=256, depth=2),
-)
-"""Then trained: reconstruction, and through the frozen model."""
+DESCENDED: tuple[Family, ...] = (Linear(), MLP())
+"""Have no closed form: reconstruction by gradient, one seed."""
 
-PAIRS = 100_000
+FINALISTS: tuple[Family, ...] = (
+    DEFAULT,
+    Ridge(),
+    Mix(inner="low_rank", config={"r": DEFAULT.r}, width=256, depth=2),
+)
+"""Then trained through the frozen model, one seed; reconstruction first where it is not closed."""
+
+SPLITS = ("test", "shifted")
+TASK = " + task loss"
+FOLDS = 3
 
 
 def label(member: Family) -> str:
-    """A member's name with the settings that differ from its defaults."""
+    """A member's name with the settings that differ from its defaults; its rank is a column."""
     changed = {k: v for k, v in asdict(member).items() if v != asdict(type(member)())[k]}
+    if member.name == Mix.name:
+        changed = {}
     return member.name + "".join(f" {k}={v}" for k, v in changed.items() if k != "r")
 
 
-def split(folder: Path, name: str, start: int, count: int, questions: int) -> Dataset:
+class Journal:
+    """What an earlier run has finished: one JSON line per figure, under all that determines it."""
+
+    def __init__(self, path: Path, fresh: bool) -> None:
+        """Reads it; a line that was cut short is dropped.
+
+        Args:
+            path: of the file, made if missing.
+            fresh: forget what is there.
+        """
+        self.path, self.found, self.seconds = path, {}, 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            path.unlink(missing_ok=True)
+        whole = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if whole and not whole[-1].endswith(b"\n"):
+            os.truncate(path, sum(map(len, whole[:-1])))
+            whole = whole[:-1]
+        for line in whole:
+            entry = json.loads(line)
+            self.found[entry["key"]] = entry
+
+    def get(self, key: Sequence[Any], make: Callable[[], Any]) -> Any:
+        """The figure of that key, measured if it is not there."""
+        name = json.dumps(key)
+        if name not in self.found:
+            begun = time.perf_counter()
+            value = make()
+            entry = {"key": name, "seconds": time.perf_counter() - begun, "value": value}
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.found[name] = entry
+        self.seconds += self.found[name]["seconds"]
+        return self.found[name]["value"]
+
+
+def split(folder: Path, name: str, count: int, questions: int) -> Dataset:
     """A split of the yard as a folder of pictures; written once."""
-    path = folder / f"{name}-{start}-{count}-{questions}"
+    path = folder / f"{name}-{count}-{questions}"
     if not (path / "questions.jsonl").exists():
-        export(path, name, start, count, questions)
+        export(path, name, 0, count, questions)
     return Dataset(path)
 
 
 class Edge:
-    """One edge model with its pairs."""
+    """One edge model; pairs, moments and judges are made when they are first needed."""
 
-    def __init__(self, name: str, path: Path, target: VLM, args: argparse.Namespace) -> None:
-        """Collects the pairs; shards that are there are not made again."""
-        self.name, self.path, self.args = name, path, args
-        self.source, self.target = VLM.load(path), target
-        work = args.work / f"{name}-{self.source.layout.fingerprint[:8]}"
-        self.data = {
-            "train": split(args.work, "train", 0, args.train_pictures, 16),
-            "test": split(args.work, "test", 0, args.pictures, 6),
-            "shifted": split(args.work, "shifted", 0, args.pictures, 6),
+    def __init__(self, path: Path, target: VLM, args: argparse.Namespace) -> None:
+        """Loads the model only."""
+        self.name, self.path, self.target, self.args = path.name, path, target, args
+        self.source = VLM.load(path)
+        self.work = args.work / f"{self.name}-{self.source.layout.fingerprint[:8]}"
+        self.sizes = {
+            "train": (args.train_pictures, 16),
+            "test": (args.pictures, 6),
+            "shifted": (args.shifted_pictures, 6),
         }
-        self.corpora = {
+
+    @property
+    def about(self) -> list[Any]:
+        """All that determines a figure of this edge, besides the map."""
+        layouts = [self.source.layout.fingerprint, self.target.layout.fingerprint]
+        return [self.name, *layouts, sorted(self.sizes.items())]
+
+    @cached_property
+    def data(self) -> dict[str, Dataset]:
+        """Pictures and questions per split."""
+        return {name: split(self.args.work, name, *size) for name, size in self.sizes.items()}
+
+    @cached_property
+    def corpora(self) -> dict[str, Corpus]:
+        """Pairs per split; shards that are there are not made again."""
+        return {
             part: collect(
                 self.source,
-                target,
+                self.target,
                 data.picture,
                 len(data),
-                work / part,
-                f"{name} {part}",
+                self.work / part,
+                f"{self.name} {part}",
                 data.digest,
             )
             for part, data in self.data.items()
         }
 
-    def sample(self, seed: int) -> Corpus:
-        """Two thirds of the training pictures, drawn by seed."""
-        whole = self.corpora["train"]
-        rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.choice(len(whole), len(whole) * 2 // 3, replace=False))
-        return Corpus(whole.x[chosen], whole.y[chosen], whole.attention[chosen])
+    @cached_property
+    def _folds(self) -> list[tuple[Moments, float]]:
+        """Moments of each third of the training pictures, and the seconds they took."""
+        whole, found = self.corpora["train"], []
+        order = np.random.default_rng(0).permutation(len(whole))
+        for fold in range(FOLDS):
+            begun = time.perf_counter()
+            chosen = np.sort(order[fold::FOLDS])
+            part = Corpus(whole.x[chosen], whole.y[chosen], whole.attention[chosen])
+            moments = moments_of(part, self.source, self.target)
+            found.append((moments, time.perf_counter() - begun))
+        return found
 
-    def judges(self, made: Any, folder: Path) -> dict[str, Validator]:
-        """One per split."""
+    def moments(self, seed: int | None) -> tuple[Moments, float]:
+        """Moments of all thirds but one (None: of all), and the seconds they took."""
+        chosen = [self._folds[i] for i in range(FOLDS) if i != seed]
+        total = chosen[0][0]
+        for moments, _ in chosen[1:]:
+            total = total + moments
+        return total, sum(seconds for _, seconds in chosen)
+
+    @cached_property
+    def judges(self) -> dict[str, Validator]:
+        """One per split, for any map."""
         found = {}
-        for part in ("test", "shifted"):
+        for part in SPLITS:
             data, corpus = self.data[part], self.corpora[part]
-            trainer = Trainer(
-                made, corpus, self.target, data.questions, TrainSettings(), folder / part
+            nothing = TrainSettings(reconstruct_steps=0, task_steps=0)
+            trainer: Trainer[Any] = Trainer(
+                None, corpus, self.target, data.questions, nothing, self.work / "state"
             )
             found[part] = Validator(trainer, corpus, data)
         return found
 
+    def answers(self, made: Any) -> dict[str, Answers]:
+        """Through a map, per split."""
+        for judge in self.judges.values():
+            judge.trainer.map = made
+        return {part: judge.mapped() for part, judge in self.judges.items()}
 
-def row(edge: Edge, made: Map, name: str, seed: int, seconds: float) -> dict[str, Any]:
-    """One line of the table."""
-    judges = edge.judges(made, edge.args.work / "state")
-    test, shifted = judges["test"].mapped(), judges["shifted"].mapped()
-    fit = reconstruction(made, edge.corpora["test"])
+
+def bits(right: Sequence[bool]) -> str:
+    """Right and wrong answers as a text, kept so that any two maps can be compared in pairs."""
+    return "".join("01"[one] for one in right)
+
+
+def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
+    """One line of the table.
+
+    Args:
+        edge: its pairs, questions and native answers.
+        made: a map of either sort (`projector.train.Trainable`).
+        name: what the table calls it.
+        seed: which pictures it was fitted to.
+        seconds: that fitting took.
+    """
+    answers, corpus = edge.answers(made), edge.corpora["test"]
+    test, shifted = answers["test"], answers["shifted"]
+    fit = reconstruction(made, corpus)
     figures: dict[str, Any] = {
         "edge_model": edge.name,
         "family": name,
-        "rank": made.rank,
+        "rank": made.rank if isinstance(made, Map) else made.down.shape[1],
         "seed": seed,
-        "params": made.parameters_count(),
+        "params": sum(p.numel() for p in made.parameters()),
         "accuracy": float(np.mean(test.right)),
-        "interval": clustered([float(r) for r in test.right], judges["test"].pictures).to_json(),
+        "interval": clustered(
+            [float(r) for r in test.right], edge.judges["test"].pictures
+        ).to_json(),
         "accuracy_shifted": float(np.mean(shifted.right)),
         "agreement": float(np.mean(test.full)),
         "cosine": fit["whole"]["cosine"],
+        "mse": fit["whole"]["mse"],
         "rel_l2": fit["whole"]["relative_l2"],
         "r2_k": fit["keys"]["r2"],
         "r2_v": fit["values"]["r2"],
@@ -161,231 +264,255 @@ def row(edge: Edge, made: Map, name: str, seed: int, seconds: float) -> dict[str
         "bound_over_actual": None,
         "estimate_over_actual": None,
         "fit_seconds": round(seconds, 3),
+        "right": bits(test.right),
     }
     try:
-        found = judge_bound(made, edge.corpora["test"])
+        found = judge_bound(made, corpus) if isinstance(made, Map) else {}
     except FitError:
-        return figures  # no exact norm, no bound
+        return figures  # no exact norm, or too few frames: no bound
     return figures | {
-        "bound_violations": found["violations"],
-        "bound_over_actual": found["bound_over_actual"],
-        "estimate_over_actual": found["estimate_over_actual"],
+        "bound_violations": found.get("violations"),
+        "bound_over_actual": found.get("bound_over_actual"),
+        "estimate_over_actual": found.get("estimate_over_actual"),
     }
 
 
-def closed_forms(edge: Edge, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every closed form, every seed; the moments of a seed are made once."""
-    rows = []
-    with tqdm(total=len(seeds) * len(CLOSED), desc=f"{edge.name}: closed forms") as bar:
-        for seed in seeds:
-            begun = time.perf_counter()
-            moments = moments_of(edge.sample(seed), edge.source, edge.target)
-            gathered = time.perf_counter() - begun
-            for member in CLOSED:
-                begun = time.perf_counter()
-                made = member.build(edge.source.layout, edge.target.layout, moments)
-                seconds = gathered + time.perf_counter() - begun
-                rows.append(row(edge, made, label(member), seed, seconds))
-                bar.update(1)
-    return rows
+def closed(edge: Edge, member: Family, seed: int, dtype: str = "float32") -> dict[str, Any]:
+    """A closed form, its weights rounded to a type."""
+    moments, gathered = edge.moments(seed)
+    begun = time.perf_counter()
+    made = member.build(edge.source.layout, edge.target.layout, moments)
+    seconds = gathered + time.perf_counter() - begun
+    if dtype == "float32":
+        return row(edge, made, label(member), seed, seconds)
+    rounded = made.in_precision(PRECISIONS[dtype])
+    return row(edge, rounded, f"{label(member)} {dtype}", seed, seconds)
 
 
-def finalists(edge: Edge, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The three finalists trained: reconstruction, then through the frozen model."""
-    rows = []
-    corpus = edge.corpora["train"]
-    moments = moments_of(corpus, edge.source, edge.target)
-    for number, member in enumerate(FINALISTS):
-        begun = time.perf_counter()
-        made = member.build(edge.source.layout, edge.target.layout, moments)
-        settings = TrainSettings(
-            reconstruct_steps=args.reconstruct_steps, task_steps=args.task_steps, rate=1e-3
-        )
-        folder = args.work / f"finalist-{edge.name}-{number}"
-        trainer = Trainer(made, corpus, edge.target, edge.data["train"].questions, settings, folder)
-        trainer.run()
-        name = f"{label(member)} + task loss"
-        rows.append(row(edge, made.eval(), name, 0, time.perf_counter() - begun))
-    return rows
+def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> dict[str, Any]:
+    """A map trained by gradient: reconstruction, then through the frozen model."""
+    moments, gathered = edge.moments(None)
+    begun = time.perf_counter()
+    torch.manual_seed(0)
+    made = member.build(edge.source.layout, edge.target.layout, moments)
+    # What starts from its closed form is moved with care: a high rate undoes it first.
+    settings = TrainSettings(
+        reconstruct_steps=steps[0], task_steps=steps[1], rate=1e-3, task_rate=2e-4
+    )
+    trainer = Trainer(
+        made,
+        edge.corpora["train"],
+        edge.target,
+        edge.data["train"].questions,
+        settings,
+        edge.work / "".join(c if c.isalnum() else "-" for c in name),
+        about=json.dumps([*edge.about, name, asdict(member)]),
+    )
+    trainer.run()
+    return row(edge, made.eval(), name, 0, gathered + time.perf_counter() - begun)
+
+
+def shipped(edge: Edge) -> dict[str, Any] | None:
+    """The reference bundle for this edge, latents not rounded; None where there is none for it."""
+    try:
+        bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", edge.source.layout, edge.target.layout)
+        half = CloudHalf.from_bytes(bundle.cloud.weights)
+    except BridgeError as error:
+        print(f"{edge.name}: no bundle in the table: {error.message}", file=sys.stderr)
+        return None
+    encoder = bundle.encoder
+    x_mean, x_scale = torch.from_numpy(encoder.x_mean), torch.from_numpy(encoder.x_scale)
+    made = LowRankMap(
+        x_mean,
+        x_scale,
+        x_mean.expand(edge.source.layout.tokens, -1),
+        torch.from_numpy(encoder.projection),
+        torch.ones(encoder.rank),
+        half,
+    )
+    minutes = bundle.certificate.get("training", {}).get("minutes", 0.0)
+    return row(edge, made.eval(), "shipped bundle", 0, 60.0 * minutes)
 
 
 def controls(edge: Edge) -> dict[str, Any]:
-    """What must do badly, and the two it is measured against, on test and shifted."""
-    moments = moments_of(edge.sample(0), edge.source, edge.target)
-    made = Ridge().build(edge.source.layout, edge.target.layout, moments)
+    """What must do badly, and what it is measured against, per split."""
+    moments, _ = edge.moments(0)
+    made = DEFAULT.build(edge.source.layout, edge.target.layout, moments)
     found: dict[str, Any] = {}
-    for part, judge in edge.judges(made, edge.args.work / "state").items():
+    for part, judge in edge.judges.items():
+        judge.trainer.map = made
         floor = untrained_edge_states(edge.path, made, edge.corpora[part], edge.data[part].picture)
         arms = {"cloud_image": judge.native(), **judge.controls(floor)}
-        found[part] = {name: float(np.mean(arm.right)) for name, arm in arms.items()}
+        right, where = judge.other_labels()
+        found[part] = {name: float(np.mean(arm.right)) for name, arm in arms.items()} | {
+            "other_picture_labels": float(np.mean(right)),
+            "other_picture_where_labels_tell": float(
+                np.mean([arms["other_picture"].right[i] for i in where])
+            ),
+            "right": bits(arms["cloud_image"].right),
+            "pictures": judge.pictures,
+        }
     return found
 
 
-def ridge_over_gemm() -> dict[str, float]:
-    """Ridge on 100,000 pairs 512 -> 4096 against one NumPy GEMM of the same operations."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((PAIRS, 512), dtype=np.float32)
-    y = rng.standard_normal((PAIRS, 4096), dtype=np.float32)
-    flops = 2 * PAIRS * 512 * (512 + 4096)
-    inner = flops // (2 * 512 * 4096)
-    a, b = y[:inner].T.copy(), x[:inner]
-    ratios = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        moments = Moments.of((x[i : i + 4096], y[i : i + 4096]) for i in range(0, PAIRS, 4096))
-        solve_ridge(*moments.normalised(), 1e-3)
-        fitted = time.perf_counter() - begun
-        begun = time.perf_counter()
-        np.matmul(a[:, : len(b)], b)
-        ratios.append((fitted, time.perf_counter() - begun))
-    fit, gemm = (float(np.median([r[i] for r in ratios])) for i in (0, 1))
-    return {"ridge_seconds": fit, "gemm_seconds": gemm, "ratio": fit / gemm, "gflop": flops / 1e9}
-
-
-def ort_over_eager() -> list[dict[str, float]]:
-    """The default bundle's cloud half: ONNX Runtime, eager torch and the bare GEMM."""
-    info = Bundle.peek(BUNDLE)
-    bundle = Bundle.load(BUNDLE, info.source, info.target)
-    half = CloudHalf.from_bytes(bundle.cloud.weights)
-    files: CloudFiles = bundle.cloud
-    backend = OnnxRuntimeBackend(files, info.target, info.rank, threads=1)
-    torch.set_num_threads(1)
+def measure_edge(
+    edge: Edge, journal: Journal, args: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Controls and rows of one edge model."""
+    steps, about = (args.reconstruct_steps, args.task_steps), edge.about
+    jobs: list[tuple[list[Any], Callable[[], Any]]] = []
+    for seed in range(args.seeds):
+        for member in CLOSED:
+            key = ["closed", *about, label(member), asdict(member), seed]
+            jobs.append((key, partial(closed, edge, member, seed)))
+    for dtype in PRECISIONS:
+        key = ["precision", *about, asdict(DEFAULT), dtype]
+        jobs.append((key, partial(closed, edge, DEFAULT, 0, dtype)))
+    for member in (*DESCENDED, *FINALISTS):
+        name, here = label(member), (0 if member.closed else steps[0], steps[1])
+        if member in DESCENDED:
+            here = (steps[0] // 2, 0)
+        else:
+            name += TASK
+        key = ["trained", *about, name, asdict(member), here]
+        jobs.append((key, partial(trained, edge, member, here, name)))
+    description = BUNDLES / f"{edge.name}-cloud" / "bundle.json"
+    if description.exists():
+        digest = json.loads(description.read_text())["digest"]
+        jobs.append((["shipped", *about, digest], partial(shipped, edge)))
+    found = journal.get(["controls", *about], lambda: controls(edge))
     rows = []
-    rng = np.random.default_rng(0)
-    tokens = info.target.tokens
-    positions = np.arange(tokens, dtype=np.int64)
-    cos, sin = (torch.from_numpy(t) for t in info.target.rope.cos_sin(positions))
-    wide = half.up.detach()
-    for batch in (1, 4, 16):
-        latents = rng.standard_normal((batch, tokens, info.rank), dtype=np.float32)
-        kept = np.ones((batch, tokens), dtype=np.bool_)
-        inner = torch.randn(batch * tokens, wide.shape[0])
-        z, mask = torch.from_numpy(latents), torch.ones(batch, tokens)
-
-        def eager(z: Any = z, mask: Any = mask) -> None:
-            with torch.inference_mode():
-                half(z, mask, cos, sin)
-
-        def served(latents: Any = latents, kept: Any = kept) -> None:
-            backend.project(latents, kept, positions)
-
-        def bare(inner: Any = inner) -> None:
-            with torch.inference_mode():
-                torch.mm(inner, wide)
-
-        times: dict[str, Callable[[], None]] = {
-            "eager_ms": eager,
-            "onnxruntime_ms": served,
-            "gemm_ms": bare,
-        }
-        found = {name: _median_ms(call) for name, call in times.items()}
-        rows.append(
-            {
-                "batch": batch,
-                **found,
-                "speedup": found["eager_ms"] / found["onnxruntime_ms"],
-                "over_gemm": found["onnxruntime_ms"] / found["gemm_ms"],
-            }
-        )
-    return rows
+    for key, make in tqdm(jobs, desc=f"{edge.name}: maps", unit="map"):
+        rows.append(journal.get(key, make))
+    return found, [one for one in rows if one is not None]
 
 
-def _median_ms(call: Callable[[], None], rounds: int = 60) -> float:
-    for _ in range(5):
-        call()
-    spent = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - begun)
-    return round(1000 * float(np.median(spent)), 4)
+def measure_machine(edge: Edge, journal: Journal) -> dict[str, Any]:
+    """Times, damage and throughput, of the default bundle and of every family."""
+    layouts = edge.source.layout, edge.target.layout
+    bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", *layouts)
 
+    def members() -> Iterator[tuple[str, Map]]:
+        moments, _ = edge.moments(0)
+        for member in (*CLOSED, *DESCENDED, FINALISTS[-1]):
+            name = label(member)
+            yield (
+                (f"{name} r={member.r}" if isinstance(member, LowRank) else name),
+                member.build(*layouts, moments),
+            )
 
-def bit_flips() -> dict[str, Any]:
-    """Damage to the default bundle: how much was tried, how much was accepted."""
-    info = Bundle.peek(BUNDLE)
-    files = read_files(BUNDLE)
-    found = survey(loader(info.source, info.target), files, files, signed=False, most=400)
+    def flipped() -> dict[str, Any]:
+        seen = edge.source.prefill([edge.data["test"].picture(0)])
+        return machine.bit_flips(bundle, edge.source.states(seen)[0], edge.args.work)
+
+    measured: dict[str, Callable[[], Any]] = {
+        "ridge_over_gemm": machine.ridge_over_gemm,
+        "ort_over_eager": lambda: machine.ort_over_eager(bundle, members()),
+        "bit_flips": flipped,
+        "verify_mb_s": lambda: machine.verify_mb_s(bundle, edge.args.work),
+    }
+    key = [bundle.digest, edge.args.threads]
     return {
-        "tried": sum(tally.tried for tally in found.values()),
-        "accepted": sum(len(tally.accepted) for tally in found.values()),
+        name: journal.get(["machine", name, *key], make)
+        for name, make in tqdm(measured.items(), desc="machine", unit="figure")
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    """The table, means over seeds."""
-    table = Table(title="test split, means over seeds (accuracy in %)")
-    for name in ("edge", "family", "rank", "params", "test", "shifted", "agree", "R² K", "R² V"):
-        table.add_column(name, justify="left" if name in ("edge", "family") else "right")
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for one in report["rows"]:
-        groups.setdefault((one["edge_model"], one["family"], one["rank"]), []).append(one)
-    for (edge, family, rank), rows in groups.items():
-        mean = {
-            k: np.mean([r[k] for r in rows])
-            for k in ("accuracy", "accuracy_shifted", "agreement", "r2_k", "r2_v")
-        }
-        table.add_row(
-            edge,
-            family,
-            str(rank),
-            f"{rows[0]['params']:,}",
-            f"{100 * mean['accuracy']:.1f}",
-            f"{100 * mean['accuracy_shifted']:.1f}",
-            f"{100 * mean['agreement']:.1f}",
-            f"{mean['r2_k']:.2f}",
-            f"{mean['r2_v']:.2f}",
+def compared(
+    rows: Sequence[dict[str, Any]], found: dict[str, Any], edge: Edge
+) -> dict[str, dict[str, float]]:
+    """Differences of accuracy that targets are about, in pairs of answers, with their intervals.
+
+    Over the seeds that both sides share, answers averaged.
+    """
+    native, pictures = found["test"]["right"], found["test"]["pictures"]
+
+    def right(name: str, rank: int | None = None) -> list[float]:
+        chosen = [r for r in rows if r["family"] == name and rank in (None, r["rank"])]
+        return list(np.mean([[c == "1" for c in r["right"]] for r in chosen], axis=0))
+
+    def apart(one: list[float], other: list[float]) -> dict[str, float]:
+        return clustered(np.subtract(one, other).tolist(), pictures).to_json()
+
+    image = [float(c == "1") for c in native]
+    best = max(rows, key=lambda r: float(r["accuracy"]))
+    differences = {
+        "best_minus_cloud_image": apart(right(best["family"], best["rank"]), image),
+        "ridge_minus_cloud_image": apart(right(Ridge.name), image),
+        "low_rank_minus_ridge": apart(right(label(DEFAULT), DEFAULT.r), right(Ridge.name)),
+    }
+    if edge.source.layout.grid != edge.target.layout.grid:
+        differences["mix_minus_interpolation"] = apart(
+            right(Mix.name + TASK), right(label(DEFAULT) + TASK)
         )
-    console.print(table)
-    console.print(json.dumps(report["controls"], indent=1))
+    return differences
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure, print, write after every edge model."""
+    names = args.edges or sorted(path.name for path in args.models.glob("edge-*"))
+    torch.set_num_threads(args.threads)
+    journal = Journal(args.work / "finished.jsonl", args.fresh)
+    target = VLM.load(args.models / "cloud")
+    report: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.projectors", *sys.argv[1:]]),
+        "pictures": {
+            "test": args.pictures,
+            "shifted": args.shifted_pictures,
+            "train": args.train_pictures,
+        },
+        "questions_per_picture": 6,
+        "controls_by_edge": {},
+        "differences": {},
+        "rows": [],
+    }
+    report |= measure_machine(Edge(args.models / names[0], target, args), journal)
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        edge = Edge(args.models / name, target, args)
+        found, rows = measure_edge(edge, journal, args)
+        report["differences"][name] = compared(rows, found, edge)
+        report["controls_by_edge"][name] = {
+            part: {k: v for k, v in figures.items() if k not in ("right", "pictures")}
+            for part, figures in found.items()
+        }
+        report["rows"] += [{k: v for k, v in r.items() if k != "right"} for r in rows]
+        page.summarise(report)
+        report["minutes"] = round(journal.seconds / 60, 1)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".html").write_text(page.html(report))
+    page.show(report, Console())
+    print(f"wrote {args.out} and {args.out.with_suffix('.html')}")
+    return 0
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description="Every family of maps on every edge model: one table, one page.",
+        epilog="A run that was interrupted goes on where it stopped; --fresh measures all again.",
+    )
     parser.add_argument("--edges", nargs="*", help="default: those in --models")
-    parser.add_argument("--pictures", type=int, default=512, help="of test and of shifted")
-    parser.add_argument("--train-pictures", type=int, default=3072)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--reconstruct-steps", type=int, default=300)
-    parser.add_argument("--task-steps", type=int, default=300)
+    parser.add_argument("--pictures", type=int, default=384, help="of test; default: %(default)s")
+    parser.add_argument("--shifted-pictures", type=int, default=192, help="default: %(default)s")
+    parser.add_argument("--train-pictures", type=int, default=3072, help="default: %(default)s")
+    parser.add_argument(
+        "--seeds", type=int, default=FOLDS, choices=range(1, FOLDS + 1), help="of closed forms"
+    )
+    parser.add_argument("--reconstruct-steps", type=int, default=600, help="default: %(default)s")
+    parser.add_argument("--task-steps", type=int, default=120, help="default: %(default)s")
     parser.add_argument("--models", type=Path, default=MODELS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "projectors")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "projectors.json")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs finished")
     args = parser.parse_args()
     try:
         return bench(args)
     except BridgeError as error:
         print(f"projectors: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
-
-
-def bench(args: argparse.Namespace) -> int:
-    """Measure, print, write after every edge model."""
-    edges = args.edges or sorted(path.name for path in args.models.glob("edge-*"))
-    torch.set_num_threads(args.threads)
-    begun = time.monotonic()
-    target = VLM.load(MODELS / "cloud")
-    report: dict[str, Any] = {
-        "command": "python -m benchmarks.projectors " + " ".join(sys.argv[1:]),
-        "ridge_over_gemm": ridge_over_gemm(),
-        "ort_over_eager": ort_over_eager(),
-        "bit_flips": {"bundle": bit_flips()},
-        "controls": {},
-        "rows": [],
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in edges:
-        edge = Edge(name, args.models / name, target, args)
-        report["controls"][name] = controls(edge)
-        report["rows"] += closed_forms(edge, range(args.seeds))
-        report["rows"] += finalists(edge, args)
-        report["minutes"] = round((time.monotonic() - begun) / 60, 1)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-        show(report, Console())
-    print(f"wrote {args.out}")
-    return 0
 
 
 if __name__ == "__main__":

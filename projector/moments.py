@@ -79,6 +79,18 @@ class Moments:
             raise CorpusError("no pairs: the corpus is empty")
         return cls(count, *total)
 
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both samples together; `yy` where both have it."""
+        return Moments(
+            self.count + other.count,
+            self.x_sum + other.x_sum,
+            self.y_sum + other.y_sum,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.y_square + other.y_square,
+            None if self.yy is None or other.yy is None else self.yy + other.yy,
+        )
+
     @property
     def d_s(self) -> int:
         """Width of the source."""

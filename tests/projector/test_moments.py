@@ -55,6 +55,21 @@ def test_chunks_add_up_to_the_whole() -> None:
     np.testing.assert_allclose(xy, a.T @ b / 70, atol=1e-4)
 
 
+def test_moments_of_two_samples_add_up_to_those_of_both() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((70, 5)) + 3, rng.standard_normal((70, 7))
+    one, two, both = (
+        Moments.of([(x[part], y[part])], target_gram=True)
+        for part in (slice(0, 20), slice(20, 70), slice(0, 70))
+    )
+    total = one + two
+    assert total.count == 70
+    for found, want in zip(total.normalised(), both.normalised(), strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-5)
+    np.testing.assert_allclose(total.target_covariance(), both.target_covariance(), atol=1e-5)
+    np.testing.assert_allclose(total.y_stats.scale, y.std(0), rtol=1e-4)
+
+
 def test_the_held_out_error_needs_no_second_pass() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((90, 5))

@@ -1,0 +1,398 @@
+"""The projector bench's figures for people: targets, a terminal table, an HTML page, a docs table.
+
+`python -m benchmarks.projectors_page` writes the table into docs/model-engineer.md from
+`build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if it is not the
+report's. Knows the report's keys. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from projector.grades import GRADES, TIERS, grade, tier
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  (after the backend is chosen)
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN = "<!-- results: python -m benchmarks.projectors_page -->"
+END = "<!-- /results -->"
+
+_TEMPLATE = Path(__file__).with_name("projectors.html.jinja")
+_MEANS = (
+    *("accuracy", "accuracy_shifted", "agreement", "cosine", "mse", "rel_l2", "r2_k", "r2_v"),
+    *("bound_violations", "bound_over_actual", "estimate_over_actual", "retention", "fit_seconds"),
+)
+_TASK = " + task loss"
+
+Report = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+
+def summarise(report: Report) -> None:
+    """Add what follows from the rows: retention and tiers, means over seeds, controls, targets."""
+    by_edge = report["controls_by_edge"]
+    report["cloud_image"], report["cloud_image_shifted"] = (
+        float(np.mean([found[part]["cloud_image"] for found in by_edge.values()]))
+        for part in ("test", "shifted")
+    )
+    names = ("blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
+    report["controls"] = {
+        name: float(np.mean([found["test"][name] for found in by_edge.values()])) for name in names
+    }
+    for row in report["rows"]:
+        found = by_edge[row["edge_model"]]["test"]
+        above = found["cloud_image"] - found["blind"]
+        kept = (row["accuracy"] - found["blind"]) / above if above > 0 else None
+        row["retention"], row["tier"] = kept, tier(kept)
+        row["grade"] = grade(row["cosine"], row["mse"])
+    report["means"] = means(report["rows"])
+    report["targets"] = targets(report)
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """One row per edge model, family and rank, averaged over its seeds."""
+    groups: dict[tuple[str, str, int], Rows] = {}
+    for row in rows:
+        groups.setdefault((row["edge_model"], row["family"], row["rank"]), []).append(dict(row))
+    found = []
+    for group in groups.values():
+        averaged = {
+            name: None if group[0][name] is None else float(np.mean([r[name] for r in group]))
+            for name in _MEANS
+        }
+        same = {
+            name: group[0][name] for name in ("edge_model", "family", "rank", "params", "grade")
+        }
+        found.append({**same, **averaged, "tier": tier(averaged["retention"]), "seeds": len(group)})
+    return found
+
+
+def targets(report: Report) -> Rows:
+    """Every target of the bench with what was measured and whether it is met."""
+    found: Rows = []
+
+    def add(name: str, measured: str, met: bool) -> None:
+        found.append({"target": name, "measured": measured, "met": bool(met)})
+
+    for edge, differences in report["differences"].items():
+        rows = [r for r in report["means"] if r["edge_model"] == edge]
+        image = report["controls_by_edge"][edge]["test"]["cloud_image"]
+        best = max(rows, key=lambda r: float(r["accuracy"]))
+        gap = differences["best_minus_cloud_image"]
+        limit = 0.01 if edge == next(iter(report["differences"])) else 0.02
+        name = f"{best['family']} r={best['rank']}"
+        what = f"{edge}: best map within {100 * limit:.0f} of the cloud seeing the picture"
+        add(what, f"{name}: {points(gap)}", gap["mean"] >= -limit)
+        straight = [r for r in rows if _is_closed(r)]
+        first = max(straight, key=lambda r: float(r["accuracy"]))
+        add(
+            f"{edge}: closed form alone within 3",
+            f"{first['family']} r={first['rank']}: {100 * (first['accuracy'] - image):+.1f}",
+            first["accuracy"] >= image - 0.03,
+        )
+        full = next(r for r in rows if r["family"] == "ridge")
+        low = next(r for r in rows if (r["family"], r["rank"]) == ("low_rank", 64))
+        apart = differences["low_rank_minus_ridge"]
+        add(
+            f"{edge}: low_rank r=64 within 0.5 of the full map at 1/6 of its parameters",
+            f"{points(apart)}, 1/{full['params'] / low['params']:.1f}",
+            apart["mean"] >= -0.005 and 6 * low["params"] <= full["params"],
+        )
+        near = [r for r in rows if r["accuracy"] >= image - 0.02]
+        smallest = min(near, key=lambda r: int(r["rank"])) if near else None
+        add(
+            f"{edge}: smallest rank within 2 of the cloud seeing the picture",
+            f"{smallest['rank']} ({smallest['family']})" if smallest else "none",
+            smallest is not None,
+        )
+        if "mix_minus_interpolation" in differences:
+            gain = differences["mix_minus_interpolation"]
+            add(
+                f"{edge}: mix beats interpolation across grids by 1",
+                points(gain),
+                gain["mean"] >= 0.01,
+            )
+    ratio = report["ridge_over_gemm"]["ratio"]
+    add("ridge on 100,000 pairs in at most 3 GEMMs", f"{ratio:.2f}", ratio <= 3)
+    speedup = report["ort_over_eager"][0]["speedup"]
+    add("default bundle in ONNX Runtime 1.5 times eager, batch 1", f"{speedup:.2f}", speedup >= 1.5)
+    for name, flips in report["bit_flips"].items():
+        what = f"no flipped bit of a {name} accepted"
+        add(what, f"{flips['accepted']} of {flips['tried']:,}", not flips["accepted"])
+    rate = report["verify_mb_s"]
+    add("packages verified at 500 MB/s", f"{rate:.0f}", rate >= 500)
+    return found
+
+
+def _is_closed(row: Mapping[str, Any]) -> bool:
+    name = row["family"]
+    return not (name.endswith(_TASK) or name in ("linear", "mlp", "shipped bundle"))
+
+
+def points(estimate: Mapping[str, float]) -> str:
+    """A difference of accuracies with its 95 % interval, in points."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(
+        *(100 * estimate[key] for key in ("mean", "low", "high"))
+    )
+
+
+def hardiest(report: Report) -> Rows:
+    """Families by how much of their lead over `blind` they keep on the shifted split.
+
+    Relative to what the cloud keeps that sees the pictures; those near blind on test are left out.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in report["means"]:
+        by = report["controls_by_edge"][row["edge_model"]]
+        spans = {part: by[part]["cloud_image"] - by[part]["blind"] for part in ("test", "shifted")}
+        test, shifted = (
+            (row[key] - by[part]["blind"]) / spans[part] if spans[part] > 0 else 0.0
+            for part, key in (("test", "accuracy"), ("shifted", "accuracy_shifted"))
+        )
+        found.setdefault(f"{row['family']} r={row['rank']}", []).append((test, shifted))
+    rows: Rows = [
+        {
+            "family": name,
+            "test": float(np.mean(pairs, 0)[0]),
+            "shifted": float(np.mean(pairs, 0)[1]),
+        }
+        for name, pairs in found.items()
+    ]
+    kept = [r for r in rows if r["test"] > 0.3]
+    return sorted(kept, key=lambda r: -float(r["shifted"]) / float(r["test"]))
+
+
+def show(report: Report, console: Console) -> None:
+    """The tables on a terminal."""
+    table = Table(title="means over seeds, accuracy in %")
+    columns = ("edge", "family", "rank", "params", "test", "shifted", "agree", "cosine", "R² K, V")
+    for name in (*columns, "grade", "tier"):
+        table.add_column(name, justify="left" if name in ("edge", "family") else "right")
+    for row in report["means"]:
+        table.add_row(*_cells(row))
+    console.print(table)
+    met = Table(title="targets")
+    for name in ("target", "measured", "met"):
+        met.add_column(name)
+    for one in report["targets"]:
+        met.add_row(one["target"], one["measured"], "yes" if one["met"] else "NO")
+    console.print(met)
+    console.print(json.dumps(report["controls_by_edge"], indent=1), highlight=False)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["edge_model"],
+        row["family"],
+        str(row["rank"]),
+        f"{row['params']:,}",
+        *(f"{100 * row[key]:.1f}" for key in ("accuracy", "accuracy_shifted", "agreement")),
+        f"{row['cosine']:.3f}",
+        f"{row['r2_k']:.2f}, {row['r2_v']:.2f}",
+        row["grade"],
+        row["tier"],
+    )
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def html(report: Report) -> str:
+    """The page: one file, plots inside."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        cells=[_cells(row) for row in report["means"]],
+        hardiest=hardiest(report)[:8],
+        scatter=_scatter(report["means"]),
+        ranks=_ranks(report),
+        bounds=_bounds(report["means"]),
+        shift=_shift(report["means"]),
+        correlation=correlation(report["means"]),
+    )
+
+
+def correlation(rows: Rows) -> float | None:
+    """Spearman's rank correlation of cosine and retention; None where it is not defined."""
+    pairs = np.array([[r["cosine"], r["retention"]] for r in rows if r["retention"] is not None])
+    if len(pairs) < 3:
+        return None
+    ranks = np.argsort(np.argsort(pairs, axis=0), axis=0)
+    return float(np.corrcoef(ranks[:, 0], ranks[:, 1]).item(1))
+
+
+def _edges(rows: Rows) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for row in rows:
+        found.setdefault(row["edge_model"], []).append(row)
+    return found
+
+
+def _scatter(rows: Rows) -> str:
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    for mark, (edge, part) in zip("os^Dv", _edges(rows).items(), strict=False):
+        shown = [r for r in part if r["retention"] is not None]
+        x, y = [r["cosine"] for r in shown], [100 * r["retention"] for r in shown]
+        axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
+        if mark == "o":
+            for row, at, up in zip(shown, x, y, strict=True):
+                named = f"{row['family']} {row['rank']}"
+                axes.annotate(
+                    named, (at, up), fontsize=6, xytext=(4, 2), textcoords="offset points"
+                )
+    for name, least, _ in GRADES:
+        axes.axvline(least, color="grey", lw=0.6, ls=":")
+        axes.text(least, axes.get_ylim()[1], name, fontsize=8, ha="left", va="top")
+    for name, share in TIERS:
+        axes.axhline(100 * share, color="grey", lw=0.6, ls=":")
+        axes.text(axes.get_xlim()[0], 100 * share, name, fontsize=7, va="bottom")
+    axes.set_xlabel("mean cosine (grade by reconstruction)")
+    axes.set_ylabel("answers kept above blind, % (grade by answers)")
+    axes.legend(loc="lower right")
+    return _png(figure)
+
+
+def _ranks(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for edge, rows in _edges(report["means"]).items():
+        line = sorted((r["rank"], r["retention"]) for r in rows if r["family"] == "low_rank")
+        axes.semilogx(*zip(*line, strict=True), "o-", base=2, label=edge)
+    axes.set_xlabel("rank of low_rank, closed form")
+    axes.set_ylabel("retention")
+    axes.legend()
+    return _png(figure)
+
+
+def _bounds(rows: Rows) -> str:
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    known = [r for r in next(iter(_edges(rows).values())) if r["bound_over_actual"] is not None]
+    names = [f"{r['family']} {r['rank']}" for r in known]
+    axes.plot(names, [r["bound_over_actual"] for r in known], "o", label="bound / actual")
+    axes.plot(names, [r["estimate_over_actual"] for r in known], "x", label="estimate / actual")
+    axes.axhline(1, color="grey", lw=0.6)
+    axes.set_yscale("log")
+    axes.tick_params(axis="x", rotation=90, labelsize=6)
+    axes.legend()
+    return _png(figure)
+
+
+def _shift(rows: Rows) -> str:
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for mark, (edge, part) in zip("os^Dv", _edges(rows).items(), strict=False):
+        x, y = ([100 * r[key] for r in part] for key in ("accuracy", "accuracy_shifted"))
+        axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
+    axes.axline((60, 60), slope=1, color="grey", lw=0.6)
+    axes.set_xlabel("right on test, %")
+    axes.set_ylabel("right on shifted, %")
+    axes.legend()
+    return _png(figure)
+
+
+def _png(figure: Any) -> str:
+    stream = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(stream, format="png", dpi=120)
+    pyplot.close(figure)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+# -- the table of the docs -------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """Accuracy per family over the edge models, and the targets."""
+    edges = list(report["controls_by_edge"])
+    lines = [
+        "| Map | Rank | " + " | ".join(f"{e}: test / shifted" for e in edges) + " | Grade, tier |",
+        "|---|---|" + "---|" * (len(edges) + 1),
+    ]
+    rows: dict[tuple[str, int | str], dict[str, dict[str, Any]]] = {}
+    for row in report["means"]:
+        full = row["rank"] not in (8, 16, 32, 64, 128)
+        rows.setdefault((row["family"], "all" if full else row["rank"]), {})[row["edge_model"]] = (
+            row
+        )
+    for (family, rank), found in rows.items():
+        shown = [_two(found.get(e), "accuracy", "accuracy_shifted") for e in edges]
+        judged = found.get(edges[0]) or next(iter(found.values()))
+        lines.append(
+            f"| `{family}` | {rank} | {' | '.join(shown)} | {judged['grade']}, {judged['tier']} |"
+        )
+    for name in ("cloud_image", *report["controls"]):
+        shown = [
+            f"{100 * by['test'][name]:.1f} / {100 * by['shifted'][name]:.1f}"
+            for by in report["controls_by_edge"].values()
+        ]
+        lines.append(f"| *{name.replace('_', ' ')}* | | {' | '.join(shown)} | |")
+    lines += ["", "| Target | Measured | Met |", "|---|---|---|"]
+    lines += [
+        f"| {t['target']} | {t['measured']} | {'yes' if t['met'] else '**no**'} |"
+        for t in report["targets"]
+    ]
+    pictures = report["pictures"]
+    lines += [
+        "",
+        f"{pictures['test']} test and {pictures['shifted']} shifted pictures,"
+        f" {report['questions_per_picture']} questions each; {pictures['train']} training pictures;"
+        f" means over seeds; differences in points with picture-clustered 95 % intervals;"
+        f" {report['minutes']:.0f} minutes. Command: `{report['command'].strip()}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _two(row: Mapping[str, Any] | None, one: str, other: str) -> str:
+    return "–" if row is None else f"{100 * row[one]:.1f} / {100 * row[other]:.1f}"
+
+
+def placed(text: str, table: str) -> str:
+    """A document with the table between its markers.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the document lacks the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Write the bench's table into the docs.")
+    folder = ROOT / "build" / "bench"
+    parser.add_argument("--report", type=Path, default=folder / "projectors.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "model-engineer.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
+    given = parser.parse_args()
+    if not given.report.is_file():
+        lack = f"{given.report} is not there: run `make bench-projectors` first"
+        print(f"projectors_page: {lack}", file=sys.stderr)
+        return 1
+    old = given.page.read_text(encoding="utf-8")
+    new = placed(old, markdown(json.loads(given.report.read_text(encoding="utf-8"))))
+    if given.check:
+        if new != old:
+            print(f"projectors_page: {given.page} is not up to date", file=sys.stderr)
+        return int(new != old)
+    given.page.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
