@@ -288,25 +288,19 @@ def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
         info, said = one.info, judged(one).to_json()
         rows.append(
             (
+                one.path.relative_to(folder),
                 info.source.model_id,
                 info.target.model_id,
-                info.id,
-                info.version,
+                f"{info.id} {info.version}",
                 info.rank,
-                _default_point(info),
                 *(_percent(said[name]) for name in ("accuracy", "native", "retention")),
                 said["tier_by_answers"],
                 said["grade_by_reconstruction"] or "-",
-                f"{sum(size for size, _ in info.files.values()):,}",
-                one.path.relative_to(folder),
             )
         )
-    columns = (
-        *("source", "target", "id", "#version", "#rank", "default point"),
-        *("#right", "#native", "#retention", "tier", "grade", "#bytes", "folder"),
-    )
-    print_tables([table(f"Bundles in {folder}", columns, rows)])
-    print("tier: by answers, above the blind floor; grade: by reconstruction, as published")
+    columns = ("folder", "source", "target", "id, version", "#rank", "#right", "#native", "#kept")
+    print_tables([table(f"Bundles in {folder}", (*columns, "tier", "grade"), rows)])
+    print("kept: of the native answers above blind, so the tier; grade: by reconstruction")
 
 
 def _percent(value: float | None) -> str:

@@ -89,7 +89,7 @@ class AutoencoderMap(MatrixMap):
 
     def fit(self, moments: Moments) -> None:
         """Principal components of the target; needs `moments.yy`."""
-        values, vectors = np.linalg.eigh(moments.target_covariance())
+        values, vectors = np.linalg.eigh(moments.target_covariance().astype(np.float32))
         code = min(self.source.state_dim, self.target.state_dim)
         spread = np.sqrt(np.maximum(values[::-1][:code], 0))
         decoder = vectors[:, ::-1][:, :code] * spread

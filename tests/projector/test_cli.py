@@ -323,7 +323,7 @@ def test_catalogue_lists_the_bundles_at_hand(run: Run, bundle: Path) -> None:
     assert [entry["id"] for entry in shown] == ["tiny", "tiny"]
     assert {Path(e["path"]) for e in shown} == {bundle, bundle.parent / "deeper" / "second"}
     assert [e["id"] for e in json.loads(run("catalogue", bundle, "--json")[1])] == ["tiny"]
-    assert shown[0]["judged"]["tier_by_answers"] == "none"  # its certificate says nothing
+    assert shown[0]["judged"]["tier_by_answers"] == "silver"
 
 
 def test_catalogue_shows_tier_and_grade_of_both_forms_of_certificate() -> None:
