@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version_of
 from pathlib import Path
@@ -23,19 +23,18 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
+    TomlConfigSettingsSource,
 )
 
 from protos.errors import ERRORS, ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 _LONGEST_SHOWN = 200
+_LAYERS: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("layers", default=())
+"""What `load` puts below the arguments, the strongest first."""
 
 
 class TypedSettings(BaseSettings):
@@ -56,8 +55,8 @@ class TypedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave environment and files to `load`, which remembers where each value came from."""
-        return (init_settings,)
+        """The arguments, above whatever layers `load` names."""
+        return (init_settings, *_LAYERS.get())
 
 
 S = TypeVar("S", bound=TypedSettings)
@@ -103,44 +102,43 @@ def load(
             the message names the key, the value, where it came from and what was expected.
     """
     environment = os.environ if environ is None else environ
-    prefix, config_variable = variable(cls, ""), variable(cls, "config")
+    config_variable = variable(cls, "config")
     if config is None and environment.get(config_variable):
         config = Path(environment[config_variable])
-    table = _read_toml(config) if config else {}
-    variables = {
-        name[len(prefix) :].lower(): value
+    toml, env = _toml(cls, config), EnvSettingsSource(cls)
+    env.env_vars = {
+        name.lower(): value
         for name, value in environment.items()
-        if name.upper().startswith(prefix) and name.upper() != config_variable
+        if name.upper().startswith(variable(cls, "")) and name.upper() != config_variable
     }
-    for given, shown, what in (
-        (table, str, f"{config}: key"),
-        (variables, lambda name: variable(cls, name), "environment: variable"),
-    ):
-        for name in given:
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(name, cls.model_fields, n=1)
-                hint = f"; did you mean {shown(near[0])}?" if near else ""
-                raise ConfigError(f"{what} {shown(name)} is no setting{hint} ({listing} lists all)")
-    origins = {
-        **{name: f"{config}: {name}" for name in table},
-        **{name: variable(cls, name) for name in variables},
-        **{name: _flag(name) for name in flags},
-    }
+    origins = {name: f"{config}: {name}" for name in toml.toml_data}
+    origins |= {name[env.env_prefix_len :]: name.upper() for name in env.env_vars}
+    for name, origin in origins.items():
+        if name not in cls.model_fields:
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            meant = [one if origin.endswith(name) else variable(cls, one) for one in near]
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            raise ConfigError(f"{origin} is no setting{hint} ({listing} lists all)")
+    origins |= {name: _flag(name) for name in flags}
+    layers = _LAYERS.set((env, toml))
     try:
-        return cls(**{**table, **variables, **flags})
+        return cls(**flags)
     except ValidationError as error:
         raise ConfigError(_explain(error, origins)) from None
     except SettingsError as error:
         raise ConfigError(f"settings: {error}") from None
+    finally:
+        _LAYERS.reset(layers)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _toml(cls: type[TypedSettings], path: Path | None) -> TomlConfigSettingsSource:
+    if path is not None and not path.is_file():  # the library takes it for an empty one
+        raise ConfigError(f"{path}: cannot be read: there is no such file")
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return TomlConfigSettingsSource(cls, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 

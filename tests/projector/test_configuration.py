@@ -91,8 +91,8 @@ def test_settings_made_directly_do_not_look_at_the_environment(
     ("text", "said"),
     [
         ("cups = ", "is not TOML"),
-        ("cpus = 3", r"key cpus is no setting; did you mean cups\? \(kettle --help lists all\)"),
-        ("zzzzzz = 3", r"key zzzzzz is no setting \(kettle"),
+        ("cpus = 3", r"cpus is no setting; did you mean cups\? \(kettle --help lists all\)"),
+        ("zzzzzz = 3", r"zzzzzz is no setting \(kettle"),
         ("_env_file = 'x'", "_env_file is no setting"),
         ("cups = 0", "cups = 0: .*greater than or equal to 1"),
         ("cups = 'many'", "cups = 'many': .*integer"),
