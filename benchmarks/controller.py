@@ -1,0 +1,295 @@
+"""The controller over bandwidth traces, against every fixed operating point.
+
+`python -m benchmarks.controller` runs the agent's own `Budget` with a simulated clock: a camera, a
+first-in first-out uplink of changing rate, a server of constant time. The traces are **synthetic**:
+made here from seeds, shaped like what is published of 4G and 5G uplinks, none was recorded. Frames
+answered after the objective count as wrong, answered ones by their point's measured accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from deploy.measure import BUNDLE, ROOT
+from deploy.report.plots import CLOUD, OURS, QUIET
+from deploy.testset import TestSet
+from edge_agent.budget import Budget, Rung
+from edge_agent.picture import PictureCodec
+from protos.errors import BridgeError
+
+STEP_S = 0.1
+FRAMES_PER_S = 10.0
+SERVER_S = 0.03
+OBJECTIVE_S = 0.5
+IN_FLIGHT = 8
+SECONDS = 300
+FRAMING_BYTES = 82.0
+"""Of a frame on the wire that is not payload: README, 152 bytes with 70 of payload."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An uplink over time, in steps of `STEP_S`.
+
+    Attributes:
+        name: for tables.
+        bytes_per_s: `[steps]`, 0 while it is down.
+        rtt_s: `[steps]`, without queueing.
+    """
+
+    name: str
+    bytes_per_s: Doubles
+    rtt_s: Doubles
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one arm came to on one trace.
+
+    Attributes:
+        score: mean over all frames of accuracy, 0 for a frame that was late or never sent.
+        late_share: of frames.
+        bytes_per_frame: mean of those sent.
+        switches: between points.
+    """
+
+    score: float
+    late_share: float
+    bytes_per_frame: float
+    switches: int
+
+
+def traces(seconds: int, seed: int) -> list[Trace]:
+    """The synthetic traces; rates are a camera's share of the uplink.
+
+    `steps`: plateaus from 0.6 to 60 kB/s. `4g`, `5g`: log-normal rates that wander (AR(1), a
+    correlation time of some seconds), 4g with shadowing down to a few kB/s, 5g fast with blockages
+    of one to four seconds at a thousandth of the rate. `narrow`: about 2 kB/s, as LTE-M or a shared
+    radio link. `outage`: 4g, down for 3 to 20 seconds about every minute.
+    """
+    rng = np.random.default_rng(seed)
+    count = round(seconds / STEP_S)
+    kilo = 1000.0
+
+    def wander(mean: float, sigma: float, seconds_kept: float) -> Doubles:
+        keep = np.exp(-STEP_S / seconds_kept)
+        noise = rng.normal(0.0, sigma * np.sqrt(1 - keep**2), count)
+        log = np.empty(count)
+        log[0] = rng.normal(0.0, sigma)
+        for i in range(1, count):
+            log[i] = keep * log[i - 1] + noise[i]
+        return mean * np.exp(log)
+
+    def gaps(every_s: float, low_s: float, high_s: float) -> npt.NDArray[np.bool_]:
+        down = np.zeros(count, dtype=np.bool_)
+        at = rng.exponential(every_s)
+        while at < seconds:
+            length = rng.uniform(low_s, high_s)
+            down[round(at / STEP_S) : round((at + length) / STEP_S)] = True
+            at += length + rng.exponential(every_s)
+        return down
+
+    def rtt(mean_s: float) -> Doubles:
+        return mean_s * np.exp(rng.normal(0.0, 0.25, count))
+
+    plateaus = np.array([60.0, 6.0, 1.2, 0.6, 2.5, 30.0, 1.0, 60.0]) * kilo
+    steps = np.repeat(plateaus, -(-count // len(plateaus)))[:count]
+    lte, fast = wander(60 * kilo, 1.3, 8.0), wander(800 * kilo, 0.7, 4.0)
+    blocked = gaps(15.0, 1.0, 4.0)
+    cut = wander(60 * kilo, 1.0, 8.0) * ~gaps(60.0, 3.0, 20.0)
+    return [
+        Trace("steps", steps, rtt(0.06)),
+        Trace("4g", lte, rtt(0.06)),
+        Trace("5g", np.where(blocked, fast / 1000, fast), rtt(0.02)),
+        Trace("narrow", wander(2 * kilo, 0.5, 10.0), rtt(0.12)),
+        Trace("outage", cut, rtt(0.06)),
+    ]
+
+
+def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None) -> Run:
+    """One camera over one trace; `fixed` names the point, None lets the controller choose.
+
+    A frame that comes while `IN_FLIGHT` are on their way, or that the controller holds back, is not
+    sent: a camera has a newer one soon.
+    """
+    by_name = {rung.name: rung for rung in rungs}
+    highest = max(rungs, key=lambda r: r.wire_bytes).name
+    now = 0.0
+    budget = Budget(OBJECTIVE_S, clock=lambda: now)
+    edges = np.arange(len(trace.rtt_s) + 1) * STEP_S
+    carried = np.concatenate([[0.0], np.cumsum(trace.bytes_per_s * STEP_S)])
+    flying: list[tuple[float, int]] = []
+    free_at, scores, sizes, late = 0.0, [], [], 0
+    for number in range(round(edges[-1] * FRAMES_PER_S)):
+        captured = number / FRAMES_PER_S
+        while flying and flying[0][0] <= captured:
+            now, key = heapq.heappop(flying)
+            budget.ended(key, SERVER_S)
+        now = captured
+        if len(flying) >= IN_FLIGHT or (fixed is None and not budget.may_send(rungs)):
+            scores.append(0.0)
+            late += 1
+            continue
+        rung = by_name[fixed or budget.choose(rungs, highest)]
+        start = max(now, free_at)
+        due = float(np.interp(start, edges, carried)) + rung.wire_bytes
+        step = int(np.searchsorted(carried, due))
+        if step < len(carried):
+            before = carried[step - 1]
+            share = (due - before) / (carried[step] - before)
+            free_at = float(edges[step - 1] + share * STEP_S)
+        else:
+            free_at = float("inf")
+        rtt_s = float(trace.rtt_s[min(int(min(free_at, edges[-1]) / STEP_S), len(trace.rtt_s) - 1)])
+        ended = free_at + rtt_s + SERVER_S
+        budget.sent(number, round(rung.wire_bytes))
+        heapq.heappush(flying, (ended, number))
+        in_time = ended - captured <= OBJECTIVE_S
+        scores.append(rung.accuracy if in_time else 0.0)
+        late += not in_time
+        sizes.append(rung.wire_bytes)
+    return Run(
+        score=round(float(np.mean(scores)), 4),
+        late_share=round(late / len(scores), 4),
+        bytes_per_frame=round(float(np.mean(sizes)), 1),
+        switches=budget.switches,
+    )
+
+
+def ladder(bundle: Path, pictures: int) -> list[Rung]:
+    """The bundle's points as its certificate measured them (validation), and the picture.
+
+    The picture's bytes are WebP's at quality 80, its accuracy the certificate's for the picture
+    itself, so that point is flattered a little, in every arm alike.
+
+    Args:
+        bundle: a bundle's folder.
+        pictures: of validation, whose size as WebP is taken.
+    """
+    certificate = json.loads((bundle / "certificate.json").read_text())
+    accuracy, sizes = certificate["accuracy"], certificate["payload_bytes"]
+    seen = TestSet.load("validation", pictures, 1).pictures
+    file_bytes = float(np.mean([len(PictureCodec().encode(picture)) for picture in seen]))
+    seeing = certificate["controls"]["cloud_image"]
+    rungs = [Rung(n, sizes[n] + FRAMING_BYTES, accuracy[n], 0.0) for n in sizes]
+    return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)]
+
+
+def measure(rungs: Sequence[Rung], seconds: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """Every arm on every trace of every seed.
+
+    Returns:
+        `adaptive` and `best_fixed` (mean score over all traces; the fixed point is chosen with
+        hindsight, on these very traces), `best_fixed_point`, and `traces` by name: arm to its
+        figures, means over seeds.
+    """
+    arms: list[str | None] = [None, *(rung.name for rung in rungs)]
+    found: dict[str, dict[str, list[Run]]] = {}
+    for seed in seeds:
+        for trace in traces(seconds, seed):
+            rows = found.setdefault(trace.name, {})
+            for arm in arms:
+                rows.setdefault(arm or "adaptive", []).append(simulate(trace, rungs, arm))
+    by_trace = {
+        name: {
+            arm: {key: round(float(np.mean([asdict(r)[key] for r in runs])), 4) for key in Run.__dataclass_fields__}
+            for arm, runs in rows.items()
+        }
+        for name, rows in found.items()
+    }
+    means = {
+        arm: float(np.mean([rows[arm]["score"] for rows in by_trace.values()]))
+        for arm in next(iter(by_trace.values()))
+    }
+    best = max((rung.name for rung in rungs), key=lambda name: means[name])
+    return {
+        "adaptive": round(means["adaptive"], 4),
+        "best_fixed": round(means[best], 4),
+        "best_fixed_point": best,
+        "best_fixed_per_trace": round(
+            float(np.mean([max(r[g.name]["score"] for g in rungs) for r in by_trace.values()])), 4
+        ),
+        "mean_score": {arm: round(score, 4) for arm, score in means.items()},
+        "traces": by_trace,
+    }
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Every arm's score on every trace, as SVG."""
+    names = list(report["traces"])
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for arm in report["mean_score"]:
+        ours, best = arm == "adaptive", arm == report["best_fixed_point"]
+        colour = OURS if ours else CLOUD if best else QUIET
+        scores = [100 * report["traces"][name][arm]["score"] for name in names]
+        label = "the controller" if ours else f"fixed: {arm}"
+        size = 9 if ours else 6
+        axes.plot(names, scores, "D" if ours else "o", color=colour, markersize=size, label=label)
+        axes.annotate(label, (names[-1], scores[-1]), fontsize=7, color=colour, xytext=(9, -2),
+                      textcoords="offset points")
+    axes.set_ylabel(f"right within {OBJECTIVE_S:g} s, % of frames")
+    axes.set_xlabel("synthetic trace")
+    axes.margins(x=0.12)
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """The scores as a table."""
+    table = Table(title=f"right within {OBJECTIVE_S:g} s, % of all frames; late ones count as wrong")
+    for head in ("arm", *report["traces"], "mean"):
+        table.add_column(head, justify="left" if head == "arm" else "right")
+    for arm, mean in report["mean_score"].items():
+        scores = [rows[arm]["score"] for rows in report["traces"].values()]
+        table.add_row(arm, *(f"{100 * score:.1f}" for score in (*scores, mean)))
+    console.print(table)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the reference")
+    parser.add_argument("--pictures", type=int, default=64, help="whose WebP size is taken")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a trace")
+    parser.add_argument("--seeds", type=int, default=5, help="draws of every trace")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "controller.json")
+    given = parser.parse_args()
+    try:
+        rungs = ladder(given.bundle, given.pictures)
+    except (BridgeError, OSError, KeyError) as error:
+        print(f"controller: {given.bundle}: no measured ladder: {error!r}", file=sys.stderr)
+        return 2
+    found = measure(rungs, given.seconds, range(given.seeds))
+    report = {
+        "command": "python -m benchmarks.controller " + " ".join(sys.argv[1:]),
+        "traces_are": "synthetic, made from seeds; none was recorded",
+        "objective_s": OBJECTIVE_S,
+        "frames_per_s": FRAMES_PER_S,
+        "rungs": [asdict(rung) for rung in rungs],
+        **found,
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, given.out.with_suffix(".svg"))
+    show(report, Console())
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

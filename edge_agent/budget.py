@@ -1,0 +1,329 @@
+"""Which operating point the next frame travels at: the link as measured, the ladder as calibrated.
+
+Calls, in order: `Link.sent` → `Link.ended` (or `lost`) for every request; `Budget.choose` before
+every frame. Knows sizes, times and figures; knows nothing of sockets, frames or models. Takes its
+clock from outside, so that a simulation runs the very code that a device does.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Clock = Callable[[], float]
+
+_WINDOW = 24
+"""Requests that the link's estimate rests on: two and a half seconds at ten frames a second."""
+_APART_BYTES = 32.0
+"""Two requests closer in size than this say nothing about the rate."""
+_PAIRS = 4
+"""Pairs of requests of different size from which on a rate is believed."""
+_FORGET = 0.997
+"""What is left, per request, of an old rate that nothing confirms: a link gets another try."""
+_JITTER_QUANTILE = 0.9
+_MEMORY_S = 30.0
+"""Time constant in which a slow spell is forgotten: what a climb has to reckon with."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One operating point, as calibration measured it.
+
+    Attributes:
+        name: of the operating point.
+        wire_bytes: uplink bytes of one frame, mean.
+        accuracy: share of questions answered right, 0..1.
+        distortion: relative error of the latents that travel and the share of attention that does
+            not, as one: the root of the sum of their squares.
+    """
+
+    name: str
+    wire_bytes: float
+    accuracy: float
+    distortion: float
+
+
+def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
+    """The rungs that no cheaper one reaches, by rising bytes and accuracy."""
+    front: list[Rung] = []
+    for rung in sorted(rungs, key=lambda r: (r.wire_bytes, -r.accuracy)):
+        if not front or rung.accuracy > front[-1].accuracy:
+            front.append(rung)
+    return tuple(front)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    at: float
+    size: int
+    queued: int
+
+
+class Link:
+    """The uplink's delay and rate, from what was sent and when it ended.
+
+    A request's time on the link, the server's own left out, is modelled as `rtt + queued / rate`,
+    `queued` being its bytes and those sent before it that had not ended. The rate is the median over
+    pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left: one
+    outage moves neither for long. Not thread safe; `Budget` holds the lock.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, _Waiting] = {}
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)  # queued bytes, seconds
+        self._server: deque[float] = deque(maxlen=_WINDOW)
+        self._intervals: deque[float] = deque(maxlen=_WINDOW)
+        self._sent_at: float | None = None
+        self._server_s = 0.0
+        self._interval_s = float("inf")
+        self._seconds_per_byte = 0.0
+        self._slowest = 0.0
+        self._slowest_at = 0.0
+        self._rtt_s = 0.0
+        self._jitter_s = 0.0
+
+    @property
+    def rtt_s(self) -> float:
+        """Seconds there and back for a request of no bytes; 0 before the first has ended."""
+        return self._rtt_s
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The rate; infinite while no request was large enough to tell."""
+        return 1.0 / self._seconds_per_byte if self._seconds_per_byte > 0 else float("inf")
+
+    def sent(self, key: Hashable, size: int, at: float) -> None:
+        """A request of `size` bytes leaves at `at` (seconds)."""
+        if self._sent_at is not None:
+            self._intervals.append(at - self._sent_at)
+            self._interval_s = float(np.mean(self._intervals))
+        self._sent_at = at
+        self._waiting[key] = _Waiting(at, size, size + self._queued())
+
+    def lost(self, key: Hashable) -> None:
+        """A request will not end: its stream broke, or its sender gave up."""
+        self._waiting.pop(key, None)
+
+    def ended(self, key: Hashable, at: float, server_s: float) -> None:
+        """A request's terminal event came at `at`, after the server had worked on it so long."""
+        waiting = self._waiting.pop(key, None)
+        if waiting is None:
+            return
+        self._server.append(max(0.0, server_s))
+        self._server_s = float(np.median(self._server))
+        self._seen.append((float(waiting.queued), max(0.0, at - waiting.at - max(0.0, server_s))))
+        self._fit()
+        self._slowest, self._slowest_at = self._pace(at, cautious=True), at
+
+    def delay(self, size: float, at: float, cautious: bool = False) -> float:
+        """Seconds until a request of `size` bytes, sent at `at`, would end.
+
+        Never less than the oldest request has waited already: a link that is down says so by
+        saying nothing.
+
+        Args:
+            size: bytes.
+            at: seconds.
+            cautious: at the slowest rate of late, not at the present one.
+        """
+        queued = (size + self._queued()) * self._pace(at, cautious)
+        oldest = next(iter(self._waiting.values()), None)
+        waited = at - oldest.at if oldest is not None else 0.0
+        return max(self._rtt_s + self._jitter_s + queued + self._server_s, waited)
+
+    def load(self, size: float, at: float, cautious: bool = False) -> float:
+        """Share of the rate that requests of `size` bytes, as often as now, would take."""
+        return size * self._pace(at, cautious) / max(self._interval_s, 1e-3)
+
+    def _pace(self, at: float, cautious: bool) -> float:
+        """Seconds per byte."""
+        if not cautious:
+            return self._seconds_per_byte
+        faded = self._slowest * math.exp(min(0.0, self._slowest_at - at) / _MEMORY_S)
+        return max(self._seconds_per_byte, faded)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return not self._waiting
+
+    def _queued(self) -> int:
+        return sum(waiting.size for waiting in self._waiting.values())
+
+    def _fit(self) -> None:
+        seen = np.array(self._seen)
+        queued, seconds = seen[:, 0], seen[:, 1]
+        across = queued[:, None] - queued
+        apart = across > _APART_BYTES
+        if int(apart.sum()) >= _PAIRS:
+            slope = float(np.median((seconds[:, None] - seconds)[apart] / across[apart]))
+        else:
+            slope = self._seconds_per_byte * _FORGET
+        # No request can have been faster than its bytes alone would take.
+        self._seconds_per_byte = min(max(0.0, slope), float((seconds / queued).min()))
+        rest = seconds - self._seconds_per_byte * queued
+        self._rtt_s = float(np.median(rest))
+        self._jitter_s = max(0.0, float(np.quantile(rest, _JITTER_QUANTILE)) - self._rtt_s)
+
+
+@dataclass
+class _Hold:
+    """A rung that was too much: not before `until`, and longer the next time."""
+
+    until: float
+    length_s: float
+
+
+class Budget:
+    """Picks the rung: the best that meets the latency objective, within the distortion limit.
+
+    Down at once, to the best rung that fits; up by one rung after `dwell_s`, and only where the next
+    one would take less than `headroom` of the objective. A rung that was left because it was too
+    much is tried again after a pause that doubles each time, up to `hold_max_s`.
+
+    Args:
+        latency_s: objective from sending a frame to its answer, seconds; None: any.
+        distortion: largest `Rung.distortion` that may be chosen; None: any.
+        clock: seconds, monotonic.
+        dwell_s: least time between a change and a climb.
+        headroom: share of the objective, and of the rate, that the next rung may take.
+        hold_s: first pause before a rung that was too much is tried again.
+        hold_max_s: longest such pause.
+    """
+
+    def __init__(
+        self,
+        latency_s: float | None = None,
+        distortion: float | None = None,
+        clock: Clock = time.monotonic,
+        dwell_s: float = 1.0,
+        headroom: float = 0.5,
+        hold_s: float = 10.0,
+        hold_max_s: float = 160.0,
+    ) -> None:
+        self.latency_s = latency_s
+        self.distortion = distortion
+        self.switches = 0
+        self._clock = clock
+        self._dwell_s = dwell_s
+        self._headroom = headroom
+        self._hold_s = hold_s
+        self._hold_max_s = hold_max_s
+        self._link = Link()
+        self._lock = threading.Lock()
+        self._current = ""
+        self._changed_at = float("-inf")
+        self._holds: dict[str, _Hold] = {}
+
+    @property
+    def current(self) -> str:
+        """Name of the rung chosen last; empty before the first choice."""
+        return self._current
+
+    @property
+    def link(self) -> tuple[float, float]:
+        """The estimate: round trip in seconds, rate in bytes per second."""
+        with self._lock:
+            return self._link.rtt_s, self._link.bytes_per_s
+
+    def sent(self, key: Hashable, size: int) -> None:
+        """See `Link.sent`; now."""
+        with self._lock:
+            self._link.sent(key, size, self._clock())
+
+    def ended(self, key: Hashable, server_s: float) -> None:
+        """See `Link.ended`; now."""
+        with self._lock:
+            self._link.ended(key, self._clock(), server_s)
+
+    def lost(self, key: Hashable) -> None:
+        """See `Link.lost`."""
+        with self._lock:
+            self._link.lost(key)
+
+    def may_send(self, rungs: Sequence[Rung]) -> bool:
+        """Whether the cheapest of `rungs`, sent now, would meet the objective.
+
+        False only while something is on its way, whose end will ask again: a frame that waits at
+        the source is fresh when it goes, one that waits in the uplink's queue makes others late.
+        """
+        if self.latency_s is None or not rungs:
+            return True
+        cheapest = min(rung.wire_bytes for rung in rungs)
+        with self._lock:
+            return (
+                self._link.idle or self._link.delay(cheapest, self._clock()) <= self.latency_s
+            )
+
+    def choose(self, rungs: Sequence[Rung], highest: str) -> str:
+        """The rung for the frame that is sent next.
+
+        Args:
+            rungs: as the server offers them, in any order; at least one.
+            highest: name of the most expensive one that may be chosen, where the run starts too.
+
+        Returns:
+            Its name. Where nothing is known of `highest`, that itself. Where no rung up to it is
+            within the distortion limit, the cheapest beyond it that is; where none is, the one with
+            the least distortion.
+        """
+        top = next((r for r in rungs if r.name == highest), None)
+        if top is None:
+            return highest
+        limit = float("inf") if self.distortion is None else self.distortion
+        within = sorted((r for r in rungs if r.distortion <= limit), key=lambda r: r.wire_bytes)
+        ladder = climbable([r for r in within if r.wire_bytes <= top.wire_bytes]) or (
+            within[0] if within else min(rungs, key=lambda r: r.distortion),
+        )
+        with self._lock:
+            self._move(ladder, self._next(ladder))
+            return self._current
+
+    def _next(self, ladder: Sequence[Rung]) -> int:
+        """Where on the ladder to stand now."""
+        names = [rung.name for rung in ladder]
+        if self._current not in names:
+            return len(ladder) - 1
+        at = names.index(self._current)
+        if self.latency_s is None:
+            return len(ladder) - 1
+        now = self._clock()
+        delays = [self._link.delay(rung.wire_bytes, now) for rung in ladder]
+        loads = [self._link.load(rung.wire_bytes, now) for rung in ladder]
+        if delays[at] > self.latency_s or loads[at] > 1:
+            fits = (i for i in range(at) if delays[i] <= self.latency_s and loads[i] <= 1)
+            return max(fits, default=0)
+        return at + 1 if at + 1 < len(ladder) and self._may_climb(ladder[at + 1], now) else at
+
+    def _may_climb(self, rung: Rung, now: float) -> bool:
+        hold, size = self._holds.get(rung.name), rung.wire_bytes
+        return (
+            now - self._changed_at >= self._dwell_s
+            and (hold is None or now >= hold.until)
+            and self._link.delay(size, now, cautious=True) <= self._headroom * (self.latency_s or 0)
+            and self._link.load(size, now, cautious=True) <= self._headroom
+        )
+
+    def _move(self, ladder: Sequence[Rung], to: int) -> None:
+        name = ladder[to].name
+        if name == self._current:
+            return
+        now = self._clock()
+        before = next((i for i, rung in enumerate(ladder) if rung.name == self._current), to)
+        if to < before:
+            self._put_on_hold(ladder[to + 1 : before + 1], now)
+        self.switches += bool(self._current)
+        self._current, self._changed_at = name, now
+
+    def _put_on_hold(self, rungs: Sequence[Rung], now: float) -> None:
+        for rung in rungs:
+            held, length_s = self._holds.get(rung.name), self._hold_s
+            if held is not None and now - held.until < 2 * held.length_s:
+                length_s = min(2 * held.length_s, self._hold_max_s)
+            self._holds[rung.name] = _Hold(now + length_s, length_s)
