@@ -9,10 +9,12 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from edge_agent.budget import Budget
 from edge_agent.encode import Clock, Plan, choose_point
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
@@ -26,9 +28,13 @@ from protos.errors import (
     BundleVersionError,
     ConfigError,
     IncompatibleLayoutError,
+    LateError,
+    OfflineError,
     PictureError,
     ProtocolVersionError,
 )
+
+Ended = TypeVar("Ended")
 
 FATAL = (ConfigError, IncompatibleLayoutError, BundleVersionError, ProtocolVersionError)
 """Errors that every further frame would meet as well: they end the run."""
@@ -78,6 +84,7 @@ class Agent:
         ask_mode: hold each frame once and put its questions by Ask.
         edge_only_too: also answer with the small model.
         edge_fallback: answer with the small model where the service could not.
+        budget: chooses the operating point where the plan leaves that open.
         on_capture: called when a capture has ended, for a progress bar.
         new_id: makes the request ids of Ask; a frame's is derived.
         clock: seconds, for stage times.
@@ -94,6 +101,7 @@ class Agent:
     ask_mode: bool = False
     edge_only_too: bool = False
     edge_fallback: bool = False
+    budget: Budget | None = None
     on_capture: Callable[[], None] = lambda: None
     new_id: Callable[[], bytes] = new_request_id
     clock: Clock = time.perf_counter
@@ -154,7 +162,7 @@ class Agent:
                     f"nothing to ask about {capture.name}: give --question, or a source that "
                     "brings its own"
                 )
-            view = View(capture, self.model, self.plan, self.metrics, self.clock)
+            view = View(capture, self.model, self.plan, self.metrics, self.clock, self.budget)
             if self.plan.point != "picture" or self.edge_only_too:
                 await asyncio.to_thread(view.see)
         except PictureError as error:
@@ -199,11 +207,12 @@ class Agent:
     async def _infer(self, view: View, question: str) -> None:
         parcel = Outgoing(question, view)
         edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
-        outcome = await self.uplink.deliver(parcel)
+        outcome = await self._in_time(self.uplink.deliver(parcel), lambda: parcel.unanswered)
         await self._record(view, question, outcome, outcome, edge)
 
     async def _hold_and_ask(self, view: View, questions: tuple[str, ...]) -> None:
-        held = await self.uplink.hold(Outgoing("", view))
+        parcel = Outgoing("", view)
+        held = await self._in_time(self.uplink.hold(parcel), lambda: parcel.unanswered)
         for question in questions:
             edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
             frame = held.outcome if isinstance(held, Scene) else held
@@ -216,7 +225,22 @@ class Agent:
             check_question(question, scene.session.limits)
         except BridgeError as error:
             return Outcome(request_id, error=error)
-        return await self.uplink.ask(scene, request_id, question, self.plan.max_new_tokens)
+        asking = self.uplink.ask(scene, request_id, question, self.plan.max_new_tokens)
+        return await self._in_time(asking, lambda: Outcome(request_id))
+
+    async def _in_time(
+        self, coming: Awaitable[Ended], unanswered: Callable[[], Outcome]
+    ) -> Ended | Outcome:
+        """Wait no longer than the objective, where the small model answers what comes too late."""
+        objective_s = self.budget.latency_s if self.budget is not None else None
+        if objective_s is None or not self.edge_fallback:
+            return await coming
+        try:
+            return await asyncio.wait_for(coming, objective_s)
+        except asyncio.TimeoutError:
+            late = LateError if self.uplink.connected else OfflineError
+            error = late(f"no answer within {1000 * objective_s:g} ms")
+            return dataclasses.replace(unanswered(), error=error)
 
     async def _edge_answer(
         self, view: View, question: str, wanted: bool
@@ -318,7 +342,7 @@ def _cause(error: BridgeError) -> str:
         return "corrupt"
     if 300 <= error.code < 400 or 600 <= error.code < 700:
         return "incompatible"
-    return "offline"
+    return "late" if isinstance(error, LateError) else "offline"
 
 
 def _error(error: BridgeError | None) -> dict[str, object] | None:

@@ -69,9 +69,9 @@ class Link:
     """The uplink's delay and rate, from what was sent and when it ended.
 
     A request's time on the link, the server's own left out, is modelled as `rtt + queued / rate`,
-    `queued` being its bytes and those sent before it that had not ended. The rate is the median over
-    pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left: one
-    outage moves neither for long. Not thread safe; `Budget` holds the lock.
+    `queued` being its bytes and those sent before it that had not ended. The rate is the median
+    over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
+    one outage moves neither for long. Not thread safe; `Budget` holds the lock.
     """
 
     def __init__(self) -> None:
@@ -106,9 +106,19 @@ class Link:
         self._sent_at = at
         self._waiting[key] = _Waiting(at, size, size + self._queued())
 
-    def lost(self, key: Hashable) -> None:
-        """A request will not end: its stream broke, or its sender gave up."""
-        self._waiting.pop(key, None)
+    def lost(self, key: Hashable, at: float) -> None:
+        """A request will not end: its stream broke, or its sender gave up at `at`.
+
+        Where it had taken longer than expected by then, that much is known of the link.
+        """
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            return
+        expected = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
+        if at - waiting.at > expected + self._server_s:
+            self.ended(key, at, self._server_s)
+        else:
+            del self._waiting[key]
 
     def ended(self, key: Hashable, at: float, server_s: float) -> None:
         """A request's terminal event came at `at`, after the server had worked on it so long."""
@@ -183,9 +193,9 @@ class _Hold:
 class Budget:
     """Picks the rung: the best that meets the latency objective, within the distortion limit.
 
-    Down at once, to the best rung that fits; up by one rung after `dwell_s`, and only where the next
-    one would take less than `headroom` of the objective. A rung that was left because it was too
-    much is tried again after a pause that doubles each time, up to `hold_max_s`.
+    Down at once, to the best rung that fits; up by one rung after `dwell_s`, and only where the
+    next one would take less than `headroom` of the objective. A rung that was left because it was
+    too much is tried again after a pause that doubles each time, up to `hold_max_s`.
 
     Args:
         latency_s: objective from sending a frame to its answer, seconds; None: any.
@@ -195,6 +205,7 @@ class Budget:
         headroom: share of the objective, and of the rate, that the next rung may take.
         hold_s: first pause before a rung that was too much is tried again.
         hold_max_s: longest such pause.
+        on_switch: called with the names of the rung left (empty at first) and the one chosen.
     """
 
     def __init__(
@@ -206,6 +217,7 @@ class Budget:
         headroom: float = 0.5,
         hold_s: float = 10.0,
         hold_max_s: float = 160.0,
+        on_switch: Callable[[str, str], None] = lambda before, after: None,
     ) -> None:
         self.latency_s = latency_s
         self.distortion = distortion
@@ -215,6 +227,7 @@ class Budget:
         self._headroom = headroom
         self._hold_s = hold_s
         self._hold_max_s = hold_max_s
+        self._on_switch = on_switch
         self._link = Link()
         self._lock = threading.Lock()
         self._current = ""
@@ -245,7 +258,7 @@ class Budget:
     def lost(self, key: Hashable) -> None:
         """See `Link.lost`."""
         with self._lock:
-            self._link.lost(key)
+            self._link.lost(key, self._clock())
 
     def may_send(self, rungs: Sequence[Rung]) -> bool:
         """Whether the cheapest of `rungs`, sent now, would meet the objective.
@@ -257,69 +270,69 @@ class Budget:
             return True
         cheapest = min(rung.wire_bytes for rung in rungs)
         with self._lock:
-            return (
-                self._link.idle or self._link.delay(cheapest, self._clock()) <= self.latency_s
-            )
+            return self._link.idle or self._link.delay(cheapest, self._clock()) <= self.latency_s
 
     def choose(self, rungs: Sequence[Rung], highest: str) -> str:
         """The rung for the frame that is sent next.
 
         Args:
-            rungs: as the server offers them, in any order; at least one.
+            rungs: as the server offers them, in any order.
             highest: name of the most expensive one that may be chosen, where the run starts too.
 
         Returns:
-            Its name. Where nothing is known of `highest`, that itself. Where no rung up to it is
-            within the distortion limit, the cheapest beyond it that is; where none is, the one with
-            the least distortion.
+            Its name. Where nothing is known of `highest`, or there is neither objective nor limit,
+            that itself. Where no rung up to it is within the distortion limit, the cheapest beyond
+            it that is; where none is, the one with the least distortion.
         """
         top = next((r for r in rungs if r.name == highest), None)
-        if top is None:
-            return highest
-        limit = float("inf") if self.distortion is None else self.distortion
-        within = sorted((r for r in rungs if r.distortion <= limit), key=lambda r: r.wire_bytes)
-        ladder = climbable([r for r in within if r.wire_bytes <= top.wire_bytes]) or (
-            within[0] if within else min(rungs, key=lambda r: r.distortion),
-        )
         with self._lock:
-            self._move(ladder, self._next(ladder))
+            if top is None or (self.latency_s is None and self.distortion is None):
+                self._stand_on(highest)
+            else:
+                self._move(self._eligible(rungs, top))
             return self._current
 
-    def _next(self, ladder: Sequence[Rung]) -> int:
-        """Where on the ladder to stand now."""
+    def _eligible(self, rungs: Sequence[Rung], top: Rung) -> tuple[Rung, ...]:
+        limit = float("inf") if self.distortion is None else self.distortion
+        within = sorted((r for r in rungs if r.distortion <= limit), key=lambda r: r.wire_bytes)
+        return climbable([r for r in within if r.wire_bytes <= top.wire_bytes]) or (
+            within[0] if within else min(rungs, key=lambda r: r.distortion),
+        )
+
+    def _move(self, ladder: Sequence[Rung]) -> None:
         names = [rung.name for rung in ladder]
-        if self._current not in names:
-            return len(ladder) - 1
-        at = names.index(self._current)
-        if self.latency_s is None:
-            return len(ladder) - 1
-        now = self._clock()
-        delays = [self._link.delay(rung.wire_bytes, now) for rung in ladder]
-        loads = [self._link.load(rung.wire_bytes, now) for rung in ladder]
-        if delays[at] > self.latency_s or loads[at] > 1:
-            fits = (i for i in range(at) if delays[i] <= self.latency_s and loads[i] <= 1)
-            return max(fits, default=0)
-        return at + 1 if at + 1 < len(ladder) and self._may_climb(ladder[at + 1], now) else at
+        if self._current not in names or self.latency_s is None:
+            self._stand_on(names[-1])
+            return
+        at, now = names.index(self._current), self._clock()
+        if not self._fits(ladder[at], now):
+            to = max((i for i in range(at) if self._fits(ladder[i], now)), default=0)
+            self._put_on_hold(ladder[to + 1 : at + 1], now)
+            self._stand_on(names[to])
+        elif at + 1 < len(ladder) and self._may_climb(ladder[at + 1], now):
+            self._stand_on(names[at + 1])
+
+    def _fits(self, rung: Rung, now: float, cautious: bool = False, share: float = 1.0) -> bool:
+        size, objective_s = rung.wire_bytes, self.latency_s or 0.0
+        return (
+            self._link.delay(size, now, cautious) <= share * objective_s
+            and self._link.load(size, now, cautious) <= share
+        )
 
     def _may_climb(self, rung: Rung, now: float) -> bool:
-        hold, size = self._holds.get(rung.name), rung.wire_bytes
+        hold = self._holds.get(rung.name)
         return (
             now - self._changed_at >= self._dwell_s
             and (hold is None or now >= hold.until)
-            and self._link.delay(size, now, cautious=True) <= self._headroom * (self.latency_s or 0)
-            and self._link.load(size, now, cautious=True) <= self._headroom
+            and self._fits(rung, now, cautious=True, share=self._headroom)
         )
 
-    def _move(self, ladder: Sequence[Rung], to: int) -> None:
-        name = ladder[to].name
-        if name == self._current:
-            return
-        now = self._clock()
-        before = next((i for i, rung in enumerate(ladder) if rung.name == self._current), to)
-        if to < before:
-            self._put_on_hold(ladder[to + 1 : before + 1], now)
-        self.switches += bool(self._current)
-        self._current, self._changed_at = name, now
+    def _stand_on(self, name: str) -> None:
+        before, self._current = self._current, name
+        if name != before:
+            self._changed_at = self._clock()
+            self.switches += bool(before)
+            self._on_switch(before, name)
 
     def _put_on_hold(self, rungs: Sequence[Rung], now: float) -> None:
         for rung in rungs:

@@ -30,6 +30,7 @@ _missing: ModuleNotFoundError | None = None
 try:
     from edge_agent import logs, settings
     from edge_agent.agent import Agent, Summary
+    from edge_agent.budget import Budget
     from edge_agent.encode import AUTO, PICTURE, Plan
     from edge_agent.health import HealthServer
     from edge_agent.metrics import Metrics
@@ -213,6 +214,7 @@ async def _drive(
     bar: bool,
     uplinks: list[Uplink],
 ) -> Summary:
+    budget = _budget(chosen, metrics, log)
     uplink = Uplink(
         model.layout,
         dial_insecure(chosen.server),
@@ -228,10 +230,12 @@ async def _drive(
             connect_timeout_s=chosen.connect_timeout_s,
         ),
         chosen.in_flight,
+        budget=budget,
     )
     uplinks.append(uplink)
     plan = Plan(
         chosen.point,
+        chosen.highest_point,
         chosen.selector,
         chosen.token_budget,
         chosen.token_threshold,
@@ -251,10 +255,27 @@ async def _drive(
             ask_mode=chosen.question_mode == "ask",
             edge_only_too=chosen.edge_only_too,
             edge_fallback=chosen.edge_fallback,
+            budget=budget,
             on_capture=advance,
         )
         _stop_on_signals(agent, log)
         return await agent.run()
+
+
+def _budget(chosen: Settings, metrics: Metrics, log: logs.Logger) -> Budget:
+    def switched(before: str, after: str) -> None:
+        if before:
+            metrics.point.labels(before).set(0)
+            metrics.point_switches.inc()
+        metrics.point.labels(after).set(1)
+        log.info("point", before=before, after=after)
+
+    objective_ms = chosen.latency_objective_ms
+    return Budget(
+        objective_ms / 1000 if objective_ms is not None else None,
+        chosen.distortion_limit,
+        on_switch=switched,
+    )
 
 
 class _progress:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.budget import Budget
 from edge_agent.picture import PictureCodec
 from edge_agent.session import Session
 from projector.encoder import Encoder
@@ -32,6 +33,7 @@ class Plan:
 
     Attributes:
         point: auto, or an operating point's name.
+        highest_point: most expensive point that auto climbs to; None: what the server advises.
         selector: name of a token selector; None takes the encoder's own.
         token_budget: tokens kept; None takes the operating point's.
         token_threshold: share of the scores that the kept tokens must reach; None: no threshold.
@@ -40,6 +42,7 @@ class Plan:
     """
 
     point: str = AUTO
+    highest_point: str | None = None
     selector: str | None = None
     token_budget: int | None = None
     token_threshold: float | None = None
@@ -68,13 +71,22 @@ class Coded:
     encode_ms: float
 
 
-def choose_point(plan: Plan, session: Session) -> OperatingPoint:
+def choose_point(plan: Plan, session: Session, budget: Budget | None = None) -> OperatingPoint:
     """Resolve the plan's point to one of the session's.
+
+    Args:
+        plan: names a point, or auto.
+        session: brings the points, what was measured of them and the server's advice.
+        budget: chooses at auto; without it the highest point that the plan allows.
 
     Raises:
         ConfigError: the server has no point of that name; the message lists those it has.
     """
-    name = session.advised if plan.point == AUTO else plan.point
+    name = plan.point
+    if name == AUTO:
+        name = plan.highest_point or session.advised
+        if budget is not None:
+            name = budget.choose(session.rungs, name)
     found = session.points.get(name)
     if found is not None:
         return found

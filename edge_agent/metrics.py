@@ -76,14 +76,24 @@ class Metrics:
         self.encoder_fetches = self._counter(
             "encoder_fetches_total", "Encoders fetched, not found in the state directory"
         )
-        self.queue_depth = Gauge(
-            PREFIX + "queue_depth",
-            "Frames kept until their terminal event",
-            registry=self.registry,
+        self.queue_depth = self._gauge("queue_depth", "Frames kept until their terminal event")
+        self.connected = self._gauge("connected", "1 while a stream to the server is open")
+        self.point = self._gauge(
+            "point", "1 for the operating point that the next frame is to be sent at", "point"
         )
-        self.connected = Gauge(
-            PREFIX + "connected", "1 while a stream to the server is open", registry=self.registry
+        self.point_switches = self._counter(
+            "point_switches_total", "Changes of the operating point by the controller"
         )
+        self.uplink_rtt = self._gauge(
+            "uplink_round_trip_seconds", "Round trip of a small frame, as estimated"
+        )
+        self.uplink_rate = self._gauge(
+            "uplink_bytes_per_second",
+            "Rate of the uplink, as estimated; +Inf while no frame was large enough to tell",
+        )
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)

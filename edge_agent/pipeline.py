@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
+from edge_agent.budget import Budget
 from edge_agent.encode import Clock, Coded, Plan, choose_point, encode_state
 from edge_agent.metrics import Metrics
 from edge_agent.session import Session
 from edge_agent.sources import Capture
-from edge_agent.uplink import Packed
+from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Sight
 from protos.errors import FrameTooLargeError, PictureError, QuestionError, QuestionTooLongError
 from protos.frame import (
@@ -40,6 +41,7 @@ class View:
         plan: how its frames are made.
         metrics: stage times and distortions go there.
         clock: seconds.
+        budget: chooses the operating point where the plan leaves that open.
 
     Raises:
         PictureError: the capture has no picture.
@@ -52,6 +54,7 @@ class View:
         plan: Plan,
         metrics: Metrics,
         clock: Clock = time.perf_counter,
+        budget: Budget | None = None,
     ) -> None:
         if capture.picture is None:
             raise capture.error or PictureError(f"{capture.name} has no picture")
@@ -62,6 +65,7 @@ class View:
         self._model = model
         self._metrics = metrics
         self._clock = clock
+        self._budget = budget
         self._lock = threading.Lock()
         self._sight: Sight | None = None
         self._coded: dict[tuple[str, OperatingPoint], Coded] = {}
@@ -89,14 +93,14 @@ class View:
         return text, seconds * 1000
 
     def coded(self, session: Session) -> Coded:
-        """Encode for a session, at the point that the plan and the server's advice name.
+        """Encode for a session, at the point that plan, budget or the server's advice names.
 
         Raises:
             ConfigError: the point or the selector is unknown.
             FrameTooLargeError: the payload is over the server's limit.
             NonFiniteError: the model's cache holds NaN or infinity.
         """
-        point = choose_point(self.plan, session)
+        point = choose_point(self.plan, session, self._budget)
         key = (session.encoder_digest, point)
         with self._lock:
             coded = self._coded.get(key)
@@ -173,6 +177,11 @@ class Outgoing:
             self._sealed.clear()
             self._sealed[session.session_id] = packed
         return packed
+
+    @property
+    def unanswered(self) -> Outcome:
+        """How it stands with it as long as there is no answer."""
+        return Outcome(self.request_id, packed=next(iter(self._sealed.values()), None))
 
     def renew(self) -> Outgoing:
         """The same frame under a fresh frame number and request id."""

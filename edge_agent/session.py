@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from edge_agent.budget import Rung
 from edge_agent.metrics import Metrics
 from edge_agent.store import EncoderStore
 from projector.configuration import installed_version
@@ -91,6 +93,20 @@ class Session:
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """What calibration measured of the points that send latents or the raw cache."""
+        return tuple(
+            Rung(
+                name,
+                point.measured.wire_bytes,
+                point.measured.accuracy,
+                math.hypot(point.measured.quantize, point.measured.dropped_attention),
+            )
+            for name, point in self.points.items()
+            if point.measured is not None and point.kind != "picture"
+        )
 
     def next_frame(self, captured_at: float) -> tuple[int, int]:
         """Return a frame's number and the milliseconds since the previous frame's capture."""

@@ -55,6 +55,26 @@ class Settings(configuration.TypedSettings):
         description="operating point: auto (the server's default and advice), a name of the "
         "server's ladder, raw_kv_fp8, or picture",
     )
+    highest_point: str | None = Field(
+        None,
+        min_length=1,
+        description="most expensive operating point that auto climbs to; without it the server's "
+        "default and advice",
+    )
+    latency_objective_ms: float | None = Field(
+        None,
+        gt=0.0,
+        le=600_000.0,
+        description="longest time from sending a frame to its answer, milliseconds: auto keeps to "
+        "it by cheaper points and by sending less often; without it auto stays where it is",
+    )
+    distortion_limit: float | None = Field(
+        None,
+        gt=0.0,
+        le=10.0,
+        description="largest mean distortion (relative error of the latents, and attention "
+        "dropped) of a point that auto may choose; without it any",
+    )
     picture_codec: Literal["png", "jpeg", "webp"] = Field(
         "webp", description="file format of the picture point"
     )

@@ -23,6 +23,7 @@ import grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
+from edge_agent.budget import Budget
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
 from edge_agent.session import Dial, Session, error_of, negotiate, unhidden
@@ -210,6 +211,7 @@ class Uplink:
         log: structured logger.
         policy: retries and time limits.
         in_flight: most frames at once; the server's own limit holds too.
+        budget: is told of every frame that leaves and ends; may hold frames back.
         clock: seconds, monotonic.
         sleep: waits for so many seconds.
     """
@@ -225,6 +227,7 @@ class Uplink:
         in_flight: int = 8,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        budget: Budget | None = None,
     ) -> None:
         self._layout = layout
         self._dial = dial
@@ -235,6 +238,7 @@ class Uplink:
         self._in_flight = in_flight
         self._clock = clock
         self._sleep = sleep
+        self._budget = budget or Budget(clock=clock)
         self._session: Session | None = None
         self._before: Session | None = None
         self._stream: _Stream | None = None
@@ -265,7 +269,7 @@ class Uplink:
     async def credit(self) -> AsyncIterator[None]:
         """Wait until fewer frames are in flight than both sides allow, then hold one place."""
         async with self._room:
-            await self._room.wait_for(lambda: self._held < self._allowed())
+            await self._room.wait_for(lambda: self._held < self._allowed() and self._may_send())
             self._held += 1
             self._metrics.queue_depth.set(self._held)
         try:
@@ -373,7 +377,9 @@ class Uplink:
         try:
             await asyncio.wait({exchange, timer}, return_when=asyncio.FIRST_COMPLETED)
             if exchange.done():
-                return exchange.result()
+                event = exchange.result()
+                self._measured(request_id, event)
+                return event
             late = EngineUnavailableError(f"no answer within {self._policy.answer_timeout_s:g} s")
             if stream.heard_at <= sent.at:  # nothing came down at all: the connection is dead
                 await self._drop(stream, late)
@@ -382,16 +388,25 @@ class Uplink:
             timer.cancel()
             exchange.cancel()
             stream.waiting.pop(request_id, None)
+            self._budget.lost(request_id)
             await asyncio.wait({exchange})
             for done in (exchange, future):
                 if done.done() and not done.cancelled():
                     done.exception()  # looked at, so that the loop does not report it as lost
+
+    def _measured(self, request_id: bytes, event: bridge_pb2.InferEvent) -> None:
+        """Tell the budget, and show what it makes of it."""
+        self._budget.ended(request_id, event.answer.timings.total_ms / 1000)
+        rtt_s, bytes_per_s = self._budget.link
+        self._metrics.uplink_rtt.set(rtt_s)
+        self._metrics.uplink_rate.set(bytes_per_s)
 
     async def _write_and_wait(
         self, stream: _Stream, packed: Packed, future: asyncio.Future[bridge_pb2.InferEvent]
     ) -> bridge_pb2.InferEvent:
         try:
             async with stream.writing:
+                self._budget.sent(packed.request_id, packed.request.ByteSize())
                 await stream.call.write(packed.request)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             await self._ended(stream)
@@ -528,6 +543,10 @@ class Uplink:
     def _allowed(self) -> int:
         offered = self._session.max_in_flight if self._session is not None else self._in_flight
         return max(1, min(self._in_flight, offered))
+
+    def _may_send(self) -> bool:
+        session = self._session
+        return session is None or self._budget.may_send(session.rungs)
 
     def _forget(self, session: Session) -> None:
         if self._session is session:

@@ -261,6 +261,16 @@ class OfflineError(BridgeError):
     retryable = True
 
 
+class LateError(BridgeError):
+    """The cloud is reached, but its answer did not come within the objective."""
+
+    code = 504
+    name = "late"
+    grpc_status = "DEADLINE_EXCEEDED"
+    exit_code = 53
+    retryable = True
+
+
 # ------------------------------------------------------------------ 6xx: bundles
 
 
@@ -379,6 +389,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         OverloadedError,
         EngineUnavailableError,
         OfflineError,
+        LateError,
         BundleMissingError,
         BundleCorruptError,
         BundleLayoutError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from edge_agent import logs
 from edge_agent.agent import Agent, Summary
+from edge_agent.budget import Budget
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
 from edge_agent.records import AnswerRecord, RecordWriter
@@ -25,6 +27,7 @@ from protos.errors import (
     OverloadedError,
     PictureError,
 )
+from protos.frame import Measured
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder
 
@@ -273,3 +276,35 @@ def test_a_record_is_one_line_of_strict_json(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         RecordWriter(str(tmp_path))
+
+
+def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked_late(
+    tmp_path: Path,
+) -> None:
+    run = Run(
+        [capture("a")],
+        tmp_path,
+        questions=("x",),
+        edge_fallback=True,
+        budget=Budget(latency_s=0.05),
+        gate=asyncio.Event(),
+    )
+    summary = run()
+    assert (summary.answered, summary.fallbacks, summary.failed) == (0, 1, 0)
+    record = run.records[0]
+    assert (record.answer, record.edge_answer, record.fallback) == (None, "edge x", "late")
+    assert record.error is not None and record.error["name"] == "late"
+
+
+def test_the_distortion_limit_moves_the_agent_off_the_servers_default(tmp_path: Path) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",), budget=Budget(distortion=0.2))
+    encoder = run.served.encoder
+    figures = {"low": Measured(4, 60, 0.90, 0.3, 0.1), "fp8": Measured(36, 100, 0.93, 0.02, 0.0)}
+    run.served.encoder = replace(
+        encoder,
+        points=tuple(
+            replace(point, measured=figures.get(point.name)) for point in reversed(encoder.points)
+        ),
+    )
+    run()
+    assert run.records[0].point == "fp8"

@@ -35,6 +35,7 @@ PUBLISHED = {
     501: ("overloaded", 50),
     502: ("engine_unavailable", 51),
     503: ("offline", 52),
+    504: ("late", 53),
     601: ("bundle_missing", 60),
     602: ("bundle_corrupt", 61),
     603: ("bundle_layout", 62),

@@ -1,0 +1,140 @@
+"""The controller: what it makes of a link, and where on the ladder it stands because of that."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.controller import Trace, simulate, traces
+from edge_agent.budget import Budget, Link, Rung, climbable
+
+LOW, MID, HIGH = (
+    Rung("low", 100.0, 0.91, 0.6),
+    Rung("mid", 1000.0, 0.93, 0.3),
+    Rung("high", 10_000.0, 0.95, 0.1),
+)
+LADDER = (MID, HIGH, LOW)
+
+
+class Simulated:
+    """A budget on a link of a given rate; frames are sent one after the other."""
+
+    def __init__(self, latency_s: float | None = 0.5, distortion: float | None = None) -> None:
+        self.now = 0.0
+        self.switched: list[tuple[str, str]] = []
+        self.budget = Budget(
+            latency_s,
+            distortion,
+            clock=lambda: self.now,
+            on_switch=lambda before, after: self.switched.append((before, after)),
+        )
+        self._frames = 0
+
+    def frames(self, count: int, bytes_per_s: float, rtt_s: float = 0.05) -> list[str]:
+        chosen = []
+        for _ in range(count):
+            name = self.budget.choose(LADDER, "high")
+            size = next(r.wire_bytes for r in LADDER if r.name == name)
+            self._frames += 1
+            self.budget.sent(self._frames, int(size))
+            spent_s = rtt_s + size / bytes_per_s
+            self.now += spent_s
+            self.budget.ended(self._frames, 0.0)
+            self.now += max(0.0, 0.2 - spent_s)
+            chosen.append(name)
+        return chosen
+
+
+def test_a_point_that_a_cheaper_one_reaches_is_no_rung() -> None:
+    worse = Rung("worse", 2000.0, 0.92, 0.2)
+    assert climbable([HIGH, worse, LOW, MID]) == (LOW, MID, HIGH)
+
+
+def test_the_estimate_finds_the_links_delay_and_rate() -> None:
+    link = Link()
+    for number, size in enumerate([100, 4000, 900, 2500, 100, 6000, 1500, 300]):
+        link.sent(number, size, at=float(number))
+        link.ended(number, at=number + 0.08 + size / 20_000 + 0.3, server_s=0.3)
+    assert link.rtt_s == pytest.approx(0.08, abs=1e-6)
+    assert link.bytes_per_s == pytest.approx(20_000, rel=1e-6)
+    assert link.delay(2000, at=9.0) == pytest.approx(0.08 + 0.1 + 0.3, abs=1e-6)
+
+
+def test_bytes_on_their_way_delay_the_next_frame() -> None:
+    link = Link()
+    for number, size in enumerate([100, 4000, 100, 4000]):
+        link.sent(number, size, at=float(number))
+        link.ended(number, at=number + size / 10_000, server_s=0.0)
+    empty = link.delay(100, at=5.0)
+    link.sent("big", 5000, at=5.0)
+    assert link.delay(100, at=5.0) == pytest.approx(empty + 0.5, abs=1e-6)
+
+
+def test_a_silent_link_is_as_slow_as_its_silence_is_long() -> None:
+    link = Link()
+    link.sent("a", 100, at=0.0)
+    link.ended("a", at=0.05, server_s=0.0)
+    link.sent("b", 100, at=1.0)
+    assert link.delay(100, at=9.0) >= 8.0
+    link.lost("b", at=9.0)
+    assert link.delay(100, at=9.0) < 8.0
+
+
+def test_frames_given_up_late_still_say_that_the_link_is_slow() -> None:
+    link = Link()
+    for number in range(8):
+        link.sent(number, 100, at=float(number))
+        link.lost(number, at=number + 0.9)
+    assert link.delay(100, at=9.0) >= 0.9
+
+
+def test_a_link_that_narrows_takes_the_ladder_down_and_back_up_when_it_widens() -> None:
+    run = Simulated()
+    assert run.frames(10, 1e6)[-1] == "high"
+    narrow = run.frames(20, 2000.0)
+    assert narrow[0] == "high" and narrow[-1] == "low"
+    assert narrow.count("high") <= 2
+    assert run.frames(1000, 1e6)[-1] == "high"
+
+
+def test_a_point_that_keeps_failing_is_tried_ever_less_often() -> None:
+    run = Simulated()
+    run.frames(3000, 6000.0)
+    early = sum(before == "mid" for before, _ in run.switched[: len(run.switched) // 2])
+    assert len(run.switched) < 30 and early < 15
+
+
+def test_the_distortion_limit_is_never_exceeded_however_slow_the_link() -> None:
+    run = Simulated(distortion=0.4)
+    assert set(run.frames(100, 500.0)) <= {"mid", "high"}
+    assert Simulated(distortion=0.01).budget.choose(LADDER, "mid") == "high"
+    assert Simulated(distortion=0.2).budget.choose(LADDER, "low") == "high"
+
+
+def test_without_an_objective_and_a_limit_the_advice_stands() -> None:
+    assert Simulated(latency_s=None).budget.choose(LADDER, "mid") == "mid"
+    assert Simulated().budget.choose(LADDER, "unmeasured") == "unmeasured"
+
+
+def test_frames_wait_at_the_source_only_while_an_end_will_wake_them() -> None:
+    run = Simulated()
+    run.frames(20, 300.0)
+    assert run.budget.may_send(LADDER)
+    run.budget.sent("more", 100)
+    assert not run.budget.may_send(LADDER)
+    run.budget.lost("more")
+    assert run.budget.may_send(LADDER)
+
+
+def test_over_an_outage_frames_are_late_but_few_of_those_after_it() -> None:
+    quiet = traces(60, 0)[0]
+    rate = quiet.bytes_per_s * 0 + 50_000.0
+    rate[200:300] = 0.0
+    cut = Trace("cut", rate, quiet.rtt_s * 0 + 0.05)
+    run = simulate(cut, LADDER)
+    assert 10 / 60 <= run.late_share < 14 / 60
+
+
+def test_the_controller_beats_every_fixed_point_where_the_rate_changes() -> None:
+    steps = traces(96, 0)[0]
+    fixed = max(simulate(steps, LADDER, rung.name).score for rung in LADDER)
+    assert simulate(steps, LADDER).score > fixed
