@@ -268,7 +268,6 @@ class LateError(BridgeError):
     name = "late"
     grpc_status = "DEADLINE_EXCEEDED"
     exit_code = 53
-    retryable = True
 
 
 # ------------------------------------------------------------------ 6xx: bundles

@@ -299,12 +299,9 @@ def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked
 def test_the_distortion_limit_moves_the_agent_off_the_servers_default(tmp_path: Path) -> None:
     run = Run([capture("a")], tmp_path, questions=("x",), budget=Budget(distortion=0.2))
     encoder = run.served.encoder
-    figures = {"low": Measured(4, 60, 0.90, 0.3, 0.1), "fp8": Measured(36, 100, 0.93, 0.02, 0.0)}
-    run.served.encoder = replace(
-        encoder,
-        points=tuple(
-            replace(point, measured=figures.get(point.name)) for point in reversed(encoder.points)
-        ),
-    )
+    fp8, low, raw = encoder.points
+    low = replace(low, measured=Measured(4, 60, 0.90, 0.3, 0.1))
+    fp8 = replace(fp8, measured=Measured(36, 100, 0.93, 0.02, 0.0))
+    run.served.encoder = replace(encoder, points=(low, fp8, raw))
     run()
     assert run.records[0].point == "fp8"
