@@ -1,0 +1,259 @@
+"""How many frames one core codes: all that the edge does after the prefill, and the way back.
+
+`python -m benchmarks.codec_speed`. Edge: select, project, quantize, measure, code, header, seal,
+serialize. Cloud: parse, verify, header, decode. Beside them the entropy coder alone, against
+constriction (native code) with the same symbols and probabilities. Every figure is the best of
+several rounds, of one thread, in this process's CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from deploy.measure import ROOT, quiet_libraries
+from deploy.testset import TestSet
+from edge_agent.encode import Plan, encode_state
+from projector.bundle import Bundle
+from projector.encoder import Encoder
+from projector.vlm import VLM
+from protos.frame import (
+    CONSTANTS_BYTES,
+    Distortion,
+    Header,
+    OperatingPoint,
+    pack_header,
+    parse_infer_request,
+    seal,
+    unpack_header,
+    verify,
+)
+from protos.layout import KVState
+from protos.quantize import UniformQuantizer
+from protos.rans import TOTAL, ClassCoder
+
+REFERENCE = ROOT / "reference"
+CONSTANTS = bytes(CONSTANTS_BYTES)
+
+
+def seconds_each(rounds: int, run: Callable[..., object], *arguments: Sequence[Any]) -> float:
+    """CPU seconds of one call, the best of several rounds over all arguments."""
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.process_time()
+        for each in zip(*arguments, strict=True):
+            run(*each)
+        best = min(best, time.process_time() - start)
+    return best / len(arguments[0])
+
+
+def measure_point(
+    encoder: Encoder, point: OperatingPoint, states: Sequence[KVState], rounds: int
+) -> dict[str, Any]:
+    """Frames per second of one operating point, both ways.
+
+    Args:
+        encoder: the edge half of a bundle.
+        point: of kind `latent` or `raw_kv`.
+        states: one per picture.
+        rounds: the best of so many counts.
+
+    Returns:
+        `point`, `payload_bytes`, `request_bytes`, `encoded_per_second`, `decoded_per_second`.
+    """
+    plan = Plan()
+    sizes: list[int] = []
+
+    def there(number: int, state: KVState) -> bytes:
+        coded = encode_state(state, encoder, point, plan)
+        sizes.append(len(coded.payload))
+        header = Header(point.index, number, coded.kept, 33, coded.distortion or Distortion())
+        request = seal(CONSTANTS, b"", *pack_header(header, coded.payload))
+        return bytes(request.SerializeToString())
+
+    def back(raw: bytes) -> npt.NDArray[np.float32]:
+        request = parse_infer_request(raw)
+        verify(request, CONSTANTS)
+        header, body = unpack_header(request.frame.header, request.frame.payload)
+        return encoder.decode(body, header.kept, point)
+
+    requests = [there(number, state) for number, state in enumerate(states)]
+    for raw in requests:
+        back(raw)
+    return {
+        "point": point.name,
+        "payload_bytes": round(float(np.mean(sizes)), 1),
+        "request_bytes": round(float(np.mean([len(raw) for raw in requests])), 1),
+        "encoded_per_second": round(1 / seconds_each(rounds, there, range(len(states)), states)),
+        "decoded_per_second": round(1 / seconds_each(rounds, back, requests)),
+    }
+
+
+def measure_coder(
+    encoder: Encoder, point: OperatingPoint, states: Sequence[KVState], rounds: int
+) -> dict[str, Any]:
+    """The entropy coder of a `uniform` point against constriction's ANS coder.
+
+    Both code classes and symbols of every frame's whole grid, rounded without a dead zone. The
+    rival's models of the symbols are looked up for it beforehand, in decoding too, where our coder
+    has to read each token's class first.
+
+    Returns:
+        `point`, `symbols` (of a frame, without classes), and for `ours` and `constriction` each
+        `bytes`, `encoded_per_second`, `decoded_per_second` (frames).
+    """
+    quantizer = encoder.quantizer(point)
+    if not isinstance(quantizer, UniformQuantizer):
+        raise TypeError(f"point '{point.name}' codes no symbols")
+    tables, steps = quantizer.tables, encoder.steps_of(point)
+    centre = encoder.centre[:, : len(steps)]
+    coder = ClassCoder(tables.frequency, tables.prior)
+    ours, theirs = [], []
+    for state in states:
+        moved = encoder.project(state.flat())[:, : len(steps)] - centre
+        classes, symbols, _ = tables.classify(np.rint(moved / steps).astype(np.int64))
+        escaped = np.zeros(int((symbols == tables.escape).sum()), dtype=np.int64)
+        ours.append((classes, symbols, escaped))
+        p = tables.frequency[classes].reshape(-1, tables.escape + 1) / TOTAL
+        theirs.append((classes.astype(np.int32), symbols.reshape(-1).astype(np.int32), p))
+    family = constriction.stream.model.Categorical(perfect=True)
+    # A table of one symbol is none to constriction: one more that never comes.
+    prior = constriction.stream.model.Categorical(np.append(tables.prior, 0) / TOTAL, perfect=True)
+
+    def their_stream(classes: Any, symbols: Any, p: npt.NDArray[np.float64]) -> Any:
+        ans = constriction.stream.stack.AnsCoder()
+        ans.encode_reverse(symbols, family, p)
+        ans.encode_reverse(classes, prior)
+        return ans.get_compressed()
+
+    def their_symbols(words: Any, tokens: int, p: npt.NDArray[np.float64]) -> Any:
+        ans = constriction.stream.stack.AnsCoder(words)
+        return ans.decode(prior, tokens), ans.decode(family, p)
+
+    streams = [coder.encode(*frame) for frame in ours]
+    words = [their_stream(*frame) for frame in theirs]
+    tokens = [len(classes) for classes, _, _ in ours]
+    probabilities = [p for *_, p in theirs]
+    figures = {
+        "ours": (
+            sum(map(len, streams)),
+            seconds_each(rounds, coder.encode, *zip(*ours, strict=True)),
+            seconds_each(rounds, coder.decode, streams, tokens),
+        ),
+        "constriction": (
+            sum(4 * len(each) for each in words),
+            seconds_each(rounds, their_stream, *zip(*theirs, strict=True)),
+            seconds_each(rounds, their_symbols, words, tokens, probabilities),
+        ),
+    }
+    return {
+        "point": point.name,
+        "symbols": int(sum(symbols.size for _, symbols, _ in ours) / len(ours)),
+        **{
+            name: {
+                "bytes": round(total / len(states), 1),
+                "encoded_per_second": round(1 / there),
+                "decoded_per_second": round(1 / back),
+            }
+            for name, (total, there, back) in figures.items()
+        },
+    }
+
+
+def measure(
+    encoder: Encoder, default_point: int, states: Sequence[KVState], rounds: int = 10
+) -> dict[str, Any]:
+    """Every operating point but pictures, and the coder at the default one.
+
+    Returns:
+        `machine`, `frames`, `default_point`, `frames_per_second_one_core` (edge side, default
+        point), `points[]`, `coder`.
+    """
+    points = [point for point in encoder.points if point.kind != "picture"]
+    rows = [
+        measure_point(encoder, point, states, rounds)
+        for point in tqdm(points, desc="operating points", unit="point")
+    ]
+    default = encoder.point(default_point)
+    by_name = {row["point"]: row for row in rows}
+    coder = None
+    if isinstance(encoder.quantizer(default), UniformQuantizer):
+        coder = measure_coder(encoder, default, states, rounds)
+    return {
+        "machine": f"{platform.machine()}, {platform.system()}, NumPy {np.__version__}",
+        "frames": len(states),
+        "default_point": default.name,
+        "frames_per_second_one_core": by_name[default.name]["encoded_per_second"],
+        "points": rows,
+        "coder": coder,
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the figures as two tables."""
+    table = Table(title="frames per second, one core")
+    for name in ("point", "payload bytes", "request bytes", "edge", "cloud"):
+        table.add_column(name, justify="left" if name == "point" else "right")
+    for row in report["points"]:
+        table.add_row(*(f"{value:,}" if value != row["point"] else value for value in row.values()))
+    console.print(table)
+    if report["coder"]:
+        table = Table(title=f"entropy coder alone, {report['coder']['symbols']} symbols a frame")
+        for name in ("coder", "bytes", "encoded", "decoded"):
+            table.add_column(name, justify="left" if name == "coder" else "right")
+        for name in ("ours", "constriction"):
+            table.add_row(name, *(f"{value:,}" for value in report["coder"][name].values()))
+        console.print(table)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--edge", type=Path, default=REFERENCE / "models" / "edge-a", help="the small model"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=REFERENCE / "bundles" / "edge-a-cloud", help="its bundle"
+    )
+    parser.add_argument("--pictures", type=int, default=64, help="of the validation split")
+    parser.add_argument("--rounds", type=int, default=10, help="the best of so many")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "bench" / "codec-speed.json", help="the report"
+    )
+    given = parser.parse_args()
+    if given.pictures < 1 or given.rounds < 1:
+        parser.error("--pictures and --rounds are at least 1")
+    quiet_libraries()
+    model = VLM.load(given.edge)
+    bundle = Bundle.load(given.bundle, model.layout, Bundle.peek(given.bundle).target)
+    pictures = TestSet.load("validation", given.pictures, 1).pictures
+    states = [
+        model.states(model.prefill([each], attention=True))[0]
+        for each in tqdm(pictures, desc="prefill", unit="picture")
+    ]
+    report = measure(bundle.encoder, bundle.info.default_point, states, given.rounds)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    console = Console()
+    show(report, console)
+    console.print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
