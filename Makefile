@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-rate reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -62,6 +62,10 @@ bench-projectors: $(READY) ## Every family of maps on every edge model, with con
 bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (under 60 minutes)
 	@echo "bench-rate: test split, table and plot in build/bench/rate.json and rate.html; resumes"
 	@$(BIN)/python -m benchmarks.rate
+
+bench-heads: $(READY) ## Task heads (fire, count, track, scene) on the bundle's states, beside the models' own
+	@echo "bench-heads: test and shifted split, report in build/bench/heads.json"
+	@$(BIN)/python -m benchmarks.heads
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"

@@ -32,6 +32,7 @@ try:
         backends,
         build_commands,
         configuration,
+        head_commands,
         package_commands,
         tables,
         train_commands,
@@ -389,9 +390,10 @@ def _parser() -> configuration.Parser:
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
         title="commands",
-        metavar="layout | corpus | train | validate | export | inspect | verify | sign | build | …",
+        metavar="layout | corpus | train | validate | export | head | inspect | verify | sign | …",
     )
     train_commands.register(commands)
+    head_commands.register(commands)
     build_commands.register(commands)
     package_commands.register(commands)
 

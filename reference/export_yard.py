@@ -1,26 +1,41 @@
-"""Writes pictures of the yard and their questions to a folder: `python -m reference.export_yard`.
+"""Writes pictures of the yard and what is known of them: `python -m reference.export_yard`.
 
-Knows the yard and the folder that `projector corpus` reads. Besides the questions asked, every
-other question that the labels answer is written as a control, so that a picture can stand in for
-another.
+Knows the yard and the folder that `projector` reads: pictures, `questions.jsonl`, `labels.jsonl`.
+Besides the questions asked, every other question that the labels answer is written as a control, so
+that a picture can stand in for another. With `--sequences` the pictures are frames of sequences in
+which there is something to track.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from projector.dataset import write_questions
-from reference.yard import SPLITS, ask, list_questions, render, sample_scenes
+from projector.labels import write_labels
+from reference.yard import (
+    SPLITS,
+    Question,
+    ask,
+    list_questions,
+    render,
+    sample_scenes,
+    sample_sequence,
+)
+from reference.yard.labels import BEFORE, NOW, frame_labels, picture_labels, tracks
 
 _BLOCK = 64
+_FRAMES = (*BEFORE, NOW)
+
+Rows = list[dict[str, object]]
 
 
 def export(folder: Path, split: str, start: int, count: int, questions: int) -> None:
-    """Write `count` pictures of a split as PNG, and `questions.jsonl`.
+    """Write `count` pictures of a split as PNG, with questions and labels.
 
     Args:
         folder: made if missing.
@@ -30,7 +45,8 @@ def export(folder: Path, split: str, start: int, count: int, questions: int) -> 
         questions: asked of each picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
+    asked_rows: Rows = []
+    label_rows: Rows = []
     with tqdm(total=count, desc=f"{split} pictures", unit="picture") as bar:
         for first in range(start, start + count, _BLOCK):
             size = min(_BLOCK, start + count - first)
@@ -39,24 +55,73 @@ def export(folder: Path, split: str, start: int, count: int, questions: int) -> 
                 name = f"{split}-{first + place:06d}.png"
                 Image.fromarray(pixels).save(folder / name, compress_level=1)
                 asked = ask(scenes, place, questions, 0)
-                known = {q.text for q in asked}
-                for q in asked:
-                    rows.append(
-                        {"picture": name, "question": q.text, "answer": q.answer, "kind": q.kind}
-                    )
-                for q in list_questions(scenes, place):
-                    if q.text not in known:
-                        rows.append(
-                            {
-                                "picture": name,
-                                "question": q.text,
-                                "answer": q.answer,
-                                "kind": q.kind,
-                                "control": True,
-                            }
-                        )
+                asked_rows += _questions(name, asked, list_questions(scenes, place))
+                label_rows += _labels(name, picture_labels(scenes, place))
                 bar.update(1)
-    write_questions(folder, rows)
+    write_questions(folder, asked_rows)
+    write_labels(folder, label_rows)
+
+
+def export_sequences(folder: Path, split: str, start: int, count: int, questions: int) -> None:
+    """Write three frames each of `count` sequences of a split, with questions and labels.
+
+    Args:
+        folder: made if missing.
+        split: of the yard.
+        start: number of the first sequence looked at; those with nothing to track are left out.
+        count: how many are written.
+        questions: asked of each frame.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    asked_rows: Rows = []
+    label_rows: Rows = []
+    number, written = start, 0
+    with tqdm(total=count, desc=f"{split} sequences", unit="sequence") as bar:
+        while written < count:
+            sequence = sample_sequence(split, number, 0, NOW + 1)
+            number += 1
+            samples = tracks(sequence)
+            if not samples:
+                continue
+            written += 1
+            names = [f"{split}-sequence-{number - 1:06d}-{frame:04d}.png" for frame in _FRAMES]
+            for frame, name in zip(_FRAMES, names, strict=True):
+                pixels = render(sequence.drawn[frame : frame + 1])[0]
+                Image.fromarray(pixels).save(folder / name, compress_level=1)
+                asked = sequence.ask(frame, questions, 0)
+                asked_rows += _questions(name, asked, sequence.listed(frame))
+            label_rows += _labels(names[-1], frame_labels(sequence, NOW))
+            label_rows += [
+                {
+                    "picture": names[-1],
+                    "task": "track",
+                    "label": str(sample.label + 1),
+                    "kind": "moved" if sample.moving else "still",
+                    "before": names[:-1],
+                    "places": sample.places.round(4).tolist(),
+                    "mark": sample.mark.round(4).tolist(),
+                }
+                for sample in samples
+            ]
+            bar.update(1)
+    write_questions(folder, asked_rows)
+    write_labels(folder, label_rows)
+
+
+def _questions(name: str, asked: Sequence[Question], listed: Sequence[Question]) -> Rows:
+    known = {q.text for q in asked}
+    controls = [q for q in listed if q.text not in known]
+    return [_question(name, q) for q in asked] + [
+        _question(name, q) | {"control": True} for q in controls
+    ]
+
+
+def _question(name: str, asked: Question) -> dict[str, object]:
+    return {"picture": name, "question": asked.text, "answer": asked.answer, "kind": asked.kind}
+
+
+def _labels(name: str, labels: Mapping[str, str]) -> Rows:
+    return [{"picture": name, "task": task, "label": label} for task, label in labels.items()]
 
 
 def main() -> None:
@@ -64,11 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--count", type=int, default=2048)
+    parser.add_argument("--start", type=int, default=0, help="first picture or sequence")
+    parser.add_argument("--count", type=int, default=2048, help="pictures, or sequences")
     parser.add_argument("--questions", type=int, default=16, help="asked of each picture")
+    parser.add_argument("--sequences", action="store_true", help="frames of sequences, not stills")
     args = parser.parse_args()
-    export(args.folder, args.split, args.start, args.count, args.questions)
+    write = export_sequences if args.sequences else export
+    write(args.folder, args.split, args.start, args.count, args.questions)
 
 
 if __name__ == "__main__":

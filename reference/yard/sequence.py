@@ -95,15 +95,14 @@ class Sequence:
         unsure = (self.share[frame] >= GONE) & (self.share[frame] < CLEAR)
         if not unsure.any():
             return ask(clear, 0, count, seed)
-        known = {q.text: q.answer for q in list_questions(self._one(frame, GONE), 0)}
-        asked = ask(clear, 0, 3 * count, seed)
-        return [q for q in asked if known.get(q.text) == q.answer][:count]
+        known = {q.text for q in self.listed(frame)}
+        return [q for q in ask(clear, 0, 3 * count, seed) if q.text in known][:count]
 
-    def answers(self, frame: int) -> dict[str, str]:
-        """Every question that can be asked about a frame without ambiguity, and its answer."""
+    def listed(self, frame: int) -> list[Question]:
+        """Every question that can be asked about a frame without ambiguity."""
         known = {q.text: q.answer for q in list_questions(self._one(frame, GONE), 0)}
         listed = list_questions(self._one(frame, CLEAR), 0)
-        return {q.text: q.answer for q in listed if known.get(q.text) == q.answer}
+        return [q for q in listed if known.get(q.text) == q.answer]
 
     def _one(self, frame: int, least: float) -> Scenes:
         rows = slice(frame, frame + 1)

@@ -10,6 +10,7 @@ import pytest
 
 from projector import cli
 from projector.dataset import write_questions
+from projector.labels import write_labels
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
@@ -25,13 +26,16 @@ def commands() -> list[list[str]]:
 def folder(path: Path, first: int, count: int) -> None:
     path.mkdir()
     rows: list[dict[str, object]] = []
+    labels: list[dict[str, object]] = []
     for index in range(first, first + count):
         name = f"{index:03d}.png"
         picture(index).save(path / name)
+        labels.append({"picture": name, "task": "fire", "label": "yes" if index % 3 else "no"})
         for k in range(6):
             word = WORDS[(index + k) % 4]
             rows.append({"picture": name, "question": f"what is {k}", "answer": word})
     write_questions(path, rows)
+    write_labels(path, labels)
 
 
 def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
@@ -49,4 +53,5 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     for line in ran:
         assert cli.main(line[1:]) == 0, f"{shlex.join(line)}: {capsys.readouterr().err}"
     assert (tmp_path / "report" / "report.html").exists()
-    assert "mine" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mine" in out and "fire from projected states" in out

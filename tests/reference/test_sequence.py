@@ -117,8 +117,9 @@ def test_nothing_is_asked_that_hangs_on_a_half_hidden_object() -> None:
             ]
             assert both == [question.answer] * 2
         known = {q.text: q.answer for q in list_questions(clear, 0)}
-        assert found.answers(0).items() <= known.items()
-        dropped += len(known) - len(found.answers(0))
+        listed = {q.text: q.answer for q in found.listed(0)}
+        assert listed.items() <= known.items()
+        dropped += len(known) - len(listed)
     assert asked > 200 and dropped > 0
 
 
@@ -126,7 +127,7 @@ def test_a_frame_with_next_to_nothing_in_it_can_be_asked_about() -> None:
     for number in range(200):
         found = sample_sequence("train", number, 0, 1)
         found.share[0, 1:] = 0
-        assert found.answers(0)["is there a fire ?"] in ("yes", "no")
+        assert "is there a fire ?" in {q.text for q in found.listed(0)}
         assert len(found.ask(0, 4, 0)) == 4
 
 

@@ -1,0 +1,254 @@
+"""`projector head train` and `projector head test`: task heads on top of a frozen map.
+
+Knows flags, files and what is printed. Does not know: how a head learns or is judged
+(`projector/heads.py`). Models are loaded only to say whose caches a corpus holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from projector import configuration, tables
+from projector.train_commands import _collect, _count, _models, _rate, _whole
+from protos.errors import ConfigError, FitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from projector.corpus import Corpus
+    from projector.heads import Head
+    from projector.views import FrozenMap
+
+HEAD_FILE = "head.safetensors"
+DESCRIPTION = "head.json"
+_LENS_PICTURES = 256
+
+_SUMMARY = "train and test a small classifier on top of a frozen map"
+_PAIR = "--source models/edge-a --target models/cloud"
+_EXAMPLES = (
+    f"projector head train map/ photos/ corpus/ heads/fire --task fire {_PAIR}",
+    f"projector head train bundles/mine photos/ corpus/ heads/fire-native --task fire "
+    f"--view native {_PAIR}",
+    f"projector head test map/ held-out/ held-out-corpus/ heads/fire {_PAIR}",
+)
+
+
+def register(commands: Any) -> None:
+    """Add `head` and its two commands to the program's parser."""
+    parser = _command(commands, "head", _SUMMARY)
+    parser.set_defaults(command=_none)
+    inner = parser.add_subparsers(title="commands", metavar="train | test")
+
+    train = _command(inner, "train", "train a head on a corpus and its labels, the map frozen")
+    train.set_defaults(command=_train)
+    _add_inputs(train)
+    train.add_argument("out", type=Path, metavar="OUT", help="folder of the head; resumes")
+    train.add_argument("--task", required=True, help="name of the labels to learn (labels.jsonl)")
+    train.add_argument(
+        "--view", default="projected", help="projected, native, edge or latents; default: projected"
+    )
+    train.add_argument(
+        "--components", type=_whole, default=128, help="of a token's state; default: %(default)s"
+    )
+    train.add_argument("--width", type=_whole, default=64, help="hidden; default: %(default)s")
+    train.add_argument("--steps", type=_whole, default=600, help="at most; default: %(default)s")
+    train.add_argument("--batch", type=_whole, default=64, help="samples; default: %(default)s")
+    train.add_argument("--rate", type=_rate, default=2e-3, help="default: %(default)s")
+    train.add_argument("--patience", type=_count, default=8, help="reports of 20; 0: never")
+    train.add_argument("--held-out", type=_rate, default=0.1, help="share that decides when to end")
+    train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+
+    test = _command(inner, "test", "judge a head on pictures that it never saw")
+    test.set_defaults(command=_test)
+    _add_inputs(test)
+    test.add_argument("head", type=Path, metavar="HEAD", help="what `head train` wrote")
+    test.add_argument(
+        "--view",
+        help="let a head of the large model's own state look at the projected one (default: what "
+        "it was trained on)",
+    )
+    test.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    test.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _none(_args: argparse.Namespace) -> int:
+    raise ConfigError("no command: train or test (see projector head --help)")
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from projector.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
+    from projector.labels import read_labels
+
+    data, corpus, frozen = _inputs(args)
+    labels = read_labels(data, args.task).within(len(corpus))
+    training, held = labels.split(args.held_out)
+    tracks = bool(labels.objects)
+    names = map(str, range(1, labels.objects + 1)) if tracks else sorted(set(training.labels))
+    dim = next(frozen.look(args.view, corpus, _first(1))).shape[2]
+    config = HeadConfig(
+        task=args.task,
+        classes=tuple(names),
+        tracks=tracks,
+        view=args.view,
+        owner=frozen.owner(args.view),
+        dim=dim,
+        grid=frozen.grid(args.view),
+        components=min(args.components, dim),
+        width=args.width,
+    )
+    settings = HeadSettings(
+        args.steps, args.batch, args.rate, patience=args.patience, seed=args.seed
+    )
+    torch.manual_seed(args.seed)
+    head = Head(config)
+    with tables.doing(f"the {args.view} states of {len(corpus)} pictures"):
+        fit_lens(head, frozen, corpus, training.pictures)
+        states = through_lens(head, frozen, args.view, corpus)
+    samples, decides = (Samples.of(states, part, config.classes) for part in (training, held))
+    train(head, samples, decides, settings, args.out / "state")
+    head.eval()
+    figures = {
+        **asdict(config),
+        "settings": asdict(settings),
+        "point": args.point,
+        "samples": len(samples),
+        "held_out": judge(head, decides),
+    }
+    draft = args.out / (HEAD_FILE + ".part")
+    draft.write_bytes(head.to_bytes())
+    draft.replace(args.out / HEAD_FILE)
+    (args.out / DESCRIPTION).write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"wrote {args.out / HEAD_FILE}: {_shown(figures['held_out'])}, held out")
+    return 0
+
+
+def _test(args: argparse.Namespace) -> int:
+    from projector.heads import Samples, judge
+    from projector.labels import read_labels
+
+    data, corpus, frozen = _inputs(args)
+    head = read_head(args.head)
+    view = args.view or head.config.view
+    if (head.config.view, view) == ("native", "projected"):
+        head.require(frozen.owner("native"), "the map's large model")
+    elif view != head.config.view:
+        raise ConfigError(
+            f"--view {view}: this head looks at {head.config.view} states; only a head of native "
+            "states can look at projected ones"
+        )
+    else:
+        head.require(frozen.owner(view), f"the owner of these {view} states")
+    labels = read_labels(data, head.config.task).within(len(corpus))
+    if labels.objects != (len(head.config.classes) if head.config.tracks else 0):
+        raise FitError(f"'{head.config.task}' here is about {labels.objects} objects, the head not")
+    with tables.doing(f"the {view} states of {len(corpus)} pictures"):
+        states = through_lens(head, frozen, view, corpus)
+    figures = judge(head, Samples.of(states, labels, head.config.classes))
+    figures |= {"view": view, "point": args.point}
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1) if args.json else _shown(figures))
+    return 0
+
+
+# ---------------------------------------------------------------------- what they share
+
+
+def fit_lens(
+    head: Head, frozen: FrozenMap, corpus: Corpus, pictures: npt.NDArray[np.int64]
+) -> None:
+    """Fit a head's lens to at most 256 of the pictures it is trained on."""
+    import numpy as np
+
+    distinct = np.unique(pictures)
+    chosen = distinct[:: -(-len(distinct) // _LENS_PICTURES)]
+    head.fit_lens(np.concatenate(list(frozen.look(head.config.view, corpus, chosen))))
+
+
+def through_lens(
+    head: Head, frozen: FrozenMap, view: str, corpus: Corpus
+) -> npt.NDArray[np.float32]:
+    """Every picture of a corpus as a head sees it, `[n, N, p]`."""
+    import numpy as np
+
+    return np.concatenate([head.through_lens(part) for part in frozen.look(view, corpus)])
+
+
+def read_head(path: Path) -> Head:
+    """Read a head from its file or folder.
+
+    Raises:
+        FitError: there is none.
+        BundleFormatError: it is not one.
+    """
+    from projector.heads import Head
+
+    file = path / HEAD_FILE if path.is_dir() else path
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise FitError(f"no head at {file}: {error.strerror}") from error
+    return Head.from_bytes(blob)
+
+
+def _inputs(args: argparse.Namespace) -> Any:
+    from projector.dataset import Dataset
+    from projector.views import FrozenMap
+
+    data = Dataset(args.data)
+    source, target = _models(args)
+    frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
+    return data, _collect(data, source, target, args.corpus, None, make=False), frozen
+
+
+def _first(count: int) -> npt.NDArray[np.int64]:
+    import numpy as np
+
+    return np.arange(count)
+
+
+def _shown(figures: dict[str, Any]) -> str:
+    """One line: the accuracy, its interval, and what needs no head."""
+
+    def percent(name: str) -> str:
+        return f"{100 * figures[name]['mean']:.1f} %"
+
+    low, high = (100 * figures["accuracy"][end] for end in ("low", "high"))
+    floors = [f"{name} {percent(name)}" for name in ("majority", "nearest") if name in figures]
+    return (
+        f"{figures['task']} from {figures['view']} states: {percent('accuracy')} right "
+        f"({low:.1f} to {high:.1f}) of {figures['samples']}; {', '.join(floors)}"
+    )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote, or a bundle")
+    parser.add_argument("data", type=Path, metavar="DATA", help="pictures and labels.jsonl")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
+    parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
+    parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
+    parser.add_argument("--point", help="operating point of a bundle; default: not quantized")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    examples = "\n  ".join(_EXAMPLES)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"examples:\n  {examples}\n\nexit codes: 0 where all is well, otherwise:\n"
+        f"{configuration.exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
