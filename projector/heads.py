@@ -9,6 +9,7 @@ and where one is marked in this one, and says which of them it is; their order m
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -289,14 +290,15 @@ def train(
     def report() -> dict[str, float]:
         return {"accuracy": float(np.mean(predictions(head, held) == held.targets))}
 
-    about = [asdict(head.config), training.labels.pictures.tolist(), training.targets.tolist()]
+    inputs = (head.lens.numpy(), training.labels.pictures, training.targets)
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in inputs)).hexdigest()
     Descent(
         head,
         (Stage("head", settings.steps, settings.rate),),
         loss,
         folder,
         asdict(settings),
-        json.dumps(about),
+        json.dumps([asdict(head.config), digest]),
         what="head",
         seed=settings.seed,
         decay=settings.decay,
