@@ -136,9 +136,10 @@ def test_an_answer_carries_the_frames_distortion_and_where_the_time_went(
 ) -> None:
     encoded = client.encoder.encode(stage.state(1), client.encoder.point(stage.FP8))
     answer = client.answer(client.frame(seed=1))
-    assert answer.distortion.quantize == pytest.approx(encoded.distortion.quantize, rel=1e-3)
+    # To half a step of the scale on which the figures travel.
+    assert answer.distortion.quantize == pytest.approx(encoded.distortion.quantize, rel=0.0184)
     assert answer.distortion.unfamiliarity == pytest.approx(
-        encoded.distortion.unfamiliarity, rel=1e-3
+        encoded.distortion.unfamiliarity, rel=0.0184
     )
     timings = answer.timings
     parts = (timings.decode_ms, timings.project_ms, timings.inject_ms, timings.prefill_ms)
