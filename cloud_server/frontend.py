@@ -38,6 +38,7 @@ from protos.errors import (
 )
 from protos.frame import (
     ERROR_METADATA_KEY,
+    EVENTS_APART,
     PROTOCOL_VERSION,
     SERVICE,
     SESSION_METADATA_KEY,
@@ -73,6 +74,7 @@ class _Outbox:
     def __init__(self) -> None:
         self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
         self._filled, self._drained = asyncio.Event(), asyncio.Event()
+        self.closed = asyncio.Event()
         self._drained.set()
 
     def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
@@ -96,10 +98,12 @@ class _Outbox:
 class _Stream:
     """One Infer stream: its outbox and the requests that have no terminal event yet."""
 
-    def __init__(self) -> None:
-        self.outbox = _Outbox()
+    def __init__(self, apart: _Outbox | None = None) -> None:
+        self.outbox = apart or _Outbox()
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
+        self.ended = asyncio.Event()
+        self._apart = apart is not None
 
     def follow(self, computation: Computation) -> None:
         """Pass a computation's events on, until its terminal one."""
@@ -118,7 +122,9 @@ class _Stream:
     def end_if_done(self) -> None:
         """Close the outbox once nothing can come any more."""
         if self.half_closed and not self.waiting:
-            self.outbox.put(None)
+            self.ended.set()
+            if not self._apart:
+                self.outbox.put(None)
 
     def abandon(self) -> None:
         """The client is gone: let the computations go on without it."""
@@ -152,6 +158,7 @@ class Bridge:
         self._sessions = Sessions(settings.sessions, self._session_dropped)
         self._answers = Answers(settings.answer_memory)
         self._numbers = itertools.count(1)
+        self._apart: dict[bytes, _Outbox] = {}  # by session id
         self._idle = asyncio.Event()
         self._idle.set()
         self._told: set[asyncio.Task[None]] = set()
@@ -172,6 +179,7 @@ class Bridge:
                 self.fetch_encoder, response_serializer=pb.Chunk.SerializeToString
             ),
             "Infer": grpc.stream_stream_rpc_method_handler(self.infer, response_serializer=out),
+            "Events": grpc.unary_stream_rpc_method_handler(self.events, response_serializer=out),
             "Ask": grpc.unary_stream_rpc_method_handler(self.ask, response_serializer=out),
             "Shadow": grpc.stream_unary_rpc_method_handler(
                 self.shadow, response_serializer=pb.ShadowResponse.SerializeToString
@@ -275,24 +283,59 @@ class Bridge:
             session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
         except UnknownSessionError as error:
             await self._abort(context, error, "Infer")
-        stream = _Stream()
+        apart = self._apart.get(session.id)
+        if metadata.get(EVENTS_APART[0]) != EVENTS_APART[1]:
+            apart = None
+        elif apart is None:
+            missing = "no Events call is open in this session: open one first"
+            await self._abort(context, EngineUnavailableError(missing), "Infer")
+        stream = _Stream(apart)
         reader = asyncio.create_task(self._read(requests, stream, session))
         try:
-            while True:
-                event, computation = await stream.outbox.get()
-                if event is None:
-                    break
-                if computation is not None and event.HasField("answer"):
-                    computation.left(event)
-                await context.write(event)
-                if computation is not None and event.HasField("token"):
-                    computation.left(event)
-                elif computation is not None and event.HasField("answer"):
-                    self._observe_answer(event.answer)
+            if apart is None:
+                await self._write(stream.outbox, context)
+            elif not await _first(stream.ended, apart.closed):
+                gone = EngineUnavailableError("the Events call of this session is gone")
+                await self._abort(context, gone, "Infer")
             await reader
         finally:
             reader.cancel()
             stream.abandon()
+
+    async def events(self, raw: bytes, context: Any) -> None:
+        """Stream what becomes of the requests of a session's Infer calls that ask for it."""
+        try:
+            try:
+                request = pb.EventsRequest.FromString(raw)
+            except DecodeError as error:
+                raise FrameMalformedError(f"not an EventsRequest: {error}") from error
+            session = self._sessions.get(request.session_id)
+        except BridgeError as error:
+            await self._abort(context, error, "Events")
+        outbox, before = _Outbox(), self._apart.get(session.id)
+        self._apart[session.id] = outbox
+        if before is not None:
+            before.put(None)
+        try:
+            await context.send_initial_metadata(())
+            await self._write(outbox, context)
+        finally:
+            outbox.closed.set()
+            if self._apart.get(session.id) is outbox:
+                del self._apart[session.id]
+
+    async def _write(self, outbox: _Outbox, context: Any) -> None:
+        while True:
+            event, computation = await outbox.get()
+            if event is None:
+                return
+            if computation is not None and event.HasField("answer"):
+                computation.left(event)
+            await context.write(event)
+            if computation is not None and event.HasField("token"):
+                computation.left(event)
+            elif computation is not None and event.HasField("answer"):
+                self._observe_answer(event.answer)
 
     async def ask(self, raw: bytes, context: Any) -> AsyncIterator[pb.InferEvent]:
         """Answer another question about a scene that is held."""
@@ -579,6 +622,17 @@ class Bridge:
             ((ERROR_METADATA_KEY, str(error.code)),),
         )
         raise AssertionError("abort returned")
+
+
+async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
+    """Wait for either; whether it was the first."""
+    waits = {asyncio.create_task(one.wait()), asyncio.create_task(other.wait())}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return one.is_set()
 
 
 def _point_of(header: Header, session: Session) -> OperatingPoint:

@@ -4,7 +4,8 @@ Knows the contract and the agent's way of opening a session; knows nothing of mo
 beside the agent because a comparison must send what no device would send (every operating point,
 every picture codec, two arms in turn) through the same front end, stream and engine.
 
-The calls, in order: `Service` (Negotiate, FetchEncoder, one long-lived Infer stream), then any
+The calls, in order: `Service` (Negotiate, FetchEncoder, one long-lived Infer stream, its events
+on a connection of their own), then any
 number of `infer` (frames with questions) or `hold` (frames alone) and `ask` (questions alone).
 """
 
@@ -24,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.metrics import Metrics
-from edge_agent.session import Session, dial_insecure, error_of, negotiate
+from edge_agent.session import Session, dial_insecure, error_of, negotiate, open_events
 from edge_agent.store import EncoderStore
 from protos.errors import BridgeError, OfflineError, from_code
 from protos.frame import (
+    EVENTS_APART,
     PICTURE_POINT,
     SESSION_METADATA_KEY,
     Distortion,
@@ -98,7 +100,9 @@ class Service:
         self._address, self._layout, self._state_dir = address, layout, state_dir
         self._loop = asyncio.new_event_loop()
         self._channel: Any = None
+        self._down: Any = None
         self._stream: Any = None
+        self._events: Any = None
         self._stub: Any = None
         self._frames = 0
         self.session: Session
@@ -122,7 +126,9 @@ class Service:
             self._channel, self._layout, EncoderStore(self._state_dir), Metrics(), timeout_s=60
         )
         self._stub = bridge_pb2_grpc.BridgeStub(self._channel)
-        metadata = ((SESSION_METADATA_KEY, self.session.session_id),)
+        self._down = dial_insecure(self._address)()
+        self._events = await open_events(self._down, self.session, timeout_s=60)
+        metadata = ((SESSION_METADATA_KEY, self.session.session_id), EVENTS_APART)
         self._stream = self._stub.Infer(metadata=metadata)
 
     async def _close(self) -> None:
@@ -130,8 +136,11 @@ class Service:
             self._stream.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._stream.code()
-        if self._channel is not None:
-            await self._channel.close()
+        if self._events is not None:
+            self._events.cancel()
+        for channel in (self._channel, self._down):
+            if channel is not None:
+                await channel.close()
 
     def infer(
         self,
@@ -206,7 +215,7 @@ class Service:
                 request = self._seal(shots[row], questions[row], max_new_tokens)
                 sent[id_of(request, self.session.constants)] = (row, request)
                 await self._stream.write(request)
-            event = await self._stream.read()
+            event = await self._events.read()
             if event is grpc.aio.EOF:
                 raise OfflineError("the server ended the stream while requests were open")
             if event.request_id not in sent:

@@ -162,6 +162,26 @@ def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
     return BridgeError(f"the server refused the call ({status.name}): {text}")
 
 
+async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:
+    """Call Events, for an Infer call on another connection, and wait until the server is ready.
+
+    Raises:
+        grpc.aio.AioRpcError: the server refused.
+        OfflineError: it said nothing in time.
+    """
+    request = bridge_pb2.EventsRequest(session_id=session.session_id)
+    call = bridge_pb2_grpc.BridgeStub(channel).Events(request)
+    try:
+        await asyncio.wait_for(call.initial_metadata(), timeout_s)
+    except asyncio.TimeoutError as error:
+        call.cancel()
+        raise OfflineError(f"no word from the server within {timeout_s:g} s") from error
+    if call.done():
+        await call.read()  # raises what it ended with
+        raise OfflineError("the server ended the call of events at once")
+    return call
+
+
 async def unhidden(call: Any, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
     """What a stream ended with, where a write into its end has put INTERNAL in front of it."""
     for _ in range(_LOOKS):

@@ -26,7 +26,7 @@ from tenacity.wait import wait_random_exponential
 from edge_agent.budget import Budget
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
-from edge_agent.session import Dial, Session, error_of, negotiate, unhidden
+from edge_agent.session import Dial, Session, error_of, negotiate, open_events, unhidden
 from edge_agent.store import EncoderStore
 from protos.errors import (
     BridgeError,
@@ -37,7 +37,7 @@ from protos.errors import (
     UnknownSessionError,
     from_code,
 )
-from protos.frame import SESSION_METADATA_KEY, Distortion, seal_ask
+from protos.frame import EVENTS_APART, SESSION_METADATA_KEY, Distortion, seal_ask
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 
@@ -172,12 +172,23 @@ class _Waiting:
 
 
 class _Stream:
-    """One open Infer stream and the requests that wait on it."""
+    """One open Infer stream and the requests that wait on it.
 
-    def __init__(self, session: Session, channel: grpc.aio.Channel, call: Any) -> None:
+    Args:
+        session: in which it was opened.
+        channels: the first carries frames and questions, the second, if any, the events.
+        call: the Infer call.
+        events: where events come from: the Events call, or the Infer call itself.
+    """
+
+    def __init__(
+        self, session: Session, channels: list[grpc.aio.Channel], call: Any, events: Any
+    ) -> None:
         self.session = session
-        self.channel = channel
+        self.channels = channels
+        self.channel = channels[0]
         self.call = call
+        self.events = events
         self.waiting: dict[bytes, _Waiting] = {}
         self.broken: BridgeError | None = None
         self.heard_at = float("-inf")
@@ -246,6 +257,7 @@ class Uplink:
         self._room = asyncio.Condition()
         self._held = 0
         self._opened = 0
+        self._apart = True
         self._closed = False
 
     @property
@@ -566,16 +578,7 @@ class Uplink:
             if stream is not None:
                 self._stream = None
                 await self._drop(stream, OfflineError("the stream is gone"))
-            channel = self._dial()
-            try:
-                session = self._session or await self._negotiate(channel)
-                call = bridge_pb2_grpc.BridgeStub(channel).Infer(
-                    metadata=((SESSION_METADATA_KEY, session.session_id),)
-                )
-            except BaseException:
-                await channel.close()
-                raise
-            stream = self._stream = _Stream(session, channel, call)
+            stream = self._stream = await self._connect()
             stream.reader = asyncio.create_task(self._read(stream))
             if self._opened:
                 self._metrics.reconnects.inc()
@@ -584,6 +587,43 @@ class Uplink:
         async with self._room:
             self._room.notify_all()  # the new session may allow more
         return stream
+
+    async def _connect(self) -> _Stream:
+        channels = [self._dial()]
+        try:
+            known = self._session
+            session = known or await self._negotiate(channels[0])
+            metadata: tuple[tuple[str, str | bytes], ...] = (
+                (SESSION_METADATA_KEY, session.session_id),
+            )
+            events = None
+            if self._apart:
+                channels.append(self._dial())
+                events = await self._events(session, channels[1], known is None)
+            if events is not None:
+                metadata += (EVENTS_APART,)
+            call = bridge_pb2_grpc.BridgeStub(channels[0]).Infer(metadata=metadata)
+        except BaseException:
+            for channel in channels:
+                await channel.close()
+            raise
+        return _Stream(session, channels, call, events or call)
+
+    async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
+        """The Events call; None where events have to come on the frames' own connection."""
+        try:
+            return await open_events(channel, session, self._policy.connect_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            typed = error_of(error)
+            unknown = isinstance(typed, UnknownSessionError)
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED and not (unknown and fresh):
+                if unknown:
+                    self._forget(session)
+                raise typed from error
+            # An older server, or a load balancer that takes each connection elsewhere.
+            self._apart = False
+            self._log.info("one_connection", cause=str(typed))
+            return None
 
     async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
         session = await negotiate(
@@ -605,16 +645,13 @@ class Uplink:
         return session
 
     async def _read(self, stream: _Stream) -> None:
-        broken: BridgeError
-        try:
-            async for event in stream.call:
+        ends = asyncio.create_task(self._end_events(stream))
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # `_ending` tells
+            async for event in stream.events:
                 stream.heard_at = self._clock()
                 self._take(stream, event)
-            broken = EngineUnavailableError("the server ended the stream")
-        except grpc.aio.AioRpcError as error:
-            broken = error_of(await unhidden(stream.call, error))
-        except asyncio.CancelledError:
-            broken = stream.broken or EngineUnavailableError("the stream was given up")
+        ends.cancel()
+        broken = stream.broken or await _ending(stream)
         if isinstance(broken, FrameTooLargeError):
             stream.session.learn_cap(broken)
         silent = stream.heard_at == float("-inf")
@@ -628,6 +665,12 @@ class Uplink:
             self._log.warning("stream_broken", error=broken.name, cause=str(broken))
         self._metrics.connected.set(0)
         stream.fail(broken)
+
+    async def _end_events(self, stream: _Stream) -> None:
+        """Where the events have a call of their own: end it with the Infer call."""
+        if stream.events is not stream.call:
+            await stream.call.code()
+            stream.events.cancel()
 
     def _take(self, stream: _Stream, event: bridge_pb2.InferEvent) -> None:
         kind = event.WhichOneof("event")
@@ -653,7 +696,23 @@ class Uplink:
     async def _drop(self, stream: _Stream, error: BridgeError) -> None:
         stream.broken = stream.broken or error
         stream.call.cancel()
+        stream.events.cancel()
         if stream.reader is not None:
             await asyncio.wait({stream.reader})
         stream.fail(stream.broken)
-        await stream.channel.close()
+        for channel in stream.channels:
+            await channel.close()
+
+
+async def _ending(stream: _Stream) -> BridgeError:
+    """Why a stream has ended by itself: what its Infer call ended with, or else its events."""
+    for call in (stream.call, stream.events):
+        if call.done() and not call.cancelled() and await call.code() != grpc.StatusCode.OK:
+            ended = grpc.aio.AioRpcError(
+                await call.code(),
+                grpc.aio.Metadata(),
+                await call.trailing_metadata(),
+                await call.details(),
+            )
+            return error_of(await unhidden(call, ended))
+    return EngineUnavailableError("the server ended the stream")

@@ -40,6 +40,8 @@ PROTOCOL_VERSION = 1
 SERVICE = "neuralbridge.v1.Bridge"
 SESSION_METADATA_KEY = "nb-session-bin"
 ERROR_METADATA_KEY = "nb-error-code"
+EVENTS_APART = ("nb-events", "apart")
+"""Metadata of an Infer call whose events go to the session's Events call."""
 
 HEADER_VERSION = 3
 FIXED = struct.Struct("<BB4B")

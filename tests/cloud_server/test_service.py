@@ -24,7 +24,7 @@ from cloud_server.service import Service
 from cloud_server.settings import load
 from cloud_server.supervisor import spawn_engine
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
-from protos.frame import derived_id
+from protos.frame import EVENTS_APART, derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
@@ -222,6 +222,62 @@ def test_a_request_without_an_id_is_known_by_its_session_and_frame_number(
             assert refused.request_id == derived_id(edge.session.session_constants, 2)
             for call in calls:
                 call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_events_apart_come_on_their_own_call_and_end_their_infer_calls_when_it_goes(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            stub = bridge_pb2_grpc.BridgeStub(server.channel)
+
+            def infer() -> Any:
+                return stub.Infer(metadata=(*edge.metadata, EVENTS_APART), timeout=120)
+
+            async def open_events() -> Any:
+                request = pb.EventsRequest(session_id=edge.session.session_id)
+                call = stub.Events(request, timeout=120)
+                await call.initial_metadata()
+                return call
+
+            async def end(call: Any) -> tuple[grpc.StatusCode, str]:
+                code, trailer = await call.code(), dict(await call.trailing_metadata())
+                return code, trailer.get("nb-error-code", "")
+
+            assert await end(infer()) == (grpc.StatusCode.UNAVAILABLE, "502")
+            events, first, second = await open_events(), infer(), infer()
+            await first.write(edge.frame(seed=1, question="count 1"))
+            await second.write(edge.frame(seed=2, question="count 1"))
+            answered = set()
+            while answered != {1, 2}:
+                event = await events.read()
+                if event.HasField("answer"):
+                    answered.add(event.frame_number)
+            await first.done_writing()
+            assert await first.read() is grpc.aio.EOF and await first.code() == grpc.StatusCode.OK
+            held = edge.frame(seed=3, question="hold")
+            await second.write(held)
+            assert (await events.read()).HasField("accepted")
+            newer = await open_events()
+            assert await events.read() is grpc.aio.EOF
+            assert await end(second) == (grpc.StatusCode.UNAVAILABLE, "502")
+            third = infer()
+            await third.write(held)
+            assert (await newer.read()).HasField("accepted")
+            assert (await edge.say("release")).HasField("answer")
+            while not (event := await newer.read()).HasField("answer"):
+                pass
+            assert event.request_id == held.request_id
+            assert await server.metric("joined_requests_total") == 1
+            newer.cancel()
+            assert await end(third) == (grpc.StatusCode.UNAVAILABLE, "502")
+            assert await end(stub.Events(pb.EventsRequest(session_id=bytes(16)))) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "303",
+            )
 
     asyncio.run(scene())
 

@@ -89,7 +89,7 @@ def test_bytes_at_the_relay_are_the_messages_and_little_more(
         replies = service.hold(shots(20), in_flight=1)
         spent = (relay.counts() - before).uplink_bytes
     messages = sum(r.message_bytes for r in replies)
-    assert messages < spent < messages + 20 * 60
+    assert messages < spent < messages + 20 * 25  # no window updates: events come elsewhere
     assert bridge.fetches == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,9 +73,18 @@ async def deliver_all(uplink: Uplink, items: list[Outgoing]) -> list[Outcome]:
     return list(await asyncio.gather(*(one(item) for item in items)))
 
 
+APART = True
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["apart", "one connection"])
+def connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds whether events come on a connection of their own or not."""
+    monkeypatch.setattr(sys.modules[__name__], "APART", request.param)
+
+
 @asynccontextmanager
 async def bridge(**kwargs: Any) -> AsyncIterator[FakeBridge]:
-    served = FakeBridge(make_encoder(), **kwargs)
+    served = FakeBridge(make_encoder(), **{"apart": APART} | kwargs)
     await served.start()
     try:
         yield served
@@ -285,6 +295,38 @@ def test_a_server_that_forgets_the_session_but_stays_up_is_renegotiated_with(
             served.sessions.clear()
             assert_one_answer_each(await deliver_all(uplink, items), items)
             assert served.negotiations >= 2
+            await uplink.close()
+
+    run(test)
+
+
+def test_events_that_break_off_alone_lose_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(apart=True, gate=asyncio.Event()) as served:
+            assert served.gate is not None
+            uplink, items = fake_uplink(served.dial, tmp_path), parcels(4)
+            work = asyncio.create_task(deliver_all(uplink, items))
+            while len(served.requests) < 4:
+                await asyncio.sleep(0.001)
+            (down,) = served.down.values()
+            down.put_nowait(None)
+            while not total(uplink._metrics.reconnects):
+                await asyncio.sleep(0.001)
+            served.gate.set()
+            assert_one_answer_each(await work, items)
+            await uplink.close()
+
+    run(test)
+
+
+def test_behind_a_load_balancer_events_come_on_the_frames_own_connection(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(apart=True, elsewhere=True) as served:
+            uplink, items = fake_uplink(served.dial, tmp_path), parcels(3)
+            assert_one_answer_each(await deliver_all(uplink, items), items)
+            assert served.negotiations == 1 and not served.down
+            await served.restart()
+            assert_one_answer_each(await deliver_all(uplink, more := parcels(3)), more)
             await uplink.close()
 
     run(test)

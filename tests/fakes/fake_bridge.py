@@ -16,6 +16,7 @@ from projector.encoder import Encoder
 from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
 from protos.frame import (
     ERROR_METADATA_KEY,
+    EVENTS_APART,
     FIXED,
     PICTURE,
     RAW_KV_FP8,
@@ -50,6 +51,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         gate: answers wait for it while it is closed.
         encoder_blob: what FetchEncoder sends, if not the encoder.
         damage: how many requests arrive with another frame number than was sent.
+        apart: whether there is Events; an older server has none.
+        elsewhere: a load balancer takes every second connection to a server of other sessions.
         cap_bytes: gRPC's own cap on a message, as a proxy's may be; it ends the stream.
     """
 
@@ -66,6 +69,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     negotiate_error: BridgeError | None = None
     gate: asyncio.Event | None = None
     damage: int = 0
+    apart: bool = True
+    elsewhere: bool = False
     cap_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
@@ -78,6 +83,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.negotiations = 0
         self.fetches = 0
         self.most_in_flight = 0
+        self.down: dict[bytes, asyncio.Queue[pb.InferEvent | None]] = {}
         self._in_flight = 0
         self._server: Any = None
         self.address = ""
@@ -139,6 +145,16 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         for start in range(0, len(blob), 1000):
             yield pb.Chunk(data=blob[start : start + 1000], total_bytes=len(blob))
 
+    async def Events(self, request: Any, context: Any) -> AsyncIterator[pb.InferEvent]:
+        if not self.apart:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such call")
+        if self.elsewhere or request.session_id not in self.sessions:
+            await self._abort(context, UnknownSessionError("no such session"))
+        down = self.down[request.session_id] = asyncio.Queue()
+        await context.send_initial_metadata(())
+        while (event := await down.get()) is not None:
+            yield event
+
     async def Infer(self, requests: Any, context: Any) -> AsyncIterator[pb.InferEvent]:
         metadata = dict(context.invocation_metadata())
         session_id = bytes(metadata[SESSION_METADATA_KEY])
@@ -167,7 +183,10 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         reader = asyncio.create_task(read())
         try:
             while (event := await events.get()) is not None:
-                yield event
+                if metadata.get(EVENTS_APART[0]) == EVENTS_APART[1]:
+                    self.down[session_id].put_nowait(event)
+                else:
+                    yield event
         finally:
             reader.cancel()
             for task in pending:

@@ -53,6 +53,7 @@ def test_service_and_methods_are_the_published_ones() -> None:
         "Negotiate": (False, False),
         "FetchEncoder": (False, True),
         "Infer": (True, True),
+        "Events": (False, True),
         "Ask": (False, True),
         "Shadow": (True, False),
     }

@@ -104,6 +104,12 @@ class Frame(_message.Message):
     digest: bytes
     def __init__(self, header: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
+class EventsRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+
 class InferEvent(_message.Message):
     __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -50,6 +50,11 @@ class BridgeStub:
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferRequest.SerializeToString,
                 response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
                 _registered_method=True)
+        self.Events = channel.unary_stream(
+                '/neuralbridge.v1.Bridge/Events',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EventsRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
+                _registered_method=True)
         self.Ask = channel.unary_stream(
                 '/neuralbridge.v1.Bridge/Ask',
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AskRequest.SerializeToString,
@@ -89,6 +94,14 @@ class BridgeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Events(self, request, context):
+        """The events of this session's Infer calls with `nb-events: apart`. One call per session: a newer
+        one ends the older one; where it ends, those Infer calls end too (502).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ask(self, request, context):
         """Another question about a scene that the cloud still holds (304 when it does not).
         """
@@ -120,6 +133,11 @@ def add_BridgeServicer_to_server(servicer, server):
             'Infer': grpc.stream_stream_rpc_method_handler(
                     servicer.Infer,
                     request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.SerializeToString,
+            ),
+            'Events': grpc.unary_stream_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EventsRequest.FromString,
                     response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.SerializeToString,
             ),
             'Ask': grpc.unary_stream_rpc_method_handler(
@@ -214,6 +232,33 @@ class Bridge:
             target,
             '/neuralbridge.v1.Bridge/Infer',
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Events',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EventsRequest.SerializeToString,
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
             options,
             channel_credentials,
