@@ -468,6 +468,8 @@ class Bridge:
             tokens=header.tokens,
             kept=np.packbits(header.kept, bitorder="little").tobytes(),
             body=body,
+            base=-1 if header.base is None else header.base,
+            differences=int(header.differences),
         )
         self._publish("received", job, received_ns, point=point.name, frame=header.frame_number)
         if point.kind == "picture":
@@ -577,6 +579,7 @@ class Bridge:
     ) -> None:
         metrics = self._metrics
         metrics.frames.labels(point.name).inc()
+        metrics.frame_kinds.labels("key" if header.base is None else "delta").inc()
         metrics.payload_bytes.labels(point.name).observe(len(body))
         if request.question:
             metrics.questions.labels("infer").inc()

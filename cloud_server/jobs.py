@@ -44,6 +44,8 @@ class Job:
         tokens: image tokens of the frame's grid.
         kept: the kept bitmap, `ceil(tokens / 8)` bytes, least significant bit first.
         body: what the quantizer wrote, or a picture file.
+        base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
+        differences: 1 if the body holds differences to the base.
     """
 
     id: int
@@ -58,6 +60,8 @@ class Job:
     tokens: int = 0
     kept: bytes = b""
     body: bytes = b""
+    base: int = -1
+    differences: int = 0
 
     @property
     def has_frame(self) -> bool:

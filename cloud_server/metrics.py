@@ -52,6 +52,9 @@ class Metrics:
             "answer_seconds", "Last byte of a request received, to its answer leaving", _SECONDS
         )
         self.frames = self._counter("frames_total", "Intact frames received, by point", "point")
+        self.frame_kinds = self._counter(
+            "frame_kinds_total", "Intact frames received, by kind: key or delta", "kind"
+        )
         self.questions = self._counter(
             "questions_total", "Questions received, by the call they came with", "call"
         )

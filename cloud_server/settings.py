@@ -81,6 +81,9 @@ class Settings(configuration.TypedSettings):
     scene_memory_bytes: int = Field(
         256 << 20, ge=1 << 10, description="scenes kept in the engine for later questions, in bytes"
     )
+    latent_memory_bytes: int = Field(
+        64 << 20, ge=1 << 10, description="decoded frames kept for delta frames to change, in bytes"
+    )
     answer_memory: int = Field(
         4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
     )

@@ -241,6 +241,7 @@ async def _drive(
         chosen.token_threshold,
         PictureCodec(chosen.picture_codec, chosen.picture_quality, chosen.picture_px),
         chosen.max_new_tokens,
+        chosen.delta,
     )
     with _progress(len(source), bar) as advance:
         agent = Agent(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from edge_agent.budget import Budget
 from edge_agent.picture import PictureCodec
-from edge_agent.session import Session
-from projector.encoder import Encoder
+from edge_agent.session import Base, Session
+from projector.encoder import Encoder, Held
 from protos.errors import ConfigError
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
@@ -39,6 +39,7 @@ class Plan:
         token_threshold: share of the scores that the kept tokens must reach; None: no threshold.
         picture: how the picture point makes its file.
         max_new_tokens: longest answer.
+        delta: send only what changed since the last frame that was accepted.
     """
 
     point: str = AUTO
@@ -48,6 +49,7 @@ class Plan:
     token_threshold: float | None = None
     picture: PictureCodec = PictureCodec()
     max_new_tokens: int = 16
+    delta: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Coded:
         kept: `[tokens]` bool.
         payload: the quantized latents, or the picture's file; without the kept bitmap.
         distortion: as `protos.distortion` defines the figures; None for a picture.
+        held: what the service knows after the frame; None for a picture.
+        base: number of the frame that a delta frame changes; None for a key frame.
+        differences: the payload holds differences to the base.
     """
 
     point: OperatingPoint
@@ -69,6 +74,9 @@ class Coded:
     distortion: Distortion | None
     select_ms: float
     encode_ms: float
+    held: Held | None = None
+    base: int | None = None
+    differences: bool = False
 
 
 def choose_point(plan: Plan, session: Session, budget: Budget | None = None) -> OperatingPoint:
@@ -104,8 +112,11 @@ def encode_state(
     point: OperatingPoint,
     plan: Plan,
     clock: Clock = time.perf_counter,
+    base: Base | None = None,
 ) -> Coded:
     """Choose the tokens to keep and encode them.
+
+    With a base this is a delta frame, unless most of what is known would travel anyway.
 
     Args:
         state: one picture's cache, RoPE removed.
@@ -113,6 +124,7 @@ def encode_state(
         point: a latent or raw point.
         plan: selector, budget and threshold.
         clock: seconds, for the two timings.
+        base: the frame to change; only for a latent point.
 
     Raises:
         ConfigError: the selector is unknown.
@@ -126,7 +138,9 @@ def encode_state(
     else:
         kept = selector.keep(state, budget, plan.token_threshold)
     selected = clock()
-    encoded = encoder.encode(state, point, kept)
+    encoded = encoder.encode(state, point, kept, base.held if base is not None else None)
+    if base is not None and 2 * encoded.kept.sum() > encoded.held.kept.sum():
+        base, encoded = None, encoder.encode(state, point, kept)
     done = clock()
     return Coded(
         point=point,
@@ -136,4 +150,7 @@ def encode_state(
         distortion=encoded.distortion,
         select_ms=(selected - start) * 1000,
         encode_ms=(done - selected) * 1000,
+        held=encoded.held,
+        base=base.frame_number if base is not None else None,
+        differences=encoded.differences,
     )

@@ -37,6 +37,9 @@ class Metrics:
         self.frames_sent = self._counter(
             "frames_sent_total", "Frames written to a stream, resends included", "point"
         )
+        self.frames_coded = self._counter(
+            "frames_coded_total", "Frames coded, by kind: key or delta", "kind"
+        )
         self.sent_bytes = self._counter(
             "sent_bytes_total", "Message bytes written to a stream, resends included"
         )

@@ -16,7 +16,7 @@ from PIL import Image
 from edge_agent.budget import Budget
 from edge_agent.encode import Clock, Coded, Plan, choose_point, encode_state
 from edge_agent.metrics import Metrics
-from edge_agent.session import Session
+from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Sight
@@ -68,7 +68,7 @@ class View:
         self._budget = budget
         self._lock = threading.Lock()
         self._sight: Sight | None = None
-        self._coded: dict[tuple[str, OperatingPoint], Coded] = {}
+        self._coded: dict[tuple[str, OperatingPoint, bytes, Base | None], Coded] = {}
 
     def see(self) -> Sight:
         """Run the small model over the picture, the first time that it is asked for.
@@ -92,8 +92,12 @@ class View:
         self._metrics.stage_seconds.labels("edge_only").observe(seconds)
         return text, seconds * 1000
 
-    def coded(self, session: Session) -> Coded:
+    def coded(self, session: Session, key: bool = False) -> Coded:
         """Encode for a session, at the point that plan, budget or the server's advice names.
+
+        Args:
+            session: brings the encoder, the points and the frame that a delta frame changes.
+            key: send no delta frame, whatever the plan says.
 
         Raises:
             ConfigError: the point or the selector is unknown.
@@ -101,12 +105,13 @@ class View:
             NonFiniteError: the model's cache holds NaN or infinity.
         """
         point = choose_point(self.plan, session, self._budget)
-        key = (session.encoder_digest, point)
+        base = session.base if self.plan.delta and not key and point.kind == "latent" else None
+        made_for = session.encoder_digest, point, session.session_id if base else b"", base
         with self._lock:
-            coded = self._coded.get(key)
+            coded = self._coded.get(made_for)
             if coded is None:
-                coded = self._encode(session, point)
-                self._coded[key] = coded
+                coded = self._encode(session, point, base)
+                self._coded[made_for] = coded
         check_size(coded, session.limits)
         return coded
 
@@ -119,15 +124,16 @@ class View:
             self._metrics.stage_seconds.labels("prefill").observe(seconds)
         return self._sight
 
-    def _encode(self, session: Session, point: OperatingPoint) -> Coded:
+    def _encode(self, session: Session, point: OperatingPoint, base: Base | None) -> Coded:
         metrics = self._metrics
         if point.kind == "picture":
             coded = self._encode_picture(point, session.limits)
         else:
             state = self._see().state
-            coded = encode_state(state, session.encoder, point, self.plan, self._clock)
+            coded = encode_state(state, session.encoder, point, self.plan, self._clock, base)
             metrics.kept_tokens.observe(int(coded.kept.sum()))
             metrics.stage_seconds.labels("select").observe(coded.select_ms / 1000)
+        metrics.frames_coded.labels("key" if coded.base is None else "delta").inc()
         metrics.stage_seconds.labels("encode").observe(coded.encode_ms / 1000)
         if coded.distortion is not None:
             metrics.quantization_error.observe(coded.distortion.quantize)
@@ -164,6 +170,8 @@ class Outgoing:
     view: View
     request_id: bytes = field(default=b"", init=False)
     _sealed: dict[bytes, Packed] = field(default_factory=dict, init=False, repr=False)
+    _made: Coded | None = field(default=None, init=False, repr=False)
+    _key: bool = field(default=False, init=False, repr=False)
 
     def pack(self, session: Session) -> Packed:
         """Seal for a session; for the same session always the same bytes.
@@ -178,6 +186,19 @@ class Outgoing:
             self._sealed[session.session_id] = packed
         return packed
 
+    def accepted(self, session: Session) -> None:
+        """The service holds the frame: later ones may be delta frames to it."""
+        packed = self._sealed.get(session.session_id)
+        if packed is not None and self._made is not None and self._made.held is not None:
+            session.accepted(Base(packed.frame_number, self._made.held))
+
+    def base_lost(self, session: Session) -> None:
+        """The service does not hold the frame that this one changes: be a key frame next."""
+        if self._made is not None and self._made.base is not None:
+            session.lost(self._made.base)
+        self._sealed.clear()
+        self._key = True
+
     @property
     def unanswered(self) -> Outcome:
         """How it stands with it as long as there is no answer."""
@@ -189,7 +210,7 @@ class Outgoing:
 
     def _seal(self, session: Session) -> Packed:
         check_question(self.question, session.limits)
-        coded = self.view.coded(session)
+        self._made = coded = self.view.coded(session, self._key)
         number, delta_ms = session.next_frame(self.view.capture.captured_at)
         header, payload = pack_header(
             Header(
@@ -198,6 +219,8 @@ class Outgoing:
                 kept=coded.kept,
                 capture_delta_ms=delta_ms,
                 distortion=coded.distortion or Distortion(),
+                base=coded.base,
+                differences=coded.differences,
             ),
             coded.payload,
         )

@@ -21,7 +21,7 @@ from edge_agent.budget import Rung
 from edge_agent.metrics import Metrics
 from edge_agent.store import EncoderStore
 from projector.configuration import installed_version
-from projector.encoder import MAX_BYTES, Encoder
+from projector.encoder import MAX_BYTES, Encoder, Held
 from protos.errors import (
     BridgeError,
     BundleCorruptError,
@@ -65,6 +65,18 @@ def dial_insecure(address: str) -> Dial:
     return lambda: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
+_FARTHEST = (1 << 16) - 1024
+"""How far a base may lie behind; the header takes 2^16 - 1, and frames may overtake each other."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frame that the service accepted, for delta frames to change."""
+
+    frame_number: int
+    held: Held
+
+
 @dataclass
 class Session:
     """What both sides hold constant while a session lasts.
@@ -92,6 +104,7 @@ class Session:
     max_message_bytes: int
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
+    _base: Base | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -116,6 +129,32 @@ class Session:
             self._captured_at = captured_at
         delta_ms = 0 if before is None else round((captured_at - before) * 1000)
         return number, min(max(delta_ms, 0), (1 << 32) - 1)
+
+    @property
+    def base(self) -> Base | None:
+        """The newest accepted frame; None before there is one, or where it is too long ago."""
+        with self._lock:
+            if self._base is None or self._behind(self._base.frame_number) > _FARTHEST:
+                return None
+            return self._base
+
+    def accepted(self, base: Base) -> None:
+        """Delta frames may change this frame from now on, unless a newer one is accepted too."""
+        with self._lock:
+            before = self._base
+            if before is None or self._behind(base.frame_number) < self._behind(
+                before.frame_number
+            ):
+                self._base = base
+
+    def lost(self, frame_number: int) -> None:
+        """The service does not hold that frame any more."""
+        with self._lock:
+            if self._base is not None and self._base.frame_number == frame_number:
+                self._base = None
+
+    def _behind(self, frame_number: int) -> int:
+        return (self._frames - frame_number) % (1 << 32)
 
     def check_message(self, size_bytes: int) -> None:
         """Refuse a request that would end the stream, and with it everyone else's.

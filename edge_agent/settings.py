@@ -102,6 +102,11 @@ class Settings(configuration.TypedSettings):
         le=1.0,
         description="keep the fewest tokens whose scores reach this share of their sum",
     )
+    delta: bool = Field(
+        False,
+        description="for a camera that stands still: send only the tokens that changed since the "
+        "last frame that was accepted",
+    )
     max_new_tokens: int = Field(16, ge=1, le=4096, description="longest answer, in tokens")
     in_flight: int = Field(
         8, ge=1, le=1024, description="frames on their way at once (the server may allow fewer)"

@@ -32,6 +32,7 @@ from protos.errors import (
     BridgeError,
     EngineUnavailableError,
     FrameTooLargeError,
+    MissingKeyFrameError,
     OfflineError,
     UnknownSceneError,
     UnknownSessionError,
@@ -76,6 +77,12 @@ class Parcel(Protocol):
 
     def pack(self, session: Session) -> Packed:
         """Seal for this session, always under the same request id; called on a worker thread."""
+
+    def accepted(self, session: Session) -> None:
+        """Called when the service holds the frame as it was packed for this session."""
+
+    def base_lost(self, session: Session) -> None:
+        """Called when it could not be taken as a delta frame: pack a key frame next."""
 
     def renew(self) -> Parcel:
         """The same frame under another request id and frame number."""
@@ -308,7 +315,10 @@ class Uplink:
             sent.request_id = packed.request_id
             event = await self._exchange(stream, parcel, packed, sent)
             if event.WhichOneof("event") == "refused":
+                if event.refused.code == MissingKeyFrameError.code:
+                    parcel.base_lost(session)
                 raise self._refusal(event.refused, session)
+            parcel.accepted(session)
             answer = event.answer if event.WhichOneof("event") == "answer" else None
             return Outcome(packed.request_id, answer=answer, session=session)
 

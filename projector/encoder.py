@@ -45,20 +45,48 @@ _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
 
 
 @dataclass(frozen=True, eq=False)
+class Held:
+    """What the cloud knows of a scene: what a delta frame changes.
+
+    Attributes:
+        latents: as decoded, 0 where no token is known, `[N, r]`.
+        kept: which tokens are known, `[N]`.
+    """
+
+    latents: Floats
+    kept: Mask
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.latents.nbytes + self.kept.nbytes
+
+    def changed(self, z_hat: Floats, kept: Mask) -> Held:
+        """With other latents `[T_kept, r]` for the tokens of `kept [N]`."""
+        latents = self.latents.copy()
+        latents[kept] = z_hat
+        return Held(latents, self.kept | kept)
+
+
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """One picture, coded.
 
     Attributes:
         kept: which grid tokens the payload holds, `[N]`.
         payload: what the quantizer wrote (no bitmap).
-        z: latents of the kept tokens before quantization, `[T_kept, r]`.
+        z: latents of those tokens before quantization, `[T_kept, r]`.
         distortion: what was lost, as the header carries it.
+        held: what the cloud will know.
+        differences: the payload holds differences to the base.
     """
 
     kept: Mask
     payload: bytes
     z: Floats
     distortion: Distortion
+    held: Held
+    differences: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,18 +291,31 @@ class Encoder:
         latents: Floats = self.normalise(x) @ self.projection
         return latents
 
-    def encode(self, state: KVState, point: OperatingPoint, kept: Mask | None = None) -> Encoded:
+    def encode(
+        self,
+        state: KVState,
+        point: OperatingPoint,
+        kept: Mask | None = None,
+        base: Held | None = None,
+    ) -> Encoded:
         """Select, project, quantize, and measure what was lost.
+
+        With a base, only tokens whose latents are more than a step from what the cloud knows of
+        them travel (at least the one that moved most), as themselves or as differences to the
+        base, whichever is shorter. Each known token is thus within a step of the truth (without a
+        dead zone, half a step where it was sent) however long the chain of deltas is.
 
         Args:
             state: one picture.
             point: an operating point of kind `latent` or `raw_kv`.
             kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget.
+            base: what the cloud knows of the scene, for a delta frame.
 
         Raises:
             IncompatibleLayoutError: the state is not of the model that the encoder is for.
             NonFiniteError: the state holds NaN or infinity.
-            ConfigError: the point sends a picture, or nothing is kept.
+            ConfigError: the point sends a picture, nothing is kept, or a point that sends no
+                latents has a base.
         """
         if point.kind == "picture":
             raise ConfigError(f"point '{point.name}' sends the picture: there is nothing to encode")
@@ -296,24 +337,32 @@ class Encoder:
             )
         normal = self.normalise(x)
         latents = normal @ self.projection
-        z = latents[kept]
         quantizer, steps = self.quantizer(point), self.steps_of(point)
+        differences = False
         if point.kind == "raw_kv":
+            if base is not None:
+                raise ConfigError(f"point '{point.name}' sends no latents, hence no delta frames")
             payload = quantizer.encode(x[kept], steps)
-            received = self.project(quantizer.decode(payload, len(z), self.state_dim, steps))
+            received = self.project(quantizer.decode(payload, kept.sum(), self.state_dim, steps))
+        elif base is None:
+            payload, received = self._code(latents[kept], self.centre[kept], point)
         else:
-            centre, width = self.centre[kept], len(steps)
-            moved = _towards_zero((z - centre)[:, :width], steps, point.dead_zone)
-            payload = quantizer.encode(moved, steps)
-            received = centre.copy()
-            received[:, :width] += _received(quantizer, payload, moved, steps)
+            origin = self._origin(base)
+            kept = _moved(latents, origin, kept, base.kept, steps)
+            payload, received = self._code(latents[kept], self.centre[kept], point)
+            other, other_received = self._code(latents[kept], origin[kept], point)
+            if len(other) < len(payload):
+                payload, received, differences = other, other_received, True
+        held = self.hold(received, kept, base)
         return Encoded(
             kept=kept,
             payload=payload,
-            z=z,
+            z=latents[kept],
+            held=held,
+            differences=differences,
             distortion=Distortion(
-                quantize=distortion.quantize_error(z, received),
-                dropped_attention=distortion.dropped_attention(state.attention, kept),
+                quantize=distortion.quantize_error(latents[held.kept], held.latents[held.kept]),
+                dropped_attention=distortion.dropped_attention(state.attention, held.kept),
                 latent_residual=0.0
                 if point.kind == "raw_kv"
                 else distortion.latent_residual(normal, latents, self.reconstruction),
@@ -323,12 +372,48 @@ class Encoder:
             ),
         )
 
-    def decode(self, payload: bytes, kept: Mask, point: OperatingPoint) -> Floats:
+    def _code(self, z: Floats, origin: Floats, point: OperatingPoint) -> tuple[bytes, Floats]:
+        """The payload of some tokens' latents `[T, r]` from an origin, and how they arrive."""
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        width = len(steps)
+        moved = _towards_zero((z - origin)[:, :width], steps, point.dead_zone)
+        payload = quantizer.encode(moved, steps)
+        received = origin.copy()
+        received[:, :width] += _received(quantizer, payload, moved, steps)
+        return payload, received
+
+    def _origin(self, base: Held) -> Floats:
+        """What differences are to, `[N, r]`."""
+        origin: Floats = np.where(base.kept[:, None], base.latents, self.centre)
+        return origin
+
+    def hold(self, z_hat: Floats, kept: Mask, base: Held | None = None) -> Held:
+        """What the cloud knows after a frame, from the latents that it carried `[T_kept, r]`."""
+        if base is None:
+            return Held(self.scatter(z_hat, kept), kept)
+        return base.changed(z_hat, kept)
+
+    def decode(
+        self,
+        payload: bytes,
+        kept: Mask,
+        point: OperatingPoint,
+        base: Held | None = None,
+        differences: bool = False,
+    ) -> Floats:
         """The latents that a frame carries (the cloud's side), `[T_kept, r]`, finite.
+
+        Args:
+            payload: as received, without the bitmap.
+            kept: which tokens it holds, `[N]`.
+            point: of the frame.
+            base: of a delta frame, what the cloud knows.
+            differences: the payload holds differences to the base.
 
         Raises:
             BridgeError: whatever the quantizer says of the payload.
-            FrameMalformedError: the point sends a picture, or the grid is another.
+            FrameMalformedError: the point sends a picture, the grid is another, or a point that
+                sends no latents has a base.
         """
         if point.kind == "picture":
             raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
@@ -339,10 +424,13 @@ class Encoder:
         tokens = int(np.count_nonzero(kept))
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         if point.kind == "raw_kv":
+            if base is not None:
+                raise FrameMalformedError(f"point '{point.name}' sends no latents: no delta frames")
             return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
+        origin = self._origin(base) if base is not None and differences else self.centre
         # Finite latents far beyond any that an encoder writes may overflow here.
         with np.errstate(over="ignore"):
-            latents = self.centre[kept]
+            latents = origin[kept]
             latents[:, : len(steps)] += quantizer.decode(payload, tokens, len(steps), steps)
         if not np.isfinite(latents).all():
             raise NonFiniteError("a decoded latent is NaN or infinite")
@@ -453,6 +541,15 @@ def _towards_zero(moved: Floats, steps: Floats, dead_zone: float) -> Floats:
     levels -= np.copysign(np.minimum(np.abs(levels), np.float32(dead_zone)), levels)
     rounded: Floats = np.rint(levels) * steps
     return rounded
+
+
+def _moved(latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats) -> Mask:
+    """Which tokens a delta frame has to hold, `[N]`: those new, and those more than a step off."""
+    off = (np.abs(latents - origin)[:, : len(steps)] / steps).max(axis=1)
+    moved: Mask = (kept & ~known) | (known & (off > 1))
+    if not moved.any():
+        moved[np.argmax(np.where(known, off, -1))] = True
+    return moved
 
 
 def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:

@@ -207,6 +207,16 @@ class ProtocolVersionError(BridgeError):
     exit_code = 34
 
 
+class MissingKeyFrameError(BridgeError):
+    """A delta frame changes a frame that the cloud does not hold (any more): send a key frame."""
+
+    code = 306
+    name = "missing_key_frame"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 35
+    retryable = True
+
+
 # ------------------------------------------------------------------ 4xx: the question
 
 
@@ -383,6 +393,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         UnknownSessionError,
         UnknownSceneError,
         ProtocolVersionError,
+        MissingKeyFrameError,
         QuestionError,
         QuestionTooLongError,
         OverloadedError,

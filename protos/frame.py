@@ -58,6 +58,8 @@ PICTURE_POINT = 254
 RAW_KV_FP8_POINT = 253
 
 _ALL_KEPT = 0x80
+_DELTA = 0x40
+_DIFFERENCES = 0x20
 # A distortion figure's byte: 0 is 0, any other b is 10 ** ((b - _ONE) / _PER_DECADE).
 _ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
@@ -349,6 +351,9 @@ class Header:
         kept: Which grid tokens the payload holds, bool [N]; N is 0 at the picture point.
         capture_delta_ms: Since the session's previous frame was captured.
         distortion: Measured at the edge.
+        base: Of a delta frame, the frame of the session that it changes, at most 65535 before it;
+            `kept` then says which tokens are new. None for a key frame.
+        differences: The payload holds differences to the base's latents, not latents.
         version: Of this layout.
     """
 
@@ -357,6 +362,8 @@ class Header:
     kept: npt.NDArray[np.bool_]
     capture_delta_ms: int = 0
     distortion: Distortion = field(default_factory=Distortion)
+    base: int | None = None
+    differences: bool = False
     version: int = HEADER_VERSION
 
     @property
@@ -390,22 +397,28 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
     if kept.ndim != 1 or (kept.dtype != np.bool_ and kept.size):
         raise FrameMalformedError(f"kept must be bool [tokens], not {kept.dtype} {kept.shape}")
     _check_tokens(header.operating_point, len(kept))
+    delta = header.base is not None
+    _check_delta(header.operating_point, delta, header.differences)
     if not body:
         raise EmptyFrameError("the frame has no payload")
     everything = bool(kept.size and kept.all())
     try:
         fixed = FIXED.pack(
-            header.version | (_ALL_KEPT if everything else 0),
+            header.version
+            | (_ALL_KEPT if everything else 0)
+            | (_DELTA if delta else 0)
+            | (_DIFFERENCES if header.differences else 0),
             header.operating_point,
             *levels,
         )
     except struct.error as error:
         raise FrameMalformedError(f"a header field does not fit: {error}") from error
-    for name, value, most in zip(
-        _COUNTS, (len(kept), header.frame_number, header.capture_delta_ms), _MOST, strict=True
-    ):
-        if not 0 <= value <= most:
-            raise FrameMalformedError(f"{name} {value} is not in 0..{most}")
+    counts = [len(kept), header.frame_number, header.capture_delta_ms]
+    if header.base is not None:
+        counts.append((header.frame_number - header.base) & 0xFFFFFFFF)
+    for (name, least, most), value in zip(_COUNTS, counts, strict=False):
+        if not least <= value <= most:
+            raise FrameMalformedError(f"{name} {value} is not in {least}..{most}")
         fixed += _varint(value)
     if header.operating_point == PICTURE_POINT or everything:
         return fixed, body
@@ -443,11 +456,13 @@ def unpack_header(
     if len(header) < FIXED.size:
         raise FrameTruncatedError(f"header of {len(header)} bytes, at least {FIXED.size} expected")
     flagged, point, *levels = FIXED.unpack_from(header)
-    version, everything = flagged & ~_ALL_KEPT, bool(flagged & _ALL_KEPT)
+    everything, differences = bool(flagged & _ALL_KEPT), bool(flagged & _DIFFERENCES)
+    version = flagged & ~(_ALL_KEPT | _DELTA | _DIFFERENCES)
     if version != HEADER_VERSION:
         raise FrameMalformedError(f"header version {version}, this side reads {HEADER_VERSION}")
-    (tokens, frame_number, delta_ms), size = _counts(header)
+    (tokens, frame_number, delta_ms, *distance), size = _counts(header)
     _check_tokens(point, tokens)
+    _check_delta(point, bool(distance), differences)
     if tokens > limits.max_tokens:
         raise FrameTooLargeError(f"grid of {tokens} tokens, at most {limits.max_tokens} accepted")
     most = limits.max_picture_bytes if point == PICTURE_POINT else limits.max_payload_bytes
@@ -472,7 +487,11 @@ def unpack_header(
     if not body:
         raise EmptyFrameError("the frame has no payload")
     distortion = Distortion.from_bytes(levels)
-    return Header(point, frame_number, kept, delta_ms, distortion, version), body
+    base = (frame_number - distance[0]) & 0xFFFFFFFF if distance else None
+    return (
+        Header(point, frame_number, kept, delta_ms, distortion, base, differences, version),
+        body,
+    )
 
 
 def frame_number_of(header: bytes) -> int | None:
@@ -499,8 +518,13 @@ def _kept(bitmap: bytes, tokens: int, everything: bool) -> npt.NDArray[np.bool_]
     return kept
 
 
-_COUNTS = ("tokens", "frame_number", "capture_delta_ms")
-_MOST = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+_COUNTS = (
+    ("tokens", 0, 0xFFFF),
+    ("frame_number", 0, 0xFFFFFFFF),
+    ("capture_delta_ms", 0, 0xFFFFFFFF),
+    ("base_distance", 1, 0xFFFF),
+)
+"""Name, least and most of each varint; the last only in delta frames."""
 
 
 def _varint(value: int) -> bytes:
@@ -514,14 +538,15 @@ def _varint(value: int) -> bytes:
 
 
 def _counts(header: bytes) -> tuple[list[int], int]:
-    """The three varints after the fixed part, and the offset behind them.
+    """The varints after the fixed part (three, of a delta frame four), and the offset behind them.
 
     Raises:
         FrameTruncatedError: The header ends within one.
-        FrameMalformedError: One is too large, or longer than it need be.
+        FrameMalformedError: One is out of bounds, or longer than it need be.
     """
     at, values = FIXED.size, []
-    for name, most in zip(_COUNTS, _MOST, strict=True):
+    delta = bool(header) and bool(header[0] & _DELTA)
+    for name, least, most in _COUNTS if delta else _COUNTS[:-1]:
         value, begun = 0, at
         while True:
             if at >= len(header):
@@ -532,8 +557,8 @@ def _counts(header: bytes) -> tuple[list[int], int]:
                 break
             if at - begun >= 5:
                 raise FrameMalformedError(f"{name} is longer than 5 bytes")
-        if value > most or (at - begun > 1 and not header[at - 1]):
-            raise FrameMalformedError(f"{name} is above {most} or longer than it need be")
+        if not least <= value <= most or (at - begun > 1 and not header[at - 1]):
+            raise FrameMalformedError(f"{name} is not in {least}..{most} or longer than it need be")
         values.append(value)
     return values, at
 
@@ -543,6 +568,13 @@ def _check_tokens(point: int, tokens: int) -> None:
         raise FrameMalformedError(f"a picture has no token grid, the header says {tokens} tokens")
     if point != PICTURE_POINT and not tokens:
         raise EmptyFrameError("the header says 0 tokens: a frame needs at least one")
+
+
+def _check_delta(point: int, delta: bool, differences: bool) -> None:
+    if delta and point == PICTURE_POINT:
+        raise FrameMalformedError("a picture is no delta frame")
+    if differences and not delta:
+        raise FrameMalformedError("the payload holds differences, but to no frame")
 
 
 # ----------------------------------------------------------------------------------- digest

@@ -26,15 +26,17 @@ from cloud_server.jobs import Accepted, Answered, Job, Offer, Status, TokenMade,
 from cloud_server.settings import Settings
 from projector.backends import Backend
 from projector.bundle import Bundle
-from projector.encoder import Floats, Mask
+from projector.encoder import Floats, Held, Mask
 from projector.signing import TrustedKeys
 from projector.vlm import VLM
 from protos.errors import (
     BridgeError,
     ConfigError,
     FrameMalformedError,
+    MissingKeyFrameError,
     NonFiniteError,
     PictureError,
+    UnknownSceneError,
 )
 from protos.frame import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_json
 
@@ -77,6 +79,7 @@ class TransformersEngine(Engine):
         self._settings, self._emit = settings, emit
         self._waiting: deque[Job] = deque()
         self._scenes: SceneStore[_Scene] = SceneStore(settings.scene_memory_bytes)
+        self._latents: SceneStore[Held] = SceneStore(settings.latent_memory_bytes)
         self._bundles: dict[str, tuple[Bundle, Backend]] = {}
         self._log = structlog.get_logger(component="engine")
 
@@ -134,6 +137,7 @@ class TransformersEngine(Engine):
     def forget(self, session: str) -> None:
         """Let go of a session's scenes."""
         self._scenes.forget(session)
+        self._latents.forget(session)
 
     def status(self) -> Status:
         """The present load."""
@@ -202,9 +206,8 @@ class TransformersEngine(Engine):
                 if job.point == PICTURE_POINT:
                     pictures.append((work, open_picture(job.body, self._settings.max_picture_px)))
                 else:
-                    kept = job.kept_mask()
-                    latents = self._decode(job, kept)  # before the group exists: it may refuse
-                    frames.setdefault(job.bundle, []).append((work, latents, kept))
+                    held = self._decode(job)  # before the group exists: it may refuse
+                    frames.setdefault(job.bundle, []).append((work, held.latents, held.kept))
             except BridgeError as error:
                 self._emit(failed(job.id, error))
                 continue
@@ -240,8 +243,8 @@ class TransformersEngine(Engine):
             time.perf_counter() - started,
         )
 
-    def _decode(self, job: Job, kept: Mask) -> Floats:
-        """A frame's latents on the whole grid, `[N, r]`."""
+    def _decode(self, job: Job) -> Held:
+        """What is known of a scene after its frame; kept for delta frames to come."""
         held = self._bundles.get(job.bundle)
         if held is None:
             raise FrameMalformedError(f"no bundle {job.bundle[:12]}… is loaded")
@@ -250,12 +253,29 @@ class TransformersEngine(Engine):
             p.index != RAW_KV_FP8_POINT for p in encoder.points
         )
         point = RAW_KV_FP8 if raw else encoder.point(job.point)
+        base = self._base(job)
+        kept = job.kept_mask()
         try:
-            return encoder.scatter(encoder.decode(job.body, kept, point), kept)
+            z_hat = encoder.decode(job.body, kept, point, base, bool(job.differences))
+            now = encoder.hold(z_hat, kept, base)
         except (ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             # A codec that trips over untrusted bytes must not take everyone's engine down.
             self._log.exception("a codec failed", request_id=job.request_id, point=point.name)
             raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
+        self._latents.put(job.scene, now, now.bytes)
+        return now
+
+    def _base(self, job: Job) -> Held | None:
+        """What a delta frame changes."""
+        if job.base < 0:
+            return None
+        try:
+            return self._latents.get((job.session, job.base))
+        except UnknownSceneError as error:
+            raise MissingKeyFrameError(
+                f"frame {job.frame_number} changes frame {job.base}, which is not held (any more): "
+                "send it as a key frame"
+            ) from error
 
     def _see(self, pictures: Sequence[tuple[_Work, Image.Image]]) -> None:
         """The picture point: the model's own prefill of a group of pictures."""

@@ -29,13 +29,14 @@ from protos.errors import (
     FrameMalformedError,
     FrameTooLargeError,
     IncompatibleLayoutError,
+    MissingKeyFrameError,
     OfflineError,
     OverloadedError,
     ProtocolVersionError,
     QuestionError,
     QuestionTooLongError,
 )
-from protos.frame import Limits
+from protos.frame import Limits, unpack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, FakeSleep, fake_uplink, make_encoder
@@ -239,6 +240,12 @@ def test_a_request_above_the_servers_limits_is_never_sent(tmp_path: Path) -> Non
             request.CopyFrom(packed.request)
             request.frame.payload = bytes(self._limits.max_request_bytes)
             return dataclasses.replace(packed, request=request)
+
+        def accepted(self, session: Session) -> None:
+            raise AssertionError("it is never sent")
+
+        def base_lost(self, session: Session) -> None:
+            raise AssertionError("it is never sent")
 
         def renew(self) -> Heavy:
             return self
@@ -624,5 +631,34 @@ def test_closing_ends_what_waits(tmp_path: Path) -> None:
             outcome = (await work)[0]
             assert isinstance(outcome.error, OfflineError | EngineUnavailableError)
             await close
+
+    run(test)
+
+
+# ------------------------------------------------------------------ delta frames
+
+
+def test_a_still_camera_sends_deltas_and_a_key_frame_when_the_base_is_lost(tmp_path: Path) -> None:
+    async def test() -> None:
+        refusals = {"q4": [MissingKeyFrameError("frame 3 is not held")]}
+        async with bridge(refusals=refusals) as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            model, metrics, picture = FakeModel(), Metrics(), Image.new("RGB", (9, 9), (1, 2, 3))
+            headers = []
+            for number in range(6):
+                view = View(Capture("c", picture, 1.0), model, Plan("low", delta=True), metrics)
+                item = Outgoing(f"q{number}", view)
+                outcome = await uplink.deliver(item)
+                assert outcome.error is None and outcome.packed is not None
+                frame = outcome.packed.request.frame
+                headers.append(unpack_header(frame.header, frame.payload)[0])
+                assert outcome.attempts == (2 if number == 4 else 1)
+            # The fifth was a delta to the fourth, came back, and went again as a key frame.
+            assert [header.frame_number for header in headers] == [0, 1, 2, 3, 5, 6]
+            assert [header.base for header in headers] == [None, 0, 1, 2, None, 5]
+            assert [header.kept_tokens for header in headers] == [4, 1, 1, 1, 4, 1]
+            coded = metrics.frames_coded
+            assert coded.labels("key")._value.get() == 2 and coded.labels("delta")._value.get() == 5
+            await uplink.close()
 
     run(test)

@@ -30,6 +30,7 @@ PUBLISHED = {
     303: ("unknown_session", 32),
     304: ("unknown_scene", 33),
     305: ("protocol_version", 34),
+    306: ("missing_key_frame", 35),
     401: ("question", 40),
     402: ("question_too_long", 41),
     501: ("overloaded", 50),
@@ -93,4 +94,10 @@ def test_a_code_from_a_newer_peer_is_kept_and_not_retried() -> None:
 
 def test_only_errors_that_can_pass_are_retryable() -> None:
     retryable = {cls.name for cls in ERRORS.values() if cls.retryable}
-    assert retryable == {"unknown_session", "overloaded", "engine_unavailable", "offline"}
+    assert retryable == {
+        "unknown_session",
+        "missing_key_frame",
+        "overloaded",
+        "engine_unavailable",
+        "offline",
+    }
