@@ -361,6 +361,7 @@ def measure_edge(
     """Controls and rows of one edge model."""
     steps, about = (args.reconstruct_steps, args.task_steps), edge.about
     jobs: list[tuple[list[Any], Callable[[], Any]]] = []
+    jobs.append((["controls", *about], partial(controls, edge)))
     for seed in range(args.seeds):
         for member in CLOSED:
             key = ["closed", *about, label(member), asdict(member), seed]
@@ -380,10 +381,8 @@ def measure_edge(
     if description.exists():
         digest = json.loads(description.read_text())["digest"]
         jobs.append((["shipped", *about, digest], partial(shipped, edge)))
-    found = journal.get(["controls", *about], lambda: controls(edge))
-    rows = []
-    for key, make in tqdm(jobs, desc=f"{edge.name}: maps", unit="map"):
-        rows.append(journal.get(key, make))
+    bar = tqdm(jobs, desc=f"{edge.name}: controls and maps", unit="map")
+    found, *rows = [journal.get(key, make) for key, make in bar]
     return found, [one for one in rows if one is not None]
 
 

@@ -93,6 +93,12 @@ def register(commands: Any) -> None:
     )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=_whole, default=1, help="default: %(default)s")
+    export.add_argument(
+        "--precision",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the stored weights (the report says what each loses); default: %(default)s",
+    )
     validate.add_argument("--json", action="store_true", help="print the report instead of tables")
 
 
@@ -224,17 +230,21 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    import torch
+
     from projector.backends import CloudFiles
     from projector.bundle import write_bundle
     from projector.calibrate import COARSENESS, FP8_POINT, encoder_of
     from projector.dataset import Dataset
     from projector.export import export
     from projector.families import ServedMap
+    from projector.validate import PRECISIONS
     from protos.layout import read_json
 
     data = Dataset(args.data)
     source, target = _models(args)
     made = _map(args.map, source, target).eval()
+    dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
     try:
         report = read_json(args.report.read_bytes(), _MAX_REPORT_BYTES, str(args.report))
         judged, controls = report["map"], report["accuracy"]
@@ -244,6 +254,7 @@ def _export(args: argparse.Namespace) -> int:
     if not same or not set(_CONTROLS) <= set(controls):
         raise ConfigError(f"{args.report} judges another map, or without its controls")
     corpus = _collect(data, source, target, args.corpus, None, make=False)
+    made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
         encoder = encoder_of(made, corpus.x)
         exported = export(ServedMap(made))
@@ -254,8 +265,8 @@ def _export(args: argparse.Namespace) -> int:
         source=source.layout,
         target=target.layout,
         encoder=encoder,
-        cloud=CloudFiles(weights=made.to_bytes(), graph=exported.graph),
-        certificate=_certificate(report),
+        cloud=CloudFiles(weights=made.to_bytes(dtype), graph=exported.graph),
+        certificate={**_certificate(report), "stored_in": args.precision},
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
     )

@@ -24,6 +24,7 @@ from projector.corpus import Corpus
 from projector.dataset import Asked, Dataset
 from projector.estimate import by_group, clustered, paired
 from projector.families.base import Map
+from projector.families.bidirectional import BidirectionalMap
 from projector.grades import grade, tier
 from projector.packed import IGNORED, Packed
 from projector.train import Trainer
@@ -328,6 +329,7 @@ class Validator:
             "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
             "tier_by_answers": tier(retention),
             "diagnostics": diagnostics(self.trainer.map),
+            "round_trip": self._round_trip(),
             "bound": bound,
             "distortion_by_arm": {
                 name: float(np.mean(arm.variation)) for name, arm in arms.items()
@@ -368,6 +370,13 @@ class Validator:
                 }
             )
         return found
+
+    def _round_trip(self) -> float | None:
+        """`||back(forward(x)) - x||^2 / ||x||^2` on z-scores; None for a map without a way back."""
+        made = self.trainer.map
+        if not isinstance(made, BidirectionalMap):
+            return None
+        return made.round_trip(torch.from_numpy(self.corpus.x.astype(np.float32)))
 
     def _by_rank(self, floor: float, above: float) -> list[dict[str, Any]]:
         """Retention of the map's best approximations of lower rank; empty if it is not linear."""

@@ -56,6 +56,7 @@ def show(report: Mapping[str, Any]) -> None:
             table(
                 "reconstruction, z-scores", ("", "cosine", "MSE", "rel. L2", "R²"), reconstruction
             ),
+            table("diagnostics", ("", "", "wanted"), diagnosed(report)),
             *_literature(report),
         ]
     )
@@ -63,6 +64,25 @@ def show(report: Mapping[str, Any]) -> None:
         f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} by answers, "
         f"grade {report['grade_by_reconstruction']} by reconstruction"
     )
+
+
+def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What can be wrong with a map besides its answers: name, figure, what is wanted."""
+    found, fit, trip = report["diagnostics"], report["reconstruction"], report["round_trip"]
+    rank, condition = found["effective_rank"], found["condition_number"]
+    flagged = " FLAGGED" if found.get("condition_flagged") else ""
+    return [
+        ("effective rank (above 1 % of the largest)", "–" if rank is None else str(rank), ""),
+        (
+            "condition number",
+            "not linear" if condition is None else f"{condition:.4g}{flagged}",
+            "below 1000",
+        ),
+        ("operator norm", _shown(found["operator_norm"]), ""),
+        ("residual variance", f"{fit['residual_variance']:.3f}", ""),
+        ("ε, RMSE of a z-score", f"{fit['epsilon']:.3f}", ""),
+        ("round trip", "no way back" if trip is None else f"{trip:.3f}", "below 0.10"),
+    ]
 
 
 def _literature(report: Mapping[str, Any]) -> list[Any]:
@@ -156,6 +176,7 @@ def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
         layers=_layers(report["reconstruction"]["layers"]),
         singular=_singular(report["diagnostics"].get("singular_values")),
         ranks=_ranks(report),
+        diagnosed=diagnosed(report),
         frames=_frames(report["bound"].get("frames")),
     )
     path.write_text(page, encoding="utf-8")

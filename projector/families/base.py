@@ -211,15 +211,24 @@ class Map(nn.Module, ABC):
                 parameter.copy_(parameter.to(dtype).float())
         return other
 
-    def to_bytes(self) -> bytes:
-        """The weights as safetensors, the configuration and both layouts in the metadata."""
+    def to_bytes(self, dtype: torch.dtype = torch.float32) -> bytes:
+        """The weights as safetensors, the configuration and both layouts in the metadata.
+
+        Args:
+            dtype: of the weights as they are stored; statistics stay float32, and what is read runs
+                in float32 again.
+        """
         plain = {
             "family": self.family.name,
             "config": asdict(self.family),
             "source": json.loads(self.source.to_json()),
             "target": json.loads(self.target.to_json()),
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        weights = {name for name, _ in self.named_parameters()}
+        tensors = {
+            name: tensor.detach().cpu().to(dtype if name in weights else tensor.dtype).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
         blob: bytes = save_tensors(tensors, metadata={METADATA: json.dumps(plain, sort_keys=True)})
         return blob
 

@@ -291,6 +291,9 @@ def test_narrower_weights_cost_little_and_say_so() -> None:
         other = one.in_precision(dtype)(states(one))
         apart = float((other - full).norm() / full.norm())
         assert 0 < apart < most
+        stored = one.to_bytes(dtype)
+        assert len(stored) < len(one.to_bytes())
+        torch.testing.assert_close(load(stored, one.source, one.target)(states(one)), other)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from projector.bundle import Bundle
 from projector.corpus import collect
 from projector.dataset import Dataset, write_questions
 from projector.families import load
+from projector.families.bidirectional import Bidirectional
 from projector.fit import split
 from projector.grades import grade, tier
+from projector.moments import Moments
 from projector.train import Trainer, TrainSettings
 from projector.validate import LEAST_QUESTIONS, Validator, principal, reconstruction
 from projector.vlm import VLM
@@ -191,7 +193,33 @@ def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(
     validate_page.write(report, judge.dataset, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert ("Retention against rank" in page) == bool(ranks)
-    assert "bfloat16" in page
+    assert "bfloat16" in page and "no way back" in page
+
+
+def test_a_map_with_a_way_back_is_judged_by_its_round_trip_too(judge: Validator) -> None:
+    both = Bidirectional().build(
+        judge.trainer.map.source,
+        judge.trainer.map.target,
+        Moments.of([(judge.corpus.x, judge.corpus.y)], target_gram=True),
+    )
+    other = Validator(
+        Trainer(
+            both,
+            judge.corpus,
+            judge.trainer.target,
+            judge.dataset.questions,
+            TrainSettings(),
+            judge.trainer.folder,
+        ),
+        judge.corpus,
+        judge.dataset,
+    )
+    x = torch.from_numpy(judge.corpus.x.astype(np.float32))
+    with torch.no_grad():
+        normal = both.normal(x).double()
+        again = both.normal(both.back(both(x))).double()
+    want = float((again - normal).square().sum() / normal.square().sum())
+    assert other.report()["round_trip"] == pytest.approx(want, rel=1e-3)
 
 
 def test_what_does_not_hold_is_said(judge: Validator) -> None:
@@ -351,6 +379,17 @@ def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
             values[:, 0].transpose(2, 0, 1, 3), want[0, :, 1].numpy(), atol=1e-3
         )
         assert keys.shape == values.shape
+    half = tmp_path / "half"
+    assert run(*written[:4], half, *written[5:], "--precision", "bfloat16") == 0
+    narrow = Bundle.load(half, source.layout, target.layout)
+    assert narrow.certificate["stored_in"] == "bfloat16"
+    assert len(narrow.cloud.weights) < 0.8 * len(bundle.cloud.weights)
+    outputs = [
+        narrow.backend(name).project(latents, sent.kept[None], target.positions)
+        for name in ("onnxruntime", "torch")
+    ]
+    for graph, weights in zip(*outputs, strict=True):
+        np.testing.assert_allclose(graph, weights, atol=1e-3)
     capsys.readouterr()
     (report / "report.json").write_text("{}")
     assert run(*written) == code_of("config")
