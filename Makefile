@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate fuzz reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -50,6 +50,10 @@ check: $(READY) ## Style, types, generated stubs, protocol lint
 	@$(BIN)/python -m protos.generate --check
 	@echo "check: buf lint"
 	@$(BIN)/buf lint protos
+
+fuzz: $(READY) ## A minute of coverage-guided fuzzing of everything a stranger can send
+	@echo "fuzz: 60 seconds from tests/fuzz/corpus; finds go to build/fuzz/"
+	@$(BIN)/python -m tests.fuzz
 
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"

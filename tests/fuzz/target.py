@@ -1,0 +1,84 @@
+"""What a stranger can send: any bytes at all are read, or refused with a typed error.
+
+The first byte chooses the way in, so that a fuzzer need not forge a digest to get to the codecs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from projector.encoder import Encoder, Held
+from protos.errors import BridgeError
+from protos.frame import (
+    PICTURE_POINT,
+    Limits,
+    OperatingPoint,
+    pack_header,
+    parse_ask_request,
+    parse_infer_request,
+    unpack_header,
+)
+from tests.fakes.fake_edge import LAYOUT, RANK, make_encoder
+
+LIMITS = Limits(max_payload_bytes=4096, max_tokens=256, max_picture_bytes=4096)
+INFER, ASK, FRAME = range(3)
+
+
+@lru_cache(maxsize=1)
+def encoder() -> Encoder:
+    """An encoder with a point for every quantizer."""
+    made = make_encoder()
+    points = (
+        *made.points,
+        OperatingPoint(2, "int8", "latent", "int8", 0, RANK, "fp8"),
+        OperatingPoint(3, "int4", "latent", "int4", 0, RANK, "low"),
+        OperatingPoint(4, "none", "latent", "none", 0, RANK),
+        OperatingPoint(5, "few", "latent", "uniform", 0, 2, "low"),
+    )
+    return replace(made, points=points)
+
+
+@lru_cache(maxsize=1)
+def base() -> Held:
+    """What the service holds of every frame that a delta names: half of its tokens."""
+    kept = np.arange(LAYOUT.tokens) % 2 == 0
+    return encoder().hold(np.full((int(kept.sum()), RANK), 0.5, np.float32), kept)
+
+
+def decode(header: bytes, payload: bytes) -> None:
+    """A header and a payload as the service takes them, down to latents."""
+    read, body = unpack_header(header, payload, LIMITS)
+    if pack_header(read, body) != (header, payload):
+        raise AssertionError("two headers say the same")
+    if read.operating_point == PICTURE_POINT:
+        return
+    point = encoder().point(read.operating_point)
+    held = base() if read.base is not None else None
+    z = encoder().decode(body, read.kept, point, held, read.differences)
+    if z.shape != (read.kept_tokens, RANK) or not np.isfinite(z).all():
+        raise AssertionError(f"decoded {z.shape}, or numbers that are none")
+    encoder().hold(z, read.kept, held)
+
+
+def check(data: bytes) -> bool:
+    """Read some bytes; True if they were accepted.
+
+    Raises:
+        Exception: whatever is not a `BridgeError`; then there is a fault.
+    """
+    way, rest = data[0] % 3 if data else INFER, data[1:]
+    try:
+        if way == INFER:
+            request = parse_infer_request(rest, LIMITS)
+            decode(request.frame.header, request.frame.payload)
+        elif way == ASK:
+            parse_ask_request(rest, LIMITS)
+        else:
+            size = rest[0] if rest else 0
+            decode(rest[1 : 1 + size], rest[1 + size :])
+    except BridgeError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""Every input that the fuzzer ever found worth keeping, again; and any bytes at all, in bounds."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protos.frame import Header, pack_header, seal, seal_ask
+from tests.fuzz import target
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+TOKENS = len(target.encoder().centre)
+POINTS = sorted(point.index for point in target.encoder().points)
+MOST_BYTES = 8 << 20
+
+
+def test_the_corpus_is_read_or_refused_and_reaches_both() -> None:
+    accepted = [target.check(file.read_bytes()) for file in CORPUS]
+    assert len(CORPUS) > 20 and 0 < sum(accepted) < len(CORPUS)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_what_an_edge_sends_is_accepted_by_every_way_in(point: int) -> None:
+    """Else the fuzzer would fuzz a door that never opens."""
+    header, payload = _frame(point)
+    assert target.check(bytes((target.FRAME, len(header))) + header + payload)
+    request = seal(bytes(32), b"12345678", header, payload, "what ?", 4)
+    assert target.check(bytes((target.INFER,)) + request.SerializeToString())
+    ask = seal_ask(bytes(32), bytes(16), b"12345678", 3, "what ?")
+    assert target.check(bytes((target.ASK,)) + ask.SerializeToString())
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(st.binary(max_size=512))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    target.check(data)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(
+    st.sampled_from(POINTS),
+    st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS).filter(any),
+    st.binary(min_size=1, max_size=96),
+    st.sampled_from([None, 0, 6]),
+    st.booleans(),
+)
+def test_any_payload_behind_a_good_header_is_read_or_refused(
+    point: int, kept: list[bool], body: bytes, base: int | None, differences: bool
+) -> None:
+    written = Header(
+        point, 7, np.array(kept), base=base, differences=differences and base is not None
+    )
+    header, payload = pack_header(written, body)
+    target.check(bytes((target.FRAME, len(header))) + header + payload)
+
+
+@pytest.mark.parametrize("claimed", [9, 144, 255, 65535])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_small_frame_never_takes_much_memory(point: int, claimed: int) -> None:
+    """Whatever it claims to hold: sizes are checked before anything is allocated."""
+    kept = np.ones(claimed, dtype=np.bool_)
+    header, payload = pack_header(Header(point, 1, kept), b"\x01" * 64)
+    tracemalloc.start()
+    try:
+        target.check(bytes((target.FRAME, len(header))) + header + payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < MOST_BYTES
+
+
+def _frame(point: int) -> tuple[bytes, bytes]:
+    """A frame of the mean scene at a point."""
+    encoder = target.encoder()
+    wanted = encoder.point(point)
+    width = encoder.width(wanted)
+    body = encoder.quantizer(wanted).encode(np.zeros((TOKENS, width)), encoder.steps_of(wanted))
+    return pack_header(Header(point, 1, np.ones(TOKENS, dtype=np.bool_)), body)
