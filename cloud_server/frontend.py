@@ -20,28 +20,42 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from cloud_server.answers import Answers, Computation
-from cloud_server.jobs import Accepted, Answered, Failed, Forget, Job, JobEvent, Offer, TokenMade
+from cloud_server.jobs import (
+    Accepted,
+    Answered,
+    Compressed,
+    Failed,
+    Forget,
+    Job,
+    JobEvent,
+    Offer,
+    TokenMade,
+)
 from cloud_server.link import FrontLink
 from cloud_server.logs import Logger
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import Session, Sessions
 from cloud_server.settings import Settings
+from projector.reverse import point_of
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
     FrameMalformedError,
+    FrameTooLargeError,
     OverloadedError,
     ProtocolVersionError,
     UnknownQuantizerError,
     UnknownSessionError,
     from_code,
 )
+from protos.feedback import parse_feedback_request, seal_response
 from protos.frame import (
     ERROR_METADATA_KEY,
     EVENTS_APART,
     PROTOCOL_VERSION,
     SERVICE,
     SESSION_METADATA_KEY,
+    Distortion,
     Header,
     OperatingPoint,
     derived_id,
@@ -159,6 +173,7 @@ class Bridge:
         self._answers = Answers(settings.answer_memory)
         self._numbers = itertools.count(1)
         self._apart: dict[bytes, _Outbox] = {}  # by session id
+        self._returning = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._told: set[asyncio.Task[None]] = set()
@@ -181,6 +196,9 @@ class Bridge:
             "Infer": grpc.stream_stream_rpc_method_handler(self.infer, response_serializer=out),
             "Events": grpc.unary_stream_rpc_method_handler(self.events, response_serializer=out),
             "Ask": grpc.unary_stream_rpc_method_handler(self.ask, response_serializer=out),
+            "Feedback": grpc.unary_unary_rpc_method_handler(
+                self.feedback, response_serializer=pb.FeedbackResponse.SerializeToString
+            ),
             "Shadow": grpc.stream_unary_rpc_method_handler(
                 self.shadow, response_serializer=pb.ShadowResponse.SerializeToString
             ),
@@ -254,24 +272,28 @@ class Bridge:
             operating_points_json=points_to_json(session.points.values()),
             default_point=session.default_point,
             ladder=session.ladder,
+            reverse_decoder_digest=offer.reverse_decoder_digest if session.back else "",
         )
 
     async def fetch_encoder(self, raw: bytes, context: Any) -> AsyncIterator[pb.Chunk]:
-        """Send the edge half of the session's bundle."""
+        """Send the edge half of the session's bundle, or the edge's half of its way back."""
         try:
             try:
                 request = pb.FetchEncoderRequest.FromString(raw)
             except DecodeError as error:
                 raise FrameMalformedError(f"not a FetchEncoderRequest: {error}") from error
             offer = self._sessions.get(request.session_id).offer
-            if request.encoder_digest != offer.encoder_digest:
+            halves = {offer.encoder_digest: offer.encoder}
+            if offer.reverse_decoder:
+                halves[offer.reverse_decoder_digest] = offer.reverse_decoder
+            if request.encoder_digest not in halves:
                 raise FrameMalformedError(
                     f"no encoder {request.encoder_digest[:64]!r} in this session; Negotiate named "
-                    f"{offer.encoder_digest!r}"
+                    f"{' and '.join(map(repr, halves))}"
                 )
         except BridgeError as error:
             await self._abort(context, error, "FetchEncoder")
-        blob = offer.encoder
+        blob = halves[request.encoder_digest]
         for start in range(0, len(blob), _CHUNK_BYTES):
             yield pb.Chunk(data=blob[start : start + _CHUNK_BYTES], total_bytes=len(blob))
 
@@ -393,6 +415,43 @@ class Bridge:
         finally:
             stream.abandon()
 
+    async def feedback(self, raw: bytes, context: Any) -> pb.FeedbackResponse:
+        """Send the large model's own state of a scene that is held, compressed."""
+        received_ns = time.monotonic_ns()
+        self._metrics.received_bytes.labels("feedback").inc(len(raw))
+        try:
+            request = parse_feedback_request(raw)
+            session = self._sessions.get(request.session_id)
+            self._sessions.check(request, session)
+            constants, point = session.back_constants, point_of(session.back, request.point)
+            job = Job(
+                id=next(self._numbers),
+                session=session.id.hex(),
+                frame_number=request.frame_number,
+                request_id=request.request_id.hex(),
+                question="",
+                max_new_tokens=1,
+                received_ns=received_ns,
+                bundle=session.offer.bundle_digest,
+                back=point.index,
+            )
+            response = self._response(
+                await self._compressed(job), session, request, point, constants
+            )
+        except BridgeError as error:
+            await self._abort(context, error, "Feedback")
+        self._metrics.feedbacks.labels(point.name).inc()
+        self._log.info(
+            "sent back",
+            request_id=job.request_id,
+            session=job.session,
+            frame=job.frame_number,
+            point=point.name,
+            payload_bytes=len(response.frame.payload),
+            total_ms=round((time.monotonic_ns() - received_ns) / 1e6, 3),
+        )
+        return response
+
     async def shadow(self, _: AsyncIterator[bytes], context: Any) -> NoReturn:
         """Declared, not served."""
         await context.abort(
@@ -477,7 +536,55 @@ class Bridge:
         await self._submit(session, computation, job)
         stream.follow(computation)
 
-    async def _submit(self, session: Session, computation: Computation, job: Job) -> None:
+    async def _compressed(self, job: Job) -> Compressed:
+        """Have the engine compress a scene's state."""
+        self._require_room()
+        done: asyncio.Future[JobEvent | BridgeError] = asyncio.get_running_loop().create_future()
+
+        def hear(said: JobEvent | BridgeError) -> None:
+            if not done.done():  # the client may be gone
+                done.set_result(said)
+
+        self._returning += 1
+        self._idle.clear()
+        try:
+            await self._link.submit(job, hear)
+            said = await done
+        finally:
+            self._returning -= 1
+            self._rest()
+        if isinstance(said, Failed):
+            said = from_code(said.code, said.message)
+        if isinstance(said, BridgeError):
+            raise said
+        if not isinstance(said, Compressed):
+            raise EngineUnavailableError("the engine sent something else back; ask again")
+        return said
+
+    def _response(
+        self,
+        said: Compressed,
+        session: Session,
+        request: pb.FeedbackRequest,
+        point: OperatingPoint,
+        constants: bytes,
+    ) -> pb.FeedbackResponse:
+        """The frame that carries a compressed state; its size is bounded as a frame's is."""
+        if len(said.body) > self._limits.max_payload_bytes:
+            raise FrameTooLargeError(
+                f"the state takes {len(said.body)} bytes at point '{point.name}', "
+                f"{self._limits.max_payload_bytes} may be sent: ask for a coarser point"
+            )
+        tokens = session.target.tokens if session.target is not None else 0
+        distortion = Distortion(said.quantize, 0.0, said.latent_residual, said.unfamiliarity)
+        header = Header(point.index, request.frame_number, np.ones(tokens, np.bool_), 0, distortion)
+        for stage in ("queue", "compress"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+        self._metrics.sent_back_bytes.labels(point.name).observe(len(said.body))
+        return seal_response(constants, request.request_id, header, said.body)
+
+    def _require_room(self) -> None:
+        """Refuse what the engine could not take now."""
         if self.draining:
             raise EngineUnavailableError("this service is going down; send the frame elsewhere")
         if not self.engine_ready:
@@ -486,6 +593,9 @@ class Bridge:
             raise OverloadedError(
                 f"{self._link.depth} requests wait for the engine; send the frame again later"
             )
+
+    async def _submit(self, session: Session, computation: Computation, job: Job) -> None:
+        self._require_room()
         self._answers.begin(session.id, computation)
         self._idle.clear()
         try:
@@ -526,7 +636,7 @@ class Bridge:
             if said.index == 0:
                 self._publish("first_token", job, time.monotonic_ns())
             computation.emit(token=pb.Token(text=said.text, index=said.index))
-        else:
+        elif isinstance(said, Answered):
             self._answered(session, computation, job, said)
 
     def _answered(
@@ -562,8 +672,12 @@ class Bridge:
 
     def _end(self, session: Session, computation: Computation, answer: pb.Answer | None) -> None:
         self._answers.end(session.id, computation, answer)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Something is over; perhaps it was the last."""
         self._metrics.queue_depth.set(self._link.depth)
-        if not self._answers.running:
+        if not self._answers.running and not self._returning:
             self._idle.set()
 
     # ------------------------------------------------------------------ sessions, counts, words

@@ -8,12 +8,14 @@ that are bytes (no pickle). Knows no socket and no tensor library.
       │ ◀── Offer, Offer, …, Ready (or Broken) ─── │
       │ ─── Job ──────────────────────────────────▶│
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
+      │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for the way back
       │ ─── Forget (a session's scenes) ──────────▶│
       │ ─── Shutdown ─────────────────────────────▶│
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +31,7 @@ MAX_HEADER_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Job:
-    """A frame with or without a question, or a question about a scene that is held.
+    """A frame with or without a question; or of a scene that is held, a question or the way back.
 
     Attributes:
         id: counts up over the life of the front end.
@@ -39,13 +41,16 @@ class Job:
         question: empty to just hold the scene.
         max_new_tokens: at most so many tokens, at least 1.
         received_ns: when the request's last byte was there (the host's monotonic clock).
-        bundle: digest of the bundle that decodes the frame; empty where there is no frame.
+        bundle: digest of the bundle that decodes the frame, or encodes the way back; empty where
+            there is neither.
         point: index of the frame's operating point; -1 where there is no frame.
         tokens: image tokens of the frame's grid.
         kept: the kept bitmap, `ceil(tokens / 8)` bytes, least significant bit first.
         body: what the quantizer wrote, or a picture file.
         base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
         differences: 1 if the body holds differences to the base.
+        back: index of the operating point at which the scene's own state is to be sent back; -1
+            where it is not.
     """
 
     id: int
@@ -62,10 +67,11 @@ class Job:
     body: bytes = b""
     base: int = -1
     differences: int = 0
+    back: int = -1
 
     @property
     def has_frame(self) -> bool:
-        """False for a question about a scene that is held."""
+        """False for a question about a scene that is held, and for its way back."""
         return self.point >= 0
 
     @property
@@ -97,6 +103,8 @@ class Offer:
 
     Attributes:
         encoder: the edge half, as `FetchEncoder` sends it.
+        reverse_decoder: the edge's half of the way back, likewise; empty where there is none.
+        reverse_points_json: operating points of the way back; empty where there is none.
     """
 
     bundle_id: str
@@ -110,6 +118,13 @@ class Offer:
     default_point: str
     ladder: list[str]
     encoder: bytes
+    reverse_decoder: bytes = b""
+    reverse_points_json: str = ""
+
+    @property
+    def reverse_decoder_digest(self) -> str:
+        """SHA-256 hex, empty where there is no way back."""
+        return hashlib.sha256(self.reverse_decoder).hexdigest() if self.reverse_decoder else ""
 
 
 @dataclass(frozen=True)
@@ -188,6 +203,25 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Compressed:
+    """Last event of a job for the way back: the state that the engine holds of the scene.
+
+    Attributes:
+        compress_s: un-rotating and encoding it.
+        quantize: see `protos.distortion`, as the other two, in the cloud's latents.
+        body: what the quantizer wrote of every token.
+    """
+
+    job: int
+    queue_s: float
+    compress_s: float
+    quantize: float
+    latent_residual: float
+    unfamiliarity: float
+    body: bytes
+
+
+@dataclass(frozen=True)
 class Failed:
     """Last event of a job that the engine refused."""
 
@@ -207,9 +241,10 @@ Message: TypeAlias = (
     | Accepted
     | TokenMade
     | Answered
+    | Compressed
     | Failed
 )
-JobEvent: TypeAlias = Accepted | TokenMade | Answered | Failed
+JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed
 
 _KINDS: dict[str, type[Any]] = {
     cls.__name__: cls
@@ -224,6 +259,7 @@ _KINDS: dict[str, type[Any]] = {
         Accepted,
         TokenMade,
         Answered,
+        Compressed,
         Failed,
     )
 }

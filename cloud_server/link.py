@@ -29,6 +29,7 @@ from cloud_server.jobs import (
     Accepted,
     Answered,
     Broken,
+    Compressed,
     Failed,
     Forget,
     Job,
@@ -202,11 +203,12 @@ class FrontLink:
             beat.cancel()
 
     def _dispatch(self, message: Message) -> None:
-        if not isinstance(message, Accepted | TokenMade | Answered | Failed):
+        if not isinstance(message, Accepted | TokenMade | Answered | Compressed | Failed):
             self._notice(message)
             return
         sink, asks = self._jobs.get(message.job, (None, True))
-        if isinstance(message, Answered | Failed) or (isinstance(message, Accepted) and not asks):
+        ends = isinstance(message, Answered | Compressed | Failed)
+        if ends or (isinstance(message, Accepted) and not asks):
             self._jobs.pop(message.job, None)
         if sink is not None:
             sink(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "neural_bridge_cloud_"
-STAGES = ("queue", "decode", "project", "inject", "prefill", "generate")
+STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
 _SECONDS = (
     0.0002,
     0.0005,
@@ -78,6 +78,12 @@ class Metrics:
             "unfamiliarity_ratio",
             "Distance from the calibration statistics (Mahalanobis, per root latent)",
             (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
+        )
+        self.feedbacks = self._counter(
+            "feedbacks_total", "States sent back to an edge, by point", "point"
+        )
+        self.sent_back_bytes = self._histogram(
+            "sent_back_bytes", "Payload of one state sent back", _BYTES, "point"
         )
         self.answers = self._counter("answers_total", "Questions answered, by bundle", "bundle")
         self.answers_from_memory = self._counter(

@@ -10,6 +10,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from cloud_server.jobs import Offer
 from protos.errors import (
@@ -18,6 +19,7 @@ from protos.errors import (
     EngineUnavailableError,
     FrameCorruptError,
     IncompatibleLayoutError,
+    NoFeedbackError,
     UnknownQuantizerError,
     UnknownSessionError,
 )
@@ -34,6 +36,7 @@ from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 _REPORTS = 1024
+Request: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Session:
         points: operating points that both sides can do, by index.
         default_point: name of the point to start with.
         ladder: names of points, fewest bytes first.
+        target: the large model's cache layout, where the bundle has a way back.
+        back: operating points of the way back that the edge can decode; empty where there are none.
         known_digest: of the bundle that the edge said it holds; empty if none.
     """
 
@@ -55,8 +60,24 @@ class Session:
     points: dict[int, OperatingPoint]
     default_point: str
     ladder: list[str]
+    target: KVLayout | None = None
+    back: tuple[OperatingPoint, ...] = ()
     known_digest: str = ""
     _reports: OrderedDict[int, pb.DistortionReport] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def back_constants(self) -> bytes:
+        """The key of what is sent back, in which the cloud's model is the source.
+
+        Raises:
+            NoFeedbackError: the bundle has no way back.
+        """
+        if self.target is None:
+            raise NoFeedbackError(
+                f"bundle '{self.offer.bundle_id}' has no way back: its map goes from the edge to "
+                "the cloud only (one of the family 'bidirectional' goes both ways)"
+            )
+        return session_constants(self.id, self.target.fingerprint, self.offer.bundle_digest)
 
     def remember_report(self, frame_number: int, report: pb.DistortionReport) -> None:
         """Keep a scene's distortion for the answers to later questions about it."""
@@ -127,6 +148,12 @@ class Sessions:
         default = offer.default_point
         if default not in names:
             default = ladder[0] if ladder else next(iter(usable.values())).name
+        back: tuple[OperatingPoint, ...] = ()
+        target = None
+        if offer.reverse_points_json:
+            target = KVLayout.from_json(offer.target_layout_json)
+            every = points_from_json(offer.reverse_points_json)
+            back = tuple(point for point in every if point.quantizer in codecs)
         session_id = secrets.token_bytes(SESSION_ID_BYTES)
         session = Session(
             id=session_id,
@@ -136,6 +163,8 @@ class Sessions:
             points=usable,
             default_point=default,
             ladder=ladder,
+            target=target,
+            back=back,
             known_digest=known_digest,
         )
         self._held[session_id] = session
@@ -157,7 +186,7 @@ class Sessions:
         self._held.move_to_end(session_id)
         return session
 
-    def check(self, request: pb.InferRequest | pb.AskRequest, session: Session) -> None:
+    def check(self, request: Request, session: Session) -> None:
         """Check a request's digest; where it does not match, say why as exactly as can be told.
 
         Raises:
@@ -170,9 +199,7 @@ class Sessions:
         except FrameCorruptError as corrupt:
             raise self._diagnose(request, session) or corrupt from None
 
-    def _diagnose(
-        self, request: pb.InferRequest | pb.AskRequest, session: Session
-    ) -> BridgeError | None:
+    def _diagnose(self, request: Request, session: Session) -> BridgeError | None:
         here, mine = session.offer, session.source.fingerprint
 
         def sealed_for(fingerprint: str, bundle_digest: str) -> bool:

@@ -21,22 +21,30 @@ from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Outgoing, View, check_question
 from edge_agent.records import AnswerRecord
 from edge_agent.sources import Capture, Source
-from edge_agent.uplink import Outcome, Scene, Uplink
-from edge_agent.vlm import EdgeModel
+from edge_agent.uplink import Outcome, Returned, Scene, Uplink
+from edge_agent.vlm import EdgeModel, Sight
 from protos.errors import (
     BridgeError,
     BundleVersionError,
     ConfigError,
     IncompatibleLayoutError,
     LateError,
+    NoFeedbackError,
     OfflineError,
     PictureError,
     ProtocolVersionError,
 )
+from protos.neuralbridge.v1 import bridge_pb2
 
 Ended = TypeVar("Ended")
 
-FATAL = (ConfigError, IncompatibleLayoutError, BundleVersionError, ProtocolVersionError)
+FATAL = (
+    ConfigError,
+    IncompatibleLayoutError,
+    BundleVersionError,
+    ProtocolVersionError,
+    NoFeedbackError,
+)
 """Errors that every further frame would meet as well: they end the run."""
 
 
@@ -82,6 +90,9 @@ class Agent:
         log: structured logger.
         questions: asked about every capture; empty asks each capture's own.
         ask_mode: hold each frame once and put its questions by Ask.
+        feedback_mode: hold each frame once, have the server send back its own state of it, and
+            answer with the small model from that.
+        feedback_point: operating point of what is sent back; empty for the bundle's own.
         edge_only_too: also answer with the small model.
         edge_fallback: answer with the small model where the service could not.
         budget: chooses the operating point where the plan leaves that open.
@@ -99,6 +110,8 @@ class Agent:
     log: Logger
     questions: tuple[str, ...] = ()
     ask_mode: bool = False
+    feedback_mode: bool = False
+    feedback_point: str = ""
     edge_only_too: bool = False
     edge_fallback: bool = False
     budget: Budget | None = None
@@ -168,13 +181,16 @@ class Agent:
         except PictureError as error:
             self._capture_failed(capture, error)
             return
-        groups = [questions] if self.ask_mode else [(question,) for question in questions]
+        together = self.ask_mode or self.feedback_mode
+        groups = [questions] if together else [(question,) for question in questions]
         left = len(groups)
 
         async def one(group: tuple[str, ...], credit: AsyncExitStack) -> None:
             nonlocal left
             async with credit:
-                if self.ask_mode:
+                if self.feedback_mode:
+                    await self._hold_and_recall(view, group)
+                elif self.ask_mode:
                     await self._hold_and_ask(view, group)
                 else:
                     await self._infer(view, group[0])
@@ -242,6 +258,51 @@ class Agent:
             error = late(f"no answer within {1000 * objective_s:g} ms")
             return dataclasses.replace(unanswered(), error=error)
 
+    async def _hold_and_recall(self, view: View, questions: tuple[str, ...]) -> None:
+        """The server holds the frame; what it sends back of it answers every question here."""
+        held = await self.uplink.hold(Outgoing("", view))
+        back, sight = await self._recall(view, held)
+        frame = held.outcome if isinstance(held, Scene) else held
+        for question in questions:
+            edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
+            outcome = back
+            if sight is not None:
+                outcome = await self._answer_here(back, sight, question)
+            await self._record(view, question, outcome, frame, edge)
+
+    async def _recall(self, view: View, held: Scene | Outcome) -> tuple[Outcome, Sight | None]:
+        """How asking for the state ended, and that state in the small model."""
+        if isinstance(held, Outcome):
+            return held, None
+        back = await self.uplink.feedback(held, self.new_id(), self.feedback_point)
+        returned, start = back.returned, self.clock()
+        if returned is None:
+            return back, None
+        try:
+            sight = await asyncio.to_thread(self.model.inject, returned.decoder, returned.latents)
+        except BridgeError as error:
+            return dataclasses.replace(back, error=error), None
+        self.metrics.feedbacks.labels(returned.point).inc()
+        seconds = self.clock() - start + back.uplink_ms / 1000
+        self.metrics.stage_seconds.labels("feedback").observe(seconds)
+        if view.seen is not None:
+            away = returned.decoder.round_trip(returned.latents, view.seen.state)
+            self.metrics.round_trip.observe(away)
+            back = dataclasses.replace(
+                back, returned=dataclasses.replace(returned, round_trip=away)
+            )
+        return back, sight
+
+    async def _answer_here(self, back: Outcome, sight: Sight, question: str) -> Outcome:
+        try:
+            if back.session is not None:
+                check_question(question, back.session.limits)
+            text = await asyncio.to_thread(sight.answer, question, self.plan.max_new_tokens)
+        except BridgeError as error:
+            return dataclasses.replace(back, error=error)
+        self.metrics.feedback_answers.inc()
+        return dataclasses.replace(back, answer=bridge_pb2.Answer(text=text))
+
     async def _edge_answer(
         self, view: View, question: str, wanted: bool
     ) -> tuple[str | None, float]:
@@ -298,6 +359,7 @@ class Agent:
             edge_ms=edge_ms,
             server_ms=_server_ms(outcome),
             distortion=_distortion(outcome, frame),
+            feedback=_feedback(outcome.returned),
             answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
             from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
             fallback=fallback,
@@ -358,6 +420,17 @@ def _server_ms(outcome: Outcome) -> dict[str, float]:
     return {
         entry.name.removesuffix("_ms"): getattr(timings, entry.name)
         for entry in timings.DESCRIPTOR.fields
+    }
+
+
+def _feedback(returned: Returned | None) -> dict[str, object] | None:
+    if returned is None:
+        return None
+    return {
+        "point": returned.point,
+        "payload_bytes": returned.payload_bytes,
+        "round_trip": returned.round_trip,
+        **dataclasses.asdict(returned.distortion),
     }
 
 

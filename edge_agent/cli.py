@@ -48,6 +48,7 @@ try:
 except ModuleNotFoundError as error:
     _missing = error
 
+_OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
 _INTERRUPTED = 130
 _TERMINATED = 143
 _BROKEN_PIPE = 141
@@ -146,7 +147,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
-    raise ConfigError("no command: run, ask or inspect (see edge-agent --help)")
+    raise ConfigError("no command: run, ask, feedback or inspect (see edge-agent --help)")
 
 
 def _complain(error: BridgeError) -> int:
@@ -254,6 +255,8 @@ async def _drive(
             log,
             questions=chosen.questions,
             ask_mode=chosen.question_mode == "ask",
+            feedback_mode=chosen.question_mode == "feedback",
+            feedback_point=chosen.feedback_point,
             edge_only_too=chosen.edge_only_too,
             edge_fallback=chosen.edge_fallback,
             budget=budget,
@@ -361,16 +364,26 @@ def _parser() -> configuration.Parser:
     parser.add_argument("--version", action="version", version=version)
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
-    commands = parser.add_subparsers(title="commands", metavar="run | ask | inspect")
+    commands = parser.add_subparsers(title="commands", metavar="run | ask | feedback | inspect")
 
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
     _add_settings(run)
 
     ask = _command(commands, "ask", "one picture, one question: print the answer", _ask)
-    ask.add_argument("picture", help="a PNG, JPEG, WebP or BMP file")
-    ask.add_argument("question", help="asked about the picture")
-    ask.add_argument("--json", action="store_true", help="print the whole record instead")
-    _add_settings(ask, leave_out=("source", "questions", "question_mode", "output"))
+    _add_settings(ask, leave_out=(*_OF_A_RUN, "feedback_point"))
+
+    feedback = _command(
+        commands,
+        "feedback",
+        "one picture, one question, answered here from the state that the server sends back",
+        _ask,
+    )
+    _add_settings(feedback, leave_out=_OF_A_RUN)
+    feedback.set_defaults(question_mode="feedback")
+    for command in (ask, feedback):
+        command.add_argument("picture", help="a PNG, JPEG, WebP or BMP file")
+        command.add_argument("question", help="asked about the picture")
+        command.add_argument("--json", action="store_true", help="print the whole record instead")
 
     inspect = _command(
         commands, "inspect", "print a model's cache layout and its fingerprint", _inspect

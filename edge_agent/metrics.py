@@ -9,7 +9,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "neural_bridge_edge_"
-STAGES = ("read", "prefill", "select", "encode", "uplink", "edge_only")
+STAGES = ("read", "prefill", "select", "encode", "uplink", "edge_only", "feedback")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _BYTES = (16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576)
 _RATIO = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -23,7 +23,8 @@ class Metrics:
         self.registry = registry if registry is not None else CollectorRegistry()
         self.stage_seconds = Histogram(
             PREFIX + "stage_seconds",
-            "Time spent in one stage of one frame (uplink: sent until its terminal event)",
+            "Time spent in one stage of one frame (uplink: sent until its terminal event; "
+            "feedback: asked for the state until it is injected)",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -64,6 +65,21 @@ class Metrics:
         self.answers = self._counter("answers_total", "Questions answered by the service")
         self.edge_only_answers = self._counter(
             "edge_only_answers_total", "Questions answered by the small model itself"
+        )
+        self.feedbacks = self._counter(
+            "feedbacks_total", "States that the service sent back and that were injected", "point"
+        )
+        self.feedback_answers = self._counter(
+            "feedback_answers_total",
+            "Questions answered by the small model from a state that the service sent back",
+        )
+        self.received_back_bytes = self._histogram(
+            "received_back_bytes", "Payload of one state sent back", _BYTES, "point"
+        )
+        self.round_trip = self._histogram(
+            "round_trip_ratio",
+            "Squared error of the state sent back, of the small model's own state",
+            _RATIO,
         )
         self.refusals = self._counter(
             "refusals_total", "Questions that ended without an answer, by error name", "reason"

@@ -79,6 +79,11 @@ class View:
         with self._lock:
             return self._see()
 
+    @property
+    def seen(self) -> Sight | None:
+        """What the small model has made of the picture; None while it was not asked to."""
+        return self._sight
+
     def edge_answer(self, question: str) -> tuple[str, float]:
         """The small model's own answer, and its time in milliseconds (prefill not counted).
 

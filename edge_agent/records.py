@@ -25,7 +25,8 @@ class AnswerRecord:
         capture: the capture's name in its source.
         captured_at: seconds since the Unix epoch.
         question: as asked; empty where the capture itself failed.
-        answer: the service's answer; None where there is none.
+        answer: the service's answer, or in feedback mode the small model's from the service's
+            state; None where there is none.
         edge_answer: the small model's own answer, if it was asked for.
         frame_number: number of the frame in its session; None where nothing was sent.
         point: operating point that the frame was sent at.
@@ -40,6 +41,9 @@ class AnswerRecord:
             ttft, total).
         distortion: quantize, dropped_attention, latent_residual, unfamiliarity, and what the
             server adds (expected_error, bound).
+        feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
+            the service sent back (`round_trip` where the small model saw the picture too); None
+            where it sent none.
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's.
@@ -62,6 +66,7 @@ class AnswerRecord:
     edge_ms: dict[str, float] = field(default_factory=dict)
     server_ms: dict[str, float] = field(default_factory=dict)
     distortion: dict[str, float] = field(default_factory=dict)
+    feedback: dict[str, Any] | None = None
     answer_tokens: int = 0
     from_memory: bool = False
     fallback: str = ""

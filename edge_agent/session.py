@@ -1,5 +1,7 @@
 """Agreeing with a server: Negotiate, then the encoder, from disk or by FetchEncoder.
 
+The edge's half of the way back comes likewise, once it is wanted (`reverse_decoder`).
+
 Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) → `FetchEncoder` (if not)
 → `Session`. Knows the messages and the digests; knows nothing of frames in flight.
 """
@@ -22,6 +24,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.store import EncoderStore
 from projector.configuration import installed_version
 from projector.encoder import MAX_BYTES, Encoder, Held
+from projector.reverse import ReverseDecoder
 from protos.errors import (
     BridgeError,
     BundleCorruptError,
@@ -29,6 +32,7 @@ from protos.errors import (
     FrameMalformedError,
     FrameTooLargeError,
     IncompatibleLayoutError,
+    NoFeedbackError,
     OfflineError,
     OverloadedError,
     ProtocolVersionError,
@@ -86,6 +90,9 @@ class Session:
         advised: the point that the server advised last, or its default.
         max_in_flight: the server's credit, changed by its advice.
         max_message_bytes: longest request; the server's limit, or the lower cap of a proxy.
+        target_layout_json: the large model's cache layout, as the server sent it.
+        reverse_decoder_digest: of the edge's half of the way back; empty where there is none.
+        reverse_decoder: that half, once it was wanted.
     """
 
     session_id: bytes
@@ -102,6 +109,9 @@ class Session:
     advised: str
     max_in_flight: int
     max_message_bytes: int
+    target_layout_json: str = ""
+    reverse_decoder_digest: str = ""
+    reverse_decoder: ReverseDecoder | None = field(default=None, repr=False)
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _base: Base | None = field(default=None, repr=False)
@@ -279,7 +289,9 @@ async def negotiate(
     if before is not None and before.encoder_digest == reply.encoder_digest:
         encoder = before.encoder
     else:
-        encoder = await _encoder(stub, reply, store, metrics, timeout_s)
+        encoder = Encoder.from_bytes(
+            await _blob(stub, reply.session_id, reply.encoder_digest, store, metrics, timeout_s)
+        )
     if encoder.source_fingerprint != layout.fingerprint:
         raise IncompatibleLayoutError(
             f"the server's encoder is for the layout {encoder.source_fingerprint[:12]}…, this "
@@ -307,28 +319,78 @@ async def negotiate(
         advised=reply.default_point,
         max_in_flight=limits.max_in_flight,
         max_message_bytes=limits.max_request_bytes,
+        target_layout_json=reply.target_layout_json,
+        reverse_decoder_digest=reply.reverse_decoder_digest,
     )
 
 
-async def _encoder(
+async def reverse_decoder(
+    channel: grpc.aio.Channel,
+    session: Session,
+    layout: KVLayout,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float = 10.0,
+) -> ReverseDecoder:
+    """The edge's half of the session's way back, fetched once.
+
+    Args:
+        channel: an open channel to the server.
+        session: keeps it for the next time.
+        layout: the small model's cache layout.
+        store: where it is kept on disk.
+        metrics: counts fetches.
+        timeout_s: for the call, seconds.
+
+    Raises:
+        NoFeedbackError: the session's bundle has no way back.
+        IncompatibleLayoutError: it is for another pair of models.
+        BundleCorruptError, BundleFormatError: it is not what its digest names, or no such half.
+        BridgeError: the server's refusal, typed; OfflineError where nobody answers.
+    """
+    if session.reverse_decoder is not None:
+        return session.reverse_decoder
+    if not session.reverse_decoder_digest:
+        raise NoFeedbackError(
+            f"bundle {session.bundle_id!r} of the server has no way back: its map goes from the "
+            "edge to the cloud only"
+        )
+    stub = bridge_pb2_grpc.BridgeStub(channel)
+    blob = await _blob(
+        stub, session.session_id, session.reverse_decoder_digest, store, metrics, timeout_s
+    )
+    made = ReverseDecoder.from_bytes(blob)
+    target = KVLayout.from_json(session.target_layout_json)
+    wanted = (target.fingerprint, layout.fingerprint)
+    if (made.source_fingerprint, made.target_fingerprint) != wanted:
+        raise IncompatibleLayoutError(
+            f"the server's way back leads from the layout {made.source_fingerprint[:12]}… to "
+            f"{made.target_fingerprint[:12]}…; its model has {wanted[0][:12]}…, this agent's model "
+            f"{layout.model_id!r} has {wanted[1][:12]}…"
+        )
+    session.reverse_decoder = made
+    return made
+
+
+async def _blob(
     stub: Any,
-    reply: bridge_pb2.NegotiateResponse,
+    session_id: bytes,
+    digest: str,
     store: EncoderStore,
     metrics: Metrics,
     timeout_s: float,
-) -> Encoder:
-    blob = store.get(reply.encoder_digest)
+) -> bytes:
+    """A half of the bundle by its digest, from disk or else from the server."""
+    blob = store.get(digest)
     if blob is None:
         metrics.encoder_fetches.inc()
-        blob = await _fetch(stub, reply, timeout_s)
-        store.put(reply.encoder_digest, blob)
-    return Encoder.from_bytes(blob)
+        blob = await _fetch(stub, session_id, digest, timeout_s)
+        store.put(digest, blob)
+    return blob
 
 
-async def _fetch(stub: Any, reply: bridge_pb2.NegotiateResponse, timeout_s: float) -> bytes:
-    request = bridge_pb2.FetchEncoderRequest(
-        session_id=reply.session_id, encoder_digest=reply.encoder_digest
-    )
+async def _fetch(stub: Any, session_id: bytes, digest: str, timeout_s: float) -> bytes:
+    request = bridge_pb2.FetchEncoderRequest(session_id=session_id, encoder_digest=digest)
     blob = bytearray()
     total = 0
     try:

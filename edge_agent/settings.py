@@ -44,10 +44,16 @@ class Settings(configuration.TypedSettings):
         description="question asked about every picture, repeatable; without any, each capture's "
         "own questions are asked (environment: a JSON list, or one question a line)",
     )
-    question_mode: Literal["infer", "ask"] = Field(
+    question_mode: Literal["infer", "ask", "feedback"] = Field(
         "infer",
         description="infer: each question travels with the frame; ask: the frame once, then each "
-        "question about it by Ask",
+        "question about it by Ask; feedback: the frame once, then the server's own state of it "
+        "comes back and the small model answers from that (for bundles that have a way back)",
+    )
+    feedback_point: str = Field(
+        "",
+        max_length=64,
+        description="operating point of the state that is sent back; without it the bundle's own",
     )
     point: str = Field(
         "auto",

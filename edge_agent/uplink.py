@@ -26,8 +26,18 @@ from tenacity.wait import wait_random_exponential
 from edge_agent.budget import Budget
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
-from edge_agent.session import Dial, Session, error_of, negotiate, open_events, unhidden
+from edge_agent.session import (
+    Dial,
+    Session,
+    error_of,
+    negotiate,
+    open_events,
+    reverse_decoder,
+    unhidden,
+)
 from edge_agent.store import EncoderStore
+from projector.encoder import Floats
+from projector.reverse import ReverseDecoder
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
@@ -38,7 +48,14 @@ from protos.errors import (
     UnknownSessionError,
     from_code,
 )
-from protos.frame import EVENTS_APART, SESSION_METADATA_KEY, Distortion, seal_ask
+from protos.feedback import open_response, seal_feedback
+from protos.frame import (
+    EVENTS_APART,
+    SESSION_METADATA_KEY,
+    Distortion,
+    seal_ask,
+    session_constants,
+)
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 
@@ -101,6 +118,7 @@ class Outcome:
         uplink_ms: from the last send to the terminal event, milliseconds.
         attempts: times it was sent.
         session: the session in which it ended.
+        returned: the state that was asked for; None for any other request.
     """
 
     request_id: bytes
@@ -111,6 +129,28 @@ class Outcome:
     uplink_ms: float = 0.0
     attempts: int = 0
     session: Session | None = None
+    returned: Returned | None = None
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What the server sent back of a scene that it holds: its own state, for the small model.
+
+    Attributes:
+        decoder: the edge's half of the way back.
+        latents: as decoded, `[M, r + 1]`.
+        point: name of the operating point.
+        payload_bytes: of the frame that carried it.
+        distortion: as the server measured it.
+        round_trip: see `protos.distortion`, where the small model saw the picture too.
+    """
+
+    decoder: ReverseDecoder
+    latents: Floats
+    point: str
+    payload_bytes: int
+    distortion: Distortion
+    round_trip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -349,23 +389,30 @@ class Uplink:
         Returns:
             The outcome; an error is in `Outcome.error`, never raised.
         """
-        sent = _Sent(request_id)
+        return await self._about(
+            scene,
+            request_id,
+            lambda stream, held, sent: self._ask_once(
+                stream, held, request_id, question, max_new_tokens, sent
+            ),
+        )
 
-        async def once() -> Outcome:
-            stream = await self._open()
-            if stream.session is not scene.session:
-                await self._hold_again(scene, scene.frame_number, scene.session)
-                stream = await self._open()
-            held = scene.frame_number
-            try:
-                return await self._ask_once(
-                    stream, held, request_id, question, max_new_tokens, sent
-                )
-            except UnknownSceneError as error:
-                await self._hold_again(scene, held, stream.session)
-                raise _Refused(error, retryable=True) from error
+    async def feedback(self, scene: Scene, request_id: bytes, point: str = "") -> Outcome:
+        """Have the server send back its own state of a held scene; otherwise as `ask`.
 
-        return await self._until_ended(sent, once)
+        Args:
+            scene: from `hold`.
+            request_id: of this request, 8 to 16 bytes.
+            point: name of an operating point of the way back; empty for its default.
+
+        Returns:
+            The outcome, with `returned`; an error is in `Outcome.error`, never raised.
+        """
+        return await self._about(
+            scene,
+            request_id,
+            lambda stream, held, sent: self._feedback_once(stream, held, request_id, point, sent),
+        )
 
     async def close(self) -> None:
         """Half-close the stream, wait for the server's end of it, close the channel."""
@@ -487,6 +534,77 @@ class Uplink:
         if answer is None:
             raise EngineUnavailableError("the server ended the call without an answer")
         return Outcome(request_id, answer=answer, session=session)
+
+    async def _feedback_once(
+        self, stream: _Stream, frame_number: int, request_id: bytes, point: str, sent: _Sent
+    ) -> Outcome:
+        session, policy = stream.session, self._policy
+        sent.at = self._clock()
+        decoder = await reverse_decoder(
+            stream.channel,
+            session,
+            self._layout,
+            self._store,
+            self._metrics,
+            policy.connect_timeout_s,
+        )
+        wanted = decoder.point(point).name
+        request = seal_feedback(
+            session.constants, session.session_id, request_id, frame_number, wanted
+        )
+        sent.attempts += 1
+        sent.message_bytes = request.ByteSize()
+        self._metrics.sent_bytes.inc(sent.message_bytes)
+        try:
+            response = await bridge_pb2_grpc.BridgeStub(stream.channel).Feedback(
+                request, timeout=policy.answer_timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            typed = error_of(error)
+            if isinstance(typed, UnknownSessionError):
+                self._forget(session)
+            raise typed from error
+        header, body = open_response(
+            response,
+            session_constants(
+                session.session_id, decoder.source_fingerprint, session.bundle_digest
+            ),
+            request_id,
+            frame_number,
+            replace(
+                session.limits,
+                max_payload_bytes=decoder.max_payload_bytes,
+                max_tokens=decoder.tokens,
+            ),
+        )
+        latents = await asyncio.to_thread(decoder.decode, body, header.kept, header.operating_point)
+        size = len(response.frame.payload)
+        self._metrics.received_back_bytes.labels(wanted).observe(size)
+        returned = Returned(decoder, latents, wanted, size, header.distortion)
+        return Outcome(request_id, session=session, returned=returned)
+
+    async def _about(
+        self,
+        scene: Scene,
+        request_id: bytes,
+        call: Callable[[_Stream, int, _Sent], Awaitable[Outcome]],
+    ) -> Outcome:
+        """Call about a held scene; where the server lost it, hold it again and call again."""
+        sent = _Sent(request_id)
+
+        async def once() -> Outcome:
+            stream = await self._open()
+            if stream.session is not scene.session:
+                await self._hold_again(scene, scene.frame_number, scene.session)
+                stream = await self._open()
+            held = scene.frame_number
+            try:
+                return await call(stream, held, sent)
+            except UnknownSceneError as error:
+                await self._hold_again(scene, held, stream.session)
+                raise _Refused(error, retryable=True) from error
+
+        return await self._until_ended(sent, once)
 
     async def _hold_again(self, scene: Scene, frame_number: int, session: Session) -> None:
         async with scene.renewing:

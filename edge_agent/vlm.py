@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from projector.encoder import Floats
+from projector.reverse import ReverseDecoder
 from protos.errors import ModelError
 from protos.layout import KVLayout, KVState
 
@@ -40,6 +42,9 @@ class EdgeModel(Protocol):
 
     def see(self, picture: Image.Image) -> Sight:
         """Run the model over one picture."""
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """Take a picture's state from what a server sent back, instead of seeing the picture."""
 
 
 class LocalModel:
@@ -88,6 +93,26 @@ class LocalModel:
         def answer(question: str, max_new_tokens: int) -> str:
             with self._lock:
                 return vlm.generate_text(prefilled.layers(), [question], max_new_tokens)[0]
+
+        return Sight(state, answer)
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """Rotate the state at the model's own positions and put it behind its own prompt.
+
+        Raises:
+            IncompatibleLayoutError: the decoder is for another model.
+            NonFiniteError: the state overflows.
+        """
+        from projector import cache
+
+        vlm = self._vlm
+        state = decoder.state(latents, vlm.layout, vlm.positions)
+        with self._lock:
+            layers = vlm.scene_cache(*cache.from_states([state], vlm.layout, vlm.positions))
+
+        def answer(question: str, max_new_tokens: int) -> str:
+            with self._lock:
+                return vlm.generate_text(layers, [question], max_new_tokens)[0]
 
         return Sight(state, answer)
 

@@ -11,6 +11,8 @@ required.
 | `cloud.safetensors` | the `CloudHalf` |
 | `cloud.onnx` | the same as a graph |
 | `certificate.json` | what was measured of this bundle |
+| `reverse_encoder.safetensors` | only where the map goes both ways: an `Encoder` of the cloud |
+| `reverse_decoder.safetensors` | with it: the `ReverseDecoder` of the edge |
 | `signature.json` | only where `sign_bundle` was called: an Ed25519 signature of `bundle.json` |
 """
 
@@ -26,9 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from projector import backends
 from projector.backends import Backend, CloudFiles
 from projector.encoder import Encoder
+from projector.reverse import ReverseDecoder
 from projector.signing import Signature, SigningKey, TrustedKeys, check
 from protos.errors import (
     BridgeError,
@@ -55,6 +60,10 @@ EDGE, CLOUD, GRAPH, CERTIFICATE = (
     "certificate.json",
 )
 FILES = (EDGE, CLOUD, GRAPH, CERTIFICATE)
+"""What every bundle holds besides its description."""
+REVERSE_ENCODER, REVERSE_DECODER = "reverse_encoder.safetensors", "reverse_decoder.safetensors"
+REVERSE_FILES = (REVERSE_ENCODER, REVERSE_DECODER)
+"""What one of a map that goes both ways holds as well."""
 
 REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "302.1": (BundleVersionError, "another version than the required one"),
@@ -75,6 +84,8 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "604.6": (BundleFormatError, "bundle.json lists other files, or an impossible size"),
     "604.7": (BundleFormatError, "the edge half is no encoder"),
     "604.8": (BundleFormatError, "the edge half and bundle.json contradict each other"),
+    "604.9": (BundleFormatError, "a half of the way back is not what it should be"),
+    "604.10": (BundleFormatError, "the way back and bundle.json contradict each other"),
     "605.1": (SignatureError, "signature.json is not in its canonical form"),
     "605.2": (SignatureError, "the signature does not fit bundle.json"),
     "605.3": (SignatureError, "trusted keys are required and there is no signature"),
@@ -135,6 +146,24 @@ class BundleInfo:
     ladder: tuple[int, ...]
     files: Mapping[str, tuple[int, str]]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its files, in their order, the description left out."""
+        return tuple(name for name in (*FILES, *REVERSE_FILES) if name in self.files)
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """The way back, from the cloud's states to the edge's.
+
+    Attributes:
+        encoder: the cloud's half; its source is the cloud's layout.
+        decoder: the edge's half.
+    """
+
+    encoder: Encoder
+    decoder: ReverseDecoder
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -147,6 +176,7 @@ class Bundle:
         certificate: what was measured.
         path: where it lies.
         signer: name of the trusted key that signed it; None where trusted keys were not required.
+        reverse: the way back; None where the map has none.
     """
 
     info: BundleInfo
@@ -155,6 +185,7 @@ class Bundle:
     certificate: Mapping[str, Any] = field(repr=False)
     path: Path
     signer: str | None = None
+    reverse: Reverse | None = None
 
     @property
     def digest(self) -> str:
@@ -229,7 +260,7 @@ class Bundle:
                 f"bundle '{info.id}' in {path} is version {info.version}, "
                 f"version {version} is required",
             )
-        blobs = {name: _verified(read, path, name, *info.files[name]) for name in FILES}
+        blobs = {name: _verified(read, path, name, *info.files[name]) for name in info.names}
         return cls(
             info=info,
             encoder=_encoder(blobs[EDGE], info, path),
@@ -237,6 +268,7 @@ class Bundle:
             certificate=_parse(blobs[CERTIFICATE], path / CERTIFICATE),
             path=path,
             signer=signer,
+            reverse=_reverse(blobs, info, path),
         )
 
     def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
@@ -269,6 +301,7 @@ def write_bundle(
     certificate: Mapping[str, Any],
     default_point: int,
     ladder: Sequence[int] | None = None,
+    reverse: Reverse | None = None,
 ) -> BundleInfo:
     """Write a bundle, unsigned; whatever happens, no half-written one can be loaded.
 
@@ -286,6 +319,7 @@ def write_bundle(
         certificate: anything JSON can hold.
         default_point: index of the operating point to start with.
         ladder: indices from the cheapest to the most faithful; by default in the encoder's order.
+        reverse: the way back, where the map has one.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -302,6 +336,9 @@ def write_bundle(
         GRAPH: cloud.graph,
         CERTIFICATE: text.encode(),
     }
+    if reverse is not None:
+        contents[REVERSE_ENCODER] = reverse.encoder.to_bytes()
+        contents[REVERSE_DECODER] = reverse.decoder.to_bytes()
     plain: dict[str, Any] = {
         "format": FORMAT,
         "id": id,
@@ -320,7 +357,9 @@ def write_bundle(
     plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
     description = canonical_json(plain)
     info = _describe(description, folder)
-    write_files(folder, {**contents, DESCRIPTION: description}, gone=(DESCRIPTION, SIGNATURE))
+    _reverse(contents, info, folder)
+    gone = (DESCRIPTION, SIGNATURE, *(name for name in REVERSE_FILES if name not in contents))
+    write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)
     return info
 
 
@@ -337,7 +376,7 @@ def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
     read = _files_of(folder)
     description = _read(read, folder, DESCRIPTION)
     info = _describe(description, folder)
-    for name in FILES:
+    for name in info.names:
         _verified(read, folder, name, *info.files[name])
     signature = key.sign(_SIGNED + description)
     write_files(folder, {SIGNATURE: _signature_file(signature)})
@@ -500,8 +539,13 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
     known = {point.index for point in points}
     if default not in known or not set(ladder) <= known:
         raise refusal("604.5", f"{file}: its default point or ladder names an unknown point")
-    if set(files) != set(FILES) or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
-        raise refusal("604.6", f"{file} must list {', '.join(FILES)} with their sizes")
+    complete = set(files) in ({*FILES}, {*FILES, *REVERSE_FILES})
+    if not complete or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
+        raise refusal(
+            "604.6",
+            f"{file} must list {', '.join(FILES)} with their sizes, and either both or none of "
+            f"{', '.join(REVERSE_FILES)}",
+        )
     return BundleInfo(
         id=str(plain["id"]),
         version=version,
@@ -527,6 +571,32 @@ def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
             "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
         )
     return encoder
+
+
+def _reverse(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> Reverse | None:
+    if REVERSE_ENCODER not in blobs:
+        return None
+    try:
+        encoder = Encoder.from_bytes(blobs[REVERSE_ENCODER])
+        decoder = ReverseDecoder.from_bytes(blobs[REVERSE_DECODER])
+    except BridgeError as error:
+        raise refusal("604.9", f"{folder}: {error}") from error
+    source, target = info.source, info.target
+    ours = (encoder.source_fingerprint, encoder.state_dim, encoder.tokens)
+    theirs = (decoder.source_fingerprint, decoder.target_fingerprint, decoder.up.shape[1])
+    made = decoder.tokens if decoder.regrid is None else len(decoder.regrid)
+    if (
+        ours != (target.fingerprint, target.state_dim, target.tokens)
+        or theirs != (target.fingerprint, source.fingerprint, source.state_dim)
+        or made != source.tokens
+        or decoder.points != encoder.points
+        or not np.array_equal(decoder.centre, encoder.centre)
+    ):
+        raise refusal(
+            "604.10",
+            f"{folder}: the halves of the way back are not for these models, or each other",
+        )
+    return Reverse(encoder, decoder)
 
 
 def _integer(value: object) -> int:

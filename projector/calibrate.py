@@ -1,25 +1,35 @@
-"""From a fitted map to the edge half of a bundle: steps, entropy tables, calibration statistics.
+"""From a fitted map to what encodes in a bundle: steps, entropy tables, calibration statistics.
 
 Knows what travels and how it is coded. Does not know: how the map was fitted, files.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from projector.bundle import Reverse
 from projector.encoder import Encoder
 from projector.families.base import Map
+from projector.families.bidirectional import BidirectionalMap
+from projector.reverse import ReverseDecoder
+from protos.errors import FitError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
 from protos.quantize import EntropyTables, UniformQuantizer
 
 COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
 """Quantization steps of the ladder, in units of a map's own steps."""
+REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
+"""Quantization steps of the way back, in shares of a state's usual length."""
 FP8_POINT, FLOAT_POINT = 10, 11
 _E4M3_HALF_RANGE = 224.0
 _CALIBRATION_PICTURES = 2048
+_CHUNK = 64
+_LEAST_VARIANCE = 1e-9
 
 Floats = npt.NDArray[np.float32]
 
@@ -112,3 +122,63 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating]) -> Encoder:
         centre=centre,
         steps=steps,
     )
+
+
+def reverse_of(made: Map, states: npt.NDArray[np.floating], rank: int = 0) -> Reverse | None:
+    """The way back of a map that goes both ways, in two halves; None for any other.
+
+    Each of the cloud's tokens travels as the first principal components of what the way back makes
+    of it (the best rank r for the mean squared error, where the weights are even), of variance 1,
+    and the logit of its weight.
+
+    Args:
+        made: the map.
+        states: `[n, M, d_r]` of the cloud, of training pictures.
+        rank: r; at most what the way back has, and 0 for all of that.
+
+    Raises:
+        FitError: the way back leads nowhere: it was never fitted.
+    """
+    if not isinstance(made, BidirectionalMap):
+        return None
+    mean, scale = made.y_mean.numpy(), made.y_scale.numpy()
+    compress = made.compress.detach().numpy().astype(np.float64)
+    gram = np.zeros((compress.shape[1],) * 2)
+    for begin in range(0, len(states), _CHUNK):
+        normal = (states[begin : begin + _CHUNK].astype(np.float32) - mean) / scale
+        small = normal.reshape(-1, len(mean)) @ compress
+        gram += small.T @ small
+    variance, axes = np.linalg.eigh(gram / (states.shape[0] * states.shape[1]))
+    variance, axes = variance[::-1], axes[:, ::-1]
+    most = int((variance > _LEAST_VARIANCE * variance[0]).sum()) if variance[0] > 0 else 0
+    if not most:
+        raise FitError("the way back makes nothing of the cloud's states: fit the map first")
+    r = min(rank, most) if rank else most
+    spread = np.sqrt(variance[:r])
+    attend = made.attend.detach().numpy().astype(np.float64)[:, None]
+    projection = np.hstack((compress @ (axes[:, :r] / spread), attend)).astype(np.float32)
+    place = (states.mean(axis=0, dtype=np.float32) - mean) / scale
+    # Steps are shares of a token's usual length; an error of 1 in its logit moves it by that.
+    length = np.sqrt(variance.sum())
+    encoder = make_encoder(
+        made.target,
+        states,
+        x_mean=mean,
+        x_scale=scale,
+        projection=projection,
+        centre=place @ projection,
+        steps=np.append(length / spread, 1).astype(np.float32),
+        coarseness=REVERSE_COARSENESS,
+    )
+    # Raw states are of no use to the edge, and the default point stands first.
+    points = [point for point in encoder.points if point.kind == "latent"]
+    encoder = replace(encoder, points=tuple(sorted(points, key=lambda p: p.index != FP8_POINT)))
+    decoder = ReverseDecoder.of(
+        encoder,
+        made.source,
+        up=np.ascontiguousarray((axes[:, :r] * spread).T, dtype=np.float32),
+        mean=made.x_mean.numpy(),
+        scale=made.x_scale.numpy(),
+        regrid=None if made.from_grid is None else made.from_grid.numpy(),
+    )
+    return Reverse(encoder, decoder)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle import DESCRIPTION, FILES, SIGNATURE, Bundle, canonical_json
+from projector.bundle import DESCRIPTION, FILES, REVERSE_FILES, SIGNATURE, Bundle, canonical_json
 from projector.signing import TrustedKeys
 from protos.errors import BridgeError
 from protos.layout import KVLayout
@@ -53,7 +53,7 @@ class Tally:
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """A bundle's files, the signature with them where there is one."""
-    names = (DESCRIPTION, *FILES, SIGNATURE)
+    names = (DESCRIPTION, *FILES, *REVERSE_FILES, SIGNATURE)
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 

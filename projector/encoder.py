@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,26 +151,12 @@ class Encoder:
         if not d or not r:
             raise BundleFormatError(f"encoder: a projection of shape {self.projection.shape}")
         arrays = {name: getattr(self, name) for name in wanted}
-        for name, steps in self.steps.items():
-            arrays[f"steps/{name}"], wanted[f"steps/{name}"] = steps, (r,)
         if self.task_weights is not None:
             arrays["task_weights"], wanted["task_weights"] = self.task_weights, (r,)
-        for name, array in arrays.items():
-            if array.shape != wanted[name] or array.dtype != np.float32:
-                raise BundleFormatError(
-                    f"encoder: {name} is {array.dtype} {array.shape}, expected float32 "
-                    f"{wanted[name]}"
-                )
-            if not np.isfinite(array).all():
-                raise BundleFormatError(f"encoder: {name} holds NaN or infinity")
-            positive = name in ("x_scale", "raw_scale") or name.startswith("steps/")
-            if positive and not (array > 0).all():
-                raise BundleFormatError(f"encoder: {name} must be above 0 everywhere")
+        check_arrays("encoder", arrays, wanted, positive=("x_scale", "raw_scale"))
         if self.task_weights is not None and (self.task_weights < 0).any():
             raise BundleFormatError("encoder: task_weights must not be negative")
-        for name, tables in self.entropy.items():
-            if tables.rank != r:
-                raise BundleFormatError(f"encoder: entropy tables of {name} are for {tables.rank}")
+        check_coding("encoder", r, self.steps, self.entropy)
         try:
             self.selecting()
         except ConfigError as error:
@@ -240,15 +226,9 @@ class Encoder:
             BundleFormatError: the point's quantizer is unknown, or its tables are missing.
         """
         if point.index not in self._quantizers:
-            name, tables = point.quantizer, self.entropy.get(point.steps)
-            if name not in quantize.QUANTIZERS:
-                raise BundleFormatError(f"encoder: point '{point.name}' uses '{name}'")
-            if name == UniformQuantizer.name and (tables is None or point.kind != "latent"):
-                raise BundleFormatError(f"encoder: point '{point.name}' has no entropy tables")
-            if tables is not None:
-                width = self.width(point)
-                tables = tables.first(width)
-            self._quantizers[point.index] = quantize.get(name, tables)
+            self._quantizers[point.index] = quantizer_of(
+                "encoder", point, self.entropy, self.width(point)
+            )
         return self._quantizers[point.index]
 
     def width(self, point: OperatingPoint) -> int:
@@ -464,11 +444,7 @@ class Encoder:
         }
         if self.task_weights is not None:
             tensors["task_weights"] = np.ascontiguousarray(self.task_weights)
-        for name, steps in self.steps.items():
-            tensors[f"steps/{name}"] = np.ascontiguousarray(steps)
-        for name, tables in self.entropy.items():
-            for part, array in tables.to_arrays().items():
-                tensors[f"entropy/{name}/{part}"] = np.ascontiguousarray(array)
+        tensors |= coding_tensors(self.steps, self.entropy)
         plain = {
             "format": FORMAT,
             "source_fingerprint": self.source_fingerprint,
@@ -486,19 +462,8 @@ class Encoder:
         Raises:
             BundleFormatError: too large, not safetensors, or not exactly an encoder.
         """
-        plain, tensors = _read(blob)
-        entropy: dict[str, dict[str, npt.NDArray[Any]]] = {}
-        steps: dict[str, Floats] = {}
-        arrays: dict[str, Floats] = {}
-        for name, array in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "steps" and rest:
-                steps[rest] = array
-            elif kind == "entropy" and "/" in rest:
-                point, _, part = rest.rpartition("/")
-                entropy.setdefault(point, {})[part] = array
-            else:
-                arrays[name] = array
+        plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT)
+        arrays, steps, entropy = split_tensors(tensors)
         expected = {
             "x_mean",
             "x_scale",
@@ -524,7 +489,7 @@ class Encoder:
             points=points,
             selector=str(plain["selector"]),
             steps=steps,
-            entropy={name: EntropyTables.from_arrays(part) for name, part in entropy.items()},
+            entropy=entropy,
             **arrays,
         )
 
@@ -552,29 +517,131 @@ def _moved(latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floa
     return moved
 
 
+# ------------------------------------------------------------- what both ways' halves are made of
+
+
+def check_arrays(
+    what: str,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    wanted: Mapping[str, tuple[int, ...]],
+    positive: Collection[str] = (),
+) -> None:
+    """Require float32 arrays of these shapes, finite, and above 0 where named in `positive`.
+
+    Raises:
+        BundleFormatError: one of them is not; `what` begins the message.
+    """
+    for name, array in arrays.items():
+        if array.shape != wanted[name] or array.dtype != np.float32:
+            raise BundleFormatError(
+                f"{what}: {name} is {array.dtype} {array.shape}, expected float32 {wanted[name]}"
+            )
+        if not np.isfinite(array).all():
+            raise BundleFormatError(f"{what}: {name} holds NaN or infinity")
+        if name in positive and not (array > 0).all():
+            raise BundleFormatError(f"{what}: {name} must be above 0 everywhere")
+
+
+def check_coding(
+    what: str, rank: int, steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
+) -> None:
+    """Require steps `[rank]` above 0, and entropy tables for as many latents.
+
+    Raises:
+        BundleFormatError: they are not such.
+    """
+    named = {f"steps/{name}": array for name, array in steps.items()}
+    check_arrays(what, named, dict.fromkeys(named, (rank,)), positive=named)
+    for name, tables in entropy.items():
+        if tables.rank != rank:
+            raise BundleFormatError(f"{what}: entropy tables of {name} are for {tables.rank}")
+
+
+def quantizer_of(
+    what: str, point: OperatingPoint, entropy: Mapping[str, EntropyTables], width: int
+) -> Quantizer:
+    """A point's quantizer, of the first `width` latents.
+
+    Raises:
+        BundleFormatError: it is unknown, or its tables are missing.
+    """
+    name, tables = point.quantizer, entropy.get(point.steps)
+    if name not in quantize.QUANTIZERS:
+        raise BundleFormatError(f"{what}: point '{point.name}' uses '{name}'")
+    if name == UniformQuantizer.name and (tables is None or point.kind != "latent"):
+        raise BundleFormatError(f"{what}: point '{point.name}' has no entropy tables")
+    if tables is not None:
+        tables = tables.first(width)
+    return quantize.get(name, tables)
+
+
+def coding_tensors(
+    steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
+) -> dict[str, npt.NDArray[Any]]:
+    """Steps and entropy tables under the names that they have in a file."""
+    tensors = {f"steps/{name}": np.ascontiguousarray(array) for name, array in steps.items()}
+    for name, tables in entropy.items():
+        for part, array in tables.to_arrays().items():
+            tensors[f"entropy/{name}/{part}"] = np.ascontiguousarray(array)
+    return tensors
+
+
+def split_tensors(
+    tensors: Mapping[str, npt.NDArray[Any]],
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, EntropyTables]]:
+    """A file's plain arrays, its steps and its entropy tables."""
+    arrays: dict[str, Floats] = {}
+    steps: dict[str, Floats] = {}
+    parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "steps" and rest:
+            steps[rest] = array
+        elif kind == "entropy" and "/" in rest:
+            point, _, part = rest.rpartition("/")
+            parts.setdefault(point, {})[part] = array
+        else:
+            arrays[name] = array
+    return arrays, steps, {name: EntropyTables.from_arrays(part) for name, part in parts.items()}
+
+
+def read_tensors(
+    what: str, blob: bytes, metadata_key: str, names: Collection[str], version: int
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """A safetensors blob and the JSON in its metadata, trusting nothing.
+
+    Args:
+        what: what it should be, for the message.
+        blob: the bytes.
+        metadata_key: under which its JSON object is.
+        names: the fields of that object, `format` among them.
+        version: the `format` that this side reads.
+
+    Raises:
+        BundleFormatError: too large, not safetensors, or another object.
+    """
+    if not 8 <= len(blob) <= MAX_BYTES:
+        raise BundleFormatError(f"{what}: {len(blob)} bytes, at most {MAX_BYTES} are read")
+    length = int.from_bytes(blob[:8], "little")
+    if length > min(_HEADER_BYTES, len(blob) - 8):
+        raise BundleFormatError(f"{what}: its header claims {length} bytes")
+    try:
+        header = read_json(blob[8 : 8 + length], _HEADER_BYTES, what)
+        text = header["__metadata__"][metadata_key]
+        plain = read_json(text, _HEADER_BYTES, what)
+        tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
+    except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleFormatError(f"no {what}: {error}") from error
+    if not isinstance(plain, dict) or set(plain) != set(names):
+        raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")
+    if plain["format"] != version:
+        raise BundleFormatError(f"{what}: format {plain['format']!r}, this version reads {version}")
+    return plain, tensors
+
+
 def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:
     """What the other side will decode; the entropy coder is lossless, so it need not run."""
     if isinstance(quantizer, UniformQuantizer):
         rounded: Floats = np.rint(z / steps) * steps
         return rounded
     return quantizer.decode(payload, len(z), z.shape[1], steps)
-
-
-def _read(blob: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    if not 8 <= len(blob) <= MAX_BYTES:
-        raise BundleFormatError(f"encoder: {len(blob)} bytes, at most {MAX_BYTES} are read")
-    length = int.from_bytes(blob[:8], "little")
-    if length > min(_HEADER_BYTES, len(blob) - 8):
-        raise BundleFormatError(f"encoder: its header claims {length} bytes")
-    try:
-        header = read_json(blob[8 : 8 + length], _HEADER_BYTES, "encoder")
-        text = header["__metadata__"][_METADATA_KEY]
-        plain = read_json(text, _HEADER_BYTES, "encoder")
-        tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
-    except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleFormatError(f"not an encoder: {error}") from error
-    if not isinstance(plain, dict) or set(plain) != set(_FIELDS):
-        raise BundleFormatError(f"encoder: its metadata must hold exactly {', '.join(_FIELDS)}")
-    if plain["format"] != FORMAT:
-        raise BundleFormatError(f"encoder: format {plain['format']!r}, this version reads {FORMAT}")
-    return plain, tensors

@@ -91,6 +91,12 @@ def register(commands: Any) -> None:
     export.add_argument(
         "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
     )
+    export.add_argument(
+        "--reverse-rank",
+        type=_count,
+        default=0,
+        help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
+    )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=_whole, default=1, help="default: %(default)s")
     export.add_argument(
@@ -234,7 +240,7 @@ def _export(args: argparse.Namespace) -> int:
 
     from projector.backends import CloudFiles
     from projector.bundle import write_bundle
-    from projector.calibrate import COARSENESS, FP8_POINT, encoder_of
+    from projector.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
     from projector.dataset import Dataset
     from projector.export import export
     from projector.families import ServedMap
@@ -257,6 +263,7 @@ def _export(args: argparse.Namespace) -> int:
     made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
         encoder = encoder_of(made, corpus.x)
+        reverse = reverse_of(made, corpus.y, args.reverse_rank)
         exported = export(ServedMap(made))
     info = write_bundle(
         args.out,
@@ -269,10 +276,12 @@ def _export(args: argparse.Namespace) -> int:
         certificate={**_certificate(report), "stored_in": args.precision},
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
+        reverse=reverse,
     )
     print(
         f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
         f"parity {exported.parity:.1e}, tier {report['tier_by_answers']}"
+        + (f", way back of rank {reverse.decoder.rank - 1}" if reverse else "")
     )
     return 0
 

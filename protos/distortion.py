@@ -124,6 +124,19 @@ def unfamiliarity(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.Arr
     return float(np.sqrt(max(0.0, square)))
 
 
+def round_trip(x_norm: npt.ArrayLike, again: npt.ArrayLike) -> float:
+    """`‖x - x̂‖² / ‖x‖²` of a state that went to the other model's space and came back.
+
+    Args:
+        x_norm: Normalised states, any shape.
+        again: What came back, as normalised, same shape.
+
+    Raises:
+        FrameMalformedError: The shapes differ.
+    """
+    return relative_l2(x_norm, again) ** 2
+
+
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Mean cosine between the rows (last axis) of two arrays of one shape; 0 for a zero row.
 

@@ -217,6 +217,15 @@ class MissingKeyFrameError(BridgeError):
     retryable = True
 
 
+class NoFeedbackError(BridgeError):
+    """The session's bundle has no way back from the cloud's states to the edge's."""
+
+    code = 307
+    name = "no_feedback"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 36
+
+
 # ------------------------------------------------------------------ 4xx: the question
 
 
@@ -394,6 +403,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         UnknownSceneError,
         ProtocolVersionError,
         MissingKeyFrameError,
+        NoFeedbackError,
         QuestionError,
         QuestionTooLongError,
         OverloadedError,

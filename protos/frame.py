@@ -758,7 +758,7 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.Infer
         QuestionError: The question is blank but not empty.
         BridgeError: Whatever `unpack_header` raises.
     """
-    message: pb.InferRequest = _exact(
+    message: pb.InferRequest = parse_exactly(
         raw,
         limits.max_request_bytes,
         pb.InferRequest,
@@ -787,7 +787,7 @@ def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequ
         QuestionTooLongError: The question is too long.
         QuestionError: The question is blank.
     """
-    message: pb.AskRequest = _exact(
+    message: pb.AskRequest = parse_exactly(
         raw,
         limits.max_question_bytes + _FIELD_OVERHEAD_BYTES,
         pb.AskRequest,
@@ -810,7 +810,7 @@ def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequ
     return message
 
 
-def verify(request: pb.InferRequest | pb.AskRequest, constants: bytes) -> None:
+def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, constants: bytes) -> None:
     """Check a request's digest against the session's constants.
 
     Raises:
@@ -829,13 +829,12 @@ def verify(request: pb.InferRequest | pb.AskRequest, constants: bytes) -> None:
         )
     else:
         given = request.digest
-        digest = ask_digest(
-            constants,
-            request.request_id,
-            request.frame_number,
-            request.question,
-            request.max_new_tokens,
+        asked, limit = (
+            (request.question, request.max_new_tokens)
+            if isinstance(request, pb.AskRequest)
+            else (request.point, 0)
         )
+        digest = ask_digest(constants, request.request_id, request.frame_number, asked, limit)
     if not hmac.compare_digest(given, digest):
         raise FrameCorruptError(
             f"digest {given.hex()} does not match the request ({digest.hex()} expected): bytes "
@@ -854,8 +853,13 @@ def refused(error: BridgeError) -> pb.Refused:
     )
 
 
-def _exact(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> Any:
-    """Parse, rebuild from the known fields only, and require the same bytes."""
+def parse_exactly(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> Any:
+    """Parse, rebuild from the known fields only, and require the same bytes.
+
+    Raises:
+        FrameTooLargeError: More than `most` bytes.
+        FrameMalformedError: Not a `kind`, or not what `rebuild` makes of it.
+    """
     if len(raw) > most:
         raise FrameTooLargeError(f"request of {len(raw)} bytes, at most {most} are accepted")
     try:
@@ -871,14 +875,10 @@ def _exact(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> A
 
 
 def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limits: Limits) -> None:
-    least, most = REQUEST_ID_BYTES
-    derived = isinstance(message, pb.InferRequest) and not message.request_id
-    if not derived and not least <= len(message.request_id) <= most:
-        raise FrameMalformedError(
-            f"request id of {len(message.request_id)} bytes, expected {least} to {most}"
-        )
-    if len(digest) != DIGEST_BYTES:
-        raise FrameMalformedError(f"digest of {len(digest)} bytes, expected {DIGEST_BYTES}")
+    if isinstance(message, pb.InferRequest) and not message.request_id:
+        check_lengths(bytes(REQUEST_ID_BYTES[0]), digest)  # its id is derived
+    else:
+        check_lengths(message.request_id, digest)
     question_bytes = len(message.question.encode())
     if question_bytes > limits.max_question_bytes:
         raise QuestionTooLongError(
@@ -888,3 +888,18 @@ def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limi
         raise FrameMalformedError(
             f"{message.max_new_tokens} new tokens asked for, at most {limits.max_new_tokens}"
         )
+
+
+def check_lengths(request_id: bytes, digest: bytes) -> None:
+    """Check the lengths of what identifies a request.
+
+    Raises:
+        FrameMalformedError: One of them is not as it should be.
+    """
+    least, most = REQUEST_ID_BYTES
+    if not least <= len(request_id) <= most:
+        raise FrameMalformedError(
+            f"request id of {len(request_id)} bytes, expected {least} to {most}"
+        )
+    if len(digest) != DIGEST_BYTES:
+        raise FrameMalformedError(f"digest of {len(digest)} bytes, expected {DIGEST_BYTES}")

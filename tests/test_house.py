@@ -40,6 +40,7 @@ BASE = (
     "projector.cache",
     "projector.select",
     "projector.encoder",
+    "projector.reverse",
 )
 SERVING = (
     "projector.bundle",

@@ -18,7 +18,8 @@ Emit = Callable[[JobEvent], None]
 class Engine(ABC):
     """Base of the family. The calls, in order: `load`; then `submit`, `forget` and `step` for ever.
 
-    A job ends with exactly one of `Accepted` (if it has no question), `Answered` or `Failed`.
+    A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
+    `Compressed` or `Failed`.
     """
 
     @abstractmethod

@@ -22,8 +22,9 @@ from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.batch import Row, RunningBatch
 from cloud_server.engine.picture import open_picture
 from cloud_server.engine.scenes import SceneStore
-from cloud_server.jobs import Accepted, Answered, Job, Offer, Status, TokenMade, failed
+from cloud_server.jobs import Accepted, Answered, Compressed, Job, Offer, Status, TokenMade, failed
 from cloud_server.settings import Settings
+from projector import cache as kv
 from projector.backends import Backend
 from projector.bundle import Bundle
 from projector.encoder import Floats, Held, Mask
@@ -34,6 +35,7 @@ from protos.errors import (
     ConfigError,
     FrameMalformedError,
     MissingKeyFrameError,
+    NoFeedbackError,
     NonFiniteError,
     PictureError,
     UnknownSceneError,
@@ -179,6 +181,8 @@ class TransformersEngine(Engine):
             if not work.job.has_frame:
                 try:
                     work.scene = self._scenes.get(work.job.scene)
+                    if work.job.back >= 0:
+                        self._emit(self._compress(work, work.scene))
                 except BridgeError as error:
                     self._emit(failed(work.job.id, error))
         ready = [(w, w.scene) for w in asking if w.scene is not None and w.job.question]
@@ -277,6 +281,33 @@ class TransformersEngine(Engine):
                 "send it as a key frame"
             ) from error
 
+    def _compress(self, work: _Work, scene: _Scene) -> Compressed:
+        """A scene's state, as the model holds it, through the bundle's way back."""
+        started, vlm, job = time.perf_counter(), self._vlm, work.job
+        held = self._bundles.get(job.bundle)
+        if held is None or held[0].reverse is None:
+            raise NoFeedbackError(f"bundle {job.bundle[:12]}… is not loaded, or has no way back")
+        encoder = held[0].reverse.encoder
+        tokens = vlm.image_tokens
+        state = kv.to_states(
+            scene.keys.unsqueeze(1),
+            scene.values.unsqueeze(1),
+            vlm.layout,
+            vlm.positions,
+            torch.full((1, tokens), 1 / tokens),
+        )[0]
+        every = np.ones(tokens, dtype=np.bool_)
+        encoded = encoder.encode(state, encoder.point(job.back), every)
+        return Compressed(
+            job=job.id,
+            queue_s=work.queue_s,
+            compress_s=time.perf_counter() - started,
+            quantize=encoded.distortion.quantize,
+            latent_residual=encoded.distortion.latent_residual,
+            unfamiliarity=encoded.distortion.unfamiliarity,
+            body=encoded.payload,
+        )
+
     def _see(self, pictures: Sequence[tuple[_Work, Image.Image]]) -> None:
         """The picture point: the model's own prefill of a group of pictures."""
         started = time.perf_counter()
@@ -372,7 +403,7 @@ class TransformersEngine(Engine):
 
 
 def _offer(bundle: Bundle) -> Offer:
-    info = bundle.info
+    info, reverse = bundle.info, bundle.reverse
     names = {point.index: point.name for point in info.points}
     return Offer(
         bundle_id=info.id,
@@ -386,4 +417,6 @@ def _offer(bundle: Bundle) -> Offer:
         default_point=names[info.default_point],
         ladder=[names[index] for index in info.ladder],
         encoder=bundle.encoder.to_bytes(),
+        reverse_decoder=reverse.decoder.to_bytes() if reverse else b"",
+        reverse_points_json=points_to_json(reverse.decoder.points) if reverse else "",
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from projector.families.base import Family, Map, grid_weights
 from projector.families.ridge import MatrixMap
 from projector.moments import Moments, ridge
+from protos.distortion import round_trip
 from protos.layout import KVLayout
 
 
@@ -67,8 +68,7 @@ class BidirectionalMap(MatrixMap):
         return small * self.x_scale + self.x_mean
 
     def round_trip(self, x: Tensor) -> float:
-        """`||back(forward(x)) - x||^2 / ||x||^2` on z-scores."""
+        """`protos.distortion.round_trip` of source states `[B, N, d_s]`."""
         with torch.no_grad():
-            normal = self.normal(x)
             again = self.normal(self.back(self(x)))
-            return float((again - normal).square().sum() / normal.square().sum())
+            return round_trip(self.normal(x).numpy(), again.numpy())

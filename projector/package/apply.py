@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle import DESCRIPTION, FILES, Bundle
+from projector.bundle import Bundle
 from projector.package.contents import Package, PackageInfo
 from projector.package.files import room
+from projector.package.form import BUNDLE, REVERSE
 from projector.package.tensors import Floats
 from projector.state_cache import StateCache
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
@@ -52,8 +53,9 @@ def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) 
     else:
         with tempfile.TemporaryDirectory() as folder:
             with room(folder):
-                for name in (DESCRIPTION, *FILES):
-                    (Path(folder) / name).write_bytes(package.members[f"w_matrix/{name}"])
+                for name in (*BUNDLE, *REVERSE):
+                    if name in package.members:
+                        (Path(folder) / Path(name).name).write_bytes(package.members[name])
             bundle = Bundle.load(folder, source, target)
     check_fit(package.info, bundle)
     return bundle

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from projector.package.form import BEFORE, BUNDLE, MAX_BYTES, MAX_JSON_BYTES, ORDERS, Blob
+from projector.package.form import MAX_BYTES, MAX_JSON_BYTES, ORDERS, Blob
 from protos.errors import PackageCorruptError, PackageFormatError
 
 _CHUNK_BYTES = 1 << 19
@@ -100,7 +100,7 @@ def read_entries(file: int, size: int) -> list[Entry]:
     if magic != _MAGIC[2] or at < 0:
         raise PackageCorruptError("no package, or truncated, or something follows it")
     entries: list[Entry] = []
-    for _ in range(min(count, len(BEFORE) + len(BUNDLE) + 1)):
+    for _ in range(min(count, max(map(len, ORDERS)))):
         if at + _CENTRAL.size > length - _END.size:
             raise PackageCorruptError("its directory is cut short")
         head = _CENTRAL.unpack_from(tail, at)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle import DESCRIPTION, FILES
+from projector.bundle import DESCRIPTION, FILES, REVERSE_FILES
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
 from protos.layout import read_json
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX
@@ -35,9 +35,11 @@ MAX_NUMBERS = 1 << 29
 ARRAYS = (KEYS, VALUES)
 BUNDLE = tuple(f"w_matrix/{name}" for name in (DESCRIPTION, *FILES))
 """Members of an embedded bundle."""
+REVERSE = tuple(f"w_matrix/{name}" for name in REVERSE_FILES)
+"""Members behind them where its map goes both ways."""
 BEFORE = (METADATA, KEYS, VALUES, MASK, CONFIG)
 """Members before them."""
-ORDERS = {(*BEFORE, PROVENANCE), (*BEFORE, *BUNDLE, PROVENANCE)}
+ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), BUNDLE, (*BUNDLE, *REVERSE))}
 MAX_JSON_BYTES = {METADATA: 1 << 16, CONFIG: 1 << 16, PROVENANCE: 1 << 16, BUNDLE[0]: 1 << 20}
 CODEC_FORMS: dict[str, tuple[str, npt.DTypeLike, float]] = {
     "fp8_e4m3": ("F8_E4M3", np.uint8, FP8_MAX),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle import DESCRIPTION, FILES, Bundle
+from projector.bundle import DESCRIPTION, Bundle
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (
     ARRAYS,
@@ -23,6 +23,7 @@ from projector.package.form import (
     KEYS,
     MASK,
     METADATA,
+    REVERSE,
     VALUES,
     Blob,
     canonical,
@@ -198,7 +199,7 @@ def derive(
                 f"of {old.source.model_id} (layout {old.source.fingerprint[:12]})"
             )
         kinds.add("retarget")
-        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE)}
+        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE, *REVERSE)}
         members |= _w_matrix(bundle, embed)
         new = dataclasses.replace(
             new, target=_target(bundle), transformation_quality=None, certification=None
@@ -230,7 +231,7 @@ def _assembled(
     royalty_percent: float,
 ) -> Package:
     blobs = {**members, METADATA: canonical(metadata.to_plain())}
-    names = [name for name in (*BEFORE, *BUNDLE) if name in blobs]
+    names = [name for name in (*BEFORE, *BUNDLE, *REVERSE) if name in blobs]
     ordered = {name: blobs[name] for name in names}
     table = {n: (len(b), hashlib.sha256(b).hexdigest()) for n, b in ordered.items()}
     provenance = Provenance(creator, parent, tuple(derivation), royalty_percent, table)
@@ -246,7 +247,7 @@ def _w_matrix(bundle: Bundle, embed: bool) -> dict[str, Blob]:
         again = Bundle.load(bundle.path, info.source, info.target)
         if again.digest != info.digest:
             raise BundleCorruptError(f"{bundle.path} was altered since it was loaded")
-        for name in (DESCRIPTION, *FILES):
+        for name in (DESCRIPTION, *info.names):
             members[f"w_matrix/{name}"] = (bundle.path / name).read_bytes()
     return members
 

@@ -134,7 +134,7 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], ConfigError, "no command: run, ask or inspect"),
+        ([], ConfigError, "no command: run, ask, feedback or inspect"),
         (["fly"], ConfigError, "invalid choice: 'fly'"),
         (["run", "--retires", "1"], ConfigError, "unrecognized arguments"),
         (["run", "--retries", "many"], ConfigError, "--retries = 'many'"),
@@ -148,6 +148,9 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
         (["inspect", "--check-config", "nowhere"], ModelError, "no config.json"),
         (["ask", "nowhere.png", "what?"], PictureError, "no such file"),
         (["ask", "nowhere.png", " "], ConfigError, "a question is blank"),
+        (["feedback", "nowhere.png", "what?"], PictureError, "no such file"),
+        (["feedback", "nowhere.png", " "], ConfigError, "a question is blank"),
+        (["feedback", "nowhere.png"], ConfigError, "required: question"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_an_exit_code(

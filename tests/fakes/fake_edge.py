@@ -16,6 +16,7 @@ from edge_agent.store import EncoderStore
 from edge_agent.uplink import RetryPolicy, Uplink
 from edge_agent.vlm import Sight
 from projector.encoder import Encoder
+from projector.reverse import ReverseDecoder
 from protos.errors import PictureError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout, KVState, RopeSpec
@@ -58,6 +59,10 @@ class FakeModel:
         with self._lock:
             self.seen += 1
         return Sight(state_of(picture), lambda question, limit: f"edge {question}")
+
+    def inject(self, decoder: ReverseDecoder, latents: np.ndarray) -> Sight:
+        state = decoder.state(latents, LAYOUT, np.arange(LAYOUT.tokens))
+        return Sight(state, lambda question, limit: f"recalled {question}")
 
 
 def make_encoder(seed: int = 0) -> Encoder:

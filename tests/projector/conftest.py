@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from projector.backends import CloudFiles
-from projector.bundle import BundleInfo, write_bundle
+from projector.bundle import BundleInfo, Reverse, write_bundle
 from projector.encoder import Encoder
 from projector.export import export
 from projector.maps.low_rank import CloudConfig, CloudHalf
+from projector.reverse import ReverseDecoder
 from projector.vlm import VLM
 from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
@@ -136,6 +137,28 @@ def bundle_parts(
         "default_point": 1,
         "ladder": (0, 1, 254),
     }
+
+
+def make_reverse(source: KVLayout, target: KVLayout) -> Reverse:
+    """A way back of random numbers, in the points that send latents."""
+    rng = np.random.default_rng(6)
+    latent = tuple(point for point in POINTS if point.kind == "latent")
+    encoder = make_encoder(target, points=latent)
+    decoder = ReverseDecoder.of(
+        encoder,
+        source,
+        up=rng.standard_normal((RANK - 1, source.state_dim)).astype(np.float32),
+        mean=rng.standard_normal(source.state_dim).astype(np.float32),
+        scale=np.ones(source.state_dim, np.float32),
+        regrid=None,
+    )
+    return Reverse(encoder, decoder)
+
+
+@pytest.fixture(scope="session")
+def two_way(bundle_parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the same bundle with a way back."""
+    return {**bundle_parts, "reverse": make_reverse(bundle_parts["source"], bundle_parts["target"])}
 
 
 @pytest.fixture(scope="session")

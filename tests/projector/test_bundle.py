@@ -33,7 +33,7 @@ from protos.errors import (
 )
 from protos.layout import KVLayout
 from tests.fakes.tiny_models import picture
-from tests.projector.conftest import make_encoder
+from tests.projector.conftest import POINTS, make_encoder
 
 
 @pytest.fixture
@@ -82,6 +82,37 @@ def test_writing_twice_gives_the_same_bytes(
     again = write_bundle(tmp_path, **bundle_parts)
     assert again.digest == bundle_info[1].digest
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*bundles.FILES, "bundle.json"))
+
+
+def test_a_way_back_is_loaded_with_the_rest_and_its_absence_changes_nothing(
+    bundle_info: tuple[Path, BundleInfo],
+    two_way: dict[str, Any],
+    source: KVLayout,
+    target: KVLayout,
+    tmp_path: Path,
+) -> None:
+    info = write_bundle(tmp_path, **two_way)
+    loaded = Bundle.load(tmp_path, source, target)
+    assert loaded.reverse is not None
+    assert loaded.reverse.encoder.digest == two_way["reverse"].encoder.digest
+    assert loaded.reverse.decoder.digest == two_way["reverse"].decoder.digest
+    assert info.names == (*bundles.FILES, *bundles.REVERSE_FILES)
+    assert Bundle.load(bundle_info[0], source, target).reverse is None
+    again = write_bundle(tmp_path, **{**two_way, "reverse": None})
+    assert again == bundle_info[1], "without a way back it is what it was before there was any"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*bundles.FILES, "bundle.json"))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_way_back_of_other_models_cannot_be_bundled(
+    two_way: dict[str, Any], tmp_path: Path, part: str
+) -> None:
+    reverse, other = two_way["reverse"], two_way["source"].fingerprint
+    wrong = dataclasses.replace(getattr(reverse, part), source_fingerprint=other)
+    with pytest.raises(BundleFormatError, match="not for these models"):
+        write_bundle(
+            tmp_path, **{**two_way, "reverse": dataclasses.replace(reverse, **{part: wrong})}
+        )
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
@@ -230,6 +261,12 @@ REASONS: dict[str, Callable[[Path], object]] = {
     "604.6": lambda folder: rewrite(folder, files={}),
     "604.7": lambda folder: replace(folder, bundles.EDGE, b"no encoder"),
     "604.8": lambda folder: rewrite(folder, rank=9),
+    "604.9": lambda folder: replace(folder, bundles.REVERSE_DECODER, b"no decoder"),
+    "604.10": lambda folder: replace(
+        folder,
+        bundles.REVERSE_ENCODER,
+        make_encoder(Bundle.peek(folder).target, points=POINTS[:2]).to_bytes(),
+    ),
     "605.1": lambda folder: edit(folder, bundles.SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
     "605.3": lambda folder: (folder / bundles.SIGNATURE).unlink(),
@@ -249,8 +286,14 @@ def key(tmp_path: Path) -> SigningKey:
 
 @pytest.mark.parametrize("number", list(bundles.REFUSALS))
 def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
-    folder: Path, source: KVLayout, target: KVLayout, key: SigningKey, number: str
+    folder: Path,
+    two_way: dict[str, Any],
+    source: KVLayout,
+    target: KVLayout,
+    key: SigningKey,
+    number: str,
 ) -> None:
+    write_bundle(folder, **two_way)
     signed = number.startswith("605")
     trusted = TrustedKeys({key.public: "build"}) if signed else None
     if signed:
@@ -266,7 +309,7 @@ def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
 
 def test_every_reason_has_a_test_and_every_test_a_reason() -> None:
     assert set(REASONS) == set(bundles.REFUSALS)
-    assert set(re.findall(r'"(\d{3}\.\d)"', inspect.getsource(bundles))) == set(REASONS)
+    assert set(re.findall(r'"(\d{3}\.\d+)"', inspect.getsource(bundles))) == set(REASONS)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999"])

@@ -31,6 +31,7 @@ PUBLISHED = {
     304: ("unknown_scene", 33),
     305: ("protocol_version", 34),
     306: ("missing_key_frame", 35),
+    307: ("no_feedback", 36),
     401: ("question", 40),
     402: ("question_too_long", 41),
     501: ("overloaded", 50),

@@ -55,6 +55,7 @@ def test_service_and_methods_are_the_published_ones() -> None:
         "Infer": (True, True),
         "Events": (False, True),
         "Ask": (False, True),
+        "Feedback": (False, False),
         "Shadow": (True, False),
     }
     assert all(hasattr(bridge_pb2_grpc.BridgeServicer, name) for name in kinds)

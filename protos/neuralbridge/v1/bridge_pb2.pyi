@@ -21,7 +21,7 @@ class NegotiateRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ...) -> None: ...
 
 class NegotiateResponse(_message.Message):
-    __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder")
+    __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class NegotiateResponse(_message.Message):
     OPERATING_POINTS_JSON_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_POINT_FIELD_NUMBER: _ClassVar[int]
     LADDER_FIELD_NUMBER: _ClassVar[int]
+    REVERSE_DECODER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     session_constants: bytes
     bundle_id: str
@@ -44,7 +45,8 @@ class NegotiateResponse(_message.Message):
     operating_points_json: str
     default_point: str
     ladder: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session_id: _Optional[bytes] = ..., session_constants: _Optional[bytes] = ..., bundle_id: _Optional[str] = ..., bundle_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., encoder_digest: _Optional[str] = ..., target_layout_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., operating_points_json: _Optional[str] = ..., default_point: _Optional[str] = ..., ladder: _Optional[_Iterable[str]] = ...) -> None: ...
+    reverse_decoder_digest: str
+    def __init__(self, session_id: _Optional[bytes] = ..., session_constants: _Optional[bytes] = ..., bundle_id: _Optional[str] = ..., bundle_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., encoder_digest: _Optional[str] = ..., target_layout_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., operating_points_json: _Optional[str] = ..., default_point: _Optional[str] = ..., ladder: _Optional[_Iterable[str]] = ..., reverse_decoder_digest: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_payload_bytes", "max_header_bytes", "max_question_bytes", "max_tokens", "max_picture_bytes", "max_picture_px", "max_in_flight", "max_new_tokens")
@@ -233,6 +235,26 @@ class AskRequest(_message.Message):
     max_new_tokens: int
     digest: bytes
     def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., request_id: _Optional[bytes] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class FeedbackRequest(_message.Message):
+    __slots__ = ("session_id", "frame_number", "request_id", "point", "digest")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    frame_number: int
+    request_id: bytes
+    point: str
+    digest: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., request_id: _Optional[bytes] = ..., point: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class FeedbackResponse(_message.Message):
+    __slots__ = ("frame",)
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    frame: Frame
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class ShadowRequest(_message.Message):
     __slots__ = ("session_id", "frame_number", "picture")

@@ -60,6 +60,11 @@ class BridgeStub:
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AskRequest.SerializeToString,
                 response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/neuralbridge.v1.Bridge/Feedback',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
         self.Shadow = channel.stream_unary(
                 '/neuralbridge.v1.Bridge/Shadow',
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowRequest.SerializeToString,
@@ -109,6 +114,14 @@ class BridgeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """The cloud's own state of a scene that it holds, for the edge's model (304 when it does not hold
+        it, 307 when the bundle has no way back).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shadow(self, request_iterator, context):
         """For a sampled share of frames, the picture too, so that the cloud can measure the true
         distortion. A server that does not measure answers UNIMPLEMENTED with the reason.
@@ -144,6 +157,11 @@ def add_BridgeServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AskRequest.FromString,
                     response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackResponse.SerializeToString,
             ),
             'Shadow': grpc.stream_unary_rpc_method_handler(
                     servicer.Shadow,
@@ -287,6 +305,33 @@ class Bridge:
             '/neuralbridge.v1.Bridge/Ask',
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AskRequest.SerializeToString,
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.InferEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Feedback',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

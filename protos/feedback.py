@@ -1,0 +1,141 @@
+"""The bytes of the way back: a request for the cloud's state of a scene, and its answer.
+
+Knows every byte that neuralbridge/v1/bridge.proto describes under WAY BACK outside the payload's
+codec. Knows no quantizer, no socket and no clock.
+
+Edge, in order: `seal_feedback`, then `open_response`. Cloud: `parse_feedback_request`,
+`frame.verify`, then `seal_response`.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from protos.errors import FrameCorruptError, FrameMalformedError
+from protos.frame import (
+    DEFAULT_LIMITS,
+    SESSION_ID_BYTES,
+    Header,
+    Limits,
+    ask_digest,
+    check_lengths,
+    frame_digest,
+    pack_header,
+    parse_exactly,
+    unpack_header,
+)
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+MAX_POINT_BYTES = 64
+_MAX_REQUEST_BYTES = 256
+
+
+def seal_feedback(
+    constants: bytes, session_id: bytes, request_id: bytes, frame_number: int, point: str = ""
+) -> pb.FeedbackRequest:
+    """Build the request for a scene's state, digest included.
+
+    Args:
+        constants: `frame.session_constants`.
+        session_id: 16 bytes.
+        request_id: 8 to 16 bytes.
+        frame_number: of a scene that the cloud holds.
+        point: name of an operating point of the way back; empty for its first.
+    """
+    return pb.FeedbackRequest(
+        session_id=session_id,
+        frame_number=frame_number,
+        request_id=request_id,
+        point=point,
+        digest=ask_digest(constants, request_id, frame_number, point, 0),
+    )
+
+
+def parse_feedback_request(raw: bytes) -> pb.FeedbackRequest:
+    """Read a serialized FeedbackRequest exactly, as `frame.parse_infer_request` does.
+
+    The digest is not checked here (that needs the session): call `frame.verify` next.
+
+    Raises:
+        FrameTooLargeError: The message is too long.
+        FrameMalformedError: Not exactly a request.
+    """
+    message: pb.FeedbackRequest = parse_exactly(
+        raw,
+        _MAX_REQUEST_BYTES,
+        pb.FeedbackRequest,
+        lambda seen: pb.FeedbackRequest(
+            session_id=seen.session_id,
+            frame_number=seen.frame_number,
+            request_id=seen.request_id,
+            point=seen.point,
+            digest=seen.digest,
+        ),
+    )
+    check_lengths(message.request_id, message.digest)
+    if len(message.session_id) != SESSION_ID_BYTES or len(message.point) > MAX_POINT_BYTES:
+        raise FrameMalformedError(
+            f"session id of {len(message.session_id)} bytes, point of {len(message.point)}; "
+            f"expected {SESSION_ID_BYTES} and at most {MAX_POINT_BYTES}"
+        )
+    return message
+
+
+def seal_response(
+    constants: bytes, request_id: bytes, header: Header, body: bytes
+) -> pb.FeedbackResponse:
+    """Build the frame that answers a request, digest included.
+
+    Args:
+        constants: `frame.session_constants` with the *cloud's* layout for the source.
+        request_id: of the request.
+        header: of the scene; its tokens are the cloud's.
+        body: what the quantizer wrote.
+
+    Raises:
+        BridgeError: whatever `frame.pack_header` raises.
+    """
+    packed, payload = pack_header(header, body)
+    digest = frame_digest(constants, request_id, packed, payload, "", 0)
+    return pb.FeedbackResponse(frame=pb.Frame(header=packed, payload=payload, digest=digest))
+
+
+def open_response(
+    message: pb.FeedbackResponse,
+    constants: bytes,
+    request_id: bytes,
+    frame_number: int,
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[Header, bytes]:
+    """Verify and read what `seal_response` wrote, trusting nothing.
+
+    Args:
+        message: as received.
+        constants: as `seal_response` takes it.
+        request_id: of the request that was sent.
+        frame_number: of the scene that was asked for.
+        limits: what the edge accepts.
+
+    Returns:
+        The header, and the payload without the bitmap: what the quantizer decodes.
+
+    Raises:
+        FrameTooLargeError: a field or the grid is larger than the limits.
+        FrameCorruptError: the digest does not match: bytes changed on the way, or it answers
+            another request, session, model or bundle.
+        FrameMalformedError: it is of another scene, or its header is not one.
+        BridgeError: whatever `frame.unpack_header` raises.
+    """
+    frame = message.frame
+    header, body = unpack_header(frame.header, frame.payload, limits)
+    digest = frame_digest(constants, request_id, frame.header, frame.payload, "", 0)
+    if not hmac.compare_digest(frame.digest, digest):
+        raise FrameCorruptError(
+            f"digest {frame.digest.hex()} does not match the state sent back ({digest.hex()} "
+            "expected): bytes changed on the way, or it answers another request"
+        )
+    if header.frame_number != frame_number:
+        raise FrameMalformedError(
+            f"the state sent back is of frame {header.frame_number}, {frame_number} was asked for"
+        )
+    return header, body
