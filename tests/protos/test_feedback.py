@@ -87,7 +87,7 @@ def test_a_response_arrives_as_it_was_sealed() -> None:
     header, body = opened(response())
     assert body == BODY and header.frame_number == 77 and header.operating_point == 10
     assert header.kept.all() and header.tokens == 36
-    assert header.distortion.latent_residual == pytest.approx(0.2, rel=1e-3)
+    assert header.distortion.latent_residual == pytest.approx(0.2, rel=0.02)
 
 
 def test_no_flipped_bit_of_a_response_is_accepted() -> None:
@@ -111,7 +111,7 @@ def test_no_flipped_bit_of_a_response_is_accepted() -> None:
         ({"frame_number": 78}, FrameMalformedError),
         ({"limits": replace(DEFAULT_LIMITS, max_payload_bytes=len(BODY) - 1)}, FrameTooLargeError),
         ({"limits": replace(DEFAULT_LIMITS, max_tokens=35)}, FrameTooLargeError),
-        ({"limits": replace(DEFAULT_LIMITS, max_header_bytes=12)}, FrameTooLargeError),
+        ({"limits": replace(DEFAULT_LIMITS, max_header_bytes=8)}, FrameTooLargeError),
     ],
     ids=["another request", "another key", "another scene", "payload", "grid", "header"],
 )
