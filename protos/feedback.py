@@ -123,7 +123,7 @@ def open_response(
         FrameTooLargeError: a field or the grid is larger than the limits.
         FrameCorruptError: the digest does not match: bytes changed on the way, or it answers
             another request, session, model or bundle.
-        FrameMalformedError: it is of another scene, or its header is not one.
+        FrameMalformedError: it is of another scene, a delta frame, or its header is not one.
         BridgeError: whatever `frame.unpack_header` raises.
     """
     frame = message.frame
@@ -134,8 +134,9 @@ def open_response(
             f"digest {frame.digest.hex()} does not match the state sent back ({digest.hex()} "
             "expected): bytes changed on the way, or it answers another request"
         )
-    if header.frame_number != frame_number:
+    if header.frame_number != frame_number or header.base is not None:
         raise FrameMalformedError(
-            f"the state sent back is of frame {header.frame_number}, {frame_number} was asked for"
+            f"the state sent back is of frame {header.frame_number} (changes {header.base}), all "
+            f"of frame {frame_number} was asked for"
         )
     return header, body

@@ -127,6 +127,11 @@ def test_an_empty_response_is_refused() -> None:
         opened(pb.FeedbackResponse())
 
 
+def test_a_delta_frame_is_refused_as_a_response() -> None:
+    with pytest.raises(FrameMalformedError, match="changes 70"):
+        opened(seal_response(CLOUD_KEY, REQUEST, replace(HEADER, base=70), BODY))
+
+
 def test_a_request_does_not_pass_for_a_response() -> None:
     """Both sides hold the same session: what one sealed must not be taken for the other's."""
     packed, payload = frame.pack_header(HEADER, BODY)
@@ -136,7 +141,7 @@ def test_a_request_does_not_pass_for_a_response() -> None:
 
 
 def test_the_refusal_for_a_bundle_without_a_way_back_travels_as_its_number() -> None:
-    error = from_code(306, "one way only")
+    error = from_code(307, "one way only")
     assert (error.name, error.grpc_status, error.retryable) == (
         "no_feedback",
         "FAILED_PRECONDITION",
