@@ -2,8 +2,8 @@
 
 `python -m benchmarks.codec_speed`. Edge: select, project, quantize, measure, code, header, seal,
 serialize. Cloud: parse, verify, header, decode. Beside them the entropy coder alone, against
-constriction (native code) with the same symbols and probabilities. Every figure is the best of
-several rounds, of one thread, in this process's CPU time.
+constriction (native code) with the same symbols and probabilities. Every time is the best of
+several rounds, of one thread, in this process's CPU time. `--cameras` adds what delta frames save.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from typing import Any
 import constriction
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from deploy.measure import ROOT, quiet_libraries
 from deploy.testset import TestSet
-from edge_agent.encode import Plan, encode_state
+from edge_agent.encode import Coded, Plan, encode_state
+from edge_agent.session import Base
+from edge_agent.sources import open_source
 from projector.bundle import Bundle
 from projector.encoder import Encoder
 from projector.vlm import VLM
@@ -173,6 +176,56 @@ def measure_coder(
     }
 
 
+def measure_deltas(
+    encoder: Encoder, point: OperatingPoint, cameras: Sequence[Sequence[KVState]]
+) -> dict[str, Any]:
+    """Header and payload of frames of fixed cameras, each a delta to the frame before it.
+
+    Args:
+        encoder: the edge half of a bundle.
+        point: one that has levels.
+        cameras: of each camera the states, frame by frame.
+
+    Returns:
+        `point`, `key_bytes` (every frame a key frame), `bytes`, `key_frames` among all `frames`,
+        `tokens` of a delta, share of `differences`, and the latents' error, `key_error` and
+        `error`. Bytes, tokens and errors are means.
+    """
+    plan = Plan()
+    keys: list[Coded] = []
+    sent: list[Coded] = []
+    for states in cameras:
+        base = None
+        for number, state in enumerate(states):
+            keys.append(encode_state(state, encoder, point, plan))
+            sent.append(encode_state(state, encoder, point, plan, base=base))
+            if (held := sent[-1].held) is not None:
+                base = Base(number, held)
+
+    def size(coded: Coded) -> int:
+        number = 100
+        base = number - 1 if coded.base is not None else None
+        measured = coded.distortion or Distortion()
+        header = Header(point.index, number, coded.kept, 33, measured, base, coded.differences)
+        return sum(map(len, pack_header(header, coded.payload)))
+
+    def error(frames: Sequence[Coded]) -> float:
+        return round(float(np.mean([f.distortion.quantize for f in frames if f.distortion])), 3)
+
+    deltas = [coded for coded in sent if coded.base is not None]
+    return {
+        "point": point.name,
+        "frames": len(sent),
+        "key_frames": len(sent) - len(deltas),
+        "key_bytes": round(float(np.mean([size(coded) for coded in keys])), 1),
+        "bytes": round(float(np.mean([size(coded) for coded in sent])), 1),
+        "tokens": round(float(np.mean([coded.kept.sum() for coded in deltas] or [0])), 2),
+        "differences": round(float(np.mean([int(c.differences) for c in deltas] or [0])), 2),
+        "key_error": error(keys),
+        "error": error(sent),
+    }
+
+
 def measure(
     encoder: Encoder, default_point: int, states: Sequence[KVState], rounds: int = 10
 ) -> dict[str, Any]:
@@ -218,6 +271,15 @@ def show(report: dict[str, Any], console: Console) -> None:
             table.add_row(name, *(f"{value:,}" for value in report["coder"][name].values()))
         console.print(table)
 
+    if report.get("deltas"):
+        rows = report["deltas"]
+        table = Table(title=f"delta frames of {rows[0]['frames']}, header and payload")
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="left" if name == "point" else "right")
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        console.print(table)
+
 
 def main() -> int:
     """Command line."""
@@ -235,18 +297,39 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "bench" / "codec-speed.json", help="the report"
     )
+    parser.add_argument(
+        "--cameras", type=int, default=0, help="fixed cameras of 100 frames, for delta frames"
+    )
     given = parser.parse_args()
-    if given.pictures < 1 or given.rounds < 1:
-        parser.error("--pictures and --rounds are at least 1")
+    if given.pictures < 1 or given.rounds < 1 or given.cameras < 0:
+        parser.error("--pictures and --rounds are at least 1, --cameras at least 0")
     quiet_libraries()
     model = VLM.load(given.edge)
     bundle = Bundle.load(given.bundle, model.layout, Bundle.peek(given.bundle).target)
     pictures = TestSet.load("validation", given.pictures, 1).pictures
-    states = [
-        model.states(model.prefill([each], attention=True))[0]
-        for each in tqdm(pictures, desc="prefill", unit="picture")
+
+    def see(pictures: Sequence[Image.Image], what: str) -> list[KVState]:
+        shown = tqdm(pictures, desc=what, unit="picture")
+        return [model.states(model.prefill([each], attention=True))[0] for each in shown]
+
+    encoder = bundle.encoder
+    report = measure(encoder, bundle.info.default_point, see(pictures, "prefill"), given.rounds)
+    cameras = [
+        see(
+            [
+                c.picture
+                for c in open_source(f"yard://validation?sequence={n}&count=100")
+                if c.picture
+            ],
+            f"camera {n}",
+        )
+        for n in range(given.cameras)
     ]
-    report = measure(bundle.encoder, bundle.info.default_point, states, given.rounds)
+    report["deltas"] = [
+        measure_deltas(encoder, point, cameras)
+        for point in encoder.points
+        if cameras and encoder.has_levels(point)
+    ]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console()

@@ -110,7 +110,8 @@ class View:
             NonFiniteError: the model's cache holds NaN or infinity.
         """
         point = choose_point(self.plan, session, self._budget)
-        base = session.base if self.plan.delta and not key and point.kind == "latent" else None
+        allowed = self.plan.delta and not key and session.encoder.has_levels(point)
+        base = session.base if allowed else None
         made_for = session.encoder_digest, point, session.session_id if base else b"", base
         with self._lock:
             coded = self._coded.get(made_for)

@@ -177,7 +177,7 @@ class Encoder:
                 )
             if point.quantizer != "none" and point.steps not in self.steps:
                 raise BundleFormatError(f"encoder: point '{point.name}' has no steps")
-        if point.dead_zone and (point.kind != "latent" or point.quantizer not in _LEVELS):
+        if point.dead_zone and not self.has_levels(point):
             raise BundleFormatError(
                 f"encoder: point '{point.name}' has a dead zone, but no levels to round to"
             )
@@ -235,6 +235,10 @@ class Encoder:
         """Numbers per token that travel at a point: the first so many latents, or `d_s`."""
         return self.state_dim if point.kind == "raw_kv" else point.rank or self.rank
 
+    def has_levels(self, point: OperatingPoint) -> bool:
+        """Whether a point rounds latents to whole steps: delta frames pay there only."""
+        return point.kind == "latent" and point.quantizer in _LEVELS
+
     def steps_of(self, point: OperatingPoint) -> Floats:
         """The steps, as many as `width`, that the point quantizes with."""
         if point.kind == "raw_kv":
@@ -282,8 +286,9 @@ class Encoder:
 
         With a base, only tokens whose latents are more than a step from what the cloud knows of
         them travel (at least the one that moved most), as themselves or as differences to the
-        base, whichever is shorter. Each known token is thus within a step of the truth (without a
-        dead zone, half a step where it was sent) however long the chain of deltas is.
+        base, whichever is shorter. At points that have levels each known token is thus within a
+        step of the truth (without a dead zone, half a step where it was sent) however long the
+        chain of deltas is; at others nearly everything travels.
 
         Args:
             state: one picture.

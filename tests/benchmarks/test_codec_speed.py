@@ -23,3 +23,11 @@ def test_the_report_has_every_point_and_the_rivals_coder_at_the_same_size() -> N
     assert sent["payload_bytes"] == ours["bytes"]
     # constriction writes whole words of four bytes.
     assert ours["bytes"] - 2 <= theirs["bytes"] <= ours["bytes"] + 5
+
+
+def test_still_cameras_are_reported_with_what_deltas_save() -> None:
+    encoder = make_encoder()
+    still = [state_of(Image.new("RGB", (8, 8), (9, 0, 0)))] * 5
+    row = codec_speed.measure_deltas(encoder, encoder.point(1), [still, still])
+    assert (row["frames"], row["key_frames"], row["tokens"]) == (10, 2, 1)
+    assert row["bytes"] < row["key_bytes"] and row["error"] <= row["key_error"]

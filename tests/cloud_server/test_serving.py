@@ -24,6 +24,7 @@ from projector.vlm import VLM
 from protos import errors
 from protos.frame import (
     RAW_KV_FP8_POINT,
+    Header,
     Limits,
     points_from_json,
     seal_ask,
@@ -348,3 +349,29 @@ def test_a_server_that_cannot_start_says_why_and_ends_with_that_errors_code(
     assert cli.main(["serve", *flags, "--metrics-port", "0"]) == error.exit_code
     written = capsys.readouterr()
     assert written.err.startswith(f"cloud-server: {error.name}: ") and written.out == ""
+
+
+def test_a_delta_frame_is_taken_after_its_base_and_refused_without_it(
+    client: stage.Client, server: stage.Server
+) -> None:
+    point = client.encoder.point(stage.INT8)
+    key = client.encoder.encode(stage.state(1), point)
+    delta = client.encoder.encode(stage.state(1), point, base=key.held)
+    assert delta.kept.sum() == 1
+
+    def frame(number: int, base: int | None, request_id: bytes | None = None) -> pb.InferRequest:
+        coded = key if base is None else delta
+        header = Header(
+            stage.INT8, number, coded.kept, 0, coded.distortion, base, coded.differences
+        )
+        return client.sealed(header, coded.payload, request_id=request_id)
+
+    answer = client.answer(frame(1000, None))
+    assert client.answer(frame(1001, 1000)).text == answer.text
+    lost = frame(1002, 998)
+    refused = client.infer(lost)[-1].refused
+    assert (refused.code, refused.retryable) == (errors.MissingKeyFrameError.code, True)
+    # The agent sends the picture again under the same id, as a key frame with a number of its own.
+    assert client.answer(frame(1003, None, lost.request_id)).text == answer.text
+    kinds = 'neural_bridge_cloud_frame_kinds_total{kind="%s"}'
+    assert _metric(server, kinds % "delta") == 2 and _metric(server, kinds % "key") >= 2
