@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from protos.errors import ModelError, UnsupportedModelError
-from protos.layout import KVLayout, KVState, RopeSpec
+from protos.layout import KVLayout, KVState, LayeredRope, RopeSpec
 
 LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[batch, kv_heads, tokens, head_dim]`, keys rotated."""
@@ -65,16 +65,18 @@ def attention_mask(decoder: Any, seen: Tensor) -> Tensor:
     )
 
 
-def refuse_unsupported(config: Any) -> None:
+def refuse_unsupported(config: Any, windows: bool = False) -> None:
     """Refuse, by name, what `KVLayout` cannot describe.
 
     Args:
-        config: the configuration of an image-text-to-text model (not only its text part).
+        config: the configuration of the whole model (not only its text part).
+        windows: whether sliding windows are taken, to be kept wider than any context.
 
     Raises:
         UnsupportedModelError: multimodal RoPE, a bidirectional prefix, an encoder-decoder or
-            cross-attention, active sliding windows, MLA, linear attention, layers without RoPE or
-            sharing another layer's cache, frequencies that depend on the length.
+            cross-attention, chunked or (unless taken) sliding windows, MLA, linear attention,
+            layers without RoPE or sharing another layer's cache, frequencies that depend on the
+            length.
     """
     text = config.get_text_config(decoder=True)
     kind = config.model_type
@@ -105,12 +107,10 @@ def refuse_unsupported(config: Any) -> None:
     if linear:
         refuse(f"linear attention (layers of type {', '.join(linear)})")
     window = getattr(text, "sliding_window", None)
-    slides = any(kind in {"sliding_attention", "chunked_attention"} for kind in layer_types) or (
-        not layer_types and window is not None and getattr(text, "use_sliding_window", True)
-    )
-    length = getattr(text, "max_position_embeddings", None)
-    if slides and (window is None or length is None or window < length):
+    if _slides(text) and not windows:
         refuse(f"active sliding windows (of {window} tokens)")
+    if "chunked_attention" in layer_types or (_slides(text) and window is None):
+        refuse("attention in chunks")
     if any(not used for used in getattr(text, "no_rope_layers", None) or []):
         refuse("layers without RoPE")
     family = getattr(text, "model_type", None)
@@ -122,14 +122,58 @@ def refuse_unsupported(config: Any) -> None:
         refuse(f"layers without RoPE (those of type {', '.join(bare)})")
     if getattr(text, "num_kv_shared_layers", 0):
         refuse("layers that share another layer's cache")
-    if any(isinstance(value, dict) for value in rope.values()):
-        refuse("a RoPE per layer type")
-    if rope and rope.get("rope_type", "default") not in _STATIC_ROPE:
-        refuse(f"'{rope['rope_type']}' RoPE (frequencies that depend on the length)")
+    for one in _ropes(text).values():
+        if one and one.get("rope_type", "default") not in _STATIC_ROPE:
+            refuse(f"'{one['rope_type']}' RoPE (frequencies that depend on the length)")
 
 
-def rope_of(model: Any) -> RopeSpec:
-    """The model's rotary embedding, as measured: its own frequencies, checked by its own rotation.
+def _slides(text: Any) -> bool:
+    """Whether some layer has a window that a context could outgrow."""
+    layer_types = set(getattr(text, "layer_types", None) or [])
+    window = getattr(text, "sliding_window", None)
+    slides = bool(layer_types & {"sliding_attention", "chunked_attention"}) or (
+        not layer_types and window is not None and getattr(text, "use_sliding_window", True)
+    )
+    length = getattr(text, "max_position_embeddings", None)
+    return slides and (window is None or length is None or window < length)
+
+
+def windows_of(text: Any) -> tuple[int, ...]:
+    """How many tokens back each layer sees, 0 for all; empty where no window is ever reached."""
+    if not _slides(text):
+        return ()
+    types = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    return tuple(int(text.sliding_window) if t == "sliding_attention" else 0 for t in types)
+
+
+def _ropes(text: Any) -> dict[str | None, dict[str, Any]]:
+    """RoPE parameters by type of layer, in the order of the layers; under `None` if all share."""
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+    if not any(isinstance(value, dict) for value in rope.values()):
+        return {None: rope}
+    return {kind: dict(rope[kind] or {}) for kind in dict.fromkeys(text.layer_types)}
+
+
+def ropes_of(model: Any) -> tuple[list[RopeSpec], tuple[int, ...]]:
+    """The model's different rotations, and which of them each layer uses; none if all use one.
+
+    Raises:
+        UnsupportedModelError: as `rope_of`.
+    """
+    text = model.config.get_text_config(decoder=True)
+    kinds = {kind: rope_of(model, kind) for kind in _ropes(text)}
+    specs = list(dict.fromkeys(kinds.values()))
+    if len(specs) == 1:
+        return specs, ()
+    return specs, tuple(specs.index(kinds[kind]) for kind in text.layer_types)
+
+
+def rope_of(model: Any, kind: str | None = None) -> RopeSpec:
+    """A rotary embedding, as measured: the model's own frequencies, checked by its own rotation.
+
+    Args:
+        model: a loaded model.
+        kind: the type of layer, for decoders that rotate by type.
 
     Raises:
         UnsupportedModelError: the decoder has no rotary embedding, or rotates in a way that is
@@ -143,22 +187,24 @@ def rope_of(model: Any) -> RopeSpec:
     decoder = decoder_of(model)
     rotary = getattr(decoder, "rotary_emb", None)
     apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-    inv_freq = getattr(rotary, "inv_freq", None)
+    prefix = "" if kind is None else f"{kind}_"
+    inv_freq = getattr(rotary, f"{prefix}inv_freq", None)
     if rotary is None or apply is None or not isinstance(inv_freq, Tensor):
         raise UnsupportedModelError(
             f"the decoder {type(decoder).__name__} has no plain rotary embedding; "
             "a cache without RoPE cannot be moved to other positions"
         )
     text = model.config.get_text_config(decoder=True)
-    parameters = dict(text.rope_parameters)
+    parameters = _ropes(text)[kind]
     frequencies = inv_freq.detach().double().cpu()
     rotary_dim = 2 * len(frequencies)
     head_dim = head_dim_of(text)
-    factor = float(getattr(rotary, "attention_scaling", 1.0))
+    factor = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
     key = torch.randn(1, 1, 3, head_dim, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[1, 7, 40]])
     with torch.no_grad():
-        cos, sin = rotary(key.to(inv_freq.device), positions.to(inv_freq.device))
+        where = (key.to(inv_freq.device), positions.to(inv_freq.device))
+        cos, sin = rotary(*where) if kind is None else rotary(*where, kind)
         try:
             _, rotated = apply(key.to(cos.device), key.to(cos.device), cos, sin)
         except (
@@ -232,46 +278,60 @@ def grid_of(tokens: int) -> tuple[int, int]:
     return side, side
 
 
-def layout_of(model: Any, path: str | Path, image_tokens: int) -> KVLayout:
-    """Describe a live model's cache.
+def layout_of(model: Any, path: str | Path, grid: tuple[int, int]) -> KVLayout:
+    """Describe a live model's cache; `refuse_unsupported` has taken its configuration.
 
     Args:
-        model: a loaded image-text-to-text model.
+        model: a loaded model.
         path: the checkpoint folder it was loaded from (its files are digested).
-        image_tokens: how many tokens one picture takes, as its processor lays them out.
+        grid: rows and columns of one picture's tokens; one row of the longest text.
 
     Raises:
-        UnsupportedModelError: see `refuse_unsupported`, `rope_of` and `grid_of`.
+        UnsupportedModelError: see `rope_of`.
         ModelError: the folder holds no safetensors file.
     """
-    refuse_unsupported(model.config)
     text = model.config.get_text_config(decoder=True)
     weights = weights_digest(Path(path))
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    ropes, layer_ropes = ropes_of(model)
     return KVLayout(
         model_id=f"{type(model).__name__}:{weights[:12]}",
         layers=int(text.num_hidden_layers),
         kv_heads=int(heads),
         head_dim=head_dim_of(text),
-        rope=rope_of(model),
+        rope=ropes[0],
         cache_dtype=str(decoder_of(model).dtype).removeprefix("torch."),
-        grid=grid_of(image_tokens),
+        grid=grid,
         tokenizer_digest=tokenizer_digest(Path(path)),
         weights_digest=weights,
+        more_ropes=tuple(ropes[1:]),
+        layer_ropes=layer_ropes,
+        windows=windows_of(text),
+        qk_norm=any(name.endswith("self_attn.k_norm") for name, _ in model.named_modules()),
     )
 
 
 def cos_sin(
-    rope: RopeSpec, positions: npt.NDArray[np.int64], like: Tensor | None = None
+    rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64], like: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`RopeSpec.cos_sin` as float32 tensors `[tokens, rotary_dim]` on the device of `like`."""
+    """The rotation's `cos_sin` as float32 tensors on the device of `like`."""
     cos, sin = rope.cos_sin(positions)
     device = like.device if like is not None else torch.device("cpu")
     return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
 
 
 def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn the first `cos.shape[-1]` channels of `keys [..., tokens, head_dim]`; differentiable."""
+    """Turn the first `cos.shape[-1]` channels of `keys`; differentiable.
+
+    Args:
+        keys: `[..., tokens, head_dim]`; `[layers, (batch,) kv_heads, tokens, head_dim]` for tables
+            that differ by layer.
+        cos: `[tokens, rotary_dim]`, or `[layers, 1, tokens, rotary_dim]`.
+        sin: likewise.
+        interleaved: whether a pair is two neighbouring channels.
+    """
+    if cos.ndim > 2 and keys.ndim > cos.ndim:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     width = cos.shape[-1]
     turned, rest = keys[..., :width], keys[..., width:]
     if interleaved:
@@ -283,17 +343,18 @@ def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) ->
     return out if width == keys.shape[-1] else torch.cat((out, rest), dim=-1)
 
 
-def rotate(keys: Tensor, rope: RopeSpec, positions: npt.NDArray[np.int64]) -> Tensor:
-    """Apply RoPE to un-rotated `keys [..., tokens, head_dim]` in float32; differentiable."""
+def rotate(keys: Tensor, rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64]) -> Tensor:
+    """Apply RoPE to un-rotated `keys`, as `apply_rotation` takes them, in float32."""
     cos, sin = cos_sin(rope, positions, keys)
     return apply_rotation(keys.float(), cos, sin, rope.interleaved)
 
 
-def unrotate(keys: Tensor, rope: RopeSpec, positions: npt.NDArray[np.int64]) -> Tensor:
-    """Remove RoPE from `keys [..., tokens, head_dim]` in float32; differentiable."""
-    cos, sin = cos_sin(rope, positions, keys)
-    squared = rope.attention_factor**2
-    return apply_rotation(keys.float(), cos / squared, -sin / squared, rope.interleaved)
+def unrotate(
+    keys: Tensor, rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64]
+) -> Tensor:
+    """Remove RoPE from `keys`, as `apply_rotation` takes them, in float32; differentiable."""
+    cos, sin = (torch.from_numpy(t).to(keys.device) for t in rope.inverse(positions))
+    return apply_rotation(keys.float(), cos, sin, rope.interleaved)
 
 
 def read_cache(cache: Any) -> list[LayerCache]:
@@ -318,7 +379,7 @@ def to_states(
     positions: npt.NDArray[np.int64],
     attention: Tensor,
 ) -> list[KVState]:
-    """One `KVState` per picture.
+    """One `KVState` per picture, or per text of as many tokens.
 
     Args:
         keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at `positions`.
@@ -327,7 +388,7 @@ def to_states(
         positions: `[tokens]`.
         attention: received attention, `[batch, tokens]`.
     """
-    plain = unrotate(keys, layout.rope, positions).cpu().numpy()
+    plain = unrotate(keys, layout.rotation, positions).cpu().numpy()
     held = values.float().cpu().numpy()
     received = attention.float().cpu().numpy()
     return [
@@ -335,7 +396,7 @@ def to_states(
             keys=np.ascontiguousarray(plain[:, b]),
             values=np.ascontiguousarray(held[:, b]),
             positions=positions,
-            grid=layout.grid,
+            grid=layout.grid if len(positions) == layout.tokens else (1, len(positions)),
             attention=received[b],
         )
         for b in range(plain.shape[1])
@@ -352,7 +413,7 @@ def from_states(
     """Keys rotated at `positions`, and values: `[layers, batch, kv_heads, tokens, head_dim]`."""
     keys = torch.from_numpy(np.stack([state.keys for state in states], axis=1)).to(device)
     values = torch.from_numpy(np.stack([state.values for state in states], axis=1)).to(device)
-    return rotate(keys, layout.rope, positions).to(dtype), values.to(dtype)
+    return rotate(keys, layout.rotation, positions).to(dtype), values.to(dtype)
 
 
 def scene_layers(prefix: Sequence[LayerCache], keys: Tensor, values: Tensor) -> list[LayerCache]:

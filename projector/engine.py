@@ -119,7 +119,8 @@ def build(graph: bytes, target: str, shapes: Shapes) -> tuple[bytes, Report]:
 def cloud_shapes(target: KVLayout, rank: int, tokens: int = 0) -> Shapes:
     """The shapes of a cloud half's inputs, for batches from 1 to `MAX_BATCH`."""
     tokens = tokens or target.tokens  # the source's
-    table = ((target.tokens, target.rope.rotary_dim),) * 3
+    layers = (target.layers, 1) if target.layer_ropes else ()
+    table = ((*layers, target.tokens, target.rope.rotary_dim),) * 3
     one, best, most = 1, BEST_BATCH, MAX_BATCH
     return {
         "latents": ((one, tokens, rank), (best, tokens, rank), (most, tokens, rank)),

@@ -104,7 +104,8 @@ def export(half: Half, tolerance: float = 1e-4) -> Exported:
     if dynamic_tokens:
         axes["latents"][1] = axes["kept"][1] = "tokens"
         axes["keys"][3] = axes["values"][3] = "tokens"
-        axes["cos"], axes["sin"] = {0: "tokens"}, {0: "tokens"}
+        at = len(half.boundaries.table) - 2
+        axes["cos"], axes["sin"] = {at: "tokens"}, {at: "tokens"}
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter that needs no further package is deprecated
@@ -162,7 +163,7 @@ def probe(half: Half, batch: int, seed: int) -> dict[str, Floats]:
     latents = rng.standard_normal((batch, ends.tokens_in, ends.rank), dtype=np.float32)
     kept = (rng.random((batch, ends.tokens_in)) > 0.3).astype(np.float32)
     latents[kept == 0] = np.nan
-    angle = rng.uniform(0, 6.28, (ends.tokens_out, ends.rotary_dim)).astype(np.float32)
+    angle = rng.uniform(0, 6.28, ends.table).astype(np.float32)
     return dict(zip(INPUTS, (latents, kept, np.cos(angle), np.sin(angle)), strict=True))
 
 
@@ -247,10 +248,10 @@ def parity(graph: bytes, reference: bytes, batch: int = 16, seed: int = 0) -> Pa
     """How far `graph` is from `reference` in ONNX Runtime, on random inputs of its shapes."""
     one, other = session(graph), session(reference)
     shapes = {value.name: value.shape for value in other.get_inputs()}
-    (_, tokens, rank), rotary = shapes["latents"], shapes["cos"][1]
+    (_, tokens, rank), (*layers, _, rotary) = shapes["latents"], shapes["cos"]
     tokens = tokens if isinstance(tokens, int) else _FREE_TOKENS
     rng = np.random.default_rng(seed)
-    angle = rng.uniform(0, 6.28, (tokens, rotary)).astype(np.float32)
+    angle = rng.uniform(0, 6.28, (*layers, tokens, rotary)).astype(np.float32)
     feeds = {
         "latents": rng.standard_normal((batch, tokens, rank), dtype=np.float32),
         "kept": (rng.random((batch, tokens)) > 0.3).astype(np.float32),

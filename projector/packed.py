@@ -19,6 +19,19 @@ from projector.cache import LayerCache
 IGNORED = -100
 
 
+class Scenes(list[LayerCache]):
+    """The cached layers of a batch whose rows hold different numbers of tokens.
+
+    Attributes:
+        lengths: tokens of each row, the constant prefix included, `[B]`; what the layers hold past
+            them is not looked at.
+    """
+
+    def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
+        super().__init__(layers)
+        self.lengths = lengths
+
+
 @dataclass(frozen=True)
 class Packed:
     """B pictures with Q questions each, every question padded to S tokens.
@@ -59,7 +72,7 @@ class Packed:
             decoder: the frozen model's decoder.
             head: its output embedding.
             layers: per layer keys and values `[B, kv_heads, T, head_dim]` of the scene, rotated;
-                gradients flow into them.
+                gradients flow into them. `Scenes` where rows differ in length.
 
         Returns:
             `[labels != -100, vocabulary]` float32.
@@ -69,12 +82,14 @@ class Packed:
         owner = torch.arange(self.questions).repeat_interleave(each)
         place = torch.arange(total)
         own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])
-        mask = torch.cat([torch.ones(total, held, dtype=torch.bool), own], dim=1)
-        positions = torch.arange(each).repeat(self.questions) + held
+        lengths = layers.lengths if isinstance(layers, Scenes) else torch.full((batch,), held)
+        scene = torch.arange(held) < lengths[:, None, None]
+        mask = torch.cat([scene.expand(-1, total, -1), own.expand(batch, -1, -1)], dim=2)
+        positions = torch.arange(each).repeat(self.questions) + lengths[:, None]
         hidden = decoder(
             input_ids=self.ids,
-            attention_mask=kv.attention_mask(decoder, mask[None, None]).expand(batch, 1, -1, -1),
-            position_ids=positions[None].expand(batch, -1),
+            attention_mask=kv.attention_mask(decoder, mask[:, None]),
+            position_ids=positions,
             past_key_values=kv.new_cache(layers),
             use_cache=True,
         ).last_hidden_state

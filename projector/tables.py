@@ -153,7 +153,8 @@ def show_bundle(bundle: Bundle) -> None:
 def _layout_rows(layout: KVLayout) -> list[tuple[str, object]]:
     rope = layout.rope
     pairs = "interleaved" if rope.interleaved else "half-split"
-    return [
+    thetas = ", ".join(f"{one.theta:g}" for one in (rope, *layout.more_ropes))
+    rows: list[tuple[str, object]] = [
         ("model", layout.model_id),
         ("fingerprint", layout.fingerprint[:_SHOWN_DIGITS]),
         ("layers", layout.layers),
@@ -162,10 +163,15 @@ def _layout_rows(layout: KVLayout) -> list[tuple[str, object]]:
         ("state dimension", layout.state_dim),
         ("image tokens", f"{layout.tokens} ({layout.grid[0]} x {layout.grid[1]})"),
         ("cache dtype", layout.cache_dtype),
-        ("RoPE", f"theta {rope.theta:g}, {rope.rotary_dim} dimensions, {pairs}, {rope.scaling}"),
+        ("RoPE", f"theta {thetas}, {rope.rotary_dim} dimensions, {pairs}, {rope.scaling}"),
         ("tokenizer", layout.tokenizer_digest[:_SHOWN_DIGITS]),
         ("weights", layout.weights_digest[:_SHOWN_DIGITS]),
     ]
+    sliding = sum(window > 0 for window in layout.windows)
+    rows.append(
+        ("sliding window", f"{layout.window} tokens in {sliding} layers" if sliding else "-")
+    )
+    return rows
 
 
 def _points_table(bundle: Bundle) -> Any:

@@ -25,9 +25,10 @@ from projector.closed_form import Statistics, reduced_rank
 from projector.corpus import Corpus
 from projector.descent import Descent, Stage, Trained
 from projector.families.base import grid_weights
+from projector.lm import LM
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.maps.trainable import LowRankMap
-from projector.packed import Packed
+from projector.packed import Packed, Scenes
 from projector.vlm import VLM
 from protos.errors import FitError
 from protos.layout import KVLayout
@@ -181,7 +182,7 @@ class Trainer(Generic[M]):
         self,
         made: M,
         corpus: Corpus,
-        target: VLM,
+        target: VLM | LM,
         questions: Questions,
         settings: TrainSettings,
         folder: Path,
@@ -207,7 +208,7 @@ class Trainer(Generic[M]):
         """Seconds of training so far, those before an interruption included."""
         folder.mkdir(parents=True, exist_ok=True)
         target.model.requires_grad_(False)
-        cos, sin = kv.cos_sin(target.layout.rope, target.positions)
+        cos, sin = kv.cos_sin(target.layout.rotation, target.positions)
         self.cos, self.sin = cos, sin
         # Tensors made under inference mode cannot be saved for a backward pass; clones can.
         self.prefix: list[LayerCache] = [
@@ -232,12 +233,10 @@ class Trainer(Generic[M]):
         return self._ids[text]
 
     def answer_ids(self, text: str) -> list[int]:
-        """The tokens of an answer, the end token included."""
-        tokenizer = self.target.processor.tokenizer
+        """The tokens of an answer, as the target ends it."""
         key = "\0" + text
         if key not in self._ids:
-            ids = tokenizer(" " + text, add_special_tokens=False)["input_ids"]
-            self._ids[key] = [*ids, tokenizer.eos_token_id]
+            self._ids[key] = self.target.answer_ids(text)
         return self._ids[key]
 
     def native_layers(self, y: npt.NDArray[np.floating]) -> list[LayerCache]:
@@ -245,12 +244,21 @@ class Trainer(Generic[M]):
         return self.layers(torch.from_numpy(y.astype(np.float32)))
 
     def layers(self, states: Tensor) -> list[LayerCache]:
-        """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow."""
+        """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow.
+
+        Tokens that are NaN are not there (those past a text's end).
+        """
         layout = self.target.layout
+        there = ~states[..., 0].isnan()
+        states = torch.where(there[..., None], states, 0.0)
         shape = (2, layout.layers, layout.kv_heads, layout.head_dim)
         keys, values = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5).unbind(0)
-        keys = kv.apply_rotation(keys, self.cos, self.sin, layout.rope.interleaved)
-        return kv.scene_layers(self.prefix, keys, values)
+        cos, sin = (table[..., : keys.shape[-2], :] for table in (self.cos, self.sin))
+        keys = kv.apply_rotation(keys, cos, sin, layout.rope.interleaved)
+        made = kv.scene_layers(self.prefix, keys, values)
+        if bool(there.all()):
+            return made
+        return Scenes(made, there.sum(dim=1) + self.prefix[0][0].shape[2])
 
     def mapped_layers(self, x: npt.NDArray[np.float32]) -> list[LayerCache]:
         """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
@@ -337,6 +345,9 @@ class Trainer(Generic[M]):
         chosen, x = self._batch(rng, 2 * self.settings.batch)
         mean, scale = self.map.y_stats
         want = (torch.from_numpy(self.corpus.y[chosen].astype(np.float32)) - mean) / scale
+        there = ~x[..., 0].isnan()
+        if not bool(there.all()):  # one row of all the tokens that are there
+            x, want = x[there][None], want[there][None]
         got = self.map.predict(x)
         apart = F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
         return apart + self.settings.penalty_weight * self.map.penalty()
@@ -347,7 +358,10 @@ class Trainer(Generic[M]):
         settings = self.settings
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
-        states, bits = self.map.travel(x, scale)
+        absent = x[..., :1].isnan()
+        states, bits = self.map.travel(torch.where(absent, 0.0, x), scale)
+        if bool(absent.any()):
+            states = torch.where(absent, torch.nan, states)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))

@@ -8,9 +8,7 @@ seeing the picture.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from projector import cache as kv
-from projector.cache import LayerCache
+from projector.frozen import (
+    FrozenModel,
+    Generation,
+    OnToken,
+    Prefilled,
+    eos_ids,
+    noting,
+    padded,
+    read,
+)
 from protos.errors import (
     ModelError,
     PictureError,
@@ -34,81 +38,19 @@ from protos.errors import (
     QuestionTooLongError,
     UnsupportedModelError,
 )
-from protos.layout import KVLayout, KVState
+from protos.layout import KVState
 
-_ATTENTION = "neural_bridge"
-_queries: contextvars.ContextVar[list[tuple[Tensor, float]] | None] = contextvars.ContextVar(
-    "queries", default=None
-)
 _PROBES = ("Q", "What is left of it?")
-_SHIFT = 37  # positions by which the rotation witness moves its tokens
-_SAME_KEYS = 0.3  # relative: measured up to 0.04 in bfloat16, 0.5 and more without RoPE
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """SDPA; while a prefill asks for them, it also notes the rotated queries of each layer."""
-    noted = _queries.get()
-    if noted is not None:
-        noted.append((query, float(kwargs.get("scaling") or query.shape[-1] ** -0.5)))
-    output: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **kwargs
-    )
-    return output
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """The cache of some pictures, as the model left it.
-
-    Attributes:
-        keys: per layer `[batch, kv_heads, prefix_tokens + N, head_dim]`, rotated.
-        values: likewise.
-        prefix_tokens: tokens before the picture.
-        attention: received attention of the image tokens `[batch, N]`, each row sums to 1; `None`
-            where the prefill was told not to measure it.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    prefix_tokens: int
-    attention: Tensor | None = None
-
-    def layers(self) -> list[LayerCache]:
-        """Keys and values per layer, as `VLM.answer` takes them."""
-        return list(zip(self.keys, self.values, strict=True))
-
-
-OnToken = Callable[[int, int, int], None]
-"""Called as `(row, index, token_id)` for each token, the moment it is known."""
 
 
 @dataclass
-class VLM:
+class VLM(FrozenModel):
     """A frozen local image-text-to-text model with everything that its cache needs said about it.
 
     Build it with `VLM.load`.
     """
 
-    model: Any
-    processor: Any
-    path: Path
-    layout: KVLayout
-    prefix_ids: list[int]
-    eos_ids: frozenset[int]
-    max_question_tokens: int = 256
-    decoder: Any = field(repr=False, default=None)
-    head: Any = field(repr=False, default=None)
+    processor: Any = field(repr=False, default=None)
     _image_count: int = field(repr=False, default=0)
     _tail_alone: bool = field(repr=False, default=False)
     _tail: list[int] = field(repr=False, default_factory=list)
@@ -117,8 +59,6 @@ class VLM:
     _image_text: str = field(repr=False, default="")
     _reserved: tuple[str, ...] = field(repr=False, default=())
     _pixels_alone: bool = field(repr=False, default=False)
-    _prefix: list[LayerCache] | None = field(repr=False, default=None)
-    _notes_queries: bool = field(repr=False, default=True)
 
     # -- loading ---------------------------------------------------------------------------------
 
@@ -140,10 +80,10 @@ class VLM:
             raise ModelError(f"{folder} holds no config.json: it is not a checkpoint folder")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
-        config = _read("configuration", folder, AutoConfig.from_pretrained)
+        config = read("configuration", folder, AutoConfig.from_pretrained)
         kv.refuse_unsupported(config)
-        processor = _read("processor", folder, AutoProcessor.from_pretrained)
-        model, info = _read(
+        processor = read("processor", folder, AutoProcessor.from_pretrained)
+        model, info = read(
             "model",
             folder,
             AutoModelForImageTextToText.from_pretrained,
@@ -182,11 +122,12 @@ class VLM:
             )
         vlm = cls(
             model=model,
+            tokenizer=tokenizer,
             processor=processor,
             path=Path(path),
             layout=None,  # type: ignore[arg-type]  # set below, once N is known
             prefix_ids=[],
-            eos_ids=_eos_ids(model, tokenizer),
+            eos_ids=eos_ids(model, tokenizer),
             decoder=kv.decoder_of(model),
             head=model.get_output_embeddings(),
             _image_id=int(image_id),
@@ -196,7 +137,7 @@ class VLM:
             _image_text=str(tokenizer.convert_ids_to_tokens(int(image_id))),
         )
         vlm._learn_prompt()
-        vlm.layout = kv.layout_of(model, path, vlm._image_count)
+        vlm.layout = kv.layout_of(model, path, kv.grid_of(vlm._image_count))
         vlm._take_over_attention()
         vlm._check_cache()
         return vlm
@@ -268,22 +209,6 @@ class VLM:
             alone[k].shape == whole[k].shape and bool((alone[k] == whole[k]).all()) for k in names
         )
 
-    def _take_over_attention(self) -> None:
-        """Route the decoder's attention through `_attend`, if it runs on SDPA at all.
-
-        A decoder that calls SDPA by itself, as Falcon does, passes `_attend` by: it runs eagerly.
-        """
-        config = self.decoder.config
-        self._notes_queries = config._attn_implementation in ("sdpa", _ATTENTION)
-        if not self._notes_queries:
-            return
-        config._attn_implementation = _ATTENTION
-        with torch.inference_mode(), _noting(True) as queries:
-            self.decoder(input_ids=torch.tensor([[0, 0]], device=self.device))
-        if len(queries) != self.layout.layers:
-            self._notes_queries = False
-            config._attn_implementation = "eager"
-
     def _check_cache(self) -> None:
         """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
         layout = self.layout
@@ -305,36 +230,7 @@ class VLM:
             raise UnsupportedModelError(
                 f"{layout.model_id} caches {len(made.keys)} layers, its config says {layout.layers}"
             )
-        self._check_rotation()
-
-    def _check_rotation(self) -> None:
-        """Refuse a layer whose un-rotated keys change with the position of the same tokens.
-
-        A witness for every rotation that a configuration does not name: layers without RoPE or
-        with one of their own, ALiBi, positions added to the embeddings.
-        """
-        ids = (self.prefix_ids + self._cue)[:16] or [0]
-        starts = (0, _SHIFT)
-        positions = [np.arange(start, start + len(ids), dtype=np.int64) for start in starts]
-        cache = kv.new_cache()
-        with torch.inference_mode():
-            self.decoder(
-                input_ids=torch.tensor([ids] * len(starts), device=self.device),
-                position_ids=torch.from_numpy(np.stack(positions)).to(self.device),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            for index, (key, _) in enumerate(kv.read_cache(cache)):
-                here, there = (
-                    kv.unrotate(row, self.layout.rope, at)[..., : self.layout.rope.rotary_dim]
-                    for row, at in zip(key, positions, strict=True)
-                )
-                if float((here - there).norm()) > _SAME_KEYS * float(here.norm()):
-                    raise UnsupportedModelError(
-                        f"layer {index} of {self.layout.model_id} does not rotate its keys as the "
-                        "decoder's RoPE says (a layer without RoPE, or positions of another kind); "
-                        "its cache cannot be un-rotated"
-                    )
+        self._check_rotation(self.prefix_ids + self._cue)
 
     # -- what the model says about itself --------------------------------------------------------
 
@@ -348,12 +244,6 @@ class VLM:
         """Positions `[N]` of the image tokens in the prompt."""
         start = len(self.prefix_ids)
         return np.arange(start, start + self.image_tokens, dtype=np.int64)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the decoder's weights are."""
-        device: torch.device = self.decoder.device
-        return device
 
     # -- prompts ---------------------------------------------------------------------------------
 
@@ -382,10 +272,10 @@ class VLM:
             )
         return ids
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Decode answer tokens, special tokens left out, outer blanks stripped."""
-        decoded: str = self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return decoded.strip()
+    def answer_ids(self, text: str) -> list[int]:
+        """The ids of an answer as it is trained on, the end token included."""
+        ids = self.tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
 
     # -- the sending side ------------------------------------------------------------------------
 
@@ -403,7 +293,7 @@ class VLM:
         after = self._cue if attention else []
         ids = self.prefix_ids + [self._image_id] * self.image_tokens + after
         cache = kv.new_cache()
-        with torch.inference_mode(), _noting(attention and self._notes_queries) as queries:
+        with torch.inference_mode(), noting(attention and self._notes_queries) as queries:
             out = self._see(pictures, [ids] * len(pictures), cache, attention)
             layers = kv.read_cache(cache)
             received = None
@@ -470,7 +360,7 @@ class VLM:
         if attentions and not self._notes_queries:
             extra["output_attentions"] = True
         return self.model.base_model(
-            input_ids=_padded(ids, device), past_key_values=cache, use_cache=True, **pixels, **extra
+            input_ids=padded(ids, device), past_key_values=cache, use_cache=True, **pixels, **extra
         )
 
     def _received(self, queries: list[tuple[Tensor, float]], keys: list[Tensor]) -> Tensor:
@@ -507,69 +397,6 @@ class VLM:
         share = others / seen_by.clamp(min=1)
         return share / share.sum(dim=1, keepdim=True)
 
-    # -- the answering side ----------------------------------------------------------------------
-
-    def constant_prefix(self) -> list[LayerCache]:
-        """The cache of the tokens before the picture, per layer `[1, kv_heads, P, head_dim]`."""
-        if self._prefix is None:
-            cache = kv.new_cache()
-            with torch.inference_mode():
-                if self.prefix_ids:
-                    self.decoder(
-                        input_ids=torch.tensor([self.prefix_ids], device=self.device),
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-                    self._prefix = kv.read_cache(cache)
-                else:
-                    shape = (1, self.layout.kv_heads, 0, self.layout.head_dim)
-                    none = torch.zeros(shape, dtype=self.decoder.dtype, device=self.device)
-                    self._prefix = [(none, none)] * self.layout.layers
-        return self._prefix
-
-    def scene_cache(
-        self,
-        keys: Tensor | npt.NDArray[np.float32],
-        values: Tensor | npt.NDArray[np.float32],
-    ) -> list[LayerCache]:
-        """The cache of a scene the model never saw: its own constant prefix, then the given tokens.
-
-        Args:
-            keys: `[layers, batch, kv_heads, N, head_dim]`, rotated at `positions`.
-            values: likewise.
-        """
-        with torch.inference_mode():
-            return kv.scene_layers(
-                self.constant_prefix(),
-                torch.as_tensor(keys).to(self.device),
-                torch.as_tensor(values).to(self.device),
-            )
-
-    def answer(
-        self,
-        cache_layers: Sequence[LayerCache],
-        questions: Sequence[Sequence[int]],
-        max_new_tokens: int = 16,
-        on_token: OnToken | None = None,
-    ) -> list[list[int]]:
-        """Greedy answers, one per row of the cache. The given tensors are not written to.
-
-        Args:
-            cache_layers: per layer keys and values `[batch, kv_heads, T, head_dim]`.
-            questions: ids from `question_ids`, one list per row.
-            max_new_tokens: at most so many tokens, the end token not counted.
-            on_token: called for every token as soon as it is known.
-
-        Returns:
-            Answer ids per row, without the end token.
-        """
-        held = cache_layers[0][0].shape[2]
-        with torch.inference_mode():
-            cache = kv.new_cache(cache_layers)
-            generation = _Generation(self, cache, held, [len(q) for q in questions])
-            hidden = generation.forward(_padded(questions, self.device))
-            return generation.run(hidden, max_new_tokens, on_token)
-
     def answer_pictures(
         self,
         pictures: Sequence[Image.Image],
@@ -593,126 +420,10 @@ class VLM:
         with torch.inference_mode():
             cache = kv.new_cache()
             hidden = self._see(pictures, ids, cache).last_hidden_state
-            generation = _Generation(self, cache, 0, [len(row) for row in ids])
+            generation = Generation(self, cache, 0, [len(row) for row in ids])
             generation.width = hidden.shape[1]
             return generation.run(hidden, max_new_tokens, on_token)
-
-    def generate_text(
-        self,
-        cache_layers: Sequence[LayerCache],
-        questions: Sequence[str],
-        max_new_tokens: int = 16,
-    ) -> list[str]:
-        """`answer`, in words on both sides."""
-        ids = [self.question_ids(question) for question in questions]
-        return [self.text(row) for row in self.answer(cache_layers, ids, max_new_tokens)]
-
-
-class _Generation:
-    """Greedy decoding of one batch over a cache: `held` shared tokens, then right-padded rows."""
-
-    def __init__(self, vlm: VLM, cache: Any, held: int, lengths: Sequence[int]) -> None:
-        self.vlm, self.cache, self.held = vlm, cache, held
-        self.lengths = torch.tensor(lengths, device=vlm.device)
-        self.even = min(lengths) == max(lengths)
-        self.width = 0  # tokens that the cache holds after the shared ones, padding included
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """First forward over padded suffixes `[B, T]`; causal, so right padding is unseen."""
-        batch, width = ids.shape
-        steps = torch.arange(width, device=ids.device)
-        mask = torch.ones(width, self.held + width, dtype=torch.bool, device=ids.device)
-        mask = mask.tril(self.held).expand(batch, 1, -1, -1)
-        self.width = width
-        hidden: Tensor = self.vlm.decoder(
-            input_ids=ids,
-            attention_mask=kv.attention_mask(self.vlm.decoder, mask),
-            position_ids=(steps + self.held).expand(batch, -1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
-
-    def run(self, hidden: Tensor, limit: int, on_token: OnToken | None) -> list[list[int]]:
-        """Decode from the hidden states `[B, T, E]` of the first forward."""
-        vlm, rows = self.vlm, hidden.shape[0]
-        last = hidden[torch.arange(rows, device=hidden.device), self.lengths - 1]
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        open_rows = set(range(rows))
-        for index in range(limit):
-            tokens = vlm.head(last).argmax(dim=-1)
-            for row, token in enumerate(tokens.tolist()):
-                if row not in open_rows:
-                    continue
-                if token in vlm.eos_ids:
-                    open_rows.discard(row)
-                    continue
-                answers[row].append(token)
-                if on_token is not None:
-                    on_token(row, index, token)
-            if not open_rows or index + 1 == limit:
-                break
-            last = self._step(tokens, index)
-        return answers
-
-    def _step(self, tokens: Tensor, index: int) -> Tensor:
-        positions = (self.lengths + (self.held + index)).unsqueeze(1)
-        mask = None
-        if not self.even:
-            columns = torch.arange(self.held + self.width + index + 1, device=tokens.device)
-            real = self.held + self.lengths.unsqueeze(1)
-            seen = (columns < real) | (columns >= self.held + self.width)
-            mask = kv.attention_mask(self.vlm.decoder, seen[:, None, None, :])
-        hidden: Tensor = self.vlm.decoder(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[:, -1]
-
-
-@contextlib.contextmanager
-def _noting(wanted: bool) -> Iterator[list[tuple[Tensor, float]]]:
-    noted: list[tuple[Tensor, float]] = []
-    token = _queries.set(noted if wanted else None)
-    try:
-        yield noted
-    finally:
-        _queries.reset(token)
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
 
 
 def _placeholder(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "<image>")
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = [given] if isinstance(given, int) else list(given or [])
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return frozenset(int(i) for i in ids)
-
-
-def _read(what: str, folder: Path, load: Callable[..., Any], **kwargs: Any) -> Any:
-    """Call a `from_pretrained` offline; whatever it raises becomes a `ModelError`."""
-    try:
-        return load(str(folder), local_files_only=True, **kwargs)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
-        raise ModelError(f"cannot load the {what} of {folder}: {error}") from error
-    except RuntimeError as error:
-        raise ModelError(f"the weights of {folder} do not fit its config: {error}") from error

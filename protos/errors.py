@@ -247,6 +247,15 @@ class QuestionTooLongError(BridgeError):
     exit_code = 41
 
 
+class ContextError(BridgeError):
+    """A text is empty, holds reserved tokens, or does not fit the model or its sliding windows."""
+
+    code = 403
+    name = "context"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 42
+
+
 # ------------------------------------------------------------------ 5xx: the service
 
 
@@ -406,6 +415,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         NoFeedbackError,
         QuestionError,
         QuestionTooLongError,
+        ContextError,
         OverloadedError,
         EngineUnavailableError,
         OfflineError,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protos.errors import FrameMalformedError
+from protos.errors import ContextError, FrameMalformedError
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,6 +23,8 @@ _MAX = {"layers": 1024, "kv_heads": 1024, "head_dim": 4096}
 _MAX_GRID_SIDE = 1024
 _MAX_NUMBER = 1e30
 _MAX_STATE_DIM = 1 << 24
+_MAX_ROPES = 8
+_MAX_WINDOW = 1 << 30
 _CACHE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 
 
@@ -92,6 +95,19 @@ class RopeSpec:
             cos and sin, float32 [T, rotary_dim], multiplied by `attention_factor`. Frequencies are
             laid out twice in a row (half-split), or each twice (interleaved).
         """
+        cos, sin = self._turns(positions)
+        factor = self.attention_factor
+        return (cos * factor).astype(np.float32), (sin * factor).astype(np.float32)
+
+    def inverse(self, positions: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """Tables of the rotation that undoes `cos_sin`; same argument, same shapes."""
+        cos, sin = self._turns(positions)
+        factor = self.attention_factor
+        return (cos / factor).astype(np.float32), (-sin / factor).astype(np.float32)
+
+    def _turns(
+        self, positions: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         at = np.asarray(positions).astype(np.float32).reshape(-1, 1)
         angles = at * np.asarray(self.inv_freq, dtype=np.float32)
         if self.interleaved:
@@ -99,11 +115,50 @@ class RopeSpec:
         else:
             angles = np.concatenate([angles, angles], axis=1)
         wide = angles.astype(np.float64)
-        factor = self.attention_factor
-        return (
-            (np.cos(wide) * factor).astype(np.float32),
-            (np.sin(wide) * factor).astype(np.float32),
-        )
+        return np.cos(wide), np.sin(wide)
+
+
+@dataclass(frozen=True)
+class LayeredRope:
+    """Rotations that differ from layer to layer; used like one `RopeSpec`.
+
+    Attributes:
+        specs: one for each layer, of the same rotary dimensions and the same pairing.
+    """
+
+    specs: tuple[RopeSpec, ...]
+
+    @property
+    def rotary_dim(self) -> int:
+        """Of every layer."""
+        return self.specs[0].rotary_dim
+
+    @property
+    def interleaved(self) -> bool:
+        """Of every layer."""
+        return self.specs[0].interleaved
+
+    def cos_sin(self, positions: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """As of one, with axes in front that fit keys `[layers, kv_heads, T, head_dim]`.
+
+        Args:
+            positions: Integers, [T].
+
+        Returns:
+            cos and sin, float32 [layers, 1, T, rotary_dim].
+        """
+        return self._each(RopeSpec.cos_sin, positions)
+
+    def inverse(self, positions: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """Tables of the rotation that undoes `cos_sin`; same argument, same shapes."""
+        return self._each(RopeSpec.inverse, positions)
+
+    def _each(
+        self, tables: Callable[[RopeSpec, npt.ArrayLike], tuple[Floats, Floats]], at: npt.ArrayLike
+    ) -> tuple[Floats, Floats]:
+        made = {spec: tables(spec, at) for spec in dict.fromkeys(self.specs)}
+        cos, sin = (np.stack([made[spec][i] for spec in self.specs])[:, None] for i in (0, 1))
+        return cos, sin
 
 
 @dataclass(frozen=True)
@@ -117,9 +172,18 @@ class KVLayout:
         head_dim: Dimensions per head.
         rope: How keys are rotated.
         cache_dtype: Type in which the model keeps its cache.
-        grid: Image tokens as (rows, columns), row-major.
+        grid: Image tokens as (rows, columns), row-major; of a text-only model one row, as long as
+            the longest text.
         tokenizer_digest: SHA-256 (hex) of the tokenizer.
         weights_digest: SHA-256 (hex) of the weights.
+        more_ropes: Rotations besides `rope`, for models that have one per kind of layer.
+        layer_ropes: Which rotation each layer uses: 0 for `rope`, i for `more_ropes[i - 1]`;
+            empty where all use `rope`.
+        windows: How many tokens back each layer sees, itself included; 0 for all of them; empty
+            where no layer has a window that its context could outgrow.
+        qk_norm: Whether keys are normalised before they are rotated.
+
+    A field that has a default is left out of the JSON, hence of the fingerprint, where it holds it.
 
     Raises:
         FrameMalformedError: A field is out of bounds or contradicts another.
@@ -134,6 +198,10 @@ class KVLayout:
     grid: tuple[int, int]
     tokenizer_digest: str
     weights_digest: str
+    more_ropes: tuple[RopeSpec, ...] = ()
+    layer_ropes: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, largest in _MAX.items():
@@ -159,10 +227,68 @@ class KVLayout:
         for name in ("model_id", "tokenizer_digest", "weights_digest"):
             value = getattr(self, name)
             _check(isinstance(value, str) and len(value) <= 256, f"{name} must be a short text")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """What differs from layer to layer."""
+        for name in ("more_ropes", "layer_ropes", "windows"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check(
+            len(self.more_ropes) <= _MAX_ROPES
+            and all(isinstance(rope, RopeSpec) for rope in self.more_ropes),
+            f"more_ropes must hold at most {_MAX_ROPES} rotations",
+        )
+        one = (self.rope.rotary_dim, self.rope.interleaved)
+        _check(
+            all((rope.rotary_dim, rope.interleaved) == one for rope in self.more_ropes),
+            "all rotations must turn the same dimensions, paired the same way",
+        )
+        for name, most in (("layer_ropes", len(self.more_ropes)), ("windows", _MAX_WINDOW)):
+            values = getattr(self, name)
+            _check(
+                len(values) in (0, self.layers)
+                and all(_is_int(v) and 0 <= v <= most for v in values),
+                f"{name} must hold one number in 0..{most} for each of {self.layers} layers",
+            )
+        _check(
+            set(self.layer_ropes or (0,)) == set(range(len(self.more_ropes) + 1)),
+            "every rotation must be some layer's",
+        )
+        _check(not self.windows or any(self.windows), "windows must be empty where there is none")
+        _check(isinstance(self.qk_norm, bool), "qk_norm must be true or false")
+
+    @property
+    def rotation(self) -> RopeSpec | LayeredRope:
+        """How all layers' keys are rotated."""
+        if not self.layer_ropes:
+            return self.rope
+        ropes = (self.rope, *self.more_ropes)
+        return LayeredRope(tuple(ropes[i] for i in self.layer_ropes))
+
+    @property
+    def window(self) -> int | None:
+        """The narrowest window of any layer; below it every layer sees the whole context."""
+        return min((window for window in self.windows if window), default=None)
+
+    def require_window(self, tokens: int, what: str) -> None:
+        """Refuse what some layer could not see from end to end.
+
+        Args:
+            tokens: How long a sequence is, all of it.
+            what: What it is, for the message.
+
+        Raises:
+            ContextError: It is longer than the narrowest window.
+        """
+        if self.window is not None and tokens > self.window:
+            raise ContextError(
+                f"{what} takes {tokens} tokens; the sliding windows of {self.model_id} see "
+                f"{self.window}, and a cache past a window cannot be moved: shorten it"
+            )
 
     @property
     def tokens(self) -> int:
-        """Image tokens of one picture."""
+        """Image tokens of one picture; of a text, the most that it may have."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -177,8 +303,14 @@ class KVLayout:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, shortest floats that round-trip."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain["rope"] = {field.name: getattr(self.rope, field.name) for field in fields(RopeSpec)}
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.default is MISSING or getattr(self, field.name) != field.default
+        }
+        plain["rope"] = asdict(self.rope)
+        if self.more_ropes:
+            plain["more_ropes"] = [asdict(rope) for rope in self.more_ropes]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -189,12 +321,23 @@ class KVLayout:
             FrameMalformedError: Not JSON, too long, or not exactly the fields of a valid layout.
         """
         plain = read_json(text, MAX_JSON_BYTES, "cache layout")
-        _exact_keys(plain, {field.name for field in fields(cls)}, "cache layout")
-        rope = plain["rope"]
-        _exact_keys(rope, {field.name for field in fields(RopeSpec)}, "rope")
-        _check(isinstance(rope["inv_freq"], list), "inv_freq must be a list")
-        _check(isinstance(plain["grid"], list), "grid must be a list")
-        return cls(**{**plain, "rope": RopeSpec(**rope), "grid": tuple(plain["grid"])})
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        optional = {field.name: field.default for field in fields(cls)}
+        given = set(plain) if isinstance(plain, dict) else set()
+        _exact_keys(plain, required | (given & set(optional)), "cache layout")
+        lists = given & {"grid", "more_ropes", "layer_ropes", "windows"}
+        _check(all(isinstance(plain[name], list) for name in lists), f"{lists} must be lists")
+        more = [_rope_from(rope) for rope in plain.get("more_ropes", [])]
+        made = cls(**{**plain, "rope": _rope_from(plain["rope"]), "more_ropes": tuple(more)})
+        spelled_out = [n for n in given - required if getattr(made, n) == optional[n]]
+        _check(not spelled_out, f"{spelled_out} hold what is left out")
+        return made
+
+
+def _rope_from(plain: Any) -> RopeSpec:
+    _exact_keys(plain, {field.name for field in fields(RopeSpec)}, "rope")
+    _check(isinstance(plain["inv_freq"], list), "inv_freq must be a list")
+    return RopeSpec(**plain)
 
 
 def read_json(text: str | bytes, max_bytes: int, what: str) -> Any:
@@ -301,38 +444,41 @@ class KVState:
         """The inverse of `flat`.
 
         Args:
-            x: [layout.tokens, layout.state_dim].
+            x: [tokens, layout.state_dim]: `layout.tokens`, or fewer where the grid is one row (of
+                a text).
             layout: Of the model whose state it is.
-            positions: [layout.tokens].
-            attention: [layout.tokens]; uniform if None.
+            positions: [tokens].
+            attention: [tokens]; uniform if None.
 
         Raises:
             FrameMalformedError: `x` is not of the layout's shape.
         """
         array = np.asarray(x, dtype=np.float32)
-        if array.shape != (layout.tokens, layout.state_dim):
+        tokens = len(array) if layout.grid[0] == 1 and array.ndim == 2 else layout.tokens
+        if array.shape != (tokens, layout.state_dim) or not 1 <= tokens <= layout.tokens:
             raise FrameMalformedError(
                 f"flat state is {array.shape}, model {layout.model_id!r} has "
                 f"{(layout.tokens, layout.state_dim)} (tokens, state_dim)"
             )
-        shape = (layout.tokens, 2, layout.layers, layout.kv_heads, layout.head_dim)
+        shape = (tokens, 2, layout.layers, layout.kv_heads, layout.head_dim)
         keys, values = np.ascontiguousarray(array.reshape(shape).transpose(1, 2, 3, 0, 4))
         if attention is None:
-            attention = np.full(layout.tokens, 1 / layout.tokens)
+            attention = np.full(tokens, 1 / tokens)
         return cls(
             keys,
             values,
             np.asarray(positions, dtype=np.int64),
-            layout.grid,
+            layout.grid if tokens == layout.tokens else (1, tokens),
             np.asarray(attention, dtype=np.float32),
         )
 
 
-def rotate(keys: npt.ArrayLike, rope: RopeSpec, positions: npt.ArrayLike) -> Floats:
+def rotate(keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, positions: npt.ArrayLike) -> Floats:
     """Apply rotary embeddings (RoFormer, arXiv:2104.09864, eq. 34).
 
     Args:
-        keys: [..., T, head_dim]; dimensions from `rope.rotary_dim` on are left alone.
+        keys: [..., T, head_dim], or [layers, kv_heads, T, head_dim] for rotations that differ by
+            layer; dimensions from `rope.rotary_dim` on are left alone.
         rope: The model's rotation.
         positions: Integers, [T].
 
@@ -342,31 +488,31 @@ def rotate(keys: npt.ArrayLike, rope: RopeSpec, positions: npt.ArrayLike) -> Flo
     Raises:
         FrameMalformedError: The shapes do not fit.
     """
-    x, cos, sin = _tables(keys, rope, positions)
-    return _turn(x, cos, sin, rope)
+    return _turn(keys, rope, rope.cos_sin(positions))
 
 
-def unrotate(keys: npt.ArrayLike, rope: RopeSpec, positions: npt.ArrayLike) -> Floats:
+def unrotate(keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, positions: npt.ArrayLike) -> Floats:
     """Undo `rotate`; same arguments, same result type."""
-    x, cos, sin = _tables(keys, rope, positions)
-    square = np.float32(rope.attention_factor**2)
-    return _turn(x, cos / square, -sin / square, rope)
+    return _turn(keys, rope, rope.inverse(positions))
 
 
-def _tables(
-    keys: npt.ArrayLike, rope: RopeSpec, positions: npt.ArrayLike
-) -> tuple[Floats, Floats, Floats]:
+def _turn(
+    keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, tables: tuple[Floats, Floats]
+) -> Floats:
     x = np.asarray(keys, dtype=np.float32)
-    cos, sin = rope.cos_sin(positions)
-    if x.ndim < 2 or x.shape[-2] != cos.shape[0] or x.shape[-1] < rope.rotary_dim:
+    cos, sin = tables
+    layered = cos.ndim > 2
+    if (
+        x.ndim < cos.ndim
+        or x.shape[-2] != cos.shape[-2]
+        or x.shape[-1] < rope.rotary_dim
+        or (layered and (x.ndim != cos.ndim or len(x) != len(cos)))
+    ):
         raise FrameMalformedError(
-            f"cannot rotate keys {x.shape} at {cos.shape[0]} positions over "
-            f"{rope.rotary_dim} dimensions: expected [..., {cos.shape[0]}, >= {rope.rotary_dim}]"
+            f"cannot rotate keys {x.shape} at {cos.shape[-2]} positions over {rope.rotary_dim} "
+            f"dimensions: expected [{f'{len(cos)}, kv_heads' if layered else '...'}, "
+            f"{cos.shape[-2]}, >= {rope.rotary_dim}]"
         )
-    return x, cos, sin
-
-
-def _turn(x: Floats, cos: Floats, sin: Floats, rope: RopeSpec) -> Floats:
     head = x[..., : rope.rotary_dim]
     turned = np.empty_like(head)
     if rope.interleaved:

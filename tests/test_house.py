@@ -36,6 +36,8 @@ OURS = {
 }
 BASE = (
     "projector.configuration",
+    "projector.frozen",
+    "projector.lm",
     "projector.vlm",
     "projector.cache",
     "projector.select",

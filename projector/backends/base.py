@@ -99,10 +99,10 @@ class Backend(ABC):
         )
 
     def _cos_sin(self, positions: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """The target's tables `[M, rotary_dim]`, kept between calls: positions hardly change."""
+        """The target's tables, kept between calls: positions hardly change."""
         key = positions.tobytes()
         if self._tables is None or self._tables[0] != key:
-            self._tables = (key, *self.target.rope.cos_sin(positions))
+            self._tables = (key, *self.target.rotation.cos_sin(positions))
         return self._tables[1], self._tables[2]
 
     @abstractmethod

@@ -45,6 +45,8 @@ class Family(ABC):
     name: ClassVar[str]
     closed: ClassVar[bool] = True
     """Whether `build` leaves a fitted map; otherwise it leaves a start for gradient training."""
+    per_token: ClassVar[bool] = True
+    """Whether each token is mapped alone, so that it takes any number of them."""
 
     @abstractmethod
     def make(self, source: KVLayout, target: KVLayout) -> Map:
@@ -248,7 +250,12 @@ class ServedMap(nn.Module):
         """Shapes at both ends."""
         source, target = self.inner.source, self.inner.target
         return Boundaries(
-            source.tokens, target.tokens, self.inner.rank, target.rope.rotary_dim, free_tokens=False
+            source.tokens,
+            target.tokens,
+            self.inner.rank,
+            target.rope.rotary_dim,
+            free_tokens=False,
+            rotated_layers=target.layers if target.layer_ropes else 0,
         )
 
     def forward(
@@ -259,7 +266,7 @@ class ServedMap(nn.Module):
         Args:
             latents: `[B, N, r]`.
             kept: `[B, N]`, 1 where the token was sent; the others become the mean state.
-            cos: `[M, rotary_dim]` at the target's positions.
+            cos: at the target's positions, as `KVLayout.rotation` makes it.
             sin: likewise.
 
         Returns:

@@ -35,6 +35,7 @@ class Mix(Family):
 
     name: ClassVar[str] = "mix"
     closed: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
     inner: str = "low_rank"
     config: dict[str, Any] = field(default_factory=dict)
     width: int = 128

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projector.cache import apply_rotation
-from protos.errors import BundleFormatError
+from protos.errors import BundleFormatError, UnsupportedModelError
 from protos.layout import KVLayout
 
 MAX_MIX_WIDTH = 256
@@ -36,6 +36,7 @@ class Boundaries:
         rank: numbers per token that travelled.
         rotary_dim: channels that the target's RoPE turns.
         free_tokens: whether any number of tokens may go in (as many come out).
+        rotated_layers: layers of the target where their RoPE differs; 0 where one serves all.
     """
 
     tokens_in: int
@@ -43,6 +44,13 @@ class Boundaries:
     rank: int
     rotary_dim: int
     free_tokens: bool
+    rotated_layers: int = 0
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """Shape of the cos and sin tables."""
+        flat = (self.tokens_out, self.rotary_dim)
+        return (self.rotated_layers, 1, *flat) if self.rotated_layers else flat
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,16 @@ class CloudConfig:
         inner: int = 0,
         tokens_in: int = 0,
     ) -> CloudConfig:
-        """The configuration that writes into `target`'s cache."""
+        """The configuration that writes into `target`'s cache.
+
+        Raises:
+            UnsupportedModelError: its layers rotate keys differently.
+        """
+        if target.layer_ropes:
+            raise UnsupportedModelError(
+                f"{target.model_id} has a RoPE per layer type, which the reference's cloud half "
+                "does not serve; train a family with `projector train`"
+            )
         return cls(
             rank=rank,
             layers=target.layers,

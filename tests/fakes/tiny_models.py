@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CONFIG_MAPPING,
+    AutoModelForCausalLM,
     AutoProcessor,
     CLIPVisionConfig,
     Idefics3Config,
@@ -213,6 +214,45 @@ def tiny_internvl(folder: Path, grid: int = 4, seed: int = 3) -> Path:
         image_seq_length=grid * grid,
     )
     return _save(folder / "internvl", _shaken(InternVLForConditionalGeneration(config)), processor)
+
+
+def tiny_lm(folder: Path, text: str = "llama", seed: int = 4, **over: Any) -> Path:
+    """A causal language model of the family `text`, with a tokenizer that names its family.
+
+    Llama's puts nothing before a text and knows words; any other's puts `<bos>` before it and
+    knows letters.
+    """
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer() if text == "llama" else letter_tokenizer()
+    model = AutoModelForCausalLM.from_config(_text(text, len(tokenizer), **over))
+    return _save(folder / f"lm-{text}", _shaken(model), tokenizer)
+
+
+def tiny_gemma3(folder: Path, seed: int = 5, **over: Any) -> Path:
+    """A text-only Gemma 3: QK-norm, two sliding layers and a global one, a RoPE of each kind."""
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    window: dict[str, Any] = {"head_dim": 16, "sliding_window": 400, "layer_types": types}
+    return tiny_lm(folder, "gemma3_text", seed, **(window | over))
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter, `<bos>` before every text."""
+    specials = ["<unk>", "<bos>", "<eos>", "<pad>"]
+    letters = "abcdefghijklmnopqrstuvwxyz?.,: \n"
+    vocabulary = {token: i for i, token in enumerate([*specials, *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+    )
 
 
 def picture(seed: int = 0, size: int = 64) -> Image.Image:

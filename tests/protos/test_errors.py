@@ -34,6 +34,7 @@ PUBLISHED = {
     307: ("no_feedback", 36),
     401: ("question", 40),
     402: ("question_too_long", 41),
+    403: ("context", 42),
     501: ("overloaded", 50),
     502: ("engine_unavailable", 51),
     503: ("offline", 52),

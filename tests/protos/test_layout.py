@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.errors import FrameMalformedError
-from protos.layout import KVLayout, KVState, RopeSpec, rotate, unrotate
+from protos.errors import ContextError, FrameMalformedError
+from protos.layout import KVLayout, KVState, LayeredRope, RopeSpec, rotate, unrotate
 
 HALF = RopeSpec(1e4, 8, False, "default", 1.0, tuple(1e4 ** (-i / 4) for i in range(4)))
 PAIRS = replace(HALF, interleaved=True)
@@ -245,3 +245,59 @@ def test_any_value_in_any_field_gives_a_layout_or_a_typed_error(data: st.DataObj
     except FrameMalformedError:
         return
     assert KVLayout.from_json(layout.to_json()).fingerprint == layout.fingerprint
+
+
+LOCAL = replace(HALF, theta=1e6, inv_freq=tuple(1e6 ** (-i / 4) for i in range(4)))
+LAYERED = replace(
+    LAYOUT, more_ropes=(LOCAL,), layer_ropes=(0, 1, 0), windows=(512, 0, 512), qk_norm=True
+)
+
+
+def test_layers_that_rotate_differently_are_each_rotated_by_their_own() -> None:
+    keys = random_state().keys
+    positions = np.arange(10) + 3
+    rotation = LAYERED.rotation
+    assert isinstance(rotation, LayeredRope)
+    turned = rotate(keys, rotation, positions)
+    for layer, rope in enumerate((HALF, LOCAL, HALF)):
+        np.testing.assert_array_equal(turned[layer], rotate(keys[layer], rope, positions))
+    np.testing.assert_allclose(unrotate(turned, rotation, positions), keys, atol=1e-5)
+    for wrong in (keys[:2], keys[:, None], keys[:, :, :4]):
+        with pytest.raises(FrameMalformedError, match="cannot rotate"):
+            rotate(wrong, rotation, positions)
+
+
+def test_what_differs_by_layer_is_in_the_json_only_where_there_is_such_a_thing() -> None:
+    plain = json.loads(LAYOUT.to_json())
+    assert not {"more_ropes", "layer_ropes", "windows", "qk_norm"} & set(plain)
+    assert KVLayout.from_json(LAYERED.to_json()) == LAYERED
+    assert LAYERED.fingerprint != LAYOUT.fingerprint
+    spelled_out = json.dumps(plain | {"windows": []})
+    with pytest.raises(FrameMalformedError, match="left out"):  # one layout, one fingerprint
+        KVLayout.from_json(spelled_out)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"layer_ropes": (0, 1)},
+        {"layer_ropes": (0, 2, 0)},
+        {"layer_ropes": ()},
+        {"more_ropes": ()},
+        {"more_ropes": (PARTIAL,)},
+        {"more_ropes": (LOCAL,) * 9},
+        {"windows": (1, -1, 0)},
+        {"windows": (0, 0, 0)},
+        {"qk_norm": 1},
+    ],
+)
+def test_contradictions_between_layers_are_refused(over: dict[str, Any]) -> None:
+    with pytest.raises(FrameMalformedError):
+        replace(LAYERED, **over)
+
+
+def test_a_sequence_past_a_window_is_refused_by_name() -> None:
+    LAYERED.require_window(512, "a text")
+    LAYOUT.require_window(1 << 20, "a text")
+    with pytest.raises(ContextError, match="a text takes 513 tokens; the sliding windows of tiny"):
+        LAYERED.require_window(513, "a text")

@@ -1,0 +1,290 @@
+"""One text-only language model: texts in, their cache out; a cache and a question in, words out.
+
+Knows: checkpoints, tokenizers, the model's own forward pass. Does not know: latents, maps, corpora,
+the wire. A text's cache never depends on the question, which follows it on a line of its own and
+is tokenized by itself. No chat template is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from projector import cache as kv
+from projector.cache import LayerCache
+from projector.frozen import FrozenModel, Generation, eos_ids, padded, read
+from protos.errors import (
+    ContextError,
+    ModelError,
+    QuestionError,
+    QuestionTooLongError,
+    UnsupportedModelError,
+)
+from protos.layout import KVState
+
+TEXT_TOKENS = 128
+_CHARACTERS_PER_TOKEN = 32  # no tokenizer packs more into one, on average over a whole text
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text as a model reads it.
+
+    Attributes:
+        ids: `[T]`, without what the tokenizer puts before every text.
+        ends: where each token ends in the text, in characters, `[T]`.
+    """
+
+    ids: list[int]
+    ends: npt.NDArray[np.int64]
+
+
+def align(source: Tokens, target: Tokens) -> npt.NDArray[np.int64]:
+    """The source token that stands for each target token: the one that covers its end.
+
+    Causal: what a target token has read, its source token has read too.
+
+    Args:
+        source: of a text.
+        target: of the same text.
+
+    Returns:
+        Indices into the source's tokens, `[target tokens]`.
+    """
+    at = np.searchsorted(source.ends, target.ends, side="left")
+    return np.minimum(at, len(source.ends) - 1)
+
+
+@dataclass
+class LM(FrozenModel):
+    """A frozen local causal language model. Build it with `LM.load`."""
+
+    _reserved: tuple[str, ...] = field(repr=False, default=())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        text_tokens: int = TEXT_TOKENS,
+    ) -> LM:
+        """Load a local checkpoint of any supported causal class. Never goes online.
+
+        Args:
+            path: a folder written by `save_pretrained` (safetensors weights, fast tokenizer).
+            device: a torch device.
+            dtype: `float32`, `bfloat16` or `float16`.
+            text_tokens: the longest text that is taken; part of the layout.
+
+        Raises:
+            ModelError: the folder is not a usable checkpoint.
+            UnsupportedModelError: the model is one that a cache layout cannot describe, by name.
+            ContextError: such a text would outgrow the model's windows.
+        """
+        folder = Path(path)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} holds no config.json: it is not a checkpoint folder")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
+        config = read("configuration", folder, AutoConfig.from_pretrained)
+        _refuse(config)
+        tokenizer = read("tokenizer", folder, AutoTokenizer.from_pretrained)
+        model, info = read(
+            "model",
+            folder,
+            AutoModelForCausalLM.from_pretrained,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:  # it would be left at random values
+            raise ModelError(
+                f"the weights of {folder} lack {len(missing)} tensors, such as {missing[0]}"
+            )
+        return cls.of(model.to(device).eval(), tokenizer, folder, text_tokens)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, path: str | Path, text_tokens: int = TEXT_TOKENS) -> LM:
+        """Wrap a model and a tokenizer already in memory; `path` is where they were saved.
+
+        Raises:
+            ModelError, UnsupportedModelError, ContextError: as `load`.
+        """
+        _refuse(model.config)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"the tokenizer of {path} has no character offsets (no tokenizer.json): texts "
+                "cannot be aligned"
+            )
+        bare, whole = (
+            list(tokenizer("a", add_special_tokens=special)["input_ids"])
+            for special in (False, True)
+        )
+        before = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        lm = cls(
+            model=model,
+            tokenizer=tokenizer,
+            path=Path(path),
+            layout=kv.layout_of(model, path, (1, text_tokens)),
+            prefix_ids=whole[:before],
+            eos_ids=eos_ids(model, tokenizer),
+            decoder=kv.decoder_of(model),
+            head=model.get_output_embeddings(),
+            _reserved=tuple(sorted(str(t) for t in tokenizer.all_special_tokens)),
+        )
+        text = model.config.get_text_config(decoder=True)
+        longest = before + text_tokens + lm.max_question_tokens
+        lm.layout.require_window(longest, "the longest text with a question")
+        if longest > int(getattr(text, "max_position_embeddings", longest)):
+            raise ContextError(
+                f"texts of {text_tokens} tokens with a question exceed the "
+                f"{text.max_position_embeddings} positions of {lm.layout.model_id}"
+            )
+        lm._take_over_attention()
+        lm._check_cache(bare)
+        return lm
+
+    def _check_cache(self, ids: list[int]) -> None:
+        """Run a text; refuse a cache that the layout misdescribes."""
+        layout = self.layout
+        layers = self.context([ids])
+        want = (1, layout.kv_heads, len(self.prefix_ids) + len(ids), layout.head_dim)
+        if len(layers) != layout.layers or any(tuple(part.shape) != want for part in layers[0]):
+            raise UnsupportedModelError(
+                f"{layout.model_id} caches {len(layers)} layers of {tuple(layers[0][0].shape)}, "
+                f"the layout says {layout.layers} of {want}"
+            )
+        self._check_rotation([*self.prefix_ids, *ids, *range(4, 12)])
+
+    # -- texts -----------------------------------------------------------------------------------
+
+    def tokens(self, text: str) -> Tokens:
+        """A text as the model reads it.
+
+        Raises:
+            ContextError: it is empty, holds one of the tokenizer's reserved tokens, or has more
+                tokens than the layout says.
+        """
+        most = self.layout.tokens
+        if not text.strip():
+            raise ContextError("the text is empty")
+        if len(text) > _CHARACTERS_PER_TOKEN * most:
+            raise ContextError(f"the text has {len(text)} characters; at most {most} tokens fit")
+        reserved = next((token for token in self._reserved if token in text), None)
+        if reserved is not None:
+            raise ContextError(f"the text holds '{reserved}', a token reserved by the model")
+        read_as = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(read_as["input_ids"])
+        if not ids or len(ids) > most:
+            raise ContextError(f"the text takes {len(ids)} tokens; 1 to {most} fit")
+        return Tokens(ids, np.array([end for _, end in read_as["offset_mapping"]], dtype=np.int64))
+
+    def question_ids(self, text: str) -> list[int]:
+        """The ids that follow the text: the question on a line of its own.
+
+        Raises:
+            QuestionError: blank, or holding one of the tokenizer's reserved tokens.
+            QuestionTooLongError: more than `max_question_tokens`.
+        """
+        if not text.strip():
+            raise QuestionError("the question is empty")
+        reserved = next((token for token in self._reserved if token in text), None)
+        if reserved is not None:
+            raise QuestionError(f"the question holds '{reserved}', a token reserved by the model")
+        most = self.max_question_tokens
+        ids: list[int] = []
+        if len(text) <= _CHARACTERS_PER_TOKEN * most:
+            ids = list(self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
+        if not 0 < len(ids) <= most:
+            raise QuestionTooLongError(
+                f"the question of {len(text)} characters does not fit {most} tokens"
+            )
+        return ids
+
+    def answer_ids(self, text: str) -> list[int]:
+        """The ids of an answer as it is trained on: nothing after it."""
+        return list(self.tokenizer(" " + text, add_special_tokens=False)["input_ids"])
+
+    # -- the sending side ------------------------------------------------------------------------
+
+    def context(self, rows: Sequence[Sequence[int]]) -> list[LayerCache]:
+        """The cache of some texts behind the constant prefix, as the model leaves it.
+
+        Args:
+            rows: ids of `tokens`, of any lengths.
+
+        Returns:
+            Per layer keys (rotated) and values `[B, kv_heads, prefix + longest, head_dim]`; what
+            lies past a row's own tokens means nothing.
+        """
+        ids = [[*self.prefix_ids, *row] for row in rows]
+        cache = kv.new_cache()
+        with torch.inference_mode():  # causal, so padding to the right is unseen
+            self.decoder(input_ids=padded(ids, self.device), past_key_values=cache, use_cache=True)
+        return kv.read_cache(cache)
+
+    def states(self, rows: Sequence[Sequence[int]]) -> list[KVState]:
+        """The texts' own tokens with RoPE removed, one state per row; attention is not measured."""
+        layers = self.context(rows)
+        start = len(self.prefix_ids)
+        keys, values = (torch.stack(part)[:, :, :, start:] for part in zip(*layers, strict=True))
+        made = []
+        for index, row in enumerate(rows):
+            size = len(row)
+            with torch.inference_mode():
+                made += kv.to_states(
+                    keys[:, index : index + 1, :, :size],
+                    values[:, index : index + 1, :, :size],
+                    self.layout,
+                    self.positions[:size],
+                    torch.full((1, size), 1 / size),
+                )
+        return made
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Where the tokens of the longest text stand, `[N]`."""
+        start = len(self.prefix_ids)
+        return np.arange(start, start + self.layout.tokens, dtype=np.int64)
+
+    # -- the answering side ----------------------------------------------------------------------
+
+    def answer_texts(
+        self,
+        rows: Sequence[Sequence[int]],
+        questions: Sequence[Sequence[int]],
+        max_new_tokens: int = 16,
+    ) -> list[list[int]]:
+        """Greedy answers by the model that reads the texts: one forward over both.
+
+        Args:
+            rows: ids of `tokens`, one text per row.
+            questions: ids of `question_ids`, one per row.
+            max_new_tokens: as `answer`.
+        """
+        ids = [
+            [*self.prefix_ids, *row, *question]
+            for row, question in zip(rows, questions, strict=True)
+        ]
+        longest = max(map(len, ids))
+        self.layout.require_window(longest + max_new_tokens, "a text with its question")
+        with torch.inference_mode():
+            generation = Generation(self, kv.new_cache(), 0, [len(row) for row in ids])
+            hidden = generation.forward(padded(ids, self.device))
+            return generation.run(hidden, max_new_tokens, None)
+
+
+def _refuse(config: Any) -> None:
+    kv.refuse_unsupported(config, windows=True)
+    if config is not config.get_text_config(decoder=True):
+        raise UnsupportedModelError(
+            f"'{config.model_type}' reads more than text: load it as an image-text-to-text model"
+        )
