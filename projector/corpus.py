@@ -1,4 +1,4 @@
-"""Paired caches of the same pictures: what the small model and the large model made of each.
+"""Paired caches of the same inputs: what the small model and the large model made of each.
 
 Knows how pairs are made, stored in shards and read back. Knows nothing about fitting maps. A shard
 is a safetensors file whose metadata names both models; a shard that is there is not made again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from projector.ragged import Ragged
 from projector.vlm import VLM
 from protos.errors import CorpusError, DiskFullError
 from protos.layout import KVLayout
@@ -31,21 +33,35 @@ Picture = Callable[[int], Image.Image]
 
 @dataclass(frozen=True)
 class Corpus:
-    """n pictures, N image tokens each.
+    """n pictures, N image tokens each; or n texts of at most N tokens.
 
     Attributes:
-        x: `[n, N, d_s]` float16, the source's flat states, keys un-rotated.
-        y: `[n, N, d_r]` float16, the target's.
-        attention: `[n, N]` float16, received attention in the source.
+        x: `[n, N, d_s]` float16, the source's flat states, keys un-rotated. Of texts, `Ragged`:
+            read from disk when indexed, NaN past a text's end.
+        y: `[n, N, d_r]` float16, the target's; likewise.
+        attention: `[n, N]` float16, received attention in the source (uniform for texts).
     """
 
-    x: npt.NDArray[np.float16]
-    y: npt.NDArray[np.float16]
+    x: Any
+    y: Any
     attention: npt.NDArray[np.float16]
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of pictures or texts."""
         return len(self.x)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether these are texts."""
+        return isinstance(self.x, Ragged)
+
+    def part(self, index: slice | npt.NDArray[np.bool_]) -> Corpus:
+        """Some of the pictures or texts."""
+        x, y = (
+            states.part(index) if isinstance(states, Ragged) else states[index]
+            for states in (self.x, self.y)
+        )
+        return Corpus(x, y, self.attention[index])
 
 
 def flat_states(
@@ -114,14 +130,31 @@ def _make(
         xs.append(x.astype(np.float16))
         ys.append(y.astype(np.float16))
         attentions.append(attention.astype(np.float16))
-    temporary = path.with_suffix(".tmp")
     arrays = {"x": np.concatenate(xs), "y": np.concatenate(ys), "a": np.concatenate(attentions)}
+    write_shard(path, arrays, pair, f"pictures {indices.start} to {indices.stop - 1}")
+
+
+def write_shard(
+    path: Path, arrays: dict[str, npt.NDArray[Any]], pair: dict[str, str], what: str
+) -> None:
+    """Write a shard whole or not at all.
+
+    Args:
+        path: its place.
+        arrays: its tensors.
+        pair: names the models and the inputs.
+        what: the inputs it holds, for the message.
+
+    Raises:
+        CorpusError: states that are not finite.
+        DiskFullError: there was no room.
+    """
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise CorpusError(
-                f"pictures {indices.start} to {indices.stop - 1}: the states '{name}' hold NaN or "
-                "infinity, or exceed float16"
+                f"{what}: the states '{name}' hold NaN or infinity, or exceed float16"
             )
+    temporary = path.with_suffix(".tmp")
     try:
         save_file(arrays, str(temporary), metadata=pair)
         temporary.replace(path)

@@ -1,7 +1,9 @@
-"""Pictures in a folder, and questions about them with their answers: what maps are judged on.
+"""Pictures or texts in a folder, and questions about them with their answers.
 
-Knows files. Knows no model. A folder holds pictures and, where answers are to be judged or trained
-on, `questions.jsonl`, one object a line:
+Knows files. Knows no model. A folder holds pictures, or texts: `.txt` files, or `texts.jsonl` with
+one `{"name": "a", "text": "Amp lives in Rome."}` a line. Where answers are to be judged or trained
+on, it also holds `questions.jsonl`, one object a line, with `"text"` in the place of `"picture"`
+where it is about a text:
 
     {"picture": "a.png", "question": "is there a dog ?", "answer": "yes", "kind": "presence"}
 
@@ -14,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -25,8 +28,10 @@ from protos.errors import FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
 
 QUESTIONS = "questions.jsonl"
+TEXTS = "texts.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _LONGEST_LINE = 1 << 16
+_LONGEST_TEXT = 1 << 20
 _MOST_LINES = 10_000_000
 
 
@@ -43,6 +48,8 @@ class Asked:
 class Dataset:
     """A folder of pictures, sorted by name, with its questions."""
 
+    unit: ClassVar[str] = "picture"
+
     def __init__(self, folder: Path) -> None:
         """Reads names and questions, no picture yet.
 
@@ -53,13 +60,17 @@ class Dataset:
         if not folder.is_dir():
             raise SourceError(f"{folder} is not a folder")
         self.folder = folder
-        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        if not self.files:
-            raise SourceError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+        self.files = self._find()
         self._asked: dict[int, list[Asked]] = defaultdict(list)
         self._truth: dict[tuple[int, str], str] = {}
         if (folder / QUESTIONS).exists():
             self._read_questions(folder / QUESTIONS)
+
+    def _find(self) -> list[Path]:
+        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise SourceError(f"{self.folder} holds no picture ({', '.join(SUFFIXES)})")
+        return files
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -121,21 +132,120 @@ class Dataset:
                     continue
                 try:
                     row = read_json(line, _LONGEST_LINE, f"line {number}")
-                    name, text, answer = row["picture"], row["question"], row["answer"]
+                    name, text, answer = row[self.unit], row["question"], row["answer"]
                     kind, control = row.get("kind", "all"), row.get("control", False)
                 except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
                     raise SourceError(
-                        f"{path}, line {number}: expected an object with picture, question and "
-                        f"answer ({error})"
+                        f"{path}, line {number}: expected an object with {self.unit}, question "
+                        f"and answer ({error})"
                     ) from error
                 if not all(isinstance(v, str) and v for v in (name, text, answer, kind)):
                     raise SourceError(f"{path}, line {number}: fields must be text, not empty")
                 if name not in place:
-                    raise SourceError(f"{path}, line {number}: there is no picture '{name}'")
+                    raise SourceError(f"{path}, line {number}: there is no {self.unit} '{name}'")
                 index = place[name]
                 self._truth[index, text] = answer
                 if not control:
                     self._asked[index].append(Asked(index, text, answer, kind))
+
+
+class Texts(Dataset):
+    """A folder of texts with its questions: `.txt` files sorted by name, or `texts.jsonl`."""
+
+    unit: ClassVar[str] = "text"
+
+    def _find(self) -> list[Path]:
+        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() == ".txt")
+        self._texts: dict[str, str] = {}
+        if (self.folder / TEXTS).exists():
+            if files:
+                raise SourceError(f"{self.folder} holds both {TEXTS} and .txt files: keep one")
+            self._texts = _read_texts(self.folder / TEXTS)
+            files = [self.folder / name for name in self._texts]
+        if not files:
+            raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files)")
+        return files
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the texts and their names: whether a corpus was made of these."""
+        digest = hashlib.sha256()
+        for index, path in enumerate(self.files):
+            text = self.text(index).encode()
+            digest.update(f"{path.name}\0{len(text)}\0".encode() + text)
+        return digest.hexdigest()
+
+    def text(self, index: int) -> str:
+        """Text `index`.
+
+        Raises:
+            SourceError: it cannot be read, is no UTF-8 or longer than a mebibyte.
+        """
+        path = self.files[index]
+        if path.name in self._texts:
+            return self._texts[path.name]
+        try:
+            with path.open("rb") as file:
+                raw = file.read(_LONGEST_TEXT + 1)
+            if len(raw) > _LONGEST_TEXT:
+                raise SourceError(f"{path} is longer than {_LONGEST_TEXT} bytes")
+            return raw.decode().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{path} cannot be read as a text: {error}") from error
+
+    def picture(self, index: int) -> Image.Image:
+        """There is none.
+
+        Raises:
+            PictureError: always.
+        """
+        raise PictureError(f"{self.files[index]} is a text")
+
+
+def open_folder(folder: Path) -> Dataset:
+    """The pictures of a folder, or its texts.
+
+    Raises:
+        SourceError: as `Dataset` and `Texts`; or the folder holds both.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder")
+    suffixes = {path.suffix.lower() for path in folder.iterdir()}
+    texts = ".txt" in suffixes or (folder / TEXTS).exists()
+    if texts and suffixes & set(SUFFIXES):
+        raise SourceError(f"{folder} holds pictures and texts: keep them in two folders")
+    return Texts(folder) if texts else Dataset(folder)
+
+
+def _read_texts(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number > _MOST_LINES:
+                raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")
+            if not line.strip():
+                continue
+            try:
+                row = read_json(line, _LONGEST_TEXT, f"line {number}")
+                name, text = row["name"], row["text"]
+            except (FrameMalformedError, KeyError, TypeError) as error:
+                raise SourceError(
+                    f"{path}, line {number}: expected an object with name and text ({error})"
+                ) from error
+            if not all(isinstance(v, str) and v for v in (name, text)) or "/" in name:
+                raise SourceError(
+                    f"{path}, line {number}: name (without '/') and text must be text, not empty"
+                )
+            if name in texts:
+                raise SourceError(f"{path}, line {number}: a second text '{name}'")
+            texts[name] = text
+    return texts
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write `texts.jsonl`, from names to texts."""
+    lines = (json.dumps({"name": n, "text": t}, ensure_ascii=False) for n, t in texts.items())
+    (folder / TEXTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from projector.corpus import Corpus, flat_states
+from projector.corpus import Corpus
 from projector.dataset import Dataset
 from projector.families.base import Map, grid_weights
 from projector.families.ridge import Ridge
+from projector.lm import LM
 from projector.moments import Moments
+from projector.ragged import present
 from projector.train import Trainer
 from projector.vlm import VLM
 from protos.errors import CorpusError
@@ -38,9 +40,7 @@ def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     first = len(corpus) - held
     if first < 1:
         raise CorpusError(f"{len(corpus)} pictures, {held} of them held out: none to train on")
-    parts = (slice(0, first), slice(first, None))
-    one, other = (Corpus(corpus.x[p], corpus.y[p], corpus.attention[p]) for p in parts)
-    return one, other
+    return corpus.part(slice(0, first)), corpus.part(slice(first, None))
 
 
 def chunks(
@@ -51,10 +51,16 @@ def chunks(
     between = None if weights is None else weights.numpy()
     for begin in range(0, len(corpus), _CHUNK):
         x = corpus.x[begin : begin + _CHUNK].astype(np.float32)
-        yield (x if between is None else between @ x), corpus.y[begin : begin + _CHUNK]
+        y = corpus.y[begin : begin + _CHUNK]
+        if corpus.ragged:
+            there = present(x)
+            x, y = x[there], y[there]
+        yield (x if between is None else between @ x), y
 
 
-def moments_of(corpus: Corpus, source: VLM, target: VLM, *, target_gram: bool = True) -> Moments:
+def moments_of(
+    corpus: Corpus, source: VLM | LM, target: VLM | LM, *, target_gram: bool = True
+) -> Moments:
     """Moments of a corpus, in one pass."""
     return Moments.of(chunks(corpus, source.layout, target.layout), target_gram=target_gram)
 

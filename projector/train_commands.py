@@ -3,7 +3,7 @@
 Knows flags, files and what is printed. Does not know: how anything is fitted or judged. Models are
 loaded (and torch imported) only when a command runs.
 
-The calls, in order: `corpus` runs both models over a folder of pictures; `train` fits a map to the
+The calls, in order: `corpus` runs both models over a folder of pictures or texts; `train` fits a map to the
 pairs, holding some pictures out; `validate` judges it on pairs that it never saw; `export` writes
 it, with that judgement, as a bundle to serve.
 """
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from projector.corpus import Corpus
     from projector.dataset import Dataset
     from projector.families import Family, Map
+    from projector.lm import LM
     from projector.vlm import VLM
+
+    Model = VLM | LM
 
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
@@ -45,10 +48,12 @@ _EXAMPLES = {
 
 def register(commands: Any) -> None:
     """Add the four commands to the program's parser."""
-    corpus = _command(commands, "corpus", "run both models over pictures and keep the pairs", _make)
-    corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures")
+    corpus = _command(
+        commands, "corpus", "run both models over pictures or texts and keep the pairs", _make
+    )
+    corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures, or of texts")
     corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
-    corpus.add_argument("--count", type=_whole, help="first so many pictures (default: all)")
+    corpus.add_argument("--count", type=_whole, help="first so many of them (default: all)")
 
     train = _command(commands, "train", "fit a map to the pairs of a corpus", _train)
     train.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
@@ -112,12 +117,12 @@ def register(commands: Any) -> None:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from projector.dataset import Dataset
+    from projector.dataset import open_folder
 
-    data = Dataset(args.data)
-    corpus = _collect(data, *_models(args), args.corpus, args.count)
+    data = open_folder(args.data)
+    corpus = _collect(data, *_models(args, data), args.corpus, args.count)
     print(
-        f"{len(corpus)} pictures, {corpus.x.shape[1]} -> {corpus.y.shape[1]} tokens, "
+        f"{len(corpus)} {data.unit}s, {corpus.x.shape[1]} -> {corpus.y.shape[1]} tokens, "
         f"{corpus.x.shape[2]} -> {corpus.y.shape[2]} numbers each, in {args.corpus}"
     )
     return 0
@@ -135,16 +140,18 @@ def _train(args: argparse.Namespace) -> int:
 
 def _train_one(args: argparse.Namespace) -> int:
     from projector import distributed
-    from projector.dataset import Dataset
+    from projector.dataset import open_folder
     from projector.families import base, family
     from projector.fit import held_out_accuracy, moments_of, split
     from projector.train import Trainer, TrainSettings, plot_losses
 
     cls = family(args.family)
     member = configured(cls, args.set)
-    data = Dataset(args.data)
-    source, target = _models(args)
+    data = open_folder(args.data)
+    source, target = _models(args, data)
     whole = _collect(data, source, target, args.corpus, None, make=False)
+    if whole.ragged and not cls.per_token:
+        raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)
     made = member.build(source.layout, target.layout, moments_of(training, source, target))
     settings = TrainSettings(
@@ -158,7 +165,9 @@ def _train_one(args: argparse.Namespace) -> int:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
-        raise CorpusError(f"{len(training)} training pictures: too few for batches of {args.batch}")
+        raise CorpusError(
+            f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
+        )
     about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
     trainer = Trainer(
         made,
@@ -319,10 +328,13 @@ def configured(cls: type[Family], given: list[str]) -> Family:
     return cls(**values)
 
 
-def _models(args: argparse.Namespace) -> tuple[VLM, VLM]:
+def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
+    """Both models, as readers of what the folder holds."""
     import torch
     from transformers.utils import logging
 
+    from projector.dataset import Texts
+    from projector.lm import LM
     from projector.vlm import VLM
 
     logging.disable_progress_bar()
@@ -332,24 +344,35 @@ def _models(args: argparse.Namespace) -> tuple[VLM, VLM]:
         if getattr(args, side) is None:
             raise ConfigError(f"no {side} model: give --{side} DIRECTORY")
     with tables.doing(f"loading {args.source} and {args.target}"):
+        if isinstance(data, Texts):
+            size = args.text_tokens
+            return LM.load(args.source, text_tokens=size), LM.load(args.target, text_tokens=size)
         return VLM.load(args.source), VLM.load(args.target)
 
 
 def _collect(
-    data: Dataset, source: VLM, target: VLM, folder: Path, count: int | None, make: bool = True
+    data: Dataset, source: Model, target: Model, folder: Path, count: int | None, make: bool = True
 ) -> Corpus:
-    from projector.corpus import collect
+    from projector import corpus, texts
+    from projector.dataset import Texts
+    from projector.lm import LM
+    from projector.vlm import VLM
 
     if not make and not any(folder.glob("*.safetensors")):
         raise CorpusError(f"{folder} holds no shard: make them with `projector corpus` first")
     size = min(count or len(data), len(data))
     if not make:
         size = min(size, corpus_size(folder))
-    return collect(source, target, data.picture, size, folder, inputs=data.digest)
+    inputs = data.digest
+    if isinstance(data, Texts):
+        assert isinstance(source, LM) and isinstance(target, LM)
+        return texts.collect(source, target, data.text, size, folder, inputs=inputs)
+    assert isinstance(source, VLM) and isinstance(target, VLM)
+    return corpus.collect(source, target, data.picture, size, folder, inputs=inputs)
 
 
 def corpus_size(folder: Path) -> int:
-    """Pictures in a corpus, as its last shard says.
+    """Pictures or texts in a corpus, as its last shard says.
 
     Raises:
         CorpusError: that shard cannot be read.
@@ -359,12 +382,13 @@ def corpus_size(folder: Path) -> int:
     last = max(folder.glob("*.safetensors"))
     try:
         with safe_open(str(last), "np") as shard:
-            return int(last.stem) + int(shard.get_slice("x").get_shape()[0])
+            rows = "ends" if "ends" in shard.keys() else "x"  # noqa: SIM118  (it is no dict)
+            return int(last.stem) + int(shard.get_slice(rows).get_shape()[0])
     except (SafetensorError, OSError, ValueError) as error:
         raise CorpusError(f"{last} is not a readable shard ({error}); remove it") from error
 
 
-def _map(path: Path, source: VLM, target: VLM) -> Map:
+def _map(path: Path, source: Model, target: Model) -> Map:
     from projector.families import load
 
     file = path / MAP_FILE if path.is_dir() else path
@@ -388,6 +412,12 @@ def _command(
     )
     parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
     parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
+    parser.add_argument(
+        "--text-tokens",
+        type=_whole,
+        default=128,
+        help="of texts: the longest that is taken; part of both layouts; default: %(default)s",
+    )
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
     parser.set_defaults(command=function)
     return parser

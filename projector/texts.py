@@ -1,0 +1,154 @@
+"""Paired caches of the same texts, token by token across two tokenizers.
+
+Knows how pairs are made, aligned, stored in shards and read back. Knows nothing about fitting maps.
+Every row is a token of the target with the source's token that covers its end, so that both sides
+have as many; `projector.corpus` does the same for pictures, and shards are named and refused alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from projector.corpus import Corpus, write_shard
+from projector.lm import LM, Tokens, align
+from projector.ragged import Ragged
+from protos.errors import BridgeError, ContextError, CorpusError
+
+SHARD_TEXTS = 256
+_BATCH = 16
+
+Text = Callable[[int], str]
+"""Gives the text of an index."""
+
+
+def paired_tokens(source: LM, target: LM, text: str) -> tuple[Tokens, Tokens]:
+    """A text as both models read it.
+
+    Raises:
+        ContextError: one of them cannot.
+    """
+    return source.tokens(text), target.tokens(text)
+
+
+def aligned_states(source: LM, texts: list[tuple[Tokens, Tokens]]) -> list[npt.NDArray[np.float32]]:
+    """Per text, the source's flat state for each of the target's tokens, `[target tokens, d_s]`."""
+    states = source.states([mine.ids for mine, _ in texts])
+    return [
+        state.flat()[align(mine, theirs)]
+        for state, (mine, theirs) in zip(states, texts, strict=True)
+    ]
+
+
+def collect(
+    source: LM,
+    target: LM,
+    text: Text,
+    count: int,
+    folder: Path,
+    what: str = "corpus",
+    inputs: str = "",
+) -> Corpus:
+    """Runs both models over texts 0 to count - 1; resumes where an earlier run stopped.
+
+    Args:
+        source: the small model.
+        target: the large model.
+        text: gives text i.
+        count: how many.
+        folder: where the shards are kept.
+        what: the name shown on the progress bar.
+        inputs: digest of the texts, so that shards of others are not taken for these.
+
+    Raises:
+        ContextError: a text that one of the models cannot read.
+        CorpusError: no texts; or the folder holds shards of another pair of models or of other
+            texts, damaged ones, or states that are not finite.
+        DiskFullError: there was no room for a shard; the finished ones stay.
+    """
+    if count < 1:
+        raise CorpusError("a corpus of no texts")
+    if source.layout.grid != target.layout.grid:
+        raise CorpusError(
+            f"the source takes {source.layout.tokens} tokens of a text, the target "
+            f"{target.layout.tokens}: load both for the same"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pair = {"inputs": inputs} if inputs else {}
+    pair |= {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
+    shards, rows = [], []
+    for start in tqdm(range(0, count, SHARD_TEXTS), desc=what, unit="shard"):
+        path = folder / f"{start:07d}.safetensors"
+        size = min(SHARD_TEXTS, count - start)
+        if not path.exists():
+            _make(source, target, text, range(start, start + size), pair, path)
+        shard, ends = _open(path, pair, source, target, size)
+        begins = np.concatenate([[0], ends[:-1]])
+        rows.append(np.stack([np.full(size, len(shards)), begins, ends], axis=1))
+        shards.append(shard)
+    place = np.concatenate(rows)
+    x, y = (
+        Ragged([shard.get_slice(name) for shard in shards], place, layout.state_dim)
+        for name, layout in (("x", source.layout), ("y", target.layout))
+    )
+    lengths = x.lengths
+    there = np.arange(lengths.max()) < lengths[:, None]
+    return Corpus(x, y, (there / lengths[:, None]).astype(np.float16))
+
+
+def _make(
+    source: LM, target: LM, text: Text, indices: range, pair: dict[str, str], path: Path
+) -> None:
+    texts = []
+    for index in indices:
+        try:
+            texts.append(paired_tokens(source, target, text(index)))
+        except ContextError as error:
+            raise ContextError(f"text {index}: {error.message}") from error
+    xs, ys = [], []
+    for first in range(0, len(texts), _BATCH):
+        some = texts[first : first + _BATCH]
+        xs += [x.astype(np.float16) for x in aligned_states(source, some)]
+        states = target.states([theirs.ids for _, theirs in some])
+        ys += [state.flat().astype(np.float16) for state in states]
+    ends = np.cumsum([len(y) for y in ys], dtype=np.int64)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "x": np.concatenate(xs),
+        "y": np.concatenate(ys),
+        "ends": ends,
+    }
+    write_shard(path, arrays, pair, f"texts {indices.start} to {indices.stop - 1}")
+
+
+def _open(
+    path: Path, pair: dict[str, str], source: LM, target: LM, size: int
+) -> tuple[Any, npt.NDArray[np.int64]]:
+    try:
+        with contextlib.ExitStack() as opened:
+            shard = opened.enter_context(safe_open(str(path), "np"))
+            if shard.metadata() != pair:
+                raise CorpusError(
+                    f"{path} was made by another pair of models (or with other tokenizers), or of "
+                    "other texts; use another folder or remove it"
+                )
+            ends = shard.get_tensor("ends")
+            shapes = [tuple(shard.get_slice(name).get_shape()) for name in ("x", "y")]
+            opened.pop_all()  # the slices read from it until they are dropped
+    except BridgeError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
+    tokens = int(ends[-1]) if len(ends) else 0
+    want = [(tokens, layout.state_dim) for layout in (source.layout, target.layout)]
+    if len(ends) != size or (np.diff(ends, prepend=0) < 1).any() or shapes != want:
+        raise CorpusError(
+            f"{path} holds {len(ends)} texts with states {shapes}, expected {size} with {want}"
+        )
+    return shard, ends
