@@ -341,7 +341,9 @@ def controls(edge: Edge) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part, judge in edge.judges.items():
         judge.trainer.map = made
-        floor = untrained_edge_states(edge.path, made, edge.corpora[part], edge.data[part].picture)
+        floor = untrained_edge_states(
+            edge.path, made, edge.corpora[part], edge.data[part], edge.target
+        )
         arms = {"cloud_image": judge.native(), **judge.controls(floor)}
         right, where = judge.other_labels()
         found[part] = {name: float(np.mean(arm.right)) for name, arm in arms.items()} | {

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from projector.corpus import Corpus
 from projector.families.base import Map
+from projector.ragged import present
 from protos.errors import FitError
 from protos.quantize import get as quantizer
 
@@ -113,8 +114,10 @@ def judge_bound(made: Map, corpus: Corpus) -> dict[str, Any]:
     Raises:
         FitError: as `Bound.calibrate`.
     """
+    if corpus.ragged:
+        raise FitError("texts differ in length, and the bound is of frames of one grid")
     even = np.arange(len(corpus)) % 2 == 0
-    one, other = (Corpus(corpus.x[m], corpus.y[m], corpus.attention[m]) for m in (even, ~even))
+    one, other = (corpus.part(half) for half in (even, ~even))
     bound = Bound.calibrate(made, one)
     found = bound.check(made, other, through_fp8(made, one))
     return {
@@ -128,16 +131,18 @@ def judge_bound(made: Map, corpus: Corpus) -> dict[str, Any]:
 def through_fp8(made: Map, corpus: Corpus) -> Quantize:
     """Latents through E4M3 with one static scale per number, as the codec's high-rate point."""
     with torch.no_grad():
-        x = torch.from_numpy(corpus.x[:_CALIBRATION].astype(np.float32))
-        z = made.down(made.normal(x)).flatten(0, 1)
+        x = corpus.x[:_CALIBRATION].astype(np.float32)
+        z = made.down(made.normal(torch.from_numpy(x[present(x)])))
     # E4M3 reaches 448: the largest calibration value lands at half of that.
     steps = (z.abs().amax(0) / 224.0 + 1e-8).numpy()
     codec = quantizer("fp8_e4m3", None)
 
     def through(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        flat = np.ascontiguousarray(latents.reshape(-1, latents.shape[-1]))
-        read = codec.decode(codec.encode(flat, steps), len(flat), flat.shape[1], steps)
-        return read.reshape(latents.shape)
+        there = present(latents)
+        flat = np.ascontiguousarray(latents[there])
+        read = np.full_like(latents, np.nan)
+        read[there] = codec.decode(codec.encode(flat, steps), len(flat), flat.shape[1], steps)
+        return read
 
     return through
 

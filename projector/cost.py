@@ -1,4 +1,4 @@
-"""What an answer costs from a projected cache and from the picture itself (torch, batch 1).
+"""What an answer costs from a projected cache and from the input itself (torch, batch 1).
 
 Knows a map, the large model, clocks. Does not know: answers' worth, the wire. CPU time is this
 process's, over all threads; energy is that time times a stated wattage, an estimate and no
@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from projector.families.base import Map
+from projector.lm import LM
 from projector.train import Trainer
 
 _WARM = 2
@@ -26,7 +27,7 @@ _WARM = 2
 def costs(
     trainer: Trainer[Any],
     x: np.ndarray[Any, Any],
-    picture: Image.Image,
+    seen: Image.Image | str,
     question: str,
     watts: float,
     rounds: int = 12,
@@ -35,22 +36,25 @@ def costs(
 
     Args:
         trainer: holds the map and the frozen target.
-        x: one picture's source states `[1, N, d_s]`.
-        picture: that picture.
+        x: the source states `[1, N, d_s]` of one picture or text.
+        seen: that picture or text.
         question: asked of it.
         watts: of one busy core.
         rounds: medians over so many; the two arms in turn.
 
     Returns:
         `watts`, and `projected` and `full` with `latency_ms`, `cpu_s`, `energy_j`, `flops` and
-        `bytes` (the map's latents in FP8 against the picture as PNG); `projected.project_flops` is
+        `bytes` (the map's latents in FP8 against the picture as PNG or the text); `projected.project_flops` is
         the map's share.
     """
     target, ids = trainer.target, [trainer.question_ids(question)]
     states = torch.from_numpy(x.astype(np.float32))
 
     def full() -> None:
-        target.answer_pictures([picture], ids, 1)
+        if isinstance(target, LM):
+            target.answer_texts([target.tokens(str(seen)).ids], ids, 1)
+        elif isinstance(seen, Image.Image):
+            target.answer_pictures([seen], ids, 1)
 
     def projected() -> None:
         with torch.inference_mode():
@@ -68,8 +72,10 @@ def costs(
             begun, cpu = time.perf_counter(), time.process_time()
             call()
             spent[name].append((time.perf_counter() - begun, time.process_time() - cpu))
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
+    encoded = io.BytesIO(str(seen).encode())
+    if isinstance(seen, Image.Image):
+        encoded = io.BytesIO()
+        seen.save(encoded, "PNG")
     made = trainer.map
     rank = made.rank if isinstance(made, Map) else int(made.down.shape[1])
     sent = {"projected": x.shape[1] * rank, "full": len(encoded.getvalue())}

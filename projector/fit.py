@@ -5,22 +5,22 @@ Knows corpora, families and models. Does not know: files, flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
-from projector.corpus import Corpus
-from projector.dataset import Dataset
+from projector.corpus import Corpus, flat_states
+from projector.dataset import Dataset, Texts
 from projector.families.base import Map, grid_weights
 from projector.families.ridge import Ridge
 from projector.lm import LM
 from projector.moments import Moments
 from projector.ragged import present
+from projector.texts import aligned_states, paired_tokens
 from projector.train import Trainer
 from projector.vlm import VLM
 from protos.errors import CorpusError
@@ -39,7 +39,7 @@ def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     held = int(round(len(corpus) * share))
     first = len(corpus) - held
     if first < 1:
-        raise CorpusError(f"{len(corpus)} pictures, {held} of them held out: none to train on")
+        raise CorpusError(f"{len(corpus)} inputs, {held} of them held out: none to train on")
     return corpus.part(slice(0, first)), corpus.part(slice(first, None))
 
 
@@ -75,11 +75,7 @@ def held_out_accuracy(trainer: Trainer[Any], held: Corpus, data: Dataset, first:
 
 
 def untrained_edge_states(
-    model: Path,
-    made: Map,
-    corpus: Corpus,
-    picture: Callable[[int], Image.Image],
-    seed: int = 2,
+    model: Path, made: Map, corpus: Corpus, data: Dataset, target: VLM | LM, seed: int = 2
 ) -> npt.NDArray[np.float32]:
     """Control: target states that the best linear map makes of a *random* edge model's cache.
 
@@ -90,58 +86,99 @@ def untrained_edge_states(
         model: the edge model's checkpoint; only its configuration is used.
         made: the map judged, for its layouts.
         corpus: held-out pairs, whose target states are the ones to predict.
-        picture: gives picture i of the corpus.
+        data: their pictures or texts, from the first on.
+        target: the large model, whose tokens texts are aligned to.
         seed: of the random weights.
 
     Returns:
-        `[n, M, d_r]`.
+        `[n, M, d_r]`, NaN past a text's end.
     """
-    random = untrained(model, seed)
-    xs = [
-        flat_states(random, [picture(i) for i in range(b, min(b + _BATCH, len(corpus)))], False)[0]
-        for b in range(0, len(corpus), _BATCH)
-    ]
-    x = np.concatenate(xs)
+    x = _edge_states(untrained(model, seed, made.source.tokens, data), target, data, len(corpus))
     weights = grid_weights(made.source.grid, made.target.grid)
     if weights is not None:
         x = weights.numpy() @ x
-    out = np.empty(corpus.y.shape, dtype=np.float32)
+    y = corpus.y[:]
+    out = np.full(y.shape, np.nan, dtype=np.float32)
     even = np.arange(len(corpus)) % 2 == 0
     for train, test in ((even, ~even), (~even, even)):
-        moments = Moments.of([(x[train], corpus.y[train])])
+        known, asked = present(x[train]), present(x[test])
+        moments = Moments.of([(x[train][known], y[train][known])])
         fitted = Ridge(weight=1e-2).build(made.source, made.target, moments)
         with torch.no_grad():
-            z = fitted.normal(torch.from_numpy(x[test]))
-            out[test] = (fitted.up(z) * fitted.y_scale + fitted.y_mean).numpy()
+            z = fitted.normal(torch.from_numpy(x[test][asked]))
+            found = (fitted.up(z) * fitted.y_scale + fitted.y_mean).numpy()
+        out[np.flatnonzero(test)[:, None], np.arange(out.shape[1])] = _spread(found, asked)
     return out
 
 
-def untrained(model: Path, seed: int) -> VLM:
-    """A checkpoint's architecture with random weights, its own processor."""
-    from transformers import AutoModelForImageTextToText
+def _spread(
+    tokens: npt.NDArray[np.float32], there: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Tokens `[T, d]` to where they are there, `[B, N, d]`; NaN elsewhere."""
+    out = np.full((*there.shape, tokens.shape[-1]), np.nan, dtype=np.float32)
+    out[there] = tokens
+    return out
 
-    trained = VLM.load(model)
+
+def _edge_states(
+    edge: VLM | LM, target: VLM | LM, data: Dataset, count: int
+) -> npt.NDArray[np.float32]:
+    """States of the first inputs `[n, N, d_s]`, one per token of the target for texts."""
+    batches = [range(b, min(b + _BATCH, count)) for b in range(0, count, _BATCH)]
+    if isinstance(edge, VLM):
+        pictures = ([data.picture(i) for i in batch] for batch in batches)
+        return np.concatenate([flat_states(edge, some, False)[0] for some in pictures])
+    if not (isinstance(target, LM) and isinstance(data, Texts)):
+        raise CorpusError("texts need two language models and a folder of texts")
+    rows: list[npt.NDArray[np.float32]] = []
+    for batch in batches:
+        rows += aligned_states(edge, [paired_tokens(edge, target, data.text(i)) for i in batch])
+    lengths = np.array([len(row) for row in rows])
+    return _spread(np.concatenate(rows), np.arange(lengths.max()) < lengths[:, None])
+
+
+def untrained(model: Path, seed: int, tokens: int, data: Dataset) -> VLM | LM:
+    """A checkpoint's architecture with random weights, its own processor.
+
+    Args:
+        model: the checkpoint.
+        seed: of the weights.
+        tokens: the longest text, for a language model.
+        data: what it is to read.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    texts = isinstance(data, Texts)
+    trained = LM.load(model, text_tokens=tokens) if texts else VLM.load(model)
+    cls = AutoModelForCausalLM if texts else AutoModelForImageTextToText
     torch.manual_seed(seed)
-    fresh = AutoModelForImageTextToText.from_config(trained.model.config, dtype=torch.float32)
+    fresh = cls.from_config(trained.model.config, dtype=torch.float32)
     trained.model.load_state_dict(fresh.state_dict())
     return trained
 
 
 def edge_answers(
-    source: VLM, data: Dataset, asked: Sequence[tuple[int, str]], most: int = 8
+    source: VLM | LM, data: Dataset, asked: Sequence[tuple[int, str]], most: int = 8
 ) -> list[str]:
     """The edge model's own answers.
 
     Args:
         source: the edge model.
-        data: where its pictures are.
+        data: where its pictures or texts are.
         asked: (picture, question) pairs.
         most: longest answer, in tokens.
     """
     answers = []
     for begin in range(0, len(asked), _BATCH):
         rows = asked[begin : begin + _BATCH]
-        pictures = [data.picture(index) for index, _ in rows]
         ids = [source.question_ids(text) for _, text in rows]
-        answers += [source.text(row) for row in source.answer_pictures(pictures, ids, most)]
+        if isinstance(source, VLM):
+            pictures = [data.picture(index) for index, _ in rows]
+            found = source.answer_pictures(pictures, ids, most)
+        elif isinstance(data, Texts):
+            texts = [source.tokens(data.text(index)).ids for index, _ in rows]
+            found = source.answer_texts(texts, ids, most)
+        else:
+            raise CorpusError("a language model needs a folder of texts")
+        answers += [source.text(row) for row in found]
     return answers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ OnToken = Callable[[int, int, int], None]
 
 
 @dataclass
-class FrozenModel:
+class FrozenModel(ABC):
     """A frozen decoder with everything that its cache needs said about it."""
 
     model: Any
@@ -99,6 +100,14 @@ class FrozenModel:
     head: Any = field(repr=False, default=None)
     _prefix: list[LayerCache] | None = field(repr=False, default=None)
     _notes_queries: bool = field(repr=False, default=True)
+
+    @abstractmethod
+    def question_ids(self, text: str) -> list[int]:
+        """The ids that follow the cached tokens: the question and the cue to answer."""
+
+    @abstractmethod
+    def answer_ids(self, text: str) -> list[int]:
+        """The ids of an answer as it is trained on."""
 
     @property
     def device(self) -> torch.device:

@@ -3,9 +3,9 @@
 Knows flags, files and what is printed. Does not know: how anything is fitted or judged. Models are
 loaded (and torch imported) only when a command runs.
 
-The calls, in order: `corpus` runs both models over a folder of pictures or texts; `train` fits a map to the
-pairs, holding some pictures out; `validate` judges it on pairs that it never saw; `export` writes
-it, with that judgement, as a bundle to serve.
+The calls, in order: `corpus` runs both models over a folder of pictures or texts; `train`
+fits a map to the pairs, holding some out; `validate` judges it on pairs that it never saw; `export`
+writes it, with that judgement, as a bundle to serve.
 """
 
 from __future__ import annotations
@@ -210,27 +210,28 @@ def _train_one(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from projector import validate, validate_page
     from projector.cost import costs
-    from projector.dataset import Dataset
+    from projector.dataset import Texts, open_folder
     from projector.estimate import same_answer
     from projector.fit import edge_answers, untrained_edge_states
     from projector.train import Trainer, TrainSettings
 
-    data = Dataset(args.data)
-    source, target = _models(args)
+    data = open_folder(args.data)
+    source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     corpus = _collect(data, source, target, args.corpus, None, make=False)
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(made, corpus, target, data.questions, TrainSettings(), args.out / "state")
     judge = validate.Validator(trainer, corpus, data, args.questions)
     with tables.doing("a map from an untrained edge model"):
-        floor = untrained_edge_states(args.source, made, corpus, data.picture)
+        floor = untrained_edge_states(args.source, made, corpus, data, target)
     with tables.doing(f"{len(judge.asked)} questions, the edge model alone"):
         own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked])
         right = [same_answer(a, q.answer) for a, q in zip(own, judge.asked, strict=True)]
     asked = judge.asked[0]
     with tables.doing("what an answer costs"):
         x = corpus.x[asked.picture : asked.picture + 1]
-        spent = costs(trainer, x, data.picture(asked.picture), asked.text, args.watts)
+        seen = (data.text if isinstance(data, Texts) else data.picture)(asked.picture)
+        spent = costs(trainer, x, seen, asked.text, args.watts)
     with tables.doing(f"{len(judge.asked)} questions, every arm"):
         report = judge.report(floor, right, spent)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
@@ -250,14 +251,16 @@ def _export(args: argparse.Namespace) -> int:
     from projector.backends import CloudFiles
     from projector.bundle import write_bundle
     from projector.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
-    from projector.dataset import Dataset
+    from projector.dataset import Texts, open_folder
     from projector.export import export
     from projector.families import ServedMap
     from projector.validate import PRECISIONS
     from protos.layout import read_json
 
-    data = Dataset(args.data)
-    source, target = _models(args)
+    data = open_folder(args.data)
+    if isinstance(data, Texts):
+        raise ConfigError("maps of texts are judged, not served yet: there is no bundle of one")
+    source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
     try:

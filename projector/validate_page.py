@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import matplotlib
 
-from projector.dataset import Dataset
+from projector.dataset import Dataset, Texts
 from projector.tables import print_tables, table
 
 matplotlib.use("Agg")
@@ -166,9 +166,14 @@ def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
     names = {file.name: index for index, file in enumerate(data.files)}
     worst = []
     for row in report["worst_pictures"]:
-        stream = io.BytesIO()
-        data.picture(names[row["picture"]]).save(stream, "PNG")
-        worst.append({**row, "image": base64.b64encode(stream.getvalue()).decode()})
+        shown = {"image": "", "text": ""}
+        if isinstance(data, Texts):
+            shown["text"] = data.text(names[row["picture"]])
+        else:
+            stream = io.BytesIO()
+            data.picture(names[row["picture"]]).save(stream, "PNG")
+            shown["image"] = base64.b64encode(stream.getvalue()).decode()
+        worst.append({**row, **shown})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
