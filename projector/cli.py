@@ -126,7 +126,7 @@ def _layout(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check(chosen, models=[args.model])
-    layout = _live_layout(args.model, chosen.device, chosen.dtype, chosen.threads)
+    layout = _live_layout(args.model, chosen.device, chosen.dtype, chosen.threads, args.text_tokens)
     _print_json(_layout_json(layout))
     return 0
 
@@ -283,11 +283,14 @@ def _bundles_in(folder: Path) -> list[Path]:
     return sorted(file.parent for pattern in patterns for file in folder.glob(pattern))
 
 
-def _live_layout(model: Path, device: str, dtype: str, threads: int) -> KVLayout:
+def _live_layout(
+    model: Path, device: str, dtype: str, threads: int, text_tokens: int = 0
+) -> KVLayout:
     try:
         import torch
         from transformers.utils import logging
 
+        from projector.lm import LM
         from projector.vlm import VLM
     except ImportError as error:
         raise ModelError(
@@ -299,6 +302,8 @@ def _live_layout(model: Path, device: str, dtype: str, threads: int) -> KVLayout
         torch.set_num_threads(threads)
     with tables.doing(f"loading {model}"):
         try:
+            if text_tokens:
+                return LM.load(model, device, dtype, text_tokens).layout
             return VLM.load(model, device=device, dtype=dtype).layout
         except RuntimeError as error:
             raise ModelError(f"{model}: cannot be run on device {device!r}: {error}") from error
@@ -407,6 +412,13 @@ def _parser() -> configuration.Parser:
         "projector layout models/cloud --dtype bfloat16",
     )
     layout.add_argument("model", type=Path, metavar="MODEL", help="directory of a checkpoint")
+    layout.add_argument(
+        "--text-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="read it as a text-only language model, for texts of at most N tokens",
+    )
 
     inspect = _command(
         commands,

@@ -44,8 +44,8 @@ def costs(
 
     Returns:
         `watts`, and `projected` and `full` with `latency_ms`, `cpu_s`, `energy_j`, `flops` and
-        `bytes` (the map's latents in FP8 against the picture as PNG or the text); `projected.project_flops` is
-        the map's share.
+        `bytes` (the map's latents in FP8 against the picture as PNG, or the text);
+        `projected.project_flops` is the map's share.
     """
     target, ids = trainer.target, [trainer.question_ids(question)]
     states = torch.from_numpy(x.astype(np.float32))

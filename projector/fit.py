@@ -150,7 +150,7 @@ def untrained(model: Path, seed: int, tokens: int, data: Dataset) -> VLM | LM:
 
     texts = isinstance(data, Texts)
     trained = LM.load(model, text_tokens=tokens) if texts else VLM.load(model)
-    cls = AutoModelForCausalLM if texts else AutoModelForImageTextToText
+    cls: Any = AutoModelForCausalLM if texts else AutoModelForImageTextToText
     torch.manual_seed(seed)
     fresh = cls.from_config(trained.model.config, dtype=torch.float32)
     trained.model.load_state_dict(fresh.state_dict())

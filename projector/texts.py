@@ -83,7 +83,8 @@ def collect(
     folder.mkdir(parents=True, exist_ok=True)
     pair = {"inputs": inputs} if inputs else {}
     pair |= {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
-    shards, rows = [], []
+    shards: list[Any] = []
+    rows: list[npt.NDArray[np.int64]] = []
     for start in tqdm(range(0, count, SHARD_TEXTS), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
         size = min(SHARD_TEXTS, count - start)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from projector import cli
-from projector.dataset import write_questions
+from projector.dataset import write_questions, write_texts
 from projector.labels import write_labels
-from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_idefics3, tiny_llava, tiny_lm
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
 WORDS = ("red", "blue", "one", "two")
@@ -38,6 +38,20 @@ def folder(path: Path, first: int, count: int) -> None:
     write_labels(path, labels)
 
 
+def notes(path: Path, first: int) -> None:
+    path.mkdir()
+    rows: list[dict[str, object]] = []
+    texts = {}
+    for index in range(first, first + 64):
+        name, words = f"note-{index}", [WORDS[(index >> shift) % 4] for shift in (0, 2, 4)]
+        texts[name] = f"the {' '.join(words)} car"
+        rows += [
+            {"text": name, "question": f"what is {k}", "answer": words[k % 3]} for k in range(6)
+        ]
+    write_texts(path, texts)
+    write_questions(path, rows)
+
+
 def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,12 +60,17 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     tiny_llava(tmp_path, text="llama").rename(tmp_path / "models" / "cloud")
     folder(tmp_path / "photos", 0, 64)
     folder(tmp_path / "held-out", 100, 64)
+    tiny_lm(tmp_path).rename(tmp_path / "models" / "edge-lm")
+    tiny_gemma3(tmp_path).rename(tmp_path / "models" / "cloud-lm")
+    notes(tmp_path / "notes", 0)
+    notes(tmp_path / "held-out-notes", 64)
     (tmp_path / "bundles").mkdir()
     monkeypatch.chdir(tmp_path)
     ran = commands()
     assert [line[0] for line in ran] == ["projector"] * len(ran) and len(ran) >= 10
     for line in ran:
         assert cli.main(line[1:]) == 0, f"{shlex.join(line)}: {capsys.readouterr().err}"
-    assert (tmp_path / "report" / "report.html").exists()
+    for report in ("report", "notes-report"):
+        assert (tmp_path / report / "report.html").exists()
     out = capsys.readouterr().out
     assert "mine" in out and "fire from projected states" in out
