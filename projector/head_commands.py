@@ -206,7 +206,7 @@ def _inputs(args: argparse.Namespace) -> Any:
     from projector.views import FrozenMap
 
     data = Dataset(args.data)
-    source, target = _models(args)
+    source, target = _models(args, data)
     frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
     return data, _collect(data, source, target, args.corpus, None, make=False), frozen
 

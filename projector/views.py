@@ -147,8 +147,9 @@ class FrozenMap:
 
     def _states(self, view: str, corpus: Corpus, rows: npt.NDArray[np.int64]) -> Floats:
         if view == "native":
-            return corpus.y[rows].astype(np.float32)
-        x = corpus.x[rows].astype(np.float32)
+            native: Floats = corpus.y[rows].astype(np.float32)
+            return native
+        x: Floats = corpus.x[rows].astype(np.float32)
         if view == "edge":
             return x
         with torch.inference_mode():
