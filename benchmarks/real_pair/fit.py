@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ _POWER = 4
 def keep(moments: Moments, path: Path) -> None:
     """Write moments in float32, whole or not at all."""
     draft = path.with_suffix(".part")
-    arrays = {
+    arrays: dict[str, Any] = {
         name: value.astype(np.float32) if value.ndim > 1 else value
         for name, value in vars(moments).items()
         if isinstance(value, np.ndarray)
