@@ -125,6 +125,7 @@ def convert(weights: Weights, folder: Path) -> None:
     Raises:
         ModelError: the file is not the expected one.
     """
+    import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -141,8 +142,8 @@ def convert(weights: Weights, folder: Path) -> None:
     source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
     tokenizer.save_pretrained(draft)
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), **source).float()
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **source)
+    tensors = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
