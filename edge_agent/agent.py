@@ -27,14 +27,19 @@ from protos.errors import (
     BridgeError,
     BundleVersionError,
     ConfigError,
+    DistortionError,
     IncompatibleLayoutError,
     LateError,
     NoFeedbackError,
     OfflineError,
     PictureError,
     ProtocolVersionError,
+    UnfamiliarError,
 )
 from protos.neuralbridge.v1 import bridge_pb2
+
+GUARDED = (DistortionError, UnfamiliarError)
+"""Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
 
 Ended = TypeVar("Ended")
 
@@ -326,14 +331,15 @@ class Agent:
     ) -> None:
         """Turn what happened into one record; `frame` is the outcome that carried the frame."""
         edge_answer, edge_only_ms = await edge
+        packed = frame.packed
         fallback = outcome.answer.fallback if outcome.answer is not None else ""
+        fallback = fallback or (packed.fallback if packed is not None else "")
         error = outcome.error
-        if error is not None and self.edge_fallback:
+        if error is not None and (self.edge_fallback or isinstance(error, GUARDED)):
             if edge_answer is None:
                 edge_answer, edge_only_ms = await self._edge_answer(view, question, True)
             if edge_answer is not None:
                 fallback = _cause(error)
-        packed = frame.packed
         edge_ms = {
             "prefill": view.prefill_ms,
             "select": packed.select_ms if packed else 0.0,
@@ -363,6 +369,7 @@ class Agent:
             answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
             from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
             fallback=fallback,
+            risk=packed.risk if packed else None,
             error=_error(error),
         )
         if outcome.attempts:
@@ -380,6 +387,9 @@ class Agent:
         summary = self.summary
         summary.questions += 1
         bound = {"request_id": record.request_id, "capture": record.capture}
+        if record.fallback:
+            self.metrics.fallbacks.labels(record.fallback).inc()
+            bound["fallback"] = record.fallback
         if error is None:
             summary.answered += 1
             summary.payload_bytes += record.payload_bytes
@@ -400,11 +410,13 @@ class Agent:
 
 def _cause(error: BridgeError) -> str:
     """The design's word for why the service's answer is missing."""
+    if isinstance(error, (*GUARDED, LateError)):
+        return error.name
     if 200 <= error.code < 300:
         return "corrupt"
     if 300 <= error.code < 400 or 600 <= error.code < 700:
         return "incompatible"
-    return "late" if isinstance(error, LateError) else "offline"
+    return "offline"
 
 
 def _error(error: BridgeError | None) -> dict[str, object] | None:

@@ -32,6 +32,7 @@ try:
     from edge_agent.agent import Agent, Summary
     from edge_agent.budget import Budget
     from edge_agent.encode import AUTO, PICTURE, Plan
+    from edge_agent.guard import Guard
     from edge_agent.health import HealthServer
     from edge_agent.metrics import Metrics
     from edge_agent.picture import PictureCodec
@@ -243,6 +244,7 @@ async def _drive(
         PictureCodec(chosen.picture_codec, chosen.picture_quality, chosen.picture_px),
         chosen.max_new_tokens,
         chosen.delta,
+        Guard(chosen.guard, chosen.guard_limit),
     )
     with _progress(len(source), bar) as advance:
         agent = Agent(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.budget import Budget
+from edge_agent.guard import Guard
 from edge_agent.picture import PictureCodec
 from edge_agent.session import Base, Session
 from projector.encoder import Encoder, Held
@@ -40,6 +41,7 @@ class Plan:
         picture: how the picture point makes its file.
         max_new_tokens: longest answer.
         delta: send only what changed since the last frame that was accepted.
+        guard: how much risk of another answer is taken, and what follows.
     """
 
     point: str = AUTO
@@ -50,6 +52,7 @@ class Plan:
     picture: PictureCodec = PictureCodec()
     max_new_tokens: int = 16
     delta: bool = False
+    guard: Guard = Guard()
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,15 @@ class Metrics:
             "Distance from the calibration statistics (Mahalanobis, per root latent)",
             (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
         )
+        self.risk = self._histogram(
+            "risk_ratio", "Probability that a frame is answered otherwise than its picture", _RATIO
+        )
+        self.fallbacks = self._counter(
+            "fallbacks_total",
+            "Questions whose answer is not the projected frame's (distortion, unfamiliar, late, "
+            "corrupt, incompatible, offline)",
+            "cause",
+        )
         self.answers = self._counter("answers_total", "Questions answered by the service")
         self.edge_only_answers = self._counter(
             "edge_only_answers_total", "Questions answered by the small model itself"

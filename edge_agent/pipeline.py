@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from edge_agent.budget import Budget
-from edge_agent.encode import Clock, Coded, Plan, choose_point, encode_state
+from edge_agent.encode import PICTURE, Clock, Coded, Plan, choose_point, encode_state
+from edge_agent.guard import DISTORTION, Question, more_faithful, refusal
 from edge_agent.metrics import Metrics
 from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
@@ -30,6 +31,22 @@ from protos.frame import (
     pack_header,
     seal,
 )
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A frame that may go.
+
+    Attributes:
+        coded: what is sent.
+        risk: probability of another answer than the picture's, of the frame as it was first made or
+            as it is sent; None where the guard did not look.
+        fallback: why it is the picture, if the guard put that in the frame's place; else empty.
+    """
+
+    coded: Coded
+    risk: float | None = None
+    fallback: str = ""
 
 
 class View:
@@ -69,6 +86,7 @@ class View:
         self._lock = threading.Lock()
         self._sight: Sight | None = None
         self._coded: dict[tuple[str, OperatingPoint, bytes, Base | None], Coded] = {}
+        self._questions: dict[tuple[str, str], Question] = {}
 
     def see(self) -> Sight:
         """Run the small model over the picture, the first time that it is asked for.
@@ -97,29 +115,75 @@ class View:
         self._metrics.stage_seconds.labels("edge_only").observe(seconds)
         return text, seconds * 1000
 
-    def coded(self, session: Session, key: bool = False) -> Coded:
+    def coded(self, session: Session, question: str = "", key: bool = False) -> Guarded:
         """Encode for a session, at the point that plan, budget or the server's advice names.
+
+        Where the guard acts and the risk of another answer is over its limit, at the next point
+        that is faithful enough, or as the picture.
 
         Args:
             session: brings the encoder, the points and the frame that a delta frame changes.
+            question: that the frame is for; empty where none is known.
             key: send no delta frame, whatever the plan says.
 
         Raises:
             ConfigError: the point or the selector is unknown.
             FrameTooLargeError: the payload is over the server's limit.
             NonFiniteError: the model's cache holds NaN or infinity.
+            DistortionError, UnfamiliarError: the guard lets neither frame nor picture go.
         """
         point = choose_point(self.plan, session, self._budget)
+        with self._lock:
+            found = Guarded(self._at(session, point, key))
+            guard, figures = self.plan.guard, found.coded.distortion
+            if figures is not None and guard.watches(session.encoder):
+                about = self._about(session, question)
+                found = replace(found, risk=about.risk(figures))
+                self._metrics.risk.observe(about.risk(figures))
+                if guard.acts():
+                    found = self._guarded(session, about, found, figures, key)
+        check_size(found.coded, session.limits)
+        return found
+
+    def _guarded(
+        self,
+        session: Session,
+        about: Question,
+        found: Guarded,
+        figures: Distortion,
+        key: bool,
+    ) -> Guarded:
+        """The frame itself if it is within the limit, or what takes its place."""
+        guard, risk_model = self.plan.guard, session.encoder.risk
+        limit = guard.limit if guard.limit is not None or risk_model is None else risk_model.limit
+        cause = about.cause(figures, limit or 0.0)
+        if cause is None:
+            return found
+        if cause == DISTORTION:
+            for point in more_faithful(found.coded.point, session.points, session.ladder):
+                coded = self._at(session, point, key)
+                if coded.distortion is not None and about.risk(coded.distortion) <= (limit or 0.0):
+                    return Guarded(coded, about.risk(coded.distortion))
+        picture = next((p for p in session.points.values() if p.kind == PICTURE), None)
+        if guard.mode == PICTURE and picture is not None:
+            return Guarded(self._at(session, picture, key), found.risk, cause)
+        raise refusal(cause, found.risk or 0.0, limit or 0.0)
+
+    def _about(self, session: Session, question: str) -> Question:
+        sight = self._see()
+        key = (session.encoder_digest, question)
+        if key not in self._questions:
+            first = sight.first_token(question) if question and sight.first_token else None
+            self._questions[key] = Question.about(session.encoder, sight.state, question, first)
+        return self._questions[key]
+
+    def _at(self, session: Session, point: OperatingPoint, key: bool) -> Coded:
         allowed = self.plan.delta and not key and session.encoder.has_levels(point)
         base = session.base if allowed else None
         made_for = session.encoder_digest, point, session.session_id if base else b"", base
-        with self._lock:
-            coded = self._coded.get(made_for)
-            if coded is None:
-                coded = self._encode(session, point, base)
-                self._coded[made_for] = coded
-        check_size(coded, session.limits)
-        return coded
+        if made_for not in self._coded:
+            self._coded[made_for] = self._encode(session, point, base)
+        return self._coded[made_for]
 
     def _see(self) -> Sight:
         if self._sight is None:
@@ -216,7 +280,8 @@ class Outgoing:
 
     def _seal(self, session: Session) -> Packed:
         check_question(self.question, session.limits)
-        self._made = coded = self.view.coded(session, self._key)
+        guarded = self.view.coded(session, self.question, self._key)
+        self._made = coded = guarded.coded
         number, delta_ms = session.next_frame(self.view.capture.captured_at)
         header, payload = pack_header(
             Header(
@@ -251,6 +316,8 @@ class Outgoing:
             distortion=coded.distortion,
             select_ms=coded.select_ms,
             encode_ms=coded.encode_ms,
+            risk=guarded.risk,
+            fallback=guarded.fallback,
         )
 
 

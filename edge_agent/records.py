@@ -46,7 +46,11 @@ class AnswerRecord:
             where it sent none.
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
-        fallback: empty, or why the answer is not the projected frame's.
+        fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
+            late, corrupt, incompatible, offline): then it is the service's answer to the picture,
+            or, with an error, the small model's.
+        risk: probability that the frame is answered otherwise than its picture would be; None where
+            the guard did not look.
         error: None, or `code`, `name` and `message` of what ended the question.
     """
 
@@ -70,6 +74,7 @@ class AnswerRecord:
     answer_tokens: int = 0
     from_memory: bool = False
     fallback: str = ""
+    risk: float | None = None
     error: dict[str, Any] | None = None
 
     def to_json(self) -> str:

@@ -156,6 +156,19 @@ class Settings(configuration.TypedSettings):
         le=3600.0,
         description="longest wait for an answer before its frame is sent again, seconds",
     )
+    guard: Literal["off", "measure", "edge_only", "picture"] = Field(
+        "measure",
+        description="what follows where a frame would probably be answered otherwise than its "
+        "picture: measure only reports it; edge_only sends more bits, then more tokens, then lets "
+        "the small model answer; picture sends the picture itself before that",
+    )
+    guard_limit: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="probability of another answer that the guard accepts; without it the "
+        "bundle's own",
+    )
     edge_only_too: bool = Field(
         False, description="answer every question with the small model itself as well"
     )
@@ -187,7 +200,7 @@ class Settings(configuration.TypedSettings):
             raise ValueError("a question is blank")
         return value
 
-    @field_validator("log_level", "picture_codec", "dtype", mode="before")
+    @field_validator("log_level", "picture_codec", "dtype", "guard", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -72,6 +72,8 @@ class Packed:
         tokens: image tokens of the grid, 0 for a picture.
         kept_tokens: tokens in the payload.
         distortion: as measured here; None for a picture.
+        risk: probability of another answer than the picture's; None where nobody looked.
+        fallback: why the guard sends the picture; else empty.
     """
 
     request: bridge_pb2.InferRequest
@@ -83,6 +85,8 @@ class Packed:
     distortion: Distortion | None
     select_ms: float
     encode_ms: float
+    risk: float | None = None
+    fallback: str = ""
 
 
 class Parcel(Protocol):

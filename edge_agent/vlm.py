@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from projector.encoder import Floats
@@ -27,10 +29,13 @@ class Sight:
     Attributes:
         state: the image tokens' cache, RoPE removed.
         answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
+        first_token: question to the distribution over the vocabulary for that answer's first token,
+            `[V]`; None where the model cannot say.
     """
 
     state: KVState
     answer: Callable[[str, int], str]
+    first_token: Callable[[str], npt.NDArray[np.float32]] | None = None
 
 
 class EdgeModel(Protocol):
@@ -94,7 +99,13 @@ class LocalModel:
             with self._lock:
                 return vlm.generate_text(prefilled.layers(), [question], max_new_tokens)[0]
 
-        return Sight(state, answer)
+        def first_token(question: str) -> npt.NDArray[np.float32]:
+            with self._lock:
+                ids = vlm.question_ids(question)
+                chances: npt.NDArray[np.float32] = vlm.first_token(prefilled.layers(), [ids])[0]
+                return chances
+
+        return Sight(state, answer, first_token)
 
     def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
         """Rotate the state at the model's own positions and put it behind its own prompt.

@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from projector import select
+from projector.risk import RiskModel, feature_count
 from projector.select import Selector, TaskAware
 from protos import distortion, quantize
 from protos.errors import (
@@ -112,6 +113,8 @@ class Encoder:
         entropy: per steps name, for points whose quantizer is `uniform`.
         task_weights: of the selector `task_aware`, `[r]`, not negative; None where calibration did
             not learn them.
+        risk: how likely a frame is answered otherwise than its picture; None where calibration did
+            not learn it.
 
     Raises:
         BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
@@ -132,6 +135,7 @@ class Encoder:
     entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
     selector: str = "symmetric_focus"
     task_weights: Floats | None = None
+    risk: RiskModel | None = None
     _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
@@ -157,6 +161,10 @@ class Encoder:
         if self.task_weights is not None and (self.task_weights < 0).any():
             raise BundleFormatError("encoder: task_weights must not be negative")
         check_coding("encoder", r, self.steps, self.entropy)
+        if self.risk is not None and len(self.risk.weights) != feature_count(r):
+            raise BundleFormatError(
+                f"encoder: the risk has {len(self.risk.weights)} features, not {feature_count(r)}"
+            )
         try:
             self.selecting()
         except ConfigError as error:
@@ -449,6 +457,9 @@ class Encoder:
         }
         if self.task_weights is not None:
             tensors["task_weights"] = np.ascontiguousarray(self.task_weights)
+        if self.risk is not None:
+            for part, array in self.risk.to_arrays().items():
+                tensors[f"risk/{part}"] = np.ascontiguousarray(array)
         tensors |= coding_tensors(self.steps, self.entropy)
         plain = {
             "format": FORMAT,
@@ -469,6 +480,11 @@ class Encoder:
         """
         plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT)
         arrays, steps, entropy = split_tensors(tensors)
+        risky = {
+            name.partition("/")[2]: arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith("risk/")
+        }
         expected = {
             "x_mean",
             "x_scale",
@@ -494,6 +510,7 @@ class Encoder:
             points=points,
             selector=str(plain["selector"]),
             steps=steps,
+            risk=RiskModel.from_arrays(risky) if risky else None,
             entropy=entropy,
             **arrays,
         )

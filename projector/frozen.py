@@ -232,6 +232,26 @@ class FrozenModel(ABC):
             hidden = generation.forward(padded(questions, self.device))
             return generation.run(hidden, max_new_tokens, on_token)
 
+    def first_token(
+        self, cache_layers: Sequence[LayerCache], questions: Sequence[Sequence[int]]
+    ) -> npt.NDArray[np.float32]:
+        """The distribution over the vocabulary for the first token of each answer, `[batch, V]`.
+
+        Args:
+            cache_layers: as `answer`.
+            questions: as `answer`.
+        """
+        held = cache_layers[0][0].shape[2]
+        lengths = [len(question) for question in questions]
+        with torch.inference_mode():
+            generation = Generation(self, kv.new_cache(cache_layers), held, lengths)
+            hidden = generation.forward(padded(questions, self.device))
+            last = hidden[torch.arange(len(questions), device=self.device), generation.lengths - 1]
+            chances: npt.NDArray[np.float32] = (
+                torch.softmax(self.head(last).float(), dim=-1).cpu().numpy()
+            )
+        return chances
+
     def generate_text(
         self,
         cache_layers: Sequence[LayerCache],

@@ -158,6 +158,24 @@ class EmptyFrameError(BridgeError):
     exit_code = 26
 
 
+class DistortionError(BridgeError):
+    """A frame would lose too much of what its picture shows; made at the edge, never sent."""
+
+    code = 208
+    name = "distortion"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 27
+
+
+class UnfamiliarError(BridgeError):
+    """A picture, or a question about it, unlike those that the map answers as the picture does."""
+
+    code = 209
+    name = "unfamiliar"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 28
+
+
 # ------------------------------------------------------------------ 3xx: negotiation, sessions
 
 
@@ -406,6 +424,8 @@ ERRORS: dict[int, type[BridgeError]] = {
         UnknownQuantizerError,
         NonFiniteError,
         EmptyFrameError,
+        DistortionError,
+        UnfamiliarError,
         IncompatibleLayoutError,
         BundleVersionError,
         UnknownSessionError,

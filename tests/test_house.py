@@ -41,6 +41,7 @@ BASE = (
     "projector.vlm",
     "projector.cache",
     "projector.select",
+    "projector.risk",
     "projector.encoder",
     "projector.reverse",
 )

@@ -25,6 +25,8 @@ PUBLISHED = {
     205: ("unknown_quantizer", 24),
     206: ("non_finite", 25),
     207: ("empty_frame", 26),
+    208: ("distortion", 27),
+    209: ("unfamiliar", 28),
     301: ("incompatible_layout", 30),
     302: ("bundle_version", 31),
     303: ("unknown_session", 32),

@@ -1,0 +1,371 @@
+"""The guard's calibration, and how well it works on pictures unlike those it was calibrated on.
+
+`python -m benchmarks.guard` answers questions about validation pictures, half of them made unusual
+(`reference/pictures.py`), from the frame and from the picture; learns the risk model and its limit
+from that; then looks at test and shifted pictures, half and half: does the risk predict that the
+frame is answered otherwise than the picture, and what do answers and bytes become when the guard
+sends the picture instead? `--bundle-out` writes the bundle with the risk model in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from deploy.arms import Pair, decoded_answers, seeing
+from deploy.demo import Terminal
+from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
+from deploy.report.plots import CLOUD, OURS, QUIET
+from deploy.testset import Asked
+from edge_agent.guard import Question
+from edge_agent.picture import PictureCodec
+from projector.bundle import write_bundle
+from projector.estimate import paired, same_answer
+from projector.learn_risk import learn
+from projector.risk import RiskModel, features
+from protos.errors import BridgeError
+from reference.pictures import unusual
+from reference.yard import ask, render, sample_scenes
+
+BLOCK = 32
+QUESTIONS = 6
+FIRST_VALIDATION = 1024
+"""Before it lie the pictures on which the map's own choices were made."""
+UNUSUAL_SHARE = 0.5
+WITHIN = 0.015
+"""Accuracy that the limit may cost on the calibration's pictures."""
+TARGET = 0.02
+FIGURES = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity")
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What was asked about some pictures and what came of it; one row per question.
+
+    Attributes:
+        found: features of the risk, `[n, F]`.
+        picture: index, `[n]`.
+        disagree: the frame's answer is not the picture's, `[n]`.
+        right_frame, right_picture, right_sent, right_edge: answers of the large model from the
+            frame, the picture, the picture as it would be sent (WebP; on the calibration's pictures
+            not asked, as from the picture), and of the small model.
+        frame_bytes, sent_bytes: payload of the frame and of that WebP, `[n]`.
+    """
+
+    found: npt.NDArray[np.float32]
+    picture: npt.NDArray[np.int64]
+    disagree: Bools
+    right_frame: Bools
+    right_picture: Bools
+    right_sent: Bools
+    right_edge: Bools
+    frame_bytes: npt.NDArray[np.int64]
+    sent_bytes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """All rows of all parts."""
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
+
+
+def collect(pair: Pair, split: str, start: int, count: int, folder: Path, show: Terminal) -> Rows:
+    """Ask about pictures of the yard; blocks that are in `folder` already are read from there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    with show.stage(f"{split}: from frames and from pictures", -(-count // BLOCK)) as advance:
+        for first in range(start, start + count, BLOCK):
+            path = folder / f"{split}-{first:06d}.npz"
+            if not path.exists():
+                made = _block(pair, split, first)
+                with path.with_suffix(".part").open("wb") as file:
+                    np.savez(file, **vars(made))
+                path.with_suffix(".part").replace(path)
+            with np.load(path) as stored:
+                parts.append(Rows(**{name: stored[name] for name in stored.files}))
+            advance(1)
+    return Rows.join(parts)
+
+
+def _block(pair: Pair, split: str, first: int) -> Rows:
+    calibrating = split == "validation"
+    scenes = sample_scenes(split, first, BLOCK)
+    pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
+    if calibrating:
+        rng = np.random.default_rng([first, 7])
+        pictures = [unusual(p, rng) if rng.random() < UNUSUAL_SHARE else p for p in pictures]
+    asked = [
+        Asked(row, q.text, q.subkind, q.answer)
+        for row in range(BLOCK)
+        for q in ask(scenes, row, QUESTIONS, 0)
+    ]
+    point = pair.bundle.encoder.point(pair.bundle.info.default_point)
+    states = pair.states(pictures)
+    frames = [pair.encode(state, point) for state in states]
+    first_tokens = _first_tokens(pair, pictures, asked)
+    codec = PictureCodec()
+    files = [codec.encode(picture) for picture in pictures]
+    seen = seeing(pair.cloud, pictures, asked, _quiet)
+    given = {
+        "frame": pair.injected(frames, [(q.picture, q.text) for q in asked], _quiet),
+        "picture": seen,
+        "sent": seen if calibrating else decoded_answers(pair.cloud, files, asked, _quiet),
+        "edge": seeing(pair.edge, pictures, asked, _quiet),
+    }
+    rows = [q.picture for q in asked]
+    found = []
+    for q, chances in zip(asked, first_tokens, strict=True):
+        about = Question.about(pair.bundle.encoder, states[q.picture], q.text, chances)
+        figures = frames[q.picture].shot.distortion
+        if figures is None:
+            raise ValueError(f"point '{point.name}' makes no frame")
+        found.append(features(figures, q.text, chances, about.moved))
+    right = {
+        f"right_{arm}": np.array(
+            [same_answer(a, q.truth) for a, q in zip(answers, asked, strict=True)]
+        )
+        for arm, answers in given.items()
+    }
+    return Rows(
+        found=np.stack(found),
+        picture=np.array(rows) + first,
+        disagree=np.array(
+            [not same_answer(a, b) for a, b in zip(given["frame"], given["picture"], strict=True)]
+        ),
+        frame_bytes=np.array([len(frames[row].shot.payload) for row in rows]),
+        sent_bytes=np.array([len(files[row]) for row in rows]),
+        **right,
+    )
+
+
+def _first_tokens(
+    pair: Pair, pictures: Sequence[Image.Image], asked: Sequence[Asked]
+) -> npt.NDArray[np.float32]:
+    """The small model's distributions for the first token of its own answers, `[Q, V]`."""
+    layers = pair.edge.prefill(pictures, attention=False).layers()
+    rows = [q.picture for q in asked]
+    ids = [pair.edge.question_ids(q.text) for q in asked]
+    return pair.edge.first_token([(keys[rows], values[rows]) for keys, values in layers], ids)
+
+
+def _quiet(_: int) -> None:
+    """Progress is shown by the block."""
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def auroc(score: npt.NDArray[np.floating], event: Bools) -> float:
+    """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney)."""
+    values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    hits, misses = int(event.sum()), int((~event).sum())
+    return float((ranks[event].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def outcome(rows: Rows, over: Bools) -> dict[str, float]:
+    """What answers and bytes become when rows `over` the limit are sent as pictures."""
+    right = np.where(over, rows.right_sent, rows.right_frame)
+    sent = np.where(over, rows.sent_bytes, rows.frame_bytes)
+    edge = np.where(over, rows.right_edge, rows.right_frame)
+    return {
+        "pictures_sent_share": round(float(over.mean()), 4),
+        "accuracy": round(float(right.mean()), 4),
+        "payload_bytes": round(float(sent.mean()), 1),
+        "accuracy_edge_only": round(float(edge.mean()), 4),
+    }
+
+
+def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
+    """The guard's figures on the mix of the sets and on each apart."""
+    sets = {"mixed": Rows.join(list(sets.values())), **sets}
+    scores = {name: risk.risk(rows.found) for name, rows in sets.items()}
+    mixed, score = sets["mixed"], scores["mixed"]
+    guarded = np.where(score > risk.limit, mixed.right_sent, mixed.right_frame)
+    clusters = (mixed.picture + 1_000_000 * (np.arange(len(mixed)) >= len(mixed) // 2)).tolist()
+    at_limit = {name: outcome(rows, scores[name] > risk.limit) for name, rows in sets.items()}
+    thresholds = np.quantile(score, np.linspace(0, 1, 41))
+    return {
+        "auroc": round(auroc(score, mixed.disagree), 4),
+        "auroc_test": round(auroc(scores["test"], sets["test"].disagree), 4),
+        "auroc_shifted": round(auroc(scores["shifted"], sets["shifted"].disagree), 4),
+        "auroc_of_single_figures": {
+            figure: round(auroc(mixed.found[:, place], mixed.disagree), 4)
+            for place, figure in enumerate(FIGURES)
+        },
+        "limit": round(risk.limit, 4),
+        "accuracy_mixed": at_limit["mixed"]["accuracy"],
+        "bytes_mixed": at_limit["mixed"]["payload_bytes"],
+        "cloud_image_mixed": round(float(mixed.right_picture.mean()), 4),
+        "guarded_minus_cloud_image": paired(
+            guarded.tolist(), mixed.right_picture.tolist(), clusters
+        ).to_json(),
+        "at_limit": at_limit,
+        "unguarded": {
+            name: outcome(rows, np.zeros(len(rows), bool)) for name, rows in sets.items()
+        },
+        "always_picture": {
+            name: outcome(rows, np.ones(len(rows), bool)) for name, rows in sets.items()
+        },
+        "cloud_image": {
+            name: round(float(rows.right_picture.mean()), 4) for name, rows in sets.items()
+        },
+        "disagree_share": {
+            name: round(float(rows.disagree.mean()), 4) for name, rows in sets.items()
+        },
+        "questions": {name: len(rows) for name, rows in sets.items()},
+        "curve": [outcome(mixed, score > threshold) for threshold in thresholds],
+    }
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+def page(report: dict[str, Any]) -> str:
+    """The figures as one HTML page with a plot."""
+    rows = "".join(
+        f"<tr><td>{name}<td>{100 * report['disagree_share'][name]:.1f}"
+        f"<td>{report['auroc' if name == 'mixed' else 'auroc_' + name]:.3f}"
+        f"<td>{100 * report['cloud_image'][name]:.1f}"
+        f"<td>{100 * report['unguarded'][name]['accuracy']:.1f}"
+        f"<td>{report['unguarded'][name]['payload_bytes']:.0f}"
+        f"<td><b>{100 * found['accuracy']:.1f}</b><td><b>{found['payload_bytes']:.0f}</b>"
+        f"<td>{100 * found['pictures_sent_share']:.1f}"
+        f"<td>{report['always_picture'][name]['payload_bytes']:.0f}</tr>"
+        for name, found in report["at_limit"].items()
+    )
+    heads = (
+        "pictures|answers that differ, %|AUROC|cloud sees the picture, %|frames alone, %|bytes"
+        "|guarded, %|bytes|sent as pictures, %|bytes of a picture"
+    )
+    head = "".join(f"<th>{text}" for text in heads.split("|"))
+    return (
+        "<!doctype html><meta charset=utf-8><title>The guard</title><style>"
+        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;"
+        "border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}</style>"
+        f"<h1>The guard</h1><p><code>{report['command']}</code></p><table><tr>{head}</tr>{rows}"
+        f"</table>{_plot(report)}"
+    )
+
+
+def _plot(report: dict[str, Any]) -> str:
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    curve = report["curve"]
+    axes.plot(
+        [row["payload_bytes"] for row in curve],
+        [100 * row["accuracy"] for row in curve],
+        color=OURS,
+        label="the picture where the risk is high",
+    )
+    chosen = report["at_limit"]["mixed"]
+    axes.plot(chosen["payload_bytes"], 100 * chosen["accuracy"], "D", color=OURS, label="the limit")
+    axes.axhline(100 * report["cloud_image_mixed"], color=CLOUD, label="cloud sees the picture")
+    axes.axhline(
+        100 * (report["cloud_image_mixed"] - 0.02),
+        color=QUIET,
+        linestyle=":",
+        label="minus 2 points",
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("payload bytes per question, mean")
+    axes.set_ylabel("right answers on the mix, %")
+    axes.legend(frameon=False, fontsize=8)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+# ------------------------------------------------------------------------------------- the run
+
+
+def install(pair: Pair, risk: RiskModel, out: Path) -> None:
+    """Write the bundle again with the risk model in its edge half, one version up."""
+    info = pair.bundle.info
+    write_bundle(
+        out,
+        id=info.id,
+        version=info.version + 1,
+        source=info.source,
+        target=info.target,
+        encoder=replace(pair.bundle.encoder, risk=risk),
+        cloud=pair.bundle.cloud,
+        certificate=pair.bundle.certificate,
+        default_point=info.default_point,
+        ladder=info.ladder,
+    )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--calibration", type=int, default=1536, help="pictures of validation")
+    parser.add_argument("--pictures", type=int, default=512, help="of test and of shifted")
+    parser.add_argument("--edge", type=Path, default=EDGE_MODEL)
+    parser.add_argument("--cloud", type=Path, default=CLOUD_MODEL)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument(
+        "--bundle-out", type=Path, help="write the bundle with the risk model there"
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "guard")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "guard.json")
+    given = parser.parse_args()
+    console = Console()
+    show = Terminal(console)
+    try:
+        quiet_libraries()
+        pair = Pair.load(given.edge, given.cloud, given.bundle)
+        work = given.work / pair.bundle.digest[:12]
+        calibration = collect(pair, "validation", FIRST_VALIDATION, given.calibration, work, show)
+        risk = learn(
+            calibration.found,
+            calibration.disagree,
+            calibration.picture,
+            calibration.right_frame,
+            calibration.right_picture,
+            WITHIN,
+        )
+        sets = {
+            split: collect(pair, split, 0, given.pictures, work, show)
+            for split in ("test", "shifted")
+        }
+        if given.bundle_out is not None:
+            install(pair, risk, given.bundle_out)
+    except BridgeError as error:
+        print(f"guard: {error.name}: {error}", file=sys.stderr)
+        return error.exit_code
+    report = {
+        "command": "python -m benchmarks.guard " + " ".join(sys.argv[1:]),
+        "bundle": pair.bundle.digest,
+        **examine(risk, sets),
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    given.out.with_suffix(".html").write_text(page(report))
+    console.print_json(
+        json.dumps({k: v for k, v in report.items() if k not in ("curve", "command", "bundle")})
+    )
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

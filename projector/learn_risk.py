@@ -1,0 +1,104 @@
+"""Learns the risk model: a ridge logistic regression, and the limit that keeps the answers.
+
+Knows features and which answers agreed; knows nothing of models, pictures or files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from projector.risk import RiskModel
+from protos.errors import FitError
+
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+RIDGE = 100.0
+"""Of the weights on standardised features, chosen on validation pictures (docs/log.md)."""
+_STEPS = 25
+_FOLDS = 2
+
+
+def learn(
+    found: npt.NDArray[np.floating],
+    disagree: Bools,
+    pictures: npt.NDArray[np.integer],
+    right_frame: Bools,
+    right_picture: Bools,
+    within: float,
+    ridge: float = RIDGE,
+) -> RiskModel:
+    """Fit on every question; choose the limit by cross-fitting over pictures.
+
+    The limit is the highest at which accuracy, with every riskier question answered from the
+    picture, is at most `within` below that from the pictures alone.
+
+    Args:
+        found: features, `[n, F]`, finite.
+        disagree: whether the answer from the frame differs from that from the picture, `[n]`.
+        pictures: which picture each question is about, `[n]`.
+        right_frame: whether the answer from the frame is right, `[n]`.
+        right_picture: whether that from the picture is, `[n]`.
+        within: accuracy that may be lost, 0..1.
+        ridge: weight of the penalty.
+
+    Raises:
+        FitError: all answers agree, or none does.
+    """
+    if disagree.all() or not disagree.any():
+        raise FitError(
+            "the risk cannot be learnt: of the calibration's questions "
+            f"{'all' if disagree.all() else 'none'} are answered otherwise from the frame"
+        )
+    x, y = found.astype(np.float64), disagree.astype(np.float64)
+    crossed = np.empty(len(y))
+    for fold in range(_FOLDS):
+        held = pictures % _FOLDS == fold
+        weights, bias = logistic(x[~held], y[~held], ridge)
+        crossed[held] = x[held] @ weights + bias
+    weights, bias = logistic(x, y, ridge)
+    score = _limit(crossed, right_frame, right_picture, within)
+    return RiskModel(
+        mean=x.mean(axis=0).astype(np.float32),
+        weights=weights.astype(np.float32),
+        bias=bias,
+        limit=float(1.0 / (1.0 + np.exp(-np.clip(score, -50.0, 50.0)))),
+    )
+
+
+def logistic(x: Doubles, y: Doubles, ridge: float) -> tuple[Doubles, float]:
+    """Weights `[F]` and intercept of a ridge logistic regression, by Newton's method.
+
+    Args:
+        x: `[n, F]`; standardised inside, so that the penalty treats all features alike.
+        y: 0 or 1, `[n]`.
+        ridge: weight of the penalty on the standardised weights.
+    """
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    a = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
+    penalty = np.full(a.shape[1], ridge)
+    penalty[-1] = 0.0
+    w = np.zeros(a.shape[1])
+    for _ in range(_STEPS):
+        p = 1.0 / (1.0 + np.exp(-np.clip(a @ w, -50.0, 50.0)))
+        gradient = a.T @ (p - y) + penalty * w
+        curvature = (a * np.maximum(p * (1 - p), 1e-9)[:, None]).T @ a + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        w -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    weights = w[:-1] / scale
+    return weights, float(w[-1] - weights @ mean)
+
+
+def _limit(score: Doubles, frame: Bools, picture: Bools, within: float) -> float:
+    order = np.argsort(-score, kind="stable")  # riskiest first
+    gained = np.concatenate([[0], np.cumsum(picture[order].astype(int) - frame[order].astype(int))])
+    enough = gained + int(frame.sum()) >= picture.sum() - within * len(score)
+    fallen_back = int(np.argmax(enough))  # with all of them fallen back it is always enough
+    if fallen_back == 0:
+        return float(score[order[0]])
+    if fallen_back == len(score):
+        return float(score[order[-1]] - 1.0)
+    return float((score[order[fallen_back - 1]] + score[order[fallen_back]]) / 2)

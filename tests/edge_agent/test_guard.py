@@ -1,0 +1,92 @@
+"""The guard: what is sent, or answered, in place of a frame that would be answered otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.encode import Plan
+from edge_agent.guard import Guard, more_faithful
+from projector.risk import RiskModel, feature_count
+from protos.frame import OperatingPoint
+from tests.edge_agent.test_agent import Run, capture
+from tests.fakes.fake_edge import RANK
+
+HOPELESS = {"bias": 3.0}
+NEEDS_BITS = {"bias": -3.0, "quantize": 20.0}
+"""Risky at the point `low`, whose error is some 0.1 or more; safe at `fp8`, with 0.02."""
+
+
+def guarded(tmp_path: Path, guard: Guard, bias: float, quantize: float = 0.0) -> Run:
+    run = Run([capture("a")], tmp_path, questions=("is it ?",), plan=Plan("low", guard=guard))
+    weights = np.zeros(feature_count(RANK), np.float32)
+    weights[0] = quantize
+    risk = RiskModel(np.zeros_like(weights), weights, bias, limit=0.5)
+    fp8, low, raw = run.served.encoder.points
+    run.served.encoder = replace(run.served.encoder, points=(low, fp8, raw), risk=risk)
+    run()
+    return run
+
+
+def test_a_frame_within_the_limit_goes_as_it_is_with_its_risk(tmp_path: Path) -> None:
+    run = guarded(tmp_path, Guard("picture"), bias=-2.0)
+    record = run.records[0]
+    assert (record.point, record.fallback) == ("low", "")
+    assert record.risk == pytest.approx(1 / (1 + np.exp(2.0)), rel=1e-4)
+    assert run.value("risk_ratio_count") == 1
+
+
+@pytest.mark.parametrize("mode", ["edge_only", "picture"])
+def test_a_frame_that_lost_too_much_gets_more_bits(tmp_path: Path, mode: str) -> None:
+    record = guarded(tmp_path, Guard(mode), **NEEDS_BITS).records[0]  # type: ignore[arg-type]
+    assert (record.point, record.fallback, record.error) == ("fp8", "", None)
+    assert record.risk is not None and record.risk < 0.5
+
+
+def test_a_picture_that_no_bits_help_is_sent_itself_where_that_is_allowed(tmp_path: Path) -> None:
+    run = guarded(tmp_path, Guard("picture"), **HOPELESS)
+    record = run.records[0]
+    assert (record.point, record.fallback, record.answer) == (
+        "picture",
+        "unfamiliar",
+        "about is it ?",
+    )
+    assert run.value("fallbacks_total", cause="unfamiliar") == 1
+
+
+def test_a_picture_stays_on_the_device_and_the_small_model_answers(tmp_path: Path) -> None:
+    run = guarded(tmp_path, Guard("edge_only"), **HOPELESS)
+    record = run.records[0]
+    assert (record.answer, record.edge_answer, record.fallback) == (
+        None,
+        "edge is it ?",
+        "unfamiliar",
+    )
+    assert not run.served.requests
+    assert record.error is not None and record.error["name"] == "unfamiliar"
+
+
+def test_bits_that_do_not_suffice_are_the_cause_that_is_given(tmp_path: Path) -> None:
+    run = guarded(tmp_path, Guard("edge_only", limit=0.05), bias=-3.0, quantize=400.0)
+    assert run.records[0].fallback == "distortion"
+
+
+def test_by_default_the_risk_is_only_reported(tmp_path: Path) -> None:
+    record = guarded(tmp_path, Guard(), **HOPELESS).records[0]
+    assert (record.point, record.fallback, record.error) == ("low", "", None)
+    assert record.risk is not None and record.risk > 0.9
+    assert guarded(tmp_path, Guard("off"), **HOPELESS).records[0].risk is None
+
+
+def test_more_bits_come_before_more_tokens() -> None:
+    few, fine, most, whole = (
+        OperatingPoint(i, name, tokens=tokens, rank=RANK, steps="s")
+        for i, (name, tokens) in enumerate([("few", 4), ("fine", 4), ("most", 8), ("whole", 0)])
+    )
+    points = {p.name: p for p in (few, fine, most, whole)}
+    ladder = ["few", "most", "fine", "whole", "gone"]
+    assert more_faithful(few, points, ladder) == [fine, most, whole]
+    assert more_faithful(most, points, ladder) == [whole]

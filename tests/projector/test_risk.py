@@ -1,0 +1,92 @@
+"""The risk model: what it sees, what is learnt, and that a bundle's edge half carries it whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from projector.encoder import Encoder
+from projector.learn_risk import learn, logistic
+from projector.risk import RiskModel, feature_count, features
+from protos.errors import BundleFormatError, FitError
+from protos.frame import Distortion
+from tests.fakes.fake_edge import RANK, make_encoder
+
+MOVED = np.random.default_rng(0).standard_normal((9, RANK)).astype(np.float32)
+
+
+def model(limit: float = 0.3, bias: float = 0.0, quantize: float = 0.0) -> RiskModel:
+    weights = np.zeros(feature_count(RANK), np.float32)
+    weights[0] = quantize
+    return RiskModel(np.zeros_like(weights), weights, bias, limit)
+
+
+def test_features_are_finite_and_as_many_as_the_model_has_weights() -> None:
+    found = features(
+        Distortion(0.1, 0.0, 0.0, 1.0), "is it ?", np.full(7, 1 / 7, np.float32), MOVED
+    )
+    assert found.shape == (feature_count(RANK),) and np.isfinite(found).all()
+    assert (features(Distortion(), "is it ?", None, MOVED) != found).any()
+
+
+def test_what_is_not_known_counts_as_usual() -> None:
+    weights = np.ones(feature_count(RANK), np.float32)
+    usual = np.full(feature_count(RANK), 0.25, np.float32)
+    risky = RiskModel(usual, weights, bias=-2.0, limit=0.5)
+    hidden = features(Distortion(), "", None, MOVED)
+    told = np.where(np.isnan(hidden), usual, hidden)
+    assert np.isnan(hidden).any()
+    assert risky.risk(hidden) == risky.risk(told.astype(np.float32))
+
+
+def test_the_regression_finds_the_odds_that_made_the_answers() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((40_000, 3)) * (1.0, 5.0, 1.0) + (0.0, 2.0, -1.0)
+    true, bias = np.array([1.0, -0.3, 2.0]), 0.5
+    y = rng.random(len(x)) < 1 / (1 + np.exp(-(x @ true + bias)))
+    weights, intercept = logistic(x, y.astype(float), ridge=1e-3)
+    np.testing.assert_allclose(weights, true, atol=0.15)
+    assert intercept == pytest.approx(bias, abs=0.2)
+
+
+def test_at_the_learnt_limit_falling_back_keeps_the_answers() -> None:
+    rng = np.random.default_rng(2)
+    count = 4000
+    found = rng.standard_normal((count, feature_count(RANK))).astype(np.float32)
+    disagree = rng.random(count) < 1 / (1 + np.exp(-(3 * found[:, 5] - 2)))
+    picture = rng.random(count) < 0.95
+    frame = picture & ~disagree
+    risky = learn(found, disagree, np.arange(count) // 4, frame, picture, within=0.01, ridge=1.0)
+    over = risky.risk(found) > risky.limit
+    assert np.where(over, picture, frame).mean() >= picture.mean() - 0.015
+    assert over.mean() < 0.5
+    none = learn(found, disagree, np.arange(count) // 4, frame, picture, within=1.0, ridge=1.0)
+    assert (none.risk(found) > none.limit).mean() < 0.01
+
+
+def test_answers_that_never_differ_teach_nothing() -> None:
+    same = np.zeros(8, np.bool_)
+    with pytest.raises(FitError, match="none"):
+        learn(np.zeros((8, 2)), same, np.arange(8), ~same, ~same, within=0.1)
+
+
+def test_the_encoder_carries_the_model_and_encoders_without_one_stay_as_they_were() -> None:
+    plain = make_encoder()
+    risky = replace(plain, risk=model(limit=0.25, bias=-1.5, quantize=2.0))
+    read = Encoder.from_bytes(risky.to_bytes())
+    assert read.risk is not None and read.to_bytes() == risky.to_bytes()
+    assert (read.risk.limit, read.risk.bias) == (0.25, -1.5)
+    assert Encoder.from_bytes(plain.to_bytes()).risk is None
+    assert plain.to_bytes() != risky.to_bytes()
+
+
+def test_a_model_that_does_not_fit_its_encoder_is_refused() -> None:
+    short = RiskModel(np.zeros(5, np.float32), np.zeros(5, np.float32), 0.0, 0.5)
+    with pytest.raises(BundleFormatError, match="features"):
+        replace(make_encoder(), risk=short)
+    with pytest.raises(BundleFormatError, match="finite"):
+        model(bias=float("nan"))
+    with pytest.raises(BundleFormatError, match="limit"):
+        model(limit=1.5)
