@@ -106,7 +106,8 @@ def unusual(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _bytes(values: npt.NDArray[np.floating]) -> Pixels:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _values(picture: Image.Image) -> npt.NDArray[np.float64]:

@@ -55,7 +55,7 @@ def test_at_the_learnt_limit_falling_back_keeps_the_answers() -> None:
     rng = np.random.default_rng(2)
     count = 4000
     found = rng.standard_normal((count, feature_count(RANK))).astype(np.float32)
-    disagree = rng.random(count) < 1 / (1 + np.exp(-(3 * found[:, 5] - 2)))
+    disagree = rng.random(count) < 1 / (1 + np.exp(-(10 * found[:, 5] - 12)))
     picture = rng.random(count) < 0.95
     frame = picture & ~disagree
     risky = learn(found, disagree, np.arange(count) // 4, frame, picture, within=0.01, ridge=1.0)

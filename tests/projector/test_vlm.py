@@ -78,6 +78,15 @@ def test_the_native_arm_answers_like_generate_in_a_batch_of_uneven_questions(vlm
         assert_same(vlm, answer, reference(vlm, image, question))
 
 
+def test_the_first_tokens_distribution_is_the_one_that_the_answer_starts_from(vlm: VLM) -> None:
+    ids = [vlm.question_ids(question) for question in QUESTIONS]
+    layers = vlm.prefill([picture(seed) for seed in range(len(ids))]).layers()
+    chances = vlm.first_token(layers, ids)
+    np.testing.assert_allclose(chances.sum(axis=1), 1.0, rtol=1e-5)
+    for answer, row in zip(vlm.answer(layers, ids, 1), chances, strict=True):
+        assert [int(row.argmax())] == answer or int(row.argmax()) in vlm.eos_ids
+
+
 def test_a_flat_state_survives_the_way_through_numpy(vlm: VLM) -> None:
     (state,) = vlm.states(vlm.prefill([picture(4)]))
     back = numpy_rope.KVState.from_flat(state.flat(), vlm.layout, state.positions, state.attention)
