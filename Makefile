@@ -65,6 +65,8 @@ bench-projectors: $(READY) ## Every family of maps on every edge model, with con
 
 bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (under 60 minutes)
 	@echo "bench-rate: test split, table and plot in build/bench/rate.json and rate.html; resumes"
+	@command -v ffmpeg >/dev/null || \
+		echo "bench-rate: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
 	@$(BIN)/python -m benchmarks.rate
 
 bench-heads: $(READY) ## Task heads (fire, count, track, scene) on the bundle's states, beside the models' own

@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.rate import arms, page
+from benchmarks.rate import arms, page, sequences
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
-from deploy.arms import seeing
+from deploy.arms import Pair, seeing
 from deploy.demo import Terminal
 from deploy.figures import WITHIN
 from deploy.measure import (
@@ -166,6 +166,15 @@ class Bench:
             )
         return rows
 
+    def sequences(self, overhead: float) -> dict[str, Any]:
+        """A fixed camera over time, against video."""
+        pairs = {}
+        for name in self.edges:
+            bundle = BUNDLES / f"{name}-cloud"
+            digest = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+            pairs[name] = (digest, partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
+        return sequences.measure(self.args, self.cloud, pairs, overhead, self.stage, self.show)
+
 
 def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any]:
     """The smallest of each kind within two points of the large model seeing the pictures."""
@@ -196,7 +205,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         rows += bench.ours(name)
     if not rows:
         raise BridgeError(f"no edge model with a bundle under {MODELS} and {BUNDLES}")
-    rows += bench.pictures(rows[0]["picture_overhead_bytes"])
+    overhead = rows[0]["picture_overhead_bytes"]
+    rows += bench.pictures(overhead)
     native = sum(bench.judge.native) / len(bench.judge.native)
     report = {
         "command": "python -m benchmarks.rate " + " ".join(sys.argv[1:]),
@@ -205,6 +215,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "cloud_image": round(native, 5),
         "rows": rows,
         "within_two_points": summary(rows, native),
+        **bench.sequences(overhead),
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
     (args.out / "rate.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -226,6 +237,8 @@ def main() -> int:
     )
     parser.add_argument("--head-pictures", type=int, default=arms.HEAD_PICTURES)
     parser.add_argument("--head-steps", type=int, default=1500)
+    parser.add_argument("--sequences", type=int, default=48, help="of the test split")
+    parser.add_argument("--sequence-frames", type=int, default=64, help="of each sequence")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     args = parser.parse_args()
     try:
