@@ -16,7 +16,7 @@ from projector.encoder import Encoder
 from projector.families.base import Map
 from projector.families.bidirectional import BidirectionalMap
 from projector.reverse import ReverseDecoder
-from protos.errors import FitError
+from protos.errors import ConfigError, FitError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
 from protos.quantize import EntropyTables, UniformQuantizer
@@ -32,6 +32,38 @@ _CHUNK = 64
 _LEAST_VARIANCE = 1e-9
 
 Floats = npt.NDArray[np.float32]
+
+
+GRANULARITIES = ("tensor", "head", "channel")
+"""What shares one static FP8 scale; per token, the scale travels (`fp8_e4m3_token`)."""
+
+
+def fp8_steps(sample: npt.NDArray[np.floating], granularity: str, head_dim: int = 1) -> Floats:
+    """Static FP8 scales: the largest value of a sample lands at half of E4M3's range.
+
+    Args:
+        sample: `[n, d]` latents, or flat states (key or value, layer, head, channel).
+        granularity: one of `GRANULARITIES`.
+        head_dim: channels of a head, where one head's share a scale.
+
+    Returns:
+        `[d]`, above 0.
+
+    Raises:
+        ConfigError: no such granularity, or heads that do not divide `d`.
+    """
+    largest = np.abs(sample).max(axis=0).astype(np.float32)
+    if granularity == "tensor":
+        largest = np.full_like(largest, largest.max())
+    elif granularity == "head":
+        if len(largest) % head_dim:
+            raise ConfigError(f"heads of {head_dim} channels do not divide {len(largest)}")
+        heads = largest.reshape(-1, head_dim).max(axis=1)
+        largest = np.repeat(heads, head_dim)
+    elif granularity != "channel":
+        raise ConfigError(f"an FP8 scale is per {', '.join(GRANULARITIES)}, not '{granularity}'")
+    steps: Floats = (largest / _E4M3_HALF_RANGE + 1e-12).astype(np.float32)
+    return steps
 
 
 def make_encoder(
@@ -67,10 +99,8 @@ def make_encoder(
         name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
         for name, step in by_name.items()
     }
-    # E4M3 reaches 448: the largest calibration value lands at half of that.
-    by_name["fp8"] = (np.abs(moved).max(axis=0) / _E4M3_HALF_RANGE + 1e-12).astype(np.float32)
+    by_name["fp8"] = fp8_steps(moved, "channel")
     best, *_ = np.linalg.lstsq(z, normal.reshape(-1, normal.shape[-1]), rcond=None)
-    spread = np.abs(sample).reshape(-1, sample.shape[-1]).max(axis=0)
     uniform = UniformQuantizer.name
     points = (
         *(
@@ -93,7 +123,7 @@ def make_encoder(
         latent_inv_cov=np.linalg.inv(np.atleast_2d(np.cov(z.T)) + 1e-6 * np.eye(rank)).astype(
             np.float32
         ),
-        raw_scale=(spread / _E4M3_HALF_RANGE + 1e-8).astype(np.float32),
+        raw_scale=fp8_steps(sample.reshape(-1, sample.shape[-1]), "channel"),
         steps=by_name,
         entropy=entropy,
     )

@@ -31,6 +31,7 @@ try:
     from projector import (
         backends,
         build_commands,
+        calibrate_commands,
         configuration,
         head_commands,
         package_commands,
@@ -395,10 +396,11 @@ def _parser() -> configuration.Parser:
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
         title="commands",
-        metavar="layout | corpus | train | validate | export | head | inspect | verify | sign | …",
+        metavar="layout | corpus | train | validate | export | calibrate | inspect | verify | …",
     )
     train_commands.register(commands)
     head_commands.register(commands)
+    calibrate_commands.register(commands)
     build_commands.register(commands)
     package_commands.register(commands)
 

@@ -185,9 +185,9 @@ class Encoder:
                 )
             if point.quantizer != "none" and point.steps not in self.steps:
                 raise BundleFormatError(f"encoder: point '{point.name}' has no steps")
-        if point.dead_zone and not self.has_levels(point):
+        if (point.dead_zone or point.quiet) and not self.has_levels(point):
             raise BundleFormatError(
-                f"encoder: point '{point.name}' has a dead zone, but no levels to round to"
+                f"encoder: point '{point.name}' rounds towards 0, but has no levels to round to"
             )
         self.quantizer(point)
 
@@ -341,7 +341,7 @@ class Encoder:
             payload, received = self._code(latents[kept], self.centre[kept], point)
         else:
             origin = self._origin(base)
-            kept = _moved(latents, origin, kept, base.kept, steps)
+            kept = _moved(latents, origin, kept, base.kept, steps, point.quiet)
             payload, received = self._code(latents[kept], self.centre[kept], point)
             other, other_received = self._code(latents[kept], origin[kept], point)
             if len(other) < len(payload):
@@ -369,7 +369,7 @@ class Encoder:
         """The payload of some tokens' latents `[T, r]` from an origin, and how they arrive."""
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         width = len(steps)
-        moved = _towards_zero((z - origin)[:, :width], steps, point.dead_zone)
+        moved = towards_zero((z - origin)[:, :width], steps, point)
         payload = quantizer.encode(moved, steps)
         received = origin.copy()
         received[:, :width] += _received(quantizer, payload, moved, steps)
@@ -516,24 +516,39 @@ class Encoder:
         )
 
 
-def _towards_zero(moved: Floats, steps: Floats, dead_zone: float) -> Floats:
-    """Numbers that round to the levels that `moved` has with its thresholds shifted.
+def towards_zero(moved: Floats, steps: Floats, point: OperatingPoint) -> Floats:
+    """Numbers that a quantizer rounds to the levels that the point asks for.
 
-    A level's threshold lies `0.5 + dead_zone` steps above the level below it (towards 0), as video
-    coders round: levels nearer 0 are likelier, hence cheaper, than they are wrong.
+    Levels nearer 0 are likelier, hence cheaper, than they are wrong: with a dead zone each
+    threshold lies `0.5 + dead_zone` steps above the level below it, as video coders round; and
+    tokens quieter than `quiet` say nothing at all.
+
+    Args:
+        moved: latents less their place's centre, `[T, r]`.
+        steps: `[r]`.
+        point: its dead zone and what counts as quiet.
     """
-    if not dead_zone:
+    if not point.dead_zone and not point.quiet:
         return moved
     levels = moved / steps
-    levels -= np.copysign(np.minimum(np.abs(levels), np.float32(dead_zone)), levels)
-    rounded: Floats = np.rint(levels) * steps
+    loud = np.square(levels).sum(axis=1, keepdims=True) >= point.quiet
+    levels -= np.copysign(np.minimum(np.abs(levels), np.float32(point.dead_zone)), levels)
+    rounded: Floats = np.rint(levels) * steps * loud
     return rounded
 
 
-def _moved(latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats) -> Mask:
-    """Which tokens a delta frame has to hold, `[N]`: those new, and those more than a step off."""
-    off = (np.abs(latents - origin)[:, : len(steps)] / steps).max(axis=1)
-    moved: Mask = (kept & ~known) | (known & (off > 1))
+def _moved(
+    latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats, quiet: float
+) -> Mask:
+    """Which tokens a delta frame has to hold, `[N]`.
+
+    Those new, and those more than a step off, unless all that changed counts as quiet: it would
+    travel as no change.
+    """
+    levels = np.abs(latents - origin)[:, : len(steps)] / steps
+    off = levels.max(axis=1)
+    loud = np.square(levels).sum(axis=1) >= quiet
+    moved: Mask = (kept & ~known) | (known & (off > 1) & loud)
     if not moved.any():
         moved[np.argmax(np.where(known, off, -1))] = True
     return moved

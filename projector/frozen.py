@@ -6,10 +6,8 @@ prompts, latents, maps, the wire. `VLM` and `LM` are what reads pictures and tex
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,44 +17,16 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from projector import cache as kv
+from projector.attention import Received, measured_attention, measuring
 from projector.cache import LayerCache
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
 
-_ATTENTION = "neural_bridge"
-_queries: contextvars.ContextVar[list[tuple[Tensor, float]] | None] = contextvars.ContextVar(
-    "queries", default=None
-)
 _SHIFT = 37  # positions by which the rotation witness moves its tokens
 _SAME_KEYS = 0.3  # relative: measured up to 0.04 in bfloat16, 0.5 and more without RoPE
 _WITNESSES = 16
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """SDPA; while a prefill asks for them, it also notes the rotated queries of each layer."""
-    noted = _queries.get()
-    if noted is not None:
-        noted.append((query, float(kwargs.get("scaling") or query.shape[-1] ** -0.5)))
-    output: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **kwargs
-    )
-    return output
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -99,7 +69,7 @@ class FrozenModel(ABC):
     decoder: Any = field(repr=False, default=None)
     head: Any = field(repr=False, default=None)
     _prefix: list[LayerCache] | None = field(repr=False, default=None)
-    _notes_queries: bool = field(repr=False, default=True)
+    _measures_fused: bool = field(repr=False, default=True)
 
     @abstractmethod
     def question_ids(self, text: str) -> list[int]:
@@ -116,19 +86,21 @@ class FrozenModel(ABC):
         return device
 
     def _take_over_attention(self) -> None:
-        """Route the decoder's attention through `_attend`, if it runs on SDPA at all.
+        """Route the decoder's fused attention, if it uses one, through one that is measured.
 
-        A decoder that calls SDPA by itself, as Falcon does, passes `_attend` by: it runs eagerly.
+        A decoder that calls SDPA by itself, as Falcon does, passes it by: it runs eagerly.
         """
         config = self.decoder.config
-        self._notes_queries = config._attn_implementation in ("sdpa", _ATTENTION)
-        if not self._notes_queries:
+        name = measured_attention(config._attn_implementation)
+        self._measures_fused = name is not None
+        if name is None:
             return
-        config._attn_implementation = _ATTENTION
-        with torch.inference_mode(), noting(True) as queries:
+        config._attn_implementation = name
+        received = Received(0, 1)
+        with torch.inference_mode(), measuring(received):
             self.decoder(input_ids=torch.tensor([[0, 0]], device=self.device))
-        if len(queries) != self.layout.layers:
-            self._notes_queries = False
+        if received.layers != self.layout.layers:
+            self._measures_fused = False
             config._attn_implementation = "eager"
 
     def _check_rotation(self, ids: Sequence[int]) -> None:
@@ -326,17 +298,6 @@ class Generation:
             use_cache=True,
         ).last_hidden_state
         return hidden[:, -1]
-
-
-@contextlib.contextmanager
-def noting(wanted: bool) -> Iterator[list[tuple[Tensor, float]]]:
-    """Where `wanted`, the rotated queries and the scale of each layer that runs inside."""
-    noted: list[tuple[Tensor, float]] = []
-    token = _queries.set(noted if wanted else None)
-    try:
-        yield noted
-    finally:
-        _queries.reset(token)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -208,6 +208,7 @@ def _measured_tables(info: BundleInfo) -> list[Any]:
         (
             point.name,
             f"{point.dead_zone:g}",
+            f"{point.quiet:g}",
             _number(found.payload_bytes),
             _number(found.wire_bytes),
             _share(found.accuracy),
@@ -216,7 +217,7 @@ def _measured_tables(info: BundleInfo) -> list[Any]:
         )
         for point, found in sorted(measured, key=lambda pair: pair[1].payload_bytes)
     ]
-    columns = ("name", "#dead zone", "#payload bytes", "#wire bytes", "#accuracy")
+    columns = ("name", "#dead zone", "#quiet", "#payload bytes", "#wire bytes", "#accuracy")
     return [
         table(
             "The ladder as calibration measured it on held-out pictures",

@@ -41,6 +41,8 @@ _EXAMPLES = {
     "--family mix --set width=128 --task-steps 500",
     "validate": "projector validate map/ held-out/ held-out-corpus/ report/ "
     "--source models/edge-a --target models/cloud",
+    "calibrate": "projector calibrate bundles/mine photos/ corpus/ held-out/ held-out-corpus/ "
+    "bundles/calibrated --source models/edge-a --target models/cloud",
     "export": "projector export map/ photos/ corpus/ bundles/mine --report report/report.json "
     "--source models/edge-a --target models/cloud",
 }

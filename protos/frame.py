@@ -65,7 +65,7 @@ _ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
 # Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
 _FIELD_OVERHEAD_BYTES = 64
-_OPTIONAL = {"dead_zone", "measured"}
+_OPTIONAL = {"dead_zone", "quiet", "measured"}
 _MAX_DEAD_ZONE = 0.5
 _MAX_MEASURED = 1e9
 _GRPC_BYTES = 5 + 9
@@ -178,6 +178,9 @@ class OperatingPoint:
         steps: Name of the steps in the encoder; empty where none are needed.
         dead_zone: By how much of a step the edge rounds towards 0 more than it would, 0..0.5: a
             value of up to 0.5 + dead_zone steps becomes 0. The decoder need not know it.
+        quiet: A token whose squared distance from the usual one at its place, in steps and summed
+            over the latents that travel, is below this travels as that one: all zeros, which cost
+            next to nothing. 0 for none. The decoder need not know it.
         measured: What calibration found; None where nothing was measured.
 
     Raises:
@@ -192,6 +195,7 @@ class OperatingPoint:
     rank: int = 0
     steps: str = ""
     dead_zone: float = 0.0
+    quiet: float = 0.0
     measured: Measured | None = None
 
     def __post_init__(self) -> None:
@@ -215,13 +219,14 @@ class OperatingPoint:
                 f"operating point {self.name!r}: kind picture and index {PICTURE_POINT} "
                 "belong together"
             )
-        dead_zone = self.dead_zone
-        if isinstance(dead_zone, bool) or not isinstance(dead_zone, int | float):
-            raise FrameMalformedError(f"operating point: dead_zone {dead_zone!r} is no number")
-        if not 0 <= dead_zone <= _MAX_DEAD_ZONE:
-            raise FrameMalformedError(
-                f"operating point: dead_zone {dead_zone!r} is not in 0..{_MAX_DEAD_ZONE}"
-            )
+        for name, limit in (("dead_zone", _MAX_DEAD_ZONE), ("quiet", _MAX_MEASURED)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise FrameMalformedError(f"operating point: {name} {number!r} is no number")
+            if not 0 <= number <= limit:
+                raise FrameMalformedError(
+                    f"operating point: {name} {number!r} is not in 0..{limit:g}"
+                )
 
     def to_json(self) -> str:
         """Canonical JSON object."""

@@ -10,6 +10,7 @@ import difflib
 from protos.errors import ConfigError, UnknownQuantizerError
 from protos.quantize.base import Quantizer
 from protos.quantize.fp8_e4m3 import Fp8E4M3Quantizer
+from protos.quantize.fp8_token import Fp8TokenQuantizer
 from protos.quantize.int4 import Int4Quantizer
 from protos.quantize.int8 import Int8Quantizer
 from protos.quantize.none import NoQuantizer
@@ -17,7 +18,14 @@ from protos.quantize.uniform import EntropyTables, UniformQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     member.name: member
-    for member in (NoQuantizer, Fp8E4M3Quantizer, Int8Quantizer, Int4Quantizer, UniformQuantizer)
+    for member in (
+        NoQuantizer,
+        Fp8E4M3Quantizer,
+        Fp8TokenQuantizer,
+        Int8Quantizer,
+        Int4Quantizer,
+        UniformQuantizer,
+    )
 }
 """Name to class, for every quantizer."""
 

@@ -146,14 +146,14 @@ def test_inspect_shows_what_calibration_measured_cheapest_first(
         "coarse": Measured(21, 70, 0.9, 0.1, 0.3),
     }
     points = tuple(dataclasses.replace(p, measured=found.get(p.name)) for p in POINTS)
-    points = (dataclasses.replace(points[0], dead_zone=0.2), *points[1:])
+    points = (dataclasses.replace(points[0], dead_zone=0.2, quiet=6.0), *points[1:])
     path = tmp_path / "measured"
     write_bundle(path, **(bundle_parts | {"encoder": make_encoder(source, points=points)}))
     code, out, _ = run("inspect", path)
     assert code == 0
     rows = cells(out)
-    first = rows.index(["coarse", "0.2", "21", "70", "90.0 %", "0.1", "30.0 %"])
-    assert rows[first + 1] == ["fine", "0", "128", "176.5", "91.0 %", "0.02", "0.0 %"]
+    first = rows.index(["coarse", "0.2", "6", "21", "70", "90.0 %", "0.1", "30.0 %"])
+    assert rows[first + 1] == ["fine", "0", "0", "128", "176.5", "91.0 %", "0.02", "0.0 %"]
     shown = json.loads(run("inspect", path, "--json")[1])["operating_points"]
     assert shown[0]["measured"]["wire_bytes"] == 70 and "measured" not in shown[3]
 

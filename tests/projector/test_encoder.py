@@ -141,6 +141,28 @@ def test_a_dead_zone_moves_the_thresholds_and_nothing_else(
     assert dead.distortion.quantize > plain.distortion.quantize
 
 
+def test_quiet_tokens_are_read_as_the_usual_ones_at_their_places_and_the_others_as_before(
+    source: KVLayout, state: KVState
+) -> None:
+    plain = replace(POINTS[0], tokens=0)
+    moved = (make_encoder(source).project(state.flat()) - make_encoder(source).centre) / 0.5
+    energy = (moved.astype(np.float64) ** 2).sum(axis=1)
+    limit = float(np.median(energy))
+    quiet = replace(plain, index=9, name="quiet", quiet=limit)
+    both = make_encoder(source, points=(plain, quiet))
+    every, some = both.encode(state, plain), both.encode(state, quiet)
+    assert some.kept.all() and len(some.payload) < len(every.payload)
+    got = both.decode(some.payload, some.kept, quiet)
+    silent = energy < limit
+    assert 0 < silent.sum() < state.tokens
+    np.testing.assert_array_equal(got[silent], both.centre[silent])
+    np.testing.assert_array_equal(
+        got[~silent], both.decode(every.payload, every.kept, plain)[~silent]
+    )
+    error = np.linalg.norm(got - some.z) / np.linalg.norm(some.z)
+    assert some.distortion.quantize == pytest.approx(error, abs=2e-5)
+
+
 def test_task_weights_travel_with_the_encoder_and_make_the_selector(
     source: KVLayout, state: KVState, encoder: Encoder
 ) -> None:
@@ -200,6 +222,7 @@ def test_a_short_payload_is_refused(encoder: Encoder, state: KVState) -> None:
         {"task_weights": np.full(RANK, -1, np.float32)},
         {"task_weights": np.ones(RANK + 1, np.float32)},
         {"points": (replace(POINTS[1], dead_zone=0.2),)},
+        {"points": (replace(POINTS[3], quiet=2.0),)},
         {"points": (OperatingPoint(0, "p", quantizer="fp9", rank=RANK, steps="fine"),)},
         {"points": (OperatingPoint(0, "p", quantizer="int8", rank=RANK + 1, steps="fine"),)},
     ],

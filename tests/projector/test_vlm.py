@@ -12,9 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cloud_server.engine.batch import RunningBatch
 from projector import cache as kv
+from projector import vlm as vlm_module
 from projector.vlm import VLM
 from protos import layout as numpy_rope
 from protos.errors import (
@@ -172,12 +176,67 @@ def test_attention_is_measured_for_a_decoder_that_only_runs_eagerly(tmp_path: Pa
     config = usual.decoder.config
     config._attn_implementation = "eager"
     eager = VLM.of(usual.model, usual.processor, path)
-    assert not eager._notes_queries
+    assert not eager._measures_fused
     got = eager.prefill([picture(1)]).attention
     config._attn_implementation = "neural_bridge"
     want = usual.prefill([picture(1)]).attention
     assert got is not None and want is not None
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_measured_without_more_logits_than_allowed(
+    vlms: dict[str, VLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = vlms["llava-qwen2"]
+    want = vlm.prefill([picture(1), picture(2)]).attention
+    largest = 0
+    softmax = torch.Tensor.softmax
+
+    def seen(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, self.numel())
+        return softmax(self, *args, **kwargs)
+
+    monkeypatch.setattr(vlm_module, "_MOST_LOGITS", 1000)
+    monkeypatch.setattr(torch.Tensor, "softmax", seen)
+    got = vlm.prefill([picture(1), picture(2)]).attention
+    assert got is not None and want is not None and 0 < largest <= 1000
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_is_measured_under_any_fused_implementation(tmp_path: Path) -> None:
+    """One that is no SDPA and returns no weights, as FlashAttention."""
+    calls = 0
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return sdpa_attention_forward(*args, **kwargs)
+
+    AttentionInterface.register("made_up_fused", fused)
+    AttentionMaskInterface.register("made_up_fused", sdpa_mask)
+    path = tiny_llava(tmp_path)
+    usual = VLM.load(path)
+    want = usual.prefill([picture(1)]).attention
+    usual.decoder.config._attn_implementation = "made_up_fused"
+    vlm = VLM.of(usual.model, usual.processor, path)
+    calls = 0
+    got = vlm.prefill([picture(1)]).attention
+    assert vlm._measures_fused and calls == vlm.layout.layers
+    assert got is not None and want is not None
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_capped_logits_are_measured_as_the_eager_decoder_computes_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = 3 * torch.randn(1, 4, 7, 8, generator=generator)
+    key = torch.randn(1, 2, 7, 8, generator=generator)
+    received = vlm_module._Received(start=2, tokens=3)
+    received.take(query, key, 0.5, 2.0)
+    logits = 2 * torch.tanh(query @ key.repeat_interleave(2, dim=1).mT * 0.5 / 2)
+    weights = logits.masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf).softmax(-1).mean(1)[0]
+    share = torch.stack([weights[t + 1 :, t].mean() for t in (2, 3, 4)])
+    torch.testing.assert_close(received.shares()[0], share / share.sum())
 
 
 def test_a_running_batch_that_rows_join_and_leave_answers_like_generate(vlm: VLM) -> None:

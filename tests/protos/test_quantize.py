@@ -188,7 +188,14 @@ def test_uniform_without_tables_is_a_configuration_error() -> None:
 
 
 def test_names_are_the_registry_keys() -> None:
-    assert list(QUANTIZERS) == ["none", "fp8_e4m3", "int8", "int4", "uniform"]
+    assert list(QUANTIZERS) == [
+        "none",
+        "fp8_e4m3",
+        "fp8_e4m3_token",
+        "int8",
+        "int4",
+        "uniform",
+    ]
     assert all(cls.name == name for name, cls in QUANTIZERS.items())
 
 
@@ -240,6 +247,42 @@ def test_fp8_saturates_when_the_step_is_far_too_small() -> None:
     steps = np.full(2, 1e-38, dtype=np.float32)
     again = fp8.decode(fp8.encode([[3e38, -1.0]], steps), 1, 2, steps)
     np.testing.assert_allclose(again, [[448e-38, -448e-38]], rtol=1e-5)
+
+
+def test_a_scale_per_token_holds_tokens_of_any_size_that_a_static_one_cannot() -> None:
+    rng = np.random.default_rng(3)
+    sizes = np.array([[1e-3], [1.0], [1e4]])
+    z = (rng.standard_normal((3, 64)) * sizes).astype(np.float32)
+    steps = np.ones(64, dtype=np.float32)
+    errors = {}
+    for name in ("fp8_e4m3", "fp8_e4m3_token"):
+        fp8 = quantize.get(name)
+        again = fp8.decode(fp8.encode(z, steps), 3, 64, steps)
+        errors[name] = np.linalg.norm(again - z, axis=1) / np.linalg.norm(z, axis=1)
+    assert (errors["fp8_e4m3_token"] < 0.035).all()
+    assert errors["fp8_e4m3"][0] > 0.5 and errors["fp8_e4m3"][2] > 0.5
+
+
+def test_a_tokens_largest_latent_never_saturates() -> None:
+    fp8 = quantize.get("fp8_e4m3_token")
+    largest = np.geomspace(0.03, 1e6, 500).astype(np.float32)[:, None]
+    z = largest * np.array([[1, -0.5]], dtype=np.float32)
+    again = fp8.decode(fp8.encode(z, np.ones(2)), 500, 2, np.ones(2))
+    np.testing.assert_allclose(again, z, rtol=2**-4 + 1e-3)
+
+
+def test_a_token_scale_that_no_encoder_writes_is_refused() -> None:
+    fp8 = quantize.get("fp8_e4m3_token")
+    for scale, error in (
+        (np.nan, NonFiniteError),
+        (np.inf, NonFiniteError),
+        (0.0, FrameMalformedError),
+        (-1.0, FrameMalformedError),
+        (2.0**-15, FrameMalformedError),
+    ):
+        payload = np.array([scale], dtype="<f2").tobytes() + b"\x38\x38"
+        with pytest.raises(error):
+            fp8.decode(payload, 1, 2, np.ones(2))
 
 
 # ------------------------------------------------------------------------------- integers

@@ -12,6 +12,8 @@ from deploy.arms import Pair
 from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from deploy.testset import TestSet
 from projector.bundle import Bundle
+from projector.corpus import Corpus
+from projector.ladder import Judge
 from protos.errors import BridgeError, BundleLayoutError
 from protos.frame import Header, pack_header, parse_infer_request, seal, verify
 
@@ -96,3 +98,27 @@ def test_answers_come_from_the_picture_whose_cache_was_injected(pair: Pair) -> N
     mean = [float(np.mean(right)) for right in (own, other, blind)]
     assert mean[0] >= mean[1] + 0.15, mean
     assert mean[0] >= mean[2] + 0.15, mean
+
+
+def test_a_ladders_judge_answers_what_the_served_path_answers(pair: Pair) -> None:
+    test = TestSet.load("validation", 16, 6)
+    states = pair.states(test.pictures)
+    point = pair.bundle.encoder.point(pair.bundle.info.default_point)
+    frames = [pair.encode(state, point) for state in states]
+    greedy = test.right(
+        pair.injected(frames, [(q.picture, q.text) for q in test.asked], lambda n: None)
+    )
+    corpus = Corpus(
+        np.stack([state.flat() for state in states]),
+        np.empty((16, 0, 0), dtype=np.float16),
+        np.stack([state.attention for state in states]),
+    )
+
+    def questions(picture: int, count: int, seed: int) -> list[tuple[str, str]]:
+        return [(q.text, q.truth) for q in test.asked if q.picture == picture][:count]
+
+    judge = Judge(pair.edge, pair.cloud, pair.backend, corpus, questions)
+    found = judge.measure(pair.bundle.encoder, point)
+    assert found.right.reshape(-1).tolist() == greedy
+    assert found.measured.accuracy == np.mean(greedy)
+    assert found.measured.payload_bytes == np.mean([len(f.shot.payload) for f in frames])

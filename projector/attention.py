@@ -1,0 +1,130 @@
+"""The attention that tokens receive, measured while a decoder runs (torch, transformers).
+
+Knows: fused attention's queries and keys, eager attention's weights. Does not know: models,
+pictures, which tokens are worth keeping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from protos.errors import UnsupportedModelError
+
+_ATTENTION = "neural_bridge"
+_MOST_LOGITS = 1 << 22
+"""Attention logits that measuring holds at once, 16 MiB of them."""
+
+
+@dataclass
+class Received:
+    """Adds up, layer by layer, the attention that image tokens receive while a prefill runs.
+
+    Fused attention returns no weights. They are computed again from its own queries and keys, for
+    the queries that can see a token of the picture only, some rows at a time: never more than one
+    layer, and never more than `_MOST_LOGITS` numbers.
+
+    Attributes:
+        start: place of the first image token.
+        tokens: image tokens, N.
+        layers: how many were seen.
+        sums: what each token receives from other tokens, summed over layers, mean over heads,
+            `[batch, N]`.
+        seen_by: by how many queries each token is seen, itself excepted, `[N]`.
+    """
+
+    start: int
+    tokens: int
+    layers: int = 0
+    sums: Tensor | None = None
+    seen_by: Tensor | None = None
+
+    def take(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+        """One layer's queries `[B, heads, T, D]` and keys `[B, kv_heads, T, D]`, both rotated."""
+        batch, heads, length, dim = query.shape
+        group = heads // key.shape[1]
+        columns = key.float().transpose(-1, -2).unsqueeze(2)
+        places = torch.arange(length, device=key.device)
+        rows = max(1, _MOST_LOGITS // (batch * heads * length))
+        for first in range(self.start, length, rows):
+            chosen = query[:, :, first : first + rows].float()
+            logits = chosen.unflatten(1, (-1, group)) @ columns * scaling
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            at = places[first : first + rows]
+            logits.masked_fill_(places > at[:, None], float("-inf"))
+            self.add(logits.softmax(dim=-1).mean(dim=(1, 2)), at)
+        self.layers += 1
+
+    def add(self, weights: Tensor, at: Tensor) -> None:
+        """Mean weights `[B, rows, T]` of the queries at the places `at`."""
+        columns = torch.arange(self.start, self.start + self.tokens, device=weights.device)
+        received = weights[..., self.start : self.start + self.tokens].float()
+        received = received.masked_fill(columns == at[:, None], 0.0).sum(dim=1)
+        self.sums = received if self.sums is None else self.sums + received
+        self.seen_by = int(at[-1]) - columns
+
+    def shares(self) -> Tensor:
+        """Shares `[batch, N]`: each token's sum per query that can see it, rows normalised to 1.
+
+        (An early token is not favoured for being seen by more.)
+        """
+        if self.sums is None or self.seen_by is None:
+            raise UnsupportedModelError("the decoder's attention could not be measured")
+        share = self.sums / self.seen_by.clamp(min=1)
+        return share / share.sum(dim=1, keepdim=True)
+
+
+_received: contextvars.ContextVar[Received | None] = contextvars.ContextVar(
+    "received", default=None
+)
+
+
+def measured_attention(implementation: str) -> str | None:
+    """The name of an attention that does what `implementation` does and is measured besides.
+
+    None where there is no fused attention of that name: eager attention returns its weights.
+    """
+    if implementation.startswith(_ATTENTION):
+        return implementation
+    if implementation not in ALL_ATTENTION_FUNCTIONS or implementation == "eager":
+        return None
+    attend = ALL_ATTENTION_FUNCTIONS[implementation]
+
+    def noting(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        received = _received.get()
+        if received is not None:
+            scaling = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
+            received.take(query, key, scaling, kwargs.get("softcap"))
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    name = _ATTENTION if implementation == "sdpa" else f"{_ATTENTION}_{implementation}"
+    AttentionInterface.register(name, noting)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+@contextlib.contextmanager
+def measuring(received: Received | None) -> Iterator[Received | None]:
+    """Have fused attention tell `received` what it attends to."""
+    token = _received.set(received)
+    try:
+        yield received
+    finally:
+        _received.reset(token)

@@ -1,0 +1,158 @@
+"""`projector calibrate`: the rate ladder of a bundle, measured on held-out pictures.
+
+Knows flags, files and what is printed. Does not know: how a point is measured or chosen
+(`projector/ladder.py`). Models are loaded (and torch imported) only when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from projector import tables
+from projector.train_commands import _collect, _command, _count, _models, _whole
+from protos.errors import ConfigError
+
+if TYPE_CHECKING:
+    from projector.bundle import Bundle
+    from projector.ladder import Calibrated
+
+T = TypeVar("T", int, float)
+
+_SAMPLE_PICTURES = 1024
+
+
+def register(commands: Any) -> None:
+    """Add the command to `projector`'s sub-parsers."""
+    parser = _command(
+        commands,
+        "calibrate",
+        "sweep tokens, rank and rounding, and keep the best ladder in a bundle",
+        _calibrate,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("data", type=Path, metavar="DATA", help="training pictures")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
+    parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
+    parser.add_argument("held_corpus", type=Path, metavar="HELD_CORPUS", help="their pairs")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the calibrated bundle")
+    parser.add_argument(
+        "--questions",
+        type=_whole,
+        default=6,
+        help="per picture; default: %(default)s",
+    )
+    swept = parser.add_argument_group("what is swept: every combination of these lists")
+    swept.add_argument(
+        "--coarseness", type=_numbers, metavar="LIST", help="steps, in multiples of the finest"
+    )
+    swept.add_argument(
+        "--quiet", type=_numbers, metavar="LIST", help="squared steps below which a token is sent "
+        "as the usual one at its place"
+    )  # fmt: skip
+    swept.add_argument(
+        "--dead-zones", type=_numbers, metavar="LIST", help="steps rounded further towards 0"
+    )
+    swept.add_argument("--tokens", type=_wholes, metavar="LIST", help="tokens kept; 0 for all")
+    swept.add_argument("--ranks", type=_wholes, metavar="LIST", help="latents sent; 0 for all")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=0.016,
+        help="accuracy that the default point may lose against the large model's own caches; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--selector-pictures",
+        type=_count,
+        default=128,
+        help="training pictures with questions that the selector task_aware learns from; 0: it "
+        "is not learnt; default: %(default)s",
+    )
+    parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import torch
+
+    from projector import ladder
+    from projector.bundle import Bundle, write_bundle
+    from projector.corpus import Corpus
+    from projector.dataset import Dataset
+
+    if not 0 <= args.within <= 1:
+        raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
+    given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
+    given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
+    sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
+    data, held = Dataset(args.data), Dataset(args.held)
+    source, target = _models(args)
+    bundle = Bundle.load(args.bundle, source.layout, target.layout)
+    ladder.grid(sweep, bundle.encoder.rank)  # what it refuses, it refuses before anything is run
+    corpora = [
+        _collect(pictures, source, target, folder, None, make=False)
+        for pictures, folder in ((data, args.corpus), (held, args.held_corpus))
+    ]
+    backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
+
+    def judge(pictures: Dataset, corpus: Corpus) -> ladder.Judge:
+        return ladder.Judge(source, target, backend, corpus, pictures.questions, args.questions)
+
+    encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
+    if args.selector_pictures:
+        few = corpora[0].first(args.selector_pictures)
+        with tables.doing("learning what the selector task_aware goes by"):
+            weights = ladder.learn_task_weights(judge(data, few), encoder)
+        encoder = replace(encoder, task_weights=weights)
+    sample = ladder.states_of(source, corpora[0].first(_SAMPLE_PICTURES))
+    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, sweep, args.within)
+    info = write_bundle(
+        args.out,
+        id=bundle.info.id,
+        version=bundle.info.version + 1,
+        source=bundle.info.source,
+        target=bundle.info.target,
+        encoder=made.encoder,
+        cloud=bundle.cloud,
+        certificate=_certificate(bundle, made, len(corpora[1]), args.questions),
+        default_point=made.default_point,
+        ladder=made.ladder,
+    )
+    tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
+    print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    return 0
+
+
+def _certificate(bundle: Bundle, made: Calibrated, pictures: int, questions: int) -> dict[str, Any]:
+    """The bundle's certificate, with what was tried; what it said of points now gone is dropped."""
+    gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
+    kept: dict[str, Any] = dict(bundle.certificate)
+    for name in ("accuracy", "payload_bytes"):
+        section = kept.get(name)
+        if isinstance(section, dict):
+            kept[name] = {key: value for key, value in section.items() if key not in gone}
+    kept["calibration"] = {
+        "pictures": pictures,
+        "questions": questions * pictures,
+        "native": made.native,
+        "tried": {name: asdict(one) for name, one in made.tried.items()},
+    }
+    return kept
+
+
+def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected numbers with commas between them"
+            ) from error
+
+    return read
+
+
+_numbers, _wholes = _list(float), _list(int)
