@@ -196,7 +196,7 @@ def bench(args: argparse.Namespace) -> int:
             source,
             target,
             backend,
-            corpus.first(count),
+            corpus.part(slice(count)),
             pictures.questions,
             QUESTIONS,
             torch.bfloat16,

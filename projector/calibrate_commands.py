@@ -82,6 +82,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from projector.bundle import Bundle, write_bundle
     from projector.corpus import Corpus
     from projector.dataset import Dataset
+    from projector.vlm import VLM
 
     if not 0 <= args.within <= 1:
         raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
@@ -89,7 +90,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
     sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
     data, held = Dataset(args.data), Dataset(args.held)
-    source, target = _models(args)
+    source, target = _models(args, data)
+    if not isinstance(source, VLM) or not isinstance(target, VLM):
+        raise ConfigError("bundles are of pictures, and so is a ladder: these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     ladder.grid(sweep, bundle.encoder.rank)  # what it refuses, it refuses before anything is run
     corpora = [
@@ -103,11 +106,11 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
     if args.selector_pictures:
-        few = corpora[0].first(args.selector_pictures)
+        few = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
             weights = ladder.learn_task_weights(judge(data, few), encoder)
         encoder = replace(encoder, task_weights=weights)
-    sample = ladder.states_of(source, corpora[0].first(_SAMPLE_PICTURES))
+    sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
     made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, sweep, args.within)
     info = write_bundle(
         args.out,

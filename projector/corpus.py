@@ -50,7 +50,6 @@ class Corpus:
         """The number of pictures or texts."""
         return len(self.x)
 
-<<<<<<< HEAD
     @property
     def ragged(self) -> bool:
         """Whether these are texts."""
@@ -63,11 +62,6 @@ class Corpus:
             for states in (self.x, self.y)
         )
         return Corpus(x, y, self.attention[index])
-=======
-    def first(self, count: int) -> Corpus:
-        """The first `count` pictures, or all if there are fewer."""
-        return Corpus(self.x[:count], self.y[:count], self.attention[:count])
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
 
 
 def flat_states(

@@ -18,22 +18,16 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-<<<<<<< HEAD
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-=======
-from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
 
 from projector import cache as kv
+from projector.attention import Received, measuring
 from projector.frozen import (
     FrozenModel,
     Generation,
     OnToken,
     Prefilled,
     eos_ids,
-    noting,
     padded,
     read,
 )
@@ -46,137 +40,7 @@ from protos.errors import (
 )
 from protos.layout import KVState
 
-<<<<<<< HEAD
 _PROBES = ("Q", "What is left of it?")
-=======
-_ATTENTION = "neural_bridge"
-_MOST_LOGITS = 1 << 22
-"""Attention logits that measuring holds at once, 16 MiB of them."""
-_PROBES = ("Q", "What is left of it?")
-_SHIFT = 37  # positions by which the rotation witness moves its tokens
-_SAME_KEYS = 0.3  # relative: measured up to 0.04 in bfloat16, 0.5 and more without RoPE
-
-
-@dataclass
-class _Received:
-    """Adds up, layer by layer, the attention that image tokens receive while a prefill runs.
-
-    Fused attention returns no weights. They are computed again from its own queries and keys, for
-    the queries that can see a token of the picture only, some rows at a time: never more than one
-    layer, and never more than `_MOST_LOGITS` numbers.
-
-    Attributes:
-        start: place of the first image token.
-        tokens: image tokens, N.
-        layers: how many were seen.
-        sums: what each token receives from other tokens, summed over layers, mean over heads,
-            `[batch, N]`.
-        seen_by: by how many queries each token is seen, itself excepted, `[N]`.
-    """
-
-    start: int
-    tokens: int
-    layers: int = 0
-    sums: Tensor | None = None
-    seen_by: Tensor | None = None
-
-    def take(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
-        """One layer's queries `[B, heads, T, D]` and keys `[B, kv_heads, T, D]`, both rotated."""
-        batch, heads, length, dim = query.shape
-        group = heads // key.shape[1]
-        columns = key.float().transpose(-1, -2).unsqueeze(2)
-        places = torch.arange(length, device=key.device)
-        rows = max(1, _MOST_LOGITS // (batch * heads * length))
-        for first in range(self.start, length, rows):
-            chosen = query[:, :, first : first + rows].float()
-            logits = chosen.unflatten(1, (-1, group)) @ columns * scaling
-            if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            at = places[first : first + rows]
-            logits.masked_fill_(places > at[:, None], float("-inf"))
-            self.add(logits.softmax(dim=-1).mean(dim=(1, 2)), at)
-        self.layers += 1
-
-    def add(self, weights: Tensor, at: Tensor) -> None:
-        """Mean weights `[B, rows, T]` of the queries at the places `at`."""
-        columns = torch.arange(self.start, self.start + self.tokens, device=weights.device)
-        received = weights[..., self.start : self.start + self.tokens].float()
-        received = received.masked_fill(columns == at[:, None], 0.0).sum(dim=1)
-        self.sums = received if self.sums is None else self.sums + received
-        self.seen_by = int(at[-1]) - columns
-
-    def shares(self) -> Tensor:
-        """Shares `[batch, N]`: each token's sum per query that can see it, rows normalised to 1.
-
-        (An early token is not favoured for being seen by more.)
-        """
-        if self.sums is None or self.seen_by is None:
-            raise UnsupportedModelError("the decoder's attention could not be measured")
-        share = self.sums / self.seen_by.clamp(min=1)
-        return share / share.sum(dim=1, keepdim=True)
-
-
-_received: contextvars.ContextVar[_Received | None] = contextvars.ContextVar(
-    "received", default=None
-)
-
-
-def _noting_attention(implementation: str) -> str | None:
-    """The name of an attention that does what `implementation` does and is measured besides.
-
-    None where there is no fused attention of that name: eager attention returns its weights.
-    """
-    if implementation.startswith(_ATTENTION):
-        return implementation
-    if implementation not in ALL_ATTENTION_FUNCTIONS or implementation == "eager":
-        return None
-    attend = ALL_ATTENTION_FUNCTIONS[implementation]
-
-    def noting(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> Any:
-        received = _received.get()
-        if received is not None:
-            scaling = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
-            received.take(query, key, scaling, kwargs.get("softcap"))
-        return attend(module, query, key, value, attention_mask, **kwargs)
-
-    name = _ATTENTION if implementation == "sdpa" else f"{_ATTENTION}_{implementation}"
-    AttentionInterface.register(name, noting)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    return name
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """The cache of some pictures, as the model left it.
-
-    Attributes:
-        keys: per layer `[batch, kv_heads, prefix_tokens + N, head_dim]`, rotated.
-        values: likewise.
-        prefix_tokens: tokens before the picture.
-        attention: received attention of the image tokens `[batch, N]`, each row sums to 1; `None`
-            where the prefill was told not to measure it.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    prefix_tokens: int
-    attention: Tensor | None = None
-
-    def layers(self) -> list[LayerCache]:
-        """Keys and values per layer, as `VLM.answer` takes them."""
-        return list(zip(self.keys, self.values, strict=True))
-
-
-OnToken = Callable[[int, int, int], None]
-"""Called as `(row, index, token_id)` for each token, the moment it is known."""
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
 
 
 @dataclass
@@ -195,11 +59,6 @@ class VLM(FrozenModel):
     _image_text: str = field(repr=False, default="")
     _reserved: tuple[str, ...] = field(repr=False, default=())
     _pixels_alone: bool = field(repr=False, default=False)
-<<<<<<< HEAD
-=======
-    _prefix: list[LayerCache] | None = field(repr=False, default=None)
-    _measures_fused: bool = field(repr=False, default=True)
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
 
     # -- loading ---------------------------------------------------------------------------------
 
@@ -350,26 +209,6 @@ class VLM(FrozenModel):
             alone[k].shape == whole[k].shape and bool((alone[k] == whole[k]).all()) for k in names
         )
 
-<<<<<<< HEAD
-=======
-    def _take_over_attention(self) -> None:
-        """Route the decoder's fused attention, if it uses one, through one that is measured.
-
-        A decoder that calls SDPA by itself, as Falcon does, passes it by: it runs eagerly.
-        """
-        config = self.decoder.config
-        name = _noting_attention(config._attn_implementation)
-        self._measures_fused = name is not None
-        if name is None:
-            return
-        config._attn_implementation = name
-        with torch.inference_mode(), _measuring(_Received(0, 1)) as received:
-            self.decoder(input_ids=torch.tensor([[0, 0]], device=self.device))
-        if received is None or received.layers != self.layout.layers:
-            self._measures_fused = False
-            config._attn_implementation = "eager"
-
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
     def _check_cache(self) -> None:
         """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
         layout = self.layout
@@ -454,13 +293,9 @@ class VLM(FrozenModel):
         after = self._cue if attention else []
         ids = self.prefix_ids + [self._image_id] * self.image_tokens + after
         cache = kv.new_cache()
-<<<<<<< HEAD
-        with torch.inference_mode(), noting(attention and self._notes_queries) as queries:
-=======
-        wanted = _Received(len(self.prefix_ids), self.image_tokens) if attention else None
+        wanted = Received(len(self.prefix_ids), self.image_tokens) if attention else None
         fused = wanted if self._measures_fused else None
-        with torch.inference_mode(), _measuring(fused):
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
+        with torch.inference_mode(), measuring(fused):
             out = self._see(pictures, [ids] * len(pictures), cache, attention)
             layers = kv.read_cache(cache)
             if wanted is not None and fused is None:
@@ -530,105 +365,6 @@ class VLM(FrozenModel):
             input_ids=padded(ids, device), past_key_values=cache, use_cache=True, **pixels, **extra
         )
 
-<<<<<<< HEAD
-    def _received(self, queries: list[tuple[Tensor, float]], keys: list[Tensor]) -> Tensor:
-        """Received attention `[batch, N]` from the noted queries (all layers at once)."""
-        start = len(self.prefix_ids)
-        query = torch.stack([q[:, :, start:] for q, _ in queries]).float()
-        key = torch.stack(keys).float()
-        group = query.shape[2] // key.shape[2]
-        layers, batch, heads, _, dim = key.shape
-        query = query.reshape(layers, batch, heads, -1, dim)  # the queries of a group in a row
-        logits = query @ key.transpose(-1, -2) * queries[0][1]
-        logits = logits.reshape(layers, batch, heads, group, -1, key.shape[3])
-        rows, columns = logits.shape[-2:]
-        hidden = torch.ones(rows, columns, dtype=torch.bool, device=key.device).triu(start + 1)
-        weights = logits.masked_fill_(hidden, float("-inf")).softmax(dim=-1)
-        return self._share(weights[..., start : start + self.image_tokens].mean(dim=(0, 2, 3)))
-
-    def _column_sums(self, weights: Tensor) -> Tensor:
-        """The same from full weights `[layers, batch, heads, T, T]` of an eager forward."""
-        start = len(self.prefix_ids)
-        square = weights[..., start:, start : start + self.image_tokens].float()
-        return self._share(square.mean(dim=(0, 2)))
-
-    def _share(self, weights: Tensor) -> Tensor:
-        """Mean weights `[batch, queries, N]` to shares of what others give `[batch, N]`.
-
-        Each column's sum, without the token's own share, is divided by the number of queries that
-        can see the token, then rows are normalised to 1 (an early token is not favoured for being
-        seen by more).
-        """
-        tokens = self.image_tokens
-        others = weights.sum(dim=1) - weights[:, :tokens].diagonal(dim1=1, dim2=2)
-        seen_by = weights.shape[1] - 1 - torch.arange(tokens, device=weights.device)
-        share = others / seen_by.clamp(min=1)
-        return share / share.sum(dim=1, keepdim=True)
-=======
-    # -- the answering side ----------------------------------------------------------------------
-
-    def constant_prefix(self) -> list[LayerCache]:
-        """The cache of the tokens before the picture, per layer `[1, kv_heads, P, head_dim]`."""
-        if self._prefix is None:
-            cache = kv.new_cache()
-            with torch.inference_mode():
-                if self.prefix_ids:
-                    self.decoder(
-                        input_ids=torch.tensor([self.prefix_ids], device=self.device),
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-                    self._prefix = kv.read_cache(cache)
-                else:
-                    shape = (1, self.layout.kv_heads, 0, self.layout.head_dim)
-                    none = torch.zeros(shape, dtype=self.decoder.dtype, device=self.device)
-                    self._prefix = [(none, none)] * self.layout.layers
-        return self._prefix
-
-    def scene_cache(
-        self,
-        keys: Tensor | npt.NDArray[np.float32],
-        values: Tensor | npt.NDArray[np.float32],
-    ) -> list[LayerCache]:
-        """The cache of a scene the model never saw: its own constant prefix, then the given tokens.
-
-        Args:
-            keys: `[layers, batch, kv_heads, N, head_dim]`, rotated at `positions`.
-            values: likewise.
-        """
-        with torch.inference_mode():
-            return kv.scene_layers(
-                self.constant_prefix(),
-                torch.as_tensor(keys).to(self.device),
-                torch.as_tensor(values).to(self.device),
-            )
-
-    def answer(
-        self,
-        cache_layers: Sequence[LayerCache],
-        questions: Sequence[Sequence[int]],
-        max_new_tokens: int = 16,
-        on_token: OnToken | None = None,
-    ) -> list[list[int]]:
-        """Greedy answers, one per row of the cache. The given tensors are not written to.
-
-        Args:
-            cache_layers: per layer keys and values `[batch, kv_heads, T, head_dim]`.
-            questions: ids from `question_ids`, one list per row.
-            max_new_tokens: at most so many tokens, the end token not counted.
-            on_token: called for every token as soon as it is known.
-
-        Returns:
-            Answer ids per row, without the end token.
-        """
-        held = cache_layers[0][0].shape[2]
-        with torch.inference_mode():
-            cache = kv.new_cache(cache_layers)
-            generation = _Generation(self, cache, held, [len(q) for q in questions])
-            hidden = generation.forward(_padded(questions, self.device))
-            return generation.run(hidden, max_new_tokens, on_token)
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
-
     def answer_pictures(
         self,
         pictures: Sequence[Image.Image],
@@ -656,99 +392,6 @@ class VLM(FrozenModel):
             generation.width = hidden.shape[1]
             return generation.run(hidden, max_new_tokens, on_token)
 
-<<<<<<< HEAD
-=======
-    def generate_text(
-        self,
-        cache_layers: Sequence[LayerCache],
-        questions: Sequence[str],
-        max_new_tokens: int = 16,
-    ) -> list[str]:
-        """`answer`, in words on both sides."""
-        ids = [self.question_ids(question) for question in questions]
-        return [self.text(row) for row in self.answer(cache_layers, ids, max_new_tokens)]
-
-
-class _Generation:
-    """Greedy decoding of one batch over a cache: `held` shared tokens, then right-padded rows."""
-
-    def __init__(self, vlm: VLM, cache: Any, held: int, lengths: Sequence[int]) -> None:
-        self.vlm, self.cache, self.held = vlm, cache, held
-        self.lengths = torch.tensor(lengths, device=vlm.device)
-        self.even = min(lengths) == max(lengths)
-        self.width = 0  # tokens that the cache holds after the shared ones, padding included
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """First forward over padded suffixes `[B, T]`; causal, so right padding is unseen."""
-        batch, width = ids.shape
-        steps = torch.arange(width, device=ids.device)
-        mask = torch.ones(width, self.held + width, dtype=torch.bool, device=ids.device)
-        mask = mask.tril(self.held).expand(batch, 1, -1, -1)
-        self.width = width
-        hidden: Tensor = self.vlm.decoder(
-            input_ids=ids,
-            attention_mask=kv.attention_mask(self.vlm.decoder, mask),
-            position_ids=(steps + self.held).expand(batch, -1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
-
-    def run(self, hidden: Tensor, limit: int, on_token: OnToken | None) -> list[list[int]]:
-        """Decode from the hidden states `[B, T, E]` of the first forward."""
-        vlm, rows = self.vlm, hidden.shape[0]
-        last = hidden[torch.arange(rows, device=hidden.device), self.lengths - 1]
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        open_rows = set(range(rows))
-        for index in range(limit):
-            tokens = vlm.head(last).argmax(dim=-1)
-            for row, token in enumerate(tokens.tolist()):
-                if row not in open_rows:
-                    continue
-                if token in vlm.eos_ids:
-                    open_rows.discard(row)
-                    continue
-                answers[row].append(token)
-                if on_token is not None:
-                    on_token(row, index, token)
-            if not open_rows or index + 1 == limit:
-                break
-            last = self._step(tokens, index)
-        return answers
-
-    def _step(self, tokens: Tensor, index: int) -> Tensor:
-        positions = (self.lengths + (self.held + index)).unsqueeze(1)
-        mask = None
-        if not self.even:
-            columns = torch.arange(self.held + self.width + index + 1, device=tokens.device)
-            real = self.held + self.lengths.unsqueeze(1)
-            seen = (columns < real) | (columns >= self.held + self.width)
-            mask = kv.attention_mask(self.vlm.decoder, seen[:, None, None, :])
-        hidden: Tensor = self.vlm.decoder(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[:, -1]
-
-
-@contextlib.contextmanager
-def _measuring(received: _Received | None) -> Iterator[_Received | None]:
-    """Have fused attention tell `received` what it attends to."""
-    token = _received.set(received)
-    try:
-        yield received
-    finally:
-        _received.reset(token)
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=device)
-
->>>>>>> 5886c1d (a calibrated ladder: projector calibrate sweeps, measures and keeps the hull; quiet tokens; attention summed layer by layer; FP8 scales per tensor, head, channel, token; benchmarks.selectors)
 
 def _placeholder(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "<image>")

@@ -36,6 +36,7 @@ OURS = {
 }
 BASE = (
     "projector.configuration",
+    "projector.attention",
     "projector.frozen",
     "projector.lm",
     "projector.vlm",

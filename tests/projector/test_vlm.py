@@ -17,8 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cloud_server.engine.batch import RunningBatch
+from projector import attention as attention_module
 from projector import cache as kv
-from projector import vlm as vlm_module
 from projector.vlm import VLM
 from protos import layout as numpy_rope
 from protos.errors import (
@@ -197,7 +197,7 @@ def test_attention_is_measured_without_more_logits_than_allowed(
         largest = max(largest, self.numel())
         return softmax(self, *args, **kwargs)
 
-    monkeypatch.setattr(vlm_module, "_MOST_LOGITS", 1000)
+    monkeypatch.setattr(attention_module, "_MOST_LOGITS", 1000)
     monkeypatch.setattr(torch.Tensor, "softmax", seen)
     got = vlm.prefill([picture(1), picture(2)]).attention
     assert got is not None and want is not None and 0 < largest <= 1000
@@ -231,7 +231,7 @@ def test_capped_logits_are_measured_as_the_eager_decoder_computes_them() -> None
     generator = torch.Generator().manual_seed(0)
     query = 3 * torch.randn(1, 4, 7, 8, generator=generator)
     key = torch.randn(1, 2, 7, 8, generator=generator)
-    received = vlm_module._Received(start=2, tokens=3)
+    received = attention_module.Received(start=2, tokens=3)
     received.take(query, key, 0.5, 2.0)
     logits = 2 * torch.tanh(query @ key.repeat_interleave(2, dim=1).mT * 0.5 / 2)
     weights = logits.masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf).softmax(-1).mean(1)[0]
