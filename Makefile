@@ -4,6 +4,7 @@ WORKERS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+RIVALS := build/rivals
 TORCH := $(shell sed -n 's/^torch==//p' .ci/constraints.txt)
 PACKAGES := protos projector edge_agent cloud_server reference deploy benchmarks tests
 
@@ -68,6 +69,21 @@ bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture c
 	@command -v ffmpeg >/dev/null || \
 		echo "bench-rate: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
 	@$(BIN)/python -m benchmarks.rate
+
+rivals: $(RIVALS)/.ready ## An environment for the coders that bench-rate compares with (CacheGen, kvpress; 1.5 GB)
+
+# Their versions of transformers and ours exclude each other; LMCache would pull CUDA builds.
+$(RIVALS)/.ready:
+	@echo "rivals: $(RIVALS) with $(PYTHON)"
+	@test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==$(TORCH) 'numpy<2.5' numba 'transformers<5.3' pillow accelerate aiofiles aiohttp \
+		blake3 'cachetools<6' datasets 'fire<0.7' msgspec nvtx 'pandas<3' 'peft>=0.20' \
+		prometheus_client psutil py-cpuinfo pydantic 'pyzmq>=25' requests sortedcontainers
+	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		lmcache==0.5.6 kvpress==0.5.5
+	@touch $@
+	@echo "rivals: done; make bench-rate uses it by itself"
 
 bench-heads: $(READY) ## Task heads (fire, count, track, scene) on the bundle's states, beside the models' own
 	@echo "bench-heads: test and shifted split, report in build/bench/heads.json"

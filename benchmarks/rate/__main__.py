@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.rate import arms, page, sequences
+from benchmarks.rate import arms, page, sequences, tensors
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
 from deploy.arms import Pair, seeing
 from deploy.demo import Terminal
@@ -175,6 +175,19 @@ class Bench:
             pairs[name] = (digest, partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
         return sequences.measure(self.args, self.cloud, pairs, overhead, self.stage, self.show)
 
+    def tensors(self) -> dict[str, Any]:
+        """Coders of the raw caches of each edge model, ours beside the rivals'."""
+        missing = not tensors.RIVALS_PYTHON.exists()
+        found = {}
+        for name in self.edges:
+            vlm = VLM.load(MODELS / name)
+            self.show.say(f"{name}: coders of its raw caches")
+            make = partial(tensors.measure, vlm, self.args, self.show.say)
+            kept = "tensors-without-rivals" if missing else "tensors"
+            made_for = f"{vlm.layout.fingerprint} {self.args.cache_pictures}"
+            found[name] = self.stage(f"{kept}-{name}", made_for, make)
+        return {"tensors": found, "cachegen": tensors.headline(found)}
+
 
 def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any]:
     """The smallest of each kind within two points of the large model seeing the pictures."""
@@ -216,6 +229,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "rows": rows,
         "within_two_points": summary(rows, native),
         **bench.sequences(overhead),
+        **bench.tensors(),
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
     (args.out / "rate.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -239,6 +253,7 @@ def main() -> int:
     parser.add_argument("--head-steps", type=int, default=1500)
     parser.add_argument("--sequences", type=int, default=48, help="of the test split")
     parser.add_argument("--sequence-frames", type=int, default=64, help="of each sequence")
+    parser.add_argument("--cache-pictures", type=int, default=63, help="coded as raw caches")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     args = parser.parse_args()
     try:

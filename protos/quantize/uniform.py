@@ -169,7 +169,9 @@ class EntropyTables:
         usual[:, :escape][np.arange(escape) >= width[:, None]] = 0
         usual /= usual.sum(axis=1, keepdims=True)
         classes = min(classes, 1 + len(shifted) // _ROWS_PER_CLASS)
-        chosen = _classify(shifted, usual, classes)
+        chosen = np.zeros(len(shifted), dtype=np.int64)
+        if classes > 1:
+            chosen = _classify(shifted, usual, classes)
         counts = _count(chosen, shifted, classes, escape + 1) + _PRIOR * usual
         frequency = np.zeros(counts.shape, dtype=np.uint16)
         for place in np.ndindex(classes, rank):
