@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.rate import arms, page, sequences, tensors
+from benchmarks.rate import arms, page, presses, sequences, tensors
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
 from deploy.arms import Pair, seeing
 from deploy.demo import Terminal
@@ -175,6 +175,27 @@ class Bench:
             pairs[name] = (digest, partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
         return sequences.measure(self.args, self.cloud, pairs, overhead, self.stage, self.show)
 
+    def presses(self, overhead: float) -> list[dict[str, Any]]:
+        """Tokens chosen by kvpress, at equal budgets; none, and why, where it cannot run."""
+        rows: list[dict[str, Any]] = []
+        for name in self.edges:
+            bundle = BUNDLES / f"{name}-cloud"
+            digest = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+            make = partial(self._presses, name, bundle, sequences.transport_bytes(overhead))
+            try:
+                rows += self.stage(f"presses-{name}", f"{digest} {overhead}", make)
+            except BridgeError as error:
+                self.show.say(f"{name}: no presses, {error}")
+        return rows
+
+    def _presses(self, name: str, bundle: Path, transport: float) -> list[dict[str, Any]]:
+        vlm = VLM.load(MODELS / name)
+        self.show.say(f"{name}: tokens scored by kvpress")
+        found = presses.scores(vlm, self.test.pictures)
+        with self.show.stage(f"{name}: prefill", len(self.test.pictures)) as advance:
+            edge = arms.Edge(name, MODELS, bundle, self.test, advance)
+        return presses.rows(edge, self.judge, found, transport, self.show)
+
     def tensors(self) -> dict[str, Any]:
         """Coders of the raw caches of each edge model, ours beside the rivals'."""
         missing = not tensors.RIVALS_PYTHON.exists()
@@ -219,7 +240,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not rows:
         raise BridgeError(f"no edge model with a bundle under {MODELS} and {BUNDLES}")
     overhead = rows[0]["picture_overhead_bytes"]
-    rows += bench.pictures(overhead)
+    rows += bench.pictures(overhead) + bench.presses(overhead)
     native = sum(bench.judge.native) / len(bench.judge.native)
     report = {
         "command": "python -m benchmarks.rate " + " ".join(sys.argv[1:]),

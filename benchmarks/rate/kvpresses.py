@@ -1,0 +1,65 @@
+"""kvpress's scores of image tokens: a script of its own, run by `build/rivals/bin/python`.
+
+`python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. Knows kvpress
+(0.5.5) and nothing of ours. IN holds `input_ids [n, T]` and what the model's processor made of the
+pictures; the image's tokens are TOKENS from FIRST on, the last WINDOW of the prompt are what SnapKV
+observes.
+
+kvpress prunes each head on its own; a frame keeps a token in all heads or in none. So every head of
+every layer ranks the tokens by the press's own `score`, and a token's score is its mean rank.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from kvpress import ExpectedAttentionPress, KeyDiffPress, KnormPress, SnapKVPress
+from transformers import AutoModelForImageTextToText, DynamicCache
+
+BATCH = 32
+
+
+def main(path: str, given: str, out: str, first: int, tokens: int, window: int) -> None:
+    """Write `[n, TOKENS]` by press."""
+    torch.set_num_threads(1)
+    presses: dict[str, Any] = {
+        "SnapKV": SnapKVPress(window_size=window),
+        "ExpectedAttention": ExpectedAttentionPress(n_sink=min(4, first)),
+        "KeyDiff": KeyDiffPress(),
+        "Knorm": KnormPress(),
+    }
+    model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
+    base = model.model
+    text = getattr(base, "text_model", None) or base.language_model
+    noted: dict[str, list[torch.Tensor]] = {name: [] for name in presses}
+
+    def note(module: Any, arguments: Any, kwargs: Any, output: Any) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else arguments[0]
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        for name, press in presses.items():
+            score = press.score(module, hidden, layer.keys, layer.values, None, kwargs)
+            image = score[:, :, first : first + tokens]
+            noted[name].append(image.argsort(dim=-1).argsort(dim=-1).float().mean(dim=1))
+
+    for layer in text.layers:
+        layer.self_attn.rotary_emb = text.rotary_emb
+        layer.self_attn.register_forward_hook(note, with_kwargs=True)
+    with np.load(given) as arrays:
+        inputs = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in presses}
+    with torch.inference_mode():
+        for at in range(0, len(inputs["input_ids"]), BATCH):
+            part = {name: each[at : at + BATCH] for name, each in inputs.items()}
+            base(**part, past_key_values=DynamicCache(), use_cache=True)
+            for name, layers in noted.items():
+                found[name].append(torch.stack(layers).mean(dim=0))
+                layers.clear()
+    arrays_out: dict[str, Any] = {name: torch.cat(each).numpy() for name, each in found.items()}
+    np.savez(out, **arrays_out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], *map(int, sys.argv[4:7]))  # type: ignore[arg-type]

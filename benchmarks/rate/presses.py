@@ -1,0 +1,130 @@
+"""kvpress's presses choose the tokens, at equal budgets; our own path does the rest.
+
+Knows how kvpress is run in its own environment and how a row is counted. The presses see the prompt
+of a fixed question after the picture, as nobody has asked yet when a frame is made.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from benchmarks.rate.arms import Edge, Judge
+from benchmarks.rate.sequences import message_bytes
+from benchmarks.rate.tensors import RIVALS_PYTHON
+from deploy.arms import Encoded
+from deploy.measure import Show
+from deploy.wire import Shot
+from projector.vlm import VLM
+from protos.errors import BridgeError
+from protos.frame import Header
+
+BUDGETS = (6, 12, 18)
+CONTROLS = ("uniform", "random")
+QUESTION = "What is in the picture?"
+SCRIPT = Path(__file__).with_name("kvpresses.py")
+_TIMEOUT_S = 1800
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+def scores(vlm: VLM, pictures: Sequence[Image.Image]) -> dict[str, Floats]:
+    """Every press's scores `[n, N]` of the pictures' tokens; the highest are to be kept.
+
+    Raises:
+        BridgeError: there is no environment for kvpress, or it cannot run on the model.
+    """
+    if not RIVALS_PYTHON.exists():
+        raise BridgeError("no environment for kvpress: `make rivals` sets it up")
+    after = vlm.question_ids(QUESTION)
+    image = int(vlm.model.config.image_token_id)
+    ids = [*vlm.prefix_ids, *[image] * vlm.image_tokens, *after]
+    pixels = vlm.processor.image_processor(images=[[p] for p in pictures], return_tensors="np")
+    skip = ("rows", "cols")
+    arrays: dict[str, Any] = {name: each for name, each in pixels.items() if name not in skip}
+    arrays["input_ids"] = np.tile(np.array(ids), (len(pictures), 1))
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "given.npz", Path(folder) / "out.npz"
+        np.savez(given, **arrays)
+        places = map(str, (len(vlm.prefix_ids), vlm.image_tokens, len(after)))
+        done = subprocess.run(
+            [str(RIVALS_PYTHON), str(SCRIPT), str(vlm.path), str(given), str(out), *places],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:]
+            raise BridgeError(f"kvpress failed on {vlm.path.name}: {' '.join(last)}")
+        with np.load(out) as found:
+            return {name: found[name] for name in found.files}
+
+
+def highest(some: Floats, budget: int) -> Mask:
+    """The `budget` highest of each row `[n, N]`; of equals the first."""
+    kept = np.zeros(some.shape, dtype=np.bool_)
+    order = np.argsort(-some, axis=1, kind="stable")[:, :budget]
+    np.put_along_axis(kept, order, True, axis=1)
+    return kept
+
+
+def rows(
+    edge: Edge, judge: Judge, found: Mapping[str, Floats], transport: float, show: Show
+) -> list[dict[str, Any]]:
+    """The presses and our selectors at equal budgets, coded at the bundle's default point.
+
+    Args:
+        edge: with every picture's state.
+        judge: of the answers.
+        found: scores `[n, N]` by press.
+        transport: bytes that the transport adds to a message.
+        show: of the bench.
+    """
+    encoder = edge.pair.bundle.encoder
+    made = []
+    for budget in BUDGETS:
+        chosen = {f"kvpress {name}": highest(each, budget) for name, each in found.items()}
+        for name in dict.fromkeys((encoder.selector, *CONTROLS)):
+            selector = encoder.selecting(name)
+            chosen[f"selector {name}"] = np.stack(
+                [selector.keep(state, budget=budget) for state in edge.states]
+            )
+        for name, kept in chosen.items():
+            kind = "rival" if name.startswith("kvpress") else "control"
+            made.append(_row(edge, judge, f"{name}, {budget} tokens", kind, kept, transport, show))
+    return made
+
+
+def _row(
+    edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, transport: float, show: Show
+) -> dict[str, Any]:
+    bundle = edge.pair.bundle
+    point = bundle.encoder.point(bundle.info.default_point)
+    frames, sizes = [], []
+    for number, (state, mask) in enumerate(zip(edge.states, kept, strict=True)):
+        coded = bundle.encoder.encode(state, point, mask)
+        frames.append(Encoded(Shot(point.index, b""), coded.held.latents, coded.held.kept))
+        header = Header(point.index, number, coded.kept, 100, coded.distortion)
+        sizes.append((len(coded.payload), message_bytes(header, coded.payload)))
+    asked = [(q.picture, q.text) for q in judge.test.asked]
+    with show.stage(f"{edge.name}: {name}", len(asked)) as advance:
+        answers = edge.pair.injected(frames, asked, advance)
+    payload, message = np.mean(sizes, axis=0).tolist()
+    return judge.row(
+        name,
+        kind,
+        answers,
+        edge_model=edge.name,
+        payload_bytes=round(payload, 2),
+        wire_bytes=round(message + transport, 2),
+        tokens=int(kept[0].sum()),
+        quantizer=point.quantizer,
+    )
