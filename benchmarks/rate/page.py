@@ -28,15 +28,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     console.print_json(data=report["within_two_points"])
+    for name in ("sequences_within_two_points", "cachegen"):
+        if report.get(name):
+            console.print_json(data={name: report[name]})
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The page."""
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
-        for row in report["rows"]
-    )
-    heads = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "minus seeing"))
     return (
         "<!doctype html><meta charset=utf-8><title>Rate and accuracy</title>"
         "<style>body{font:15px system-ui;margin:2rem;max-width:70rem}td,th{padding:.15rem .6rem;"
@@ -44,6 +42,27 @@ def render(report: Mapping[str, Any]) -> str:
         "<h1>Accuracy against bytes</h1>"
         f"<p>{report['questions']:,} questions about {report['pictures']:,} pictures of the test "
         f"split. Command: <code>{html.escape(report['command'])}</code></p>"
+        + _figure(report)
+        + _sequences(report)
+    )
+
+
+def _sequences(report: Mapping[str, Any]) -> str:
+    """The same of sequences, where there are any."""
+    rows = report.get("sequences")
+    if not rows:
+        return ""
+    part = {"rows": rows, "cloud_image": report["sequences_cloud_image"]}
+    return "<h2>A fixed camera, against video</h2>" + _figure(part)
+
+
+def _figure(report: Mapping[str, Any]) -> str:
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+        for row in report["rows"]
+    )
+    heads = "".join(f"<th>{name}</th>" for name in (*COLUMNS, "minus seeing"))
+    return (
         f'<img alt="accuracy against bytes on the wire" src="data:image/png;base64,{plot(report)}">'
         f"<table><tr>{heads}</tr>{rows}</table>"
     )
@@ -55,7 +74,9 @@ def plot(report: Mapping[str, Any]) -> str:
     rows = [r for r in report["rows"] if r["wire_bytes"]]
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        group = row["name"].split()[0] if row["kind"] == "image" else row["edge_model"]
+        codec = row["name"].split()[0]
+        group = codec if row["kind"] in ("image", "video") else row["edge_model"]
+        group = row.get("series", group)
         lines.setdefault((row["kind"], group), []).append(row)
     for (kind, group), some in lines.items():
         _line(axes, kind, f"{kind}: {group}" if group else kind, some)

@@ -185,6 +185,7 @@ def ours(
                     answers,
                     native,
                     edge_model=name,
+                    series=f"{name}, {kind}",
                     payload_bytes=round(payload, 2),
                     wire_bytes=round(message + transport, 2),
                     bytes_per_frame=round(message + transport, 2),
