@@ -132,12 +132,11 @@ class Service:
         self._stream = self._stub.Infer(metadata=metadata)
 
     async def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._stream.code()
-        if self._events is not None:
-            self._events.cancel()
+        for call in (self._stream, self._events):
+            if call is not None:
+                call.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await call.code()
         for channel in (self._channel, self._down):
             if channel is not None:
                 await channel.close()
