@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -290,8 +291,13 @@ def test_the_same_request_id_is_in_the_answer_and_in_the_log(
 ) -> None:
     request = client.frame(seed=60, request_id=b"\xab\xcd" * 5)
     client.answer(request)
-    lines = [json.loads(line) for line in list(server.log) if line.startswith("{")]
-    (line,) = [entry for entry in lines if entry.get("request_id") == "abcd" * 5]
+    found: list[dict[str, object]] = []
+    deadline = time.monotonic() + 20  # the line may come after the answer
+    while not found and time.monotonic() < deadline:
+        lines = [json.loads(line) for line in list(server.log) if line.startswith("{")]
+        found = [entry for entry in lines if entry.get("request_id") == "abcd" * 5]
+        time.sleep(0.05)
+    (line,) = found
     assert line["event"] == "answered" and line["session"] == client.session.session_id.hex()
 
 
