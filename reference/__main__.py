@@ -8,14 +8,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
+SMALL = (
+    *("--pictures", "10240", "--reconstruct-steps", "1800"),
+    *("--task-steps", "1800", "--finish-steps", "600"),
+)
+"""Of the second and third edge model, whose maps are small and quick."""
+
 STEPS = (
     ("reference.train_vlm", "cloud"),
     ("reference.train_vlm", "edge-a"),
     ("reference.build_bundle", "edge-a"),
     ("reference.train_vlm", "edge-b"),
-    ("reference.build_bundle", "edge-b"),
+    ("reference.build_bundle", "edge-b", *SMALL),
     ("reference.train_vlm", "edge-c"),
-    ("reference.build_bundle", "edge-c"),
+    ("reference.build_bundle", "edge-c", *SMALL),
     ("benchmarks.model_cards",),
 )
 
