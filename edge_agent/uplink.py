@@ -721,25 +721,26 @@ class Uplink:
         return stream
 
     async def _connect(self) -> _Stream:
-        channels = [self._dial()]
-        try:
+        async with contextlib.AsyncExitStack() as opened:  # closes what a failure leaves open
+            up = self._dial()
+            opened.push_async_callback(up.close)
             known = self._session
-            session = known or await self._negotiate(channels[0])
+            session = known or await self._negotiate(up)
+            channels = [up]
             metadata: tuple[tuple[str, str | bytes], ...] = (
                 (SESSION_METADATA_KEY, session.session_id),
             )
             events = None
             if self._apart:
-                channels.append(self._dial())
-                events = await self._events(session, channels[1], known is None)
+                down = self._dial()
+                opened.push_async_callback(down.close)
+                channels.append(down)
+                events = await self._events(session, down, known is None)
             if events is not None:
                 metadata += (EVENTS_APART,)
-            call = bridge_pb2_grpc.BridgeStub(channels[0]).Infer(metadata=metadata)
-        except BaseException:
-            for channel in channels:
-                await channel.close()
-            raise
-        return _Stream(session, channels, call, events or call)
+            call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
+            opened.pop_all()
+            return _Stream(session, channels, call, events or call)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
         """The Events call; None where events have to come on the frames' own connection."""
