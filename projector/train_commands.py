@@ -369,11 +369,11 @@ def _collect(
     if not make:
         size = min(size, corpus_size(folder))
     inputs = data.digest
-    if isinstance(data, Texts):
-        assert isinstance(source, LM) and isinstance(target, LM)
+    if isinstance(data, Texts) and isinstance(source, LM) and isinstance(target, LM):
         return texts.collect(source, target, data.text, size, folder, inputs=inputs)
-    assert isinstance(source, VLM) and isinstance(target, VLM)
-    return corpus.collect(source, target, data.picture, size, folder, inputs=inputs)
+    if isinstance(source, VLM) and isinstance(target, VLM):
+        return corpus.collect(source, target, data.picture, size, folder, inputs=inputs)
+    raise CorpusError(f"{data.folder} holds {data.unit}s, which these two models do not both read")
 
 
 def corpus_size(folder: Path) -> int:
