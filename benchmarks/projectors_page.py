@@ -13,6 +13,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import readme_table
 from projector.grades import GRADES, TIERS, grade, tier
 
 matplotlib.use("Agg")
@@ -29,7 +31,7 @@ from matplotlib import pyplot  # noqa: E402  (after the backend is chosen)
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- results: python -m benchmarks.projectors_page -->"
-END = "<!-- /results -->"
+placed = partial(readme_table.placed, begin=BEGIN)
 
 _TEMPLATE = Path(__file__).with_name("projectors.html.jinja")
 _MEANS = (
@@ -357,19 +359,6 @@ def markdown(report: Report) -> str:
 
 def _two(row: Mapping[str, Any] | None, one: str, other: str) -> str:
     return "–" if row is None else f"{100 * row[one]:.1f} / {100 * row[other]:.1f}"
-
-
-def placed(text: str, table: str) -> str:
-    """A document with the table between its markers.
-
-    Raises:
-        ValueError: the markers are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document lacks the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def main() -> int:

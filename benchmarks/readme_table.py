@@ -101,17 +101,22 @@ def _points(estimate: dict[str, float]) -> str:
     return "{} ({} to {})".format(*shown).replace("-", "−")
 
 
-def placed(readme: str, table: str) -> str:
-    """The README with the table between its markers.
+def placed(document: str, table: str, begin: str = BEGIN) -> str:
+    """A document with the table between its markers.
+
+    Args:
+        document: what is read.
+        table: what goes between the lines `begin` and `END`.
+        begin: the first marker.
 
     Raises:
         ValueError: the markers are missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, found, rest = document.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if not found or not end:
+        raise ValueError(f"the document lacks the lines {begin!r} and {END!r}")
+    return f"{before}{begin}\n{table}\n{END}{after}"
 
 
 def main() -> int:

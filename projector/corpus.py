@@ -72,6 +72,12 @@ def flat_states(
     return np.stack([s.flat() for s in states]), np.stack([s.attention for s in states])
 
 
+def made_of(source: KVLayout, target: KVLayout, inputs: str) -> dict[str, str]:
+    """What a shard's metadata says it was made of: both models, and the inputs where known."""
+    pair = {"inputs": inputs} if inputs else {}
+    return pair | {"source": source.fingerprint, "target": target.fingerprint}
+
+
 def collect(
     source: VLM,
     target: VLM,
@@ -105,8 +111,7 @@ def collect(
         np.empty((count, target.layout.tokens, target.layout.state_dim), dtype=np.float16),
         np.empty((count, source.layout.tokens), dtype=np.float16),
     )
-    pair = {"inputs": inputs} if inputs else {}
-    pair |= {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
+    pair = made_of(source.layout, target.layout, inputs)
     for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
         size = min(SHARD_PICTURES, count - start)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -30,7 +30,7 @@ from protos.layout import read_json
 QUESTIONS = "questions.jsonl"
 TEXTS = "texts.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_LONGEST_LINE = 1 << 16
+LONGEST_LINE = 1 << 16
 _LONGEST_TEXT = 1 << 20
 _MOST_LINES = 10_000_000
 
@@ -124,29 +124,24 @@ class Dataset:
 
     def _read_questions(self, path: Path) -> None:
         place = {file.name: index for index, file in enumerate(self.files)}
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if number > _MOST_LINES:
-                    raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")
-                if not line.strip():
-                    continue
-                try:
-                    row = read_json(line, _LONGEST_LINE, f"line {number}")
-                    name, text, answer = row[self.unit], row["question"], row["answer"]
-                    kind, control = row.get("kind", "all"), row.get("control", False)
-                except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
-                    raise SourceError(
-                        f"{path}, line {number}: expected an object with {self.unit}, question "
-                        f"and answer ({error})"
-                    ) from error
-                if not all(isinstance(v, str) and v for v in (name, text, answer, kind)):
-                    raise SourceError(f"{path}, line {number}: fields must be text, not empty")
-                if name not in place:
-                    raise SourceError(f"{path}, line {number}: there is no {self.unit} '{name}'")
-                index = place[name]
-                self._truth[index, text] = answer
-                if not control:
-                    self._asked[index].append(Asked(index, text, answer, kind))
+        for number, line in numbered_lines(path):
+            try:
+                row = read_json(line, LONGEST_LINE, f"line {number}")
+                name, text, answer = row[self.unit], row["question"], row["answer"]
+                kind, control = row.get("kind", "all"), row.get("control", False)
+            except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
+                raise SourceError(
+                    f"{path}, line {number}: expected an object with {self.unit}, question "
+                    f"and answer ({error})"
+                ) from error
+            if not all(isinstance(v, str) and v for v in (name, text, answer, kind)):
+                raise SourceError(f"{path}, line {number}: fields must be text, not empty")
+            if name not in place:
+                raise SourceError(f"{path}, line {number}: there is no {self.unit} '{name}'")
+            index = place[name]
+            self._truth[index, text] = answer
+            if not control:
+                self._asked[index].append(Asked(index, text, answer, kind))
 
 
 class Texts(Dataset):
@@ -219,27 +214,36 @@ def open_folder(folder: Path) -> Dataset:
 
 def _read_texts(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
+    for number, line in numbered_lines(path):
+        try:
+            row = read_json(line, _LONGEST_TEXT, f"line {number}")
+            name, text = row["name"], row["text"]
+        except (FrameMalformedError, KeyError, TypeError) as error:
+            raise SourceError(
+                f"{path}, line {number}: expected an object with name and text ({error})"
+            ) from error
+        if not all(isinstance(v, str) and v for v in (name, text)) or "/" in name:
+            raise SourceError(
+                f"{path}, line {number}: name (without '/') and text must be text, not empty"
+            )
+        if name in texts:
+            raise SourceError(f"{path}, line {number}: a second text '{name}'")
+        texts[name] = text
+    return texts
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1.
+
+    Raises:
+        SourceError: there are more than ten million.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number > _MOST_LINES:
                 raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")
-            if not line.strip():
-                continue
-            try:
-                row = read_json(line, _LONGEST_TEXT, f"line {number}")
-                name, text = row["name"], row["text"]
-            except (FrameMalformedError, KeyError, TypeError) as error:
-                raise SourceError(
-                    f"{path}, line {number}: expected an object with name and text ({error})"
-                ) from error
-            if not all(isinstance(v, str) and v for v in (name, text)) or "/" in name:
-                raise SourceError(
-                    f"{path}, line {number}: name (without '/') and text must be text, not empty"
-                )
-            if name in texts:
-                raise SourceError(f"{path}, line {number}: a second text '{name}'")
-            texts[name] = text
-    return texts
+            if line.strip():
+                yield number, line
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:

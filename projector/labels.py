@@ -27,13 +27,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.dataset import Dataset
+from projector.dataset import LONGEST_LINE, Dataset, numbered_lines
 from protos.errors import CorpusError, FrameMalformedError, SourceError
 from protos.layout import read_json
 
 LABELS = "labels.jsonl"
-_LONGEST_LINE = 1 << 16
-_MOST_LINES = 10_000_000
 _MOST_FRAMES = 64
 _MOST_OBJECTS = 64
 
@@ -130,20 +128,15 @@ def read_labels(data: Dataset, task: str) -> Labels:
     names = {file.name: index for index, file in enumerate(data.files)}
     seen: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number > _MOST_LINES:
-                raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")
-            if not line.strip():
-                continue
-            try:
-                plain = read_json(line, _LONGEST_LINE, f"line {number}")
-                seen[_text(plain, "task")] += 1
-                if plain["task"] == task:
-                    rows.append(_row(plain, names))
-                    _same_shape(rows[0], rows[-1])
-            except (FrameMalformedError, KeyError, TypeError, ValueError) as error:
-                raise SourceError(f"{path}, line {number}: {_said(error)}") from error
+    for number, line in numbered_lines(path):
+        try:
+            plain = read_json(line, LONGEST_LINE, f"line {number}")
+            seen[_text(plain, "task")] += 1
+            if plain["task"] == task:
+                rows.append(_row(plain, names))
+                _same_shape(rows[0], rows[-1])
+        except (FrameMalformedError, KeyError, TypeError, ValueError) as error:
+            raise SourceError(f"{path}, line {number}: {_said(error)}") from error
     if not rows:
         near = difflib.get_close_matches(task, seen, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -15,11 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from projector import cache as kv
 from projector.cache import LayerCache
-from projector.frozen import FrozenModel, Generation, eos_ids, padded, read
+from projector.frozen import (
+    FrozenModel,
+    Generation,
+    eos_ids,
+    padded,
+    read,
+    read_config,
+    read_weights,
+)
 from protos.errors import (
     ContextError,
     ModelError,
@@ -90,25 +98,9 @@ class LM(FrozenModel):
             ContextError: such a text would outgrow the model's windows.
         """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder} holds no config.json: it is not a checkpoint folder")
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
-        config = read("configuration", folder, AutoConfig.from_pretrained)
-        _refuse(config)
+        _refuse(read_config(folder))
         tokenizer = read("tokenizer", folder, AutoTokenizer.from_pretrained)
-        model, info = read(
-            "model",
-            folder,
-            AutoModelForCausalLM.from_pretrained,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:  # it would be left at random values
-            raise ModelError(
-                f"the weights of {folder} lack {len(missing)} tensors, such as {missing[0]}"
-            )
+        model = read_weights(folder, AutoModelForCausalLM, dtype)
         return cls.of(model.to(device).eval(), tokenizer, folder, text_tokens)
 
     @classmethod

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from projector.corpus import Corpus, write_shard
+from projector.corpus import Corpus, made_of, write_shard
 from projector.lm import LM, Tokens, align
 from projector.ragged import Ragged
 from protos.errors import BridgeError, ContextError, CorpusError
@@ -81,8 +81,7 @@ def collect(
             f"{target.layout.tokens}: load both for the same"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    pair = {"inputs": inputs} if inputs else {}
-    pair |= {"source": source.layout.fingerprint, "target": target.layout.fingerprint}
+    pair = made_of(source.layout, target.layout, inputs)
     shards: list[Any] = []
     rows: list[npt.NDArray[np.int64]] = []
     for start in tqdm(range(0, count, SHARD_TEXTS), desc=what, unit="shard"):

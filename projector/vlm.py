@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from projector import cache as kv
 from projector.attention import Received, measuring
@@ -30,6 +30,8 @@ from projector.frozen import (
     eos_ids,
     padded,
     read,
+    read_config,
+    read_weights,
 )
 from protos.errors import (
     ModelError,
@@ -76,25 +78,9 @@ class VLM(FrozenModel):
             UnsupportedModelError: the model is one that a cache layout cannot describe, by name.
         """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder} holds no config.json: it is not a checkpoint folder")
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
-        config = read("configuration", folder, AutoConfig.from_pretrained)
-        kv.refuse_unsupported(config)
+        kv.refuse_unsupported(read_config(folder))
         processor = read("processor", folder, AutoProcessor.from_pretrained)
-        model, info = read(
-            "model",
-            folder,
-            AutoModelForImageTextToText.from_pretrained,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:  # it would be left at random values
-            raise ModelError(
-                f"the weights of {folder} lack {len(missing)} tensors, such as {missing[0]}"
-            )
+        model = read_weights(folder, AutoModelForImageTextToText, dtype)
         return cls.of(model.to(device).eval(), processor, folder)
 
     @classmethod

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import projectors_page as page
+from benchmarks import readme_table
 from benchmarks.projectors import CLOSED, DEFAULT, Journal, label
 from projector.families.low_rank import LowRank
 from projector.families.mix import Mix
@@ -123,7 +124,7 @@ def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) 
     console = Console(width=200, record=True)
     page.show(found, console)
     assert "mix + task loss" in console.export_text()
-    document = f"before\n{page.BEGIN}\nstale figures\n{page.END}\nafter"
+    document = f"before\n{page.BEGIN}\nstale figures\n{readme_table.END}\nafter"
     placed = page.placed(document, table)
     assert placed.startswith("before") and placed.endswith("after") and "stale" not in placed
     with pytest.raises(ValueError, match="lacks the lines"):
