@@ -8,6 +8,7 @@ by the commands that need a live layout.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from protos.errors import (
     BundleFormatError,
     BundleMissingError,
     ConfigError,
+    DiskFullError,
     ModelError,
 )
 
@@ -118,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read standard output is gone; keep the interpreter from flushing into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        met = (DiskFullError if full else ConfigError)(f"{where}{error.strerror or error}")
+        _complain(met)
+        return met.exit_code
 
 
 # ---------------------------------------------------------------------- the commands

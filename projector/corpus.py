@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tqdm import tqdm
 
+from projector.bundle import write_files
 from projector.ragged import Ragged
 from projector.vlm import VLM
-from protos.errors import CorpusError, DiskFullError
+from protos.errors import CorpusError
 from protos.layout import KVLayout
 
 SHARD_PICTURES = 256
@@ -159,13 +160,7 @@ def write_shard(
             raise CorpusError(
                 f"{what}: the states '{name}' hold NaN or infinity, or exceed float16"
             )
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file(arrays, str(temporary), metadata=pair)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskFullError(f"{path} could not be written: {error}") from error
+    write_files(path.parent, {path.name: save(arrays, metadata=pair)})
 
 
 def _read(

@@ -7,9 +7,11 @@ same steps; the first one writes.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +24,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from projector import distributed
+from projector.bundle import write_files
 from protos.errors import FitError
 
+_KEPT = {"optimiser", "step", "settings", "about", "best", "stale", "spent_s"}
+_UNREADABLE = (  # what torch's unpickler raises of bytes that it did not write
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
+    *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
+)
 _WARM_STEPS = 50
 _LAST_RATE = 0.03  # share of the peak rate that a stage ends with
 
@@ -106,14 +114,15 @@ class Descent:
             report: extra figures for the log.
 
         Raises:
-            FitError: a loss that is not finite.
+            FitError: a loss that is not finite, or a checkpoint that cannot be read.
+            DiskFullError: there is no room for a checkpoint; the last one is still whole.
         """
         optimiser = self._optimiser()
         total = sum(stage.steps for stage in self.stages)
         state_file = self.folder / f"{self.what}.pt"
         done, best, best_weights, stale = 0, -1.0, None, 0
         if state_file.exists():
-            state = torch.load(state_file, weights_only=True)
+            state = _checkpoint(state_file)
             if (state["settings"], state["about"]) == (dict(self.settings), self.about):
                 self.module.load_state_dict(state[self.what])
                 optimiser.load_state_dict(state["optimiser"])
@@ -158,7 +167,7 @@ class Descent:
                 over = step + 1 == total or (self.patience > 0 and stale >= self.patience)
                 if first and (time.monotonic() - saved > self.save_every_s or over):
                     saved = time.monotonic()
-                    temporary = state_file.with_suffix(".tmp")
+                    blob = io.BytesIO()
                     torch.save(
                         {
                             self.what: self.module.state_dict(),
@@ -171,9 +180,9 @@ class Descent:
                             "stale": stale,
                             "spent_s": time.monotonic() - begun_s,
                         },
-                        temporary,
+                        blob,
                     )
-                    temporary.replace(state_file)
+                    write_files(self.folder, {state_file.name: blob.getvalue()})
                 if over:
                     break
         if done < total:
@@ -209,3 +218,14 @@ class Descent:
                 return stage, step
             step -= stage.steps
         raise ValueError(f"step {step} lies past the last stage")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
+        raise FitError(f"{path} is not a readable checkpoint ({reason}); remove it") from error
+    if not isinstance(state, dict) or not _KEPT <= set(state):
+        raise FitError(f"{path} is no checkpoint of a training; remove it")
+    return state

@@ -21,6 +21,16 @@ def grade(cosine: float, mse: float) -> str:
     return next((g for g, least, most in GRADES if cosine >= least and mse <= most), "F")
 
 
+def grade_of_answers(retention: float | None) -> str:
+    """A grade by answers, A to F: retention held to the least values that cosines are held to.
+
+    Args:
+        retention: of the native accuracy above the blind floor; None where native is no better.
+    """
+    kept = -1.0 if retention is None else retention
+    return next((g for g, least, _ in GRADES if kept >= least), "F")
+
+
 def tier(retention: float | None) -> str:
     """The certificate's tier, by answers; `none` below bronze or where native is no better."""
     if retention is None:
@@ -86,6 +96,9 @@ class Judged:
             "blind": self.blind,
             "retention": self.retention,
             "tier_by_answers": tier(self.retention),
+            "grade_by_answers": None
+            if self.retention is None
+            else grade_of_answers(self.retention),
             "grade_by_reconstruction": self.grade,
         }
 

@@ -86,6 +86,7 @@ def _none(_args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     import torch
 
+    from projector.bundle import write_files
     from projector.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
     from projector.labels import read_labels
 
@@ -124,15 +125,14 @@ def _train(args: argparse.Namespace) -> int:
         "samples": len(samples),
         "held_out": judge(head, decides),
     }
-    draft = args.out / (HEAD_FILE + ".part")
-    draft.write_bytes(head.to_bytes())
-    draft.replace(args.out / HEAD_FILE)
-    (args.out / DESCRIPTION).write_text(json.dumps(figures, indent=1) + "\n")
+    text = json.dumps(figures, indent=1) + "\n"
+    write_files(args.out, {HEAD_FILE: head.to_bytes(), DESCRIPTION: text.encode()})
     print(f"wrote {args.out / HEAD_FILE}: {_shown(figures['held_out'])}, held out")
     return 0
 
 
 def _test(args: argparse.Namespace) -> int:
+    from projector.bundle import write_files
     from projector.heads import Samples, judge
     from projector.labels import read_labels
 
@@ -156,7 +156,9 @@ def _test(args: argparse.Namespace) -> int:
     figures = judge(head, Samples.of(states, labels, head.config.classes))
     figures |= {"view": view, "point": args.point}
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_files(
+            args.out.parent, {args.out.name: (json.dumps(figures, indent=1) + "\n").encode()}
+        )
     print(json.dumps(figures, indent=1) if args.json else _shown(figures))
     return 0
 

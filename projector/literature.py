@@ -167,11 +167,11 @@ def statements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         add("projecting gains two points on the edge alone", f"{100 * gain:+.1f}", gain >= 0.02)
     lack = accuracy["native"]["mean"] - accuracy["mapped"]["mean"]
     add("projecting loses two points on the cloud alone", f"{-100 * lack:+.1f}", lack <= 0.02)
-    grade, tier = report["grade_by_reconstruction"], report["tier_by_answers"]
+    grade, other = report["grade_by_reconstruction"], report["grade_by_answers"]
     add(
         "the grade by reconstruction says what the map is good for",
-        f"grade {grade} by reconstruction, {tier} by answers",
-        (grade in "AB") == (tier in ("platinum", "gold")),
+        f"grade {grade} by reconstruction, {other} by answers",
+        grade == other,
     )
     bound = report["bound"]
     if "coverage" in bound:

@@ -302,12 +302,13 @@ def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
                 info.rank,
                 *(_percent(said[name]) for name in ("accuracy", "native", "retention")),
                 said["tier_by_answers"],
+                said["grade_by_answers"] or "-",
                 said["grade_by_reconstruction"] or "-",
             )
         )
     columns = ("folder", "source", "target", "id, version", "#rank", "#right", "#native", "#kept")
-    print_tables([table(f"Bundles in {folder}", (*columns, "tier", "grade"), rows)])
-    print("kept: of the native answers above blind, so the tier; grade: by reconstruction")
+    print_tables([table(f"Bundles in {folder}", (*columns, "tier", "grade", "fit"), rows)])
+    print("kept: of the native answers above blind, so tier and grade; fit: by reconstruction")
 
 
 def _percent(value: float | None) -> str:

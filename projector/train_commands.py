@@ -90,6 +90,7 @@ def register(commands: Any) -> None:
         default=15.0,
         help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
     )
+    _add_reverse_rank(validate)
     export = _command(commands, "export", "write a judged map as a bundle to serve", _export)
     export.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
     export.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
@@ -98,12 +99,7 @@ def register(commands: Any) -> None:
     export.add_argument(
         "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
     )
-    export.add_argument(
-        "--reverse-rank",
-        type=_count,
-        default=0,
-        help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
-    )
+    _add_reverse_rank(export)
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=_whole, default=1, help="default: %(default)s")
     export.add_argument(
@@ -141,9 +137,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _train_one(args: argparse.Namespace) -> int:
-    from projector import distributed
+    from projector import distributed, way_back
+    from projector.bundle import write_files
     from projector.dataset import open_folder
     from projector.families import base, family
+    from projector.families.bidirectional import BidirectionalMap
     from projector.fit import held_out_accuracy, moments_of, split
     from projector.train import Trainer, TrainSettings, plot_losses
 
@@ -155,7 +153,8 @@ def _train_one(args: argparse.Namespace) -> int:
     if whole.ragged and not cls.per_token:
         raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)
-    made = member.build(source.layout, target.layout, moments_of(training, source, target))
+    moments = moments_of(training, source, target)
+    made = member.build(source.layout, target.layout, moments)
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
@@ -187,6 +186,11 @@ def _train_one(args: argparse.Namespace) -> int:
         return {"accuracy": held_out_accuracy(trainer, held, data, first)} if asks else {}
 
     trainer.run(report)
+    back: dict[str, float] | None = None
+    if isinstance(made, BidirectionalMap) and not whole.ragged:
+        made.fit_back(moments)  # to the way there as training left it
+        kept = args.out / "state-back"
+        back = way_back.train(made, training, held, source, data, settings, kept, trainer.about)
     if distributed.rank():
         return 0
     base.write(args.out / MAP_FILE, made)
@@ -201,19 +205,24 @@ def _train_one(args: argparse.Namespace) -> int:
         "held_out_pictures": len(held),
         "settings": asdict(settings),
         "held_out": report(),
-    }
-    (args.out / DESCRIPTION).write_text(json.dumps(figures, indent=1) + "\n")
+    } | ({} if back is None else {"held_out_back": back})
+    write_files(args.out, {DESCRIPTION: (json.dumps(figures, indent=1) + "\n").encode()})
     plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
+    if back is not None:
+        plot_losses(args.out / "state-back" / "log.jsonl", args.out / "loss-back.png")
+        print("the way back: " + json.dumps(back))
     print(json.dumps(figures["held_out"]))
     print(f"wrote {args.out / MAP_FILE}")
     return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from projector import validate, validate_page
+    from projector import validate, validate_page, way_back
+    from projector.bundle import write_files
     from projector.cost import costs
     from projector.dataset import Texts, open_folder
     from projector.estimate import same_answer
+    from projector.families.bidirectional import BidirectionalMap
     from projector.fit import edge_answers, untrained_edge_states
     from projector.train import Trainer, TrainSettings
 
@@ -237,8 +246,14 @@ def _validate(args: argparse.Namespace) -> int:
     with tables.doing(f"{len(judge.asked)} questions, every arm"):
         report = judge.report(floor, right, spent)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    validate_page.write(report, data, args.out / "report.html")
+    if isinstance(made, BidirectionalMap) and not corpus.ragged:
+        with tables.doing("the edge model's answers from what comes back"):
+            report["way_back"] = way_back.judge(
+                made, corpus, source, data, args.questions, args.out / "state", args.reverse_rank
+            )
+    page = validate_page.html(report, data)
+    text = json.dumps(report, indent=1) + "\n"
+    write_files(args.out, {"report.json": text.encode(), "report.html": page.encode()})
     if args.json:
         print(json.dumps(report, indent=1))
     else:
@@ -426,6 +441,15 @@ def _command(
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_reverse_rank(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reverse-rank",
+        type=_count,
+        default=0,
+        help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
+    )
 
 
 def _count(text: str) -> int:

@@ -25,7 +25,7 @@ from projector.dataset import Asked, Dataset
 from projector.estimate import by_group, clustered, paired
 from projector.families.base import Map
 from projector.families.bidirectional import BidirectionalMap
-from projector.grades import grade, tier
+from projector.grades import grade, grade_of_answers, tier
 from projector.packed import IGNORED, Packed
 from projector.train import Trainer
 from protos.errors import CorpusError, FitError
@@ -327,6 +327,7 @@ class Validator:
             "reconstruction": fit,
             "retention": retention,
             "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
+            "grade_by_answers": grade_of_answers(retention),
             "tier_by_answers": tier(retention),
             "diagnostics": diagnostics(self.trainer.map),
             "round_trip": self._round_trip(),

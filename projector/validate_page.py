@@ -15,6 +15,7 @@ import jinja2
 import matplotlib
 
 from projector.dataset import Dataset, Texts
+from projector.literature import COVERAGE
 from projector.tables import print_tables, table
 
 matplotlib.use("Agg")
@@ -36,14 +37,19 @@ def show(report: Mapping[str, Any]) -> None:
             f"{kinds['native'][kind]:.1%}",
             f"{kinds['mapped'][kind]:.1%}",
             f"{kinds['blind'][kind]:.1%}",
-            _shown(report["attention_amplification"][kind]["c_attn"]),
+            *(_shown(report["attention_amplification"][kind][key]) for key in ("d_task", "c_attn")),
         )
         for kind in kinds["native"]
     ]
     fit = report["reconstruction"]
+    figures = ("cosine", "mse", "relative_l2", "r2")
     reconstruction = [
-        (name, *(f"{fit[name][key]:.3f}" for key in ("cosine", "mse", "relative_l2", "r2")))
+        (name, *(f"{fit[name][key]:.3f}" for key in figures))
         for name in ("whole", "keys", "values")
+    ] + [
+        (f"layer {row['layer']} {name}", *(f"{row[name][key]:.3f}" for key in figures))
+        for row in fit["layers"]
+        for name in ("keys", "values")
     ]
     print_tables(
         [
@@ -52,18 +58,78 @@ def show(report: Mapping[str, Any]) -> None:
                 ("cache", "right", "95 % interval"),
                 accuracy,
             ),
-            table("by kind", ("kind", "native", "mapped", "blind", "C_attn"), by_kind),
+            table("the map's answers beside the native cache's", ("", ""), agreed(report)),
+            table("by kind", ("kind", "native", "mapped", "blind", "D_task", "C_attn"), by_kind),
             table(
                 "reconstruction, z-scores", ("", "cosine", "MSE", "rel. L2", "R²"), reconstruction
             ),
             table("diagnostics", ("", "", "wanted"), diagnosed(report)),
+            *_bound(report["bound"]),
+            *_way_back(report.get("way_back")),
             *_literature(report),
         ]
     )
+    worst = ", ".join(row["picture"] for row in report["worst_pictures"])
+    print(f"worst {len(report['worst_pictures'])}, by KL (shown on the page): {worst}")
     print(
-        f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} by answers, "
-        f"grade {report['grade_by_reconstruction']} by reconstruction"
+        f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} and grade "
+        f"{report['grade_by_answers']} by answers, grade {report['grade_by_reconstruction']} by "
+        "reconstruction"
     )
+
+
+def agreed(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the map's answers stand to the native ones: name and figure."""
+    agreement, gap = report["agreement"], report["mapped_minus_native"]
+    other = report["other_picture_labels"]
+    rows = [
+        ("same first token", f"{agreement['first_token']:.1%}"),
+        ("same full answer", f"{agreement['full_answer']:.1%}"),
+        ("KL of the answer, nats", f"{agreement['kl_nats']:.3f}"),
+        (
+            "right, mapped minus native, points",
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * gap[k] for k in ("mean", "low", "high"))),
+        ),
+    ]
+    if other["questions"]:
+        rows += [
+            (
+                f"another picture's cache, {other['questions']} questions",
+                f"{other['other_picture']:.1%}",
+            ),
+            ("that picture's labels, same questions", f"{other['labels']:.1%}"),
+        ]
+    return rows
+
+
+def _bound(bound: Mapping[str, Any]) -> list[Any]:
+    if "none" in bound:
+        return [table("distortion bound", ("",), [(f"none: {bound['none']}",)])]
+    rows = [
+        ("guaranteed: Lip(C)", f"{bound['lipschitz']:.3f}", ""),
+        ("frames beyond the guarantee", f"{bound['guarantee_violations']:.0f}", "0"),
+        ("statistical: 99 % quantile of the error", f"{bound['residual']:.1f}", ""),
+        ("coverage of other frames", f"{bound['coverage']:.2%}", f"{COVERAGE:.1%} or more"),
+        ("bound over actual error", f"{bound['bound_over_actual']:.2f}", ""),
+        ("expected-error estimate over actual", f"{bound['estimate_over_actual']:.2f}", "near 1"),
+    ]
+    return [table("distortion bound", ("", "", "wanted"), rows)]
+
+
+def _way_back(found: Mapping[str, Any] | None) -> list[Any]:
+    if found is None:
+        return []
+    sent = f"sent ({found['bytes']:,.0f} bytes, rank {found['rank']})"
+    rows = [
+        (
+            sent if name == "sent" else name,
+            f"{a['mean']:.1%}",
+            f"{a['low']:.1%} to {a['high']:.1%}",
+        )
+        for name, a in found["accuracy"].items()
+    ]
+    title = "the way back: the edge model's answers"
+    return [table(title, ("cache", "right", "95 % interval"), rows)]
 
 
 def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -161,8 +227,8 @@ def _number(row: Mapping[str, float] | None, arm: str) -> str:
     return "–" if row is None else f"{row[arm]:,.4g}"
 
 
-def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
-    """Write the page."""
+def html(report: Mapping[str, Any], data: Dataset) -> str:
+    """The page: one file, plots and the worst pictures inside."""
     names = {file.name: index for index, file in enumerate(data.files)}
     worst = []
     for row in report["worst_pictures"]:
@@ -175,16 +241,17 @@ def write(report: Mapping[str, Any], data: Dataset, path: Path) -> None:
             shown["image"] = base64.b64encode(stream.getvalue()).decode()
         worst.append({**row, **shown})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    page: str = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         worst=worst,
         layers=_layers(report["reconstruction"]["layers"]),
         singular=_singular(report["diagnostics"].get("singular_values")),
         ranks=_ranks(report),
         diagnosed=diagnosed(report),
+        way_back=report.get("way_back"),
         frames=_frames(report["bound"].get("frames")),
     )
-    path.write_text(page, encoding="utf-8")
+    return page
 
 
 def _shown(value: float | None) -> str:

@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from projector.bundle import write_files
 from projector.cache import apply_rotation
 from projector.maps.low_rank import Boundaries
 from projector.moments import Moments
@@ -359,7 +360,10 @@ def read(
 
 
 def write(path: Path, made: Map) -> None:
-    """Write a map to a file."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(made.to_bytes())
-    draft.replace(path)
+    """Write a map to a file, whole or not at all.
+
+    Raises:
+        DiskFullError: there is no room; an earlier map is still whole.
+        ConfigError: it cannot be written for another reason.
+    """
+    write_files(path.parent, {path.name: made.to_bytes()})

@@ -16,6 +16,7 @@ from projector.families.base import Family, Map, grid_weights
 from projector.families.ridge import MatrixMap
 from projector.moments import Moments, ridge
 from protos.distortion import round_trip
+from protos.errors import FitError
 from protos.layout import KVLayout
 
 
@@ -28,13 +29,18 @@ class Bidirectional(Family):
 
     Attributes:
         weight: ridge weight of both ways.
+        returned: share, in the fit of the way back, of states that the way there made; the others
+            are the target's own. (The cloud holds either, by what it was sent.)
     """
 
     name: ClassVar[str] = "bidirectional"
     weight: float = 1e-3
+    returned: float = 0.5
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
+        if not 0 <= self.returned <= 1:
+            raise FitError(f"a share of {self.returned} returned states: expected 0 to 1")
         return BidirectionalMap(self, source, target)
 
 
@@ -54,18 +60,35 @@ class BidirectionalMap(MatrixMap):
         """Both ways in closed form; needs `moments.yy`."""
         xx, xy = moments.normalised()
         self.matrix.copy_(torch.from_numpy(ridge(xx, xy, self.family.weight)).float())
-        yy = moments.target_covariance()
-        back = ridge(yy, np.ascontiguousarray(xy.T), self.family.weight)
-        self.compress.copy_(torch.from_numpy(back).float())
+        self.fit_back(moments)
+
+    def fit_back(self, moments: Moments) -> None:
+        """The way back in closed form, for the way there as it is; weighs tokens evenly."""
+        xx, xy = moments.normalised()
+        w, share = self.matrix.detach().double().numpy(), self.family.returned
+        made = xx @ w  # covariance of the source with what the way there makes of it
+        yy = (1 - share) * moments.target_covariance() + share * (w.T @ made)
+        yx = (1 - share) * xy.T + share * made.T
+        back = ridge(yy, np.ascontiguousarray(yx), self.family.weight)
+        with torch.no_grad():
+            self.compress.copy_(torch.from_numpy(back).float())
+            self.attend.zero_()
+
+    def shares(self, normal: Tensor) -> Tensor:
+        """Weights of tokens `[B, M]`, of mean 1, from z-scored target states `[B, M, d_r]`."""
+        return torch.softmax(normal @ self.attend, dim=-1) * normal.shape[-2]
+
+    def to_edge(self, small: Tensor) -> Tensor:
+        """`[B, M, d_s]` on the target's grid, interpolated to the source's `[B, N, d_s]`."""
+        if self.from_grid is None:
+            return small
+        return torch.einsum("nm,bmd->bnd", self.from_grid, small)
 
     def back(self, y: Tensor) -> Tensor:
         """Target states `[B, M, d_r]` to source states `[B, N, d_s]`, keys un-rotated."""
         normal = (y - self.y_mean) / self.y_scale
-        share = torch.softmax(normal @ self.attend, dim=-1) * normal.shape[-2]
-        small = (normal * share.unsqueeze(-1)) @ self.compress
-        if self.from_grid is not None:
-            small = torch.einsum("nm,bmd->bnd", self.from_grid, small)
-        return small * self.x_scale + self.x_mean
+        small = (normal * self.shares(normal).unsqueeze(-1)) @ self.compress
+        return self.to_edge(small) * self.x_scale + self.x_mean
 
     def round_trip(self, x: Tensor) -> float:
         """`protos.distortion.round_trip` of source states `[B, N, d_s]`."""

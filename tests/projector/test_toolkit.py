@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from projector import cli, literature, validate_page
 from projector.bundle import Bundle
-from projector.corpus import collect
+from projector.corpus import collect, write_shard
 from projector.dataset import Dataset, write_questions
 from projector.families import load
 from projector.families.bidirectional import Bidirectional
@@ -179,9 +181,7 @@ def test_a_linear_map_cut_to_its_principal_components_is_the_best_of_that_rank(
     assert np.linalg.norm(whole - cut) == pytest.approx(best, rel=1e-3)
 
 
-def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(
-    judge: Validator, tmp_path: Path
-) -> None:
+def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(judge: Validator) -> None:
     report = judge.report()
     ranks = [row["rank"] for row in report["retention_by_rank"]]
     if report["retention"] is not None:
@@ -190,8 +190,7 @@ def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(
     assert whole["cosine_lost"] == 0 and whole["answers_changed"] == 0
     assert abs(half["cosine_lost"]) < abs(brain["cosine_lost"]) < 0.02
     report["map"] = {"family": "ridge"}
-    validate_page.write(report, judge.dataset, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
+    page = validate_page.html(report, judge.dataset)
     assert ("Retention against rank" in page) == bool(ranks)
     assert "bfloat16" in page and "no way back" in page
 
@@ -331,6 +330,79 @@ def test_a_corpus_of_another_pair_or_damaged_is_refused(
         (tmp_path / "0000000.safetensors").write_bytes(shard[:cut])
         with pytest.raises(CorpusError, match="not a readable shard"):
             collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
+
+
+def test_states_that_are_not_finite_are_neither_kept_nor_read(
+    data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    pictures, whole = Dataset(data), next(corpus.glob("*.safetensors"))
+    shard = tmp_path / whole.name
+    with safe_open(str(whole), "np") as file:
+        pair = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in ("x", "y", "a")}
+    for name in ("x", "y"):
+        bad = {**arrays, name: arrays[name].copy()}
+        bad[name][3, 1, 2] = np.nan
+        with pytest.raises(CorpusError, match="NaN or infinity"):
+            write_shard(shard, bad, pair, "pictures 0 to 63")
+        assert not list(tmp_path.iterdir())
+        save_file(bad, str(shard), metadata=pair)
+        with pytest.raises(CorpusError, match="holds NaN or infinity"):
+            collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
+        shard.unlink()
+
+
+def test_an_empty_corpus_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    with pytest.raises(CorpusError, match="no pictures"):
+        collect(source, target, picture, 0, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_in_mid_write_leaves_what_was_there(
+    run: Any,
+    data: Path,
+    corpus: Path,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to("/dev/full")
+
+    train = ("train", data, corpus)
+    steps = ("--set", "r=4", "--reconstruct-steps", "2", "--batch", "4")
+    cases: list[tuple[str, str, tuple[object, ...]]] = [
+        ("corpus", "0000000.safetensors.part", ("corpus", data, tmp_path / "corpus")),
+        ("map", "map.safetensors.part", (*train, tmp_path / "map", "--set", "r=4")),
+        ("step/state", "map.pt.part", (*train, tmp_path / "step", *steps)),
+        ("log/state", "log.jsonl", (*train, tmp_path / "log", *steps)),
+        ("report", "report.html.part", ("validate", made, data, corpus, tmp_path / "report")),
+    ]
+    for folder, name, words in cases:
+        full(tmp_path / folder, name)
+        assert run(*words) == code_of("disk_full"), words
+        assert "Traceback" not in capsys.readouterr().err
+        left = {p.name for p in (tmp_path / folder).iterdir()}
+        assert left <= {"state", "log.jsonl"}, f"{folder} holds {left}"
+
+
+def test_a_checkpoint_that_is_damaged_is_named(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("train", data, corpus, tmp_path, "--set", "r=4", "--reconstruct-steps", "2")
+    assert run(*words, "--batch", "4") == 0
+    state = tmp_path / "state" / "map.pt"
+    blob = state.read_bytes()
+    for damaged in (b"", blob[: len(blob) // 2], b"\x80\x04." + blob):
+        state.write_bytes(damaged)
+        assert run(*words, "--batch", "4") == code_of("fit")
+        assert "map.pt is not a readable checkpoint" in capsys.readouterr().err
+    torch.save({"step": 1}, state)
+    assert run(*words, "--batch", "4") == code_of("fit")
+    assert "no checkpoint of a training" in capsys.readouterr().err
 
 
 def test_questions_about_pictures_that_are_not_there_are_refused(
