@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from projector.bounds import judge_bound
 from projector.bundle import Bundle
 from projector.corpus import Corpus, collect
 from projector.dataset import Dataset
-from projector.estimate import clustered
+from projector.estimate import clustered, same_answer
 from projector.families import Family, Map
 from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.families.bidirectional import Bidirectional
@@ -42,7 +42,7 @@ from projector.families.mlp import MLP
 from projector.families.procrustes import Procrustes
 from projector.families.ridge import Ridge
 from projector.families.shared import Shared
-from projector.fit import moments_of, untrained_edge_states
+from projector.fit import edge_answers, moments_of, untrained_edge_states
 from projector.maps.low_rank import CloudHalf
 from projector.maps.trainable import LowRankMap
 from projector.moments import Moments
@@ -198,12 +198,16 @@ class Edge:
         return found
 
     def moments(self, seed: int | None) -> tuple[Moments, float]:
-        """Moments of all thirds but one (None: of all), and the seconds they took."""
+        """Moments of all thirds but one (None: of all), and the seconds they took.
+
+        What a fit chooses is judged on the third left out.
+        """
         chosen = [self._folds[i] for i in range(FOLDS) if i != seed]
         total = chosen[0][0]
         for moments, _ in chosen[1:]:
             total = total + moments
-        return total, sum(seconds for _, seconds in chosen)
+        held = None if seed is None else self._folds[seed][0]
+        return replace(total, held=held), sum(seconds for _, seconds in chosen)
 
     @cached_property
     def judges(self) -> dict[str, Validator]:
@@ -357,6 +361,17 @@ def controls(edge: Edge) -> dict[str, Any]:
     return found
 
 
+def alone(edge: Edge) -> dict[str, float]:
+    """The edge model's own answers, share right per split: what a map has to beat."""
+    found = {}
+    for part, judge in edge.judges.items():
+        asked = [(one.picture, one.text) for one in judge.asked]
+        given = edge_answers(edge.source, edge.data[part], asked)
+        right = [same_answer(a, one.answer) for a, one in zip(given, judge.asked, strict=True)]
+        found[part] = float(np.mean(right))
+    return found
+
+
 def measure_edge(
     edge: Edge, journal: Journal, args: argparse.Namespace
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -364,6 +379,7 @@ def measure_edge(
     steps, about = (args.reconstruct_steps, args.task_steps), edge.about
     jobs: list[tuple[list[Any], Callable[[], Any]]] = []
     jobs.append((["controls", *about], partial(controls, edge)))
+    jobs.append((["alone", *about], partial(alone, edge)))
     for seed in range(args.seeds):
         for member in CLOSED:
             key = ["closed", *about, label(member), asdict(member), seed]
@@ -384,7 +400,9 @@ def measure_edge(
         digest = json.loads(description.read_text())["digest"]
         jobs.append((["shipped", *about, digest], partial(shipped, edge)))
     bar = tqdm(jobs, desc=f"{edge.name}: controls and maps", unit="map")
-    found, *rows = [journal.get(key, make) for key, make in bar]
+    found, own, *rows = [journal.get(key, make) for key, make in bar]
+    for part in SPLITS:
+        found[part]["edge_only"] = own[part]
     return found, [one for one in rows if one is not None]
 
 

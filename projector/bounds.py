@@ -40,9 +40,9 @@ class Bound:
     """A calibrated bound for one map.
 
     Attributes:
-        lipschitz: exact operator norm of the cloud half on one token's latents; it is also the
-            frame's, tokens being mapped one by one on one grid.
-        expected: `||J||_F / sqrt(r)`.
+        lipschitz: exact operator norm of the cloud half on a frame's latents: of one token's, as
+            tokens are mapped one by one, times that of the interpolation between two grids.
+        expected: `||J||_F / sqrt(d)` over a frame's d latents.
         residual: conformal 99 % quantile of `||y - C(z)||`.
         frames: how many frames it was calibrated on.
     """
@@ -57,8 +57,8 @@ class Bound:
         """From held-out frames that the map was not fitted to.
 
         Raises:
-            FitError: too few frames for the level (fewer than 99), or a cloud half that mixes
-                tokens or is not linear: it has no exact norm.
+            FitError: too few frames for the level (fewer than 99), or a cloud half that is not
+                linear or whose tokens look at each other: it has no exact norm.
         """
         matrix = cloud_matrix(made)
         if len(corpus) < math.ceil(LEVEL / (1 - LEVEL) - 1e-9):
@@ -66,8 +66,8 @@ class Bound:
         residual = np.sort(frame_errors(made, corpus, None)[0])
         rank = math.ceil((len(residual) + 1) * LEVEL - 1e-9)  # conformal: of n + 1, not n
         return cls(
-            lipschitz=float(np.linalg.svd(matrix, compute_uv=False)[0]),
-            expected=float(np.linalg.norm(matrix) / math.sqrt(len(matrix))),
+            lipschitz=made.grid_norm * float(np.linalg.svd(matrix, compute_uv=False)[0]),
+            expected=_grid_spread(made) * float(np.linalg.norm(matrix) / math.sqrt(len(matrix))),
             residual=float(residual[min(rank, len(residual)) - 1]),
             frames=len(corpus),
         )
@@ -148,12 +148,12 @@ def through_fp8(made: Map, corpus: Corpus) -> Quantize:
 
 
 def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
-    """The cloud half as a matrix `[r, d_r]`.
+    """The cloud half as a matrix `[r, d_r]`, tokens already on the target's grid.
 
     Raises:
-        FitError: it is not linear, or mixes tokens.
+        FitError: it is not linear, or its tokens look at each other.
     """
-    if made.weights() is None or made.to_grid is not None:
+    if made.weights() is None:
         raise FitError(
             f"the cloud half of '{made.family.name}' is not one linear map per token: it has no "
             "exact norm, and a norm found by trying would be no guarantee"
@@ -163,6 +163,12 @@ def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
         moved = made.up(eye) - made.up(torch.zeros_like(eye))
     matrix: npt.NDArray[np.float64] = moved[0].double().numpy()
     return matrix
+
+
+def _grid_spread(made: Map) -> float:
+    """`||G||_F / sqrt(N)` of the interpolation between the grids; 1 on one grid."""
+    grid = made.to_grid
+    return 1.0 if grid is None else float(grid.double().norm()) / math.sqrt(grid.shape[1])
 
 
 def frame_errors(

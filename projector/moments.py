@@ -8,7 +8,7 @@ multiplied in float32 and added up in float64.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ class Moments:
         xy: `[d_s, d_r]`.
         y_square: `[d_r]`, sum of squares.
         yy: `[d_r, d_r]`, only where it was asked for.
+        held: of other pictures, which a fit makes its choices by; None for these same sums.
     """
 
     count: int
@@ -42,6 +43,7 @@ class Moments:
     xy: Doubles
     y_square: Doubles
     yy: Doubles | None = None
+    held: Moments | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[States, States]], *, target_gram: bool = False) -> Moments:
@@ -80,7 +82,7 @@ class Moments:
         return cls(count, *total)
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of both samples together; `yy` where both have it."""
+        """Moments of both samples together, none held out; `yy` where both have it."""
         return Moments(
             self.count + other.count,
             self.x_sum + other.x_sum,

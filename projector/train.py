@@ -51,7 +51,9 @@ class TrainSettings:
         mix_depth: its layers.
         ridge: regularisation of the closed form.
         reconstruct_steps: steps of MSE + 0.5 (1 - cosine) on normalised states.
-        task_steps: steps of KL to the frozen model's own answers.
+        task_steps: steps of the task loss through the frozen model.
+        task_weight: what the task loss is multiplied by, added to the loss of reconstruction; 0 for
+            the task loss alone.
         batch: pictures per task step (twice as many per reconstruction step).
         questions: questions per picture and task step.
         rate: peak learning rate; four times it for the quantization steps.
@@ -91,6 +93,7 @@ class TrainSettings:
     rate_weight: float = 0.0
     penalty_weight: float = 0.01
     task: str = "kl"
+    task_weight: float = 0.0
     patience: int = 0
     seed: int = 0
 
@@ -348,9 +351,9 @@ class Trainer(Generic[M]):
         there = ~x[..., 0].isnan()
         if not bool(there.all()):  # one row of all the tokens that are there
             x, want = x[there][None], want[there][None]
-        got = self.map.predict(x)
-        apart = F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
-        return apart + self.settings.penalty_weight * self.map.penalty()
+        return _apart(self.map.predict(x), want) + (
+            self.settings.penalty_weight * self.map.penalty()
+        )
 
     def _task(
         self, step: int, rng: np.random.Generator, scale: float, rate_weight: float
@@ -366,8 +369,14 @@ class Trainer(Generic[M]):
             with torch.no_grad():
                 teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
             student = self.logits(packed, self.layers(states))
-        loss = self._answer_loss(student, teacher) + rate_weight * bits
-        return loss + settings.penalty_weight * self.map.penalty()
+        loss = self._answer_loss(student, teacher)
+        if settings.task_weight:
+            mean, spread = self.map.y_stats
+            want = torch.from_numpy(self.corpus.y[chosen].astype(np.float32))
+            there = ~want[..., 0].isnan()
+            got, want = ((s[there] - mean) / spread for s in (states, want))
+            loss = settings.task_weight * loss + _apart(got, want)
+        return loss + rate_weight * bits + settings.penalty_weight * self.map.penalty()
 
     def _rounding(self, stage: str, begun: int) -> tuple[float, float]:
         """Steps that latents are rounded at, and what a bit is worth, at a stage's step.
@@ -392,6 +401,11 @@ class Trainer(Generic[M]):
         if self.settings.task in ("ce", "both"):
             loss = loss + F.cross_entropy(student, teacher.argmax(-1), reduction="sum")
         return loss / distributed.mean_count(len(student))
+
+
+def _apart(got: Tensor, want: Tensor) -> Tensor:
+    """`MSE + 0.5 (1 - cosine)` of z-scored states `[..., d_r]`."""
+    return F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
 
 
 def plot_losses(log: Path, picture: Path) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,13 @@ def register(commands: Any) -> None:
     train.add_argument("--reconstruct-steps", type=_count, default=0, help="default: %(default)s")
     train.add_argument("--task-steps", type=_count, default=0, help="default: %(default)s")
     train.add_argument("--task", choices=("kl", "ce", "both"), default="kl", help="task loss")
+    train.add_argument(
+        "--task-weight",
+        type=_weight,
+        default=0.0,
+        metavar="L",
+        help="task steps lower MSE + 0.5 (1 - cosine) + L * task loss; 0: the task loss alone",
+    )
     train.add_argument("--batch", type=_whole, default=16, help="pictures; default: %(default)s")
     train.add_argument("--rate", type=_rate, default=1e-3, help="default: %(default)s")
     train.add_argument("--patience", type=_count, default=0, help="reports without gain; 0: never")
@@ -154,11 +162,14 @@ def _train_one(args: argparse.Namespace) -> int:
         raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)
     moments = moments_of(training, source, target)
+    if held:
+        moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
     made = member.build(source.layout, target.layout, moments)
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
         task=args.task,
+        task_weight=args.task_weight,
         batch=args.batch,
         rate=args.rate,
         patience=args.patience,
@@ -470,6 +481,13 @@ def _power(text: str) -> float:
     value = float(text)
     if not 0 < value <= 100_000:
         raise argparse.ArgumentTypeError(f"{text} W is not in 0..100000")
+    return value
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no weight: 0 or more")
     return value
 
 

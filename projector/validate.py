@@ -535,7 +535,7 @@ def diagnostics(made: Any) -> dict[str, Any]:
         "effective_rank": int((values > _NEGLIGIBLE * values[0]).sum()),
         "condition_number": condition,
         "condition_flagged": condition > CONDITION_LIMIT,
-        "operator_norm": float(values[0]),
+        "operator_norm": float(values[0]) * made.grid_norm,
         "singular_values": [float(v) for v in values[: made.rank]],
     }
 

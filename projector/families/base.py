@@ -190,11 +190,19 @@ class Map(nn.Module, ABC):
         """Trainable numbers."""
         return sum(p.numel() for p in self.parameters())
 
-    def operator_norm(self) -> float | None:
-        """Largest factor by which the map stretches a difference of z-scored source states.
+    @property
+    def grid_norm(self) -> float:
+        """Largest factor by which interpolation between the grids stretches a frame."""
+        if self.to_grid is None:
+            return 1.0
+        return float(torch.linalg.matrix_norm(self.to_grid.double(), ord=2))
 
-        The largest singular value, by power iteration on `W W^T` in float64; None where the map is
-        not linear and has no such number.
+    def operator_norm(self) -> float | None:
+        """Largest factor by which the map stretches a difference of z-scored source frames.
+
+        The largest singular value, by power iteration on `W W^T` in float64, times `grid_norm` (a
+        frame's map is the Kronecker product of the two); None where the map is not linear and has
+        no such number.
         """
         weights = self.weights()
         if weights is None:
@@ -204,7 +212,7 @@ class Map(nn.Module, ABC):
         gram = w @ w.T
         for _ in range(_POWER_STEPS):
             vector = torch.nn.functional.normalize(gram @ vector, dim=0)
-        return float((vector @ (gram @ vector)).clamp(min=0).sqrt())
+        return self.grid_norm * float((vector @ (gram @ vector)).clamp(min=0).sqrt())
 
     def in_precision(self, dtype: torch.dtype) -> Map:
         """A copy whose weights were rounded to a narrower float type; it still runs in float32."""

@@ -25,8 +25,8 @@ class Ridge(Family):
     Attributes:
         weight: in units of the mean variance of a source dimension.
         layers: which source layers each target layer is predicted from: `all`; `best`, the
-            `best_layers` that fit it best alone; `last`, as many as `best_layers`, aligned from the
-            last layer downwards.
+            `best_layers` that alone fit it best on held-out pictures; `last`, as many as
+            `best_layers`, aligned from the last layer downwards.
         best_layers: k.
     """
 
@@ -81,7 +81,7 @@ def fit_ridge(family: Ridge, made: Map, moments: Moments) -> Doubles:
         return ridge(xx, xy, family.weight)
     of_source, of_target = layer_of(made.source), layer_of(made.target)
     weights = np.zeros_like(xy)
-    for group, columns in _groups(family, made, xx, xy, of_source, of_target):
+    for group, columns in _groups(family, made, moments, of_source, of_target):
         rows = np.flatnonzero(np.isin(of_source, group))
         weights[np.ix_(rows, columns)] = ridge(
             xx[np.ix_(rows, rows)], xy[np.ix_(rows, columns)], family.weight
@@ -92,24 +92,28 @@ def fit_ridge(family: Ridge, made: Map, moments: Moments) -> Doubles:
 def _groups(
     family: Ridge,
     made: Map,
-    xx: Doubles,
-    xy: Doubles,
+    moments: Moments,
     of_source: npt.NDArray[np.int64],
     of_target: npt.NDArray[np.int64],
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Per target layer: its source layers and its columns."""
     deep, wide = made.source.layers, made.target.layers
+    xx, xy = moments.normalised()
     if family.layers == "last":
         chosen = {}
         for layer in range(wide):
             last = deep - 1 - min(deep - family.best_layers, (wide - 1 - layer))
             chosen[layer] = np.arange(last - family.best_layers + 1, last + 1)
     else:
+        held = moments.held or moments
+        judged_xx, judged_xy = held.normalised(moments.x_stats, moments.y_stats)
         explained = np.zeros((deep, wide))
         for one in range(deep):
             rows = np.flatnonzero(of_source == one)
             alone = ridge(xx[np.ix_(rows, rows)], xy[rows], family.weight)
-            gained = np.einsum("dr,dr->r", alone, xy[rows])
+            # How much less is left of the target than of its mean: |y|^2 - |y - x W|^2.
+            apart = 2 * judged_xy[rows] - judged_xx[np.ix_(rows, rows)] @ alone
+            gained = np.einsum("dr,dr->r", alone, apart)
             explained[one] = np.bincount(of_target, weights=gained, minlength=wide)
         order = np.argsort(-explained, axis=0, kind="stable")[: family.best_layers]
         chosen = {layer: np.sort(order[:, layer]) for layer in range(wide)}

@@ -81,6 +81,7 @@ def report() -> dict[str, Any]:
             row("edge-a", "ridge", 512, 0, 0.90),
             row("edge-a", "ridge", 512, 1, 0.92),
             row("edge-a", "low_rank", 8, 0, 0.6),
+            row("edge-a", "low_rank float16", 64, 0, 0.93, bound_violations=0.03),
             row("edge-a", "low_rank", 64, 0, 0.89),
             row("edge-a", "low_rank + task loss", 64, 0, 0.915),
             row("edge-a", "mix + task loss", 64, 0, 0.925, **none),
@@ -102,6 +103,11 @@ def test_means_retention_and_targets_follow_from_the_rows() -> None:
     assert ridge["tier"] == "gold"
     assert found["cloud_image"] == 0.93 and found["controls"]["blind"] == 0.33
     assert met(found, "edge-a: best map") and met(found, "edge-a: closed form")
+    closed = next(t for t in found["targets"] if "closed form" in t["target"])
+    assert closed["measured"].startswith("ridge r=512, mean of 2 seeds"), "no precision of another"
+    best = next(t for t in found["targets"] if "best map" in t["target"])
+    assert "1 seed" in best["measured"], "a figure of one seed is not taken for a mean"
+    assert not met(found, "coverage of the 99 % bound")  # one map at 97 %
     assert not met(found, "edge-a: low_rank r=64")  # two points short of the full map
     assert met(found, "edge-a: mix beats")
     assert not met(found, "no flipped bit of a package") and met(
@@ -120,7 +126,8 @@ def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) 
     for text in (html, table):
         for name in ("ridge", "low_rank", "mix + task loss", "untrained edge", "other picture"):
             assert name in text
-    assert "| `ridge` | all | 91.0 / 81.0 |" in table
+    assert "| `ridge` | all | 91.0 / 81.0 | 2 |" in table
+    assert "| `low_rank` | 8 | 60.0 / 50.0 | 1 |" in table
     console = Console(width=200, record=True)
     page.show(found, console)
     assert "mix + task loss" in console.export_text()
@@ -129,6 +136,23 @@ def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) 
     assert placed.startswith("before") and placed.endswith("after") and "stale" not in placed
     with pytest.raises(ValueError, match="lacks the lines"):
         page.placed("no markers", table)
+
+
+def test_what_holds_up_under_shift_is_told_by_the_share_of_its_lead_that_is_left() -> None:
+    found = report()
+    other = {part: dict(arms) for part, arms in found["controls_by_edge"]["edge-a"].items()}
+    found["controls_by_edge"]["edge-b"] = other
+    found["rows"] = [
+        row("edge-a", "ridge", 512, 0, 0.93, accuracy_shifted=0.58),  # all, then half, of the lead
+        row("edge-b", "ridge", 384, 0, 0.93, accuracy_shifted=0.83),  # all of it, on both
+        row("edge-a", "low_rank", 64, 0, 0.63, accuracy_shifted=0.58),  # half of it, on both
+        row("edge-a", "zero_pad", 512, 0, 0.33, accuracy_shifted=0.33),  # has nothing to lose
+    ]
+    found["means"] = page.means([{**r, "retention": 0.5, "grade": "F"} for r in found["rows"]])
+    first, second = page.hardiest(found)
+    assert first["family"] == "low_rank r=64" and second["family"] == "ridge"
+    assert second["by_edge"]["edge-a"] == pytest.approx((1.0, 0.5))
+    assert (second["test"], second["shifted"]) == pytest.approx((1.0, 0.75))
 
 
 def test_reconstruction_that_does_not_predict_answers_shows_in_the_correlation() -> None:

@@ -9,42 +9,51 @@ import torch
 from projector.bounds import LEVEL, Bound, cloud_matrix, frame_errors
 from projector.corpus import Corpus
 from projector.families import Family, Map
+from projector.families.base import grid_weights
 from projector.families.low_rank import LowRank
 from projector.families.mix import Mix
 from projector.families.mlp import MLP
 from projector.families.ridge import Ridge
 from projector.moments import Moments
 from protos.errors import FitError
+from protos.layout import KVLayout
 from tests.projector.test_moments import layout
 
 SOURCE, TARGET = layout(2, 1, 8, (3, 3)), layout(3, 2, 8, (3, 3))
+WIDER = layout(3, 2, 8, (4, 6))
 
 
-def corpus(count: int, seed: int, noise: float = 1.0) -> Corpus:
+def corpus(count: int, seed: int, noise: float = 1.0, target: KVLayout = TARGET) -> Corpus:
     rng = np.random.default_rng(7)
-    true = rng.standard_normal((SOURCE.state_dim, TARGET.state_dim))
+    true = rng.standard_normal((SOURCE.state_dim, target.state_dim))
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((count, 9, SOURCE.state_dim))
-    y = x @ true + noise * rng.standard_normal((count, 9, TARGET.state_dim))
+    grid = grid_weights(SOURCE.grid, target.grid)
+    placed = x if grid is None else grid.numpy() @ x
+    y = placed @ true + noise * rng.standard_normal((*placed.shape[:2], target.state_dim))
     return Corpus(
         x.astype(np.float16), y.astype(np.float16), np.full((count, 9), 1 / 9, np.float16)
     )
 
 
-def built(member: Family) -> Map:
-    pairs = corpus(300, 0)
-    return member.build(SOURCE, TARGET, Moments.of([(pairs.x, pairs.y)]))
+def built(member: Family, target: KVLayout = TARGET) -> Map:
+    pairs, grid = corpus(300, 0, target=target), grid_weights(SOURCE.grid, target.grid)
+    x = pairs.x if grid is None else grid.numpy() @ pairs.x.astype(np.float32)
+    return member.build(SOURCE, target, Moments.of([(x, pairs.y)]))
 
 
 def coarse(z: np.ndarray) -> np.ndarray:
     return (np.rint(z / 0.5) * 0.5).astype(np.float32)
 
 
+@pytest.mark.parametrize("target", [TARGET, WIDER], ids=["one grid", "two grids"])
 @pytest.mark.parametrize("member", [Ridge(), LowRank(r=5)], ids=lambda m: m.name)
-def test_the_guaranteed_part_always_holds_and_the_statistical_part_covers(member: Family) -> None:
-    made = built(member)
-    bound = Bound.calibrate(made, corpus(400, 1))
-    found = bound.check(made, corpus(1000, 2), coarse)
+def test_the_guaranteed_part_always_holds_and_the_statistical_part_covers(
+    member: Family, target: KVLayout
+) -> None:
+    made = built(member, target)
+    bound = Bound.calibrate(made, corpus(400, 1, target=target))
+    found = bound.check(made, corpus(1000, 2, target=target), coarse)
     assert found["guarantee_violations"] == 0
     assert found["coverage"] >= LEVEL - 0.005
     assert found["bound_over_actual"] >= 1
@@ -62,6 +71,16 @@ def test_under_shift_the_statistical_part_no_longer_covers() -> None:
     made = built(Ridge())
     bound = Bound.calibrate(made, corpus(400, 1))
     assert bound.check(made, corpus(200, 5, noise=3.0), coarse)["coverage"] < 0.5
+
+
+def test_between_grids_the_guarantee_is_the_frames_own_norm_and_is_reached() -> None:
+    made = built(LowRank(r=5), WIDER)
+    bound = Bound.calibrate(made, corpus(120, 1, target=WIDER))
+    frames = torch.eye(9 * 5).unflatten(1, (9, 5))
+    with torch.no_grad():
+        matrix = (made.cloud(frames) - made.cloud(torch.zeros_like(frames))).flatten(1).double()
+    assert bound.lipschitz == pytest.approx(float(torch.linalg.matrix_norm(matrix, ord=2)))
+    assert bound.expected == pytest.approx(float(matrix.norm()) / (9 * 5) ** 0.5)
 
 
 def test_the_norm_is_that_of_the_cloud_half_not_of_the_whole_map() -> None:

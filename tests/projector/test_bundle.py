@@ -517,15 +517,18 @@ def test_an_unknown_backend_is_refused_with_the_nearest_name(
         Bundle.load(folder, source, target).backend("onnx-runtime")
 
 
-REFERENCE = Path(__file__).parents[2] / "reference/bundles/edge-a-cloud"
+REFERENCE = Path(__file__).parents[2] / "reference"
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="there is no reference bundle")
-def test_the_committed_bundle_loads_and_can_be_signed(key: SigningKey, tmp_path: Path) -> None:
-    info = Bundle.peek(REFERENCE)
-    loaded = Bundle.load(REFERENCE, info.source, info.target)
-    folder = shutil.copytree(REFERENCE, tmp_path / "copy")
+@pytest.mark.parametrize("edge", ["edge-a", "edge-b", "edge-c"])
+def test_every_committed_bundle_fits_the_committed_models_and_can_be_signed(
+    key: SigningKey, tmp_path: Path, edge: str
+) -> None:
+    source, target = (VLM.load(REFERENCE / "models" / name).layout for name in (edge, "cloud"))
+    committed = REFERENCE / "bundles" / f"{edge}-cloud"
+    loaded = Bundle.load(committed, source, target)
+    folder = shutil.copytree(committed, tmp_path / "copy")
     sign_bundle(folder, key)
     trusted = TrustedKeys({key.public: "build"})
-    again = Bundle.load(folder, info.source, info.target, trusted=trusted)
+    again = Bundle.load(folder, source, target, trusted=trusted)
     assert (again.digest, again.signer) == (loaded.digest, "build")

@@ -16,6 +16,7 @@ import torch
 from projector.corpus import Corpus, flat_states
 from projector.maps.trainable import LowRankMap, _bits
 from projector.train import Trainer, TrainSettings, closed_form
+from projector.validate import reconstruction
 from projector.vlm import VLM
 from protos.quantize import EntropyTables, UniformQuantizer
 from tests.fakes.tiny_models import picture
@@ -128,6 +129,20 @@ def test_paying_for_bits_leaves_fewer(corpus: Corpus, vlms: dict[str, VLM], tmp_
         _, levels = made.map.rounded(made.map.latents(x), settings.step_scale)
         spent.append(float(_bits(levels.detach())))
     assert spent[1] < 0.8 * spent[0]
+
+
+def test_a_weighted_task_loss_keeps_the_states_nearer_to_the_targets_own(
+    corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    errors = []
+    for weight in (0.0, 0.02):
+        settings = replace(
+            SETTINGS, reconstruct_steps=0, task_steps=60, step_scale=0.0, rate=2e-2, rate_weight=0.0
+        )
+        made = trainer(corpus, vlms, tmp_path / str(weight), replace(settings, task_weight=weight))
+        made.run()
+        errors.append(reconstruction(made.map, corpus)["whole"]["mse"])
+    assert errors[1] < 0.9 * errors[0], errors
 
 
 class Interrupted(Exception):
