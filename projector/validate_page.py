@@ -128,8 +128,14 @@ def _way_back(found: Mapping[str, Any] | None) -> list[Any]:
         )
         for name, a in found["accuracy"].items()
     ]
-    title = "the way back: the edge model's answers"
-    return [table(title, ("cache", "right", "95 % interval"), rows)]
+    ranks = [
+        (r["rank"], f"{r['bytes']:,.0f}", f"{r['round_trip']:.3f}", f"{r['accuracy']:.1%}")
+        for r in found["by_rank"]
+    ]
+    return [
+        table("the way back: the edge model's answers", ("cache", "right", "95 % interval"), rows),
+        table("sent back in FP8", ("rank", "#bytes", "#round trip (< 0.10)", "#right"), ranks),
+    ]
 
 
 def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

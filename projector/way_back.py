@@ -33,6 +33,7 @@ from protos.errors import FitError
 from protos.layout import KVState
 
 _BATCH = 64
+_RANKS = (16, 32, 64, 128)  # that the way back is judged at besides its own
 _COMPRESS_RATE, _ATTEND_RATE = 0.1, 0.3  # shares of the peak rate; a closed form moves with care
 
 Floats = npt.NDArray[np.float32]
@@ -207,7 +208,8 @@ def judge(
         same through the default point of the way back, FP8), `from_picture` (back from the cloud's
         own state) and the controls `blind`, `other_picture`, `mean_state`, `untrained`, each with
         its picture-clustered interval; `returned_minus_own`; `agreement` and `kl_nats` of
-        `returned` with `own`; `errors`; `rank` and `bytes`, what `sent` takes, and `weights`, how
+        `returned` with `own`; `errors`; `rank` and `bytes`, what `sent` takes; `by_rank`, what is
+        sent at lower ranks too (`rank`, `bytes`, `round_trip`, `accuracy`); and `weights`, how
         uneven the weights of tokens are (the largest share times the number of tokens, mean over
         pictures).
 
@@ -225,14 +227,28 @@ def judge(
             states: Tensor = made(x)
         return states
 
-    reverse = reverse_of(made, pairs.y, rank)
-    if reverse is None:
-        raise FitError("the map has no way back")
-    bodies: list[int] = []
+    def sent(rank: int) -> tuple[Answers, dict[str, Any]]:
+        reverse = reverse_of(made, pairs.y, rank)
+        if reverse is None:
+            raise FitError("the map has no way back")
+        bodies: list[int] = []
+        off = np.zeros(2)
 
-    def received(rows: range) -> list[Any]:
-        states = [_through(reverse, made, source, flat, bodies) for flat in there(rows).numpy()]
-        return trainer.layers(torch.from_numpy(np.stack(states)))
+        def received(_x: Any, _y: Any, rows: range) -> list[Any]:
+            states = [_through(reverse, made, source, flat, bodies) for flat in there(rows).numpy()]
+            again = torch.from_numpy(np.stack(states))
+            own = torch.from_numpy(pairs.x[rows.start : rows.stop].astype(np.float32))
+            off[0] += float((made.normal(again) - made.normal(own)).square().sum())
+            off[1] += float(made.normal(own).square().sum())
+            return trainer.layers(again)
+
+        arm = validator.answers(received)
+        return arm, {
+            "rank": reverse.decoder.rank - 1,
+            "bytes": float(np.mean(bodies)),
+            "round_trip": float(off[0] / off[1]),
+            "accuracy": float(np.mean(arm.right)),
+        }
 
     def other(_x: Any, _y: Any, rows: range) -> list[Any]:
         moved = np.roll(np.arange(len(pairs)), -1)[rows.start : rows.stop]
@@ -249,10 +265,12 @@ def judge(
         return trainer.layers(small * made.x_scale + made.x_mean)
 
     mean = made.x_mean.expand(pairs.x.shape[1], -1)
+    received, at = sent(rank)
+    by_rank = [sent(lower)[1] for lower in _RANKS if lower < at["rank"]] + [at]
     arms: dict[str, Answers] = {
         "own": validator.native(),
         "returned": validator.answers(lambda _x, _y, i: trainer.layers(backwards(there(i)))),
-        "sent": validator.answers(lambda _x, _y, i: received(i)),
+        "sent": received,
         "from_picture": validator.mapped(),
         "blind": validator.blind(),
         "other_picture": validator.answers(other),
@@ -269,9 +287,10 @@ def judge(
         "returned_minus_own": paired(returned.right, arms["own"].right, pictures).to_json(),
         "agreement": float(np.mean(returned.full)),
         "kl_nats": float(np.mean(returned.kl)),
-        "errors": errors(made, pairs),
-        "rank": reverse.decoder.rank - 1,
-        "bytes": float(np.mean(bodies)),
+        "errors": errors(made, pairs) | {"sent": at["round_trip"]},
+        "rank": at["rank"],
+        "bytes": at["bytes"],
+        "by_rank": by_rank,
         "weights": _unevenness(made, pairs),
     }
 

@@ -161,7 +161,13 @@ def test_the_commands_train_and_judge_both_ways(
     assert run("validate", out, data, corpus, tmp_path / "report", "--reverse-rank", 4) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["way_back"]["rank"] == 4
+    assert run("validate", out, data, corpus, tmp_path / "whole") == 0
+    ranks = json.loads((tmp_path / "whole" / "report.json").read_text())["way_back"]["by_rank"]
+    assert len(ranks) > 1 and ranks == sorted(ranks, key=lambda r: r["rank"])
+    lost = [one["round_trip"] for one in ranks]
+    assert lost == sorted(lost, reverse=True), "more numbers bring back less"
     errors = report["way_back"]["errors"]
+    assert errors["sent"] > lost[0] and errors["sent"] > errors["round_trip"]
     assert errors["round_trip"] == pytest.approx(report["round_trip"], rel=1e-3)
     assert "The way back" in (tmp_path / "report" / "report.html").read_text()
     shown = capsys.readouterr().out
