@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-selectors fuzz real-pair bench-real reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -69,6 +69,18 @@ bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture c
 	@command -v ffmpeg >/dev/null || \
 		echo "bench-rate: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
 	@$(BIN)/python -m benchmarks.rate
+
+bench-guard: $(READY) ## The guard's figures alone: test and shifted pictures, half and half (part of bench-rate)
+	@echo "bench-guard: report in build/bench/guard.json and guard.html; resumes"
+	@$(BIN)/python -m benchmarks.guard --installed
+
+bench-controller: $(READY) ## The controller alone, on synthetic traces against every fixed point (part of bench-rate)
+	@echo "bench-controller: report in build/bench/controller.json and .svg"
+	@$(BIN)/python -m benchmarks.controller
+
+bench-codec: $(READY) ## Frames coded per second on one core, and what delta frames save (part of bench-rate)
+	@echo "bench-codec: report in build/bench/codec-speed.json"
+	@$(BIN)/python -m benchmarks.codec_speed --cameras 3
 
 rivals: $(RIVALS)/.ready ## An environment for the coders that bench-rate compares with (CacheGen, kvpress; 1.5 GB)
 

@@ -255,6 +255,47 @@ def measure(
     }
 
 
+def of_bundle(
+    edge: Path, bundle: Path, pictures: int, rounds: int, cameras: int = 0
+) -> dict[str, Any]:
+    """`measure` of a bundle on validation pictures, and `deltas` where there are cameras.
+
+    Args:
+        edge: the small model's folder.
+        bundle: its bundle's.
+        pictures: how many.
+        rounds: the best of so many.
+        cameras: fixed ones, of 100 frames each.
+    """
+    model = VLM.load(edge)
+    loaded = Bundle.load(bundle, model.layout, Bundle.peek(bundle).target)
+    shown = TestSet.load("validation", pictures, 1).pictures
+
+    def see(pictures: Sequence[Image.Image], what: str) -> list[KVState]:
+        shown = tqdm(pictures, desc=what, unit="picture")
+        return [model.states(model.prefill([each], attention=True))[0] for each in shown]
+
+    encoder = loaded.encoder
+    report = measure(encoder, loaded.info.default_point, see(shown, "prefill"), rounds)
+    films = [
+        see(
+            [
+                c.picture
+                for c in open_source(f"yard://validation?sequence={n}&count=100")
+                if c.picture
+            ],
+            f"camera {n}",
+        )
+        for n in range(cameras)
+    ]
+    report["deltas"] = [
+        measure_deltas(encoder, point, films)
+        for point in encoder.points
+        if films and encoder.has_levels(point)
+    ]
+    return report
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the figures as two tables."""
     table = Table(title="frames per second, one core")
@@ -304,32 +345,7 @@ def main() -> int:
     if given.pictures < 1 or given.rounds < 1 or given.cameras < 0:
         parser.error("--pictures and --rounds are at least 1, --cameras at least 0")
     quiet_libraries()
-    model = VLM.load(given.edge)
-    bundle = Bundle.load(given.bundle, model.layout, Bundle.peek(given.bundle).target)
-    pictures = TestSet.load("validation", given.pictures, 1).pictures
-
-    def see(pictures: Sequence[Image.Image], what: str) -> list[KVState]:
-        shown = tqdm(pictures, desc=what, unit="picture")
-        return [model.states(model.prefill([each], attention=True))[0] for each in shown]
-
-    encoder = bundle.encoder
-    report = measure(encoder, bundle.info.default_point, see(pictures, "prefill"), given.rounds)
-    cameras = [
-        see(
-            [
-                c.picture
-                for c in open_source(f"yard://validation?sequence={n}&count=100")
-                if c.picture
-            ],
-            f"camera {n}",
-        )
-        for n in range(given.cameras)
-    ]
-    report["deltas"] = [
-        measure_deltas(encoder, point, cameras)
-        for point in encoder.points
-        if cameras and encoder.has_levels(point)
-    ]
+    report = of_bundle(given.edge, given.bundle, given.pictures, given.rounds, given.cameras)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console()

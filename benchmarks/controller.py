@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from deploy.report.plots import CLOUD, OURS, QUIET
 from deploy.testset import TestSet
 from edge_agent.budget import Budget, Rung
 from edge_agent.picture import PictureCodec
-from protos.errors import BridgeError
+from projector.bundle import Bundle
+from protos.errors import BridgeError, ConfigError
 
 STEP_S = 0.1
 FRAMES_PER_S = 10.0
@@ -36,8 +38,9 @@ SERVER_S = 0.03
 OBJECTIVE_S = 0.5
 IN_FLIGHT = 8
 SECONDS = 300
-FRAMING_BYTES = 82.0
-"""Of a frame on the wire that is not payload: README, 152 bytes with 70 of payload."""
+PICTURES = 64
+FRAMING_BYTES = 42.0
+"""Of a picture on the wire that is not the file (docs/log.md, "half of the framing")."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -172,21 +175,35 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None) -> R
 
 
 def ladder(bundle: Path, pictures: int) -> list[Rung]:
-    """The bundle's points as its certificate measured them (validation), and the picture.
+    """The bundle's latent points as its calibration measured them (validation), and the picture.
 
-    The picture's bytes are WebP's at quality 80, its accuracy the certificate's for the picture
+    The picture's bytes are WebP's at quality 80, its accuracy the calibration's for the picture
     itself, so that point is flattered a little, in every arm alike.
 
     Args:
         bundle: a bundle's folder.
         pictures: of validation, whose size as WebP is taken.
+
+    Raises:
+        ConfigError: the bundle's points were never measured.
     """
+    info = Bundle.peek(bundle)
     certificate = json.loads((bundle / "certificate.json").read_text())
-    accuracy, sizes = certificate["accuracy"], certificate["payload_bytes"]
+    rungs = [
+        Rung(
+            p.name,
+            p.measured.wire_bytes,
+            p.measured.accuracy,
+            hypot(p.measured.quantize, p.measured.dropped_attention),
+        )
+        for p in info.points
+        if p.kind == "latent" and p.measured is not None
+    ]
+    if not rungs:
+        raise ConfigError(f"{bundle}: no measured ladder; `projector calibrate` makes one")
     seen = TestSet.load("validation", pictures, 1).pictures
     file_bytes = float(np.mean([len(PictureCodec().encode(picture)) for picture in seen]))
     seeing = certificate["controls"]["cloud_image"]
-    rungs = [Rung(n, sizes[n] + FRAMING_BYTES, accuracy[n], 0.0) for n in sizes]
     return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)]
 
 
@@ -273,16 +290,16 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the reference")
-    parser.add_argument("--pictures", type=int, default=64, help="whose WebP size is taken")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="whose WebP size is taken")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a trace")
     parser.add_argument("--seeds", type=int, default=5, help="draws of every trace")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "controller.json")
     given = parser.parse_args()
     try:
         rungs = ladder(given.bundle, given.pictures)
-    except (BridgeError, OSError, KeyError) as error:
-        print(f"controller: {given.bundle}: no measured ladder: {error!r}", file=sys.stderr)
-        return 2
+    except BridgeError as error:
+        print(f"controller: {error.name}: {error}", file=sys.stderr)
+        return error.exit_code
     found = measure(rungs, given.seconds, range(given.seeds))
     report = {
         "command": "python -m benchmarks.controller " + " ".join(sys.argv[1:]),

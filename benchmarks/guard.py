@@ -4,12 +4,14 @@
 (`reference/pictures.py`), from the frame and from the picture; learns the risk model and its limit
 from that; then looks at test and shifted pictures, half and half: does the risk predict that the
 frame is answered otherwise than the picture, and what do answers and bytes become when the guard
-sends the picture instead? `--bundle-out` writes the bundle with the risk model in it.
+sends the picture instead? `--bundle-out` writes the bundle with the risk model in it;
+`--installed` learns nothing and looks at the risk model that the bundle holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import sys
@@ -35,7 +37,8 @@ from projector.bundle import write_bundle
 from projector.estimate import paired, same_answer
 from projector.learn_risk import learn
 from projector.risk import RiskModel, features
-from protos.errors import BridgeError
+from projector.vlm import VLM
+from protos.errors import BridgeError, ConfigError
 from reference.pictures import unusual
 from reference.yard import ask, render, sample_scenes
 
@@ -119,7 +122,7 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
     point = pair.bundle.encoder.point(pair.bundle.info.default_point)
     states = pair.states(pictures)
     frames = [pair.encode(state, point) for state in states]
-    first_tokens = _first_tokens(pair, pictures, asked)
+    first_tokens = certainty(pair.edge, pictures, asked)
     codec = PictureCodec()
     files = [codec.encode(picture) for picture in pictures]
     seen = seeing(pair.cloud, pictures, asked, _quiet)
@@ -155,14 +158,14 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
     )
 
 
-def _first_tokens(
-    pair: Pair, pictures: Sequence[Image.Image], asked: Sequence[Asked]
+def certainty(
+    vlm: VLM, pictures: Sequence[Image.Image], asked: Sequence[Asked]
 ) -> npt.NDArray[np.float32]:
     """The small model's distributions for the first token of its own answers, `[Q, V]`."""
-    layers = pair.edge.prefill(pictures, attention=False).layers()
+    layers = vlm.prefill(pictures, attention=False).layers()
     rows = [q.picture for q in asked]
-    ids = [pair.edge.question_ids(q.text) for q in asked]
-    return pair.edge.first_token([(keys[rows], values[rows]) for keys, values in layers], ids)
+    ids = [vlm.question_ids(q.text) for q in asked]
+    return vlm.first_token([(keys[rows], values[rows]) for keys, values in layers], ids)
 
 
 def _quiet(_: int) -> None:
@@ -297,6 +300,44 @@ def _plot(report: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------- the run
 
 
+def made_for(pair: Pair) -> str:
+    """Names what the rows depend on: the bundle, but not the risk model in it."""
+    bundle = pair.bundle
+    bare = replace(bundle.encoder, risk=None).to_bytes()
+    parts = (bare, bundle.cloud.weights, str(bundle.info.default_point).encode())
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def calibrated(pair: Pair, pictures: int, folder: Path, show: Terminal) -> RiskModel:
+    """Learn the risk and its limit on pictures of validation."""
+    rows = collect(pair, "validation", FIRST_VALIDATION, pictures, folder, show)
+    return learn(
+        rows.found, rows.disagree, rows.picture, rows.right_frame, rows.right_picture, WITHIN
+    )
+
+
+def evaluate(
+    pair: Pair, risk: RiskModel | None, pictures: int, folder: Path, show: Terminal
+) -> dict[str, Any]:
+    """A risk model's figures on test and shifted pictures.
+
+    Args:
+        pair: the models and the bundle.
+        risk: None takes the bundle's own.
+        pictures: of each split.
+        folder: where rows are kept.
+        show: progress.
+
+    Raises:
+        ConfigError: the bundle holds none.
+    """
+    risk = risk or pair.bundle.encoder.risk
+    if risk is None:
+        raise ConfigError(f"bundle {pair.bundle.info.id} holds no risk model: see --bundle-out")
+    splits = ("test", "shifted")
+    return examine(risk, {s: collect(pair, s, 0, pictures, folder, show) for s in splits})
+
+
 def install(pair: Pair, risk: RiskModel, out: Path) -> None:
     """Write the bundle again with the risk model in its edge half, one version up."""
     info = pair.bundle.info
@@ -318,7 +359,12 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calibration", type=int, default=1536, help="pictures of validation")
-    parser.add_argument("--pictures", type=int, default=512, help="of test and of shifted")
+    parser.add_argument(
+        "--pictures", type=int, default=512, help="of test and of shifted; 0: learn only"
+    )
+    parser.add_argument(
+        "--installed", action="store_true", help="look at the bundle's own risk model"
+    )
     parser.add_argument("--edge", type=Path, default=EDGE_MODEL)
     parser.add_argument("--cloud", type=Path, default=CLOUD_MODEL)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
@@ -333,29 +379,22 @@ def main() -> int:
     try:
         quiet_libraries()
         pair = Pair.load(given.edge, given.cloud, given.bundle)
-        work = given.work / pair.bundle.digest[:12]
-        calibration = collect(pair, "validation", FIRST_VALIDATION, given.calibration, work, show)
-        risk = learn(
-            calibration.found,
-            calibration.disagree,
-            calibration.picture,
-            calibration.right_frame,
-            calibration.right_picture,
-            WITHIN,
-        )
-        sets = {
-            split: collect(pair, split, 0, given.pictures, work, show)
-            for split in ("test", "shifted")
-        }
-        if given.bundle_out is not None:
+        work = given.work / made_for(pair)
+        risk = None
+        if not given.installed:
+            risk = calibrated(pair, given.calibration, work, show)
+        if risk is not None and given.bundle_out is not None:
             install(pair, risk, given.bundle_out)
+        if not given.pictures:
+            return 0
+        found = evaluate(pair, risk, given.pictures, work, show)
     except BridgeError as error:
         print(f"guard: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
     report = {
         "command": "python -m benchmarks.guard " + " ".join(sys.argv[1:]),
         "bundle": pair.bundle.digest,
-        **examine(risk, sets),
+        **found,
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -40,7 +40,7 @@ from projector.vlm import VLM
 from protos.errors import BridgeError
 from protos.frame import OperatingPoint
 from protos.layout import KVState
-from reference.build_bundle import Split
+from reference.split import Split
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "reference"

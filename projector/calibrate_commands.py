@@ -111,7 +111,7 @@ def _calibrate(args: argparse.Namespace) -> int:
             weights = ladder.learn_task_weights(judge(data, few), encoder)
         encoder = replace(encoder, task_weights=weights)
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
-    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, sweep, args.within)
+    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, [sweep], args.within)
     info = write_bundle(
         args.out,
         id=bundle.info.id,

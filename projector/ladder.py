@@ -338,10 +338,10 @@ def calibrate(
     encoder: Encoder,
     judge: Judge,
     sample: Sequence[KVState],
-    sweep: Sweep,
+    sweeps: Sequence[Sweep],
     within: float = 0.016,
 ) -> Calibrated:
-    """Try every combination on held-out pictures and keep the convex hull.
+    """Try every combination of each sweep on held-out pictures and keep the convex hull.
 
     Points whose frames all have the same size (FP8, floats, the raw cache) are measured and kept.
 
@@ -349,15 +349,16 @@ def calibrate(
         encoder: with at least one entropy-coded point, whose steps are varied.
         judge: of held-out pictures.
         sample: of training pictures, for the entropy tables.
-        sweep: what to try.
+        sweeps: what to try; what is in several is tried once.
         within: the default point is the cheapest that loses at most so much accuracy against the
             target's own caches; where none does, the most accurate.
 
     Raises:
-        ConfigError: the encoder has no entropy-coded point, or the sweep does not fit it.
+        ConfigError: the encoder has no entropy-coded point, or a sweep does not fit it.
     """
     finest_steps(encoder)
-    plans = grid(sweep, encoder.rank)
+    made = {plan[0].name: plan for sweep in sweeps for plan in grid(sweep, encoder.rank)}
+    plans = list(made.values())
     fixed = [
         p for p in encoder.points if p.quantizer != UniformQuantizer.name and p.kind != "picture"
     ]

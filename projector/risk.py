@@ -38,12 +38,6 @@ def features(
             own answer; None where it was not asked.
         moved: latents of all tokens before quantization, less the encoder's centre, `[T, r]`.
     """
-    losses = [
-        figures.quantize,
-        figures.dropped_attention,
-        np.log(max(figures.latent_residual, _LEAST)),
-        np.log(max(figures.unfamiliarity, _LEAST)),
-    ]
     words = np.full(WORDS, np.nan if not question else 0.0)
     for word in question.split():
         words[zlib.crc32(word.encode()) % WORDS] = 1.0
@@ -53,8 +47,21 @@ def features(
         spread = -np.sum(first_token * np.log(np.maximum(first_token, 1e-9)), dtype=np.float64)
         certainty[:] = np.log(first + _LEAST), np.log(second + _LEAST), spread, first - second
     moments = (moved.mean(axis=0), moved.std(axis=0), moved.max(axis=0), moved.min(axis=0))
-    found: Floats = np.concatenate([losses, words, certainty, *moments]).astype(np.float32)
+    found: Floats = np.concatenate([losses_of(figures), words, certainty, *moments]).astype(
+        np.float32
+    )
     return found
+
+
+def losses_of(figures: Distortion) -> Floats:
+    """The features that are a frame's own, the first four: all others are the question's."""
+    losses = (
+        figures.quantize,
+        figures.dropped_attention,
+        np.log(max(figures.latent_residual, _LEAST)),
+        np.log(max(figures.unfamiliarity, _LEAST)),
+    )
+    return np.array(losses, dtype=np.float32)
 
 
 def feature_count(rank: int) -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
+from projector import backends
 from projector.backends import CloudFiles
 from projector.bundle import write_bundle
 from projector.calibrate import COARSENESS, make_encoder
@@ -26,41 +26,11 @@ from projector.maps.trainable import LowRankMap
 from projector.train import Trainer, TrainSettings, closed_form
 from projector.validate import reconstruction
 from projector.vlm import VLM
-from protos.quantize import UniformQuantizer
-from reference.pictures import Pictures
-from reference.yard import ask, true_answer
+from reference.calibrate import calibrate, certified
+from reference.split import HELD_OUT, Split, pairs_folder
 
 HERE = Path(__file__).parent
 Floats = npt.NDArray[np.float32]
-
-
-class Split:
-    """A split of the yard as `projector` wants it: picture i, and questions about picture i."""
-
-    def __init__(self, split: str, count: int, pool: Path) -> None:
-        """Renders what is missing.
-
-        Args:
-            split: a split of the yard.
-            count: how many pictures, a multiple of 256.
-            pool: where rendered blocks are kept.
-        """
-        self.pictures = Pictures(split, count, pool)
-
-    def picture(self, index: int) -> Image.Image:
-        """Picture `index`."""
-        return Image.fromarray(self.pictures[index][0])
-
-    def questions(self, index: int, count: int, seed: int) -> Sequence[tuple[str, str]]:
-        """Exactly `count` (question, answer) pairs, repeated if the picture has fewer."""
-        _, scenes, place = self.pictures[index]
-        pairs = [(q.text, q.answer) for q in ask(scenes, place, count, seed)]
-        return (pairs * count)[:count]
-
-    def other_labels(self, index: int, other: int, text: str) -> str | None:
-        """What the labels of picture `other` answer to a question."""
-        _, scenes, place = self.pictures[other]
-        return true_answer(scenes, place, text)
 
 
 def mask_all(latents: torch.Tensor) -> torch.Tensor:
@@ -128,8 +98,11 @@ def fidelity(lowrank: LowRankMap, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def ladder(finish_scale: float) -> dict[str, float]:
-    """Roundings of the operating points, finest first; the last but one is what was trained."""
+def roundings(finish_scale: float) -> dict[str, float]:
+    """Of the points that a sweep starts from, finest first; the last but one is what was trained.
+
+    The sweep's coarseness counts in multiples of the finest.
+    """
     return {
         name: finish_scale * factor / COARSENESS["coarser"] for name, factor in COARSENESS.items()
     }
@@ -153,18 +126,6 @@ def edge_half(
     )
 
 
-def payload_bytes(encoder: Encoder, corpus: Corpus, count: int = 256) -> dict[str, float]:
-    """Mean payload of each uniform point over held-out pictures."""
-    z = encoder.project(corpus.x[:count].astype(np.float32)) - encoder.centre
-    return {
-        point.name: float(
-            np.mean([len(encoder.quantizer(point).encode(f, encoder.steps_of(point))) for f in z])
-        )
-        for point in encoder.points
-        if point.quantizer == UniformQuantizer.name
-    }
-
-
 def build(name: str, args: argparse.Namespace) -> None:
     """Corpus, map, ladder, certificate, bundle.
 
@@ -174,12 +135,15 @@ def build(name: str, args: argparse.Namespace) -> None:
     """
     torch.set_num_threads(args.threads)
     source, target = VLM.load(args.models / name), VLM.load(args.models / "cloud")
-    train, held_out = Split("train", args.pictures, args.pool), Split("validation", 512, args.pool)
-    corpora = (
-        args.work / f"corpus-{name}-{source.layout.fingerprint[:8]}-{target.layout.fingerprint[:8]}"
+    train, held_out = (
+        Split("train", args.pictures, args.pool),
+        Split("validation", HELD_OUT, args.pool),
     )
+    corpora = args.work / pairs_folder(name, source, target)
     corpus = collect(source, target, train.picture, args.pictures, corpora / "train")
-    validation = collect(source, target, held_out.picture, 512, corpora / "validation", "held out")
+    validation = collect(
+        source, target, held_out.picture, HELD_OUT, corpora / "validation", "held out"
+    )
     settings = TrainSettings(
         rank=args.rank,
         inner=args.inner,
@@ -209,29 +173,35 @@ def build(name: str, args: argparse.Namespace) -> None:
         print(json.dumps(figures), flush=True)
         return figures
 
-    native = trainer.accuracy(
-        validation, held_out.questions, lambda _x, y: trainer.native_layers(y)
-    )
     started = report()
-    print(f"native {native:.4f}, closed form {started}", flush=True)
+    print(f"closed form {started}", flush=True)
     trainer.run(report)
     accuracy = {
         "closed_form": started["float"],
         "float": measure(trainer, validation, held_out, None),
     }
-    coarseness = ladder(args.finish_scale)
-    encoder = edge_half(lowrank, source, corpus, coarseness)
-    sizes = payload_bytes(encoder, validation)
-    for point, factor in coarseness.items():
-        accuracy[point] = measure(trainer, validation, held_out, factor)
-        print(f"{point:>9}: {sizes[point]:6.1f} bytes, {accuracy[point]:.4f}", flush=True)
+    cloud = lowrank.cloud.eval()
+    files = CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph)
+    backend = backends.get("onnxruntime")(
+        files, target.layout, args.rank, threads=args.threads, tokens=source.layout.tokens
+    )
+    made = calibrate(
+        edge_half(lowrank, source, corpus, roundings(args.finish_scale)),
+        backend,
+        source,
+        target,
+        (corpus, validation),
+        (train, held_out),
+        args.within,
+    )
+    found = certified(made, len(validation))
     certificate = {
+        **found,
         "split": "validation",
         "pictures": len(validation),
         "questions": 6 * len(validation),
-        "accuracy": accuracy,
+        "accuracy": {**accuracy, **found["accuracy"]},
         "controls": controls(trainer, lowrank, validation, held_out),
-        "payload_bytes": sizes,
         "reconstruction": fidelity(lowrank, validation),
         "training": {
             "pictures": len(corpus),
@@ -239,26 +209,20 @@ def build(name: str, args: argparse.Namespace) -> None:
             "seed": args.seed,
         },
     }
-    # An agent starts at the coarsest point that answers nearly as well as the large model seeing
-    # the picture; where none does, at the one that answers best.
-    near = [p for p in reversed(coarseness) if accuracy[p] >= native - args.within]
-    best = max(coarseness, key=lambda p: accuracy[p])
-    default = next(p.index for p in encoder.points if p.name == (near or [best])[0])
-    cloud = lowrank.cloud.eval()
     info = write_bundle(
         args.out / f"{name}-cloud",
         id=f"{name}-cloud",
         version=args.version,
         source=source.layout,
         target=target.layout,
-        encoder=encoder,
-        cloud=CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph),
+        encoder=made.encoder,
+        cloud=files,
         certificate=certificate,
-        default_point=default,
-        ladder=[point.index for point in encoder.points],
+        default_point=made.default_point,
+        ladder=made.ladder,
     )
     print(json.dumps(certificate, indent=1))
-    print(f"wrote {info.id} version {info.version}, default point {default}", flush=True)
+    print(f"wrote {info.id} version {info.version}, default point {made.default_point}", flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """`make bench-rate`: one table and one plot of accuracy against bytes.
 
-Knows the stages and keeps what each has found, so that an interrupted run goes on. Choices (which
-picture codecs) are made on validation; everything in the table is measured on test.
+Knows the stages; what each has found is kept, so that an interrupted run goes on, and a second
+process helps where there is a second core. Choices (which picture codecs) are made on validation;
+everything in the table is measured on test.
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from benchmarks import codec_speed, controller, guard
 from benchmarks.rate import arms, page, presses, sequences, tensors
+from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
-from deploy.arms import Pair, seeing
+from deploy.arms import Pair, decoded_answers, seeing
 from deploy.demo import Terminal
 from deploy.figures import WITHIN
 from deploy.measure import (
@@ -43,7 +50,8 @@ from projector.vlm import VLM
 from protos.errors import BridgeError
 
 QUESTIONS = 6
-FRONTIER = 12
+FRONTIER = 6
+ROUNDS = 5
 MODELS, BUNDLES = EDGE_MODEL.parent, ROOT / "reference" / "bundles"
 
 
@@ -53,31 +61,40 @@ class Bench:
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
         """Loads the large model and the test pictures."""
         self.args, self.show = args, terminal
-        self.kept = args.out / "rate"
-        self.kept.mkdir(parents=True, exist_ok=True)
+        self.keep = Keep(args.out / "rate", str(args.pictures), terminal.say)
         quiet_libraries()
         self.cloud = VLM.load(CLOUD_MODEL)
         self.test = TestSet.load("test", args.pictures, QUESTIONS)
-        self.edges = [
-            path.name
+        self.edges = {
+            path.name: BUNDLES / f"{path.name}-cloud"
             for path in sorted(MODELS.glob("edge-*"))
             if (BUNDLES / f"{path.name}-cloud").is_dir() and path.name in (args.edges or path.name)
-        ]
-        native = self.stage("native", self.cloud.layout.fingerprint, self._native)
-        self.judge = arms.Judge(self.test, native)
+        }
+        if not self.edges:
+            raise BridgeError(f"no edge model with a bundle under {MODELS} and {BUNDLES}")
+        self.digests = {
+            name: hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+            for name, bundle in self.edges.items()
+        }
 
-    def stage(self, name: str, made_for: str, make: Callable[[], Any]) -> Any:
-        """What `make` finds, or found before for the same models, bundle and pictures."""
-        key = hashlib.sha256(f"{made_for} {self.args.pictures}".encode()).hexdigest()[:16]
-        path = self.kept / f"{name}-{key}.json"
-        if path.exists():
-            self.show.say(f"{name}: found by an earlier run, {path}")
-            return json.loads(path.read_text())
-        found = make()
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(found))
-        draft.replace(path)
-        return found
+    @property
+    def judge(self) -> arms.Judge:
+        """Who was right when the large model saw the pictures."""
+        native = self.keep("native", self.cloud.layout.fingerprint, self._native)
+        return arms.Judge(self.test, native)
+
+    def jobs(self) -> list[Callable[[], object]]:
+        """Everything that can be found apart, the longest first; two processes share it."""
+        return [
+            *(partial(self.ours, name) for name in self.edges),
+            self.pictures,
+            *(partial(self.guard, name) for name in self.edges),
+            *(partial(self.presses, name) for name in self.edges),
+            self.sequences,
+            *(partial(self.tensors, name) for name in self.edges),
+            self.controller,
+            self.speed,
+        ]
 
     def _native(self) -> list[bool]:
         with self.show.stage("the pictures themselves", len(self.test.asked)) as advance:
@@ -85,7 +102,8 @@ class Bench:
 
     def frontier(self) -> list[Rival]:
         """Picture codecs worth measuring: chosen on validation."""
-        swept = self.stage("sweep", f"{self.cloud.layout.fingerprint} {len(RIVALS)}", self._sweep)
+        made_for = f"{self.cloud.layout.fingerprint} {RIVALS} {self.args.validation_pictures}"
+        swept = self.keep("sweep", made_for, self._sweep)
         chosen: list[int] = []
         for size in ("bytes", "bare_bytes"):
             rows = [{**row, "bytes": row[size]} for row in swept["rows"]]
@@ -104,23 +122,34 @@ class Bench:
             rows = sweep(RIVALS, test.pictures, accuracy, advance)
         return {"native": accuracy(test.pictures), "rows": rows}
 
+    def sent(self) -> dict[str, Any]:
+        """The picture as an agent would send it: which answers are `right`, `bytes` of each."""
+        found: dict[str, Any] = self.keep("sent", self.cloud.layout.fingerprint, self._sent)
+        return found
+
+    def _sent(self) -> dict[str, Any]:
+        codec = PictureCodec()
+        files = [codec.encode(picture) for picture in self.test.pictures]
+        with self.show.stage("pictures as agents send them", len(self.test.asked)) as advance:
+            answers = decoded_answers(self.cloud, files, self.test.asked, advance)
+        return {"right": self.test.right(answers), "bytes": [len(file) for file in files]}
+
     def ours(self, name: str) -> list[dict[str, Any]]:
         """Every operating point of one edge model, and what is read off the same states."""
-        bundle = BUNDLES / f"{name}-cloud"
-        made_for = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
-        rows: list[dict[str, Any]] = self.stage(
-            f"ours-{name}", made_for, lambda: self._ours(name, bundle)
-        )
+        made_for = f"{self.digests[name]} {self.args.head_pictures} {self.args.head_steps}"
+        made_for += f" {self.args.seeds} {self.args.byte_frames}"
+        rows: list[dict[str, Any]] = self.keep(f"ours-{name}", made_for, partial(self._ours, name))
         return rows
 
-    def _ours(self, name: str, bundle: Path) -> list[dict[str, Any]]:
+    def _ours(self, name: str) -> list[dict[str, Any]]:
+        judge, sent, bundle = self.judge, self.sent(), self.edges[name]
         arguments = [
             *("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(bundle)),
             *("--port", "0", "--metrics-port", "0", "--threads", str(threads())),
         ]
         with self.show.stage(f"{name}: prefill", len(self.test.pictures)) as advance:
             edge = arms.Edge(name, MODELS, bundle, self.test, advance)
-        log = self.kept / f"cloud-server-{name}.log"
+        log = self.keep.folder / f"cloud-server-{name}.log"
         with Child("cloud-server", arguments, log, ENVIRONMENT) as server:
             ready = server.ready(SERVER_START_S)
             with (
@@ -128,22 +157,24 @@ class Bench:
                 Service(
                     relay.address,
                     edge.pair.edge.layout,
-                    self.kept / "state" / str(time.time_ns()),
+                    self.keep.folder / "state" / str(time.time_ns()),
                 ) as service,
             ):
-                plan = Plan(out=self.kept, byte_frames=self.args.byte_frames)
+                plan = Plan(out=self.keep.folder, byte_frames=self.args.byte_frames)
                 wire = arms.counter(plan, edge.pair, self.test, relay, service, self.show)
-                rows = arms.ours(edge, self.judge, wire, self.show)
                 webp = PictureCodec("webp", 50, 48)
-                pictures = [Shot.of_picture(webp.encode(p)) for p in self.test.pictures]
-                counted = wire(pictures)
-        overhead = counted["mean"] - counted["payload_mean"]
+                counted = wire([Shot.of_picture(webp.encode(p)) for p in self.test.pictures])
+                overhead = counted["mean"] - counted["payload_mean"]
+                with self.show.stage(f"{name}: how sure it is", len(self.test.asked)) as advance:
+                    sizes = np.array(sent["bytes"]) + overhead
+                    guarded = arms.Guarded.of(edge, self.test, sent["right"], sizes, advance)
+                rows = arms.ours(edge, judge, guarded, wire, self.show)
         self.show.say(f"{name}: heads that read lists of things off its states")
-        rows += arms.described(edge, self.judge, overhead, self.args)
+        rows += arms.described(edge, judge, overhead, self.args)
         with self.show.stage(f"{name}: its own answers", len(self.test.asked)) as advance:
             answers = edge.pair.edge_only(self.test, advance)
         rows.append(
-            self.judge.row(
+            judge.row(
                 "edge alone", "control", answers, edge_model=name, payload_bytes=0, wire_bytes=0
             )
         )
@@ -151,63 +182,90 @@ class Bench:
             row["picture_overhead_bytes"] = round(overhead, 2)
         return rows
 
-    def pictures(self, overhead: float) -> list[dict[str, Any]]:
-        """The frontier on test, and PNG."""
+    def pictures(self) -> list[dict[str, Any]]:
+        """The frontier on test, and PNG; the transport is still to be added."""
         rows = []
         for rival in (*self.frontier(), Rival("png", 100, 0)):
-            made_for = f"{self.cloud.layout.fingerprint} {overhead}"
             name = f"picture-{rival.codec}-{rival.quality}-{rival.px}"
-            rows.append(
-                self.stage(
-                    name,
-                    made_for,
-                    partial(arms.picture_row, rival, self.cloud, self.judge, overhead, self.show),
-                )
-            )
+            make = partial(arms.picture_row, rival, self.cloud, self.judge, self.show)
+            rows.append(self.keep(name, self.cloud.layout.fingerprint, make))
         return rows
 
-    def sequences(self, overhead: float) -> dict[str, Any]:
-        """A fixed camera over time, against video."""
-        pairs = {}
-        for name in self.edges:
-            bundle = BUNDLES / f"{name}-cloud"
-            digest = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
-            pairs[name] = (digest, partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
-        return sequences.measure(self.args, self.cloud, pairs, overhead, self.stage, self.show)
+    def sequences(self) -> dict[str, Any]:
+        """A fixed camera over time, against video; the transport is still to be added."""
+        pairs = {
+            name: (self.digests[name], partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
+            for name, bundle in self.edges.items()
+        }
+        return sequences.measure(self.args, self.cloud, pairs, self.keep, self.show)
 
-    def presses(self, overhead: float) -> list[dict[str, Any]]:
+    def presses(self, name: str) -> list[dict[str, Any]]:
         """Tokens chosen by kvpress, at equal budgets; none, and why, where it cannot run."""
-        rows: list[dict[str, Any]] = []
-        for name in self.edges:
-            bundle = BUNDLES / f"{name}-cloud"
-            digest = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
-            make = partial(self._presses, name, bundle, sequences.transport_bytes(overhead))
-            try:
-                rows += self.stage(f"presses-{name}", f"{digest} {overhead}", make)
-            except BridgeError as error:
-                self.show.say(f"{name}: no presses, {error}")
+        made_for = f"{self.digests[name]} {self.args.press_pictures}"
+        try:
+            rows: list[dict[str, Any]] = self.keep(
+                f"presses-{name}", made_for, partial(self._presses, name)
+            )
+        except BridgeError as error:
+            self.show.say(f"{name}: no presses, {error}")
+            return []
         return rows
 
-    def _presses(self, name: str, bundle: Path, transport: float) -> list[dict[str, Any]]:
+    def _presses(self, name: str) -> list[dict[str, Any]]:
         vlm = VLM.load(MODELS / name)
+        test = TestSet.load("test", min(self.args.press_pictures, self.args.pictures), QUESTIONS)
+        judge = arms.Judge(test, self.judge.native[: len(test.asked)])
         self.show.say(f"{name}: tokens scored by kvpress")
-        found = presses.scores(vlm, self.test.pictures)
-        with self.show.stage(f"{name}: prefill", len(self.test.pictures)) as advance:
-            edge = arms.Edge(name, MODELS, bundle, self.test, advance)
-        return presses.rows(edge, self.judge, found, transport, self.show)
+        found = presses.scores(vlm, test.pictures)
+        with self.show.stage(f"{name}: prefill", len(test.pictures)) as advance:
+            edge = arms.Edge(name, MODELS, self.edges[name], test, advance)
+        return presses.rows(edge, judge, found, self.show)
 
-    def tensors(self) -> dict[str, Any]:
-        """Coders of the raw caches of each edge model, ours beside the rivals'."""
+    def tensors(self, name: str) -> dict[str, Any]:
+        """Coders of the raw caches of an edge model, ours beside the rivals'."""
         missing = not tensors.RIVALS_PYTHON.exists()
-        found = {}
-        for name in self.edges:
-            vlm = VLM.load(MODELS / name)
-            self.show.say(f"{name}: coders of its raw caches")
-            make = partial(tensors.measure, vlm, self.args, self.show.say)
-            kept = "tensors-without-rivals" if missing else "tensors"
-            made_for = f"{vlm.layout.fingerprint} {self.args.cache_pictures}"
-            found[name] = self.stage(f"{kept}-{name}", made_for, make)
-        return {"tensors": found, "cachegen": tensors.headline(found)}
+        vlm = VLM.load(MODELS / name)
+        kept = "tensors-without-rivals" if missing else "tensors"
+        made_for = f"{vlm.layout.fingerprint} {self.args.cache_pictures}"
+        make = partial(tensors.measure, vlm, self.args, self.show.say)
+        found: dict[str, Any] = self.keep(f"{kept}-{name}", made_for, make)
+        return found
+
+    def guard(self, name: str) -> dict[str, Any]:
+        """The bundle's risk model on test and shifted pictures; empty where it holds none."""
+        made_for = f"{self.digests[name]} {self.args.guard_pictures}"
+        found: dict[str, Any] = self.keep(f"guard-{name}", made_for, partial(self._guard, name))
+        return found
+
+    def _guard(self, name: str) -> dict[str, Any]:
+        pair = Pair.load(MODELS / name, CLOUD_MODEL, self.edges[name])
+        if pair.bundle.encoder.risk is None:
+            self.show.say(f"{name}: its bundle holds no risk model, so nothing is guarded")
+            return {}
+        folder = self.keep.folder / "guard" / guard.made_for(pair)
+        return guard.evaluate(pair, None, self.args.guard_pictures, folder, self.show)
+
+    def controller(self) -> dict[str, Any]:
+        """The controller on synthetic traces against every fixed point, of the first edge model."""
+        name = next(iter(self.edges))
+        found: dict[str, Any] = self.keep(
+            "controller",
+            f"{self.digests[name]} {self.args.trace_seconds} {self.args.seeds}",
+            lambda: controller.measure(
+                controller.ladder(self.edges[name], controller.PICTURES),
+                self.args.trace_seconds,
+                range(self.args.seeds),
+            ),
+        )
+        return {"edge_model": name, "traces_are": "synthetic", **found}
+
+    def speed(self) -> dict[str, Any]:
+        """Frames coded per second on one core, of the first edge model."""
+        name = next(iter(self.edges))
+        count = self.args.cache_pictures
+        make = partial(codec_speed.of_bundle, MODELS / name, self.edges[name], count, ROUNDS)
+        found: dict[str, Any] = self.keep("speed", f"{self.digests[name]} {count}", make)
+        return {"edge_model": name, **found}
 
 
 def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any]:
@@ -230,34 +288,110 @@ def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any
     return found
 
 
+def help_out(bench: Bench) -> int:
+    """Do from the other end what nobody has begun; leave the rest to the one who asked."""
+    bench.keep.waits = False
+    for job in reversed(bench.jobs()):
+        with suppress(TakenError):
+            job()
+    return 0
+
+
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Every stage, then the table, `rate.json` and `rate.html`."""
+    """Every stage, then the table, `rate.json`, `rate.svg` and `rate.html`."""
     begun = time.monotonic()
     bench = Bench(args, Terminal(console))
-    rows: list[dict[str, Any]] = []
-    for name in bench.edges:
-        rows += bench.ours(name)
-    if not rows:
-        raise BridgeError(f"no edge model with a bundle under {MODELS} and {BUNDLES}")
-    overhead = rows[0]["picture_overhead_bytes"]
-    rows += bench.pictures(overhead) + bench.presses(overhead)
-    native = sum(bench.judge.native) / len(bench.judge.native)
-    report = {
-        "command": "python -m benchmarks.rate " + " ".join(sys.argv[1:]),
-        "pictures": args.pictures,
-        "questions": len(bench.test.asked),
-        "cloud_image": round(native, 5),
-        "rows": rows,
-        "within_two_points": summary(rows, native),
-        **bench.sequences(overhead),
-        **bench.tensors(),
-        "minutes": round((time.monotonic() - begun) / 60, 1),
-    }
+    if args.helping:
+        return help_out(bench)
+    native = bench.judge.native  # what all else is compared with
+    helper = _helper(bench) if threads() > 1 and not args.alone else None
+    for job in bench.jobs():
+        job()
+    if helper is not None:
+        helper.wait()
+    report = gather(bench, native)
+    report["minutes"] = round((time.monotonic() - begun) / 60, 1)
     (args.out / "rate.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "rate.svg").write_text(page.svg(report))
     (args.out / "rate.html").write_text(page.render(report))
     page.show(report, console)
-    console.print(f"wrote {args.out / 'rate.json'} and rate.html")
+    console.print(f"wrote {args.out / 'rate.json'}, rate.svg and rate.html")
     return 0
+
+
+def _helper(bench: Bench) -> subprocess.Popen[bytes]:
+    """A second process for the second core; what it says goes to a log."""
+    command = [sys.executable, "-m", "benchmarks.rate", *sys.argv[1:], "--helping"]
+    with (bench.keep.folder / "helper.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
+
+
+def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
+    """The report, from what all stages found."""
+    rows = [row for name in bench.edges for row in bench.ours(name)]
+    overhead = rows[0]["picture_overhead_bytes"]
+    transport = sequences.transport_bytes(overhead)
+    rows += [carried(row, overhead) for row in bench.pictures()]
+    rows += [carried(row, transport) for name in bench.edges for row in bench.presses(name)]
+    film = bench.sequences()
+    film["sequences"] = [
+        carried(row, transport if row["kind"] == "ours" else overhead) for row in film["sequences"]
+    ]
+    film["sequences_within_two_points"] = sequences.summary(
+        film["sequences"], film["sequences_cloud_image"]
+    )
+    coders = {name: bench.tensors(name) for name in bench.edges}
+    guards = {name: found for name in bench.edges if (found := bench.guard(name))}
+    speed = bench.speed()
+    cloud_image = sum(native) / len(native)
+    return {
+        "command": "python -m benchmarks.rate " + " ".join(sys.argv[1:]),
+        "pictures": bench.args.pictures,
+        "questions": len(bench.test.asked),
+        "bundles": bench.digests,
+        "cloud_image": round(cloud_image, 5),
+        "rows": rows,
+        "within_two_points": summary(rows, cloud_image),
+        "per_halving": halvings(rows),
+        **film,
+        "tensors": coders,
+        "cachegen": tensors.headline(coders),
+        "guard": {**next(iter(guards.values()), {}), "by_edge_model": guards},
+        "controller": bench.controller(),
+        "frames_per_second_one_core": speed["frames_per_second_one_core"],
+        "codec_speed": speed,
+        "stages": bench.keep.spent,
+        "cpu_minutes": round(sum(s["cpu_seconds"] for s in bench.keep.spent.values()) / 60, 1),
+    }
+
+
+def carried(row: dict[str, Any], transport: float) -> dict[str, Any]:
+    """A row whose bytes on the wire lacked what the transport adds."""
+    sizes = [key for key in ("wire_bytes", "bytes_per_frame") if key in row]
+    return {**row, **{key: round(row[key] + transport, 2) for key in sizes}}
+
+
+def halvings(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """By edge model, from each low-rate point to the next smaller: points lost per halving."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for edge in sorted({row["edge_model"] for row in rows if row["kind"] == "ours"}):
+        mine = [r for r in rows if r["edge_model"] == edge and r.get("quantizer") == "uniform"]
+        mine = sorted((r for r in mine if r["kind"] == "ours"), key=lambda r: -r["payload_bytes"])
+        found[edge] = [
+            {
+                "from_bytes": large["payload_bytes"],
+                "to_bytes": small["payload_bytes"],
+                "points_lost_per_halving": round(
+                    100
+                    * (large["accuracy"] - small["accuracy"])
+                    / np.log2(large["payload_bytes"] / small["payload_bytes"]),
+                    2,
+                ),
+            }
+            for large, small in pairwise(mine)
+            if large["payload_bytes"] > small["payload_bytes"]
+        ]
+    return found
 
 
 def main() -> int:
@@ -265,16 +399,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rate", description=__doc__)
     parser.add_argument("--edges", nargs="*", help="default: all that have a bundle")
     parser.add_argument("--pictures", type=int, default=2048, help="of the test split")
-    parser.add_argument("--validation-pictures", type=int, default=256)
+    parser.add_argument("--validation-pictures", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3, help="of what is random")
     parser.add_argument(
         "--byte-frames", type=int, default=256, help="counted at the relay, per row"
     )
     parser.add_argument("--head-pictures", type=int, default=arms.HEAD_PICTURES)
     parser.add_argument("--head-steps", type=int, default=1500)
-    parser.add_argument("--sequences", type=int, default=48, help="of the test split")
+    parser.add_argument("--press-pictures", type=int, default=512, help="of the test split")
+    parser.add_argument("--sequences", type=int, default=32, help="of the test split")
     parser.add_argument("--sequence-frames", type=int, default=64, help="of each sequence")
     parser.add_argument("--cache-pictures", type=int, default=63, help="coded as raw caches")
+    parser.add_argument("--guard-pictures", type=int, default=512, help="of test and of shifted")
+    parser.add_argument("--trace-seconds", type=int, default=controller.SECONDS)
+    parser.add_argument("--alone", action="store_true", help="one process, whatever the cores")
+    parser.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     args = parser.parse_args()
     try:

@@ -7,7 +7,7 @@ bench's to say. Answers are computed in this process from the bytes that would h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.guard import certainty
 from benchmarks.rate import describe
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from deploy.arms import Encoded, Pair, seeing
@@ -23,13 +24,15 @@ from deploy.relay import Relay
 from deploy.testset import TestSet
 from deploy.wire import Service, Shot
 from projector.estimate import clustered, paired
+from projector.risk import RiskModel, features, losses_of
 from projector.vlm import VLM
-from protos.frame import OperatingPoint
+from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
 from reference.yard import sample_scenes
 
 Advance = Callable[[int], None]
 HEAD_PICTURES = 12_288
+GUARDED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,13 @@ class Edge:
 
 
 def ours(
-    edge: Edge, judge: Judge, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Show
+    edge: Edge,
+    judge: Judge,
+    guarded: Guarded,
+    wire: Callable[[Sequence[Shot]], dict[str, float]],
+    show: Show,
 ) -> list[dict[str, Any]]:
-    """Every operating point of a bundle."""
+    """Every operating point of a bundle, and what the guard makes of it."""
     rows = []
     asked = [(q.picture, q.text) for q in judge.test.asked]
     for point in edge.points:
@@ -102,6 +109,7 @@ def ours(
         counted = wire([frame.shot for frame in frames])
         with show.stage(f"{edge.name}: {point.name}", len(asked)) as advance:
             answers = edge.pair.injected(frames, asked, advance)
+        right = np.array(judge.test.right(answers))
         rows.append(
             judge.row(
                 point.name,
@@ -111,26 +119,102 @@ def ours(
                 payload_bytes=counted["payload_mean"],
                 wire_bytes=counted["mean"],
                 tokens=point.tokens,
+                rank=point.rank,
+                quiet=point.quiet,
                 quantizer=point.quantizer,
+                default=point.index == edge.pair.bundle.info.default_point,
+                **guarded.figures(frames, right, counted["mean"]),
             )
         )
     return rows
 
 
-def picture_row(
-    rival: Rival, cloud: VLM, judge: Judge, overhead: float, show: Show
-) -> dict[str, Any]:
-    """One picture codec; the cloud decodes the file and sees what is left."""
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """What a bundle's guard goes by, and what comes where it sends the picture instead.
+
+    Attributes:
+        risk: of the bundle; None where it holds none, and nothing is guarded.
+        rows: the picture that each question is about, `[Q]`.
+        found: features of every question, the frame's own losses left to be filled in, `[Q, F]`.
+        right_sent: whether the large model answers right from the picture as WebP, `[Q]`.
+        sent_bytes: on the wire, of each picture as WebP, `[n]`.
+    """
+
+    risk: RiskModel | None
+    rows: npt.NDArray[np.int64]
+    found: npt.NDArray[np.float32]
+    right_sent: npt.NDArray[np.bool_]
+    sent_bytes: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        edge: Edge,
+        test: TestSet,
+        right_sent: Sequence[bool],
+        sent_bytes: npt.NDArray[np.float64],
+        advance: Advance,
+    ) -> Guarded:
+        """Ask the small model how sure it is of its own answers."""
+        encoder = edge.pair.bundle.encoder
+        rows = np.array([q.picture for q in test.asked])
+        found: list[npt.NDArray[np.float32]] = []
+        for first in range(0, len(test.pictures), GUARDED_AT_ONCE):
+            part = [q for q in test.asked if first <= q.picture < first + GUARDED_AT_ONCE]
+            here = [replace(q, picture=q.picture - first) for q in part]
+            pictures = test.pictures[first : first + GUARDED_AT_ONCE]
+            moved = [
+                encoder.project(state.flat()) - encoder.centre
+                for state in edge.states[first : first + GUARDED_AT_ONCE]
+            ]
+            found += [
+                features(Distortion(), q.text, chances, moved[q.picture])
+                for q, chances in zip(here, certainty(edge.pair.edge, pictures, here), strict=True)
+            ]
+            advance(len(part))
+        return cls(encoder.risk, rows, np.stack(found), np.array(right_sent), sent_bytes)
+
+    def figures(
+        self, frames: Sequence[Encoded], right: npt.NDArray[np.bool_], wire_bytes: float
+    ) -> dict[str, Any]:
+        """`accuracy_guarded`, `wire_bytes_guarded`, `pictures_sent_share`; empty without a guard.
+
+        Args:
+            frames: of every picture at one operating point.
+            right: whether the answers from these are, `[Q]`.
+            wire_bytes: of such a frame, mean.
+        """
+        losses = [frame.shot.distortion for frame in frames]
+        if self.risk is None or any(one is None for one in losses):
+            return {}
+        found = self.found.copy()
+        own = np.stack([losses_of(one) for one in losses if one is not None])
+        found[:, : own.shape[1]] = own[self.rows]
+        over = self.risk.risk(found) > self.risk.limit
+        sent = np.where(over, self.sent_bytes[self.rows], wire_bytes)
+        return {
+            "accuracy_guarded": round(float(np.where(over, self.right_sent, right).mean()), 5),
+            "wire_bytes_guarded": round(float(sent.mean()), 1),
+            "pictures_sent_share": round(float(over.mean()), 4),
+        }
+
+
+def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Show) -> dict[str, Any]:
+    """One picture codec; the cloud decodes the file and sees what is left.
+
+    `wire_bytes` are the file's: the transport is still to be added.
+    """
     files = [rival.encode(picture) for picture in judge.test.pictures]
     with show.stage(rival.name, len(judge.test.asked)) as advance:
         answers = seeing(cloud, worn(files), judge.test.asked, advance)
-    payload = float(np.mean([len(file) for file in files]))
+    payload = round(float(np.mean([len(file) for file in files])), 1)
     return judge.row(
         rival.name,
         "image",
         answers,
-        payload_bytes=round(payload, 1),
-        wire_bytes=round(payload + overhead, 1),
+        payload_bytes=payload,
+        wire_bytes=payload,
         bare_bytes=round(float(np.mean([bare_bytes(file) for file in files])), 1),
     )
 

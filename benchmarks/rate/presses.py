@@ -27,7 +27,7 @@ from protos.errors import BridgeError
 from protos.frame import Header
 
 BUDGETS = (6, 12, 18)
-CONTROLS = ("uniform", "random")
+OURS = ("symmetric_focus", "key_diversity", "uniform", "random")
 QUESTION = "What is in the picture?"
 SCRIPT = Path(__file__).with_name("kvpresses.py")
 _TIMEOUT_S = 1800
@@ -76,36 +76,33 @@ def highest(some: Floats, budget: int) -> Mask:
     return kept
 
 
-def rows(
-    edge: Edge, judge: Judge, found: Mapping[str, Floats], transport: float, show: Show
-) -> list[dict[str, Any]]:
+def rows(edge: Edge, judge: Judge, found: Mapping[str, Floats], show: Show) -> list[dict[str, Any]]:
     """The presses and our selectors at equal budgets, coded at the bundle's default point.
+
+    `wire_bytes` are the message's: the transport is still to be added.
 
     Args:
         edge: with every picture's state.
         judge: of the answers.
         found: scores `[n, N]` by press.
-        transport: bytes that the transport adds to a message.
         show: of the bench.
     """
     encoder = edge.pair.bundle.encoder
     made = []
     for budget in BUDGETS:
         chosen = {f"kvpress {name}": highest(each, budget) for name, each in found.items()}
-        for name in dict.fromkeys((encoder.selector, *CONTROLS)):
+        for name in OURS:
             selector = encoder.selecting(name)
             chosen[f"selector {name}"] = np.stack(
                 [selector.keep(state, budget=budget) for state in edge.states]
             )
         for name, kept in chosen.items():
             kind = "rival" if name.startswith("kvpress") else "control"
-            made.append(_row(edge, judge, f"{name}, {budget} tokens", kind, kept, transport, show))
+            made.append(_row(edge, judge, f"{name}, {budget} tokens", kind, kept, show))
     return made
 
 
-def _row(
-    edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, transport: float, show: Show
-) -> dict[str, Any]:
+def _row(edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, show: Show) -> dict[str, Any]:
     bundle = edge.pair.bundle
     point = bundle.encoder.point(bundle.info.default_point)
     frames, sizes = [], []
@@ -124,7 +121,7 @@ def _row(
         answers,
         edge_model=edge.name,
         payload_bytes=round(payload, 2),
-        wire_bytes=round(message + transport, 2),
+        wire_bytes=round(message, 2),
         tokens=int(kept[0].sum()),
         quantizer=point.quantizer,
     )

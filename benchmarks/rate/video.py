@@ -19,15 +19,14 @@ from protos.errors import BridgeError
 
 Pixels = npt.NDArray[np.uint8]
 
-SIZES_PX = (48, 64, 96, 144)
-SHORT_KEY_FRAMES = 12
-GROUPS = ("short", "long", "reordered")
-"""A key frame every 12 frames; only the first; the same with frames that wait for later ones."""
+SIZES_PX = (48, 64, 96)
+GROUPS = ("long", "reordered")
+"""Only the first frame is a key frame; the same with frames that wait for later ones."""
 
 _RATES = {
     "h264": (26, 32, 38, 44),
     "h265": (26, 32, 38, 44),
-    "av1": (34, 44, 54, 63),
+    "av1": (40, 50, 60),
 }
 _FORMATS = {"h264": "h264", "h265": "hevc", "av1": "obu"}
 _TIMEOUT_S = 600
@@ -69,10 +68,9 @@ class Video:
         small = [
             p if p.size == side else p.resize(side, Image.Resampling.LANCZOS) for p in pictures
         ]
-        every = SHORT_KEY_FRAMES if self.group == "short" else frames
         raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{self.px}x{self.px}", "-r", "10")
-        keys = f"expr:not(mod(mod(n,{frames}),{every}))"
-        chosen = (*self._coder(every), "-force_key_frames", keys, "-g", str(every))
+        keys = f"expr:not(mod(n,{frames}))"
+        chosen = (*self._coder(frames), "-force_key_frames", keys, "-g", str(frames))
         out = ("-pix_fmt", "yuv420p", *chosen, "-threads", "1", "-f", _FORMATS[self.codec])
         pixels = b"".join(np.asarray(p.convert("RGB")).tobytes() for p in small)
         return _ffmpeg((*raw, "-i", "pipe:0", *out), pixels)

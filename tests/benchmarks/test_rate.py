@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.rate import __main__ as rate
+from benchmarks.rate import keep as keeping
 from benchmarks.rate import page
+from benchmarks.rate.arms import Guarded
 from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, unpack
+from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
+from deploy.arms import Encoded
+from deploy.wire import Shot
+from projector.risk import RiskModel, losses_of
+from protos.frame import Distortion
 from reference.yard import COLOURS, KINDS, PICTURE_PX, ask, sample_scenes
 
 CELLS = 36
@@ -117,3 +130,104 @@ def test_sequences_have_a_figure_and_a_table_of_their_own() -> None:
     both = page.render({**report, "sequences": film, "sequences_cloud_image": 0.95})
     assert (alone.count("<img"), both.count("<img")) == (1, 2)
     assert "h264 crf 38" in both and "h264" not in alone
+
+
+def test_what_a_stage_found_is_kept_and_time_inside_another_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    used = [0.0]
+    monkeypatch.setattr(keeping, "_cpu", lambda: used[0])
+    keep = Keep(tmp_path, "64", said.append)
+
+    def burn(seconds: float) -> float:
+        used[0] += seconds
+        return used[0]
+
+    found = keep("outer", "x", lambda: [keep("inner", "x", lambda: burn(8.0)), burn(3.0)])
+    assert found == [8.0, 11.0]
+    outer = keep.spent["outer"]
+    assert (keep.spent["inner"]["cpu_seconds"], outer["cpu_seconds"]) == (8.0, 3.0)
+
+    def never() -> None:
+        raise AssertionError("made twice")
+
+    again = Keep(tmp_path, "64", said.append)
+    assert again("outer", "x", never) == found and again.spent["outer"] == outer
+    assert keep("outer", "another bundle", lambda: 7) == 7
+    assert Keep(tmp_path, "32", said.append)("outer", "x", lambda: 8) == 8
+
+
+def test_a_stage_that_another_process_is_at_is_refused_without_waiting(tmp_path: Path) -> None:
+    keep = Keep(tmp_path, "64", lambda _: None)
+    keep("one", "x", lambda: 1)
+    (made,) = tmp_path.glob("one-*.json")
+    made.unlink()
+    keep.waits = False
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TakenError):
+            keep("one", "x", lambda: 2)
+    assert keep("one", "x", lambda: 2) == 2
+    assert json.loads(made.read_text())["found"] == 2
+
+
+def test_the_guard_sends_the_picture_where_the_risk_is_over_the_limit() -> None:
+    """Two pictures, two questions each; the risk is the frame's quantization error alone."""
+    weights = np.zeros(4, dtype=np.float32)
+    weights[0] = 10.0
+    risk = RiskModel(np.zeros(4, dtype=np.float32), weights, bias=-5.0, limit=0.5)
+    frames = [
+        Encoded(Shot(0, b"", np.ones(1, bool), Distortion(quantize=q)), None, None)  # type: ignore[arg-type]
+        for q in (0.1, 0.9)
+    ]
+    guarded = Guarded(
+        risk,
+        np.array([0, 0, 1, 1]),
+        np.stack([losses_of(Distortion())] * 4),
+        np.array([True, True, True, False]),
+        np.array([1000.0, 2000.0]),
+    )
+    found = guarded.figures(frames, np.array([True, False, False, True]), 100.0)
+    assert found == {
+        "accuracy_guarded": 0.5,  # right, wrong as it stands; right, wrong from the picture
+        "wire_bytes_guarded": 1050.0,
+        "pictures_sent_share": 0.5,
+    }
+    none = Guarded(None, guarded.rows, guarded.found, guarded.right_sent, guarded.sent_bytes)
+    assert none.figures(frames, np.array([True] * 4), 100.0) == {}
+
+
+def test_the_transport_is_added_once_and_only_to_bytes_on_the_wire() -> None:
+    sent = rate.carried({"payload_bytes": 50.0, "wire_bytes": 80.0, "bytes_per_frame": 80.0}, 14.0)
+    assert sent == {"payload_bytes": 50.0, "wire_bytes": 94.0, "bytes_per_frame": 94.0}
+
+
+def test_what_a_halving_costs_is_counted_between_neighbours_of_one_edge_model() -> None:
+    points = [
+        {**row("ours", "edge-a", 280, 0.94), "quantizer": "uniform"},
+        {**row("ours", "edge-a", 130, 0.90), "quantizer": "uniform"},
+        {**row("ours", "edge-a", 9000, 0.95), "quantizer": "fp8_e4m3"},
+        {**row("rival", "edge-a", 150, 0.95), "quantizer": "uniform"},
+    ]
+    (step,) = rate.halvings(cast(Any, points))["edge-a"]
+    assert (step["from_bytes"], step["to_bytes"]) == (200, 50)
+    assert step["points_lost_per_halving"] == pytest.approx(2.0)
+
+
+def test_a_helper_leaves_what_is_taken_and_does_the_rest_from_the_end() -> None:
+    done: list[str] = []
+
+    def taken() -> None:
+        raise TakenError("second")
+
+    jobs = [lambda: done.append("first"), taken, lambda: done.append("third")]
+    bench = SimpleNamespace(keep=SimpleNamespace(waits=True), jobs=lambda: jobs)
+    assert rate.help_out(cast(Any, bench)) == 0
+    assert done == ["third", "first"] and bench.keep.waits is False
+
+
+def test_the_plot_is_the_same_file_for_the_same_figures() -> None:
+    report = {"rows": [row("ours", "edge-a", 100, 0.9)], "cloud_image": 0.95}
+    made = page.svg(report)
+    assert made == page.svg(report) and "<svg" in made

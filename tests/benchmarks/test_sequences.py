@@ -58,6 +58,9 @@ def test_questions_are_about_every_eighth_frame_and_true_of_it() -> None:
     assert all(film.right(truths))
     row = film.row("x", "video", ["?"] * len(truths), [True] * len(truths), wire_bytes=1.0)
     assert row["accuracy"] == 0 and row["minus_cloud_image"]["mean"] == -1
+    assert row["accuracy_by_frame"] == {EVERY - 1: 0.0, 2 * EVERY - 1: 0.0}
+    half = film.row("x", "video", [*truths[:4], *["?"] * 4], [True] * 8)
+    assert len(truths) == 8 and half["accuracy_by_frame"] == {EVERY - 1: 0.5, 2 * EVERY - 1: 0.5}
 
 
 def test_the_best_video_is_compared_with_our_best() -> None:

@@ -83,7 +83,7 @@ def test_a_calibrated_encoder_holds_the_hull_measured_and_starts_near_the_native
     before = make_encoder(source)
     judge: Any = FakeJudge(before, states)
     sweep = Sweep(coarseness=(0.5, 1.0, 2.0), quiet=(0.0, 6.0), ranks=(0, 4))
-    made = ladder.calibrate(before, judge, states, sweep, within=0.05)
+    made = ladder.calibrate(before, judge, states, [sweep, Sweep((1.0,), (6.0,))], within=0.05)
     assert len(made.tried) == 12 and set(made.tried) <= set(judge.asked)
     encoder = Encoder.from_bytes(made.encoder.to_bytes())
     coded = [p for p in encoder.points if p.quantizer == "uniform"]
@@ -149,4 +149,4 @@ def test_a_sweep_of_the_impossible_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_bundle_without_steps_to_vary_is_refused(source: KVLayout, states: list[KVState]) -> None:
     rigid = make_encoder(source, points=POINTS[1:])
     with pytest.raises(ConfigError, match="entropy-coded"):
-        ladder.calibrate(rigid, SimpleNamespace(states=states), states, Sweep())  # type: ignore[arg-type]
+        ladder.calibrate(rigid, SimpleNamespace(states=states), states, [Sweep()])  # type: ignore[arg-type]
