@@ -73,6 +73,8 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 _CHUNK_BYTES = 256 * 1024
 _MAX_OUTBOX = 1024
 _NEGOTIATE_BYTES = 128 * 1024
+_BUSY, _CALM = 0.75, 0.25
+"""Shares of the queue at which clients are advised to send less, and to send as before."""
 
 
 class Publisher(Protocol):
@@ -116,6 +118,7 @@ class _Stream:
         self.outbox = apart or _Outbox()
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
+        self.advised_less = False
         self.ended = asyncio.Event()
         self._apart = apart is not None
 
@@ -470,6 +473,7 @@ class Bridge:
             async for raw in requests:
                 received_ns = time.monotonic_ns()
                 self._metrics.received_bytes.labels("infer").inc(len(raw))
+                self._advise(stream, session)
                 try:
                     await self._take(raw, stream, session.id, received_ns)
                 except BridgeError as error:
@@ -604,6 +608,26 @@ class Bridge:
             self._end(session, computation, None)
             raise
         self._metrics.queue_depth.set(self._link.depth)
+
+    def _advise(self, stream: _Stream, session: Session) -> None:
+        """Where the queue has become long, or short again, say what suits it now.
+
+        Under load that is a quarter of the credit: few frames wait then, and those that are sent
+        are answered while they are new. The point is the bundle's default both times: pictures cost
+        the engine more, a coarser point would cost answers and save it nothing.
+        """
+        share = self._link.depth / self._settings.queue_requests
+        if stream.advised_less == (share > _CALM if stream.advised_less else share >= _BUSY):
+            return
+        stream.advised_less = not stream.advised_less
+        most = self._limits.max_in_flight
+        advice = pb.RateAdvice(
+            point=session.default_point,
+            max_in_flight=max(1, most // 4) if stream.advised_less else most,
+            cause="load",
+        )
+        stream.outbox.put(pb.InferEvent(rate_advice=advice))
+        self._log.info("rate advice", session=session.id.hex(), credit=advice.max_in_flight)
 
     # ------------------------------------------------------------------ what the engine says
 

@@ -50,7 +50,7 @@ from projector.vlm import VLM
 from protos.errors import BridgeError
 
 QUESTIONS = 6
-FRONTIER = 6
+FRONTIER = 5
 ROUNDS = 5
 MODELS, BUNDLES = EDGE_MODEL.parent, ROOT / "reference" / "bundles"
 
@@ -406,8 +406,8 @@ def main() -> int:
     )
     parser.add_argument("--head-pictures", type=int, default=arms.HEAD_PICTURES)
     parser.add_argument("--head-steps", type=int, default=1500)
-    parser.add_argument("--press-pictures", type=int, default=512, help="of the test split")
-    parser.add_argument("--sequences", type=int, default=32, help="of the test split")
+    parser.add_argument("--press-pictures", type=int, default=256, help="of the test split")
+    parser.add_argument("--sequences", type=int, default=24, help="of the test split")
     parser.add_argument("--sequence-frames", type=int, default=64, help="of each sequence")
     parser.add_argument("--cache-pictures", type=int, default=63, help="coded as raw caches")
     parser.add_argument("--guard-pictures", type=int, default=512, help="of test and of shifted")

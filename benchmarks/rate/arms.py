@@ -82,8 +82,10 @@ class Edge:
 
     @property
     def points(self) -> list[OperatingPoint]:
-        """What the bundle can send, but for pictures."""
-        return [p for p in self.pair.bundle.encoder.points if p.kind != "picture"]
+        """What the bundle can send, but for pictures and floats that nobody would send."""
+        skipped = ("picture", "none")
+        points = self.pair.bundle.encoder.points
+        return [p for p in points if p.kind not in skipped and p.quantizer not in skipped]
 
     def frames(self, point: OperatingPoint) -> list[Encoded]:
         """Every picture at one operating point."""

@@ -197,6 +197,44 @@ def test_requests_beyond_the_queue_are_refused_whatever_their_stream(
     asyncio.run(scene())
 
 
+def test_a_long_queue_lowers_the_credit_and_a_short_one_gives_it_back(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, queue_requests=4, max_in_flight=8) as server:
+            edge = await server.edge()
+            call = edge.open()
+            advised: list[pb.RateAdvice] = []
+            held = 0
+
+            async def heard(done: Callable[[pb.InferEvent], bool]) -> None:
+                event = await call.read()
+                while not done(event):
+                    if event.HasField("rate_advice"):
+                        assert not event.request_id
+                        advised.append(event.rate_advice)
+                    event = await call.read()
+
+            for seed in range(3):
+                await call.write(edge.frame(seed=seed, question="hold"))
+                await heard(lambda e: e.HasField("accepted"))
+                held += 1
+            await call.write(edge.frame(seed=3, question="count 1"))
+            await heard(lambda e: e.HasField("answer") and e.frame_number == 3)
+            (less,) = advised
+            assert (less.max_in_flight, less.cause) == (2, "load")
+            assert less.point == edge.session.default_point
+            assert (await edge.say("release", seed=9)).HasField("answer")
+            for _ in range(held):
+                await heard(lambda e: e.HasField("answer"))
+            await call.write(edge.frame(seed=4, question="count 1"))
+            await heard(lambda e: e.HasField("answer"))
+            assert [a.max_in_flight for a in advised] == [2, 8]
+            call.cancel()
+
+    asyncio.run(scene())
+
+
 def test_a_request_without_an_id_is_known_by_its_session_and_frame_number(
     paths: dict[str, Any],
 ) -> None:
