@@ -74,6 +74,20 @@ def held_out_accuracy(trainer: Trainer[Any], held: Corpus, data: Dataset, first:
     return trainer.accuracy(held, questions, lambda x, _y: trainer.mapped_layers(x))
 
 
+def held_out_controls(
+    trainer: Trainer[Any], held: Corpus, data: Dataset, first: int
+) -> dict[str, float]:
+    """What `held_out_accuracy` stands beside: `native` (the target's own cache) and `blind`."""
+
+    def questions(index: int, count: int, seed: int) -> Any:
+        return data.questions(first + index, count, seed)
+
+    return {
+        "native": trainer.accuracy(held, questions, lambda _x, y: trainer.native_layers(y)),
+        "blind": trainer.accuracy(held, questions, lambda x, _y: trainer.blind_layers(len(x))),
+    }
+
+
 def untrained_edge_states(
     model: Path, made: Map, corpus: Corpus, data: Dataset, target: VLM | LM, seed: int = 2
 ) -> npt.NDArray[np.float32]:

@@ -263,6 +263,10 @@ class Trainer(Generic[M]):
             return made
         return Scenes(made, there.sum(dim=1) + self.prefix[0][0].shape[2])
 
+    def blind_layers(self, count: int) -> list[LayerCache]:
+        """The cache of so many inputs that the target has not seen."""
+        return [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in self.prefix]
+
     def mapped_layers(self, x: npt.NDArray[np.float32]) -> list[LayerCache]:
         """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
         return self.layers(self.map.travel(torch.from_numpy(x), 0.0)[0])

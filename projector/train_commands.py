@@ -150,7 +150,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.dataset import open_folder
     from projector.families import base, family
     from projector.families.bidirectional import BidirectionalMap
-    from projector.fit import held_out_accuracy, moments_of, split
+    from projector.fit import held_out_accuracy, held_out_controls, moments_of, split
     from projector.train import Trainer, TrainSettings, plot_losses
 
     cls = family(args.family)
@@ -215,7 +215,7 @@ def _train_one(args: argparse.Namespace) -> int:
         "pictures": len(training),
         "held_out_pictures": len(held),
         "settings": asdict(settings),
-        "held_out": report(),
+        "held_out": report() | (held_out_controls(trainer, held, data, first) if asks else {}),
     } | ({} if back is None else {"held_out_back": back})
     write_files(args.out, {DESCRIPTION: (json.dumps(figures, indent=1) + "\n").encode()})
     plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")

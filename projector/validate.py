@@ -205,13 +205,7 @@ class Validator:
 
     def blind(self) -> Answers:
         """From no picture at all."""
-        prefix = self.trainer.prefix
-
-        def make(x: npt.NDArray[np.float32], _y: States, _i: range) -> list[LayerCache]:
-            size = len(x)
-            return [(k.expand(size, -1, -1, -1), v.expand(size, -1, -1, -1)) for k, v in prefix]
-
-        return self.answers(make)
+        return self.answers(lambda x, _y, _i: self.trainer.blind_layers(len(x)))
 
     def other_picture(self) -> Answers:
         """From the cache of the next picture."""

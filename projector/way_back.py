@@ -127,7 +127,8 @@ def train(
         about: what is trained on what.
 
     Returns:
-        Figures on the held-out pairs: as `errors`, and `accuracy` of the edge model's answers.
+        Figures on the held-out pairs: as `errors`, and `accuracy` of the edge model's answers,
+        beside those from its `own` cache and `blind`.
 
     Raises:
         FitError: as `Trainer.run`.
@@ -161,7 +162,11 @@ def train(
         return figures | {"accuracy": trainer.accuracy(held, asked, returned)}
 
     trainer.run(report)
-    return report()
+    if not judged:
+        return {}
+    own = trainer.accuracy(held, asked, lambda x, _y: trainer.native_layers(x))
+    blind = trainer.accuracy(held, asked, lambda x, _y: trainer.blind_layers(len(x)))
+    return report() | {"own": own, "blind": blind}
 
 
 def errors(made: BidirectionalMap, pairs: Corpus) -> dict[str, float]:

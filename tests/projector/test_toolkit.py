@@ -92,7 +92,9 @@ def test_training_leaves_a_map_its_story_and_a_plot(made: Path) -> None:
     story = json.loads((made / "training.json").read_text())
     assert story["family"] == "mix"
     assert story["pictures"] + story["held_out_pictures"] == PICTURES
-    assert 0 <= story["held_out"]["accuracy"] <= 1
+    held = story["held_out"]
+    assert set(held) == {"accuracy", "native", "blind"}, "no figure without its controls"
+    assert all(0 <= share <= 1 for share in held.values())
     log = [json.loads(line) for line in (made / "state" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == list(range(8))
     assert (made / "loss.png").read_bytes().startswith(b"\x89PNG")

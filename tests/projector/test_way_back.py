@@ -156,7 +156,9 @@ def test_the_commands_train_and_judge_both_ways(
 
     assert run("train", data, corpus, out, "--family", "bidirectional", *STEPS) == 0
     story = json.loads((out / "training.json").read_text())
-    assert set(story["held_out_back"]) == {"round_trip", "from_picture", "accuracy"}
+    assert set(story["held_out_back"]) == {
+        *("round_trip", "from_picture", "accuracy", "own", "blind")
+    }
     assert (out / "loss-back.png").read_bytes().startswith(b"\x89PNG")
     assert run("validate", out, data, corpus, tmp_path / "report", "--reverse-rank", 4) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
