@@ -14,14 +14,27 @@ SMALL = (
 )
 """Of the second and third edge model, whose maps are small and quick."""
 
+
+def guarded(edge: str) -> tuple[str, ...]:
+    """Learn what the guard goes by, into the bundle."""
+    bundle = f"reference/bundles/{edge}-cloud"
+    return (
+        *("benchmarks.guard", "--edge", f"reference/models/{edge}", "--bundle", bundle),
+        *("--bundle-out", bundle, "--calibration", "768", "--pictures", "0"),
+    )
+
+
 STEPS = (
     ("reference.train_vlm", "cloud"),
     ("reference.train_vlm", "edge-a"),
     ("reference.build_bundle", "edge-a"),
+    guarded("edge-a"),
     ("reference.train_vlm", "edge-b"),
     ("reference.build_bundle", "edge-b", *SMALL),
+    guarded("edge-b"),
     ("reference.train_vlm", "edge-c"),
     ("reference.build_bundle", "edge-c", *SMALL),
+    guarded("edge-c"),
     ("benchmarks.model_cards",),
 )
 

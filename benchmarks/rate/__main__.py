@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -304,7 +305,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.helping:
         return help_out(bench)
     native = bench.judge.native  # what all else is compared with
-    helper = _helper(bench) if threads() > 1 and not args.alone else None
+    helper = _helper(bench) if len(os.sched_getaffinity(0)) > 1 and not args.alone else None
     for job in bench.jobs():
         job()
     if helper is not None:
@@ -322,8 +323,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _helper(bench: Bench) -> subprocess.Popen[bytes]:
     """A second process for the second core; what it says goes to a log."""
     command = [sys.executable, "-m", "benchmarks.rate", *sys.argv[1:], "--helping"]
+    environment = {**os.environ, **ENVIRONMENT}
     with (bench.keep.folder / "helper.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
 
 def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
@@ -356,7 +358,7 @@ def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
         **film,
         "tensors": coders,
         "cachegen": tensors.headline(coders),
-        "guard": {**next(iter(guards.values()), {}), "by_edge_model": guards},
+        "guard": guards and {**next(iter(guards.values())), "by_edge_model": guards},
         "controller": bench.controller(),
         "frames_per_second_one_core": speed["frames_per_second_one_core"],
         "codec_speed": speed,
