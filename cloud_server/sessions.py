@@ -134,7 +134,7 @@ class Sessions:
         if offer is None:
             raise IncompatibleLayoutError(self._why_incompatible(source))
         points = {p.index: p for p in points_from_json(offer.operating_points_json)}
-        for reserved in (RAW_KV_FP8, PICTURE):
+        for reserved in (RAW_KV_FP8,) if source.of_text else (RAW_KV_FP8, PICTURE):
             points.setdefault(reserved.index, reserved)
         usable = {i: p for i, p in points.items() if p.kind == "picture" or p.quantizer in codecs}
         if all(p.kind == "picture" for p in usable.values()):

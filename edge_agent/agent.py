@@ -27,6 +27,7 @@ from protos.errors import (
     BridgeError,
     BundleVersionError,
     ConfigError,
+    ContextError,
     DistortionError,
     IncompatibleLayoutError,
     LateError,
@@ -172,7 +173,7 @@ class Agent:
         return capture
 
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
-        """See the picture, wait for credit, and leave the rest to a task."""
+        """See the picture or text, wait for credit, and leave the rest to a task."""
         questions = self.questions or capture.questions
         try:
             if capture.error is None and not questions:
@@ -183,7 +184,7 @@ class Agent:
             view = View(capture, self.model, self.plan, self.metrics, self.clock, self.budget)
             if self.plan.point != "picture" or self.edge_only_too:
                 await asyncio.to_thread(view.see)
-        except PictureError as error:
+        except (PictureError, ContextError) as error:
             self._capture_failed(capture, error)
             return
         together = self.ask_mode or self.feedback_mode

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,8 +40,8 @@ try:
     from edge_agent.records import AnswerRecord, RecordWriter
     from edge_agent.session import dial_insecure
     from edge_agent.settings import Settings
-    from edge_agent.sources import Source, open_source
-    from edge_agent.sources.folder import Folder
+    from edge_agent.sources import Capture, Source, open_source
+    from edge_agent.sources.folder import Folder, read_text
     from edge_agent.store import EncoderStore
     from edge_agent.uplink import RetryPolicy, Uplink
     from edge_agent.vlm import EdgeModel, load
@@ -106,16 +107,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     flags = _flags(args)
-    flags.update(questions=[args.question], progress=flags.get("progress", False))
+    flags.update(questions=[_question(args)], progress=flags.get("progress", False))
     flags.setdefault("log_level", "warning")
     chosen = settings.load(flags, args.config)
     if args.check_config:
         return _check(chosen)
-    path = Path(args.picture)
-    if not path.is_file():
-        raise PictureError(f"{path}: there is no such file")
     records: list[AnswerRecord] = []
-    code = _work(chosen, Folder.from_path(path), records.append)
+    code = _work(chosen, _about(args), records.append)
     for record in records:
         if args.json:
             print(record.to_json())
@@ -124,6 +122,28 @@ def _ask(args: argparse.Namespace) -> int:
         elif record.edge_answer is not None:
             print(f"{record.edge_answer}  (edge_only: {record.fallback})")
     return code
+
+
+def _question(args: argparse.Namespace) -> str:
+    given = [text for text in (args.question, args.asked) if text is not None]
+    if len(given) != 1:
+        raise ConfigError("ask one question: after the picture, or with --question")
+    return str(given[0])
+
+
+def _about(args: argparse.Namespace) -> Source:
+    """The one picture or text that is asked about."""
+    if sum(given is not None for given in (args.picture, args.text, args.text_file)) != 1:
+        raise ConfigError("ask about one picture, --text or --text-file")
+    if args.text is not None:
+        return (Capture("text", None, time.time(), text=args.text.strip()),)
+    if args.text_file is not None:
+        where: Path = args.text_file
+        return (Capture(where.name, None, time.time(), text=read_text(where)),)
+    path = Path(args.picture)
+    if not path.is_file():
+        raise PictureError(f"{path}: there is no such file")
+    return Folder.from_path(path)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -329,7 +349,13 @@ def _model_path(chosen: Settings) -> Path:
 
 
 def _model(chosen: Settings) -> EdgeModel:
-    return load(_model_path(chosen), chosen.device, chosen.dtype)
+    return load(
+        _model_path(chosen),
+        chosen.device,
+        chosen.dtype,
+        chosen.target_tokenizer,
+        chosen.text_tokens,
+    )
 
 
 def _source(chosen: Settings) -> str:
@@ -355,8 +381,8 @@ def _flags(args: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> configuration.Parser:
     parser = configuration.Parser(
         prog="edge-agent",
-        description="The device side of Neural Bridge: a small model sees the picture, a few\n"
-        "latents of its cache travel, the large model in the cloud answers.",
+        description="The device side of Neural Bridge: a small model sees a picture or reads a\n"
+        "text, a few latents of its cache travel, the large model in the cloud answers.",
         epilog="exit codes: 0 where every question was answered, otherwise that of the first "
         f"error;\n{_INTERRUPTED} or {_TERMINATED} where a second SIGINT or SIGTERM cut the run "
         f"short:\n{configuration.exit_codes()}",
@@ -371,7 +397,7 @@ def _parser() -> configuration.Parser:
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
     _add_settings(run)
 
-    ask = _command(commands, "ask", "one picture, one question: print the answer", _ask)
+    ask = _command(commands, "ask", "one picture or text, one question: print the answer", _ask)
     _add_settings(ask, leave_out=(*_OF_A_RUN, "feedback_point"))
 
     feedback = _command(
@@ -383,15 +409,18 @@ def _parser() -> configuration.Parser:
     _add_settings(feedback, leave_out=_OF_A_RUN)
     feedback.set_defaults(question_mode="feedback")
     for command in (ask, feedback):
-        command.add_argument("picture", help="a PNG, JPEG, WebP or BMP file")
-        command.add_argument("question", help="asked about the picture")
+        command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP or BMP file")
+        command.add_argument("question", nargs="?", help="asked about the picture")
+        command.add_argument("--question", dest="asked", metavar="QUESTION", help="the same")
+        command.add_argument("--text", help="a text in the picture's place")
+        command.add_argument("--text-file", type=Path, metavar="FILE", help="likewise, in UTF-8")
         command.add_argument("--json", action="store_true", help="print the whole record instead")
 
     inspect = _command(
         commands, "inspect", "print a model's cache layout and its fingerprint", _inspect
     )
     inspect.add_argument("path", nargs="?", type=Path, help="the checkpoint (instead of --model)")
-    _add_settings(inspect, only=("model", "device", "dtype"))
+    _add_settings(inspect, only=("model", "device", "dtype", "text_tokens"))
     return parser
 
 

@@ -116,6 +116,7 @@ def encode_state(
     plan: Plan,
     clock: Clock = time.perf_counter,
     base: Base | None = None,
+    fresh: npt.NDArray[np.bool_] | None = None,
 ) -> Coded:
     """Choose the tokens to keep and encode them.
 
@@ -128,15 +129,20 @@ def encode_state(
         plan: selector, budget and threshold.
         clock: seconds, for the two timings.
         base: the frame to change; only for a latent point.
+        fresh: of a text, the tokens that travel.
 
     Raises:
-        ConfigError: the selector is unknown.
+        ConfigError: the selector is unknown, or there is one for a text.
         NonFiniteError: the state holds NaN or infinity.
     """
     start = clock()
     selector = encoder.selecting(plan.selector)
     budget = plan.token_budget if plan.token_budget is not None else point.tokens or None
-    if budget is None and plan.token_threshold is None:
+    if fresh is not None:
+        if budget is not None or plan.token_threshold is not None:
+            raise ConfigError("a text travels whole: no token_budget, no token_threshold")
+        kept = fresh
+    elif budget is None and plan.token_threshold is None:
         kept = np.ones(state.positions.shape[0], dtype=np.bool_)
     else:
         kept = selector.keep(state, budget, plan.token_threshold)

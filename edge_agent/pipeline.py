@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
 from edge_agent.budget import Budget
 from edge_agent.encode import PICTURE, Clock, Coded, Plan, choose_point, encode_state
@@ -20,8 +19,14 @@ from edge_agent.metrics import Metrics
 from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
-from edge_agent.vlm import EdgeModel, Sight
-from protos.errors import FrameTooLargeError, PictureError, QuestionError, QuestionTooLongError
+from edge_agent.vlm import EdgeModel, Seen, Sight
+from protos.errors import (
+    ConfigError,
+    FrameTooLargeError,
+    PictureError,
+    QuestionError,
+    QuestionTooLongError,
+)
 from protos.frame import (
     Distortion,
     Header,
@@ -53,7 +58,7 @@ class View:
     """One capture and everything that has been made of it; safe to use from several threads.
 
     Args:
-        capture: with a picture.
+        capture: with a picture or a text.
         model: the small model.
         plan: how its frames are made.
         metrics: stage times and distortions go there.
@@ -61,7 +66,7 @@ class View:
         budget: chooses the operating point where the plan leaves that open.
 
     Raises:
-        PictureError: the capture has no picture.
+        BridgeError: the capture has neither: why.
     """
 
     def __init__(
@@ -73,12 +78,13 @@ class View:
         clock: Clock = time.perf_counter,
         budget: Budget | None = None,
     ) -> None:
-        if capture.picture is None:
+        seen: Seen | None = capture.picture if capture.text is None else capture.text
+        if seen is None:
             raise capture.error or PictureError(f"{capture.name} has no picture")
         self.capture = capture
         self.plan = plan
         self.prefill_ms = 0.0
-        self._picture: Image.Image = capture.picture
+        self._seen = seen
         self._model = model
         self._metrics = metrics
         self._clock = clock
@@ -89,10 +95,11 @@ class View:
         self._questions: dict[tuple[str, str], Question] = {}
 
     def see(self) -> Sight:
-        """Run the small model over the picture, the first time that it is asked for.
+        """Run the small model over the picture or text, the first time that it is asked for.
 
         Raises:
             PictureError: the model's processor refuses the picture.
+            ContextError: the model cannot read the text.
         """
         with self._lock:
             return self._see()
@@ -178,7 +185,8 @@ class View:
         return self._questions[key]
 
     def _at(self, session: Session, point: OperatingPoint, key: bool) -> Coded:
-        allowed = self.plan.delta and not key and session.encoder.has_levels(point)
+        encoder = session.encoder
+        allowed = self.plan.delta and not key and encoder.has_levels(point) and not encoder.text
         base = session.base if allowed else None
         made_for = session.encoder_digest, point, session.session_id if base else b"", base
         if made_for not in self._coded:
@@ -188,7 +196,7 @@ class View:
     def _see(self) -> Sight:
         if self._sight is None:
             start = self._clock()
-            self._sight = self._model.see(self._picture)
+            self._sight = self._model.see(self._seen)
             seconds = self._clock() - start
             self.prefill_ms = seconds * 1000
             self._metrics.stage_seconds.labels("prefill").observe(seconds)
@@ -199,8 +207,11 @@ class View:
         if point.kind == "picture":
             coded = self._encode_picture(point, session.limits)
         else:
-            state = self._see().state
-            coded = encode_state(state, session.encoder, point, self.plan, self._clock, base)
+            sight, encoder = self._see(), session.encoder
+            if encoder.text:
+                session.require_tokenizer(sight.tokenizer)
+            fresh = sight.fresh
+            coded = encode_state(sight.state, encoder, point, self.plan, self._clock, base, fresh)
             metrics.kept_tokens.observe(int(coded.kept.sum()))
             metrics.stage_seconds.labels("select").observe(coded.select_ms / 1000)
         metrics.frames_coded.labels("key" if coded.base is None else "delta").inc()
@@ -216,7 +227,9 @@ class View:
         start = self._clock()
         wanted = self.plan.picture.longest_px or limits.max_picture_px
         codec = replace(self.plan.picture, longest_px=min(wanted, limits.max_picture_px))
-        payload = codec.encode(self._picture)
+        if isinstance(self._seen, str):
+            raise ConfigError("a text is no picture that could be sent instead")
+        payload = codec.encode(self._seen)
         return Coded(
             point=point,
             tokens=0,

@@ -166,6 +166,20 @@ class Session:
     def _behind(self, frame_number: int) -> int:
         return (self._frames - frame_number) % (1 << 32)
 
+    def require_tokenizer(self, digest: str) -> None:
+        """Refuse a text aligned to other tokens than the large model's.
+
+        Raises:
+            IncompatibleLayoutError: the digest is of another tokenizer.
+        """
+        target = KVLayout.from_json(self.target_layout_json)
+        if digest != target.tokenizer_digest:
+            raise IncompatibleLayoutError(
+                f"texts are aligned to the tokenizer {digest[:12]}…; the server's "
+                f"{target.model_id} has {target.tokenizer_digest[:12]}…: give its tokenizer with "
+                "--target-tokenizer"
+            )
+
     def check_message(self, size_bytes: int) -> None:
         """Refuse a request that would end the stream, and with it everyone else's.
 

@@ -61,6 +61,18 @@ class Settings(configuration.TypedSettings):
         description="operating point: auto (the server's default and advice), a name of the "
         "server's ladder, raw_kv_fp8, or picture",
     )
+    target_tokenizer: Path | None = Field(
+        None,
+        description="for a model that reads texts: directory of the large model's tokenizer, to "
+        "whose tokens texts are aligned",
+    )
+    text_tokens: int = Field(
+        128,
+        ge=1,
+        le=1024,
+        description="for a model that reads texts: the longest, in tokens of either model; the "
+        "bundle's",
+    )
     highest_point: str | None = Field(
         None,
         min_length=1,

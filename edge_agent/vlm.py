@@ -1,4 +1,4 @@
-"""The small model on the device: a picture in, its `KVState` out; its own answer where asked.
+"""The small model on the device: a picture or text in, its `KVState` out; its own answer too.
 
 The only module of the agent behind which torch is imported, and only once a model is loaded. Knows
 nothing of latents or the network.
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,24 +18,38 @@ from PIL import Image
 
 from projector.encoder import Floats
 from projector.reverse import ReverseDecoder
-from protos.errors import ModelError
+from projector.tokens import Reader, align, fresh
+from protos.errors import ConfigError, ContextError, ModelError, NoFeedbackError, PictureError
 from protos.layout import KVLayout, KVState
+
+if TYPE_CHECKING:
+    from projector.lm import LM
+    from projector.vlm import VLM
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the small model makes of one picture.
+    """What the small model makes of one picture or text.
 
     Attributes:
-        state: the image tokens' cache, RoPE removed.
+        state: the image tokens' cache, RoPE removed; of a text, one token for each of the large
+            model's.
         answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
         first_token: question to the distribution over the vocabulary for that answer's first token,
             `[V]`; None where the model cannot say.
+        fresh: of a text, the tokens that do not repeat the one before, `[tokens]`: what travels.
+        tokenizer: of a text, digest of the large model's tokenizer, to whose tokens it is aligned.
     """
 
     state: KVState
     answer: Callable[[str, int], str]
     first_token: Callable[[str], npt.NDArray[np.float32]] | None = None
+    fresh: npt.NDArray[np.bool_] | None = None
+    tokenizer: str = ""
+
+
+Seen = Image.Image | str
+"""A picture, or a text."""
 
 
 class EdgeModel(Protocol):
@@ -45,38 +59,18 @@ class EdgeModel(Protocol):
     def layout(self) -> KVLayout:
         """The cache layout that is offered in Negotiate."""
 
-    def see(self, picture: Image.Image) -> Sight:
-        """Run the model over one picture."""
+    def see(self, seen: Seen) -> Sight:
+        """Run the model over one picture or text."""
 
     def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
         """Take a picture's state from what a server sent back, instead of seeing the picture."""
 
 
 class LocalModel:
-    """A checkpoint on disk, run with torch; calls are taken one at a time.
+    """A vision-language checkpoint, run with torch; calls are taken one at a time."""
 
-    Raises:
-        ModelError: torch or transformers is missing, or the path is not a usable checkpoint.
-        UnsupportedModelError: the model's cache cannot be described (named in the message).
-    """
-
-    def __init__(self, path: Path, device: str = "cpu", dtype: str = "float32") -> None:
-        try:
-            from transformers.utils import logging as transformers_logging
-
-            from projector.vlm import VLM
-        except ImportError as error:
-            raise ModelError(
-                f"the small model needs {error.name or 'torch'}: install the torch build for this "
-                "device (on a Jetson: the vendor's), then transformers"
-            ) from error
-        quiet: Any = transformers_logging  # its functions have no types
-        quiet.disable_progress_bar()  # standard error is for JSON lines
-        quiet.set_verbosity_error()
-        try:
-            self._vlm = VLM.load(path, device=device, dtype=dtype)
-        except RuntimeError as error:
-            raise ModelError(f"{path}: cannot be run on device {device!r}: {error}") from error
+    def __init__(self, vlm: VLM) -> None:
+        self._vlm = vlm
         self._lock = threading.Lock()
 
     @property
@@ -84,15 +78,17 @@ class LocalModel:
         """The cache layout of the loaded checkpoint."""
         return self._vlm.layout
 
-    def see(self, picture: Image.Image) -> Sight:
+    def see(self, seen: Seen) -> Sight:
         """Prefill one picture; the prefilled cache stays for the model's own answers.
 
         Raises:
-            PictureError: the model's processor refuses the picture.
+            PictureError: the model's processor refuses the picture, or it is a text.
         """
         vlm = self._vlm
+        if isinstance(seen, str):
+            raise PictureError(f"{vlm.layout.model_id} sees pictures, this is a text")
         with self._lock:
-            prefilled = vlm.prefill([picture])
+            prefilled = vlm.prefill([seen])
             state = vlm.states(prefilled)[0]
 
         def answer(question: str, max_new_tokens: int) -> str:
@@ -128,6 +124,110 @@ class LocalModel:
         return Sight(state, answer)
 
 
-def load(path: Path, device: str = "cpu", dtype: str = "float32") -> EdgeModel:
-    """Load the small model from a local checkpoint directory; see `LocalModel`."""
-    return LocalModel(path, device, dtype)
+class TextModel:
+    """A language model, run with torch; calls are taken one at a time.
+
+    Args:
+        lm: the small model.
+        reader: the large model's tokenizer; without it nothing but the layout can be had.
+        digest: of that tokenizer.
+    """
+
+    def __init__(self, lm: LM, reader: Reader | None = None, digest: str = "") -> None:
+        self._lm, self._reader, self._digest = lm, reader, digest
+        self._lock = threading.Lock()
+
+    @property
+    def layout(self) -> KVLayout:
+        """The cache layout of the loaded checkpoint."""
+        return self._lm.layout
+
+    def see(self, seen: Seen) -> Sight:
+        """Read one text; its state has the token that stands for each of the large model's.
+
+        Raises:
+            ContextError: one of the two tokenizers cannot take the text, or it is a picture.
+            ConfigError: the large model's tokenizer is not at hand.
+        """
+        lm = self._lm
+        if self._reader is None:
+            raise ConfigError(
+                f"{lm.layout.model_id} reads texts, which are aligned to the large model's tokens: "
+                "give --target-tokenizer DIRECTORY"
+            )
+        if not isinstance(seen, str):
+            raise ContextError(f"{lm.layout.model_id} reads texts, this is a picture")
+        with self._lock:
+            mine, theirs = lm.tokens(seen), self._reader.read(seen)
+            whole = lm.states([mine.ids])[0]
+        place = align(mine, theirs)
+        state = KVState(
+            whole.keys[:, :, place],
+            whole.values[:, :, place],
+            whole.positions[place],
+            (1, len(place)),
+            np.full(len(place), 1 / len(place)),
+        )
+
+        def answer(question: str, max_new_tokens: int) -> str:
+            with self._lock:
+                ids = lm.question_ids(question)
+                return lm.text(lm.answer_texts([mine.ids], [ids], max_new_tokens)[0])
+
+        return Sight(state, answer, fresh=fresh(place), tokenizer=self._digest)
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """There is no way back for texts.
+
+        Raises:
+            NoFeedbackError: always.
+        """
+        raise NoFeedbackError("states of texts are not sent back")
+
+
+def load(
+    path: Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    target_tokenizer: Path | None = None,
+    text_tokens: int = 128,
+) -> EdgeModel:
+    """Load the small model from a local checkpoint directory.
+
+    Args:
+        path: a vision-language model, or a language model for texts.
+        device: a torch device.
+        dtype: what it runs in.
+        target_tokenizer: for texts, a folder with the large model's tokenizer; not needed to look
+            at the layout.
+        text_tokens: for texts, the longest; the bundle's.
+
+    Raises:
+        ModelError: torch or transformers is missing, or a path is not what it should be.
+        UnsupportedModelError: the model's cache cannot be described (named in the message).
+        ContextError: such texts would outgrow the model's windows.
+    """
+    try:
+        from transformers.utils import logging as transformers_logging
+
+        from projector import cache
+        from projector.lm import LM, read_tokenizer, reads_only_texts
+        from projector.vlm import VLM
+    except ImportError as error:
+        raise ModelError(
+            f"the small model needs {error.name or 'torch'}: install the torch build for this "
+            "device (on a Jetson: the vendor's), then transformers"
+        ) from error
+    quiet: Any = transformers_logging  # its functions have no types
+    quiet.disable_progress_bar()  # standard error is for JSON lines
+    quiet.set_verbosity_error()
+    try:
+        if not reads_only_texts(path):
+            return LocalModel(VLM.load(path, device=device, dtype=dtype))
+        lm = LM.load(path, device=device, dtype=dtype, text_tokens=text_tokens)
+        if target_tokenizer is None:
+            return TextModel(lm)
+        reader = read_tokenizer(target_tokenizer, text_tokens)
+        return TextModel(lm, reader, cache.tokenizer_digest(target_tokenizer))
+    except RuntimeError as error:
+        raise ModelError(f"{path}: cannot be run on device {device!r}: {error}") from error

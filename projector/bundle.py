@@ -566,7 +566,8 @@ def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
     except BridgeError as error:
         raise refusal("604.7", f"{folder / EDGE}: {error}") from error
     theirs = (encoder.source_fingerprint, encoder.state_dim, encoder.rank, encoder.points)
-    if theirs != (info.source.fingerprint, info.source.state_dim, info.rank, info.points):
+    ours = (info.source.fingerprint, info.source.state_dim, info.rank, info.points)
+    if theirs != ours or encoder.text != (info.source.of_text and info.target.of_text):
         raise refusal(
             "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
         )

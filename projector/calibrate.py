@@ -15,6 +15,7 @@ from projector.bundle import Reverse
 from projector.encoder import Encoder
 from projector.families.base import Map
 from projector.families.bidirectional import BidirectionalMap
+from projector.ragged import Ragged
 from projector.reverse import ReverseDecoder
 from protos.errors import ConfigError, FitError
 from protos.frame import RAW_KV_FP8, OperatingPoint
@@ -28,6 +29,7 @@ REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
 FP8_POINT, FLOAT_POINT = 10, 11
 _E4M3_HALF_RANGE = 224.0
 _CALIBRATION_PICTURES = 2048
+_CALIBRATION_TOKENS = 8192  # of texts
 _CHUNK = 64
 _LEAST_VARIANCE = 1e-9
 
@@ -76,24 +78,29 @@ def make_encoder(
     centre: Floats,
     steps: Floats,
     coarseness: dict[str, float] = COARSENESS,
+    text: bool = False,
 ) -> Encoder:
-    """The edge half, calibrated on training pictures.
+    """The edge half, calibrated on training pictures or texts.
 
     Args:
         source: the edge model's layout.
-        states: `[n, N, d_s]` flat states of training pictures; some 2,048 of them are used.
+        states: flat states, `[n, N, d_s]` of pictures or `[T, d_s]` of texts' tokens; some 2,048
+            pictures of them are used.
         x_mean: `[d_s]`.
         x_scale: `[d_s]`.
         projection: `[d_s, r]` on z-scored states.
         centre: `[N, r]`, the mean latents of each place of the grid.
         steps: `[r]`, errors of one step in any latent hurt equally.
         coarseness: the ladder's uniform points, finest first.
+        text: as `Encoder.text`.
     """
-    sample = states[:: max(1, len(states) // _CALIBRATION_PICTURES)].astype(np.float32)
+    most = _CALIBRATION_TOKENS if text else _CALIBRATION_PICTURES
+    sample = states[:: max(1, len(states) // most)].astype(np.float32)
     normal = (sample - x_mean) / x_scale
     latents = normal @ projection
     rank = latents.shape[-1]
-    moved, z = (latents - centre).reshape(-1, rank), latents.reshape(-1, rank)
+    usual = centre[0] if text else centre  # a text's is the same at every place
+    moved, z = (latents - usual).reshape(-1, rank), latents.reshape(-1, rank)
     by_name = {name: (steps * factor).astype(np.float32) for name, factor in coarseness.items()}
     entropy = {
         name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
@@ -126,22 +133,29 @@ def make_encoder(
         raw_scale=fp8_steps(sample.reshape(-1, sample.shape[-1]), "channel"),
         steps=by_name,
         entropy=entropy,
+        text=text,
     )
 
 
-def encoder_of(made: Map, states: npt.NDArray[np.floating]) -> Encoder:
+def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
     """The edge half of a family's map: its `down` on z-scores, as a matrix.
 
     A map without an edge half sends the z-scored state itself, rank `d_s`.
 
     Args:
         made: the map.
-        states: `[n, N, d_s]` of training pictures.
+        states: `[n, N, d_s]` of training pictures; `Ragged` of texts, which have one centre for all
+            places: the usual token of any.
     """
+    text = isinstance(states, Ragged)
+    if isinstance(states, Ragged):
+        states = _tokens_of(states)
     with torch.no_grad():
         projection = made.down(torch.eye(made.source.state_dim)).numpy().astype(np.float32)
         mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
         centre = made.down(made.normal(mean)).numpy().astype(np.float32)
+        if text:
+            centre = np.tile(centre, (made.source.tokens, 1))
         steps = made.steps().numpy().astype(np.float32)
     return make_encoder(
         made.source,
@@ -151,11 +165,21 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating]) -> Encoder:
         projection=projection,
         centre=centre,
         steps=steps,
+        text=text,
     )
 
 
-def reverse_of(made: Map, states: npt.NDArray[np.floating], rank: int = 0) -> Reverse | None:
-    """The way back of a map that goes both ways, in two halves; None for any other.
+def _tokens_of(states: Ragged) -> npt.NDArray[np.float16]:
+    """The tokens of texts spread over the whole, `[T, d]`, as many as calibration looks at."""
+    step = max(1, int(states.lengths.sum()) // _CALIBRATION_TOKENS)
+    rows = [states[index : index + 1][0] for index in range(0, len(states), step)]
+    return np.concatenate(rows)
+
+
+def reverse_of(
+    made: Map, states: npt.NDArray[np.floating] | Ragged, rank: int = 0
+) -> Reverse | None:
+    """The way back of a map that goes both ways, in two halves; None for any other, or of texts.
 
     Each of the cloud's tokens travels as the first principal components of what the way back makes
     of it (the best rank r for the mean squared error, where the weights are even), of variance 1,
@@ -169,7 +193,7 @@ def reverse_of(made: Map, states: npt.NDArray[np.floating], rank: int = 0) -> Re
     Raises:
         FitError: the way back leads nowhere: it was never fitted.
     """
-    if not isinstance(made, BidirectionalMap):
+    if not isinstance(made, BidirectionalMap) or isinstance(states, Ragged):
         return None
     mean, scale = made.y_mean.numpy(), made.y_scale.numpy()
     compress = made.compress.detach().numpy().astype(np.float64)

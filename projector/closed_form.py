@@ -14,6 +14,10 @@ from protos.errors import FitError
 
 Floats = npt.NDArray[np.float32]
 
+_WHOLE = 2048  # wider, and a full decomposition costs more than everything else
+_SPARE = 64  # directions more than asked for
+_POWER = 4
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -49,7 +53,8 @@ class ReducedRank:
     Attributes:
         down: `[d_s, r]` acts on normalised source states.
         up: `[r, d_r]` gives normalised target states.
-        singular: `[min(d_s, d_r)]` singular values of the whitened full-rank map.
+        singular: singular values of the whitened full-rank map, `[min(d_s, d_r)]`; of a wide one
+            some more than r of them.
     """
 
     down: Floats
@@ -100,7 +105,8 @@ def rank_regression(
     """The same from normalised covariances `S_xx [d_s, d_s]` and `S_xy [d_s, d_r]`.
 
     Returns:
-        `down [d_s, r]`, `up [r, d_r]` and all singular values of the whitened full-rank map.
+        `down [d_s, r]`, `up [r, d_r]` and the singular values of the whitened full-rank map: all of
+        them, or the leading ones of a wide map.
 
     Raises:
         FitError: the regularised covariance is singular.
@@ -113,6 +119,30 @@ def rank_regression(
             "more pairs"
         ) from error
     whitened = np.linalg.solve(lower, xy)  # L^T W = L^T S^-1 C = L^-1 C
-    left, singular, right = np.linalg.svd(whitened, full_matrices=False)
+    if min(whitened.shape) > max(_WHOLE, rank + _SPARE):
+        left, singular, right = leading(whitened, rank + _SPARE)
+    else:
+        left, singular, right = np.linalg.svd(whitened, full_matrices=False)
     down = np.linalg.solve(lower.T, left[:, :rank])
     return down, singular[:rank, None] * right[:rank], singular
+
+
+def leading(
+    matrix: npt.NDArray[np.float64], count: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The first terms of a singular value decomposition, by random probes (Halko et al., 2011).
+
+    Args:
+        matrix: `[m, n]`.
+        count: how many; the last of them are less exact.
+
+    Returns:
+        As `numpy.linalg.svd`: `[m, count]`, `[count]`, `[count, n]`.
+    """
+    probes = matrix @ np.random.default_rng(0).standard_normal((matrix.shape[1], count))
+    basis, _ = np.linalg.qr(probes)
+    for _ in range(_POWER):
+        back, _ = np.linalg.qr(matrix.T @ basis)
+        basis, _ = np.linalg.qr(matrix @ back)
+    left, singular, right = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ left, singular, right

@@ -43,6 +43,7 @@ _METADATA_KEY = "neural_bridge_encoder"
 _LEVELS = ("uniform", "int8", "int4")
 """Quantizers that round to whole steps."""
 _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
+_TEXT = "text"  # a further field, only where it is true
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,9 @@ class Encoder:
             not learn them.
         risk: how likely a frame is answered otherwise than its picture; None where calibration did
             not learn it.
+        text: frames are of texts: each has as many tokens as the text has for the target, at most
+            N, and one that is not sent stands for the same source token as the one before it. The
+            kept bitmap is thus the alignment of the two tokenizers.
 
     Raises:
         BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
@@ -136,6 +140,7 @@ class Encoder:
     selector: str = "symmetric_focus"
     task_weights: Floats | None = None
     risk: RiskModel | None = None
+    text: bool = False
     _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
@@ -175,6 +180,8 @@ class Encoder:
         object.__setattr__(self, "_blob", self._serialize())
 
     def _check_point(self, point: OperatingPoint) -> None:
+        if self.text and (point.kind == "picture" or point.tokens or point.quiet):
+            raise BundleFormatError(f"encoder: point '{point.name}' is none of texts, sent whole")
         if point.kind == "picture":
             return
         if point.kind == "latent":
@@ -301,7 +308,8 @@ class Encoder:
         Args:
             state: one picture.
             point: an operating point of kind `latent` or `raw_kv`.
-            kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget.
+            kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget,
+                and all of a text are sent.
             base: what the cloud knows of the scene, for a delta frame.
 
         Raises:
@@ -320,14 +328,19 @@ class Encoder:
             )
         if not np.isfinite(x).all():
             raise NonFiniteError("the model's cache holds NaN or infinity")
-        if kept is None:
+        if kept is None and self.text:
+            kept = np.ones(state.tokens, dtype=np.bool_)
+        elif kept is None:
             kept = self.selecting().keep(state, budget=point.tokens or None)
         if kept.shape != (state.tokens,) or not kept.any():
             raise ConfigError(f"a kept mask has {state.tokens} tokens and keeps at least one")
-        if state.tokens != self.tokens:
+        if not self._takes(state.tokens):
             raise IncompatibleLayoutError(
                 f"the encoder is for {self.tokens} image tokens, the state has {state.tokens}"
             )
+        if self.text and not (kept[0] and base is None):
+            raise ConfigError("a text's first token travels always, and there are no delta frames")
+        centre = self.centre[: state.tokens]
         normal = self.normalise(x)
         latents = normal @ self.projection
         quantizer, steps = self.quantizer(point), self.steps_of(point)
@@ -338,11 +351,11 @@ class Encoder:
             payload = quantizer.encode(x[kept], steps)
             received = self.project(quantizer.decode(payload, kept.sum(), self.state_dim, steps))
         elif base is None:
-            payload, received = self._code(latents[kept], self.centre[kept], point)
+            payload, received = self._code(latents[kept], centre[kept], point)
         else:
             origin = self._origin(base)
             kept = _moved(latents, origin, kept, base.kept, steps, point.quiet)
-            payload, received = self._code(latents[kept], self.centre[kept], point)
+            payload, received = self._code(latents[kept], centre[kept], point)
             other, other_received = self._code(latents[kept], origin[kept], point)
             if len(other) < len(payload):
                 payload, received, differences = other, other_received, True
@@ -365,6 +378,9 @@ class Encoder:
             ),
         )
 
+    def _takes(self, tokens: int) -> bool:
+        return 1 <= tokens <= self.tokens if self.text else tokens == self.tokens
+
     def _code(self, z: Floats, origin: Floats, point: OperatingPoint) -> tuple[bytes, Floats]:
         """The payload of some tokens' latents `[T, r]` from an origin, and how they arrive."""
         quantizer, steps = self.quantizer(point), self.steps_of(point)
@@ -383,7 +399,8 @@ class Encoder:
     def hold(self, z_hat: Floats, kept: Mask, base: Held | None = None) -> Held:
         """What the cloud knows after a frame, from the latents that it carried `[T_kept, r]`."""
         if base is None:
-            return Held(self.scatter(z_hat, kept), kept)
+            every = np.ones_like(kept) if self.text else kept
+            return Held(self.scatter(z_hat, kept), every)
         return base.changed(z_hat, kept)
 
     def decode(
@@ -410,10 +427,12 @@ class Encoder:
         """
         if point.kind == "picture":
             raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
-        if len(kept) != self.tokens:
+        if not self._takes(len(kept)):
             raise FrameMalformedError(
                 f"the frame has a grid of {len(kept)} tokens, the encoder one of {self.tokens}"
             )
+        if self.text and not (kept[0] and base is None):
+            raise FrameMalformedError("a frame of a text holds its first token, and is no delta")
         tokens = int(np.count_nonzero(kept))
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         if point.kind == "raw_kv":
@@ -421,6 +440,7 @@ class Encoder:
                 raise FrameMalformedError(f"point '{point.name}' sends no latents: no delta frames")
             return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
         origin = self._origin(base) if base is not None and differences else self.centre
+        origin = origin[: len(kept)]
         # Finite latents far beyond any that an encoder writes may overflow here.
         with np.errstate(over="ignore"):
             latents = origin[kept]
@@ -430,7 +450,13 @@ class Encoder:
         return latents
 
     def scatter(self, z_hat: Floats, kept: Mask) -> Floats:
-        """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere."""
+        """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere.
+
+        Of a text, each of the others gets what the one before it has.
+        """
+        if self.text:
+            repeated: Floats = z_hat[np.cumsum(kept) - 1]
+            return repeated
         grid = np.zeros((len(kept), self.rank), dtype=np.float32)
         grid[kept] = z_hat
         return grid
@@ -467,6 +493,8 @@ class Encoder:
             "operating_points": json.loads(points_to_json(self.points)),
             "selector": self.selector,
         }
+        if self.text:
+            plain[_TEXT] = True
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
         return blob
@@ -478,7 +506,9 @@ class Encoder:
         Raises:
             BundleFormatError: too large, not safetensors, or not exactly an encoder.
         """
-        plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT)
+        plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT, (_TEXT,))
+        if plain.get(_TEXT, True) is not True:
+            raise BundleFormatError(f"encoder: '{_TEXT}' is left out where it is not true")
         arrays, steps, entropy = split_tensors(tensors)
         risky = {
             name.partition("/")[2]: arrays.pop(name)
@@ -512,6 +542,7 @@ class Encoder:
             steps=steps,
             risk=RiskModel.from_arrays(risky) if risky else None,
             entropy=entropy,
+            text=_TEXT in plain,
             **arrays,
         )
 
@@ -643,7 +674,12 @@ def split_tensors(
 
 
 def read_tensors(
-    what: str, blob: bytes, metadata_key: str, names: Collection[str], version: int
+    what: str,
+    blob: bytes,
+    metadata_key: str,
+    names: Collection[str],
+    version: int,
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """A safetensors blob and the JSON in its metadata, trusting nothing.
 
@@ -653,6 +689,7 @@ def read_tensors(
         metadata_key: under which its JSON object is.
         names: the fields of that object, `format` among them.
         version: the `format` that this side reads.
+        optional: fields that it may have besides.
 
     Raises:
         BundleFormatError: too large, not safetensors, or another object.
@@ -669,7 +706,7 @@ def read_tensors(
         tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
     except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BundleFormatError(f"no {what}: {error}") from error
-    if not isinstance(plain, dict) or set(plain) != set(names):
+    if not isinstance(plain, dict) or set(plain) - set(optional) != set(names):
         raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")
     if plain["format"] != version:
         raise BundleFormatError(f"{what}: format {plain['format']!r}, this version reads {version}")

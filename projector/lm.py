@@ -8,7 +8,7 @@ is tokenized by itself. No chat template is applied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from projector.frozen import (
     read_config,
     read_weights,
 )
+from projector.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
 from protos.errors import (
     ContextError,
-    ModelError,
     QuestionError,
     QuestionTooLongError,
     UnsupportedModelError,
@@ -38,43 +38,13 @@ from protos.errors import (
 from protos.layout import KVState
 
 TEXT_TOKENS = 128
-_CHARACTERS_PER_TOKEN = 32  # no tokenizer packs more into one, on average over a whole text
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One text as a model reads it.
-
-    Attributes:
-        ids: `[T]`, without what the tokenizer puts before every text.
-        ends: where each token ends in the text, in characters, `[T]`.
-    """
-
-    ids: list[int]
-    ends: npt.NDArray[np.int64]
-
-
-def align(source: Tokens, target: Tokens) -> npt.NDArray[np.int64]:
-    """The source token that stands for each target token: the one that covers its end.
-
-    Causal: what a target token has read, its source token has read too.
-
-    Args:
-        source: of a text.
-        target: of the same text.
-
-    Returns:
-        Indices into the source's tokens, `[target tokens]`.
-    """
-    at = np.searchsorted(source.ends, target.ends, side="left")
-    return np.minimum(at, len(source.ends) - 1)
 
 
 @dataclass
 class LM(FrozenModel):
     """A frozen local causal language model. Build it with `LM.load`."""
 
-    _reserved: tuple[str, ...] = field(repr=False, default=())
+    reader: Reader = None  # type: ignore[assignment]  # `of` sets it; the base has defaults
 
     @classmethod
     def load(
@@ -111,11 +81,7 @@ class LM(FrozenModel):
             ModelError, UnsupportedModelError, ContextError: as `load`.
         """
         _refuse(model.config)
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"the tokenizer of {path} has no character offsets (no tokenizer.json): texts "
-                "cannot be aligned"
-            )
+        reader = Reader.of(tokenizer, path, text_tokens)
         bare, whole = (
             list(tokenizer("a", add_special_tokens=special)["input_ids"])
             for special in (False, True)
@@ -130,7 +96,7 @@ class LM(FrozenModel):
             eos_ids=eos_ids(model, tokenizer),
             decoder=kv.decoder_of(model),
             head=model.get_output_embeddings(),
-            _reserved=tuple(sorted(str(t) for t in tokenizer.all_special_tokens)),
+            reader=reader,
         )
         text = model.config.get_text_config(decoder=True)
         longest = before + text_tokens + lm.max_question_tokens
@@ -165,19 +131,7 @@ class LM(FrozenModel):
             ContextError: it is empty, holds one of the tokenizer's reserved tokens, or has more
                 tokens than the layout says.
         """
-        most = self.layout.tokens
-        if not text.strip():
-            raise ContextError("the text is empty")
-        if len(text) > _CHARACTERS_PER_TOKEN * most:
-            raise ContextError(f"the text has {len(text)} characters; at most {most} tokens fit")
-        reserved = next((token for token in self._reserved if token in text), None)
-        if reserved is not None:
-            raise ContextError(f"the text holds '{reserved}', a token reserved by the model")
-        read_as = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = list(read_as["input_ids"])
-        if not ids or len(ids) > most:
-            raise ContextError(f"the text takes {len(ids)} tokens; 1 to {most} fit")
-        return Tokens(ids, np.array([end for _, end in read_as["offset_mapping"]], dtype=np.int64))
+        return self.reader.read(text)
 
     def question_ids(self, text: str) -> list[int]:
         """The ids that follow the text: the question on a line of its own.
@@ -188,12 +142,12 @@ class LM(FrozenModel):
         """
         if not text.strip():
             raise QuestionError("the question is empty")
-        reserved = next((token for token in self._reserved if token in text), None)
+        reserved = self.reader.held(text)
         if reserved is not None:
             raise QuestionError(f"the question holds '{reserved}', a token reserved by the model")
         most = self.max_question_tokens
         ids: list[int] = []
-        if len(text) <= _CHARACTERS_PER_TOKEN * most:
+        if len(text) <= CHARACTERS_PER_TOKEN * most:
             ids = list(self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
         if not 0 < len(ids) <= most:
             raise QuestionTooLongError(
@@ -274,9 +228,33 @@ class LM(FrozenModel):
             return generation.run(hidden, max_new_tokens, None)
 
 
+def reads_only_texts(path: str | Path) -> bool:
+    """Whether a checkpoint is a language model, which `LM` loads and `VLM` does not.
+
+    Raises:
+        ModelError: the folder is not a checkpoint.
+    """
+    return _is_text(read_config(Path(path)))
+
+
+def read_tokenizer(path: str | Path, text_tokens: int = TEXT_TOKENS) -> Reader:
+    """A checkpoint's tokenizer without its model.
+
+    Raises:
+        ModelError: the folder holds no fast tokenizer.
+    """
+    return Reader.of(
+        read("tokenizer", Path(path), AutoTokenizer.from_pretrained), path, text_tokens
+    )
+
+
+def _is_text(config: Any) -> bool:
+    return config is config.get_text_config(decoder=True)
+
+
 def _refuse(config: Any) -> None:
     kv.refuse_unsupported(config, windows=True)
-    if config is not config.get_text_config(decoder=True):
+    if not _is_text(config):
         raise UnsupportedModelError(
             f"'{config.model_type}' reads more than text: load it as an image-text-to-text model"
         )

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from projector.corpus import Corpus, made_of, write_shard
-from projector.lm import LM, Tokens, align
+from projector.lm import LM
 from projector.ragged import Ragged
+from projector.tokens import Tokens, align
 from protos.errors import BridgeError, ContextError, CorpusError
 
 SHARD_TEXTS = 256

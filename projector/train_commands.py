@@ -279,15 +279,13 @@ def _export(args: argparse.Namespace) -> int:
     from projector.backends import CloudFiles
     from projector.bundle import write_bundle
     from projector.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
-    from projector.dataset import Texts, open_folder
+    from projector.dataset import open_folder
     from projector.export import export
     from projector.families import ServedMap
     from projector.validate import PRECISIONS
     from protos.layout import read_json
 
     data = open_folder(args.data)
-    if isinstance(data, Texts):
-        raise ConfigError("maps of texts are judged, not served yet: there is no bundle of one")
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]

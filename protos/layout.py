@@ -287,6 +287,11 @@ class KVLayout:
             )
 
     @property
+    def of_text(self) -> bool:
+        """Whether it is of texts: one row of at most `tokens`, as many as a text has."""
+        return self.grid[0] == 1
+
+    @property
     def tokens(self) -> int:
         """Image tokens of one picture; of a text, the most that it may have."""
         return self.grid[0] * self.grid[1]

@@ -42,6 +42,7 @@ BASE = (
     "projector.vlm",
     "projector.cache",
     "projector.select",
+    "projector.tokens",
     "projector.risk",
     "projector.encoder",
     "projector.reverse",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from projector import cache as kv
 from projector.cache import LayerCache
-from projector.vlm import VLM
+from projector.frozen import FrozenModel
 
 Owner = TypeVar("Owner")
 
@@ -46,15 +46,15 @@ class RunningBatch(Generic[Owner]):
     """Rows in the making.
 
     Args:
-        vlm: the model; its weights are not changed.
+        model: its weights are not changed.
     """
 
-    def __init__(self, vlm: VLM) -> None:
-        self._vlm = vlm
-        self._decoder = kv.decoder_of(vlm.model)
-        self._head = vlm.model.get_output_embeddings()
+    def __init__(self, model: FrozenModel) -> None:
+        self._model = model
+        self._decoder = kv.decoder_of(model.model)
+        self._head = model.model.get_output_embeddings()
         self._layers: list[LayerCache] = []
-        self._seen = torch.zeros(0, 0, dtype=torch.bool, device=vlm.device)  # [rows, columns]
+        self._seen = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # [rows, columns]
         self.rows: list[Row[Owner]] = []
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class RunningBatch(Generic[Owner]):
         Returns:
             The new rows, each with its first token (unless that ended it).
         """
-        device = self._vlm.device
+        device = self._model.device
         group, held = len(questions), scenes[0][0].shape[2]
         lengths = torch.tensor([len(question) for question in questions], device=device)
         width = int(lengths.max())
@@ -113,7 +113,7 @@ class RunningBatch(Generic[Owner]):
 
     def step(self) -> list[Row[Owner]]:
         """Make one more token for every row; returns the rows (some of them may be done now)."""
-        device = self._vlm.device
+        device = self._model.device
         tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
         positions = torch.tensor([[row.position] for row in self.rows], device=device)
         ones = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
@@ -143,7 +143,7 @@ class RunningBatch(Generic[Owner]):
         if not stay:
             self._layers, self._seen = [], self._seen[:0, :0]
             return
-        rows = torch.tensor(stay, device=self._vlm.device)
+        rows = torch.tensor(stay, device=self._model.device)
         seen = self._seen[rows]
         columns = seen.any(dim=0).nonzero().squeeze(1)
         self._seen = seen[:, columns]
@@ -152,7 +152,7 @@ class RunningBatch(Generic[Owner]):
         ]
 
     def _take(self, row: Row[Owner], token: int) -> None:
-        row.fresh = token not in self._vlm.eos_ids
+        row.fresh = token not in self._model.eos_ids
         if not row.fresh:
             row.done = True
             return

@@ -28,6 +28,7 @@ from projector import cache as kv
 from projector.backends import Backend
 from projector.bundle import Bundle
 from projector.encoder import Floats, Held, Mask
+from projector.lm import LM, TEXT_TOKENS, reads_only_texts
 from projector.signing import TrustedKeys
 from projector.vlm import VLM
 from protos.errors import (
@@ -45,10 +46,14 @@ from protos.frame import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_
 
 @dataclass(frozen=True)
 class _Scene:
-    """Keys (rotated) and values of the image tokens, `[layers, kv_heads, N, head_dim]`."""
+    """Keys (rotated) and values of the image or text tokens, `[layers, kv_heads, N, head_dim]`."""
 
     keys: Tensor
     values: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[2]
 
     @property
     def bytes(self) -> int:
@@ -65,6 +70,7 @@ class _Work:
     decode_s: float = 0.0
     decoded_ns: int = 0
     scene: _Scene | None = None
+    tokens: int = 0  # of a text; 0 for all of a picture's
     prefill_s: float = 0.0
     prefilled_ns: int = 0
     told: str = ""
@@ -93,19 +99,20 @@ class TransformersEngine(Engine):
             BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
             SignatureError: trusted keys are set and none of them signed a bundle.
             ConfigError: two bundles are for the same edge model, or the backend cannot be had.
+            ContextError: the longest text of a bundle would outgrow the model's windows.
         """
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self._vlm = VLM.load(settings.model_path, settings.device, settings.dtype)
-        self._batch: RunningBatch[_Work] = RunningBatch(self._vlm)
+        self._model = self._load_model()
+        self._batch: RunningBatch[_Work] = RunningBatch(self._model)
         offers: list[Offer] = []
         trusted = None
         if settings.trusted_keys is not None:
             trusted = TrustedKeys.load(settings.trusted_keys)
         for path in settings.bundles:
             info = Bundle.peek(path)
-            bundle = Bundle.load(path, info.source, self._vlm.layout, trusted=trusted)
+            bundle = Bundle.load(path, info.source, self._model.layout, trusted=trusted)
             twin = next(
                 (o for o in offers if o.source_fingerprint == info.source.fingerprint), None
             )
@@ -119,13 +126,22 @@ class TransformersEngine(Engine):
             )
             self._bundles[bundle.digest] = (bundle, backend)
             offers.append(_offer(bundle))
-        self._vlm.constant_prefix()
+        self._model.constant_prefix()
         return offers
+
+    def _load_model(self) -> VLM | LM:
+        """What sees pictures, or reads texts of at most what the bundles are for."""
+        settings = self._settings
+        where = settings.model_path, settings.device, settings.dtype
+        if not reads_only_texts(settings.model_path):
+            return VLM.load(*where)
+        longest = max((Bundle.peek(path).target.tokens for path in settings.bundles), default=0)
+        return LM.load(*where, text_tokens=longest or TEXT_TOKENS)
 
     @property
     def model_id(self) -> str:
         """Of the loaded model."""
-        return self._vlm.layout.model_id
+        return self._model.layout.model_id
 
     @property
     def busy(self) -> bool:
@@ -185,16 +201,30 @@ class TransformersEngine(Engine):
                         self._emit(self._compress(work, work.scene))
                 except BridgeError as error:
                     self._emit(failed(work.job.id, error))
-        ready = [(w, w.scene) for w in asking if w.scene is not None and w.job.question]
-        if ready:
+        by_length: dict[int, list[tuple[_Work, _Scene]]] = {}  # one, but for texts
+        for work in asking:
+            if work.scene is not None and work.job.question and self._fits(work, work.scene):
+                by_length.setdefault(work.scene.tokens, []).append((work, work.scene))
+        for ready in by_length.values():
             self._prefill([work for work, _ in ready], [scene for _, scene in ready])
+
+    def _fits(self, work: _Work, scene: _Scene) -> bool:
+        """Whether the model's windows see the answer's last token and the scene's first at once."""
+        job, model = work.job, self._model
+        length = len(model.prefix_ids) + scene.tokens + len(work.question) + job.max_new_tokens
+        try:
+            model.layout.require_window(length, "a context with its question and answer")
+        except BridgeError as error:
+            self._emit(failed(job.id, error))
+            return False
+        return True
 
     def _understand(self, work: _Work) -> bool:
         """Tokenize the question first: refusing it costs least here."""
         if not work.job.question:
             return True
         try:
-            work.question = self._vlm.question_ids(work.job.question)
+            work.question = self._model.question_ids(work.job.question)
         except BridgeError as error:
             self._emit(failed(work.job.id, error))
             return False
@@ -218,18 +248,22 @@ class TransformersEngine(Engine):
             work.decode_s = time.perf_counter() - started
             work.decoded_ns = time.monotonic_ns()
         for digest, decoded in frames.items():
-            self._project(self._bundles[digest][1], decoded)
+            self._project(*self._bundles[digest], decoded)
         if pictures:
             self._see(pictures)
 
-    def _project(self, backend: Backend, decoded: Sequence[tuple[_Work, Floats, Mask]]) -> None:
-        """Latents of a group of frames of one bundle to scenes."""
+    def _project(
+        self, bundle: Bundle, backend: Backend, decoded: Sequence[tuple[_Work, Floats, Mask]]
+    ) -> None:
+        """Latents of a group of frames of one bundle to scenes; texts are padded to the longest."""
         started = time.perf_counter()
-        keys, values = backend.project(
-            np.stack([grid for _, grid, _ in decoded]),
-            np.stack([kept for _, _, kept in decoded]),
-            self._vlm.positions,
-        )
+        shape = (len(decoded), bundle.info.source.tokens)
+        latents = np.zeros((*shape, bundle.info.rank), dtype=np.float32)
+        every = np.zeros(shape, dtype=np.bool_)
+        for row, (work, grid, kept) in enumerate(decoded):
+            latents[row, : len(grid)], every[row, : len(grid)] = grid, kept
+            work.tokens = len(grid) if bundle.encoder.text else 0
+        keys, values = backend.project(latents, every, self._model.positions)
         whole = [
             bool(np.isfinite(keys[:, row]).all() and np.isfinite(values[:, row]).all())
             for row in range(len(decoded))
@@ -283,17 +317,17 @@ class TransformersEngine(Engine):
 
     def _compress(self, work: _Work, scene: _Scene) -> Compressed:
         """A scene's state, as the model holds it, through the bundle's way back."""
-        started, vlm, job = time.perf_counter(), self._vlm, work.job
+        started, model, job = time.perf_counter(), self._model, work.job
         held = self._bundles.get(job.bundle)
         if held is None or held[0].reverse is None:
             raise NoFeedbackError(f"bundle {job.bundle[:12]}… is not loaded, or has no way back")
         encoder = held[0].reverse.encoder
-        tokens = vlm.image_tokens
+        tokens = scene.tokens
         state = kv.to_states(
             scene.keys.unsqueeze(1),
             scene.values.unsqueeze(1),
-            vlm.layout,
-            vlm.positions,
+            model.layout,
+            model.positions,
             torch.full((1, tokens), 1 / tokens),
         )[0]
         every = np.ones(tokens, dtype=np.bool_)
@@ -310,9 +344,11 @@ class TransformersEngine(Engine):
 
     def _see(self, pictures: Sequence[tuple[_Work, Image.Image]]) -> None:
         """The picture point: the model's own prefill of a group of pictures."""
-        started = time.perf_counter()
+        started, model = time.perf_counter(), self._model
         try:
-            made = self._vlm.prefill([picture for _, picture in pictures], attention=False)
+            if isinstance(model, LM):
+                raise PictureError(f"{model.layout.model_id} reads texts, it sees no pictures")
+            made = model.prefill([picture for _, picture in pictures], attention=False)
         except PictureError as error:
             if len(pictures) == 1:
                 self._emit(failed(pictures[0][0].job.id, error))
@@ -333,12 +369,15 @@ class TransformersEngine(Engine):
     ) -> None:
         """Keep the scenes `[layers, group, kv_heads, N, head_dim]` in the model's own format."""
         projected_ns, started = time.monotonic_ns(), time.perf_counter()
-        like = self._vlm.constant_prefix()[0][0]
+        like = self._model.constant_prefix()[0][0]
         with torch.inference_mode():
             keys = keys.to(device=like.device, dtype=like.dtype)
             values = values.to(device=like.device, dtype=like.dtype)
             for index, work in enumerate(group):
-                work.scene = _Scene(keys[:, index].clone(), values[:, index].clone())
+                held = slice(work.tokens or None)
+                work.scene = _Scene(
+                    keys[:, index, :, held].clone(), values[:, index, :, held].clone()
+                )
         for work in group:
             if work.scene is not None:
                 self._scenes.put(work.job.scene, work.scene, work.scene.bytes)
@@ -361,7 +400,7 @@ class TransformersEngine(Engine):
         """Put the scenes behind the model's own prefix and run the questions over them."""
         started = time.perf_counter()
         with torch.inference_mode():
-            layers = self._vlm.scene_cache(
+            layers = self._model.scene_cache(
                 torch.stack([scene.keys for scene in scenes], dim=1),
                 torch.stack([scene.values for scene in scenes], dim=1),
             )
@@ -381,7 +420,7 @@ class TransformersEngine(Engine):
     def _tell(self, rows: Sequence[Row[_Work]]) -> None:
         """Emit what each row has that was not told yet, and free the rows that are done."""
         for row in rows:
-            work, text = row.owner, self._vlm.text(row.tokens)
+            work, text = row.owner, self._model.text(row.tokens)
             if row.fresh:
                 # A character may still be missing bytes; the text of an answer is authoritative.
                 whole = text.startswith(work.told) and not text.endswith("\ufffd")

@@ -23,14 +23,15 @@ _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*):")
 
 @dataclass(frozen=True)
 class Capture:
-    """One picture as it left its source, or the reason why there is none.
+    """One picture or text as it left its source, or the reason why there is none.
 
     Attributes:
         name: unique within its source; a file's name, a camera's frame label.
-        picture: RGB, or None when `error` says why it could not be had.
+        picture: RGB; None for a text, or when `error` says why it could not be had.
         captured_at: seconds since the Unix epoch.
-        questions: what the source itself wants to know about the picture; may be empty.
-        error: set exactly when `picture` is None.
+        questions: what the source itself wants to know about it; may be empty.
+        error: set exactly when there is neither picture nor text.
+        text: for a model that reads texts.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Capture:
     captured_at: float
     questions: tuple[str, ...] = ()
     error: BridgeError | None = None
+    text: str | None = None
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""A directory of pictures, or one picture, as a source.
+"""A directory of pictures or texts (`.txt`), or one file, as a source.
 
 Knows file formats and their order. A file that does not decode becomes a capture with an error, so
 that one bad file never ends a run.
@@ -14,9 +14,11 @@ from urllib.parse import unquote
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edge_agent.sources import Capture
-from protos.errors import PictureError, SourceError
+from protos.errors import BridgeError, ContextError, PictureError, SourceError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+TEXT = ".txt"
+_LONGEST_TEXT = 1 << 20
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -36,6 +38,22 @@ def read_picture(path: Path) -> Image.Image:
         raise PictureError(f"{path.name} is too large to be decoded: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{path.name} cannot be read as a picture: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Decode a UTF-8 file; blanks around the text are no part of it.
+
+    Raises:
+        ContextError: the file cannot be read, is longer than a mebibyte, or is no UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_TEXT + 1)
+        if len(raw) > _LONGEST_TEXT:
+            raise ContextError(f"{path.name} is longer than {_LONGEST_TEXT} bytes")
+        return raw.decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContextError(f"{path.name} cannot be read as a text: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,9 @@ class Folder:
             raise SourceError(f"source {path} cannot be listed: {error}") from error
         files = tuple(entry for entry in names if not entry.name.startswith("."))
         if not files:
-            raise SourceError(f"source {path} is empty: put PNG, JPEG, WebP or BMP files in it")
+            raise SourceError(
+                f"source {path} is empty: put PNG, JPEG, WebP, BMP or .txt files in it"
+            )
         return cls(files)
 
     def __len__(self) -> int:
@@ -74,8 +94,11 @@ class Folder:
             except OSError:
                 captured_at = 0.0
             try:
-                yield Capture(path.name, read_picture(path), captured_at)
-            except PictureError as error:
+                if path.suffix.lower() == TEXT:
+                    yield Capture(path.name, None, captured_at, text=read_text(path))
+                else:
+                    yield Capture(path.name, read_picture(path), captured_at)
+            except BridgeError as error:
                 yield Capture(path.name, None, captured_at, error=error)
 
 

@@ -150,7 +150,7 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
         (["ask", "nowhere.png", " "], ConfigError, "a question is blank"),
         (["feedback", "nowhere.png", "what?"], PictureError, "no such file"),
         (["feedback", "nowhere.png", " "], ConfigError, "a question is blank"),
-        (["feedback", "nowhere.png"], ConfigError, "required: question"),
+        (["feedback", "nowhere.png"], ConfigError, "ask one question"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_an_exit_code(

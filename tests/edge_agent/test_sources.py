@@ -12,7 +12,7 @@ from PIL import Image
 from edge_agent import sources
 from edge_agent.sources import Capture, Source, open_source, scheme_of
 from edge_agent.sources.folder import Folder, read_picture
-from protos.errors import PictureError, SourceError
+from protos.errors import ContextError, PictureError, SourceError
 
 
 def save(path: Path, colour: tuple[int, int, int] = (10, 200, 30), **kwargs: Any) -> Path:
@@ -38,15 +38,26 @@ def test_a_file_that_is_no_picture_is_reported_and_the_next_one_still_comes(tmp_
     (tmp_path / "a.png").write_text("not a picture")
     whole = save(tmp_path / "whole.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "c.txt").write_text("notes")
+    (tmp_path / "c.csv").write_text("notes")
     (tmp_path / "d.png").write_bytes(b"")
     captures = list(open_source(str(tmp_path)))
-    assert [c.name for c in captures] == ["a.png", "b.png", "c.txt", "d.png", "whole.png"]
+    assert [c.name for c in captures] == ["a.png", "b.png", "c.csv", "d.png", "whole.png"]
     for capture in captures[:4]:
         assert capture.picture is None
         assert isinstance(capture.error, PictureError)
         assert capture.name in str(capture.error)
     assert captures[4].picture is not None and captures[4].error is None
+
+
+def test_a_text_is_read_from_a_file_that_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" Zoe wohnt in K\u00f6ln. \n", encoding="utf-8")
+    (tmp_path / "b.TXT").write_bytes(b"\xff\xfe")
+    (tmp_path / "c.txt").write_bytes(b"a" * ((1 << 20) + 1))
+    one, two, three = open_source(str(tmp_path))
+    assert (one.text, one.picture, one.error) == ("Zoe wohnt in K\u00f6ln.", None, None)
+    for capture, said in ((two, "b.TXT cannot be read"), (three, "longer than 1048576 bytes")):
+        assert capture.text is None and isinstance(capture.error, ContextError)
+        assert said in str(capture.error)
 
 
 def test_a_format_outside_the_list_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from projector import closed_form
 from projector.closed_form import Statistics, reduced_rank
 
 Floats = np.ndarray
@@ -67,3 +68,16 @@ def test_a_constant_dimension_does_not_divide_by_zero() -> None:
     stats = Statistics.of(states)
     assert np.isfinite(stats.normalise(states)).all()
     np.testing.assert_allclose(stats.scale[1:], 1.0)
+
+
+def test_a_wide_map_is_found_without_a_full_decomposition(
+    pairs: tuple[Floats, Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_stats, y_stats, _, _ = _normalised(pairs)
+    exact = reduced_rank(*pairs, x_stats, y_stats, rank=3)
+    monkeypatch.setattr(closed_form, "_WHOLE", 4)
+    monkeypatch.setattr(closed_form, "_SPARE", 5)
+    found = reduced_rank(*pairs, x_stats, y_stats, rank=3)
+    assert len(found.singular) == 8 < len(exact.singular)
+    np.testing.assert_allclose(found.singular[:3], exact.singular[:3], rtol=1e-6)
+    np.testing.assert_allclose(found.down @ found.up, exact.down @ exact.up, atol=1e-4)

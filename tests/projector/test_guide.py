@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from edge_agent import cli as edge_cli
+from edge_agent.settings import PREFIX
 from projector import cli
 from projector.dataset import write_questions, write_texts
 from projector.labels import write_labels
+from tests.cloud_server import stage
 from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_idefics3, tiny_llava, tiny_lm
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
@@ -66,10 +70,20 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     notes(tmp_path / "held-out-notes", 64)
     (tmp_path / "bundles").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(PREFIX + "STATE_DIR", str(tmp_path / "state"))
     ran = commands()
-    assert [line[0] for line in ran] == ["projector"] * len(ran) and len(ran) >= 10
-    for line in ran:
-        assert cli.main(line[1:]) == 0, f"{shlex.join(line)}: {capsys.readouterr().err}"
+    assert {line[0] for line in ran} == {"projector", "cloud-server", "edge-agent"}
+    assert len(ran) >= 20
+    with ExitStack() as stack:
+        for line in ran:
+            main = edge_cli.main if line[0] == "edge-agent" else cli.main
+            if line[0] == "cloud-server":
+                served = dict(zip(line[2::2], line[3::2], strict=True))
+                running = stage.running_server(Path(served["--model"]), [Path(served["--bundles"])])
+                port = stack.enter_context(running).port
+                monkeypatch.setenv(PREFIX + "SERVER", f"127.0.0.1:{port}")
+                continue
+            assert main(line[1:]) == 0, f"{shlex.join(line)}: {capsys.readouterr().err}"
     for report in ("report", "notes-report"):
         assert (tmp_path / report / "report.html").exists()
     out = capsys.readouterr().out

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from transformers import PreTrainedTokenizerFast
 
 from projector import cache as kv
-from projector.lm import LM, Tokens, align
+from projector.lm import LM
+from projector.tokens import Reader, Tokens, align, fresh
 from protos import layout as numpy_rope
 from protos.errors import (
     ContextError,
@@ -170,8 +174,9 @@ def test_bad_questions_are_refused(lm: LM) -> None:
             lm.question_ids("a " * size)
 
 
-def test_a_text_in_another_script_is_read(lm: LM) -> None:
-    assert len(lm.tokens("\u732b \u5728").ids) >= 2
+def test_a_sign_without_a_token_is_refused_not_misread(lm: LM) -> None:
+    with pytest.raises(ContextError, match="no token for '\u732b'"):
+        lm.tokens("a \u732b")
 
 
 def test_checkpoints_that_are_no_language_models_are_refused(tmp_path: Path) -> None:
@@ -188,3 +193,25 @@ def test_each_target_token_takes_the_source_token_that_covers_its_end() -> None:
     assert align(letters, words).tolist() == [2, 6, 8]
     short = Tokens([0], np.array([5]))
     assert align(short, letters).tolist() == [0] * 9
+
+
+def test_a_character_in_pieces_stands_for_its_last_piece() -> None:
+    """Tokenizers of bytes split what is not ASCII: only the last piece has read all of it."""
+    byte = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    byte.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bytes_of = Reader.of(PreTrainedTokenizerFast(tokenizer_object=byte), "bytes", 64)
+    letters = Tokenizer(models.WordLevel({c: i for i, c in enumerate("猫üK?")}, unk_token="?"))
+    letters.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    letter_of = Reader.of(
+        PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?"), "letters", 64
+    )
+    with pytest.raises(ContextError, match="no token for 'X'"):
+        letter_of.read("KX")
+    text = "Kü猫K"
+    mine, theirs = bytes_of.read(text), letter_of.read(text)
+    assert mine.ends.tolist() == [1, 2, 2, 3, 3, 3, 4] and theirs.ends.tolist() == [1, 2, 3, 4]
+    assert align(mine, theirs).tolist() == [0, 2, 5, 6]
+    assert fresh(align(mine, theirs)).all()
+    back = align(theirs, mine)
+    assert back.tolist() == [0, 1, 1, 2, 2, 2, 3]
+    assert fresh(back).tolist() == [True, True, False, True, False, False, True]

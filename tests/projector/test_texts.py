@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +15,29 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from projector import cli, texts
+from projector.bundle import Bundle
+from projector.calibrate import FLOAT_POINT
 from projector.corpus import Corpus
 from projector.dataset import Dataset, Texts, open_folder, write_questions, write_texts
+from projector.encoder import Encoder
 from projector.families import load
 from projector.fit import moments_of
-from projector.lm import LM, align
+from projector.lm import LM
 from projector.packed import Packed
 from projector.ragged import present
+from projector.tokens import align, fresh
 from projector.train import Trainer, TrainSettings
 from projector.validate import Validator, reconstruction
-from protos.errors import BundleLayoutError, ContextError, CorpusError, SourceError
+from protos.errors import (
+    BundleFormatError,
+    BundleLayoutError,
+    ConfigError,
+    ContextError,
+    CorpusError,
+    FrameMalformedError,
+    SourceError,
+)
+from protos.layout import KVState
 from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_lm
 from tests.projector.test_toolkit import code_of
 
@@ -142,8 +156,8 @@ def test_training_goes_through_the_frozen_model_and_resumes_to_the_same_map(
     assert (made / "map.safetensors").read_bytes() == before
 
 
-def test_a_report_on_texts_has_every_control_beside_its_figure(
-    run: Any, data: Path, folder: Path, made: Path, tmp_path: Path
+def test_a_report_on_texts_has_every_control_and_makes_a_bundle_of_the_map(
+    run: Any, data: Path, folder: Path, made: Path, pair: tuple[LM, LM], tmp_path: Path
 ) -> None:
     assert run("validate", made, data, folder, tmp_path) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -158,6 +172,53 @@ def test_a_report_on_texts_has_every_control_beside_its_figure(
     page = (tmp_path / "report.html").read_text()
     worst = report["worst_pictures"][0]["picture"]
     assert (data / worst).read_text().strip() in page
+    judged = ("--report", tmp_path / "report.json", "--precision", "float16")
+    assert run("export", made, data, folder, tmp_path / "bundle", *judged) == 0
+    source, target = pair
+    bundle = Bundle.load(tmp_path / "bundle", source.layout, target.layout)
+    assert bundle.certificate["stored_in"] == "float16"
+    assert bundle.certificate["accuracy"].keys() == report["accuracy"].keys()
+    _check_encoder(bundle.encoder, source, target)
+
+
+def _check_encoder(encoder: Encoder, source: LM, target: LM) -> None:
+    """Tables of texts, at every point; what is no frame of a text is refused."""
+    text = "red car dog cat tree"
+    place = align(source.tokens(text), target.tokens(text))
+    whole = source.states([source.tokens(text).ids])[0]
+    x = whole.flat()[place]
+    state = KVState.from_flat(x, source.layout, whole.positions[place])
+    new = fresh(place)
+    assert encoder.text and new.sum() < len(new)
+    errors = {}
+    for point in encoder.points:
+        coded = encoder.encode(state, point, new)
+        z = encoder.decode(coded.payload, new, point)
+        np.testing.assert_array_equal(encoder.hold(z, new).latents, coded.held.latents)
+        errors[point.name] = coded.distortion.quantize
+        assert coded.distortion.dropped_attention == 0 and coded.held.kept.all()
+    want = encoder.project(x)
+    sent = encoder.encode(state, encoder.point(FLOAT_POINT), new).held.latents
+    np.testing.assert_allclose(sent, want, rtol=1e-4, atol=1e-4)
+    assert errors["float"] < errors["fine"] < errors["coarsest"]
+    every = encoder.encode(state, encoder.point(FLOAT_POINT))
+    assert every.kept.all() and len(every.payload) == 4 * encoder.rank * len(place)
+    late = new.copy()
+    late[0] = False
+    for kept, base in ((late, None), (new, every.held)):
+        with pytest.raises(ConfigError, match="first token"):
+            encoder.encode(state, encoder.point(FLOAT_POINT), kept, base)
+        with pytest.raises(FrameMalformedError, match="first token"):
+            encoder.decode(coded.payload, kept, encoder.point(FLOAT_POINT), base)
+    with pytest.raises(FrameMalformedError, match="grid of 129"):
+        encoder.decode(b"", np.ones(129, dtype=np.bool_), encoder.point(FLOAT_POINT))
+    few = dataclasses.replace(encoder.point(FLOAT_POINT), tokens=3)
+    with pytest.raises(BundleFormatError, match="sent whole"):
+        dataclasses.replace(encoder, points=(few,))
+    blob = encoder.to_bytes()
+    assert Encoder.from_bytes(blob).text
+    with pytest.raises(BundleFormatError, match="left out"):
+        Encoder.from_bytes(blob.replace(b'\\"text\\":true', b'\\"text\\":null'))
 
 
 def test_the_fit_counts_real_tokens_only(corpus: Corpus, pair: tuple[LM, LM]) -> None:
@@ -294,11 +355,9 @@ def test_lines_that_are_no_texts_are_refused(tmp_path: Path, line: str) -> None:
 def test_bad_input_ends_with_its_error_and_no_traceback(
     run: Any, data: Path, folder: Path, made: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    report = ("--report", made / "none.json")
     cases: list[tuple[tuple[object, ...], str, str]] = [
         (("train", data, folder, tmp_path / "o", "--family", "mix"), "fit", "texts have none"),
         (("train", data, tmp_path / "none", tmp_path / "o"), "corpus", "holds no shard"),
-        (("export", made, data, folder, tmp_path / "b", *report), "config", "not served yet"),
     ]
     for arguments, name, said in cases:
         assert run(*arguments) == code_of(name), arguments
