@@ -159,11 +159,12 @@ def _verify(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen, bundles=[path])
     models = [_required(chosen, "source"), _required(chosen, "target")]
-    _intact(path)  # what is wrong with the bundle alone is said before any model is loaded
+    info = _intact(path).info  # what is wrong with it alone is said before any model is loaded
     backends.get(chosen.backend)
     dtypes = [chosen.source_dtype, chosen.target_dtype]
+    longest = info.source.tokens if info.source.of_text else 0
     source, target = (
-        _live_layout(model, chosen.device, dtype, chosen.threads)
+        _live_layout(model, chosen.device, dtype, chosen.threads, longest)
         for model, dtype in zip(models, dtypes, strict=True)
     )
     bundle = Bundle.load(path, source, target)
@@ -299,7 +300,7 @@ def _live_layout(
         import torch
         from transformers.utils import logging
 
-        from projector.lm import LM
+        from projector.lm import TEXT_TOKENS, LM, reads_only_texts
         from projector.vlm import VLM
     except ImportError as error:
         raise ModelError(
@@ -311,8 +312,8 @@ def _live_layout(
         torch.set_num_threads(threads)
     with tables.doing(f"loading {model}"):
         try:
-            if text_tokens:
-                return LM.load(model, device, dtype, text_tokens).layout
+            if text_tokens or reads_only_texts(model):
+                return LM.load(model, device, dtype, text_tokens or TEXT_TOKENS).layout
             return VLM.load(model, device=device, dtype=dtype).layout
         except RuntimeError as error:
             raise ModelError(f"{model}: cannot be run on device {device!r}: {error}") from error
@@ -427,7 +428,7 @@ def _parser() -> configuration.Parser:
         type=int,
         default=0,
         metavar="N",
-        help="read it as a text-only language model, for texts of at most N tokens",
+        help="of a text-only language model: the longest text that is taken (default: 128)",
     )
 
     inspect = _command(
