@@ -1,4 +1,4 @@
-"""`projector calibrate`: the rate ladder of a bundle, measured on held-out pictures.
+"""`projector calibrate`: the rate ladder of a bundle, measured on held-out pictures or texts.
 
 Knows flags, files and what is printed. Does not know: how a point is measured or chosen
 (`projector/ladder.py`). Models are loaded (and torch imported) only when the command runs.
@@ -34,7 +34,7 @@ def register(commands: Any) -> None:
         _calibrate,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("data", type=Path, metavar="DATA", help="training pictures")
+    parser.add_argument("data", type=Path, metavar="DATA", help="training pictures, or texts")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
     parser.add_argument("held_corpus", type=Path, metavar="HELD_CORPUS", help="their pairs")
@@ -70,7 +70,7 @@ def register(commands: Any) -> None:
         type=_count,
         default=128,
         help="training pictures with questions that the selector task_aware learns from; 0: it "
-        "is not learnt; default: %(default)s",
+        "is not learnt, nor for texts; default: %(default)s",
     )
     parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
 
@@ -81,18 +81,21 @@ def _calibrate(args: argparse.Namespace) -> int:
     from projector import ladder
     from projector.bundle import Bundle, write_bundle
     from projector.corpus import Corpus
-    from projector.dataset import Dataset
-    from projector.vlm import VLM
+    from projector.dataset import Dataset, Texts, open_folder
+    from projector.lm import LM
+    from projector.texts import fresh_of
 
     if not 0 <= args.within <= 1:
         raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
+    data, held = open_folder(args.data), open_folder(args.held)
+    if isinstance(data, Texts):
+        given["quiet"] = given["quiet"] or (0.0,)
+        if any(given["quiet"]) or any(given["tokens"] or ()) or args.selector:
+            raise ConfigError("texts travel whole: no --quiet, no --tokens and no --selector")
     sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
-    data, held = Dataset(args.data), Dataset(args.held)
     source, target = _models(args, data)
-    if not isinstance(source, VLM) or not isinstance(target, VLM):
-        raise ConfigError("bundles are of pictures, and so is a ladder: these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     ladder.grid(sweep, bundle.encoder.rank)  # what it refuses, it refuses before anything is run
     corpora = [
@@ -102,10 +105,14 @@ def _calibrate(args: argparse.Namespace) -> int:
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
 
     def judge(pictures: Dataset, corpus: Corpus) -> ladder.Judge:
-        return ladder.Judge(source, target, backend, corpus, pictures.questions, args.questions)
+        sent = None
+        if isinstance(source, LM) and isinstance(target, LM) and isinstance(pictures, Texts):
+            sent = fresh_of(source, target, pictures.text, len(corpus))
+        asks = pictures.questions, args.questions
+        return ladder.Judge(source, target, backend, corpus, *asks, fresh=sent)
 
     encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
-    if args.selector_pictures:
+    if args.selector_pictures and not isinstance(data, Texts):
         few = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
             weights = ladder.learn_task_weights(judge(data, few), encoder)

@@ -300,7 +300,7 @@ def _live_layout(
         import torch
         from transformers.utils import logging
 
-        from projector.lm import TEXT_TOKENS, LM, reads_only_texts
+        from projector.lm import LM, TEXT_TOKENS, reads_only_texts
         from projector.vlm import VLM
     except ImportError as error:
         raise ModelError(

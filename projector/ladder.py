@@ -24,7 +24,9 @@ from projector.backends import Backend
 from projector.cache import LayerCache, from_states
 from projector.corpus import Corpus
 from projector.encoder import Encoder, towards_zero
-from projector.packed import IGNORED, Packed
+from projector.lm import LM
+from projector.packed import IGNORED, Packed, Scenes
+from projector.ragged import present
 from projector.vlm import VLM
 from protos.errors import ConfigError, FrameMalformedError
 from protos.frame import Header, Measured, OperatingPoint, wire_bytes
@@ -78,17 +80,18 @@ class Found:
 
 
 class Judge:
-    """The frozen target, asked about held-out pictures that came through a bundle."""
+    """The frozen target, asked about held-out pictures or texts that came through a bundle."""
 
     def __init__(
         self,
-        source: VLM,
-        target: VLM,
+        source: VLM | LM,
+        target: VLM | LM,
         backend: Backend,
         corpus: Corpus,
         questions: Questions,
         count: int = 6,
         precision: torch.dtype = torch.float32,
+        fresh: Sequence[Mask] | None = None,
     ) -> None:
         """Tokenises the questions once.
 
@@ -101,11 +104,11 @@ class Judge:
             count: questions per picture.
             precision: what the target's products are computed in; bfloat16 is twice as fast, and
                 answers a few questions in a thousand otherwise.
+            fresh: of texts, the tokens of each that travel (`texts.fresh_of`).
         """
         self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16)
         self.target, self.backend, self.corpus = target, backend, corpus
-        self.states = states_of(source, corpus)
-        tokenizer = target.processor.tokenizer
+        self.states, self.fresh = states_of(source, corpus), fresh
         ids: dict[str, list[int]] = {}
 
         def asked(text: str) -> list[int]:
@@ -113,12 +116,9 @@ class Judge:
                 ids[text] = target.question_ids(text)
             return ids[text]
 
-        def answer(text: str) -> list[int]:
-            found: list[int] = tokenizer(" " + text, add_special_tokens=False)["input_ids"]
-            return [*found, tokenizer.eos_token_id]
-
         rows = [
-            [(asked(q), answer(a)) for q, a in questions(i, count, 0)] for i in range(len(corpus))
+            [(asked(q), target.answer_ids(a)) for q, a in questions(i, count, 0)]
+            for i in range(len(corpus))
         ]
         self._packed = [Packed.of(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
 
@@ -126,8 +126,8 @@ class Judge:
         """What the target answers from some latents.
 
         Args:
-            latents: `[n, N, r]`, one picture each.
-            kept: `[n, N]`.
+            latents: `[n, N, r]`, one picture each; of a text, what it has and anything after that.
+            kept: `[n, N]`; of a text, what it has.
 
         Returns:
             Which questions are right, `[n, Q]`, and each picture's mean loss per answer token, in
@@ -140,7 +140,8 @@ class Judge:
                 keys, values = self.backend.project(
                     latents[part], kept[part], self.target.positions
                 )
-                layers = self.target.scene_cache(keys, values)
+                lengths = None if self.fresh is None else kept[part].sum(axis=1)
+                layers = self._scenes(torch.from_numpy(keys), torch.from_numpy(values), lengths)
                 logits = self._logits(packed, layers)
                 rights.append(packed.exactly_right(logits).numpy())
                 losses.append(_losses(packed, logits))
@@ -153,12 +154,24 @@ class Judge:
         with torch.inference_mode():
             for number, packed in enumerate(self._packed):
                 y = self.corpus.y[number * _BATCH : number * _BATCH + len(packed.ids)]
-                states = [KVState.from_flat(one, layout, self.target.positions) for one in y]
-                keys, values = from_states(states, layout, self.target.positions)
-                layers = self.target.scene_cache(keys, values)
+                there = present(y)
+                at = self.target.positions[: y.shape[1]]
+                whole = np.where(there[..., None], y, 0)
+                states = [KVState.from_flat(one, layout, at) for one in whole]
+                keys, values = from_states(states, layout, at)
+                layers = self._scenes(keys, values, there.sum(axis=1))
                 logits = self._logits(packed, layers)
                 rights.append(packed.exactly_right(logits).numpy())
         return float(np.concatenate(rights).mean())
+
+    def _scenes(
+        self, keys: torch.Tensor, values: torch.Tensor, lengths: npt.NDArray[np.int64] | None
+    ) -> Sequence[LayerCache]:
+        """The cache of scenes of `lengths` tokens each; None where all are there."""
+        layers = self.target.scene_cache(keys, values)
+        if lengths is None or (lengths == keys.shape[3]).all():
+            return layers
+        return Scenes(layers, torch.from_numpy(lengths) + len(self.target.prefix_ids))
 
     def _logits(self, packed: Packed, layers: Sequence[LayerCache]) -> torch.Tensor:
         with self._autocast:
@@ -173,18 +186,20 @@ class Judge:
             encoder: holds the point.
             point: of kind `latent` or `raw_kv`.
             kept: the tokens to send of each picture; by default the encoder's selector fills the
-                point's budget.
+                point's budget, and of a text those travel that are fresh.
         """
-        masks = kept if kept is not None else [None] * len(self.states)
+        chosen = kept if kept is not None else self.fresh
+        masks = chosen if chosen is not None else [None] * len(self.states)
         frames = [
             encoder.encode(state, point, mask)
             for state, mask in zip(self.states, masks, strict=True)
         ]
-        grids = [
-            encoder.scatter(encoder.decode(frame.payload, frame.kept, point), frame.kept)
-            for frame in frames
-        ]
-        right, _ = self.answers(np.stack(grids), np.stack([frame.kept for frame in frames]))
+        latents = np.zeros((len(frames), encoder.tokens, encoder.rank), dtype=np.float32)
+        known = np.zeros(latents.shape[:2], dtype=np.bool_)
+        for row, frame in enumerate(frames):
+            held = encoder.hold(encoder.decode(frame.payload, frame.kept, point), frame.kept)
+            latents[row, : len(held.kept)], known[row, : len(held.kept)] = held.latents, held.kept
+        right, _ = self.answers(latents, known)
         figures = [asdict(frame.distortion) for frame in frames]
         on_wire = [
             wire_bytes(
@@ -205,8 +220,11 @@ class Judge:
         return Found(measured, right, _mean(frame.kept.sum() for frame in frames))
 
 
-def states_of(source: VLM, corpus: Corpus) -> list[KVState]:
-    """The states of a corpus, one per picture."""
+def states_of(source: VLM | LM, corpus: Corpus) -> list[KVState]:
+    """The states of a corpus, one per picture; of a text, one token for each of the target's."""
+    if corpus.ragged:
+        rows = (corpus.x[at : at + 1][0] for at in range(len(corpus)))
+        return [KVState.from_flat(x, source.layout, np.arange(len(x))) for x in rows]
     return [
         KVState.from_flat(x, source.layout, source.positions, attention)
         for x, attention in zip(corpus.x, corpus.attention, strict=True)
@@ -276,16 +294,17 @@ def tabled(encoder: Encoder, plans: Sequence[Plan], sample: Sequence[KVState]) -
         sample: of training pictures; tables are fitted to the levels that are sent of them.
     """
     base = finest_steps(encoder)
-    latents = [encoder.project(state.flat()) - encoder.centre for state in sample]
+    latents = [encoder.project(state.flat()) - encoder.centre[: state.tokens] for state in sample]
     steps, entropy = {}, {}
     for point, factor in plans:
-        selector = encoder.selecting()
-        moved = np.concatenate(
-            [
+        sent = latents
+        if not encoder.text:
+            selector = encoder.selecting()
+            sent = [
                 one[selector.keep(state, point.tokens or None)]
                 for one, state in zip(latents, sample, strict=True)
             ]
-        )
+        moved = np.concatenate(sent)
         moved[:, point.rank :] = 0  # does not travel
         steps[point.name] = (base * factor).astype(np.float32)
         levels = np.rint(towards_zero(moved, steps[point.name], point) / steps[point.name])

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from projector.corpus import Corpus, made_of, write_shard
 from projector.lm import LM
 from projector.ragged import Ragged
-from projector.tokens import Tokens, align
+from projector.tokens import Tokens, align, fresh
 from protos.errors import BridgeError, ContextError, CorpusError
 
 SHARD_TEXTS = 256
@@ -46,6 +46,12 @@ def aligned_states(source: LM, texts: list[tuple[Tokens, Tokens]]) -> list[npt.N
         state.flat()[align(mine, theirs)]
         for state, (mine, theirs) in zip(states, texts, strict=True)
     ]
+
+
+def fresh_of(source: LM, target: LM, text: Text, count: int) -> list[npt.NDArray[np.bool_]]:
+    """Of the first texts, which of the target's tokens travel, `[target tokens]` each."""
+    pairs = (paired_tokens(source, target, text(index)) for index in range(count))
+    return [fresh(align(mine, theirs)) for mine, theirs in pairs]
 
 
 def collect(

@@ -24,7 +24,7 @@ from edge_agent.session import dial_insecure
 from edge_agent.sources import Capture
 from edge_agent.store import EncoderStore
 from edge_agent.uplink import Outcome, RetryPolicy, Scene, Uplink
-from edge_agent.vlm import LocalModel
+from edge_agent.vlm import load as load_edge
 from projector import cache as kv
 from projector.bundle import Bundle
 from projector.encoder import Encoder, Floats
@@ -120,7 +120,7 @@ def send(pair: Pair, server: Server, folder: Path, point: str, back: str) -> lis
     """Hold every scene, then ask for each one's state."""
 
     async def run() -> list[Outcome]:
-        uplink, model = uplink_to(server, pair, folder), LocalModel(pair.edge_path)
+        uplink, model = uplink_to(server, pair, folder), load_edge(pair.edge_path)
         scenes = []
         for number in range(SCENES):
             capture = Capture(str(number), seen(number), float(number))
