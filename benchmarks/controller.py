@@ -124,8 +124,10 @@ def traces(seconds: int, seed: int) -> list[Trace]:
     ]
 
 
-def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None) -> Run:
+def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, start: str = "") -> Run:
     """One camera over one trace; `fixed` names the point, None lets the controller choose.
+
+    It begins on `start`, as an agent does on the point that the server advises.
 
     A frame that comes while `IN_FLIGHT` are on their way, or that the controller holds back, is not
     sent: a camera has a newer one soon.
@@ -148,9 +150,9 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None) -> R
             scores.append(0.0)
             late += 1
             continue
-        rung = by_name[fixed or budget.choose(rungs, highest)]
-        start = max(now, free_at)
-        due = float(np.interp(start, edges, carried)) + rung.wire_bytes
+        rung = by_name[fixed or budget.choose(rungs, highest, start)]
+        leaves = max(now, free_at)
+        due = float(np.interp(leaves, edges, carried)) + rung.wire_bytes
         step = int(np.searchsorted(carried, due))
         if step < len(carried):
             before = carried[step - 1]
@@ -174,7 +176,7 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None) -> R
     )
 
 
-def ladder(bundle: Path, pictures: int) -> list[Rung]:
+def ladder(bundle: Path, pictures: int) -> tuple[list[Rung], str]:
     """The bundle's latent points as its calibration measured them (validation), and the picture.
 
     The picture's bytes are WebP's at quality 80, its accuracy the calibration's for the picture
@@ -183,6 +185,9 @@ def ladder(bundle: Path, pictures: int) -> list[Rung]:
     Args:
         bundle: a bundle's folder.
         pictures: of validation, whose size as WebP is taken.
+
+    Returns:
+        The rungs, and the name of the bundle's default point.
 
     Raises:
         ConfigError: the bundle's points were never measured.
@@ -204,11 +209,14 @@ def ladder(bundle: Path, pictures: int) -> list[Rung]:
     seen = TestSet.load("validation", pictures, 1).pictures
     file_bytes = float(np.mean([len(PictureCodec().encode(picture)) for picture in seen]))
     seeing = certificate["controls"]["cloud_image"]
-    return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)]
+    default = next(point.name for point in info.points if point.index == info.default_point)
+    return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)], default
 
 
-def measure(rungs: Sequence[Rung], seconds: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """Every arm on every trace of every seed.
+def measure(
+    rungs: Sequence[Rung], start: str, seconds: int, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Every arm on every trace of every seed; the controller begins on `start`.
 
     Returns:
         `adaptive` and `best_fixed` (mean score over all traces; the fixed point is chosen with
@@ -221,7 +229,7 @@ def measure(rungs: Sequence[Rung], seconds: int, seeds: Sequence[int]) -> dict[s
         for trace in traces(seconds, seed):
             rows = found.setdefault(trace.name, {})
             for arm in arms:
-                rows.setdefault(arm or "adaptive", []).append(simulate(trace, rungs, arm))
+                rows.setdefault(arm or "adaptive", []).append(simulate(trace, rungs, arm, start))
     by_trace = {
         name: {
             arm: {
@@ -296,17 +304,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "controller.json")
     given = parser.parse_args()
     try:
-        rungs = ladder(given.bundle, given.pictures)
+        rungs, start = ladder(given.bundle, given.pictures)
     except BridgeError as error:
         print(f"controller: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
-    found = measure(rungs, given.seconds, range(given.seeds))
+    found = measure(rungs, start, given.seconds, range(given.seeds))
     report = {
         "command": "python -m benchmarks.controller " + " ".join(sys.argv[1:]),
         "traces_are": "synthetic, made from seeds; none was recorded",
         "objective_s": OBJECTIVE_S,
         "frames_per_s": FRAMES_PER_S,
         "rungs": [asdict(rung) for rung in rungs],
+        "start": start,
         **found,
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)

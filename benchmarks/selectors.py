@@ -35,7 +35,7 @@ from projector.corpus import SHARD_PICTURES, collect
 from projector.encoder import Encoder
 from projector.estimate import paired
 from projector.ladder import Found, Judge
-from projector.select import SELECTORS
+from projector.select import DEFAULT, SELECTORS
 from projector.vlm import VLM
 from protos.errors import BridgeError
 from protos.frame import OperatingPoint
@@ -105,7 +105,7 @@ def winners(made: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         best[str(budget)] = {
             "best": max(here, key=lambda name: here[name]),
             "accuracy": max(here.values()),
-            **{name: here[name] for name in ("symmetric_focus", *CONTROLS)},
+            **{name: here[name] for name in (DEFAULT, *CONTROLS)},
         }
     return best
 

@@ -50,12 +50,17 @@ class Rung:
 
 
 def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
-    """The rungs that no cheaper one reaches, by rising bytes and accuracy."""
+    """The rungs that no cheaper one reaches, by rising bytes and accuracy.
+
+    Nor is there one that brings fewer right answers per byte than a dearer one: even where the link
+    carries only some of the frames, the dearer one then gives more of them.
+    """
     front: list[Rung] = []
     for rung in sorted(rungs, key=lambda r: (r.wire_bytes, -r.accuracy)):
         if not front or rung.accuracy > front[-1].accuracy:
             front.append(rung)
-    return tuple(front)
+    worth = [rung.accuracy / max(rung.wire_bytes, 1.0) for rung in front]
+    return tuple(front[max(range(len(front)), key=lambda i: (worth[i], i)) :] if front else ())
 
 
 @dataclass(frozen=True)
@@ -272,12 +277,13 @@ class Budget:
         with self._lock:
             return self._link.idle or self._link.delay(cheapest, self._clock()) <= self.latency_s
 
-    def choose(self, rungs: Sequence[Rung], highest: str) -> str:
+    def choose(self, rungs: Sequence[Rung], highest: str, start: str = "") -> str:
         """The rung for the frame that is sent next.
 
         Args:
             rungs: as the server offers them, in any order.
-            highest: name of the most expensive one that may be chosen, where the run starts too.
+            highest: name of the most expensive one that may be chosen.
+            start: name of the one to begin on, where it can be chosen; else the highest.
 
         Returns:
             Its name. Where nothing is known of `highest`, or there is neither objective nor limit,
@@ -289,7 +295,7 @@ class Budget:
             if top is None or (self.latency_s is None and self.distortion is None):
                 self._stand_on(highest)
             else:
-                self._move(self._eligible(rungs, top))
+                self._move(self._eligible(rungs, top), start)
             return self._current
 
     def _eligible(self, rungs: Sequence[Rung], top: Rung) -> tuple[Rung, ...]:
@@ -299,10 +305,13 @@ class Budget:
             within[0] if within else min(rungs, key=lambda r: r.distortion),
         )
 
-    def _move(self, ladder: Sequence[Rung]) -> None:
+    def _move(self, ladder: Sequence[Rung], start: str) -> None:
         names = [rung.name for rung in ladder]
-        if self._current not in names or self.latency_s is None:
+        if self.latency_s is None:
             self._stand_on(names[-1])
+            return
+        if self._current not in names:
+            self._stand_on(start if start in names else names[-1])
             return
         at, now = names.index(self._current), self._clock()
         if not self._fits(ladder[at], now):

@@ -97,7 +97,7 @@ def choose_point(plan: Plan, session: Session, budget: Budget | None = None) -> 
     if name == AUTO:
         name = plan.highest_point or session.advised
         if budget is not None:
-            name = budget.choose(session.rungs, name)
+            name = budget.choose(session.rungs, name, session.advised)
     found = session.points.get(name)
     if found is not None:
         return found

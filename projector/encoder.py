@@ -137,7 +137,7 @@ class Encoder:
     raw_scale: Floats
     steps: Mapping[str, Floats]
     entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
-    selector: str = "symmetric_focus"
+    selector: str = select.DEFAULT
     task_weights: Floats | None = None
     risk: RiskModel | None = None
     text: bool = False

@@ -172,7 +172,7 @@ def _derive(args: argparse.Namespace) -> int:
     bundle = cli._intact(folder) if folder else None
     kept = None
     if args.tokens or args.share is not None:
-        selector = select.get(args.selector or "symmetric_focus")
+        selector = select.get(args.selector or select.DEFAULT)
         kept = _best(selector, parent, args.tokens, args.share)
     made = packages.derive(
         parent,

@@ -122,7 +122,7 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selector",
         choices=sorted(select.SELECTORS),
-        help="which tokens go first (default: the bundle's, or symmetric_focus)",
+        help=f"which tokens go first (default: the bundle's, or {select.DEFAULT})",
     )
     parser.add_argument("--embed", action="store_true", help="put the bundle into the package")
     parser.add_argument(

@@ -24,6 +24,8 @@ Scores = npt.NDArray[np.float32]
 Kept = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
+DEFAULT = "key_diversity"
+"""Of new encoders: most right answers at nearly every budget (`python -m benchmarks.selectors`)."""
 _UNIFORM_STEPS = 64
 """Steps of the recurrence per token after which places still missing are taken in order."""
 

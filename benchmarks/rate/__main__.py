@@ -253,7 +253,7 @@ class Bench:
             "controller",
             f"{self.digests[name]} {self.args.trace_seconds} {self.args.seeds}",
             lambda: controller.measure(
-                controller.ladder(self.edges[name], controller.PICTURES),
+                *controller.ladder(self.edges[name], controller.PICTURES),
                 self.args.trace_seconds,
                 range(self.args.seeds),
             ),

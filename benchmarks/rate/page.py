@@ -65,7 +65,8 @@ def _sequences(report: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     part = {"rows": rows, "cloud_image": report["sequences_cloud_image"]}
-    return "<h2>A fixed camera, against video</h2>" + _figure(part)
+    drawn = chain(report)
+    return "<h2>A fixed camera, against video</h2>" + _figure(part) + drawn[drawn.index("<svg") :]
 
 
 def _figure(report: Mapping[str, Any]) -> str:
@@ -95,10 +96,7 @@ def _drawn(report: Mapping[str, Any], form: str) -> bytes:
     rows = [r for r in report["rows"] if r["wire_bytes"]]
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        codec = row["name"].split()[0]
-        group = codec if row["kind"] in ("image", "video") else row["edge_model"]
-        group = row.get("series", group)
-        lines.setdefault((row["kind"], group), []).append(row)
+        lines.setdefault((row["kind"], _series(row)), []).append(row)
     for (kind, group), some in lines.items():
         _line(axes, kind, f"{kind}: {group}" if group else kind, some)
     axes.axhline(report["cloud_image"], color="gray", linewidth=0.8)
@@ -111,6 +109,35 @@ def _drawn(report: Mapping[str, Any], form: str) -> bytes:
     out = io.BytesIO()
     plain = {"metadata": {"Date": None, "Creator": None}} if form == "svg" else {"dpi": 110}
     figure.savefig(out, format=form, **plain)
+    pyplot.close(figure)
+    return out.getvalue()
+
+
+def _series(row: Mapping[str, Any]) -> str:
+    """Which rows belong together: a codec's, or one way of doing it of one edge model."""
+    name, edge = str(row["name"]), str(row["edge_model"])
+    if row["kind"] in ("image", "video"):
+        return name.split()[0]
+    way = name.split()[0] if name.startswith(("kvpress", "selector")) else ""
+    return str(row.get("series") or f"{edge} {way}".strip())
+
+
+def chain(report: Mapping[str, Any]) -> str:
+    """Right answers by the number of deltas since the key frame, default points, as SVG."""
+    figure, axes = pyplot.subplots(figsize=(7, 3.6))
+    for row in report["sequences"]:
+        if row["kind"] != "ours" or not row["default"]:
+            continue
+        by_frame = {int(at): right for at, right in row["accuracy_by_frame"].items()}
+        style = "o-" if "delta" in row["series"] else "x:"
+        axes.plot(list(by_frame), [100 * v for v in by_frame.values()], style, label=row["series"])
+    axes.axhline(100 * report["sequences_cloud_image"], color="gray", linewidth=0.8)
+    axes.set_xlabel("frames since the key frame")
+    axes.set_ylabel("right answers, % (line: seeing the frames)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     return out.getvalue()
 

@@ -126,7 +126,11 @@ def test_sequences_have_a_figure_and_a_table_of_their_own() -> None:
     report = {"rows": [row("ours", "edge-a", 100, 0.9)], "cloud_image": 0.95, "questions": 6}
     report |= {"pictures": 1, "command": "x"}
     alone = page.render(report)
-    film = [{**row("video", "", 200, 0.9), "name": "h264 crf 38"}, row("ours", "edge-a", 60, 0.9)]
+    mine = {"default": True, "series": "edge-a, delta frames", "accuracy_by_frame": {"7": 0.9}}
+    film = [
+        {**row("video", "", 200, 0.9), "name": "h264 crf 38"},
+        {**row("ours", "edge-a", 60, 0.9), **mine},
+    ]
     both = page.render({**report, "sequences": film, "sequences_cloud_image": 0.95})
     assert (alone.count("<img"), both.count("<img")) == (1, 2)
     assert "h264 crf 38" in both and "h264" not in alone

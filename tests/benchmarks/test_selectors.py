@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from benchmarks import selectors
-from projector.select import SELECTORS
+from projector.select import DEFAULT, SELECTORS
 
 
 def row(selector: str, budget: int, accuracy: float, quiet: float = 0.0) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def test_the_winner_of_each_budget_stands_beside_the_default_and_the_controls() 
     best = selectors.winners(MADE)
     assert (best["6"]["best"], best["12"]["best"]) == (last, first)
     for here in best.values():
-        assert {"symmetric_focus", "uniform", "random"} <= set(here)
+        assert {DEFAULT, "uniform", "random"} <= set(here)
 
 
 def test_random_and_uniform_are_in_every_plot_and_the_page_escapes_what_it_shows() -> None:

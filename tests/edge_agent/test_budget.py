@@ -110,6 +110,27 @@ def test_the_distortion_limit_is_never_exceeded_however_slow_the_link() -> None:
     assert Simulated(distortion=0.2).budget.choose(LADDER, "low") == "high"
 
 
+def test_a_rung_that_brings_fewer_answers_per_byte_than_a_dearer_one_is_never_stood_on() -> None:
+    poor = Rung("poor", 90.0, 0.7, 0.8)  # .0078 answers a byte, LOW has .0091
+    assert climbable([*LADDER, poor]) == (LOW, MID, HIGH)
+    thin = Rung("thin", 30.0, 0.7, 0.8)
+    assert climbable([*LADDER, thin]) == (thin, LOW, MID, HIGH)
+    assert climbable([]) == ()
+
+
+def test_a_run_begins_on_the_advised_point_and_climbs_from_there() -> None:
+    run = Simulated()
+    assert run.budget.choose(LADDER, "high", "mid") == "mid"
+    assert Simulated().budget.choose(LADDER, "mid", "high") == "mid"
+    assert Simulated().budget.choose(LADDER, "high", "gone") == "high"
+    for number in range(400):
+        name = run.budget.choose(LADDER, "high", "mid")
+        run.budget.sent(number, int(next(r.wire_bytes for r in LADDER if r.name == name)))
+        run.now += 0.05
+        run.budget.ended(number, 0.0)
+    assert run.budget.current == "high"
+
+
 def test_without_an_objective_and_a_limit_the_advice_stands() -> None:
     assert Simulated(latency_s=None).budget.choose(LADDER, "mid") == "mid"
     assert Simulated().budget.choose(LADDER, "unmeasured") == "unmeasured"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_a_lower_quality_takes_fewer_bytes() -> None:
 
 
 def test_budget_threshold_and_selector_decide_which_tokens_travel() -> None:
-    encoder, state = make_encoder(), state_of(Image.new("RGB", (8, 8)))
+    encoder = replace(make_encoder(), selector="symmetric_focus")
+    state = state_of(Image.new("RGB", (8, 8)))
     point = encoder.points[1]  # a budget of 4
     best = set(np.argsort(-state.attention)[:4])
     coded = encode_state(state, encoder, point, Plan())
