@@ -153,9 +153,10 @@ def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
     Raises:
         FitError: it is not linear, or its tokens look at each other.
     """
-    if made.weights() is None:
+    if made.weights() is None or made.target.qk_norm:
         raise FitError(
-            f"the cloud half of '{made.family.name}' is not one linear map per token: it has no "
+            f"the cloud half of '{made.family.name}' is not one linear map per token"
+            f"{' (the target normalises its keys)' if made.target.qk_norm else ''}: it has no "
             "exact norm, and a norm found by trying would be no guarantee"
         )
     with torch.no_grad():

@@ -311,6 +311,25 @@ def layout_of(model: Any, path: str | Path, grid: tuple[int, int]) -> KVLayout:
     )
 
 
+def key_norm_weights(decoder: Any, layout: KVLayout) -> Tensor | None:
+    """What each channel of a head's keys is multiplied by after they were normalised.
+
+    Args:
+        decoder: as `decoder_of` gives it.
+        layout: of its cache.
+
+    Returns:
+        `[layers, head_dim]`; None where keys are not normalised head by head.
+    """
+    if not layout.qk_norm:
+        return None
+    norms: list[Any] = [getattr(layer.self_attn, "k_norm", None) for layer in decoder.layers]
+    if any(getattr(getattr(n, "weight", None), "shape", None) != (layout.head_dim,) for n in norms):
+        return None
+    with torch.no_grad():  # ones have a root mean square of 1: what comes out is the weights
+        return torch.stack([norm(torch.ones_like(norm.weight)).float() for norm in norms])
+
+
 def cos_sin(
     rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64], like: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

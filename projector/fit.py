@@ -118,9 +118,10 @@ def untrained_edge_states(
         known, asked = present(x[train]), present(x[test])
         moments = Moments.of([(x[train][known], y[train][known])])
         fitted = Ridge(weight=1e-2).build(made.source, made.target, moments)
+        fitted.take_key_norm_of(made)
         with torch.no_grad():
             z = fitted.normal(torch.from_numpy(x[test][asked]))
-            found = (fitted.up(z) * fitted.y_scale + fitted.y_mean).numpy()
+            found = fitted.states(fitted.up(z)).numpy()
         out[np.flatnonzero(test)[:, None], np.arange(out.shape[1])] = _spread(found, asked)
     return out
 

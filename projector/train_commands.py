@@ -147,6 +147,7 @@ def _train(args: argparse.Namespace) -> int:
 def _train_one(args: argparse.Namespace) -> int:
     from projector import distributed, way_back
     from projector.bundle import write_files
+    from projector.cache import key_norm_weights
     from projector.dataset import open_folder
     from projector.families import base, family
     from projector.families.bidirectional import BidirectionalMap
@@ -165,6 +166,9 @@ def _train_one(args: argparse.Namespace) -> int:
     if held:
         moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
     made = member.build(source.layout, target.layout, moments)
+    norm = key_norm_weights(target.decoder, target.layout)
+    if norm is not None:
+        made.take_key_norm(norm, moments)
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,

@@ -185,7 +185,7 @@ class Validator:
         def states(x: npt.NDArray[np.float32]) -> torch.Tensor:
             z = made.down(made.normal(torch.from_numpy(x)))
             read: torch.Tensor = made.cloud(torch.from_numpy(through(z.numpy())))
-            there: torch.Tensor = read * made.y_scale + made.y_mean
+            there: torch.Tensor = made.states(read)
             return there
 
         return self.states(states)
@@ -392,7 +392,7 @@ class Validator:
                 x: npt.NDArray[np.float32], narrow: Tensor = narrow, wide: Tensor = wide
             ) -> Tensor:
                 z = made.regrid(made.normal(torch.from_numpy(x)) @ narrow)
-                there: Tensor = (z @ wide + bias) * made.y_scale + made.y_mean
+                there: Tensor = made.states(z @ wide + bias)
                 return there
 
             right = float(np.mean(self.states(states).right))

@@ -161,7 +161,7 @@ class FrozenMap:
 
 def _up_of(made: families.Map) -> Callable[[Tensor, Tensor], Tensor]:
     """A family's cloud half; tokens that were not sent are zero already, the mean state."""
-    return lambda latents, _kept: made.cloud(latents) * made.y_scale + made.y_mean
+    return lambda latents, _kept: made.states(made.cloud(latents))
 
 
 def _point(encoder: Encoder, name: str) -> OperatingPoint:

@@ -1,8 +1,9 @@
 """Short texts of many different words, to learn a map between two language models from.
 
-Knows words, sentences and the prose that comes with Python. Knows no model. Three kinds in turn:
-facts about random words, lists of random words, and pieces of the standard library's docstrings.
-None holds a word that the benchmark holds out.
+Knows words, sentences, vocabularies and the prose that comes with Python. Knows no model. Three
+kinds in turn: facts about words of two vocabularies, lists of such words, and pieces of the
+standard library's docstrings. None holds a word that the benchmark holds out. Each comes with
+questions: of facts, what the benchmark asks; of the others, what comes next when they are repeated.
 """
 
 from __future__ import annotations
@@ -10,16 +11,26 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
+from zlib import crc32
 
-from benchmarks.real_pair.facts import NAMES, RELATIONS, held_out
+from benchmarks.real_pair import facts
+from benchmarks.real_pair.facts import NAMES, RELATIONS, Context, held_out
 
 _WORD = re.compile(r"[A-Za-z]+")
 _LONGEST_PIECE = 160  # characters, some 35 tokens
-_MOST_FACTS = 5
+_TOKEN = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
+_MOST_FACTS = 6
+_TARGET_SHARE = 0.2
+_HELD = 16  # one word in so many is kept for choosing
+_SHARED = 0.2  # of the contexts of facts say the same relation of several people
+_TRAINING_NAMES = 0.3
+_FULL = 3  # one step in so many asks in full
+_LEAD, _REPEATED, _REPEATS = 3, 4, 8  # words before the first question, in it; questions of a text
 
 
 def clean(text: str) -> bool:
@@ -42,7 +53,7 @@ def prose() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 found |= dict.fromkeys(_pieces(ast.get_docstring(node) or ""))
-    return tuple(piece for piece in found if clean(piece))
+    return tuple(p for p in found if clean(p) and p.count(" ") > _LEAD + 1)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -59,34 +70,161 @@ def _pieces(text: str) -> Iterator[str]:
             yield piece
 
 
-@cache
-def vocabulary() -> tuple[str, ...]:
-    """Words of the prose and of training, in alphabetical order."""
-    found = {word.lower() for piece in prose() for word in _WORD.findall(piece) if len(word) > 2}
-    for relation in RELATIONS.values():
-        found |= set(relation.values["train"])
-    return tuple(sorted(found - held_out()))
+Asked = tuple[str, str]
+"""What is asked, and what comes next."""
 
 
-def make(count: int, seed: int) -> list[str]:
-    """So many texts, the same for the same seed and Python's version."""
-    rng = Random(f"diverse {seed}")
-    kinds = (_facts, _list, _prose)
-    return [kinds[i % len(kinds)](rng, vocabulary()) for i in range(count)]
+@dataclass(frozen=True)
+class Lesson:
+    """A text to learn from.
+
+    Attributes:
+        text: what both models read.
+        brief: what can be asked in a few tokens: the beginning of something that the text says.
+        full: the benchmark's kind of questions, if the text answers any.
+    """
+
+    text: str
+    brief: tuple[Asked, ...]
+    full: tuple[Asked, ...] = ()
+
+    def questions(self, count: int, seed: int) -> list[Asked]:
+        """Exactly so many of one kind, the same for the same seed; every third seed asks in full.
+
+        All questions of a batch are as long as its longest, so that kinds are not mixed.
+        """
+        asked = self.full if self.full and seed % _FULL == 0 else self.brief
+        rng = Random(f"{seed} {self.text}")
+        most = min(count, len(asked))
+        return rng.sample(asked, most) + rng.choices(asked, k=count - most)
 
 
-def _facts(rng: Random, words: Sequence[str]) -> str:
-    said = []
-    for relation in rng.sample(sorted(RELATIONS), rng.randint(2, _MOST_FACTS)):
-        name = rng.choice([rng.choice(words).capitalize(), rng.choice(NAMES["train"])])
-        said.append(RELATIONS[relation].fact.format(name=name, value=rng.choice(words)))
-    return " ".join(said)
+def whole_words(vocabulary: Iterable[str]) -> frozenset[str]:
+    """The words that a tokenizer reads as one token, without those held out.
+
+    Args:
+        vocabulary: its tokens as they are stored, a space before a word marked in either of the two
+            ways that are in use.
+    """
+    found = (match[1] for token in vocabulary if (match := _TOKEN.fullmatch(token)))
+    return frozenset(word for word in found if word.lower() not in held_out())
 
 
-def _list(rng: Random, words: Sequence[str]) -> str:
-    chosen = rng.sample(words, rng.randint(8, 16))
-    return ", ".join(w.capitalize() if rng.random() < 0.2 else w for w in chosen) + "."
+@dataclass(frozen=True)
+class Words:
+    """Words to draw from.
+
+    Attributes:
+        source: what the source reads as one token, in alphabetical order.
+        target: what only the target does.
+        held: what both do and no training text holds: choices are made on contexts of these.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    held: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: Iterable[str], target: Iterable[str]) -> Words:
+        """From the vocabularies of both tokenizers."""
+        mine, theirs = whole_words(source), whole_words(target)
+        common = {word.lower() for piece in prose() for word in _WORD.findall(piece)}
+        common |= {form for word in facts.words("train") for form in facts.forms(word)}
+        apart = {
+            word.lower()
+            for word in mine & theirs
+            if crc32(word.lower().encode()) % _HELD == 0 and word.lower() not in common
+        }
+        first, second = (
+            tuple(sorted(w for w in some if not facts.forms(w.lower()) & apart))
+            for some in (mine, theirs - mine)
+        )
+        return cls(first, second, tuple(sorted(w for w in mine & theirs if w.lower() in apart)))
+
+    def draw(self, rng: Random, count: int) -> list[str]:
+        """So many words for training, hardly ever one twice; four in five are the source's."""
+        pools = [self.target if rng.random() < _TARGET_SHARE else self.source for _ in range(count)]
+        return [rng.choice(pool or self.source) for pool in pools]
 
 
-def _prose(rng: Random, _words: Sequence[str]) -> str:
-    return rng.choice(prose())
+def validation(count: int, seed: int, words: Words) -> list[Context]:
+    """Contexts like the benchmark's of words that no training text and no split of it holds."""
+    names = [word for word in words.held if word.istitle()]
+    values = [word for word in words.held if word.islower()]
+    return [_validation(Random(f"validation {seed} {i}"), names, values) for i in range(count)]
+
+
+def _validation(rng: Random, names: Sequence[str], values: Sequence[str]) -> Context:
+    size = rng.choice(facts.FACTS)
+    kinds = rng.sample(sorted(RELATIONS), size)
+    people, told = rng.sample(names, size), rng.sample(values, size)
+    said, questions = [], []
+    for kind, name, value in zip(kinds, people, told, strict=True):
+        said.append(RELATIONS[kind].fact.format(name=name, value=value))
+        wrong = rng.sample([v for v in values if v not in told], facts.CANDIDATES - 1)
+        question = RELATIONS[kind].question.format(name=name)
+        questions.append(facts.Question(question, (value, *wrong), kind))
+    return Context(" ".join(said), tuple(rng.sample(questions, facts.ASKED)))
+
+
+def make(count: int, seed: int, words: Words) -> list[Lesson]:
+    """So many lessons, the same for the same seed, words and Python's version.
+
+    Of ten, five are facts about drawn words, one about training's own, two are lists and two prose.
+    """
+    return [_KINDS[i % len(_KINDS)](Random(f"diverse {seed} {i}"), words) for i in range(count)]
+
+
+def of_context(context: Context) -> Lesson:
+    """The benchmark's own kind of context, to learn from."""
+    full = tuple((q.text, q.candidates[0]) for q in context.questions)
+    return Lesson(context.text, _brief(full), full)
+
+
+def _brief(full: Iterable[Asked]) -> tuple[Asked, ...]:
+    return tuple((question.rpartition("Answer: ")[2], answer) for question, answer in full)
+
+
+def _facts(rng: Random, words: Words) -> Lesson:
+    kinds = rng.sample(sorted(RELATIONS), rng.randint(3, _MOST_FACTS))
+    if rng.random() < _SHARED:
+        kinds = [rng.choice(kinds[:2]) for _ in kinds]  # several people share a relation
+    drawn = words.draw(rng, 2 * len(kinds))
+    names = [
+        rng.choice(NAMES["train"]) if rng.random() < _TRAINING_NAMES else word.capitalize()
+        for word in drawn[: len(kinds)]
+    ]
+    said, full = [], []
+    for kind, name, value in zip(kinds, names, drawn[len(kinds) :], strict=True):
+        said.append(RELATIONS[kind].fact.format(name=name, value=value))
+        if names.count(name) == 1:
+            full.append((RELATIONS[kind].question.format(name=name), value))
+    text = " ".join(said)
+    if not full:
+        return Lesson(text, _repeats(rng, text))
+    return Lesson(text, _brief(full), tuple(full))
+
+
+def _own_facts(rng: Random, _words: Words) -> Lesson:
+    return of_context(facts.make("train", 1, rng.getrandbits(32), rng.random() < _SHARED)[0])
+
+
+def _list(rng: Random, words: Words) -> Lesson:
+    text = ", ".join(words.draw(rng, rng.randint(8, 14))) + "."
+    return Lesson(text, _repeats(rng, text))
+
+
+def _prose(rng: Random, _words: Words) -> Lesson:
+    text = rng.choice(prose())
+    return Lesson(text, _repeats(rng, text))
+
+
+def _repeats(rng: Random, text: str) -> tuple[tuple[str, str], ...]:
+    """The text's beginning, and the words that come next, at some places."""
+    said = text.split(" ")
+    places = range(_LEAD, len(said) - 1)
+    chosen = rng.sample(places, min(_REPEATS, len(places)))
+    return tuple((" ".join(said[max(0, at - _REPEATED) : at]), said[at]) for at in chosen)
+
+
+_KINDS = (_facts, _list, _facts, _prose, _facts, _own_facts, _list, _facts, _prose, _facts)

@@ -37,11 +37,13 @@ class Relation:
         fact: a sentence with `{name}` and `{value}`.
         question: with `{name}`; the answer follows it.
         values: of each split.
+        space: what stands between the question and its answer.
     """
 
     fact: str
     question: str
     values: Mapping[str, tuple[str, ...]]
+    space: str = " "
 
 
 def _relation(fact: str, question: str, train: str, unseen: str) -> Relation:
@@ -96,13 +98,109 @@ RELATIONS: Mapping[str, Relation] = {
 }
 
 
+def _foreign(fact: str, question: str, values: str, cue: str, space: str) -> Relation:
+    begun = fact.split("{value}")[0].rstrip()
+    return Relation(fact, cue.format(question, begun), {"": tuple(values.split())}, space)
+
+
+_GERMAN = "Frage: {}\nAntwort: {}"
+_CHINESE = "问题：{}\n回答：{}"
+FOREIGN: Mapping[str, tuple[tuple[str, ...], Mapping[str, Relation]]] = {
+    "german": (
+        (
+            "Jürgen",
+            "Heike",
+            "Uwe",
+            "Sabine",
+            "Günter",
+            "Anke",
+            "Lothar",
+            "Birgit",
+            "Detlef",
+            "Ulla",
+        ),
+        {
+            "city": _foreign(
+                "{name} wohnt in {value}.",
+                "Wo wohnt {name}?",
+                "Köln München Hamburg Wien Zürich Leipzig Bremen Nürnberg Rostock Dresden",
+                _GERMAN,
+                " ",
+            ),
+            "food": _foreign(
+                "{name} isst gern {value}.",
+                "Was isst {name} gern?",
+                "Käse Brot Fisch Kuchen Nudeln Äpfel Suppe Honig Bohnen Zwiebeln",
+                _GERMAN,
+                " ",
+            ),
+            "job": _foreign(
+                "{name} arbeitet als {value}.",
+                "Als was arbeitet {name}?",
+                "Koch Lehrer Arzt Bäcker Maler Richter Gärtner Pfarrer Schneider Soldat",
+                _GERMAN,
+                " ",
+            ),
+            "tool": _foreign(
+                "{name} sammelt {value}.",
+                "Was sammelt {name}?",
+                "Uhren Bücher Münzen Steine Puppen Karten Lampen Schuhe Messer Bilder",
+                _GERMAN,
+                " ",
+            ),
+        },
+    ),
+    "chinese": (
+        ("李明", "王芳", "张伟", "刘洋", "陈静", "杨帆", "赵磊", "黄丽", "周强", "吴敏"),
+        {
+            "city": _foreign(
+                "{name}住在{value}。",
+                "{name}住在哪里？",
+                "北京 上海 巴黎 伦敦 东京 香港 罗马 纽约 广州 柏林",
+                _CHINESE,
+                "",
+            ),
+            "food": _foreign(
+                "{name}喜欢吃{value}。",
+                "{name}喜欢吃什么？",
+                "苹果 面包 鸡蛋 牛肉 米饭 香蕉 豆腐 蛋糕 土豆 鱼",
+                _CHINESE,
+                "",
+            ),
+            "job": _foreign(
+                "{name}的工作是{value}。",
+                "{name}的工作是什么？",
+                "医生 老师 律师 农民 司机 护士 厨师 记者 作家 警察",
+                _CHINESE,
+                "",
+            ),
+            "animal": _foreign(
+                "{name}养了一只{value}。",
+                "{name}养了什么？",
+                "狗 猫 兔子 羊 鸟 猴子 老鼠 鸭子 鸡 乌龟",
+                _CHINESE,
+                "",
+            ),
+        },
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Question:
-    """One question with the words that may answer it; the first is right."""
+    """One question with the words that may answer it; the first is right.
+
+    Attributes:
+        text: what is asked.
+        candidates: the words.
+        relation: what kind of fact it asks for.
+        space: what stands between it and its answer.
+    """
 
     text: str
     candidates: tuple[str, ...]
     relation: str
+    space: str = " "
 
 
 @dataclass(frozen=True)
@@ -125,6 +223,24 @@ def make(split: str, count: int, seed: int, binding: bool = False) -> list[Conte
     return [_context(split, Random(f"{split} {seed} {i} {binding}"), binding) for i in range(count)]
 
 
+def foreign(language: str, count: int, seed: int) -> list[Context]:
+    """Contexts in a language that no training text is in: four facts, each asked for."""
+    names, relations = FOREIGN[language]
+    made = []
+    for index in range(count):
+        rng = Random(f"{language} {seed} {index}")
+        kinds = rng.sample(sorted(relations), len(relations))
+        told = [
+            (name, kind, rng.choice(relations[kind].values[""]))
+            for name, kind in zip(rng.sample(names, len(kinds)), kinds, strict=True)
+        ]
+        facts = [relations[k].fact.format(name=n, value=v) for n, k, v in told]
+        joint = relations[kinds[0]].space
+        asked = tuple(_asked(relations, "", told, one, rng) for one in told)
+        made.append(Context(joint.join(facts), asked))
+    return made
+
+
 def _context(split: str, rng: Random, binding: bool) -> Context:
     count = rng.choice(FACTS)
     if binding:
@@ -144,18 +260,22 @@ def _context(split: str, rng: Random, binding: bool) -> Context:
     rng.shuffle(told)
     text = " ".join(RELATIONS[k].fact.format(name=n, value=v) for n, k, v in told)
     asked = rng.sample(told, ASKED)
-    return Context(text, tuple(_question(split, told, one, rng) for one in asked))
+    return Context(text, tuple(_asked(RELATIONS, split, told, one, rng) for one in asked))
 
 
-def _question(
-    split: str, told: Sequence[tuple[str, str, str]], one: tuple[str, str, str], rng: Random
+def _asked(
+    relations: Mapping[str, Relation],
+    split: str,
+    told: Sequence[tuple[str, str, str]],
+    one: tuple[str, str, str],
+    rng: Random,
 ) -> Question:
     name, kind, value = one
-    relation = RELATIONS[kind]
+    relation = relations[kind]
     others = [v for _, k, v in told if k == kind and v != value]  # said of somebody else
     rest = [v for v in relation.values[split] if v != value and v not in others]
     wrong = others + rng.sample(rest, CANDIDATES - 1 - len(others))
-    return Question(relation.question.format(name=name), (value, *wrong), kind)
+    return Question(relation.question.format(name=name), (value, *wrong), kind, relation.space)
 
 
 def words(split: str) -> set[str]:

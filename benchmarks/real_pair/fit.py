@@ -7,11 +7,13 @@ another out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +21,13 @@ from projector.families.base import Map
 from projector.families.low_rank import LowRank, LowRankMatrix
 from projector.families.ridge import MatrixMap, Ridge
 from projector.moments import Moments
+from projector.packed import Packed
+from projector.ragged import present
+from projector.train import Trainer
 from protos.errors import FitError
 from protos.layout import KVLayout
+
+Floats = npt.NDArray[np.floating]
 
 _SPARE = 64  # directions more than asked for, in the randomised decomposition
 _POWER = 4
@@ -46,6 +53,79 @@ def kept(path: Path) -> Moments:
         return Moments(int(read["count"]), **arrays)
 
 
+@dataclass(frozen=True)
+class Metric:
+    """What an error of a z-scored target state costs: one quadratic form per layer, K and V apart.
+
+    Attributes:
+        values: eigenvalues, `[2 layers, w]`, `w` numbers to a layer's keys or values.
+        vectors: eigenvectors, `[2 layers, w, w]`.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, second: Tensor, scale: Tensor, shrink: float) -> Metric:
+        """From second moments of gradients at the target's states.
+
+        Args:
+            second: `[2 layers, w, w]`.
+            scale: the target's deviations, `[d_r]`.
+            shrink: of a block's mean eigenvalue, and so much of the mean over all blocks, are added
+                to its eigenvalues, so that no error is free.
+        """
+        blocks, width, _ = second.shape
+        by = scale.view(blocks, width).to(second)
+        unit = second * by[:, :, None] * by[:, None, :]
+        values, vectors = torch.linalg.eigh(unit)
+        values = values.clamp(min=0)
+        each = values.mean(dim=1, keepdim=True)
+        return cls(values + shrink * (each + each.mean()), vectors)
+
+    def times(self, rows: Tensor, power: float) -> Tensor:
+        """`rows [n, d_r]` times the form's power."""
+        blocks, width = self.values.shape
+        parts = rows.view(len(rows), blocks, width).transpose(0, 1)
+        turned = (parts @ self.vectors) * self.values.pow(power)[:, None]
+        return (turned @ self.vectors.mT).transpose(0, 1).reshape(len(rows), -1)
+
+
+def sensitivity(
+    trainer: Trainer[Any], batches: Iterable[tuple[Floats, Packed]], blocks: int
+) -> Tensor:
+    """Second moments of the gradient of the answers' log-likelihood at the target's own states.
+
+    Answers are drawn from the model's own distribution, so that the moments are the Fisher
+    information: the KL that a small error e of a state causes is 1/2 e^T F e (Amari, 1998).
+
+    Args:
+        trainer: holds the frozen target.
+        batches: the target's states `[B, N, d_r]` with questions about them.
+        blocks: twice the layers.
+
+    Returns:
+        `[blocks, w, w]`, summed over tokens, float64.
+    """
+    total: Tensor | None = None
+    draw = torch.Generator().manual_seed(0)
+    for states, packed in batches:
+        leaf = torch.from_numpy(states.astype(np.float32)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = trainer.logits(packed, trainer.layers(leaf)).float()
+        with torch.no_grad():
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)
+        loss = -logits.log_softmax(-1).gather(1, drawn).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        there = torch.from_numpy(present(states))
+        rows = gradient[there].unflatten(-1, (blocks, -1)).transpose(0, 1)
+        part = (rows.mT @ rows).double()
+        total = part if total is None else total + part
+    if total is None:
+        raise FitError("no texts to measure the target's sensitivity on")
+    return total
+
+
 def source_columns(layout: KVLayout, layers: int) -> Tensor:
     """Places in a flat state of so many layers, evenly spread and the last among them, `[d]`."""
     if not 1 <= layers <= layout.layers:
@@ -63,7 +143,9 @@ def closed_forms(
     ranks: Sequence[int],
     weight: float,
     columns: Tensor,
-) -> dict[int, Map]:
+    metric: Metric | None = None,
+    directions: int = 0,
+) -> tuple[dict[int, Map], Tensor]:
     """Ridge (rank 0) and reduced-rank regressions, by one Cholesky decomposition.
 
     The same solutions as `projector.families`, with a randomised decomposition (Halko et al., 2011)
@@ -76,6 +158,13 @@ def closed_forms(
         ranks: numbers per token.
         weight: of the ridge.
         columns: which of the source's numbers are used; the map's weights for others are 0.
+        metric: what an error of the target costs, for the maps of a rank; each number's own
+            variance by default.
+        directions: how many of the source's best are given, at least.
+
+    Returns:
+        Maps by rank, and the directions `[d_s, k]`, the ones that explain most first; the first r
+        are what the map of rank r sends.
     """
     xx, xy = (torch.from_numpy(part) for part in moments.normalised())
     xx, xy = xx[columns][:, columns], xy[columns]
@@ -91,22 +180,29 @@ def closed_forms(
     _fill(full.matrix, columns, torch.linalg.solve_triangular(lower.T, whitened, upper=True))
     made[0] = full
     torch.manual_seed(0)
-    left, sigma, right = torch.svd_lowrank(whitened, max(ranks) + _SPARE, niter=_POWER)
+    if metric is not None:
+        whitened = metric.times(whitened, 0.5)
+    left, sigma, right = torch.svd_lowrank(whitened, max(*ranks, directions) + _SPARE, niter=_POWER)
+    if metric is not None:
+        right = metric.times(right.T, -0.5).T
+    best = torch.zeros(source.state_dim, max(*ranks, directions))
+    _fill(
+        best, columns, torch.linalg.solve_triangular(lower.T, left[:, : best.shape[1]], upper=True)
+    )
     for rank in ranks:
-        down = torch.linalg.solve_triangular(lower.T, left[:, :rank], upper=True)
         low = LowRankMatrix(LowRank(r=rank, weight=weight), source, target)
-        _fill(low.v, columns, down)
-        with torch.no_grad():  # unit-variance latents, orthonormal U
+        with torch.no_grad():  # unit-variance latents, U orthonormal in the metric
+            low.v.copy_(best[:, :rank])
             low.sigma.copy_(sigma[:rank].float())
             low.u.copy_(right[:, :rank].float())
         made[rank] = low
     for member in made.values():
         member.take_statistics(moments)
         member.eval()
-    return made
+    return made, best
 
 
-def _fill(parameter: Tensor, columns: Tensor, rows: Tensor) -> None:
+def _fill(matrix: Tensor, columns: Tensor, rows: Tensor) -> None:
     with torch.no_grad():
-        parameter.zero_()
-        parameter[columns] = rows.float()
+        matrix.zero_()
+        matrix[columns] = rows.float()

@@ -1,26 +1,28 @@
 """How well a frozen language model answers questions of eight words from a cache (torch).
 
 Knows contexts, a target model, flat states. Does not know: how a map was fitted, files. A question
-is answered by the candidate whose first token is the likeliest after it; the eight first tokens
-differ, so no more is needed.
+is answered by the candidate that is the likeliest after it: by first tokens where the eight differ,
+by the sum over all tokens where some begin alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from benchmarks.real_pair.facts import Context, Question
 from projector.cache import LayerCache
 from projector.lm import LM
-from projector.packed import Packed, Scenes
+from projector.packed import IGNORED, Packed, Scenes
 from projector.train import Trainer
-from protos.errors import ModelError
+from protos.errors import FitError
 
 _BATCH = 8
 
@@ -28,16 +30,19 @@ Make = Callable[[range], Sequence[LayerCache]]
 """From the places of some contexts to the cache that the model is to answer from."""
 
 
-def first_tokens(model: LM, question: Question) -> list[int]:
-    """The first token of each candidate, the right one first.
+def answer_ids(model: LM, question: Question) -> list[list[int]]:
+    """The tokens of each candidate as they follow the question, the right one first."""
+    if question.space:
+        return [model.answer_ids(candidate) for candidate in question.candidates]
+    return [
+        list(model.tokenizer(candidate, add_special_tokens=False)["input_ids"])
+        for candidate in question.candidates
+    ]
 
-    Raises:
-        ModelError: two of them begin alike, so that they cannot be told apart.
-    """
-    firsts = [model.answer_ids(candidate)[0] for candidate in question.candidates]
-    if len(set(firsts)) < len(firsts):
-        raise ModelError(f"{model.layout.model_id} begins two of {question.candidates} alike")
-    return firsts
+
+def apart(candidates: Sequence[Sequence[int]]) -> bool:
+    """Whether their first tokens tell the candidates apart."""
+    return len({ids[0] for ids in candidates}) == len(candidates)
 
 
 @dataclass
@@ -60,20 +65,14 @@ class Judge:
         with torch.no_grad():
             for begin in range(0, len(self.contexts), _BATCH):
                 chosen = range(begin, min(begin + _BATCH, len(self.contexts)))
-                asked = [self.contexts[i].questions for i in chosen]
-                firsts = [[first_tokens(model, q) for q in row] for row in asked]
-                packed = Packed.of(
+                rows = [
                     [
-                        [
-                            (self.trainer.question_ids(q.text), f[:1])
-                            for q, f in zip(*row, strict=True)
-                        ]
-                        for row in zip(asked, firsts, strict=True)
+                        (self.trainer.question_ids(q.text), answer_ids(model, q))
+                        for q in self.contexts[i].questions
                     ]
-                )
-                logits = self.trainer.logits(packed, make(chosen))
-                columns = torch.tensor([f for row in firsts for f in row])
-                right += (logits.gather(1, columns).argmax(1) == 0).tolist()
+                    for i in chosen
+                ]
+                right += best_first(rows, partial(self.trainer.logits, layers=make(chosen)))
         return right
 
     @property
@@ -97,18 +96,51 @@ class Judge:
         return self.trainer.native_layers(states)
 
 
+Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A question's tokens, and those of each candidate."""
+
+
+def best_first(rows: Sequence[Sequence[Asked]], logits: Callable[[Packed], Tensor]) -> list[bool]:
+    """Whether the first candidate of each question is the likeliest.
+
+    Args:
+        rows: of each context, as many questions.
+        logits: of packed questions over the contexts' caches.
+
+    Raises:
+        FitError: scores that are not finite.
+    """
+    if all(apart(candidates) for row in rows for _, candidates in row):
+        packed = Packed.of([[(q, candidates[0][:1]) for q, candidates in row] for row in rows])
+        columns = torch.tensor([[ids[0] for ids in c] for row in rows for _, c in row])
+        return _first_largest(logits(packed).gather(1, columns))
+    scores = []
+    for place in range(len(rows[0][0][1])):  # one pass for each candidate, every token of it
+        packed = Packed.of([[(q, candidates[place]) for q, candidates in row] for row in rows])
+        wanted = packed.labels[packed.labels != IGNORED]
+        found = logits(packed).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        sizes = [len(candidates[place]) for row in rows for _, candidates in row]
+        scores.append(torch.stack([part.sum() for part in found.split(sizes)]))
+    return _first_largest(torch.stack(scores, dim=1))
+
+
+def _first_largest(scores: Tensor) -> list[bool]:
+    if not bool(scores.isfinite().all()):  # a NaN would count as the largest: as right
+        raise FitError("the model's logits are not finite: the cache that it was given is not")
+    return [bool(right) for right in scores.argmax(1) == 0]
+
+
 def own_answers(model: LM, contexts: Sequence[Context]) -> list[bool]:
     """Whether a model that reads the contexts itself answers right, one entry per question."""
     right: list[bool] = []
     with torch.no_grad():
         for context in contexts:
-            row = model.tokens(context.text).ids
-            layers = model.context([row])
-            for question in context.questions:
-                ids = model.question_ids(question.text)
-                rows = Scenes(layers, torch.tensor([layers[0][0].shape[2]]))
-                packed = Packed.of([[(ids, first_tokens(model, question)[:1])]])
-                logits = packed.logits(model.decoder, model.head, rows)
-                columns = torch.tensor([first_tokens(model, question)])
-                right += (logits.gather(1, columns).argmax(1) == 0).tolist()
+            layers = model.context([model.tokens(context.text).ids])
+            scenes = Scenes(layers, torch.tensor([layers[0][0].shape[2]]))
+            row = [(model.question_ids(q.text), answer_ids(model, q)) for q in context.questions]
+            right += best_first([row], partial(_logits, model, scenes))
     return right
+
+
+def _logits(model: LM, scenes: Scenes, packed: Packed) -> Tensor:
+    return packed.logits(model.decoder, model.head, scenes)

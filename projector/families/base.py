@@ -37,6 +37,9 @@ Floats = npt.NDArray[np.float32]
 
 METADATA = "neural_bridge_map"
 _POWER_STEPS = 100
+_LEAST_KEY_WEIGHT = (
+    1e-3  # channels that a norm of keys all but removes tell nothing of their length
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Map(nn.Module, ABC):
     x_scale: Tensor
     y_mean: Tensor
     y_scale: Tensor
+    key_inverse: Tensor
+    key_lengths: Tensor
 
     def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
         super().__init__()
@@ -104,12 +109,37 @@ class Map(nn.Module, ABC):
         self.to_grid: Tensor | None
         between = grid_weights(source.grid, target.grid)
         self.register_buffer("to_grid", between, persistent=False)
+        if target.qk_norm:
+            self.register_buffer("key_inverse", torch.zeros(target.layers, target.head_dim))
+            self.register_buffer("key_lengths", torch.zeros(target.layers, target.kv_heads))
 
     def take_statistics(self, moments: Moments) -> None:
         """Static statistics from training pairs."""
         for name, stats in (("x", moments.x_stats), ("y", moments.y_stats)):
             getattr(self, f"{name}_mean").copy_(torch.from_numpy(stats.mean))
             getattr(self, f"{name}_scale").copy_(torch.from_numpy(stats.scale))
+
+    def take_key_norm(self, weights: Tensor, moments: Moments) -> None:
+        """From now on give keys the length that the target's own normalisation gives them.
+
+        A regression shrinks what it is unsure of; keys that are too short attend too evenly.
+
+        Args:
+            weights: of the target's norm of keys, `[layers, head_dim]`.
+            moments: of training pairs; the mean length is theirs.
+        """
+        told = weights.abs() > _LEAST_KEY_WEIGHT
+        inverse = torch.where(told, 1 / torch.where(told, weights, 1.0), 0.0)
+        square = torch.from_numpy(moments.y_square / moments.count).float()
+        keys = square.unflatten(0, self._split)[0]
+        self.key_inverse.copy_(inverse)
+        self.key_lengths.copy_((keys * inverse.square()[:, None]).sum(-1).sqrt())
+
+    def take_key_norm_of(self, other: Map) -> None:
+        """As `take_key_norm`, from a map to the same target."""
+        if self.target.qk_norm:
+            self.key_inverse.copy_(other.key_inverse)
+            self.key_lengths.copy_(other.key_lengths)
 
     # -- what a member defines ---------------------------------------------------------------------
 
@@ -157,7 +187,25 @@ class Map(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to target states `[B, M, d_r]`, keys un-rotated."""
-        return self.predict(x) * self.y_scale + self.y_mean
+        return self.states(self.predict(x))
+
+    def states(self, y: Tensor) -> Tensor:
+        """Z-scored target states `[..., d_r]` as the target holds them.
+
+        Where the target normalises its keys, they lie on ellipsoids `||k / w|| = const`: what was
+        predicted is moved along its ray to where they are (0 lengths: it is left where it is).
+        """
+        states = y * self.y_scale + self.y_mean
+        if not self.target.qk_norm:
+            return states
+        keys, values = states.unflatten(-1, self._split).unbind(-4)
+        length = (keys * self.key_inverse[:, None]).norm(dim=-1).clamp(min=_LEAST_KEY_WEIGHT)
+        ratio = torch.where(self.key_lengths > 0, self.key_lengths / length, 1.0)
+        return torch.stack([keys * ratio.unsqueeze(-1), values], dim=-4).flatten(-4)
+
+    @property
+    def _split(self) -> tuple[int, int, int, int]:
+        return 2, self.target.layers, self.target.kv_heads, self.target.head_dim
 
     @property
     def y_stats(self) -> tuple[Tensor, Tensor]:
@@ -201,11 +249,11 @@ class Map(nn.Module, ABC):
         """Largest factor by which the map stretches a difference of z-scored source frames.
 
         The largest singular value, by power iteration on `W W^T` in float64, times `grid_norm` (a
-        frame's map is the Kronecker product of the two); None where the map is not linear and has
-        no such number.
+        frame's map is the Kronecker product of the two); None where the map is not linear (one that
+        gives keys a length is not) and has no such number.
         """
         weights = self.weights()
-        if weights is None:
+        if weights is None or self.target.qk_norm:
             return None
         w = weights.detach().double()
         vector = torch.ones(w.shape[0], dtype=torch.float64) / w.shape[0] ** 0.5
@@ -283,7 +331,7 @@ class ServedMap(nn.Module):
         """
         target = self.inner.target
         filled = torch.where(kept.unsqueeze(-1) > 0.5, latents, torch.zeros_like(latents))
-        states = self.inner.cloud(filled) * self.inner.y_scale + self.inner.y_mean
+        states = self.inner.states(self.inner.cloud(filled))
         shape = (2, target.layers, target.kv_heads, target.head_dim)
         split = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)
         return apply_rotation(split[0], cos, sin, target.rope.interleaved), split[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.real_pair import __main__ as bench
 from benchmarks.real_pair import diverse, facts
-from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
-from benchmarks.real_pair.judge import Judge, first_tokens, own_answers
+from benchmarks.real_pair.fit import Metric, closed_forms, keep, kept, sensitivity, source_columns
+from benchmarks.real_pair.judge import Judge, answer_ids, apart, own_answers
+from benchmarks.real_pair.learn import FULL, Learner, Settings
+from benchmarks.real_pair.tune import Tuned
 from projector.families.low_rank import LowRank
 from projector.families.ridge import Ridge
 from projector.lm import LM
 from projector.moments import Moments
 from projector.texts import collect
 from projector.train import Trainer, TrainSettings
-from protos.errors import FitError, ModelError
-from tests.fakes.tiny_models import tiny_lm
+from protos.errors import FitError
+from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 
 
 @pytest.mark.parametrize("binding", [False, True])
@@ -37,13 +41,64 @@ def test_no_word_of_the_unseen_split_occurs_in_training_in_any_number(binding: b
         assert not facts.forms(word) & seen, word
 
 
-def test_no_word_of_the_unseen_split_occurs_in_the_diverse_corpus() -> None:
-    texts = diverse.make(600, 0)
-    seen = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
-    assert len(seen) > 1500 and len(set(texts)) > 550
+_ENDS = "ax ix an en in on un ar er ow ush ell".split()
+RARE = [f"{a}{b}{c}" for a in "bdfgklmnprstvwz" for b in "aeio" for c in _ENDS]
+
+
+@pytest.fixture(scope="module")
+def vocabularies() -> tuple[list[str], list[str]]:
+    """As two tokenizers would have them, every held-out word in both."""
+    some = sorted({word for piece in diverse.prose() for word in re.findall("[A-Za-z]{3,}", piece)})
+    held = [form for word in facts.words("unseen") for form in (word, word.capitalize())]
+    words = [*some, *RARE, *(word.capitalize() for word in RARE), *held]
+    return [f"\u0120{word}" for word in words], [f"\u2581{word}" for word in [*words, "Quartz"]]
+
+
+def test_no_word_of_the_unseen_split_occurs_in_the_lessons(
+    vocabularies: tuple[list[str], list[str]],
+) -> None:
+    words = diverse.Words.of(*vocabularies)
+    made = diverse.make(600, 0, words)
+    told = [lesson.text for lesson in made]
+    told += [part for one in made for asked in (*one.brief, *one.full) for part in asked]
+    seen = {word for text in told for word in re.findall(r"[a-z]+", text.lower())}
+    assert len(seen) > 1500 and len({lesson.text for lesson in made}) > 500
     for word in facts.words("unseen"):
         assert not facts.forms(word) & seen, word
-    assert texts == diverse.make(600, 0) != diverse.make(600, 1)
+    assert made == diverse.make(600, 0, words) != diverse.make(600, 1, words)
+
+
+def test_choices_are_made_on_words_that_no_lesson_and_no_split_holds(
+    vocabularies: tuple[list[str], list[str]],
+) -> None:
+    words = diverse.Words.of(*vocabularies)
+    assert len(words.held) > 5
+    lessons = diverse.make(900, 0, words)
+    told = {word for one in lessons for word in re.findall(r"[a-z]+", one.text.lower())}
+    told |= {form for split in facts.SPLITS for w in facts.words(split) for form in facts.forms(w)}
+    for word in words.held:
+        assert not facts.forms(word.lower()) & told, word
+
+
+def test_a_lesson_asks_for_what_its_text_says(vocabularies: tuple[list[str], list[str]]) -> None:
+    for lesson in diverse.make(300, 1, diverse.Words.of(*vocabularies)):
+        for seed, kind in ((3, lesson.full or lesson.brief), (4, lesson.brief)):
+            asked = lesson.questions(6, seed)
+            assert len(asked) == 6 and asked == lesson.questions(6, seed)
+            assert set(asked) <= set(kind)
+            for question, answer in asked:
+                begun = question.rpartition("Answer: ")[2]
+                assert f"{begun} {answer}" in lesson.text
+
+
+@pytest.mark.parametrize("language", sorted(facts.FOREIGN))
+def test_facts_in_other_languages_hold_their_answers(language: str) -> None:
+    for context in facts.foreign(language, 20, 0):
+        assert len(context.questions) == facts.ASKED
+        for question in context.questions:
+            assert len(set(question.candidates)) == facts.CANDIDATES
+            begun = re.split("Antwort: |回答：", question.text)[1]
+            assert f"{begun}{question.space}{question.candidates[0]}" in context.text
 
 
 @pytest.mark.parametrize("binding", [False, True])
@@ -99,16 +154,38 @@ def test_a_question_is_answered_by_the_candidate_that_the_whole_model_finds_like
         ids = [*lm.tokens(context.text).ids, *lm.question_ids(context.questions[0].text)]
         with torch.no_grad():
             logits = lm.model(input_ids=torch.tensor([ids])).logits[0, -1]
-        firsts = first_tokens(lm, context.questions[0])
+        firsts = [ids[0] for ids in answer_ids(lm, context.questions[0])]
         want += [bool(logits[firsts].argmax() == 0)] * facts.ASKED
     assert got == want == own_answers(lm, CONTEXTS)
     assert judge.clusters == [0] * 4 + [1] * 4 + [2] * 4
     assert len(judge.answers(judge.blind)) == len(got)
 
 
-def test_candidates_that_begin_alike_are_refused(lm: LM) -> None:
-    with pytest.raises(ModelError, match="alike"):
-        first_tokens(lm, facts.Question("q", ("red", "red car"), "none"))
+def test_a_cache_that_is_not_finite_is_never_right(lm: LM, tmp_path: Path) -> None:
+    pairs = collect(lm, lm, [c.text for c in CONTEXTS].__getitem__, len(CONTEXTS), tmp_path)
+    nothing = TrainSettings(reconstruct_steps=0, task_steps=0)
+    trainer: Any = Trainer(None, pairs, lm, lambda *_: [], nothing, tmp_path / "state")
+    judge = Judge(trainer, CONTEXTS)
+    with pytest.raises(FitError, match="not finite"):
+        judge.answers(lambda i: judge.states(pairs.y[i.start : i.stop] * np.float16(np.inf)))
+
+
+def test_candidates_that_begin_alike_are_told_apart_by_all_their_tokens(lm: LM) -> None:
+    candidates = ("red car", "red truck", "blue car", "blue", "dog", "cat", "tree car", "green")
+    rows = answer_ids(lm, facts.Question("what is it ?", candidates, "none"))
+    assert not apart(rows) and apart([row for row in rows if len(row) == 1])
+    asked = [*lm.tokens("the red car").ids, *lm.question_ids("what is it ?")]
+    scores = []
+    with torch.no_grad():
+        for row in rows:
+            logits = lm.model(input_ids=torch.tensor([[*asked, *row]])).logits[0]
+            told = logits.log_softmax(-1)[len(asked) - 1 : -1]
+            scores.append(float(told.gather(1, torch.tensor(row)[:, None]).sum()))
+    order = [int(i) for i in np.argsort(scores)[::-1]]
+    for first, right in ((order[0], True), (order[1], False)):
+        turned = (candidates[first], *(c for i, c in enumerate(candidates) if i != first))
+        question = facts.Question("what is it ?", turned, "none")
+        assert own_answers(lm, [facts.Context("the red car", (question,))]) == [right]
 
 
 def test_closed_forms_are_those_of_the_families(lm: LM, tmp_path: Path) -> None:
@@ -123,13 +200,130 @@ def test_closed_forms_are_those_of_the_families(lm: LM, tmp_path: Path) -> None:
     np.testing.assert_allclose(moments.xy, parts[0].xy + parts[1].xy + parts[2].xy, rtol=1e-4)
     every = source_columns(layout, layout.layers)
     assert every.tolist() == list(range(d))
-    made = closed_forms(moments, layout, layout, (8,), 1e-2, every)
+    made, best = closed_forms(moments, layout, layout, (8,), 1e-2, every, None, 16)
     sample = torch.from_numpy(x[:50].astype(np.float32))
     with torch.no_grad():
         for rank, family in ((0, Ridge(weight=1e-2)), (8, LowRank(r=8, weight=1e-2))):
             want = family.build(layout, layout, moments).predict(sample[None])
             got = made[rank].predict(sample[None])
             assert float((got - want).norm() / want.norm()) < (1e-3 if not rank else 0.05)
+    xx, _ = moments.normalised()
+    there = best.numpy().T @ (xx + 1e-2 * np.eye(d)) @ best.numpy()
+    np.testing.assert_allclose(there, np.eye(16), atol=1e-3)
+
+
+def test_a_metric_spends_the_rank_where_errors_cost_most(lm: LM) -> None:
+    layout, rng = lm.layout, np.random.default_rng(0)
+    d, blocks = layout.state_dim, 2 * layout.layers
+    x = rng.standard_normal((2000, d))
+    y = x @ rng.standard_normal((d, d)) / d**0.5
+    moments = Moments.of([(x, y)])
+    scale = torch.from_numpy(moments.y_stats.scale)
+    dear = torch.zeros(blocks, d // blocks, d // blocks, dtype=torch.float64)
+    dear[-1] = torch.eye(d // blocks)  # only the last layer's values matter
+    columns = source_columns(layout, layout.layers)
+    sample = torch.from_numpy(x[:200].astype(np.float32))[None]
+    errors = {}
+    for name, metric in (("plain", None), ("dear", Metric.of(dear, scale, 1e-4))):
+        made, _ = closed_forms(moments, layout, layout, (4,), 1e-2, columns, metric)
+        with torch.no_grad():
+            missed = made[0].predict(sample) - made[4].predict(sample)
+        errors[name] = missed.square().mean((0, 1)).view(blocks, -1).mean(1)
+    assert errors["dear"][-1] < 0.9 * errors["plain"][-1]
+    assert errors["dear"][:-1].mean() > errors["plain"][:-1].mean()
+    rows = torch.randn(3, d, dtype=torch.float64)
+    metric = Metric.of(dear + torch.eye(d // blocks), scale, 0.1)
+    torch.testing.assert_close(
+        metric.times(metric.times(rows, 0.5), -0.5), rows, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_sensitivity_is_the_kl_that_a_small_error_causes(lm: LM, tmp_path: Path) -> None:
+    text = CONTEXTS[0].text
+    pairs = collect(lm, lm, [text].__getitem__, 1, tmp_path)
+    nothing = TrainSettings(reconstruct_steps=0, task_steps=0)
+    trainer: Any = Trainer(
+        None, pairs, lm, lambda *_: [("what is left ?", "red")], nothing, tmp_path / "state"
+    )
+    states, packed = pairs.y[0:1].astype(np.float32), trainer.packed([0], 1, 0)
+    blocks = 2 * lm.layout.layers
+    fisher = sensitivity(trainer, [(states, packed)] * 400, blocks) / 400
+    rng, size = np.random.default_rng(0), 0.03
+    found, told = [], []
+    with torch.no_grad():
+        want = trainer.logits(packed, trainer.native_layers(states)).log_softmax(-1)
+        for block in range(blocks):  # an error of every token's in one block, many draws
+            for _ in range(40):
+                error = np.zeros((*states.shape[:2], blocks, fisher.shape[1]), dtype=np.float32)
+                error[:, :, block] = size * rng.standard_normal(error.shape[-1])
+                error[:, 1:] = 0.0  # the first token's only, so that no tokens' errors add up
+                moved = states + error.reshape(states.shape)
+                got = trainer.logits(packed, trainer.native_layers(moved)).log_softmax(-1)
+                found.append(float((want.exp() * (want - got)).sum()))
+            told.append(0.5 * size**2 * float(fisher[block].diagonal().sum()))
+    # The moments are summed over all tokens, so they bound what the first one's error costs.
+    assert 0 < float(np.mean(found)) < 2 * float(np.mean(told))
+    assert bool((torch.linalg.eigvalsh(fisher) > -1e-9).all())
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    folder = tmp_path_factory.mktemp("real")
+    rare = " ".join(f"{word} {word.capitalize()}" for word in RARE)
+    told = [*diverse.prose()[:200], *(c.text for c in facts.make("train", 60, 0)), *[rare] * 30]
+    paths = [
+        tiny_lm(folder, "llama", 4, subword_tokenizer(told, 4000), max_position_embeddings=1024),
+        tiny_gemma3(
+            folder,
+            tokenizer=subword_tokenizer(told[::-1], 5000),
+            sliding_window=700,
+            max_position_embeddings=1024,
+        ),
+    ]
+    source, target = (LM.load(path, text_tokens=300) for path in paths)
+    settings = Settings(ranks=(24, 16), texts=60, directions=32, steps=3, batch=4, questions=2)
+    return Learner(source, target, folder / "work", settings)
+
+
+@pytest.mark.parametrize("rank", [FULL, 16])
+def test_a_map_carried_on_begins_at_the_closed_form_and_stays_of_its_family(
+    learner: Learner, rank: int
+) -> None:
+    start = learner.maps(0)[rank]
+    begun = Tuned(start, learner.directions(0))
+    x = torch.from_numpy(learner.training.x[0:2].astype(np.float32)).nan_to_num(0.0)
+    with torch.no_grad():
+        want = start.predict(x)
+        for other in (begun.predict(x), begun.merged().predict(x)):
+            torch.testing.assert_close(other, want, rtol=0.05, atol=0.05)
+    made = learner.tuned(rank)
+    assert type(made) is type(start) and made.rank == start.rank
+    with torch.no_grad():
+        assert float((made.predict(x) - want).abs().max()) > 1e-4
+
+
+def test_the_benchmark_reports_every_arm_and_resumes(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "FOREIGN_CONTEXTS", 2)
+    args = argparse.Namespace(contexts=4, seeds=2, out=learner.work)
+    report = bench.Bench(args, learner).run()
+    arms = {(arm["name"], arm["seed"]): arm for arm in report["arms"]}
+    carried = {"full + KL", "rank 16 + KL"}
+    fixed = {"native", "no context", "source alone", "another context", "mean state"}
+    closed = {"full", "rank 24", "rank 16"}
+    assert {name for name, _ in arms} >= carried | fixed | closed | {"rank 16 + KL, int4"}
+    assert ("full", 1) in arms and ("full + KL", 1) not in arms
+    for split in ("unseen", "seen", "binding"):
+        assert 0 <= arms[("full", 0)][f"acc_{split}"]["mean"] <= 1
+    assert set(report["fit"]["unseen"]) == {"full", "rank 16"} | carried
+    assert report["ttft"]["ratio"] > 0
+    spent = set(report["training_minutes"])
+    assert {"corpus training", "moments", "sensitivity", "tuned 16"} <= spent
+    assert len(report["targets"]) == 7
+    again = bench.Bench(args, learner)
+    assert len(again.rows) > 40
+    assert again.run()["arms"] == report["arms"]
 
 
 def test_maps_of_some_source_layers_look_at_no_others(lm: LM) -> None:

@@ -6,13 +6,23 @@ Each builder writes a folder that `VLM.load` takes: weights, processor, chat tem
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -216,14 +226,17 @@ def tiny_internvl(folder: Path, grid: int = 4, seed: int = 3) -> Path:
     return _save(folder / "internvl", _shaken(InternVLForConditionalGeneration(config)), processor)
 
 
-def tiny_lm(folder: Path, text: str = "llama", seed: int = 4, **over: Any) -> Path:
+def tiny_lm(
+    folder: Path, text: str = "llama", seed: int = 4, tokenizer: Any = None, **over: Any
+) -> Path:
     """A causal language model of the family `text`, with a tokenizer that names its family.
 
     Llama's puts nothing before a text and knows words; any other's puts `<bos>` before it and
-    knows letters.
+    knows letters. Another tokenizer takes its place where one is given.
     """
     torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer() if text == "llama" else letter_tokenizer()
+    if tokenizer is None:
+        tokenizer = tiny_tokenizer() if text == "llama" else letter_tokenizer()
     model = AutoModelForCausalLM.from_config(_text(text, len(tokenizer), **over))
     return _save(folder / f"lm-{text}", _shaken(model), tokenizer)
 
@@ -246,6 +259,27 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]
     )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+    )
+
+
+def subword_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (as SmolLM2's) of `size` tokens, learnt from some texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<unk>", "<bos>", "<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",

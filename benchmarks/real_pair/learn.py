@@ -1,0 +1,287 @@
+"""What is learnt between two language models, step by step, each kept and not made again.
+
+Knows the work folder, corpora, moments by fold, maps, what training cost. Knows no arms and no
+split of the benchmark: nothing here sees a word that is held out. The calls, in order: `corpus`
+runs both models over texts; `maps` fits closed forms; `tuned` carries one on through the frozen
+target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.real_pair import diverse
+from benchmarks.real_pair.diverse import Lesson, Words
+from benchmarks.real_pair.fit import (
+    Metric,
+    closed_forms,
+    keep,
+    kept,
+    sensitivity,
+    source_columns,
+)
+from benchmarks.real_pair.tune import Tuned
+from projector.bundle import write_files
+from projector.cache import key_norm_weights
+from projector.closed_form import Statistics
+from projector.corpus import Corpus
+from projector.families import load
+from projector.families.base import Map, write
+from projector.fit import chunks
+from projector.lm import LM
+from projector.moments import Moments
+from projector.texts import collect
+from projector.train import Trainer, TrainSettings
+
+FULL = 0
+"""Stands for the whole matrix among ranks."""
+FOLDS = 4
+_MEASURED, _MEASURED_BATCH, _MEASURED_ASKED = 960, 16, 4  # texts the sensitivity is measured on
+_SECONDS = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How maps are learnt.
+
+    Attributes:
+        ranks: numbers per token of the squeezed maps; the second is looked at most.
+        texts: to learn from.
+        layers: of the source; 0 for all.
+        ridge: weight of the closed forms.
+        shrink: as `Metric.of`; 0 for plain squared errors.
+        directions: of the source, that training through the target may use.
+        steps: of it.
+        batch: texts per step.
+        questions: of each.
+        rate: peak learning rate.
+    """
+
+    ranks: tuple[int, ...] = (512, 256, 128, 64)
+    texts: int = 12000
+    layers: int = 0
+    ridge: float = 1e-2
+    shrink: float = 0.1
+    directions: int = 1024
+    steps: int = 60
+    batch: int = 16
+    questions: int = 4
+    rate: float = 5e-4
+
+    @property
+    def coded(self) -> int:
+        """The rank that codecs and controls are tried at."""
+        return self.ranks[1]
+
+    def named(self, *fields: str) -> str:
+        """A file's name that says these settings."""
+        return "-".join(f"{name}{getattr(self, name):g}" for name in fields)
+
+
+@dataclass
+class Learner:
+    """One direction of the pair.
+
+    Attributes:
+        source: the model whose cache is projected.
+        target: the frozen model that answers.
+        work: where every step is kept.
+        settings: how maps are learnt.
+    """
+
+    source: LM
+    target: LM
+    work: Path
+    settings: Settings
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of each step that was made, earlier runs included."""
+
+    def __post_init__(self) -> None:
+        """Reads what earlier runs left."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        if (self.work / _SECONDS).exists():
+            self.spent = json.loads((self.work / _SECONDS).read_text())
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the seconds that a step took to what was spent on it."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[step] = self.spent.get(step, 0.0) + time.monotonic() - begun
+            write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
+
+    # -- pairs -------------------------------------------------------------------------------------
+
+    def corpus(self, name: str, texts: Sequence[str]) -> Corpus:
+        """Both models' caches of some texts."""
+        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        folder = self.work / f"corpus-{name}-{len(texts)}"
+        with self.timed(f"corpus {name}"):
+            return collect(
+                self.source,
+                self.target,
+                texts.__getitem__,
+                len(texts),
+                folder,
+                name,
+                inputs=digest,
+            )
+
+    @cached_property
+    def words(self) -> Words:
+        """Of both vocabularies."""
+        return Words.of(*(model.tokenizer.get_vocab() for model in (self.source, self.target)))
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        """What is learnt from."""
+        return diverse.make(self.settings.texts, 0, self.words)
+
+    @cached_property
+    def training(self) -> Corpus:
+        """Both models' caches of the lessons."""
+        return self.corpus("training", [lesson.text for lesson in self.lessons])
+
+    def trainer(self, made: Any, steps: int = 0, name: str = "state") -> Trainer[Any]:
+        """Trains a map on the lessons."""
+        plan = self.settings
+        settings = TrainSettings(
+            reconstruct_steps=0,
+            task_steps=steps,
+            batch=plan.batch,
+            questions=plan.questions,
+            rate=2 * plan.rate,  # the task stage has half of it
+            penalty_weight=0.0,
+        )
+        return Trainer(
+            made,
+            self.training,
+            self.target,
+            lambda text, count, seed: self.lessons[text].questions(count, seed),
+            settings,
+            self.work / name,
+            about=plan.named("texts", "layers", "ridge", "shrink", "directions"),
+        )
+
+    # -- closed forms ------------------------------------------------------------------------------
+
+    def moments(self, without: int) -> Moments:
+        """Of the lessons, without one fold of them; each fold's are made once."""
+        corpus, total = self.training, None
+        for fold in tqdm(range(FOLDS), desc="moments", unit="fold"):
+            path = self.work / f"moments-{len(corpus)}-{fold}.npz"
+            if not path.exists():
+                with self.timed("moments"):
+                    part = corpus.part(np.arange(len(corpus)) % FOLDS == fold)
+                    keep(Moments.of(chunks(part, self.source.layout, self.target.layout)), path)
+            if fold != without % FOLDS:
+                total = kept(path) if total is None else total + kept(path)
+        assert total is not None
+        return total
+
+    def metric(self, y_stats: Statistics) -> Metric | None:
+        """What an error of the target's state costs its answers; None for its own variance."""
+        plan = self.settings
+        if not plan.shrink:
+            return None
+        path = self.work / f"sensitivity-{plan.texts}.npy"
+        if not path.exists():
+            with self.timed("sensitivity"):
+                found = self._sensitivity()
+            blob = BytesIO()
+            np.save(blob, found.numpy(), allow_pickle=False)
+            write_files(self.work, {path.name: blob.getvalue()})
+        second = torch.from_numpy(np.load(path, allow_pickle=False))
+        return Metric.of(second, torch.from_numpy(y_stats.scale), plan.shrink)
+
+    def _sensitivity(self) -> Tensor:
+        trainer = self.trainer(None)
+        starts = range(0, min(len(self.training), _MEASURED), _MEASURED_BATCH)
+        every = [range(i, min(i + _MEASURED_BATCH, len(self.training))) for i in starts]
+        return sensitivity(
+            trainer,
+            (
+                (self.training.y[some.start : some.stop], self._asked(trainer, some))
+                for some in tqdm(every, desc="sensitivity", unit="batch")
+            ),
+            2 * self.target.layout.layers,
+        )
+
+    @staticmethod
+    def _asked(trainer: Trainer[Any], some: Sequence[int]) -> Any:
+        return trainer.packed(some, _MEASURED_ASKED, 0)
+
+    def maps(self, seed: int) -> dict[int, Map]:
+        """Closed forms without one fold, by rank."""
+        source, target = self.source.layout, self.target.layout
+        paths = {rank: self._path(f"map-{rank}-{seed}") for rank in (FULL, *self.settings.ranks)}
+        if not all(path.exists() for path in (*paths.values(), self._directions(seed))):
+            total = self.moments(without=seed)
+            with self.timed(f"closed forms {seed}"):
+                columns = source_columns(source, self.settings.layers or source.layers)
+                made, best = closed_forms(
+                    total,
+                    source,
+                    target,
+                    self.settings.ranks,
+                    self.settings.ridge,
+                    columns,
+                    self.metric(total.y_stats),
+                    self.settings.directions,
+                )
+                norm = key_norm_weights(self.target.decoder, target)
+                for rank, one in made.items():
+                    if norm is not None:
+                        one.take_key_norm(norm, total)
+                    write(paths[rank], one)
+                blob = BytesIO()
+                np.save(blob, best.numpy(), allow_pickle=False)
+                write_files(self.work, {self._directions(seed).name: blob.getvalue()})
+        return {rank: load(path.read_bytes(), source, target) for rank, path in paths.items()}
+
+    def _path(self, name: str) -> Path:
+        plan = self.settings.named("texts", "layers", "ridge", "shrink")
+        return self.work / f"{name}-{plan}.safetensors"
+
+    def directions(self, seed: int) -> Tensor:
+        """What `maps` found of the source's best directions, `[d_s, k]`."""
+        return torch.from_numpy(np.load(self._directions(seed), allow_pickle=False))
+
+    def _directions(self, seed: int) -> Path:
+        return self._path(f"directions-{self.settings.directions}-{seed}").with_suffix(".npy")
+
+    # -- through the frozen target -----------------------------------------------------------------
+
+    def tuned(self, rank: int, report: Callable[[Map], float] | None = None) -> Map:
+        """A closed form carried on by the KL of answers through the frozen target.
+
+        Args:
+            rank: of the map.
+            report: what is logged of a map now and then.
+        """
+        source, target, plan = self.source.layout, self.target.layout, self.settings
+        path = self._path(f"tuned-{rank}-{plan.named('directions', 'steps', 'batch', 'rate')}")
+        if not path.exists():
+            start = self.maps(0)[rank]
+            made = Tuned(start, self.directions(0))
+            trainer = self.trainer(made, plan.steps, f"state-{path.stem}")
+            with self.timed(f"tuned {rank}"):
+                trainer.run(report and (lambda: {"accuracy": report(made.merged())}))
+            write(path, made.merged())
+        return load(path.read_bytes(), source, target)

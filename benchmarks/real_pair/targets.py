@@ -1,0 +1,59 @@
+"""What was aimed at between the real pair, beside what was measured. Knows the report's fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+FLOOR = "no context"
+
+
+def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str, Any]]:
+    """Each target with what was measured and whether it was met.
+
+    Args:
+        report: of one direction, without them.
+        coded: the rank that codecs and controls are tried at.
+        reverse: where the other direction's report is written.
+    """
+    arms = {(arm["name"], arm["seed"]): arm for arm in report["arms"]}
+    squeezed, whole = f"rank {coded} + KL", "full + KL"
+    rows = []
+
+    def row(target: str, measured: str, met: bool) -> None:
+        rows.append({"target": target, "measured": measured, "met": met})
+
+    for name, least in ((squeezed, 0.85), (whole, 0.90)):
+        found = arms[name, 0].get("gap_recovered_unseen")
+        row(
+            f"{name}: share of the gap recovered on unseen words at least {least:.0%}",
+            "there is no gap" if found is None else f"{found:.1%}",
+            found is not None and found >= least,
+        )
+    lost = 100 * (
+        arms[squeezed, 0]["acc_unseen"]["mean"] - arms[f"{squeezed}, int4", 0]["acc_unseen"]["mean"]
+    )
+    row("INT4 latents within 1 point of float", f"{-lost:+.1f} points", lost <= 1.0)
+    apart = arms["another context", 0]["minus_floor_unseen"]
+    mean, low, high = (100 * apart[key] for key in ("mean", "low", "high"))
+    row(
+        "another context's cache at the floor without context (within two standard errors)",
+        f"{mean:+.1f} ({low:+.1f} to {high:+.1f}) points",
+        low <= 0.0 <= high,
+    )
+    spent = report["training_minutes"]
+    steps = ("corpus training", "moments", "sensitivity", "closed forms 0", f"tuned {coded}")
+    minutes = sum(spent.get(step, 0.0) for step in steps)
+    row(
+        f"training {squeezed}, corpus included, at most 60 minutes",
+        f"{minutes:.0f} minutes on {report['threads']} threads",
+        minutes <= 60,
+    )
+    ratio = report["ttft"]["ratio"]
+    row(
+        f"time to first token of {report['ttft']['tokens']} tokens at most 0.6 of reading them",
+        f"{ratio:.2f}",
+        ratio <= 0.6,
+    )
+    row("the reverse direction runs by the same commands", str(reverse), reverse.exists())
+    return rows
