@@ -24,6 +24,8 @@ from protos.quantize import EntropyTables, UniformQuantizer
 
 COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
 """Quantization steps of the ladder, in units of a map's own steps."""
+TEXT_COARSENESS = {"fine": 1.0, "medium": 2.0, "coarse": 4.0, "coarser": 6.0, "coarsest": 8.0}
+"""The same of texts, whose latents are many and small each: a picture's steps leave little."""
 REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
 """Quantization steps of the way back, in shares of a state's usual length."""
 FP8_POINT, FLOAT_POINT = 10, 11
@@ -154,9 +156,9 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
         projection = made.down(torch.eye(made.source.state_dim)).numpy().astype(np.float32)
         mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
         centre = made.down(made.normal(mean)).numpy().astype(np.float32)
-        if text:
-            centre = np.tile(centre, (made.source.tokens, 1))
         steps = made.steps().numpy().astype(np.float32)
+    if text:
+        centre = np.tile(centre, (made.source.tokens, 1))
     return make_encoder(
         made.source,
         states,
@@ -165,6 +167,7 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
         projection=projection,
         centre=centre,
         steps=steps,
+        coarseness=TEXT_COARSENESS if text else COARSENESS,
         text=text,
     )
 
