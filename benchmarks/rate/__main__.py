@@ -249,14 +249,12 @@ class Bench:
     def controller(self) -> dict[str, Any]:
         """The controller on synthetic traces against every fixed point, of the first edge model."""
         name = next(iter(self.edges))
+        rungs, start = controller.ladder(self.edges[name], controller.PICTURES)
+        seconds, seeds = self.args.trace_seconds, self.args.seeds
         found: dict[str, Any] = self.keep(
             "controller",
-            f"{self.digests[name]} {self.args.trace_seconds} {self.args.seeds}",
-            lambda: controller.measure(
-                *controller.ladder(self.edges[name], controller.PICTURES),
-                self.args.trace_seconds,
-                range(self.args.seeds),
-            ),
+            f"{self.digests[name]} {seconds} {seeds} from {start}",
+            partial(controller.measure, rungs, start, seconds, range(seeds)),
         )
         return {"edge_model": name, "traces_are": "synthetic", **found}
 
