@@ -93,7 +93,9 @@ class Caches:
             at = np.arange(start, start + len(ids), dtype=np.int64)
             queries.append(cache.rotate(found.transpose(1, 2), vlm.layout.rope, at))
         shape = (vlm.layout.layers, vlm.layout.kv_heads, vlm.layout.head_dim)
-        return cls(states, torch.stack(queries, dim=1), vlm.layout.rope, shape)
+        least = min(part.shape[2] for part in queries)  # some questions are shorter
+        last = torch.stack([part[:, :, -least:] for part in queries], dim=1)
+        return cls(states, last, vlm.layout.rope, shape)
 
     def flat(self) -> Floats:
         """`[pictures, tokens, state_dim]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rate.tensors import Caches, Transform, compare, ours
+from benchmarks.rate.tensors import QUERIES, Caches, Transform, compare, ours
 from benchmarks.rate.turboquant import TurboQuant, codebook
+from projector.vlm import VLM
 from protos.errors import UnsupportedModelError
 from protos.layout import KVState
 from tests.fakes.fake_edge import LAYOUT
+from tests.fakes.tiny_models import picture as drawn
+from tests.fakes.tiny_models import tiny_idefics3
 
 
 def caches(pictures: int, flat: np.ndarray) -> Caches:
@@ -130,3 +134,16 @@ def test_a_decoder_of_another_kind_is_refused() -> None:
     decoder = torch.nn.Linear(2, 2)
     with pytest.raises(UnsupportedModelError, match="no q_proj"):
         Caches.of(SimpleNamespace(decoder=decoder, layout=layout), [], [])  # type: ignore[arg-type]
+
+
+def test_questions_of_different_length_give_as_many_queries_each(tmp_path: Path) -> None:
+    """The last tokens of each, as many as the shortest question has."""
+    vlm = VLM.load(tiny_idefics3(tmp_path))
+    asked = ["is there a fire ?", "fire ?"]
+    made = Caches.of(vlm, [drawn(0), drawn(1)], asked)
+    least = min(len(vlm.question_ids(text)) for text in asked)
+    assert len({len(vlm.question_ids(text)) for text in asked}) == 2
+    assert made.queries.shape[1] == 2 and made.queries.shape[3] == min(QUERIES, least)
+    alone = Caches.of(vlm, [drawn(0)], asked[:1])
+    whole = alone.queries[:, 0, :, -made.queries.shape[3] :]
+    torch.testing.assert_close(made.queries[:, 0], whole)
