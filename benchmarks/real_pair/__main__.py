@@ -25,6 +25,7 @@ from benchmarks.real_pair import diverse, facts
 from benchmarks.real_pair.install import FOLDER, GEMMA3, SMOLLM2
 from benchmarks.real_pair.judge import Judge, Make, own_answers
 from benchmarks.real_pair.learn import FULL, Learner, Settings
+from benchmarks.real_pair.page import FORWARD, REVERSE
 from benchmarks.real_pair.targets import FLOOR, targets
 from projector.corpus import Corpus
 from projector.estimate import clustered, paired
@@ -44,7 +45,6 @@ _FLOAT_BYTES = 4.0
 _INT4_SIGMAS = 3.0  # four bits are spent on the bulk, not on the largest value
 _TIMED_FACTS = 36  # some 200 tokens
 _ROUNDS = 7
-FORWARD, REVERSE = "real_pair.json", "real_pair_reverse.json"
 SETTINGS = {
     "texts": "to learn from",
     "layers": "of the source; 0 for all",

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.floating]
 
 _SPARE = 64  # directions more than asked for, in the randomised decomposition
 _POWER = 4
+_LEAST_EXPLAINED = 0.05  # of a head's variance; less tells nothing worth stretching
 
 
 def keep(moments: Moments, path: Path) -> None:
@@ -178,6 +179,9 @@ def closed_forms(
     made: dict[int, Map] = {}
     full = MatrixMap(Ridge(weight=weight), source, target)
     _fill(full.matrix, columns, torch.linalg.solve_triangular(lower.T, whitened, upper=True))
+    with torch.no_grad():
+        told = whitened.square().sum(0) - weight * full.matrix.square().sum(0)
+        full.matrix.mul_(key_gain(told.float(), target))
     made[0] = full
     torch.manual_seed(0)
     if metric is not None:
@@ -195,11 +199,33 @@ def closed_forms(
             low.v.copy_(best[:, :rank])
             low.sigma.copy_(sigma[:rank].float())
             low.u.copy_(right[:, :rank].float())
+            told = (low.u * low.sigma).square().sum(1)  # latents have unit variance
+            low.u.mul_(key_gain(told, target)[:, None])
         made[rank] = low
     for member in made.values():
         member.take_statistics(moments)
         member.eval()
     return made, best
+
+
+def key_gain(explained: Tensor, target: KVLayout) -> Tensor:
+    """What to multiply predicted z-scores by so that keys spread as widely as the target's own.
+
+    A regression shrinks what it is unsure of, and keys that are too alike attend too evenly. Where
+    the target normalises its keys nothing is done here: `Map.states` gives them their length.
+
+    Args:
+        explained: variance that the regression gives each number, `[d_r]`.
+        target: whose keys; each head's share one factor.
+
+    Returns:
+        `[d_r]`, 1 for values.
+    """
+    gain = torch.ones_like(explained).view(2, target.layers * target.kv_heads, target.head_dim)
+    if not target.qk_norm:
+        head = explained.view_as(gain)[0].mean(dim=1, keepdim=True)
+        gain[0] = head.clamp(min=_LEAST_EXPLAINED).rsqrt()
+    return gain.flatten()
 
 
 def _fill(matrix: Tensor, columns: Tensor, rows: Tensor) -> None:
