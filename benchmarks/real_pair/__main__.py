@@ -7,6 +7,7 @@ by fold, maps, arms) is kept under the work folder and not made again; `--revers
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -205,6 +206,11 @@ class Bench:
             },
         )
         closed = self.learner.maps(0)
+        for rank in (FULL, coded):
+            if made.target.qk_norm:  # what their length is worth
+                short = copy.deepcopy(closed[rank])
+                short.key_lengths.zero_()
+                self._arm(split, f"{_closed(rank)}, keys as predicted", 0, short)
         fitted = {
             _closed(FULL): closed[FULL],
             _closed(coded): closed[coded],

@@ -320,7 +320,10 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     carried = {"full + KL", "rank 16 + KL"}
     fixed = {"native", "no context", "source alone", "another context", "mean state"}
     closed = {"full", "rank 24", "rank 16"}
-    assert {name for name, _ in arms} >= carried | fixed | closed | {"rank 16 + KL, int4"}
+    assert {name for name, _ in arms} >= carried | fixed | closed | {
+        "rank 16 + KL, int4",
+        "rank 16, keys as predicted",
+    }
     assert ("full", 1) in arms and ("full + KL", 1) not in arms
     for split in ("unseen", "seen", "binding"):
         assert 0 <= arms[("full", 0)][f"acc_{split}"]["mean"] <= 1
