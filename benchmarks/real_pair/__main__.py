@@ -111,7 +111,7 @@ class Bench:
             for split in SPLITS:
                 for rank, made in maps.items():
                     self._arm(split, _closed(rank), seed, made)
-        ranks = (*self.learner.settings.ranks[1:], FULL)
+        ranks = (self.learner.settings.coded, FULL)
         tuned = {rank: self.learner.tuned(rank, self._chosen_by) for rank in ranks}
         for split in (*SPLITS, *facts.FOREIGN):
             for rank, made in tuned.items():
