@@ -21,7 +21,10 @@ from protos.errors import FitError
 from tests.fakes.tiny_models import tiny_gemma3, tiny_lm
 
 TEXTS = [
-    f"the {a} {b} and a {b} {c}" for a in ("red", "blue") for b in ("car", "dog") for c in "ab"
+    f"the {a} {b} below the {c}"
+    for a in ("red", "blue")
+    for b in ("car", "dog")
+    for c in ("tree", "truck")
 ]
 
 
