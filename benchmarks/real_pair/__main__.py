@@ -44,7 +44,7 @@ LEVELS = {"fp8_e4m3": 224.0, "int8": 127.0, "int4": 7.0}
 BYTES = {"fp8_e4m3": 1.0, "int8": 1.0, "int4": 0.5}
 _FLOAT_BYTES = 4.0
 _INT4_SIGMAS = 3.0  # four bits are spent on the bulk, not on the largest value
-_TIMED_FACTS = 36  # some 200 tokens
+_TIMED_CONTEXTS, _TIMED_TOKENS = 12, 200
 _ROUNDS = 7
 SETTINGS = {
     "texts": "to learn from",
@@ -241,8 +241,8 @@ class Bench:
     def _ttft(self, made: Map) -> dict[str, Any]:
         """Time to the first token of a long context: injected over reading it, in turn."""
         target = self.learner.target
-        told = " ".join(c.text for c in facts.make("train", _TIMED_FACTS // 4, 3))
-        row = target.tokens(told).ids[:200]
+        texts = [context.text for context in facts.make("train", _TIMED_CONTEXTS, 3)]
+        row = [token for text in texts for token in target.tokens(text).ids][:_TIMED_TOKENS]
         ids = [target.question_ids("Question: Where does Anna live?\nAnswer: Anna lives in")]
         z = torch.randn(1, len(row), made.rank)
         trainer = self.learner.trainer(None)

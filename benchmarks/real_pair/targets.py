@@ -55,5 +55,10 @@ def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str,
         f"{ratio:.2f}",
         ratio <= 0.6,
     )
-    row("the reverse direction runs by the same commands", str(reverse), reverse.exists())
+    there = reverse.exists()
+    row(
+        "the reverse direction runs by the same commands",
+        f"its figures are in {reverse.name}" if there else "not run",
+        there,
+    )
     return rows
