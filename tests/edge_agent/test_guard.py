@@ -17,7 +17,7 @@ from tests.fakes.fake_edge import RANK
 
 HOPELESS = {"bias": 3.0}
 NEEDS_BITS = {"bias": -3.0, "quantize": 60.0}
-"""Risky at the point `low`, whose error is above 0.05 on the tokens it keeps; safe at `fp8`, 0.02."""
+"""Risky at the point `low`, whose error on its tokens is above 0.05; safe at `fp8`, with 0.02."""
 
 
 def guarded(tmp_path: Path, guard: Guard, bias: float, quantize: float = 0.0) -> Run:
