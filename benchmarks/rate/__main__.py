@@ -417,7 +417,8 @@ def main() -> int:
     parser.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     args = parser.parse_args()
-    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors.
+    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors;
+    # on one with matrix units for it this may mean bfloat16 products.
     torch.set_float32_matmul_precision("medium")
     try:
         return run(args, Console())

@@ -306,7 +306,8 @@ class Bench:
             "text_on_the_wire": {s: self.rows[f"{s}/text"] for s in (*SPLITS, *facts.FOREIGN)},
             "fit": {s: self._fit_of(s) for s in SPLITS},
             "ttft": self.rows["ttft"],
-            "training_minutes": {k: round(v / 60, 2) for k, v in self.learner.spent.items()},
+            "sensitivity": self.learner.shares(),
+            "training_minutes": self.learner.minutes(),
             "judging_minutes": round(sum(row["seconds"] for row in self.rows.values()) / 60, 2),
         }
         coded = self.learner.settings.coded
@@ -381,7 +382,8 @@ def main() -> int:
     names = [SMOLLM2.name, GEMMA3.name]
     if args.reverse:
         names.reverse()
-    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors.
+    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors;
+    # on one with matrix units for it this may mean bfloat16 products.
     torch.set_float32_matmul_precision("medium")
     try:
         source, target = (LM.load(args.models / name, text_tokens=TEXT_TOKENS) for name in names)

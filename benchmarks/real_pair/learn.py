@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -44,7 +44,7 @@ from projector.families.base import Map, write
 from projector.fit import chunks
 from projector.lm import LM
 from projector.moments import Moments
-from projector.texts import collect
+from projector.texts import SHARD_TEXTS, collect
 from projector.train import Trainer, TrainSettings
 
 FULL = 0
@@ -52,6 +52,9 @@ FULL = 0
 FOLDS = 4
 _MEASURED, _MEASURED_BATCH, _MEASURED_ASKED = 960, 16, 4  # texts the sensitivity is measured on
 _SECONDS = "seconds.json"
+_TEXTS = ("texts",)
+_CLOSED = ("texts", "layers", "ridge", "shrink")
+_TUNED = ("directions", "steps", "batch", "questions", "rate")
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Learner:
     target: LM
     work: Path
     settings: Settings
-    spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of each step that was made, earlier runs included."""
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Seconds of each step, by the settings that it was made with, earlier runs included."""
 
     def __post_init__(self) -> None:
         """Reads what earlier runs left."""
@@ -117,14 +120,26 @@ class Learner:
             self.spent = json.loads((self.work / _SECONDS).read_text())
 
     @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Adds the seconds that a step took to what was spent on it."""
+    def timed(self, step: str, fields: Sequence[str]) -> Iterator[None]:
+        """Adds the seconds that a step took to what was spent on it with such settings."""
         begun = time.monotonic()
         try:
             yield
         finally:
-            self.spent[step] = self.spent.get(step, 0.0) + time.monotonic() - begun
+            found = self.spent.setdefault(step, {})
+            plan = self.settings.named(*fields)
+            found[plan] = found.get(plan, 0.0) + time.monotonic() - begun
             write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
+
+    def minutes(self) -> dict[str, float]:
+        """What each step took with these settings; a step that nobody timed is not in it."""
+        plans = [self.settings.named(*fields) for fields in (_TEXTS, _CLOSED, _CLOSED + _TUNED)]
+        return {
+            step: round(found[plan] / 60, 2)
+            for step, found in self.spent.items()
+            for plan in plans
+            if plan in found
+        }
 
     # -- pairs -------------------------------------------------------------------------------------
 
@@ -132,7 +147,8 @@ class Learner:
         """Both models' caches of some texts."""
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         folder = self.work / f"corpus-{name}-{len(texts)}"
-        with self.timed(f"corpus {name}"):
+        whole = len(list(folder.glob("*.safetensors"))) == -(-len(texts) // SHARD_TEXTS)
+        with nullcontext() if whole else self.timed(f"corpus {name}", _TEXTS):
             return collect(
                 self.source,
                 self.target,
@@ -176,7 +192,7 @@ class Learner:
             lambda text, count, seed: self.lessons[text].questions(count, seed),
             settings,
             self.work / name,
-            about=plan.named("texts", "layers", "ridge", "shrink", "directions"),
+            about=plan.named(*_CLOSED, "directions"),
         )
 
     # -- closed forms ------------------------------------------------------------------------------
@@ -187,7 +203,7 @@ class Learner:
         for fold in tqdm(range(FOLDS), desc="moments", unit="fold"):
             path = self.work / f"moments-{len(corpus)}-{fold}.npz"
             if not path.exists():
-                with self.timed("moments"):
+                with self.timed("moments", _TEXTS):
                     part = corpus.part(np.arange(len(corpus)) % FOLDS == fold)
                     keep(Moments.of(chunks(part, self.source.layout, self.target.layout)), path)
             if fold != without % FOLDS:
@@ -195,20 +211,27 @@ class Learner:
         assert total is not None
         return total
 
+    def sensitivity(self) -> Tensor:
+        """Second moments of the gradient of answers at the target's states, `[2 layers, w, w]`."""
+        path = self.work / f"sensitivity-{self.settings.texts}.npy"
+        if not path.exists():
+            with self.timed("sensitivity", _TEXTS):
+                found = self._sensitivity()
+            _keep(path, found)
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+
+    def shares(self) -> dict[str, list[float]]:
+        """What part of the answers' Fisher information each layer's keys and values hold."""
+        traces = self.sensitivity().diagonal(0, 1, 2).sum(-1)
+        keys, values = (traces / traces.sum()).view(2, -1).tolist()
+        return {"keys": keys, "values": values}
+
     def metric(self, y_stats: Statistics) -> Metric | None:
         """What an error of the target's state costs its answers; None for its own variance."""
         plan = self.settings
         if not plan.shrink:
             return None
-        path = self.work / f"sensitivity-{plan.texts}.npy"
-        if not path.exists():
-            with self.timed("sensitivity"):
-                found = self._sensitivity()
-            blob = BytesIO()
-            np.save(blob, found.numpy(), allow_pickle=False)
-            write_files(self.work, {path.name: blob.getvalue()})
-        second = torch.from_numpy(np.load(path, allow_pickle=False))
-        return Metric.of(second, torch.from_numpy(y_stats.scale), plan.shrink)
+        return Metric.of(self.sensitivity(), torch.from_numpy(y_stats.scale), plan.shrink)
 
     def _sensitivity(self) -> Tensor:
         trainer = self.trainer(None)
@@ -233,7 +256,8 @@ class Learner:
         paths = {rank: self._path(f"map-{rank}-{seed}") for rank in (FULL, *self.settings.ranks)}
         if not all(path.exists() for path in (*paths.values(), self._directions(seed))):
             total = self.moments(without=seed)
-            with self.timed(f"closed forms {seed}"):
+            metric = self.metric(total.y_stats)
+            with self.timed(f"closed forms {seed}", _CLOSED):
                 columns = source_columns(source, self.settings.layers or source.layers)
                 made, best = closed_forms(
                     total,
@@ -242,7 +266,7 @@ class Learner:
                     self.settings.ranks,
                     self.settings.ridge,
                     columns,
-                    self.metric(total.y_stats),
+                    metric,
                     self.settings.directions,
                 )
                 norm = key_norm_weights(self.target.decoder, target)
@@ -250,14 +274,11 @@ class Learner:
                     if norm is not None:
                         one.take_key_norm(norm, total)
                     write(paths[rank], one)
-                blob = BytesIO()
-                np.save(blob, best.numpy(), allow_pickle=False)
-                write_files(self.work, {self._directions(seed).name: blob.getvalue()})
+                _keep(self._directions(seed), best)
         return {rank: load(path.read_bytes(), source, target) for rank, path in paths.items()}
 
     def _path(self, name: str) -> Path:
-        plan = self.settings.named("texts", "layers", "ridge", "shrink")
-        return self.work / f"{name}-{plan}.safetensors"
+        return self.work / f"{name}-{self.settings.named(*_CLOSED)}.safetensors"
 
     def directions(self, seed: int) -> Tensor:
         """What `maps` found of the source's best directions, `[d_s, k]`."""
@@ -276,12 +297,18 @@ class Learner:
             report: what is logged of a map now and then.
         """
         source, target, plan = self.source.layout, self.target.layout, self.settings
-        path = self._path(f"tuned-{rank}-{plan.named('directions', 'steps', 'batch', 'rate')}")
+        path = self._path(f"tuned-{rank}-{plan.named(*_TUNED)}")
         if not path.exists():
             start = self.maps(0)[rank]
             made = Tuned(start, self.directions(0))
             trainer = self.trainer(made, plan.steps, f"state-{path.stem}")
-            with self.timed(f"tuned {rank}"):
+            with self.timed(f"tuned {rank}", _CLOSED + _TUNED):
                 trainer.run(report and (lambda: {"accuracy": report(made.merged())}))
             write(path, made.merged())
         return load(path.read_bytes(), source, target)
+
+
+def _keep(path: Path, array: Tensor) -> None:
+    blob = BytesIO()
+    np.save(blob, array.numpy(), allow_pickle=False)
+    write_files(path.parent, {path.name: blob.getvalue()})

@@ -91,14 +91,29 @@ def markdown(report: Report, other: Report | None) -> str:
         "smaller of the two here. What it saves is reading: the first token of "
         f"{first['tokens']} tokens comes after {first['injected_ms']:.0f} ms against "
         f"{first['native_ms']:.0f} ms. Minutes of the steps: "
-        + ", ".join(f"{name} {minutes:.1f}" for name, minutes in spent.items() if minutes >= 0.1)
-        + f" ({report['threads']} threads). Command: `python -m benchmarks.real_pair`.",
+        + ", ".join(f"{name} {minutes:.1f}" for name, minutes in spent.items() if minutes >= 0.5)
+        + f" (threads: {report['threads']}). {_dearest(report)} Command: "
+        "`python -m benchmarks.real_pair`.",
         "",
         f"![right answers against numbers per token]({PLOT})",
     ]
     if other is not None:
         lines += ["", _reverse(other)]
     return "\n".join(lines)
+
+
+def _dearest(report: Report) -> str:
+    """Where the answers' Fisher information lies."""
+    shares = report["sensitivity"]
+    dearest, layer = max(
+        ((part, layer) for part, found in shares.items() for layer in range(len(found))),
+        key=lambda place: float(shares[place[0]][place[1]]),
+    )
+    return (
+        f"Of the answers' Fisher information {100 * shares[dearest][layer]:.0f} % lies in the "
+        f"{dearest} of layer {layer} (counted from 0), {100 * sum(shares['values']):.0f} % in all "
+        "values together."
+    )
 
 
 def _reverse(report: Report) -> str:

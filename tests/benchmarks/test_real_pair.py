@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,21 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     again = bench.Bench(args, learner)
     assert len(again.rows) > 40
     assert again.run()["arms"] == report["arms"]
+
+
+def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner) -> None:
+    learner.tuned(16)
+    mine = learner.minutes()
+    assert {"moments", "sensitivity", "closed forms 0", "tuned 16"} <= set(mine)
+    plan = learner.settings
+    for changed, gone in (
+        ({"steps": plan.steps + 1}, {"tuned 16"}),
+        ({"questions": plan.questions + 1}, {"tuned 16"}),
+        ({"ridge": 0.5}, {"tuned 16", "closed forms 0"}),
+    ):
+        other = Learner(learner.source, learner.target, learner.work, replace(plan, **changed))
+        assert gone <= set(mine) - set(other.minutes())
+        assert other.minutes()["moments"] == mine["moments"]
 
 
 def test_maps_of_some_source_layers_look_at_no_others(lm: LM) -> None:
