@@ -222,7 +222,7 @@ class Descent:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise FitError(f"{path} is not a readable checkpoint ({reason}); remove it") from error

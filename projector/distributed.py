@@ -25,7 +25,7 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
     try:
-        dist.init_process_group("gloo")  # a map is trained on CPU tensors
+        dist.init_process_group("gloo")  # it averages what lies on a GPU too
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"torchrun's process group cannot be joined: {error}") from error
 
@@ -44,6 +44,12 @@ def rank() -> int:
 def size() -> int:
     """How many processes train, 1 alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device(name: str) -> str:
+    """The torch device that this process computes on, where all are told the same name."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if name == "cuda" and local is not None else name
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

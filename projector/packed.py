@@ -47,12 +47,17 @@ class Packed:
     questions: int
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]) -> Packed:
+    def of(
+        cls,
+        rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
+        device: torch.device | None = None,
+    ) -> Packed:
         """Packs (question ids, answer ids) pairs, the same number for each picture.
 
         Args:
             rows: per picture, per question: ids from `VLM.question_ids`, and the answer's ids with
                 the end token.
+            device: where the model is that is to read them.
         """
         count = len(rows[0])
         longest = max(len(q) + len(a) - 1 for row in rows for q, a in row)
@@ -63,7 +68,7 @@ class Packed:
                 sequence = [*question, *answer[:-1]]
                 ids[b, k, : len(sequence)] = torch.tensor(sequence)
                 labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(list(answer))
-        return cls(ids.flatten(1), labels.flatten(1), count)
+        return cls(ids.flatten(1).to(device), labels.flatten(1).to(device), count)
 
     def logits(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Tensor:
         """Logits at every labelled place, in row-major order.
@@ -79,13 +84,17 @@ class Packed:
         """
         batch, total = self.ids.shape
         held, each = layers[0][0].shape[2], total // self.questions
-        owner = torch.arange(self.questions).repeat_interleave(each)
-        place = torch.arange(total)
+        device = self.ids.device
+        owner = torch.arange(self.questions, device=device).repeat_interleave(each)
+        place = torch.arange(total, device=device)
         own = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])
-        lengths = layers.lengths if isinstance(layers, Scenes) else torch.full((batch,), held)
-        scene = torch.arange(held) < lengths[:, None, None]
+        if isinstance(layers, Scenes):
+            lengths = layers.lengths
+        else:
+            lengths = torch.full((batch,), held, device=device)
+        scene = torch.arange(held, device=device) < lengths[:, None, None]
         mask = torch.cat([scene.expand(-1, total, -1), own.expand(batch, -1, -1)], dim=2)
-        positions = torch.arange(each).repeat(self.questions) + lengths[:, None]
+        positions = torch.arange(each, device=device).repeat(self.questions) + lengths[:, None]
         hidden = decoder(
             input_ids=self.ids,
             attention_mask=kv.attention_mask(decoder, mask[:, None]),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from protos.errors import FitError
 from protos.layout import KVLayout
 
 TASKS = ("kl", "ce", "both")
+_SHARE_FOR_PAIRS = 0.5  # of a GPU's free memory, at most
 
 Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
 """`questions(picture, count, seed)` gives exactly `count` (question, answer) pairs."""
@@ -109,6 +110,9 @@ class Trainable(Trained, Protocol):
     @property
     def y_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the target's states, `[d_r]` each."""
+
+    def to(self, device: torch.device) -> Any:
+        """As of any module."""
 
     def predict(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""
@@ -195,7 +199,7 @@ class Trainer(Generic[M]):
         """Prepares the frozen side.
 
         Args:
-            made: the map, changed in place.
+            made: the map, changed in place and moved to where the target is.
             corpus: paired caches; pictures in the order that `questions` knows.
             target: the frozen large model.
             questions: asks about picture i.
@@ -211,8 +215,12 @@ class Trainer(Generic[M]):
         """Seconds of training so far, those before an interruption included."""
         folder.mkdir(parents=True, exist_ok=True)
         target.model.requires_grad_(False)
+        self.device = target.device
+        if made is not None:  # a trainer that only judges caches has none
+            made.to(self.device)
+        self._pairs = _kept_there(corpus, self.device)
         cos, sin = kv.cos_sin(target.layout.rotation, target.positions)
-        self.cos, self.sin = cos, sin
+        self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         # Tensors made under inference mode cannot be saved for a backward pass; clones can.
         self.prefix: list[LayerCache] = [
             (key.clone(), value.clone()) for key, value in target.constant_prefix()
@@ -227,7 +235,7 @@ class Trainer(Generic[M]):
         for picture in pictures:
             asked = self.questions(picture, count, seed)
             rows.append([(self.question_ids(q), self.answer_ids(a)) for q, a in asked])
-        return Packed.of(rows)
+        return Packed.of(rows, self.device)
 
     def question_ids(self, text: str) -> list[int]:
         """The tokens of a question, cue included."""
@@ -244,7 +252,7 @@ class Trainer(Generic[M]):
 
     def native_layers(self, y: npt.NDArray[np.floating]) -> list[LayerCache]:
         """The target's own cache, from its flat states `[B, N, d_r]`."""
-        return self.layers(torch.from_numpy(y.astype(np.float32)))
+        return self.layers(self.placed(y))
 
     def layers(self, states: Tensor) -> list[LayerCache]:
         """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow.
@@ -269,7 +277,11 @@ class Trainer(Generic[M]):
 
     def mapped_layers(self, x: npt.NDArray[np.float32]) -> list[LayerCache]:
         """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
-        return self.layers(self.map.travel(torch.from_numpy(x), 0.0)[0])
+        return self.layers(self.map.travel(self.placed(x), 0.0)[0])
+
+    def placed(self, states: npt.NDArray[np.floating]) -> Tensor:
+        """States as float32, on the device of the target."""
+        return torch.from_numpy(states.astype(np.float32, copy=False)).to(self.device)
 
     def logits(self, packed: Packed, layers: Sequence[LayerCache]) -> Tensor:
         """The frozen model's logits for packed questions over a cache."""
@@ -301,7 +313,7 @@ class Trainer(Generic[M]):
                     [(self.question_ids(q), self.answer_ids(a)) for q, a in questions(i, count, 0)]
                     for i in chosen
                 ]
-                packed = Packed.of(rows)
+                packed = Packed.of(rows, self.device)
                 x = corpus.x[start : start + len(rows)].astype(np.float32)
                 layers = make(x, corpus.y[start : start + len(rows)])
                 right.append(packed.exactly_right(self.logits(packed, layers)))
@@ -346,12 +358,18 @@ class Trainer(Generic[M]):
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
         chosen = chosen[distributed.rank() :: distributed.size()]
-        return chosen, torch.from_numpy(self.corpus.x[chosen].astype(np.float32))
+        return chosen, self._rows(0, chosen)
+
+    def _rows(self, side: int, chosen: npt.NDArray[np.int64]) -> Tensor:
+        """States of some pairs, the source's (0) or the target's (1), float32 on the device."""
+        if self._pairs is not None:
+            return self._pairs[side][torch.from_numpy(chosen).to(self.device)].float()
+        return self.placed((self.corpus.x, self.corpus.y)[side][chosen])
 
     def _reconstruct(self, rng: np.random.Generator) -> Tensor:
         chosen, x = self._batch(rng, 2 * self.settings.batch)
         mean, scale = self.map.y_stats
-        want = (torch.from_numpy(self.corpus.y[chosen].astype(np.float32)) - mean) / scale
+        want = (self._rows(1, chosen) - mean) / scale
         there = ~x[..., 0].isnan()
         if not bool(there.all()):  # one row of all the tokens that are there
             x, want = x[there][None], want[there][None]
@@ -369,14 +387,14 @@ class Trainer(Generic[M]):
         states, bits = self.map.travel(torch.where(absent, 0.0, x), scale)
         if bool(absent.any()):
             states = torch.where(absent, torch.nan, states)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
-                teacher = self.logits(packed, self.native_layers(self.corpus.y[chosen]))
+                teacher = self.logits(packed, self.layers(self._rows(1, chosen)))
             student = self.logits(packed, self.layers(states))
         loss = self._answer_loss(student, teacher)
         if settings.task_weight:
             mean, spread = self.map.y_stats
-            want = torch.from_numpy(self.corpus.y[chosen].astype(np.float32))
+            want = self._rows(1, chosen)
             there = ~want[..., 0].isnan()
             got, want = ((s[there] - mean) / spread for s in (states, want))
             loss = settings.task_weight * loss + _apart(got, want)
@@ -397,7 +415,7 @@ class Trainer(Generic[M]):
 
     def _answer_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """`[n, vocabulary]` logits at the answers' places to a scalar."""
-        loss = torch.zeros(())
+        loss = student.new_zeros(())
         if self.settings.task in ("kl", "both"):
             loss = loss + F.kl_div(
                 student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
@@ -405,6 +423,18 @@ class Trainer(Generic[M]):
         if self.settings.task in ("ce", "both"):
             loss = loss + F.cross_entropy(student, teacher.argmax(-1), reduction="sum")
         return loss / distributed.mean_count(len(student))
+
+
+def _kept_there(corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Both sides of a corpus on a GPU that has room for them; else batches travel one by one."""
+    if device.type != "cuda" or not isinstance(corpus.x, np.ndarray):
+        return None
+    if not isinstance(corpus.y, np.ndarray):
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if corpus.x.nbytes + corpus.y.nbytes > _SHARE_FOR_PAIRS * free:
+        return None
+    return torch.from_numpy(corpus.x).to(device), torch.from_numpy(corpus.y).to(device)
 
 
 def _apart(got: Tensor, want: Tensor) -> Tensor:

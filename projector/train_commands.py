@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
-from protos.errors import BridgeError, ConfigError, CorpusError, FitError
+from protos.errors import BridgeError, ConfigError, CorpusError, FitError, ModelError
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -57,6 +57,7 @@ def register(commands: Any) -> None:
     corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures, or of texts")
     corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
     corpus.add_argument("--count", type=_whole, help="first so many of them (default: all)")
+    _add_device(corpus)
 
     train = _command(commands, "train", "fit a map to the pairs of a corpus", _train)
     train.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
@@ -85,6 +86,7 @@ def register(commands: Any) -> None:
     train.add_argument("--patience", type=_count, default=0, help="reports without gain; 0: never")
     train.add_argument("--held-out", type=_rate, default=0.1, help="share of pictures held out")
     train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+    _add_device(train)
 
     validate = _command(commands, "validate", "judge a map on pairs that it never saw", _validate)
     validate.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
@@ -201,6 +203,9 @@ def _train_one(args: argparse.Namespace) -> int:
         return {"accuracy": held_out_accuracy(trainer, held, data, first)} if asks else {}
 
     trainer.run(report)
+    held_out = report() | (held_out_controls(trainer, held, data, first) if asks else {})
+    for module in (made, source.model, target.model):
+        module.to("cpu")  # the way back and the files need no GPU
     back: dict[str, float] | None = None
     if isinstance(made, BidirectionalMap) and not whole.ragged:
         made.fit_back(moments)  # to the way there as training left it
@@ -219,7 +224,7 @@ def _train_one(args: argparse.Namespace) -> int:
         "pictures": len(training),
         "held_out_pictures": len(held),
         "settings": asdict(settings),
-        "held_out": report() | (held_out_controls(trainer, held, data, first) if asks else {}),
+        "held_out": held_out,
     } | ({} if back is None else {"held_out_back": back})
     write_files(args.out, {DESCRIPTION: (json.dumps(figures, indent=1) + "\n").encode()})
     plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
@@ -353,7 +358,8 @@ def configured(cls: type[Family], given: list[str]) -> Family:
             raise ConfigError(f"--set {text}: '{cls.name}' has the settings {known or 'none'}")
         kind = type(defaults[name])
         try:
-            values[name] = json.loads(value) if kind is dict else kind(value)
+            plain = value.lower() if kind is bool else value
+            values[name] = json.loads(plain) if kind in (dict, bool) else kind(value)
         except ValueError as error:
             raise ConfigError(f"--set {text}: expected a value of type {kind.__name__}") from error
         if not isinstance(values[name], kind):
@@ -366,6 +372,7 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
     import torch
     from transformers.utils import logging
 
+    from projector import distributed
     from projector.dataset import Texts
     from projector.lm import LM
     from projector.vlm import VLM
@@ -377,10 +384,18 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         if getattr(args, side) is None:
             raise ConfigError(f"no {side} model: give --{side} DIRECTORY")
     with tables.doing(f"loading {args.source} and {args.target}"):
-        if isinstance(data, Texts):
-            size = args.text_tokens
-            return LM.load(args.source, text_tokens=size), LM.load(args.target, text_tokens=size)
-        return VLM.load(args.source), VLM.load(args.target)
+        device = distributed.device(getattr(args, "device", "cpu"))
+        models: list[Model] = []
+        for path in (args.source, args.target):
+            try:
+                if isinstance(data, Texts):
+                    models.append(LM.load(path, device, text_tokens=args.text_tokens))
+                else:
+                    models.append(VLM.load(path, device))
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ModelError(f"{path}: cannot be run on device {device!r}: {reason}") from error
+        return models[0], models[1]
 
 
 def _collect(
@@ -454,6 +469,15 @@ def _command(
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where both models and the map run, such as cuda (under torchrun each process takes "
+        "the GPU of its number); default: %(default)s",
+    )
 
 
 def _add_reverse_rank(parser: argparse.ArgumentParser) -> None:

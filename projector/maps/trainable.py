@@ -6,12 +6,20 @@ trained.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from projector.maps.low_rank import CloudHalf
+from projector.maps.low_rank import CloudConfig, CloudHalf
+from protos.errors import BundleFormatError
+
+_METADATA = "neural_bridge_training"
 
 
 class LowRankMap(nn.Module):
@@ -49,6 +57,39 @@ class LowRankMap(nn.Module):
         self.down = nn.Parameter(down.clone())
         self.cloud = cloud
 
+    def to_bytes(self, about: dict[str, Any]) -> bytes:
+        """The weights of both halves as one safetensors blob.
+
+        Args:
+            about: how they were trained, kept beside them as JSON.
+        """
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        header = {"config": asdict(self.cloud.config), "about": about}
+        blob: bytes = save_tensors(tensors, metadata={_METADATA: json.dumps(header)})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> tuple[LowRankMap, dict[str, Any]]:
+        """Read what `to_bytes` wrote: the map, and how it was trained.
+
+        Raises:
+            BundleFormatError: not such a blob, or tensors that do not fit each other.
+        """
+        try:
+            tensors: dict[str, Tensor] = load_tensors(blob)
+            header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+            plain = json.loads(header["__metadata__"][_METADATA])
+            names = ("x_mean", "x_scale", "x_place", "down", "log_steps", "cloud.between")
+            x_mean, x_scale, x_place, down, steps, between = map(tensors.get, names)
+            cloud = CloudHalf(CloudConfig(**plain["config"]), between=between)
+            made = cls(x_mean, x_scale, x_place, down, steps, cloud)  # type: ignore[arg-type]
+            made.load_state_dict(tensors)
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BundleFormatError(f"not a trained map: {error}") from error
+        except AttributeError as error:
+            raise BundleFormatError("not a trained map: a tensor is missing") from error
+        return made, plain["about"]
+
     @property
     def steps(self) -> Tensor:
         """Quantization steps `[r]`."""
@@ -70,15 +111,15 @@ class LowRankMap(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to z-scored target states `[B, N, d_r]`."""
-        return self.cloud.latent(self.latents(x), torch.ones(x.shape[:2])) @ self.cloud.up
+        return self.cloud.latent(self.latents(x), x.new_ones(x.shape[:2])) @ self.cloud.up
 
     def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Target states of latents rounded at `scale` steps, and bits per latent number."""
-        latents, bits = self.latents(x), torch.zeros(())
+        latents, bits = self.latents(x), x.new_zeros(())
         if scale:
             latents, levels = self.rounded(latents, scale)
             bits = _bits(levels)
-        return self.cloud.state(latents, torch.ones(x.shape[:2])), bits
+        return self.cloud.state(latents, x.new_ones(x.shape[:2])), bits
 
     def penalty(self) -> Tensor:
         """None."""

@@ -18,6 +18,7 @@ from projector.maps.trainable import LowRankMap, _bits
 from projector.train import Trainer, TrainSettings, closed_form
 from projector.validate import reconstruction
 from projector.vlm import VLM
+from protos.errors import BundleFormatError
 from protos.quantize import EntropyTables, UniformQuantizer
 from tests.fakes.tiny_models import picture
 
@@ -190,3 +191,38 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(
     trainer(corpus, vlms, tmp_path, replace(SETTINGS, task_steps=9)).run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [*range(14), *range(15)]
+
+
+def test_a_trained_map_is_kept_whole_with_how_it_was_trained(lowrank: LowRankMap) -> None:
+    again, about = LowRankMap.from_bytes(lowrank.to_bytes({"minutes": 1.5}))
+    assert about == {"minutes": 1.5}
+    kept, made = lowrank.state_dict(), again.state_dict()
+    assert list(kept) == list(made)
+    assert all(torch.equal(kept[name], made[name]) for name in kept)
+
+
+def test_what_is_no_trained_map_is_refused(lowrank: LowRankMap) -> None:
+    for blob in (b"", b"junk" * 9, lowrank.cloud.to_bytes(), lowrank.to_bytes({})[:-4]):
+        with pytest.raises(BundleFormatError, match="not a trained map"):
+            LowRankMap.from_bytes(blob)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
+def test_a_gpu_trains_what_the_cpu_trains(
+    corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    source = vlms["idefics3"].layout
+    losses, models = {}, {}
+    for device in ("cpu", "cuda"):
+        target = models[device] = VLM.load(vlms["llava-llama"].path, device)
+        made = closed_form(corpus, source, target, SETTINGS)
+        Trainer(made, corpus, target, questions, SETTINGS, tmp_path / device).run()
+        assert made.down.device.type == device
+        rows = (tmp_path / device / "log.jsonl").read_text().splitlines()
+        losses[device] = [json.loads(row)["loss"] for row in rows]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.02)
+
+    here = closed_form(corpus, source, models["cpu"], SETTINGS)
+    Trainer(here, corpus, models["cpu"], questions, SETTINGS, tmp_path / "cuda").run()
+    state = torch.load(tmp_path / "cuda" / "map.pt", map_location="cpu", weights_only=True)["map"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in here.state_dict().items())
