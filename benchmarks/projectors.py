@@ -61,9 +61,11 @@ DEFAULT = LowRank(r=64)
 
 CLOSED: tuple[Family, ...] = (
     Ridge(),
+    Ridge(spread=False),
     Ridge(layers="best", best_layers=2),
     Ridge(layers="last", best_layers=2),
     *(LowRank(r=r) for r in (8, 16, 32, 64, 128)),
+    LowRank(r=64, spread=False),
     LowRank(r=64, start="covariance"),
     Procrustes(),
     Procrustes(softness=0.5),

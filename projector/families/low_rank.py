@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from projector.closed_form import rank_regression
 from projector.families.base import Family, Map
+from projector.families.ridge import head_gains
 from projector.moments import Moments
 from protos.errors import FitError
 from protos.layout import KVLayout
@@ -27,12 +28,14 @@ class LowRank(Family):
         start: `regression`, reduced-rank regression (Izenman, 1975), or `covariance`, the truncated
             SVD of the centred cross-covariance `C = y^T x / n`, each component with its own gain.
         weight: ridge weight of the regression.
+        spread: as of `ridge`; of the regression only.
     """
 
     name: ClassVar[str] = "low_rank"
     r: int = 64
     start: str = "regression"
     weight: float = 1e-3
+    spread: bool = True
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
@@ -65,6 +68,8 @@ class LowRankMatrix(Map):
         r = self.family.r
         if self.family.start == "regression":
             down, up, _ = rank_regression(xx, xy, r, self.family.weight)
+            if self.family.spread:
+                up = up * head_gains(self.target, down.T @ xx @ down, up)
             # W = down up; QR of both sides leaves a small matrix to take apart.
             q_down, r_down = np.linalg.qr(down)
             q_up, r_up = np.linalg.qr(up.T)

@@ -16,6 +16,7 @@ from protos.errors import FitError
 from protos.layout import KVLayout
 
 LAYER_CHOICES = ("all", "best", "last")
+_MOST_GAIN = 4.0  # of a head that is hardly predicted: more would be noise
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Ridge(Family):
             `best_layers` that alone fit it best on held-out pictures; `last`, as many as
             `best_layers`, aligned from the last layer downwards.
         best_layers: k.
+        spread: whether each head's prediction is stretched about its mean to vary as much as the
+            target does: least squares pulls towards the mean, which flattens attention.
     """
 
     name: ClassVar[str] = "ridge"
     weight: float = 1e-3
     layers: str = "all"
     best_layers: int = 2
+    spread: bool = True
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
@@ -57,7 +61,10 @@ class MatrixMap(Map):
     def fit(self, moments: Moments) -> None:
         """Ridge regression, from the chosen layers."""
         if isinstance(self.family, Ridge):
-            self.matrix.copy_(torch.from_numpy(fit_ridge(self.family, self, moments)).float())
+            fitted = fit_ridge(self.family, self, moments)
+            if self.family.spread:
+                fitted = fitted * head_gains(self.target, moments.normalised()[0], fitted)
+            self.matrix.copy_(torch.from_numpy(fitted).float())
 
     def up(self, z: Tensor) -> Tensor:
         """`[B, N, d_s]` to `[B, N, d_r]`."""
@@ -66,6 +73,23 @@ class MatrixMap(Map):
     def weights(self) -> Tensor:
         """The matrix."""
         return self.matrix
+
+
+def head_gains(target: KVLayout, xx: Doubles, weights: Doubles) -> Doubles:
+    """What makes each head of a linear prediction vary as much as the target's head, `[d_r]`.
+
+    Args:
+        target: its layout.
+        xx: covariance of z-scored source states, `[d_s, d_s]`.
+        weights: `[d_s, d_r]`, to z-scored target states.
+
+    Returns:
+        One gain per head of keys and of values, 1 to 4: `1 / sqrt` of the variance explained.
+    """
+    explained = np.einsum("dr,dr->r", weights, xx @ weights)
+    heads = explained.reshape(-1, target.head_dim).mean(axis=1)
+    gains: Doubles = np.clip(np.maximum(heads, 1e-12) ** -0.5, 1.0, _MOST_GAIN)
+    return np.repeat(gains, target.head_dim)
 
 
 def layer_of(layout: KVLayout) -> npt.NDArray[np.int64]:

@@ -204,8 +204,12 @@ def test_closed_forms_are_those_of_the_families(lm: LM, tmp_path: Path) -> None:
     made, best = closed_forms(moments, layout, layout, (8,), 1e-2, every, None, 16)
     sample = torch.from_numpy(x.astype(np.float32))
     half = d // 2
+    plain = (
+        (0, Ridge(weight=1e-2, spread=False)),
+        (8, LowRank(r=8, weight=1e-2, spread=False)),
+    )
     with torch.no_grad():
-        for rank, family in ((0, Ridge(weight=1e-2)), (8, LowRank(r=8, weight=1e-2))):
+        for rank, family in plain:
             want = family.build(layout, layout, moments).predict(sample[None])[0]
             got = made[rank].predict(sample[None])[0]
             apart = (got - want)[:, half:].norm() / want[:, half:].norm()

@@ -199,15 +199,37 @@ def test_linear_has_the_literatures_number_of_parameters() -> None:
 
 
 def test_ridge_solves_the_regularised_least_squares_problem() -> None:
-    one, x, y = fitted(Ridge(weight=0.1))
+    one, x, y = fitted(Ridge(weight=0.1, spread=False))
     augmented = np.vstack([x / len(x) ** 0.5, 0.1**0.5 * np.eye(x.shape[1])])
     wanted = np.vstack([y / len(y) ** 0.5, np.zeros((x.shape[1], y.shape[1]))])
     expected, *_ = np.linalg.lstsq(augmented, wanted, rcond=None)
     np.testing.assert_allclose(one.weights().detach().numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("member", [Ridge(weight=0.1), LowRank(r=5, weight=0.1)])
+def test_a_spread_map_varies_as_much_as_the_target_head_by_head_and_turns_nothing(
+    member: Ridge | LowRank,
+) -> None:
+    one, x, y = fitted(member)
+    plain, _, _ = fitted(replace(member, spread=False))
+    size = one.target.head_dim
+    wide, narrow, true = (
+        np.square(states).mean(axis=0).reshape(-1, size).mean(axis=1)
+        for states in (
+            x @ one.weights().detach().double().numpy(),
+            x @ plain.weights().detach().double().numpy(),
+            y,
+        )
+    )
+    assert (narrow < 0.97 * true).all()
+    limited = np.minimum(true, 16.0 * narrow)
+    np.testing.assert_allclose(wide, limited, rtol=0.02)
+    ratio = (one.weights() / plain.weights()).detach().numpy().reshape(len(x[0]), -1, size)
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1, :, :1], ratio.shape), rtol=1e-2)
+
+
 def test_low_rank_from_regression_beats_every_other_map_of_its_rank() -> None:
-    one, x, y = fitted(LowRank(r=3, weight=1e-9))
+    one, x, y = fitted(LowRank(r=3, weight=1e-9, spread=False))
     full, *_ = np.linalg.lstsq(x, y, rcond=None)
     # The optimum is the full fit's predictions cut to rank r (Eckart and Young, 1936).
     left, values, right = np.linalg.svd(x @ full, full_matrices=False)
@@ -238,7 +260,7 @@ def test_procrustes_is_the_best_scaled_rotation() -> None:
         for size in (0.9, 1.0, 1.1):
             assert np.square(y - x @ (turn @ w * size)).sum() >= error * (1 - 1e-9)
     soft, _, _ = fitted(Procrustes(softness=1.0))
-    full, _, _ = fitted(Ridge())
+    full, _, _ = fitted(Ridge(spread=False))
     torch.testing.assert_close(soft.weights(), full.weights())
     assert orthogonality(polar(full.weights().detach().double().numpy())) < 1e-6
 
