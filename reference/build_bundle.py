@@ -1,7 +1,9 @@
 """Trains the map of one reference edge model to the cloud model and writes its bundle.
 
 `python -m reference.build_bundle edge-a`. Knows the yard and the two checkpoints. All choices are
-made on the validation split; the certificate says so. Resumes where an earlier run stopped.
+made on the validation split; the certificate says so. Resumes where an earlier run stopped. The
+training and the rest may run on two machines: `--train-only --device cuda` where there is a GPU,
+`--trained` with the file that it wrote where there is none.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 
 from projector import backends
 from projector.backends import CloudFiles
-from projector.bundle import write_bundle
+from projector.bundle import write_bundle, write_files
 from projector.calibrate import COARSENESS, make_encoder
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
@@ -30,6 +33,8 @@ from reference.calibrate import calibrate, certified
 from reference.split import HELD_OUT, Split, pairs_folder
 
 HERE = Path(__file__).parent
+CALIBRATED_ON = 10240
+"""Training pictures, at most, that the edge half's tables are learnt from."""
 Floats = npt.NDArray[np.float32]
 
 
@@ -44,7 +49,7 @@ def measure(
     """Accuracy on held-out pictures through the map, rounded at `scale` steps (None: not)."""
 
     def make(x: Floats, _y: npt.NDArray[np.floating]) -> object:
-        return trainer.layers(trainer.map.travel(torch.from_numpy(x), scale or 0.0)[0])
+        return trainer.layers(trainer.map.travel(trainer.placed(x), scale or 0.0)[0])
 
     return trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
 
@@ -126,24 +131,46 @@ def edge_half(
     )
 
 
-def build(name: str, args: argparse.Namespace) -> None:
-    """Corpus, map, ladder, certificate, bundle.
+@dataclass(frozen=True)
+class Pairs:
+    """Two models and pairs of their caches, those to train on and those held out."""
+
+    source: VLM
+    target: VLM
+    train: Split
+    held_out: Split
+    corpus: Corpus
+    validation: Corpus
+
+    @classmethod
+    def of(cls, name: str, pictures: int, device: str, args: argparse.Namespace) -> Pairs:
+        """Makes the pairs that are not there yet.
+
+        Args:
+            name: the edge model.
+            pictures: to train on.
+            device: where both models run.
+            args: command line.
+        """
+        source = VLM.load(args.models / name, device)
+        target = VLM.load(args.models / "cloud", device)
+        train, held = Split("train", pictures, args.pool), Split("validation", HELD_OUT, args.pool)
+        folder = args.work / pairs_folder(name, source, target)
+        corpus = collect(source, target, train.picture, pictures, folder / "train")
+        validation = collect(
+            source, target, held.picture, HELD_OUT, folder / "validation", "held out"
+        )
+        return cls(source, target, train, held, corpus, validation)
+
+
+def train(name: str, args: argparse.Namespace) -> bytes:
+    """Corpus and map; the trained map with how it was trained (`LowRankMap.to_bytes`).
 
     Args:
         name: the edge model.
         args: command line.
     """
-    torch.set_num_threads(args.threads)
-    source, target = VLM.load(args.models / name), VLM.load(args.models / "cloud")
-    train, held_out = (
-        Split("train", args.pictures, args.pool),
-        Split("validation", HELD_OUT, args.pool),
-    )
-    corpora = args.work / pairs_folder(name, source, target)
-    corpus = collect(source, target, train.picture, args.pictures, corpora / "train")
-    validation = collect(
-        source, target, held_out.picture, HELD_OUT, corpora / "validation", "held out"
-    )
+    pairs = Pairs.of(name, args.pictures, args.device, args)
     settings = TrainSettings(
         rank=args.rank,
         inner=args.inner,
@@ -162,36 +189,66 @@ def build(name: str, args: argparse.Namespace) -> None:
         batch=args.batch,
         seed=args.seed,
     )
-    lowrank = closed_form(corpus, source.layout, target, settings)
+    lowrank = closed_form(pairs.corpus, pairs.source.layout, pairs.target, settings)
     trainer = Trainer(
-        lowrank, corpus, target, train.questions, settings, args.work / f"map-{name}-{args.tag}"
+        lowrank,
+        pairs.corpus,
+        pairs.target,
+        pairs.train.questions,
+        settings,
+        args.work / f"map-{name}-{args.tag}",
     )
 
     def report() -> dict[str, float]:
-        figures = {"float": measure(trainer, validation, held_out, None)}
-        figures["rounded"] = measure(trainer, validation, held_out, args.step_scale)
+        figures = {"float": measure(trainer, pairs.validation, pairs.held_out, None)}
+        figures["rounded"] = measure(trainer, pairs.validation, pairs.held_out, args.step_scale)
         print(json.dumps(figures), flush=True)
         return figures
 
     started = report()
     print(f"closed form {started}", flush=True)
     trainer.run(report)
-    accuracy = {
-        "closed_form": started["float"],
-        "float": measure(trainer, validation, held_out, None),
-    }
+    return lowrank.to_bytes(
+        {
+            "closed_form": started["float"],
+            "float": measure(trainer, pairs.validation, pairs.held_out, None),
+            "pictures": len(pairs.corpus),
+            "minutes": round(trainer.spent_s / 60, 1),
+            "device": args.device,
+            "settings": asdict(settings),
+        }
+    )
+
+
+def build(name: str, trained: bytes, args: argparse.Namespace) -> None:
+    """Ladder, certificate, bundle.
+
+    Args:
+        name: the edge model.
+        trained: what `train` gave.
+        args: command line.
+    """
+    lowrank, about = LowRankMap.from_bytes(trained)
+    settings = TrainSettings(**about["settings"])
+    pairs = Pairs.of(name, min(about["pictures"], CALIBRATED_ON), "cpu", args)
+    source, target = pairs.source, pairs.target
+    corpus, validation, held_out = pairs.corpus, pairs.validation, pairs.held_out
+    trainer = Trainer(
+        lowrank, corpus, target, pairs.train.questions, settings, args.work / "unused"
+    )
+    accuracy = {name: about[name] for name in ("closed_form", "float")}
     cloud = lowrank.cloud.eval()
     files = CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph)
     backend = backends.get("onnxruntime")(
-        files, target.layout, args.rank, threads=args.threads, tokens=source.layout.tokens
+        files, target.layout, settings.rank, threads=args.threads, tokens=source.layout.tokens
     )
     made = calibrate(
-        edge_half(lowrank, source, corpus, roundings(args.finish_scale)),
+        edge_half(lowrank, source, corpus, roundings(settings.finish_scale)),
         backend,
         source,
         target,
         (corpus, validation),
-        (train, held_out),
+        (pairs.train, held_out),
         args.within,
     )
     found = certified(made, len(validation))
@@ -203,11 +260,8 @@ def build(name: str, args: argparse.Namespace) -> None:
         "accuracy": {**accuracy, **found["accuracy"]},
         "controls": controls(trainer, lowrank, validation, held_out),
         "reconstruction": fidelity(lowrank, validation),
-        "training": {
-            "pictures": len(corpus),
-            "minutes": round(trainer.spent_s / 60, 1),
-            "seed": args.seed,
-        },
+        "training": {key: about[key] for key in ("pictures", "minutes", "device")}
+        | {"seed": settings.seed},
     }
     info = write_bundle(
         args.out / f"{name}-cloud",
@@ -253,13 +307,27 @@ def main() -> None:
     parser.add_argument("--version", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where the map is trained")
+    parser.add_argument("--train-only", action="store_true", help="stop before the ladder")
+    parser.add_argument(
+        "--trained", type=Path, help="a map trained before, `trained.safetensors` of its state"
+    )
     parser.add_argument("--tag", default="0", help="name of this attempt's training state")
     parser.add_argument("--models", type=Path, default=HERE / "models")
     parser.add_argument("--pool", type=Path, default=Path("build/pool"))
     parser.add_argument("--work", type=Path, default=Path("build/training"))
     parser.add_argument("--out", type=Path, default=HERE / "bundles")
     args = parser.parse_args()
-    build(args.name, args)
+    torch.set_num_threads(args.threads)
+    if args.trained is not None:
+        trained = args.trained.read_bytes()
+    else:
+        trained = train(args.name, args)
+        folder = args.work / f"map-{args.name}-{args.tag}"
+        write_files(folder, {"trained.safetensors": trained})
+        print(f"wrote {folder / 'trained.safetensors'}", flush=True)
+    if not args.train_only:
+        build(args.name, trained, args)
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ def test_training_resumes_where_it_stopped_and_ends_the_same(
 
 
 def test_everything_is_trained_before_the_map_that_needs_it() -> None:
-    order = [step[:2] for step in everything.STEPS]
+    order = [step[:2] for step in everything.steps("cpu")]
     trained = [step[1] for step in order if step[0] == "reference.train_vlm"]
     assert sorted(trained) == NAMES
     bundles = [step[1] for step in order if step[0] == "reference.build_bundle"]
