@@ -62,6 +62,7 @@ DEFAULT = LowRank(r=64)
 CLOSED: tuple[Family, ...] = (
     Ridge(),
     Ridge(spread=False),
+    Ridge(choose=True),
     Ridge(layers="best", best_layers=2),
     Ridge(layers="last", best_layers=2),
     *(LowRank(r=r) for r in (8, 16, 32, 64, 128)),

@@ -20,6 +20,9 @@ Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 States = npt.NDArray[np.floating]
 
+RIDGE_WEIGHTS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-12, 1))
+"""What is tried where the weight is chosen: 1e-6 to 1, in units of a dimension's variance."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -175,6 +178,31 @@ def _second(
     )
     normal: Doubles = centred / count / np.outer(a.scale, b.scale).astype(np.float64)
     return normal
+
+
+def best_weight(moments: Moments) -> float:
+    """The ridge weight of `RIDGE_WEIGHTS` whose map fits the held-out pairs best.
+
+    One eigendecomposition of the source's covariance serves all of them.
+
+    Args:
+        moments: of training pairs, those held out beside them.
+
+    Raises:
+        FitError: none are held out.
+    """
+    if moments.held is None:
+        raise FitError("a ridge weight is chosen on held-out pairs, and none are held out")
+    xx, xy = moments.normalised()
+    held_xx, held_xy = moments.held.normalised(moments.x_stats, moments.y_stats)
+    values, vectors = np.linalg.eigh(xx)
+    turned, asked = vectors.T @ xy, vectors.T @ held_xy
+    spread = vectors.T @ held_xx @ vectors
+    errors = []
+    for weight in RIDGE_WEIGHTS:
+        fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
+        errors.append(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
+    return RIDGE_WEIGHTS[int(np.argmin(errors))]
 
 
 def ridge(xx: Doubles, xy: Doubles, weight: float) -> Doubles:

@@ -221,6 +221,7 @@ def _train_one(args: argparse.Namespace) -> int:
         "target": target.layout.fingerprint,
         "parameters": made.parameters_count(),
         "operator_norm": made.operator_norm(),
+        "ridge_weight": made.ridge_weight,
         "pictures": len(training),
         "held_out_pictures": len(held),
         "settings": asdict(settings),

@@ -99,6 +99,8 @@ class Map(nn.Module, ABC):
     y_scale: Tensor
     key_inverse: Tensor
     key_lengths: Tensor
+    ridge_weight: float | None = None
+    """What the closed form was regularised with, in this process."""
 
     def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
         super().__init__()

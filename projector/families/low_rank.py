@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from projector.closed_form import rank_regression
 from projector.families.base import Family, Map
 from projector.families.ridge import head_gains
-from projector.moments import Moments
+from projector.moments import Moments, best_weight
 from protos.errors import FitError
 from protos.layout import KVLayout
 
@@ -29,6 +29,7 @@ class LowRank(Family):
             SVD of the centred cross-covariance `C = y^T x / n`, each component with its own gain.
         weight: ridge weight of the regression.
         spread: as of `ridge`; of the regression only.
+        choose: likewise.
     """
 
     name: ClassVar[str] = "low_rank"
@@ -36,6 +37,7 @@ class LowRank(Family):
     start: str = "regression"
     weight: float = 1e-3
     spread: bool = True
+    choose: bool = False
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
@@ -67,7 +69,8 @@ class LowRankMatrix(Map):
         xx, xy = moments.normalised()
         r = self.family.r
         if self.family.start == "regression":
-            down, up, _ = rank_regression(xx, xy, r, self.family.weight)
+            self.ridge_weight = best_weight(moments) if self.family.choose else self.family.weight
+            down, up, _ = rank_regression(xx, xy, r, self.ridge_weight)
             if self.family.spread:
                 up = up * head_gains(self.target, down.T @ xx @ down, up)
             # W = down up; QR of both sides leaves a small matrix to take apart.

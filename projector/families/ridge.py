@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from projector.families.base import Family, Map
-from projector.moments import Doubles, Moments, ridge
+from projector.moments import Doubles, Moments, best_weight, ridge
 from protos.errors import FitError
 from protos.layout import KVLayout
 
@@ -25,6 +25,7 @@ class Ridge(Family):
 
     Attributes:
         weight: in units of the mean variance of a source dimension.
+        choose: whether the weight is the one that fits held-out pairs best instead.
         layers: which source layers each target layer is predicted from: `all`; `best`, the
             `best_layers` that alone fit it best on held-out pictures; `last`, as many as
             `best_layers`, aligned from the last layer downwards.
@@ -38,6 +39,7 @@ class Ridge(Family):
     layers: str = "all"
     best_layers: int = 2
     spread: bool = True
+    choose: bool = False
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
@@ -100,15 +102,17 @@ def layer_of(layout: KVLayout) -> npt.NDArray[np.int64]:
 
 def fit_ridge(family: Ridge, made: Map, moments: Moments) -> Doubles:
     """The matrix `[d_s, d_r]` with the family's choice of layers."""
+    weight = best_weight(moments) if family.choose else family.weight
+    made.ridge_weight = weight
     xx, xy = moments.normalised()
     if family.layers == "all":
-        return ridge(xx, xy, family.weight)
+        return ridge(xx, xy, weight)
     of_source, of_target = layer_of(made.source), layer_of(made.target)
     weights = np.zeros_like(xy)
-    for group, columns in _groups(family, made, moments, of_source, of_target):
+    for group, columns in _groups(family, made, moments, weight, of_source, of_target):
         rows = np.flatnonzero(np.isin(of_source, group))
         weights[np.ix_(rows, columns)] = ridge(
-            xx[np.ix_(rows, rows)], xy[np.ix_(rows, columns)], family.weight
+            xx[np.ix_(rows, rows)], xy[np.ix_(rows, columns)], weight
         )
     return weights
 
@@ -117,6 +121,7 @@ def _groups(
     family: Ridge,
     made: Map,
     moments: Moments,
+    weight: float,
     of_source: npt.NDArray[np.int64],
     of_target: npt.NDArray[np.int64],
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -134,7 +139,7 @@ def _groups(
         explained = np.zeros((deep, wide))
         for one in range(deep):
             rows = np.flatnonzero(of_source == one)
-            alone = ridge(xx[np.ix_(rows, rows)], xy[rows], family.weight)
+            alone = ridge(xx[np.ix_(rows, rows)], xy[rows], weight)
             # How much less is left of the target than of its mean: |y|^2 - |y - x W|^2.
             apart = 2 * judged_xy[rows] - judged_xx[np.ix_(rows, rows)] @ alone
             gained = np.einsum("dr,dr->r", alone, apart)

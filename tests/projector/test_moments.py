@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from projector.moments import Moments, ridge
+from projector.moments import RIDGE_WEIGHTS, Moments, best_weight, ridge
 from protos.errors import CorpusError, FitError
 from protos.layout import KVLayout, RopeSpec
 
@@ -97,3 +99,34 @@ def test_what_is_no_pair_is_refused() -> None:
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(FitError, match="0 or more"):
         ridge(np.eye(2), np.eye(2), -1.0)
+
+
+def test_the_weight_that_is_chosen_is_the_one_with_the_least_held_out_error() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.standard_normal((24, 10)) * 0.2
+
+    def sample(count: int, noise: float) -> Moments:
+        x = rng.standard_normal((1, count, 24)).astype(np.float32)
+        y = x @ truth + noise * rng.standard_normal((1, count, 10))
+        return Moments.of([(x, y.astype(np.float32))])
+
+    chosen = {}
+    for noise in (0.01, 3.0):
+        moments = replace(sample(60, noise), held=sample(4000, noise))
+        xx, xy = moments.normalised()
+        assert moments.held is not None
+        errors = [
+            moments.held.squared_error(
+                ridge(xx, xy, weight), moments.x_stats, moments.y_stats
+            ).sum()
+            for weight in RIDGE_WEIGHTS
+        ]
+        chosen[noise] = best_weight(moments)
+        assert chosen[noise] == RIDGE_WEIGHTS[int(np.argmin(errors))]
+    assert chosen[0.01] < 1e-2 < chosen[3.0], "more noise, more ridge"
+
+
+def test_without_held_out_pairs_no_weight_is_chosen() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 50, 4)).astype(np.float32)
+    with pytest.raises(FitError, match="none are held out"):
+        best_weight(Moments.of([(x, x)]))
