@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from projector.closed_form import Statistics
+from projector.metric import Metric
 from protos.errors import CorpusError, FitError
 
 Doubles = npt.NDArray[np.float64]
@@ -36,6 +37,7 @@ class Moments:
         xy: `[d_s, d_r]`.
         y_square: `[d_r]`, sum of squares.
         yy: `[d_r, d_r]`, only where it was asked for.
+        metric: what an error of the target costs; None for its own variance.
         held: of other pictures, which a fit makes its choices by; None for these same sums.
     """
 
@@ -46,6 +48,7 @@ class Moments:
     xy: Doubles
     y_square: Doubles
     yy: Doubles | None = None
+    metric: Metric | None = field(default=None, kw_only=True)
     held: Moments | None = field(default=None, kw_only=True)
 
     @classmethod

@@ -154,6 +154,8 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.families import base, family
     from projector.families.bidirectional import BidirectionalMap
     from projector.fit import held_out_accuracy, held_out_controls, moments_of, split
+    from projector.metric import Metric
+    from projector.sensitivity import measure
     from projector.train import Trainer, TrainSettings, plot_losses
 
     cls = family(args.family)
@@ -167,10 +169,6 @@ def _train_one(args: argparse.Namespace) -> int:
     moments = moments_of(training, source, target)
     if held:
         moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
-    made = member.build(source.layout, target.layout, moments)
-    norm = key_norm_weights(target.decoder, target.layout)
-    if norm is not None:
-        made.take_key_norm(norm, moments)
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
@@ -181,21 +179,25 @@ def _train_one(args: argparse.Namespace) -> int:
         patience=args.patience,
         seed=args.seed,
     )
+    about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
+    told = json.dumps([*about, data.digest, len(training)], sort_keys=True)
+    kept = args.out / "state"
+    if member.asks_answers:
+        if not all(data.asked(i) for i in range(len(training))):
+            raise ConfigError(f"metric 'answers' needs questions to every {data.unit}")
+        judge: Trainer[Any] = Trainer(None, training, target, data.questions, settings, kept)
+        metric = Metric.of(measure(judge), moments.y_stats.scale)
+        moments = replace(moments, metric=metric)
+    made = member.build(source.layout, target.layout, moments)
+    norm = key_norm_weights(target.decoder, target.layout)
+    if norm is not None:
+        made.take_key_norm(norm, moments)
     args.out.mkdir(parents=True, exist_ok=True)
     if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
         raise CorpusError(
             f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
         )
-    about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
-    trainer = Trainer(
-        made,
-        training,
-        target,
-        data.questions,
-        settings,
-        args.out / "state",
-        about=json.dumps([*about, data.digest, len(training)], sort_keys=True),
-    )
+    trainer = Trainer(made, training, target, data.questions, settings, kept, about=told)
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
 

@@ -7,27 +7,21 @@ another out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from projector.families.base import Map
 from projector.families.low_rank import LowRank, LowRankMatrix
 from projector.families.ridge import MatrixMap, Ridge
+from projector.metric import Metric
 from projector.moments import Moments
-from projector.packed import Packed
-from projector.ragged import present
-from projector.train import Trainer
 from protos.errors import FitError
 from protos.layout import KVLayout
-
-Floats = npt.NDArray[np.floating]
 
 _SPARE = 64  # directions more than asked for, in the randomised decomposition
 _POWER = 4
@@ -52,79 +46,6 @@ def kept(path: Path) -> Moments:
     with np.load(path, allow_pickle=False) as read:
         arrays = {name: read[name].astype(np.float64) for name in read if name != "count"}
         return Moments(int(read["count"]), **arrays)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What an error of a z-scored target state costs: one quadratic form per layer, K and V apart.
-
-    Attributes:
-        values: eigenvalues, `[2 layers, w]`, `w` numbers to a layer's keys or values.
-        vectors: eigenvectors, `[2 layers, w, w]`.
-    """
-
-    values: Tensor
-    vectors: Tensor
-
-    @classmethod
-    def of(cls, second: Tensor, scale: Tensor, shrink: float) -> Metric:
-        """From second moments of gradients at the target's states.
-
-        Args:
-            second: `[2 layers, w, w]`.
-            scale: the target's deviations, `[d_r]`.
-            shrink: of a block's mean eigenvalue, and so much of the mean over all blocks, are added
-                to its eigenvalues, so that no error is free.
-        """
-        blocks, width, _ = second.shape
-        by = scale.view(blocks, width).to(second)
-        unit = second * by[:, :, None] * by[:, None, :]
-        values, vectors = torch.linalg.eigh(unit)
-        values = values.clamp(min=0)
-        each = values.mean(dim=1, keepdim=True)
-        return cls(values + shrink * (each + each.mean()), vectors)
-
-    def times(self, rows: Tensor, power: float) -> Tensor:
-        """`rows [n, d_r]` times the form's power."""
-        blocks, width = self.values.shape
-        parts = rows.view(len(rows), blocks, width).transpose(0, 1)
-        turned = (parts @ self.vectors) * self.values.pow(power)[:, None]
-        return (turned @ self.vectors.mT).transpose(0, 1).reshape(len(rows), -1)
-
-
-def sensitivity(
-    trainer: Trainer[Any], batches: Iterable[tuple[Floats, Packed]], blocks: int
-) -> Tensor:
-    """Second moments of the gradient of the answers' log-likelihood at the target's own states.
-
-    Answers are drawn from the model's own distribution, so that the moments are the Fisher
-    information: the KL that a small error e of a state causes is 1/2 e^T F e (Amari, 1998).
-
-    Args:
-        trainer: holds the frozen target.
-        batches: the target's states `[B, N, d_r]` with questions about them.
-        blocks: twice the layers.
-
-    Returns:
-        `[blocks, w, w]`, summed over tokens, float64.
-    """
-    total: Tensor | None = None
-    draw = torch.Generator().manual_seed(0)
-    for states, packed in batches:
-        leaf = torch.from_numpy(states.astype(np.float32)).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = trainer.logits(packed, trainer.layers(leaf)).float()
-        with torch.no_grad():
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=draw)
-        loss = -logits.log_softmax(-1).gather(1, drawn).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        there = torch.from_numpy(present(states))
-        rows = gradient[there].unflatten(-1, (blocks, -1)).transpose(0, 1)
-        part = (rows.mT @ rows).double()
-        total = part if total is None else total + part
-    if total is None:
-        raise FitError("no texts to measure the target's sensitivity on")
-    return total
 
 
 def source_columns(layout: KVLayout, layers: int) -> Tensor:
@@ -185,10 +106,10 @@ def closed_forms(
     made[0] = full
     torch.manual_seed(0)
     if metric is not None:
-        whitened = metric.times(whitened, 0.5)
+        whitened = torch.from_numpy(metric.times(whitened.numpy(), 0.5))
     left, sigma, right = torch.svd_lowrank(whitened, max(*ranks, directions) + _SPARE, niter=_POWER)
     if metric is not None:
-        right = metric.times(right.T, -0.5).T
+        right = torch.from_numpy(metric.times(right.T.numpy(), -0.5)).T
     best = torch.zeros(source.state_dim, max(*ranks, directions))
     _fill(
         best, columns, torch.linalg.solve_triangular(lower.T, left[:, : best.shape[1]], upper=True)

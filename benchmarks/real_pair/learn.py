@@ -20,20 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.real_pair import diverse
 from benchmarks.real_pair.diverse import Lesson, Words
-from benchmarks.real_pair.fit import (
-    Metric,
-    closed_forms,
-    keep,
-    kept,
-    sensitivity,
-    source_columns,
-)
+from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
 from benchmarks.real_pair.tune import Tuned
 from projector.bundle import write_files
 from projector.cache import key_norm_weights
@@ -43,14 +37,15 @@ from projector.families import load
 from projector.families.base import Map, write
 from projector.fit import chunks
 from projector.lm import LM
-from projector.moments import Moments
+from projector.metric import Metric
+from projector.moments import Doubles, Moments
+from projector.sensitivity import measure
 from projector.texts import SHARD_TEXTS, collect
 from projector.train import Trainer, TrainSettings
 
 FULL = 0
 """Stands for the whole matrix among ranks."""
 FOLDS = 4
-_MEASURED, _MEASURED_BATCH, _MEASURED_ASKED = 960, 16, 4  # texts the sensitivity is measured on
 _SECONDS = "seconds.json"
 _TEXTS = ("texts",)
 _CLOSED = ("texts", "layers", "ridge", "shrink")
@@ -211,19 +206,20 @@ class Learner:
         assert total is not None
         return total
 
-    def sensitivity(self) -> Tensor:
+    def sensitivity(self) -> Doubles:
         """Second moments of the gradient of answers at the target's states, `[2 layers, w, w]`."""
         path = self.work / f"sensitivity-{self.settings.texts}.npy"
         if not path.exists():
             with self.timed("sensitivity", _TEXTS):
-                found = self._sensitivity()
+                found = measure(self.trainer(None))
             _keep(path, found)
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        second: Doubles = np.load(path, allow_pickle=False)
+        return second
 
     def shares(self) -> dict[str, list[float]]:
         """What part of the answers' Fisher information each layer's keys and values hold."""
-        traces = self.sensitivity().diagonal(0, 1, 2).sum(-1)
-        keys, values = (traces / traces.sum()).view(2, -1).tolist()
+        traces = np.trace(self.sensitivity(), axis1=1, axis2=2)
+        keys, values = (traces / traces.sum()).reshape(2, -1).tolist()
         return {"keys": keys, "values": values}
 
     def metric(self, y_stats: Statistics) -> Metric | None:
@@ -231,24 +227,7 @@ class Learner:
         plan = self.settings
         if not plan.shrink:
             return None
-        return Metric.of(self.sensitivity(), torch.from_numpy(y_stats.scale), plan.shrink)
-
-    def _sensitivity(self) -> Tensor:
-        trainer = self.trainer(None)
-        starts = range(0, min(len(self.training), _MEASURED), _MEASURED_BATCH)
-        every = [range(i, min(i + _MEASURED_BATCH, len(self.training))) for i in starts]
-        return sensitivity(
-            trainer,
-            (
-                (self.training.y[some.start : some.stop], self._asked(trainer, some))
-                for some in tqdm(every, desc="sensitivity", unit="batch")
-            ),
-            2 * self.target.layout.layers,
-        )
-
-    @staticmethod
-    def _asked(trainer: Trainer[Any], some: Sequence[int]) -> Any:
-        return trainer.packed(some, _MEASURED_ASKED, 0)
+        return Metric.of(self.sensitivity(), y_stats.scale, plan.shrink)
 
     def maps(self, seed: int) -> dict[int, Map]:
         """Closed forms without one fold, by rank."""
@@ -274,7 +253,7 @@ class Learner:
                     if norm is not None:
                         one.take_key_norm(norm, total)
                     write(paths[rank], one)
-                _keep(self._directions(seed), best)
+                _keep(self._directions(seed), best.numpy())
         return {rank: load(path.read_bytes(), source, target) for rank, path in paths.items()}
 
     def _path(self, name: str) -> Path:
@@ -308,7 +287,7 @@ class Learner:
         return load(path.read_bytes(), source, target)
 
 
-def _keep(path: Path, array: Tensor) -> None:
+def _keep(path: Path, array: Doubles | npt.NDArray[np.float32]) -> None:
     blob = BytesIO()
-    np.save(blob, array.numpy(), allow_pickle=False)
+    np.save(blob, array, allow_pickle=False)
     write_files(path.parent, {path.name: blob.getvalue()})

@@ -52,6 +52,11 @@ class Family(ABC):
     per_token: ClassVar[bool] = True
     """Whether each token is mapped alone, so that it takes any number of them."""
 
+    @property
+    def asks_answers(self) -> bool:
+        """Whether `build` wants to know what the target's answers depend on (`Moments.metric`)."""
+        return False
+
     @abstractmethod
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module for two layouts, unfitted.

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from projector.closed_form import rank_regression
 from projector.families.base import Family, Map
 from projector.families.ridge import head_gains
+from projector.metric import Metric
 from projector.moments import Moments, best_weight
 from protos.errors import FitError
 from protos.layout import KVLayout
 
 STARTS = ("regression", "covariance")
+METRICS = ("variance", "answers")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class LowRank(Family):
         weight: ridge weight of the regression.
         spread: as of `ridge`; of the regression only.
         choose: likewise.
+        metric: which errors the r numbers are spent on: all of a z-scored state alike (`variance`),
+            or what the frozen target's `answers` depend on (`projector/sensitivity.py`).
     """
 
     name: ClassVar[str] = "low_rank"
@@ -38,6 +42,12 @@ class LowRank(Family):
     weight: float = 1e-3
     spread: bool = True
     choose: bool = False
+    metric: str = "variance"
+
+    @property
+    def asks_answers(self) -> bool:
+        """Where its metric is of answers."""
+        return self.metric == "answers"
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
@@ -49,6 +59,8 @@ class LowRank(Family):
             )
         if self.start not in STARTS:
             raise FitError(f"start '{self.start}': expected one of {', '.join(STARTS)}")
+        if self.metric not in METRICS:
+            raise FitError(f"metric '{self.metric}': expected one of {', '.join(METRICS)}")
         return LowRankMatrix(self, source, target)
 
 
@@ -70,7 +82,11 @@ class LowRankMatrix(Map):
         r = self.family.r
         if self.family.start == "regression":
             self.ridge_weight = best_weight(moments) if self.family.choose else self.family.weight
-            down, up, _ = rank_regression(xx, xy, r, self.ridge_weight)
+            metric = self._metric(moments)
+            asked = xy if metric is None else metric.times(xy, 0.5)
+            down, up, _ = rank_regression(xx, asked, r, self.ridge_weight)
+            if metric is not None:
+                up = metric.times(up, -0.5)
             if self.family.spread:
                 up = up * head_gains(self.target, down.T @ xx @ down, up)
             # W = down up; QR of both sides leaves a small matrix to take apart.
@@ -84,6 +100,13 @@ class LowRankMatrix(Map):
             sigma = values[:r] / np.maximum(np.einsum("dr,dr->r", v, xx @ v), 1e-12)
         for parameter, array in ((self.v, v), (self.sigma, sigma), (self.u, u)):
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)).float())
+
+    def _metric(self, moments: Moments) -> Metric | None:
+        if self.family.metric == "variance":
+            return None
+        if moments.metric is None:
+            raise FitError("metric 'answers' has to be measured on the target, and was not")
+        return moments.metric
 
     @property
     def rank(self) -> int:

@@ -56,6 +56,11 @@ class Mix(Family):
         cls = family(self.inner)
         return configured(cls, {**asdict(cls()), **self.config})
 
+    @property
+    def asks_answers(self) -> bool:
+        """As the other member."""
+        return self.member.asks_answers
+
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
         if not (1 <= self.width <= MAX_WIDTH and self.heads >= 1 and self.width % self.heads == 0):

@@ -536,3 +536,15 @@ def test_each_process_of_a_group_takes_the_gpu_of_its_number(
         "cuda:1",
         "cpu",
     ]
+
+
+def test_a_map_is_fitted_to_what_answers_depend_on(
+    run: Any, data: Path, corpus: Path, tmp_path: Path
+) -> None:
+    flags = ("--set", "r=4", "--set", "spread=false")
+    blobs = []
+    for metric in ("variance", "answers"):
+        out = tmp_path / metric
+        assert run("train", data, corpus, out, *flags, "--set", f"metric={metric}") == 0
+        blobs.append((out / "map.safetensors").read_bytes())
+    assert blobs[0] != blobs[1]
