@@ -1,9 +1,9 @@
 """Pictures or texts in a folder, and questions about them with their answers.
 
-Knows files. Knows no model. A folder holds pictures, or texts: `.txt` files, or `texts.jsonl` with
-one `{"name": "a", "text": "Amp lives in Rome."}` a line. Where answers are to be judged or trained
-on, it also holds `questions.jsonl`, one object a line, with `"text"` in the place of `"picture"`
-where it is about a text:
+Knows files. Knows no model. A folder holds pictures, or texts: `.txt` files, `texts.jsonl` with one
+`{"name": "a", "text": "Amp lives in Rome."}` a line, or both. Where answers are to be judged or
+trained on, it also holds `questions.jsonl`, one object a line, with `"text"` in the place of
+`"picture"` where it is about a text:
 
     {"picture": "a.png", "question": "is there a dog ?", "answer": "yes", "kind": "presence"}
 
@@ -145,7 +145,7 @@ class Dataset:
 
 
 class Texts(Dataset):
-    """A folder of texts with its questions: `.txt` files sorted by name, or `texts.jsonl`."""
+    """A folder of texts with its questions: those of `texts.jsonl`, then `.txt` files by name."""
 
     unit: ClassVar[str] = "text"
 
@@ -153,10 +153,11 @@ class Texts(Dataset):
         files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() == ".txt")
         self._texts: dict[str, str] = {}
         if (self.folder / TEXTS).exists():
-            if files:
-                raise SourceError(f"{self.folder} holds both {TEXTS} and .txt files: keep one")
             self._texts = _read_texts(self.folder / TEXTS)
-            files = [self.folder / name for name in self._texts]
+            twice = sorted(self._texts.keys() & {path.name for path in files})
+            if twice:
+                raise SourceError(f"{self.folder} holds '{twice[0]}' in {TEXTS} and as a file")
+            files = [*(self.folder / name for name in self._texts), *files]
         if not files:
             raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files)")
         return files

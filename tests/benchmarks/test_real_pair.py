@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks.real_pair import __main__ as bench
-from benchmarks.real_pair import diverse, facts, page
+from benchmarks.real_pair import diverse, export, facts, page
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
 from benchmarks.real_pair.judge import Judge, answer_ids, apart, own_answers
 from benchmarks.real_pair.learn import FULL, Learner, Settings
 from benchmarks.real_pair.tune import Tuned
+from projector.dataset import open_folder
 from projector.families.low_rank import LowRank
 from projector.families.ridge import Ridge
 from projector.lm import LM
@@ -25,7 +26,7 @@ from projector.metric import Metric
 from projector.moments import Moments
 from projector.texts import collect
 from projector.train import Trainer, TrainSettings
-from protos.errors import FitError
+from protos.errors import FitError, ModelError
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 
 
@@ -41,6 +42,26 @@ def test_no_word_of_the_unseen_split_occurs_in_training_in_any_number(binding: b
     assert facts.words("train") <= seen
     for word in facts.words("unseen"):
         assert not facts.forms(word) & seen, word
+
+
+def test_texts_and_questions_are_exported_as_projector_reads_them(
+    vocabularies: tuple[list[str], list[str]], tmp_path: Path, capsys: Any
+) -> None:
+    rows = export.lessons(40, diverse.Words.of(*vocabularies))
+    assert export.write(tmp_path / "lessons", rows) == 40
+    held = open_folder(tmp_path / "lessons")
+    assert len(held) == 40 and all(held.asked(i) for i in range(40))
+    assert held.questions(0, 2, 0)[0] in rows[0][1]
+    assert export.main([str(tmp_path / "held"), "--facts", "unseen", "--count", "5"]) == 0
+    facts_held = open_folder(tmp_path / "held")
+    assert len(facts_held) == 5 and "5 texts" in capsys.readouterr().out
+    question, answer = facts_held.questions(0, 1, 0)[0]
+    assert answer in facts.make("unseen", 1, 1)[0].text and question.strip()
+    nothing = [str(tmp_path / "x"), "--lessons", "5", "--pair", str(tmp_path)]
+    assert export.main(nothing) == ModelError.exit_code
+    assert "make real-pair" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export.main([str(tmp_path / "x"), "--lessons", "0"])
 
 
 _ENDS = "ax ix an en in on un ar er ow ush ell".split()

@@ -326,7 +326,10 @@ def test_a_folder_of_texts_is_read_from_files_or_from_one_file(tmp_path: Path) -
     write_texts(tmp_path, {"a": "red cat", "b": "\u732b"})
     assert Texts(tmp_path).digest != before
     (tmp_path / "c.txt").write_text("x")
-    with pytest.raises(SourceError, match="both"):
+    both = Texts(tmp_path)
+    assert [both.text(i) for i in range(len(both))] == ["red cat", "\u732b", "x"]
+    write_texts(tmp_path, {"a": "red cat", "c.txt": "y"})
+    with pytest.raises(SourceError, match="'c.txt' in texts.jsonl and as a file"):
         open_folder(tmp_path)
     (tmp_path / "texts.jsonl").unlink()
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
