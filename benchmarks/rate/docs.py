@@ -34,6 +34,7 @@ def readme(report: Report) -> str:
     guard = report["guard"] and report["guard"]["by_edge_model"]
     image = best["image_wire_bytes"]
     theirs = f"{image['name']}, {image['wire_bytes']:.0f} bytes" if image else "none"
+    bare = best["image_bare_bytes"]
     video = film["video"]
 
     def each(found: Mapping[str, Any], form: Any) -> list[str]:
@@ -49,6 +50,13 @@ def readme(report: Report) -> str:
             f"smallest picture within 2 points ({theirs}), over ours",
             *each(best, lambda r: _times(r["image_over_ours"])),
             "≥ 8×",
+        ),
+        (
+            "… smallest file without its container "
+            f"({bare['name'] + ', ' + format(bare['bare_bytes'], '.0f') if bare else 'none'}), "
+            "over our payload",
+            *each(best, lambda r: _times(bare and bare["bare_bytes"] / r["payload_bytes"])),
+            "",
         ),
         (
             "fixed camera: smallest video within 2 points "
