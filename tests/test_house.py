@@ -54,6 +54,7 @@ SERVING = (
     "projector.families",
     "projector.moments",
     "projector.closed_form",
+    "projector.metric",
     "projector.maps",
     "projector.signing",
 )
