@@ -51,6 +51,8 @@ class Family(ABC):
     """Whether `build` leaves a fitted map; otherwise it leaves a start for gradient training."""
     per_token: ClassVar[bool] = True
     """Whether each token is mapped alone, so that it takes any number of them."""
+    absent: ClassVar[dict[str, Any]] = {}
+    """What a map written before a setting existed had in its place, where not the default."""
 
     @property
     def asks_answers(self) -> bool:
@@ -372,16 +374,16 @@ def configured(cls: type[F], config: dict[str, Any]) -> F:
     """A family's dataclass from what JSON held of it.
 
     Raises:
-        BundleFormatError: other fields, or values of another type, than the dataclass has.
+        BundleFormatError: fields that the dataclass does not have, or values of another type.
     """
     defaults = asdict(cls())
-    if not isinstance(config, dict) or set(config) != set(defaults):
+    if not isinstance(config, dict) or not set(config) <= set(defaults):
         raise BundleFormatError(f"family '{cls.name}' has the fields {sorted(defaults)}")
     for name, value in config.items():
         kind = type(defaults[name])
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise BundleFormatError(f"family '{cls.name}': field '{name}' holds {value!r}")
-    return cls(**config)
+    return cls(**{**cls.absent, **config})
 
 
 def read(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class LowRank(Family):
     """
 
     name: ClassVar[str] = "low_rank"
+    absent: ClassVar[dict[str, Any]] = {"spread": False}
     r: int = 64
     start: str = "regression"
     weight: float = 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Ridge(Family):
     """
 
     name: ClassVar[str] = "ridge"
+    absent: ClassVar[dict[str, Any]] = {"spread": False}
     weight: float = 1e-3
     layers: str = "all"
     best_layers: int = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnxruntime
@@ -92,6 +92,22 @@ def test_what_is_saved_computes_the_same_after_loading(made: tuple[Family, Map])
     again = load(one.to_bytes(), one.source, one.target)
     assert again.family == member
     torch.testing.assert_close(again(states(one)), one(states(one)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("member", [Ridge(), LowRank(r=5)])
+def test_a_map_written_before_a_setting_existed_is_read_as_what_it_was(member: Family) -> None:
+    one, _, _ = fitted(member)
+    config = asdict(member)
+    before = {k: v for k, v in config.items() if k not in ("spread", "choose", "metric")}
+    blob = one.to_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    plain = json.loads(header["__metadata__"][METADATA])
+    header["__metadata__"][METADATA] = json.dumps({**plain, "config": before})
+    old = json.dumps(header).encode()
+    again = load(len(old).to_bytes(8, "little") + old + blob[8 + length :], one.source, one.target)
+    assert again.family == replace(member, spread=False)  # type: ignore[call-arg]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), one.parameters(), strict=True))
 
 
 def test_loading_beside_another_model_or_from_other_bytes_is_refused(
