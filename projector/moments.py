@@ -186,13 +186,15 @@ def _second(
 def best_weight(moments: Moments) -> float:
     """The ridge weight of `RIDGE_WEIGHTS` whose map fits the held-out pairs best.
 
-    One eigendecomposition of the source's covariance serves all of them.
+    One eigendecomposition of the source's covariance serves all of them. A weight that does not
+    exceed twice the rounding errors of a singular covariance (they show as negative eigenvalues) is
+    not tried: the system could not be solved with it.
 
     Args:
         moments: of training pairs, those held out beside them.
 
     Raises:
-        FitError: none are held out.
+        FitError: none are held out, or no weight is large enough.
     """
     if moments.held is None:
         raise FitError("a ridge weight is chosen on held-out pairs, and none are held out")
@@ -201,11 +203,13 @@ def best_weight(moments: Moments) -> float:
     values, vectors = np.linalg.eigh(xx)
     turned, asked = vectors.T @ xy, vectors.T @ held_xy
     spread = vectors.T @ held_xx @ vectors
-    errors = []
-    for weight in RIDGE_WEIGHTS:
+    errors, usable = [], [w for w in RIDGE_WEIGHTS if values[0] + w > w / 2]
+    for weight in usable:
         fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
         errors.append(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
-    return RIDGE_WEIGHTS[int(np.argmin(errors))]
+    if not usable:
+        raise FitError("the source's covariance is not one: its rounding errors exceed any ridge")
+    return usable[int(np.argmin(errors))]
 
 
 def ridge(xx: Doubles, xy: Doubles, weight: float) -> Doubles:

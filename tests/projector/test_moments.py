@@ -130,3 +130,18 @@ def test_without_held_out_pairs_no_weight_is_chosen() -> None:
     x = np.random.default_rng(0).standard_normal((1, 50, 4)).astype(np.float32)
     with pytest.raises(FitError, match="none are held out"):
         best_weight(Moments.of([(x, x)]))
+
+
+def test_a_weight_below_the_rounding_errors_of_a_singular_covariance_is_not_chosen() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 8))  # five directions are empty
+    exact = Moments.of([(x[None], x[None])])
+    values, vectors = np.linalg.eigh(exact.xx)
+    noisy = (vectors * np.where(values < 1.0, -0.5, values)) @ vectors.T
+    moments = replace(exact, xx=noisy, held=exact)
+    xx, xy = moments.normalised()
+    with pytest.raises(FitError, match="singular"):
+        ridge(xx, xy, RIDGE_WEIGHTS[0])
+    chosen = best_weight(moments)
+    assert chosen > RIDGE_WEIGHTS[0]
+    assert np.isfinite(ridge(xx, xy, chosen)).all()
