@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -199,7 +200,8 @@ class Trainer(Generic[M]):
         """Prepares the frozen side.
 
         Args:
-            made: the map, changed in place and moved to where the target is.
+            made: the map, changed in place and moved to where the target is; None for a trainer
+                that only judges caches.
             corpus: paired caches; pictures in the order that `questions` knows.
             target: the frozen large model.
             questions: asks about picture i.
@@ -216,9 +218,8 @@ class Trainer(Generic[M]):
         folder.mkdir(parents=True, exist_ok=True)
         target.model.requires_grad_(False)
         self.device = target.device
-        if made is not None:  # a trainer that only judges caches has none
+        if made is not None:
             made.to(self.device)
-        self._pairs = _kept_there(corpus, self.device)
         cos, sin = kv.cos_sin(target.layout.rotation, target.positions)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         # Tensors made under inference mode cannot be saved for a backward pass; clones can.
@@ -359,6 +360,10 @@ class Trainer(Generic[M]):
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
         chosen = chosen[distributed.rank() :: distributed.size()]
         return chosen, self._rows(0, chosen)
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor] | None:
+        return _kept_there(self.corpus, self.device)
 
     def _rows(self, side: int, chosen: npt.NDArray[np.int64]) -> Tensor:
         """States of some pairs, the source's (0) or the target's (1), float32 on the device."""

@@ -179,6 +179,11 @@ def _train_one(args: argparse.Namespace) -> int:
         patience=args.patience,
         seed=args.seed,
     )
+    args.out.mkdir(parents=True, exist_ok=True)
+    if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
+        raise CorpusError(
+            f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
+        )
     about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
     told = json.dumps([*about, data.digest, len(training)], sort_keys=True)
     kept = args.out / "state"
@@ -192,11 +197,6 @@ def _train_one(args: argparse.Namespace) -> int:
     norm = key_norm_weights(target.decoder, target.layout)
     if norm is not None:
         made.take_key_norm(norm, moments)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
-        raise CorpusError(
-            f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
-        )
     trainer = Trainer(made, training, target, data.questions, settings, kept, about=told)
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))

@@ -13,7 +13,7 @@ LARGE_BATCHES = (
     *("--pictures", "16384", "--batch", "64", "--reconstruct-steps", "2500"),
     *("--task-steps", "2900", "--finish-steps", "700"),
 )
-"""Of the second and third edge model: minutes on a GPU, some five hours on two cores."""
+"""Of the second and third edge model: minutes on a GPU; on two cores it was not run."""
 
 
 def mapped(edge: str, device: str, *recipe: str) -> tuple[str, ...]:

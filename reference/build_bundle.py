@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,12 +30,14 @@ from projector.maps.trainable import LowRankMap
 from projector.train import Trainer, TrainSettings, closed_form
 from projector.validate import reconstruction
 from projector.vlm import VLM
+from protos.errors import BridgeError, BundleLayoutError, ConfigError
 from reference.calibrate import calibrate, certified
 from reference.split import HELD_OUT, Split, pairs_folder
 
 HERE = Path(__file__).parent
 CALIBRATED_ON = 10240
 """Training pictures, at most, that the edge half's tables are learnt from."""
+TRAINED = "trained.safetensors"
 Floats = npt.NDArray[np.float32]
 
 
@@ -163,6 +166,12 @@ class Pairs:
         return cls(source, target, train, held, corpus, validation)
 
 
+def state(name: str, args: argparse.Namespace) -> Path:
+    """Where an attempt's training is kept."""
+    folder: Path = args.work / f"map-{name}-{args.tag}"
+    return folder
+
+
 def train(name: str, args: argparse.Namespace) -> bytes:
     """Corpus and map; the trained map with how it was trained (`LowRankMap.to_bytes`).
 
@@ -196,7 +205,7 @@ def train(name: str, args: argparse.Namespace) -> bytes:
         pairs.target,
         pairs.train.questions,
         settings,
-        args.work / f"map-{name}-{args.tag}",
+        state(name, args),
     )
 
     def report() -> dict[str, float]:
@@ -215,6 +224,7 @@ def train(name: str, args: argparse.Namespace) -> bytes:
             "pictures": len(pairs.corpus),
             "minutes": round(trainer.spent_s / 60, 1),
             "device": args.device,
+            "models": [vlm.layout.fingerprint for vlm in (pairs.source, pairs.target)],
             "settings": asdict(settings),
         }
     )
@@ -227,16 +237,20 @@ def build(name: str, trained: bytes, args: argparse.Namespace) -> None:
         name: the edge model.
         trained: what `train` gave.
         args: command line.
+
+    Raises:
+        BundleFormatError: that is no such map.
+        BundleLayoutError: it was trained between other models.
     """
     lowrank, about = LowRankMap.from_bytes(trained)
     settings = TrainSettings(**about["settings"])
     pairs = Pairs.of(name, min(about["pictures"], CALIBRATED_ON), "cpu", args)
     source, target = pairs.source, pairs.target
+    if about.get("models") != [source.layout.fingerprint, target.layout.fingerprint]:
+        raise BundleLayoutError(f"the trained map is of other models than {name} and the cloud's")
     corpus, validation, held_out = pairs.corpus, pairs.validation, pairs.held_out
-    trainer = Trainer(
-        lowrank, corpus, target, pairs.train.questions, settings, args.work / "unused"
-    )
-    accuracy = {name: about[name] for name in ("closed_form", "float")}
+    trainer = Trainer(lowrank, corpus, target, pairs.train.questions, settings, state(name, args))
+    accuracy = {figure: about[figure] for figure in ("closed_form", "float")}
     cloud = lowrank.cloud.eval()
     files = CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph)
     backend = backends.get("onnxruntime")(
@@ -279,7 +293,7 @@ def build(name: str, trained: bytes, args: argparse.Namespace) -> None:
     print(f"wrote {info.id} version {info.version}, default point {made.default_point}", flush=True)
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="the edge model's folder under --models")
@@ -308,9 +322,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="where the map is trained")
-    parser.add_argument("--train-only", action="store_true", help="stop before the ladder")
-    parser.add_argument(
-        "--trained", type=Path, help="a map trained before, `trained.safetensors` of its state"
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--train-only", action="store_true", help="stop before the ladder")
+    part.add_argument(
+        "--trained", type=Path, help="a map trained before: the file that --train-only wrote"
     )
     parser.add_argument("--tag", default="0", help="name of this attempt's training state")
     parser.add_argument("--models", type=Path, default=HERE / "models")
@@ -319,16 +334,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "bundles")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.trained is not None:
-        trained = args.trained.read_bytes()
-    else:
-        trained = train(args.name, args)
-        folder = args.work / f"map-{args.name}-{args.tag}"
-        write_files(folder, {"trained.safetensors": trained})
-        print(f"wrote {folder / 'trained.safetensors'}", flush=True)
-    if not args.train_only:
-        build(args.name, trained, args)
+    try:
+        if args.trained is not None:
+            trained = _read(args.trained)
+        else:
+            trained = train(args.name, args)
+            write_files(state(args.name, args), {TRAINED: trained})
+            print(f"wrote {state(args.name, args) / TRAINED}", flush=True)
+        if not args.train_only:
+            build(args.name, trained, args)
+    except BridgeError as error:
+        print(f"{error.code}: {error.message}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"no trained map at {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -79,16 +79,16 @@ class LowRankMap(nn.Module):
             tensors: dict[str, Tensor] = load_tensors(blob)
             header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
             plain = json.loads(header["__metadata__"][_METADATA])
-            names = ("x_mean", "x_scale", "x_place", "down", "log_steps", "cloud.between")
-            x_mean, x_scale, x_place, down, steps, between = map(tensors.get, names)
+            names = ("x_mean", "x_scale", "x_place", "down", "log_steps")
+            x_mean, x_scale, x_place, down, steps = (tensors[name] for name in names)
+            between = tensors.get("cloud.between")
             cloud = CloudHalf(CloudConfig(**plain["config"]), between=between)
-            made = cls(x_mean, x_scale, x_place, down, steps, cloud)  # type: ignore[arg-type]
+            made = cls(x_mean, x_scale, x_place, down, steps, cloud)
             made.load_state_dict(tensors)
+            about: dict[str, Any] = plain["about"]
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleFormatError(f"not a trained map: {error}") from error
-        except AttributeError as error:
-            raise BundleFormatError("not a trained map: a tensor is missing") from error
-        return made, plain["about"]
+        return made, about
 
     @property
     def steps(self) -> Tensor:
