@@ -94,7 +94,7 @@ def test_what_was_not_reached_or_not_measured_is_said() -> None:
         sequences_within_two_points={"video": None, "edge-a": None},
         tensors={"edge-a": {"cachegen": None, "rows": []}},
     )
-    lines = docs.readme(bare).splitlines()[2:9]
+    lines = docs.readme(bare).splitlines()[3:10]
     assert [line.split("|")[2].strip() for line in lines] == ["none"] * 7
 
 
