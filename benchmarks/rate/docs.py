@@ -44,7 +44,8 @@ def readme(report: Report) -> str:
     chosen = {r["edge_model"]: r for r in report["rows"] if r["kind"] == "ours" and r["default"]}
     lines = [
         (
-            "default point, chosen on validation: bytes of payload, on the wire; points against seeing",
+            "default point, chosen on validation: bytes of payload, on the wire; points against "
+            "seeing the picture",
             *each(
                 chosen,
                 lambda r: (

@@ -118,13 +118,14 @@ def _dearest(report: Report) -> str:
 
 def _reverse(report: Report) -> str:
     by_name = {row["name"]: row for row in arms(report)}
-    names = ("native", FLOOR, "full", "full + KL", "rank 256", "rank 256 + KL")
+    names = ("native", FLOOR, "another context", "full", "full + KL", "rank 256", "rank 256 + KL")
     found = "; ".join(
         f"{name} {_interval(by_name[name]['acc_unseen'])}" for name in names if name in by_name
     )
+    plan, count = report["settings"], by_name["native"]["n"]
     return (
-        f"The other direction ({report['settings']['texts']:,} texts, "
-        f"`python -m benchmarks.real_pair --reverse`), unseen words: {found} %."
+        f"The other direction (`python -m benchmarks.real_pair --reverse --texts {plan['texts']} "
+        f"--steps {plan['steps']}`, {count} questions), unseen words: {found} %."
     )
 
 
