@@ -37,6 +37,7 @@ class Computation:
         self.first_token_ns = 0
         self.timings = pb.Timings()
         self.distortion = pb.DistortionReport()
+        self.fallback = ""
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []
 

@@ -385,7 +385,7 @@ class Bridge:
                 return
             if known is None:
                 known = Computation(request.request_id, frame_number, request.question, received_ns)
-                known.distortion = session.report(frame_number)
+                known.distortion, known.fallback = session.report(frame_number)
                 job = Job(
                     id=next(self._numbers),
                     session=session.id.hex(),
@@ -518,6 +518,7 @@ class Bridge:
         self._observe_frame(header, point, request, body)
         computation = Computation(request_id, header.frame_number, request.question, received_ns)
         computation.distortion = header.distortion.to_proto()
+        computation.fallback = header.cause
         job = Job(
             id=next(self._numbers),
             session=session.id.hex(),
@@ -536,7 +537,7 @@ class Bridge:
         )
         self._publish("received", job, received_ns, point=point.name, frame=header.frame_number)
         if point.kind == "picture":
-            self._publish("fell_back", job, received_ns, point=point.name)
+            self._publish("fell_back", job, received_ns, point=point.name, cause=header.cause)
         await self._submit(session, computation, job)
         stream.follow(computation)
 
@@ -652,7 +653,9 @@ class Bridge:
                 self._publish(topic, job, getattr(said, f"{topic}_ns"))
             computation.distortion.expected_error = said.expected_error
             computation.distortion.bound = said.bound
-            session.remember_report(computation.frame_number, computation.distortion)
+            session.remember_report(
+                computation.frame_number, computation.distortion, computation.fallback
+            )
             if not computation.question:
                 self._end(session, computation, None)
             computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
@@ -680,6 +683,7 @@ class Bridge:
             tokens=said.tokens,
             timings=timings,
             distortion=computation.distortion,
+            fallback=computation.fallback,
         )
         self._end(session, computation, answer)
         self._publish("answered", job, time.monotonic_ns(), tokens=said.tokens)
@@ -721,6 +725,8 @@ class Bridge:
         metrics.payload_bytes.labels(point.name).observe(len(body))
         if request.question:
             metrics.questions.labels("infer").inc()
+        if header.cause:
+            metrics.fallbacks.labels(header.cause).inc()
         if point.kind != "picture":
             metrics.kept_tokens.observe(header.kept_tokens)
             metrics.quantization_error.observe(header.distortion.quantize)

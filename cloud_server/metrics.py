@@ -52,6 +52,11 @@ class Metrics:
             "answer_seconds", "Last byte of a request received, to its answer leaving", _SECONDS
         )
         self.frames = self._counter("frames_total", "Intact frames received, by point", "point")
+        self.fallbacks = self._counter(
+            "fallbacks_total",
+            "Pictures received in the place of frames, by cause: distortion or unfamiliar",
+            "cause",
+        )
         self.frame_kinds = self._counter(
             "frame_kinds_total", "Intact frames received, by kind: key or delta", "kind"
         )

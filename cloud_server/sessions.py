@@ -63,7 +63,9 @@ class Session:
     target: KVLayout | None = None
     back: tuple[OperatingPoint, ...] = ()
     known_digest: str = ""
-    _reports: OrderedDict[int, pb.DistortionReport] = field(default_factory=OrderedDict, repr=False)
+    _reports: OrderedDict[int, tuple[pb.DistortionReport, str]] = field(
+        default_factory=OrderedDict, repr=False
+    )
 
     @property
     def back_constants(self) -> bytes:
@@ -79,16 +81,18 @@ class Session:
             )
         return session_constants(self.id, self.target.fingerprint, self.offer.bundle_digest)
 
-    def remember_report(self, frame_number: int, report: pb.DistortionReport) -> None:
-        """Keep a scene's distortion for the answers to later questions about it."""
-        self._reports[frame_number] = report
+    def remember_report(
+        self, frame_number: int, report: pb.DistortionReport, fallback: str
+    ) -> None:
+        """Keep a scene's distortion, and why it is a picture, for answers to later questions."""
+        self._reports[frame_number] = report, fallback
         self._reports.move_to_end(frame_number)
         if len(self._reports) > _REPORTS:
             self._reports.popitem(last=False)
 
-    def report(self, frame_number: int) -> pb.DistortionReport:
-        """A scene's distortion; empty if it is not remembered."""
-        return self._reports.get(frame_number) or pb.DistortionReport()
+    def report(self, frame_number: int) -> tuple[pb.DistortionReport, str]:
+        """A scene's distortion and fallback; empty if they are not remembered."""
+        return self._reports.get(frame_number) or (pb.DistortionReport(), "")
 
 
 class Sessions:

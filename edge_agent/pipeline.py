@@ -305,6 +305,7 @@ class Outgoing:
                 distortion=coded.distortion or Distortion(),
                 base=coded.base,
                 differences=coded.differences,
+                cause=guarded.fallback,
             ),
             coded.payload,
         )

@@ -60,6 +60,8 @@ RAW_KV_FP8_POINT = 253
 _ALL_KEPT = 0x80
 _DELTA = 0x40
 _DIFFERENCES = 0x20
+# The same bits of a picture's header: why the guard sends it in a frame's place.
+_CAUSES = {"": 0, "distortion": _DELTA, "unfamiliar": _DIFFERENCES}
 # A distortion figure's byte: 0 is 0, any other b is 10 ** ((b - _ONE) / _PER_DECADE).
 _ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
@@ -359,6 +361,7 @@ class Header:
         base: Of a delta frame, the frame of the session that it changes, at most 65535 before it;
             `kept` then says which tokens are new. None for a key frame.
         differences: The payload holds differences to the base's latents, not latents.
+        cause: Of a picture that the guard sends in a frame's place, why: distortion or unfamiliar.
         version: Of this layout.
     """
 
@@ -369,6 +372,7 @@ class Header:
     distortion: Distortion = field(default_factory=Distortion)
     base: int | None = None
     differences: bool = False
+    cause: str = ""
     version: int = HEADER_VERSION
 
     @property
@@ -404,6 +408,8 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
     _check_tokens(header.operating_point, len(kept))
     delta = header.base is not None
     _check_delta(header.operating_point, delta, header.differences)
+    if header.cause not in _CAUSES or (header.cause and header.operating_point != PICTURE_POINT):
+        raise FrameMalformedError(f"{header.cause!r} is no cause of a picture in a frame's place")
     if not body:
         raise EmptyFrameError("the frame has no payload")
     everything = bool(kept.size and kept.all())
@@ -412,7 +418,8 @@ def pack_header(header: Header, body: bytes = b"") -> tuple[bytes, bytes]:
             header.version
             | (_ALL_KEPT if everything else 0)
             | (_DELTA if delta else 0)
-            | (_DIFFERENCES if header.differences else 0),
+            | (_DIFFERENCES if header.differences else 0)
+            | _CAUSES[header.cause],
             header.operating_point,
             *levels,
         )
@@ -462,6 +469,9 @@ def unpack_header(
         raise FrameTruncatedError(f"header of {len(header)} bytes, at least {FIXED.size} expected")
     flagged, point, *levels = FIXED.unpack_from(header)
     everything, differences = bool(flagged & _ALL_KEPT), bool(flagged & _DIFFERENCES)
+    cause = ""
+    if point == PICTURE_POINT:
+        cause, differences = _cause(flagged), False
     version = flagged & ~(_ALL_KEPT | _DELTA | _DIFFERENCES)
     if version != HEADER_VERSION:
         raise FrameMalformedError(f"header version {version}, this side reads {HEADER_VERSION}")
@@ -494,7 +504,7 @@ def unpack_header(
     distortion = Distortion.from_bytes(levels)
     base = (frame_number - distance[0]) & 0xFFFFFFFF if distance else None
     return (
-        Header(point, frame_number, kept, delta_ms, distortion, base, differences, version),
+        Header(point, frame_number, kept, delta_ms, distortion, base, differences, cause, version),
         body,
     )
 
@@ -550,7 +560,7 @@ def _counts(header: bytes) -> tuple[list[int], int]:
         FrameMalformedError: One is out of bounds, or longer than it need be.
     """
     at, values = FIXED.size, []
-    delta = bool(header) and bool(header[0] & _DELTA)
+    delta = len(header) > 1 and bool(header[0] & _DELTA) and header[1] != PICTURE_POINT
     for name, least, most in _COUNTS if delta else _COUNTS[:-1]:
         value, begun = 0, at
         while True:
@@ -573,6 +583,14 @@ def _check_tokens(point: int, tokens: int) -> None:
         raise FrameMalformedError(f"a picture has no token grid, the header says {tokens} tokens")
     if point != PICTURE_POINT and not tokens:
         raise EmptyFrameError("the header says 0 tokens: a frame needs at least one")
+
+
+def _cause(flagged: int) -> str:
+    bits = flagged & (_DELTA | _DIFFERENCES)
+    cause = next((name for name, bit in _CAUSES.items() if bit == bits), None)
+    if cause is None:
+        raise FrameMalformedError("a picture has two causes to be in a frame's place")
+    return cause
 
 
 def _check_delta(point: int, delta: bool, differences: bool) -> None:

@@ -177,8 +177,11 @@ class Client:
         )
         return self.sealed(header, encoded.payload, question, request_id, limit, constants)
 
-    def picture(self, file: bytes, number: int = 0, question: str = QUESTION) -> pb.InferRequest:
-        header = Header(PICTURE_POINT, number, np.zeros(0, dtype=np.bool_), 0, Distortion())
+    def picture(
+        self, file: bytes, number: int = 0, question: str = QUESTION, cause: str = ""
+    ) -> pb.InferRequest:
+        none = np.zeros(0, dtype=np.bool_)
+        header = Header(PICTURE_POINT, number, none, 0, Distortion(), cause=cause)
         return self.sealed(header, file, question)
 
     def sealed(

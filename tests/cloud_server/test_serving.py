@@ -165,6 +165,20 @@ def test_the_picture_point_gives_the_answer_of_the_model_that_sees_the_picture(
     assert len(answers) > 1
 
 
+def test_an_answer_says_why_the_picture_came_in_the_frames_place(
+    server: stage.Server, client: stage.Client
+) -> None:
+    count = 'neural_bridge_cloud_fallbacks_total{cause="unfamiliar"}'
+    before = _metric(server, count)
+    frame = client.picture(stage.picture_file(5), number=97, cause="unfamiliar")
+    assert client.answer(frame).fallback == "unfamiliar"
+    assert _metric(server, count) == before + 1
+    again = client.answer(frame)
+    assert again.from_memory and again.fallback == "unfamiliar"
+    assert _ask(client, 97, stage.QUESTION)[-1].answer.fallback == "unfamiliar"
+    assert client.answer(client.picture(stage.picture_file(5), number=98)).fallback == ""
+
+
 def test_a_held_scene_is_asked_about_and_gives_the_answer_of_asking_at_once(
     client: stage.Client,
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
 from projector.risk import RiskModel, feature_count
-from protos.frame import OperatingPoint
+from protos.frame import OperatingPoint, parse_infer_request, unpack_header
 from tests.edge_agent.test_agent import Run, capture
 from tests.fakes.fake_edge import RANK
 
@@ -55,6 +55,9 @@ def test_a_picture_that_no_bits_help_is_sent_itself_where_that_is_allowed(tmp_pa
         "about is it ?",
     )
     assert run.value("fallbacks_total", cause="unfamiliar") == 1
+    ((raw,),) = run.served.messages.values()
+    sent = parse_infer_request(raw)
+    assert unpack_header(sent.frame.header, sent.frame.payload)[0].cause == "unfamiliar"
 
 
 def test_a_picture_stays_on_the_device_and_the_small_model_answers(tmp_path: Path) -> None:

@@ -176,6 +176,29 @@ def test_changing_a_byte_of_a_header_gives_another_header_or_a_typed_error(
     assert pack_header(found, body) == (bytes(wrong), payload)
 
 
+@pytest.mark.parametrize("cause", ["", "distortion", "unfamiliar"])
+def test_a_picture_says_why_it_is_in_a_frames_place(cause: str) -> None:
+    made = Header(PICTURE_POINT, 300, np.zeros(0, dtype=bool), 70, cause=cause)
+    found, _ = unpack_header(*pack_header(made, b"x"))
+    assert (found.cause, found.base, found.differences) == (cause, None, False)
+    assert (found.frame_number, found.capture_delta_ms) == (300, 70)
+
+
+def test_a_cause_that_cannot_be_is_refused() -> None:
+    none = np.zeros(0, dtype=bool)
+    for wrong in (
+        Header(PICTURE_POINT, 1, none, cause="late"),
+        Header(1, 1, mask(4), cause="late"),
+    ):
+        with pytest.raises(FrameMalformedError, match="no cause"):
+            pack_header(wrong, b"x")
+    with pytest.raises(FrameMalformedError, match="no cause"):
+        pack_header(Header(1, 1, mask(4), cause="distortion"), b"x")
+    header, _ = pack_header(Header(PICTURE_POINT, 1, none), b"x")
+    with pytest.raises(FrameMalformedError, match="two causes"):
+        unpack_header(bytes([header[0] | 64 | 32]) + header[1:], b"x")
+
+
 def test_a_picture_has_no_grid_and_no_bitmap() -> None:
     none = np.zeros(0, dtype=bool)
     header, payload = pack_header(Header(PICTURE_POINT, 5, none), b"\x89PNG")
