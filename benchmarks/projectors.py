@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks import projectors_machine as machine
 from benchmarks import projectors_page as page
-from projector.bounds import judge_bound
+from projector.bounds import Bound, through_fp8
 from projector.bundle import Bundle
 from projector.corpus import Corpus, collect
 from projector.dataset import Dataset
@@ -89,9 +89,14 @@ FINALISTS: tuple[Family, ...] = (
 )
 """Then trained through the frozen model, one seed; reconstruction first where it is not closed."""
 
+NO_BOUND: dict[str, float | None] = dict.fromkeys(
+    ("bound_violations", "bound_over_actual", "estimate_over_actual")
+)
 SPLITS = ("test", "shifted")
 TASK = " + task loss"
 FOLDS = 3
+CALIBRATION_PICTURES = 640
+"""Of validation, that bounds are calibrated on."""
 
 
 def label(member: Family) -> str:
@@ -225,6 +230,13 @@ class Edge:
             found[part] = Validator(trainer, corpus, data)
         return found
 
+    @cached_property
+    def calibration(self) -> Corpus:
+        """Pairs of validation pictures."""
+        data = split(self.args.work, "validation", CALIBRATION_PICTURES, 1)
+        folder, name = self.work / "validation", f"{self.name} validation"
+        return collect(self.source, self.target, data.picture, len(data), folder, name, data.digest)
+
     def answers(self, made: Any) -> dict[str, Answers]:
         """Through a map, per split."""
         for judge in self.judges.values():
@@ -267,37 +279,39 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
         "rel_l2": fit["whole"]["relative_l2"],
         "r2_k": fit["keys"]["r2"],
         "r2_v": fit["values"]["r2"],
-        "bound_violations": None,
-        "bound_over_actual": None,
-        "estimate_over_actual": None,
         "fit_seconds": round(seconds, 3),
         "right": bits(test.right),
     }
+    return figures
+
+
+def bounds(edge: Edge, make: Callable[[], Map]) -> dict[str, float | None]:
+    """How a map's bound fares on test, calibrated on validation; nothing where it has no bound."""
+    made = make()
     try:
-        found = judge_bound(made, corpus) if isinstance(made, Map) else {}
+        bound = Bound.calibrate(made, edge.calibration)
     except FitError:
-        return figures  # no exact norm, or too few frames: no bound
-    return figures | {
-        "bound_violations": found.get("violations"),
-        "bound_over_actual": found.get("bound_over_actual"),
-        "estimate_over_actual": found.get("estimate_over_actual"),
+        return NO_BOUND  # no exact norm
+    codec = through_fp8(made, edge.calibration)
+    found = bound.check(made, edge.corpora["test"], codec)
+    return {
+        "bound_violations": found["violations"],
+        "bound_over_actual": found["bound_over_actual"],
+        "estimate_over_actual": found["estimate_over_actual"],
     }
 
 
-def closed(edge: Edge, member: Family, seed: int, dtype: str = "float32") -> dict[str, Any]:
-    """A closed form, its weights rounded to a type."""
+def closed(edge: Edge, member: Family, seed: int, dtype: str = "float32") -> tuple[Map, float]:
+    """A closed form, its weights rounded to a type, and the seconds that it took."""
     moments, gathered = edge.moments(seed)
     begun = time.perf_counter()
     made = member.build(edge.source.layout, edge.target.layout, moments)
     seconds = gathered + time.perf_counter() - begun
-    if dtype == "float32":
-        return row(edge, made, label(member), seed, seconds)
-    rounded = made.in_precision(PRECISIONS[dtype])
-    return row(edge, rounded, f"{label(member)} {dtype}", seed, seconds)
+    return (made if dtype == "float32" else made.in_precision(PRECISIONS[dtype])), seconds
 
 
-def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> dict[str, Any]:
-    """A map trained by gradient: reconstruction, then through the frozen model."""
+def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> tuple[Map, float]:
+    """A map trained by gradient: reconstruction, then through the frozen model; and its seconds."""
     moments, gathered = edge.moments(None)
     begun = time.perf_counter()
     torch.manual_seed(0)
@@ -316,7 +330,7 @@ def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> di
         about=json.dumps([*edge.about, name, asdict(member)]),
     )
     trainer.run()
-    return row(edge, made.eval(), name, 0, gathered + time.perf_counter() - begun)
+    return made.eval(), gathered + time.perf_counter() - begun
 
 
 def shipped(edge: Edge) -> dict[str, Any] | None:
@@ -383,13 +397,23 @@ def measure_edge(
     jobs: list[tuple[list[Any], Callable[[], Any]]] = []
     jobs.append((["controls", *about], partial(controls, edge)))
     jobs.append((["alone", *about], partial(alone, edge)))
+
+    def add(key: list[Any], name: str, seed: int, make: Callable[[], tuple[Map, float]]) -> None:
+        def measured() -> dict[str, Any]:
+            made, seconds = make()
+            return row(edge, made, name, seed, seconds)
+
+        jobs.append((key, measured))
+        bounded.append((["bound", CALIBRATION_PICTURES, *key], lambda: bounds(edge, make()[0])))
+
+    bounded: list[tuple[list[Any], Callable[[], Any]]] = []
     for seed in range(args.seeds):
         for member in CLOSED:
             key = ["closed", *about, label(member), asdict(member), seed]
-            jobs.append((key, partial(closed, edge, member, seed)))
+            add(key, label(member), seed, partial(closed, edge, member, seed))
     for dtype in PRECISIONS:
         key = ["precision", *about, asdict(DEFAULT), dtype]
-        jobs.append((key, partial(closed, edge, DEFAULT, 0, dtype)))
+        add(key, f"{label(DEFAULT)} {dtype}", 0, partial(closed, edge, DEFAULT, 0, dtype))
     for member in (*DESCENDED, *FINALISTS):
         name, here = label(member), (0 if member.closed else steps[0], steps[1])
         if member in DESCENDED:
@@ -397,16 +421,20 @@ def measure_edge(
         else:
             name += TASK
         key = ["trained", *about, name, asdict(member), here]
-        jobs.append((key, partial(trained, edge, member, here, name)))
+        add(key, name, 0, partial(trained, edge, member, here, name))
     description = BUNDLES / f"{edge.name}-cloud" / "bundle.json"
     if description.exists():
         digest = json.loads(description.read_text())["digest"]
         jobs.append((["shipped", *about, digest], partial(shipped, edge)))
-    bar = tqdm(jobs, desc=f"{edge.name}: controls and maps", unit="map")
+    bar = tqdm(jobs + bounded, desc=f"{edge.name}: controls, maps, bounds", unit="figure")
     found, own, *rows = [journal.get(key, make) for key, make in bar]
+    rows, limits = rows[: len(jobs) - 2], rows[len(jobs) - 2 :]
+    rows = [{**NO_BOUND, **one} for one in rows if one is not None]
+    for one, limit in zip(rows, limits, strict=False):  # a bundle comes last and has none
+        one |= limit
     for part in SPLITS:
         found[part]["edge_only"] = own[part]
-    return found, [one for one in rows if one is not None]
+    return found, rows
 
 
 def measure_machine(edge: Edge, journal: Journal) -> dict[str, Any]:

@@ -58,12 +58,12 @@ def costs(
 
     def projected() -> None:
         with torch.inference_mode():
-            layers = trainer.layers(trainer.map.travel(states, 0.0)[0])
+            layers = trainer.layers(trainer.map.travel(states)[0])
         target.answer(layers, ids, 1)
 
     def project() -> None:
         with torch.inference_mode():
-            trainer.map.travel(states, 0.0)
+            trainer.map.travel(states)
 
     arms = {"projected": projected, "full": full}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}

@@ -28,7 +28,7 @@ from projector.descent import Descent, Stage, Trained
 from projector.families.base import grid_weights
 from projector.lm import LM
 from projector.maps.low_rank import CloudConfig, CloudHalf
-from projector.maps.trainable import LowRankMap
+from projector.maps.trainable import WHOLE, LowRankMap, Way
 from projector.packed import Packed, Scenes
 from projector.vlm import VLM
 from protos.errors import FitError
@@ -67,6 +67,10 @@ class TrainSettings:
         finish_weight: as `rate_weight`, in these steps.
         step_scale: latents are rounded at so many times the map's steps from the second quarter of
             the task stage on; 0 for never.
+        quiet: squared levels below which a token travels as the usual one at its place, wherever
+            latents are rounded.
+        drop: of the tokens of each picture a share drawn between 0 and this does not travel,
+            wherever latents are rounded.
         rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
         penalty_weight: of the map's own penalty (orthogonality of `low_rank`).
         task: `kl` to the frozen model's own answer distribution, `ce` to its likeliest answer, or
@@ -92,6 +96,8 @@ class TrainSettings:
     finish_rate: float = 2e-4
     finish_weight: float = 0.0
     step_scale: float = 0.0
+    quiet: float = 0.0
+    drop: float = 0.0
     rate_weight: float = 0.0
     penalty_weight: float = 0.01
     task: str = "kl"
@@ -118,10 +124,10 @@ class Trainable(Trained, Protocol):
     def predict(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""
 
-    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
         """Target states `[B, M, d_r]` as the other side would have them, and bits per number.
 
-        `scale` 0 is without rounding; a map that does not round ignores it.
+        A map that is not trained for a codec ignores the way.
         """
 
     def penalty(self) -> Tensor:
@@ -278,7 +284,7 @@ class Trainer(Generic[M]):
 
     def mapped_layers(self, x: npt.NDArray[np.float32]) -> list[LayerCache]:
         """The cache that the map makes of source states `[B, N, d_s]`, unrounded."""
-        return self.layers(self.map.travel(self.placed(x), 0.0)[0])
+        return self.layers(self.map.travel(self.placed(x))[0])
 
     def placed(self, states: npt.NDArray[np.floating]) -> Tensor:
         """States as float32, on the device of the target."""
@@ -389,7 +395,8 @@ class Trainer(Generic[M]):
         chosen, x = self._batch(rng, settings.batch)
         packed = self.packed(chosen.tolist(), settings.questions, step)
         absent = x[..., :1].isnan()
-        states, bits = self.map.travel(torch.where(absent, 0.0, x), scale)
+        way = Way(scale, settings.quiet, self._kept(rng, x) if scale else None)
+        states, bits = self.map.travel(torch.where(absent, 0.0, x), way)
         if bool(absent.any()):
             states = torch.where(absent, torch.nan, states)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -404,6 +411,13 @@ class Trainer(Generic[M]):
             got, want = ((s[there] - mean) / spread for s in (states, want))
             loss = settings.task_weight * loss + _apart(got, want)
         return loss + rate_weight * bits + settings.penalty_weight * self.map.penalty()
+
+    def _kept(self, rng: np.random.Generator, x: Tensor) -> Tensor | None:
+        """Which tokens of `x [B, N, d_s]` travel; None for all."""
+        if not self.settings.drop:
+            return None
+        chance = self.settings.drop * rng.random((len(x), 1))
+        return torch.from_numpy(rng.random(x.shape[:2]) >= chance).to(x.device)
 
     def _rounding(self, stage: str, begun: int) -> tuple[float, float]:
         """Steps that latents are rounded at, and what a bit is worth, at a stage's step.

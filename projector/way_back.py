@@ -26,6 +26,7 @@ from projector.dataset import Dataset
 from projector.estimate import clustered, paired
 from projector.families.bidirectional import BidirectionalMap
 from projector.lm import LM
+from projector.maps.trainable import WHOLE, Way
 from projector.train import Trainer, TrainSettings
 from projector.validate import Answers, Validator
 from projector.vlm import VLM
@@ -63,8 +64,8 @@ class Backwards(nn.Module):
         """The same in z-scores."""
         return self._both[0].normal(self(y))
 
-    def travel(self, y: Tensor, _scale: float) -> tuple[Tensor, Tensor]:
-        """The edge's states, and no bits: nothing is rounded in training."""
+    def travel(self, y: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
+        """The edge's states, and no bits: what travels is whole in training, whatever the way."""
         return self(y), torch.zeros(())
 
     def penalty(self) -> Tensor:

@@ -26,7 +26,7 @@ from projector.calibrate import COARSENESS, make_encoder
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
 from projector.export import export
-from projector.maps.trainable import LowRankMap
+from projector.maps.trainable import LowRankMap, Way
 from projector.train import Trainer, TrainSettings, closed_form
 from projector.validate import reconstruction
 from projector.vlm import VLM
@@ -52,7 +52,7 @@ def measure(
     """Accuracy on held-out pictures through the map, rounded at `scale` steps (None: not)."""
 
     def make(x: Floats, _y: npt.NDArray[np.floating]) -> object:
-        return trainer.layers(trainer.map.travel(trainer.placed(x), scale or 0.0)[0])
+        return trainer.layers(trainer.map.travel(trainer.placed(x), Way(scale or 0.0))[0])
 
     return trainer.accuracy(corpus, split.questions, make)  # type: ignore[arg-type]
 
@@ -196,6 +196,8 @@ def train(name: str, args: argparse.Namespace) -> bytes:
         rate=args.rate,
         task_rate=args.task_rate,
         batch=args.batch,
+        quiet=args.quiet,
+        drop=args.drop,
         seed=args.seed,
     )
     lowrank = closed_form(pairs.corpus, pairs.source.layout, pairs.target, settings)
@@ -311,6 +313,10 @@ def main() -> int:
     parser.add_argument(
         "--rate-weight", type=float, default=0.04, help="nats of KL per bit and latent number"
     )
+    parser.add_argument(
+        "--quiet", type=float, default=0.0, help="squared steps, as of an operating point"
+    )
+    parser.add_argument("--drop", type=float, default=0.0, help="most of the tokens that are lost")
     parser.add_argument("--mix-width", type=int, default=256)
     parser.add_argument("--mix-depth", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from projector.bundle import write_files
 from projector.cache import apply_rotation
 from projector.maps.low_rank import Boundaries
+from projector.maps.trainable import WHOLE, Way
 from projector.moments import Moments
 from protos.errors import BundleFormatError, BundleLayoutError, FitError, FrameMalformedError
 from protos.layout import KVLayout
@@ -221,8 +222,8 @@ class Map(nn.Module, ABC):
         """Mean and deviation of the target's states, `[d_r]` each."""
         return self.y_mean, self.y_scale
 
-    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Target states, and no bits: what travels is not rounded in training."""
+    def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
+        """Target states, and no bits: what travels is whole in training, whatever the way."""
         return self(x), torch.zeros(())
 
     def groups(self) -> list[dict[str, Any]]:

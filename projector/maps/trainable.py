@@ -7,7 +7,7 @@ trained.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,25 @@ from projector.maps.low_rank import CloudConfig, CloudHalf
 from protos.errors import BundleFormatError
 
 _METADATA = "neural_bridge_training"
+
+
+@dataclass(frozen=True)
+class Way:
+    """What becomes of latents between the halves while a map is trained.
+
+    Attributes:
+        scale: they are rounded at so many of the map's steps; 0 for not at all.
+        quiet: where they are rounded, tokens whose squared levels sum to less travel as the usual
+            one at their place, as at an operating point.
+        kept: which tokens travel, bool `[B, N]`; None for all. The others are the empty state.
+    """
+
+    scale: float = 0.0
+    quiet: float = 0.0
+    kept: Tensor | None = None
+
+
+WHOLE = Way()
 
 
 class LowRankMap(nn.Module):
@@ -113,13 +132,14 @@ class LowRankMap(nn.Module):
         """Source states `[B, N, d_s]` to z-scored target states `[B, N, d_r]`."""
         return self.cloud.latent(self.latents(x), x.new_ones(x.shape[:2])) @ self.cloud.up
 
-    def travel(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Target states of latents rounded at `scale` steps, and bits per latent number."""
+    def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
+        """Target states of latents as they come through, and bits per latent number."""
         latents, bits = self.latents(x), x.new_zeros(())
-        if scale:
-            latents, levels = self.rounded(latents, scale)
-            bits = _bits(levels)
-        return self.cloud.state(latents, x.new_ones(x.shape[:2])), bits
+        kept = x.new_ones(x.shape[:2]) if way.kept is None else way.kept.to(x)
+        if way.scale:
+            latents, levels = self.rounded(latents, way.scale, way.quiet)
+            bits = _bits(levels * kept[..., None])
+        return self.cloud.state(latents, kept), bits
 
     def penalty(self) -> Tensor:
         """None."""
@@ -131,7 +151,7 @@ class LowRankMap(nn.Module):
         rest = [self.cloud.up, self.cloud.empty, self.down, *mix]
         return [{"params": rest, "scale": 1.0}, {"params": [self.log_steps], "scale": 4.0}]
 
-    def rounded(self, latents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def rounded(self, latents: Tensor, scale: float, quiet: float = 0.0) -> tuple[Tensor, Tensor]:
         """Latents as the other side will read them, and their levels before rounding.
 
         The gradient goes straight through the rounding, and to the steps (Esser et al. 2020,
@@ -140,10 +160,14 @@ class LowRankMap(nn.Module):
         Args:
             latents: `[..., N, r]`.
             scale: quantization steps, in units of `steps`.
+            quiet: as of a `Way`.
         """
         quantum, centre = self.steps * scale, self.centre
         levels = (latents - centre) / quantum
-        return (levels + (levels.round() - levels).detach()) * quantum + centre, levels
+        sent = levels.round()
+        if quiet:
+            sent = sent * (levels.square().sum(dim=-1, keepdim=True) >= quiet)
+        return (levels + (sent - levels).detach()) * quantum + centre, levels
 
 
 def _bits(levels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from projector.bounds import LEVEL, Bound, cloud_matrix, frame_errors
+from projector.bounds import LEVEL, Bound, cloud_matrix, conformal_rank, frame_errors
 from projector.corpus import Corpus
 from projector.families import Family, Map
 from projector.families.base import grid_weights
@@ -65,6 +65,16 @@ def test_the_quantile_is_the_conformal_one() -> None:
     frames = corpus(199, 3)
     ordered = np.sort(frame_errors(made, frames, None)[0])
     assert Bound.calibrate(made, frames).residual == ordered[198 - 1]  # ceil(200 * 0.99) = 198
+
+
+@pytest.mark.parametrize("frames", [299, 400, 640, 5000])
+def test_from_299_frames_on_the_quantile_covers_in_95_of_100_calibrations(frames: int) -> None:
+    assert conformal_rank(298) == 297 and conformal_rank(299) == 299
+    # Coverage of the m-th smallest of n uniform errors is that error itself.
+    ordered = np.sort(np.random.default_rng(0).random((4000, frames)), axis=1)
+    covered = (ordered[:, conformal_rank(frames) - 1] >= LEVEL).mean()
+    assert 0.94 < covered  # with two standard errors of room
+    assert (ordered[:, conformal_rank(frames) - 2] >= LEVEL).mean() < 0.96
 
 
 def test_under_shift_the_statistical_part_no_longer_covers() -> None:

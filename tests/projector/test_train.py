@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from projector.corpus import Corpus, flat_states
-from projector.maps.trainable import LowRankMap, _bits
+from projector.maps.trainable import LowRankMap, Way, _bits
 from projector.train import Trainer, TrainSettings, closed_form
 from projector.validate import reconstruction
 from projector.vlm import VLM
@@ -130,6 +130,50 @@ def test_paying_for_bits_leaves_fewer(corpus: Corpus, vlms: dict[str, VLM], tmp_
         _, levels = made.map.rounded(made.map.latents(x), settings.step_scale)
         spent.append(float(_bits(levels.detach())))
     assert spent[1] < 0.8 * spent[0]
+
+
+def test_quiet_and_dropped_tokens_travel_as_they_will_be_sent(
+    corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    made = trainer(corpus, vlms, tmp_path).map
+    x = torch.from_numpy(corpus.x[:4].astype(np.float32))
+    latents, levels = made.rounded(made.latents(x), 4.0)
+    squares = levels.square().sum(dim=-1)
+    limit = float(squares.median())
+    sent, _ = made.rounded(made.latents(x), 4.0, quiet=limit)
+    quiet = squares < limit
+    assert quiet.any() and not quiet.all()
+    usual = made.centre.expand_as(sent)
+    assert torch.allclose(sent[quiet], usual[quiet], atol=1e-5)
+    assert torch.allclose(sent[~quiet], latents[~quiet])
+    sent.sum().backward()  # a quiet token may grow loud again
+    assert made.down.grad is not None and float(made.down.grad.abs().sum()) > 0
+
+    kept = torch.ones(x.shape[:2], dtype=torch.bool)
+    kept[:, 1] = False
+    there, bits = made.travel(x, Way(4.0, kept=kept))
+    moved = x.clone()
+    moved[:, 1] += 5.0
+    again, same = made.travel(moved, Way(4.0, kept=kept))
+    assert torch.equal(there, again) and torch.equal(bits, same)
+    assert not torch.equal(made.travel(x, Way(4.0))[0], made.travel(moved, Way(4.0))[0])
+
+
+def test_training_that_drops_tokens_differs_and_repeats(
+    corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    plain = replace(SETTINGS, reconstruct_steps=0, task_steps=12)
+    blobs = []
+    for name, settings in (
+        ("plain", plain),
+        ("one", replace(plain, drop=0.6)),
+        ("two", replace(plain, drop=0.6)),
+        ("quiet", replace(plain, quiet=9.0)),
+    ):
+        made = trainer(corpus, vlms, tmp_path / name, settings)
+        made.run()
+        blobs.append(made.map.to_bytes({}))
+    assert blobs[1] == blobs[2] and len(set(blobs)) == 3
 
 
 def test_a_weighted_task_loss_keeps_the_states_nearer_to_the_targets_own(

@@ -1,0 +1,218 @@
+"""`python -m benchmarks.codec_training`: what it buys to train a map with its codec in the loop.
+
+One map, trained without a codec, is carried on in the same number of steps four ways: still without
+one; with its latents rounded and a price on bits (gradients straight through); with quiet tokens
+silenced besides; with tokens dropped at random instead. Each is then swept over roundings and
+quiet tokens on validation pictures, as a bundle is. Resumes; knows the reference pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from projector import backends, ladder
+from projector.backends import CloudFiles
+from projector.bundle import write_files
+from projector.export import export
+from projector.ladder import Judge, Sweep
+from projector.maps.trainable import LowRankMap
+from projector.train import Trainer, TrainSettings, closed_form
+from protos.errors import BridgeError
+from reference.build_bundle import CALIBRATED_ON, Pairs, edge_half, measure, roundings
+from reference.calibrate import PRECISION, QUESTIONS, SAMPLE_PICTURES
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALE, WORTH = 16.0, 0.04
+QUIET, DROP = 8.0, 0.6
+VARIANTS: dict[str, dict[str, float]] = {
+    "no codec": {},
+    "rounded": {"finish_scale": SCALE, "finish_weight": WORTH},
+    "rounded, quiet tokens": {"finish_scale": SCALE, "finish_weight": WORTH, "quiet": QUIET},
+    "rounded, tokens dropped": {"finish_scale": SCALE, "finish_weight": WORTH, "drop": DROP},
+}
+SWEEP = Sweep(coarseness=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0), quiet=(0.0, 6.0, 12.0))
+WITHIN = 0.016
+"""Of the large model's own caches: what a default point may lose."""
+
+
+def start(pairs: Pairs, args: argparse.Namespace) -> tuple[LowRankMap, TrainSettings]:
+    """The map that every variant goes on from, trained without a codec."""
+    settings = TrainSettings(
+        rank=32,
+        inner=128,
+        mix_width=256,
+        mix_depth=4,
+        reconstruct_steps=args.reconstruct_steps,
+        task_steps=args.task_steps,
+        rate=1.5e-3,
+        seed=args.seed,
+    )
+    made = closed_form(pairs.corpus, pairs.source.layout, pairs.target, settings)
+    trainer(made, pairs, settings, args, "start").run()
+    return made, settings
+
+
+def trainer(
+    made: LowRankMap, pairs: Pairs, settings: TrainSettings, args: argparse.Namespace, name: str
+) -> Trainer[LowRankMap]:
+    """Trains one map; its state is kept by name."""
+    folder = args.work / f"codec-{args.edge}" / name.replace(", ", "-").replace(" ", "-")
+    asked = pairs.train.questions
+    return Trainer(made, pairs.corpus, pairs.target, asked, settings, folder)
+
+
+def swept(
+    made: LowRankMap, pairs: Pairs, judged: Trainer[LowRankMap], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Right answers unrounded, and at every point of the sweep with its bytes."""
+    calibration = pairs.corpus.part(slice(CALIBRATED_ON))
+    validation = pairs.validation.part(slice(args.pictures))
+    encoder = edge_half(made, pairs.source, calibration, roundings(SCALE))
+    cloud = copy.deepcopy(made.cloud).eval()
+    files = CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph)
+    backend = backends.get("onnxruntime")(
+        files,
+        pairs.target.layout,
+        encoder.rank,
+        threads=args.threads,
+        tokens=pairs.source.layout.tokens,
+    )
+    questions = pairs.held_out.questions
+    judge = Judge(pairs.source, pairs.target, backend, validation, questions, QUESTIONS, PRECISION)
+    sample = ladder.states_of(pairs.source, calibration.part(slice(SAMPLE_PICTURES)))
+    found = ladder.calibrate(encoder, judge, sample, [SWEEP], WITHIN)
+    chosen = next(p for p in found.encoder.points if p.index == found.default_point)
+    return {
+        "unrounded": measure(judged, validation, pairs.held_out, None),
+        "native": found.native,
+        "default": {"name": chosen.name, **asdict(chosen)["measured"]},
+        "points": {name: asdict(one) for name, one in found.tried.items()},
+        "hull": [
+            {"name": p.name, **asdict(p)["measured"]}
+            for p in found.encoder.points
+            if p.index in found.ladder and p.measured is not None and p.quantizer == "uniform"
+        ],
+    }
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Train, sweep, write."""
+    torch.set_num_threads(args.threads)
+    pairs = Pairs.of(args.edge, args.train_pictures, "cpu", args)
+    first, settings = start(pairs, args)
+    found: dict[str, Any] = {}
+    for name, changed in VARIANTS.items():
+        made = copy.deepcopy(first)
+        plan = replace(
+            settings,
+            reconstruct_steps=0,
+            task_steps=0,
+            finish_steps=args.steps,
+            finish_rate=args.rate,
+            **changed,  # type: ignore[arg-type]
+        )
+        run = trainer(made, pairs, plan, args, name)
+        run.run()
+        found[name] = {"settings": changed, **swept(made, pairs, run, args)}
+        chosen = found[name]["default"]
+        print(
+            f"codec-training: {name}: unrounded {found[name]['unrounded']:.3f}, "
+            f"{chosen['payload_bytes']:.1f} bytes {chosen['accuracy']:.3f}",
+            flush=True,
+        )
+    report = {
+        "command": "python -m benchmarks.codec_training " + " ".join(sys.argv[1:]),
+        "edge_model": args.edge,
+        "split": "validation",
+        "pictures": args.pictures,
+        "questions": QUESTIONS * args.pictures,
+        "train_pictures": args.train_pictures,
+        "steps": {
+            "reconstruct": args.reconstruct_steps,
+            "task": args.task_steps,
+            "each variant": args.steps,
+        },
+        "variants": found,
+    }
+    write_files(args.out, {"codec_training.json": json.dumps(report, indent=1).encode() + b"\n"})
+    draw(report, args.out / "codec_training.svg")
+    show(report, Console())
+    print(f"wrote {args.out / 'codec_training.json'} and {args.out / 'codec_training.svg'}")
+    return 0
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Right answers against bytes, the hull of every variant."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    for name, one in report["variants"].items():
+        hull = sorted(one["hull"], key=lambda p: float(p["payload_bytes"]))
+        axes.plot(
+            [p["payload_bytes"] for p in hull],
+            [100 * p["accuracy"] for p in hull],
+            ".-",
+            label=name,
+        )
+        axes.axhline(100 * one["native"], color="grey", linewidth=0.5)
+    axes.set(xscale="log", xlabel="bytes of payload", ylabel="right answers, %")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """A table of every variant's default point and of single points."""
+    table = Table(title=f"{report['edge_model']}: trained with what in the loop")
+    names = ["x1", "x4", "x4-q6", "x6-q12"]
+    for column in ("variant", "unrounded", "default: bytes, right", *names):
+        table.add_column(column)
+    for name, one in report["variants"].items():
+        points = {"default": one["default"], **one["points"]}
+        cells = [
+            f"{points[n]['payload_bytes']:.1f}, {100 * points[n]['accuracy']:.1f}"
+            for n in ("default", *names)
+        ]
+        table.add_row(name, f"{100 * one['unrounded']:.1f}", *cells)
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edge", default="edge-c", help="edge model; default: %(default)s")
+    parser.add_argument("--train-pictures", type=int, default=10240, help="default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=512, help="judged on; %(default)s")
+    parser.add_argument("--reconstruct-steps", type=int, default=1500, help="%(default)s")
+    parser.add_argument("--task-steps", type=int, default=600, help="without codec; %(default)s")
+    parser.add_argument("--steps", type=int, default=500, help="of each variant; %(default)s")
+    parser.add_argument("--rate", type=float, default=4e-4, help="of each; %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", type=Path, default=ROOT / "reference" / "models")
+    parser.add_argument("--pool", type=Path, default=Path("build/pool"), help="rendered pictures")
+    parser.add_argument("--work", type=Path, default=Path("build/training"), help="pairs and state")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    try:
+        return bench(parser.parse_args(argv))
+    except BridgeError as error:
+        print(f"codec-training: {error.name}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
