@@ -81,6 +81,14 @@ def register(commands: Any) -> None:
         metavar="L",
         help="task steps lower MSE + 0.5 (1 - cosine) + L * task loss; 0: the task loss alone",
     )
+    train.add_argument(
+        "--directions",
+        type=_count,
+        default=0,
+        metavar="K",
+        help="steps move a `ridge` or `low_rank` only in the source's K directions that tell most "
+        "of the target, for wide caches; 0: every weight",
+    )
     train.add_argument("--batch", type=_whole, default=16, help="pictures; default: %(default)s")
     train.add_argument("--rate", type=_rate, default=1e-3, help="default: %(default)s")
     train.add_argument("--patience", type=_count, default=0, help="reports without gain; 0: never")
@@ -157,6 +165,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.metric import Metric
     from projector.sensitivity import measure
     from projector.train import Trainer, TrainSettings, plot_losses
+    from projector.tuned import Tuned, best_directions
 
     cls = family(args.family)
     member = configured(cls, args.set)
@@ -185,6 +194,8 @@ def _train_one(args: argparse.Namespace) -> int:
             f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
         )
     about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
+    if args.directions:
+        about.append(args.directions)
     told = json.dumps([*about, data.digest, len(training)], sort_keys=True)
     kept = args.out / "state"
     if member.asks_answers:
@@ -197,7 +208,10 @@ def _train_one(args: argparse.Namespace) -> int:
     norm = key_norm_weights(target.decoder, target.layout)
     if norm is not None:
         made.take_key_norm(norm, moments)
-    trainer = Trainer(made, training, target, data.questions, settings, kept, about=told)
+    moved: Any = made
+    if args.directions:
+        moved = Tuned(made, best_directions(made, moments, args.directions))
+    trainer = Trainer(moved, training, target, data.questions, settings, kept, about=told)
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
 
@@ -206,8 +220,9 @@ def _train_one(args: argparse.Namespace) -> int:
 
     trainer.run(report)
     held_out = report() | (held_out_controls(trainer, held, data, first) if asks else {})
-    for module in (made, source.model, target.model):
+    for module in (moved, source.model, target.model):
         module.to("cpu")  # the way back and the files need no GPU
+    made = moved.merged() if isinstance(moved, Tuned) else made
     back: dict[str, float] | None = None
     if isinstance(made, BidirectionalMap) and not whole.ragged:
         made.fit_back(moments)  # to the way there as training left it
@@ -222,6 +237,7 @@ def _train_one(args: argparse.Namespace) -> int:
         "source": source.layout.fingerprint,
         "target": target.layout.fingerprint,
         "parameters": made.parameters_count(),
+        "directions": args.directions,
         "operator_norm": made.operator_norm(),
         "ridge_weight": made.ridge_weight,
         "pictures": len(training),

@@ -1,9 +1,9 @@
 """kvpress's scores of image tokens: a script of its own, run by `build/rivals/bin/python`.
 
 `python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. Knows kvpress
-(0.5.5) and nothing of ours. IN holds `input_ids [n, T]` and what the model's processor made of the
-pictures; the image's tokens are TOKENS from FIRST on, the last WINDOW of the prompt are what SnapKV
-observes.
+(0.5.5) and nothing of ours. IN holds `inputs_embeds [n, T, E]`, what the decoder reads: its own
+transformers need not know the tower that sees the pictures. The image's tokens are TOKENS from
+FIRST on, the last WINDOW of the prompt are what SnapKV observes.
 
 kvpress prunes each head on its own; a frame keeps a token in all heads or in none. So every head of
 every layer ranks the tokens by the press's own `score`, and a token's score is its mean rank.
@@ -31,7 +31,10 @@ def main(path: str, given: str, out: str, first: int, tokens: int, window: int) 
         "KeyDiff": KeyDiffPress(),
         "Knorm": KnormPress(),
     }
-    model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
+    # Only the decoder runs; a tower that this version lays out otherwise may stay untrained.
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, local_files_only=True, dtype=torch.float32, ignore_mismatched_sizes=True
+    ).eval()
     base = model.model
     text = getattr(base, "text_model", None) or base.language_model
     noted: dict[str, list[torch.Tensor]] = {name: [] for name in presses}
@@ -48,12 +51,11 @@ def main(path: str, given: str, out: str, first: int, tokens: int, window: int) 
         layer.self_attn.rotary_emb = text.rotary_emb
         layer.self_attn.register_forward_hook(note, with_kwargs=True)
     with np.load(given) as arrays:
-        inputs = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        embeds = torch.from_numpy(arrays["inputs_embeds"])
     found: dict[str, list[torch.Tensor]] = {name: [] for name in presses}
     with torch.inference_mode():
-        for at in range(0, len(inputs["input_ids"]), BATCH):
-            part = {name: each[at : at + BATCH] for name, each in inputs.items()}
-            base(**part, past_key_values=DynamicCache(), use_cache=True)
+        for part in embeds.split(BATCH):
+            text(inputs_embeds=part, past_key_values=DynamicCache(), use_cache=True)
             for name, layers in noted.items():
                 found[name].append(torch.stack(layers).mean(dim=0))
                 layers.clear()

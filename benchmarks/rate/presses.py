@@ -31,6 +31,7 @@ OURS = ("symmetric_focus", "key_diversity", "uniform", "random")
 QUESTION = "What is in the picture?"
 SCRIPT = Path(__file__).with_name("kvpresses.py")
 _TIMEOUT_S = 1800
+_BATCH = 32
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -45,15 +46,9 @@ def scores(vlm: VLM, pictures: Sequence[Image.Image]) -> dict[str, Floats]:
     if not RIVALS_PYTHON.exists():
         raise BridgeError("no environment for kvpress: `make rivals` sets it up")
     after = vlm.question_ids(QUESTION)
-    image = int(vlm.model.config.image_token_id)
-    ids = [*vlm.prefix_ids, *[image] * vlm.image_tokens, *after]
-    pixels = vlm.processor.image_processor(images=[[p] for p in pictures], return_tensors="np")
-    skip = ("rows", "cols")
-    arrays: dict[str, Any] = {name: each for name, each in pixels.items() if name not in skip}
-    arrays["input_ids"] = np.tile(np.array(ids), (len(pictures), 1))
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "given.npz", Path(folder) / "out.npz"
-        np.savez(given, **arrays)
+        np.savez(given, inputs_embeds=_read_by_the_decoder(vlm, pictures, after))
         places = map(str, (len(vlm.prefix_ids), vlm.image_tokens, len(after)))
         done = subprocess.run(
             [str(RIVALS_PYTHON), str(SCRIPT), str(vlm.path), str(given), str(out), *places],
@@ -66,6 +61,25 @@ def scores(vlm: VLM, pictures: Sequence[Image.Image]) -> dict[str, Floats]:
             raise BridgeError(f"kvpress failed on {vlm.path.name}: {' '.join(last)}")
         with np.load(out) as found:
             return {name: found[name] for name in found.files}
+
+
+def _read_by_the_decoder(
+    vlm: VLM, pictures: Sequence[Image.Image], question: Sequence[int]
+) -> Floats:
+    """The embeddings of the whole prompt, `[n, T, E]`."""
+    noted: list[Floats] = []
+
+    def note(_module: Any, _arguments: Any, kwargs: Any) -> None:
+        noted.append(kwargs["inputs_embeds"].numpy())
+
+    hook = vlm.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        for at in range(0, len(pictures), _BATCH):
+            part = pictures[at : at + _BATCH]
+            vlm.answer_pictures(part, [question] * len(part), 1)
+    finally:
+        hook.remove()
+    return np.concatenate(noted)
 
 
 def highest(some: Floats, budget: int) -> Mask:

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from benchmarks.real_pair import diverse
 from benchmarks.real_pair.diverse import Lesson, Words
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
-from benchmarks.real_pair.tune import Tuned
 from projector.bundle import write_files
 from projector.cache import key_norm_weights
 from projector.closed_form import Statistics
@@ -42,6 +41,7 @@ from projector.moments import Doubles, Moments
 from projector.sensitivity import measure
 from projector.texts import SHARD_TEXTS, collect
 from projector.train import Trainer, TrainSettings
+from projector.tuned import Tuned
 
 FULL = 0
 """Stands for the whole matrix among ranks."""

@@ -83,7 +83,7 @@ class LowRankMatrix(Map):
         r = self.family.r
         if self.family.start == "regression":
             self.ridge_weight = best_weight(moments) if self.family.choose else self.family.weight
-            metric = self._metric(moments)
+            metric = self.metric(moments)
             asked = xy if metric is None else metric.times(xy, 0.5)
             down, up, _ = rank_regression(xx, asked, r, self.ridge_weight)
             if metric is not None:
@@ -102,7 +102,12 @@ class LowRankMatrix(Map):
         for parameter, array in ((self.v, v), (self.sigma, sigma), (self.u, u)):
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)).float())
 
-    def _metric(self, moments: Moments) -> Metric | None:
+    def metric(self, moments: Moments) -> Metric | None:
+        """What an error of the target costs; None for its own variance.
+
+        Raises:
+            FitError: it was asked for and not measured.
+        """
         if self.family.metric == "variance":
             return None
         if moments.metric is None:

@@ -17,7 +17,6 @@ from benchmarks.real_pair import diverse, export, facts, page
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
 from benchmarks.real_pair.judge import Judge, answer_ids, apart, own_answers
 from benchmarks.real_pair.learn import FULL, Learner, Settings
-from benchmarks.real_pair.tune import Tuned
 from projector.dataset import open_folder
 from projector.families.low_rank import LowRank
 from projector.families.ridge import Ridge
@@ -26,6 +25,7 @@ from projector.metric import Metric
 from projector.moments import Moments
 from projector.texts import collect
 from projector.train import Trainer, TrainSettings
+from projector.tuned import Tuned
 from protos.errors import FitError, ModelError
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 
