@@ -25,6 +25,7 @@ from projector.dataset import Asked, Dataset
 from projector.estimate import by_group, clustered, paired
 from projector.families.base import Map
 from projector.families.bidirectional import BidirectionalMap
+from projector.families.low_rank import LowRankMatrix
 from projector.grades import grade, grade_of_answers, tier
 from projector.packed import IGNORED, Packed
 from projector.train import Trainer
@@ -34,6 +35,7 @@ LEAST_QUESTIONS = 384
 CONDITION_LIMIT = 1000.0
 _BATCH = 32
 _NEGLIGIBLE = 0.01
+_TOLD = 1e-7
 _SPREAD_PICTURES = 256
 _KEPT_BYTES = 1 << 28  # of native logits, which every arm is compared with
 
@@ -380,8 +382,10 @@ class Validator:
             return []
         x = torch.from_numpy(self.corpus.x[:_SPREAD_PICTURES].astype(np.float32))
         with torch.no_grad():
-            u, s, v = principal(made, made.regrid(made.normal(x)).flatten(0, 1))
+            seen = made.regrid(made.normal(x)).flatten(0, 1)
+            u, s, v = principal(made, seen[~seen[:, 0].isnan()])  # texts end where they end
             bias = made.cloud(made.down(torch.zeros(1, made.source.tokens, made.source.state_dim)))
+            bias = bias[:, :1]  # every token's
         found = []
         for rank in (4 << i for i in range(20)):
             if rank >= min(made.rank, len(s)):
@@ -434,11 +438,19 @@ def principal(made: Map, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weights = made.weights()
     if weights is None:
         raise FitError(f"'{made.family.name}' is not linear: it has no principal components")
-    spread = (x.T @ x / len(x)).double()
-    values, axes = torch.linalg.eigh(spread)
-    root = values.clamp(min=float(values[-1]) * 1e-9).sqrt()
-    u, s, v = torch.linalg.svd((axes * root).T @ weights.double(), full_matrices=False)
-    return ((axes / root) @ u).float(), s.float(), v.float()
+    # The components of the predictions are those of W: no d_s x d_s covariance is taken apart.
+    given = x.double() / len(x) ** 0.5
+    if isinstance(
+        made, LowRankMatrix
+    ):  # of r numbers each, on an orthonormal basis of what U spans
+        basis, onward = torch.linalg.qr(made.u.double())
+        _, s, v = torch.linalg.svd(given @ (made.v * made.sigma).double() @ onward.T, False)
+        v = v @ basis.T
+    else:
+        _, s, v = torch.linalg.svd(given @ weights.double(), full_matrices=False)
+    told = s > s[0] * _TOLD
+    s, v = s[told], v[told]
+    return (weights.double() @ v.T / s).float(), s.float(), v.float()
 
 
 def untrained(made: Map, seed: int = 1) -> Map:

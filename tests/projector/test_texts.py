@@ -181,6 +181,18 @@ def test_a_report_on_texts_has_every_control_and_makes_a_bundle_of_the_map(
     _check_encoder(bundle.encoder, source, target)
 
 
+def test_a_map_of_texts_is_shown_cut_to_lower_ranks(
+    pair: tuple[LM, LM], data: Path, corpus: Corpus, made: Path, tmp_path: Path
+) -> None:
+    source, target = pair
+    texts_of = open_folder(data)
+    mapped = load((made / "map.safetensors").read_bytes(), source.layout, target.layout)
+    trainer: Any = Trainer(mapped, corpus, target, texts_of.questions, TrainSettings(), tmp_path)
+    cut = Validator(trainer, corpus, texts_of)._by_rank(0.0, 1.0)  # texts end where they end
+    assert [row["rank"] for row in cut] == [4]
+    assert 0 <= cut[0]["accuracy"] <= 1
+
+
 def _check_encoder(encoder: Encoder, source: LM, target: LM) -> None:
     """Tables of texts, at every point; what is no frame of a text is refused."""
     text = "red car dog cat tree"
