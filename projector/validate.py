@@ -533,7 +533,11 @@ def diagnostics(made: Any) -> dict[str, Any]:
     weights = made.weights() if isinstance(made, Map) else None
     if weights is None:
         return {"effective_rank": None, "condition_number": None, "operator_norm": None}
-    values = np.linalg.svd(weights.detach().double().numpy(), compute_uv=False)
+    small = weights.detach().double()
+    if isinstance(made, LowRankMatrix):  # r x r, with the same singular values
+        v, u = (torch.linalg.qr(side.detach().double())[1] for side in (made.v, made.u))
+        small = (v * made.sigma.detach().double()) @ u.T
+    values = np.linalg.svd(small.numpy(), compute_uv=False)
     values = values[values > values[0] * 1e-12]
     rank = min(made.rank, len(values))
     condition = float(values[0] / values[rank - 1])
@@ -541,7 +545,8 @@ def diagnostics(made: Any) -> dict[str, Any]:
         "effective_rank": int((values > _NEGLIGIBLE * values[0]).sum()),
         "condition_number": condition,
         "condition_flagged": condition > CONDITION_LIMIT,
-        "operator_norm": float(values[0]) * made.grid_norm,
+        # A map that gives keys a length is not linear, whatever its matrix.
+        "operator_norm": None if made.target.qk_norm else float(values[0]) * made.grid_norm,
         "singular_values": [float(v) for v in values[: made.rank]],
     }
 
