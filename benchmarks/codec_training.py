@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, float]] = {
 }
 SWEEP = Sweep(coarseness=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0), quiet=(0.0, 6.0, 12.0))
 WITHIN = 0.016
-"""Of the large model's own caches: what a default point may lose."""
+"""What a default point may lose against the large model's own caches, as `build_bundle` has it."""
 
 
 def start(pairs: Pairs, args: argparse.Namespace) -> tuple[LowRankMap, TrainSettings]:
@@ -168,7 +168,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             ".-",
             label=name,
         )
-        axes.axhline(100 * one["native"], color="grey", linewidth=0.5)
+    axes.axhline(100 * one["native"], color="grey", linewidth=0.5)  # the same in all
     axes.set(xscale="log", xlabel="bytes of payload", ylabel="right answers, %")
     axes.legend()
     figure.tight_layout()

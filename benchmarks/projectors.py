@@ -262,7 +262,7 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
     answers, corpus = edge.answers(made), edge.corpora["test"]
     test, shifted = answers["test"], answers["shifted"]
     fit = reconstruction(made, corpus)
-    figures: dict[str, Any] = {
+    return {
         "edge_model": edge.name,
         "family": name,
         "rank": made.rank if isinstance(made, Map) else made.down.shape[1],
@@ -282,7 +282,6 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
         "fit_seconds": round(seconds, 3),
         "right": bits(test.right),
     }
-    return figures
 
 
 def bounds(edge: Edge, make: Callable[[], Map]) -> dict[str, float | None]:

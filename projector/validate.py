@@ -433,16 +433,15 @@ def principal(made: Map, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x: z-scored source states `[n, d_s]`.
 
     Returns:
-        `U [d_s, k]`, `s [k]`, `V [k, d_r]`.
+        `U [d_s, k]`, `s [k]`, `V [k, d_r]`, without what no state of the sample tells.
     """
     weights = made.weights()
     if weights is None:
         raise FitError(f"'{made.family.name}' is not linear: it has no principal components")
     # The components of the predictions are those of W: no d_s x d_s covariance is taken apart.
     given = x.double() / len(x) ** 0.5
-    if isinstance(
-        made, LowRankMatrix
-    ):  # of r numbers each, on an orthonormal basis of what U spans
+    if isinstance(made, LowRankMatrix):
+        # On an orthonormal basis of what U spans a prediction has r numbers.
         basis, onward = torch.linalg.qr(made.u.double())
         _, s, v = torch.linalg.svd(given @ (made.v * made.sigma).double() @ onward.T, False)
         v = v @ basis.T
