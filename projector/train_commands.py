@@ -169,6 +169,8 @@ def _train_one(args: argparse.Namespace) -> int:
 
     cls = family(args.family)
     member = configured(cls, args.set)
+    if args.directions and cls.name not in ("low_rank", "ridge"):
+        raise ConfigError(f"--directions goes with --family low_rank or ridge, not '{cls.name}'")
     data = open_folder(args.data)
     source, target = _models(args, data)
     whole = _collect(data, source, target, args.corpus, None, make=False)

@@ -181,6 +181,15 @@ def test_a_report_on_texts_has_every_control_and_makes_a_bundle_of_the_map(
     _check_encoder(bundle.encoder, source, target)
 
 
+def test_directions_of_a_family_that_has_none_are_refused_at_once(
+    run: Any, data: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--family", "mlp", "--directions", "8")
+    assert run("train", data, folder, tmp_path / "map", *chosen) == ConfigError.exit_code
+    assert "--family low_rank or ridge, not 'mlp'" in capsys.readouterr().err
+    assert not (tmp_path / "map").exists()
+
+
 def test_a_map_of_texts_is_shown_cut_to_lower_ranks(
     pair: tuple[LM, LM], data: Path, corpus: Corpus, made: Path, tmp_path: Path
 ) -> None:
