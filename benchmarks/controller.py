@@ -1,9 +1,11 @@
 """The controller over bandwidth traces, against every fixed operating point.
 
 `python -m benchmarks.controller` runs the agent's own `Budget` with a simulated clock: a camera, a
-first-in first-out uplink of changing rate, a server of constant time. The traces are **synthetic**:
-made here from seeds, shaped like what is published of 4G and 5G uplinks, none was recorded. Frames
-answered after the objective count as wrong, answered ones by their point's measured accuracy.
+first-in first-out uplink of changing rate, a server of constant time. The traces are **synthetic**
+(made here from seeds, shaped like what is published of 4G and 5G uplinks), unless `--trace` names
+recorded ones in Mahimahi's format (Winstein et al., 2013): on each line the millisecond at which
+one packet of 1,500 bytes could leave. Frames answered after the objective count as wrong, answered
+ones by their point's measured accuracy.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import heapq
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import hypot
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from deploy.measure import BUNDLE, ROOT
 from deploy.report.plots import CLOUD, OURS, QUIET
@@ -39,6 +42,9 @@ OBJECTIVE_S = 0.5
 IN_FLIGHT = 8
 SECONDS = 300
 PICTURES = 64
+PACKET_BYTES = 1500
+RECORDED_RTT_S = 0.06
+LONGEST_TRACE_S = 24 * 3600
 FRAMING_BYTES = 42.0
 """Of a picture on the wire that is not the file (docs/log.md, "half of the framing")."""
 
@@ -122,6 +128,35 @@ def traces(seconds: int, seed: int) -> list[Trace]:
         Trace("narrow", wander(2 * kilo, 0.5, 10.0), rtt(0.12)),
         Trace("outage", cut, rtt(0.06)),
     ]
+
+
+def recorded(path: Path, share: float, seconds: int) -> list[Trace]:
+    """A recorded uplink, cut into pieces; a rest of less than half a piece is left out.
+
+    A recording holds no round trips: they are `RECORDED_RTT_S`.
+
+    Args:
+        path: a text file, on each line when one packet could leave, in ms, never falling.
+        share: of the recorded rate that is the camera's, above 0 and at most 1.
+        seconds: the length of a piece; a shorter recording is one piece.
+
+    Raises:
+        ConfigError: the file holds no such times.
+    """
+    try:
+        times = np.array(path.read_text().split(), dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no recorded trace: {error}") from error
+    if not times.size or times[0] < 0 or (np.diff(times) < 0).any():
+        raise ConfigError(f"{path} is no recorded trace: times are missing, negative or falling")
+    if times[-1] > LONGEST_TRACE_S * 1000:
+        raise ConfigError(f"{path} lasts longer than a day: cut it")
+    packets = np.bincount((times / (1000 * STEP_S)).astype(np.int64))
+    rate = share * PACKET_BYTES / STEP_S * packets.astype(np.float64)
+    piece = round(seconds / STEP_S)
+    pieces = max(1, (len(rate) + piece // 2) // piece)
+    cuts = [rate[i * piece : (i + 1) * piece] for i in range(pieces)]
+    return [Trace(path.stem, cut, np.full(len(cut), RECORDED_RTT_S)) for cut in cuts]
 
 
 def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, start: str = "") -> Run:
@@ -213,23 +248,20 @@ def ladder(bundle: Path, pictures: int) -> tuple[list[Rung], str]:
     return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)], default
 
 
-def measure(
-    rungs: Sequence[Rung], start: str, seconds: int, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Every arm on every trace of every seed; the controller begins on `start`.
+def measure(rungs: Sequence[Rung], start: str, drawn: Iterable[Trace]) -> dict[str, Any]:
+    """Every arm on every trace; the controller begins on `start`.
 
     Returns:
         `adaptive` and `best_fixed` (mean score over all traces; the fixed point is chosen with
         hindsight, on these very traces), `best_fixed_point`, and `traces` by name: arm to its
-        figures, means over seeds.
+        figures, means over the traces of a name.
     """
     arms: list[str | None] = [None, *(rung.name for rung in rungs)]
     found: dict[str, dict[str, list[Run]]] = {}
-    for seed in seeds:
-        for trace in traces(seconds, seed):
-            rows = found.setdefault(trace.name, {})
-            for arm in arms:
-                rows.setdefault(arm or "adaptive", []).append(simulate(trace, rungs, arm, start))
+    for trace in drawn:
+        rows = found.setdefault(trace.name, {})
+        for arm in arms:
+            rows.setdefault(arm or "adaptive", []).append(simulate(trace, rungs, arm, start))
     by_trace = {
         name: {
             arm: {
@@ -278,7 +310,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             textcoords="offset points",
         )
     axes.set_ylabel(f"right within {OBJECTIVE_S:g} s, % of frames")
-    axes.set_xlabel("synthetic trace")
+    axes.set_xlabel(f"trace ({report['traces_are'].split(',')[0]})")
     axes.margins(x=0.12)
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
@@ -294,24 +326,51 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def _above_zero(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise ValueError(text)
+    return value
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the reference")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="whose WebP size is taken")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a trace")
-    parser.add_argument("--seeds", type=int, default=5, help="draws of every trace")
+    parser.add_argument("--seconds", type=_above_zero, default=SECONDS, help="length of a trace")
+    parser.add_argument("--seeds", type=_above_zero, default=5, help="draws of every trace")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", help="recorded uplinks, in Mahimahi's format"
+    )
+    parser.add_argument(
+        "--share", type=_share, default=1.0, help="of a recorded uplink that is the camera's"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "controller.json")
     given = parser.parse_args()
     try:
         rungs, start = ladder(given.bundle, given.pictures)
+        drawn = (
+            [one for path in given.trace for one in recorded(path, given.share, given.seconds)]
+            if given.trace
+            else [one for seed in range(given.seeds) for one in traces(given.seconds, seed)]
+        )
     except BridgeError as error:
         print(f"controller: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
-    found = measure(rungs, start, given.seconds, range(given.seeds))
+    found = measure(rungs, start, tqdm(drawn, desc="traces", unit="trace"))
     report = {
         "command": "python -m benchmarks.controller " + " ".join(sys.argv[1:]),
-        "traces_are": "synthetic, made from seeds; none was recorded",
+        "traces_are": (
+            f"recorded, {100 * given.share:g} % of the uplink"
+            if given.trace
+            else "synthetic, made from seeds; none was recorded"
+        ),
         "objective_s": OBJECTIVE_S,
         "frames_per_s": FRAMES_PER_S,
         "rungs": [asdict(rung) for rung in rungs],

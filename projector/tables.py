@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,17 @@ def printable(value: object) -> str:
 
 
 @contextlib.contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Say on a terminal what takes so long, where rich is installed."""
+def doing(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal what takes so long, where rich is installed.
+
+    Yields:
+        What tells how far it is.
+    """
     if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
-        yield
+        yield lambda _: None
         return
-    with _console(stderr=True).status(printable(what)):
-        yield
+    with _console(stderr=True).status(printable(what)) as status:
+        yield lambda far: status.update(printable(f"{what}: {far}"))
 
 
 def _console(stderr: bool = False) -> Any:

@@ -284,7 +284,7 @@ def _validate(args: argparse.Namespace) -> int:
         x = corpus.x[asked.picture : asked.picture + 1]
         seen = (data.text if isinstance(data, Texts) else data.picture)(asked.picture)
         spent = costs(trainer, x, seen, asked.text, args.watts)
-    with tables.doing(f"{len(judge.asked)} questions, every arm"):
+    with tables.doing(f"{len(judge.asked)} questions, every arm") as judge.told:
         report = judge.report(floor, right, spent)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
     if isinstance(made, BidirectionalMap) and not corpus.ragged:

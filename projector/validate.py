@@ -76,6 +76,7 @@ class Validator:
         dataset: pictures and questions.
         per_picture: questions asked of each picture.
         first: index of the corpus's first picture in the dataset.
+        told: is told how far the report is.
     """
 
     trainer: Trainer[Any]
@@ -83,6 +84,7 @@ class Validator:
     dataset: Dataset
     per_picture: int = 6
     first: int = 0
+    told: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         """Lists the questions.
@@ -107,13 +109,16 @@ class Validator:
             )
         self.pictures = [one.picture for one in self.asked]
         self._native: dict[int, torch.Tensor] = {}
+        self._arms = 0
 
     def answers(self, make: Make) -> Answers:
         """Answers from a cache, beside those from the native one."""
         found = Answers([], [], [], [], [])
+        self._arms += 1
         with torch.no_grad():
             for begin in range(0, len(self.corpus), _BATCH):
                 chosen = range(begin, min(begin + _BATCH, len(self.corpus)))
+                self.told(f"arm {self._arms}, {begin} of {len(self.corpus)}")
                 rows = [self.rows[i] for i in chosen]
                 if not any(rows):
                     continue

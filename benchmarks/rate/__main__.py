@@ -252,10 +252,11 @@ class Bench:
         name = next(iter(self.edges))
         rungs, start = controller.ladder(self.edges[name], controller.PICTURES)
         seconds, seeds = self.args.trace_seconds, self.args.seeds
+        drawn = [one for seed in range(seeds) for one in controller.traces(seconds, seed)]
         found: dict[str, Any] = self.keep(
             "controller",
             f"{self.digests[name]} {seconds} {seeds} from {start}",
-            partial(controller.measure, rungs, start, seconds, range(seeds)),
+            partial(controller.measure, rungs, start, drawn),
         )
         return {"edge_model": name, "traces_are": "synthetic", **found}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.controller import Trace, simulate, traces
+from benchmarks.controller import Trace, recorded, simulate, traces
 from edge_agent.budget import Budget, Link, Rung, climbable
+from protos.errors import ConfigError
 
 LOW, MID, HIGH = (
     Rung("low", 100.0, 0.91, 0.6),
@@ -159,3 +162,23 @@ def test_the_controller_beats_every_fixed_point_where_the_rate_changes() -> None
     steps = traces(96, 0)[0]
     fixed = max(simulate(steps, LADDER, rung.name).score for rung in LADDER)
     assert simulate(steps, LADDER).score > fixed
+
+
+def test_a_recorded_trace_is_packets_in_their_steps(tmp_path: Path) -> None:
+    path = tmp_path / "link.up"
+    path.write_text("".join(f"{at}\n" for at in (0, 0, 99, 100, 950)))
+    (one,) = recorded(path, 0.5, 1)
+    assert one.name == "link"
+    assert one.bytes_per_s[:2].tolist() == [22_500.0, 7_500.0]
+    assert one.bytes_per_s[2:9].sum() == 0
+    assert len(one.rtt_s) == len(one.bytes_per_s) == 10
+    path.write_text("".join(f"{at}\n" for at in range(2400)))
+    assert [len(part.bytes_per_s) for part in recorded(path, 1.0, 1)] == [10, 10]
+
+
+@pytest.mark.parametrize("text", ["", "five", "2\n1\n", "-1\n2\n", f"{10**12}\n"])
+def test_what_is_no_recording_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "link.up"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="link.up"):
+        recorded(path, 1.0, 1)
