@@ -162,10 +162,9 @@ def recorded(path: Path, share: float, seconds: int) -> list[Trace]:
 def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, start: str = "") -> Run:
     """One camera over one trace; `fixed` names the point, None lets the controller choose.
 
-    It begins on `start`, as an agent does on the point that the server advises.
-
-    A frame that comes while `IN_FLIGHT` are on their way, or that the controller holds back, is not
-    sent: a camera has a newer one soon.
+    It begins on `start`, as an agent does on the point that the server advises. A frame that comes
+    while `IN_FLIGHT` are on their way, or that the controller holds back, waits until a request
+    ends, as in the agent; those that the camera has meanwhile are never sent.
     """
     by_name = {rung.name: rung for rung in rungs}
     highest = max(rungs, key=lambda r: r.wire_bytes).name
@@ -174,17 +173,13 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
     edges = np.arange(len(trace.rtt_s) + 1) * STEP_S
     carried = np.concatenate([[0.0], np.cumsum(trace.bytes_per_s * STEP_S)])
     flying: list[tuple[float, int]] = []
-    free_at, scores, sizes, late = 0.0, [], [], 0
-    for number in range(round(edges[-1] * FRAMES_PER_S)):
-        captured = number / FRAMES_PER_S
-        while flying and flying[0][0] <= captured:
-            now, key = heapq.heappop(flying)
-            budget.ended(key, SERVER_S)
-        now = captured
+    scores = np.zeros(round(edges[-1] * FRAMES_PER_S))
+    free_at, sizes, waiting = 0.0, [], -1
+
+    def send(number: int) -> bool:
+        nonlocal free_at
         if len(flying) >= IN_FLIGHT or (fixed is None and not budget.may_send(rungs)):
-            scores.append(0.0)
-            late += 1
-            continue
+            return False
         rung = by_name[fixed or budget.choose(rungs, highest, start)]
         leaves = max(now, free_at)
         due = float(np.interp(leaves, edges, carried)) + rung.wire_bytes
@@ -199,13 +194,23 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
         ended = free_at + rtt_s + SERVER_S
         budget.sent(number, round(rung.wire_bytes))
         heapq.heappush(flying, (ended, number))
-        in_time = ended - captured <= OBJECTIVE_S
-        scores.append(rung.accuracy if in_time else 0.0)
-        late += not in_time
+        if ended - number / FRAMES_PER_S <= OBJECTIVE_S:
+            scores[number] = rung.accuracy
         sizes.append(rung.wire_bytes)
+        return True
+
+    for number in range(len(scores)):
+        while flying and flying[0][0] <= number / FRAMES_PER_S:
+            now, key = heapq.heappop(flying)
+            budget.ended(key, SERVER_S)
+            if waiting >= 0 and send(waiting):
+                waiting = -1
+        now = number / FRAMES_PER_S
+        if waiting < 0 and not send(number):
+            waiting = number
     return Run(
-        score=round(float(np.mean(scores)), 4),
-        late_share=round(late / len(scores), 4),
+        score=round(float(scores.mean()), 4),
+        late_share=round(float((scores == 0).mean()), 4),
         bytes_per_frame=round(float(np.mean(sizes)), 1),
         switches=budget.switches,
     )

@@ -77,9 +77,14 @@ class Link:
     `queued` being its bytes and those sent before it that had not ended. The rate is the median
     over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
     one outage moves neither for long. Not thread safe; `Budget` holds the lock.
+
+    Attributes:
+        overdue_s: seconds that the request that ended last had taken, if that was longer than
+            expected; else 0.
     """
 
     def __init__(self) -> None:
+        self.overdue_s = 0.0
         self._waiting: dict[Hashable, _Waiting] = {}
         self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)  # queued bytes, seconds
         self._server: deque[float] = deque(maxlen=_WINDOW)
@@ -90,6 +95,7 @@ class Link:
         self._seconds_per_byte = 0.0
         self._slowest = 0.0
         self._slowest_at = 0.0
+        self._rest = np.zeros(0)
         self._rtt_s = 0.0
         self._jitter_s = 0.0
 
@@ -119,8 +125,7 @@ class Link:
         waiting = self._waiting.get(key)
         if waiting is None:
             return
-        expected = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
-        if at - waiting.at > expected + self._server_s:
+        if self._overdue(waiting, at):
             self.ended(key, at, self._server_s)
         else:
             del self._waiting[key]
@@ -130,27 +135,40 @@ class Link:
         waiting = self._waiting.pop(key, None)
         if waiting is None:
             return
+        self.overdue_s = at - waiting.at if self._overdue(waiting, at) else 0.0
         self._server.append(max(0.0, server_s))
         self._server_s = float(np.median(self._server))
         self._seen.append((float(waiting.queued), max(0.0, at - waiting.at - max(0.0, server_s))))
         self._fit()
         self._slowest, self._slowest_at = self._pace(at, cautious=True), at
 
-    def delay(self, size: float, at: float, cautious: bool = False) -> float:
-        """Seconds until a request of `size` bytes, sent at `at`, would end.
+    def delay(self, size: float, at: float) -> float:
+        """Seconds until a request of `size` bytes, sent at `at`, would end, as most do."""
+        return self._rtt_s + self._server_s + (size + self._queued()) * self._pace(at, False)
 
-        Never less than the oldest request has waited already: a link that is down says so by
-        saying nothing.
+    def silent(self, at: float) -> bool:
+        """Whether the oldest request on its way should have ended by `at`.
+
+        A slow link and one that is down look alike then: nothing is known of the rate.
+        """
+        oldest = next(iter(self._waiting.values()), None)
+        return oldest is not None and self._overdue(oldest, at)
+
+    def in_time(self, size: float, at: float, objective_s: float, cautious: bool = False) -> float:
+        """Share of requests of `size` bytes, sent at `at`, that would end in time.
+
+        As many as would have with the delays of late, less what their bytes took: while a link
+        comes and goes the share falls for every size alike, on a narrow one for the large sizes.
 
         Args:
             size: bytes.
             at: seconds.
+            objective_s: what is in time, seconds from sending.
             cautious: at the slowest rate of late, not at the present one.
         """
-        queued = (size + self._queued()) * self._pace(at, cautious)
-        oldest = next(iter(self._waiting.values()), None)
-        waited = at - oldest.at if oldest is not None else 0.0
-        return max(self._rtt_s + self._jitter_s + queued + self._server_s, waited)
+        queued_s = (size + self._queued()) * self._pace(at, cautious) + self._server_s
+        within = int(np.searchsorted(self._rest, objective_s - queued_s, side="right"))
+        return (within + 1) / (len(self._rest) + 1)
 
     def load(self, size: float, at: float, cautious: bool = False) -> float:
         """Share of the rate that requests of `size` bytes, as often as now, would take."""
@@ -168,6 +186,10 @@ class Link:
         """Whether nothing is on its way."""
         return not self._waiting
 
+    def _overdue(self, waiting: _Waiting, at: float) -> bool:
+        expected = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
+        return at - waiting.at > expected + self._server_s
+
     def _queued(self) -> int:
         return sum(waiting.size for waiting in self._waiting.values())
 
@@ -182,7 +204,7 @@ class Link:
             slope = self._seconds_per_byte * _FORGET
         # No request can have been faster than its bytes alone would take.
         self._seconds_per_byte = min(max(0.0, slope), float((seconds / queued).min()))
-        rest = seconds - self._seconds_per_byte * queued
+        rest = self._rest = np.sort(seconds - self._seconds_per_byte * queued)
         self._rtt_s = float(np.median(rest))
         self._jitter_s = max(0.0, float(np.quantile(rest, _JITTER_QUANTILE)) - self._rtt_s)
 
@@ -196,11 +218,14 @@ class _Hold:
 
 
 class Budget:
-    """Picks the rung: the best that meets the latency objective, within the distortion limit.
+    """Picks the rung that brings the most right answers in time, within the distortion limit.
 
-    Down at once, to the best rung that fits; up by one rung after `dwell_s`, and only where the
-    next one would take less than `headroom` of the objective. A rung that was left because it was
-    too much is tried again after a pause that doubles each time, up to `hold_max_s`.
+    A rung's worth is its accuracy times the share of its frames that the link as measured would
+    carry in time. Down at once, to the rung that is worth most; up by one rung after `dwell_s`, and
+    only where the next one is worth more within `headroom` of the objective and of the rate. A rung
+    that was left because it was too much is tried again after a pause that doubles each time, up to
+    `hold_max_s`. While the link is silent, down to the advised rung and no further: if it is down,
+    no rung gets through, and the frames that wait should be few bytes when it is back.
 
     Args:
         latency_s: objective from sending a frame to its answer, seconds; None: any.
@@ -208,6 +233,7 @@ class Budget:
         clock: seconds, monotonic.
         dwell_s: least time between a change and a climb.
         headroom: share of the objective, and of the rate, that the next rung may take.
+        margin: share of the objective within which a frame must be expected to end, to be sent.
         hold_s: first pause before a rung that was too much is tried again.
         hold_max_s: longest such pause.
         on_switch: called with the names of the rung left (empty at first) and the one chosen.
@@ -220,6 +246,7 @@ class Budget:
         clock: Clock = time.monotonic,
         dwell_s: float = 1.0,
         headroom: float = 0.5,
+        margin: float = 0.8,
         hold_s: float = 10.0,
         hold_max_s: float = 160.0,
         on_switch: Callable[[str, str], None] = lambda before, after: None,
@@ -230,6 +257,7 @@ class Budget:
         self._clock = clock
         self._dwell_s = dwell_s
         self._headroom = headroom
+        self._margin = margin
         self._hold_s = hold_s
         self._hold_max_s = hold_max_s
         self._on_switch = on_switch
@@ -266,16 +294,18 @@ class Budget:
             self._link.lost(key, self._clock())
 
     def may_send(self, rungs: Sequence[Rung]) -> bool:
-        """Whether the cheapest of `rungs`, sent now, would meet the objective.
+        """Whether the cheapest of `rungs`, sent now, can be expected to meet the objective.
 
         False only while something is on its way, whose end will ask again: a frame that waits at
         the source is fresh when it goes, one that waits in the uplink's queue makes others late.
+        Not because the link is silent: it may be back the next moment, and of the frames on their
+        way by then the last are in time.
         """
         if self.latency_s is None or not rungs:
             return True
-        cheapest = min(rung.wire_bytes for rung in rungs)
+        cheapest, within_s = min(r.wire_bytes for r in rungs), self._margin * self.latency_s
         with self._lock:
-            return self._link.idle or self._link.delay(cheapest, self._clock()) <= self.latency_s
+            return self._link.idle or self._link.delay(cheapest, self._clock()) <= within_s
 
     def choose(self, rungs: Sequence[Rung], highest: str, start: str = "") -> str:
         """The rung for the frame that is sent next.
@@ -314,26 +344,32 @@ class Budget:
             self._stand_on(start if start in names else names[-1])
             return
         at, now = names.index(self._current), self._clock()
-        if not self._fits(ladder[at], now):
-            to = max((i for i in range(at) if self._fits(ladder[i], now)), default=0)
-            self._put_on_hold(ladder[to + 1 : at + 1], now)
-            self._stand_on(names[to])
-        elif at + 1 < len(ladder) and self._may_climb(ladder[at + 1], now):
+        if self._link.silent(now) or self._link.overdue_s > self.latency_s:
+            known = names.index(start) if start in names else 0
+            self._stand_on(names[min(at, known)])
+            return
+        worth = [self._worth(rung, now) for rung in ladder[: at + 1]]
+        best = max(range(at + 1), key=lambda i: (worth[i], i))
+        if best < at:
+            self._put_on_hold(ladder[best + 1 : at + 1], now)
+            self._stand_on(names[best])
+        elif at + 1 < len(ladder) and self._may_climb(ladder[at], ladder[at + 1], now):
             self._stand_on(names[at + 1])
 
-    def _fits(self, rung: Rung, now: float, cautious: bool = False, share: float = 1.0) -> bool:
-        size, objective_s = rung.wire_bytes, self.latency_s or 0.0
-        return (
-            self._link.delay(size, now, cautious) <= share * objective_s
-            and self._link.load(size, now, cautious) <= share
-        )
+    def _worth(self, rung: Rung, now: float, cautious: bool = False, share: float = 1.0) -> float:
+        """Right answers in time, per frame, within that share of the objective and of the rate."""
+        size, objective_s = rung.wire_bytes, share * (self.latency_s or 0.0)
+        load = self._link.load(size, now, cautious) / share
+        in_time = self._link.in_time(size, now, objective_s, cautious)
+        return rung.accuracy * in_time * min(1.0, 1.0 / max(load, 1e-9))
 
-    def _may_climb(self, rung: Rung, now: float) -> bool:
-        hold = self._holds.get(rung.name)
+    def _may_climb(self, rung: Rung, higher: Rung, now: float) -> bool:
+        hold = self._holds.get(higher.name)
         return (
             now - self._changed_at >= self._dwell_s
             and (hold is None or now >= hold.until)
-            and self._fits(rung, now, cautious=True, share=self._headroom)
+            and self._worth(higher, now, cautious=True, share=self._headroom)
+            >= self._worth(rung, now, cautious=True, share=self._headroom)
         )
 
     def _stand_on(self, name: str) -> None:

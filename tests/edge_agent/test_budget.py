@@ -72,14 +72,17 @@ def test_bytes_on_their_way_delay_the_next_frame() -> None:
     assert link.delay(100, at=5.0) == pytest.approx(empty + 0.5, abs=1e-6)
 
 
-def test_a_silent_link_is_as_slow_as_its_silence_is_long() -> None:
+def test_a_link_is_silent_from_when_an_answer_should_have_come() -> None:
     link = Link()
     link.sent("a", 100, at=0.0)
     link.ended("a", at=0.05, server_s=0.0)
     link.sent("b", 100, at=1.0)
-    assert link.delay(100, at=9.0) >= 8.0
+    assert not link.silent(at=1.04) and link.silent(at=1.06)
     link.lost("b", at=9.0)
-    assert link.delay(100, at=9.0) < 8.0
+    assert not link.silent(at=9.0) and link.overdue_s == pytest.approx(8.0)
+    link.sent("c", 100, at=9.0)
+    link.ended("c", at=9.05, server_s=0.0)
+    assert link.overdue_s == 0.0
 
 
 def test_frames_given_up_late_still_say_that_the_link_is_slow() -> None:
@@ -88,6 +91,28 @@ def test_frames_given_up_late_still_say_that_the_link_is_slow() -> None:
         link.sent(number, 100, at=float(number))
         link.lost(number, at=number + 0.9)
     assert link.delay(100, at=9.0) >= 0.9
+    assert link.in_time(100, at=9.0, objective_s=0.8) < 0.5
+
+
+def test_what_comes_and_goes_is_as_often_in_time_at_every_size() -> None:
+    link = Link()
+    for number in range(24):
+        size = 200 if number % 2 else 100
+        link.sent(number, size, at=float(number))
+        outage_s = 0.7 * (number % 8 in (3, 6))
+        link.ended(number, at=number + 0.05 + size / 10_000 + outage_s, server_s=0.0)
+    small, large = (link.in_time(size, 30.0, 0.5) for size in (100, 2000))
+    assert small == large == pytest.approx(0.75, abs=0.02)
+    assert link.in_time(6000, 30.0, 0.5) < 0.1
+
+
+def test_while_the_link_is_silent_the_advised_rung_is_stood_on_and_frames_still_go() -> None:
+    run = Simulated()
+    assert run.frames(40, 1e6)[-1] == "high"
+    run.budget.sent("stuck", 10_000)
+    run.now += 3.0
+    assert run.budget.choose(LADDER, "high", "mid") == "mid"
+    assert run.budget.may_send(LADDER)
 
 
 def test_a_link_that_narrows_takes_the_ladder_down_and_back_up_when_it_widens() -> None:
