@@ -26,6 +26,12 @@ from protos.quantize import UniformQuantizer
 MAPS = {
     "closed_form": "least squares alone, before any training",
     "float": "latents that are not quantized",
+    "native": "the large model's own cache",
+    "mapped": "the map's cache",
+    "mapped_fp8": "the map's cache, latents in FP8",
+    "mapped_float16": "the map's cache, its weights in float16",
+    "mapped_bfloat16": "the map's cache, its weights in bfloat16",
+    "edge_only": "the edge model by itself",
 }
 """What a certificate's accuracies measure, besides the operating points by name."""
 CONTROLS = {
@@ -34,10 +40,14 @@ CONTROLS = {
     "mean_state": "the mean picture's latents for every picture",
     "other_picture": "the latents of another picture",
     "untrained_map": "a random map of the same shape",
+    "untrained_edge": "a map fitted to an untrained edge model",
 }
 """What a certificate's controls measure."""
 
+_INTERVAL = {"mean", "low", "high"}
+"""Keys of an estimate with its confidence interval."""
 _SHOWN_DIGITS = 16
+_SHOWN_ENTRIES = 2
 _PIPED_COLUMNS = 120
 
 
@@ -255,13 +265,15 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     measured = [
         ("map", name, _share(value), MAPS.get(name, ""))
         for name, value in accuracy.items()
-        if name in MAPS or name not in points
+        if name in MAPS or name not in CONTROLS and name not in points
     ]
     default = _default_point(info)
     if default in accuracy and default not in MAPS:
         measured.insert(0, ("map", default, _share(accuracy[default]), "the default point"))
+    floors = {n: v for n, v in accuracy.items() if n in CONTROLS and n not in points}
     measured += [
-        ("control", name, _share(value), CONTROLS.get(name, "")) for name, value in controls.items()
+        ("control", name, _share(value), CONTROLS.get(name, ""))
+        for name, value in (floors | dict(controls)).items()
     ]
     if measured:
         tables.append(
@@ -325,7 +337,7 @@ def _section(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not _is_interval(value):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     else:
@@ -333,13 +345,28 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _share(value: Any) -> str:
+    if _is_interval(value):
+        low, high = (100 * value[end] for end in ("low", "high"))
+        return f"{100 * value['mean']:.1f} % ({low:.1f} to {high:.1f})"
     return f"{100 * value:.1f} %" if _is_number(value) and 0 <= value <= 1 else _number(value)
 
 
 def _number(value: Any) -> str:
     if _is_number(value):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if _is_interval(value):
+        return f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    if isinstance(value, list) and len(value) > _SHOWN_ENTRIES:
+        if all(map(_is_number, value)):
+            return f"{len(value)} numbers, {min(value):.4g} to {max(value):.4g}"
+        return f"{len(value)} entries (--json shows them)"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_interval(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and set(value) == _INTERVAL and all(map(_is_number, value.values()))
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from projector.bundle import BundleInfo, write_bundle
 from projector.cli import PREFIX, Settings, main
 from projector.grades import Judged
-from projector.tables import CONTROLS
+from projector.tables import CONTROLS, MAPS
 from projector.vlm import VLM
 from protos.errors import (
     ERRORS,
@@ -43,6 +43,7 @@ CERTIFICATE = {
         "mean_state": 0.3345,
         "other_picture": 0.2998,
         "untrained_map": 0.3111,
+        "untrained_edge": 0.333,
     },
     "payload_bytes": {"coarse": 21.75},
     "reconstruction": {"cosine": 0.93, "relative_l2": 0.35, "r2_keys": 0.8, "r2_values": 0.7},
@@ -216,6 +217,7 @@ def test_inspect_json_holds_all_of_it(run: Run, written: tuple[Path, BundleInfo]
         {"accuracy": 0.5, "controls": [], "payload_bytes": None},
         {"accuracy": {"fine": "good", "coarse": None, "x": True}, "note": "\x1b[31m[bold]é"},
         {"deep": {"er": {"list": [1, {"a": 2}]}}, "large": 1e30, "nothing": None},
+        {"deep": {"mean": None, "low": 1, "high": 2}, "accuracy": {"x": {"mean": "a"}}},
     ],
 )
 def test_inspect_shows_a_certificate_of_any_other_form(
@@ -227,8 +229,28 @@ def test_inspect_shows_a_certificate_of_any_other_form(
     assert "\x1b" not in out
     if "note" in certificate:
         assert ["note", "\\x1b[31m[bold]é"] in cells(out)
-    if "deep" in certificate:
+    if "large" in certificate:
         assert ["deep.er.list", '[1, {"a": 2}]'] in cells(out)
+
+
+def test_inspect_shows_a_judged_maps_arms_beside_its_controls_with_their_intervals(
+    run: Run, bundle_parts: dict[str, Any], tmp_path: Path
+) -> None:
+    interval = {"mean": 0.3075, "low": 0.2625, "high": 0.355}
+    certificate = {
+        "accuracy": {"untrained_edge": interval, "mapped": interval},
+        "mapped_minus_native": {name: -value for name, value in interval.items()},
+        "singular": [3.0, 2.0, 0.5],
+        "layers": [{"layer": layer} for layer in range(3)],
+    }
+    write_bundle(tmp_path, **(bundle_parts | {"certificate": certificate}))
+    rows = cells(run("inspect", tmp_path)[1])
+    share = "30.8 % (26.2 to 35.5)"
+    assert ["map", "mapped", share, MAPS["mapped"]] in rows
+    assert ["control", "untrained_edge", share, CONTROLS["untrained_edge"]] in rows
+    assert ["mapped_minus_native", "-0.3075 (-0.2625 to -0.355)"] in rows
+    assert ["singular", "3 numbers, 0.5 to 3"] in rows
+    assert ["layers", "3 entries (--json shows them)"] in rows
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
