@@ -165,7 +165,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.metric import Metric
     from projector.sensitivity import measure
     from projector.train import Trainer, TrainSettings, plot_losses
-    from projector.tuned import Tuned, best_directions
+    from projector.tuned import Tuned, best_directions, require_count
 
     cls = family(args.family)
     member = configured(cls, args.set)
@@ -174,6 +174,9 @@ def _train_one(args: argparse.Namespace) -> int:
     data = open_folder(args.data)
     source, target = _models(args, data)
     whole = _collect(data, source, target, args.corpus, None, make=False)
+    if args.directions:
+        widths = source.layout.state_dim, target.layout.state_dim
+        require_count(args.directions, getattr(member, "r", 1), widths)
     if whole.ragged and not cls.per_token:
         raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)

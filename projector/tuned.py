@@ -24,6 +24,21 @@ from projector.moments import Moments
 from protos.errors import FitError
 
 
+def require_count(count: int, rank: int, widths: tuple[int, int]) -> None:
+    """Refuse more directions than there are, or fewer than a map's rank.
+
+    Args:
+        count: of directions.
+        rank: of the map that starts from them; 1 for a whole matrix.
+        widths: `d_s, d_r`.
+
+    Raises:
+        FitError: a count out of range.
+    """
+    if not rank <= count <= min(widths):
+        raise FitError(f"{count} directions: expected {rank} to {min(widths)}")
+
+
 def best_directions(start: Map, moments: Moments, count: int) -> Tensor:
     """The source's directions that tell most of the target, `[d_s, k]`, the best first.
 
@@ -42,9 +57,7 @@ def best_directions(start: Map, moments: Moments, count: int) -> Tensor:
             f"'{start.family.name}'"
         )
     xx, xy = moments.normalised()
-    least, most = (start.rank if low else 1), min(xy.shape)
-    if not least <= count <= most:
-        raise FitError(f"{count} directions: expected {least} to {most}")
+    require_count(count, start.rank if low else 1, xy.shape)
     weight = start.ridge_weight or start.family.weight  # type: ignore[attr-defined]
     if isinstance(start, LowRankMatrix) and (metric := start.metric(moments)) is not None:
         xy = metric.times(xy, 0.5)

@@ -34,6 +34,7 @@ from protos.errors import (
     ConfigError,
     ContextError,
     CorpusError,
+    FitError,
     FrameMalformedError,
     SourceError,
 )
@@ -187,6 +188,10 @@ def test_directions_of_a_family_that_has_none_are_refused_at_once(
     chosen = ("--family", "mlp", "--directions", "8")
     assert run("train", data, folder, tmp_path / "map", *chosen) == ConfigError.exit_code
     assert "--family low_rank or ridge, not 'mlp'" in capsys.readouterr().err
+    for family, count in (("low_rank", 63), ("ridge", 100_000)):
+        chosen = ("--family", family, "--directions", str(count))
+        assert run("train", data, folder, tmp_path / "map", *chosen) == FitError.exit_code
+        assert f"{count} directions: expected" in capsys.readouterr().err
     assert not (tmp_path / "map").exists()
 
 
