@@ -284,9 +284,8 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
     }
 
 
-def bounds(edge: Edge, make: Callable[[], Map]) -> dict[str, float | None]:
+def bounds(edge: Edge, made: Map) -> dict[str, float | None]:
     """How a map's bound fares on test, calibrated on validation; nothing where it has no bound."""
-    made = make()
     try:
         bound = Bound.calibrate(made, edge.calibration)
     except FitError:
