@@ -145,7 +145,7 @@ def recorded(path: Path, share: float, seconds: int) -> list[Trace]:
     """
     try:
         times = np.array(path.read_text().split(), dtype=np.int64)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path} is no recorded trace: {error}") from error
     if not times.size or times[0] < 0 or (np.diff(times) < 0).any():
         raise ConfigError(f"{path} is no recorded trace: times are missing, negative or falling")
@@ -163,8 +163,9 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
     """One camera over one trace; `fixed` names the point, None lets the controller choose.
 
     It begins on `start`, as an agent does on the point that the server advises. A frame that comes
-    while `IN_FLIGHT` are on their way, or that the controller holds back, waits until a request
-    ends, as in the agent; those that the camera has meanwhile are never sent.
+    while `IN_FLIGHT` are on their way, or that is held back because it would wait behind others
+    (with a fixed point too), waits until a request ends, as in the agent; those that the camera has
+    meanwhile are never sent.
     """
     by_name = {rung.name: rung for rung in rungs}
     highest = max(rungs, key=lambda r: r.wire_bytes).name
@@ -178,7 +179,7 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
 
     def send(number: int) -> bool:
         nonlocal free_at
-        if len(flying) >= IN_FLIGHT or (fixed is None and not budget.may_send(rungs)):
+        if len(flying) >= IN_FLIGHT or not budget.may_send(rungs):
             return False
         rung = by_name[fixed or budget.choose(rungs, highest, start)]
         leaves = max(now, free_at)
@@ -257,8 +258,8 @@ def measure(rungs: Sequence[Rung], start: str, drawn: Iterable[Trace]) -> dict[s
     """Every arm on every trace; the controller begins on `start`.
 
     Returns:
-        `adaptive` and `best_fixed` (mean score over all traces; the fixed point is chosen with
-        hindsight, on these very traces), `best_fixed_point`, and `traces` by name: arm to its
+        `adaptive` and `best_fixed` (mean score over the names of traces; the fixed point is chosen
+        with hindsight, on these very traces), `best_fixed_point`, and `traces` by name: arm to its
         figures, means over the traces of a name.
     """
     arms: list[str | None] = [None, *(rung.name for rung in rungs)]

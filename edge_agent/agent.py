@@ -333,9 +333,10 @@ class Agent:
         """Turn what happened into one record; `frame` is the outcome that carried the frame."""
         edge_answer, edge_only_ms = await edge
         packed = frame.packed
-        fallback = outcome.answer.fallback if outcome.answer is not None else ""
-        fallback = fallback or (packed.fallback if packed is not None else "")
-        error = outcome.error
+        fallback, error = "", outcome.error
+        if error is None:
+            fallback = outcome.answer.fallback if outcome.answer is not None else ""
+            fallback = fallback or (packed.fallback if packed is not None else "")
         if error is not None and (self.edge_fallback or isinstance(error, GUARDED)):
             if edge_answer is None:
                 edge_answer, edge_only_ms = await self._edge_answer(view, question, True)

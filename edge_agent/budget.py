@@ -115,7 +115,7 @@ class Link:
             self._intervals.append(at - self._sent_at)
             self._interval_s = float(np.mean(self._intervals))
         self._sent_at = at
-        self._waiting[key] = _Waiting(at, size, size + self._queued())
+        self._waiting[key] = _Waiting(at, size, size + self._queued(at))
 
     def lost(self, key: Hashable, at: float) -> None:
         """A request will not end: its stream broke, or its sender gave up at `at`.
@@ -135,6 +135,8 @@ class Link:
         waiting = self._waiting.pop(key, None)
         if waiting is None:
             return
+        if server_s > 0 and server_s >= at - waiting.at:
+            return  # it was worked on before it was sent (again): nothing is known of its way
         self.overdue_s = at - waiting.at if self._overdue(waiting, at) else 0.0
         self._server.append(max(0.0, server_s))
         self._server_s = float(np.median(self._server))
@@ -142,9 +144,23 @@ class Link:
         self._fit()
         self._slowest, self._slowest_at = self._pace(at, cautious=True), at
 
+    @property
+    def known(self) -> bool:
+        """Whether any request has ended."""
+        return bool(self._seen)
+
+    @property
+    def unloaded_s(self) -> float:
+        """Seconds that most requests would take if no byte took any."""
+        return self._rtt_s + self._server_s
+
+    def queue_s(self, size: float, at: float, cautious: bool = False) -> float:
+        """Seconds that `size` bytes, sent at `at`, and those before them would take to leave."""
+        return (size + self._queued(at)) * self._pace(at, cautious)
+
     def delay(self, size: float, at: float) -> float:
         """Seconds until a request of `size` bytes, sent at `at`, would end, as most do."""
-        return self._rtt_s + self._server_s + (size + self._queued()) * self._pace(at, False)
+        return self.unloaded_s + self.queue_s(size, at)
 
     def silent(self, at: float) -> bool:
         """Whether the oldest request on its way should have ended by `at`.
@@ -166,8 +182,8 @@ class Link:
             objective_s: what is in time, seconds from sending.
             cautious: at the slowest rate of late, not at the present one.
         """
-        queued_s = (size + self._queued()) * self._pace(at, cautious) + self._server_s
-        within = int(np.searchsorted(self._rest, objective_s - queued_s, side="right"))
+        left_s = objective_s - self.queue_s(size, at, cautious) - self._server_s
+        within = int(np.searchsorted(self._rest, left_s, side="right"))
         return (within + 1) / (len(self._rest) + 1)
 
     def load(self, size: float, at: float, cautious: bool = False) -> float:
@@ -190,8 +206,13 @@ class Link:
         expected = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
         return at - waiting.at > expected + self._server_s
 
-    def _queued(self) -> int:
-        return sum(waiting.size for waiting in self._waiting.values())
+    def _queued(self, at: float) -> int:
+        """Bytes that have not left by `at`, those of requests that the server works on left out."""
+        return sum(w.size for w in self._waiting.values() if not self._at_server(w, at))
+
+    def _at_server(self, waiting: _Waiting, at: float) -> bool:
+        arrived = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
+        return arrived < at - waiting.at <= arrived + self._server_s
 
     def _fit(self) -> None:
         seen = np.array(self._seen)
@@ -263,6 +284,7 @@ class Budget:
         self._on_switch = on_switch
         self._link = Link()
         self._lock = threading.Lock()
+        self._admitted = 0
         self._current = ""
         self._changed_at = float("-inf")
         self._holds: dict[str, _Hold] = {}
@@ -281,6 +303,7 @@ class Budget:
     def sent(self, key: Hashable, size: int) -> None:
         """See `Link.sent`; now."""
         with self._lock:
+            self._admitted = max(0, self._admitted - 1)
             self._link.sent(key, size, self._clock())
 
     def ended(self, key: Hashable, server_s: float) -> None:
@@ -294,18 +317,38 @@ class Budget:
             self._link.lost(key, self._clock())
 
     def may_send(self, rungs: Sequence[Rung]) -> bool:
-        """Whether the cheapest of `rungs`, sent now, can be expected to meet the objective.
+        """Whether the cheapest of `rungs`, sent now, need not wait for long behind others.
 
-        False only while something is on its way, whose end will ask again: a frame that waits at
-        the source is fresh when it goes, one that waits in the uplink's queue makes others late.
-        Not because the link is silent: it may be back the next moment, and of the frames on their
-        way by then the last are in time.
+        False only while something is admitted or on its way, whose end is to ask again: a frame
+        that waits in the uplink's queue makes others late, one that waits at the source does not.
+        Not because the link is slow to answer, which no waiting mends. Nor because it is silent: it
+        may be back the next moment, and of the frames on their way by then the last are in time.
+        Before anything is known of the link, frames go one by one.
         """
         if self.latency_s is None or not rungs:
             return True
-        cheapest, within_s = min(r.wire_bytes for r in rungs), self._margin * self.latency_s
+        limit = float("inf") if self.distortion is None else self.distortion
+        allowed = [r for r in rungs if r.distortion <= limit] or rungs
+        size = min(r.wire_bytes for r in allowed)
         with self._lock:
-            return self._link.idle or self._link.delay(cheapest, self._clock()) <= within_s
+            link, now = self._link, self._clock()
+            if link.idle and not self._admitted:
+                return True
+            if not link.known:
+                return False
+            room_s = self._margin * self.latency_s - link.unloaded_s
+            room_s = max(room_s, (1 - self._margin) * self.latency_s)
+            return link.queue_s((1 + self._admitted) * size, now) <= room_s
+
+    def admit(self) -> None:
+        """A frame may go: until it is `sent` it counts as on its way."""
+        with self._lock:
+            self._admitted += 1
+
+    def settle(self, admitted: int) -> None:
+        """No more than so many frames are admitted any longer: one was given up unsent."""
+        with self._lock:
+            self._admitted = min(self._admitted, admitted)
 
     def choose(self, rungs: Sequence[Rung], highest: str, start: str = "") -> str:
         """The rung for the frame that is sent next.
@@ -325,7 +368,8 @@ class Budget:
             if top is None or (self.latency_s is None and self.distortion is None):
                 self._stand_on(highest)
             else:
-                self._move(self._eligible(rungs, top), start)
+                known = next((r.wire_bytes for r in rungs if r.name == start), 0.0)
+                self._move(self._eligible(rungs, top), start, known)
             return self._current
 
     def _eligible(self, rungs: Sequence[Rung], top: Rung) -> tuple[Rung, ...]:
@@ -335,7 +379,7 @@ class Budget:
             within[0] if within else min(rungs, key=lambda r: r.distortion),
         )
 
-    def _move(self, ladder: Sequence[Rung], start: str) -> None:
+    def _move(self, ladder: Sequence[Rung], start: str, known: float) -> None:
         names = [rung.name for rung in ladder]
         if self.latency_s is None:
             self._stand_on(names[-1])
@@ -345,8 +389,8 @@ class Budget:
             return
         at, now = names.index(self._current), self._clock()
         if self._link.silent(now) or self._link.overdue_s > self.latency_s:
-            known = names.index(start) if start in names else 0
-            self._stand_on(names[min(at, known)])
+            below = sum(rung.wire_bytes <= known for rung in ladder)
+            self._stand_on(names[min(at, max(0, below - 1))])
             return
         worth = [self._worth(rung, now) for rung in ladder[: at + 1]]
         best = max(range(at + 1), key=lambda i: (worth[i], i))

@@ -334,12 +334,14 @@ class Uplink:
         async with self._room:
             await self._room.wait_for(lambda: self._held < self._allowed() and self._may_send())
             self._held += 1
+            self._budget.admit()
             self._metrics.queue_depth.set(self._held)
         try:
             yield
         finally:
             async with self._room:
                 self._held -= 1
+                self._budget.settle(self._held)
                 self._metrics.queue_depth.set(self._held)
                 self._room.notify_all()
 
@@ -466,6 +468,8 @@ class Uplink:
             for done in (exchange, future):
                 if done.done() and not done.cancelled():
                     done.exception()  # looked at, so that the loop does not report it as lost
+            async with self._room:
+                self._room.notify_all()  # the link is free again, though the credit is still held
 
     def _measured(self, request_id: bytes, event: bridge_pb2.InferEvent) -> None:
         """Tell the budget, and show what it makes of it."""

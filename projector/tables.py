@@ -345,7 +345,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _share(value: Any) -> str:
-    if _is_interval(value):
+    if _is_interval(value) and all(0 <= end <= 1 for end in value.values()):
         low, high = (100 * value[end] for end in ("low", "high"))
         return f"{100 * value['mean']:.1f} % ({low:.1f} to {high:.1f})"
     return f"{100 * value:.1f} %" if _is_number(value) and 0 <= value <= 1 else _number(value)
@@ -370,4 +370,6 @@ def _is_interval(value: Any) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 63

@@ -350,6 +350,10 @@ class UniformQuantizer(Quantizer):
             values = self._values(*self._side_by_side(payload, tokens))
         elif payload[:1] == bytes((_RAW_MARK,)):
             values = _unpack(payload, tokens * rank).reshape(tokens, rank)
+        elif self._wide is not None and lanes_for(tokens * rank):
+            raise FrameMalformedError(
+                f"a payload of {tokens * rank} latents has many states side by side, or is raw"
+            )
         else:
             _, symbols, escaped = self._coder.decode(payload, tokens)
             values = self._values(symbols, escaped)

@@ -113,6 +113,12 @@ def test_while_the_link_is_silent_the_advised_rung_is_stood_on_and_frames_still_
     run.now += 3.0
     assert run.budget.choose(LADDER, "high", "mid") == "mid"
     assert run.budget.may_send(LADDER)
+    run = Simulated()
+    run.frames(40, 1e6)
+    run.budget.sent("stuck", 10_000)
+    run.now += 3.0
+    dominated = Rung("advised", 2000.0, 0.92, 0.2)
+    assert run.budget.choose([*LADDER, dominated], "high", "advised") == "mid"
 
 
 def test_a_link_that_narrows_takes_the_ladder_down_and_back_up_when_it_widens() -> None:
@@ -174,6 +180,52 @@ def test_frames_wait_at_the_source_only_while_an_end_will_wake_them() -> None:
     assert run.budget.may_send(LADDER)
 
 
+def test_a_long_way_holds_no_frame_back_for_no_waiting_mends_it() -> None:
+    run = Simulated()
+    run.frames(20, 1e6, rtt_s=0.45)
+    for number in range(4):
+        assert run.budget.may_send(LADDER)
+        run.budget.sent(f"more {number}", 100)
+
+
+def test_frames_that_are_admitted_count_before_they_are_sent() -> None:
+    run = Simulated()
+    assert run.budget.may_send(LADDER)
+    run.budget.admit()
+    assert not run.budget.may_send(LADDER)  # nothing is known of the link: one by one
+    run.budget.settle(0)
+    run.frames(20, 1000.0)
+    admitted = 0
+    while run.budget.may_send(LADDER) and admitted < 8:
+        run.budget.admit()
+        admitted += 1
+    assert 1 <= admitted <= 4  # a tenth of a second each
+    for number in range(admitted):
+        run.budget.sent(f"more {number}", 100)
+    assert not run.budget.may_send(LADDER)
+
+
+def test_an_answer_that_was_worked_on_before_it_was_sent_again_says_nothing_of_the_link() -> None:
+    link = Link()
+    for number, size in enumerate([100, 4000, 900, 2500, 100, 6000]):
+        link.sent(number, size, at=float(number))
+        link.ended(number, at=number + 0.08 + size / 20_000, server_s=0.0)
+    before = link.bytes_per_s, link.rtt_s
+    link.sent("again", 4000, at=9.0)
+    link.ended("again", at=9.3, server_s=2.0)
+    assert (link.bytes_per_s, link.rtt_s) == before and link.idle
+
+
+def test_what_a_slow_server_works_on_is_not_on_the_link() -> None:
+    link = Link()
+    for number, size in enumerate([100, 4000, 900, 2500, 100, 6000]):
+        link.sent(number, size, at=2.0 * number)
+        link.ended(number, at=2.0 * number + 1.05 + size / 20_000, server_s=1.0)
+    link.sent("there", 4000, at=20.0)
+    assert link.queue_s(100, at=20.1) == pytest.approx(4100 / 20_000)
+    assert link.queue_s(100, at=20.5) == pytest.approx(100 / 20_000)
+
+
 def test_over_an_outage_frames_are_late_but_few_of_those_after_it() -> None:
     quiet = traces(60, 0)[0]
     rate = quiet.bytes_per_s * 0 + 50_000.0
@@ -201,7 +253,7 @@ def test_a_recorded_trace_is_packets_in_their_steps(tmp_path: Path) -> None:
     assert [len(part.bytes_per_s) for part in recorded(path, 1.0, 1)] == [10, 10]
 
 
-@pytest.mark.parametrize("text", ["", "five", "2\n1\n", "-1\n2\n", f"{10**12}\n"])
+@pytest.mark.parametrize("text", ["", "five", "2\n1\n", "-1\n2\n", f"{10**12}\n", f"{10**30}\n"])
 def test_what_is_no_recording_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "link.up"
     path.write_text(text)

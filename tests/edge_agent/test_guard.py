@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
 from projector.risk import RiskModel, feature_count
+from protos.errors import OverloadedError
 from protos.frame import OperatingPoint, parse_infer_request, unpack_header
 from tests.edge_agent.test_agent import Run, capture
 from tests.fakes.fake_edge import RANK
@@ -20,14 +22,15 @@ NEEDS_BITS = {"bias": -3.0, "quantize": 60.0}
 """Risky at the point `low`, whose error on its tokens is above 0.05; safe at `fp8`, with 0.02."""
 
 
-def guarded(tmp_path: Path, guard: Guard, bias: float, quantize: float = 0.0) -> Run:
-    run = Run([capture("a")], tmp_path, questions=("is it ?",), plan=Plan("low", guard=guard))
+def guarded(tmp_path: Path, guard: Guard, bias: float, quantize: float = 0.0, **kwargs: Any) -> Run:
+    plan = Plan("low", guard=guard)
+    run = Run([capture("a")], tmp_path, questions=("is it ?",), plan=plan, **kwargs)
     weights = np.zeros(feature_count(RANK), np.float32)
     weights[0] = quantize
     risk = RiskModel(np.zeros_like(weights), weights, bias, limit=0.5)
     fp8, low, raw = run.served.encoder.points
     run.served.encoder = replace(run.served.encoder, points=(low, fp8, raw), risk=risk)
-    run()
+    run.summary = run()  # type: ignore[attr-defined]
     return run
 
 
@@ -58,6 +61,18 @@ def test_a_picture_that_no_bits_help_is_sent_itself_where_that_is_allowed(tmp_pa
     ((raw,),) = run.served.messages.values()
     sent = parse_infer_request(raw)
     assert unpack_header(sent.frame.header, sent.frame.payload)[0].cause == "unfamiliar"
+
+
+def test_a_picture_sent_in_a_frames_place_that_nobody_answered_is_no_fallback(
+    tmp_path: Path,
+) -> None:
+    refusals = {"is it ?": [OverloadedError("full")] * 99}
+    run = guarded(tmp_path, Guard("picture"), **HOPELESS, refusals=refusals)
+    record, summary = run.records[0], run.summary  # type: ignore[attr-defined]
+    assert (record.point, record.answer, record.fallback) == ("picture", None, "")
+    assert (summary.fallbacks, summary.failed) == (0, 1)
+    assert isinstance(summary.first_error, OverloadedError)
+    assert run.value("fallbacks_total", cause="unfamiliar") == 0
 
 
 def test_a_picture_stays_on_the_device_and_the_small_model_answers(tmp_path: Path) -> None:

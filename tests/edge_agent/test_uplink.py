@@ -665,3 +665,28 @@ def test_a_still_camera_sends_deltas_and_a_key_frame_when_the_base_is_lost(tmp_p
             await uplink.close()
 
     run(test)
+
+
+def test_an_end_wakes_a_frame_that_waits_though_the_credit_is_still_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with bridge(gate=asyncio.Event()) as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            monkeypatch.setattr(uplink, "_may_send", lambda: uplink._budget._link.idle)
+            first, second = parcels(2)
+            async with uplink.credit():
+                ended = asyncio.create_task(uplink.deliver(first))
+                while uplink._budget._link.idle:
+                    await asyncio.sleep(0)
+                waits = asyncio.create_task(deliver_all(uplink, [second]))
+                await asyncio.sleep(0.05)
+                assert served.gate is not None and len(served.requests) <= 1
+                served.gate.set()
+                await ended
+                (outcome,) = await asyncio.wait_for(waits, 10)
+            assert outcome.error is None
+            await uplink.close()
+
+    run(test)

@@ -218,6 +218,7 @@ def test_inspect_json_holds_all_of_it(run: Run, written: tuple[Path, BundleInfo]
         {"accuracy": {"fine": "good", "coarse": None, "x": True}, "note": "\x1b[31m[bold]é"},
         {"deep": {"er": {"list": [1, {"a": 2}]}}, "large": 1e30, "nothing": None},
         {"deep": {"mean": None, "low": 1, "high": 2}, "accuracy": {"x": {"mean": "a"}}},
+        {"a": [10**400] * 3, "b": {"mean": 10**400, "low": 1, "high": 2}, "accuracy": {"y": 30.7}},
     ],
 )
 def test_inspect_shows_a_certificate_of_any_other_form(

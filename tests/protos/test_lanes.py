@@ -91,6 +91,11 @@ def test_more_or_fewer_tokens_longer_payloads_and_other_lanes_are_refused() -> N
             made.decode(payload[:2] + lanes.to_bytes(2, "little") + payload[4:], ROWS, RANK, ones())
 
 
+def test_one_state_is_refused_where_many_are_due() -> None:
+    with pytest.raises(FrameMalformedError, match="many states"):
+        quantizer().decode(b"\1", ROWS, RANK, ones())
+
+
 def test_no_lanes_are_refused_where_none_are_due() -> None:
     with pytest.raises(FrameMalformedError, match="need 1"):
         quantizer().decode(bytes((0, 32, 0, 0)) + bytes(64), 3, RANK, ones())
