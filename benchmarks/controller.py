@@ -42,6 +42,7 @@ OBJECTIVE_S = 0.5
 IN_FLIGHT = 8
 SECONDS = 300
 PICTURES = 64
+PICTURE = "picture"
 PACKET_BYTES = 1500
 RECORDED_RTT_S = 0.06
 LONGEST_TRACE_S = 24 * 3600
@@ -168,7 +169,8 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
     meanwhile are never sent.
     """
     by_name = {rung.name: rung for rung in rungs}
-    highest = max(rungs, key=lambda r: r.wire_bytes).name
+    offered = [rung for rung in rungs if rung.name != PICTURE]  # as `Session.rungs`
+    highest = max(offered, key=lambda r: r.wire_bytes).name
     now = 0.0
     budget = Budget(OBJECTIVE_S, clock=lambda: now)
     edges = np.arange(len(trace.rtt_s) + 1) * STEP_S
@@ -179,9 +181,9 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
 
     def send(number: int) -> bool:
         nonlocal free_at
-        if len(flying) >= IN_FLIGHT or not budget.may_send(rungs):
+        if len(flying) >= IN_FLIGHT or not budget.may_send(offered):
             return False
-        rung = by_name[fixed or budget.choose(rungs, highest, start)]
+        rung = by_name[fixed or budget.choose(offered, highest, start)]
         leaves = max(now, free_at)
         due = float(np.interp(leaves, edges, carried)) + rung.wire_bytes
         step = int(np.searchsorted(carried, due))
@@ -251,7 +253,7 @@ def ladder(bundle: Path, pictures: int) -> tuple[list[Rung], str]:
     file_bytes = float(np.mean([len(PictureCodec().encode(picture)) for picture in seen]))
     seeing = certificate["controls"]["cloud_image"]
     default = next(point.name for point in info.points if point.index == info.default_point)
-    return [*rungs, Rung("picture", file_bytes + FRAMING_BYTES, seeing, 0.0)], default
+    return [*rungs, Rung(PICTURE, file_bytes + FRAMING_BYTES, seeing, 0.0)], default
 
 
 def measure(rungs: Sequence[Rung], start: str, drawn: Iterable[Trace]) -> dict[str, Any]:
