@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -397,14 +398,19 @@ def measure_edge(
     jobs.append((["alone", *about], partial(alone, edge)))
 
     def add(key: list[Any], name: str, seed: int, make: Callable[[], tuple[Map, float]]) -> None:
+        """A map's row and, from the same map, its bound."""
+        made: list[tuple[Map, float]] = []
+
         def measured() -> dict[str, Any]:
-            made, seconds = make()
-            return row(edge, made, name, seed, seconds)
+            made.append(make())
+            return row(edge, made[0][0], name, seed, made[0][1])
+
+        def bounded() -> dict[str, float | None]:
+            return bounds(edge, (made.pop() if made else make())[0])
 
         jobs.append((key, measured))
-        bounded.append((["bound", CALIBRATION_PICTURES, *key], lambda: bounds(edge, make()[0])))
+        jobs.append((["bound", CALIBRATION_PICTURES, *key], bounded))
 
-    bounded: list[tuple[list[Any], Callable[[], Any]]] = []
     for seed in range(args.seeds):
         for member in CLOSED:
             key = ["closed", *about, label(member), asdict(member), seed]
@@ -424,12 +430,10 @@ def measure_edge(
     if description.exists():
         digest = json.loads(description.read_text())["digest"]
         jobs.append((["shipped", *about, digest], partial(shipped, edge)))
-    bar = tqdm(jobs + bounded, desc=f"{edge.name}: controls, maps, bounds", unit="figure")
-    found, own, *rows = [journal.get(key, make) for key, make in bar]
-    rows, limits = rows[: len(jobs) - 2], rows[len(jobs) - 2 :]
-    rows = [{**NO_BOUND, **one} for one in rows if one is not None]
-    for one, limit in zip(rows, limits, strict=False):  # a bundle comes last and has none
-        one |= limit
+    bar = tqdm(jobs, desc=f"{edge.name}: controls, maps, bounds", unit="figure")
+    found, own, *figures = [journal.get(key, make) for key, make in bar]
+    pairs = zip_longest(figures[::2], figures[1::2])  # a bundle comes last and has no bound
+    rows = [one | (limit or NO_BOUND) for one, limit in pairs if one is not None]
     for part in SPLITS:
         found[part]["edge_only"] = own[part]
     return found, rows

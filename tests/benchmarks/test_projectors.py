@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from benchmarks import projectors, readme_table
 from benchmarks import projectors_page as page
-from benchmarks import readme_table
 from benchmarks.projectors import CLOSED, DEFAULT, Journal, label
 from projector.families.low_rank import LowRank
 from projector.families.mix import Mix
@@ -189,3 +191,31 @@ def test_members_of_one_bench_have_names_that_tell_them_apart() -> None:
     assert len(set(names)) == len(names)
     assert label(DEFAULT) == "low_rank"
     assert label(Mix(inner="low_rank", config={"r": 64}, width=256, depth=2)) == "mix"
+
+
+def test_a_map_is_made_once_and_its_row_has_its_own_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(*_: Any) -> tuple[int, float]:
+        made.append(len(made))
+        return made[-1], 1.0
+
+    monkeypatch.setattr(projectors, "controls", lambda _: {part: {} for part in projectors.SPLITS})
+    monkeypatch.setattr(projectors, "alone", lambda _: dict.fromkeys(projectors.SPLITS, 0.5))
+    monkeypatch.setattr(projectors, "closed", make)
+    monkeypatch.setattr(projectors, "trained", make)
+    monkeypatch.setattr(projectors, "row", lambda _, one, *more: {"map": one})
+    monkeypatch.setattr(projectors, "bounds", lambda _, one: {"bound_violations": one})
+    monkeypatch.setattr(projectors, "shipped", lambda _: {"map": "shipped"})
+    edge: Any = SimpleNamespace(name="edge-a", about=["a pair"])
+    asked = Namespace(reconstruct_steps=1, task_steps=1, seeds=2)
+    path = tmp_path / "journal.jsonl"
+    for _ in range(2):  # the second time all of it is kept
+        found, rows = projectors.measure_edge(edge, projectors.Journal(path, False), asked)
+        assert [one["map"] for one in rows] == [*made, "shipped"]
+        assert all(one["bound_violations"] == one["map"] for one in rows[:-1])
+        assert rows[-1] == {"map": "shipped"} | projectors.NO_BOUND
+        assert len(made) == len(rows) - 1
+        assert found["test"]["edge_only"] == 0.5
