@@ -336,13 +336,13 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def _above_zero(text: str) -> int:
     if (value := int(text)) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
     return value
 
 
 def _share(text: str) -> float:
     if not 0 < (value := float(text)) <= 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text}: expected a share above 0 and at most 1")
     return value
 
 

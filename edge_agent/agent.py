@@ -337,7 +337,7 @@ class Agent:
         if error is None:
             fallback = outcome.answer.fallback if outcome.answer is not None else ""
             fallback = fallback or (packed.fallback if packed is not None else "")
-        if error is not None and (self.edge_fallback or isinstance(error, GUARDED)):
+        elif self.edge_fallback or isinstance(error, GUARDED):
             if edge_answer is None:
                 edge_answer, edge_only_ms = await self._edge_answer(view, question, True)
             if edge_answer is not None:

@@ -1,8 +1,9 @@
 """Which operating point the next frame travels at: the link as measured, the ladder as calibrated.
 
-Calls, in order: `Link.sent` → `Link.ended` (or `lost`) for every request; `Budget.choose` before
-every frame. Knows sizes, times and figures; knows nothing of sockets, frames or models. Takes its
-clock from outside, so that a simulation runs the very code that a device does.
+Calls, in order, for every frame: `Budget.may_send` until it is so → `admit` → `choose` → `sent` →
+`ended` or `lost`; `settle` when a place among those in flight is given back. Knows sizes, times and
+figures; knows nothing of sockets, frames or models. Takes its clock from outside, so that a
+simulation runs the very code that a device does.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Link:
     """The uplink's delay and rate, from what was sent and when it ended.
 
     A request's time on the link, the server's own left out, is modelled as `rtt + queued / rate`,
-    `queued` being its bytes and those sent before it that had not ended. The rate is the median
+    `queued` being its bytes and those sent before it that had not left. The rate is the median
     over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
     one outage moves neither for long. Not thread safe; `Budget` holds the lock.
 
@@ -243,10 +244,10 @@ class Budget:
 
     A rung's worth is its accuracy times the share of its frames that the link as measured would
     carry in time. Down at once, to the rung that is worth most; up by one rung after `dwell_s`, and
-    only where the next one is worth more within `headroom` of the objective and of the rate. A rung
-    that was left because it was too much is tried again after a pause that doubles each time, up to
-    `hold_max_s`. While the link is silent, down to the advised rung and no further: if it is down,
-    no rung gets through, and the frames that wait should be few bytes when it is back.
+    only where the next one is worth as much within `headroom` of the objective and of the rate. A
+    rung that was left because it was too much is tried again after a pause that doubles each time,
+    up to `hold_max_s`. While the link is silent, down to the advised rung and no further: if it is
+    down, no rung gets through, and the frames that wait should be few bytes when it is back.
 
     Args:
         latency_s: objective from sending a frame to its answer, seconds; None: any.

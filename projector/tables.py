@@ -265,7 +265,7 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     measured = [
         ("map", name, _share(value), MAPS.get(name, ""))
         for name, value in accuracy.items()
-        if name in MAPS or name not in CONTROLS and name not in points
+        if name in MAPS or name not in CONTROLS.keys() | points
     ]
     default = _default_point(info)
     if default in accuracy and default not in MAPS:
