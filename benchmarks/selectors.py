@@ -35,6 +35,7 @@ from projector.corpus import SHARD_PICTURES, collect
 from projector.encoder import Encoder
 from projector.estimate import paired
 from projector.ladder import Found, Judge
+from projector.products import product_type, said
 from projector.select import DEFAULT, SELECTORS
 from projector.vlm import VLM
 from protos.errors import BridgeError
@@ -199,7 +200,7 @@ def bench(args: argparse.Namespace) -> int:
             corpus.part(slice(count)),
             pictures.questions,
             QUESTIONS,
-            torch.bfloat16,
+            product_type(),
         )
     weights = ladder.learn_task_weights(judges["train"], bundle.encoder)
     encoder = replace(bundle.encoder, task_weights=weights)
@@ -213,7 +214,7 @@ def bench(args: argparse.Namespace) -> int:
         "split": "validation",
         "pictures": args.pictures,
         "questions": QUESTIONS * args.pictures,
-        "precision": "bfloat16 products in the large model",
+        "precision": f"{said(product_type())} products in the large model",
         "coarseness": args.coarseness,
         "native": judges["validation"].native(),
         "task_weights": [round(float(w), 6) for w in weights],

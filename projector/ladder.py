@@ -26,6 +26,7 @@ from projector.corpus import Corpus
 from projector.encoder import Encoder, towards_zero
 from projector.lm import LM
 from projector.packed import IGNORED, Packed, Scenes
+from projector.products import products
 from projector.ragged import present
 from projector.vlm import VLM
 from protos.errors import ConfigError, FrameMalformedError
@@ -102,11 +103,11 @@ class Judge:
             corpus: held-out pairs.
             questions: asks about picture i of the corpus.
             count: questions per picture.
-            precision: what the target's products are computed in; bfloat16 is twice as fast, and
-                answers a few questions in a thousand otherwise.
+            precision: what the target's products are computed in; bfloat16 is twice as fast
+                where it is native, and answers a few questions in a thousand otherwise.
             fresh: of texts, the tokens of each that travel (`texts.fresh_of`).
         """
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16)
+        self._autocast = products(dtype=precision)
         self.target, self.backend, self.corpus = target, backend, corpus
         self.states, self.fresh = states_of(source, corpus), fresh
         ids: dict[str, list[int]] = {}

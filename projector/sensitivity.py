@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from projector.moments import Doubles
 from projector.packed import Packed
+from projector.products import products
 from projector.ragged import present
 from protos.errors import FitError
 
@@ -73,7 +74,7 @@ def second_moments(trainer: Trainer[Any], batches: Iterable[tuple[Floats, Packed
     draw = torch.Generator().manual_seed(0)
     for states, packed in batches:
         leaf = trainer.placed(states).requires_grad_()
-        with torch.autocast(trainer.device.type, torch.bfloat16):
+        with products(trainer.device.type):
             logits = trainer.logits(packed, trainer.layers(leaf)).float()
         with torch.no_grad():
             drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=draw)

@@ -30,6 +30,7 @@ from projector.lm import LM
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from projector.maps.trainable import WHOLE, LowRankMap, Way
 from projector.packed import Packed, Scenes
+from projector.products import products
 from projector.vlm import VLM
 from protos.errors import FitError
 from protos.layout import KVLayout
@@ -399,7 +400,7 @@ class Trainer(Generic[M]):
         states, bits = self.map.travel(torch.where(absent, 0.0, x), way)
         if bool(absent.any()):
             states = torch.where(absent, torch.nan, states)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with products(self.device.type):
             with torch.no_grad():
                 teacher = self.logits(packed, self.layers(self._rows(1, chosen)))
             student = self.logits(packed, self.layers(states))

@@ -21,6 +21,7 @@ from projector.families.low_rank import LowRankMatrix
 from projector.families.ridge import MatrixMap, Ridge
 from projector.maps.trainable import WHOLE, Way
 from projector.moments import Moments
+from projector.products import products
 from protos.errors import FitError
 
 
@@ -118,7 +119,7 @@ class Tuned(nn.Module):
         moved: Tensor = (told if self.inner is None else told @ self.inner) @ self.outer
         if self.base is None:
             return moved
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
+        with torch.no_grad(), products(x.device.type):
             whole = normal @ self.base
         return moved + whole.float()
 

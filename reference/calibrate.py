@@ -20,6 +20,7 @@ from projector.bundle import Bundle, write_bundle
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
 from projector.ladder import Calibrated, Judge, Sweep
+from projector.products import product_type, said
 from projector.vlm import VLM
 from reference.split import HELD_OUT, Split, pairs_folder
 
@@ -27,8 +28,8 @@ HERE = Path(__file__).parent
 SAMPLE_PICTURES = 1024
 SELECTOR_PICTURES = 128
 QUESTIONS = 6
-PRECISION = torch.bfloat16
-"""Of the large model's products: twice as fast, a few answers in a thousand are others."""
+PRECISION = product_type()
+"""Of the large model's products: in bfloat16 a few answers in a thousand are others."""
 
 
 def sweeps(tokens: int) -> list[Sweep]:
@@ -83,7 +84,7 @@ def certified(made: Calibrated, pictures: int) -> dict[str, Any]:
             "pictures": pictures,
             "questions": QUESTIONS * pictures,
             "native": made.native,
-            "precision": "bfloat16 products in the large model",
+            "precision": f"{said(PRECISION)} products in the large model",
             "tried": {name: asdict(one) for name, one in made.tried.items()},
         },
     }

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from projector.products import products
 from reference import zoo
 from reference.lessons import Tokens, collate
 from reference.pictures import Pictures
@@ -45,7 +46,7 @@ def evaluate(
     """
     trainee.eval()
     tally: dict[str, list[int]] = {}
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), products():
         for first in range(0, count, 64):
             chosen = list(range(first, min(first + 64, count)))
             batch, asked = collate(
@@ -136,7 +137,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         rate = _rate(step, reading_steps, answering_steps, steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
-        with torch.autocast("cpu", torch.bfloat16):
+        with products():
             if reading_only:
                 reading = trainee.reading_loss(trainee.image_tokens(batch.pixels), batch.cells)
                 answers = looking = torch.zeros(())
