@@ -107,7 +107,8 @@ def untrained_edge_states(
     Returns:
         `[n, M, d_r]`, NaN past a text's end.
     """
-    x = _edge_states(untrained(model, seed, made.source.tokens, data), target, data, len(corpus))
+    edge = untrained(model, seed, made.source.tokens if isinstance(data, Texts) else None)
+    x = _edge_states(edge, target, data, len(corpus))
     weights = grid_weights(made.source.grid, made.target.grid)
     if weights is not None:
         x = weights.numpy() @ x
@@ -152,20 +153,22 @@ def _edge_states(
     return _spread(np.concatenate(rows), np.arange(lengths.max()) < lengths[:, None])
 
 
-def untrained(model: Path, seed: int, tokens: int, data: Dataset) -> VLM | LM:
+def untrained(model: Path, seed: int, text_tokens: int | None) -> VLM | LM:
     """A checkpoint's architecture with random weights, its own processor.
 
     Args:
         model: the checkpoint.
         seed: of the weights.
-        tokens: the longest text, for a language model.
-        data: what it is to read.
+        text_tokens: the longest text, for a language model; None for one of pictures.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    texts = isinstance(data, Texts)
-    trained = LM.load(model, text_tokens=tokens) if texts else VLM.load(model)
-    cls: Any = AutoModelForCausalLM if texts else AutoModelForImageTextToText
+    trained: VLM | LM
+    cls: Any
+    if text_tokens is None:
+        trained, cls = VLM.load(model), AutoModelForImageTextToText
+    else:
+        trained, cls = LM.load(model, text_tokens=text_tokens), AutoModelForCausalLM
     torch.manual_seed(seed)
     fresh = cls.from_config(trained.model.config, dtype=torch.float32)
     trained.model.load_state_dict(fresh.state_dict())

@@ -175,9 +175,19 @@ class Bench:
         )
 
     def _arm(
-        self, split: str, name: str, seed: int, made: Map, code: Code | None = None, shift: int = 0
+        self,
+        split: str,
+        name: str,
+        seed: int,
+        made: Map,
+        code: Code | None = None,
+        shift: int = 0,
+        source: LM | None = None,
     ) -> None:
         judge, corpus = self._judge(split)
+        if source is not None and f"{split}/{name}/{seed}" not in self.rows:
+            texts = [context.text for context in judge.contexts]
+            corpus = self.learner.corpus(split, texts, source)
         make = _through(made, corpus, judge, code, shift)
         self.once(
             f"{split}/{name}/{seed}",
@@ -211,6 +221,9 @@ class Bench:
                 short = copy.deepcopy(closed[rank])
                 short.key_lengths.zero_()
                 self._arm(split, f"{_closed(rank)}, keys as predicted", 0, short)
+        for rank, made in self.learner.untrained_maps().items():
+            name = f"untrained edge, {_closed(rank)}"
+            self._arm(split, name, 0, made, source=self.learner.untrained)
         fitted = {
             _closed(FULL): closed[FULL],
             _closed(coded): closed[coded],

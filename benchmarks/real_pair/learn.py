@@ -3,7 +3,7 @@
 Knows the work folder, corpora, moments by fold, maps, what training cost. Knows no arms and no
 split of the benchmark: nothing here sees a word that is held out. The calls, in order: `corpus`
 runs both models over texts; `maps` fits closed forms; `tuned` carries one on through the frozen
-target.
+target; `untrained_maps` are closed forms of what a source of random weights reads.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ from projector.closed_form import Statistics
 from projector.corpus import Corpus
 from projector.families import load
 from projector.families.base import Map, write
-from projector.fit import chunks
+from projector.fit import chunks, untrained
 from projector.lm import LM
 from projector.metric import Metric
-from projector.moments import Doubles, Moments
+from projector.moments import Doubles, Moments, States
+from projector.ragged import present
 from projector.sensitivity import measure
-from projector.texts import SHARD_TEXTS, collect
+from projector.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
 from projector.train import Trainer, TrainSettings
 from projector.tuned import Tuned
 
 FULL = 0
 """Stands for the whole matrix among ranks."""
 FOLDS = 4
+_UNTRAINED = "untrained "
+_UNTRAINED_SEED = 2
+_CHUNK = 64
 _SECONDS = "seconds.json"
 _TEXTS = ("texts",)
 _CLOSED = ("texts", "layers", "ridge", "shrink")
@@ -138,14 +142,16 @@ class Learner:
 
     # -- pairs -------------------------------------------------------------------------------------
 
-    def corpus(self, name: str, texts: Sequence[str]) -> Corpus:
-        """Both models' caches of some texts."""
+    def corpus(self, name: str, texts: Sequence[str], source: LM | None = None) -> Corpus:
+        """Both models' caches of some texts; of another source in the place of its own, if any."""
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        folder = self.work / f"corpus-{name}-{len(texts)}"
+        if source is not None:  # its layout is that of the trained one
+            name, digest = _UNTRAINED + name, _UNTRAINED + digest
+        folder = self.work / f"corpus-{name.replace(' ', '-')}-{len(texts)}"
         whole = len(list(folder.glob("*.safetensors"))) == -(-len(texts) // SHARD_TEXTS)
         with nullcontext() if whole else self.timed(f"corpus {name}", _TEXTS):
             return collect(
-                self.source,
+                source or self.source,
                 self.target,
                 texts.__getitem__,
                 len(texts),
@@ -194,15 +200,26 @@ class Learner:
 
     def moments(self, without: int) -> Moments:
         """Of the lessons, without one fold of them; each fold's are made once."""
-        corpus, total = self.training, None
-        for fold in tqdm(range(FOLDS), desc="moments", unit="fold"):
-            path = self.work / f"moments-{len(corpus)}-{fold}.npz"
+
+        def pairs(chosen: npt.NDArray[np.bool_]) -> Iterator[tuple[States, States]]:
+            return chunks(self.training.part(chosen), self.source.layout, self.target.layout)
+
+        return self._moments("moments", without, pairs)
+
+    def _moments(
+        self,
+        name: str,
+        without: int,
+        pairs: Callable[[npt.NDArray[np.bool_]], Iterator[tuple[States, States]]],
+    ) -> Moments:
+        count, total = len(self.training), None
+        folds = [fold for fold in range(FOLDS) if fold != without % FOLDS]
+        for fold in tqdm(folds, desc=name, unit="fold"):
+            path = self.work / f"{name.replace(' ', '-')}-{count}-{fold}.npz"
             if not path.exists():
-                with self.timed("moments", _TEXTS):
-                    part = corpus.part(np.arange(len(corpus)) % FOLDS == fold)
-                    keep(Moments.of(chunks(part, self.source.layout, self.target.layout)), path)
-            if fold != without % FOLDS:
-                total = kept(path) if total is None else total + kept(path)
+                with self.timed(name, _TEXTS):
+                    keep(Moments.of(pairs(np.arange(count) % FOLDS == fold)), path)
+            total = kept(path) if total is None else total + kept(path)
         assert total is not None
         return total
 
@@ -231,30 +248,74 @@ class Learner:
 
     def maps(self, seed: int) -> dict[int, Map]:
         """Closed forms without one fold, by rank."""
-        source, target = self.source.layout, self.target.layout
         paths = {rank: self._path(f"map-{rank}-{seed}") for rank in (FULL, *self.settings.ranks)}
         if not all(path.exists() for path in (*paths.values(), self._directions(seed))):
             total = self.moments(without=seed)
             metric = self.metric(total.y_stats)
             with self.timed(f"closed forms {seed}", _CLOSED):
-                columns = source_columns(source, self.settings.layers or source.layers)
-                made, best = closed_forms(
-                    total,
-                    source,
-                    target,
-                    self.settings.ranks,
-                    self.settings.ridge,
-                    columns,
-                    metric,
-                    self.settings.directions,
-                )
-                norm = key_norm_weights(self.target.decoder, target)
-                for rank, one in made.items():
-                    if norm is not None:
-                        one.take_key_norm(norm, total)
-                    write(paths[rank], one)
+                plan = self.settings
+                best = self._fit(total, metric, plan.ranks, plan.directions, paths)
                 _keep(self._directions(seed), best.numpy())
+        return self._read(paths)
+
+    def _fit(
+        self,
+        total: Moments,
+        metric: Metric | None,
+        ranks: Sequence[int],
+        directions: int,
+        paths: dict[int, Path],
+    ) -> Tensor:
+        """Writes the closed forms that moments give; returns the directions found."""
+        source, target, plan = self.source.layout, self.target.layout, self.settings
+        columns = source_columns(source, plan.layers or source.layers)
+        made, best = closed_forms(
+            total, source, target, ranks, plan.ridge, columns, metric, directions
+        )
+        norm = key_norm_weights(self.target.decoder, target)
+        for rank, one in made.items():
+            if norm is not None:
+                one.take_key_norm(norm, total)
+            write(paths[rank], one)
+        return best
+
+    def _read(self, paths: dict[int, Path]) -> dict[int, Map]:
+        source, target = self.source.layout, self.target.layout
         return {rank: load(path.read_bytes(), source, target) for rank, path in paths.items()}
+
+    # -- control: a source that has learnt nothing -------------------------------------------------
+
+    @cached_property
+    def untrained(self) -> LM:
+        """The source with random weights."""
+        made = untrained(self.source.path, _UNTRAINED_SEED, self.source.layout.tokens)
+        assert isinstance(made, LM)
+        return made
+
+    def untrained_maps(self) -> dict[int, Map]:
+        """As `maps(0)` of the whole matrix and the rank looked at most, of such a source.
+
+        Its states are not kept: they are made as their moments are.
+        """
+        ranks = (FULL, self.settings.coded)
+        paths = {rank: self._path(f"untrained-{rank}") for rank in ranks}
+        if not all(path.exists() for path in paths.values()):
+            total = self._moments(_UNTRAINED + "moments", 0, self._untrained_pairs)
+            metric = self.metric(total.y_stats)
+            with self.timed(_UNTRAINED + "closed forms", _CLOSED):
+                self._fit(total, metric, ranks[1:], 0, paths)
+        return self._read(paths)
+
+    def _untrained_pairs(
+        self, chosen: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]]:
+        rows = np.flatnonzero(chosen)
+        for begin in range(0, len(rows), _CHUNK):
+            some = rows[begin : begin + _CHUNK]
+            texts = [self.lessons[index].text for index in some]
+            read = [paired_tokens(self.untrained, self.target, text) for text in texts]
+            y = self.training.y[some]
+            yield np.concatenate(aligned_states(self.untrained, read)), y[present(y)]
 
     def _path(self, name: str) -> Path:
         return self.work / f"{name}-{self.settings.named(*_CLOSED)}.safetensors"

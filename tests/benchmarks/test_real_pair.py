@@ -317,6 +317,8 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     assert {name for name, _ in arms} >= carried | fixed | closed | {
         "rank 16 + KL, int4",
         "rank 16, keys as predicted",
+        "untrained edge, rank 16",
+        "untrained edge, full",
     }
     assert ("full", 1) in arms and ("full + KL", 1) not in arms
     for split in ("unseen", "seen", "binding"):
