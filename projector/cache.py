@@ -319,7 +319,7 @@ def key_norm_weights(decoder: Any, layout: KVLayout) -> Tensor | None:
         layout: of its cache.
 
     Returns:
-        `[layers, head_dim]`; None where keys are not normalised head by head.
+        `[layers, head_dim]` on the CPU; None where keys are not normalised head by head.
     """
     if not layout.qk_norm:
         return None
@@ -327,7 +327,9 @@ def key_norm_weights(decoder: Any, layout: KVLayout) -> Tensor | None:
     if any(getattr(getattr(n, "weight", None), "shape", None) != (layout.head_dim,) for n in norms):
         return None
     with torch.no_grad():  # ones have a root mean square of 1: what comes out is the weights
-        return torch.stack([norm(torch.ones_like(norm.weight)).float() for norm in norms])
+        ones = (torch.ones_like(norm.weight) for norm in norms)
+        each = [norm(one).float() for norm, one in zip(norms, ones, strict=True)]
+        return torch.stack(each).cpu()
 
 
 def cos_sin(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from projector import tables
-from projector.train_commands import _collect, _command, _count, _models, _whole
+from projector.train_commands import _add_device, _collect, _command, _count, _models, _whole
 from protos.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def register(commands: Any) -> None:
         help="training pictures with questions that the selector task_aware learns from; 0: it "
         "is not learnt, nor for texts; default: %(default)s",
     )
+    _add_device(parser)
     parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
 
 

@@ -2,7 +2,8 @@
 
 Knows a map, the large model, clocks. Does not know: answers' worth, the wire. CPU time is this
 process's, over all threads; energy is that time times a stated wattage, an estimate and no
-measurement. FLOPs are counted by torch over matrix products, convolutions and attention.
+measurement, and none is made of a GPU. FLOPs are counted by torch over matrix products,
+convolutions and attention.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def costs(
         rounds: medians over so many; the two arms in turn.
 
     Returns:
-        `watts`, and `projected` and `full` with `latency_ms`, `cpu_s`, `energy_j`, `flops` and
-        `bytes` (the map's latents in FP8 against the picture as PNG, or the text);
-        `projected.project_flops` is the map's share.
+        `watts`, `device`, and `projected` and `full` with `latency_ms`, `cpu_s`, `energy_j` (None
+        where the models run on a GPU), `flops` and `bytes` (the map's latents in FP8 against the
+        picture as PNG, or the text); `projected.project_flops` is the map's share.
     """
     target, ids = trainer.target, [trainer.question_ids(question)]
-    states = torch.from_numpy(x.astype(np.float32))
+    states, on_cpu = trainer.placed(x), trainer.device.type == "cpu"
 
     def full() -> None:
         if isinstance(target, LM):
@@ -79,18 +80,22 @@ def costs(
     made = trainer.map
     rank = made.rank if isinstance(made, Map) else int(made.down.shape[1])
     sent = {"projected": x.shape[1] * rank, "full": len(encoded.getvalue())}
-    found: dict[str, Any] = {"watts": watts}
+    found: dict[str, Any] = {"watts": watts, "device": _named(trainer.device)}
     for name, call in arms.items():
         wall, cpu = np.median(np.array(spent[name][_WARM:]), axis=0)
         found[name] = {
             "latency_ms": round(1000 * float(wall), 3),
             "cpu_s": round(float(cpu), 5),
-            "energy_j": round(float(cpu) * watts, 5),
+            "energy_j": round(float(cpu) * watts, 5) if on_cpu else None,
             "flops": _flops(call),
             "bytes": sent[name],
         }
     found["projected"]["project_flops"] = _flops(project)
     return found
+
+
+def _named(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _flops(call: Callable[[], None]) -> float:

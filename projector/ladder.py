@@ -107,7 +107,7 @@ class Judge:
                 where it is native, and answers a few questions in a thousand otherwise.
             fresh: of texts, the tokens of each that travel (`texts.fresh_of`).
         """
-        self._autocast = products(dtype=precision)
+        self._autocast = products(target.device.type, precision)
         self.target, self.backend, self.corpus = target, backend, corpus
         self.states, self.fresh = states_of(source, corpus), fresh
         ids: dict[str, list[int]] = {}
@@ -121,7 +121,9 @@ class Judge:
             [(asked(q), target.answer_ids(a)) for q, a in questions(i, count, 0)]
             for i in range(len(corpus))
         ]
-        self._packed = [Packed.of(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+        self._packed = [
+            Packed.of(rows[i : i + _BATCH], target.device) for i in range(0, len(rows), _BATCH)
+        ]
 
     def answers(self, latents: Floats, kept: Mask) -> tuple[Mask, Floats]:
         """What the target answers from some latents.
@@ -144,7 +146,7 @@ class Judge:
                 lengths = None if self.fresh is None else kept[part].sum(axis=1)
                 layers = self._scenes(torch.from_numpy(keys), torch.from_numpy(values), lengths)
                 logits = self._logits(packed, layers)
-                rights.append(packed.exactly_right(logits).numpy())
+                rights.append(packed.exactly_right(logits).cpu().numpy())
                 losses.append(_losses(packed, logits))
         return np.concatenate(rights), np.concatenate(losses)
 
@@ -162,7 +164,7 @@ class Judge:
                 keys, values = from_states(states, layout, at)
                 layers = self._scenes(keys, values, there.sum(axis=1))
                 logits = self._logits(packed, layers)
-                rights.append(packed.exactly_right(logits).numpy())
+                rights.append(packed.exactly_right(logits).cpu().numpy())
         return float(np.concatenate(rights).mean())
 
     def _scenes(
@@ -172,7 +174,8 @@ class Judge:
         layers = self.target.scene_cache(keys, values)
         if lengths is None or (lengths == keys.shape[3]).all():
             return layers
-        return Scenes(layers, torch.from_numpy(lengths) + len(self.target.prefix_ids))
+        there = torch.from_numpy(lengths).to(self.target.device)
+        return Scenes(layers, there + len(self.target.prefix_ids))
 
     def _logits(self, packed: Packed, layers: Sequence[LayerCache]) -> torch.Tensor:
         with self._autocast:
@@ -463,9 +466,9 @@ def _not_negative(
 
 def _losses(packed: Packed, logits: torch.Tensor) -> Floats:
     wanted = packed.labels != IGNORED
-    spent = torch.zeros(packed.labels.shape)
+    spent = logits.new_zeros(packed.labels.shape)
     spent[wanted] = F.cross_entropy(logits, packed.labels[wanted], reduction="none")
-    means: Floats = (spent.sum(dim=1) / wanted.sum(dim=1)).numpy()
+    means: Floats = (spent.sum(dim=1) / wanted.sum(dim=1)).cpu().numpy()
     return means
 
 

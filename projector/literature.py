@@ -126,6 +126,7 @@ def _costs(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
             ("operations, FLOP", "flops", None),
             ("bytes sent", "bytes", SENT_BYTES),
         )
+        if costs["full"][key] is not None
     ]
 
 
@@ -194,6 +195,7 @@ def statements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"{1 - times:.0%} less",
             times <= 0.15,
         )
-        energy = costs["full"]["energy_j"] / max(costs["projected"]["energy_j"], 1e-12)
-        add("projecting takes a hundredth of the energy", f"1/{energy:.1f}", energy >= 100)
+        if costs["full"]["energy_j"] is not None:
+            energy = costs["full"]["energy_j"] / max(costs["projected"]["energy_j"], 1e-12)
+            add("projecting takes a hundredth of the energy", f"1/{energy:.1f}", energy >= 100)
     return found

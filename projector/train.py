@@ -265,9 +265,11 @@ class Trainer(Generic[M]):
     def layers(self, states: Tensor) -> list[LayerCache]:
         """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow.
 
-        Tokens that are NaN are not there (those past a text's end).
+        Tokens that are NaN are not there (those past a text's end). The states may be on another
+        device than the target.
         """
         layout = self.target.layout
+        states = states.to(self.device)
         there = ~states[..., 0].isnan()
         states = torch.where(there[..., None], states, 0.0)
         shape = (2, layout.layers, layout.kv_heads, layout.head_dim)

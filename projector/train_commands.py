@@ -109,6 +109,7 @@ def register(commands: Any) -> None:
         help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
     )
     _add_reverse_rank(validate)
+    _add_device(validate)
     export = _command(commands, "export", "write a judged map as a bundle to serve", _export)
     export.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote")
     export.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
@@ -278,7 +279,7 @@ def _validate(args: argparse.Namespace) -> int:
     trainer = Trainer(made, corpus, target, data.questions, TrainSettings(), args.out / "state")
     judge = validate.Validator(trainer, corpus, data, args.questions)
     with tables.doing("a map from an untrained edge model"):
-        floor = untrained_edge_states(args.source, made, corpus, data, target)
+        floor = untrained_edge_states(args.source, judge.map, corpus, data, target)
     with tables.doing(f"{len(judge.asked)} questions, the edge model alone"):
         own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked])
         right = [same_answer(a, q.answer) for a, q in zip(own, judge.asked, strict=True)]
@@ -291,9 +292,17 @@ def _validate(args: argparse.Namespace) -> int:
         report = judge.report(floor, right, spent)
     report["map"] = {"family": made.family.name, "config": asdict(made.family)}
     if isinstance(made, BidirectionalMap) and not corpus.ragged:
+        args.device = "cpu"  # the way back needs no GPU
+        reader, _ = _models(args, data)
         with tables.doing("the edge model's answers from what comes back"):
             report["way_back"] = way_back.judge(
-                made, corpus, source, data, args.questions, args.out / "state", args.reverse_rank
+                judge.map,
+                corpus,
+                reader,
+                data,
+                args.questions,
+                args.out / "state",
+                args.reverse_rank,
             )
     page = validate_page.html(report, data)
     text = json.dumps(report, indent=1) + "\n"
@@ -499,8 +508,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="cpu",
-        help="where both models and the map run, such as cuda (under torchrun each process takes "
-        "the GPU of its number); default: %(default)s",
+        help="where both models run, and a map that is trained, such as cuda (under torchrun each "
+        "process takes the GPU of its number); default: %(default)s",
     )
 
 

@@ -7,6 +7,7 @@ questions (5 points either way at 95 %).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Validator:
     """Held-out pairs and the questions about their pictures.
 
     Attributes:
-        trainer: holds the map and the frozen target.
+        trainer: holds the map and the frozen target, on any device.
         corpus: held-out pairs, in the dataset's order from picture `first` on.
         dataset: pictures and questions.
         per_picture: questions asked of each picture.
@@ -108,6 +109,9 @@ class Validator:
                 f"{LEAST_QUESTIONS} says nothing; add pictures or questions"
             )
         self.pictures = [one.picture for one in self.asked]
+        self.map: Any = self.trainer.map
+        if self.map is not None and self.trainer.device.type != "cpu":
+            self.map = copy.deepcopy(self.map).to("cpu")  # only what the target is asked needs it
         self._native: dict[int, torch.Tensor] = {}
         self._arms = 0
 
@@ -136,7 +140,8 @@ class Validator:
         some = next(row for row in rows if row)
         full = [(list(row) * most)[:most] if row else [some[0]] * most for row in rows]
         ids, answers = self.trainer.question_ids, self.trainer.answer_ids
-        return Packed.of([[(ids(q.text), answers(q.answer)) for q in row] for row in full])
+        asked = [[(ids(q.text), answers(q.answer)) for q in row] for row in full]
+        return Packed.of(asked, self.trainer.device)
 
     def _native_logits(self, begin: int, packed: Packed, y: States) -> torch.Tensor:
         if begin in self._native:
@@ -166,7 +171,7 @@ class Validator:
         }
         spread = {}
         for name, values in columns.items():
-            grid = torch.zeros(packed.labels.shape)
+            grid = given.new_zeros(packed.labels.shape)
             grid[wanted] = values
             spread[name] = grid.view(*shape)
         start = wanted.view(*shape).float().argmax(-1, keepdim=True)
@@ -186,7 +191,7 @@ class Validator:
 
     def mapped_fp8(self) -> Answers:
         """From the map's cache, latents through FP8."""
-        made = self.trainer.map
+        made = self.map
         through = through_fp8(made, self.corpus)
 
         def states(x: npt.NDArray[np.float32]) -> torch.Tensor:
@@ -199,7 +204,7 @@ class Validator:
 
     def in_precision(self, name: str) -> Answers:
         """From the map's cache, its weights stored in a type of `PRECISIONS`."""
-        made = self.trainer.map.in_precision(PRECISIONS[name])
+        made = self.map.in_precision(PRECISIONS[name])
         return self.states(lambda x: made(torch.from_numpy(x)))
 
     def native(self) -> Answers:
@@ -245,7 +250,7 @@ class Validator:
         Args:
             untrained_edge: target states `[n, M, d_r]` of a map fitted to a random edge model.
         """
-        made = self.trainer.map
+        made = self.map
         mean = made.y_stats[0]
         arms = {
             "blind": self.blind(),
@@ -280,11 +285,11 @@ class Validator:
         native, mapped = self.native(), self.mapped()
         arms = {"native": native, "mapped": mapped}
         bound: dict[str, Any] = {"none": "not a map of a family"}
-        if isinstance(self.trainer.map, Map):
+        if isinstance(self.map, Map):
             arms["mapped_fp8"] = self.mapped_fp8()
             arms |= {f"mapped_{name}": self.in_precision(name) for name in PRECISIONS}
             try:
-                bound = judge_bound(self.trainer.map, self.corpus)
+                bound = judge_bound(self.map, self.corpus)
             except FitError as error:
                 bound = {"none": error.message}
         arms |= self.controls(untrained_edge)
@@ -300,7 +305,7 @@ class Validator:
         followed = (
             None if not right else float(np.mean([arms["other_picture"].right[i] for i in where]))
         )
-        fit = reconstruction(self.trainer.map, self.corpus)
+        fit = reconstruction(self.map, self.corpus)
         kinds = [one.kind for one in self.asked]
         floor = accuracy["blind"]["mean"]
         above = accuracy["native"]["mean"] - floor
@@ -330,7 +335,7 @@ class Validator:
             "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
             "grade_by_answers": grade_of_answers(retention),
             "tier_by_answers": tier(retention),
-            "diagnostics": diagnostics(self.trainer.map),
+            "diagnostics": diagnostics(self.map),
             "round_trip": self._round_trip(),
             "bound": bound,
             "distortion_by_arm": {
@@ -348,7 +353,7 @@ class Validator:
         self, arms: Mapping[str, Answers], fit: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """What the map loses when its weights are stored in fewer bits."""
-        made = self.trainer.map
+        made = self.map
         if not isinstance(made, Map):
             return []
         fits = {"float32": fit} | {
@@ -375,14 +380,14 @@ class Validator:
 
     def _round_trip(self) -> float | None:
         """`||back(forward(x)) - x||^2 / ||x||^2` on z-scores; None for a map without a way back."""
-        made = self.trainer.map
+        made = self.map
         if not isinstance(made, BidirectionalMap):
             return None
         return made.round_trip(torch.from_numpy(self.corpus.x.astype(np.float32)))
 
     def _by_rank(self, floor: float, above: float) -> list[dict[str, Any]]:
         """Retention of the map's best approximations of lower rank; empty if it is not linear."""
-        made = self.trainer.map
+        made = self.map
         if not isinstance(made, Map) or made.weights() is None or above <= 0:
             return []
         x = torch.from_numpy(self.corpus.x[:_SPREAD_PICTURES].astype(np.float32))

@@ -200,7 +200,10 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
         for r in report["precision"]
     ]
     said = [(s["claim"], s["measured"], "yes" if s["holds"] else "NO") for s in found["statements"]]
-    watts = report["costs"]["watts"] if "costs" in report else 0
+    costly = report.get("costs", {})
+    basis = f"energy: CPU time at a stated {costly.get('watts', 0):g} W"
+    if costs and costly["full"]["energy_j"] is None:
+        basis = f"on one {costly['device']}; of its energy there is no estimate"
     named: list[tuple[str, tuple[str, ...], Sequence[Sequence[object]]]] = [
         (
             "published tasks, limit 0.1",
@@ -213,7 +216,7 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
             ways,
         ),
         (
-            f"costs to the first token (energy: CPU time at a stated {watts:g} W)",
+            f"costs to the first token ({basis})",
             ("", "#projected", "#full", "#projected here", "#full here", "#ratio here"),
             costs,
         ),

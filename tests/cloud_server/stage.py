@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 from PIL import Image
 
+from cloud_server.settings import PREFIX
 from projector.encoder import Encoder
 from protos.frame import (
     PICTURE_POINT,
@@ -34,6 +35,8 @@ from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.quantize import QUANTIZERS, EntropyTables
 
 RANK = 6
+DEVICE = {name: value for name, value in os.environ.items() if name == PREFIX + "DEVICE"}
+"""Where engines under test run: NEURAL_BRIDGE_CLOUD_DEVICE=cuda puts all of them on a GPU."""
 FP8, INT8, NONE, UNIFORM = 1, 2, 3, 4
 QUESTION = "what is left of the red car ?"
 

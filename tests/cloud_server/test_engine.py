@@ -40,7 +40,7 @@ class Bench:
 
     def __init__(self, files: Files, **settings: object) -> None:
         given = {"model": files.model, "bundles": [files.bundle], "threads": 1} | settings
-        self.settings: Settings = load(given, environ={})
+        self.settings: Settings = load(given, environ=stage.DEVICE)
         self.said: list[JobEvent] = []
         self.engine = TransformersEngine(self.settings, self.said.append)
         (self.offer,) = self.engine.load()
@@ -189,14 +189,14 @@ def test_two_bundles_for_one_edge_model_are_refused_at_start(files: Files, tmp_p
     twin = stage.write_random_bundle(
         tmp_path / "twin", target, stage.SOURCE, files.cloud, version=2
     )
-    settings = load({"model": files.model, "bundles": [files.bundle, twin]}, environ={})
+    settings = load({"model": files.model, "bundles": [files.bundle, twin]}, environ=stage.DEVICE)
     with pytest.raises(ConfigError, match="same edge"):
         TransformersEngine(settings, lambda event: None).load()
 
 
 def test_a_bundle_for_another_large_model_is_refused_at_start(files: Files, tmp_path: Path) -> None:
     other = tiny_models.tiny_llava(tmp_path, seed=9)
-    settings = load({"model": other, "bundles": [files.bundle]}, environ={})
+    settings = load({"model": other, "bundles": [files.bundle]}, environ=stage.DEVICE)
     with pytest.raises(BundleLayoutError, match="weights_digest"):
         TransformersEngine(settings, lambda event: None).load()
 
@@ -255,9 +255,9 @@ def test_with_trusted_keys_only_what_they_signed_is_served(files: Files, tmp_pat
     trusted.write_text(f'[keys]\n"build server" = "{key.public}"\n')
     given = {"model": files.model, "bundles": [mine], "threads": 1, "trusted_keys": trusted}
     with pytest.raises(SignatureError, match="not signed"):
-        TransformersEngine(load(given, environ={}), lambda event: None).load()
+        TransformersEngine(load(given, environ=stage.DEVICE), lambda event: None).load()
     sign_bundle(mine, key)
-    (offer,) = TransformersEngine(load(given, environ={}), lambda event: None).load()
+    (offer,) = TransformersEngine(load(given, environ=stage.DEVICE), lambda event: None).load()
     assert offer.bundle_digest == Bundle.peek(mine).digest
 
 

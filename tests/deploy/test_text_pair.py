@@ -159,7 +159,9 @@ class Bench:
     def __init__(self, model: Path, bundle: Path) -> None:
         given = {"model": model, "bundles": [bundle], "threads": 1}
         self.said: list[JobEvent] = []
-        self.engine = TransformersEngine(cloud_settings(given, environ={}), self.said.append)
+        self.engine = TransformersEngine(
+            cloud_settings(given, environ=stage.DEVICE), self.said.append
+        )
         (self.offer,) = self.engine.load()
 
     def job(self, pair: TextPair, id: int, text: str, question: str, limit: int = 8) -> Job:

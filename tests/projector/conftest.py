@@ -31,6 +31,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "smolvlm": tiny_smolvlm,
     "internvl": tiny_internvl,
 }
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
 RANK = 8
 POINTS = (
     OperatingPoint(0, "coarse", quantizer="uniform", tokens=8, rank=RANK, steps="coarse"),

@@ -13,9 +13,10 @@ from projector.backends import Backend, CloudFiles
 from projector.maps.low_rank import CloudConfig, CloudHalf
 from protos.errors import BundleFormatError, ConfigError, FrameMalformedError
 from protos.layout import KVLayout, KVState, rotate
-from tests.projector.conftest import RANK, make_half
+from tests.projector.conftest import GPU, RANK, make_half
 
 RUNNABLE = ["onnxruntime", "torch"]
+PLACES = [("onnxruntime", "cpu"), ("torch", "cpu"), pytest.param("torch", "cuda", marks=GPU)]
 START = 7
 
 
@@ -32,19 +33,19 @@ def frame(target: KVLayout, batch: int = 3) -> tuple[Any, Any, Any]:
     return latents, kept, np.arange(START, START + target.tokens)
 
 
-def open_backend(name: str, files: CloudFiles, target: KVLayout) -> Backend:
-    return backends.get(name)(files, target, RANK)
+def open_backend(name: str, files: CloudFiles, target: KVLayout, device: str = "cpu") -> Backend:
+    return backends.get(name)(files, target, RANK, device=device)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name, device", PLACES)
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_every_backend_computes_the_formula(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, batch: int
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, device: str, batch: int
 ) -> None:
     """Reference in float64 NumPy, rotation by `protos.layout`."""
     half, files = made
     latents, kept, positions = frame(target, batch)
-    keys, values = open_backend(name, files, target).project(latents, kept, positions)
+    keys, values = open_backend(name, files, target, device).project(latents, kept, positions)
     filled = np.where(kept[..., None], latents, half.empty.detach().numpy())
     z = filled.astype(np.float64)
     if half.mix is not None:
@@ -61,11 +62,11 @@ def test_every_backend_computes_the_formula(
         np.testing.assert_allclose(keys[:, row], truth, atol=1e-4 * size)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name, device", PLACES)
 def test_what_a_dropped_row_holds_does_not_matter(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, device: str
 ) -> None:
-    backend = open_backend(name, made[1], target)
+    backend = open_backend(name, made[1], target, device)
     latents, kept, positions = frame(target)
     before = backend.project(latents, kept, positions)
     latents[~kept] = np.nan

@@ -37,6 +37,14 @@ needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
 )
 needs_gpu = pytest.mark.skipif(engine.gpu_capability() is None, reason="no NVIDIA GPU")
+needs_tensorrt = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is None
+    and (
+        importlib.util.find_spec("tensorrt_rtx") is None
+        or f"sm{engine.gpu_capability()}" in engine.IMPOSSIBLE
+    ),
+    reason="no TensorRT that compiles for this machine's GPU",
+)
 needs_no_gpu = pytest.mark.skipif(
     engine.gpu_capability() is not None, reason="there is an NVIDIA GPU"
 )
@@ -264,6 +272,7 @@ def test_native_gives_the_librarys_errors_and_only_those(
 
 
 @needs_gpu
+@needs_tensorrt
 @pytest.mark.parametrize("weights", ["float32", "fp8"])
 @pytest.mark.parametrize("batch", [1, 3, 16, 64])
 def test_an_engine_runs_and_computes_what_torch_does(

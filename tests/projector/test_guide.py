@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_server import settings as cloud_settings
 from edge_agent import cli as edge_cli
 from edge_agent.settings import PREFIX
 from projector import cli
@@ -16,9 +17,11 @@ from projector.dataset import write_questions, write_texts
 from projector.labels import write_labels
 from tests.cloud_server import stage
 from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_idefics3, tiny_llava, tiny_lm
+from tests.projector.conftest import GPU
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
 WORDS = ("red", "blue", "one", "two")
+ON_GPU = ("corpus", "train", "validate", "calibrate")
 
 
 def commands() -> list[list[str]]:
@@ -56,8 +59,9 @@ def notes(path: Path, first: int) -> None:
     write_questions(path, rows)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "models").mkdir()
     tiny_idefics3(tmp_path).rename(tmp_path / "models" / "edge")
@@ -71,7 +75,12 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     (tmp_path / "bundles").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PREFIX + "STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv(cloud_settings.PREFIX + "DEVICE", device)
+    monkeypatch.setenv(cli.PREFIX + "DEVICE", device)
     ran = commands()
+    for line in ran:
+        if line[:2] in [["projector", name] for name in ON_GPU]:
+            line += ["--device", device]
     assert {line[0] for line in ran} == {"projector", "cloud-server", "edge-agent"}
     assert len(ran) >= 20
     with ExitStack() as stack:

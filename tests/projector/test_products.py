@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from projector.products import product_type, products, said
+from tests.projector.conftest import GPU
 
 LEFT, RIGHT = torch.full((3, 2), 1.001), torch.full((2, 4), 1.001)
 
@@ -53,7 +54,7 @@ def test_a_type_that_is_asked_for_is_taken() -> None:
     assert (LEFT @ RIGHT).dtype is torch.float32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@GPU
 def test_a_gpu_multiplies_in_what_it_has() -> None:
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     assert product_type("cuda") is (torch.bfloat16 if native else torch.float32)

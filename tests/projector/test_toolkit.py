@@ -31,6 +31,7 @@ from projector.validate import LEAST_QUESTIONS, Validator, principal, reconstruc
 from projector.vlm import VLM
 from protos.errors import ERRORS, CorpusError, FitError, SourceError
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from tests.projector.conftest import GPU
 
 PICTURES = 64
 WORDS = ("red", "blue", "one", "two")
@@ -472,8 +473,9 @@ def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
     assert "no report of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=GPU)])
 def test_two_processes_train_the_map_that_one_trains(
-    data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
+    device: str, data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     common = ["--source", models[0], "--target", models[1], "--threads", "1", "--family"]
     steps = ["low_rank", "--set", "r=6", "--set", "spread=false"]
@@ -483,7 +485,8 @@ def test_two_processes_train_the_map_that_one_trains(
     for out, launcher in ((alone, []), (both, torchrun)):
         command = [*launcher, "projector", "train", data, corpus, out, *common, *steps]
         done = subprocess.run(
-            [sys.executable, "-m", *map(str, command), "--batch", "4", "--rate", "0.3"],
+            [sys.executable, "-m", *map(str, command), "--batch", "4", "--rate", "0.3"]
+            + ["--device", device],
             capture_output=True,
             text=True,
             check=False,

@@ -21,6 +21,7 @@ from projector.vlm import VLM
 from protos.errors import BundleFormatError
 from protos.quantize import EntropyTables, UniformQuantizer
 from tests.fakes.tiny_models import picture
+from tests.projector.conftest import GPU
 
 PICTURES = 48
 SETTINGS = TrainSettings(
@@ -251,7 +252,7 @@ def test_what_is_no_trained_map_is_refused(lowrank: LowRankMap) -> None:
             LowRankMap.from_bytes(blob)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
+@GPU
 def test_a_gpu_trains_what_the_cpu_trains(
     corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
 ) -> None:
