@@ -119,12 +119,15 @@ def _make(
             texts.append(paired_tokens(source, target, text(index)))
         except ContextError as error:
             raise ContextError(f"text {index}: {error.message}") from error
-    xs, ys = [], []
+    # Texts of about one length together: a batch is padded to its longest.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][1].ids))
+    xs, ys = ([np.empty(0, np.float16)] * len(texts) for _ in range(2))
     for first in range(0, len(texts), _BATCH):
-        some = texts[first : first + _BATCH]
-        xs += [x.astype(np.float16) for x in aligned_states(source, some)]
+        chosen = order[first : first + _BATCH]
+        some = [texts[i] for i in chosen]
         states = target.states([theirs.ids for _, theirs in some])
-        ys += [state.flat().astype(np.float16) for state in states]
+        for i, x, y in zip(chosen, aligned_states(source, some), states, strict=True):
+            xs[i], ys[i] = x.astype(np.float16), y.flat().astype(np.float16)
     ends = np.cumsum([len(y) for y in ys], dtype=np.int64)
     arrays: dict[str, npt.NDArray[Any]] = {
         "x": np.concatenate(xs),
