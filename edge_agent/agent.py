@@ -18,40 +18,29 @@ from edge_agent.budget import Budget
 from edge_agent.encode import Clock, Plan, choose_point
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
-from edge_agent.pipeline import Outgoing, View, check_question
+from edge_agent.pipeline import Guarded, Outgoing, View, check_question
 from edge_agent.records import AnswerRecord
 from edge_agent.sources import Capture, Source
-from edge_agent.uplink import Outcome, Returned, Scene, Uplink
+from edge_agent.uplink import FATAL, Outcome, Packed, Returned, Scene, Uplink
 from edge_agent.vlm import EdgeModel, Sight
 from protos.errors import (
     BridgeError,
-    BundleVersionError,
     ConfigError,
     ContextError,
     DistortionError,
-    IncompatibleLayoutError,
     LateError,
-    NoFeedbackError,
     OfflineError,
     PictureError,
-    ProtocolVersionError,
     UnfamiliarError,
 )
 from protos.neuralbridge.v1 import bridge_pb2
+
+_PATIENCE_S = 10.0
 
 GUARDED = (DistortionError, UnfamiliarError)
 """Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
 
 Ended = TypeVar("Ended")
-
-FATAL = (
-    ConfigError,
-    IncompatibleLayoutError,
-    BundleVersionError,
-    ProtocolVersionError,
-    NoFeedbackError,
-)
-"""Errors that every further frame would meet as well: they end the run."""
 
 
 def new_request_id() -> bytes:
@@ -103,6 +92,7 @@ class Agent:
         edge_fallback: answer with the small model where the service could not.
         budget: chooses the operating point where the plan leaves that open.
         on_capture: called when a capture has ended, for a progress bar.
+        done: (capture, question) pairs that an earlier run answered; they are left out.
         new_id: makes the request ids of Ask; a frame's is derived.
         clock: seconds, for stage times.
     """
@@ -122,6 +112,7 @@ class Agent:
     edge_fallback: bool = False
     budget: Budget | None = None
     on_capture: Callable[[], None] = lambda: None
+    done: frozenset[tuple[str, str]] = frozenset()
     new_id: Callable[[], bytes] = new_request_id
     clock: Clock = time.perf_counter
     summary: Summary = field(default_factory=Summary)
@@ -141,10 +132,7 @@ class Agent:
         """
         tasks: set[asyncio.Task[None]] = set()
         try:
-            session = await self.uplink.connect()
-            point = choose_point(self.plan, session)
-            if point.kind != "picture":
-                session.encoder.selecting(self.plan.selector)
+            await self._connect()
             captures = iter(self.source)
             while not self._stopping and self._fatal is None:
                 capture = await asyncio.to_thread(self._next, captures)
@@ -166,6 +154,27 @@ class Agent:
             raise self._fatal
         return self.summary
 
+    async def _connect(self) -> None:
+        """Agree on a session, and see to it that the settings fit it.
+
+        Where the small model answers what the service cannot, the run starts without one.
+        """
+        patience_s = _PATIENCE_S if self.edge_fallback else None
+        try:
+            session = await asyncio.wait_for(self.uplink.connect(), patience_s)
+        except (asyncio.TimeoutError, BridgeError) as error:
+            if isinstance(error, BridgeError) and not (self.edge_fallback and error.retryable):
+                raise
+            self.log.warning("offline_at_start", cause=str(error) or f"{patience_s:g} s")
+            return
+        point = choose_point(self.plan, session)
+        if point.kind != "picture":
+            session.encoder.selecting(self.plan.selector)
+        if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
+            self.log.warning(
+                "no_guard", cause=f"bundle {session.bundle_id} was not calibrated for it"
+            )
+
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
         start = self.clock()
         capture = next(captures, None)
@@ -174,7 +183,11 @@ class Agent:
 
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
         """See the picture or text, wait for credit, and leave the rest to a task."""
-        questions = self.questions or capture.questions
+        asked = self.questions or capture.questions
+        questions = tuple(q for q in asked if (capture.name, q) not in self.done)
+        if asked and not questions:
+            self.on_capture()
+            return
         try:
             if capture.error is None and not questions:
                 raise ConfigError(
@@ -230,7 +243,7 @@ class Agent:
         parcel = Outgoing(question, view)
         edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
         outcome = await self._in_time(self.uplink.deliver(parcel), lambda: parcel.unanswered)
-        await self._record(view, question, outcome, outcome, edge)
+        await self._record(view, question, outcome, outcome, edge, parcel.kept_back)
 
     async def _hold_and_ask(self, view: View, questions: tuple[str, ...]) -> None:
         parcel = Outgoing("", view)
@@ -239,7 +252,7 @@ class Agent:
             edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
             frame = held.outcome if isinstance(held, Scene) else held
             outcome = held if isinstance(held, Outcome) else await self._ask(held, question)
-            await self._record(view, question, outcome, frame, edge)
+            await self._record(view, question, outcome, frame, edge, parcel.kept_back)
 
     async def _ask(self, scene: Scene, question: str) -> Outcome:
         request_id = self.new_id()
@@ -329,8 +342,18 @@ class Agent:
         outcome: Outcome,
         frame: Outcome,
         edge: asyncio.Task[tuple[str | None, float]],
+        kept_back: Guarded | None = None,
     ) -> None:
-        """Turn what happened into one record; `frame` is the outcome that carried the frame."""
+        """Turn what happened into one record.
+
+        Args:
+            view: of the capture.
+            question: asked.
+            outcome: how it ended.
+            frame: the outcome that carried the frame.
+            edge: the small model's answer, on its way.
+            kept_back: the frame that the guard did not let go.
+        """
         edge_answer, edge_only_ms = await edge
         packed = frame.packed
         fallback, error = "", outcome.error
@@ -358,7 +381,7 @@ class Agent:
             answer=outcome.answer.text if outcome.answer is not None else None,
             edge_answer=edge_answer,
             frame_number=packed.frame_number if packed else None,
-            point=packed.point if packed else "",
+            point=packed.point if packed else kept_back.coded.point.name if kept_back else "",
             tokens=packed.tokens if packed else 0,
             kept_tokens=packed.kept_tokens if packed else 0,
             payload_bytes=len(packed.request.frame.payload) if packed else 0,
@@ -366,12 +389,12 @@ class Agent:
             attempts=outcome.attempts,
             edge_ms=edge_ms,
             server_ms=_server_ms(outcome),
-            distortion=_distortion(outcome, frame),
+            distortion=_distortion(outcome, packed, kept_back),
             feedback=_feedback(outcome.returned),
             answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
             from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
             fallback=fallback,
-            risk=packed.risk if packed else None,
+            risk=packed.risk if packed else kept_back.risk if kept_back else None,
             error=_error(error),
         )
         if outcome.attempts:
@@ -448,8 +471,12 @@ def _feedback(returned: Returned | None) -> dict[str, object] | None:
     }
 
 
-def _distortion(outcome: Outcome, frame: Outcome) -> dict[str, float]:
-    measured = frame.packed.distortion if frame.packed is not None else None
+def _distortion(
+    outcome: Outcome, packed: Packed | None, kept_back: Guarded | None
+) -> dict[str, float]:
+    measured = packed.distortion if packed is not None else None
+    if packed is None and kept_back is not None:
+        measured = kept_back.coded.distortion
     figures = dataclasses.asdict(measured) if measured is not None else {}
     if outcome.answer is not None and outcome.answer.HasField("distortion"):
         for name in ("expected_error", "bound"):

@@ -37,7 +37,7 @@ try:
     from edge_agent.health import HealthServer
     from edge_agent.metrics import Metrics
     from edge_agent.picture import PictureCodec
-    from edge_agent.records import AnswerRecord, RecordWriter
+    from edge_agent.records import AnswerRecord, RecordWriter, answered
     from edge_agent.session import dial_insecure
     from edge_agent.settings import Settings
     from edge_agent.sources import Capture, Source, open_source
@@ -51,6 +51,7 @@ except ModuleNotFoundError as error:
     _missing = error
 
 _OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
+_GIVE_UP_S = 180.0
 _INTERRUPTED = 130
 _TERMINATED = 143
 _BROKEN_PIPE = 141
@@ -98,9 +99,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen)
     source = open_source(_source(chosen))
+    if chosen.give_up_s is None and not chosen.edge_fallback:
+        chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
+    done = answered(chosen.output) if chosen.resume else frozenset()
     writer = RecordWriter(chosen.output)
     try:
-        return _work(chosen, source, writer.write)
+        return _work(chosen, source, writer.write, done)
     finally:
         writer.close()
 
@@ -190,7 +194,12 @@ def _check(chosen: Settings) -> int:
     return 0
 
 
-def _work(chosen: Settings, source: Source, on_record: Callable[[AnswerRecord], None]) -> int:
+def _work(
+    chosen: Settings,
+    source: Source,
+    on_record: Callable[[AnswerRecord], None],
+    done: frozenset[tuple[str, str]] = frozenset(),
+) -> int:
     bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
     log = logs.configure(chosen.log_level, bar=bar)
     metrics = Metrics()
@@ -206,7 +215,9 @@ def _work(chosen: Settings, source: Source, on_record: Callable[[AnswerRecord], 
             stack.callback(health.close)
             log.info("metrics", host=health.host, port=health.port)
         model = _model(chosen)
-        summary = asyncio.run(_drive(chosen, source, model, on_record, metrics, log, bar, uplinks))
+        summary = asyncio.run(
+            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done)
+        )
     log.info(
         "done",
         captures=summary.captures,
@@ -235,6 +246,7 @@ async def _drive(
     log: logs.Logger,
     bar: bool,
     uplinks: list[Uplink],
+    done: frozenset[tuple[str, str]],
 ) -> Summary:
     budget = _budget(chosen, metrics, log)
     uplink = Uplink(
@@ -244,7 +256,7 @@ async def _drive(
         metrics,
         log,
         RetryPolicy(
-            give_up_s=chosen.give_up_s,
+            give_up_s=_GIVE_UP_S if chosen.give_up_s is None else chosen.give_up_s,
             retries=chosen.retries,
             backoff_s=chosen.backoff_s,
             backoff_max_s=chosen.backoff_max_s,
@@ -283,6 +295,7 @@ async def _drive(
             edge_fallback=chosen.edge_fallback,
             budget=budget,
             on_capture=advance,
+            done=done,
         )
         _stop_on_signals(agent, log)
         return await agent.run()

@@ -21,6 +21,7 @@ from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Seen, Sight
 from protos.errors import (
+    BridgeError,
     ConfigError,
     FrameTooLargeError,
     PictureError,
@@ -40,18 +41,20 @@ from protos.frame import (
 
 @dataclass(frozen=True)
 class Guarded:
-    """A frame that may go.
+    """A frame that may go, or why it may not.
 
     Attributes:
-        coded: what is sent.
+        coded: what is sent, or would have been.
         risk: probability of another answer than the picture's, of the frame as it was first made or
             as it is sent; None where the guard did not look.
         fallback: why it is the picture, if the guard put that in the frame's place; else empty.
+        refused: why the guard lets neither frame nor picture go; None where one goes.
     """
 
     coded: Coded
     risk: float | None = None
     fallback: str = ""
+    refused: BridgeError | None = None
 
 
 class View:
@@ -137,7 +140,6 @@ class View:
             ConfigError: the point or the selector is unknown.
             FrameTooLargeError: the payload is over the server's limit.
             NonFiniteError: the model's cache holds NaN or infinity.
-            DistortionError, UnfamiliarError: the guard lets neither frame nor picture go.
         """
         point = choose_point(self.plan, session, self._budget)
         with self._lock:
@@ -149,7 +151,8 @@ class View:
                 self._metrics.risk.observe(about.risk(figures))
                 if guard.acts():
                     found = self._guarded(session, about, found, figures, key)
-        check_size(found.coded, session.limits)
+        if found.refused is None:
+            check_size(found.coded, session.limits)
         return found
 
     def _guarded(
@@ -174,7 +177,7 @@ class View:
         picture = next((p for p in session.points.values() if p.kind == PICTURE), None)
         if guard.mode == PICTURE and picture is not None:
             return Guarded(self._at(session, picture, key), found.risk, cause)
-        raise refusal(cause, found.risk or 0.0, limit or 0.0)
+        return replace(found, refused=refusal(cause, found.risk or 0.0, limit or 0.0))
 
     def _about(self, session: Session, question: str) -> Question:
         sight = self._see()
@@ -212,16 +215,21 @@ class View:
                 session.require_tokenizer(sight.tokenizer)
             fresh = sight.fresh
             coded = encode_state(sight.state, encoder, point, self.plan, self._clock, base, fresh)
-            metrics.kept_tokens.observe(int(coded.kept.sum()))
             metrics.stage_seconds.labels("select").observe(coded.select_ms / 1000)
-        metrics.frames_coded.labels("key" if coded.base is None else "delta").inc()
         metrics.stage_seconds.labels("encode").observe(coded.encode_ms / 1000)
+        return coded
+
+    def sealed(self, coded: Coded) -> None:
+        """Count a frame that goes; what the guard tried in its place is not counted."""
+        metrics = self._metrics
+        metrics.frames_coded.labels("key" if coded.base is None else "delta").inc()
+        metrics.payload_bytes.labels(coded.point.name).observe(len(coded.payload))
         if coded.distortion is not None:
+            metrics.kept_tokens.observe(int(coded.kept.sum()))
             metrics.quantization_error.observe(coded.distortion.quantize)
             metrics.dropped_attention.observe(coded.distortion.dropped_attention)
             metrics.latent_residual.observe(coded.distortion.latent_residual)
             metrics.unfamiliarity.observe(coded.distortion.unfamiliarity)
-        return coded
 
     def _encode_picture(self, point: OperatingPoint, limits: Limits) -> Coded:
         start = self._clock()
@@ -245,13 +253,14 @@ class View:
 class Outgoing:
     """One request on its way: a view, with one question or none; an `uplink.Parcel`.
 
-    Its id is the one that its first session and frame number derive, so it travels only when it is
-    sealed again in another session.
+    What the guard does not let go is in `kept_back`. Its id is the one that its first session and
+    frame number derive, so it travels only when it is sealed again in another session.
     """
 
     question: str
     view: View
     request_id: bytes = field(default=b"", init=False)
+    kept_back: Guarded | None = field(default=None, init=False)
     _sealed: dict[bytes, Packed] = field(default_factory=dict, init=False, repr=False)
     _made: Coded | None = field(default=None, init=False, repr=False)
     _key: bool = field(default=False, init=False, repr=False)
@@ -294,6 +303,9 @@ class Outgoing:
     def _seal(self, session: Session) -> Packed:
         check_question(self.question, session.limits)
         guarded = self.view.coded(session, self.question, self._key)
+        if guarded.refused is not None:
+            self.kept_back = guarded
+            raise guarded.refused
         self._made = coded = guarded.coded
         number, delta_ms = session.next_frame(self.view.capture.captured_at)
         header, payload = pack_header(
@@ -320,6 +332,7 @@ class Outgoing:
             else 0,
         )
         self.request_id = self.request_id or derived_id(session.constants, number)
+        self.view.sealed(coded)
         return Packed(
             request=request,
             request_id=self.request_id,

@@ -5,15 +5,17 @@ Knows the record's fields and how a line is written; knows nothing of how an ans
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from protos.errors import ConfigError
+from protos.errors import ConfigError, DiskFullError
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class AnswerRecord:
 class RecordWriter:
     """Appends records to a file, or to standard output for `-`; a line at a time.
 
+    A line that an earlier run left half written is ended first.
+
     Raises:
         ConfigError: the file cannot be opened for writing.
     """
@@ -99,20 +103,69 @@ class RecordWriter:
             path = Path(output).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
+            if _torn(path):
+                self._file.write("\n")
         except OSError as error:
             raise ConfigError(
                 f"output {output}: cannot be written: {error.strerror or error}"
             ) from error
 
     def write(self, record: AnswerRecord) -> None:
-        """Write one line and flush it, so that a reader sees whole records only."""
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
+        """Write one line and flush it, so that a reader sees whole records only.
+
+        Raises:
+            DiskFullError: the file cannot take it; the run ends, as what follows would be lost.
+        """
+        try:
+            self._file.write(record.to_json() + "\n")
+            self._file.flush()
+        except OSError as error:
+            if not self._own:  # standard output: whoever read it is gone
+                raise
+            raise DiskFullError(
+                f"output {self._file.name}: the record of {record.capture} cannot be written: "
+                f"{error.strerror or error}"
+            ) from error
 
     def close(self) -> None:
         """Close the file, if it is one."""
         if self._own:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was told by `write`
+                self._file.close()
+
+
+def answered(output: str) -> frozenset[tuple[str, str]]:
+    """(capture, question) pairs that a file of records holds an answer to, whoever gave it.
+
+    Lines that are no records, such as half a line, are passed over.
+
+    Raises:
+        ConfigError: it is standard output, or cannot be read.
+    """
+    if output == "-":
+        raise ConfigError("resume needs a file: give --output FILE, the one of the run before")
+    path, found = Path(output).expanduser(), set()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row["answer"] is not None or row["fallback"]:
+                found.add((str(row["capture"]), str(row["question"])))
+    return frozenset(found)
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file's last line has no end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _finite(value: Any) -> Any:

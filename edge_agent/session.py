@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import grpc
+import structlog
 
 from edge_agent.budget import Rung
 from edge_agent.metrics import Metrics
@@ -28,6 +29,7 @@ from projector.reverse import ReverseDecoder
 from protos.errors import (
     BridgeError,
     BundleCorruptError,
+    DiskFullError,
     EngineUnavailableError,
     FrameMalformedError,
     FrameTooLargeError,
@@ -399,7 +401,10 @@ async def _blob(
     if blob is None:
         metrics.encoder_fetches.inc()
         blob = await _fetch(stub, session_id, digest, timeout_s)
-        store.put(digest, blob)
+        try:
+            store.put(digest, blob)
+        except DiskFullError as error:  # it is at hand all the same
+            structlog.get_logger(component="edge_agent").warning("not_kept", cause=str(error))
     return blob
 
 

@@ -130,6 +130,9 @@ class Settings(configuration.TypedSettings):
         8, ge=1, le=1024, description="frames on their way at once (the server may allow fewer)"
     )
     output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
+    resume: bool = Field(
+        False, description="leave out what the output already holds an answer to (`run`)"
+    )
     metrics_port: int | None = Field(
         None,
         ge=0,
@@ -141,11 +144,13 @@ class Settings(configuration.TypedSettings):
         default_factory=_default_state_dir,
         description="directory in which encoders are kept, by digest",
     )
-    give_up_s: float = Field(
-        180.0,
+    give_up_s: float | None = Field(
+        None,
         ge=0.0,
         le=86400.0,
-        description="how long a frame is kept and sent again before it ends with an error, seconds",
+        description="how long a frame is kept and sent again before it ends with an error, "
+        "seconds; 0: as long as it takes (default: 0 in `run`, 180 in the other commands and with "
+        "edge_fallback)",
     )
     retries: int | None = Field(
         None,

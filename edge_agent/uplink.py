@@ -7,7 +7,8 @@ itself for a session.
 
 Every request is kept by its own `deliver` until its terminal event. When the stream breaks, each of
 them waits a full-jitter pause and sends again with the same request id; the first one to wake
-connects for all. Whatever arrives for a request id that has ended already is counted and dropped.
+connects for all, in a task of its own, so that a request that is given up does not end it. Whatever
+arrives for a request id that has ended already is counted and dropped.
 """
 
 from __future__ import annotations
@@ -40,10 +41,16 @@ from projector.encoder import Floats
 from projector.reverse import ReverseDecoder
 from protos.errors import (
     BridgeError,
+    BundleVersionError,
+    ConfigError,
     EngineUnavailableError,
+    FrameCorruptError,
     FrameTooLargeError,
+    IncompatibleLayoutError,
     MissingKeyFrameError,
+    NoFeedbackError,
     OfflineError,
+    ProtocolVersionError,
     UnknownSceneError,
     UnknownSessionError,
     from_code,
@@ -58,6 +65,17 @@ from protos.frame import (
 )
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+
+FATAL = (
+    ConfigError,
+    IncompatibleLayoutError,
+    BundleVersionError,
+    ProtocolVersionError,
+    NoFeedbackError,
+)
+"""Errors that every further frame would meet as well: they end the run."""
+
+_DAMAGED = 3  # times that a frame goes again because its bytes changed on the way
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,8 @@ class RetryPolicy:
     """Full-jitter exponential back-off: the n-th pause is uniform in 0..min(max, base · 2^(n-1)).
 
     Attributes:
-        give_up_s: how long a request is sent again before it ends with its last error, seconds.
+        give_up_s: how long a request is sent again before it ends with its last error, seconds;
+            0: for as long as it takes.
         retries: attempts after the first; None: as many as fit into `give_up_s`.
         backoff_s: base, seconds.
         backoff_max_s: upper end of any pause, seconds.
@@ -230,6 +249,10 @@ class _Stream:
         channels: the first carries frames and questions, the second, if any, the events.
         call: the Infer call.
         events: where events come from: the Events call, or the Infer call itself.
+
+    Attributes:
+        heard_at: when something came down last.
+        asked_at: when the first request went up since then; None where none did.
     """
 
     def __init__(
@@ -243,8 +266,16 @@ class _Stream:
         self.waiting: dict[bytes, _Waiting] = {}
         self.broken: BridgeError | None = None
         self.heard_at = float("-inf")
+        self.asked_at: float | None = None
         self.reader: asyncio.Task[None] | None = None
         self.writing = asyncio.Lock()
+
+    def asked(self, now: float) -> None:
+        if self.asked_at is None:
+            self.asked_at = now
+
+    def heard(self, now: float) -> None:
+        self.heard_at, self.asked_at = now, None
 
     def fail(self, error: BridgeError) -> None:
         self.broken = self.broken or error
@@ -304,7 +335,7 @@ class Uplink:
         self._session: Session | None = None
         self._before: Session | None = None
         self._stream: _Stream | None = None
-        self._connecting = asyncio.Lock()
+        self._opening: asyncio.Task[_Stream] | None = None
         self._room = asyncio.Condition()
         self._held = 0
         self._opened = 0
@@ -363,6 +394,9 @@ class Uplink:
             if event.WhichOneof("event") == "refused":
                 if event.refused.code == MissingKeyFrameError.code:
                     parcel.base_lost(session)
+                if event.refused.code == FrameCorruptError.code and sent.attempts <= _DAMAGED:
+                    damaged = from_code(event.refused.code, event.refused.message)
+                    raise _Refused(damaged, retryable=True)
                 raise self._refusal(event.refused, session)
             parcel.accepted(session)
             answer = event.answer if event.WhichOneof("event") == "answer" else None
@@ -423,6 +457,9 @@ class Uplink:
     async def close(self) -> None:
         """Half-close the stream, wait for the server's end of it, close the channel."""
         self._closed = True
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
         stream, self._stream = self._stream, None
         if stream is not None:
             if stream.broken is None and stream.reader is not None:
@@ -447,6 +484,7 @@ class Uplink:
         sent.attempts += 1
         sent.message_bytes = message_bytes
         sent.at = self._clock()
+        stream.asked(sent.at)
         exchange = asyncio.ensure_future(self._write_and_wait(stream, packed, future))
         timer = asyncio.ensure_future(self._sleep(self._policy.answer_timeout_s))
         try:
@@ -522,11 +560,13 @@ class Uplink:
         sent.attempts += 1
         sent.message_bytes = request.ByteSize()
         sent.at = self._clock()
+        stream.asked(sent.at)
         self._metrics.sent_bytes.inc(sent.message_bytes)
         answer: bridge_pb2.Answer | None = None
         try:
             stub = bridge_pb2_grpc.BridgeStub(stream.channel)
             async for event in stub.Ask(request, timeout=self._policy.answer_timeout_s):
+                stream.heard(self._clock())
                 kind = event.WhichOneof("event")
                 if kind == "refused":
                     raise self._refusal(event.refused, session)
@@ -548,6 +588,7 @@ class Uplink:
     ) -> Outcome:
         session, policy = stream.session, self._policy
         sent.at = self._clock()
+        stream.asked(sent.at)
         decoder = await reverse_decoder(
             stream.channel,
             session,
@@ -572,6 +613,7 @@ class Uplink:
             if isinstance(typed, UnknownSessionError):
                 self._forget(session)
             raise typed from error
+        stream.heard(self._clock())
         header, body = open_response(
             response,
             session_constants(
@@ -632,7 +674,8 @@ class Uplink:
 
         def stop(state: RetryCallState) -> bool:
             spent = most is not None and state.attempt_number > most
-            return spent or self._clock() - start >= self._policy.give_up_s
+            most_s = self._policy.give_up_s
+            return spent or (most_s > 0 and self._clock() - start >= most_s)
 
         def before_sleep(state: RetryCallState) -> None:
             failure = state.outcome.exception() if state.outcome is not None else None
@@ -704,22 +747,45 @@ class Uplink:
             stream.broken = UnknownSessionError("the session is negotiated again")
 
     async def _open(self) -> _Stream:
-        """The open stream; connects if there is none (one attempt, one caller for all)."""
-        async with self._connecting:
-            if self._closed:
-                raise _Refused(OfflineError("the agent is closing"), retryable=False)
-            stream = self._stream
-            if stream is not None and stream.broken is None:
+        """The open stream; connects if there is none, one attempt for all who wait.
+
+        The attempt goes on where whoever wanted it has been given up meanwhile.
+        """
+        if self._closed:
+            raise _Refused(OfflineError("the agent is closing"), retryable=False)
+        stream = self._stream
+        if stream is not None and stream.broken is None:
+            if not self._dead(stream):
                 return stream
-            if stream is not None:
-                self._stream = None
-                await self._drop(stream, OfflineError("the stream is gone"))
-            stream = self._stream = await self._connect()
-            stream.reader = asyncio.create_task(self._read(stream))
-            if self._opened:
-                self._metrics.reconnects.inc()
-            self._opened += 1
-            self._metrics.connected.set(1)
+            stream.broken = EngineUnavailableError(
+                f"nothing came down for {self._policy.answer_timeout_s:g} s"
+            )
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._reopen())
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return await asyncio.shield(self._opening)
+        except BridgeError as error:
+            if self._opened and not error.retryable and not isinstance(error, FATAL):
+                # What was agreed before cannot be agreed now: the other side may be mended.
+                raise _Refused(error, retryable=True) from error
+            raise
+
+    def _dead(self, stream: _Stream) -> bool:
+        """Whether requests went up and nothing has come down for as long as one may take."""
+        asked = stream.asked_at
+        return asked is not None and self._clock() - asked >= self._policy.answer_timeout_s
+
+    async def _reopen(self) -> _Stream:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await self._drop(stream, OfflineError("the stream is gone"))
+        stream = self._stream = await self._connect()
+        stream.reader = asyncio.create_task(self._read(stream))
+        if self._opened:
+            self._metrics.reconnects.inc()
+        self._opened += 1
+        self._metrics.connected.set(1)
         async with self._room:
             self._room.notify_all()  # the new session may allow more
         return stream
@@ -744,6 +810,11 @@ class Uplink:
                 metadata += (EVENTS_APART,)
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
+            # What the server advised, it advised on the stream before.
+            session.advised, session.max_in_flight = (
+                session.default_point,
+                session.limits.max_in_flight,
+            )
             return _Stream(session, channels, call, events or call)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
@@ -785,7 +856,7 @@ class Uplink:
         ends = asyncio.create_task(self._end_events(stream))
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # `_ending` tells
             async for event in stream.events:
-                stream.heard_at = self._clock()
+                stream.heard(self._clock())
                 self._take(stream, event)
         ends.cancel()
         broken = stream.broken or await _ending(stream)

@@ -301,9 +301,9 @@ class Encoder:
 
         With a base, only tokens whose latents are more than a step from what the cloud knows of
         them travel (at least the one that moved most), as themselves or as differences to the
-        base, whichever is shorter. At points that have levels each known token is thus within a
-        step of the truth (without a dead zone, half a step where it was sent) however long the
-        chain of deltas is; at others nearly everything travels.
+        base, whichever is shorter. At points that have levels each known token is thus within
+        max(1, sqrt(quiet)) steps of the truth (without a dead zone, half a step where it was sent
+        loud) however long the chain of deltas is; at others nearly everything travels.
 
         Args:
             state: one picture.

@@ -17,12 +17,14 @@ from edge_agent.agent import Agent, Summary
 from edge_agent.budget import Budget
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
-from edge_agent.records import AnswerRecord, RecordWriter
+from edge_agent.records import AnswerRecord, RecordWriter, answered
 from edge_agent.sources import Capture
 from protos.errors import (
     BridgeError,
     ConfigError,
+    DiskFullError,
     FrameCorruptError,
+    FrameMalformedError,
     IncompatibleLayoutError,
     OverloadedError,
     PictureError,
@@ -180,11 +182,11 @@ def test_a_refused_question_is_reported_with_its_reason(tmp_path: Path) -> None:
         [capture("a"), capture("b")],
         tmp_path,
         questions=("x",),
-        refusals={"x": [FrameCorruptError("digest")]},
+        refusals={"x": [FrameMalformedError("no such point")]},
     )
     summary = run()
     assert (summary.answered, summary.failed) == (1, 1)
-    assert run.value("refusals_total", reason="frame_corrupt") == 1
+    assert run.value("refusals_total", reason="frame_malformed") == 1
 
 
 def test_a_point_that_the_server_lacks_ends_the_run_before_a_picture_is_read(
@@ -271,6 +273,114 @@ def test_a_record_is_one_line_of_strict_json(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert json.loads(lines[0])["capture"] == "ä\n"
     assert json.loads(lines[0])["distortion"]["quantize"] is None
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"request_id": "a')
+    writer = RecordWriter(str(output))
+    writer.write(AnswerRecord("ab", "a", 1.0, "q", answer="yes"))
+    writer.close()
+    assert json.loads(output.read_text().splitlines()[1])["answer"] == "yes"
+    assert answered(str(output)) == {("a", "q")}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_records_that_find_no_room_end_the_run_typed(tmp_path: Path) -> None:
+    writer = RecordWriter("/dev/full")
+    run = Run([capture(f"{i}") for i in range(40)], tmp_path, in_flight=2, questions=("x",))
+    run.on_record = writer.write
+    with pytest.raises(DiskFullError, match="/dev/full"):
+        run()
+    writer.close()
+    assert run.source.taken < 40
+
+
+def test_what_an_earlier_run_answered_is_left_out(tmp_path: Path) -> None:
+    done = frozenset({("a", "x"), ("a", "y"), ("b", "y")})
+    items = [capture(name) for name in "abc"]
+    run = Run(items, tmp_path, questions=("x", "y"), done=done)
+    summary = run()
+    assert {(r.capture, r.question) for r in run.records} == {("b", "x"), ("c", "x"), ("c", "y")}
+    assert (summary.captures, summary.answered, run.ended, run.model.seen) == (3, 3, 3, 2)
+
+
+def test_an_answer_by_either_model_is_one_and_an_error_is_none(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    error = {"code": 500, "name": "offline", "message": "gone"}
+    writer = RecordWriter(str(output))
+    writer.write(AnswerRecord("1", "a", 1.0, "q", answer="yes"))
+    writer.write(AnswerRecord("2", "b", 1.0, "q", edge_answer="no", fallback="late", error=error))
+    writer.write(AnswerRecord("3", "c", 1.0, "q", edge_answer="no", error=error))
+    writer.write(AnswerRecord("4", "d", 1.0, "q", error=error))
+    writer.close()
+    assert answered(str(output)) == {("a", "q"), ("b", "q")}
+    assert answered(str(tmp_path / "none")) == set()
+    with pytest.raises(ConfigError, match="--output FILE"):
+        answered("-")
+
+
+def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path: Path) -> None:
+    """An objective shorter than it takes to connect must not keep the agent from connecting."""
+
+    async def test() -> None:
+        served = FakeBridge(make_encoder())
+        await served.start()
+        uplink = fake_uplink(served.dial, tmp_path)
+        connect, slow, records = uplink._connect, [0.0], list[AnswerRecord]()
+
+        async def later() -> Any:
+            await asyncio.sleep(slow[0])
+            return await connect()
+
+        uplink._connect = later  # type: ignore[method-assign]
+
+        class Endless(Captures):
+            def __iter__(self) -> Iterator[Capture]:
+                while len(records) < 200 and not back():
+                    yield self.items[0]
+
+        def back() -> bool:
+            """Whether one was answered after one that met no connection."""
+            away = next((i for i, r in enumerate(records) if r.fallback == "offline"), len(records))
+            return any(r.answer for r in records[away:])
+
+        async def cut() -> None:
+            while not records:
+                await asyncio.sleep(0.001)
+            slow[0] = 0.5
+            served.sessions.clear()
+            assert uplink._stream is not None
+            uplink._stream.call.cancel()
+
+        agent = Agent(
+            Endless([capture("a")]),
+            FakeModel(),
+            uplink,
+            Plan(),
+            records.append,
+            Metrics(),
+            logs.configure("error"),
+            questions=("x",),
+            edge_fallback=True,
+            budget=Budget(latency_s=0.2),
+        )
+        trouble = asyncio.create_task(cut())
+        await agent.run()
+        await trouble
+        await served.stop()
+        assert records[0].answer and back()
+        assert 2 <= served.negotiations <= 3, "one connection serves all who wait"
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_with_the_fallback_a_run_starts_without_a_server(tmp_path: Path) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",), edge_fallback=True)
+    run.served.negotiate_error = OverloadedError("full")
+    summary = run()
+    assert (summary.answered, summary.fallbacks, summary.failed) == (0, 1, 0)
+    assert run.records[0].fallback == "offline"
 
 
 def test_an_output_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ def test_a_frame_within_the_limit_goes_as_it_is_with_its_risk(tmp_path: Path) ->
 
 @pytest.mark.parametrize("mode", ["edge_only", "picture"])
 def test_a_frame_that_lost_too_much_gets_more_bits(tmp_path: Path, mode: str) -> None:
-    record = guarded(tmp_path, Guard(mode), **NEEDS_BITS).records[0]  # type: ignore[arg-type]
+    run = guarded(tmp_path, Guard(mode), **NEEDS_BITS)  # type: ignore[arg-type]
+    record = run.records[0]
     assert (record.point, record.fallback, record.error) == ("fp8", "", None)
     assert record.risk is not None and record.risk < 0.5
+    assert run.value("quantization_error_ratio_count") == 1, "of what went, not of what was tried"
+    assert run.value("payload_bytes_count", point="fp8") == 1
 
 
 def test_a_picture_that_no_bits_help_is_sent_itself_where_that_is_allowed(tmp_path: Path) -> None:
@@ -85,6 +88,10 @@ def test_a_picture_stays_on_the_device_and_the_small_model_answers(tmp_path: Pat
     )
     assert not run.served.requests
     assert record.error is not None and record.error["name"] == "unfamiliar"
+    assert record.risk is not None and record.risk > 0.5, "what kept it back is told"
+    assert record.point == "low" and record.distortion["quantize"] > 0.05
+    assert run.value("frames_coded_total", kind="key") == 0
+    assert run.value("quantization_error_ratio_count") == 0
 
 
 def test_bits_that_do_not_suffice_are_the_cause_that_is_given(tmp_path: Path) -> None:

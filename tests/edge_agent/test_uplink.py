@@ -387,11 +387,11 @@ def test_a_retryable_refusal_that_never_ends_is_reported_after_the_retries(tmp_p
 
 def test_a_final_refusal_is_reported_at_once_and_hurts_no_other_frame(tmp_path: Path) -> None:
     async def test() -> None:
-        refusals = {"q1": [FrameCorruptError("digest")]}
+        refusals = {"q1": [FrameMalformedError("no such point")]}
         async with bridge(refusals=refusals) as served:
             uplink, items = fake_uplink(served.dial, tmp_path), parcels(3)
             outcomes = await deliver_all(uplink, items)
-            assert isinstance(outcomes[1].error, FrameCorruptError)
+            assert isinstance(outcomes[1].error, FrameMalformedError)
             assert outcomes[1].attempts == 1
             assert [o.answer is not None for o in outcomes] == [True, False, True]
             await uplink.close()
@@ -412,6 +412,41 @@ def test_a_frame_damaged_on_the_way_is_sent_again_and_no_other_is_taken_for_it(
             served.gate.set()
             assert_one_answer_each(await work, items)
             assert total(uplink._metrics.reconnects) == 0
+            await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("times", "attempts"), [(3, 4), (9, 4)])
+def test_a_frame_whose_bytes_changed_goes_again_a_few_times(
+    tmp_path: Path, times: int, attempts: int
+) -> None:
+    async def test() -> None:
+        async with bridge(refusals={"q0": [FrameCorruptError("digest")] * times}) as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            (outcome,) = await deliver_all(uplink, parcels(1))
+            assert outcome.attempts == attempts
+            assert isinstance(outcome.error, FrameCorruptError) == (times > 3)
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_connection_on_which_nothing_comes_down_is_left_though_no_request_waits_so_long(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bridge(ignore=2) as served:
+            sleep = FakeSleep()
+            uplink, items = fake_uplink(served.dial, tmp_path, sleep), parcels(3)
+            await uplink.connect()
+            for item in items[:2]:  # given up long before the time for an answer is over
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(uplink.deliver(item), 0.2)
+                sleep.pauses.append(0.6 * FakeSleep.ANSWER_TIMEOUT_S)
+            (outcome,) = await deliver_all(uplink, items[2:])
+            assert outcome.answer is not None
+            assert total(uplink._metrics.reconnects) == 1
             await uplink.close()
 
     run(test)
@@ -460,6 +495,47 @@ def test_without_a_count_a_frame_is_kept_for_as_long_as_the_time_says(tmp_path: 
             outcome = (await deliver_all(uplink, parcels(1)))[0]
             assert isinstance(outcome.error, OfflineError | EngineUnavailableError)
             assert 60 <= sum(sleep.pauses) < 60 + 4
+            await uplink.close()
+
+    run(test)
+
+
+def test_what_cannot_be_agreed_any_more_is_tried_again_with_pauses(tmp_path: Path) -> None:
+    """A service that was changed under way to what this agent cannot read may be changed back."""
+
+    async def test() -> None:
+        async with bridge() as served:
+            sleep = FakeSleep()
+            uplink = fake_uplink(served.dial, tmp_path, sleep)
+            await deliver_all(uplink, parcels(1))
+            good = served.encoder
+            served.encoder = dataclasses.replace(good, centre=good.centre + 1)
+            served.encoder_blob = b"\0" * 64
+            await served.restart()
+            (failed,) = await deliver_all(uplink, parcels(1))
+            assert isinstance(failed.error, BundleCorruptError) and len(sleep.pauses) >= 6
+            served.encoder, served.encoder_blob = good, None
+            (outcome,) = await deliver_all(uplink, parcels(1))
+            assert outcome.answer is not None
+            await uplink.close()
+
+    run(test)
+
+
+def test_kept_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge() as served:
+            sleep = FakeSleep()
+            uplink = fake_uplink(served.dial, tmp_path, sleep, retries=None, give_up_s=0.0)
+            await uplink.connect()
+            await served.stop()
+            work = asyncio.create_task(deliver_all(uplink, parcels(1)))
+            while sum(sleep.pauses) < 1000:
+                await asyncio.sleep(0.001)
+            assert not work.done()
+            await served.start()
+            (outcome,) = await work
+            assert outcome.answer is not None
             await uplink.close()
 
     run(test)
@@ -579,6 +655,13 @@ def test_advice_moves_auto_to_another_point_and_changes_the_credit(tmp_path: Pat
                 points.append(outcome.packed.point)
             assert points == ["fp8", "low", "low"]
             assert uplink._allowed() == 1
+            assert uplink._stream is not None
+            uplink._stream.call.cancel()
+            assert uplink._stream.reader is not None
+            await asyncio.wait({uplink._stream.reader})
+            (outcome,) = await deliver_all(uplink, parcels(1))
+            assert outcome.packed is not None and outcome.packed.point == "fp8"
+            assert uplink._allowed() == 8, "advice is a stream's; the server took none back"
             await uplink.close()
 
     run(test)

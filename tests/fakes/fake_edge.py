@@ -120,6 +120,7 @@ def fake_uplink(
     sleep: FakeSleep | None = None,
     in_flight: int = 8,
     retries: int | None = 6,
+    give_up_s: float = 60.0,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -130,7 +131,7 @@ def fake_uplink(
         Metrics(),
         logs.configure("error"),
         RetryPolicy(
-            give_up_s=60.0,
+            give_up_s=give_up_s,
             retries=retries,
             backoff_s=0.5,
             backoff_max_s=4.0,

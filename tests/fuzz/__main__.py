@@ -14,7 +14,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["protos", "projector.encoder"]):
+with atheris.instrument_imports(
+    include=["protos", "projector.encoder", "cloud_server.engine.picture"]
+):
     from tests.fuzz import target
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -10,8 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from cloud_server.engine.picture import open_picture
 from projector.encoder import Encoder, Held
 from protos.errors import BridgeError
+from protos.feedback import parse_feedback_request
 from protos.frame import (
     PICTURE_POINT,
     Limits,
@@ -21,10 +23,13 @@ from protos.frame import (
     parse_infer_request,
     unpack_header,
 )
+from protos.layout import KVLayout
 from tests.fakes.fake_edge import LAYOUT, RANK, make_encoder
 
 LIMITS = Limits(max_payload_bytes=4096, max_tokens=256, max_picture_bytes=4096)
-INFER, ASK, FRAME = range(3)
+INFER, ASK, FRAME, FEEDBACK, LAYOUT_JSON, PICTURE_FILE, WIDE = range(7)
+WIDE_TOKENS = 8192 // RANK
+"""Of a grid whose latents go through many coder states side by side (`protos/lanes.py`)."""
 
 
 @lru_cache(maxsize=1)
@@ -63,19 +68,36 @@ def decode(header: bytes, payload: bytes) -> None:
     encoder().hold(z, read.kept, held)
 
 
+def wide(payload: bytes) -> None:
+    """A payload of so many latents that the lanes decode it."""
+    point = encoder().point(1)
+    steps = encoder().steps_of(point)
+    z = encoder().quantizer(point).decode(payload, WIDE_TOKENS, RANK, steps)
+    if z.shape != (WIDE_TOKENS, RANK) or not np.isfinite(z).all():
+        raise AssertionError(f"decoded {z.shape}, or numbers that are none")
+
+
 def check(data: bytes) -> bool:
     """Read some bytes; True if they were accepted.
 
     Raises:
         Exception: whatever is not a `BridgeError`; then there is a fault.
     """
-    way, rest = data[0] % 3 if data else INFER, data[1:]
+    way, rest = data[0] % 7 if data else INFER, data[1:]
     try:
         if way == INFER:
             request = parse_infer_request(rest, LIMITS)
             decode(request.frame.header, request.frame.payload)
         elif way == ASK:
             parse_ask_request(rest, LIMITS)
+        elif way == FEEDBACK:
+            parse_feedback_request(rest)
+        elif way == LAYOUT_JSON:
+            KVLayout.from_json(rest.decode(errors="replace"))
+        elif way == PICTURE_FILE:
+            open_picture(rest, LIMITS.max_picture_px)
+        elif way == WIDE:
+            wide(rest)
         else:
             size = rest[0] if rest else 0
             decode(rest[1 : 1 + size], rest[1 + size :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from protos.feedback import seal_feedback
 from protos.frame import Header, pack_header, seal, seal_ask
+from tests.fakes.fake_edge import LAYOUT
 from tests.fuzz import target
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
@@ -33,6 +37,24 @@ def test_what_an_edge_sends_is_accepted_by_every_way_in(point: int) -> None:
     assert target.check(bytes((target.INFER,)) + request.SerializeToString())
     ask = seal_ask(bytes(32), bytes(16), b"12345678", 3, "what ?")
     assert target.check(bytes((target.ASK,)) + ask.SerializeToString())
+
+
+def test_what_else_a_stranger_sends_is_accepted_by_its_way_in() -> None:
+    back = seal_feedback(bytes(32), bytes(16), b"12345678", 3, "fp8").SerializeToString()
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "PNG")
+    encoder = target.encoder()
+    point = encoder.point(1)
+    grid = np.zeros((target.WIDE_TOKENS, encoder.rank))
+    many = encoder.quantizer(point).encode(grid, encoder.steps_of(point))
+    for way, body in (
+        (target.FEEDBACK, back),
+        (target.LAYOUT_JSON, LAYOUT.to_json().encode()),
+        (target.PICTURE_FILE, png.getvalue()),
+        (target.WIDE, many),
+    ):
+        assert target.check(bytes((way,)) + body), way
+        assert not target.check(bytes((way,)) + body[: len(body) // 2]), way
 
 
 @settings(max_examples=400, deadline=None, database=None)
