@@ -352,6 +352,7 @@ def install(pair: Pair, risk: RiskModel, out: Path) -> None:
         certificate=pair.bundle.certificate,
         default_point=info.default_point,
         ladder=info.ladder,
+        reverse=pair.bundle.reverse,
     )
 
 

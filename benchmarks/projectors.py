@@ -10,6 +10,7 @@ What is finished is kept in `--work`, so that an interrupted run goes on where i
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from tqdm import tqdm
@@ -29,7 +31,7 @@ from tqdm import tqdm
 from benchmarks import projectors_machine as machine
 from benchmarks import projectors_page as page
 from projector.bounds import Bound, through_fp8
-from projector.bundle import Bundle
+from projector.bundle import Bundle, write_files
 from projector.corpus import Corpus, collect
 from projector.dataset import Dataset
 from projector.estimate import clustered, same_answer
@@ -47,6 +49,7 @@ from projector.fit import edge_answers, moments_of, untrained_edge_states
 from projector.maps.low_rank import CloudHalf
 from projector.maps.trainable import LowRankMap
 from projector.moments import Moments
+from projector.sensitivity import token_weights
 from projector.train import Trainer, TrainSettings
 from projector.validate import PRECISIONS, Answers, Validator, reconstruction
 from projector.vlm import VLM
@@ -80,6 +83,9 @@ CLOSED: tuple[Family, ...] = (
 )
 """Fitted in closed form, with every seed."""
 
+FOCUSED: tuple[Family, ...] = (Ridge(), Ridge(weight=1e-2), DEFAULT)
+"""In closed form too, each token weighed by what the answers depend on, with every seed."""
+
 DESCENDED: tuple[Family, ...] = (Linear(), MLP())
 """Have no closed form: reconstruction by gradient, one seed."""
 
@@ -95,6 +101,7 @@ NO_BOUND: dict[str, float | None] = dict.fromkeys(
 )
 SPLITS = ("test", "shifted")
 TASK = " + task loss"
+FOCUS = " + focus"
 FOLDS = 3
 CALIBRATION_PICTURES = 640
 """Of validation, that bounds are calibrated on."""
@@ -160,6 +167,7 @@ class Edge:
         self.name, self.path, self.target, self.args = path.name, path, target, args
         self.source = VLM.load(path)
         self.work = args.work / f"{self.name}-{self.source.layout.fingerprint[:8]}"
+        self._kept: dict[bool, list[tuple[Moments, float]]] = {}
         self.sizes = {
             "train": (args.train_pictures, 16),
             "test": (args.pictures, 6),
@@ -194,28 +202,54 @@ class Edge:
         }
 
     @cached_property
-    def _folds(self) -> list[tuple[Moments, float]]:
-        """Moments of each third of the training pictures, and the seconds they took."""
-        whole, found = self.corpora["train"], []
-        order = np.random.default_rng(0).permutation(len(whole))
-        for fold in range(FOLDS):
+    def _weights(self) -> tuple[npt.NDArray[np.float32], float]:
+        """Of the training pictures' tokens, and the seconds they took; one pass for all edges."""
+        whole, data = self.corpora["train"], self.data["train"]
+        name = f"weights-{self.target.layout.fingerprint[:8]}-{data.digest[:8]}.npz"
+        path = self.args.work / name
+        if not path.exists():
             begun = time.perf_counter()
-            chosen = np.sort(order[fold::FOLDS])
-            part = Corpus(whole.x[chosen], whole.y[chosen], whole.attention[chosen])
-            moments = moments_of(part, self.source, self.target)
-            found.append((moments, time.perf_counter() - begun))
-        return found
+            trainer: Trainer[Any] = Trainer(
+                None, whole, self.target, data.questions, TrainSettings(), self.work / "state"
+            )
+            found = token_weights(trainer)
+            stream = io.BytesIO()
+            np.savez(stream, weights=found, seconds=time.perf_counter() - begun)
+            write_files(path.parent, {path.name: stream.getvalue()})
+        with np.load(path, allow_pickle=False) as kept:
+            return kept["weights"], float(kept["seconds"])
 
-    def moments(self, seed: int | None) -> tuple[Moments, float]:
+    def _folds(self, focus: bool) -> list[tuple[Moments, float]]:
+        """Moments of each third of the training pictures, and the seconds they took."""
+        if focus not in self._kept:
+            whole, found = self.corpora["train"], []
+            order = np.random.default_rng(0).permutation(len(whole))
+            weights, spent = self._weights if focus else (None, 0.0)
+            for fold in range(FOLDS):
+                begun = time.perf_counter()
+                chosen = np.sort(order[fold::FOLDS])
+                part = Corpus(whole.x[chosen], whole.y[chosen], whole.attention[chosen])
+                each = None if weights is None else weights[chosen]
+                moments = moments_of(part, self.source, self.target, weights=each)
+                found.append((moments, time.perf_counter() - begun + spent / FOLDS))
+            self._kept[focus] = found
+        return self._kept[focus]
+
+    def moments(self, seed: int | None, focus: bool = False) -> tuple[Moments, float]:
         """Moments of all thirds but one (None: of all), and the seconds they took.
 
         What a fit chooses is judged on the third left out.
+
+        Args:
+            seed: the third that is left out.
+            focus: whether tokens are weighed by what the answers depend on.
         """
-        chosen = [self._folds[i] for i in range(FOLDS) if i != seed]
+        folds = self._folds(focus)
+        chosen = [folds[i] for i in range(FOLDS) if i != seed]
         total = chosen[0][0]
         for moments, _ in chosen[1:]:
             total = total + moments
-        held = None if seed is None else self._folds[seed][0]
+        held = None if seed is None else folds[seed][0]
         return replace(total, held=held), sum(seconds for _, seconds in chosen)
 
     @cached_property
@@ -300,9 +334,11 @@ def bounds(edge: Edge, made: Map) -> dict[str, float | None]:
     }
 
 
-def closed(edge: Edge, member: Family, seed: int, dtype: str = "float32") -> tuple[Map, float]:
+def closed(
+    edge: Edge, member: Family, seed: int, dtype: str = "float32", focus: bool = False
+) -> tuple[Map, float]:
     """A closed form, its weights rounded to a type, and the seconds that it took."""
-    moments, gathered = edge.moments(seed)
+    moments, gathered = edge.moments(seed, focus)
     begun = time.perf_counter()
     made = member.build(edge.source.layout, edge.target.layout, moments)
     seconds = gathered + time.perf_counter() - begun
@@ -415,6 +451,10 @@ def measure_edge(
         for member in CLOSED:
             key = ["closed", *about, label(member), asdict(member), seed]
             add(key, label(member), seed, partial(closed, edge, member, seed))
+        for member in FOCUSED:
+            key = ["focused", *about, label(member), asdict(member), seed]
+            make = partial(closed, edge, member, seed, focus=True)
+            add(key, label(member) + FOCUS, seed, make)
     for dtype in PRECISIONS:
         key = ["precision", *about, asdict(DEFAULT), dtype]
         add(key, f"{label(DEFAULT)} {dtype}", 0, partial(closed, edge, DEFAULT, 0, dtype))

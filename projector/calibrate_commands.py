@@ -131,6 +131,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         certificate=_certificate(bundle, made, len(corpora[1]), args.questions),
         default_point=made.default_point,
         ladder=made.ladder,
+        reverse=bundle.reverse,
     )
     tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")

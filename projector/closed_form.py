@@ -5,6 +5,7 @@ Knows moments and matrices. Knows nothing about models or training by gradient.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +112,8 @@ def rank_regression(
     Raises:
         FitError: the regularised covariance is singular.
     """
+    if not 0 <= ridge < math.inf:
+        raise FitError(f"the ridge weight is {ridge}: it must be a number, 0 or more")
     try:
         lower = np.linalg.cholesky(xx + ridge * np.eye(len(xx)))
     except np.linalg.LinAlgError as error:

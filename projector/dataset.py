@@ -18,6 +18,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -76,11 +77,27 @@ class Dataset:
         """The number of pictures."""
         return len(self.files)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over the pictures' names and sizes: whether a corpus was made of these."""
-        names = "\0".join(f"{path.name}:{path.stat().st_size}" for path in self.files)
-        return hashlib.sha256(names.encode()).hexdigest()
+        """SHA-256 over the pictures' files and names: whether a corpus was made of these.
+
+        Raises:
+            PictureError: one of them cannot be read.
+        """
+        digest = hashlib.sha256()
+        for path in self.files:
+            try:
+                blob = path.read_bytes()
+            except OSError as error:
+                raise PictureError(f"{path} cannot be read: {error.strerror or error}") from error
+            digest.update(f"{path.name}\0{len(blob)}\0".encode() + blob)
+        return digest.hexdigest()
+
+    @property
+    def questions_digest(self) -> str:
+        """SHA-256 of the questions and answers; of nothing where there are none."""
+        path = self.folder / QUESTIONS
+        return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
     def picture(self, index: int) -> Image.Image:
         """Picture `index`, RGB.
@@ -162,7 +179,7 @@ class Texts(Dataset):
             raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files)")
         return files
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the texts and their names: whether a corpus was made of these."""
         digest = hashlib.sha256()

@@ -44,25 +44,43 @@ def split(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
 
 
 def chunks(
-    corpus: Corpus, source: KVLayout, target: KVLayout
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]]:
-    """Pairs of states, the source's interpolated to the target's token grid where they differ."""
-    weights = grid_weights(source.grid, target.grid)
-    between = None if weights is None else weights.numpy()
+    corpus: Corpus,
+    source: KVLayout,
+    target: KVLayout,
+    weights: npt.NDArray[np.float32] | None = None,
+) -> Iterator[tuple[npt.NDArray[np.floating], ...]]:
+    """Pairs of states, the source's interpolated to the target's token grid where they differ.
+
+    Args:
+        corpus: pairs.
+        source: the small model's layout.
+        target: the large one's.
+        weights: of the target's tokens, `[n, M]`; they come with the pairs then.
+    """
+    across = grid_weights(source.grid, target.grid)
+    between = None if across is None else across.numpy()
     for begin in range(0, len(corpus), _CHUNK):
         x = corpus.x[begin : begin + _CHUNK].astype(np.float32)
         y = corpus.y[begin : begin + _CHUNK]
+        each = None if weights is None else weights[begin : begin + _CHUNK, : y.shape[1]]
         if corpus.ragged:
             there = present(x)
-            x, y = x[there], y[there]
-        yield (x if between is None else between @ x), y
+            x, y, each = x[there], y[there], None if each is None else each[there]
+        x = x if between is None else between @ x
+        yield (x, y) if each is None else (x, y, each)
 
 
 def moments_of(
-    corpus: Corpus, source: VLM | LM, target: VLM | LM, *, target_gram: bool = True
+    corpus: Corpus,
+    source: VLM | LM,
+    target: VLM | LM,
+    *,
+    target_gram: bool = True,
+    weights: npt.NDArray[np.float32] | None = None,
 ) -> Moments:
-    """Moments of a corpus, in one pass."""
-    return Moments.of(chunks(corpus, source.layout, target.layout), target_gram=target_gram)
+    """Moments of a corpus, in one pass; its tokens weighted, where weights `[n, M]` are given."""
+    pairs = chunks(corpus, source.layout, target.layout, weights)
+    return Moments.of(pairs, target_gram=target_gram)
 
 
 def held_out_accuracy(trainer: Trainer[Any], held: Corpus, data: Dataset, first: int) -> float:

@@ -70,6 +70,8 @@ class Judged:
         known = by_cosine if by_cosine == "F" else None  # F whatever the MSE
         if "mapped" in measured:
             right, native, blind = (_mean(measured, n) for n in ("mapped", "native", "blind"))
+            if point in measured:  # calibrated since: what is served is that point
+                right = _share(measured[point])
         else:
             right = _share(measured.get(point, measured.get("float")))
             native, blind = (_share(controls.get(n)) for n in ("cloud_image", "blind"))

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
-from projector.train_commands import _collect, _count, _models, _rate, _whole
+from projector.train_commands import (
+    THREADS,
+    _collect,
+    _count,
+    _models,
+    _rate,
+    _threads,
+    _whole,
+)
 from protos.errors import ConfigError, FitError
 
 if TYPE_CHECKING:
@@ -240,7 +248,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
     parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
     parser.add_argument("--point", help="operating point of a bundle; default: not quantized")
-    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
+    parser.add_argument("--threads", type=_threads, default=0, help=THREADS)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

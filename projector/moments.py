@@ -7,6 +7,7 @@ multiplied in float32 and added up in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ class Moments:
     """Sums over n paired states `x [d_s]`, `y [d_r]`.
 
     Attributes:
-        count: n, tokens (not pictures).
+        count: n, tokens (not pictures); the sum of their weights, where they have any.
         x_sum: `[d_s]`.
         y_sum: `[d_r]`.
         xx: `[d_s, d_s]`, sum of outer products.
@@ -41,7 +42,7 @@ class Moments:
         held: of other pictures, which a fit makes its choices by; None for these same sums.
     """
 
-    count: int
+    count: float
     x_sum: Doubles
     y_sum: Doubles
     xx: Doubles
@@ -52,27 +53,32 @@ class Moments:
     held: Moments | None = field(default=None, kw_only=True)
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[States, States]], *, target_gram: bool = False) -> Moments:
+    def of(cls, pairs: Iterable[tuple[States, ...]], *, target_gram: bool = False) -> Moments:
         """One pass over chunks of pairs.
 
         Args:
-            pairs: chunks `x [..., d_s]` and `y [..., d_r]` of as many states.
+            pairs: chunks `x [..., d_s]` and `y [..., d_r]` of as many states; a third array `[...]`
+                weighs each pair.
             target_gram: whether to keep `yy`.
 
         Raises:
             CorpusError: no pairs, chunks of unequal length or width, NaN or infinity.
         """
         total: list[Doubles] | None = None
-        count = 0
-        for one, other in pairs:
+        count = 0.0
+        for one, other, *weights in pairs:
             x = np.ascontiguousarray(one.reshape(-1, one.shape[-1]), dtype=np.float32)
             y = np.ascontiguousarray(other.reshape(-1, other.shape[-1]), dtype=np.float32)
             if len(x) != len(y):
                 raise CorpusError(f"{len(x)} source states beside {len(y)} of the target: unpaired")
-            ones = np.ones(len(x), dtype=np.float32)
-            parts = [ones @ x, ones @ y, x.T @ x, x.T @ y, np.einsum("nd,nd->d", y, y)]
+            each = np.ones(len(x), dtype=np.float32)
+            by_x, by_y = x, y
+            if weights:
+                each = np.ascontiguousarray(weights[0].reshape(-1), dtype=np.float32)
+                by_x, by_y = x * each[:, None], y * each[:, None]
+            parts = [each @ x, each @ y, by_x.T @ x, by_x.T @ y, np.einsum("nd,nd->d", by_y, y)]
             if target_gram:
-                parts.append(y.T @ y)
+                parts.append(by_y.T @ y)
             if not all(np.isfinite(part).all() for part in parts):
                 raise CorpusError("the paired states hold NaN or infinity")
             if total is None:
@@ -82,7 +88,7 @@ class Moments:
             else:
                 for whole, part in zip(total, parts, strict=True):
                     whole += part
-            count += len(x)
+            count += float(each.sum())
         if total is None or not count:
             raise CorpusError("no pairs: the corpus is empty")
         return cls(count, *total)
@@ -161,7 +167,7 @@ class Moments:
         return error
 
 
-def _statistics(count: int, total: Doubles, square: Doubles) -> Statistics:
+def _statistics(count: float, total: Doubles, square: Doubles) -> Statistics:
     mean = total / count
     scale = np.sqrt(np.maximum(square / count - mean * mean, 0))
     scale[scale < 1e-6] = 1.0
@@ -169,7 +175,7 @@ def _statistics(count: int, total: Doubles, square: Doubles) -> Statistics:
 
 
 def _second(
-    product: Doubles, a_sum: Doubles, b_sum: Doubles, count: int, a: Statistics, b: Statistics
+    product: Doubles, a_sum: Doubles, b_sum: Doubles, count: float, a: Statistics, b: Statistics
 ) -> Doubles:
     """Mean of `(a - mean) (b - mean)^T / (scale scale^T)`, from raw sums."""
     a_mean, b_mean = a.mean.astype(np.float64), b.mean.astype(np.float64)
@@ -225,8 +231,8 @@ def ridge(xx: Doubles, xy: Doubles, weight: float) -> Doubles:
     Raises:
         FitError: the regularised system is singular.
     """
-    if not weight >= 0:
-        raise FitError(f"the ridge weight is {weight}: it must be 0 or more")
+    if not 0 <= weight < math.inf:
+        raise FitError(f"the ridge weight is {weight}: it must be a number, 0 or more")
     system = xx + weight * np.eye(len(xx))
     try:
         lower = np.linalg.cholesky(system)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from projector import package as packages
 from projector import package_flags, package_page, select, tables
 from projector.bundle import Bundle
+from projector.grades import Judged
 from projector.package import Certification, Package
 from projector.signing import SigningKey, TrustedKeys
 from projector.state_cache import StateCache
@@ -287,12 +288,9 @@ def _certification(path: Path | None) -> Certification | None:
 
 
 def _quality(bundle: Bundle) -> float | None:
-    """Certified accuracy at the default point, where the bundle's certificate has one."""
-    accuracy = bundle.certificate.get("accuracy")
+    """Certified accuracy, at the default point where that was measured; None if there is none."""
     name = bundle.encoder.point(bundle.info.default_point).name
-    value = accuracy.get(name) if isinstance(accuracy, Mapping) else None
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return float(value) if known and value is not None else None
+    return Judged.of(bundle.certificate, name).accuracy
 
 
 def _best(

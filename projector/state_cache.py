@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ Floats = npt.NDArray[np.float32]
 PRECISIONS = ("float32", "float16")
 _SUFFIX = ".state"
 _DIGEST_BYTES = 32
+_HALF_WRITTEN_S = 3600.0
 
 
 def key_of(source: str, bundle: str, precision: str) -> str:
@@ -115,6 +117,7 @@ class StateCache:
             with os.fdopen(handle, "wb") as file:
                 file.write(blob)
             os.replace(draft, path)
+            self._make_room(0)  # another process may have filled it meanwhile
         except OSError as error:
             if draft is not None:
                 Path(draft).unlink(missing_ok=True)
@@ -125,6 +128,10 @@ class StateCache:
         return sum(size for _, size, _ in self._entries())
 
     def _make_room(self, wanted: int) -> None:
+        for part in self.folder.glob("*.part"):
+            with contextlib.suppress(OSError):  # its own process may have renamed it
+                if time.time() - part.stat().st_mtime > _HALF_WRITTEN_S:
+                    part.unlink()
         entries = sorted(self._entries())
         held = sum(size for _, size, _ in entries)
         for _, size, path in entries:

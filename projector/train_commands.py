@@ -11,6 +11,7 @@ writes it, with that judgement, as a bundle to serve.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
+THREADS = "CPU threads; 0 for torch's own"
 _MAX_REPORT_BYTES = 1 << 24
+_MOST_THREADS = 1024
 _CONTROLS = ("native", "blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
 
 _EXAMPLES = {
@@ -91,7 +94,18 @@ def register(commands: Any) -> None:
     )
     train.add_argument("--batch", type=_whole, default=16, help="pictures; default: %(default)s")
     train.add_argument("--rate", type=_rate, default=1e-3, help="default: %(default)s")
-    train.add_argument("--patience", type=_count, default=0, help="reports without gain; 0: never")
+    train.add_argument(
+        "--focus",
+        action="store_true",
+        help="closed forms weigh each token by what the large model's answers depend on; needs "
+        "questions to every input",
+    )
+    train.add_argument(
+        "--patience",
+        type=_count,
+        default=0,
+        help="held-out reports (five in all) without gain after which it ends early; 0: never",
+    )
     train.add_argument("--held-out", type=_rate, default=0.1, help="share of pictures held out")
     train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
     _add_device(train)
@@ -156,6 +170,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _train_one(args: argparse.Namespace) -> int:
+    import torch
+
     from projector import distributed, way_back
     from projector.bundle import write_files
     from projector.cache import key_norm_weights
@@ -164,7 +180,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.families.bidirectional import BidirectionalMap
     from projector.fit import held_out_accuracy, held_out_controls, moments_of, split
     from projector.metric import Metric
-    from projector.sensitivity import measure
+    from projector.sensitivity import measure, token_weights
     from projector.train import Trainer, TrainSettings, plot_losses
     from projector.tuned import Tuned, best_directions, require_count
 
@@ -181,9 +197,6 @@ def _train_one(args: argparse.Namespace) -> int:
     if whole.ragged and not cls.per_token:
         raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)
-    moments = moments_of(training, source, target)
-    if held:
-        moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
@@ -199,17 +212,27 @@ def _train_one(args: argparse.Namespace) -> int:
         raise CorpusError(
             f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
         )
+    kept = args.out / "state"
+    judge: Trainer[Any] | None = None
+    if args.focus or member.asks_answers:
+        if not all(data.asked(i) for i in range(len(training))):
+            what = "--focus" if args.focus else "metric 'answers'"
+            raise ConfigError(f"{what} needs questions to every {data.unit}")
+        judge = Trainer(None, training, target, data.questions, settings, kept)
+    weights = token_weights(judge) if judge is not None and args.focus else None
+    moments = moments_of(training, source, target, weights=weights)
+    if held:
+        moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
     about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
     if args.directions:
         about.append(args.directions)
-    told = json.dumps([*about, data.digest, len(training)], sort_keys=True)
-    kept = args.out / "state"
-    if member.asks_answers:
-        if not all(data.asked(i) for i in range(len(training))):
-            raise ConfigError(f"metric 'answers' needs questions to every {data.unit}")
-        judge: Trainer[Any] = Trainer(None, training, target, data.questions, settings, kept)
+    if args.focus:
+        about.append("focus")
+    told = json.dumps([*about, data.digest, data.questions_digest, len(training)], sort_keys=True)
+    if judge is not None and member.asks_answers:
         metric = Metric.of(measure(judge), moments.y_stats.scale)
         moments = replace(moments, metric=metric)
+    torch.manual_seed(args.seed)  # what has no closed form starts from it
     made = member.build(source.layout, target.layout, moments)
     norm = key_norm_weights(target.decoder, target.layout)
     if norm is not None:
@@ -221,11 +244,16 @@ def _train_one(args: argparse.Namespace) -> int:
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
 
-    def report() -> dict[str, float]:
-        return {"accuracy": held_out_accuracy(trainer, held, data, first)} if asks else {}
+    if args.patience and not asks:
+        raise ConfigError(
+            f"--patience needs held-out {data.unit}s with questions: nothing else says when to end"
+        )
 
-    trainer.run(report)
-    held_out = report() | (held_out_controls(trainer, held, data, first) if asks else {})
+    def report() -> dict[str, float]:
+        return {"accuracy": held_out_accuracy(trainer, held, data, first)}
+
+    trainer.run(report if asks else None)
+    held_out = report() | held_out_controls(trainer, held, data, first) if asks else {}
     for module in (moved, source.model, target.model):
         module.to("cpu")  # the way back and the files need no GPU
     made = moved.merged() if isinstance(moved, Tuned) else made
@@ -244,6 +272,7 @@ def _train_one(args: argparse.Namespace) -> int:
         "target": target.layout.fingerprint,
         "parameters": made.parameters_count(),
         "directions": args.directions,
+        "focus": args.focus,
         "operator_norm": made.operator_norm(),
         "ridge_weight": made.ridge_weight,
         "pictures": len(training),
@@ -290,7 +319,7 @@ def _validate(args: argparse.Namespace) -> int:
         spent = costs(trainer, x, seen, asked.text, args.watts)
     with tables.doing(f"{len(judge.asked)} questions, every arm") as judge.told:
         report = judge.report(floor, right, spent)
-    report["map"] = {"family": made.family.name, "config": asdict(made.family)}
+    report["map"] = _identity(args.map, made)
     if isinstance(made, BidirectionalMap) and not corpus.ragged:
         args.device = "cpu"  # the way back needs no GPU
         reader, _ = _models(args, data)
@@ -334,11 +363,18 @@ def _export(args: argparse.Namespace) -> int:
     try:
         report = read_json(args.report.read_bytes(), _MAX_REPORT_BYTES, str(args.report))
         judged, controls = report["map"], report["accuracy"]
-        same = judged == {"family": made.family.name, "config": asdict(made.family)}
-    except (OSError, BridgeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{args.report} is no report of `projector validate`: {error}") from error
-    if not same or not set(_CONTROLS) <= set(controls):
-        raise ConfigError(f"{args.report} judges another map, or without its controls")
+        certificate, tier = _certificate(report), report["tier_by_answers"]
+        same = judged == _identity(args.map, made)
+        controlled = all("mean" in controls[name] for name in _CONTROLS)
+    except (OSError, BridgeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{args.report} is no report of `projector validate`, or lacks {error}"
+        ) from error
+    if not same or not controlled:
+        raise ConfigError(
+            f"{args.report} judges another map than {args.map}, or without its controls: run "
+            "`projector validate` on this one"
+        )
     corpus = _collect(data, source, target, args.corpus, None, make=False)
     made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
@@ -353,14 +389,14 @@ def _export(args: argparse.Namespace) -> int:
         target=target.layout,
         encoder=encoder,
         cloud=CloudFiles(weights=made.to_bytes(dtype), graph=exported.graph),
-        certificate={**_certificate(report), "stored_in": args.precision},
+        certificate={**certificate, "stored_in": args.precision},
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
         reverse=reverse,
     )
     print(
         f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
-        f"parity {exported.parity:.1e}, tier {report['tier_by_answers']}"
+        f"parity {exported.parity:.1e}, tier {tier}"
         + (f", way back of rank {reverse.decoder.rank - 1}" if reverse else "")
     )
     return 0
@@ -472,12 +508,26 @@ def corpus_size(folder: Path) -> int:
 def _map(path: Path, source: Model, target: Model) -> Map:
     from projector.families import load
 
+    return load(_map_bytes(path), source.layout, target.layout)
+
+
+def _map_bytes(path: Path) -> bytes:
     file = path / MAP_FILE if path.is_dir() else path
     try:
-        blob = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise FitError(f"no map at {file}: {error.strerror}") from error
-    return load(blob, source.layout, target.layout)
+
+
+def _identity(path: Path, made: Map) -> dict[str, Any]:
+    """What ties a report to the one map that it judges."""
+    return {
+        "family": made.family.name,
+        "config": asdict(made.family),
+        "sha256": hashlib.sha256(_map_bytes(path)).hexdigest(),
+        "source": made.source.fingerprint,
+        "target": made.target.fingerprint,
+    }
 
 
 def _command(
@@ -499,7 +549,7 @@ def _command(
         default=128,
         help="of texts: the longest that is taken; part of both layouts; default: %(default)s",
     )
-    parser.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 for torch's own")
+    parser.add_argument("--threads", type=_threads, default=0, help=THREADS)
     parser.set_defaults(command=function)
     return parser
 
@@ -529,6 +579,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _threads(text: str) -> int:
+    value = _count(text)
+    if value > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
+    return value
+
+
 def _whole(text: str) -> int:
     value = _count(text)
     if value < 1:
@@ -553,8 +610,19 @@ def _weight(text: str) -> float:
 def _rate(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more, less than 1")
     return value
+
+
+for _type, _named in (
+    (_count, "whole number"),
+    (_threads, "whole number"),
+    (_whole, "whole number"),
+    (_power, "number"),
+    (_weight, "number"),
+    (_rate, "number"),
+):
+    _type.__name__ = _named  # argparse: "invalid whole number value: 'x'"
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def main() -> None:
         certificate=certificate,
         default_point=made.default_point,
         ladder=made.ladder,
+        reverse=bundle.reverse,
     )
     print(f"wrote {info.id} version {info.version}, default point {made.default_point}", flush=True)
 

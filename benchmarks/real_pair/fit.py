@@ -45,7 +45,7 @@ def kept(path: Path) -> Moments:
     """Read what `keep` wrote."""
     with np.load(path, allow_pickle=False) as read:
         arrays = {name: read[name].astype(np.float64) for name in read if name != "count"}
-        return Moments(int(read["count"]), **arrays)
+        return Moments(float(read["count"]), **arrays)
 
 
 def source_columns(layout: KVLayout, layers: int) -> Tensor:

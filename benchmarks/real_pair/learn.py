@@ -201,7 +201,7 @@ class Learner:
     def moments(self, without: int) -> Moments:
         """Of the lessons, without one fold of them; each fold's are made once."""
 
-        def pairs(chosen: npt.NDArray[np.bool_]) -> Iterator[tuple[States, States]]:
+        def pairs(chosen: npt.NDArray[np.bool_]) -> Iterator[tuple[States, ...]]:
             return chunks(self.training.part(chosen), self.source.layout, self.target.layout)
 
         return self._moments("moments", without, pairs)
@@ -210,7 +210,7 @@ class Learner:
         self,
         name: str,
         without: int,
-        pairs: Callable[[npt.NDArray[np.bool_]], Iterator[tuple[States, States]]],
+        pairs: Callable[[npt.NDArray[np.bool_]], Iterator[tuple[States, ...]]],
     ) -> Moments:
         count, total = len(self.training), None
         folds = [fold for fold in range(FOLDS) if fold != without % FOLDS]

@@ -429,7 +429,11 @@ def write(path: Path, made: Map) -> None:
     """Write a map to a file, whole or not at all.
 
     Raises:
+        FitError: it holds NaN or infinity.
         DiskFullError: there is no room; an earlier map is still whole.
         ConfigError: it cannot be written for another reason.
     """
+    bad = [name for name, t in made.state_dict().items() if not bool(torch.isfinite(t).all())]
+    if bad:
+        raise FitError(f"the fitted map holds NaN or infinity ({', '.join(bad)}): not written")
     write_files(path.parent, {path.name: made.to_bytes()})

@@ -128,6 +128,10 @@ class MixMap(Map):
         """The other member's closed form; the block changes nothing yet."""
         self.inner.fit(moments)
 
+    def penalty(self) -> Tensor:
+        """The other member's."""
+        return self.inner.penalty()
+
     @property
     def rank(self) -> int:
         """The other member's."""

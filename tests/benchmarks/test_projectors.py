@@ -198,7 +198,7 @@ def test_a_map_is_made_once_and_its_row_has_its_own_bound(
 ) -> None:
     made: list[int] = []
 
-    def make(*_: Any) -> tuple[int, float]:
+    def make(*_: Any, **__: Any) -> tuple[int, float]:
         made.append(len(made))
         return made[-1], 1.0
 

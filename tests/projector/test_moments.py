@@ -72,6 +72,24 @@ def test_moments_of_two_samples_add_up_to_those_of_both() -> None:
     np.testing.assert_allclose(total.y_stats.scale, y.std(0), rtol=1e-4)
 
 
+def test_a_weight_counts_a_pair_so_many_times() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((2, 7, 5, 4)).astype(np.float32)
+    times = rng.integers(0, 4, (7, 5))
+    again = (
+        np.repeat(x.reshape(-1, 4), times.ravel(), 0),
+        np.repeat(y.reshape(-1, 4), times.ravel(), 0),
+    )
+    weighted = Moments.of([(x, y, times.astype(np.float32))], target_gram=True)
+    repeated = Moments.of([again], target_gram=True)
+    assert weighted.count == repeated.count == times.sum()
+    for one, other in zip(weighted.normalised(), repeated.normalised(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(
+        weighted.target_covariance(), repeated.target_covariance(), atol=1e-5
+    )
+
+
 def test_the_held_out_error_needs_no_second_pass() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((90, 5))

@@ -15,7 +15,7 @@ from projector.families.low_rank import LowRank
 from projector.families.mix import Mix
 from projector.metric import Metric
 from projector.moments import Moments
-from projector.sensitivity import second_moments
+from projector.sensitivity import FLOOR, second_moments, token_weights
 from projector.train import Trainer, TrainSettings
 from projector.vlm import VLM
 from protos.errors import FitError
@@ -104,3 +104,49 @@ def test_sensitivity_is_the_kl_that_a_small_error_causes(
     # The moments are summed over all tokens, so they bound what the first one's error costs.
     assert 0 < float(np.mean(found)) < 2 * float(np.mean(told))
     assert bool((np.linalg.eigvalsh(fisher) > -1e-9).all())
+
+
+def test_a_token_weighs_what_the_answers_lose_by_an_error_of_it(
+    vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    """Beside the KL that errors of one token at a time cause, measured."""
+    vlm = vlms["llava-llama"]
+    flat, attention = flat_states(vlm, [picture(i) for i in range(3)], attention=True)
+    corpus = Corpus(flat, flat, attention)
+    asked = [("what is two", "red"), ("what is one", "blue")] * 8
+    trainer: Any = Trainer(None, corpus, vlm, lambda *_: asked, NOTHING, tmp_path / "state")
+    weights = token_weights(trainer)
+    assert weights.shape == flat.shape[:2] and weights.dtype == np.float32
+    assert weights.mean() == pytest.approx(1.0, rel=1e-3)
+    assert weights.min() >= FLOOR / (1 + FLOOR) - 1e-6
+    rng, deviation = np.random.default_rng(0), flat.std((0, 1))
+    packed = trainer.packed([0], 2, 0)
+    lost = np.zeros(flat.shape[1])
+    with torch.no_grad():
+        want = trainer.logits(packed, trainer.native_layers(flat[:1])).log_softmax(-1)
+        for token in range(flat.shape[1]):
+            for _ in range(24):
+                moved = flat[:1].copy()
+                moved[0, token] += 0.1 * deviation * rng.standard_normal(flat.shape[2])
+                got = trainer.logits(packed, trainer.native_layers(moved)).log_softmax(-1)
+                lost[token] += float((want.exp() * (want - got)).sum())
+    assert np.corrcoef(np.log(lost), np.log(weights[0] - FLOOR / (1 + FLOOR) + 1e-6))[0, 1] > 0.5
+
+
+def test_where_no_answer_depends_on_a_state_there_is_nothing_to_weigh_by(
+    vlms: dict[str, VLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = vlms["llava-llama"]
+    flat, attention = flat_states(vlm, [picture(0)], attention=True)
+    trainer: Any = Trainer(
+        None,
+        Corpus(flat, flat, attention),
+        vlm,
+        lambda *_: [("what is two", "red")] * 16,
+        NOTHING,
+        tmp_path / "state",
+    )
+    logits = trainer.logits
+    monkeypatch.setattr(trainer, "logits", lambda *given: 0 * logits(*given))
+    with pytest.raises(FitError, match="nothing to weigh by"):
+        token_weights(trainer)

@@ -551,3 +551,22 @@ def test_a_map_is_fitted_to_what_answers_depend_on(
         assert run("train", data, corpus, out, *flags, "--set", f"metric={metric}") == 0
         blobs.append((out / "map.safetensors").read_bytes())
     assert blobs[0] != blobs[1]
+
+
+def test_a_closed_form_may_weigh_tokens_by_what_answers_depend_on(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for name, flags in (("all alike", ()), ("focus", ("--focus",))):
+        assert run("train", data, corpus, tmp_path / name, "--family", "ridge", *flags) == 0
+        told = json.loads((tmp_path / name / "training.json").read_text())
+        assert told["focus"] == bool(flags)
+    maps = [(tmp_path / name / "map.safetensors").read_bytes() for name in ("all alike", "focus")]
+    assert maps[0] != maps[1]
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    for file in data.glob("*.png"):
+        (silent / file.name).symlink_to(file)
+    capsys.readouterr()
+    flags = ("--family", "ridge", "--focus")
+    assert run("train", silent, corpus, tmp_path / "none", *flags) == code_of("config")
+    assert "--focus needs questions to every picture" in capsys.readouterr().err
