@@ -101,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
-        code = int(args.command(args))
+        code = int(
+            _pair(args.command)(args) if getattr(args, "pair", False) else args.command(args)
+        )
         sys.stdout.flush()
         return code
     except BridgeError as error:
@@ -245,6 +247,20 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.config,
         listing="projector verify --help",
     )
+
+
+def _pair(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command on a pair of models, told which by flags, environment or configuration file."""
+
+    def run(args: argparse.Namespace) -> int:
+        chosen = _settings(args)
+        if args.check_config:
+            return _check(chosen)
+        for name in ("source", "target", "threads", "device"):
+            setattr(args, name, getattr(chosen, name))
+        return command(args)
+
+    return run
 
 
 def _check(chosen: Settings, models: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> int:

@@ -116,12 +116,37 @@ def collect(
     for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
         size = min(SHARD_PICTURES, count - start)
-        if not path.exists():
+        if rows_of(path, pair) < size:
             _make(source, target, picture, range(start, start + size), pair, path)
         rows = slice(start, start + size)
-        shard = _read(path, pair, source.layout, target.layout, size)
+        shard = _read(path, source.layout, target.layout, size)
         corpus.x[rows], corpus.y[rows], corpus.attention[rows] = shard
     return corpus
+
+
+def rows_of(path: Path, pair: dict[str, str] | None = None) -> int:
+    """How many pictures or texts a shard holds; 0 where there is none.
+
+    Args:
+        path: its place.
+        pair: of which it must be, as `made_of` says.
+
+    Raises:
+        CorpusError: it cannot be read, or is of others.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(str(path), "np") as shard:
+            if pair is not None and shard.metadata() != pair:
+                raise CorpusError(
+                    f"{path} was made by another pair of models (or with other tokenizers), or of "
+                    "other inputs; use another folder or remove it"
+                )
+            rows = "ends" if "ends" in shard.keys() else "x"  # noqa: SIM118  (it is no dict)
+            return int(shard.get_slice(rows).get_shape()[0])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
 
 
 def _make(
@@ -164,21 +189,19 @@ def write_shard(
 
 
 def _read(
-    path: Path, pair: dict[str, str], source: KVLayout, target: KVLayout, size: int
+    path: Path, source: KVLayout, target: KVLayout, size: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     try:
         with safe_open(str(path), "np") as shard:
-            if shard.metadata() != pair:
-                raise CorpusError(
-                    f"{path} was made by another pair of models, or of other pictures; use another "
-                    "folder or remove it"
-                )
             x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
     except (SafetensorError, OSError) as error:
         raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
     want = (size, source.tokens, source.state_dim), (size, target.tokens, target.state_dim)
     if (x.shape, y.shape) != want:
-        raise CorpusError(f"{path} holds states {x.shape} and {y.shape}, expected {want}")
+        raise CorpusError(
+            f"{path} holds states {x.shape} and {y.shape}, expected {want}: it was made of more "
+            "inputs, or by another version; use another folder or remove it"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise CorpusError(f"{path} holds NaN or infinity; remove it")
     return x, y, attention

@@ -245,10 +245,21 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote, or a bundle")
     parser.add_argument("data", type=Path, metavar="DATA", help="pictures and labels.jsonl")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
-    parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
-    parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="directory of the edge model's checkpoint",
+    )
+    parser.add_argument(
+        "--target",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="directory of the cloud model's checkpoint",
+    )
     parser.add_argument("--point", help="operating point of a bundle; default: not quantized")
-    parser.add_argument("--threads", type=_threads, default=0, help=THREADS)
+    parser.add_argument("--threads", type=_threads, default=argparse.SUPPRESS, help=THREADS)
+    parser.set_defaults(pair=True)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from projector.corpus import Corpus, made_of, write_shard
+from projector.corpus import Corpus, made_of, rows_of, write_shard
 from projector.lm import LM
 from projector.ragged import Ragged
 from projector.tokens import Tokens, align, fresh
-from protos.errors import BridgeError, ContextError, CorpusError
+from protos.errors import ContextError, CorpusError
 
 SHARD_TEXTS = 256
 _BATCH = 16
@@ -94,9 +94,9 @@ def collect(
     for start in tqdm(range(0, count, SHARD_TEXTS), desc=what, unit="shard"):
         path = folder / f"{start:07d}.safetensors"
         size = min(SHARD_TEXTS, count - start)
-        if not path.exists():
+        if rows_of(path, pair) < size:
             _make(source, target, text, range(start, start + size), pair, path)
-        shard, ends = _open(path, pair, source, target, size)
+        shard, ends = _open(path, source, target, size)
         begins = np.concatenate([[0], ends[:-1]])
         rows.append(np.stack([np.full(size, len(shards)), begins, ends], axis=1))
         shards.append(shard)
@@ -137,22 +137,13 @@ def _make(
     write_shard(path, arrays, pair, f"texts {indices.start} to {indices.stop - 1}")
 
 
-def _open(
-    path: Path, pair: dict[str, str], source: LM, target: LM, size: int
-) -> tuple[Any, npt.NDArray[np.int64]]:
+def _open(path: Path, source: LM, target: LM, size: int) -> tuple[Any, npt.NDArray[np.int64]]:
     try:
         with contextlib.ExitStack() as opened:
             shard = opened.enter_context(safe_open(str(path), "np"))
-            if shard.metadata() != pair:
-                raise CorpusError(
-                    f"{path} was made by another pair of models (or with other tokenizers), or of "
-                    "other texts; use another folder or remove it"
-                )
             ends = shard.get_tensor("ends")
             shapes = [tuple(shard.get_slice(name).get_shape()) for name in ("x", "y")]
             opened.pop_all()  # the slices read from it until they are dropped
-    except BridgeError:
-        raise
     except (SafetensorError, OSError) as error:
         raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
     tokens = int(ends[-1]) if len(ends) else 0

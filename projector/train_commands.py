@@ -453,7 +453,7 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         if getattr(args, side) is None:
             raise ConfigError(f"no {side} model: give --{side} DIRECTORY")
     with tables.doing(f"loading {args.source} and {args.target}"):
-        device = distributed.device(getattr(args, "device", "cpu"))
+        device = distributed.device(args.device)
         models: list[Model] = []
         for path in (args.source, args.target):
             try:
@@ -494,15 +494,13 @@ def corpus_size(folder: Path) -> int:
     Raises:
         CorpusError: that shard cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
+    from projector.corpus import rows_of
 
     last = max(folder.glob("*.safetensors"))
     try:
-        with safe_open(str(last), "np") as shard:
-            rows = "ends" if "ends" in shard.keys() else "x"  # noqa: SIM118  (it is no dict)
-            return int(last.stem) + int(shard.get_slice(rows).get_shape()[0])
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorpusError(f"{last} is not a readable shard ({error}); remove it") from error
+        return int(last.stem) + rows_of(last)
+    except ValueError as error:
+        raise CorpusError(f"{last} is no shard of a corpus: remove it") from error
 
 
 def _map(path: Path, source: Model, target: Model) -> Map:
@@ -541,25 +539,35 @@ def _command(
         f"{configuration.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", type=Path, help="directory of the edge model's checkpoint")
-    parser.add_argument("--target", type=Path, help="directory of the cloud model's checkpoint")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="directory of the edge model's checkpoint",
+    )
+    parser.add_argument(
+        "--target",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="directory of the cloud model's checkpoint",
+    )
     parser.add_argument(
         "--text-tokens",
         type=_whole,
         default=128,
         help="of texts: the longest that is taken; part of both layouts; default: %(default)s",
     )
-    parser.add_argument("--threads", type=_threads, default=0, help=THREADS)
-    parser.set_defaults(command=function)
+    parser.add_argument("--threads", type=_threads, default=argparse.SUPPRESS, help=THREADS)
+    parser.set_defaults(command=function, pair=True)
     return parser
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
-        default="cpu",
+        default=argparse.SUPPRESS,
         help="where both models run, and a map that is trained, such as cuda (under torchrun each "
-        "process takes the GPU of its number); default: %(default)s",
+        "process takes the GPU of its number); default: cpu",
     )
 
 

@@ -321,7 +321,7 @@ class ServedMap(nn.Module):
             target.tokens,
             self.inner.rank,
             target.rope.rotary_dim,
-            free_tokens=False,
+            free_tokens=self.inner.family.per_token and self.inner.to_grid is None,
             rotated_layers=target.layers if target.layer_ropes else 0,
         )
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from projector.export import compare, export, probe
 from projector.families import FAMILIES, Family, Map, ServedMap, family, load
 from projector.families.base import METADATA
 from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
@@ -205,6 +207,27 @@ def fitted(member: Family, which: int = 0) -> tuple[Map, np.ndarray, np.ndarray]
     xn = ((x - one.x_mean.numpy()) / one.x_scale.numpy()).reshape(-1, source.state_dim)
     yn = ((y - one.y_mean.numpy()) / one.y_scale.numpy()).reshape(-1, target.state_dim)
     return one, xn.astype(np.float64), yn.astype(np.float64)
+
+
+def test_a_map_token_by_token_is_exported_for_any_number_of_tokens(
+    made: tuple[Family, Map],
+) -> None:
+    family, one = made
+    served = ServedMap(one).eval()
+    exported = export(served)
+    assert exported.dynamic_tokens == (family.per_token and one.to_grid is None)
+    if not exported.dynamic_tokens:
+        return
+    fewer = replace(served.boundaries, tokens_in=3, tokens_out=3)
+
+    class Shorter:
+        boundaries = fewer
+
+        def __call__(self, *inputs: torch.Tensor) -> Any:
+            return served(*inputs)
+
+    half: Any = Shorter()
+    assert compare(half, exported.graph, probe(half, batch=2, seed=3)) < 1e-4
 
 
 def test_linear_has_the_literatures_number_of_parameters() -> None:

@@ -287,7 +287,7 @@ def test_other_pairs_other_texts_and_damaged_shards_are_refused(
 
     with pytest.raises(CorpusError, match="another pair of models"):
         again(*pair[::-1])
-    with pytest.raises(CorpusError, match="other texts"):
+    with pytest.raises(CorpusError, match="other inputs"):
         again(*pair, inputs="other")
     other = tmp_path / "mixed"
     shutil.copytree(models[0], other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -328,7 +329,7 @@ def test_a_corpus_of_another_pair_or_damaged_is_refused(
     pictures = Dataset(data)
     with pytest.raises(CorpusError, match="another pair of models"):
         collect(target, source, pictures.picture, PICTURES, corpus, inputs=pictures.digest)
-    with pytest.raises(CorpusError, match="other pictures"):
+    with pytest.raises(CorpusError, match="other inputs"):
         collect(source, target, pictures.picture, PICTURES, corpus, inputs="other")
     shard = next(corpus.glob("*.safetensors")).read_bytes()
     for cut in (0, 7, 100, len(shard) - 1):
@@ -570,3 +571,128 @@ def test_a_closed_form_may_weigh_tokens_by_what_answers_depend_on(
     flags = ("--family", "ridge", "--focus")
     assert run("train", silent, corpus, tmp_path / "none", *flags) == code_of("config")
     assert "--focus needs questions to every picture" in capsys.readouterr().err
+
+
+def test_a_corpus_of_the_first_few_goes_on_to_all(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "corpus"
+    assert run("corpus", data, out, "--count", "10") == 0
+    assert "10 pictures" in capsys.readouterr().out
+    assert run("corpus", data, out) == 0
+    assert f"{PICTURES} pictures" in capsys.readouterr().out
+    for shard in out.iterdir():
+        again, whole = load_file(str(shard)), load_file(str(corpus / shard.name))
+        assert all(torch.allclose(again[k].float(), whole[k].float(), atol=2e-3) for k in whole)
+
+
+def test_pictures_that_only_look_alike_are_other_pictures(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Files of one name and size with other contents."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    name = sorted(path.name for path in other.glob("*.png"))[3]
+    blob = bytearray((other / name).read_bytes())
+    blob[-20] ^= 1
+    (other / name).write_bytes(blob)
+    assert run("train", other, corpus, tmp_path / "map", "--family", "ridge") == code_of("corpus")
+    assert "other inputs" in capsys.readouterr().err
+
+
+def test_answers_that_were_changed_train_another_map(
+    run: Any, data: Path, corpus: Path, tmp_path: Path
+) -> None:
+    mine, out = tmp_path / "data", tmp_path / "map"
+    shutil.copytree(data, mine)
+    steps = ("--set", "r=4", "--task-steps", "4", "--batch", "4", "--task", "ce")
+    assert run("train", mine, corpus, out, *steps) == 0
+    questions = mine / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("what is", "where is"))
+    assert run("train", mine, corpus, out, *steps) == 0
+    log = (out / "state" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [*range(4), *range(4)]
+
+
+def test_patience_without_anything_to_judge_by_is_refused(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    steps = ("--held-out", "0", "--task-steps", "20", "--patience", "1", "--batch", "4")
+    assert run("train", data, corpus, tmp_path / "map", *steps) == code_of("config")
+    assert "--patience needs held-out pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["ridge", "linear", "bidirectional", "low_rank"])
+def test_a_ridge_weight_without_end_is_refused(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any, family: str
+) -> None:
+    flags = ("--family", family, "--set", "weight=inf")
+    assert run("train", data, corpus, tmp_path / "map", *flags) == code_of("fit")
+    assert "it must be a number" in capsys.readouterr().err
+
+
+def test_a_start_that_is_drawn_is_drawn_by_the_seed(
+    run: Any, data: Path, corpus: Path, tmp_path: Path
+) -> None:
+    maps = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / str(number)
+        assert run("train", data, corpus, out, "--family", "mlp", "--seed", str(seed)) == 0
+        maps.append((out / "map.safetensors").read_bytes())
+    assert maps[0] == maps[1] != maps[2]
+
+
+def test_a_report_of_another_map_certifies_nothing(
+    run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    flags = ("--family", "ridge", "--set", "weight=0.01", "--held-out")
+    for name, share in (("one", "0.1"), ("two", "0.5")):  # one configuration, other pictures
+        assert run("train", data, corpus, tmp_path / name, *flags, share) == 0
+    assert run("validate", tmp_path / "one", data, corpus, tmp_path / "report") == 0
+    report = tmp_path / "report" / "report.json"
+    given = (data, corpus, tmp_path / "bundle", "--report", report)
+    capsys.readouterr()
+    assert run("export", tmp_path / "two", *given) == code_of("config")
+    assert "judges another map" in capsys.readouterr().err
+    judged = json.loads(report.read_text())
+    for gone in ("bound", "tier_by_answers", "map"):
+        report.write_text(json.dumps({k: v for k, v in judged.items() if k != gone}))
+        assert run("export", tmp_path / "one", *given) == code_of("config")
+        assert "no report of" in capsys.readouterr().err
+    report.write_text(json.dumps(judged | {"accuracy": list(judged["accuracy"])}))
+    assert run("export", tmp_path / "one", *given) == code_of("config")
+    report.write_text(json.dumps(judged))
+    assert run("export", tmp_path / "one", *given) == 0
+
+
+@pytest.mark.parametrize("threads", ["-1", "1.5", "many", "999999999"])
+def test_threads_are_a_number_within_reason(
+    run: Any, data: Path, corpus: Path, capsys: Any, threads: str
+) -> None:
+    assert run("corpus", data, corpus, "--threads", threads) == code_of("config")
+    assert "_" not in capsys.readouterr().err.splitlines()[-1].partition("error")[2]
+
+
+def test_models_may_be_named_by_the_environment_or_a_file(
+    data: Path,
+    corpus: Path,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = ["corpus", str(data), str(tmp_path / "made"), "--count", "2"]
+    assert cli.main(call) == code_of("config")
+    assert "no source model" in capsys.readouterr().err
+    file = tmp_path / "pair.toml"
+    file.write_text(f"source = '{models[0]}'\nthreads = 1\n")
+    monkeypatch.setenv(cli.PREFIX + "TARGET", str(models[1]))
+    assert cli.main(["--check-config", "--config", str(file), *call]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["source"], shown["threads"]) == (str(models[0]), 1)
+    assert not (tmp_path / "made").exists(), "it was only to be checked"
+    assert cli.main(["--config", str(file), *call]) == 0
+    assert (tmp_path / "made").exists()
+    assert cli.main(["--config", "nowhere.toml", *call]) == code_of("config")
+    monkeypatch.setenv(cli.PREFIX + "DEVICE", "nowhere")
+    assert cli.main(["--config", str(file), *call]) == code_of("model")
