@@ -170,6 +170,9 @@ class Agent:
         point = choose_point(self.plan, session)
         if point.kind != "picture":
             session.encoder.selecting(self.plan.selector)
+        if session.encoder.text and (self.plan.delta or self.plan.selector is not None):
+            what = "--delta" if self.plan.delta else "--selector"
+            raise ConfigError(f"{what} is for pictures: texts travel whole")
         if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
             self.log.warning(
                 "no_guard", cause=f"bundle {session.bundle_id} was not calibrated for it"

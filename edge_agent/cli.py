@@ -129,6 +129,9 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _question(args: argparse.Namespace) -> str:
+    if args.picture is not None and (args.text is not None or args.text_file is not None):
+        if args.asked is None and args.question is None:  # a text given by flag has no place
+            args.picture, args.asked = None, str(args.picture)
     given = [text for text in (args.question, args.asked) if text is not None]
     if len(given) != 1:
         raise ConfigError("ask one question: after the picture, or with --question")

@@ -20,6 +20,7 @@ from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Seen, Sight
+from projector.tokens import sound
 from protos.errors import (
     BridgeError,
     ConfigError,
@@ -352,9 +353,11 @@ def check_question(question: str, limits: Limits) -> None:
     """Refuse here what the server would refuse; an empty question (just hold) passes.
 
     Raises:
-        QuestionError: blank but not empty.
+        QuestionError: blank but not empty, or no valid Unicode.
         QuestionTooLongError: longer than the server takes.
     """
+    if not sound(question):
+        raise QuestionError("the question is not valid Unicode: it holds half of a surrogate pair")
     if question and not question.strip():
         raise QuestionError("the question is blank: ask something")
     length_bytes = len(question.encode())

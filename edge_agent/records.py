@@ -81,7 +81,8 @@ class AnswerRecord:
 
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
-        return json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
 
 
 class RecordWriter:

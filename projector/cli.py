@@ -441,7 +441,7 @@ def _parser() -> configuration.Parser:
     layout.add_argument("model", type=Path, metavar="MODEL", help="directory of a checkpoint")
     layout.add_argument(
         "--text-tokens",
-        type=int,
+        type=train_commands.text_tokens,
         default=0,
         metavar="N",
         help="of a text-only language model: the longest text that is taken (default: 128)",

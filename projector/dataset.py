@@ -25,6 +25,7 @@ from typing import ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
+from projector.tokens import sound
 from protos.errors import FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
 
@@ -151,8 +152,10 @@ class Dataset:
                     f"{path}, line {number}: expected an object with {self.unit}, question "
                     f"and answer ({error})"
                 ) from error
-            if not all(isinstance(v, str) and v for v in (name, text, answer, kind)):
-                raise SourceError(f"{path}, line {number}: fields must be text, not empty")
+            if not all(isinstance(v, str) and v and sound(v) for v in (name, text, answer, kind)):
+                raise SourceError(
+                    f"{path}, line {number}: fields must be text, not empty, in valid Unicode"
+                )
             if name not in place:
                 raise SourceError(f"{path}, line {number}: there is no {self.unit} '{name}'")
             index = place[name]
@@ -240,9 +243,11 @@ def _read_texts(path: Path) -> dict[str, str]:
             raise SourceError(
                 f"{path}, line {number}: expected an object with name and text ({error})"
             ) from error
-        if not all(isinstance(v, str) and v for v in (name, text)) or "/" in name:
+        fields = (name, text)
+        if not all(isinstance(v, str) and v and sound(v) for v in fields) or "/" in name:
             raise SourceError(
-                f"{path}, line {number}: name (without '/') and text must be text, not empty"
+                f"{path}, line {number}: name (without '/') and text must be text, not empty, in "
+                "valid Unicode"
             )
         if name in texts:
             raise SourceError(f"{path}, line {number}: a second text '{name}'")

@@ -62,6 +62,7 @@ def collect(
     folder: Path,
     what: str = "corpus",
     inputs: str = "",
+    named: Callable[[int], str] = str,
 ) -> Corpus:
     """Runs both models over texts 0 to count - 1; resumes where an earlier run stopped.
 
@@ -73,6 +74,7 @@ def collect(
         folder: where the shards are kept.
         what: the name shown on the progress bar.
         inputs: digest of the texts, so that shards of others are not taken for these.
+        named: what a text is called in messages; its number by default.
 
     Raises:
         ContextError: a text that one of the models cannot read.
@@ -95,7 +97,7 @@ def collect(
         path = folder / f"{start:07d}.safetensors"
         size = min(SHARD_TEXTS, count - start)
         if rows_of(path, pair) < size:
-            _make(source, target, text, range(start, start + size), pair, path)
+            _make(source, target, text, range(start, start + size), pair, path, named)
         shard, ends = _open(path, source, target, size)
         begins = np.concatenate([[0], ends[:-1]])
         rows.append(np.stack([np.full(size, len(shards)), begins, ends], axis=1))
@@ -111,14 +113,20 @@ def collect(
 
 
 def _make(
-    source: LM, target: LM, text: Text, indices: range, pair: dict[str, str], path: Path
+    source: LM,
+    target: LM,
+    text: Text,
+    indices: range,
+    pair: dict[str, str],
+    path: Path,
+    named: Callable[[int], str],
 ) -> None:
     texts = []
     for index in indices:
         try:
             texts.append(paired_tokens(source, target, text(index)))
         except ContextError as error:
-            raise ContextError(f"text {index}: {error.message}") from error
+            raise ContextError(f"text {named(index)}: {error.message}") from error
     # Texts of about one length together: a batch is padded to its longest.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][1].ids))
     xs, ys = ([np.empty(0, np.float16)] * len(texts) for _ in range(2))

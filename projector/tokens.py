@@ -103,6 +103,8 @@ class Reader:
         """
         if not text.strip():
             raise ContextError("the text is empty")
+        if not sound(text):
+            raise ContextError("the text is not valid Unicode: it holds half of a surrogate pair")
         if len(text) > CHARACTERS_PER_TOKEN * self.most:
             raise ContextError(
                 f"the text has {len(text)} characters; at most {self.most} tokens fit"
@@ -119,3 +121,8 @@ class Reader:
             start, end = places[ids.index(self.tokenizer.unk_token_id)]
             raise ContextError(f"the model has no token for '{text[start:end][:32]}' in the text")
         return Tokens(ids, np.array([end for _, end in places], dtype=np.int64))
+
+
+def sound(text: str) -> bool:
+    """Whether a text can be written as UTF-8: one with half of a surrogate pair cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

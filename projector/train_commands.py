@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError, ModelError
+from protos.layout import MAX_GRID_SIDE
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -482,7 +483,15 @@ def _collect(
         size = min(size, corpus_size(folder))
     inputs = data.digest
     if isinstance(data, Texts) and isinstance(source, LM) and isinstance(target, LM):
-        return texts.collect(source, target, data.text, size, folder, inputs=inputs)
+        return texts.collect(
+            source,
+            target,
+            data.text,
+            size,
+            folder,
+            inputs=inputs,
+            named=lambda index: data.files[index].name,
+        )
     if isinstance(source, VLM) and isinstance(target, VLM):
         return corpus.collect(source, target, data.picture, size, folder, inputs=inputs)
     raise CorpusError(f"{data.folder} holds {data.unit}s, which these two models do not both read")
@@ -553,9 +562,10 @@ def _command(
     )
     parser.add_argument(
         "--text-tokens",
-        type=_whole,
+        type=text_tokens,
         default=128,
-        help="of texts: the longest that is taken; part of both layouts; default: %(default)s",
+        help="of texts: the longest that is taken, at most 1024; part of both layouts; default: "
+        "%(default)s",
     )
     parser.add_argument("--threads", type=_threads, default=argparse.SUPPRESS, help=THREADS)
     parser.set_defaults(command=function, pair=True)
@@ -601,6 +611,14 @@ def _whole(text: str) -> int:
     return value
 
 
+def text_tokens(text: str) -> int:
+    """As `--text-tokens` takes it: what a layout's grid can hold."""
+    value = _whole(text)
+    if value > MAX_GRID_SIDE:
+        raise argparse.ArgumentTypeError(f"{text}: a text has at most {MAX_GRID_SIDE} tokens")
+    return value
+
+
 def _power(text: str) -> float:
     value = float(text)
     if not 0 < value <= 100_000:
@@ -626,6 +644,7 @@ for _type, _named in (
     (_count, "whole number"),
     (_threads, "whole number"),
     (_whole, "whole number"),
+    (text_tokens, "whole number"),
     (_power, "number"),
     (_weight, "number"),
     (_rate, "number"),

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 MAX_JSON_BYTES = 64 * 1024
 _MAX = {"layers": 1024, "kv_heads": 1024, "head_dim": 4096}
-_MAX_GRID_SIDE = 1024
+MAX_GRID_SIDE = 1024
 _MAX_NUMBER = 1e30
 _MAX_STATE_DIM = 1 << 24
 _MAX_ROPES = 8
@@ -217,8 +217,8 @@ class KVLayout:
         _check(self.state_dim <= _MAX_STATE_DIM, f"state_dim {self.state_dim} is too large")
         object.__setattr__(self, "grid", tuple(self.grid))
         _check(
-            len(self.grid) == 2 and all(_is_int(n) and 1 <= n <= _MAX_GRID_SIDE for n in self.grid),
-            f"grid must be (rows, columns), each in 1..{_MAX_GRID_SIDE}, not {self.grid!r}",
+            len(self.grid) == 2 and all(_is_int(n) and 1 <= n <= MAX_GRID_SIDE for n in self.grid),
+            f"grid must be (rows, columns), each in 1..{MAX_GRID_SIDE}, not {self.grid!r}",
         )
         _check(
             self.cache_dtype in _CACHE_DTYPES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import statistics
 import sys
@@ -25,7 +26,7 @@ import torch
 from benchmarks.real_pair import diverse, facts
 from benchmarks.real_pair.install import FOLDER, GEMMA3, SMOLLM2
 from benchmarks.real_pair.judge import Judge, Make, own_answers
-from benchmarks.real_pair.learn import FULL, Learner, Settings
+from benchmarks.real_pair.learn import FOLDS, FULL, Learner, Settings
 from benchmarks.real_pair.page import FORWARD, REVERSE
 from benchmarks.real_pair.targets import FLOOR, targets
 from projector.corpus import Corpus
@@ -80,10 +81,12 @@ class Bench:
         """Reads what earlier runs left."""
         plan = asdict(self.learner.settings)
         about = [*({**plan, "ranks": list(plan["ranks"])}.values()), self.args.contexts]
-        self.kept = self.learner.work / "rows.json"
-        if self.kept.exists():
-            read = json.loads(self.kept.read_text())
-            self.rows = read["rows"] if read["about"] == about else {}
+        named = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
+        self.kept = self.learner.work / f"rows-{named}.json"
+        for path in (self.kept, self.learner.work / "rows.json"):  # the latter's settings: any
+            if path.exists() and not self.rows:
+                read = json.loads(path.read_text())
+                self.rows = read["rows"] if read["about"] == about else {}
         self.about = about
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -295,7 +298,12 @@ class Bench:
             if "right" not in row:
                 continue
             key = (arm, int(seed) if seed else None)
-            entry = arms.setdefault(key, {"name": arm, "seed": key[1], "n": len(row["right"])})
+            if key[1] is not None and key[1] >= self.args.seeds:
+                continue  # of a run with more
+            nothing = {"numbers_per_token": None, "bytes_per_token": None}
+            entry = arms.setdefault(key, {"name": arm, "seed": key[1], "n": 0} | nothing)
+            entry["n"] = max(entry["n"], len(row["right"]))
+            entry[f"n_{split}"] = len(row["right"])
             found = clustered(row["right"], row["clusters"])
             native, floor = (self.rows[f"{split}/{k}"]["right"] for k in ("native", FLOOR))
             entry[f"acc_{split}"] = found.to_json()
@@ -312,7 +320,8 @@ class Bench:
         report = {
             "source": self.learner.source.layout.model_id,
             "target": self.learner.target.layout.model_id,
-            "settings": asdict(self.learner.settings),
+            "settings": asdict(self.learner.settings)
+            | {"contexts": self.args.contexts, "seeds": self.args.seeds},
             "tokens": int(self.learner.training.x.lengths.sum()),
             "threads": torch.get_num_threads(),
             "arms": list(arms.values()),
@@ -383,7 +392,9 @@ def main() -> int:
         "--out", type=Path, default=Path("build/bench"), help="default: %(default)s"
     )
     parser.add_argument("--contexts", type=int, default=150, help="per split; %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="of closed forms, at most 4")
+    parser.add_argument(
+        "--seeds", type=int, default=3, choices=range(1, FOLDS + 1), help="of closed forms"
+    )
     plain = Settings()
     for name, said in SETTINGS.items():
         default = getattr(plain, name)
@@ -404,7 +415,9 @@ def main() -> int:
         settings = Settings(**{name: getattr(args, name) for name in SETTINGS})
         report = Bench(args, Learner(source, target, work, settings)).run()
     except BridgeError as error:
-        print(f"bench-real: {error.message}", file=sys.stderr)
+        there = all((args.models / name / "config.json").exists() for name in names)
+        hint = "" if there else ": `make real-pair` installs both models"
+        print(f"bench-real: {error.message}{hint}", file=sys.stderr)
         return error.exit_code
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / (REVERSE if args.reverse else FORWARD)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import readme_table
-from benchmarks.real_pair.targets import FLOOR
+from benchmarks.real_pair.targets import FLOOR, REVERSE_RUNS
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- results: python -m benchmarks.real_pair.page -->"
@@ -59,26 +59,34 @@ def markdown(report: Report, other: Report | None) -> str:
     """Targets, arms and what a cache buys, as Markdown."""
     rows = arms(report)
     lines = ["| Target | Measured | Met |", "|---|---|---|"]
+    ran = {} if other is None else {"measured": "its figures are below", "met": True}
     lines += [
         f"| {row['target']} | {row['measured']} | {'yes' if row['met'] else '**no**'} |"
-        for row in report["targets"]
+        for row in (
+            row | (ran if row["target"] == REVERSE_RUNS else {}) for row in report["targets"]
+        )
     ]
-    heads = [*_SPLITS.values(), "gap recovered, unseen", *_LANGUAGES.values()]
+    asked = rows[0]
+    heads = [*_SPLITS.values(), "gap recovered, unseen"]
+    heads += [f"{said} ({asked[f'n_{name}']} questions)" for name, said in _LANGUAGES.items()]
     lines += [
         "",
         f"| Right answers of 8, % | numbers a token | bytes a token | {' | '.join(heads)} |",
         "|---|---|---|" + "---|" * len(heads),
     ]
     for row in rows:
-        gap = row.get("gap_recovered_unseen") if "numbers_per_token" in row else None
+        gap = row.get("gap_recovered_unseen") if row["numbers_per_token"] else None
         cells = [
             row["name"] + (f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""),
-            f"{row['numbers_per_token']:,}" if "numbers_per_token" in row else "",
-            f"{row['bytes_per_token']:,.0f}" if "bytes_per_token" in row else "",
+            f"{row['numbers_per_token']:,}" if row["numbers_per_token"] else "",
+            f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
             _interval(row["acc_unseen"]) if "acc_unseen" in row else "",
             *(_percent(row.get(f"acc_{split}")) for split in list(_SPLITS)[1:]),
             "" if gap is None else f"{100 * gap:.0f} %",
-            *(_percent(row.get(f"acc_{split}")) for split in _LANGUAGES),
+            *(
+                _interval(row[f"acc_{split}"]) if f"acc_{split}" in row else ""
+                for split in _LANGUAGES
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     text, first = report["text_on_the_wire"]["unseen"], report["ttft"]
@@ -123,9 +131,10 @@ def _reverse(report: Report) -> str:
         f"{name} {_interval(by_name[name]['acc_unseen'])}" for name in names if name in by_name
     )
     plan, count = report["settings"], by_name["native"]["n"]
+    flags = " ".join(f"--{name} {plan[name]}" for name in ("texts", "seeds", "steps", "contexts"))
     return (
-        f"The other direction (`python -m benchmarks.real_pair --reverse --texts {plan['texts']} "
-        f"--steps {plan['steps']}`, {count} questions), unseen words: {found} %."
+        f"The other direction (`make bench-real-reverse`: `python -m benchmarks.real_pair "
+        f"--reverse {flags}`, {count} questions), unseen words: {found} %."
     )
 
 
@@ -145,7 +154,7 @@ def draw(report: Report, path: Path) -> None:
         some = [
             row
             for row in rows
-            if "numbers_per_token" in row
+            if row["numbers_per_token"]
             and row["name"].startswith(("full", "rank"))
             and "," not in row["name"]
             and row["name"].endswith(" + KL") == bool(ending)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FLOOR = "no context"
+REVERSE_RUNS = "the reverse direction runs by the same commands"
 
 
 def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str,
     )
     there = reverse.exists()
     row(
-        "the reverse direction runs by the same commands",
+        REVERSE_RUNS,
         f"its figures are in {reverse.name}" if there else "not run (make bench-real-reverse)",
         there,
     )

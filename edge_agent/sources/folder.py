@@ -1,11 +1,13 @@
-"""A directory of pictures or texts (`.txt`), or one file, as a source.
+"""A directory of pictures or texts (`.txt`, or the lines of `texts.jsonl`), or one file.
 
-Knows file formats and their order. A file that does not decode becomes a capture with an error, so
-that one bad file never ends a run.
+Knows file formats and their order; what a model engineer keeps beside them (questions, labels) is
+passed over. A file that does not decode becomes a capture with an error, so that one bad file
+never ends a run.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,10 @@ from protos.errors import BridgeError, ContextError, PictureError, SourceError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 TEXT = ".txt"
+TEXTS = "texts.jsonl"
+BESIDE = ("questions.jsonl", "labels.jsonl")
 _LONGEST_TEXT = 1 << 20
+_LONGEST_FILE = 1 << 26
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -56,11 +61,47 @@ def read_text(path: Path) -> str:
         raise ContextError(f"{path.name} cannot be read as a text: {error}") from error
 
 
+def read_lines(path: Path) -> tuple[Capture, ...]:
+    """The texts of a file of `{"name": "a", "text": "…"}`, one a line.
+
+    Raises:
+        SourceError: the file cannot be read, or is too long.
+    """
+    try:
+        written = path.stat().st_mtime
+        with path.open("rb") as file:
+            lines = file.read(_LONGEST_FILE + 1).splitlines()
+            if file.tell() > _LONGEST_FILE:
+                raise SourceError(f"source {path} is longer than {_LONGEST_FILE} bytes")
+    except OSError as error:
+        raise SourceError(f"source {path} cannot be read: {error}") from error
+    made = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["name"], row["text"]
+            if not (isinstance(name, str) and isinstance(text, str) and name):
+                raise TypeError("name and text must be text")
+            made.append(Capture(name, None, written, text=text.strip()))
+        except (ValueError, KeyError, TypeError) as error:
+            bad = ContextError(f"{path.name}, line {number}: expected name and text ({error})")
+            made.append(Capture(f"{path.name}:{number}", None, written, error=bad))
+    return tuple(made)
+
+
 @dataclass(frozen=True)
 class Folder:
-    """The regular files of one directory, sorted by name; hidden files are passed over."""
+    """The regular files of one directory, sorted by name; hidden files are passed over.
+
+    Attributes:
+        files: of one capture each.
+        lines: captures of `texts.jsonl`, which come first.
+    """
 
     files: tuple[Path, ...]
+    lines: tuple[Capture, ...] = ()
 
     @classmethod
     def from_path(cls, path: Path) -> Folder:
@@ -70,24 +111,31 @@ class Folder:
             SourceError: the path is not there, cannot be listed, or holds no file.
         """
         if path.is_file():
-            return cls((path,))
+            return cls((), read_lines(path)) if path.name == TEXTS else cls((path,))
         if not path.exists():
             raise SourceError(f"source {path}: there is no such file or directory")
         try:
             names = sorted(entry for entry in path.iterdir() if entry.is_file())
         except OSError as error:
             raise SourceError(f"source {path} cannot be listed: {error}") from error
-        files = tuple(entry for entry in names if not entry.name.startswith("."))
-        if not files:
+        files = tuple(
+            entry
+            for entry in names
+            if not entry.name.startswith(".") and entry.name not in (*BESIDE, TEXTS)
+        )
+        lines = read_lines(path / TEXTS) if (path / TEXTS).is_file() else ()
+        if not files and not lines:
             raise SourceError(
-                f"source {path} is empty: put PNG, JPEG, WebP, BMP or .txt files in it"
+                f"source {path} is empty: put PNG, JPEG, WebP, BMP or .txt files in it, or a "
+                f"{TEXTS}"
             )
-        return cls(files)
+        return cls(files, lines)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.lines) + len(self.files)
 
     def __iter__(self) -> Iterator[Capture]:
+        yield from self.lines
         for path in self.files:
             try:
                 captured_at = path.stat().st_mtime

@@ -268,8 +268,8 @@ def test_a_metric_spends_the_rank_where_errors_cost_most(lm: LM) -> None:
     assert errors["dear"][others].mean() > errors["plain"][others].mean()
 
 
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+@pytest.fixture(scope="module", params=["forward", "reverse"])
+def learner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learner:
     folder = tmp_path_factory.mktemp("real")
     rare = " ".join(f"{word} {word.capitalize()}" for word in RARE)
     told = [*diverse.prose()[:200], *(c.text for c in facts.make("train", 60, 0)), *[rare] * 30]
@@ -282,6 +282,8 @@ def learner(tmp_path_factory: pytest.TempPathFactory) -> Learner:
             max_position_embeddings=1024,
         ),
     ]
+    if request.param == "reverse":
+        paths.reverse()
     source, target = (LM.load(path, text_tokens=300) for path in paths)
     settings = Settings(ranks=(24, 16), texts=60, directions=32, steps=3, batch=4, questions=2)
     return Learner(source, target, folder / "work", settings)
@@ -314,9 +316,9 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     carried = {"full + KL", "rank 16 + KL"}
     fixed = {"native", "no context", "source alone", "another context", "mean state"}
     closed = {"full", "rank 24", "rank 16"}
-    assert {name for name, _ in arms} >= carried | fixed | closed | {
+    lengths = {"rank 16, keys as predicted"} if learner.target.layout.qk_norm else set()
+    assert {name for name, _ in arms} >= carried | fixed | closed | lengths | {
         "rank 16 + KL, int4",
-        "rank 16, keys as predicted",
         "untrained edge, rank 16",
         "untrained edge, full",
     }
@@ -334,9 +336,15 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     assert "The other direction" in text and text.count("| yes |") + text.count("**no**") == 7
     page.draw(report, learner.work / "plot.svg")
     assert "numbers per token" in (learner.work / "plot.svg").read_text()
+    assert report["settings"]["contexts"] == 4 and arms[("native", None)]["n_german"] > 0
     again = bench.Bench(args, learner)
     assert len(again.rows) > 40
     assert again.run()["arms"] == report["arms"]
+    other = bench.Bench(argparse.Namespace(contexts=5, seeds=2, out=learner.work), learner)
+    assert not other.rows, "of other contexts"
+    fewer = bench.Bench(argparse.Namespace(contexts=4, seeds=1, out=learner.work), learner)
+    assert {arm["seed"] for arm in fewer.run()["arms"]} == {None, 0}
+    assert len(bench.Bench(args, learner).rows) == len(again.rows), "nothing was forgotten"
 
 
 def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner) -> None:

@@ -60,6 +60,22 @@ def test_a_text_is_read_from_a_file_that_is_named_so(tmp_path: Path) -> None:
         assert said in str(capture.error)
 
 
+def test_a_folder_as_a_model_engineer_keeps_it_is_a_source(tmp_path: Path) -> None:
+    """Texts may be lines of one file; questions and labels beside them are no captures."""
+    rows = ['{"name": "a", "text": " Amp lives in Rome. "}', "", '{"name": "b"}', "no json"]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    for name in ("questions.jsonl", "labels.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "z.txt").write_text("Bob")
+    source = open_source(str(tmp_path))
+    captures = list(source)
+    assert len(source) == 4
+    assert [c.name for c in captures] == ["a", "texts.jsonl:3", "texts.jsonl:4", "z.txt"]
+    assert [c.text for c in captures] == ["Amp lives in Rome.", None, None, "Bob"]
+    assert isinstance(captures[1].error, ContextError)
+    assert [c.name for c in open_source(str(tmp_path / "texts.jsonl"))][0] == "a"
+
+
 def test_a_format_outside_the_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(path, "GIF")

@@ -607,8 +607,10 @@ def test_a_question_that_cannot_be_sent_is_refused_before_it_is(tmp_path: Path) 
             uplink = fake_uplink(served.dial, tmp_path)
             long = (await deliver_all(uplink, parcels(1, question="ü" * 11)))[0]
             blank = (await deliver_all(uplink, parcels(1, question="  ")))[0]
+            half = (await deliver_all(uplink, parcels(1, question="\udcff")))[0]
             assert isinstance(long.error, QuestionTooLongError)
             assert isinstance(blank.error, QuestionError)
+            assert isinstance(half.error, QuestionError)
             assert not served.requests
             await uplink.close()
 

@@ -392,3 +392,20 @@ def test_bad_input_ends_with_its_error_and_no_traceback(
         assert run(*arguments) == code_of(name), arguments
         shown = capsys.readouterr().err
         assert said in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("what", ["texts.jsonl", "questions.jsonl"])
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, what: str) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"name": "a", "text": "the car"}\n')
+    bad = {
+        "texts.jsonl": '{"name": "a", "text": "the \\ud800 car"}',
+        "questions.jsonl": '{"text": "a", "question": "is \\ud800", "answer": "red"}',
+    }
+    (tmp_path / what).write_text(bad[what] + "\n")
+    with pytest.raises(SourceError, match="valid Unicode"):
+        Texts(tmp_path)
+
+
+def test_a_text_that_cannot_be_written_is_refused_by_its_reader(pair: tuple[LM, LM]) -> None:
+    with pytest.raises(ContextError, match="not valid Unicode"):
+        pair[0].tokens("the \udcff car")
