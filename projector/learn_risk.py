@@ -16,6 +16,8 @@ Bools = npt.NDArray[np.bool_]
 
 RIDGE = 100.0
 """Of the weights on standardised features, chosen on validation pictures (docs/log.md)."""
+RISING = (0, 1)
+"""Features that can only add risk: what coding loses, and the attention of dropped tokens."""
 _STEPS = 25
 _FOLDS = 2
 
@@ -67,14 +69,31 @@ def learn(
     )
 
 
-def logistic(x: Doubles, y: Doubles, ridge: float) -> tuple[Doubles, float]:
+def logistic(
+    x: Doubles, y: Doubles, ridge: float, rising: tuple[int, ...] = RISING
+) -> tuple[Doubles, float]:
     """Weights `[F]` and intercept of a ridge logistic regression, by Newton's method.
 
     Args:
         x: `[n, F]`; standardised inside, so that the penalty treats all features alike.
         y: 0 or 1, `[n]`.
         ridge: weight of the penalty on the standardised weights.
+        rising: features whose weight is at least 0: one that would be below is left out. (At one
+            operating point a frame that loses more may be of a picture that is easier; a guard
+            that believed so would send coarser frames to be safer.)
     """
+    weights, bias = _newton(x, y, ridge)
+    against = [index for index in rising if index < len(weights) and weights[index] < 0]
+    if not against:
+        return weights, bias
+    kept = np.setdiff1d(np.arange(x.shape[1]), against)
+    found = np.zeros(x.shape[1])
+    still = tuple(int(np.flatnonzero(kept == index)[0]) for index in rising if index in kept)
+    found[kept], bias = logistic(x[:, kept], y, ridge, still)
+    return found, bias
+
+
+def _newton(x: Doubles, y: Doubles, ridge: float) -> tuple[Doubles, float]:
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     a = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
     penalty = np.full(a.shape[1], ridge)

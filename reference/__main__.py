@@ -26,7 +26,7 @@ def guarded(edge: str) -> tuple[str, ...]:
     bundle = f"reference/bundles/{edge}-cloud"
     return (
         *("benchmarks.guard", "--edge", f"reference/models/{edge}", "--bundle", bundle),
-        *("--bundle-out", bundle, "--calibration", "768", "--pictures", "0"),
+        *("--bundle-out", bundle, "--calibration", "3072", "--pictures", "0"),
     )
 
 

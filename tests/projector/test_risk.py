@@ -46,9 +46,22 @@ def test_the_regression_finds_the_odds_that_made_the_answers() -> None:
     x = rng.standard_normal((40_000, 3)) * (1.0, 5.0, 1.0) + (0.0, 2.0, -1.0)
     true, bias = np.array([1.0, -0.3, 2.0]), 0.5
     y = rng.random(len(x)) < 1 / (1 + np.exp(-(x @ true + bias)))
-    weights, intercept = logistic(x, y.astype(float), ridge=1e-3)
+    weights, intercept = logistic(x, y.astype(float), ridge=1e-3, rising=())
     np.testing.assert_allclose(weights, true, atol=0.15)
     assert intercept == pytest.approx(bias, abs=0.2)
+
+
+def test_losing_more_never_lowers_the_risk() -> None:
+    """Though where it was learnt the coarser frames happened to be of the easier pictures."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((4000, 5))
+    y = (x @ np.array([-1.0, 0.5, 0.0, -2.0, 1.0]) + rng.logistic(size=4000) > 0).astype(float)
+    free, _ = logistic(x, y, ridge=1.0, rising=())
+    held, _ = logistic(x, y, ridge=1.0)
+    assert free[0] < -0.5
+    assert held[0] == 0.0 and held[1] > 0.2 and held[3] < -1.0
+    alone, _ = logistic(x[:, 1:], y, ridge=1.0, rising=())
+    np.testing.assert_allclose(held[1:], alone, atol=1e-6)
 
 
 def test_at_the_learnt_limit_falling_back_keeps_the_answers() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -696,3 +697,39 @@ def test_models_may_be_named_by_the_environment_or_a_file(
     assert cli.main(["--config", "nowhere.toml", *call]) == code_of("config")
     monkeypatch.setenv(cli.PREFIX + "DEVICE", "nowhere")
     assert cli.main(["--config", str(file), *call]) == code_of("model")
+
+
+_SAVING_EVERY_STEP = """
+import functools, sys
+from projector import cli, train
+train.Trainer.__init__ = functools.partialmethod(train.Trainer.__init__, save_every_s=0.0)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_training_that_was_killed_goes_on_to_the_same_map(
+    run: Any, data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """SIGKILL, as a machine that runs out of memory sends it, in the middle of the steps."""
+    steps = ("--set", "r=6", "--reconstruct-steps", "60", "--task-steps", "6", "--batch", "4")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run("train", data, corpus, whole, *steps) == 0
+    given = ["train", data, corpus, cut, *steps, "--source", models[0], "--target", models[1]]
+    log = cut / "state" / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SAVING_EVERY_STEP, *map(str, given)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not log.exists() or log.read_text().count("\n") < 20:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (cut / "map.safetensors").exists()
+    assert run("train", data, corpus, cut, *steps) == 0
+    taken = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert taken[-1] == 65 and taken.count(0) == 1, "it began again instead of going on"
+    for name in ("map.safetensors", "training.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
