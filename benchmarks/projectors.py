@@ -83,7 +83,7 @@ CLOSED: tuple[Family, ...] = (
 )
 """Fitted in closed form, with every seed."""
 
-FOCUSED: tuple[Family, ...] = (Ridge(), Ridge(weight=1e-2), DEFAULT)
+FOCUSED: tuple[Family, ...] = (Ridge(), Ridge(choose=True), DEFAULT)
 """In closed form too, each token weighed by what the answers depend on, with every seed."""
 
 DESCENDED: tuple[Family, ...] = (Linear(), MLP())
