@@ -145,18 +145,18 @@ def answered(output: str) -> frozenset[tuple[str, str]]:
     """
     if output == "-":
         raise ConfigError("resume needs a file: give --output FILE, the one of the run before")
-    path, found = Path(output).expanduser(), set()
+    found = set()
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with Path(output).expanduser().open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    if row["answer"] is not None or row["fallback"]:
+                        found.add((str(row["capture"]), str(row["question"])))
     except FileNotFoundError:
-        return frozenset()
+        pass  # the first run
     except OSError as error:
         raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            if row["answer"] is not None or row["fallback"]:
-                found.add((str(row["capture"]), str(row["question"])))
     return frozenset(found)
 
 

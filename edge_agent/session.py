@@ -165,6 +165,10 @@ class Session:
             if self._base is not None and self._base.frame_number == frame_number:
                 self._base = None
 
+    def forget_advice(self) -> None:
+        """The server's default point and credit again."""
+        self.advised, self.max_in_flight = self.default_point, self.limits.max_in_flight
+
     def _behind(self, frame_number: int) -> int:
         return (self._frames - frame_number) % (1 << 32)
 

@@ -75,7 +75,7 @@ FATAL = (
 )
 """Errors that every further frame would meet as well: they end the run."""
 
-_DAMAGED = 3  # times that a frame goes again because its bytes changed on the way
+_DAMAGED = 3  # times that a request goes again because its bytes changed on the way
 
 
 @dataclass(frozen=True)
@@ -394,10 +394,7 @@ class Uplink:
             if event.WhichOneof("event") == "refused":
                 if event.refused.code == MissingKeyFrameError.code:
                     parcel.base_lost(session)
-                if event.refused.code == FrameCorruptError.code and sent.attempts <= _DAMAGED:
-                    damaged = from_code(event.refused.code, event.refused.message)
-                    raise _Refused(damaged, retryable=True)
-                raise self._refusal(event.refused, session)
+                raise self._refusal(event.refused, session, sent)
             parcel.accepted(session)
             answer = event.answer if event.WhichOneof("event") == "answer" else None
             return Outcome(packed.request_id, answer=answer, session=session)
@@ -560,16 +557,14 @@ class Uplink:
         sent.attempts += 1
         sent.message_bytes = request.ByteSize()
         sent.at = self._clock()
-        stream.asked(sent.at)
         self._metrics.sent_bytes.inc(sent.message_bytes)
         answer: bridge_pb2.Answer | None = None
         try:
             stub = bridge_pb2_grpc.BridgeStub(stream.channel)
             async for event in stub.Ask(request, timeout=self._policy.answer_timeout_s):
-                stream.heard(self._clock())
                 kind = event.WhichOneof("event")
                 if kind == "refused":
-                    raise self._refusal(event.refused, session)
+                    raise self._refusal(event.refused, session, sent)
                 if kind == "answer" and answer is None:
                     answer = event.answer
                 elif kind == "answer":
@@ -588,7 +583,6 @@ class Uplink:
     ) -> Outcome:
         session, policy = stream.session, self._policy
         sent.at = self._clock()
-        stream.asked(sent.at)
         decoder = await reverse_decoder(
             stream.channel,
             session,
@@ -613,7 +607,6 @@ class Uplink:
             if isinstance(typed, UnknownSessionError):
                 self._forget(session)
             raise typed from error
-        stream.heard(self._clock())
         header, body = open_response(
             response,
             session_constants(
@@ -648,9 +641,17 @@ class Uplink:
                 await self._hold_again(scene, scene.frame_number, scene.session)
                 stream = await self._open()
             held = scene.frame_number
+            stream.asked(self._clock())
             try:
-                return await call(stream, held, sent)
-            except UnknownSceneError as error:
+                outcome = await call(stream, held, sent)
+                stream.heard(self._clock())
+                return outcome
+            except OfflineError:
+                raise  # nothing came down
+            except (BridgeError, _Refused) as error:
+                stream.heard(self._clock())
+                if not isinstance(error, UnknownSceneError):
+                    raise
                 await self._hold_again(scene, held, stream.session)
                 raise _Refused(error, retryable=True) from error
 
@@ -720,14 +721,17 @@ class Uplink:
             attempts=sent.attempts,
         )
 
-    def _refusal(self, refused: bridge_pb2.Refused, session: Session) -> BridgeError | _Refused:
+    def _refusal(
+        self, refused: bridge_pb2.Refused, session: Session, sent: _Sent
+    ) -> BridgeError | _Refused:
         error = from_code(refused.code, refused.message)
         if isinstance(error, UnknownSceneError):
             return error
         if isinstance(error, UnknownSessionError):
             self._forget(session)
             return error
-        return _Refused(error, refused.retryable)
+        damaged = isinstance(error, FrameCorruptError) and sent.attempts <= _DAMAGED
+        return _Refused(error, refused.retryable or damaged)
 
     # ------------------------------------------------------------------ the connection
 
@@ -810,11 +814,7 @@ class Uplink:
                 metadata += (EVENTS_APART,)
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
-            # What the server advised, it advised on the stream before.
-            session.advised, session.max_in_flight = (
-                session.default_point,
-                session.limits.max_in_flight,
-            )
+            session.forget_advice()  # it was a stream's, and that one is gone
             return _Stream(session, channels, call, events or call)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:

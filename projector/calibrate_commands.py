@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from projector import tables
-from projector.train_commands import _add_device, _collect, _command, _count, _models, _whole
+from projector.arguments import count, whole
+from projector.train_commands import _add_device, _collect, _command, _models
 from protos.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def register(commands: Any) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the calibrated bundle")
     parser.add_argument(
         "--questions",
-        type=_whole,
+        type=whole,
         default=6,
         help="per picture; default: %(default)s",
     )
@@ -67,7 +68,7 @@ def register(commands: Any) -> None:
     )
     parser.add_argument(
         "--selector-pictures",
-        type=_count,
+        type=count,
         default=128,
         help="training pictures with questions that the selector task_aware learns from; 0: it "
         "is not learnt, nor for texts; default: %(default)s",

@@ -31,6 +31,7 @@ try:
     from pydantic_settings import SettingsConfigDict
 
     from projector import (
+        arguments,
         backends,
         build_commands,
         calibrate_commands,
@@ -101,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
-        code = int(
-            _pair(args.command)(args) if getattr(args, "pair", False) else args.command(args)
-        )
+        code = _run(args)
         sys.stdout.flush()
         return code
     except BridgeError as error:
@@ -249,18 +248,15 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _pair(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """A command on a pair of models, told which by flags, environment or configuration file."""
-
-    def run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
+    """The command; one on a pair of models is told which by flags, environment or file."""
+    if getattr(args, "pair", False):
         chosen = _settings(args)
         if args.check_config:
             return _check(chosen)
         for name in ("source", "target", "threads", "device"):
             setattr(args, name, getattr(chosen, name))
-        return command(args)
-
-    return run
+    return int(args.command(args))
 
 
 def _check(chosen: Settings, models: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> int:
@@ -441,7 +437,7 @@ def _parser() -> configuration.Parser:
     layout.add_argument("model", type=Path, metavar="MODEL", help="directory of a checkpoint")
     layout.add_argument(
         "--text-tokens",
-        type=train_commands.text_tokens,
+        type=arguments.text_tokens,
         default=0,
         metavar="N",
         help="of a text-only language model: the longest text that is taken (default: 128)",

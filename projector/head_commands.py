@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
-from projector.train_commands import (
-    THREADS,
-    _collect,
-    _count,
-    _models,
-    _rate,
-    _threads,
-    _whole,
-)
+from projector.arguments import add_models, count, rate, whole
+from projector.train_commands import _collect, _models
 from protos.errors import ConfigError, FitError
 
 if TYPE_CHECKING:
@@ -61,15 +54,15 @@ def register(commands: Any) -> None:
         "--view", default="projected", help="projected, native, edge or latents; default: projected"
     )
     train.add_argument(
-        "--components", type=_whole, default=128, help="of a token's state; default: %(default)s"
+        "--components", type=whole, default=128, help="of a token's state; default: %(default)s"
     )
-    train.add_argument("--width", type=_whole, default=64, help="hidden; default: %(default)s")
-    train.add_argument("--steps", type=_whole, default=600, help="at most; default: %(default)s")
-    train.add_argument("--batch", type=_whole, default=64, help="samples; default: %(default)s")
-    train.add_argument("--rate", type=_rate, default=2e-3, help="default: %(default)s")
-    train.add_argument("--patience", type=_count, default=8, help="reports of 20; 0: never")
-    train.add_argument("--held-out", type=_rate, default=0.1, help="share that decides when to end")
-    train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+    train.add_argument("--width", type=whole, default=64, help="hidden; default: %(default)s")
+    train.add_argument("--steps", type=whole, default=600, help="at most; default: %(default)s")
+    train.add_argument("--batch", type=whole, default=64, help="samples; default: %(default)s")
+    train.add_argument("--rate", type=rate, default=2e-3, help="default: %(default)s")
+    train.add_argument("--patience", type=count, default=8, help="reports of 20; 0: never")
+    train.add_argument("--held-out", type=rate, default=0.1, help="share that decides when to end")
+    train.add_argument("--seed", type=count, default=0, help="default: %(default)s")
 
     test = _command(inner, "test", "judge a head on pictures that it never saw")
     test.set_defaults(command=_test)
@@ -245,21 +238,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote, or a bundle")
     parser.add_argument("data", type=Path, metavar="DATA", help="pictures and labels.jsonl")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="directory of the edge model's checkpoint",
-    )
-    parser.add_argument(
-        "--target",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="directory of the cloud model's checkpoint",
-    )
+    add_models(parser)
     parser.add_argument("--point", help="operating point of a bundle; default: not quantized")
-    parser.add_argument("--threads", type=_threads, default=argparse.SUPPRESS, help=THREADS)
-    parser.set_defaults(pair=True)
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

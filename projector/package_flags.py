@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from projector import select
+from projector.arguments import whole
 from projector.package import CODECS, SUFFIX
 
 Run = Callable[[argparse.Namespace], int]
@@ -111,7 +112,7 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--creator", required=True, metavar="NAME", help="who makes it")
     parser.add_argument("--description", metavar="TEXT", help="what it is about")
     parser.add_argument(
-        "--tokens", type=_positive, metavar="N", help="keep at most so many tokens (default: all)"
+        "--tokens", type=whole, metavar="N", help="keep at most so many tokens (default: all)"
     )
     parser.add_argument(
         "--share",
@@ -142,7 +143,7 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--id", metavar="ID", help="name of the package (default: a new UUID)")
     parser.add_argument(
-        "--package-version", type=_positive, default=1, metavar="N", help="(%(default)s)"
+        "--package-version", type=whole, default=1, metavar="N", help="(%(default)s)"
     )
     parser.add_argument("--key", type=Path, metavar="FILE", help="sign it with this private key")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUTPUT")
@@ -221,7 +222,7 @@ def _apply(add: Add, run: Run) -> None:
     )
     _add_trusted(parser)
     parser.add_argument(
-        "--max-new-tokens", type=_positive, default=16, metavar="N", help="(%(default)s)"
+        "--max-new-tokens", type=whole, default=16, metavar="N", help="(%(default)s)"
     )
     parser.add_argument(
         "--cache",
@@ -250,10 +251,3 @@ def _add_trusted(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="accept only what a key of this list signed (TOML, [keys])",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
+from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError, ModelError
-from protos.layout import MAX_GRID_SIDE
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -35,9 +34,7 @@ if TYPE_CHECKING:
 
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
-THREADS = "CPU threads; 0 for torch's own"
 _MAX_REPORT_BYTES = 1 << 24
-_MOST_THREADS = 1024
 _CONTROLS = ("native", "blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
 
 _EXAMPLES = {
@@ -60,7 +57,7 @@ def register(commands: Any) -> None:
     )
     corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures, or of texts")
     corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
-    corpus.add_argument("--count", type=_whole, help="first so many of them (default: all)")
+    corpus.add_argument("--count", type=whole, help="first so many of them (default: all)")
     _add_device(corpus)
 
     train = _command(commands, "train", "fit a map to the pairs of a corpus", _train)
@@ -75,26 +72,26 @@ def register(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="a setting of the family, such as r=32; may be repeated",
     )
-    train.add_argument("--reconstruct-steps", type=_count, default=0, help="default: %(default)s")
-    train.add_argument("--task-steps", type=_count, default=0, help="default: %(default)s")
+    train.add_argument("--reconstruct-steps", type=count, default=0, help="default: %(default)s")
+    train.add_argument("--task-steps", type=count, default=0, help="default: %(default)s")
     train.add_argument("--task", choices=("kl", "ce", "both"), default="kl", help="task loss")
     train.add_argument(
         "--task-weight",
-        type=_weight,
+        type=weight,
         default=0.0,
         metavar="L",
         help="task steps lower MSE + 0.5 (1 - cosine) + L * task loss; 0: the task loss alone",
     )
     train.add_argument(
         "--directions",
-        type=_count,
+        type=count,
         default=0,
         metavar="K",
         help="steps move a `ridge` or `low_rank` only in the source's K directions that tell most "
         "of the target, for wide caches; 0: every weight",
     )
-    train.add_argument("--batch", type=_whole, default=16, help="pictures; default: %(default)s")
-    train.add_argument("--rate", type=_rate, default=1e-3, help="default: %(default)s")
+    train.add_argument("--batch", type=whole, default=16, help="pictures; default: %(default)s")
+    train.add_argument("--rate", type=rate, default=1e-3, help="default: %(default)s")
     train.add_argument(
         "--focus",
         action="store_true",
@@ -103,12 +100,12 @@ def register(commands: Any) -> None:
     )
     train.add_argument(
         "--patience",
-        type=_count,
+        type=count,
         default=0,
         help="held-out reports (five in all) without gain after which it ends early; 0: never",
     )
-    train.add_argument("--held-out", type=_rate, default=0.1, help="share of pictures held out")
-    train.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+    train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
+    train.add_argument("--seed", type=count, default=0, help="default: %(default)s")
     _add_device(train)
 
     validate = _command(commands, "validate", "judge a map on pairs that it never saw", _validate)
@@ -116,10 +113,10 @@ def register(commands: Any) -> None:
     validate.add_argument("data", type=Path, metavar="DATA", help="held-out pictures and questions")
     validate.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     validate.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
-    validate.add_argument("--questions", type=_whole, default=6, help="per picture")
+    validate.add_argument("--questions", type=whole, default=6, help="per picture")
     validate.add_argument(
         "--watts",
-        type=_power,
+        type=power,
         default=15.0,
         help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
     )
@@ -135,7 +132,7 @@ def register(commands: Any) -> None:
     )
     _add_reverse_rank(export)
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
-    export.add_argument("--bundle-version", type=_whole, default=1, help="default: %(default)s")
+    export.add_argument("--bundle-version", type=whole, default=1, help="default: %(default)s")
     export.add_argument(
         "--precision",
         choices=("float32", "float16", "bfloat16"),
@@ -548,18 +545,7 @@ def _command(
         f"{configuration.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="directory of the edge model's checkpoint",
-    )
-    parser.add_argument(
-        "--target",
-        type=Path,
-        default=argparse.SUPPRESS,
-        help="directory of the cloud model's checkpoint",
-    )
+    add_models(parser)
     parser.add_argument(
         "--text-tokens",
         type=text_tokens,
@@ -567,8 +553,7 @@ def _command(
         help="of texts: the longest that is taken, at most 1024; part of both layouts; default: "
         "%(default)s",
     )
-    parser.add_argument("--threads", type=_threads, default=argparse.SUPPRESS, help=THREADS)
-    parser.set_defaults(command=function, pair=True)
+    parser.set_defaults(command=function)
     return parser
 
 
@@ -584,72 +569,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_reverse_rank(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reverse-rank",
-        type=_count,
+        type=count,
         default=0,
         help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _threads(text: str) -> int:
-    value = _count(text)
-    if value > _MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST_THREADS}")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def text_tokens(text: str) -> int:
-    """As `--text-tokens` takes it: what a layout's grid can hold."""
-    value = _whole(text)
-    if value > MAX_GRID_SIDE:
-        raise argparse.ArgumentTypeError(f"{text}: a text has at most {MAX_GRID_SIDE} tokens")
-    return value
-
-
-def _power(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text} W is not in 0..100000")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no weight: 0 or more")
-    return value
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more, less than 1")
-    return value
-
-
-for _type, _named in (
-    (_count, "whole number"),
-    (_threads, "whole number"),
-    (_whole, "whole number"),
-    (text_tokens, "whole number"),
-    (_power, "number"),
-    (_weight, "number"),
-    (_rate, "number"),
-):
-    _type.__name__ = _named  # argparse: "invalid whole number value: 'x'"
 
 
 if __name__ == "__main__":

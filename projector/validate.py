@@ -109,11 +109,14 @@ class Validator:
                 f"{LEAST_QUESTIONS} says nothing; add pictures or questions"
             )
         self.pictures = [one.picture for one in self.asked]
-        self.map: Any = self.trainer.map
-        if self.map is not None and self.trainer.device.type != "cpu":
-            self.map = copy.deepcopy(self.map).to("cpu")  # only what the target is asked needs it
         self._native: dict[int, torch.Tensor] = {}
         self._arms = 0
+
+    @property
+    def map(self) -> Any:
+        """The map, on the CPU: only what the target is asked needs another device."""
+        made = self.trainer.map
+        return made if self.trainer.device.type == "cpu" else copy.deepcopy(made).to("cpu")
 
     def answers(self, make: Make) -> Answers:
         """Answers from a cache, beside those from the native one."""

@@ -83,10 +83,8 @@ class Bench:
         about = [*({**plan, "ranks": list(plan["ranks"])}.values()), self.args.contexts]
         named = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
         self.kept = self.learner.work / f"rows-{named}.json"
-        for path in (self.kept, self.learner.work / "rows.json"):  # the latter's settings: any
-            if path.exists() and not self.rows:
-                read = json.loads(path.read_text())
-                self.rows = read["rows"] if read["about"] == about else {}
+        if self.kept.exists():
+            self.rows = json.loads(self.kept.read_text())["rows"]
         self.about = about
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 TEXT = ".txt"
 TEXTS = "texts.jsonl"
 BESIDE = ("questions.jsonl", "labels.jsonl")
+"""What a folder of `projector` (`projector/dataset.py`, not part of an agent) holds besides."""
 _LONGEST_TEXT = 1 << 20
 _LONGEST_FILE = 1 << 26
 
