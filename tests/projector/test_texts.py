@@ -25,6 +25,7 @@ from projector.fit import moments_of
 from projector.lm import LM
 from projector.packed import Packed
 from projector.ragged import present
+from projector.sensitivity import token_weights
 from projector.tokens import align, fresh
 from projector.train import Trainer, TrainSettings
 from projector.validate import Validator, reconstruction
@@ -409,3 +410,24 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, what: str) -> None:
 def test_a_text_that_cannot_be_written_is_refused_by_its_reader(pair: tuple[LM, LM]) -> None:
     with pytest.raises(ContextError, match="not valid Unicode"):
         pair[0].tokens("the \udcff car")
+
+
+def test_texts_too_are_fitted_in_focus(run: Any, data: Path, folder: Path, tmp_path: Path) -> None:
+    """Tokens weigh what answers depend on; there are none past a text's end."""
+    blobs = []
+    for name, flags in (("alike", ()), ("focus", ("--focus",))):
+        assert run("train", data, folder, tmp_path / name, "--set", "r=8", *flags) == 0
+        blobs.append((tmp_path / name / "map.safetensors").read_bytes())
+    assert blobs[0] != blobs[1]
+
+
+def test_tokens_past_a_texts_end_weigh_nothing(
+    corpus: Corpus, pair: tuple[LM, LM], data: Path, tmp_path: Path
+) -> None:
+    few = corpus.part(slice(0, 16))
+    asks = Texts(data).questions
+    trainer: Any = Trainer(None, few, pair[1], asks, TrainSettings(), tmp_path / "state")
+    weights = token_weights(trainer)
+    there = np.arange(weights.shape[1]) < few.y.lengths[:, None]
+    assert (weights[there] > 0).all() and not weights[~there].any()
+    assert weights[there].mean() == pytest.approx(1.0, rel=1e-3)
