@@ -6,6 +6,7 @@ Knows corpora, families and models. Does not know: files, flags.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from projector.vlm import VLM
 from protos.errors import CorpusError
 from protos.layout import KVLayout
 
-_CHUNK = 64
+_CHUNK, _CHUNK_TOKENS = 64, 4096
 _BATCH = 32
 
 
@@ -59,15 +60,24 @@ def chunks(
     """
     across = grid_weights(source.grid, target.grid)
     between = None if across is None else across.numpy()
-    for begin in range(0, len(corpus), _CHUNK):
-        x = corpus.x[begin : begin + _CHUNK].astype(np.float32)
-        y = corpus.y[begin : begin + _CHUNK]
-        each = None if weights is None else weights[begin : begin + _CHUNK, : y.shape[1]]
+    for some in _slices(corpus):
+        x = corpus.x[some].astype(np.float32)
+        y = corpus.y[some]
+        each = None if weights is None else weights[some, : y.shape[1]]
         if corpus.ragged:
             there = present(x)
             x, y, each = x[there], y[there], None if each is None else each[there]
         x = x if between is None else between @ x
         yield (x, y) if each is None else (x, y, each)
+
+
+def _slices(corpus: Corpus) -> list[slice]:
+    """Rows of a corpus that are taken together; of texts, which are short, some 4,096 tokens."""
+    if not corpus.ragged:
+        return [slice(begin, begin + _CHUNK) for begin in range(0, len(corpus), _CHUNK)]
+    begins = np.cumsum(corpus.x.lengths) - corpus.x.lengths
+    cuts = np.flatnonzero(np.diff(begins // _CHUNK_TOKENS)) + 1
+    return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), len(corpus)])]
 
 
 def moments_of(

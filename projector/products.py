@@ -34,6 +34,16 @@ def products(kind: str = "cpu", dtype: torch.dtype | None = None) -> torch.autoc
     return torch.autocast(kind, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
+def quick_kernels() -> None:
+    """Chooses the faster float32 kernels for the processor; for a whole process, a bench's.
+
+    oneDNN's where it has AVX-512 (MKL's are half as fast there on AMD's processors), MKL's where
+    not (a fifth faster on Zen 3). On one with matrix units for it the first may mean bfloat16.
+    """
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        torch.set_float32_matmul_precision("medium")
+
+
 def said(dtype: torch.dtype) -> str:
     """A type as reports name it."""
     return str(dtype).removeprefix("torch.")

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from benchmarks import codec_speed, controller, guard
@@ -48,6 +47,7 @@ from deploy.testset import TestSet
 from deploy.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from projector.estimate import pareto, thin
+from projector.products import quick_kernels
 from projector.vlm import VLM
 from protos.errors import BridgeError
 
@@ -418,9 +418,7 @@ def main() -> int:
     parser.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     args = parser.parse_args()
-    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors;
-    # on one with matrix units for it this may mean bfloat16 products.
-    torch.set_float32_matmul_precision("medium")
+    quick_kernels()
     try:
         return run(args, Console())
     except (BridgeError, ChildError) as error:

@@ -33,6 +33,7 @@ from projector.corpus import Corpus
 from projector.estimate import clustered, paired
 from projector.families.base import Map
 from projector.lm import LM
+from projector.products import quick_kernels
 from projector.ragged import present
 from projector.validate import reconstruction
 from protos.errors import BridgeError
@@ -40,6 +41,8 @@ from protos.quantize import get as quantizer
 
 TEXT_TOKENS = 224
 FOREIGN_CONTEXTS = 40
+WATCHED_CONTEXTS = 32
+"""Asked about a few times while a map is trained through the target."""
 SPLITS = {"unseen": ("unseen", False), "seen": ("train", False), "binding": ("unseen", True)}
 LEVELS = {"fp8_e4m3": 224.0, "int8": 127.0, "int4": 7.0}
 BYTES = {"fp8_e4m3": 1.0, "int8": 1.0, "int4": 0.5}
@@ -104,6 +107,8 @@ class Bench:
         """Every arm on every split, every seed."""
         for split in (*SPLITS, *facts.FOREIGN):
             self._fixed(split)
+        ranks = (self.learner.settings.coded, FULL)
+        tuned = {rank: self.learner.tuned(rank, self._watched) for rank in ranks}
         for seed in range(self.args.seeds):
             names = [f"{split}/{arm}/{seed}" for split in SPLITS for arm in self.closed]
             if all(name in self.rows for name in names):
@@ -112,8 +117,6 @@ class Bench:
             for split in SPLITS:
                 for rank, made in maps.items():
                     self._arm(split, _closed(rank), seed, made)
-        ranks = (self.learner.settings.coded, FULL)
-        tuned = {rank: self.learner.tuned(rank, self._chosen_by) for rank in ranks}
         for split in (*SPLITS, *facts.FOREIGN):
             for rank, made in tuned.items():
                 self._arm(split, f"{_closed(rank)} + KL", 0, made)
@@ -129,12 +132,13 @@ class Bench:
 
     @cached_property
     def _held(self) -> tuple[Judge, Corpus]:
-        contexts = diverse.validation(self.args.contexts, 0, self.learner.words)
+        count = min(self.args.contexts, WATCHED_CONTEXTS)
+        contexts = diverse.validation(count, 0, self.learner.words)
         corpus = self.learner.corpus("validation", [context.text for context in contexts])
         return Judge(self.learner.trainer(None), contexts), corpus
 
-    def _chosen_by(self, made: Map) -> float:
-        """Accuracy on the contexts that choices are made on."""
+    def _watched(self, made: Map) -> float:
+        """Accuracy on contexts of words that neither training nor the benchmark has."""
         judge, corpus = self._held
         return float(np.mean(judge.answers(_through(made, corpus, judge))))
 
@@ -404,9 +408,7 @@ def main() -> int:
     names = [SMOLLM2.name, GEMMA3.name]
     if args.reverse:
         names.reverse()
-    # oneDNN's float32 kernels in the place of MKL's, which are half as fast on AMD's processors;
-    # on one with matrix units for it this may mean bfloat16 products.
-    torch.set_float32_matmul_precision("medium")
+    quick_kernels()
     try:
         source, target = (LM.load(args.models / name, text_tokens=TEXT_TOKENS) for name in names)
         work = args.work / ("reverse" if args.reverse else "forward")

@@ -284,9 +284,15 @@ def words(split: str) -> set[str]:
     return {word.lower() for word in (*NAMES[split], *values)}
 
 
+IRREGULAR = {"knife": "knives", "mouse": "mice", "wolf": "wolves"}
+"""Plurals of the words above that no rule of `forms` makes."""
+_SINGULAR = {plural: word for word, plural in IRREGULAR.items()}
+
+
 def forms(word: str) -> set[str]:
     """A word with its plurals and its singular, roughly: too many rather than too few."""
-    stems = {word, word.removesuffix("s"), word.removesuffix("es")}
+    stems = {word, word.removesuffix("s"), word.removesuffix("es"), _SINGULAR.get(word, "")}
+    stems.add(IRREGULAR.get(word, ""))
     if word.endswith("ies"):
         stems.add(word[:-3] + "y")
     made = {stem + ending for stem in stems if stem for ending in ("", "s", "es")}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.real_pair.facts import Context, Question
@@ -61,6 +62,7 @@ class Judge:
         """Whether each question is answered right from the caches that `make` gives."""
         model = self.trainer.target
         assert isinstance(model, LM)
+        weight = model.head.weight
         right: list[bool] = []
         with torch.no_grad():
             for begin in range(0, len(self.contexts), _BATCH):
@@ -72,7 +74,7 @@ class Judge:
                     ]
                     for i in chosen
                 ]
-                right += best_first(rows, partial(self.trainer.logits, layers=make(chosen)))
+                right += best_first(rows, weight, partial(_logits, model, make(chosen)))
         return right
 
     @property
@@ -96,29 +98,42 @@ class Judge:
         return self.trainer.native_layers(states)
 
 
+Head = Callable[[Tensor], Tensor]
+"""From last states `[n, d]` to logits."""
+
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A question's tokens, and those of each candidate."""
 
 
-def best_first(rows: Sequence[Sequence[Asked]], logits: Callable[[Packed], Tensor]) -> list[bool]:
+def best_first(
+    rows: Sequence[Sequence[Asked]], weight: Tensor, logits: Callable[[Packed, Head], Tensor]
+) -> list[bool]:
     """Whether the first candidate of each question is the likeliest.
 
     Args:
         rows: of each context, as many questions.
-        logits: of packed questions over the contexts' caches.
+        weight: of the model's output embedding, `[vocabulary, d]`.
+        logits: of packed questions over the contexts' caches, by such an embedding or some rows of
+            it.
 
     Raises:
         FitError: scores that are not finite.
     """
     if all(apart(candidates) for row in rows for _, candidates in row):
         packed = Packed.of([[(q, candidates[0][:1]) for q, candidates in row] for row in rows])
-        columns = torch.tensor([[ids[0] for ids in c] for row in rows for _, c in row])
-        return _first_largest(logits(packed).gather(1, columns))
+        first = torch.tensor([[ids[0] for ids in c] for row in rows for _, c in row])
+        some, columns = first.unique(return_inverse=True)  # of a quarter of a million tokens
+        found = logits(packed, partial(F.linear, weight=weight[some]))
+        return _first_largest(found.gather(1, columns))
     scores = []
     for place in range(len(rows[0][0][1])):  # one pass for each candidate, every token of it
         packed = Packed.of([[(q, candidates[place]) for q, candidates in row] for row in rows])
         wanted = packed.labels[packed.labels != IGNORED]
-        found = logits(packed).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        found = (
+            logits(packed, partial(F.linear, weight=weight))
+            .log_softmax(-1)
+            .gather(1, wanted[:, None])[:, 0]
+        )
         sizes = [len(candidates[place]) for row in rows for _, candidates in row]
         scores.append(torch.stack([part.sum() for part in found.split(sizes)]))
     return _first_largest(torch.stack(scores, dim=1))
@@ -138,9 +153,9 @@ def own_answers(model: LM, contexts: Sequence[Context]) -> list[bool]:
             layers = model.context([model.tokens(context.text).ids])
             scenes = Scenes(layers, torch.tensor([layers[0][0].shape[2]]))
             row = [(model.question_ids(q.text), answer_ids(model, q)) for q in context.questions]
-            right += best_first([row], partial(_logits, model, scenes))
+            right += best_first([row], model.head.weight, partial(_logits, model, scenes))
     return right
 
 
-def _logits(model: LM, scenes: Scenes, packed: Packed) -> Tensor:
-    return packed.logits(model.decoder, model.head, scenes)
+def _logits(model: LM, layers: Sequence[LayerCache], packed: Packed, head: Head) -> Tensor:
+    return packed.logits(model.decoder, head, layers)

@@ -49,7 +49,7 @@ FULL = 0
 FOLDS = 4
 _UNTRAINED = "untrained "
 _UNTRAINED_SEED = 2
-_CHUNK = 64
+_CHUNK = 160
 _SECONDS = "seconds.json"
 _TEXTS = ("texts",)
 _CLOSED = ("texts", "layers", "ridge", "shrink")
@@ -217,7 +217,7 @@ class Learner:
         for fold in tqdm(folds, desc=name, unit="fold"):
             path = self.work / f"{name.replace(' ', '-')}-{count}-{fold}.npz"
             if not path.exists():
-                with self.timed(name, _TEXTS):
+                with self.timed(f"{name} {fold}", _TEXTS):
                     keep(Moments.of(pairs(np.arange(count) % FOLDS == fold)), path)
             total = kept(path) if total is None else total + kept(path)
         assert total is not None

@@ -44,6 +44,21 @@ def test_no_word_of_the_unseen_split_occurs_in_training_in_any_number(binding: b
         assert not facts.forms(word) & seen, word
 
 
+BY_HAND = """
+cows tigers frogs camels mice deer lizards spiders whales eagles chefs carpenters dentists
+plumbers butchers tailors scientists waiters librarians guards banana egg mushroom tomato onion
+carrot cookie grape keys bells flags drums shovels buckets pillows blankets guitars clocks dogs
+horses foxes wolves knives monkeys
+"""
+
+
+@pytest.mark.parametrize("other", BY_HAND.split())
+def test_the_other_number_of_a_word_is_a_form_of_it_both_ways(other: str) -> None:
+    told = facts.words("unseen") | facts.words("train")
+    known = [word for word in told if other in facts.forms(word)]
+    assert len(known) == 1 and known[0] in facts.forms(other)
+
+
 def test_texts_and_questions_are_exported_as_projector_reads_them(
     vocabularies: tuple[list[str], list[str]], tmp_path: Path, capsys: Any
 ) -> None:
@@ -328,12 +343,12 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     assert set(report["fit"]["unseen"]) == {"full", "rank 16"} | carried
     assert report["ttft"]["ratio"] > 0
     spent = set(report["training_minutes"])
-    assert {"corpus training", "moments", "sensitivity", "tuned 16"} <= spent
-    assert len(report["targets"]) == 7
+    assert {"corpus training", "moments 0", "moments 3", "sensitivity", "tuned 16"} <= spent
+    assert len(report["targets"]) == 8
     text = page.markdown(report, report)
     for name in carried | fixed | closed:
         assert f"\n| {name}" in text
-    assert "The other direction" in text and text.count("| yes |") + text.count("**no**") == 7
+    assert "The other direction" in text and text.count("| yes |") + text.count("**no**") == 8
     page.draw(report, learner.work / "plot.svg")
     assert "numbers per token" in (learner.work / "plot.svg").read_text()
     assert report["settings"]["contexts"] == 4 and arms[("native", None)]["n_german"] > 0
@@ -350,7 +365,7 @@ def test_the_benchmark_reports_every_arm_and_resumes(
 def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner) -> None:
     learner.tuned(16)
     mine = learner.minutes()
-    assert {"moments", "sensitivity", "closed forms 0", "tuned 16"} <= set(mine)
+    assert {"moments 1", "sensitivity", "closed forms 0", "tuned 16"} <= set(mine)
     plan = learner.settings
     for changed, gone in (
         ({"steps": plan.steps + 1}, {"tuned 16"}),
@@ -359,7 +374,7 @@ def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner)
     ):
         other = Learner(learner.source, learner.target, learner.work, replace(plan, **changed))
         assert gone <= set(mine) - set(other.minutes())
-        assert other.minutes()["moments"] == mine["moments"]
+        assert other.minutes()["moments 1"] == mine["moments 1"]
 
 
 def test_maps_of_some_source_layers_look_at_no_others(lm: LM) -> None:
