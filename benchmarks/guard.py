@@ -1,11 +1,12 @@
 """The guard's calibration, and how well it works on pictures unlike those it was calibrated on.
 
 `python -m benchmarks.guard` answers questions about validation pictures, half of them made unusual
-(`reference/pictures.py`), from the frame and from the picture; learns the risk model and its limit
+(`projector/unusual.py`), from the frame and from the picture; learns the risk model and its limit
 from that; then looks at test and shifted pictures, half and half: does the risk predict that the
 frame is answered otherwise than the picture, and what do answers and bytes become when the guard
-sends the picture instead? `--bundle-out` writes the bundle with the risk model in it;
-`--installed` learns nothing and looks at the risk model that the bundle holds.
+sends the picture instead? Each picture is sent at the default point, on which all figures are but
+those by point, and at another of the ladder's. `--bundle-out` writes the bundle with the risk model
+in it; `--installed` learns nothing and looks at the risk model that the bundle holds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from deploy.arms import Pair, decoded_answers, seeing
+from deploy.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
 from deploy.demo import Terminal
 from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
 from deploy.report.plots import CLOUD, OURS, QUIET
 from deploy.testset import Asked
-from edge_agent.guard import Question
 from edge_agent.picture import PictureCodec
-from projector.bundle import write_bundle
-from projector.estimate import paired, same_answer
+from projector import disagree
+from projector.bundle import Bundle, write_bundle
+from projector.estimate import auroc, paired, same_answer
 from projector.learn_risk import learn
-from projector.risk import RiskModel, features
+from projector.risk import RiskModel
+from projector.unusual import unusual
 from projector.vlm import VLM
 from protos.errors import BridgeError, ConfigError
-from reference.pictures import unusual
 from reference.yard import ask, render, sample_scenes
 
 BLOCK = 32
@@ -56,37 +57,19 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """What was asked about some pictures and what came of it; one row per question.
+class Rows(disagree.Rows):
+    """What was asked about some pictures and what came of it; one row per question and point.
 
     Attributes:
-        found: features of the risk, `[n, F]`.
-        picture: index, `[n]`.
-        disagree: the frame's answer is not the picture's, `[n]`.
-        right_frame, right_picture, right_sent, right_edge: answers of the large model from the
-            frame, the picture, the picture as it would be sent (WebP; on the calibration's pictures
-            not asked, as from the picture), and of the small model.
-        frame_bytes, sent_bytes: payload of the frame and of that WebP, `[n]`.
+        right_sent: from the picture as it would be sent (WebP); on the calibration's pictures not
+            asked, as from the picture, `[n]`.
+        right_edge: of the small model, `[n]`.
+        sent_bytes: of that WebP, `[n]`.
     """
 
-    found: npt.NDArray[np.float32]
-    picture: npt.NDArray[np.int64]
-    disagree: Bools
-    right_frame: Bools
-    right_picture: Bools
     right_sent: Bools
     right_edge: Bools
-    frame_bytes: npt.NDArray[np.int64]
     sent_bytes: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.picture)
-
-    @classmethod
-    def join(cls, parts: Sequence[Rows]) -> Rows:
-        """All rows of all parts."""
-        names = [entry.name for entry in fields(cls)]
-        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
 
 def collect(pair: Pair, split: str, start: int, count: int, folder: Path, show: Terminal) -> Rows:
@@ -111,50 +94,42 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
     calibrating = split == "validation"
     scenes = sample_scenes(split, first, BLOCK)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
+    rng = np.random.default_rng([first, 7])
     if calibrating:
-        rng = np.random.default_rng([first, 7])
         pictures = [unusual(p, rng) if rng.random() < UNUSUAL_SHARE else p for p in pictures]
     asked = [
         Asked(row, q.text, q.subkind, q.answer)
         for row in range(BLOCK)
         for q in ask(scenes, row, QUESTIONS, 0)
     ]
-    point = pair.bundle.encoder.point(pair.bundle.info.default_point)
-    states = pair.states(pictures)
-    frames = [pair.encode(state, point) for state in states]
-    first_tokens = certainty(pair.edge, pictures, asked)
+    info, encoder = pair.bundle.info, pair.bundle.encoder
+    between = disagree.Pair(pair.edge, pair.cloud, encoder, pair.backend, MAX_NEW_TOKENS)
+    rows = between.compare(
+        pictures,
+        [[(q.text, q.truth) for q in asked if q.picture == row] for row in range(BLOCK)],
+        [
+            disagree.lesson_points(encoder, info.ladder, info.default_point, rng)
+            for _ in range(BLOCK)
+        ],
+        range(first, first + BLOCK),
+    )
     codec = PictureCodec()
     files = [codec.encode(picture) for picture in pictures]
-    seen = seeing(pair.cloud, pictures, asked, _quiet)
-    given = {
-        "frame": pair.injected(frames, [(q.picture, q.text) for q in asked], _quiet),
-        "picture": seen,
-        "sent": seen if calibrating else decoded_answers(pair.cloud, files, asked, _quiet),
-        "edge": seeing(pair.edge, pictures, asked, _quiet),
-    }
-    rows = [q.picture for q in asked]
-    found = []
-    for q, chances in zip(asked, first_tokens, strict=True):
-        about = Question.about(pair.bundle.encoder, states[q.picture], q.text, chances)
-        figures = frames[q.picture].shot.distortion
-        if figures is None:
-            raise ValueError(f"point '{point.name}' makes no frame")
-        found.append(features(figures, q.text, chances, about.moved))
-    right = {
-        f"right_{arm}": np.array(
-            [same_answer(a, q.truth) for a, q in zip(answers, asked, strict=True)]
-        )
-        for arm, answers in given.items()
-    }
+    sent = None if calibrating else decoded_answers(pair.cloud, files, asked, _quiet)
+    edge = seeing(pair.edge, pictures, asked, _quiet)
+    about = rows.picture - first
+    place = QUESTIONS * about + rows.question
+
+    def right(answers: Sequence[str]) -> Bools:
+        each = [same_answer(a, q.truth) for a, q in zip(answers, asked, strict=True)]
+        chosen: Bools = np.array(each)[place]
+        return chosen
+
     return Rows(
-        found=np.stack(found),
-        picture=np.array(rows) + first,
-        disagree=np.array(
-            [not same_answer(a, b) for a, b in zip(given["frame"], given["picture"], strict=True)]
-        ),
-        frame_bytes=np.array([len(frames[row].shot.payload) for row in rows]),
-        sent_bytes=np.array([len(files[row]) for row in rows]),
-        **right,
+        **vars(rows),
+        right_sent=rows.right_picture if sent is None else right(sent),
+        right_edge=right(edge),
+        sent_bytes=np.array([len(file) for file in files])[about],
     )
 
 
@@ -173,14 +148,6 @@ def _quiet(_: int) -> None:
 
 
 # ------------------------------------------------------------------------------------- figures
-
-
-def auroc(score: npt.NDArray[np.floating], event: Bools) -> float:
-    """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney)."""
-    values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    hits, misses = int(event.sum()), int((~event).sum())
-    return float((ranks[event].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def outcome(rows: Rows, over: Bools) -> dict[str, float]:
@@ -312,8 +279,14 @@ def calibrated(pair: Pair, pictures: int, folder: Path, show: Terminal) -> RiskM
     """Learn the risk and its limit on pictures of validation."""
     rows = collect(pair, "validation", FIRST_VALIDATION, pictures, folder, show)
     return learn(
-        rows.found, rows.disagree, rows.picture, rows.right_frame, rows.right_picture, WITHIN
-    )
+        rows.found,
+        rows.disagree,
+        rows.picture,
+        rows.right_frame,
+        rows.right_picture,
+        WITHIN,
+        limiting=rows.point == pair.bundle.info.default_point,
+    ).risk
 
 
 def evaluate(
@@ -335,7 +308,24 @@ def evaluate(
     if risk is None:
         raise ConfigError(f"bundle {pair.bundle.info.id} holds no risk model: see --bundle-out")
     splits = ("test", "shifted")
-    return examine(risk, {s: collect(pair, s, 0, pictures, folder, show) for s in splits})
+    every = {s: collect(pair, s, 0, pictures, folder, show) for s in splits}
+    default = pair.bundle.info.default_point
+    usual = {split: rows.where(rows.point == default) for split, rows in every.items()}
+    return examine(risk, usual) | {"by_point": by_point(risk, pair.bundle, every["test"])}
+
+
+def by_point(risk: RiskModel, bundle: Bundle, rows: Rows) -> dict[str, dict[str, float]]:
+    """Whether the risk is as large as answers differ, at each operating point, in ladder order."""
+    said = risk.risk(rows.found)
+    return {
+        bundle.encoder.point(index).name: {
+            "questions": int(there.sum()),
+            "disagree_share": round(float(rows.disagree[there].mean()), 4),
+            "risk_mean": round(float(said[there].mean()), 4),
+        }
+        for index in bundle.info.ladder
+        if (there := rows.point == index).any()
+    }
 
 
 def install(pair: Pair, risk: RiskModel, out: Path) -> None:

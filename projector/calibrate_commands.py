@@ -89,9 +89,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     if not 0 <= args.within <= 1:
         raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
+    data, held = open_folder(args.data), open_folder(args.held)
+    held.require_questions(args.questions)
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
-    data, held = open_folder(args.data), open_folder(args.held)
     if isinstance(data, Texts):
         given["quiet"] = given["quiet"] or (0.0,)
         if any(given["quiet"]) or any(given["tokens"] or ()) or args.selector:

@@ -36,6 +36,7 @@ try:
         build_commands,
         calibrate_commands,
         configuration,
+        guard_commands,
         head_commands,
         package_commands,
         tables,
@@ -422,6 +423,7 @@ def _parser() -> configuration.Parser:
     train_commands.register(commands)
     head_commands.register(commands)
     calibrate_commands.register(commands)
+    guard_commands.register(commands)
     build_commands.register(commands)
     package_commands.register(commands)
 

@@ -26,13 +26,15 @@ from typing import ClassVar
 from PIL import Image, UnidentifiedImageError
 
 from projector.tokens import sound
-from protos.errors import FrameMalformedError, PictureError, SourceError
+from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
 
 QUESTIONS = "questions.jsonl"
 TEXTS = "texts.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LONGEST_LINE = 1 << 16
+LEAST_QUESTIONS = 384
+"""About held-out inputs, for a figure to be made of them."""
 _LONGEST_TEXT = 1 << 20
 _MOST_LINES = 10_000_000
 
@@ -80,19 +82,35 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the pictures' files and names: whether a corpus was made of these.
+        """SHA-256 over all inputs and their names: whether a corpus was made of these.
 
         Raises:
-            PictureError: one of them cannot be read.
+            PictureError, SourceError: one of them cannot be read.
         """
         digest = hashlib.sha256()
-        for path in self.files:
-            try:
-                blob = path.read_bytes()
-            except OSError as error:
-                raise PictureError(f"{path} cannot be read: {error.strerror or error}") from error
+        for index, path in enumerate(self.files):
+            blob = self._content(index)
             digest.update(f"{path.name}\0{len(blob)}\0".encode() + blob)
         return digest.hexdigest()
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """A digest of each input's own bytes, whatever it is called: which were seen before.
+
+        Raises:
+            PictureError, SourceError: one of them cannot be read.
+        """
+        return tuple(
+            hashlib.blake2b(self._content(index), digest_size=8).hexdigest()
+            for index in range(len(self))
+        )
+
+    def _content(self, index: int) -> bytes:
+        path = self.files[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise PictureError(f"{path} cannot be read: {error.strerror or error}") from error
 
     @property
     def questions_digest(self) -> str:
@@ -116,6 +134,24 @@ class Dataset:
     def asked(self, index: int) -> Sequence[Asked]:
         """Every question that is asked of picture `index`, in the file's order."""
         return self._asked[index]
+
+    def require_questions(self, per_input: int, inputs: range | None = None) -> None:
+        """Refuse too few questions to say anything by.
+
+        Args:
+            per_input: of each input, at most so many count.
+            inputs: which inputs do; all by default.
+
+        Raises:
+            FitError: fewer than 384.
+        """
+        chosen = range(len(self)) if inputs is None else inputs
+        count = sum(len(self.asked(index)[:per_input]) for index in chosen)
+        if count < LEAST_QUESTIONS:
+            raise FitError(
+                f"{count} held-out questions: a figure from fewer than {LEAST_QUESTIONS} says "
+                f"nothing; add {self.unit}s or questions"
+            )
 
     def questions(self, index: int, count: int, seed: int) -> Sequence[tuple[str, str]]:
         """Exactly `count` (question, answer) pairs, repeated if the picture has fewer.
@@ -182,14 +218,8 @@ class Texts(Dataset):
             raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files)")
         return files
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the texts and their names: whether a corpus was made of these."""
-        digest = hashlib.sha256()
-        for index, path in enumerate(self.files):
-            text = self.text(index).encode()
-            digest.update(f"{path.name}\0{len(text)}\0".encode() + text)
-        return digest.hexdigest()
+    def _content(self, index: int) -> bytes:
+        return self.text(index).encode()
 
     def text(self, index: int) -> str:
         """Text `index`.

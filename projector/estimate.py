@@ -88,6 +88,14 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().strip().rstrip(".").split())
 
 
+def auroc(score: npt.NDArray[np.floating], event: npt.NDArray[np.bool_]) -> float:
+    """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney)."""
+    values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    hits, misses = int(event.sum()), int((~event).sum())
+    return float((ranks[event].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
 def pareto(points: Sequence[Mapping[str, Any]]) -> list[int]:
     """Indices of the points that no cheaper one reaches, by rising `bytes` and `accuracy`."""
     order = sorted(range(len(points)), key=lambda i: (points[i]["bytes"], -points[i]["accuracy"]))

@@ -5,6 +5,9 @@ Knows features and which answers agreed; knows nothing of models, pictures or fi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +25,19 @@ _STEPS = 25
 _FOLDS = 2
 
 
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """A risk model, and what it would have said of pictures that it had not seen.
+
+    Attributes:
+        risk: fitted to every question.
+        crossed: risk of each question by a fit to the other half of the pictures, `[n]`.
+    """
+
+    risk: RiskModel
+    crossed: Doubles
+
+
 def learn(
     found: npt.NDArray[np.floating],
     disagree: Bools,
@@ -30,7 +46,8 @@ def learn(
     right_picture: Bools,
     within: float,
     ridge: float = RIDGE,
-) -> RiskModel:
+    limiting: Bools | None = None,
+) -> Learnt:
     """Fit on every question; choose the limit by cross-fitting over pictures.
 
     The limit is the highest at which accuracy, with every riskier question answered from the
@@ -44,6 +61,8 @@ def learn(
         right_picture: whether that from the picture is, `[n]`.
         within: accuracy that may be lost, 0..1.
         ridge: weight of the penalty.
+        limiting: which questions the limit is chosen on, `[n]`: those about frames at the point
+            that is usually sent at. All by default.
 
     Raises:
         FitError: all answers agree, or none does.
@@ -60,13 +79,15 @@ def learn(
         weights, bias = logistic(x[~held], y[~held], ridge)
         crossed[held] = x[held] @ weights + bias
     weights, bias = logistic(x, y, ridge)
-    score = _limit(crossed, right_frame, right_picture, within)
-    return RiskModel(
+    by = np.ones(len(y), dtype=np.bool_) if limiting is None else limiting
+    score = _limit(crossed[by], right_frame[by], right_picture[by], within)
+    risk = RiskModel(
         mean=x.mean(axis=0).astype(np.float32),
         weights=weights.astype(np.float32),
         bias=bias,
-        limit=float(1.0 / (1.0 + np.exp(-np.clip(score, -50.0, 50.0)))),
+        limit=float(_chance(np.float64(score))),
     )
+    return Learnt(risk, _chance(crossed))
 
 
 def logistic(
@@ -100,7 +121,7 @@ def _newton(x: Doubles, y: Doubles, ridge: float) -> tuple[Doubles, float]:
     penalty[-1] = 0.0
     w = np.zeros(a.shape[1])
     for _ in range(_STEPS):
-        p = 1.0 / (1.0 + np.exp(-np.clip(a @ w, -50.0, 50.0)))
+        p = _chance(a @ w)
         gradient = a.T @ (p - y) + penalty * w
         curvature = (a * np.maximum(p * (1 - p), 1e-9)[:, None]).T @ a + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
@@ -109,6 +130,10 @@ def _newton(x: Doubles, y: Doubles, ridge: float) -> tuple[Doubles, float]:
             break
     weights = w[:-1] / scale
     return weights, float(w[-1] - weights @ mean)
+
+
+def _chance(score: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-np.clip(score, -50.0, 50.0)))
 
 
 def _limit(score: Doubles, frame: Bools, picture: Bools, within: float) -> float:

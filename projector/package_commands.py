@@ -104,7 +104,7 @@ def _create(args: argparse.Namespace) -> int:
         embed=args.embed,
         royalty_percent=args.royalty,
         transformation_quality=_quality(bundle) if args.quality is None else args.quality,
-        certification=certification,
+        certification=certification or certified(bundle),
         parent=parent,
     )
     return _save(made, key, args)
@@ -285,6 +285,24 @@ def _certification(path: Path | None) -> Certification | None:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (FrameMalformedError, PackageFormatError) as error:
         raise ConfigError(f"{path}: {error.message}") from error
+
+
+def certified(bundle: Bundle) -> Certification | None:
+    """What a bundle's own certificate says of its map; None where it lacks any part of that."""
+    name = bundle.encoder.point(bundle.info.default_point).name
+    found = Judged.of(bundle.certificate, name).to_json()
+    fit = bundle.certificate.get("reconstruction")
+    whole = fit.get("whole") if isinstance(fit, dict) else None
+    try:
+        return Certification(
+            tier=found["tier_by_answers"],
+            epsilon=whole["relative_l2"],  # type: ignore[index]  # a certificate is not trusted
+            retention=round(found["retention"], 4),
+            verified_at=bundle.certificate["judged_at"],
+            report=f"certificate of bundle {bundle.digest}",
+        )
+    except (PackageFormatError, KeyError, TypeError):
+        return None
 
 
 def _quality(bundle: Bundle) -> float | None:

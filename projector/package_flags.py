@@ -139,7 +139,8 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         "--certification",
         type=Path,
         metavar="FILE",
-        help="JSON object with tier, epsilon, retention, verified_at and report",
+        help="JSON object with tier, epsilon, retention, verified_at and report (create: by "
+        "default what the bundle's certificate says)",
     )
     parser.add_argument("--id", metavar="ID", help="name of the package (default: a new UUID)")
     parser.add_argument(

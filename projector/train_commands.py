@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
+SEEN = "seen.txt"
+"""Digests of all that a map was trained on or chosen by, one a line."""
 _MAX_REPORT_BYTES = 1 << 24
 _CONTROLS = ("native", "blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
 
@@ -45,6 +48,8 @@ _EXAMPLES = {
     "--source models/edge-a --target models/cloud",
     "calibrate": "projector calibrate bundles/mine photos/ corpus/ held-out/ held-out-corpus/ "
     "bundles/calibrated --source models/edge-a --target models/cloud",
+    "guard": "projector guard bundles/calibrated held-out/ bundles/guarded "
+    "--source models/edge-a --target models/cloud",
     "export": "projector export map/ photos/ corpus/ bundles/mine --report report/report.json "
     "--source models/edge-a --target models/cloud",
 }
@@ -278,7 +283,9 @@ def _train_one(args: argparse.Namespace) -> int:
         "settings": asdict(settings),
         "held_out": held_out,
     } | ({} if back is None else {"held_out_back": back})
-    write_files(args.out, {DESCRIPTION: (json.dumps(figures, indent=1) + "\n").encode()})
+    seen = "\n".join(sorted(data.contents[: len(whole)])) + "\n"
+    story = (json.dumps(figures, indent=1) + "\n").encode()
+    write_files(args.out, {DESCRIPTION: story, SEEN: seen.encode()})
     plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
     if back is not None:
         plot_losses(args.out / "state-back" / "log.jsonl", args.out / "loss-back.png")
@@ -318,6 +325,8 @@ def _validate(args: argparse.Namespace) -> int:
     with tables.doing(f"{len(judge.asked)} questions, every arm") as judge.told:
         report = judge.report(floor, right, spent)
     report["map"] = _identity(args.map, made)
+    report["judged_at"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    report["seen_in_training"] = _seen(args.map, data, len(corpus))
     if isinstance(made, BidirectionalMap) and not corpus.ragged:
         args.device = "cpu"  # the way back needs no GPU
         reader, _ = _models(args, data)
@@ -521,6 +530,16 @@ def _map_bytes(path: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise FitError(f"no map at {file}: {error.strerror}") from error
+
+
+def _seen(path: Path, data: Dataset, count: int) -> int | None:
+    """How many of the first inputs a map was trained on or chosen by; None where nothing says."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        known = set((folder / SEEN).read_text().split())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return sum(content in known for content in data.contents[:count])
 
 
 def _identity(path: Path, made: Map) -> dict[str, Any]:

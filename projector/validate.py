@@ -32,7 +32,6 @@ from projector.packed import IGNORED, Packed
 from projector.train import Trainer
 from protos.errors import CorpusError, FitError
 
-LEAST_QUESTIONS = 384
 CONDITION_LIMIT = 1000.0
 _BATCH = 32
 _NEGLIGIBLE = 0.01
@@ -98,16 +97,13 @@ class Validator:
             raise CorpusError(
                 f"the corpus holds {len(self.corpus)} pictures, the dataset {len(self.dataset)}"
             )
+        inputs = range(self.first, self.first + len(self.corpus))
+        self.dataset.require_questions(self.per_picture, inputs)
         self.rows: list[list[Asked]] = [
             list(self.dataset.asked(self.first + i)[: self.per_picture])
             for i in range(len(self.corpus))
         ]
         self.asked = [one for row in self.rows for one in row]
-        if len(self.asked) < LEAST_QUESTIONS:
-            raise FitError(
-                f"{len(self.asked)} held-out questions: a figure from fewer than "
-                f"{LEAST_QUESTIONS} says nothing; add pictures or questions"
-            )
         self.pictures = [one.picture for one in self.asked]
         self._native: dict[int, torch.Tensor] = {}
         self._arms = 0

@@ -71,10 +71,28 @@ def show(report: Mapping[str, Any]) -> None:
     )
     worst = ", ".join(row["picture"] for row in report["worst_pictures"])
     print(f"worst {len(report['worst_pictures'])}, by KL (shown on the page): {worst}")
+    if (warning := seen(report)) is not None:
+        print(warning)
     print(
         f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} and grade "
         f"{report['grade_by_answers']} by answers, grade {report['grade_by_reconstruction']} by "
         "reconstruction"
+    )
+
+
+def seen(report: Mapping[str, Any]) -> str | None:
+    """What is to be said where a map is judged on what it was made from; None where it is not."""
+    count = report.get("seen_in_training")
+    if count is None:
+        return (
+            "not known to be held out: nothing beside this map says what it was trained on "
+            "(training it again with `projector train` does)"
+        )
+    if not count:
+        return None
+    return (
+        f"NOT HELD OUT: {count} of these {report['pictures']} were trained on or chosen by; every "
+        "figure flatters the map"
     )
 
 
@@ -252,6 +270,7 @@ def html(report: Mapping[str, Any], data: Dataset) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page: str = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
+        seen=seen(report),
         worst=worst,
         layers=_layers(report["reconstruction"]["layers"]),
         singular=_singular(report["diagnostics"].get("singular_values")),

@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image
 from tqdm import tqdm
 
 from reference.yard import Scenes, render, sample_scenes
@@ -88,105 +87,3 @@ def lossy(picture: Pixels, rng: random.Random) -> Pixels:
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image)
-
-
-def unusual(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One of eleven things that training never showed: what the guard is calibrated with.
-
-    Noise, blur, coarse pixels, poor JPEG, blocks in front, wrong colours, too bright, too dark, low
-    contrast, a slanted camera, a closer one. Near to night and fog as any darkening and loss of
-    contrast is, but not what the shifted split does.
-
-    Args:
-        picture: RGB.
-        rng: draws which, and how much.
-    """
-    made = _UNUSUAL[int(rng.integers(len(_UNUSUAL)))](picture, rng)
-    return made if isinstance(made, Image.Image) else Image.fromarray(_bytes(made))
-
-
-def _bytes(values: npt.NDArray[np.floating]) -> Pixels:
-    pixels: Pixels = np.clip(values, 0, 255).astype(np.uint8)
-    return pixels
-
-
-def _values(picture: Image.Image) -> npt.NDArray[np.float64]:
-    return np.asarray(picture).astype(np.float64)
-
-
-def _noisy(picture: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    values = _values(picture)
-    noise: npt.NDArray[np.float64] = values + rng.normal(0, rng.uniform(8, 35), values.shape)
-    return noise
-
-
-def _blurred(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.6)))
-
-
-def _coarse(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    side, bilinear = int(rng.integers(32, 72)), Image.Resampling.BILINEAR
-    return picture.resize((side, side), bilinear).resize(picture.size, bilinear)
-
-
-def _poor_jpeg(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=int(rng.integers(4, 16)))
-    return Image.open(buffer).convert("RGB")
-
-
-def _blocked(picture: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    values = _values(picture)
-    rows, columns = values.shape[:2]
-    for _ in range(int(rng.integers(1, 4))):
-        height, width = rng.integers(20, 60, 2)
-        top, left = rng.integers(0, rows - height), rng.integers(0, columns - width)
-        values[top : top + height, left : left + width] = rng.integers(0, 255, 3)
-    return values
-
-
-def _tinted(picture: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    tinted: npt.NDArray[np.float64] = _values(picture) * rng.uniform(0.55, 1.35, 3)
-    return tinted
-
-
-def _bright(picture: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    return _values(picture) * float(rng.uniform(1.3, 1.9))
-
-
-def _dark(picture: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    return _values(picture) * float(rng.uniform(0.3, 0.75))
-
-
-def _flat(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageEnhance.Contrast(picture).enhance(rng.uniform(0.3, 0.75))
-
-
-def _slanted(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    angle = float(rng.uniform(-35, 35))
-    red, green, blue = (int(value) for value in rng.integers(0, 255, 3))
-    return picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(red, green, blue))
-
-
-def _closer(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    side = int(rng.integers(90, 130))
-    top, left = (int(value) for value in rng.integers(0, picture.height - side, 2))
-    cut = picture.crop((left, top, left + side, top + side))
-    return cut.resize(picture.size, Image.Resampling.BICUBIC)
-
-
-_UNUSUAL: tuple[
-    Callable[[Image.Image, np.random.Generator], Image.Image | npt.NDArray[np.float64]], ...
-] = (
-    _noisy,
-    _blurred,
-    _coarse,
-    _poor_jpeg,
-    _blocked,
-    _tinted,
-    _bright,
-    _dark,
-    _flat,
-    _slanted,
-    _closer,
-)

@@ -11,12 +11,14 @@ import pytest
 
 from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
+from edge_agent.picture import PictureCodec
 from projector.risk import RiskModel, feature_count
 from protos.errors import OverloadedError
 from protos.frame import OperatingPoint, parse_infer_request, unpack_header
 from tests.edge_agent.test_agent import Run, capture
 from tests.fakes.fake_edge import RANK
 
+SMALL_PICTURE = b"smaller than a frame"
 HOPELESS = {"bias": 3.0}
 NEEDS_BITS = {"bias": -3.0, "quantize": 60.0}
 """Risky at the point `low`, whose error on its tokens is above 0.05; safe at `fp8`, with 0.02."""
@@ -50,6 +52,17 @@ def test_a_frame_that_lost_too_much_gets_more_bits(tmp_path: Path, mode: str) ->
     assert record.risk is not None and record.risk < 0.5
     assert run.value("quantization_error_ratio_count") == 1, "of what went, not of what was tried"
     assert run.value("payload_bytes_count", point="fp8") == 1
+
+
+def test_bits_that_cost_more_than_the_picture_are_not_sent_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PictureCodec, "encode", lambda *_: SMALL_PICTURE)
+    record = guarded(tmp_path, Guard("picture"), **NEEDS_BITS).records[0]
+    assert (record.point, record.fallback) == ("picture", "distortion")
+    assert record.payload_bytes == len(SMALL_PICTURE)
+    kept = guarded(tmp_path / "kept", Guard("edge_only"), **NEEDS_BITS).records[0]
+    assert kept.point == "fp8", "where no picture may go, any bits that help do"
 
 
 def test_a_picture_that_no_bits_help_is_sent_itself_where_that_is_allowed(tmp_path: Path) -> None:

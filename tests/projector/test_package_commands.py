@@ -259,6 +259,36 @@ def test_a_full_disk_ends_with_its_code_and_leaves_nothing(
     assert not list(folder.iterdir())
 
 
+def test_a_package_is_certified_by_what_its_bundles_certificate_says(
+    bundle_parts: dict[str, Any], tmp_path: Path
+) -> None:
+    def said(**changed: Any) -> packages.Certification | None:
+        certificate = {
+            "accuracy": {"mapped": {"mean": 0.87}, "native": {"mean": 0.9}, "blind": {"mean": 0.3}},
+            "reconstruction": {"whole": {"relative_l2": 0.4, "cosine": 0.9}},
+            "judged_at": CERTIFIED["verified_at"],
+            **changed,
+        }
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_bundle(folder, **(bundle_parts | {"certificate": certificate}))
+        return package_commands.certified(cli._intact(folder))
+
+    found = said()
+    assert found is not None and found.report.startswith("certificate of bundle ")
+    assert (found.tier, found.epsilon, found.retention) == ("gold", 0.4, 0.95)
+    assert found.verified_at == CERTIFIED["verified_at"]
+    poor = {"mapped": {"mean": 0.4}, "native": {"mean": 0.9}, "blind": {"mean": 0.3}}
+    for changed in (
+        {"judged_at": None},
+        {"judged_at": "yesterday"},
+        {"reconstruction": {}},
+        {"reconstruction": {"whole": {"relative_l2": "small"}}},
+        {"accuracy": {}},
+        {"accuracy": poor},
+    ):
+        assert said(**changed) is None, changed
+
+
 # ---------------------------------------------------------------------- inspect and verify
 
 

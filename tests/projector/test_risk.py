@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from projector.encoder import Encoder
+from projector.estimate import auroc
 from projector.learn_risk import learn, logistic
 from projector.risk import RiskModel, feature_count, features
 from protos.errors import BundleFormatError, FitError
@@ -71,12 +72,34 @@ def test_at_the_learnt_limit_falling_back_keeps_the_answers() -> None:
     disagree = rng.random(count) < 1 / (1 + np.exp(-(10 * found[:, 5] - 12)))
     picture = rng.random(count) < 0.95
     frame = picture & ~disagree
-    risky = learn(found, disagree, np.arange(count) // 4, frame, picture, within=0.01, ridge=1.0)
+    of = np.arange(count) // 4
+    learnt = learn(found, disagree, of, frame, picture, within=0.01, ridge=1.0)
+    risky = learnt.risk
     over = risky.risk(found) > risky.limit
     assert np.where(over, picture, frame).mean() >= picture.mean() - 0.015
     assert over.mean() < 0.5
-    none = learn(found, disagree, np.arange(count) // 4, frame, picture, within=1.0, ridge=1.0)
+    none = learn(found, disagree, of, frame, picture, within=1.0, ridge=1.0).risk
     assert (none.risk(found) > none.limit).mean() < 0.01
+    assert auroc(learnt.crossed, disagree) > 0.9
+    assert np.corrcoef(learnt.crossed, risky.risk(found))[0, 1] > 0.9
+
+
+def test_the_limit_is_that_of_the_frames_which_are_usually_sent() -> None:
+    """Coarser ones are learnt from as well, and are not what is to be kept within the loss."""
+    rng = np.random.default_rng(3)
+    count = 4000
+    found = rng.standard_normal((count, 5)).astype(np.float32)
+    usual = np.arange(count) % 2 == 0
+    found[:, 0] = np.where(usual, 0.1, 0.9)
+    disagree = rng.random(count) < np.where(usual, 0.05, 0.6)
+    picture = np.ones(count, np.bool_)
+    given = (found, disagree, np.arange(count) // 4, picture & ~disagree, picture)
+    every = learn(*given, within=0.06, ridge=1.0).risk
+    only = learn(*given, within=0.06, ridge=1.0, limiting=usual).risk
+    np.testing.assert_array_equal(every.weights, only.weights)
+    assert only.weights[0] > 1.0
+    assert (only.risk(found[usual]) > only.limit).mean() < 0.2
+    assert (only.risk(found[~usual]) > only.limit).mean() > 0.9
 
 
 def test_answers_that_never_differ_teach_nothing() -> None:

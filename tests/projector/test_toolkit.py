@@ -22,14 +22,15 @@ from safetensors.torch import load_file
 from projector import cli, distributed, literature, validate_page
 from projector.bundle import Bundle
 from projector.corpus import collect, write_shard
-from projector.dataset import Dataset, write_questions
+from projector.dataset import LEAST_QUESTIONS, Dataset, write_questions
 from projector.families import load
 from projector.families.bidirectional import Bidirectional
 from projector.fit import split
 from projector.grades import grade, tier
 from projector.moments import Moments
 from projector.train import Trainer, TrainSettings
-from projector.validate import LEAST_QUESTIONS, Validator, principal, reconstruction
+from projector.train_commands import _seen
+from projector.validate import Validator, principal, reconstruction
 from projector.vlm import VLM
 from protos.errors import ERRORS, CorpusError, FitError, SourceError
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
@@ -114,7 +115,12 @@ def test_training_again_goes_on_from_where_it_stopped_and_gives_the_same_map(
 
 
 def test_a_report_has_every_control_beside_its_figure(
-    run: Any, data: Path, corpus: Path, made: Path, tmp_path: Path
+    run: Any,
+    data: Path,
+    corpus: Path,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("validate", made, data, corpus, tmp_path, "--watts", "20") == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -145,6 +151,8 @@ def test_a_report_has_every_control_beside_its_figure(
     page = (tmp_path / "report.html").read_text()
     assert "fire detection" in page and "edge + projector + FP8" in page
     assert "untrained_edge" in page and page.count("data:image/png") >= 11
+    assert report["seen_in_training"] == PICTURES and "NOT HELD OUT: 64 of these 64" in page
+    assert "NOT HELD OUT" in capsys.readouterr().out, "it was judged on what it was made from"
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +272,20 @@ def test_reconstruction_figures_are_those_of_the_definitions(judge: Validator) -
     assert found["layers"][1]["values"]["r2"] == pytest.approx(1 - error / spread, rel=1e-3)
     unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (want, got)]
     assert found["whole"]["cosine"] == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-3)
+
+
+def test_what_a_map_has_seen_is_known_by_its_bytes_whatever_it_is_called(
+    made: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    picture(3).save(held / "another-name.png")
+    picture(500).save(held / "000.png")
+    assert _seen(made, Dataset(held), 2) == 1
+    assert _seen(made / "map.safetensors", Dataset(held), 1) == 0, "000.png comes first"
+    assert _seen(tmp_path, Dataset(held), 2) is None
+    assert "not known" in str(validate_page.seen({"pictures": 2, "seen_in_training": None}))
+    assert validate_page.seen({"pictures": 2, "seen_in_training": 0}) is None
 
 
 def test_too_few_questions_give_no_figure(judge: Validator) -> None:

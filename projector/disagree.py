@@ -1,0 +1,206 @@
+"""Where the large model answers otherwise from a frame than from its picture: a guard's lessons.
+
+Knows both models, an encoder, a cloud half, pictures and questions about them. Does not know: the
+regression (`projector/learn_risk.py`), files, what an agent does about a risk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from projector.backends import Backend
+from projector.cache import LayerCache
+from projector.encoder import Encoder
+from projector.estimate import same_answer
+from projector.risk import features
+from projector.vlm import VLM
+from protos.errors import ConfigError
+from protos.frame import OperatingPoint
+
+Bools = npt.NDArray[np.bool_]
+R = TypeVar("R", bound="Rows")
+Wanted = tuple[str, str]
+"""A question and the answer that is right."""
+
+_ROWS = 192
+"""Questions that are answered at a time, each with a copy of its picture's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One row per question about a frame at one operating point.
+
+    Attributes:
+        found: features of the risk, `[n, F]`.
+        picture: which one, `[n]`.
+        question: which of that picture's, `[n]`.
+        point: index of the operating point, `[n]`.
+        disagree: the frame's answer is not the picture's, `[n]`.
+        right_frame, right_picture: whether the large model's answers are right, `[n]`.
+        frame_bytes: payload of the frame, `[n]`.
+    """
+
+    found: npt.NDArray[np.float32]
+    picture: npt.NDArray[np.int64]
+    question: npt.NDArray[np.int64]
+    point: npt.NDArray[np.int64]
+    disagree: Bools
+    right_frame: Bools
+    right_picture: Bools
+    frame_bytes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    @classmethod
+    def join(cls: type[R], parts: Sequence[R]) -> R:
+        """All rows of all parts."""
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
+
+    def where(self: R, chosen: Bools) -> R:
+        """Some of the rows."""
+        return type(self)(**{name: value[chosen] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models of pictures and what lies between them.
+
+    Attributes:
+        source: the small model.
+        target: the frozen large one.
+        encoder: the edge half of a bundle.
+        backend: runs its cloud half.
+        max_new_tokens: that an answer may have.
+    """
+
+    source: VLM
+    target: VLM
+    encoder: Encoder
+    backend: Backend
+    max_new_tokens: int = 16
+
+    def compare(
+        self,
+        pictures: Sequence[Image.Image],
+        asked: Sequence[Sequence[Wanted]],
+        points: Sequence[Sequence[OperatingPoint]],
+        numbers: Sequence[int],
+    ) -> Rows:
+        """Ask about some pictures, from themselves and from frames at some points.
+
+        Args:
+            pictures: as many as fit both models at once.
+            asked: of each picture.
+            points: at which each picture is sent, of kind latent.
+            numbers: what each picture is called in the rows.
+
+        Returns:
+            Rows by picture, point and question, in this order.
+        """
+        seen = self.source.prefill(pictures)
+        states = self.source.states(seen)
+        rows = [row for row, wanted in enumerate(asked) for _ in wanted]
+        texts = [text for wanted in asked for text, _ in wanted]
+        turns = [turn for wanted in asked for turn in range(len(wanted))]
+        ids = [self.source.question_ids(text) for text in texts]
+        sure = np.concatenate(
+            [
+                self.source.first_token(_of(seen.layers(), rows[some]), ids[some])
+                for some in _slices(len(rows))
+            ]
+        )
+        native = self.target.prefill(pictures, attention=False).layers()
+        told = self._answers(native, rows, texts)
+        frames = [
+            (row, point, self.encoder.encode(states[row], point))
+            for row, some in enumerate(points)
+            for point in some
+        ]
+        latents = [
+            self.encoder.scatter(self.encoder.decode(made.payload, made.kept, point), made.kept)
+            for _, point, made in frames
+        ]
+        kept = np.stack([made.kept for _, _, made in frames])
+        keys, values = self.backend.project(np.stack(latents), kept, self.target.positions)
+        asks = [
+            (place, question)
+            for place, (row, _, _) in enumerate(frames)
+            for question, about in enumerate(rows)
+            if about == row
+        ]
+        given = self._answers(
+            self.target.scene_cache(keys, values),
+            [place for place, _ in asks],
+            [texts[question] for _, question in asks],
+        )
+        moved = [self.encoder.project(s.flat()) - self.encoder.centre for s in states]
+        truths = [truth for wanted in asked for _, truth in wanted]
+        made = [(*frames[place], question) for place, question in asks]
+        return Rows(
+            found=np.stack(
+                [features(m.distortion, texts[q], sure[q], moved[row]) for row, _, m, q in made]
+            ),
+            picture=np.array([numbers[row] for row, *_ in made]),
+            question=np.array([turns[q] for *_, q in made]),
+            point=np.array([point.index for _, point, *_ in made]),
+            disagree=np.array(
+                [not same_answer(a, told[q]) for a, (*_, q) in zip(given, made, strict=True)]
+            ),
+            right_frame=np.array(
+                [same_answer(a, truths[q]) for a, (*_, q) in zip(given, made, strict=True)]
+            ),
+            right_picture=np.array([same_answer(told[q], truths[q]) for *_, q in made]),
+            frame_bytes=np.array([len(m.payload) for _, _, m, _ in made]),
+        )
+
+    def _answers(
+        self, layers: Sequence[LayerCache], rows: Sequence[int], texts: Sequence[str]
+    ) -> list[str]:
+        ids = [self.target.question_ids(text) for text in texts]
+        answers = []
+        for some in _slices(len(rows)):
+            made = self.target.answer(_of(layers, rows[some]), ids[some], self.max_new_tokens)
+            answers += [self.target.text(one) for one in made]
+        return answers
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(begin, begin + _ROWS) for begin in range(0, count, _ROWS)]
+
+
+def _of(layers: Sequence[LayerCache], rows: Sequence[int]) -> list[LayerCache]:
+    """The cache with one row for each of `rows`."""
+    chosen = list(rows)
+    return [(keys[chosen], values[chosen]) for keys, values in layers]
+
+
+def lesson_points(
+    encoder: Encoder, ladder: Sequence[int], default: int, rng: np.random.Generator
+) -> list[OperatingPoint]:
+    """The default point, and another of the ladder's: an agent may send at any of them.
+
+    A risk that is learnt at one point alone cannot tell what the others lose.
+
+    Args:
+        encoder: holds the points.
+        ladder: their indices.
+        default: the point to start with.
+        rng: draws the other.
+
+    Raises:
+        ConfigError: the default point sends no latents.
+    """
+    usual = encoder.point(default)
+    if usual.kind != "latent":
+        raise ConfigError(f"the guard watches frames of latents; the default point is {usual.kind}")
+    others = [encoder.point(i) for i in ladder if i != default]
+    others = [point for point in others if point.kind == "latent"]
+    return [usual, *([others[int(rng.integers(len(others)))]] if others else [])]

@@ -1,0 +1,218 @@
+"""`projector guard`: a bundle learns to tell which frames would be answered otherwise.
+
+Knows flags, files and what is printed. Does not know: how answers are compared
+(`projector/disagree.py`) or a risk is learnt (`projector/learn_risk.py`). Models are loaded (and
+torch imported) only when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from projector import tables
+from projector.arguments import count, rate, whole
+from projector.train_commands import _add_device, _command, _models
+from protos.errors import ConfigError
+
+if TYPE_CHECKING:
+    from projector.bundle import Bundle
+    from projector.dataset import Dataset
+    from projector.disagree import Pair, Rows
+    from projector.learn_risk import Learnt
+
+_PICTURES = 8
+"""Asked about at a time, and kept together."""
+
+
+def register(commands: Any) -> None:
+    """Add the command to `projector`'s sub-parsers."""
+    parser = _command(
+        commands,
+        "guard",
+        "teach a bundle which frames the large model would answer otherwise than their pictures",
+        _guard,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a calibrated bundle's folder")
+    parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the guarded bundle")
+    parser.add_argument(
+        "--work", type=Path, help="folder of what was asked so far; resumes (default: HELD-asked)"
+    )
+    parser.add_argument(
+        "--questions", type=whole, default=6, help="per picture, at most; default: %(default)s"
+    )
+    parser.add_argument(
+        "--within",
+        type=rate,
+        default=0.015,
+        help="accuracy that answers from frames may lose against those from pictures before the "
+        "guard steps in: it sets the limit; default: %(default)s",
+    )
+    parser.add_argument(
+        "--unusual",
+        type=rate,
+        default=0.5,
+        help="share of the pictures that are darkened, blurred, tilted and so on, for the guard to "
+        "know the unfamiliar by; 0 where HELD has such pictures itself; default: %(default)s",
+    )
+    parser.add_argument(
+        "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=count, default=0, help="default: %(default)s")
+    _add_device(parser)
+
+
+def _guard(args: argparse.Namespace) -> int:
+    import torch
+
+    from projector.bundle import Bundle, write_bundle
+    from projector.dataset import Texts, open_folder
+    from projector.disagree import Pair
+    from projector.learn_risk import learn
+    from projector.vlm import VLM
+
+    data = open_folder(args.held)
+    if isinstance(data, Texts):
+        raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
+    data.require_questions(args.questions)
+    source, target = _models(args, data)
+    if not isinstance(source, VLM) or not isinstance(target, VLM):
+        raise ConfigError("the guard is of pictures, and these models read texts")
+    bundle = Bundle.load(args.bundle, source.layout, target.layout)
+    backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
+    pair = Pair(source, target, bundle.encoder, backend, args.answer_tokens)
+    work = args.work or args.held.with_name(args.held.name + "-asked")
+    rows = _ask(pair, bundle, data, args, work)
+    default = rows.point == bundle.info.default_point
+    learnt = learn(
+        rows.found,
+        rows.disagree,
+        rows.picture,
+        rows.right_frame,
+        rows.right_picture,
+        args.within,
+        limiting=default,
+    )
+    found = _found(bundle, rows, learnt) | {"unusual": args.unusual, "within": args.within}
+    info = write_bundle(
+        args.out,
+        id=bundle.info.id,
+        version=bundle.info.version + 1,
+        source=bundle.info.source,
+        target=bundle.info.target,
+        encoder=replace(bundle.encoder, risk=learnt.risk),
+        cloud=bundle.cloud,
+        certificate={**bundle.certificate, "guard": found},
+        default_point=bundle.info.default_point,
+        ladder=bundle.info.ladder,
+        reverse=bundle.reverse,
+    )
+    _show(found)
+    print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    return 0
+
+
+def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path) -> Rows:
+    """Every question, from frames and from pictures; what was asked before is read from files."""
+    from tqdm import tqdm
+
+    from projector.bundle import write_files
+    from projector.disagree import Rows, lesson_points
+    from projector.unusual import unusual
+
+    bare = hashlib.sha256(replace(bundle.encoder, risk=None).to_bytes() + bundle.cloud.weights)
+    plan: list[Any] = [data.digest, data.questions_digest, bare.hexdigest()]
+    plan += [list(bundle.info.ladder), bundle.info.default_point]
+    plan += [args.questions, args.unusual, args.seed]
+    plan += [pair.max_new_tokens, pair.target.layout.fingerprint]
+    made_for = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    parts: list[Rows] = []
+    for first in tqdm(range(0, len(data), _PICTURES), desc="asking", unit="block"):
+        name = f"{made_for}-{first:07d}.npz"
+        if not (work / name).exists():
+            rng = np.random.default_rng([args.seed, first])
+            block = [i for i in range(first, min(first + _PICTURES, len(data))) if data.asked(i)]
+            if not block:
+                continue
+            pictures = [data.picture(index) for index in block]
+            pictures = [unusual(p, rng) if rng.random() < args.unusual else p for p in pictures]
+            made = pair.compare(
+                pictures,
+                [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
+                [
+                    lesson_points(
+                        bundle.encoder, bundle.info.ladder, bundle.info.default_point, rng
+                    )
+                    for _ in block
+                ],
+                block,
+            )
+            blob = io.BytesIO()
+            np.savez(blob, **vars(made))
+            write_files(work, {name: blob.getvalue()})
+        with np.load(work / name, allow_pickle=False) as stored:
+            parts.append(Rows(**{field: stored[field] for field in stored.files}))
+    return Rows.join(parts)
+
+
+def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
+    """What a certificate says of its guard: of pictures that the half asked did not learn from."""
+    from projector.estimate import auroc, clustered
+
+    default = rows.point == bundle.info.default_point
+    usual, risk = rows.where(default), learnt.crossed[default]
+    over = risk > learnt.risk.limit
+    pictures = usual.picture.tolist()
+    told = len(set(usual.disagree.tolist())) > 1
+    guarded = np.where(over, usual.right_picture, usual.right_frame)
+    return {
+        "pictures": len(set(pictures)),
+        "questions": len(usual),
+        "limit": round(learnt.risk.limit, 4),
+        "auroc": round(auroc(risk, usual.disagree), 4) if told else None,
+        "over_the_limit": round(float(over.mean()), 4),
+        "frames": clustered(usual.right_frame.tolist(), pictures).to_json(),
+        "guarded": clustered(guarded.tolist(), pictures).to_json(),
+        "seeing": clustered(usual.right_picture.tolist(), pictures).to_json(),
+        "by_point": {
+            bundle.encoder.point(index).name: {
+                "questions": int(there.sum()),
+                "disagree": round(float(rows.disagree[there].mean()), 4),
+                "risk": round(float(learnt.crossed[there].mean()), 4),
+            }
+            for index in bundle.info.ladder
+            if (there := rows.point == index).any()
+        },
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    heads = ("operating point", "#questions", "#answered otherwise", "#risk, mean")
+    shown = [
+        (name, one["questions"], f"{100 * one['disagree']:.1f} %", f"{100 * one['risk']:.1f} %")
+        for name, one in found["by_point"].items()
+    ]
+    right = [
+        (name, *(f"{100 * found[key][end]:.1f} %" for end in ("mean", "low", "high")))
+        for name, key in (
+            ("from frames alone", "frames"),
+            (f"guarded: {100 * found['over_the_limit']:.1f} % as pictures", "guarded"),
+            ("from every picture", "seeing"),
+        )
+    ]
+    auroc = "not known" if found["auroc"] is None else f"{found['auroc']:.3f}"
+    tables.print_tables(
+        [
+            tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
+            tables.table("right answers", ("", "#mean", "#low", "#high"), right),
+        ]
+    )
