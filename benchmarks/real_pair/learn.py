@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -51,6 +52,7 @@ _UNTRAINED = "untrained "
 _UNTRAINED_SEED = 2
 _CHUNK = 160
 _SECONDS = "seconds.json"
+_NOTED_S = 10.0
 _TEXTS = ("texts",)
 _CLOSED = ("texts", "layers", "ridge", "shrink")
 _TUNED = ("directions", "steps", "batch", "questions", "rate")
@@ -120,15 +122,29 @@ class Learner:
 
     @contextmanager
     def timed(self, step: str, fields: Sequence[str]) -> Iterator[None]:
-        """Adds the seconds that a step took to what was spent on it with such settings."""
-        begun = time.monotonic()
+        """Adds the seconds that a step takes to what was spent on it with such settings.
+
+        They are written every few seconds, so that a step that is killed is counted as well.
+        """
+        found, plan = self.spent.setdefault(step, {}), self.settings.named(*fields)
+        before, begun, over = found.get(plan, 0.0), time.monotonic(), threading.Event()
+
+        def note() -> None:
+            found[plan] = before + time.monotonic() - begun
+            write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
+
+        def keep_noting() -> None:
+            while not over.wait(_NOTED_S):
+                note()
+
+        noting = threading.Thread(target=keep_noting, daemon=True)
+        noting.start()
         try:
             yield
         finally:
-            found = self.spent.setdefault(step, {})
-            plan = self.settings.named(*fields)
-            found[plan] = found.get(plan, 0.0) + time.monotonic() - begun
-            write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
+            over.set()
+            noting.join()
+            note()
 
     def minutes(self) -> dict[str, float]:
         """What each step took with these settings; a step that nobody timed is not in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.real_pair import __main__ as bench
-from benchmarks.real_pair import diverse, export, facts, page
+from benchmarks.real_pair import diverse, export, facts, learn, page
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
 from benchmarks.real_pair.judge import Judge, answer_ids, apart, own_answers
 from benchmarks.real_pair.learn import FULL, Learner, Settings
@@ -360,6 +361,29 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     fewer = bench.Bench(argparse.Namespace(contexts=4, seeds=1, out=learner.work), learner)
     assert {arm["seed"] for arm in fewer.run()["arms"]} == {None, 0}
     assert len(bench.Bench(args, learner).rows) == len(again.rows), "nothing was forgotten"
+
+
+def test_a_step_that_is_killed_is_counted_up_to_there(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "_NOTED_S", 0.01)
+    first = Learner(learner.source, learner.target, tmp_path, learner.settings)
+
+    def kept() -> float:
+        again = Learner(learner.source, learner.target, tmp_path, learner.settings)
+        return sum(again.spent.get("moments 1", {}).values())
+
+    with first.timed("moments 1", ("texts",)):
+        until = time.monotonic() + 30
+        while not (so_far := kept()) and time.monotonic() < until:
+            time.sleep(0.01)  # killed here, this is what the next run would read
+        assert so_far > 0
+    assert kept() > so_far
+    whole = kept()
+    second = Learner(learner.source, learner.target, tmp_path, learner.settings)
+    with second.timed("moments 1", ("texts",)):
+        time.sleep(0.02)
+    assert kept() >= whole + 0.02
 
 
 def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner) -> None:
