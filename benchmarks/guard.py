@@ -95,8 +95,8 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
     scenes = sample_scenes(split, first, BLOCK)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
     rng = np.random.default_rng([first, 7])
-    if calibrating:
-        pictures = [unusual(p, rng) if rng.random() < UNUSUAL_SHARE else p for p in pictures]
+    made = [calibrating and rng.random() < UNUSUAL_SHARE for _ in pictures]
+    pictures = [unusual(p, rng) if so else p for p, so in zip(pictures, made, strict=True)]
     asked = [
         Asked(row, q.text, q.subkind, q.answer)
         for row in range(BLOCK)
@@ -112,6 +112,7 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
             for _ in range(BLOCK)
         ],
         range(first, first + BLOCK),
+        made,
     )
     codec = PictureCodec()
     files = [codec.encode(picture) for picture in pictures]
@@ -271,7 +272,9 @@ def made_for(pair: Pair) -> str:
     """Names what the rows depend on: the bundle, but not the risk model in it."""
     bundle = pair.bundle
     bare = replace(bundle.encoder, risk=None).to_bytes()
-    parts = (bare, bundle.cloud.weights, str(bundle.info.default_point).encode())
+    sent = (bundle.info.default_point, bundle.info.ladder)
+    plan = (disagree.FORMAT, *sent, BLOCK, QUESTIONS, UNUSUAL_SHARE, MAX_NEW_TOKENS)
+    parts = (bare, bundle.cloud.weights, str(plan).encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 

@@ -171,18 +171,19 @@ class View:
         if cause is None:
             return found
         picture = next((p for p in session.points.values() if p.kind == PICTURE), None)
-        instead = None
-        if guard.mode == PICTURE and picture is not None:
-            instead = self._at(session, picture, key)
+        allowed = picture if guard.mode == PICTURE else None
         if cause == DISTORTION:
             for point in more_faithful(found.coded.point, session.points, session.ladder):
                 coded = self._at(session, point, key)
-                if instead is not None and len(coded.payload) >= len(instead.payload):
-                    continue  # the picture costs less, and says more
-                if coded.distortion is not None and about.risk(coded.distortion) <= (limit or 0.0):
-                    return Guarded(coded, about.risk(coded.distortion))
-        if instead is not None:
-            return Guarded(instead, found.risk, cause)
+                if coded.distortion is None or about.risk(coded.distortion) > (limit or 0.0):
+                    continue
+                if allowed is not None:
+                    instead = self._at(session, allowed, key)
+                    if len(instead.payload) <= len(coded.payload):
+                        break  # the picture costs no more, and says all
+                return Guarded(coded, about.risk(coded.distortion))
+        if allowed is not None:
+            return Guarded(self._at(session, allowed, key), found.risk, cause)
         return replace(found, refused=refusal(cause, found.risk or 0.0, limit or 0.0))
 
     def _about(self, session: Session, question: str) -> Question:

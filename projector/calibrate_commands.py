@@ -90,7 +90,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     if not 0 <= args.within <= 1:
         raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
     data, held = open_folder(args.data), open_folder(args.held)
-    held.require_questions(args.questions)
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
     if isinstance(data, Texts):
@@ -105,6 +104,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         _collect(pictures, source, target, folder, None, make=False)
         for pictures, folder in ((data, args.corpus), (held, args.held_corpus))
     ]
+    held.require_questions(args.questions, range(len(corpora[1])))
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
 
     def judge(pictures: Dataset, corpus: Corpus) -> ladder.Judge:
@@ -114,7 +114,9 @@ def _calibrate(args: argparse.Namespace) -> int:
         asks = pictures.questions, args.questions
         return ladder.Judge(source, target, backend, corpus, *asks, fresh=sent)
 
-    encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
+    # A guard is of the points that it was learnt at: `projector guard` comes after this.
+    selector = args.selector or bundle.encoder.selector
+    encoder = replace(bundle.encoder, selector=selector, risk=None)
     if args.selector_pictures and not isinstance(data, Texts):
         few = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
@@ -137,13 +139,15 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    if bundle.encoder.risk is not None:
+        print("its guard was of the points before: teach it again with `projector guard`")
     return 0
 
 
 def _certificate(bundle: Bundle, made: Calibrated, pictures: int, questions: int) -> dict[str, Any]:
     """The bundle's certificate, with what was tried; what it said of points now gone is dropped."""
     gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
-    kept: dict[str, Any] = dict(bundle.certificate)
+    kept: dict[str, Any] = {k: v for k, v in bundle.certificate.items() if k != "guard"}
     for name in ("accuracy", "payload_bytes"):
         section = kept.get(name)
         if isinstance(section, dict):

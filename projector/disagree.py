@@ -28,8 +28,10 @@ R = TypeVar("R", bound="Rows")
 Wanted = tuple[str, str]
 """A question and the answer that is right."""
 
-_ROWS = 192
-"""Questions that are answered at a time, each with a copy of its picture's cache."""
+FORMAT = 2
+"""Of the rows, their features and the unusual; what is kept of another is asked again."""
+_COPIED_BYTES = 1 << 28
+"""Of caches at a time: every question has a copy of its picture's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Rows:
         picture: which one, `[n]`.
         question: which of that picture's, `[n]`.
         point: index of the operating point, `[n]`.
+        unusual: whether the picture was made unlike what it was when its questions were written.
         disagree: the frame's answer is not the picture's, `[n]`.
         right_frame, right_picture: whether the large model's answers are right, `[n]`.
         frame_bytes: payload of the frame, `[n]`.
@@ -50,6 +53,7 @@ class Rows:
     picture: npt.NDArray[np.int64]
     question: npt.NDArray[np.int64]
     point: npt.NDArray[np.int64]
+    unusual: Bools
     disagree: Bools
     right_frame: Bools
     right_picture: Bools
@@ -93,6 +97,7 @@ class Pair:
         asked: Sequence[Sequence[Wanted]],
         points: Sequence[Sequence[OperatingPoint]],
         numbers: Sequence[int],
+        unusual: Sequence[bool],
     ) -> Rows:
         """Ask about some pictures, from themselves and from frames at some points.
 
@@ -101,6 +106,7 @@ class Pair:
             asked: of each picture.
             points: at which each picture is sent, of kind latent.
             numbers: what each picture is called in the rows.
+            unusual: as the rows say it, of each picture.
 
         Returns:
             Rows by picture, point and question, in this order.
@@ -114,7 +120,7 @@ class Pair:
         sure = np.concatenate(
             [
                 self.source.first_token(_of(seen.layers(), rows[some]), ids[some])
-                for some in _slices(len(rows))
+                for some in _slices(len(rows), seen.layers())
             ]
         )
         native = self.target.prefill(pictures, attention=False).layers()
@@ -151,6 +157,7 @@ class Pair:
             picture=np.array([numbers[row] for row, *_ in made]),
             question=np.array([turns[q] for *_, q in made]),
             point=np.array([point.index for _, point, *_ in made]),
+            unusual=np.array([unusual[row] for row, *_ in made]),
             disagree=np.array(
                 [not same_answer(a, told[q]) for a, (*_, q) in zip(given, made, strict=True)]
             ),
@@ -166,14 +173,17 @@ class Pair:
     ) -> list[str]:
         ids = [self.target.question_ids(text) for text in texts]
         answers = []
-        for some in _slices(len(rows)):
+        for some in _slices(len(rows), layers):
             made = self.target.answer(_of(layers, rows[some]), ids[some], self.max_new_tokens)
             answers += [self.target.text(one) for one in made]
         return answers
 
 
-def _slices(count: int) -> list[slice]:
-    return [slice(begin, begin + _ROWS) for begin in range(0, count, _ROWS)]
+def _slices(count: int, layers: Sequence[LayerCache]) -> list[slice]:
+    """Of rows whose copies of a cache fit what is copied at a time."""
+    each = sum(part[0].numel() * part.element_size() for layer in layers for part in layer)
+    size = max(1, _COPIED_BYTES // each)
+    return [slice(begin, begin + size) for begin in range(0, count, size)]
 
 
 def _of(layers: Sequence[LayerCache], rows: Sequence[int]) -> list[LayerCache]:

@@ -6,7 +6,6 @@ Knows corpora, families and models. Does not know: files, flags.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from projector.vlm import VLM
 from protos.errors import CorpusError
 from protos.layout import KVLayout
 
-_CHUNK, _CHUNK_TOKENS = 64, 4096
+_CHUNK, _CHUNK_TOKENS = 64, 8192
 _BATCH = 32
 
 
@@ -72,12 +71,16 @@ def chunks(
 
 
 def _slices(corpus: Corpus) -> list[slice]:
-    """Rows of a corpus that are taken together; of texts, which are short, some 4,096 tokens."""
+    """Rows of a corpus that are taken together; of texts as many as fit 8,192 padded tokens."""
     if not corpus.ragged:
         return [slice(begin, begin + _CHUNK) for begin in range(0, len(corpus), _CHUNK)]
-    begins = np.cumsum(corpus.x.lengths) - corpus.x.lengths
-    cuts = np.flatnonzero(np.diff(begins // _CHUNK_TOKENS)) + 1
-    return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), len(corpus)])]
+    made, begin, longest = [], 0, 0
+    for row, length in enumerate(corpus.x.lengths.tolist()):
+        longest = max(longest, length)
+        if row > begin and (row + 1 - begin) * longest > _CHUNK_TOKENS:
+            made.append(slice(begin, row))
+            begin, longest = row, length
+    return [*made, slice(begin, len(corpus))]
 
 
 def moments_of(

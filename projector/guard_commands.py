@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from projector import tables
 from projector.arguments import count, rate, whole
@@ -83,13 +84,14 @@ def _guard(args: argparse.Namespace) -> int:
     if isinstance(data, Texts):
         raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
     data.require_questions(args.questions)
+    held = args.held.resolve()
+    work = args.work or held.with_name(held.name + "-asked")
     source, target = _models(args, data)
     if not isinstance(source, VLM) or not isinstance(target, VLM):
         raise ConfigError("the guard is of pictures, and these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
     pair = Pair(source, target, bundle.encoder, backend, args.answer_tokens)
-    work = args.work or args.held.with_name(args.held.name + "-asked")
     rows = _ask(pair, bundle, data, args, work)
     default = rows.point == bundle.info.default_point
     learnt = learn(
@@ -101,7 +103,7 @@ def _guard(args: argparse.Namespace) -> int:
         args.within,
         limiting=default,
     )
-    found = _found(bundle, rows, learnt) | {"unusual": args.unusual, "within": args.within}
+    found = _found(bundle, rows, learnt) | {"unusual_share": args.unusual, "within": args.within}
     info = write_bundle(
         args.out,
         id=bundle.info.id,
@@ -125,11 +127,11 @@ def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, wo
     from tqdm import tqdm
 
     from projector.bundle import write_files
-    from projector.disagree import Rows, lesson_points
+    from projector.disagree import FORMAT, Rows, lesson_points
     from projector.unusual import unusual
 
     bare = hashlib.sha256(replace(bundle.encoder, risk=None).to_bytes() + bundle.cloud.weights)
-    plan: list[Any] = [data.digest, data.questions_digest, bare.hexdigest()]
+    plan: list[Any] = [FORMAT, data.digest, data.questions_digest, bare.hexdigest()]
     plan += [list(bundle.info.ladder), bundle.info.default_point]
     plan += [args.questions, args.unusual, args.seed]
     plan += [pair.max_new_tokens, pair.target.layout.fingerprint]
@@ -143,8 +145,11 @@ def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, wo
             block = [i for i in range(first, min(first + _PICTURES, len(data))) if data.asked(i)]
             if not block:
                 continue
-            pictures = [data.picture(index) for index in block]
-            pictures = [unusual(p, rng) if rng.random() < args.unusual else p for p in pictures]
+            changed = [bool(rng.random() < args.unusual) for _ in block]
+            pictures = [
+                unusual(data.picture(index), rng) if so else data.picture(index)
+                for index, so in zip(block, changed, strict=True)
+            ]
             made = pair.compare(
                 pictures,
                 [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
@@ -155,6 +160,7 @@ def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, wo
                     for _ in block
                 ],
                 block,
+                changed,
             )
             blob = io.BytesIO()
             np.savez(blob, **vars(made))
@@ -165,24 +171,35 @@ def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, wo
 
 
 def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
-    """What a certificate says of its guard: of pictures that the half asked did not learn from."""
+    """What a certificate says of its guard.
+
+    Of each half of the pictures, by a risk and a limit that the other half taught.
+    """
     from projector.estimate import auroc, clustered
 
     default = rows.point == bundle.info.default_point
-    usual, risk = rows.where(default), learnt.crossed[default]
-    over = risk > learnt.risk.limit
-    pictures = usual.picture.tolist()
+    usual, risk, over = rows.where(default), learnt.crossed[default], learnt.over[default]
     told = len(set(usual.disagree.tolist())) > 1
-    guarded = np.where(over, usual.right_picture, usual.right_frame)
+    answers = {
+        "frames": usual.right_frame,
+        "guarded": np.where(over, usual.right_picture, usual.right_frame),
+        "seeing": usual.right_picture,
+    }
+
+    def of(those: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        pictures = usual.picture[those].tolist()
+        right = {
+            name: clustered(r[those].tolist(), pictures).to_json() for name, r in answers.items()
+        }
+        return right | {"over_the_limit": round(float(over[those].mean()), 4)}
+
+    kinds = {"ordinary": ~usual.unusual, "unusual": usual.unusual}
     return {
-        "pictures": len(set(pictures)),
+        "pictures": len(np.unique(usual.picture)),
         "questions": len(usual),
         "limit": round(learnt.risk.limit, 4),
         "auroc": round(auroc(risk, usual.disagree), 4) if told else None,
-        "over_the_limit": round(float(over.mean()), 4),
-        "frames": clustered(usual.right_frame.tolist(), pictures).to_json(),
-        "guarded": clustered(guarded.tolist(), pictures).to_json(),
-        "seeing": clustered(usual.right_picture.tolist(), pictures).to_json(),
+        **{kind: of(those) for kind, those in kinds.items() if those.any()},
         "by_point": {
             bundle.encoder.point(index).name: {
                 "questions": int(there.sum()),
@@ -202,10 +219,15 @@ def _show(found: dict[str, Any]) -> None:
         for name, one in found["by_point"].items()
     ]
     right = [
-        (name, *(f"{100 * found[key][end]:.1f} %" for end in ("mean", "low", "high")))
-        for name, key in (
+        (
+            f"{kind} pictures: {said}",
+            *(f"{100 * found[kind][name][end]:.1f} %" for end in ("mean", "low", "high")),
+        )
+        for kind in ("ordinary", "unusual")
+        if kind in found
+        for said, name in (
             ("from frames alone", "frames"),
-            (f"guarded: {100 * found['over_the_limit']:.1f} % as pictures", "guarded"),
+            (f"guarded, {100 * found[kind]['over_the_limit']:.1f} % as pictures", "guarded"),
             ("from every picture", "seeing"),
         )
     ]
@@ -213,6 +235,10 @@ def _show(found: dict[str, Any]) -> None:
     tables.print_tables(
         [
             tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
-            tables.table("right answers", ("", "#mean", "#low", "#high"), right),
+            tables.table(
+                "answers that are right of the picture as it was",
+                ("", "#mean", "#low", "#high"),
+                right,
+            ),
         ]
     )

@@ -22,7 +22,8 @@ RIDGE = 100.0
 RISING = (0, 1)
 """Features that can only add risk: what coding loses, and the attention of dropped tokens."""
 _STEPS = 25
-_FOLDS = 2
+_FOLDS, _SEED = 2, 0
+_LEAST_OF_EACH = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,12 @@ class Learnt:
     Attributes:
         risk: fitted to every question.
         crossed: risk of each question by a fit to the other half of the pictures, `[n]`.
+        over: whether that is over the limit which the other half sets, `[n]`.
     """
 
     risk: RiskModel
     crossed: Doubles
+    over: Bools
 
 
 def learn(
@@ -65,29 +68,58 @@ def learn(
             that is usually sent at. All by default.
 
     Raises:
-        FitError: all answers agree, or none does.
+        FitError: too few answers differ, or too few do not, in one half of the pictures.
     """
-    if disagree.all() or not disagree.any():
-        raise FitError(
-            "the risk cannot be learnt: of the calibration's questions "
-            f"{'all' if disagree.all() else 'none'} are answered otherwise from the frame"
-        )
+    fold = _halves(pictures, disagree)
+    for half in range(_FOLDS):
+        differ = int(disagree[fold == half].sum())
+        alike = int((fold == half).sum()) - differ
+        if min(differ, alike) < _LEAST_OF_EACH:
+            raise FitError(
+                f"the risk cannot be learnt: of {differ + alike} questions about one half of the "
+                f"pictures {differ} are answered otherwise from the frame and {alike} are not; "
+                f"it takes {_LEAST_OF_EACH} of each: add pictures or questions"
+            )
     x, y = found.astype(np.float64), disagree.astype(np.float64)
     crossed = np.empty(len(y))
-    for fold in range(_FOLDS):
-        held = pictures % _FOLDS == fold
+    for half in range(_FOLDS):
+        held = fold == half
         weights, bias = logistic(x[~held], y[~held], ridge)
         crossed[held] = x[held] @ weights + bias
     weights, bias = logistic(x, y, ridge)
     by = np.ones(len(y), dtype=np.bool_) if limiting is None else limiting
-    score = _limit(crossed[by], right_frame[by], right_picture[by], within)
+
+    def limit(rows: Bools) -> float:
+        return _limit(crossed[rows], right_frame[rows], right_picture[rows], within)
+
+    over = np.empty(len(y), dtype=np.bool_)
+    for half in range(_FOLDS):
+        held = fold == half
+        others = by & ~held
+        over[held] = crossed[held] > (limit(others) if others.any() else np.inf)
+    score = limit(by)
     risk = RiskModel(
         mean=x.mean(axis=0).astype(np.float32),
         weights=weights.astype(np.float32),
         bias=bias,
         limit=float(_chance(np.float64(score))),
     )
-    return Learnt(risk, _chance(crossed))
+    return Learnt(risk, _chance(crossed), over)
+
+
+def _halves(pictures: npt.NDArray[np.integer], disagree: Bools) -> npt.NDArray[np.int64]:
+    """Which half of the pictures each question is about, `[n]`.
+
+    Drawn, with as many pictures that an answer differs about in each.
+    """
+    _, place = np.unique(pictures, return_inverse=True)
+    differs = np.bincount(place, weights=disagree) > 0
+    order = np.random.default_rng(_SEED).permutation(len(differs))
+    order = order[np.argsort(~differs[order], kind="stable")]
+    half = np.empty(len(order), dtype=np.int64)
+    half[order] = np.arange(len(order)) % _FOLDS
+    halves: npt.NDArray[np.int64] = half[place]
+    return halves
 
 
 def logistic(

@@ -288,7 +288,12 @@ def _certification(path: Path | None) -> Certification | None:
 
 
 def certified(bundle: Bundle) -> Certification | None:
-    """What a bundle's own certificate says of its map; None where it lacks any part of that."""
+    """What a bundle's own certificate says of its map, if it was judged on what it had not seen.
+
+    None where it was not, or where the certificate lacks any part of that.
+    """
+    if bundle.certificate.get("seen_in_training") != 0:
+        return None
     name = bundle.encoder.point(bundle.info.default_point).name
     found = Judged.of(bundle.certificate, name).to_json()
     fit = bundle.certificate.get("reconstruction")

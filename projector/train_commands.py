@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
 SEEN = "seen.txt"
-"""Digests of all that a map was trained on or chosen by, one a line."""
+"""SHA-256 of a map, then digests of all that it was trained on or chosen by, one a line."""
 _MAX_REPORT_BYTES = 1 << 24
 _CONTROLS = ("native", "blind", "other_picture", "mean_state", "untrained_map", "untrained_edge")
 
@@ -210,6 +210,7 @@ def _train_one(args: argparse.Namespace) -> int:
         patience=args.patience,
         seed=args.seed,
     )
+    seen = sorted(data.contents[: len(whole)])  # now, while every one of them is there
     args.out.mkdir(parents=True, exist_ok=True)
     if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
         raise CorpusError(
@@ -283,9 +284,9 @@ def _train_one(args: argparse.Namespace) -> int:
         "settings": asdict(settings),
         "held_out": held_out,
     } | ({} if back is None else {"held_out_back": back})
-    seen = "\n".join(sorted(data.contents[: len(whole)])) + "\n"
+    of = hashlib.sha256(_map_bytes(args.out)).hexdigest()
     story = (json.dumps(figures, indent=1) + "\n").encode()
-    write_files(args.out, {DESCRIPTION: story, SEEN: seen.encode()})
+    write_files(args.out, {DESCRIPTION: story, SEEN: "\n".join([of, *seen, ""]).encode()})
     plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
     if back is not None:
         plot_losses(args.out / "state-back" / "log.jsonl", args.out / "loss-back.png")
@@ -536,10 +537,13 @@ def _seen(path: Path, data: Dataset, count: int) -> int | None:
     """How many of the first inputs a map was trained on or chosen by; None where nothing says."""
     folder = path if path.is_dir() else path.parent
     try:
-        known = set((folder / SEEN).read_text().split())
-    except (OSError, UnicodeDecodeError):
+        of, *known = (folder / SEEN).read_text().split()
+    except (OSError, ValueError):
         return None
-    return sum(content in known for content in data.contents[:count])
+    if of != hashlib.sha256(_map_bytes(path)).hexdigest():
+        return None
+    seen = set(known)
+    return sum(content in seen for content in data.contents[:count])
 
 
 def _identity(path: Path, made: Map) -> dict[str, Any]:

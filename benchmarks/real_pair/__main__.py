@@ -105,9 +105,11 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         """Every arm on every split, every seed."""
+        assert self.learner.lessons, "whose work folder this is comes first"
         for split in (*SPLITS, *facts.FOREIGN):
             self._fixed(split)
         ranks = (self.learner.settings.coded, FULL)
+        assert self._held, "so that its corpus is not on the training's time"
         tuned = {rank: self.learner.tuned(rank, self._watched) for rank in ranks}
         for seed in range(self.args.seeds):
             names = [f"{split}/{arm}/{seed}" for split in SPLITS for arm in self.closed]

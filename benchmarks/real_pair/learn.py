@@ -44,6 +44,7 @@ from projector.sensitivity import measure
 from projector.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
 from projector.train import Trainer, TrainSettings
 from projector.tuned import Tuned
+from protos.errors import CorpusError
 
 FULL = 0
 """Stands for the whole matrix among ranks."""
@@ -113,6 +114,7 @@ class Learner:
     settings: Settings
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     """Seconds of each step, by the settings that it was made with, earlier runs included."""
+    _noting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         """Reads what earlier runs left."""
@@ -126,12 +128,14 @@ class Learner:
 
         They are written every few seconds, so that a step that is killed is counted as well.
         """
-        found, plan = self.spent.setdefault(step, {}), self.settings.named(*fields)
-        before, begun, over = found.get(plan, 0.0), time.monotonic(), threading.Event()
+        plan, begun, over = self.settings.named(*fields), time.monotonic(), threading.Event()
+        before = self.spent.get(step, {}).get(plan, 0.0)
 
         def note() -> None:
-            found[plan] = before + time.monotonic() - begun
-            write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
+            with self._noting:
+                found = self.spent.setdefault(step, {})
+                found[plan] = before + time.monotonic() - begun
+                write_files(self.work, {_SECONDS: json.dumps(self.spent, indent=1).encode()})
 
         def keep_noting() -> None:
             while not over.wait(_NOTED_S):
@@ -183,8 +187,20 @@ class Learner:
 
     @cached_property
     def lessons(self) -> list[Lesson]:
-        """What is learnt from."""
-        return diverse.make(self.settings.texts, 0, self.words)
+        """What is learnt from.
+
+        Raises:
+            CorpusError: the work folder's maps are of other lessons.
+        """
+        made = diverse.make(self.settings.texts, 0, self.words)
+        digest = hashlib.sha256("\n".join(one.text for one in made).encode()).hexdigest()
+        path = self.work / f"lessons-{self.settings.texts}.txt"
+        known = path.read_text() if path.exists() else ""
+        if not known and not any(self.work.glob("moments-*")):
+            write_files(self.work, {path.name: digest.encode()})
+        elif known != digest:
+            raise CorpusError(f"{self.work} holds what was learnt from other texts: remove it")
+        return made
 
     @cached_property
     def training(self) -> Corpus:

@@ -56,7 +56,8 @@ class Certification:
 
     Attributes:
         tier: one of `TIERS`.
-        epsilon: bound on the relative error of the transformation, 0 or more.
+        epsilon: relative error of the transformation, 0 or more: a bound, or what was measured on
+            held-out pairs, as the report says.
         retention: share of the large model's own accuracy that is kept, 0..2.
         verified_at: UTC, `2026-01-31T12:00:00Z`.
         report: the report or the digest that says so.

@@ -22,6 +22,7 @@ def rows(points: list[int], disagree: list[bool], losses: list[float]) -> Rows:
         picture=numbers,
         question=0 * numbers,
         point=np.array(points),
+        unusual=~every,
         disagree=differs,
         right_frame=~differs,
         right_picture=every,

@@ -27,7 +27,7 @@ from projector.moments import Moments
 from projector.texts import collect
 from projector.train import Trainer, TrainSettings
 from projector.tuned import Tuned
-from protos.errors import FitError, ModelError
+from protos.errors import CorpusError, FitError, ModelError
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 
 
@@ -361,6 +361,23 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     fewer = bench.Bench(argparse.Namespace(contexts=4, seeds=1, out=learner.work), learner)
     assert {arm["seed"] for arm in fewer.run()["arms"]} == {None, 0}
     assert len(bench.Bench(args, learner).rows) == len(again.rows), "nothing was forgotten"
+
+
+def test_what_was_learnt_from_other_texts_is_not_gone_on_with(
+    learner: Learner, tmp_path: Path
+) -> None:
+    def fresh() -> Learner:
+        return Learner(learner.source, learner.target, tmp_path, learner.settings)
+
+    assert fresh().lessons == fresh().lessons == learner.lessons
+    (mark,) = tmp_path.glob("lessons-*.txt")
+    mark.write_text("0" * 64)
+    with pytest.raises(CorpusError, match="other texts"):
+        _ = fresh().lessons
+    mark.unlink()
+    (tmp_path / "moments-5-0.npz").touch()
+    with pytest.raises(CorpusError, match="other texts"):
+        _ = fresh().lessons
 
 
 def test_a_step_that_is_killed_is_counted_up_to_there(

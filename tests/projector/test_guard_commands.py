@@ -85,9 +85,12 @@ def test_rows_say_what_the_large_model_answers_from_each(
     pictures = [folder.picture(index) for index in (3, 5)]
     asked = [[("what is 0", "red"), ("what is 1", "blue")], [("what is 2", "one")]]
     float_point, coarse = read.encoder.point(11), read.encoder.point(1)
-    rows = between.compare(pictures, asked, [[float_point, coarse], [coarse]], [3, 5])
+    rows = between.compare(
+        pictures, asked, [[float_point, coarse], [coarse]], [3, 5], [False, True]
+    )
     assert rows.picture.tolist() == [3, 3, 3, 3, 5]
     assert rows.question.tolist() == [0, 1, 0, 1, 0]
+    assert rows.unusual.tolist() == [False] * 4 + [True]
     assert rows.point.tolist() == [11, 11, 1, 1, 1]
     assert np.isfinite(rows.found).all()
     assert (rows.found[:2, 0] < 1e-3).all() and (rows.found[2:, 0] > 0.01).all()
@@ -149,7 +152,12 @@ def test_a_bundle_learns_its_guard_and_keeps_all_else(
     assert set(found["by_point"]) <= latent and len(found["by_point"]) > 3
     asked = sum(one["questions"] for one in found["by_point"].values())
     assert asked == 2 * PICTURES * QUESTIONS
-    assert found["guarded"]["mean"] >= found["seeing"]["mean"] - 0.05 - 1e-9
+    assert found["unusual_share"] == 0.5 and {"ordinary", "unusual"} <= set(found)
+    for kind in ("ordinary", "unusual"):
+        right, over = found[kind], found[kind]["over_the_limit"]
+        told = (right["frames"]["mean"], right["guarded"]["mean"], right["seeing"]["mean"])
+        assert all(0 <= share <= 1 for share in told)
+        assert abs(told[1] - told[0]) <= over + 1e-4 and abs(told[2] - told[1]) <= 1 - over + 1e-4
     blocks = sorted(work.iterdir())
     assert len(blocks) == PICTURES // 8
     blocks[0].unlink()
@@ -232,9 +240,7 @@ def test_rows_are_joined_and_chosen_field_by_field() -> None:
     def some(at: int) -> Rows:
         values = np.arange(at, at + 3)
         flags = values % 2 == 0
-        return Rows(
-            np.eye(3, dtype=np.float32), values, values, values, flags, flags, ~flags, values
-        )
+        return Rows(np.eye(3, dtype=np.float32), *[values] * 3, *[flags] * 3, ~flags, values)
 
     whole = Rows.join([some(0), some(10)])
     assert len(whole) == 6 and whole.picture.tolist() == [0, 1, 2, 10, 11, 12]

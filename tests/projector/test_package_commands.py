@@ -267,6 +267,7 @@ def test_a_package_is_certified_by_what_its_bundles_certificate_says(
             "accuracy": {"mapped": {"mean": 0.87}, "native": {"mean": 0.9}, "blind": {"mean": 0.3}},
             "reconstruction": {"whole": {"relative_l2": 0.4, "cosine": 0.9}},
             "judged_at": CERTIFIED["verified_at"],
+            "seen_in_training": 0,
             **changed,
         }
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -280,6 +281,8 @@ def test_a_package_is_certified_by_what_its_bundles_certificate_says(
     poor = {"mapped": {"mean": 0.4}, "native": {"mean": 0.9}, "blind": {"mean": 0.3}}
     for changed in (
         {"judged_at": None},
+        {"seen_in_training": 3},
+        {"seen_in_training": None},
         {"judged_at": "yesterday"},
         {"reconstruction": {}},
         {"reconstruction": {"whole": {"relative_l2": "small"}}},

@@ -9,7 +9,7 @@ import pytest
 
 from projector.encoder import Encoder
 from projector.estimate import auroc
-from projector.learn_risk import learn, logistic
+from projector.learn_risk import _halves, learn, logistic
 from projector.risk import RiskModel, feature_count, features
 from protos.errors import BundleFormatError, FitError
 from protos.frame import Distortion
@@ -81,6 +81,9 @@ def test_at_the_learnt_limit_falling_back_keeps_the_answers() -> None:
     none = learn(found, disagree, of, frame, picture, within=1.0, ridge=1.0).risk
     assert (none.risk(found) > none.limit).mean() < 0.01
     assert auroc(learnt.crossed, disagree) > 0.9
+    held_out = np.where(learnt.over, picture, frame).mean()
+    assert picture.mean() - 0.02 <= held_out < picture.mean(), "limits of the other half"
+    assert learnt.over.mean() < 0.5
     assert np.corrcoef(learnt.crossed, risky.risk(found))[0, 1] > 0.9
 
 
@@ -102,10 +105,24 @@ def test_the_limit_is_that_of_the_frames_which_are_usually_sent() -> None:
     assert (only.risk(found[~usual]) > only.limit).mean() > 0.9
 
 
-def test_answers_that_never_differ_teach_nothing() -> None:
-    same = np.zeros(8, np.bool_)
-    with pytest.raises(FitError, match="none"):
-        learn(np.zeros((8, 2)), same, np.arange(8), ~same, ~same, within=0.1)
+@pytest.mark.parametrize("differ", [0, 19, 81, 100])
+def test_answers_that_hardly_ever_differ_or_agree_teach_nothing(differ: int) -> None:
+    disagree = np.arange(100) < differ
+    with pytest.raises(FitError, match="10 of each"):
+        learn(np.zeros((100, 2)), disagree, np.arange(100), ~disagree, ~disagree, within=0.1)
+
+
+def test_halves_are_of_pictures_and_hold_as_many_that_differ_whatever_their_numbers() -> None:
+    pictures = np.repeat(np.arange(0, 80, 2), 3)  # no odd number among them
+    disagree = pictures < 40
+    fold = _halves(pictures, disagree)
+    for number in np.unique(pictures):
+        assert len(set(fold[pictures == number])) == 1
+    assert [int(disagree[fold == half].sum()) for half in (0, 1)] == [30, 30]
+    assert [int((fold == half).sum()) for half in (0, 1)] == [60, 60]
+    x = np.random.default_rng(0).standard_normal((120, 4))
+    learnt = learn(x, disagree, pictures, ~disagree, np.ones(120, np.bool_), within=0.1, ridge=1.0)
+    assert np.isfinite(learnt.crossed).all()
 
 
 def test_the_encoder_carries_the_model_and_encoders_without_one_stay_as_they_were() -> None:
