@@ -33,8 +33,8 @@ from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_librarie
 from deploy.report.plots import CLOUD, OURS, QUIET
 from deploy.testset import Asked
 from edge_agent.picture import PictureCodec
-from projector import disagree
-from projector.bundle import Bundle, write_bundle
+from projector import disagreement
+from projector.bundle import Bundle, write_next
 from projector.estimate import auroc, paired, same_answer
 from projector.learn_risk import learn
 from projector.risk import RiskModel
@@ -57,7 +57,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(disagree.Rows):
+class Rows(disagreement.Rows):
     """What was asked about some pictures and what came of it; one row per question and point.
 
     Attributes:
@@ -103,12 +103,12 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
         for q in ask(scenes, row, QUESTIONS, 0)
     ]
     info, encoder = pair.bundle.info, pair.bundle.encoder
-    between = disagree.Pair(pair.edge, pair.cloud, encoder, pair.backend, MAX_NEW_TOKENS)
-    rows = between.compare(
+    between = disagreement.Comparison(pair.edge, pair.cloud, encoder, pair.backend, MAX_NEW_TOKENS)
+    rows = between.rows(
         pictures,
         [[(q.text, q.truth) for q in asked if q.picture == row] for row in range(BLOCK)],
         [
-            disagree.lesson_points(encoder, info.ladder, info.default_point, rng)
+            disagreement.lesson_points(encoder, info.ladder, info.default_point, rng)
             for _ in range(BLOCK)
         ],
         range(first, first + BLOCK),
@@ -273,7 +273,7 @@ def made_for(pair: Pair) -> str:
     bundle = pair.bundle
     bare = replace(bundle.encoder, risk=None).to_bytes()
     sent = (bundle.info.default_point, bundle.info.ladder)
-    plan = (disagree.FORMAT, *sent, BLOCK, QUESTIONS, UNUSUAL_SHARE, MAX_NEW_TOKENS)
+    plan = (disagreement.FORMAT, *sent, BLOCK, QUESTIONS, UNUSUAL_SHARE, MAX_NEW_TOKENS)
     parts = (bare, bundle.cloud.weights, str(plan).encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
@@ -333,20 +333,7 @@ def by_point(risk: RiskModel, bundle: Bundle, rows: Rows) -> dict[str, dict[str,
 
 def install(pair: Pair, risk: RiskModel, out: Path) -> None:
     """Write the bundle again with the risk model in its edge half, one version up."""
-    info = pair.bundle.info
-    write_bundle(
-        out,
-        id=info.id,
-        version=info.version + 1,
-        source=info.source,
-        target=info.target,
-        encoder=replace(pair.bundle.encoder, risk=risk),
-        cloud=pair.bundle.cloud,
-        certificate=pair.bundle.certificate,
-        default_point=info.default_point,
-        ladder=info.ladder,
-        reverse=pair.bundle.reverse,
-    )
+    write_next(pair.bundle, out, encoder=replace(pair.bundle.encoder, risk=risk))
 
 
 def main() -> int:

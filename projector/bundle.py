@@ -363,6 +363,44 @@ def write_bundle(
     return info
 
 
+def write_next(
+    bundle: Bundle,
+    path: str | Path,
+    *,
+    encoder: Encoder,
+    certificate: Mapping[str, Any] | None = None,
+    default_point: int | None = None,
+    ladder: Sequence[int] | None = None,
+) -> BundleInfo:
+    """Write a bundle again with another edge half, one version up; all else stays, unsigned.
+
+    Args:
+        bundle: what is written again.
+        path: as `write_bundle`.
+        encoder: as `write_bundle`.
+        certificate: as `write_bundle`; the bundle's own by default.
+        default_point: likewise.
+        ladder: likewise.
+
+    Raises:
+        BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.
+    """
+    info = bundle.info
+    return write_bundle(
+        path,
+        id=info.id,
+        version=info.version + 1,
+        source=info.source,
+        target=info.target,
+        encoder=encoder,
+        cloud=bundle.cloud,
+        certificate=bundle.certificate if certificate is None else certificate,
+        default_point=info.default_point if default_point is None else default_point,
+        ladder=info.ladder if ladder is None else ladder,
+        reverse=bundle.reverse,
+    )
+
+
 def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
     """Verify a bundle's bytes, then sign it; a signature that is there is replaced.
 

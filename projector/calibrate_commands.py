@@ -81,7 +81,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from projector import ladder
-    from projector.bundle import Bundle, write_bundle
+    from projector.bundle import Bundle, write_next
     from projector.corpus import Corpus
     from projector.dataset import Dataset, Texts, open_folder
     from projector.lm import LM
@@ -114,9 +114,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         asks = pictures.questions, args.questions
         return ladder.Judge(source, target, backend, corpus, *asks, fresh=sent)
 
-    # A guard is of the points that it was learnt at: `projector guard` comes after this.
-    selector = args.selector or bundle.encoder.selector
-    encoder = replace(bundle.encoder, selector=selector, risk=None)
+    encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
     if args.selector_pictures and not isinstance(data, Texts):
         few = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
@@ -124,18 +122,13 @@ def _calibrate(args: argparse.Namespace) -> int:
         encoder = replace(encoder, task_weights=weights)
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
     made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, [sweep], args.within)
-    info = write_bundle(
+    info = write_next(
+        bundle,
         args.out,
-        id=bundle.info.id,
-        version=bundle.info.version + 1,
-        source=bundle.info.source,
-        target=bundle.info.target,
         encoder=made.encoder,
-        cloud=bundle.cloud,
         certificate=_certificate(bundle, made, len(corpora[1]), args.questions),
         default_point=made.default_point,
         ladder=made.ladder,
-        reverse=bundle.reverse,
     )
     tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")

@@ -80,30 +80,32 @@ class Dataset:
         """The number of pictures."""
         return len(self.files)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over all inputs and their names: whether a corpus was made of these.
 
         Raises:
             PictureError, SourceError: one of them cannot be read.
         """
-        digest = hashlib.sha256()
-        for index, path in enumerate(self.files):
-            blob = self._content(index)
-            digest.update(f"{path.name}\0{len(blob)}\0".encode() + blob)
-        return digest.hexdigest()
+        return self._digests[0]
 
-    @cached_property
+    @property
     def contents(self) -> tuple[str, ...]:
         """A digest of each input's own bytes, whatever it is called: which were seen before.
 
         Raises:
             PictureError, SourceError: one of them cannot be read.
         """
-        return tuple(
-            hashlib.blake2b(self._content(index), digest_size=8).hexdigest()
-            for index in range(len(self))
-        )
+        return self._digests[1]
+
+    @cached_property
+    def _digests(self) -> tuple[str, tuple[str, ...]]:
+        whole, each = hashlib.sha256(), []
+        for index, path in enumerate(self.files):
+            blob = self._content(index)
+            whole.update(f"{path.name}\0{len(blob)}\0".encode() + blob)
+            each.append(hashlib.blake2b(blob, digest_size=8).hexdigest())
+        return whole.hexdigest(), tuple(each)
 
     def _content(self, index: int) -> bytes:
         path = self.files[index]

@@ -1,8 +1,8 @@
 """`projector guard`: a bundle learns to tell which frames would be answered otherwise.
 
 Knows flags, files and what is printed. Does not know: how answers are compared
-(`projector/disagree.py`) or a risk is learnt (`projector/learn_risk.py`). Models are loaded (and
-torch imported) only when the command runs.
+(`projector/disagreement.py`), how a risk is learnt (`projector/learn_risk.py`). Models are loaded,
+and torch imported, only when the command runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from protos.errors import ConfigError
 if TYPE_CHECKING:
     from projector.bundle import Bundle
     from projector.dataset import Dataset
-    from projector.disagree import Pair, Rows
+    from projector.disagreement import Comparison, Rows
     from projector.learn_risk import Learnt
 
 _PICTURES = 8
@@ -74,9 +74,9 @@ def register(commands: Any) -> None:
 def _guard(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle import Bundle, write_bundle
+    from projector.bundle import Bundle, write_next
     from projector.dataset import Texts, open_folder
-    from projector.disagree import Pair
+    from projector.disagreement import Comparison
     from projector.learn_risk import learn
     from projector.vlm import VLM
 
@@ -91,8 +91,8 @@ def _guard(args: argparse.Namespace) -> int:
         raise ConfigError("the guard is of pictures, and these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
-    pair = Pair(source, target, bundle.encoder, backend, args.answer_tokens)
-    rows = _ask(pair, bundle, data, args, work)
+    between = Comparison(source, target, bundle.encoder, backend, args.answer_tokens)
+    rows = _ask(between, bundle, data, args, work)
     default = rows.point == bundle.info.default_point
     learnt = learn(
         rows.found,
@@ -104,37 +104,32 @@ def _guard(args: argparse.Namespace) -> int:
         limiting=default,
     )
     found = _found(bundle, rows, learnt) | {"unusual_share": args.unusual, "within": args.within}
-    info = write_bundle(
+    info = write_next(
+        bundle,
         args.out,
-        id=bundle.info.id,
-        version=bundle.info.version + 1,
-        source=bundle.info.source,
-        target=bundle.info.target,
         encoder=replace(bundle.encoder, risk=learnt.risk),
-        cloud=bundle.cloud,
         certificate={**bundle.certificate, "guard": found},
-        default_point=bundle.info.default_point,
-        ladder=bundle.info.ladder,
-        reverse=bundle.reverse,
     )
     _show(found)
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
     return 0
 
 
-def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path) -> Rows:
+def _ask(
+    between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
+) -> Rows:
     """Every question, from frames and from pictures; what was asked before is read from files."""
     from tqdm import tqdm
 
     from projector.bundle import write_files
-    from projector.disagree import FORMAT, Rows, lesson_points
+    from projector.disagreement import FORMAT, Rows, lesson_points
     from projector.unusual import unusual
 
     bare = hashlib.sha256(replace(bundle.encoder, risk=None).to_bytes() + bundle.cloud.weights)
     plan: list[Any] = [FORMAT, data.digest, data.questions_digest, bare.hexdigest()]
     plan += [list(bundle.info.ladder), bundle.info.default_point]
     plan += [args.questions, args.unusual, args.seed]
-    plan += [pair.max_new_tokens, pair.target.layout.fingerprint]
+    plan += [between.max_new_tokens, between.target.layout.fingerprint]
     made_for = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     parts: list[Rows] = []
@@ -150,7 +145,7 @@ def _ask(pair: Pair, bundle: Bundle, data: Dataset, args: argparse.Namespace, wo
                 unusual(data.picture(index), rng) if so else data.picture(index)
                 for index, so in zip(block, changed, strict=True)
             ]
-            made = pair.compare(
+            made = between.rows(
                 pictures,
                 [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
                 [

@@ -407,6 +407,7 @@ def calibrate(
         coded,
         points=(*coded.points, *kept_fixed, *(p for p in encoder.points if p.kind == "picture")),
         steps={**coded.steps, **{k: v for k, v in encoder.steps.items() if k in used}},
+        risk=None,  # a guard is of the points that it was learnt at
     )
     near = [p for p, _ in chosen if p.measured and p.measured.accuracy >= native - within]
     return Calibrated(

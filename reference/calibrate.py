@@ -16,7 +16,7 @@ import torch
 
 from projector import ladder
 from projector.backends import Backend
-from projector.bundle import Bundle, write_bundle
+from projector.bundle import Bundle, write_next
 from projector.corpus import Corpus, collect
 from projector.encoder import Encoder
 from projector.ladder import Calibrated, Judge, Sweep
@@ -123,18 +123,13 @@ def main() -> None:
     certificate = {**bundle.certificate, **found}
     for name, values in kept.items():
         certificate[name] = {**values, **found[name]}
-    info = write_bundle(
+    info = write_next(
+        bundle,
         (args.out or args.bundles) / f"{args.name}-cloud",
-        id=bundle.info.id,
-        version=bundle.info.version + 1,
-        source=source.layout,
-        target=target.layout,
         encoder=made.encoder,
-        cloud=bundle.cloud,
         certificate=certificate,
         default_point=made.default_point,
         ladder=made.ladder,
-        reverse=bundle.reverse,
     )
     print(f"wrote {info.id} version {info.version}, default point {made.default_point}", flush=True)
 

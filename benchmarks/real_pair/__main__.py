@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from protos.quantize import get as quantizer
 
 TEXT_TOKENS = 224
 FOREIGN_CONTEXTS = 40
-WATCHED_CONTEXTS = 32
+WATCHED, WATCHED_CONTEXTS = "validation", 32
 """Asked about a few times while a map is trained through the target."""
 SPLITS = {"unseen": ("unseen", False), "seen": ("train", False), "binding": ("unseen", True)}
 LEVELS = {"fp8_e4m3": 224.0, "int8": 127.0, "int4": 7.0}
@@ -105,11 +104,11 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         """Every arm on every split, every seed."""
-        assert self.learner.lessons, "whose work folder this is comes first"
+        self.learner.claim()
         for split in (*SPLITS, *facts.FOREIGN):
             self._fixed(split)
         ranks = (self.learner.settings.coded, FULL)
-        assert self._held, "so that its corpus is not on the training's time"
+        self._judge(WATCHED)  # now, so that its corpus is not on the training's time
         tuned = {rank: self.learner.tuned(rank, self._watched) for rank in ranks}
         for seed in range(self.args.seeds):
             names = [f"{split}/{arm}/{seed}" for split in SPLITS for arm in self.closed]
@@ -132,16 +131,9 @@ class Bench:
         """Names of the closed forms' arms."""
         return [_closed(rank) for rank in (FULL, *self.learner.settings.ranks)]
 
-    @cached_property
-    def _held(self) -> tuple[Judge, Corpus]:
-        count = min(self.args.contexts, WATCHED_CONTEXTS)
-        contexts = diverse.validation(count, 0, self.learner.words)
-        corpus = self.learner.corpus("validation", [context.text for context in contexts])
-        return Judge(self.learner.trainer(None), contexts), corpus
-
     def _watched(self, made: Map) -> float:
         """Accuracy on contexts of words that neither training nor the benchmark has."""
-        judge, corpus = self._held
+        judge, corpus = self._judge(WATCHED)
         return float(np.mean(judge.answers(_through(made, corpus, judge))))
 
     def _judge(self, split: str) -> tuple[Judge, Corpus]:
@@ -149,6 +141,9 @@ class Bench:
             if split in SPLITS:
                 words, binding = SPLITS[split]
                 contexts = facts.make(words, self.args.contexts, 1, binding)
+            elif split == WATCHED:
+                count = min(self.args.contexts, WATCHED_CONTEXTS)
+                contexts = diverse.validation(count, 0, self.learner.words)
             else:
                 contexts = facts.foreign(split, FOREIGN_CONTEXTS, 1)
             corpus = self.learner.corpus(split, [context.text for context in contexts])

@@ -187,20 +187,23 @@ class Learner:
 
     @cached_property
     def lessons(self) -> list[Lesson]:
-        """What is learnt from.
+        """What is learnt from."""
+        return diverse.make(self.settings.texts, 0, self.words)
+
+    def claim(self) -> None:
+        """Writes down whose work folder this is.
 
         Raises:
-            CorpusError: the work folder's maps are of other lessons.
+            CorpusError: it holds what was learnt from other lessons.
         """
-        made = diverse.make(self.settings.texts, 0, self.words)
-        digest = hashlib.sha256("\n".join(one.text for one in made).encode()).hexdigest()
+        told = "\n".join(one.text for one in self.lessons)
+        digest = hashlib.sha256(told.encode()).hexdigest()
         path = self.work / f"lessons-{self.settings.texts}.txt"
         known = path.read_text() if path.exists() else ""
         if not known and not any(self.work.glob("moments-*")):
             write_files(self.work, {path.name: digest.encode()})
         elif known != digest:
             raise CorpusError(f"{self.work} holds what was learnt from other texts: remove it")
-        return made
 
     @cached_property
     def training(self) -> Corpus:
@@ -244,6 +247,7 @@ class Learner:
         without: int,
         pairs: Callable[[npt.NDArray[np.bool_]], Iterator[tuple[States, ...]]],
     ) -> Moments:
+        self.claim()
         count, total = len(self.training), None
         folds = [fold for fold in range(FOLDS) if fold != without % FOLDS]
         for fold in tqdm(folds, desc=name, unit="fold"):

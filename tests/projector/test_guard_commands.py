@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projector import cli
-from projector.bundle import Bundle, write_bundle
-from projector.dataset import Dataset, write_questions, write_texts
-from projector.disagree import Pair, Rows, lesson_points
+from projector.bundle import Bundle, write_next
+from projector.dataset import Dataset, write_texts
+from projector.disagreement import Comparison, Rows, lesson_points
 from projector.estimate import auroc
 from projector.unusual import _UNUSUAL, unusual
 from projector.vlm import VLM
-from protos.errors import ERRORS, ConfigError
-from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from protos.errors import ConfigError
+from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
+from tests.fakes.toolkit import QUESTIONS, code_of, pictures_with_questions, toolkit
 
-PICTURES, QUESTIONS = 64, 6
-WORDS = ("red", "blue", "one", "two")
-
-
-def code_of(name: str) -> int:
-    return next(kind.exit_code for kind in ERRORS.values() if kind.name == name)
+PICTURES = 64
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +32,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rows: list[dict[str, object]] = []
-    for index in range(PICTURES):
-        name = f"{index:03d}.png"
-        picture(index).save(folder / name)
-        rows += [
-            {"picture": name, "question": f"what is {k}", "answer": WORDS[(index + k) % 4]}
-            for k in range(QUESTIONS)
-        ]
-    write_questions(folder, rows)
+    pictures_with_questions(folder, PICTURES)
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(models: tuple[Path, Path]) -> Any:
-    def call(command: str, *arguments: str | Path) -> int:
-        pair = ["--source", str(models[0]), "--target", str(models[1]), "--threads", "1"]
-        return cli.main([command, *map(str, arguments), *pair])
-
-    return call
+    return toolkit(models)
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +54,21 @@ def bundle(run: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def pair(models: tuple[Path, Path], bundle: Path) -> tuple[Pair, Bundle]:
+def pair(models: tuple[Path, Path], bundle: Path) -> tuple[Comparison, Bundle]:
     source, target = VLM.load(models[0]), VLM.load(models[1])
     read = Bundle.load(bundle, source.layout, target.layout)
-    return Pair(source, target, read.encoder, read.backend("onnxruntime"), 4), read
+    return Comparison(source, target, read.encoder, read.backend("onnxruntime"), 4), read
 
 
 def test_rows_say_what_the_large_model_answers_from_each(
-    pair: tuple[Pair, Bundle], data: Path
+    pair: tuple[Comparison, Bundle], data: Path
 ) -> None:
     between, read = pair
     folder = Dataset(data)
     pictures = [folder.picture(index) for index in (3, 5)]
     asked = [[("what is 0", "red"), ("what is 1", "blue")], [("what is 2", "one")]]
     float_point, coarse = read.encoder.point(11), read.encoder.point(1)
-    rows = between.compare(
-        pictures, asked, [[float_point, coarse], [coarse]], [3, 5], [False, True]
-    )
+    rows = between.rows(pictures, asked, [[float_point, coarse], [coarse]], [3, 5], [False, True])
     assert rows.picture.tolist() == [3, 3, 3, 3, 5]
     assert rows.question.tolist() == [0, 1, 0, 1, 0]
     assert rows.unusual.tolist() == [False] * 4 + [True]
@@ -107,7 +88,7 @@ def test_rows_say_what_the_large_model_answers_from_each(
 
 
 def test_a_picture_is_sent_at_the_default_point_and_at_another(
-    pair: tuple[Pair, Bundle],
+    pair: tuple[Comparison, Bundle],
 ) -> None:
     info, encoder = pair[1].info, pair[1].encoder
     rng = np.random.default_rng(0)
@@ -127,7 +108,7 @@ def test_a_bundle_learns_its_guard_and_keeps_all_else(
     run: Any,
     data: Path,
     bundle: Path,
-    pair: tuple[Pair, Bundle],
+    pair: tuple[Comparison, Bundle],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -166,13 +147,19 @@ def test_a_bundle_learns_its_guard_and_keeps_all_else(
     assert [path.stat().st_mtime_ns for path in blocks[1:]] == stamps, "not asked again"
     again = Bundle.load(out, source.layout, target.layout)
     assert again.encoder.to_bytes() == made.encoder.to_bytes()
+    corpus, other = bundle.parent / "corpus", tmp_path / "calibrated"
+    held = (data, corpus, data, corpus, other, "--coarseness", "1,3", "--quiet", "0")
+    assert run("calibrate", out, *held) == 0
+    assert "projector guard" in capsys.readouterr().out
+    later = Bundle.load(other, source.layout, target.layout)
+    assert later.encoder.risk is None and "guard" not in later.certificate, "of points now gone"
 
 
 def test_what_a_guard_cannot_be_learnt_from_is_refused_by_name(
     run: Any,
     data: Path,
     bundle: Path,
-    pair: tuple[Pair, Bundle],
+    pair: tuple[Comparison, Bundle],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -182,18 +169,7 @@ def test_what_a_guard_cannot_be_learnt_from_is_refused_by_name(
     write_texts(notes, {"a": "the red car"})
     raw = tmp_path / "raw"
     read = pair[1]
-    write_bundle(
-        raw,
-        id="raw",
-        version=1,
-        source=read.info.source,
-        target=read.info.target,
-        encoder=read.encoder,
-        cloud=read.cloud,
-        certificate=read.certificate,
-        default_point=253,
-        ladder=read.info.ladder,
-    )
+    write_next(read, raw, encoder=read.encoder, default_point=253)
     for arguments, name, said in (
         ((bundle, data, out, "--questions", "2"), "fit", "fewer than 384"),
         ((bundle, notes, out), "config", "of pictures"),

@@ -17,11 +17,11 @@ from projector import cli, learn_risk
 from projector.dataset import write_questions, write_texts
 from projector.labels import write_labels
 from tests.cloud_server import stage
-from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_idefics3, tiny_llava, tiny_lm
+from tests.fakes.tiny_models import tiny_gemma3, tiny_idefics3, tiny_llava, tiny_lm
+from tests.fakes.toolkit import WORDS, pictures_with_questions
 from tests.projector.conftest import GPU
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "model-engineer.md"
-WORDS = ("red", "blue", "one", "two")
 ON_GPU = ("corpus", "train", "validate", "calibrate", "guard")
 
 
@@ -33,16 +33,10 @@ def commands() -> list[list[str]]:
 
 def folder(path: Path, first: int, count: int) -> None:
     path.mkdir()
-    rows: list[dict[str, object]] = []
-    labels: list[dict[str, object]] = []
-    for index in range(first, first + count):
-        name = f"{index:03d}.png"
-        picture(index).save(path / name)
-        labels.append({"picture": name, "task": "fire", "label": "yes" if index % 3 else "no"})
-        for k in range(6):
-            word = WORDS[(index + k) % 4]
-            rows.append({"picture": name, "question": f"what is {k}", "answer": word})
-    write_questions(path, rows)
+    labels: list[dict[str, object]] = [
+        {"picture": name, "task": "fire", "label": "yes" if index % 3 else "no"}
+        for index, name in enumerate(pictures_with_questions(path, count, first), start=first)
+    ]
     write_labels(path, labels)
 
 

@@ -21,7 +21,6 @@ from projector.head_commands import read_head
 from projector.heads import METADATA, Head, HeadConfig, HeadSettings, Samples
 from projector.labels import Labels, read_labels, write_labels
 from protos.errors import (
-    ERRORS,
     BundleFormatError,
     BundleLayoutError,
     CorpusError,
@@ -29,6 +28,7 @@ from protos.errors import (
     SourceError,
 )
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from tests.fakes.toolkit import code_of, toolkit
 
 PICTURES = 96
 GRID = (3, 4)
@@ -312,7 +312,7 @@ def test_labels_that_make_no_sense_are_refused_with_their_line(tmp_path: Path) -
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A map, another map, a corpus of pictures whose brightness is labelled, and the runner."""
     folder = tmp_path_factory.mktemp("heads")
-    pair = ["--source", tiny_idefics3(folder), "--target", tiny_llava(folder), "--threads", "1"]
+    run = toolkit((tiny_idefics3(folder), tiny_llava(folder)))
     data = folder / "data"
     data.mkdir()
     rows: list[dict[str, object]] = []
@@ -326,18 +326,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Any:
         rows.append({"picture": f"{index:03d}.png", "task": "one", "label": "always"})
     write_labels(data, rows)
 
-    def run(*arguments: str | Path) -> int:
-        return cli.main(list(map(str, [*arguments, *pair])))
-
     corpus = folder / "corpus"
     assert run("corpus", data, corpus) == 0
     for name, rank in (("map", 8), ("other", 6)):
         assert run("train", data, corpus, folder / name, "--set", f"r={rank}") == 0
     return folder, run
-
-
-def code_of(name: str) -> int:
-    return next(cls.exit_code for cls in ERRORS.values() if cls.name == name)
 
 
 @pytest.mark.parametrize("view", ["projected", "native", "edge", "latents"])

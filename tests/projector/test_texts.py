@@ -41,7 +41,7 @@ from protos.errors import (
 )
 from protos.layout import KVState
 from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_lm
-from tests.projector.test_toolkit import code_of
+from tests.fakes.toolkit import code_of, toolkit
 
 COUNT = 64
 WORDS = "red green blue car truck dog cat tree crate fire".split()
@@ -76,11 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(models: tuple[Path, Path]) -> Any:
-    def call(command: str, *arguments: object) -> int:
-        flags = ["--source", str(models[0]), "--target", str(models[1]), "--threads", "1"]
-        return cli.main([command, *map(str, arguments), *flags])
-
-    return call
+    return toolkit(models)
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,12 @@ from projector.train import Trainer, TrainSettings
 from projector.train_commands import _seen
 from projector.validate import Validator, principal, reconstruction
 from projector.vlm import VLM
-from protos.errors import ERRORS, CorpusError, FitError, SourceError
+from protos.errors import CorpusError, FitError, SourceError
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from tests.fakes.toolkit import WORDS, code_of, toolkit
 from tests.projector.conftest import GPU
 
 PICTURES = 64
-WORDS = ("red", "blue", "one", "two")
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(models: tuple[Path, Path]) -> Any:
-    def call(command: str, *arguments: str | Path) -> int:
-        pair = ["--source", str(models[0]), "--target", str(models[1]), "--threads", "1"]
-        return cli.main([command, *map(str, arguments), *pair])
-
-    return call
+    return toolkit(models)
 
 
 @pytest.fixture(scope="module")
@@ -314,10 +310,6 @@ def test_grades_and_tiers_are_the_published_thresholds() -> None:
     assert [tier(r) for r in (0.99, 0.96, 0.92, 0.85, 0.5)] == [
         *("platinum", "gold", "silver", "bronze", "none")
     ]
-
-
-def code_of(name: str) -> int:
-    return next(cls.exit_code for cls in ERRORS.values() if cls.name == name)
 
 
 def test_bad_input_ends_with_its_error_and_no_traceback(

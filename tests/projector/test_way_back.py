@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from projector import cli, way_back
+from projector import way_back
 from projector.corpus import Corpus, collect
-from projector.dataset import Dataset, write_questions
+from projector.dataset import Dataset
 from projector.families.bidirectional import Bidirectional, BidirectionalMap
 from projector.fit import moments_of, split
 from projector.moments import Moments
 from projector.train import TrainSettings
 from projector.vlm import VLM
 from protos.errors import FitError
-from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
+from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
+from tests.fakes.toolkit import pictures_with_questions, toolkit
 from tests.projector.test_moments import layout, pairs
 
 PICTURES = 64
-WORDS = ("red", "blue", "one", "two")
 STEPS = ("--reconstruct-steps", "6", "--task-steps", "4", "--batch", "4", "--rate", "0.01")
 
 
@@ -37,15 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rows: list[dict[str, object]] = []
-    for index in range(PICTURES):
-        name = f"{index:03d}.png"
-        picture(index).save(folder / name)
-        rows += [
-            {"picture": name, "question": f"what is {k}", "answer": WORDS[(index + k) % 4]}
-            for k in range(6)
-        ]
-    write_questions(folder, rows)
+    pictures_with_questions(folder, PICTURES)
     return folder
 
 
@@ -149,11 +141,7 @@ def test_the_commands_train_and_judge_both_ways(
     pair: Any, models: tuple[Path, Path], data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     corpus, out = pair[4], tmp_path / "map"
-    common = ["--source", str(models[0]), "--target", str(models[1]), "--threads", "1"]
-
-    def run(*words: object) -> int:
-        return cli.main([*map(str, words), *common])
-
+    run = toolkit(models)
     assert run("train", data, corpus, out, "--family", "bidirectional", *STEPS) == 0
     story = json.loads((out / "training.json").read_text())
     assert set(story["held_out_back"]) == {

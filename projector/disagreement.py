@@ -24,6 +24,8 @@ from protos.errors import ConfigError
 from protos.frame import OperatingPoint
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.integer]
 R = TypeVar("R", bound="Rows")
 Wanted = tuple[str, str]
 """A question and the answer that is right."""
@@ -74,7 +76,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """Two models of pictures and what lies between them.
 
     Attributes:
@@ -91,7 +93,7 @@ class Pair:
     backend: Backend
     max_new_tokens: int = 16
 
-    def compare(
+    def rows(
         self,
         pictures: Sequence[Image.Image],
         asked: Sequence[Sequence[Wanted]],
@@ -113,64 +115,65 @@ class Pair:
         """
         seen = self.source.prefill(pictures)
         states = self.source.states(seen)
-        rows = [row for row, wanted in enumerate(asked) for _ in wanted]
+        about = np.array([row for row, wanted in enumerate(asked) for _ in wanted])
+        turns = np.array([turn for wanted in asked for turn in range(len(wanted))])
         texts = [text for wanted in asked for text, _ in wanted]
-        turns = [turn for wanted in asked for turn in range(len(wanted))]
-        ids = [self.source.question_ids(text) for text in texts]
-        sure = np.concatenate(
-            [
-                self.source.first_token(_of(seen.layers(), rows[some]), ids[some])
-                for some in _slices(len(rows), seen.layers())
-            ]
-        )
-        native = self.target.prefill(pictures, attention=False).layers()
-        told = self._answers(native, rows, texts)
-        frames = [
-            (row, point, self.encoder.encode(states[row], point))
-            for row, some in enumerate(points)
-            for point in some
-        ]
-        latents = [
-            self.encoder.scatter(self.encoder.decode(made.payload, made.kept, point), made.kept)
-            for _, point, made in frames
-        ]
-        kept = np.stack([made.kept for _, _, made in frames])
-        keys, values = self.backend.project(np.stack(latents), kept, self.target.positions)
-        asks = [
-            (place, question)
-            for place, (row, _, _) in enumerate(frames)
-            for question, about in enumerate(rows)
-            if about == row
-        ]
-        given = self._answers(
-            self.target.scene_cache(keys, values),
-            [place for place, _ in asks],
-            [texts[question] for _, question in asks],
-        )
-        moved = [self.encoder.project(s.flat()) - self.encoder.centre for s in states]
         truths = [truth for wanted in asked for _, truth in wanted]
-        made = [(*frames[place], question) for place, question in asks]
+        sure = self._sure(seen.layers(), about, texts)
+        native = self.target.prefill(pictures, attention=False).layers()
+        told = self._answers(native, about, texts)
+        sent = [(row, point) for row, some in enumerate(points) for point in some]
+        frames = [self.encoder.encode(states[row], point) for row, point in sent]
+        read = [
+            self.encoder.scatter(self.encoder.decode(frame.payload, frame.kept, point), frame.kept)
+            for frame, (_, point) in zip(frames, sent, strict=True)
+        ]
+        kept = np.stack([frame.kept for frame in frames])
+        keys, values = self.backend.project(np.stack(read), kept, self.target.positions)
+        row_of = np.array([row for row, _ in sent])
+        at, which = np.nonzero(row_of[:, None] == about)  # every frame with each of its questions
+        given = self._answers(
+            self.target.scene_cache(keys, values), at, [texts[question] for question in which]
+        )
+        moved = [self.encoder.project(state.flat()) - self.encoder.centre for state in states]
+        pairs = list(zip(at, which, strict=True))
         return Rows(
             found=np.stack(
-                [features(m.distortion, texts[q], sure[q], moved[row]) for row, _, m, q in made]
+                [
+                    features(frames[f].distortion, texts[q], sure[q], moved[about[q]])
+                    for f, q in pairs
+                ]
             ),
-            picture=np.array([numbers[row] for row, *_ in made]),
-            question=np.array([turns[q] for *_, q in made]),
-            point=np.array([point.index for _, point, *_ in made]),
-            unusual=np.array([unusual[row] for row, *_ in made]),
+            picture=np.array(numbers)[row_of[at]],
+            question=turns[which],
+            point=np.array([point.index for _, point in sent])[at],
+            unusual=np.array(unusual, dtype=np.bool_)[row_of[at]],
             disagree=np.array(
-                [not same_answer(a, told[q]) for a, (*_, q) in zip(given, made, strict=True)]
+                [not same_answer(a, told[q]) for a, q in zip(given, which, strict=True)]
             ),
             right_frame=np.array(
-                [same_answer(a, truths[q]) for a, (*_, q) in zip(given, made, strict=True)]
+                [same_answer(a, truths[q]) for a, q in zip(given, which, strict=True)]
             ),
-            right_picture=np.array([same_answer(told[q], truths[q]) for *_, q in made]),
-            frame_bytes=np.array([len(m.payload) for _, _, m, _ in made]),
+            right_picture=np.array(
+                [same_answer(a, truth) for a, truth in zip(told, truths, strict=True)]
+            )[which],
+            frame_bytes=np.array([len(frame.payload) for frame in frames])[at],
         )
 
+    def _sure(self, layers: Sequence[LayerCache], rows: Places, texts: Sequence[str]) -> Floats:
+        """The small model's distributions for the first tokens of its own answers, `[Q, V]`."""
+        ids = [self.source.question_ids(text) for text in texts]
+        parts = [
+            self.source.first_token(_of(layers, rows[some]), ids[some])
+            for some in _slices(len(rows), layers)
+        ]
+        found: Floats = np.concatenate(parts)
+        return found
+
     def _answers(
-        self, layers: Sequence[LayerCache], rows: Sequence[int], texts: Sequence[str]
+        self, layers: Sequence[LayerCache], rows: Places, texts: Sequence[str]
     ) -> list[str]:
+        """Of the large model, from the row of a cache that each question is about."""
         ids = [self.target.question_ids(text) for text in texts]
         answers = []
         for some in _slices(len(rows), layers):
@@ -186,9 +189,9 @@ def _slices(count: int, layers: Sequence[LayerCache]) -> list[slice]:
     return [slice(begin, begin + size) for begin in range(0, count, size)]
 
 
-def _of(layers: Sequence[LayerCache], rows: Sequence[int]) -> list[LayerCache]:
+def _of(layers: Sequence[LayerCache], rows: Places) -> list[LayerCache]:
     """The cache with one row for each of `rows`."""
-    chosen = list(rows)
+    chosen = rows.tolist()
     return [(keys[chosen], values[chosen]) for keys, values in layers]
 
 
