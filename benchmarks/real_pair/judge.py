@@ -147,13 +147,18 @@ def _first_largest(scores: Tensor) -> list[bool]:
 
 def own_answers(model: LM, contexts: Sequence[Context]) -> list[bool]:
     """Whether a model that reads the contexts itself answers right, one entry per question."""
-    right: list[bool] = []
+    prefix, right = len(model.prefix_ids), list[bool]()
     with torch.no_grad():
-        for context in contexts:
-            layers = model.context([model.tokens(context.text).ids])
-            scenes = Scenes(layers, torch.tensor([layers[0][0].shape[2]]))
-            row = [(model.question_ids(q.text), answer_ids(model, q)) for q in context.questions]
-            right += best_first([row], model.head.weight, partial(_logits, model, scenes))
+        for begin in range(0, len(contexts), _BATCH):
+            some = contexts[begin : begin + _BATCH]
+            read = [model.tokens(context.text).ids for context in some]
+            held = torch.tensor([prefix + len(ids) for ids in read])
+            rows = [
+                [(model.question_ids(q.text), answer_ids(model, q)) for q in context.questions]
+                for context in some
+            ]
+            scenes = Scenes(model.context(read), held)
+            right += best_first(rows, model.head.weight, partial(_logits, model, scenes))
     return right
 
 
