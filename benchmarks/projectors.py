@@ -10,6 +10,7 @@ What is finished is kept in `--work`, so that an interrupted run goes on where i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -18,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from projector.train import Trainer, TrainSettings
 from projector.validate import PRECISIONS, Answers, Validator, reconstruction
 from projector.vlm import VLM
 from protos.errors import BridgeError, FitError
+from reference.build_bundle import TRAINED
 from reference.export_yard import export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,8 +387,32 @@ def shipped(edge: Edge) -> dict[str, Any] | None:
         torch.ones(encoder.rank),
         half,
     )
-    minutes = bundle.certificate.get("training", {}).get("minutes", 0.0)
-    return row(edge, made.eval(), "shipped bundle", 0, 60.0 * minutes)
+    training = bundle.certificate.get("training", {})
+    minutes = training.get("minutes", 0.0)
+    return row(edge, made.eval(), page.BUNDLED, training.get("seed", 0), 60.0 * minutes)
+
+
+def trained_apart(edge: Edge, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Maps trained as a bundle's is, by `reference.build_bundle --seed N --train-only`.
+
+    Args:
+        edge: of which; maps of other models are left out.
+        seed: the bundle's own, whose map is in the table already.
+
+    Returns:
+        Digest of each, and what makes its row.
+    """
+    layouts = [vlm.layout.fingerprint for vlm in (edge.source, edge.target)]
+    found: dict[int, tuple[str, Callable[[], dict[str, Any]]]] = {}
+    for path in sorted(edge.args.trainings.glob(f"map-{edge.name}-*/{TRAINED}")):
+        blob = path.read_bytes()
+        made, about = LowRankMap.from_bytes(blob)
+        other = about["settings"]["seed"]
+        if about.get("models") == layouts and other != seed:
+            minutes = 60.0 * about["minutes"]
+            make = partial(row, edge, made.eval(), page.BUNDLED, other, minutes)
+            found[other] = hashlib.sha256(blob).hexdigest(), make
+    return list(found.values())
 
 
 def controls(edge: Edge) -> dict[str, Any]:
@@ -466,14 +491,20 @@ def measure_edge(
             name += TASK
         key = ["trained", *about, name, asdict(member), here]
         add(key, name, 0, partial(trained, edge, member, here, name))
+    unbounded: list[tuple[list[Any], Callable[[], Any]]] = []
     description = BUNDLES / f"{edge.name}-cloud" / "bundle.json"
     if description.exists():
         digest = json.loads(description.read_text())["digest"]
-        jobs.append((["shipped", *about, digest], partial(shipped, edge)))
-    bar = tqdm(jobs, desc=f"{edge.name}: controls, maps, bounds", unit="figure")
+        unbounded.append((["shipped", *about, digest], partial(shipped, edge)))
+        certificate = json.loads(description.with_name("certificate.json").read_text())
+        seed = certificate.get("training", {}).get("seed", 0)
+        unbounded += [(["trained apart", *about, d], m) for d, m in trained_apart(edge, seed)]
+    bar = tqdm([*jobs, *unbounded], desc=f"{edge.name}: controls, maps, bounds", unit="figure")
     found, own, *figures = [journal.get(key, make) for key, make in bar]
-    pairs = zip_longest(figures[::2], figures[1::2])  # a bundle comes last and has no bound
-    rows = [one | (limit or NO_BOUND) for one, limit in pairs if one is not None]
+    split = len(figures) - len(unbounded)
+    pairs = zip(figures[:split:2], figures[1:split:2], strict=True)
+    rows = [one | limit for one, limit in pairs]
+    rows += [one | NO_BOUND for one in figures[split:] if one is not None]
     for part in SPLITS:
         found[part]["edge_only"] = own[part]
     return found, rows
@@ -596,6 +627,12 @@ def main() -> int:
     parser.add_argument("--reconstruct-steps", type=int, default=400, help="default: %(default)s")
     parser.add_argument("--task-steps", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument(
+        "--trainings",
+        type=Path,
+        default=ROOT / "build" / "training",
+        help="where reference.build_bundle --train-only left maps of other seeds",
+    )
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "projectors")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "projectors.json")

@@ -5,6 +5,7 @@ Knows what travels and how it is coded. Does not know: how the map was fitted, f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,18 @@ TEXT_COARSENESS = {"fine": 1.0, "medium": 2.0, "coarse": 4.0, "coarser": 6.0, "c
 REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
 """Quantization steps of the way back, in shares of a state's usual length."""
 FP8_POINT, FLOAT_POINT = 10, 11
+FIXED: dict[str, tuple[int, str]] = {
+    "fp8": (FP8_POINT, "fp8_e4m3"),
+    "float": (FLOAT_POINT, "none"),
+    "fp8-tensor": (12, "fp8_e4m3"),
+    "fp8-token": (13, "fp8_e4m3_token"),
+    "int8": (14, "int8"),
+    "int4": (15, "int4"),
+}
+"""Points whose frames all have one size: index and quantizer. `fp8` has a scale per latent."""
 _E4M3_HALF_RANGE = 224.0
+_LEVELS = {"int8": 127, "int4": 7}
+_INT4_SIGMAS = 3.0  # four bits are spent on the bulk, not on the largest value
 _CALIBRATION_PICTURES = 2048
 _CALIBRATION_TOKENS = 8192  # of texts
 _CHUNK = 64
@@ -68,6 +80,76 @@ def fp8_steps(sample: npt.NDArray[np.floating], granularity: str, head_dim: int 
         raise ConfigError(f"an FP8 scale is per {', '.join(GRANULARITIES)}, not '{granularity}'")
     steps: Floats = (largest / _E4M3_HALF_RANGE + 1e-12).astype(np.float32)
     return steps
+
+
+def fixed_steps(name: str, moved: npt.NDArray[np.floating]) -> Floats | None:
+    """Steps of a point of `FIXED`; None where it needs none.
+
+    Args:
+        name: of the point.
+        moved: `[n, r]` latents of a sample, less the usual ones.
+
+    Returns:
+        `[r]`, above 0. Of `fp8-token` all 1: its scales travel.
+    """
+    quantizer = FIXED[name][1]
+    if quantizer == "none":
+        return None
+    if name == "fp8-token":
+        return np.ones(moved.shape[1], dtype=np.float32)
+    if quantizer == "fp8_e4m3":
+        return fp8_steps(moved, "tensor" if name == "fp8-tensor" else "channel")
+    largest = np.abs(moved).max(axis=0)
+    if name == "int4":
+        largest = np.minimum(largest, _INT4_SIGMAS * np.sqrt(np.square(moved).mean(axis=0)))
+    steps: Floats = (largest / _LEVELS[quantizer] + 1e-12).astype(np.float32)
+    return steps
+
+
+def with_fixed(
+    encoder: Encoder,
+    states: Sequence[npt.NDArray[np.floating]],
+    names: Sequence[str] | None = None,
+    raw_scale: str | None = None,
+    head_dim: int = 1,
+) -> Encoder:
+    """An encoder with other points of fixed size, and FP8 scales of the raw cache shared otherwise.
+
+    Args:
+        encoder: everything else is its.
+        states: flat states of training pictures or texts, `[N, d_s]` each.
+        names: of `FIXED`; None leaves those that there are.
+        raw_scale: one of `GRANULARITIES`; None leaves the scales.
+        head_dim: channels of the source's heads.
+
+    Raises:
+        ConfigError: no such point or granularity.
+    """
+    if raw_scale is not None:
+        scale = fp8_steps(np.concatenate(states), raw_scale, head_dim)
+        encoder = replace(encoder, raw_scale=scale)
+    if names is None:
+        return encoder
+    for name in names:
+        if name not in FIXED:
+            raise ConfigError(f"no point of fixed size is called {name!r}: {', '.join(FIXED)}")
+    moved = np.concatenate([encoder.project(x) - encoder.centre[: len(x)] for x in states])
+    found = {name: fixed_steps(name, moved) for name in dict.fromkeys(names)}
+    points = [
+        OperatingPoint(
+            index=FIXED[name][0],
+            name=name,
+            quantizer=FIXED[name][1],
+            rank=encoder.rank,
+            steps="" if steps is None else name,
+        )
+        for name, steps in found.items()
+    ]
+    kept = [p for p in encoder.points if p.kind != "latent" or p.quantizer == UniformQuantizer.name]
+    used = {point.steps for point in kept}
+    steps = {name: one for name, one in encoder.steps.items() if name in used}
+    steps |= {name: one for name, one in found.items() if one is not None}
+    return replace(encoder, points=(*kept, *points), steps=steps)
 
 
 def make_encoder(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from projector.bundle import Bundle
     from projector.ladder import Calibrated
 
-T = TypeVar("T", int, float)
+T = TypeVar("T", int, float, str)
 
 _SAMPLE_PICTURES = 1024
 
@@ -59,6 +59,19 @@ def register(commands: Any) -> None:
     )
     swept.add_argument("--tokens", type=_wholes, metavar="LIST", help="tokens kept; 0 for all")
     swept.add_argument("--ranks", type=_wholes, metavar="LIST", help="latents sent; 0 for all")
+    fixed = parser.add_argument_group("what is measured beside: frames that all have one size")
+    fixed.add_argument(
+        "--fixed",
+        type=_names,
+        metavar="LIST",
+        help="points to keep: fp8 (a scale per latent), fp8-tensor, fp8-token, int8, int4, float; "
+        "default: the bundle's own",
+    )
+    fixed.add_argument(
+        "--raw-scale",
+        choices=("tensor", "head", "channel"),
+        help="what shares an FP8 scale of the raw cache; default: as the bundle has it",
+    )
     parser.add_argument(
         "--within",
         type=float,
@@ -82,6 +95,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from projector import ladder
     from projector.bundle import Bundle, write_next
+    from projector.calibrate import FIXED, with_fixed
     from projector.corpus import Corpus
     from projector.dataset import Dataset, Texts, open_folder
     from projector.lm import LM
@@ -89,6 +103,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     if not 0 <= args.within <= 1:
         raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
+    for name in args.fixed or ():
+        if name not in FIXED:  # before anything is run
+            raise ConfigError(f"--fixed {name}: expected some of {', '.join(FIXED)}")
     data, held = open_folder(args.data), open_folder(args.held)
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
@@ -121,6 +138,8 @@ def _calibrate(args: argparse.Namespace) -> int:
             weights = ladder.learn_task_weights(judge(data, few), encoder)
         encoder = replace(encoder, task_weights=weights)
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
+    flat = [state.flat() for state in sample]
+    encoder = with_fixed(encoder, flat, args.fixed, args.raw_scale, source.layout.head_dim)
     made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, [sweep], args.within)
     info = write_next(
         bundle,
@@ -166,4 +185,4 @@ def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     return read
 
 
-_numbers, _wholes = _list(float), _list(int)
+_numbers, _wholes, _names = _list(float), _list(int), _list(str)

@@ -171,8 +171,7 @@ class Bench:
                     sizes = np.array(sent["bytes"]) + overhead
                     guarded = arms.Guarded.of(edge, self.test, sent["right"], sizes, advance)
                 rows = arms.ours(edge, judge, guarded, wire, self.show)
-        self.show.say(f"{name}: heads that read lists of things off its states")
-        rows += arms.described(edge, judge, overhead, self.args)
+        rows += arms.described(edge, judge, overhead, self.args, self.show)
         with self.show.stage(f"{name}: its own answers", len(self.test.asked)) as advance:
             answers = edge.pair.edge_only(self.test, advance)
         rows.append(

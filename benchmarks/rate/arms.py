@@ -221,16 +221,20 @@ def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Show) -> dict[str,
     )
 
 
-def described(edge: Edge, judge: Judge, overhead: float, args: Any) -> list[dict[str, Any]]:
+def described(
+    edge: Edge, judge: Judge, overhead: float, args: Any, show: Show
+) -> list[dict[str, Any]]:
     """A list of things read off the edge's states, three heads by seed."""
     grid = edge.pair.edge.layout.grid
     reader = describe.Reader(grid)
     asked = [(q.picture, q.text) for q in judge.test.asked]
-    x = train_states(edge, args.head_pictures)
+    with show.stage(f"{edge.name}: states of training pictures", args.head_pictures) as advance:
+        x = train_states(edge, args.head_pictures, advance)
     states = edge.flat()
     rows = []
     for seed in range(args.seeds):
-        head = describe.train(x, grid, args.head_steps, seed)
+        with show.stage(f"{edge.name}: head {seed} that reads things", args.head_steps) as advance:
+            head = describe.train(x, grid, args.head_steps, seed, advance)
         things = describe.read(head, states)
         packed = [describe.pack(one, grid[0] * grid[1]) for one in things]
         received = [describe.unpack(data, grid[0] * grid[1]) for data in packed]
@@ -249,7 +253,7 @@ def described(edge: Edge, judge: Judge, overhead: float, args: Any) -> list[dict
     return rows
 
 
-def train_states(edge: Edge, count: int) -> npt.NDArray[np.float32]:
+def train_states(edge: Edge, count: int, advance: Advance) -> npt.NDArray[np.float32]:
     """States of the first pictures of the train split, `[n, N, d_s]` float16."""
     from reference.yard import render
 
@@ -258,6 +262,7 @@ def train_states(edge: Edge, count: int) -> npt.NDArray[np.float32]:
         block = render(sample_scenes("train", at, 256))
         states = edge.pair.states([Image.fromarray(picture) for picture in block])
         found.append(np.stack([state.flat() for state in states]).astype(np.float16))
+        advance(len(block))
     return np.concatenate(found)
 
 

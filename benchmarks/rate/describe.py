@@ -8,7 +8,7 @@ could make it. It foresees the questions: kinds, colours, sizes and places are a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from reference.yard import COLOURS, KINDS, PICTURE_PX, Scenes, list_questions, s
 
 Floats = npt.NDArray[np.float32]
 Grid = tuple[int, int]
+Advance = Callable[[int], None]
 
 PLACES = 8
 """Steps of an object's place within its cell, along each axis."""
@@ -116,7 +117,7 @@ class Head(nn.Module):
         return split
 
 
-def train(x: Floats, grid: Grid, steps: int, seed: int) -> Head:
+def train(x: Floats, grid: Grid, steps: int, seed: int, advance: Advance) -> Head:
     """Fit a head to the first pictures of the train split.
 
     Args:
@@ -124,6 +125,7 @@ def train(x: Floats, grid: Grid, steps: int, seed: int) -> Head:
         grid: of the image tokens.
         steps: of 64 pictures.
         seed: of weights and order.
+        advance: told of every step.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -151,6 +153,7 @@ def train(x: Floats, grid: Grid, steps: int, seed: int) -> Head:
         loss.backward()
         optimiser.step()
         schedule.step()
+        advance(1)
     return head.eval()
 
 

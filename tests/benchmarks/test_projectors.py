@@ -209,13 +209,47 @@ def test_a_map_is_made_once_and_its_row_has_its_own_bound(
     monkeypatch.setattr(projectors, "row", lambda _, one, *more: {"map": one})
     monkeypatch.setattr(projectors, "bounds", lambda _, one: {"bound_violations": one})
     monkeypatch.setattr(projectors, "shipped", lambda _: {"map": "shipped"})
+    monkeypatch.setattr(
+        projectors, "trained_apart", lambda *_: [("a digest", lambda: {"map": "another seed"})]
+    )
     edge: Any = SimpleNamespace(name="edge-a", about=["a pair"])
     asked = Namespace(reconstruct_steps=1, task_steps=1, seeds=2)
     path = tmp_path / "journal.jsonl"
     for _ in range(2):  # the second time all of it is kept
         found, rows = projectors.measure_edge(edge, projectors.Journal(path, False), asked)
-        assert [one["map"] for one in rows] == [*made, "shipped"]
-        assert all(one["bound_violations"] == one["map"] for one in rows[:-1])
-        assert rows[-1] == {"map": "shipped"} | projectors.NO_BOUND
-        assert len(made) == len(rows) - 1
+        assert [one["map"] for one in rows] == [*made, "shipped", "another seed"]
+        assert all(one["bound_violations"] == one["map"] for one in rows[:-2])
+        assert rows[-2] == {"map": "shipped"} | projectors.NO_BOUND
+        assert len(made) == len(rows) - 2
         assert found["test"]["edge_only"] == 0.5
+
+
+def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_own_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vlm(fingerprint: str) -> Any:
+        return SimpleNamespace(layout=SimpleNamespace(fingerprint=fingerprint))
+
+    abouts = {
+        "again": {"models": ["s", "t"], "seed": 1},
+        "own": {"models": ["s", "t"], "seed": 0},
+        "other": {"models": ["s", "u"], "seed": 2},
+    }
+    for tag in abouts:
+        (tmp_path / f"map-edge-a-{tag}").mkdir()
+        (tmp_path / f"map-edge-a-{tag}" / projectors.TRAINED).write_text(tag)
+
+    class Read:
+        @staticmethod
+        def from_bytes(blob: bytes) -> tuple[Any, dict[str, Any]]:
+            about = abouts[blob.decode()]
+            made = SimpleNamespace(eval=blob.decode)
+            return made, {**about, "minutes": 2.0, "settings": {"seed": about["seed"]}}
+
+    monkeypatch.setattr(projectors, "LowRankMap", Read)
+    monkeypatch.setattr(projectors, "row", lambda _, *what: what)
+    edge: Any = SimpleNamespace(
+        name="edge-a", source=vlm("s"), target=vlm("t"), args=Namespace(trainings=tmp_path)
+    )
+    ((digest, make),) = projectors.trained_apart(edge, seed=0)
+    assert len(digest) == 64 and make() == ("again", page.BUNDLED, 1, 120.0)

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from projector.calibrate import GRANULARITIES, fp8_steps
+from projector.calibrate import FIXED, GRANULARITIES, fp8_steps, with_fixed
+from projector.encoder import Encoder
 from projector.families.low_rank import LowRank
 from projector.moments import Moments
+from projector.vlm import VLM
 from protos import quantize
 from protos.errors import ConfigError
 from protos.layout import KVLayout
+from tests.fakes.tiny_models import picture
+from tests.projector.conftest import make_encoder
 
 TOKENS, HEADS, HEAD_DIM = 200, 6, 8
 
@@ -73,3 +77,36 @@ def test_one_step_of_any_latent_moves_the_target_equally_far(
             nudged[..., j] += step
             moved.append(float((made.cloud(nudged) - still).norm()))
     np.testing.assert_allclose(moved, moved[0], rtol=1e-3)
+
+
+def test_points_of_fixed_size_replace_those_there_and_lose_what_their_bits_lose(
+    vlms: dict[str, VLM],
+) -> None:
+    vlm, source = vlms["idefics3"], vlms["idefics3"].layout
+    before = make_encoder(source)
+    seen = vlm.states(vlm.prefill([picture(seed) for seed in range(12)]))
+    states = [state.flat() for state in seen]
+    made = with_fixed(before, states, list(FIXED), "head", source.head_dim)
+    encoder = Encoder.from_bytes(made.to_bytes())
+    coded = [p.name for p in before.points if p.quantizer == "uniform" or p.kind != "latent"]
+    assert [p.name for p in encoder.points] == [*coded, *FIXED]
+    heads = encoder.raw_scale.reshape(-1, source.head_dim)
+    assert (heads == heads[:, :1]).all() and len(np.unique(heads)) == len(heads)
+    errors, sizes = {}, {}
+    for name, (index, quantizer) in FIXED.items():
+        point = encoder.point(index)
+        assert (point.name, point.quantizer) == (name, quantizer)
+        lost, size = 0.0, 0
+        for state in seen:
+            frame = encoder.encode(state, point)
+            lost += frame.distortion.quantize
+            size += len(frame.payload)
+        errors[name], sizes[name] = lost, size
+    assert errors["float"] < errors["int8"] < errors["int4"]
+    assert errors["fp8"] < errors["int4"] and errors["fp8-token"] < errors["int4"]
+    assert sizes["int4"] < sizes["int8"] == sizes["fp8"] < sizes["fp8-token"] < sizes["float"]
+    untouched = with_fixed(before, states)
+    assert untouched.points == before.points
+    np.testing.assert_array_equal(untouched.raw_scale, before.raw_scale)
+    with pytest.raises(ConfigError, match="int4"):
+        with_fixed(before, states, ["int2"])
