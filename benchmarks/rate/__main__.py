@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from deploy.relay import Relay
 from deploy.testset import TestSet
 from deploy.wire import Service, Shot
 from edge_agent.picture import PictureCodec
+from projector.encoder import Encoder
 from projector.estimate import pareto, thin
 from projector.products import quick_kernels
 from projector.vlm import VLM
@@ -88,8 +89,10 @@ class Bench:
     def jobs(self) -> list[Callable[[], object]]:
         """Everything that can be found apart, the longest first; two processes share it."""
         return [
-            *(partial(self.ours, name) for name in self.edges),
+            *(partial(self.points, name) for name in self.edges),
+            *(partial(self.described, name) for name in self.edges),
             self.pictures,
+            *(partial(self.ours, name) for name in self.edges),
             *(partial(self.guard, name) for name in self.edges),
             *(partial(self.presses, name) for name in self.edges),
             self.sequences,
@@ -136,21 +139,46 @@ class Bench:
             answers = decoded_answers(self.cloud, files, self.test.asked, advance)
         return {"right": self.test.right(answers), "bytes": [len(file) for file in files]}
 
+    @cached_property
+    def coded(self) -> dict[str, str]:
+        """By edge model, a digest of what frames and answers depend on: not of the guard."""
+        found = {}
+        for name, bundle in self.edges.items():
+            info = json.loads((bundle / "bundle.json").read_text())
+            half = Encoder.from_bytes((bundle / "edge.safetensors").read_bytes())
+            plan = [info["default_point"], info["files"]["cloud.safetensors"]["sha256"]]
+            parts = guard.bare(half), json.dumps(plan).encode()
+            found[name] = hashlib.sha256(b"".join(parts)).hexdigest()
+        return found
+
     def ours(self, name: str) -> list[dict[str, Any]]:
-        """Every operating point of one edge model, and what is read off the same states."""
-        made_for = f"{self.digests[name]} {self.args.head_pictures} {self.args.head_steps}"
-        made_for += f" {self.args.seeds} {self.args.byte_frames}"
-        rows: list[dict[str, Any]] = self.keep(f"ours-{name}", made_for, partial(self._ours, name))
+        """Every operating point of one edge model, and what its guard makes of each."""
+        rows: list[dict[str, Any]] = [dict(row) for row in self.points(name)]
+        found: list[dict[str, Any]] = self.keep(
+            f"guarded-{name}", self.digests[name], partial(self._guarded, name, rows)
+        )
+        merged = [row | figures for row, figures in zip(rows, found, strict=True)]
+        return [{k: v for k, v in row.items() if k != "right"} for row in merged]
+
+    def points(self, name: str) -> list[dict[str, Any]]:
+        """Every operating point of one edge model, and the edge alone; `right` of each."""
+        made_for = f"{self.coded[name]} {self.args.byte_frames}"
+        rows: list[dict[str, Any]] = self.keep(
+            f"points-{name}", made_for, partial(self._points, name)
+        )
         return rows
 
-    def _ours(self, name: str) -> list[dict[str, Any]]:
-        judge, sent, bundle = self.judge, self.sent(), self.edges[name]
+    def _edge(self, name: str) -> arms.Edge:
+        with self.show.stage(f"{name}: prefill", len(self.test.pictures)) as advance:
+            return arms.Edge(name, MODELS, self.edges[name], self.test, advance)
+
+    def _points(self, name: str) -> list[dict[str, Any]]:
+        judge, edge = self.judge, self._edge(name)
         arguments = [
-            *("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(bundle)),
+            *("cloud_server", "serve", "--model", str(CLOUD_MODEL)),
+            *("--bundles", str(self.edges[name])),
             *("--port", "0", "--metrics-port", "0", "--threads", str(threads())),
         ]
-        with self.show.stage(f"{name}: prefill", len(self.test.pictures)) as advance:
-            edge = arms.Edge(name, MODELS, bundle, self.test, advance)
         log = self.keep.folder / f"cloud-server-{name}.log"
         with Child("cloud-server", arguments, log, ENVIRONMENT) as server:
             ready = server.ready(SERVER_START_S)
@@ -167,20 +195,43 @@ class Bench:
                 webp = PictureCodec("webp", 50, 48)
                 counted = wire([Shot.of_picture(webp.encode(p)) for p in self.test.pictures])
                 overhead = counted["mean"] - counted["payload_mean"]
-                with self.show.stage(f"{name}: how sure it is", len(self.test.asked)) as advance:
-                    sizes = np.array(sent["bytes"]) + overhead
-                    guarded = arms.Guarded.of(edge, self.test, sent["right"], sizes, advance)
-                rows = arms.ours(edge, judge, guarded, wire, self.show)
-        rows += arms.described(edge, judge, overhead, self.args, self.show)
+                rows = arms.ours(edge, judge, wire, self.show)
         with self.show.stage(f"{name}: its own answers", len(self.test.asked)) as advance:
             answers = edge.pair.edge_only(self.test, advance)
-        rows.append(
-            judge.row(
-                "edge alone", "control", answers, edge_model=name, payload_bytes=0, wire_bytes=0
-            )
+        alone = judge.row(
+            "edge alone", "control", answers, edge_model=name, payload_bytes=0, wire_bytes=0
         )
-        for row in rows:
-            row["picture_overhead_bytes"] = round(overhead, 2)
+        return [{**row, "picture_overhead_bytes": round(overhead, 2)} for row in (*rows, alone)]
+
+    def _guarded(self, name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of each row, what the guard makes of it; nothing of those that are no points."""
+        sent, edge = self.sent(), self._edge(name)
+        sizes = np.array(sent["bytes"]) + rows[0]["picture_overhead_bytes"]
+        with self.show.stage(f"{name}: how sure it is", len(self.test.asked)) as advance:
+            guarded = arms.Guarded.of(edge, self.test, sent["right"], sizes, advance)
+        points = {point.name: point for point in edge.points}
+        found = []
+        with self.show.stage(f"{name}: what its guard sends", len(rows)) as advance:
+            for row in rows:
+                figures: dict[str, Any] = {}
+                if row["kind"] == "ours":
+                    right = np.array([digit == "1" for digit in row["right"]])
+                    frames = edge.frames(points[row["name"]])
+                    figures = guarded.figures(frames, right, row["wire_bytes"])
+                found.append(figures)
+                advance(1)
+        return found
+
+    def described(self, name: str) -> list[dict[str, Any]]:
+        """Lists of things read off the edge's states; the transport is still to be added."""
+        made_for = f"{self.coded[name]} {self.args.head_pictures} {self.args.head_steps}"
+
+        def make() -> list[dict[str, Any]]:
+            return arms.described(self._edge(name), self.judge, self.args, self.show)
+
+        rows: list[dict[str, Any]] = self.keep(
+            f"described-{name}", f"{made_for} {self.args.seeds}", make
+        )
         return rows
 
     def pictures(self) -> list[dict[str, Any]]:
@@ -195,14 +246,14 @@ class Bench:
     def sequences(self) -> dict[str, Any]:
         """A fixed camera over time, against video; the transport is still to be added."""
         pairs = {
-            name: (self.digests[name], partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
+            name: (self.coded[name], partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
             for name, bundle in self.edges.items()
         }
         return sequences.measure(self.args, self.cloud, pairs, self.keep, self.show)
 
     def presses(self, name: str) -> list[dict[str, Any]]:
         """Tokens chosen by kvpress, at equal budgets; none, and why, where it cannot run."""
-        made_for = f"{self.digests[name]} {self.args.press_pictures}"
+        made_for = f"{self.coded[name]} {self.args.press_pictures}"
         try:
             rows: list[dict[str, Any]] = self.keep(
                 f"presses-{name}", made_for, partial(self._presses, name)
@@ -254,7 +305,7 @@ class Bench:
         drawn = [one for seed in range(seeds) for one in controller.traces(seconds, seed)]
         found: dict[str, Any] = self.keep(
             "controller",
-            f"{self.digests[name]} {seconds} {seeds} from {start}",
+            f"{self.coded[name]} {seconds} {seeds} from {start}",
             partial(controller.measure, rungs, start, drawn),
         )
         return {"edge_model": name, "traces_are": "synthetic", **found}
@@ -264,7 +315,7 @@ class Bench:
         name = next(iter(self.edges))
         count = self.args.cache_pictures
         make = partial(codec_speed.of_bundle, MODELS / name, self.edges[name], count, ROUNDS)
-        found: dict[str, Any] = self.keep("speed", f"{self.digests[name]} {count}", make)
+        found: dict[str, Any] = self.keep("speed", f"{self.coded[name]} {count}", make)
         return {"edge_model": name, **found}
 
 
@@ -333,7 +384,9 @@ def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
     overhead = rows[0]["picture_overhead_bytes"]
     transport = sequences.transport_bytes(overhead)
     rows += [carried(row, overhead) for row in bench.pictures()]
-    rows += [carried(row, transport) for name in bench.edges for row in bench.presses(name)]
+    for name in bench.edges:
+        rows += [carried(row, overhead) for row in bench.described(name)]
+        rows += [carried(row, transport) for row in bench.presses(name)]
     film = bench.sequences()
     film["sequences"] = [
         carried(row, transport if row["kind"] == "ours" else overhead) for row in film["sequences"]

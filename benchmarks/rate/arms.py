@@ -97,13 +97,9 @@ class Edge:
 
 
 def ours(
-    edge: Edge,
-    judge: Judge,
-    guarded: Guarded,
-    wire: Callable[[Sequence[Shot]], dict[str, float]],
-    show: Show,
+    edge: Edge, judge: Judge, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Show
 ) -> list[dict[str, Any]]:
-    """Every operating point of a bundle, and what the guard makes of it."""
+    """Every operating point of a bundle; `right` of each says which answers are."""
     rows = []
     asked = [(q.picture, q.text) for q in judge.test.asked]
     for point in edge.points:
@@ -111,7 +107,6 @@ def ours(
         counted = wire([frame.shot for frame in frames])
         with show.stage(f"{edge.name}: {point.name}", len(asked)) as advance:
             answers = edge.pair.injected(frames, asked, advance)
-        right = np.array(judge.test.right(answers))
         rows.append(
             judge.row(
                 point.name,
@@ -125,7 +120,7 @@ def ours(
                 quiet=point.quiet,
                 quantizer=point.quantizer,
                 default=point.index == edge.pair.bundle.info.default_point,
-                **guarded.figures(frames, right, counted["mean"]),
+                right="".join("01"[right] for right in judge.test.right(answers)),
             )
         )
     return rows
@@ -221,10 +216,11 @@ def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Show) -> dict[str,
     )
 
 
-def described(
-    edge: Edge, judge: Judge, overhead: float, args: Any, show: Show
-) -> list[dict[str, Any]]:
-    """A list of things read off the edge's states, three heads by seed."""
+def described(edge: Edge, judge: Judge, args: Any, show: Show) -> list[dict[str, Any]]:
+    """A list of things read off the edge's states, three heads by seed.
+
+    `wire_bytes` are the payload's: the transport is still to be added.
+    """
     grid = edge.pair.edge.layout.grid
     reader = describe.Reader(grid)
     asked = [(q.picture, q.text) for q in judge.test.asked]
@@ -238,7 +234,7 @@ def described(
         things = describe.read(head, states)
         packed = [describe.pack(one, grid[0] * grid[1]) for one in things]
         received = [describe.unpack(data, grid[0] * grid[1]) for data in packed]
-        payload = float(np.mean([len(data) for data in packed]))
+        payload = round(float(np.mean([len(data) for data in packed])), 1)
         rows.append(
             judge.row(
                 "list of things, answered by rules",
@@ -246,8 +242,8 @@ def described(
                 reader.answers(received, asked),
                 edge_model=edge.name,
                 seed=seed,
-                payload_bytes=round(payload, 1),
-                wire_bytes=round(payload + overhead, 1),
+                payload_bytes=payload,
+                wire_bytes=payload,
             )
         )
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +21,9 @@ from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, u
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from deploy.arms import Encoded
+from deploy.measure import ROOT
 from deploy.wire import Shot
+from projector.encoder import Encoder
 from projector.risk import RiskModel, losses_of
 from protos.frame import Distortion
 from reference.yard import COLOURS, KINDS, PICTURE_PX, ask, sample_scenes
@@ -229,6 +232,36 @@ def test_a_helper_leaves_what_is_taken_and_does_the_rest_from_the_end() -> None:
     bench = SimpleNamespace(keep=SimpleNamespace(waits=True), jobs=lambda: jobs)
     assert rate.help_out(cast(Any, bench)) == 0
     assert done == ["third", "first"] and bench.keep.waits is False
+
+
+def test_a_guard_learnt_anew_costs_no_new_answers(tmp_path: Path) -> None:
+    shipped = ROOT / "reference" / "bundles" / "edge-a-cloud"
+    info = json.loads((shipped / "bundle.json").read_text())
+    half = Encoder.from_bytes((shipped / "edge.safetensors").read_bytes())
+    assert half.risk is not None
+    changed = replace(half.risk, limit=half.risk.limit / 2)
+    bundles = {"as it is": (half, 23), "guard": (replace(half, risk=changed), 23)}
+    bundles |= {"no guard": (replace(half, risk=None), 23), "starts lower": (half, 20)}
+    bench: Any = rate.Bench.__new__(rate.Bench)
+    bench.edges = {}
+    for name, (one, start) in bundles.items():
+        bench.edges[name] = tmp_path / name
+        bench.edges[name].mkdir()
+        (tmp_path / name / "edge.safetensors").write_bytes(one.to_bytes())
+        (tmp_path / name / "bundle.json").write_text(json.dumps({**info, "default_point": start}))
+    coded = bench.coded
+    assert coded["as it is"] == coded["guard"] == coded["no guard"] != coded["starts lower"]
+
+
+def test_rows_of_a_point_get_what_its_guard_makes_of_them(tmp_path: Path) -> None:
+    bench: Any = rate.Bench.__new__(rate.Bench)
+    bench.keep, bench.digests = Keep(tmp_path, "", lambda _: None), {"edge-a": "a digest"}
+    bench.points = lambda _: [{"name": "x1", "right": "01"}, {"name": "edge alone", "right": "11"}]
+    bench._guarded = lambda name, rows: [{"accuracy_guarded": 0.5}, {}]
+    assert bench.ours("edge-a") == [
+        {"name": "x1", "accuracy_guarded": 0.5},
+        {"name": "edge alone"},
+    ]
 
 
 def test_the_plot_is_the_same_file_for_the_same_figures() -> None:
