@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edge_agent.budget import Budget
-from edge_agent.encode import Clock, Plan, choose_point
+from edge_agent.encode import AUTO, Clock, Plan, choose_point
 from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Guarded, Outgoing, View, check_question
@@ -173,6 +173,10 @@ class Agent:
         if session.encoder.text and (self.plan.delta or self.plan.selector is not None):
             what = "--delta" if self.plan.delta else "--selector"
             raise ConfigError(f"{what} is for pictures: texts travel whole")
+        if self.budget is not None and self.plan.point == AUTO:
+            highest = self.plan.highest_point or session.advised
+            if unmet := self.budget.unmet(session.rungs, highest):
+                self.log.warning("limits_unmet", cause=unmet)
         if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
             self.log.warning(
                 "no_guard", cause=f"bundle {session.bundle_id} was not calibrated for it"

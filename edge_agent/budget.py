@@ -373,6 +373,31 @@ class Budget:
                 self._move(self._eligible(rungs, top), start, known)
             return self._current
 
+    def unmet(self, rungs: Sequence[Rung], highest: str) -> str:
+        """What of the objective and the limit cannot be kept to with these rungs; empty if nothing.
+
+        Args:
+            rungs: as for `choose`.
+            highest: likewise.
+        """
+        if self.latency_s is None and self.distortion is None:
+            return ""
+        if not rungs:
+            return f"no operating point was measured, so nothing is chosen among: all is {highest}"
+        if all(rung.name != highest for rung in rungs):
+            return f"{highest} was not measured, so nothing is chosen among: all is {highest}"
+        limit = float("inf") if self.distortion is None else self.distortion
+        least = min(rungs, key=lambda r: r.distortion)
+        if least.distortion > limit:
+            return (
+                f"no operating point is within the distortion limit of {limit:g}: {least.name} is "
+                f"sent, at {least.distortion:.3g}"
+            )
+        top = next(rung for rung in rungs if rung.name == highest)
+        if not any(r.distortion <= limit and r.wire_bytes <= top.wire_bytes for r in rungs):
+            return f"no operating point up to {highest} is within the distortion limit of {limit:g}"
+        return ""
+
     def _eligible(self, rungs: Sequence[Rung], top: Rung) -> tuple[Rung, ...]:
         limit = float("inf") if self.distortion is None else self.distortion
         within = sorted((r for r in rungs if r.distortion <= limit), key=lambda r: r.wire_bytes)

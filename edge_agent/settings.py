@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector import configuration
@@ -221,6 +221,22 @@ class Settings(configuration.TypedSettings):
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("highest_point")
+    @classmethod
+    def _no_picture(cls, value: str | None) -> str | None:
+        if value == "picture":
+            raise ValueError("auto does not climb to pictures; --point picture sends them always")
+        return value
+
+    @field_validator("token_budget", "token_threshold")
+    @classmethod
+    def _one_budget(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("distortion_limit") is not None:
+            raise ValueError(
+                "not with --distortion-limit, which is of operating points as they were measured"
+            )
+        return value
 
     @field_validator("server")
     @classmethod

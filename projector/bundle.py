@@ -86,6 +86,7 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "604.8": (BundleFormatError, "the edge half and bundle.json contradict each other"),
     "604.9": (BundleFormatError, "a half of the way back is not what it should be"),
     "604.10": (BundleFormatError, "the way back and bundle.json contradict each other"),
+    "604.11": (BundleFormatError, "cloud.onnx takes weights from outside of the bundle"),
     "605.1": (SignatureError, "signature.json is not in its canonical form"),
     "605.2": (SignatureError, "the signature does not fit bundle.json"),
     "605.3": (SignatureError, "trusted keys are required and there is no signature"),
@@ -101,6 +102,7 @@ Reader = Callable[[str, int], bytes]
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _MAX_SIGNATURE_BYTES = 1024
+_MAX_ID = 256
 _MAX_FILE_BYTES = 1 << 31
 _SIGNED = b"neural-bridge bundle 1\n"  # what a key signs for a bundle passes for nothing else
 _FIELDS = {
@@ -176,6 +178,7 @@ class Bundle:
         certificate: what was measured.
         path: where it lies.
         signer: name of the trusted key that signed it; None where trusted keys were not required.
+        key: public key of who signed it, trusted or not; None where nobody did.
         reverse: the way back; None where the map has none.
     """
 
@@ -185,6 +188,7 @@ class Bundle:
     certificate: Mapping[str, Any] = field(repr=False)
     path: Path
     signer: str | None = None
+    key: str | None = None
     reverse: Reverse | None = None
 
     @property
@@ -250,7 +254,7 @@ class Bundle:
             BridgeError: as `load`.
         """
         description = _read(read, path, DESCRIPTION)
-        signer = _signer(read, path, description, trusted)
+        key, signer = _signed(read, path, description, trusted)
         info = _describe(description, path)
         _require_layout(info, "source", info.source, source)
         _require_layout(info, "target", info.target, target)
@@ -261,6 +265,7 @@ class Bundle:
                 f"version {version} is required",
             )
         blobs = {name: _verified(read, path, name, *info.files[name]) for name in info.names}
+        _require_whole(blobs[GRAPH], path)
         return cls(
             info=info,
             encoder=_encoder(blobs[EDGE], info, path),
@@ -268,6 +273,7 @@ class Bundle:
             certificate=_parse(blobs[CERTIFICATE], path / CERTIFICATE),
             path=path,
             signer=signer,
+            key=key,
             reverse=_reverse(blobs, info, path),
         )
 
@@ -499,16 +505,19 @@ def _signature_file(signature: Signature) -> bytes:
     return canonical_json({"format": FORMAT, "key": signature.key, "value": signature.value})
 
 
-def _signer(
+def _signed(
     read: Reader, folder: Path, description: bytes, trusted: TrustedKeys | None
-) -> str | None:
-    """The trusted key's name; what is in the file must be right even if no key is trusted."""
+) -> tuple[str | None, str | None]:
+    """The key that signed it, and its name among the trusted.
+
+    What is in the file must be right even if no key is trusted.
+    """
     file = folder / SIGNATURE
     try:
         blob = read(SIGNATURE, _MAX_SIGNATURE_BYTES + 1)
     except FileNotFoundError as error:
         if trusted is None:
-            return None
+            return None, None
         raise refusal("605.3", f"{folder} is not signed, and only trusted keys' are") from error
     except OSError as error:
         raise refusal("601.1", f"no bundle file {file}: {error.strerror}") from error
@@ -525,9 +534,9 @@ def _signer(
     except SignatureError as error:
         raise refusal("605.2", f"{file}: {error}") from error
     if trusted is None:
-        return None
+        return signature.key, None
     try:
-        return trusted.verify(message, signature)
+        return signature.key, trusted.verify(message, signature)
     except SignatureError as error:
         raise refusal("605.4", f"{file}: {error}") from error
 
@@ -539,13 +548,17 @@ def _parse(blob: bytes, file: Path) -> dict[str, Any]:
         raise refusal("602.4", f"{file}: {error}") from error
     if not isinstance(plain, dict):
         raise refusal("604.2", f"{file} must hold a JSON object")
+    try:
+        json.dumps(plain, allow_nan=False)
+    except ValueError as error:  # such as 1e999, which JSON reads as infinity
+        raise refusal("602.4", f"{file}: {error}") from error
     return plain
 
 
 def _describe(blob: bytes, folder: Path) -> BundleInfo:
     file = folder / DESCRIPTION
     plain = _parse(blob, file)
-    if plain.get("format") != FORMAT and isinstance(plain.get("format"), int):
+    if plain.get("format") != FORMAT and type(plain.get("format")) is int:
         raise refusal(
             "604.1", f"{file} is of format {plain['format']}, this version reads {FORMAT}"
         )
@@ -570,13 +583,22 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
             for name, entry in plain["files"].items()
         }
         version, rank = _integer(plain["version"]), _integer(plain["rank"])
+        name = plain["id"]
+        if _integer(plain["format"]) != FORMAT or version < 0:
+            raise ValueError("a format or version that cannot be")
+        if not isinstance(name, str) or not 1 <= len(name) <= _MAX_ID or not name.isprintable():
+            raise ValueError(f"an id is a printable text of 1 to {_MAX_ID} characters")
         default = _integer(plain["default_point"])
         ladder = tuple(_integer(index) for index in plain["ladder"])
     except (FrameMalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise refusal("604.4", f"{file}: {error}") from error
     known = {point.index for point in points}
-    if default not in known or not set(ladder) <= known:
-        raise refusal("604.5", f"{file}: its default point or ladder names an unknown point")
+    sound = ladder and len(set(ladder)) == len(ladder) and set(ladder) <= known
+    if default not in known or not sound:
+        raise refusal(
+            "604.5",
+            f"{file}: its default point or ladder names an unknown point, one twice, or none",
+        )
     complete = set(files) in ({*FILES}, {*FILES, *REVERSE_FILES})
     if not complete or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
         raise refusal(
@@ -585,7 +607,7 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
             f"{', '.join(REVERSE_FILES)}",
         )
     return BundleInfo(
-        id=str(plain["id"]),
+        id=name,
         version=version,
         digest=str(digest),
         source=source,
@@ -610,6 +632,16 @@ def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
             "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
         )
     return encoder
+
+
+def _require_whole(graph: bytes, folder: Path) -> None:
+    """Refuse a graph with external data, whose bytes no digest of the bundle covers.
+
+    Such a tensor names its file under the key `location` (ONNX, TensorProto.external_data). The
+    word is looked for as it is, since a protobuf field can be written in more than one way.
+    """
+    if b"location" in graph:
+        raise refusal("604.11", f"{folder / GRAPH} may name a file that is not in the bundle")
 
 
 def _reverse(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> Reverse | None:

@@ -22,6 +22,7 @@ from protos.errors import ConfigError, FitError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
 from protos.quantize import EntropyTables, UniformQuantizer
+from protos.quantize.fp8_token import Fp8TokenQuantizer
 
 COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
 """Quantization steps of the ladder, in units of a map's own steps."""
@@ -29,12 +30,14 @@ TEXT_COARSENESS = {"fine": 1.0, "medium": 2.0, "coarse": 4.0, "coarser": 6.0, "c
 """The same of texts, whose latents are many and small each: a picture's steps leave little."""
 REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
 """Quantization steps of the way back, in shares of a state's usual length."""
+FINEST = "finest"
+"""Name of the steps that coarseness is counted in, kept from the first calibration on."""
 FP8_POINT, FLOAT_POINT = 10, 11
 FIXED: dict[str, tuple[int, str]] = {
     "fp8": (FP8_POINT, "fp8_e4m3"),
     "float": (FLOAT_POINT, "none"),
     "fp8-tensor": (12, "fp8_e4m3"),
-    "fp8-token": (13, "fp8_e4m3_token"),
+    "fp8-token": (13, Fp8TokenQuantizer.name),
     "int8": (14, "int8"),
     "int4": (15, "int4"),
 }
@@ -52,6 +55,7 @@ Floats = npt.NDArray[np.float32]
 
 GRANULARITIES = ("tensor", "head", "channel")
 """What shares one static FP8 scale; per token, the scale travels (`fp8_e4m3_token`)."""
+RAW_SCALES = (*GRANULARITIES, "token")
 
 
 def fp8_steps(sample: npt.NDArray[np.floating], granularity: str, head_dim: int = 1) -> Floats:
@@ -95,7 +99,7 @@ def fixed_steps(name: str, moved: npt.NDArray[np.floating]) -> Floats | None:
     quantizer = FIXED[name][1]
     if quantizer == "none":
         return None
-    if name == "fp8-token":
+    if quantizer == Fp8TokenQuantizer.name:
         return np.ones(moved.shape[1], dtype=np.float32)
     if quantizer == "fp8_e4m3":
         return fp8_steps(moved, "tensor" if name == "fp8-tensor" else "channel")
@@ -119,15 +123,24 @@ def with_fixed(
         encoder: everything else is its.
         states: flat states of training pictures or texts, `[N, d_s]` each.
         names: of `FIXED`; None leaves those that there are.
-        raw_scale: one of `GRANULARITIES`; None leaves the scales.
+        raw_scale: one of `RAW_SCALES`; None leaves the scales.
         head_dim: channels of the source's heads.
 
     Raises:
         ConfigError: no such point or granularity.
     """
     if raw_scale is not None:
-        scale = fp8_steps(np.concatenate(states), raw_scale, head_dim)
-        encoder = replace(encoder, raw_scale=scale)
+        travels = raw_scale == "token"
+        quantizer = Fp8TokenQuantizer.name if travels else RAW_KV_FP8.quantizer
+        scale = (
+            np.ones_like(encoder.raw_scale)
+            if travels
+            else fp8_steps(np.concatenate(states), raw_scale, head_dim)
+        )
+        points = [
+            p if p.kind != "raw_kv" else replace(p, quantizer=quantizer) for p in encoder.points
+        ]
+        encoder = replace(encoder, raw_scale=scale, points=tuple(points))
     if names is None:
         return encoder
     for name in names:
@@ -146,7 +159,7 @@ def with_fixed(
         for name, steps in found.items()
     ]
     kept = [p for p in encoder.points if p.kind != "latent" or p.quantizer == UniformQuantizer.name]
-    used = {point.steps for point in kept}
+    used = {point.steps for point in kept} | {FINEST}
     steps = {name: one for name, one in encoder.steps.items() if name in used}
     steps |= {name: one for name, one in found.items() if one is not None}
     return replace(encoder, points=(*kept, *points), steps=steps)
@@ -187,7 +200,7 @@ def make_encoder(
     moved, z = (latents - usual).reshape(-1, rank), latents.reshape(-1, rank)
     by_name = {name: (steps * factor).astype(np.float32) for name, factor in coarseness.items()}
     entropy = {
-        name: EntropyTables.fit(np.rint(moved / step).astype(np.int64))
+        name: EntropyTables.fit(np.rint(moved / step).astype(np.int64), tokens=source.tokens)
         for name, step in by_name.items()
     }
     by_name["fp8"] = fp8_steps(moved, "channel")

@@ -69,8 +69,8 @@ def register(commands: Any) -> None:
     )
     fixed.add_argument(
         "--raw-scale",
-        choices=("tensor", "head", "channel"),
-        help="what shares an FP8 scale of the raw cache; default: as the bundle has it",
+        choices=("tensor", "head", "channel", "token"),
+        help="what shares an FP8 scale of the raw cache (a token's travels); default: the bundle's",
     )
     parser.add_argument(
         "--within",
@@ -93,7 +93,7 @@ def register(commands: Any) -> None:
 def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
-    from projector import ladder
+    from projector import ladder, select
     from projector.bundle import Bundle, write_next
     from projector.calibrate import FIXED, with_fixed
     from projector.corpus import Corpus
@@ -106,6 +106,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     for name in args.fixed or ():
         if name not in FIXED:  # before anything is run
             raise ConfigError(f"--fixed {name}: expected some of {', '.join(FIXED)}")
+    learns = bool(args.selector_pictures)
+    if args.selector and select.require(args.selector) is select.TaskAware and not learns:
+        raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
     data, held = open_folder(args.data), open_folder(args.held)
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
@@ -131,12 +134,17 @@ def _calibrate(args: argparse.Namespace) -> int:
         asks = pictures.questions, args.questions
         return ladder.Judge(source, target, backend, corpus, *asks, fresh=sent)
 
-    encoder = replace(bundle.encoder, selector=args.selector or bundle.encoder.selector)
+    trained = set(data.contents[: len(corpora[0])])
+    again = sum(content in trained for content in held.contents[: len(corpora[1])])
+    if again:
+        print(f"not held out: {again} of the {len(corpora[1])} held-out inputs are in DATA too")
+    encoder = bundle.encoder
     if args.selector_pictures and not isinstance(data, Texts):
         few = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
             weights = ladder.learn_task_weights(judge(data, few), encoder)
         encoder = replace(encoder, task_weights=weights)
+    encoder = replace(encoder, selector=args.selector or encoder.selector)
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
     flat = [state.flat() for state in sample]
     encoder = with_fixed(encoder, flat, args.fixed, args.raw_scale, source.layout.head_dim)
@@ -145,7 +153,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         bundle,
         args.out,
         encoder=made.encoder,
-        certificate=_certificate(bundle, made, len(corpora[1]), args.questions),
+        certificate=_certificate(bundle, made, len(corpora[1]), args.questions, again),
         default_point=made.default_point,
         ladder=made.ladder,
     )
@@ -156,18 +164,28 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _certificate(bundle: Bundle, made: Calibrated, pictures: int, questions: int) -> dict[str, Any]:
-    """The bundle's certificate, with what was tried; what it said of points now gone is dropped."""
+def _certificate(
+    bundle: Bundle, made: Calibrated, pictures: int, questions: int, again: int
+) -> dict[str, Any]:
+    """The bundle's certificate, with what was tried; what it said of points now gone is dropped.
+
+    The accuracy of the point to start with is added, and how much of what it was measured on was
+    `again` among the training data.
+    """
     gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
     kept: dict[str, Any] = {k: v for k, v in bundle.certificate.items() if k != "guard"}
     for name in ("accuracy", "payload_bytes"):
         section = kept.get(name)
         if isinstance(section, dict):
             kept[name] = {key: value for key, value in section.items() if key not in gone}
+    default = made.encoder.point(made.default_point)
+    if isinstance(kept.get("accuracy"), dict) and default.measured is not None:
+        kept["accuracy"][default.name] = default.measured.accuracy
     kept["calibration"] = {
         "pictures": pictures,
         "questions": questions * pictures,
         "native": made.native,
+        "seen_in_training": again,
         "tried": {name: asdict(one) for name, one in made.tried.items()},
     }
     return kept

@@ -43,6 +43,7 @@ try:
         train_commands,
     )
     from projector.bundle import DESCRIPTION, Bundle, BundleInfo
+    from projector.signing import TrustedKeys
     from protos.layout import KVLayout
 except ModuleNotFoundError as error:  # no extra is installed: nothing below can be defined
     _lacks = (error.name or "").partition(".")[0]
@@ -58,6 +59,9 @@ except ModuleNotFoundError as error:  # no extra is installed: nothing below can
 PREFIX = "NEURAL_BRIDGE_PROJECTOR_"
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_TWINS = {"onnxruntime": "torch", "torch": "onnxruntime"}
+_MOST_APART = 1e-3
+"""Of the largest number, on the same latents: ten times what every family's graph is held to."""
 
 _Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -147,9 +151,10 @@ def _inspect(args: argparse.Namespace) -> int:
     path = _bundle_path(args.bundle, chosen)
     if args.check_config:
         return _check(chosen, bundles=[path])
-    bundle = _intact(path)
+    bundle = _intact(path, _trusted(args))
     if args.json:
-        _print_json({**_info_json(bundle.info, path), "certificate": bundle.certificate})
+        said = {**_info_json(bundle.info, path), **_signed(bundle)}
+        _print_json(said | {"certificate": bundle.certificate})
     else:
         tables.show_bundle(bundle)
     return 0
@@ -161,7 +166,9 @@ def _verify(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen, bundles=[path])
     models = [_required(chosen, "source"), _required(chosen, "target")]
-    info = _intact(path).info  # what is wrong with it alone is said before any model is loaded
+    trusted = _trusted(args)
+    # What is wrong with it alone is said before any model is loaded.
+    info = _intact(path, trusted).info
     backends.get(chosen.backend)
     dtypes = [chosen.source_dtype, chosen.target_dtype]
     longest = info.source.tokens if info.source.of_text else 0
@@ -169,7 +176,7 @@ def _verify(args: argparse.Namespace) -> int:
         _live_layout(model, chosen.device, dtype, chosen.threads, longest)
         for model, dtype in zip(models, dtypes, strict=True)
     )
-    bundle = Bundle.load(path, source, target)
+    bundle = Bundle.load(path, source, target, trusted=trusted)
     with tables.doing(f"running {bundle.info.id} with {chosen.backend}"):
         _run_once(bundle, chosen)
     done = {
@@ -203,9 +210,10 @@ def _catalogue(args: argparse.Namespace) -> int:
         return _check(chosen, bundles=_bundles_in(folder))
     found: list[Bundle] = []
     refused: list[tuple[Path, BridgeError]] = []
+    trusted = _trusted(args)
     for path in _bundles_in(folder):
         try:
-            found.append(_intact(path))
+            found.append(_intact(path, trusted))
         except BridgeError as error:
             refused.append((path, error))
     if not found and not refused:
@@ -213,7 +221,11 @@ def _catalogue(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(
             [
-                {**_info_json(one.info, one.path), "judged": tables.judged(one).to_json()}
+                {
+                    **_info_json(one.info, one.path),
+                    **_signed(one),
+                    "judged": tables.judged(one).to_json(),
+                }
                 for one in found
             ]
             + [
@@ -292,10 +304,18 @@ def _bundle_path(given: Path, chosen: Settings) -> Path:
     return given
 
 
-def _intact(path: Path) -> Bundle:
+def _intact(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
     """A bundle whose every byte is verified; whether it fits any live model is not asked."""
     info = Bundle.peek(path)
-    return Bundle.load(path, info.source, info.target)
+    return Bundle.load(path, info.source, info.target, trusted=trusted)
+
+
+def _trusted(args: argparse.Namespace) -> TrustedKeys | None:
+    return TrustedKeys.load(args.trusted) if args.trusted else None
+
+
+def _signed(bundle: Bundle) -> dict[str, Any]:
+    return {"signed_by": bundle.key, "signer": bundle.signer}
 
 
 def _bundles_in(folder: Path) -> list[Path]:
@@ -333,25 +353,41 @@ def _live_layout(
 
 
 def _run_once(bundle: Bundle, chosen: Settings) -> None:
-    """Project the mean picture.
+    """Project the mean picture, by the graph and by the weights that a bundle holds both.
 
     Raises:
         ConfigError: the backend or its device is missing.
-        BundleFormatError: it cannot run the cloud half, or what comes out is no cache.
+        BundleFormatError: it cannot run the cloud half, what comes out is no cache, or graph and
+            weights differ.
     """
     info = bundle.info
     backend = bundle.backend(chosen.backend, chosen.threads, chosen.backend_device)
     tokens = info.target.tokens
-    latents = np.broadcast_to(bundle.encoder.latent_mean, (1, tokens, info.rank))
-    keys, values = backend.project(
-        latents, np.ones((1, tokens), dtype=np.bool_), np.arange(tokens, dtype=np.int64)
-    )
+    sent = tokens if info.source.of_text else info.source.tokens  # of another grid than the target
+    latents = np.broadcast_to(bundle.encoder.latent_mean, (1, sent, info.rank))
+    seen = latents, np.ones((1, sent), dtype=np.bool_), np.arange(tokens, dtype=np.int64)
+    keys, values = backend.project(*seen)
     shape = (info.target.layers, 1, info.target.kv_heads, tokens, info.target.head_dim)
     for name, array in (("keys", keys), ("values", values)):
         if array.shape != shape or not np.isfinite(array).all():
             raise BundleFormatError(
                 f"bundle '{info.id}' projects the mean picture to {name} of shape {array.shape}, "
                 f"expected finite numbers of shape {shape}"
+            )
+    other = _TWINS.get(chosen.backend)
+    if other is None:
+        return
+    try:
+        twin = bundle.backend(other, chosen.threads)
+    except ConfigError:
+        return  # not installed: a service here would not run it either
+    both = zip(("keys", "values"), (keys, values), twin.project(*seen), strict=True)
+    for name, ours, theirs in both:
+        apart = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+        if not apart <= _MOST_APART:
+            raise BundleFormatError(
+                f"bundle '{info.id}': cloud.onnx and cloud.safetensors are not the same map, their "
+                f"{name} of the mean picture are {apart:.2g} of the largest apart"
             )
 
 
@@ -491,6 +527,12 @@ def _parser() -> configuration.Parser:
     )
     for command in (inspect, verify, catalogue):
         command.add_argument("--json", action="store_true", help="print JSON instead")
+        command.add_argument(
+            "--trusted",
+            type=Path,
+            metavar="FILE",
+            help="take only what one of these keys signed, as `cloud-server --trusted-keys` does",
+        )
     return parser
 
 

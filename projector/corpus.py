@@ -197,11 +197,21 @@ def _read(
     except (SafetensorError, OSError) as error:
         raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
     want = (size, source.tokens, source.state_dim), (size, target.tokens, target.state_dim)
-    if (x.shape, y.shape) != want:
+    if (x.shape, y.shape) != want or attention.shape != want[0][:2]:
         raise CorpusError(
-            f"{path} holds states {x.shape} and {y.shape}, expected {want}: it was made of more "
+            f"{path} holds states {x.shape} and {y.shape} and attention {attention.shape}, "
+            f"expected {want} and {want[0][:2]}: it was made of more "
             "inputs, or by another version; use another folder or remove it"
         )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise CorpusError(f"{path} holds NaN or infinity; remove it")
+    x, y, attention = (_half(array, path) for array in (x, y, attention))
+    if (attention < 0).any():
+        raise CorpusError(f"{path} holds attention below 0; remove it")
     return x, y, attention
+
+
+def _half(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16, copy=False)
+    if not np.isfinite(half).all():
+        raise CorpusError(f"{path} holds NaN or infinity, or exceeds float16; remove it")
+    return half

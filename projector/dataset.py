@@ -36,6 +36,10 @@ LONGEST_LINE = 1 << 16
 LEAST_QUESTIONS = 384
 """About held-out inputs, for a figure to be made of them."""
 _LONGEST_TEXT = 1 << 20
+_NO_PICTURE = (
+    *(UnidentifiedImageError, OSError, ValueError, SyntaxError),  # the last of a broken PNG
+    Image.DecompressionBombError,
+)
 _MOST_LINES = 10_000_000
 
 
@@ -130,7 +134,7 @@ class Dataset:
         try:
             with Image.open(path) as opened:
                 return opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        except _NO_PICTURE as error:
             raise PictureError(f"{path} cannot be read as a picture: {error}") from error
 
     def asked(self, index: int) -> Sequence[Asked]:

@@ -40,8 +40,9 @@ FORMAT = 4
 MAX_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
-_LEVELS = ("uniform", "int8", "int4")
-"""Quantizers that round to whole steps."""
+_LEVELS = ("uniform",)
+"""Quantizers that round to whole steps, however far a latent has moved."""
+_MOST_CODED = 1 << 25
 _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
 _TEXT = "text"  # a further field, only where it is true
 
@@ -141,7 +142,7 @@ class Encoder:
     task_weights: Floats | None = None
     risk: RiskModel | None = None
     text: bool = False
-    _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
+    _quantizers: dict[tuple[str, str, int, str], Quantizer] = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,9 +176,26 @@ class Encoder:
         except ConfigError as error:
             raise BundleFormatError(f"encoder: {error}") from error
         object.__setattr__(self, "_quantizers", {})
+        self._check_coders()
         for point in self.points:
             self._check_point(point)
         object.__setattr__(self, "_blob", self._serialize())
+
+    def _check_coders(self) -> None:
+        """Refuse tables and points whose coders would take far more memory than they do."""
+        coders = {
+            (p.steps, self.width(p)) for p in self.points if p.quantizer == UniformQuantizer.name
+        }
+        numbers = sum(
+            tables.frequency[:, :width].size
+            for steps, width in coders
+            if (tables := self.entropy.get(steps)) is not None
+        )
+        if numbers > _MOST_CODED:
+            raise BundleFormatError(
+                f"encoder: its {len(coders)} coders have {numbers:,} frequencies in all, at most "
+                f"{_MOST_CODED:,} are taken"
+            )
 
     def _check_point(self, point: OperatingPoint) -> None:
         if self.text and (point.kind == "picture" or point.tokens or point.quiet):
@@ -240,11 +258,11 @@ class Encoder:
         Raises:
             BundleFormatError: the point's quantizer is unknown, or its tables are missing.
         """
-        if point.index not in self._quantizers:
-            self._quantizers[point.index] = quantizer_of(
-                "encoder", point, self.entropy, self.width(point)
-            )
-        return self._quantizers[point.index]
+        width = self.width(point)
+        key = point.quantizer, point.steps, width, point.kind
+        if key not in self._quantizers:
+            self._quantizers[key] = quantizer_of("encoder", point, self.entropy, width)
+        return self._quantizers[key]
 
     def width(self, point: OperatingPoint) -> int:
         """Numbers per token that travel at a point: the first so many latents, or `d_s`."""

@@ -47,12 +47,14 @@ class Judged:
         native: through the large model's own cache.
         blind: without any.
         grade: by reconstruction.
+        seen: as `seen_in_training`.
     """
 
     accuracy: float | None
     native: float | None
     blind: float | None
     grade: str | None
+    seen: int | None = None
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any], point: str) -> Judged:
@@ -80,6 +82,7 @@ class Judged:
             native,
             blind,
             known if cosine is None or mse is None else grade(cosine, mse),
+            seen_in_training(certificate),
         )
 
     @property
@@ -102,7 +105,22 @@ class Judged:
             if self.retention is None
             else grade_of_answers(self.retention),
             "grade_by_reconstruction": self.grade,
+            "seen_in_training": self.seen,
         }
+
+
+def seen_in_training(certificate: Mapping[str, Any]) -> int | None:
+    """How many inputs a bundle was judged or calibrated on that it was made from; None: not known.
+
+    Args:
+        certificate: untrusted in its form.
+    """
+    counts = [certificate.get("seen_in_training")]
+    calibration = _table(certificate, "calibration")
+    if calibration:
+        counts.append(calibration.get("seen_in_training"))
+    known = [count for count in counts if type(count) is int and count >= 0]
+    return max(known) if len(known) == len(counts) else None
 
 
 def _table(certificate: Mapping[str, Any], name: str) -> Mapping[str, Any]:

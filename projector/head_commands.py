@@ -222,15 +222,19 @@ def _first(count: int) -> npt.NDArray[np.int64]:
 
 def _shown(figures: dict[str, Any]) -> str:
     """One line: the accuracy, its interval, and what needs no head."""
+    from projector.dataset import LEAST_QUESTIONS
 
     def percent(name: str) -> str:
         return f"{100 * figures[name]['mean']:.1f} %"
 
     low, high = (100 * figures["accuracy"][end] for end in ("low", "high"))
-    floors = [f"{name} {percent(name)}" for name in ("majority", "nearest") if name in figures]
+    names = ("majority", "nearest", "other_picture")
+    floors = [f"{name.replace('_', ' ')} {percent(name)}" for name in names if name in figures]
+    few = figures["samples"] < LEAST_QUESTIONS
     return (
         f"{figures['task']} from {figures['view']} states: {percent('accuracy')} right "
         f"({low:.1f} to {high:.1f}) of {figures['samples']}; {', '.join(floors)}"
+        + (f"; too few to go by: a report wants {LEAST_QUESTIONS}" if few else "")
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +324,8 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
     Returns:
         `accuracy` with its interval (clustered by picture, or by sequence), `majority` (always the
         commonest class of training), `nearest` where objects are tracked (the one last seen
-        nearest to the mark), `above` (accuracy minus the better of these), and accuracies by class
-        and by kind.
+        nearest to the mark), `above` (accuracy minus the better of these), `other_picture` (the
+        head on another picture's states), and accuracies by class and by kind.
     """
     labels, truth = samples.labels, samples.targets
     clusters = labels.clusters.tolist()
@@ -336,6 +336,9 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
         apart = np.linalg.norm(labels.places[:, -1] - labels.mark[:, None], axis=-1)
         floors["nearest"] = apart.argmin(axis=1) == truth
     best = max(floors.values(), key=lambda floor: float(floor.mean()))
+    half = len(samples.states) // 2  # the next one of a sequence shows nearly the same
+    swapped = replace(samples, states=np.roll(samples.states, half, axis=0))
+    shown = {**floors, "other_picture": predictions(head, swapped) == truth}
     return {
         "task": head.config.task,
         "view": head.config.view,
@@ -345,7 +348,7 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
         "accuracy": clustered(right.astype(float).tolist(), clusters).to_json(),
         **{
             name: clustered(floor.astype(float).tolist(), clusters).to_json()
-            for name, floor in floors.items()
+            for name, floor in shown.items()
         },
         "above": paired(right.tolist(), best.tolist(), clusters).to_json(),
         "by_class": by_group(right.tolist(), labels.labels),

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from projector.backends import Backend
 from projector.cache import LayerCache, from_states
+from projector.calibrate import FINEST
 from projector.corpus import Corpus
 from projector.encoder import Encoder, towards_zero
 from projector.lm import LM
@@ -278,7 +279,7 @@ def grid(sweep: Sweep, rank: int) -> list[Plan]:
 
 
 def finest_steps(encoder: Encoder) -> Floats:
-    """The steps of the finest entropy-coded point, which a sweep's coarseness multiplies.
+    """The steps that a sweep's coarseness multiplies: of the finest entropy-coded point at first.
 
     Raises:
         ConfigError: the encoder has no such point.
@@ -286,6 +287,8 @@ def finest_steps(encoder: Encoder) -> Floats:
     held = [encoder.steps[p.steps] for p in encoder.points if p.quantizer == UniformQuantizer.name]
     if not held:
         raise ConfigError("the bundle has no entropy-coded operating point whose steps could vary")
+    if FINEST in encoder.steps:  # the hull of an earlier calibration need not hold them
+        return encoder.steps[FINEST]
     return min(held, key=lambda steps: float(np.log(steps).sum()))
 
 
@@ -312,7 +315,7 @@ def tabled(encoder: Encoder, plans: Sequence[Plan], sample: Sequence[KVState]) -
         moved[:, point.rank :] = 0  # does not travel
         steps[point.name] = (base * factor).astype(np.float32)
         levels = np.rint(towards_zero(moved, steps[point.name], point) / steps[point.name])
-        entropy[point.name] = EntropyTables.fit(levels.astype(np.int64))
+        entropy[point.name] = EntropyTables.fit(levels.astype(np.int64), tokens=encoder.tokens)
     return replace(encoder, points=tuple(point for point, _ in plans), steps=steps, entropy=entropy)
 
 
@@ -379,7 +382,7 @@ def calibrate(
     Raises:
         ConfigError: the encoder has no entropy-coded point, or a sweep does not fit it.
     """
-    finest_steps(encoder)
+    finest = finest_steps(encoder)
     made = {plan[0].name: plan for sweep in sweeps for plan in grid(sweep, encoder.rank)}
     plans = list(made.values())
     fixed = [
@@ -403,10 +406,17 @@ def calibrate(
     ]
     coded = tabled(encoder, chosen, sample)
     used = {point.steps for point in kept_fixed}
+    measured = sorted(
+        (*coded.points, *kept_fixed), key=lambda p: p.measured.payload_bytes if p.measured else 0
+    )
     final = replace(
         coded,
-        points=(*coded.points, *kept_fixed, *(p for p in encoder.points if p.kind == "picture")),
-        steps={**coded.steps, **{k: v for k, v in encoder.steps.items() if k in used}},
+        points=(*measured, *(p for p in encoder.points if p.kind == "picture")),
+        steps={
+            **coded.steps,
+            **{k: v for k, v in encoder.steps.items() if k in used},
+            FINEST: finest,
+        },
         risk=None,  # a guard is of the points that it was learnt at
     )
     near = [p for p, _ in chosen if p.measured and p.measured.accuracy >= native - within]

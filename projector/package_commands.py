@@ -22,7 +22,7 @@ import numpy.typing as npt
 from projector import package as packages
 from projector import package_flags, package_page, select, tables
 from projector.bundle import Bundle
-from projector.grades import Judged
+from projector.grades import Judged, seen_in_training
 from projector.package import Certification, Package
 from projector.signing import SigningKey, TrustedKeys
 from projector.state_cache import StateCache
@@ -90,9 +90,12 @@ def _create(args: argparse.Namespace) -> int:
     vlm = _vlm(model, chosen, chosen.source_dtype)
     bundle = Bundle.load(folder, vlm.layout, bundle.info.target)
     state = vlm.states(vlm.prefill([picture]))[0]
+    kept = selector.keep(state, budget=args.tokens, threshold=args.share)
+    # The bundle's figures are of all tokens; of fewer nobody has measured any.
+    quality, certificate = (_quality(bundle), certified(bundle)) if kept.all() else (None, None)
     made = packages.create(
         state,
-        selector.keep(state, budget=args.tokens, threshold=args.share),
+        kept,
         vlm.layout,
         bundle,
         id=args.id or str(uuid.uuid4()),
@@ -103,8 +106,8 @@ def _create(args: argparse.Namespace) -> int:
         codec=args.codec,
         embed=args.embed,
         royalty_percent=args.royalty,
-        transformation_quality=_quality(bundle) if args.quality is None else args.quality,
-        certification=certification or certified(bundle),
+        transformation_quality=quality if args.quality is None else args.quality,
+        certification=certification or certificate,
         parent=parent,
     )
     return _save(made, key, args)
@@ -292,7 +295,7 @@ def certified(bundle: Bundle) -> Certification | None:
 
     None where it was not, or where the certificate lacks any part of that.
     """
-    if bundle.certificate.get("seen_in_training") != 0:
+    if seen_in_training(bundle.certificate) != 0:
         return None
     name = bundle.encoder.point(bundle.info.default_point).name
     found = Judged.of(bundle.certificate, name).to_json()

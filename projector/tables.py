@@ -141,6 +141,7 @@ def show_bundle(bundle: Bundle) -> None:
         ("default point", default),
         ("ladder", " > ".join(names[index] for index in info.ladder)),
         ("bytes", f"{total:,}"),
+        ("signed by", signed(bundle)),
     ]
     files = [(name, f"{size:,}", sha[:_SHOWN_DIGITS]) for name, (size, sha) in info.files.items()]
     print_tables(
@@ -291,9 +292,19 @@ def _certificate_tables(info: BundleInfo, certificate: Mapping[str, Any]) -> lis
     return tables
 
 
+_HELD_OUT = {0: "", None: "*"}
+
+
 def judged(bundle: Bundle) -> Judged:
     """What the certificate says of the map, at the default point where it is told apart."""
     return Judged.of(bundle.certificate, _default_point(bundle.info))
+
+
+def signed(bundle: Bundle) -> str:
+    """By whom, and whether anybody asked if that key is trusted."""
+    if bundle.signer is not None:
+        return f"{bundle.signer}, trusted"
+    return "nobody" if bundle.key is None else f"{bundle.key[:12]}…, trust not asked for"
 
 
 def _default_point(info: BundleInfo) -> str:
@@ -316,15 +327,27 @@ def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
                 info.target.model_id,
                 f"{info.id} {info.version}",
                 info.rank,
-                *(_percent(said[name]) for name in ("accuracy", "native", "retention")),
+                _percent(said["accuracy"]) + _HELD_OUT.get(said["seen_in_training"], "!"),
+                *(_percent(said[name]) for name in ("native", "retention")),
                 said["tier_by_answers"],
                 said["grade_by_answers"] or "-",
                 said["grade_by_reconstruction"] or "-",
             )
         )
     columns = ("folder", "source", "target", "id, version", "#rank", "#right", "#native", "#kept")
-    print_tables([table(f"Bundles in {folder}", (*columns, "tier", "grade", "fit"), rows)])
-    print("kept: of the native answers above blind, so tier and grade; fit: by reconstruction")
+    print_tables(
+        [
+            table(
+                f"Bundles in {folder}",
+                (*columns, "tier", "grade", "fit"),
+                rows,
+            )
+        ]
+    )
+    print(
+        "kept: of the native answers above blind, so tier and grade; fit: by reconstruction; *: "
+        "not known to be of inputs that the map was not made from; !: NOT HELD OUT, some were"
+    )
 
 
 def _percent(value: float | None) -> str:

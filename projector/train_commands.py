@@ -54,6 +54,22 @@ _EXAMPLES = {
     "--source models/edge-a --target models/cloud",
 }
 
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("weight",),
+    "mlp": ("hidden",),
+    "low_rank": ("r", "start", "weight", "spread", "choose", "metric"),
+    "ridge": ("weight", "layers", "best_layers", "spread", "choose"),
+    "procrustes": ("softness", "weight"),
+    "shared": ("weight",),
+    "bidirectional": ("weight", "returned"),
+    "mix": ("inner", "config", "width", "depth", "heads"),
+    "truncate": (),
+    "zero_pad": (),
+    "interpolate": (),
+    "autoencoder": (),
+}
+"""What `--set` takes of each family, for `--help`, which loads no torch; a test holds it true."""
+
 
 def register(commands: Any) -> None:
     """Add the four commands to the program's parser."""
@@ -69,7 +85,9 @@ def register(commands: Any) -> None:
     train.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
     train.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     train.add_argument("out", type=Path, metavar="OUT", help="folder of the map; resumes")
-    train.add_argument("--family", default="low_rank", help="default: %(default)s")
+    train.add_argument("--family", default="low_rank", help="see below; default: %(default)s")
+    listed = "\n".join(f"  {name:<14}{', '.join(of)}".rstrip() for name, of in SETTINGS.items())
+    train.epilog = f"families, and what --set takes of each:\n{listed}\n\n{train.epilog}"
     train.add_argument(
         "--set",
         action="append",

@@ -77,8 +77,8 @@ class ClassCoder:
                 raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
         self.classes, self.columns, self.symbols = table.shape
         self.escape = self.symbols - 1
-        self._frequency = table
-        self._start = np.cumsum(table, axis=2) - table
+        self._frequency = table.astype(np.uint16)  # of many tables, a fourth of the memory
+        self._start = (np.cumsum(table, axis=2) - table).astype(np.uint16)
         self._prior = classes
         self._prior_start = np.cumsum(classes) - classes
         self._class_table: Table = (self._prior_start.tolist(), classes.tolist())

@@ -55,6 +55,7 @@ def render(report: Mapping[str, Any]) -> str:
         f"<p>{report['questions']:,} questions about {report['pictures']:,} pictures of the test "
         f"split. Command: <code>{html.escape(report['command'])}</code></p>"
         + _figure(report)
+        + _halved(report)
         + _sequences(report)
     )
 
@@ -65,8 +66,19 @@ def _sequences(report: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     part = {"rows": rows, "cloud_image": report["sequences_cloud_image"]}
-    drawn = chain(report)
-    return "<h2>A fixed camera, against video</h2>" + _figure(part) + drawn[drawn.index("<svg") :]
+    return "<h2>A fixed camera, against video</h2>" + _figure(part) + _inner(chain(report))
+
+
+def _halved(report: Mapping[str, Any]) -> str:
+    """What each halving of the payload costs, where any was measured."""
+    if not report.get("per_halving"):
+        return ""
+    return "<h2>What a halving costs</h2>" + _inner(halvings(report))
+
+
+def _inner(drawn: str) -> str:
+    """An SVG file's picture, to stand within a page."""
+    return drawn[drawn.index("<svg") :]
 
 
 def _figure(report: Mapping[str, Any]) -> str:
@@ -134,6 +146,23 @@ def chain(report: Mapping[str, Any]) -> str:
     axes.axhline(100 * report["sequences_cloud_image"], color="gray", linewidth=0.8)
     axes.set_xlabel("frames since the key frame")
     axes.set_ylabel("right answers, % (line: seeing the frames)")
+    return _saved(figure, axes)
+
+
+def halvings(report: Mapping[str, Any]) -> str:
+    """Points of accuracy lost per halving of the payload, between neighbouring points, as SVG."""
+    figure, axes = pyplot.subplots(figsize=(7, 3.6))
+    for edge, steps in report["per_halving"].items():
+        middle = [(step["from_bytes"] * step["to_bytes"]) ** 0.5 for step in steps]
+        axes.plot(middle, [step["points_lost_per_halving"] for step in steps], "o-", label=edge)
+    axes.axvline(48, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("payload in bytes, between two operating points (dotted: 48)")
+    axes.set_ylabel("points lost per halving")
+    return _saved(figure, axes)
+
+
+def _saved(figure: Any, axes: Any) -> str:
     axes.legend(fontsize=8)
     figure.tight_layout()
     out = io.StringIO()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projector.package.contents import Package, PackageInfo, signed_message
-from projector.package.files import load, peek
+from projector.package.files import load, peek, read
 from projector.package.form import CONFIG, KEYS, MASK, SUFFIX, VALUES, require
+from projector.package.make import carried
 from projector.signing import SigningKey, TrustedKeys
 from protos.errors import (
     BridgeError,
@@ -24,6 +25,9 @@ from protos.errors import (
 )
 
 MAX_CHAIN = 64
+_REWRITES = {"select", "requantize"}
+_UNMEASURED = {*_REWRITES, "retarget"}
+"""After which a quality or certification of the parent's says nothing."""
 _MAX_CANDIDATES = 10_000
 
 
@@ -101,7 +105,7 @@ def verify_chain(
                 raise PackageCorruptError(f"{text}, some of which are damaged: {refused[0]}")
             raise ConfigError(text)
         link = _first_intact(claimed[parent], parent, trusted)
-        _check_step(child, link.info)
+        _check_step(child, link)
         chain.append(link)
     return tuple(chain)
 
@@ -137,23 +141,49 @@ def _first_intact(copies: Sequence[Path], digest: str, trusted: TrustedKeys | No
     raise first or ConfigError("no copies")
 
 
-def _check_step(child: Link, parent: PackageInfo) -> None:
-    """Require that a package differs from its parent in what its derivation says, and only that."""
+def _check_step(child: Link, parent: Link) -> None:
+    """Require that a package differs from its parent in what its derivation says, and only that.
+
+    What a selection or another codec makes of the parent's arrays is computed again, to the bit.
+    """
     ours, kinds = child.info, set(child.info.provenance.derivation)
     if "continue" in kinds:
         return
-    mine, theirs = ours.provenance.members, parent.provenance.members
-    kv = all(mine[name] == theirs[name] for name in (KEYS, VALUES, MASK))
-    old, new = parent.metadata, ours.metadata
-    require(
+    mine, theirs = ours.provenance.members, parent.info.provenance.members
+    old, new = parent.info.metadata, ours.metadata
+    measured = (old.transformation_quality, old.certification)
+    if kinds & _UNMEASURED:
+        measured = (None, None)
+    said = (new.description, new.transformation_quality, new.certification)
+    fits = (
         new.source == old.source
-        and (kv or bool(kinds & {"select", "requantize"}))
         and (new.tokens < old.tokens) == ("select" in kinds)
         and (new.codec != old.codec) == ("requantize" in kinds)
-        and (mine[CONFIG] != theirs[CONFIG]) == ("retarget" in kinds),
-        f"{child.path}: it differs from its parent {parent.digest[:12]} in more or less than its "
-        f"derivation says ({', '.join(sorted(kinds))})",
+        and (mine[CONFIG] != theirs[CONFIG]) == ("retarget" in kinds)
+        and (new.target == old.target or "retarget" in kinds)
+        and (said != (old.description, *measured)) == ("annotate" in kinds)
     )
+    if fits and kinds & _REWRITES:
+        fits = _carries(child, parent)
+    elif fits:
+        fits = all(mine[name] == theirs[name] for name in (KEYS, VALUES, MASK))
+    require(
+        fits,
+        f"{child.path}: it differs from its parent {parent.info.digest[:12]} in more or less than "
+        f"its derivation says ({', '.join(sorted(kinds))})",
+    )
+
+
+def _carries(child: Link, parent: Link) -> bool:
+    """Whether a package's mask, keys and values are what its parent's become."""
+    made, given = read(child.path), read(parent.path)
+    if (made.info.digest, given.info.digest) != (child.info.digest, parent.info.digest):
+        raise PackageCorruptError(f"{child.path} or {parent.path} was replaced while it was read")
+    kept = made.kept
+    if (kept & ~given.kept).any():
+        return False
+    expected = carried(given.members, parent.info.metadata, child.info.metadata, kept)
+    return all(bytes(made.members[name]) == blob for name, blob in expected.items())
 
 
 def _candidates(among: Iterable[str | Path]) -> Iterator[Path]:

@@ -141,8 +141,9 @@ def derive(
 ) -> Package:
     """Make a package of another one: fewer tokens, another codec, bundle or description.
 
-    What is not changed is carried over bit for bit; so is the parent's certification, unless the
-    bundle is another. The derivation names what was changed.
+    What is not changed is carried over bit for bit; so are the parent's quality and certification,
+    unless tokens, codec or bundle are others: nobody has measured those then. The derivation names
+    what was changed.
 
     Args:
         parent: what it is made of.
@@ -183,15 +184,8 @@ def derive(
     if new.codec != old.codec:
         kinds.add("requantize")
     if kinds:
-        positions, attention, _ = read_mask(parent.members[MASK], old)
-        members[MASK] = mask_blob(positions, attention, kept, new)
-        for name in ARRAYS:
-            codes, scale = read_codes(parent.members[name], old)
-            codes = codes[:, :, kept[theirs]]
-            if "requantize" in kinds:
-                rows = decode(codes, scale, old.codec, name)
-                codes, scale = encode(rows, new.codec, name)
-            members[name] = array_blob(codes, scale, new)
+        members |= carried(parent.members, old, new, kept)
+        new = dataclasses.replace(new, transformation_quality=None, certification=None)
     if bundle is not None and bundle.digest != parent.info.w_matrix.bundle_digest:
         if bundle.info.source.fingerprint != old.source.fingerprint:
             raise BundleLayoutError(
@@ -220,6 +214,31 @@ def derive(
     return _assembled(
         annotated, members, creator, parent.info.digest, sorted(kinds), royalty_percent
     )
+
+
+def carried(
+    members: Mapping[str, Blob], old: Metadata, new: Metadata, kept: Mask
+) -> dict[str, bytes]:
+    """Mask, keys and values of a derived package, which its parent alone determines.
+
+    Args:
+        members: the parent's.
+        old: its metadata.
+        new: the derived package's, with its codec.
+        kept: tokens that are carried `[N]`, all of them among the parent's.
+
+    Raises:
+        PackageFormatError: the parent's cannot be read.
+    """
+    positions, attention, theirs = read_mask(members[MASK], old)
+    made = {MASK: mask_blob(positions, attention, kept, new)}
+    for name in ARRAYS:
+        codes, scale = read_codes(members[name], old)
+        codes = codes[:, :, kept[theirs]]
+        if new.codec != old.codec:
+            codes, scale = encode(decode(codes, scale, old.codec, name), new.codec, name)
+        made[name] = array_blob(codes, scale, new)
+    return made
 
 
 def _assembled(

@@ -27,6 +27,7 @@ _PRIOR = 2.0
 _CLASSIFIED = 16384
 _ROUNDS = 10
 _MEASURED = 1024
+_AT_ONCE = 1 << 22
 _ROWS_PER_CLASS = 64
 _BITS_SCALE = 16
 _UNCODABLE = 1 << 20
@@ -125,7 +126,12 @@ class EntropyTables:
             Classes [T], symbols [T, r], and the length of each token's code in 16ths of a bit [T].
         """
         symbols = self._symbols(values)
-        lengths = self._lengths[np.arange(self.rank), symbols].sum(axis=1) + _LENGTHS[self.prior]
+        step = max(1, _AT_ONCE // (self.rank * self.classes))
+        parts = [
+            self._lengths[np.arange(self.rank), symbols[at : at + step]].sum(axis=1)
+            for at in range(0, max(1, len(symbols)), step)
+        ]
+        lengths = np.concatenate(parts) + _LENGTHS[self.prior]
         classes = lengths.argmin(axis=1)
         return classes, self._with_escapes(classes, symbols), lengths.min(axis=1)
 
@@ -151,7 +157,9 @@ class EntropyTables:
         return np.where(given, symbols, self.escape)
 
     @classmethod
-    def fit(cls, symbols: npt.ArrayLike, classes: int | None = None) -> EntropyTables:
+    def fit(
+        cls, symbols: npt.ArrayLike, classes: int | None = None, tokens: int = 0
+    ) -> EntropyTables:
         """Count a sample of rounded latents.
 
         Every value seen, and one more on each side, gets a symbol (a window of 255 around the
@@ -162,6 +170,8 @@ class EntropyTables:
             symbols: `round(z / step)`, integers [n, r], a token per row.
             classes: C at most; there are fewer where the sample is small. By default, 1 or 128,
                 whichever codes one half of the sample shorter when fitted to the other.
+            tokens: Of a frame, where known: where it has symbols enough for many coder states side
+                by side, no more classes than those can have are the default.
 
         Raises:
             BundleFormatError: The sample is empty, or not integers of 16 bits.
@@ -175,8 +185,9 @@ class EntropyTables:
         if sample.min() < -32768 or sample.max() > 32767:
             raise BundleFormatError("rounded latents beyond 16 bits: the steps are too small")
         if classes is None:
-            half = sample[::2]
-            halves = [cls.fit(half, c) for c in (1, CLASSES)]
+            half, rank = sample[::2], sample.shape[1]
+            most = max(1, MAX_CONTEXTS // rank) if lanes_for(tokens * rank) else CLASSES
+            halves = [cls.fit(half, c) for c in (1, min(most, CLASSES))]
             classes = min(halves, key=lambda tables: tables.bits(sample[1::2])).classes
         widest = MAX_SYMBOLS - 1
         low, high = sample.min(axis=0) - 1, sample.max(axis=0) + 1
@@ -303,7 +314,8 @@ class UniformQuantizer(Quantizer):
     """`round(z / step)`, rANS coded token by token; raw where that is shorter.
 
     Each token gets the class that codes it shortest. From 8192 symbols on the coder has many states
-    side by side (`protos.lanes`): more bytes (three a state), several times as fast.
+    side by side (`protos.lanes`): more bytes (three a state), several times as fast. Not with more
+    than 1024 tables of classes and latents: then one state goes through all symbols, one by one.
 
     Args:
         tables: Of the operating point, from the encoder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -63,7 +64,7 @@ class Run:
         self.source, self.model = Captures(items), FakeModel()
         self.records: list[AnswerRecord] = []
         self.on_record: Callable[[AnswerRecord], None] = self.records.append
-        self.ended = 0
+        self.ended, self.logged = 0, io.StringIO()
         self.metrics = Metrics()
         self.kwargs = {"plan": Plan(), **kwargs}
         self.tmp_path, self.in_flight = tmp_path, in_flight
@@ -78,7 +79,7 @@ class Run:
                 uplink,
                 on_record=self.on_record,
                 metrics=self.metrics,
-                log=logs.configure("error"),
+                log=logs.configure("warning", self.logged),
                 on_capture=self._one_more,
                 **self.kwargs,
             )
@@ -404,6 +405,22 @@ def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked
     record = run.records[0]
     assert (record.answer, record.edge_answer, record.fallback) == (None, "edge x", "late")
     assert record.error is not None and record.error["name"] == "late"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(0.01, "no operating point is within the distortion limit"), (0.2, "")]
+)
+def test_a_limit_that_no_point_keeps_to_is_said_once(
+    tmp_path: Path, limit: float, said: str
+) -> None:
+    run = Run([capture("a"), capture("b")], tmp_path, questions=("x",), budget=Budget(None, limit))
+    fp8, *rest = run.served.encoder.points
+    fp8 = replace(fp8, measured=Measured(36, 100, 0.93, 0.02, 0.0))
+    run.served.encoder = replace(run.served.encoder, points=(fp8, *rest))
+    run()
+    logged = [json.loads(line) for line in run.logged.getvalue().splitlines()]
+    unmet = [one["cause"] for one in logged if one["event"] == "limits_unmet"]
+    assert len(unmet) == bool(said) and all(cause.startswith(said) for cause in unmet)
 
 
 def test_the_distortion_limit_moves_the_agent_off_the_servers_default(tmp_path: Path) -> None:

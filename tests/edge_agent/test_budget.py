@@ -144,6 +144,16 @@ def test_the_distortion_limit_is_never_exceeded_however_slow_the_link() -> None:
     assert Simulated(distortion=0.2).budget.choose(LADDER, "low") == "high"
 
 
+def test_what_cannot_be_kept_to_is_said() -> None:
+    limited = Simulated(distortion=0.01).budget
+    assert "sent, at" in limited.unmet(LADDER, "high")
+    assert "not measured" in limited.unmet(LADDER, "picture")
+    assert "no operating point was measured" in limited.unmet([], "mid")
+    assert "up to low" in Simulated(distortion=0.4).budget.unmet(LADDER, "low")
+    assert Simulated(distortion=0.4).budget.unmet(LADDER, "high") == ""
+    assert Budget().unmet([], "mid") == ""
+
+
 def test_a_rung_that_brings_fewer_answers_per_byte_than_a_dearer_one_is_never_stood_on() -> None:
     poor = Rung("poor", 90.0, 0.7, 0.8)  # .0078 answers a byte, LOW has .0091
     assert climbable([*LADDER, poor]) == (LOW, MID, HIGH)

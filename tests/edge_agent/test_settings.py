@@ -51,6 +51,9 @@ def test_questions_from_the_environment(text: str, questions: tuple[str, ...]) -
         ('questions = ["a", " "]', "a question is blank"),
         ('picture_codec = "gif"', "'png', 'jpeg' or 'webp'"),
         ("[section]\nx = 1", "section is no setting"),
+        ('highest_point = "picture"', "auto does not climb to pictures"),
+        ("token_budget = 3\ndistortion_limit = 0.2", "not with --distortion-limit"),
+        ("token_threshold = 0.5\ndistortion_limit = 0.2", "not with --distortion-limit"),
     ],
 )
 def test_a_wrong_file_is_a_config_error_that_names_the_place(

@@ -42,6 +42,7 @@ def encoder() -> Encoder:
         OperatingPoint(3, "int4", "latent", "int4", 0, RANK, "low"),
         OperatingPoint(4, "none", "latent", "none", 0, RANK),
         OperatingPoint(5, "few", "latent", "uniform", 0, 2, "low"),
+        OperatingPoint(6, "token", "latent", "fp8_e4m3_token", 0, RANK, "fp8"),
     )
     return replace(made, points=points)
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from protos.feedback import seal_feedback
 from protos.frame import Header, pack_header, seal, seal_ask
+from protos.quantize import QUANTIZERS
 from tests.fakes.fake_edge import LAYOUT
 from tests.fuzz import target
 
@@ -26,6 +27,10 @@ MOST_BYTES = 8 << 20
 def test_the_corpus_is_read_or_refused_and_reaches_both() -> None:
     accepted = [target.check(file.read_bytes()) for file in CORPUS]
     assert len(CORPUS) > 20 and 0 < sum(accepted) < len(CORPUS)
+
+
+def test_every_quantizer_has_a_point() -> None:
+    assert {point.quantizer for point in target.encoder().points} == set(QUANTIZERS)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from projector import bundle as bundles
@@ -242,6 +243,16 @@ def edit(folder: Path, name: str, old: str, new: str) -> None:
     (folder / name).write_text(text.replace(old, new, 1))
 
 
+def elsewhere(file: Path) -> bytes:
+    """A graph whose first weights lie in a file beside the process."""
+    graph = onnx.load_from_string(file.read_bytes())
+    weights = graph.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="secret.bin")
+    return bytes(graph.SerializeToString())
+
+
 REASONS: dict[str, Callable[[Path], object]] = {
     "302.1": lambda folder: rewrite(folder, version=9),
     "601.1": lambda folder: (folder / bundles.EDGE).unlink(),
@@ -267,6 +278,7 @@ REASONS: dict[str, Callable[[Path], object]] = {
         bundles.REVERSE_ENCODER,
         make_encoder(Bundle.peek(folder).target, points=POINTS[:2]).to_bytes(),
     ),
+    "604.11": lambda folder: replace(folder, bundles.GRAPH, elsewhere(folder / bundles.GRAPH)),
     "605.1": lambda folder: edit(folder, bundles.SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
     "605.3": lambda folder: (folder / bundles.SIGNATURE).unlink(),
@@ -305,6 +317,45 @@ def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
         Bundle.load(folder, source, target, 3, trusted)
     assert caught.value.message.endswith(f" [{number}]"), caught.value.message
     assert type(caught.value) is cls and number.startswith(str(cls.code))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"id": name} for name in (["a"], "", "x" * 257, "two\nlines", 3)),
+        *({"version": -5}, {"version": True}, {"format": True}, {"format": "1"}),
+    ],
+)
+def test_a_description_whose_fields_cannot_be_is_refused(
+    folder: Path,
+    two_way: dict[str, Any],
+    source: KVLayout,
+    target: KVLayout,
+    change: dict[str, Any],
+) -> None:
+    write_bundle(folder, **two_way)
+    rewrite(folder, **change)
+    with pytest.raises(BundleFormatError, match=r"604\.4"):
+        Bundle.load(folder, source, target)
+
+
+@pytest.mark.parametrize("ladder", [[], [1, 1]])
+def test_a_ladder_of_nothing_or_of_one_point_twice_is_refused(
+    folder: Path, two_way: dict[str, Any], source: KVLayout, target: KVLayout, ladder: list[int]
+) -> None:
+    write_bundle(folder, **two_way)
+    rewrite(folder, ladder=ladder)
+    with pytest.raises(BundleFormatError, match=r"604\.5"):
+        Bundle.load(folder, source, target)
+
+
+def test_a_certificate_with_an_infinity_is_refused(
+    folder: Path, two_way: dict[str, Any], source: KVLayout, target: KVLayout
+) -> None:
+    write_bundle(folder, **two_way)
+    replace(folder, bundles.CERTIFICATE, b'{"accuracy": 1e999}')
+    with pytest.raises(BundleCorruptError, match=r"602\.4"):
+        Bundle.load(folder, source, target)
 
 
 def test_every_reason_has_a_test_and_every_test_a_reason() -> None:

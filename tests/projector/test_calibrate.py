@@ -105,6 +105,12 @@ def test_points_of_fixed_size_replace_those_there_and_lose_what_their_bits_lose(
     assert errors["float"] < errors["int8"] < errors["int4"]
     assert errors["fp8"] < errors["int4"] and errors["fp8-token"] < errors["int4"]
     assert sizes["int4"] < sizes["int8"] == sizes["fp8"] < sizes["fp8-token"] < sizes["float"]
+    travelling = with_fixed(before, states, raw_scale="token")
+    raw = next(p for p in travelling.points if p.kind == "raw_kv")
+    for state in seen:
+        frame = travelling.encode(state, raw)
+        assert frame.distortion.quantize < 0.1
+        assert len(frame.payload) == state.tokens * (source.state_dim + 2)
     untouched = with_fixed(before, states)
     assert untouched.points == before.points
     np.testing.assert_array_equal(untouched.raw_scale, before.raw_scale)

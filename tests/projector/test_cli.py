@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load, save
 
 from projector.bundle import BundleInfo, write_bundle
 from projector.cli import PREFIX, Settings, main
+from projector.families import FAMILIES
 from projector.grades import Judged
+from projector.signing import SigningKey
 from projector.tables import CONTROLS, MAPS
+from projector.train_commands import SETTINGS
 from projector.vlm import VLM
 from protos.errors import (
     ERRORS,
@@ -26,6 +30,7 @@ from protos.errors import (
     BundleMissingError,
     ConfigError,
     ModelError,
+    SignatureError,
 )
 from protos.frame import Measured
 from protos.layout import KVLayout
@@ -137,6 +142,23 @@ def test_layout_on_a_device_that_is_not_there_is_a_model_error(
 
 
 # ---------------------------------------------------------------------- inspect
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--selector", "task_awake"), "task_aware"),
+        (("--selector", "task_aware", "--selector-pictures", "0"), "--selector-pictures above 0"),
+        (("--fixed", "fp8,int2"), "int2"),
+        (("--raw-scale", "layer"), "invalid choice"),
+    ],
+)
+def test_calibrate_refuses_what_it_cannot_do_before_it_reads_anything(
+    run: Run, flags: tuple[str, ...], said: str
+) -> None:
+    names = ("bundle", "data", "corpus", "held", "held-corpus", "out")
+    code, _, err = run("calibrate", *names, "--source", "s", "--target", "t", *flags)
+    assert code == ConfigError.exit_code and said in err
 
 
 def test_inspect_shows_what_calibration_measured_cheapest_first(
@@ -321,6 +343,57 @@ def test_verify_runs_the_graph_and_refuses_one_that_is_none(
     assert code == BundleFormatError.exit_code, err
 
 
+def test_verify_refuses_a_graph_that_is_not_the_weights(
+    run: Run, bundle_parts: dict[str, Any], tmp_path: Path, models: list[object]
+) -> None:
+    weights = load(bundle_parts["cloud"].weights)
+    header = bundle_parts["cloud"].weights
+    metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    weights["up"] = 1.01 * weights["up"]
+    cloud = dataclasses.replace(bundle_parts["cloud"], weights=save(weights, metadata=metadata))
+    write_bundle(tmp_path, **(bundle_parts | {"cloud": cloud}))
+    code, _, err = run("verify", tmp_path, *models)
+    assert code == BundleFormatError.exit_code and "not the same map" in err, err
+
+
+def test_verify_runs_a_bundle_between_two_grids(run: Run) -> None:
+    reference = Path(__file__).parents[2] / "reference"
+    models = ("--source", reference / "models/edge-b", "--target", reference / "models/cloud")
+    code, out, err = run("verify", reference / "bundles/edge-b-cloud", *models, "--threads", "1")
+    assert code == 0 and "fits" in out, err
+
+
+def test_signatures_are_shown_and_asked_for(run: Run, bundle: Path, tmp_path: Path) -> None:
+    assert "nobody" in run("inspect", bundle)[1]
+    keys = [tmp_path / name for name in ("maker.pem", "other.pem")]
+    assert run("sign", bundle, "--key", keys[0], "--create")[0] == 0
+    made = [SigningKey.load(keys[0]), SigningKey.create(keys[1])]
+    lists = [tmp_path / name for name in ("trusted", "strangers")]
+    for file, key in zip(lists, made, strict=True):
+        file.write_text(f'[keys]\n"the {file.name}" = "{key.public}"\n')
+    assert made[0].public[:12] in run("inspect", bundle)[1]
+    for command in (("inspect", bundle), ("catalogue", bundle.parent)):
+        code, out, _ = run(*command, "--trusted", lists[0])
+        assert code == 0 and ("trusted" in out) == (command[0] == "inspect")
+        code, _, err = run(*command, "--trusted", lists[1])
+        assert code == SignatureError.exit_code and "not trusted" in err
+    shown = json.loads(run("inspect", bundle, "--json", "--trusted", lists[0])[1])
+    assert (shown["signed_by"], shown["signer"]) == (made[0].public, "the trusted")
+
+
+def test_train_help_lists_every_family_and_its_settings(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {
+        name: tuple(field.name for field in dataclasses.fields(cls))
+        for name, cls in FAMILIES.items()
+    } == SETTINGS
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in FAMILIES) and "best_layers" in shown
+
+
 def test_verify_says_which_model_is_not_given(run: Run, bundle: Path, models: list[object]) -> None:
     code, _, err = run("verify", bundle, *models[:2])
     assert code == ConfigError.exit_code
@@ -363,6 +436,10 @@ def test_catalogue_shows_tier_and_grade_of_both_forms_of_certificate() -> None:
         "accuracy": {name: {"mean": mean} for name, mean in means.items()},
         "reconstruction": {"whole": {"cosine": 0.96, "mse": 0.02}},
     }
+    assert Judged.of({**report, "seen_in_training": 0}, "fp8").seen == 0
+    calibrated = {"seen_in_training": 3}
+    assert Judged.of({**report, "seen_in_training": 0, "calibration": calibrated}, "fp8").seen == 3
+    assert Judged.of({**report, "calibration": calibrated}, "fp8").seen is None
     found = Judged.of(report, "fp8").to_json()
     assert (found["tier_by_answers"], found["grade_by_reconstruction"]) == ("platinum", "B")
     for odd in (

@@ -85,6 +85,7 @@ def test_a_head_learns_to_count_and_says_what_guessing_scores(tmp_path: Path) ->
     assert found["accuracy"]["low"] <= found["accuracy"]["mean"] <= found["accuracy"]["high"]
     commonest = np.bincount(training.targets).argmax()
     assert found["majority"]["mean"] == pytest.approx(np.mean(held.targets == commonest), abs=1e-4)
+    assert found["other_picture"]["mean"] < 0.5 < found["accuracy"]["mean"]
     right = heads.predictions(head, held) == held.targets
     assert found["accuracy"]["mean"] == pytest.approx(right.mean(), abs=1e-4)
     assert set(found["by_class"]) == {"0", "1", "2", "3"}

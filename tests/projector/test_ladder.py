@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from projector import ladder
+from projector.calibrate import FIXED, with_fixed
 from projector.encoder import Encoder
 from projector.ladder import Found, Sweep
 from projector.vlm import VLM
@@ -104,6 +105,32 @@ def test_a_calibrated_encoder_holds_the_hull_measured_and_starts_near_the_native
     cheaper = [p for p in coded if p.index < default.index and p.measured is not None]
     assert all(p.measured.accuracy < 0.95 - 0.05 for p in cheaper if p.measured is not None)
     assert made.ladder == tuple(p.index for p in encoder.points)
+    sizes = [p.measured.payload_bytes for p in encoder.points if p.measured is not None]
+    assert sizes == sorted(sizes) and len(sizes) == len(encoder.points) - 1
+
+
+def test_coarseness_means_the_same_at_every_calibration(
+    source: KVLayout, states: list[KVState]
+) -> None:
+    """The hull of the first need not hold the finest steps that it counted in."""
+    before = make_encoder(source)
+    judge: Any = FakeJudge(before, states)
+    first = ladder.calibrate(before, judge, states, [Sweep((4.0,), (0.0,))])
+    again = ladder.calibrate(first.encoder, judge, states, [Sweep((4.0,), (0.0,))])
+    np.testing.assert_array_equal(again.encoder.steps["x4"], first.encoder.steps["x4"])
+    np.testing.assert_allclose(first.encoder.steps["x4"], 4 * before.steps["coarse"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [list(FIXED), list(FIXED)[::-1]])
+def test_a_ladder_rises_in_bytes_whatever_points_of_fixed_size_there_are(
+    source: KVLayout, states: list[KVState], order: list[str]
+) -> None:
+    before = with_fixed(make_encoder(source), [state.flat() for state in states], order)
+    judge: Any = FakeJudge(before, states)
+    made = ladder.calibrate(before, judge, states, [Sweep((1.0, 4.0), (0.0,))])
+    points = [made.encoder.point(index) for index in made.ladder]
+    sizes = [p.measured.payload_bytes for p in points if p.measured is not None]
+    assert sizes == sorted(sizes) and len(sizes) >= len(FIXED)
 
 
 def test_tables_are_fitted_to_the_levels_that_a_point_sends(

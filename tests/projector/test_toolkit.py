@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ from projector.train import Trainer, TrainSettings
 from projector.train_commands import _seen
 from projector.validate import Validator, principal, reconstruction
 from projector.vlm import VLM
-from protos.errors import CorpusError, FitError, SourceError
+from protos.errors import CorpusError, FitError, PictureError, SourceError
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import WORDS, code_of, toolkit
 from tests.projector.conftest import GPU
@@ -372,6 +373,27 @@ def test_states_that_are_not_finite_are_neither_kept_nor_read(
         with pytest.raises(CorpusError, match="holds NaN or infinity"):
             collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
         shard.unlink()
+    shape = arrays["a"].shape
+    for wrong, said in (
+        (arrays["a"][:, :3], "attention"),
+        (np.full(shape, np.nan, np.float16), "NaN or infinity"),
+        (np.full(shape, -1, np.float16), "below 0"),
+        (np.full(shape, 1e9, np.float64), "exceeds float16"),
+    ):
+        save_file({**arrays, "a": np.ascontiguousarray(wrong)}, str(shard), metadata=pair)
+        with pytest.raises(CorpusError, match=said):
+            collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
+
+
+def test_a_picture_that_is_broken_inside_is_refused_by_its_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # more than one IDAT chunk
+    Image.fromarray(noise).save(tmp_path / "broken.png")
+    whole = (tmp_path / "broken.png").read_bytes()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    (tmp_path / "broken.png").write_bytes(whole[:second] + b"\x01DAT" + whole[second + 4 :])
+    with pytest.raises(PictureError, match=r"broken\.png"):
+        Dataset(tmp_path).picture(0)
 
 
 def test_an_empty_corpus_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:

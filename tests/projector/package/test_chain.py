@@ -142,6 +142,34 @@ def test_a_step_that_is_not_what_its_derivation_says_is_refused(file: Path) -> N
         packages.verify_chain(child, [file])
 
 
+@pytest.mark.parametrize(
+    ("derivation", "over"),
+    [
+        (("select",), {"state": random_state(SMALL, 9), "kept": (True, False, True)}),
+        (("select",), {"kept": (True, False, True), "description": "another"}),
+        (("select",), {"kept": (True, False, True), "transformation_quality": 0.99}),
+        (("requantize",), {"codec": "fp8_e4m3", "state": random_state(SMALL, 9)}),
+    ],
+)
+def test_a_selection_or_another_codec_is_computed_again_to_the_bit(
+    file: Path, derivation: tuple[str, ...], over: dict[str, Any]
+) -> None:
+    plain: dict[str, Any] = {"codec": "float16", "certification": None}
+    root = make(**{"kept": (True, True, True), **plain})
+    packages.write(root, file)
+    child = file.with_name("child.neural-bridge")
+    forged = make(**{"kept": (True, True, True), **plain, **over})
+    provenance = dataclasses.replace(
+        forged.info.provenance, parent=root.info.digest, derivation=derivation
+    )
+    packages.write(
+        Package(dataclasses.replace(forged.info, provenance=provenance), forged.members), child
+    )
+    packages.verify(child)
+    with pytest.raises(PackageFormatError, match="derivation"):
+        packages.verify_chain(child, [file])
+
+
 def test_a_continuation_names_the_package_before_it(file: Path) -> None:
     first = make()
     packages.write(first, file)

@@ -115,8 +115,20 @@ def test_selecting_tokens_loses_nothing_else() -> None:
         root, id="p2", created=WHEN, creator="you", kept=np.array([False, True, True])
     )
     np.testing.assert_array_equal(child.state().keys[:, :, 1:], root.state().keys[:, :, 1:])
-    assert child.info.metadata.certification == CERTIFIED
     assert child.info.provenance.royalty_percent == 0
+
+
+def test_quality_and_certification_are_of_what_was_measured() -> None:
+    root = make(kept=(True, True, True), codec="float16", transformation_quality=0.93)
+    fields: dict[str, Any] = {"created": WHEN, "creator": "you"}
+    few = packages.derive(root, id="p2", kept=np.array([False, True, True]), **fields)
+    coarse = packages.derive(root, id="p2", codec="fp8_e4m3", **fields)
+    named = packages.derive(root, id="p2", description="the same", **fields)
+    for child in (few, coarse):
+        said = child.info.metadata
+        assert (said.transformation_quality, said.certification) == (None, None)
+    assert named.info.metadata.certification == CERTIFIED
+    assert named.info.metadata.transformation_quality == 0.93
 
 
 def test_another_bundle_takes_the_certification_away(file: Path) -> None:
