@@ -328,7 +328,7 @@ class Budget:
         """
         if self.latency_s is None or not rungs:
             return True
-        limit = float("inf") if self.distortion is None else self.distortion
+        limit = self._limit
         allowed = [r for r in rungs if r.distortion <= limit] or rungs
         size = min(r.wire_bytes for r in allowed)
         with self._lock:
@@ -386,7 +386,7 @@ class Budget:
             return f"no operating point was measured, so nothing is chosen among: all is {highest}"
         if all(rung.name != highest for rung in rungs):
             return f"{highest} was not measured, so nothing is chosen among: all is {highest}"
-        limit = float("inf") if self.distortion is None else self.distortion
+        limit = self._limit
         least = min(rungs, key=lambda r: r.distortion)
         if least.distortion > limit:
             return (
@@ -398,8 +398,12 @@ class Budget:
             return f"no operating point up to {highest} is within the distortion limit of {limit:g}"
         return ""
 
+    @property
+    def _limit(self) -> float:
+        return float("inf") if self.distortion is None else self.distortion
+
     def _eligible(self, rungs: Sequence[Rung], top: Rung) -> tuple[Rung, ...]:
-        limit = float("inf") if self.distortion is None else self.distortion
+        limit = self._limit
         within = sorted((r for r in rungs if r.distortion <= limit), key=lambda r: r.wire_bytes)
         return climbable([r for r in within if r.wire_bytes <= top.wire_bytes]) or (
             within[0] if within else min(rungs, key=lambda r: r.distortion),

@@ -232,6 +232,7 @@ class Settings(configuration.TypedSettings):
     @field_validator("token_budget", "token_threshold")
     @classmethod
     def _one_budget(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # Fields are read in their order, and the limit stands before both.
         if value is not None and info.data.get("distortion_limit") is not None:
             raise ValueError(
                 "not with --distortion-limit, which is of operating points as they were measured"

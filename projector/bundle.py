@@ -335,6 +335,7 @@ def write_bundle(
     if encoder.source_fingerprint != source.fingerprint or encoder.state_dim != source.state_dim:
         raise BundleFormatError("the encoder was made for another source layout")
     folder = Path(path)
+    _require_whole(cloud.graph, folder)
     text = json.dumps(certificate, indent=2, sort_keys=True, allow_nan=False) + "\n"
     contents = {
         EDGE: encoder.to_bytes(),

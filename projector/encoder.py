@@ -43,6 +43,7 @@ _METADATA_KEY = "neural_bridge_encoder"
 _LEVELS = ("uniform",)
 """Quantizers that round to whole steps, however far a latent has moved."""
 _MOST_CODED = 1 << 25
+"""Frequencies in all coders of a half: some 300 MB; the reference's have under half a million."""
 _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
 _TEXT = "text"  # a further field, only where it is true
 
@@ -142,7 +143,7 @@ class Encoder:
     task_weights: Floats | None = None
     risk: RiskModel | None = None
     text: bool = False
-    _quantizers: dict[tuple[str, str, int, str], Quantizer] = field(init=False, repr=False)
+    _coders: Coders = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,27 +176,10 @@ class Encoder:
             self.selecting()
         except ConfigError as error:
             raise BundleFormatError(f"encoder: {error}") from error
-        object.__setattr__(self, "_quantizers", {})
-        self._check_coders()
+        object.__setattr__(self, "_coders", Coders("encoder", self.entropy))
         for point in self.points:
             self._check_point(point)
         object.__setattr__(self, "_blob", self._serialize())
-
-    def _check_coders(self) -> None:
-        """Refuse tables and points whose coders would take far more memory than they do."""
-        coders = {
-            (p.steps, self.width(p)) for p in self.points if p.quantizer == UniformQuantizer.name
-        }
-        numbers = sum(
-            tables.frequency[:, :width].size
-            for steps, width in coders
-            if (tables := self.entropy.get(steps)) is not None
-        )
-        if numbers > _MOST_CODED:
-            raise BundleFormatError(
-                f"encoder: its {len(coders)} coders have {numbers:,} frequencies in all, at most "
-                f"{_MOST_CODED:,} are taken"
-            )
 
     def _check_point(self, point: OperatingPoint) -> None:
         if self.text and (point.kind == "picture" or point.tokens or point.quiet):
@@ -256,13 +240,9 @@ class Encoder:
         """The point's quantizer, built once.
 
         Raises:
-            BundleFormatError: the point's quantizer is unknown, or its tables are missing.
+            BundleFormatError: as `Coders.of`.
         """
-        width = self.width(point)
-        key = point.quantizer, point.steps, width, point.kind
-        if key not in self._quantizers:
-            self._quantizers[key] = quantizer_of("encoder", point, self.entropy, width)
-        return self._quantizers[key]
+        return self._coders.of(point, self.width(point))
 
     def width(self, point: OperatingPoint) -> int:
         """Numbers per token that travel at a point: the first so many latents, or `d_s`."""
@@ -643,22 +623,48 @@ def check_coding(
             raise BundleFormatError(f"{what}: entropy tables of {name} are for {tables.rank}")
 
 
-def quantizer_of(
-    what: str, point: OperatingPoint, entropy: Mapping[str, EntropyTables], width: int
-) -> Quantizer:
-    """A point's quantizer, of the first `width` latents.
+class Coders:
+    """The quantizers of one half, each built once; points that code alike share one."""
 
-    Raises:
-        BundleFormatError: it is unknown, or its tables are missing.
-    """
-    name, tables = point.quantizer, entropy.get(point.steps)
-    if name not in quantize.QUANTIZERS:
-        raise BundleFormatError(f"{what}: point '{point.name}' uses '{name}'")
-    if name == UniformQuantizer.name and (tables is None or point.kind != "latent"):
-        raise BundleFormatError(f"{what}: point '{point.name}' has no entropy tables")
-    if tables is not None:
-        tables = tables.first(width)
-    return quantize.get(name, tables)
+    def __init__(self, what: str, entropy: Mapping[str, EntropyTables]) -> None:
+        """Builds none yet.
+
+        Args:
+            what: whose they are, for messages.
+            entropy: per steps name.
+        """
+        self._what, self._entropy = what, entropy
+        self._made: dict[tuple[str, str, str, int], Quantizer] = {}
+        self._numbers = 0
+
+    def of(self, point: OperatingPoint, width: int) -> Quantizer:
+        """A point's quantizer, of the first `width` numbers of a token.
+
+        Raises:
+            BundleFormatError: it is unknown, its tables are missing, or all coders together would
+                take far more memory than any half in use.
+        """
+        key = point.quantizer, point.steps, point.kind, width
+        if key not in self._made:
+            self._made[key] = self._make(point, width)
+        return self._made[key]
+
+    def _make(self, point: OperatingPoint, width: int) -> Quantizer:
+        name, tables = point.quantizer, self._entropy.get(point.steps)
+        if name not in quantize.QUANTIZERS:
+            raise BundleFormatError(f"{self._what}: point '{point.name}' uses '{name}'")
+        if name != UniformQuantizer.name:
+            return quantize.get(name)
+        if tables is None or point.kind != "latent":
+            raise BundleFormatError(f"{self._what}: point '{point.name}' has no entropy tables")
+        first = tables.first(width)
+        self._numbers += first.frequency.size
+        if self._numbers > _MOST_CODED:
+            raise BundleFormatError(
+                f"{self._what}: the coders of its points have more than {_MOST_CODED:,} "
+                "frequencies in all"
+            )
+        return quantize.get(name, first)
 
 
 def coding_tensors(

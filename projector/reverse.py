@@ -21,13 +21,13 @@ import numpy.typing as npt
 from safetensors.numpy import save as save_tensors
 
 from projector.encoder import (
+    Coders,
     Encoder,
     Floats,
     Mask,
     check_arrays,
     check_coding,
     coding_tensors,
-    quantizer_of,
     read_tensors,
     split_tensors,
 )
@@ -41,7 +41,7 @@ from protos.errors import (
 )
 from protos.frame import OperatingPoint, points_from_json, points_to_json
 from protos.layout import KVLayout, KVState
-from protos.quantize import EntropyTables, Quantizer
+from protos.quantize import EntropyTables
 
 FORMAT = 1
 _METADATA_KEY = "neural_bridge_reverse_decoder"
@@ -81,7 +81,7 @@ class ReverseDecoder:
     scale: Floats
     regrid: Floats | None = None
     entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
-    _quantizers: dict[int, Quantizer] = field(init=False, repr=False)
+    _coders: Coders = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,14 +97,13 @@ class ReverseDecoder:
             arrays["regrid"], wanted["regrid"] = self.regrid, (max(1, n), m)
         check_arrays(_WHAT, arrays, wanted, positive=("scale",))
         check_coding(_WHAT, r + 1, self.steps, self.entropy)
-        quantizers = {}
+        object.__setattr__(self, "_coders", Coders(_WHAT, self.entropy))
         for point in self.points:
             if point.kind != "latent" or point.rank not in (0, r + 1):
                 raise BundleFormatError(f"{_WHAT}: point '{point.name}' is none of {r + 1} latents")
             if point.quantizer != "none" and point.steps not in self.steps:
                 raise BundleFormatError(f"{_WHAT}: point '{point.name}' has no steps")
-            quantizers[point.index] = quantizer_of(_WHAT, point, self.entropy, r + 1)
-        object.__setattr__(self, "_quantizers", quantizers)
+            self._coders.of(point, r + 1)
         object.__setattr__(self, "_blob", self._serialize())
 
     @classmethod
@@ -183,7 +182,7 @@ class ReverseDecoder:
                 f"{', '.join(f'{p.index} ({p.name})' for p in self.points)} and {self.tokens}"
             )
         count = int(np.count_nonzero(kept))
-        quantizer, grid = self._quantizers[index], np.zeros_like(self.centre)
+        quantizer, grid = self._coders.of(point, self.rank), np.zeros_like(self.centre)
         steps = self.steps.get(point.steps, np.ones(self.rank, dtype=np.float32))
         with np.errstate(over="ignore"):
             grid[kept] = quantizer.decode(body, count, self.rank, steps) + self.centre[kept]

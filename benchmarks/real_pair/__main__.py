@@ -28,6 +28,7 @@ from benchmarks.real_pair.judge import Judge, Make, own_answers
 from benchmarks.real_pair.learn import FOLDS, FULL, Learner, Settings
 from benchmarks.real_pair.page import FORWARD, REVERSE
 from benchmarks.real_pair.targets import FLOOR, targets
+from projector.calibrate import fixed_steps
 from projector.corpus import Corpus
 from projector.estimate import clustered, paired
 from projector.families.base import Map
@@ -43,10 +44,10 @@ FOREIGN_CONTEXTS = 40
 WATCHED, WATCHED_CONTEXTS = "validation", 32
 """Asked about a few times while a map is trained through the target."""
 SPLITS = {"unseen": ("unseen", False), "seen": ("train", False), "binding": ("unseen", True)}
-LEVELS = {"fp8_e4m3": 224.0, "int8": 127.0, "int4": 7.0}
+CODECS = {"fp8_e4m3": "fp8", "int8": "int8", "int4": "int4"}
+"""Quantizer, and the point of `projector.calibrate.FIXED` that has its steps."""
 BYTES = {"fp8_e4m3": 1.0, "int8": 1.0, "int4": 0.5}
 _FLOAT_BYTES = 4.0
-_INT4_SIGMAS = 3.0  # four bits are spent on the bulk, not on the largest value
 _TIMED_CONTEXTS, _TIMED_TOKENS = 12, 200
 _ROUNDS = 7
 SETTINGS = {
@@ -203,7 +204,7 @@ class Bench:
     def _controls(self, split: str, tuned: dict[int, Map]) -> None:
         coded = self.learner.settings.coded
         made = tuned[coded]
-        for codec in LEVELS:
+        for codec in CODECS:
             self._arm(split, f"{_closed(coded)} + KL, {codec}", 0, made, self._codec(made, codec))
         self._arm(split, "another context", 0, made, shift=1)
         judge, corpus = self._judge(split)
@@ -237,12 +238,9 @@ class Bench:
         """Latents through a codec with one static scale per number, set on training texts."""
         x = self.learner.training.x[:256].astype(np.float32)
         with torch.no_grad():
-            z = made.down(made.normal(torch.from_numpy(x[present(x)]))).abs()
-        largest = z.amax(0)
-        if name == "int4":
-            largest = torch.minimum(largest, _INT4_SIGMAS * z.square().mean(0).sqrt())
-        steps = (largest / LEVELS[name] + 1e-8).numpy()
-        codec = quantizer(name, None)
+            z = made.down(made.normal(torch.from_numpy(x[present(x)]))).numpy()
+        steps, codec = fixed_steps(CODECS[name], z), quantizer(name, None)
+        assert steps is not None  # only floats have none
 
         def through(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             here = present(latents)

@@ -1,7 +1,7 @@
 """Who signed a package, and whom it is derived from, up to the root.
 
 Knows signatures, trusted keys and what a step of a chain may change. Does not know how a file is
-read, nor how a derivation is made.
+read, nor what a derivation makes of keys and values (`make.carried`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from protos.errors import (
 )
 
 MAX_CHAIN = 64
+_ANNOTATIONS = ("description", "transformation_quality", "certification")
 _REWRITES = {"select", "requantize"}
 _UNMEASURED = {*_REWRITES, "retarget"}
 """After which a quality or certification of the parent's says nothing."""
@@ -84,6 +85,7 @@ def verify_chain(
         ConfigError: a parent is not there.
         PackageCorruptError: a parent was altered.
         PackageFormatError: a step is not what its derivation says, or the chain is too long.
+            Where it says that tokens or codec are others, both packages are read into memory.
         BridgeError: as `verify`, of any package of the chain.
     """
     chain = [verify(path, trusted)]
@@ -151,17 +153,17 @@ def _check_step(child: Link, parent: Link) -> None:
         return
     mine, theirs = ours.provenance.members, parent.info.provenance.members
     old, new = parent.info.metadata, ours.metadata
-    measured = (old.transformation_quality, old.certification)
+    left = old
     if kinds & _UNMEASURED:
-        measured = (None, None)
-    said = (new.description, new.transformation_quality, new.certification)
+        left = dataclasses.replace(old, transformation_quality=None, certification=None)
+    free = ["id", "version", "created", "tokens", "codec", *_ANNOTATIONS]
+    free += ["target"] if "retarget" in kinds else []
     fits = (
-        new.source == old.source
+        dataclasses.replace(new, **{name: getattr(old, name) for name in free}) == old
         and (new.tokens < old.tokens) == ("select" in kinds)
         and (new.codec != old.codec) == ("requantize" in kinds)
         and (mine[CONFIG] != theirs[CONFIG]) == ("retarget" in kinds)
-        and (new.target == old.target or "retarget" in kinds)
-        and (said != (old.description, *measured)) == ("annotate" in kinds)
+        and any(getattr(new, n) != getattr(left, n) for n in _ANNOTATIONS) == ("annotate" in kinds)
     )
     if fits and kinds & _REWRITES:
         fits = _carries(child, parent)

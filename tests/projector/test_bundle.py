@@ -319,6 +319,16 @@ def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
     assert type(caught.value) is cls and number.startswith(str(cls.code))
 
 
+def test_a_graph_with_weights_elsewhere_is_not_written_either(
+    folder: Path, two_way: dict[str, Any], tmp_path: Path
+) -> None:
+    write_bundle(folder, **two_way)
+    cloud = dataclasses.replace(two_way["cloud"], graph=elsewhere(folder / bundles.GRAPH))
+    with pytest.raises(BundleFormatError, match=r"604\.11"):
+        write_bundle(tmp_path / "another", **(two_way | {"cloud": cloud}))
+    assert not (tmp_path / "another").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [

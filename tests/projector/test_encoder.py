@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from projector import encoder as encoders
 from projector.encoder import Encoder
 from projector.vlm import VLM
 from protos.errors import (
@@ -295,3 +296,20 @@ def test_the_edge_half_runs_without_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'onnxruntime')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_points_of_one_table_share_its_coder_and_all_coders_have_a_limit(
+    source: KVLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_encoder(source)
+    coded = next(point for point in one.points if point.quantizer == "uniform")
+    many = tuple(replace(coded, index=index, name=f"p{index}") for index in range(60))
+    shared = replace(one, points=many)
+    assert len({id(shared.quantizer(point)) for point in many}) == 1
+    size = one.entropy[coded.steps].frequency.size
+    monkeypatch.setattr(encoders, "_MOST_CODED", size)
+    replace(one, points=many)
+    narrow = tuple(replace(p, rank=1 + p.index % 2) for p in many)
+    monkeypatch.setattr(encoders, "_MOST_CODED", size // one.rank * 2)
+    with pytest.raises(BundleFormatError, match="frequencies in all"):
+        replace(one, points=narrow)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.package import Package
+from projector.package import CONFIG, Package
+from projector.package.make import _assembled
 from projector.signing import SigningKey, TrustedKeys
 from protos.errors import ConfigError, PackageCorruptError, PackageFormatError, SignatureError
 from tests.projector.package.conftest import SMALL, WHEN, make, random_state
@@ -166,6 +167,20 @@ def test_a_selection_or_another_codec_is_computed_again_to_the_bit(
         Package(dataclasses.replace(forged.info, provenance=provenance), forged.members), child
     )
     packages.verify(child)
+    with pytest.raises(PackageFormatError, match="derivation"):
+        packages.verify_chain(child, [file])
+
+
+def test_a_step_to_another_grid_is_refused_whatever_it_is_called(file: Path) -> None:
+    root = make(kept=(True, True, True), codec="float16", certification=None)
+    packages.write(root, file)
+    wider = dataclasses.replace(SMALL, grid=(1, 4))
+    other = make(wider, (True, False, False, True), codec="float16", certification=None)
+    metadata = dataclasses.replace(other.info.metadata, source=root.info.metadata.source)
+    members = {**other.members, CONFIG: root.members[CONFIG]}
+    forged = _assembled(metadata, members, "me", root.info.digest, ["select"], 0.0)
+    child = file.with_name("child.neural-bridge")
+    packages.write(forged, child)
     with pytest.raises(PackageFormatError, match="derivation"):
         packages.verify_chain(child, [file])
 
