@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -276,6 +277,12 @@ class Encoder:
             )
         return TaskAware(self.x_mean, self.x_scale, self.projection, self.centre, self.task_weights)
 
+    @cached_property
+    def _statistics(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """What distortions are measured with, in the type they are summed in: converted once."""
+        kept = (self.reconstruction, self.latent_mean, self.latent_inv_cov)
+        return tuple(array.astype(np.float64) for array in kept)
+
     # -- a frame ---------------------------------------------------------------------------------
 
     def normalise(self, x: Floats) -> Floats:
@@ -358,6 +365,7 @@ class Encoder:
             if len(other) < len(payload):
                 payload, received, differences = other, other_received, True
         held = self.hold(received, kept, base)
+        reconstruction, latent_mean, latent_inv_cov = self._statistics
         return Encoded(
             kept=kept,
             payload=payload,
@@ -369,10 +377,8 @@ class Encoder:
                 dropped_attention=distortion.dropped_attention(state.attention, held.kept),
                 latent_residual=0.0
                 if point.kind == "raw_kv"
-                else distortion.latent_residual(normal, latents, self.reconstruction),
-                unfamiliarity=distortion.unfamiliarity(
-                    latents, self.latent_mean, self.latent_inv_cov
-                ),
+                else distortion.latent_residual(normal, latents, reconstruction),
+                unfamiliarity=distortion.unfamiliarity(latents, latent_mean, latent_inv_cov),
             ),
         )
 

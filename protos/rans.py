@@ -77,11 +77,9 @@ class ClassCoder:
                 raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
         self.classes, self.columns, self.symbols = table.shape
         self.escape = self.symbols - 1
-        self._frequency = table.astype(np.uint16)  # of many tables, a fourth of the memory
-        self._start = (np.cumsum(table, axis=2) - table).astype(np.uint16)
-        self._prior = classes
-        self._prior_start = np.cumsum(classes) - classes
-        self._class_table: Table = (self._prior_start.tolist(), classes.tolist())
+        self._slots = _slots(table)
+        self._class_slots = _slots(classes)
+        self._class_table = _unpacked(self._class_slots)
         self._row_tables: dict[int, list[Table]] = {}
 
     def encode(
@@ -104,9 +102,10 @@ class ClassCoder:
             FrameMalformedError: A class or symbol has frequency 0, or `escaped` does not have one
                 value per escape.
         """
-        where = (classes[:, None], np.arange(self.columns), symbols)
-        frequency = np.column_stack([self._prior[classes], self._frequency[where]]).reshape(-1)
-        start = np.column_stack([self._prior_start[classes], self._start[where]]).reshape(-1)
+        slots = np.empty((len(classes), 1 + self.columns), dtype=np.uint32)
+        slots[:, 0] = self._class_slots[classes]
+        slots[:, 1:] = self._slots[classes[:, None], np.arange(self.columns), symbols]
+        start, frequency = _parts(slots.reshape(-1))
         if not frequency.all():
             raise FrameMalformedError("a symbol is coded that its table gives no probability")
         rows, columns = np.nonzero(symbols == self.escape)
@@ -117,21 +116,21 @@ class ClassCoder:
             after = np.repeat(rows * (self.columns + 1) + columns + 2, 2)
             start = np.insert(start, after, raw)
             frequency = np.insert(frequency, after, _BYTE_FREQUENCY)
-        # Backwards; a certain symbol would change nothing.
-        told = np.flatnonzero(frequency < TOTAL)[::-1]
-        frequency, start = frequency[told], start[told]
+        told = frequency < TOTAL  # a certain symbol would change nothing
+        frequency, start = frequency[told][::-1], start[told][::-1]
+        others, limits = TOTAL - frequency, frequency << _LIMIT_SHIFT
 
         out = bytearray()
         write = out.append
         x = 1
-        for f, s, limit in zip(
-            frequency.tolist(), start.tolist(), (frequency << _LIMIT_SHIFT).tolist(), strict=True
+        for f, other, s, limit in zip(
+            *map(np.ndarray.tolist, (frequency, others, start, limits)), strict=True
         ):
             while x >= limit:
                 write(x & 255)
                 x >>= 8
             # (x // f) * TOTAL + x % f + s, with one division.
-            x += x // f * (TOTAL - f) + s
+            x += x // f * other + s
         while x:
             write(x & 255)
             x >>= 8
@@ -211,7 +210,23 @@ class ClassCoder:
         """The tables of a row of that class, made when the first such row comes."""
         tables = self._row_tables.get(row_class)
         if tables is None:
-            starts = self._start[row_class].tolist()
-            tables = list(zip(starts, self._frequency[row_class].tolist(), strict=True))
+            tables = [_unpacked(slots) for slots in self._slots[row_class]]
             self._row_tables[row_class] = tables
         return tables
+
+
+def _slots(frequency: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Start and frequency of each symbol of tables [..., S] in one number, for one look-up."""
+    start = np.cumsum(frequency, axis=-1) - frequency
+    return (start << 16 | frequency).astype(np.uint32)
+
+
+def _parts(slots: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Start and frequency again."""
+    wide = slots.astype(np.int64)
+    return wide >> 16, wide & 0xFFFF
+
+
+def _unpacked(slots: npt.NDArray[np.uint32]) -> Table:
+    start, frequency = _parts(slots)
+    return start.tolist(), frequency.tolist()

@@ -54,7 +54,7 @@ from protos.errors import BridgeError
 
 QUESTIONS = 6
 FRONTIER = 5
-ROUNDS = 5
+ROUNDS = 40
 MODELS, BUNDLES = EDGE_MODEL.parent, ROOT / "reference" / "bundles"
 
 

@@ -131,6 +131,8 @@ def _series(row: Mapping[str, Any]) -> str:
     if row["kind"] in ("image", "video"):
         return name.split()[0]
     way = name.split()[0] if name.startswith(("kvpress", "selector")) else ""
+    if row["kind"] == "rival" and not way:
+        way = name.split(",")[0]
     return str(row.get("series") or f"{edge} {way}".strip())
 
 
@@ -157,6 +159,8 @@ def halvings(report: Mapping[str, Any]) -> str:
         axes.plot(middle, [step["points_lost_per_halving"] for step in steps], "o-", label=edge)
     axes.axvline(48, color="gray", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
+    for along in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        along("{x:.0f}")
     axes.set_xlabel("payload in bytes, between two operating points (dotted: 48)")
     axes.set_ylabel("points lost per halving")
     return _saved(figure, axes)

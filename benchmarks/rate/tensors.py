@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from benchmarks.codec_speed import seconds_each
 from benchmarks.rate.turboquant import TurboQuant
 from deploy.measure import ROOT
 from deploy.testset import TestSet
@@ -41,7 +41,7 @@ SCRIPT = Path(__file__).with_name("cachegen.py")
 CHUNK_PICTURES = 7  # 252 tokens of 36: LMCache codes at most 256 at a time
 STEPS = tuple(np.geomspace(0.05, 1.2, 12).round(3).tolist())
 TRAIN_PICTURES = 512
-ROUNDS = 3
+ROUNDS = 10
 QUERIES = 6  # the last of each question, as many of all
 _BITS = (4, 3)
 _SILENT = 0.002  # latents that are not 0 in fewer tokens than this are left out
@@ -156,16 +156,6 @@ class Transform:
         return Transform(self.mean, *map(np.ascontiguousarray, parts))
 
 
-def _timed(rounds: int, run: Callable[[], Any]) -> tuple[float, Any]:
-    """Best CPU seconds of some rounds, and what came of it."""
-    best, found = float("inf"), None
-    for _ in range(rounds):
-        start = time.process_time()
-        found = run()
-        best = min(best, time.process_time() - start)
-    return best, found
-
-
 def coded_row(
     caches: Caches,
     name: str,
@@ -181,7 +171,7 @@ def coded_row(
         for at in range(0, len(flat), CHUNK_PICTURES)
     ]
 
-    def there() -> list[bytes]:
+    def there(chunks: Sequence[Floats]) -> list[bytes]:
         if transform is None:
             return [quantizer.encode(x, steps) for x in chunks]
         return [quantizer.encode((x - transform.mean) @ transform.forward, steps) for x in chunks]
@@ -195,14 +185,14 @@ def coded_row(
             return list(decoded)
         return [z @ transform.back + transform.mean for z in decoded]
 
-    encode_s, payloads = _timed(rounds, there)
-    decode_s, decoded = _timed(rounds, lambda: back(payloads))
+    payloads = there(chunks)
+    decoded = back(payloads)
     return {
         "name": name,
         "bytes": round(sum(map(len, payloads)) / len(flat), 1),
         "error": round(caches.error(caches.dense(np.concatenate(decoded).reshape(flat.shape))), 5),
-        "encode_s": encode_s / len(flat),
-        "decode_s": decode_s / len(flat),
+        "encode_s": seconds_each(rounds, there, [chunks]) / len(flat),
+        "decode_s": seconds_each(rounds, back, [payloads]) / len(flat),
     }
 
 

@@ -44,6 +44,8 @@ _LENGTHS = np.array(
     dtype=np.int32,
 )
 """Length of the code of each frequency, in 16ths of a bit, rounded up."""
+_LONGEST = int(_LENGTHS[1]) + 16 * _BITS_SCALE
+"""Of an escape that is as rare as can be, and its raw bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +111,13 @@ class EntropyTables:
         return int(self.frequency.shape[2]) - 1
 
     @cached_property
-    def _lengths(self) -> npt.NDArray[np.int32]:
-        """Length of each symbol's code in 16ths of a bit, [r, S, C]."""
+    def _lengths(self) -> npt.NDArray[np.uint16]:
+        """Length of each symbol's code in 16ths of a bit, [r * S, C]."""
         lengths = _LENGTHS[self.frequency]
         escaped = lengths[..., -1:] + 16 * _BITS_SCALE
         lengths = np.where(self.frequency == 0, escaped, lengths)
         lengths[..., -1:] = escaped
-        return np.ascontiguousarray(lengths.transpose(1, 2, 0))
+        return lengths.transpose(1, 2, 0).reshape(-1, self.classes).astype(np.uint16)
 
     def classify(
         self, values: npt.NDArray[np.int64]
@@ -127,8 +129,11 @@ class EntropyTables:
         """
         symbols = self._symbols(values)
         step = max(1, _AT_ONCE // (self.rank * self.classes))
+        rows = symbols + np.arange(self.rank) * (self.escape + 1)
+        # Whole numbers of 16 bits where sums fit: twice as many at a time.
+        wide = np.uint16 if self.rank * _LONGEST < 1 << 16 else np.int32
         parts = [
-            self._lengths[np.arange(self.rank), symbols[at : at + step]].sum(axis=1)
+            self._lengths.take(rows[at : at + step], axis=0).sum(axis=1, dtype=wide)
             for at in range(0, max(1, len(symbols)), step)
         ]
         lengths = np.concatenate(parts) + _LENGTHS[self.prior]
