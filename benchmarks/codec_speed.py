@@ -65,6 +65,21 @@ def seconds_each(rounds: int, run: Callable[..., object], *arguments: Sequence[A
     return best / len(arguments[0])
 
 
+def least_seconds(rounds: int, calls: Sequence[Callable[[], object]]) -> list[float]:
+    """CPU seconds of each call on one thread, the best of several rounds that take all in turn.
+
+    A shared machine's slow moments last for seconds; in turn they meet all calls alike.
+    """
+    best = [float("inf")] * len(calls)
+    with threadpool_limits(1):
+        for _ in tqdm(range(rounds), desc="coders in turn", unit="round", leave=False):
+            for which, call in enumerate(calls):
+                start = time.process_time()
+                call()
+                best[which] = min(best[which], time.process_time() - start)
+    return best
+
+
 def measure_point(
     encoder: Encoder, point: OperatingPoint, states: Sequence[KVState], rounds: int
 ) -> dict[str, Any]:
