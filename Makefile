@@ -60,11 +60,11 @@ bench: $(READY) ## The demo's measurements over the full test split, and the pic
 	@echo "bench: full test split, report in build/bench/"
 	@$(BIN)/python -m benchmarks.bench
 
-bench-projectors: $(READY) ## Every family of maps on every edge model, with controls and shift (under an hour; resumes)
+bench-projectors: $(READY) ## Every family of maps on every edge model, with controls and shift (1 to 2 hours on two cores; resumes)
 	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json and .html"
 	@$(BIN)/python -m benchmarks.projectors
 
-bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (under 60 minutes)
+bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (1 to 2 hours on two cores; resumes)
 	@echo "bench-rate: test split, table and plot in build/bench/rate.json and rate.html; resumes"
 	@command -v ffmpeg >/dev/null || \
 		echo "bench-rate: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"

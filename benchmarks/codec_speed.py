@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from benchmarks.timing import least_seconds
 from deploy.measure import ROOT, quiet_libraries
 from deploy.testset import TestSet
 from edge_agent.encode import Coded, Plan, encode_state
@@ -53,46 +52,18 @@ REFERENCE = ROOT / "reference"
 CONSTANTS = bytes(CONSTANTS_BYTES)
 
 
-def seconds_each(rounds: int, run: Callable[..., object], *arguments: Sequence[Any]) -> float:
-    """CPU seconds of one call on one thread, the best of several rounds over all arguments."""
-    best = float("inf")
-    with threadpool_limits(1):  # a second thread's waiting counts as CPU time
-        for _ in range(rounds):
-            start = time.process_time()
-            for each in zip(*arguments, strict=True):
-                run(*each)
-            best = min(best, time.process_time() - start)
-    return best / len(arguments[0])
-
-
-def least_seconds(rounds: int, calls: Sequence[Callable[[], object]]) -> list[float]:
-    """CPU seconds of each call on one thread, the best of several rounds that take all in turn.
-
-    A shared machine's slow moments last for seconds; in turn they meet all calls alike.
-    """
-    best = [float("inf")] * len(calls)
-    with threadpool_limits(1):
-        for _ in tqdm(range(rounds), desc="coders in turn", unit="round", leave=False):
-            for which, call in enumerate(calls):
-                start = time.process_time()
-                call()
-                best[which] = min(best[which], time.process_time() - start)
-    return best
-
-
-def measure_point(
-    encoder: Encoder, point: OperatingPoint, states: Sequence[KVState], rounds: int
-) -> dict[str, Any]:
-    """Frames per second of one operating point, both ways.
+def ways(
+    encoder: Encoder, point: OperatingPoint, states: Sequence[KVState]
+) -> tuple[dict[str, Any], tuple[Callable[[], object], Callable[[], object]]]:
+    """An operating point's sizes, and what is timed: all states there, and all back.
 
     Args:
         encoder: the edge half of a bundle.
         point: of kind `latent` or `raw_kv`.
         states: one per picture.
-        rounds: the best of so many counts.
 
     Returns:
-        `point`, `payload_bytes`, `request_bytes`, `encoded_per_second`, `decoded_per_second`.
+        `point`, `payload_bytes`, `request_bytes`; the two calls.
     """
     plan = Plan()
     sizes: list[int] = []
@@ -111,14 +82,24 @@ def measure_point(
         return encoder.decode(body, header.kept, point)
 
     requests = [there(number, state) for number, state in enumerate(states)]
-    for raw in requests:
-        back(raw)
-    return {
+    row = {
         "point": point.name,
         "payload_bytes": round(float(np.mean(sizes)), 1),
         "request_bytes": round(float(np.mean([len(raw) for raw in requests])), 1),
-        "encoded_per_second": round(1 / seconds_each(rounds, there, range(len(states)), states)),
-        "decoded_per_second": round(1 / seconds_each(rounds, back, requests)),
+    }
+    return row, (over(there, range(len(states)), states), over(back, requests))
+
+
+def over(run: Callable[..., object], *arguments: Sequence[Any]) -> Callable[[], object]:
+    """All calls with arguments from so many sequences, as one call."""
+    return lambda: [run(*some) for some in zip(*arguments, strict=True)]
+
+
+def speeds(frames: int, there: float, back: float) -> dict[str, int]:
+    """Frames per second, from the seconds that all of them took."""
+    return {
+        "encoded_per_second": round(frames / there),
+        "decoded_per_second": round(frames / back),
     }
 
 
@@ -167,28 +148,21 @@ def measure_coder(
     words = [their_stream(*frame) for frame in theirs]
     tokens = [len(classes) for classes, _, _ in ours]
     probabilities = [p for *_, p in theirs]
-    figures = {
-        "ours": (
-            sum(map(len, streams)),
-            seconds_each(rounds, coder.encode, *zip(*ours, strict=True)),
-            seconds_each(rounds, coder.decode, streams, tokens),
-        ),
-        "constriction": (
-            sum(4 * len(each) for each in words),
-            seconds_each(rounds, their_stream, *zip(*theirs, strict=True)),
-            seconds_each(rounds, their_symbols, words, tokens, probabilities),
-        ),
-    }
+    calls = (
+        over(coder.encode, *zip(*ours, strict=True)),
+        over(coder.decode, streams, tokens),
+        over(their_stream, *zip(*theirs, strict=True)),
+        over(their_symbols, words, tokens, probabilities),
+    )
+    spent = least_seconds(rounds, calls, "entropy coders")
+    frames = len(states)
+    totals = {"ours": sum(map(len, streams)), "constriction": 4 * sum(map(len, words))}
     return {
         "point": point.name,
-        "symbols": int(sum(symbols.size for _, symbols, _ in ours) / len(ours)),
+        "symbols": int(sum(symbols.size for _, symbols, _ in ours) / frames),
         **{
-            name: {
-                "bytes": round(total / len(states), 1),
-                "encoded_per_second": round(1 / there),
-                "decoded_per_second": round(1 / back),
-            }
-            for name, (total, there, back) in figures.items()
+            name: {"bytes": round(total / frames, 1), **speeds(frames, *both)}
+            for (name, total), both in zip(totals.items(), (spent[:2], spent[2:]), strict=True)
         },
     }
 
@@ -253,10 +227,9 @@ def measure(
         point), `points[]`, `coder`.
     """
     points = [point for point in encoder.points if point.kind != "picture"]
-    rows = [
-        measure_point(encoder, point, states, rounds)
-        for point in tqdm(points, desc="operating points", unit="point")
-    ]
+    made = [ways(encoder, point, states) for point in points]
+    spent = least_seconds(rounds, [call for _, both in made for call in both], "operating points")
+    rows = [row | speeds(len(states), *spent[2 * i : 2 * i + 2]) for i, (row, _) in enumerate(made)]
     default = encoder.point(default_point)
     by_name = {row["point"]: row for row in rows}
     coder = None

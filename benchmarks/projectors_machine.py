@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.timing import least_seconds
 from projector import package
 from projector.backends import CloudFiles
 from projector.backends.onnxruntime import OnnxRuntimeBackend
@@ -31,6 +32,7 @@ from protos.layout import KVLayout, KVState
 PAIRS = 100_000
 FLIPS_PER_FILE = 200
 FLIPS_OF_PACKAGE = 4000
+_ROUNDS = 100
 _CREATED = "2026-01-31T12:00:00Z"
 
 
@@ -56,17 +58,14 @@ def ridge_over_gemm() -> dict[str, float]:
     return {"ridge_seconds": fit, "gemm_seconds": gemm, "ratio": fit / gemm, "gflop": flops / 1e9}
 
 
-def ort_over_eager(
-    bundle: Bundle, members: Iterable[tuple[str, Map]], threads: int = 1
-) -> list[dict[str, Any]]:
-    """Cloud halves in ONNX Runtime, in eager torch and as one bare matrix product.
+def ort_over_eager(bundle: Bundle, members: Iterable[tuple[str, Map]]) -> list[dict[str, Any]]:
+    """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, on a thread each.
 
     Args:
         bundle: the default one, measured at three batch sizes.
         members: names and maps, measured at batch 1.
-        threads: of both.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     half = CloudHalf.from_bytes(bundle.cloud.weights).eval()
     info, wide = bundle.info, half.config.up_rank
     rows = []
@@ -105,23 +104,13 @@ def _times(
         "gemm_ms": lambda: torch.mm(inner, matrix),
     }
     with torch.inference_mode():
-        found = dict(zip(calls, _least_ms(*calls.values()), strict=True))
+        spent = least_seconds(_ROUNDS, [*calls.values()], "cloud halves", time.perf_counter)
+    found = {name: round(1000 * s, 4) for name, s in zip(calls, spent, strict=True)}
     return {
         **found,
         "speedup": found["eager_ms"] / found["onnxruntime_ms"],
         "over_gemm": found["onnxruntime_ms"] / found["gemm_ms"],
     }
-
-
-def _least_ms(*calls: Callable[[], Any], rounds: int = 100) -> list[float]:
-    """The least disturbed of many rounds, in turn."""
-    spent: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds + 5):
-        for call, times in zip(calls, spent, strict=True):
-            begun = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begun)
-    return [round(1000 * min(times[5:]), 4) for times in spent]
 
 
 def bit_flips(bundle: Bundle, state: KVState, folder: Path) -> dict[str, dict[str, int]]:

@@ -77,9 +77,9 @@ class ClassCoder:
                 raise BundleFormatError(f"every row of an entropy table must sum to {TOTAL}")
         self.classes, self.columns, self.symbols = table.shape
         self.escape = self.symbols - 1
-        self._slots = _slots(table)
-        self._class_slots = _slots(classes)
-        self._class_table = _unpacked(self._class_slots)
+        self._packed = _pack(table)
+        self._class_packed = _pack(classes)
+        self._class_table = _table(self._class_packed)
         self._row_tables: dict[int, list[Table]] = {}
 
     def encode(
@@ -102,10 +102,10 @@ class ClassCoder:
             FrameMalformedError: A class or symbol has frequency 0, or `escaped` does not have one
                 value per escape.
         """
-        slots = np.empty((len(classes), 1 + self.columns), dtype=np.uint32)
-        slots[:, 0] = self._class_slots[classes]
-        slots[:, 1:] = self._slots[classes[:, None], np.arange(self.columns), symbols]
-        start, frequency = _parts(slots.reshape(-1))
+        packed = np.empty((len(classes), 1 + self.columns), dtype=np.uint32)
+        packed[:, 0] = self._class_packed[classes]
+        packed[:, 1:] = self._packed[classes[:, None], np.arange(self.columns), symbols]
+        start, frequency = _unpack(packed.reshape(-1))
         if not frequency.all():
             raise FrameMalformedError("a symbol is coded that its table gives no probability")
         rows, columns = np.nonzero(symbols == self.escape)
@@ -210,23 +210,26 @@ class ClassCoder:
         """The tables of a row of that class, made when the first such row comes."""
         tables = self._row_tables.get(row_class)
         if tables is None:
-            tables = [_unpacked(slots) for slots in self._slots[row_class]]
+            tables = [_table(packed) for packed in self._packed[row_class]]
             self._row_tables[row_class] = tables
         return tables
 
 
-def _slots(frequency: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def _pack(frequency: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """Start and frequency of each symbol of tables [..., S] in one number, for one look-up."""
     start = np.cumsum(frequency, axis=-1) - frequency
     return (start << 16 | frequency).astype(np.uint32)
 
 
-def _parts(slots: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _unpack(
+    packed: npt.NDArray[np.uint32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Start and frequency again."""
-    wide = slots.astype(np.int64)
+    wide = packed.astype(np.int64)
     return wide >> 16, wide & 0xFFFF
 
 
-def _unpacked(slots: npt.NDArray[np.uint32]) -> Table:
-    start, frequency = _parts(slots)
+def _table(packed: npt.NDArray[np.uint32]) -> Table:
+    """As lists, for decoding."""
+    start, frequency = _unpack(packed)
     return start.tolist(), frequency.tolist()

@@ -130,9 +130,9 @@ def _series(row: Mapping[str, Any]) -> str:
     name, edge = str(row["name"]), str(row["edge_model"])
     if row["kind"] in ("image", "video"):
         return name.split()[0]
-    way = name.split()[0] if name.startswith(("kvpress", "selector")) else ""
-    if row["kind"] == "rival" and not way:
-        way = name.split(",")[0]
+    way = name.split(",")[0] if row["kind"] == "rival" else ""
+    if name.startswith(("kvpress", "selector")):
+        way = name.split()[0]
     return str(row.get("series") or f"{edge} {way}".strip())
 
 

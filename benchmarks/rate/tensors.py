@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from benchmarks.codec_speed import least_seconds
 from benchmarks.rate.turboquant import TurboQuant
+from benchmarks.timing import least_seconds
 from deploy.measure import ROOT
 from deploy.testset import TestSet
 from projector import cache
@@ -202,7 +202,8 @@ def coded(caches: Caches, coders: Sequence[Coder], rounds: int) -> list[dict[str
                 "error": round(caches.error(caches.dense(decoded)), 5),
             }
         )
-    spent = np.reshape(least_seconds(rounds, calls), (len(coders), 2, len(parts))).sum(axis=-1)
+    seconds = least_seconds(rounds, calls, "our coders")
+    spent = np.reshape(seconds, (len(coders), 2, len(parts))).sum(axis=-1)
     for row, (there, back) in zip(rows, spent / len(flat), strict=True):
         row |= {"encode_s": float(there), "decode_s": float(back)}
     return rows
