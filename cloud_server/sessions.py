@@ -27,6 +27,7 @@ from protos.frame import (
     PICTURE,
     RAW_KV_FP8,
     SESSION_ID_BYTES,
+    SESSION_METADATA_KEY,
     OperatingPoint,
     points_from_json,
     session_constants,
@@ -183,6 +184,12 @@ class Sessions:
             UnknownSessionError: it is not held (any more).
         """
         session = self._held.get(session_id)
+        if session is None and len(session_id) != SESSION_ID_BYTES:
+            raise UnknownSessionError(
+                f"a session id of {len(session_id)} bytes, expected {SESSION_ID_BYTES}: negotiate, "
+                f"then send it in the metadata of Infer as {SESSION_METADATA_KEY}, in other calls "
+                "as session_id"
+            )
         if session is None:
             raise UnknownSessionError(
                 "this service does not hold that session: negotiate again, then resend"

@@ -14,17 +14,16 @@ import hmac
 from protos.errors import FrameCorruptError, FrameMalformedError
 from protos.frame import (
     DEFAULT_LIMITS,
-    SESSION_ID_BYTES,
     Header,
     Limits,
     ask_digest,
     check_lengths,
     frame_digest,
     pack_header,
-    parse_exactly,
     unpack_header,
 )
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.wire import parse_exactly
 
 MAX_POINT_BYTES = 64
 _MAX_REQUEST_BYTES = 256
@@ -60,23 +59,12 @@ def parse_feedback_request(raw: bytes) -> pb.FeedbackRequest:
         FrameTooLargeError: The message is too long.
         FrameMalformedError: Not exactly a request.
     """
-    message: pb.FeedbackRequest = parse_exactly(
-        raw,
-        _MAX_REQUEST_BYTES,
-        pb.FeedbackRequest,
-        lambda seen: pb.FeedbackRequest(
-            session_id=seen.session_id,
-            frame_number=seen.frame_number,
-            request_id=seen.request_id,
-            point=seen.point,
-            digest=seen.digest,
-        ),
-    )
-    check_lengths(message.request_id, message.digest)
-    if len(message.session_id) != SESSION_ID_BYTES or len(message.point) > MAX_POINT_BYTES:
+    message: pb.FeedbackRequest = parse_exactly(raw, _MAX_REQUEST_BYTES, pb.FeedbackRequest)
+    check_lengths(message)
+    if len(message.point) > MAX_POINT_BYTES:
         raise FrameMalformedError(
-            f"session id of {len(message.session_id)} bytes, point of {len(message.point)}; "
-            f"expected {SESSION_ID_BYTES} and at most {MAX_POINT_BYTES}"
+            f"FeedbackRequest.point has {len(message.point)} letters, at most {MAX_POINT_BYTES} "
+            "are accepted"
         )
     return message
 
@@ -131,8 +119,8 @@ def open_response(
     digest = frame_digest(constants, request_id, frame.header, frame.payload, "", 0)
     if not hmac.compare_digest(frame.digest, digest):
         raise FrameCorruptError(
-            f"digest {frame.digest.hex()} does not match the state sent back ({digest.hex()} "
-            "expected): bytes changed on the way, or it answers another request"
+            f"digest {frame.digest.hex()} does not match the state sent back: bytes changed on the "
+            "way, or it answers another request"
         )
     if header.frame_number != frame_number or header.base is not None:
         raise FrameMalformedError(

@@ -14,13 +14,12 @@ import hmac
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
 
 from protos.errors import (
     BridgeError,
@@ -35,6 +34,7 @@ from protos.errors import (
 )
 from protos.layout import read_json
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.wire import parse_exactly
 
 PROTOCOL_VERSION = 1
 SERVICE = "neuralbridge.v1.Bridge"
@@ -67,6 +67,8 @@ _ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
 # Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
 _FIELD_OVERHEAD_BYTES = 64
+_ASK_OVERHEAD_BYTES = 256
+"""Of an AskRequest beside its question, with room for numbers that are longer than they need be."""
 _OPTIONAL = {"dead_zone", "quiet", "measured"}
 _MAX_DEAD_ZONE = 0.5
 _MAX_MEASURED = 1e9
@@ -762,7 +764,9 @@ def seal_ask(
 
 
 def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.InferRequest:
-    """Read a serialized InferRequest exactly: every byte is known, bounded and in its place.
+    """Read a serialized InferRequest exactly: every bit is known and every field bounded.
+
+    How a client's protobuf library wrote the fields does not matter (`protos.wire`).
 
     The digest is not checked here (that needs the session): call `verify` next.
 
@@ -775,26 +779,14 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.Infer
 
     Raises:
         FrameTooLargeError: The message or a field of it is too long.
-        FrameMalformedError: Not a request; unknown, repeated or reordered fields; a field missing
-            or of the wrong length; more new tokens than allowed.
+        FrameMalformedError: Not a request; an unknown field or one twice; a field missing or of the
+            wrong length; more new tokens than allowed.
         QuestionTooLongError: The question is too long.
         QuestionError: The question is blank but not empty.
         BridgeError: Whatever `unpack_header` raises.
     """
-    message: pb.InferRequest = parse_exactly(
-        raw,
-        limits.max_request_bytes,
-        pb.InferRequest,
-        lambda seen: pb.InferRequest(
-            request_id=seen.request_id,
-            frame=pb.Frame(
-                header=seen.frame.header, payload=seen.frame.payload, digest=seen.frame.digest
-            ),
-            question=seen.question,
-            max_new_tokens=seen.max_new_tokens,
-        ),
-    )
-    _check_request(message, message.frame.digest, limits)
+    message: pb.InferRequest = parse_exactly(raw, limits.max_request_bytes, pb.InferRequest)
+    _check_request(message, limits)
     if message.question and not message.question.strip():
         raise QuestionError("the question is blank: leave it empty to just hold the scene")
     unpack_header(message.frame.header, message.frame.payload, limits)
@@ -810,24 +802,9 @@ def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequ
         QuestionTooLongError: The question is too long.
         QuestionError: The question is blank.
     """
-    message: pb.AskRequest = parse_exactly(
-        raw,
-        limits.max_question_bytes + _FIELD_OVERHEAD_BYTES,
-        pb.AskRequest,
-        lambda seen: pb.AskRequest(
-            session_id=seen.session_id,
-            frame_number=seen.frame_number,
-            request_id=seen.request_id,
-            question=seen.question,
-            max_new_tokens=seen.max_new_tokens,
-            digest=seen.digest,
-        ),
-    )
-    _check_request(message, message.digest, limits)
-    if len(message.session_id) != SESSION_ID_BYTES:
-        raise FrameMalformedError(
-            f"session id of {len(message.session_id)} bytes, expected {SESSION_ID_BYTES}"
-        )
+    most = limits.max_question_bytes + _ASK_OVERHEAD_BYTES
+    message: pb.AskRequest = parse_exactly(raw, most, pb.AskRequest)
+    _check_request(message, limits)
     if not message.question.strip():
         raise QuestionError("the question is blank")
     return message
@@ -835,6 +812,8 @@ def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequ
 
 def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, constants: bytes) -> None:
     """Check a request's digest against the session's constants.
+
+    That tells damage and mix-ups, not strangers: whoever knows the session's id can make the key.
 
     Raises:
         FrameCorruptError: They do not match: bytes changed on the way, or the frame was sealed for
@@ -860,8 +839,8 @@ def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, consta
         digest = ask_digest(constants, request.request_id, request.frame_number, asked, limit)
     if not hmac.compare_digest(given, digest):
         raise FrameCorruptError(
-            f"digest {given.hex()} does not match the request ({digest.hex()} expected): bytes "
-            "changed on the way, or it was sealed for another session"
+            f"digest {given.hex()} does not match the request: bytes changed on the way, or it was "
+            "sealed for another session, model or bundle"
         )
 
 
@@ -876,32 +855,8 @@ def refused(error: BridgeError) -> pb.Refused:
     )
 
 
-def parse_exactly(raw: bytes, most: int, kind: Any, rebuild: Callable[[Any], Any]) -> Any:
-    """Parse, rebuild from the known fields only, and require the same bytes.
-
-    Raises:
-        FrameTooLargeError: More than `most` bytes.
-        FrameMalformedError: Not a `kind`, or not what `rebuild` makes of it.
-    """
-    if len(raw) > most:
-        raise FrameTooLargeError(f"request of {len(raw)} bytes, at most {most} are accepted")
-    try:
-        seen = kind.FromString(raw)
-    except DecodeError as error:
-        raise FrameMalformedError(f"not a {kind.DESCRIPTOR.name}: {error}") from error
-    message = rebuild(seen)
-    if message.SerializeToString(deterministic=True) != raw:
-        raise FrameMalformedError(
-            f"{kind.DESCRIPTOR.name} has unknown, repeated or unusually written fields"
-        )
-    return message
-
-
-def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limits: Limits) -> None:
-    if isinstance(message, pb.InferRequest) and not message.request_id:
-        check_lengths(bytes(REQUEST_ID_BYTES[0]), digest)  # its id is derived
-    else:
-        check_lengths(message.request_id, digest)
+def _check_request(message: pb.InferRequest | pb.AskRequest, limits: Limits) -> None:
+    check_lengths(message)
     question_bytes = len(message.question.encode())
     if question_bytes > limits.max_question_bytes:
         raise QuestionTooLongError(
@@ -909,20 +864,35 @@ def _check_request(message: pb.InferRequest | pb.AskRequest, digest: bytes, limi
         )
     if message.max_new_tokens > limits.max_new_tokens:
         raise FrameMalformedError(
-            f"{message.max_new_tokens} new tokens asked for, at most {limits.max_new_tokens}"
+            f"max_new_tokens is {message.max_new_tokens}, at most {limits.max_new_tokens} are "
+            "accepted: write 0 for that"
         )
 
 
-def check_lengths(request_id: bytes, digest: bytes) -> None:
+def check_lengths(message: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest) -> None:
     """Check the lengths of what identifies a request.
 
     Raises:
         FrameMalformedError: One of them is not as it should be.
     """
+    name = message.DESCRIPTOR.name
     least, most = REQUEST_ID_BYTES
-    if not least <= len(request_id) <= most:
+    derived = isinstance(message, pb.InferRequest) and not message.request_id
+    if not derived and not least <= len(message.request_id) <= most:
         raise FrameMalformedError(
-            f"request id of {len(request_id)} bytes, expected {least} to {most}"
+            f"{name}.request_id has {len(message.request_id)} bytes, expected {least} to {most}"
         )
+    if isinstance(message, pb.InferRequest):
+        digest, where = message.frame.digest, "frame.digest"
+    else:
+        digest, where = message.digest, "digest"
+        if len(message.session_id) != SESSION_ID_BYTES:
+            raise FrameMalformedError(
+                f"{name}.session_id has {len(message.session_id)} bytes, expected "
+                f"{SESSION_ID_BYTES}: write NegotiateResponse.session_id"
+            )
     if len(digest) != DIGEST_BYTES:
-        raise FrameMalformedError(f"digest of {len(digest)} bytes, expected {DIGEST_BYTES}")
+        raise FrameMalformedError(
+            f"{name}.{where} has {len(digest)} bytes, expected {DIGEST_BYTES}: see DIGEST in "
+            "bridge.proto"
+        )

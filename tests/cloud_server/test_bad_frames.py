@@ -17,6 +17,7 @@ from protos.frame import (
     frame_digest,
     pack_header,
     seal,
+    seal_ask,
     session_constants,
 )
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -367,6 +368,55 @@ def test_a_stream_without_a_session_fails_with_303(client: stage.Client) -> None
     with pytest.raises(grpc.RpcError) as failure:
         client.infer(client.frame(seed=1))
     assert dict(failure.value.trailing_metadata())["nb-error-code"] == "303"
+
+
+def test_a_stream_that_forgot_its_metadata_is_told_their_name(client: stage.Client) -> None:
+    call = client.channel.stream_stream("/neuralbridge.v1.Bridge/Infer")
+    with pytest.raises(grpc.RpcError, match="0 bytes, expected 16.*nb-session-bin") as failure:
+        list(call(iter([client.frame(seed=1).SerializeToString()]), timeout=20))
+    assert dict(failure.value.trailing_metadata())["nb-error-code"] == "303"
+
+
+def test_no_caller_is_told_the_digest_that_would_have_been_right(client: stage.Client) -> None:
+    right = client.frame(seed=7, request_id=b"a-frame-")
+    wrong = pb.InferRequest.FromString(right.SerializeToString())
+    wrong.frame.digest = bytes(8)
+    (event,) = client.infer(wrong)
+    assert event.refused.code == errors.FrameCorruptError.code
+    ask = seal_ask(
+        client.session.session_constants, client.session.session_id, b"an--ask-", 7, "what ?"
+    )
+    asked, ask.digest = ask.digest, bytes(8)
+    with pytest.raises(grpc.RpcError) as failure:
+        list(client.stub.Ask(ask, timeout=20))
+    assert dict(failure.value.trailing_metadata())["nb-error-code"] == "202"
+    for told in (event.refused.message, str(failure.value.details())):
+        assert right.frame.digest.hex() not in told and asked.hex() not in told
+        assert "does not match" in told
+
+
+def test_default_values_may_be_written_out(client: stage.Client) -> None:
+    """As protobufjs does with whatever its caller sets: `frame_number: 0`, `question: ''`."""
+    held = client.frame(seed=0, question="", limit=0)
+    raw = held.SerializeToString()
+    (event,) = client.infer(raw + b"\x1a\0\x20\0")
+    assert event.HasField("accepted") and event.request_id == held.request_id
+    ask = seal_ask(
+        client.session.session_constants,
+        client.session.session_id,
+        b"an--ask-",
+        0,
+        stage.QUESTION,
+    )
+    raw = ask.SerializeToString()
+    number, limit = b"\x10\0", b"\x28\0"
+    question = raw.index(b"\x32\x08" + ask.digest)
+    written_out = raw[:18] + number + raw[18:question] + limit + raw[question:]
+    assert pb.AskRequest.FromString(written_out) == ask
+    call = client.channel.unary_stream(
+        "/neuralbridge.v1.Bridge/Ask", response_deserializer=pb.InferEvent.FromString
+    )
+    assert list(call(written_out, timeout=60))[-1].HasField("answer")
 
 
 def replace_session(client: stage.Client) -> pb.NegotiateResponse:

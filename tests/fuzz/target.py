@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from google.protobuf.message import Message
 
 from cloud_server.engine.picture import open_picture
 from projector.encoder import Encoder, Held
@@ -78,6 +79,12 @@ def wide(payload: bytes) -> None:
         raise AssertionError(f"decoded {z.shape}, or numbers that are none")
 
 
+def same(request: Message, raw: bytes) -> None:
+    """Protobuf's own reader takes the bytes for the same request."""
+    if type(request).FromString(raw) != request:
+        raise AssertionError("a protobuf library reads another request")
+
+
 def check(data: bytes) -> bool:
     """Read some bytes; True if they were accepted.
 
@@ -88,11 +95,12 @@ def check(data: bytes) -> bool:
     try:
         if way == INFER:
             request = parse_infer_request(rest, LIMITS)
+            same(request, rest)
             decode(request.frame.header, request.frame.payload)
         elif way == ASK:
-            parse_ask_request(rest, LIMITS)
+            same(parse_ask_request(rest, LIMITS), rest)
         elif way == FEEDBACK:
-            parse_feedback_request(rest)
+            same(parse_feedback_request(rest), rest)
         elif way == LAYOUT_JSON:
             KVLayout.from_json(rest.decode(errors="replace"))
         elif way == PICTURE_FILE:

@@ -122,6 +122,14 @@ def test_a_response_to_something_else_or_above_the_limits_is_refused(
         opened(response(), **over)
 
 
+def test_a_wrong_digest_is_refused_without_telling_the_right_one() -> None:
+    message = response()
+    right, message.frame.digest = message.frame.digest, bytes(8)
+    with pytest.raises(FrameCorruptError) as caught:
+        opened(message)
+    assert right.hex() not in caught.value.message
+
+
 def test_an_empty_response_is_refused() -> None:
     with pytest.raises(FrameTruncatedError):
         opened(pb.FeedbackResponse())
