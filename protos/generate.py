@@ -1,4 +1,4 @@
-"""Regenerates the Python stubs of bridge.proto, or checks that they are up to date.
+"""Regenerates the Python stubs of bridge.proto and its table of errors, or checks them.
 
 Knows the compiler (grpcio-tools) and the files it writes. Knows nothing of the messages.
 
@@ -9,11 +9,13 @@ Knows the compiler (grpcio-tools) and the files it writes. Knows nothing of the 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
-from protos.errors import ConfigError
+from protos.errors import ERRORS, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = "protos/neuralbridge/v1/bridge.proto"
@@ -31,6 +33,22 @@ def _grpc_types() -> str:
     lines += [f"    def {name}(self, request: Any, context: Any) -> Any: ..." for name in names]
     lines += ["", "def add_BridgeServicer_to_server(servicer: Any, server: Any) -> None: ...", ""]
     return "\n".join(lines)
+
+
+_CODES = re.compile(r"(?<=^// CODES)(.*\n)(?://   .*\n)*", re.MULTILINE)
+
+
+def with_codes(proto: str) -> str:
+    """The text of the proto with every error of `protos.errors` under CODES."""
+    table = []
+    for code, cls in sorted(ERRORS.items()):
+        again = ", again" if cls.retryable else ""
+        means = (cls.__doc__ or "").splitlines()[0]
+        line = f"{code} {cls.name}, {cls.grpc_status}{again}: {means}"
+        table += textwrap.wrap(
+            line, 100, initial_indent="//   ", subsequent_indent="//       ", break_on_hyphens=False
+        )
+    return _CODES.sub(lambda found: found[1] + "".join(f"{row}\n" for row in table), proto)
 
 
 def stubs() -> dict[str, bytes]:
@@ -65,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m protos.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     options = parser.parse_args(arguments)
-    wanted = stubs()
+    proto = (ROOT / PROTO).read_text(encoding="utf-8")
+    wanted = {PROTO: with_codes(proto).encode(), **stubs()}
     if not options.check:
         for name, content in wanted.items():
             (ROOT / name).write_bytes(content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from protos import frame, generate
+from protos.errors import ERRORS
 from protos.frame import Limits
+from protos.layout import KVLayout, RopeSpec
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 
@@ -97,3 +101,76 @@ def test_limits_that_a_peer_leaves_out_are_refused() -> None:
     message.ClearField("max_tokens")
     with pytest.raises(frame.FrameMalformedError, match="max_tokens"):
         Limits.from_proto(message)
+
+
+# ------------------------------------------- what the author of a client in another language reads
+
+PROTO_TEXT = (ROOT / generate.PROTO).read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """A section of the comments: up to the next blank line and title in capitals."""
+    begin = PROTO_TEXT.index(f"// {title}")
+    end = re.compile(r"//\n// [A-Z]{3}").search(PROTO_TEXT, begin)
+    assert end is not None
+    return PROTO_TEXT[begin : end.start()]
+
+
+def test_the_proto_lists_every_error_as_it_travels() -> None:
+    found = re.findall(r"^//   (\d{3}) (\w+), (\w+)(, again)?: ", PROTO_TEXT, re.MULTILINE)
+    listed = {int(code): (name, status, bool(again)) for code, name, status, again in found}
+    assert listed == {
+        code: (cls.name, cls.grpc_status, cls.retryable) for code, cls in ERRORS.items()
+    }
+
+
+def test_a_table_of_errors_that_is_out_of_date_is_noticed() -> None:
+    assert generate.with_codes(PROTO_TEXT) == PROTO_TEXT
+    for stale in (
+        PROTO_TEXT.replace("202 frame_corrupt, DATA_LOSS", "202 frame_corrupt, UNKNOWN"),
+        re.sub(r"//   303 .*\n(//       .*\n)*", "", PROTO_TEXT),
+    ):
+        assert stale != PROTO_TEXT and generate.with_codes(stale) == PROTO_TEXT
+
+
+def test_the_proto_describes_every_field_of_a_layout() -> None:
+    said = section("LAYOUT (")
+    for entry in (*fields(KVLayout), *fields(RopeSpec)):
+        assert re.search(rf"\b{entry.name}\b", said), entry.name
+    for dtype in ("float32", "float16", "bfloat16", "float8_e4m3fn"):
+        assert dtype in said
+
+
+def test_the_proto_lists_the_files_of_each_digest_in_their_order() -> None:
+    from projector import cache
+
+    said = " ".join(section("LAYOUT (").replace("//", " ").split())
+    places = [said.index(f" {name}") for name in cache._TOKENIZER_FILES]
+    assert places == sorted(places)
+
+
+def test_the_proto_describes_every_tensor_of_an_encoder() -> None:
+    said = section("ENCODER FILE")
+    blob = (ROOT / "reference/bundles/edge-a-cloud/edge.safetensors").read_bytes()
+    size = int.from_bytes(blob[:8], "little")
+    head = json.loads(blob[8 : 8 + size])
+    metadata = head.pop("__metadata__")
+    kinds = {re.sub(r"^(steps|entropy)/[^/]+", r"\1/NAME", name) for name in head}
+    for kind in sorted(kinds):
+        shown = kind.replace("entropy/NAME/", "") if kind.count("/") == 2 else kind
+        assert (shown if not kind.startswith("risk/") else "risk/...") in said, kind
+    (key,) = metadata
+    assert key in said
+    for name in (*json.loads(metadata[key]), "text"):
+        assert name in said, name
+
+
+def test_the_proto_names_every_metadata_key() -> None:
+    said = section("METADATA")
+    keys = (frame.SESSION_METADATA_KEY, frame.ERROR_METADATA_KEY, *frame.EVENTS_APART)
+    assert all(key in said for key in keys)
+
+
+def test_the_proto_says_that_a_digest_is_no_guard_against_strangers() -> None:
+    said = " ".join(section("DIGEST (").replace("//", " ").split())
+    assert "guards against damage and mix-ups on the way, not against strangers" in said
