@@ -40,6 +40,7 @@ class Received:
         sums: what each token receives from other tokens, summed over layers, mean over heads,
             `[batch, N]`.
         seen_by: by how many queries each token is seen, itself excepted, `[N]`.
+        early: by how many of them that come before it, in a picture that sees itself both ways.
     """
 
     start: int
@@ -47,9 +48,21 @@ class Received:
     layers: int = 0
     sums: Tensor | None = None
     seen_by: Tensor | None = None
+    early: Tensor | None = None
 
-    def take(self, query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
-        """One layer's queries `[B, heads, T, D]` and keys `[B, kv_heads, T, D]`, both rotated."""
+    def take(
+        self,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        softcap: float | None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """One layer's queries `[B, heads, T, D]` and keys `[B, kv_heads, T, D]`, both rotated.
+
+        `mask` `[B, 1, T, T]` says what each query sees, as fused attention takes it: true, or no
+        large negative number. None for all that is not later.
+        """
         batch, heads, length, dim = query.shape
         group = heads // key.shape[1]
         columns = key.float().transpose(-1, -2).unsqueeze(2)
@@ -61,7 +74,14 @@ class Received:
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
             at = places[first : first + rows]
-            logits.masked_fill_(places > at[:, None], float("-inf"))
+            if mask is None or mask.ndim != 4:
+                unseen = places > at[:, None]
+            else:
+                part = mask[:1, 0, first : first + rows, :length]
+                unseen = (
+                    ~part if part.dtype is torch.bool else part < torch.finfo(part.dtype).min / 2
+                )
+            logits.masked_fill_(unseen, float("-inf"))
             self.add(logits.softmax(dim=-1).mean(dim=(1, 2)), at)
         self.layers += 1
 
@@ -69,9 +89,11 @@ class Received:
         """Mean weights `[B, rows, T]` of the queries at the places `at`."""
         columns = torch.arange(self.start, self.start + self.tokens, device=weights.device)
         received = weights[..., self.start : self.start + self.tokens].float()
+        early = ((received[0] > 0) & (columns > at[:, None])).sum(dim=0)
         received = received.masked_fill(columns == at[:, None], 0.0).sum(dim=1)
         self.sums = received if self.sums is None else self.sums + received
-        self.seen_by = int(at[-1]) - columns
+        self.early = early if self.early is None or at[0] == self.start else self.early + early
+        self.seen_by = int(at[-1]) - columns + self.early
 
     def shares(self) -> Tensor:
         """Shares `[batch, N]`: each token's sum per query that can see it, rows normalised to 1.
@@ -111,7 +133,7 @@ def measured_attention(implementation: str) -> str | None:
         received = _received.get()
         if received is not None:
             scaling = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
-            received.take(query, key, scaling, kwargs.get("softcap"))
+            received.take(query, key, scaling, kwargs.get("softcap"), attention_mask)
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     name = _ATTENTION if implementation == "sdpa" else f"{_ATTENTION}_{implementation}"

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from projector import cache as kv
 from projector.attention import Received, measured_attention, measuring
 from projector.cache import LayerCache
+from projector.output import Output
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
 
@@ -68,7 +69,8 @@ class FrozenModel(ABC):
     eos_ids: frozenset[int]
     max_question_tokens: int = 256
     decoder: Any = field(repr=False, default=None)
-    head: Any = field(repr=False, default=None)
+    _output: Output = field(repr=False, default=None)  # type: ignore[assignment]  # `of` sets it
+    _seen_as: dict[int, Tensor] = field(repr=False, default_factory=dict)
     _prefix: list[LayerCache] | None = field(repr=False, default=None)
     _measures_fused: bool = field(repr=False, default=True)
 
@@ -85,6 +87,64 @@ class FrozenModel(ABC):
         """Where the decoder's weights are."""
         device: torch.device = self.decoder.device
         return device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the model's own output path makes of last hidden states; differentiable.
+
+        Args:
+            hidden: `[..., E]`, as `run` gives them.
+
+        Returns:
+            `[..., vocabulary]`, scaled and capped as the model does.
+        """
+        return self._output(hidden)
+
+    def logits_of(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        """`logits` for some tokens only, ids `[n]`: from `[..., E]` to `[..., n]`."""
+        return self._output.of(tokens)
+
+    def run(
+        self,
+        ids: Tensor,
+        cache: Any,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        prompt: bool = True,
+    ) -> Tensor:
+        """The decoder over tokens behind a cache, which it extends.
+
+        Args:
+            ids: `[B, T]`.
+            cache: as `kv.new_cache` makes it.
+            mask: bool `[B or 1, 1, T, held + T]`, true where a token sees another; None for all
+                that are not later.
+            positions: `[B, T]`; None for those that follow the cache.
+            prompt: whether the tokens are the prompt's, not those that the model made itself: it
+                may read the same token differently beside a picture.
+
+        Returns:
+            Last hidden states `[B, T, E]`.
+        """
+        embedded = prompt and self._seen_as
+        words = {"inputs_embeds": self._embed(ids)} if embedded else {"input_ids": ids}
+        seen = None if mask is None else kv.attention_mask(self.decoder, mask)
+        if seen is not None and len(seen) != len(ids):
+            seen = seen.expand(len(ids), -1, -1, -1)
+        hidden: Tensor = self.decoder(
+            **words,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens, some of which the model replaces by others beside a picture."""
+        made: Tensor = self.decoder.get_input_embeddings()(ids)
+        for token, embedding in self._seen_as.items():
+            made = torch.where((ids == token).unsqueeze(-1), embedding, made)
+        return made
 
     def _take_over_attention(self) -> None:
         """Route the decoder's fused attention, if it uses one, through one that is measured.
@@ -115,11 +175,10 @@ class FrozenModel(ABC):
         positions = [np.arange(start, start + len(ids), dtype=np.int64) for start in starts]
         cache = kv.new_cache()
         with torch.inference_mode():
-            self.decoder(
-                input_ids=torch.tensor([ids] * len(starts), device=self.device),
-                position_ids=torch.from_numpy(np.stack(positions)).to(self.device),
-                past_key_values=cache,
-                use_cache=True,
+            self.run(
+                torch.tensor([ids] * len(starts), device=self.device),
+                cache,
+                positions=torch.from_numpy(np.stack(positions)).to(self.device),
             )
             keys = torch.stack([key for key, _ in kv.read_cache(cache)], dim=1)
             rotation = self.layout.rotation
@@ -148,11 +207,7 @@ class FrozenModel(ABC):
             cache = kv.new_cache()
             with torch.inference_mode():
                 if self.prefix_ids:
-                    self.decoder(
-                        input_ids=torch.tensor([self.prefix_ids], device=self.device),
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
+                    self.run(torch.tensor([self.prefix_ids], device=self.device), cache)
                     self._prefix = kv.read_cache(cache)
                 else:
                     shape = (1, self.layout.kv_heads, 0, self.layout.head_dim)
@@ -221,7 +276,7 @@ class FrozenModel(ABC):
             hidden = generation.forward(padded(questions, self.device))
             last = hidden[torch.arange(len(questions), device=self.device), generation.lengths - 1]
             chances: npt.NDArray[np.float32] = (
-                torch.softmax(self.head(last).float(), dim=-1).cpu().numpy()
+                torch.softmax(self.logits(last).float(), dim=-1).cpu().numpy()
             )
         return chances
 
@@ -250,16 +305,9 @@ class Generation:
         batch, width = ids.shape
         steps = torch.arange(width, device=ids.device)
         mask = torch.ones(width, self.held + width, dtype=torch.bool, device=ids.device)
-        mask = mask.tril(self.held).expand(batch, 1, -1, -1)
         self.width = width
-        hidden: Tensor = self.model.decoder(
-            input_ids=ids,
-            attention_mask=kv.attention_mask(self.model.decoder, mask),
-            position_ids=(steps + self.held).expand(batch, -1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden
+        positions = (steps + self.held).expand(batch, -1)
+        return self.model.run(ids, self.cache, mask.tril(self.held)[None, None], positions)
 
     def run(self, hidden: Tensor, limit: int, on_token: OnToken | None) -> list[list[int]]:
         """Decode from the hidden states `[B, T, E]` of the first forward."""
@@ -268,7 +316,7 @@ class Generation:
         answers: list[list[int]] = [[] for _ in range(rows)]
         open_rows = set(range(rows))
         for index in range(limit):
-            tokens = model.head(last).argmax(dim=-1)
+            tokens = model.logits(last).argmax(dim=-1)
             for row, token in enumerate(tokens.tolist()):
                 if row not in open_rows:
                     continue
@@ -290,15 +338,9 @@ class Generation:
             columns = torch.arange(self.held + self.width + index + 1, device=tokens.device)
             real = self.held + self.lengths.unsqueeze(1)
             seen = (columns < real) | (columns >= self.held + self.width)
-            mask = kv.attention_mask(self.model.decoder, seen[:, None, None, :])
-        hidden: Tensor = self.model.decoder(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[:, -1]
+            mask = seen[:, None, None, :]
+        made = self.model.run(tokens.unsqueeze(1), self.cache, mask, positions, prompt=False)
+        return made[:, -1]
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -180,7 +180,7 @@ class Judge:
 
     def _logits(self, packed: Packed, layers: Sequence[LayerCache]) -> torch.Tensor:
         with self._autocast:
-            return packed.logits(self.target.decoder, self.target.head, layers)
+            return packed.logits(self.target, layers)
 
     def measure(
         self, encoder: Encoder, point: OperatingPoint, kept: Sequence[Mask] | None = None

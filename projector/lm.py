@@ -28,6 +28,7 @@ from projector.frozen import (
     read_config,
     read_weights,
 )
+from projector.output import Output
 from projector.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
 from protos.errors import (
     ContextError,
@@ -95,7 +96,7 @@ class LM(FrozenModel):
             prefix_ids=whole[:before],
             eos_ids=eos_ids(model, tokenizer),
             decoder=kv.decoder_of(model),
-            head=model.get_output_embeddings(),
+            _output=Output(model),
             reader=reader,
         )
         text = model.config.get_text_config(decoder=True)
@@ -174,7 +175,7 @@ class LM(FrozenModel):
         ids = [[*self.prefix_ids, *row] for row in rows]
         cache = kv.new_cache()
         with torch.inference_mode():  # causal, so padding to the right is unseen
-            self.decoder(input_ids=padded(ids, self.device), past_key_values=cache, use_cache=True)
+            self.run(padded(ids, self.device), cache)
         return kv.read_cache(cache)
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[KVState]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from projector import cache as kv
 from projector.cache import LayerCache
+from projector.frozen import FrozenModel
 
 IGNORED = -100
 
@@ -70,17 +70,24 @@ class Packed:
                 labels[b, k, len(question) - 1 : len(sequence)] = torch.tensor(list(answer))
         return cls(ids.flatten(1).to(device), labels.flatten(1).to(device), count)
 
-    def logits(self, decoder: Any, head: Any, layers: Sequence[LayerCache]) -> Tensor:
-        """Logits at every labelled place, in row-major order.
+    def logits(self, model: FrozenModel, layers: Sequence[LayerCache]) -> Tensor:
+        """Logits at every labelled place, in row-major order; arguments as of `hidden`.
+
+        Returns:
+            `[labels != -100, vocabulary]` float32, from the model's own output path.
+        """
+        return model.logits(self.hidden(model, layers)).float()
+
+    def hidden(self, model: FrozenModel, layers: Sequence[LayerCache]) -> Tensor:
+        """Last hidden states at every labelled place, in row-major order.
 
         Args:
-            decoder: the frozen model's decoder.
-            head: its output embedding.
+            model: the frozen model.
             layers: per layer keys and values `[B, kv_heads, T, head_dim]` of the scene, rotated;
                 gradients flow into them. `Scenes` where rows differ in length.
 
         Returns:
-            `[labels != -100, vocabulary]` float32.
+            `[labels != -100, E]`.
         """
         batch, total = self.ids.shape
         held, each = layers[0][0].shape[2], total // self.questions
@@ -95,15 +102,8 @@ class Packed:
         scene = torch.arange(held, device=device) < lengths[:, None, None]
         mask = torch.cat([scene.expand(-1, total, -1), own.expand(batch, -1, -1)], dim=2)
         positions = torch.arange(each, device=device).repeat(self.questions) + lengths[:, None]
-        hidden = decoder(
-            input_ids=self.ids,
-            attention_mask=kv.attention_mask(decoder, mask[:, None]),
-            position_ids=positions,
-            past_key_values=kv.new_cache(layers),
-            use_cache=True,
-        ).last_hidden_state
-        result: Tensor = head(hidden[self.labels != IGNORED]).float()
-        return result
+        hidden = model.run(self.ids, kv.new_cache(layers), mask[:, None], positions)
+        return hidden[self.labels != IGNORED]
 
     def exactly_right(self, logits: Tensor) -> Tensor:
         """Which questions every answer token of which is the most likely one, `[B, Q]` bool.

@@ -295,7 +295,7 @@ class Trainer(Generic[M]):
 
     def logits(self, packed: Packed, layers: Sequence[LayerCache]) -> Tensor:
         """The frozen model's logits for packed questions over a cache."""
-        return packed.logits(self.target.decoder, self.target.head, layers)
+        return packed.logits(self.target, layers)
 
     def accuracy(
         self,

@@ -8,6 +8,7 @@ seeing the picture.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from projector.frozen import (
     read_config,
     read_weights,
 )
+from projector.output import Output
 from protos.errors import (
     ModelError,
     PictureError,
@@ -43,6 +45,11 @@ from protos.errors import (
 from protos.layout import KVState
 
 _PROBES = ("Q", "What is left of it?")
+_MARKS = {"token_type_ids", "mm_token_type_ids"}
+_NO_PIXELS = _MARKS | {
+    *("input_ids", "attention_mask"),
+    *("rows", "cols", "num_patches", "num_crops", "grids"),  # the processor's own, for its text
+}
 
 
 @dataclass
@@ -61,6 +68,7 @@ class VLM(FrozenModel):
     _image_text: str = field(repr=False, default="")
     _reserved: tuple[str, ...] = field(repr=False, default=())
     _pixels_alone: bool = field(repr=False, default=False)
+    _marks: dict[str, tuple[list[int], int]] = field(repr=False, default_factory=dict)
 
     # -- loading ---------------------------------------------------------------------------------
 
@@ -115,16 +123,15 @@ class VLM(FrozenModel):
             prefix_ids=[],
             eos_ids=eos_ids(model, tokenizer),
             decoder=kv.decoder_of(model),
-            head=model.get_output_embeddings(),
+            _output=Output(model),
             _image_id=int(image_id),
-            _reserved=tuple(
-                sorted({str(t) for t in tokenizer.all_special_tokens} | {_placeholder(processor)})
-            ),
+            _reserved=tuple(sorted(_reserved(processor, int(image_id)))),
             _image_text=str(tokenizer.convert_ids_to_tokens(int(image_id))),
         )
         vlm._learn_prompt()
         vlm.layout = kv.layout_of(model, path, kv.grid_of(vlm._image_count))
         vlm._take_over_attention()
+        vlm._learn_embeddings()
         vlm._check_cache()
         return vlm
 
@@ -153,11 +160,70 @@ class VLM(FrozenModel):
         else:
             self._tail_alone = False
         self._cue = self._after_image("")
+        self._learn_marks(blank)
         self._pixels_alone = self._image_processor_suffices(blank)
 
+    def _learn_marks(self, blank: Image.Image) -> None:
+        """What the processor says of each token besides its id, where the model asks for it.
+
+        Gemma 3 is told by it which tokens are a picture's and see each other both ways.
+        """
+        made = self._inputs(_PROBES[1], blank)
+        asked = inspect.signature(self.model.base_model.forward).parameters
+        end = len(self.prefix_ids) + self._image_count
+        for name in sorted(_MARKS & set(asked) & set(made)):
+            row: list[int] = made[name][0].tolist()
+            if len(set(row[end:])) > 1:
+                raise UnsupportedModelError(
+                    f"the processor of {self.path} marks the question's tokens in more than one "
+                    f"way ({name}); their cache cannot be told from their ids"
+                )
+            self._marks[name] = row[:end], row[-1]
+
+    def _learn_embeddings(self) -> None:
+        """Which tokens the model reads beside a picture as something else than their own embedding.
+
+        Ovis2 frames a picture with tokens that have embeddings of their own among the visual ones.
+        """
+        ids = self.prefix_ids + [self._image_id] * self.image_tokens + self._cue
+        noted: list[Tensor] = []
+
+        def note(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+            if isinstance(named.get("inputs_embeds"), Tensor):
+                noted.append(named["inputs_embeds"][0])
+
+        hook = self.decoder.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with torch.inference_mode():
+                self._see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
+        finally:
+            hook.remove()
+        if not noted:
+            return
+        words = [0 if token == self._image_id else token for token in ids]
+        with torch.inference_mode():
+            table = self.decoder.get_input_embeddings()(torch.tensor(words, device=self.device))
+        found: dict[int, list[Tensor]] = {}
+        for token, given in zip(ids, noted[0], strict=True):
+            found.setdefault(token, []).append(given)
+        for token, usual in zip(ids, table, strict=True):
+            given = found[token][0]
+            if token == self._image_id or torch.equal(given, usual):
+                continue
+            if any(not torch.equal(given, other) for other in found[token]):
+                raise UnsupportedModelError(
+                    f"{self.layout.model_id} reads the token "
+                    f"'{self.tokenizer.convert_ids_to_tokens(token)}' beside a picture in more "
+                    "than one way; its cache cannot be told from its ids"
+                )
+            self._seen_as[token] = given.clone()
+
+    def _inputs(self, text: str, picture: Image.Image) -> Any:
+        """What the processor makes of a picture with a question: all that the model is given."""
+        return self.processor(text=[self._render(text)], images=[[picture]], return_tensors="pt")
+
     def _split(self, text: str, picture: Image.Image) -> tuple[list[int], int, list[int]]:
-        inputs = self.processor(text=[self._render(text)], images=[[picture]], return_tensors="pt")
-        ids: list[int] = inputs["input_ids"][0].tolist()
+        ids: list[int] = self._inputs(text, picture)["input_ids"][0].tolist()
         at = [i for i, token in enumerate(ids) if token == self._image_id]
         if not at or at[-1] - at[0] + 1 != len(at):
             raise UnsupportedModelError(
@@ -188,9 +254,9 @@ class VLM(FrozenModel):
 
     def _image_processor_suffices(self, blank: Image.Image) -> bool:
         """Whether the image processor alone gives what the whole processor gives (it is faster)."""
-        whole = self.processor(text=[self._render("Q")], images=[[blank]], return_tensors="pt")
+        whole = self._inputs("Q", blank)
         alone = self._pixels([blank], alone=True)
-        names = {k for k in whole if k not in ("input_ids", "attention_mask", "token_type_ids")}
+        names = set(whole) - _NO_PIXELS
         return set(alone) == names and all(
             alone[k].shape == whole[k].shape and bool((alone[k] == whole[k]).all()) for k in names
         )
@@ -326,8 +392,7 @@ class VLM(FrozenModel):
             made = self.processor(
                 text=[self._render("Q")] * len(rgb), images=nested, return_tensors="pt"
             )
-        skip = ("input_ids", "attention_mask", "token_type_ids", "rows", "cols", "num_patches")
-        return {k: v for k, v in made.items() if k not in skip and isinstance(v, Tensor)}
+        return {k: v for k, v in made.items() if k not in _NO_PIXELS and isinstance(v, Tensor)}
 
     def _see(
         self,
@@ -345,6 +410,10 @@ class VLM(FrozenModel):
             for name, value in self._pixels(pictures).items()
         }
         extra: dict[str, Any] = {}
+        width = max(map(len, ids))
+        for name, (marks, after) in self._marks.items():
+            row = torch.tensor(marks + [after] * (width - len(marks)), device=device)
+            extra[name] = row.expand(len(ids), -1)
         if attentions and not self._measures_fused:
             extra["output_attentions"] = True
         return self.model.base_model(
@@ -381,3 +450,11 @@ class VLM(FrozenModel):
 
 def _placeholder(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "<image>")
+
+
+def _reserved(processor: Any, image_id: int) -> set[str]:
+    """What a question must not hold: special tokens, those for pictures included."""
+    tokenizer = processor.tokenizer
+    added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    named = {_placeholder(processor), str(tokenizer.convert_ids_to_tokens(image_id))}
+    return {str(t) for t in tokenizer.all_special_tokens} | added | named

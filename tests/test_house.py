@@ -38,6 +38,8 @@ BASE = (
     "projector.configuration",
     "projector.attention",
     "projector.frozen",
+    "projector.output",
+    "projector.self_check",
     "projector.lm",
     "projector.vlm",
     "projector.cache",

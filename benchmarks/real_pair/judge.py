@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.real_pair.facts import Context, Question
@@ -62,7 +60,6 @@ class Judge:
         """Whether each question is answered right from the caches that `make` gives."""
         model = self.trainer.target
         assert isinstance(model, LM)
-        weight = model.head.weight
         right: list[bool] = []
         with torch.no_grad():
             for begin in range(0, len(self.contexts), _BATCH):
@@ -74,7 +71,7 @@ class Judge:
                     ]
                     for i in chosen
                 ]
-                right += best_first(rows, weight, partial(_logits, model, make(chosen)))
+                right += best_first(model, rows, make(chosen))
         return right
 
     @property
@@ -98,23 +95,19 @@ class Judge:
         return self.trainer.native_layers(states)
 
 
-Head = Callable[[Tensor], Tensor]
-"""From last states `[n, d]` to logits."""
-
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A question's tokens, and those of each candidate."""
 
 
 def best_first(
-    rows: Sequence[Sequence[Asked]], weight: Tensor, logits: Callable[[Packed, Head], Tensor]
+    model: LM, rows: Sequence[Sequence[Asked]], layers: Sequence[LayerCache]
 ) -> list[bool]:
     """Whether the first candidate of each question is the likeliest.
 
     Args:
+        model: answers.
         rows: of each context, as many questions.
-        weight: of the model's output embedding, `[vocabulary, d]`.
-        logits: of packed questions over the contexts' caches, by such an embedding or some rows of
-            it.
+        layers: the contexts' caches.
 
     Raises:
         FitError: scores that are not finite.
@@ -123,17 +116,13 @@ def best_first(
         packed = Packed.of([[(q, candidates[0][:1]) for q, candidates in row] for row in rows])
         first = torch.tensor([[ids[0] for ids in c] for row in rows for _, c in row])
         some, columns = first.unique(return_inverse=True)  # of a quarter of a million tokens
-        found = logits(packed, partial(F.linear, weight=weight[some]))
+        found = model.logits_of(some)(packed.hidden(model, layers)).float()
         return _first_largest(found.gather(1, columns))
     scores = []
     for place in range(len(rows[0][0][1])):  # one pass for each candidate, every token of it
         packed = Packed.of([[(q, candidates[place]) for q, candidates in row] for row in rows])
         wanted = packed.labels[packed.labels != IGNORED]
-        found = (
-            logits(packed, partial(F.linear, weight=weight))
-            .log_softmax(-1)
-            .gather(1, wanted[:, None])[:, 0]
-        )
+        found = packed.logits(model, layers).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
         sizes = [len(candidates[place]) for row in rows for _, candidates in row]
         scores.append(torch.stack([part.sum() for part in found.split(sizes)]))
     return _first_largest(torch.stack(scores, dim=1))
@@ -158,9 +147,5 @@ def own_answers(model: LM, contexts: Sequence[Context]) -> list[bool]:
                 for context in some
             ]
             scenes = Scenes(model.context(read), held)
-            right += best_first(rows, model.head.weight, partial(_logits, model, scenes))
+            right += best_first(model, rows, scenes)
     return right
-
-
-def _logits(model: LM, layers: Sequence[LayerCache], packed: Packed, head: Head) -> Tensor:
-    return packed.logits(model.decoder, head, layers)

@@ -51,8 +51,6 @@ class RunningBatch(Generic[Owner]):
 
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
-        self._decoder = kv.decoder_of(model.model)
-        self._head = model.model.get_output_embeddings()
         self._layers: list[LayerCache] = []
         self._seen = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # [rows, columns]
         self.rows: list[Row[Owner]] = []
@@ -90,17 +88,10 @@ class RunningBatch(Generic[Owner]):
         causal = columns[None, :] <= columns[held:, None]  # [width, held + width]
         with torch.inference_mode():
             cache = kv.new_cache(scenes)
-            hidden = self._decoder(
-                input_ids=ids,
-                attention_mask=kv.attention_mask(self._decoder, causal[None, None]).expand(
-                    group, 1, -1, -1
-                ),
-                position_ids=columns[held:].expand(group, -1),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            positions = columns[held:].expand(group, -1)
+            hidden = self._model.run(ids, cache, causal[None, None], positions)
             last = hidden[torch.arange(group, device=device), lengths - 1]
-            first = self._head(last).argmax(dim=-1).tolist()
+            first = self._model.logits(last).argmax(dim=-1).tolist()
             self._merge(kv.read_cache(cache), columns < held + lengths[:, None])
         joined = [
             Row(owner, limit, held + len(question))
@@ -120,14 +111,9 @@ class RunningBatch(Generic[Owner]):
         self._seen = torch.cat((self._seen, ones), dim=1)
         with torch.inference_mode():
             cache = kv.new_cache(self._layers)
-            hidden = self._decoder(
-                input_ids=tokens,
-                attention_mask=kv.attention_mask(self._decoder, self._seen[:, None, None, :]),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            made = self._head(hidden[:, -1]).argmax(dim=-1).tolist()
+            seen = self._seen[:, None, None, :]
+            hidden = self._model.run(tokens, cache, seen, positions, prompt=False)
+            made = self._model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
             self._layers = kv.read_cache(cache)
         for row, token in zip(self.rows, made, strict=True):
             row.position += 1

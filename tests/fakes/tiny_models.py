@@ -28,6 +28,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
@@ -37,6 +40,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    Ovis2Processor,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -60,7 +66,7 @@ LLAVA_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(special: tuple[str, ...] = (), **named: Any) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over a few words; anything else is split to `<unk>`."""
     specials = ["<unk>", "<bos>", "<eos>", "<pad>", "<image>", *special]
     vocabulary = {token: i for i, token in enumerate([*specials, *WORDS])}
@@ -73,6 +79,7 @@ def tiny_tokenizer(special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
+        **named,
     )
 
 
@@ -224,6 +231,101 @@ def tiny_internvl(folder: Path, grid: int = 4, seed: int = 3) -> Path:
         image_seq_length=grid * grid,
     )
     return _save(folder / "internvl", _shaken(InternVLForConditionalGeneration(config)), processor)
+
+
+def tiny_ovis2(folder: Path, grid: int = 4, seed: int = 6, **over: Any) -> Path:
+    """An Ovis2, which frames a picture with tokens that it reads as visual embeddings.
+
+    `over` goes into the image processor.
+    """
+    from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+
+    torch.manual_seed(seed)
+    patch, side = 8, grid * 8
+    frame = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    tokenizer = tiny_tokenizer(("<IMG_ATOM>", *frame))
+    processor = Ovis2Processor(
+        Ovis2ImageProcessorPil(
+            **({"size": {"height": side, "width": side}, "crop_to_patches": False} | over)
+        ),
+        tokenizer,
+        image_seq_length=grid * grid,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = Ovis2Config(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": side,
+            "patch_size": patch,
+            "vocab_size": 48,
+            "initializer_range": 0.3,
+        },
+        text_config=_text("qwen2", len(tokenizer)).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(list(frame)),
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        tie_word_embeddings=False,
+    )
+    model = Ovis2ForConditionalGeneration(config)
+    with torch.no_grad():  # one visual word per token, not a mean of all
+        model.model.visual_embeddings_table.weight.normal_(std=0.6)
+        model.model.vision_tower.head_linear.weight.normal_(std=2.0)
+        model.model.vision_tower.head_norm.weight.fill_(4.0)
+    return _save(folder / "ovis2", _shaken(model), processor)
+
+
+def tiny_gemma3_vlm(folder: Path, grid: int = 4, seed: int = 7, **over: Any) -> Path:
+    """A Gemma 3 that sees pictures, whose tokens see each other both ways; no window is reached.
+
+    `over` goes into the decoder's configuration.
+    """
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    torch.manual_seed(seed)
+    patch, side = 8, grid * 8
+    names = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    tokenizer = tiny_tokenizer(tuple(names.values()), extra_special_tokens=names)
+    processor = Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": side, "width": side}),
+        tokenizer,
+        image_seq_length=grid * grid,
+        chat_template=LLAVA_TEMPLATE.replace("<image>", names["boi_token"]),
+    )
+    text = {
+        "head_dim": 16,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
+    boi, eoi, soft = (tokenizer.convert_tokens_to_ids(name) for name in names.values())
+    config = Gemma3Config(
+        text_config=_text("gemma3_text", len(tokenizer), **(text | over)).to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": side,
+            "patch_size": patch,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=grid * grid,
+        boi_token_index=boi,
+        eoi_token_index=eoi,
+        image_token_index=soft,
+        tie_word_embeddings=False,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():  # transformers leaves it at zero
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.3)
+    return _save(folder / "gemma3", _shaken(model), processor)
 
 
 def tiny_lm(

@@ -20,7 +20,14 @@ from projector.vlm import VLM
 from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
 from protos.quantize import EntropyTables
-from tests.fakes.tiny_models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_smolvlm
+from tests.fakes.tiny_models import (
+    tiny_gemma3_vlm,
+    tiny_idefics3,
+    tiny_internvl,
+    tiny_llava,
+    tiny_ovis2,
+    tiny_smolvlm,
+)
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "idefics3": tiny_idefics3,
@@ -30,6 +37,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "llava-eager": lambda folder: tiny_llava(folder, text="gemma2", sliding_window=512),
     "smolvlm": tiny_smolvlm,
     "internvl": tiny_internvl,
+    "ovis2": tiny_ovis2,  # reads the tokens around a picture as visual embeddings
+    "gemma3": tiny_gemma3_vlm,  # a picture's tokens see each other both ways; layers differ
 }
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
 RANK = 8

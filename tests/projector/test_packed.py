@@ -30,10 +30,10 @@ def test_each_packed_question_gets_the_logits_it_gets_alone(vlm: VLM) -> None:
     end = next(iter(vlm.eos_ids))
     packed = Packed.of([[(q, [7, end]) for q in questions]])
     with torch.no_grad():
-        together = packed.logits(vlm.decoder, vlm.head, made.layers()).view(3, 2, -1)
+        together = packed.logits(vlm, made.layers()).view(3, 2, -1)
         for row, question in zip(together, questions, strict=True):
             alone = Packed.of([[(question, [7, end])]])
-            expected = alone.logits(vlm.decoder, vlm.head, made.layers())
+            expected = alone.logits(vlm, made.layers())
             torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_teacher_forced_exact_match_equals_the_greedy_answer(vlm: VLM) -> None:
         for answer, expected in ((greedy, True), ([*greedy[:-1], (greedy[-1] + 1) % 50], False)):
             packed = Packed.of([[(question, answer)]])
             with torch.no_grad():
-                logits = packed.logits(vlm.decoder, vlm.head, made.layers())
+                logits = packed.logits(vlm, made.layers())
             assert packed.exactly_right(logits).tolist() == [[expected]], (text, answer, end)
 
 
@@ -55,5 +55,5 @@ def test_gradients_reach_the_injected_cache(vlm: VLM) -> None:
     keys = [k.clone().requires_grad_(True) for k in made.keys]
     layers = [(k, v.clone()) for k, v in zip(keys, made.values, strict=True)]
     packed = Packed.of([[(vlm.question_ids("what is it"), [7])]])
-    packed.logits(vlm.decoder, vlm.head, layers).logsumexp(-1).sum().backward()
+    packed.logits(vlm, layers).logsumexp(-1).sum().backward()
     assert all(k.grad is not None and float(k.grad.abs().sum()) > 0 for k in keys)
