@@ -8,8 +8,9 @@ seeing the picture.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ class VLM(FrozenModel):
 
         hook = self.decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._fitting():
                 self._see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
         finally:
             hook.remove()
@@ -261,15 +262,21 @@ class VLM(FrozenModel):
             alone[k].shape == whole[k].shape and bool((alone[k] == whole[k]).all()) for k in names
         )
 
-    def _check_cache(self) -> None:
-        """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
-        layout = self.layout
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """A processor that does not fit the model becomes a `ModelError`."""
         try:
-            made = self.prefill([Image.new("RGB", (64, 64), (90, 120, 150))])
+            yield
         except (ValueError, RuntimeError) as error:
             raise ModelError(
                 f"the model of {self.path} cannot run what its own processor makes: {error}"
             ) from error
+
+    def _check_cache(self) -> None:
+        """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
+        layout = self.layout
+        with self._fitting():
+            made = self.prefill([Image.new("RGB", (64, 64), (90, 120, 150))])
         tokens = len(self.prefix_ids) + layout.tokens
         want = (1, layout.kv_heads, tokens, layout.head_dim)
         for index, (key, value) in enumerate(made.layers()):
