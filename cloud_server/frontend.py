@@ -36,6 +36,7 @@ from cloud_server.logs import Logger
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import Session, Sessions
 from cloud_server.settings import Settings
+from cloud_server.throttle import Throttle
 from projector.reverse import point_of
 from protos.errors import (
     BridgeError,
@@ -180,6 +181,7 @@ class Bridge:
         self._idle = asyncio.Event()
         self._idle.set()
         self._told: set[asyncio.Task[None]] = set()
+        self._few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self.engine_ready = False
         self.draining = False
 
@@ -231,6 +233,10 @@ class Bridge:
         except asyncio.TimeoutError:
             return False
         return True
+
+    def close(self) -> None:
+        """Tell the log what was only counted so far."""
+        self._few.flush()
 
     # ------------------------------------------------------------------ RPCs
 
@@ -743,14 +749,18 @@ class Bridge:
         self._events.publish(
             "refused", request_id.hex(), time.monotonic_ns(), code=error.code, reason=error.name
         )
-        self._log.warning(
-            "refused",
-            request_id=request_id.hex(),
-            frame=frame_number,
-            code=error.code,
-            error=error.name,
-            message=error.message,
-        )
+        if self._few.passes(error.name):
+            self._log.warning(
+                "refused",
+                request_id=request_id.hex(),
+                frame=frame_number,
+                code=error.code,
+                error=error.name,
+                message=error.message,
+            )
+
+    def _more(self, name: str, count: int) -> None:
+        self._log.warning("refused, more of the same", error=name, count=count)
 
     def _publish(self, topic: str, job: Job, at_ns: int, **details: Any) -> None:
         self._events.publish(topic, job.request_id, at_ns, session=job.session, **details)
@@ -760,9 +770,14 @@ class Bridge:
     ) -> NoReturn:
         if not counted:
             self._metrics.refusals.labels(error.name).inc()
-            self._log.warning(
-                "call refused", call=call, code=error.code, error=error.name, message=error.message
-            )
+            if self._few.passes(error.name):
+                self._log.warning(
+                    "call refused",
+                    call=call,
+                    code=error.code,
+                    error=error.name,
+                    message=error.message,
+                )
         await context.abort(
             grpc.StatusCode[error.grpc_status],
             error.message,

@@ -5,6 +5,7 @@ Knows HTTP and a callable that says what is not ready; knows nothing of gRPC or 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -13,22 +14,42 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from protos.errors import ConfigError
 
 
+class _TurnedAway(asyncio.Protocol):
+    """A connection too many: closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+
 class HealthServer:
     """A small HTTP server on the running event loop.
 
     Args:
         registry: what `/metrics` shows.
         not_ready: returns what is still missing, or an empty string once ready.
+        most: connections at once; more are closed as they come.
+        silence_s: a connection that asks nothing for so long is closed, seconds.
     """
 
-    def __init__(self, registry: CollectorRegistry, not_ready: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        not_ready: Callable[[], str],
+        most: int = 64,
+        silence_s: float = 10.0,
+    ) -> None:
         self._registry = registry
         self._not_ready = not_ready
+        self._most = most
+        self._listener: asyncio.Server | None = None
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, keepalive_timeout=silence_s
+        )
 
     async def start(self, host: str, port: int) -> int:
         """Bind and serve; returns the port (a free one if `port` is 0).
@@ -38,16 +59,26 @@ class HealthServer:
         """
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._connection, host, port, backlog=16, reuse_address=True
+            )
         except OSError as error:
             raise ConfigError(
                 f"metrics port {host}:{port} cannot be bound ({error.strerror or error}); "
                 "choose another --metrics-port, or 0 for a free one"
             ) from error
-        return int(self._runner.addresses[0][1])
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        if server is None or len(server.connections) >= self._most:
+            return _TurnedAway()
+        return server()
 
     async def stop(self) -> None:
         """Close the port."""
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.Response:

@@ -13,11 +13,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud_server import descriptors
 from cloud_server.events import EventPublisher
 from cloud_server.frontend import Bridge
 from cloud_server.health import HealthServer
@@ -27,12 +29,15 @@ from cloud_server.logs import Logger, configure
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.supervisor import Spawn, Supervisor, spawn_engine
+from cloud_server.throttle import Throttle
 from protos.errors import ConfigError
 from protos.frame import SERVICE
 
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
 """How far above the limit a message may be and still be refused by name, alone."""
+_LOOKAHEAD_BYTES = 1 << 20
+"""HTTP/2 window of each stream: what a client may send ahead of what was read."""
 
 
 class Service:
@@ -68,13 +73,33 @@ class Service:
         """
         settings = self._settings
         settings.check_paths()
+        limit = descriptors.raise_limit()
         directory = SocketDirectory(settings.engine_socket_dir)
+        loop = asyncio.get_running_loop()
+        few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
+        before = loop.get_exception_handler()
+        loop.set_exception_handler(lambda _, context: self._unexpected(few, context))
         try:
-            await self._serve(settings, directory)
+            await self._serve(settings, directory, limit)
         finally:
+            loop.set_exception_handler(before)
+            few.flush()
             directory.close()
 
-    async def _serve(self, settings: Settings, directory: SocketDirectory) -> None:
+    def _unexpected(self, few: Throttle, context: dict[str, Any]) -> None:
+        """What the event loop reports: without descriptors that is each connection, each time."""
+        message, error = str(context.get("message", "")), context.get("exception")
+        if few.passes(message):
+            self._log.error(
+                "event loop", message=message, error=repr(error) if error is not None else ""
+            )
+
+    def _more(self, message: str, count: int) -> None:
+        self._log.error("event loop, more of the same", message=message, count=count)
+
+    async def _serve(
+        self, settings: Settings, directory: SocketDirectory, descriptor_limit: int
+    ) -> None:
         metrics = Metrics()
         link = FrontLink(
             directory.engine_address,
@@ -125,16 +150,29 @@ class Service:
             on_status,
             self._log,
         )
-        http = HealthServer(metrics.registry, not_ready)
-        server = self._server(bridge, checks)
+        http = HealthServer(
+            metrics.registry,
+            not_ready,
+            settings.metrics_connections,
+            settings.handshake_timeout_s,
+        )
         await link.start()
         stopping = asyncio.create_task(self._stop.wait())
+        server: grpc.aio.Server | None = None
         keeper: asyncio.Task[None] | None = None
         failure: BaseException | None = None
         try:
             tell_health(False)
             metrics_port = await http.start(settings.metrics_host, settings.metrics_port)
+            most = descriptors.connections(
+                descriptor_limit,
+                descriptors.open_now(),
+                settings.metrics_connections,
+                settings.max_connections,
+            )
+            server = self._server(bridge, checks, most)
             port = await self._bind(server)
+            self._log.info("listening", port=port, connections=most, descriptors=descriptor_limit)
             keeper = asyncio.create_task(supervisor.run(link))
             up = asyncio.create_task(came_up.wait())
             await asyncio.wait({keeper, stopping, up}, return_when=asyncio.FIRST_COMPLETED)
@@ -149,29 +187,46 @@ class Service:
                     self._log.warning("drain timed out", under_way=link.depth)
         finally:
             stopping.cancel()
-            await server.stop(_STREAM_GRACE_S)
+            if server is not None:
+                await server.stop(_STREAM_GRACE_S)
             if keeper is not None:
                 await supervisor.stop(link)
                 await asyncio.wait({keeper})
                 failure = keeper.exception()
             await http.stop()
+            bridge.close()
             events.close()
             await link.stop()
             self._log.info("stopped")
         if failure is not None:
             raise failure
 
-    def _server(self, bridge: Bridge, checks: health.aio.HealthServicer) -> grpc.aio.Server:
+    def _server(
+        self, bridge: Bridge, checks: health.aio.HealthServicer, connections: int
+    ) -> grpc.aio.Server:
         # gRPC ends the whole stream of a message above its own cap, so that one is further up: what
         # lies between is refused like any bad frame, and its neighbours go on.
-        most = self._settings.limits.max_request_bytes + _MARGIN_BYTES
+        settings = self._settings
+        most = settings.limits.max_request_bytes + _MARGIN_BYTES
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                # A peer that is gone without a word, or that never said one, is let go of. It is
+                # `ping_timeout_ms` that says when; `keepalive_timeout_ms` changes nothing.
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
+                ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_s)),
+                ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
+                ("grpc.max_connection_idle_ms", _ms(settings.idle_connection_s)),
+                ("grpc.max_allowed_incoming_connections", connections),
+                ("grpc.max_concurrent_streams", settings.max_calls),
+                # Bandwidth probes cost a PING, its answer and a window update for most frames. What
+                # they would find out is said instead, so that large uploads need not wait.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
             ]
         )
         server.add_generic_rpc_handlers((bridge.handler(),))
@@ -219,6 +274,10 @@ def serve(settings: Settings) -> None:
         await service.run()
 
     asyncio.run(run())
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -110,6 +110,55 @@ class Settings(configuration.TypedSettings):
         16, ge=1, le=65535, description="requests of one stream that may wait for their answer"
     )
     max_new_tokens: int = Field(32, ge=1, le=65535, description="longest answer, in tokens")
+    max_connections: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="gRPC connections at once (an agent has two); more are closed as they come; 0 "
+        "takes as many as the limit of open files lets",
+    )
+    metrics_connections: int = Field(
+        64,
+        ge=1,
+        le=65535,
+        description="connections of the metrics port at once; more are closed as they come",
+    )
+    max_calls: int = Field(
+        128, ge=1, le=65535, description="calls that may be open at once on one connection"
+    )
+    handshake_timeout_s: float = Field(
+        10.0,
+        gt=0.0,
+        le=600.0,
+        description="a connection that says nothing of its protocol for so long is closed, seconds",
+    )
+    keepalive_s: float = Field(
+        60.0,
+        gt=0.0,
+        le=7200.0,
+        description="silence after which a connection is asked whether it is still there, seconds",
+    )
+    keepalive_timeout_s: float = Field(
+        20.0,
+        gt=0.0,
+        le=600.0,
+        description="time for the answer to that, after which the connection is closed, seconds",
+    )
+    idle_connection_s: float = Field(
+        300.0,
+        gt=0.0,
+        le=86400.0,
+        description="a connection without any call is closed after so long, seconds",
+    )
+    log_burst: int = Field(
+        10,
+        ge=1,
+        le=1_000_000,
+        description="log lines of one kind of refusal per interval; more are told as a count",
+    )
+    log_interval_s: float = Field(
+        10.0, gt=0.0, le=3600.0, description="length of that interval, seconds"
+    )
     heartbeat_s: float = Field(
         1.0,
         gt=0.0,

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
+from cloud_server.descriptors import Reserve
 from cloud_server.jobs import Broken, Message, Offer, Ready, Shutdown, Status
 from cloud_server.link import FrontLink
 from cloud_server.logs import Logger
@@ -118,6 +119,10 @@ class Supervisor:
             BridgeError: the very first engine says that it cannot start, with its reason;
                 EngineUnavailableError if it dies silently several times in a row.
         """
+        with contextlib.closing(Reserve()) as reserve:
+            await self._keep(link, reserve)
+
+    async def _keep(self, link: FrontLink, reserve: Reserve) -> None:
         settings = self._settings
         was_ready, failures = False, 0
         while not self._stopping:
@@ -125,15 +130,9 @@ class Supervisor:
             self._offers, self._status, self._broken = [], None, None
             link.expect(identity)
             started = time.monotonic()
-            self._process = await self._spawn(identity)
-            self._log.info("engine started", pid=self._process.pid, restarts=self.restarts)
-            try:
-                if self._stopping:
-                    return
-                reason = await self._watch(self._process, link, started)
-            finally:
-                await _end(self._process)
-                self._process = None
+            reason = await self._live(identity, link, reserve, started)
+            if not reason:
+                return
             came_up, self.ready = self.ready, False
             was_ready = was_ready or came_up
             link.lose(reason)
@@ -154,6 +153,22 @@ class Supervisor:
             pause = random.uniform(0.0, min(ceiling, settings.restart_backoff_max_s))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._pause.wait(), pause)
+
+    async def _live(self, identity: str, link: FrontLink, reserve: Reserve, started: float) -> str:
+        """One engine's life, from its start; returns why it ended, or nothing if it was stopped."""
+        try:
+            with reserve.lent():
+                process = await self._spawn(identity)
+        except (OSError, RuntimeError) as error:
+            # No descriptors, memory, processes or threads left: there may be some in a while.
+            return f"the engine process cannot be started ({error})"
+        self._process = process
+        self._log.info("engine started", pid=process.pid, restarts=self.restarts)
+        try:
+            return "" if self._stopping else await self._watch(process, link, started)
+        finally:
+            await _end(process)
+            self._process = None
 
     async def stop(self, link: FrontLink) -> None:
         """Ask the engine to leave; end it if it does not."""
