@@ -1,18 +1,31 @@
 """A TCP relay that counts: what a client sends to a server passes through and is added up.
 
 Knows sockets and numbers of bytes; knows nothing of gRPC, frames or encryption, so what it counts
-is what a network would carry above TCP. Runs its event loop in a thread of its own.
+is what a network would carry above TCP. Linux also says how many segments each side of the client's
+connections sent, acknowledgements included: with them it counts what IP carries. Runs its event loop
+in a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 _READ_BYTES = 1 << 16
+_SEGMENTS = struct.Struct("=II")
+_SEGMENTS_AT = 136
+"""Where Linux's `struct tcp_info` has `tcpi_segs_out` and `tcpi_segs_in`."""
+IP_HEADER_BYTES = 52
+"""Of one segment: IPv4 (20), TCP (20) and its timestamps (12), as Linux sends them."""
+
+Tap = Callable[[int, bool, bytes], None]
+"""Gets every piece that passes: number of the connection, whether it goes up, the bytes."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +35,26 @@ class Counts:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     connections: int = 0
+    uplink_segments: int = 0
+    downlink_segments: int = 0
+
+    @property
+    def uplink_ip_bytes(self) -> int:
+        """What the client sent, with the headers of IP and TCP; acknowledgements included."""
+        return self.uplink_bytes + IP_HEADER_BYTES * self.uplink_segments
+
+    @property
+    def downlink_ip_bytes(self) -> int:
+        """What the client was sent, likewise."""
+        return self.downlink_bytes + IP_HEADER_BYTES * self.downlink_segments
 
     def __sub__(self, earlier: Counts) -> Counts:
         return Counts(
             self.uplink_bytes - earlier.uplink_bytes,
             self.downlink_bytes - earlier.downlink_bytes,
             self.connections - earlier.connections,
+            self.uplink_segments - earlier.uplink_segments,
+            self.downlink_segments - earlier.downlink_segments,
         )
 
 
@@ -38,11 +65,12 @@ class Relay:
     totals of this moment, and `between(a, b)` tells what passed from one mark to another.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, tap: Tap | None = None) -> None:
         """Keeps where to connect to; nothing is opened before the `with` block.
 
         Args:
             server: host:port of the real server.
+            tap: gets a copy of every piece, in the relay's thread.
 
         Raises:
             ValueError: `server` is not host:port.
@@ -52,6 +80,9 @@ class Relay:
             raise ValueError(f"relay: expected host:port of the server, got {server!r}")
         self._host, self._port = host.strip("[]"), int(port)
         self._up = self._down = self._connections = 0
+        self._tap = tap
+        self._open: set[socket.socket] = set()
+        self._segments_up = self._segments_down = 0  # of connections that have ended
         self._marks: dict[str, Counts] = {}
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -81,7 +112,11 @@ class Relay:
     def counts(self) -> Counts:
         """The totals of this moment."""
         with self._lock:
-            return Counts(self._up, self._down, self._connections)
+            up, down = self._segments_up, self._segments_down
+            for client in self._open:
+                sent, received = _segments(client)
+                up, down = up + received, down + sent
+            return Counts(self._up, self._down, self._connections, up, down)
 
     def mark(self, name: str) -> Counts:
         """Keep the totals of this moment under `name` (the latest wins) and return them."""
@@ -118,24 +153,39 @@ class Relay:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client: socket.socket = writer.get_extra_info("socket")
         with self._lock:
             self._connections += 1
+            number = self._connections
+            self._open.add(client)
         try:
             far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
         except OSError:
+            self._ended(client)
             writer.close()  # the client sees what it would see of a server that is not there
             return
-        pumps = (self._pump(reader, far_writer, True), self._pump(far_reader, writer, False))
+        pumps = (
+            self._pump(number, reader, far_writer, True),
+            self._pump(number, far_reader, writer, False),
+        )
         try:
             await asyncio.gather(*pumps)
         except asyncio.CancelledError:
             return  # the relay is stopping
         finally:
+            self._ended(client)
             for end in (writer, far_writer):
                 end.close()
 
+    def _ended(self, client: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(client)
+            sent, received = _segments(client)
+            self._segments_up += received
+            self._segments_down += sent
+
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool
+        self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool
     ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(_READ_BYTES):
@@ -144,8 +194,24 @@ class Relay:
                         self._up += len(data)
                     else:
                         self._down += len(data)
+                if self._tap is not None:
+                    self._tap(number, up, data)
                 writer.write(data)
                 await writer.drain()
         with contextlib.suppress(OSError):
             if writer.can_write_eof():
                 writer.write_eof()
+
+
+def _segments(client: socket.socket) -> tuple[int, int]:
+    """Segments sent and received on a connection; none where the system does not tell."""
+    if not hasattr(socket, "TCP_INFO"):
+        return 0, 0
+    try:
+        told = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:  # it is closed
+        return 0, 0
+    if len(told) < _SEGMENTS_AT + _SEGMENTS.size:
+        return 0, 0
+    sent, received = _SEGMENTS.unpack_from(told, _SEGMENTS_AT)
+    return sent, received

@@ -1,0 +1,149 @@
+"""What a frame costs on the link at a camera's rate: above TCP and with IP's headers, up and down.
+
+`python -m benchmarks.link_bytes`. The reference pair, its default point, one frame with a question a
+second, sent by the agent's own channel through a counting relay. HTTP/2 frames are counted by type,
+so that pings and window updates that small frames draw are seen. Beside it one large upload, which
+needs the windows that those updates would have opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from deploy.arms import Pair
+from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, SERVER_START_S
+from deploy.processes import Child
+from deploy.relay import Relay
+from deploy.testset import TestSet
+from deploy.wire import Service, Shot
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_TYPES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY")
+_TYPES = (*_TYPES, "WINDOW_UPDATE", "CONTINUATION")
+_HEADER = 9
+
+
+class Http2Frames:
+    """Counts HTTP/2 frames by type; a relay's `tap` for plain-text connections.
+
+    Attributes:
+        up: frames that clients sent, by type.
+        down: frames that clients were sent.
+    """
+
+    def __init__(self) -> None:
+        self.up: Counter[str] = Counter()
+        self.down: Counter[str] = Counter()
+        self._rest: dict[tuple[int, bool], bytearray] = {}
+
+    def __call__(self, connection: int, up: bool, data: bytes) -> None:
+        """Take a piece of a connection."""
+        rest = self._rest.setdefault((connection, up), bytearray())
+        rest += data
+        if up and rest.startswith(_PREFACE):
+            del rest[: len(_PREFACE)]
+        while len(rest) >= _HEADER:
+            size = _HEADER + int.from_bytes(rest[:3], "big")
+            if len(rest) < size:
+                return
+            kind = _TYPES[rest[3]] if rest[3] < len(_TYPES) else f"type {rest[3]}"
+            (self.up if up else self.down)[kind] += 1
+            del rest[:size]
+
+
+def measure(
+    service: Service, relay: Relay, frames: Http2Frames, shots: Sequence[Shot], pause_s: float
+) -> dict[str, Any]:
+    """Send frames one after the other, each with a question, and count what passes.
+
+    Args:
+        service: connected through the relay.
+        relay: it counts bytes and segments.
+        frames: the relay's tap.
+        shots: the frames.
+        pause_s: from one frame's answer to the next frame, seconds.
+    """
+    service.infer(shots[:1], ["what is left of the red car ?"])  # pays for what comes once
+    time.sleep(min(pause_s, 1.0))
+    before, up, down = relay.counts(), frames.up.copy(), frames.down.copy()
+    message_bytes = 0
+    for shot in shots[1:]:
+        (reply,) = service.infer([shot], ["what is left of the red car ?"])
+        message_bytes += reply.message_bytes
+        time.sleep(pause_s)
+    passed, count = relay.counts() - before, len(shots) - 1
+    return {
+        "frames": count,
+        "message_bytes": message_bytes / count,
+        "uplink_bytes": passed.uplink_bytes / count,
+        "uplink_ip_bytes": passed.uplink_ip_bytes / count,
+        "uplink_segments": passed.uplink_segments / count,
+        "downlink_bytes": passed.downlink_bytes / count,
+        "downlink_ip_bytes": passed.downlink_ip_bytes / count,
+        "downlink_segments": passed.downlink_segments / count,
+        "http2_up": dict(frames.up - up),
+        "http2_down": dict(frames.down - down),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.link_bytes", description=__doc__)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--pause-s", type=float, default=1.0, help="between frames")
+    parser.add_argument("--upload-bytes", type=int, default=3 << 20, help="of the large upload")
+    given = parser.parse_args(argv)
+    test = TestSet.load("test", given.frames + 1, 1)
+    pair = Pair.load(EDGE_MODEL, CLOUD_MODEL, BUNDLE)
+    point = pair.bundle.encoder.point(pair.bundle.info.default_point)
+    shots = [pair.encode(state, point).shot for state in pair.states(test.pictures)]
+    frames = Http2Frames()
+    with tempfile.TemporaryDirectory() as folder:
+        command = ("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(BUNDLE))
+        ports = ("--port", "0", "--metrics-port", "0", "--threads", "1")
+        with Child("cloud", (*command, *ports), Path(folder) / "cloud.log", ENVIRONMENT) as cloud:
+            port = cloud.ready(SERVER_START_S)["port"]
+            with (
+                Relay(f"127.0.0.1:{port}", frames) as relay,
+                Service(relay.address, pair.edge.layout, Path(folder)) as service,
+            ):
+                found = measure(service, relay, frames, shots, given.pause_s)
+                large = Shot.of_picture(_noise(given.upload_bytes))
+                started = time.perf_counter()
+                service.hold([large])
+                found["upload_mb_per_s"] = (
+                    len(large.payload) / (time.perf_counter() - started) / 1e6
+                )
+    table = Table("per frame", "up", "down")
+    for name in ("bytes", "ip_bytes", "segments"):
+        up, down = found[f"uplink_{name}"], found[f"downlink_{name}"]
+        table.add_row(name.replace("_", " "), f"{up:.1f}", f"{down:.1f}")
+    Console().print(table)
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+def _noise(size_bytes: int) -> bytes:
+    """A picture file of about that size."""
+    side = int((size_bytes / 3) ** 0.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
