@@ -1,9 +1,9 @@
-"""What a frame costs on the link at a camera's rate: above TCP and with IP's headers, up and down.
+"""What a frame costs on the link at a camera's rate, above TCP and with IP's headers.
 
-`python -m benchmarks.link_bytes`. The reference pair, its default point, one frame with a question a
-second, sent by the agent's own channel through a counting relay. HTTP/2 frames are counted by type,
-so that pings and window updates that small frames draw are seen. Beside it one large upload, which
-needs the windows that those updates would have opened.
+`python -m benchmarks.link_bytes`. The reference pair at its default point, one frame with a question
+a second, sent by the agent's own channels through a counting relay. HTTP/2 frames are counted by
+type: a ping or window update that small frames draw is seen. One large upload follows, which needs
+the windows that those updates would have opened.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from deploy.testset import TestSet
 from deploy.wire import Service, Shot
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_TYPES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY")
-_TYPES = (*_TYPES, "WINDOW_UPDATE", "CONTINUATION")
+_TYPES = (
+    *("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY"),
+    *("WINDOW_UPDATE", "CONTINUATION"),
+)
 _HEADER = 9
 
 

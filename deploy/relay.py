@@ -1,9 +1,9 @@
 """A TCP relay that counts: what a client sends to a server passes through and is added up.
 
 Knows sockets and numbers of bytes; knows nothing of gRPC, frames or encryption, so what it counts
-is what a network would carry above TCP. Linux also says how many segments each side of the client's
-connections sent, acknowledgements included: with them it counts what IP carries. Runs its event loop
-in a thread of its own.
+is what a network would carry above TCP. Linux also says how many segments went each way on the
+client's connections, acknowledgements included: with them it counts what IP carries. Runs its event
+loop in a thread of its own.
 """
 
 from __future__ import annotations
