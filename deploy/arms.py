@@ -6,7 +6,6 @@ cross the wire are in `deploy/wire.py`; `Pair.states` and `Pair.encode` make wha
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from deploy.testset import Asked, TestSet
 from deploy.wire import Shot
 from projector.bundle import Bundle
 from projector.cache import LayerCache
+from projector.pictures import read
 from projector.vlm import VLM
 from protos import distortion
 from protos.frame import OperatingPoint
@@ -215,7 +215,7 @@ def decoded_answers(
     vlm: VLM, files: Sequence[bytes], asked: Sequence[Asked], progress: Progress
 ) -> list[str]:
     """Answers of a model that sees what is left of each picture after its codec."""
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    pictures = [read(file) for file in files]
     return seeing(vlm, pictures, asked, progress)
 
 

@@ -23,23 +23,19 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from projector import pictures
 from projector.tokens import sound
 from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
 
 QUESTIONS = "questions.jsonl"
 TEXTS = "texts.jsonl"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LONGEST_LINE = 1 << 16
 LEAST_QUESTIONS = 384
 """About held-out inputs, for a figure to be made of them."""
 _LONGEST_TEXT = 1 << 20
-_NO_PICTURE = (
-    *(UnidentifiedImageError, OSError, ValueError, SyntaxError),  # the last of a broken PNG
-    Image.DecompressionBombError,
-)
 _MOST_LINES = 10_000_000
 
 
@@ -58,8 +54,12 @@ class Dataset:
 
     unit: ClassVar[str] = "picture"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_pixels: int = pictures.MAX_PIXELS) -> None:
         """Reads names and questions, no picture yet.
+
+        Args:
+            folder: with the pictures.
+            max_pixels: of a picture that are decoded at most.
 
         Raises:
             SourceError: no such folder, no picture in it, or questions that cannot be read or are
@@ -67,7 +67,7 @@ class Dataset:
         """
         if not folder.is_dir():
             raise SourceError(f"{folder} is not a folder")
-        self.folder = folder
+        self.folder, self.max_pixels = folder, max_pixels
         self.files = self._find()
         self._asked: dict[int, list[Asked]] = defaultdict(list)
         self._truth: dict[tuple[int, str], str] = {}
@@ -75,9 +75,9 @@ class Dataset:
             self._read_questions(folder / QUESTIONS)
 
     def _find(self) -> list[Path]:
-        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
         if not files:
-            raise SourceError(f"{self.folder} holds no picture ({', '.join(SUFFIXES)})")
+            raise SourceError(f"{self.folder} holds no picture ({', '.join(pictures.SUFFIXES)})")
         return files
 
     def __len__(self) -> int:
@@ -125,17 +125,12 @@ class Dataset:
         return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
     def picture(self, index: int) -> Image.Image:
-        """Picture `index`, RGB.
+        """Picture `index`, RGB, by the rule of `projector/pictures.py`.
 
         Raises:
-            PictureError: it is none.
+            PictureError: it is none, too large, or of a depth that cannot be told.
         """
-        path = self.files[index]
-        try:
-            with Image.open(path) as opened:
-                return opened.convert("RGB")
-        except _NO_PICTURE as error:
-            raise PictureError(f"{path} cannot be read as a picture: {error}") from error
+        return pictures.read(self.files[index], max_pixels=self.max_pixels)
 
     def asked(self, index: int) -> Sequence[Asked]:
         """Every question that is asked of picture `index`, in the file's order."""
@@ -254,8 +249,8 @@ class Texts(Dataset):
         raise PictureError(f"{self.files[index]} is a text")
 
 
-def open_folder(folder: Path) -> Dataset:
-    """The pictures of a folder, or its texts.
+def open_folder(folder: Path, max_pixels: int = pictures.MAX_PIXELS) -> Dataset:
+    """The pictures of a folder (of at most so many pixels), or its texts.
 
     Raises:
         SourceError: as `Dataset` and `Texts`; or the folder holds both.
@@ -264,9 +259,9 @@ def open_folder(folder: Path) -> Dataset:
         raise SourceError(f"{folder} is not a folder")
     suffixes = {path.suffix.lower() for path in folder.iterdir()}
     texts = ".txt" in suffixes or (folder / TEXTS).exists()
-    if texts and suffixes & set(SUFFIXES):
+    if texts and suffixes & set(pictures.SUFFIXES):
         raise SourceError(f"{folder} holds pictures and texts: keep them in two folders")
-    return Texts(folder) if texts else Dataset(folder)
+    return Texts(folder) if texts else Dataset(folder, max_pixels)
 
 
 def _read_texts(path: Path) -> dict[str, str]:

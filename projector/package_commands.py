@@ -31,13 +31,10 @@ from protos.errors import (
     FrameMalformedError,
     ModelError,
     PackageFormatError,
-    PictureError,
 )
 from protos.layout import read_json
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from projector.vlm import VLM
 
 _CACHE_BYTES = 1 << 30
@@ -74,6 +71,8 @@ def _none(args: argparse.Namespace) -> int:
 
 
 def _create(args: argparse.Namespace) -> int:
+    from projector import pictures
+
     cli = _cli()
     chosen = cli._settings(args)
     folder = cli._bundle_path(args.bundle, chosen)
@@ -86,7 +85,7 @@ def _create(args: argparse.Namespace) -> int:
     certification = _certification(args.certification)
     bundle = cli._intact(folder)
     selector = select.get(args.selector or bundle.encoder.selector)
-    picture = _picture(args.picture)
+    picture = pictures.read(args.picture)
     vlm = _vlm(model, chosen, chosen.source_dtype)
     bundle = Bundle.load(folder, vlm.layout, bundle.info.target)
     state = vlm.states(vlm.prefill([picture]))[0]
@@ -265,16 +264,6 @@ def _vlm(model: Path, chosen: Any, dtype: str) -> VLM:
             raise ModelError(
                 f"{model}: cannot be run on device {chosen.device!r}: {error}"
             ) from error
-
-
-def _picture(path: Path) -> Image.Image:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} is not a picture that can be read: {error}") from error
 
 
 def _certification(path: Path | None) -> Certification | None:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
+from projector.pictures import read
+
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 
@@ -77,7 +79,7 @@ def _coarse(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _poor_jpeg(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     buffer, bicubic = io.BytesIO(), Image.Resampling.BICUBIC
     _shrunk(picture, _SIDE, bicubic).save(buffer, "JPEG", quality=int(rng.integers(4, 16)))
-    return Image.open(buffer).convert("RGB").resize(picture.size, bicubic)
+    return read(buffer.getvalue()).resize(picture.size, bicubic)
 
 
 def _blocked(picture: Image.Image, rng: np.random.Generator) -> Values:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from projector.pictures import read
 from reference.yard import Scenes, render, sample_scenes
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,7 +84,7 @@ def lossy(picture: Pixels, rng: random.Random) -> Pixels:
     buffer = io.BytesIO()
     quality = int(round(5 + 90 * rng.random() ** 1.5))
     image.save(buffer, rng.choice(["JPEG", "WEBP"]), quality=quality)
-    image = Image.open(buffer).convert("RGB")
+    image = read(buffer.getvalue())
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image)

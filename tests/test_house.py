@@ -45,6 +45,7 @@ BASE = (
     "projector.cache",
     "projector.select",
     "projector.tokens",
+    "projector.pictures",
     "projector.risk",
     "projector.encoder",
     "projector.reverse",

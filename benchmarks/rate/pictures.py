@@ -14,6 +14,7 @@ from itertools import product
 from PIL import Image
 
 from edge_agent.picture import PictureCodec
+from projector.pictures import FORMATS, read
 
 SIZES_PX = (24, 32, 40, 48, 56, 64, 96, 144)
 QUALITIES = {
@@ -74,7 +75,7 @@ def bare_bytes(file: bytes) -> int:
 
 def worn(files: Sequence[bytes]) -> list[Image.Image]:
     """The pictures as the cloud would decode them."""
-    return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    return [read(file, formats=(*FORMATS, "AVIF")) for file in files]
 
 
 def sweep(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from edge_agent.sources import Capture
-from protos.errors import BridgeError, ContextError, PictureError, SourceError
+from projector import pictures
+from protos.errors import BridgeError, ContextError, SourceError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 TEXT = ".txt"
 TEXTS = "texts.jsonl"
 BESIDE = ("questions.jsonl", "labels.jsonl")
@@ -27,23 +27,18 @@ _LONGEST_TEXT = 1 << 20
 _LONGEST_FILE = 1 << 26
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Decode a PNG, JPEG, WebP or BMP file to RGB, turned upright as its EXIF says.
+def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Image:
+    """Decode a picture file to RGB by the rule of `projector/pictures.py`.
+
+    Args:
+        path: a PNG, JPEG, WebP, BMP or TIFF file.
+        max_pixels: that are decoded at most.
 
     Raises:
-        PictureError: the file cannot be read, is in no known format, or is damaged.
+        PictureError: the file cannot be read, is in no known format, is damaged or too large, or
+            has samples whose depth cannot be told.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise PictureError(
-            f"{path.name} is not a picture: none of {', '.join(FORMATS)} reads it"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{path.name} is too large to be decoded: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(f"{path.name} cannot be read as a picture: {error}") from error
+    return pictures.read(path, max_pixels=max_pixels)
 
 
 def read_text(path: Path) -> str:
@@ -99,10 +94,12 @@ class Folder:
     Attributes:
         files: of one capture each.
         lines: captures of `texts.jsonl`, which come first.
+        max_pixels: of a picture that are decoded at most.
     """
 
     files: tuple[Path, ...]
     lines: tuple[Capture, ...] = ()
+    max_pixels: int = pictures.MAX_PIXELS
 
     @classmethod
     def from_path(cls, path: Path) -> Folder:
@@ -127,8 +124,8 @@ class Folder:
         lines = read_lines(path / TEXTS) if (path / TEXTS).is_file() else ()
         if not files and not lines:
             raise SourceError(
-                f"source {path} is empty: put PNG, JPEG, WebP, BMP or .txt files in it, or a "
-                f"{TEXTS}"
+                f"source {path} is empty: put PNG, JPEG, WebP, BMP, TIFF or .txt files in it, "
+                f"or a {TEXTS}"
             )
         return cls(files, lines)
 
@@ -146,7 +143,7 @@ class Folder:
                 if path.suffix.lower() == TEXT:
                     yield Capture(path.name, None, captured_at, text=read_text(path))
                 else:
-                    yield Capture(path.name, read_picture(path), captured_at)
+                    yield Capture(path.name, read_picture(path, self.max_pixels), captured_at)
             except BridgeError as error:
                 yield Capture(path.name, None, captured_at, error=error)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from projector import pictures
 from reference.yard.scene import (
     ASSETS,
     COLOURS,
@@ -162,8 +163,7 @@ def _blur(levels: Floats, blur_px: Floats) -> None:
 @cache
 def _grounds(strip: str) -> tuple[Image.Image, ...]:
     """The photographs of a strip, toned down so that objects stand out."""
-    with Image.open(ASSETS / f"grounds_{strip}.webp") as file:
-        strip_levels = np.asarray(file.convert("RGB"), np.float32)
+    strip_levels = np.asarray(pictures.read(ASSETS / f"grounds_{strip}.webp"), np.float32)
     photographs = []
     for levels in np.split(strip_levels, strip_levels.shape[1] // _GROUND_PX, axis=1):
         grey = levels.mean(axis=2, keepdims=True)
