@@ -17,9 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from projector.encoder import Floats
+from projector.models.foreign import importing
 from projector.reverse import ReverseDecoder
 from projector.tokens import Reader, align, fresh
-from protos.errors import ConfigError, ContextError, ModelError, NoFeedbackError, PictureError
+from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
 from protos.layout import KVLayout, KVState
 
 if TYPE_CHECKING:
@@ -207,27 +208,19 @@ def load(
         UnsupportedModelError: the model's cache cannot be described (named in the message).
         ContextError: such texts would outgrow the model's windows.
     """
-    try:
+    with importing("the small model"):  # torch: the build for this device, the vendor's on a Jetson
         from transformers.utils import logging as transformers_logging
 
         from projector import cache
         from projector.lm import LM, read_tokenizer, reads_only_texts
         from projector.vlm import VLM
-    except ImportError as error:
-        raise ModelError(
-            f"the small model needs {error.name or 'torch'}: install the torch build for this "
-            "device (on a Jetson: the vendor's), then transformers"
-        ) from error
     quiet: Any = transformers_logging  # its functions have no types
     quiet.disable_progress_bar()  # standard error is for JSON lines
     quiet.set_verbosity_error()
-    try:
-        if not reads_only_texts(path):
-            return LocalModel(VLM.load(path, device=device, dtype=dtype))
-        lm = LM.load(path, device=device, dtype=dtype, text_tokens=text_tokens)
-        if target_tokenizer is None:
-            return TextModel(lm)
-        reader = read_tokenizer(target_tokenizer, text_tokens)
-        return TextModel(lm, reader, cache.tokenizer_digest(target_tokenizer))
-    except RuntimeError as error:
-        raise ModelError(f"{path}: cannot be run on device {device!r}: {error}") from error
+    if not reads_only_texts(path):
+        return LocalModel(VLM.load(path, device=device, dtype=dtype))
+    lm = LM.load(path, device=device, dtype=dtype, text_tokens=text_tokens)
+    if target_tokenizer is None:
+        return TextModel(lm)
+    reader = read_tokenizer(target_tokenizer, text_tokens)
+    return TextModel(lm, reader, cache.tokenizer_digest(target_tokenizer))

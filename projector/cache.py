@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,15 @@ from protos.layout import KVLayout, KVState, LayeredRope, RopeSpec
 LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[batch, kv_heads, tokens, head_dim]`, keys rotated."""
 
+OTHER_MODEL = "use a model whose decoder has plain RoPE and full causal attention"
+"""What to do about a model that the product cannot use."""
+
+_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 _LINEAR_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "ssm", "hybrid"}
 # families that rotate keys in their sliding layers only; the second set, only if it has a window
 _ROPE_WHERE_SLIDING = {"afmoe", "cohere2", "cohere2_moe", "flint"}
 _ROPE_WHERE_SLIDING_IF_ANY = {"exaone4", "exaone_moe", "kolibri1"}
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -74,18 +79,18 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
 
     Raises:
         UnsupportedModelError: multimodal RoPE, a bidirectional prefix, an encoder-decoder or
-            cross-attention, chunked or (unless taken) sliding windows, MLA, linear attention,
-            layers without RoPE or sharing another layer's cache, frequencies that depend on the
-            length.
+            cross-attention, chunked or (unless taken) sliding windows, MLA, linear attention or
+            none, layers that differ, without RoPE or sharing another layer's cache, frequencies
+            that depend on the length.
     """
     text = config.get_text_config(decoder=True)
     kind = config.model_type
     rope = dict(getattr(text, "rope_parameters", None) or {})
+    layer_types = list(getattr(text, "layer_types", None) or [])
 
-    def refuse(feature: str) -> None:
+    def refuse(feature: str) -> NoReturn:
         raise UnsupportedModelError(
-            f"'{kind}' uses {feature}, which a cache layout cannot describe yet; "
-            "use a model whose decoder has plain RoPE and full causal attention"
+            f"'{kind}' uses {feature}, which a cache layout cannot describe yet; {OTHER_MODEL}"
         )
 
     if kind in {"paligemma", "colpali"} or getattr(text, "use_bidirectional_attention", None) in (
@@ -94,23 +99,37 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
     ):
         refuse("a bidirectional prefix (the picture's cache would depend on the question)")
     qwen_vl = kind.startswith("qwen") and "_vl" in kind
-    if "mrope_section" in rope or rope.get("rope_type") == "mrope" or qwen_vl:
+    if (
+        "mrope_section" in rope
+        or rope.get("rope_type") == "mrope"
+        or qwen_vl
+        or _places_by_picture(config)
+    ):
         refuse("multimodal RoPE (three position axes)")
     if getattr(config, "is_encoder_decoder", False):
         refuse("an encoder-decoder")
     if getattr(text, "cross_attention_layers", None):
         refuse("cross-attention to the picture (the picture is not in the cache)")
-    if getattr(text, "kv_lora_rank", None):
-        refuse("MLA (a compressed cache)")
-    layer_types = list(getattr(text, "layer_types", None) or [])
     linear = sorted(set(layer_types) & _LINEAR_LAYERS)
     if linear:
         refuse(f"linear attention (layers of type {', '.join(linear)})")
+    try:
+        lora_rank = getattr(text, "kv_lora_rank", None)
+        sizes = [getattr(text, name, None) for name in _SIZES]
+    except RuntimeError:  # transformers has no one answer: each layer has its own
+        refuse("layers that differ from each other in their heads")
+    if lora_rank:
+        refuse("MLA (a compressed cache)")
+    if not all(sizes):
+        refuse("a decoder without attention heads (a recurrent state, or several decoders)")
     window = getattr(text, "sliding_window", None)
-    if _slides(text) and not windows:
-        refuse(f"active sliding windows (of {window} tokens)")
     if "chunked_attention" in layer_types or (_slides(text) and window is None):
         refuse("attention in chunks")
+    others = sorted(set(layer_types) - _PLAIN_LAYERS)
+    if others:
+        refuse(f"layers of type {', '.join(others)}")
+    if _slides(text) and not windows:
+        refuse(f"active sliding windows (of {window} tokens)")
     if any(not used for used in getattr(text, "no_rope_layers", None) or []):
         refuse("layers without RoPE")
     family = getattr(text, "model_type", None)
@@ -125,6 +144,17 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
     for one in _ropes(text).values():
         if one and one.get("rope_type", "default") not in _STATIC_ROPE:
             refuse(f"'{one['rope_type']}' RoPE (frequencies that depend on the length)")
+
+
+def _places_by_picture(config: Any) -> bool:
+    """Whether the model's class computes positions from the picture's shape."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    cls = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    if cls is None:
+        return False
+    module = sys.modules[cls.__module__]
+    return any(hasattr(one, "get_rope_index") for one in vars(module).values())
 
 
 def _slides(text: Any) -> bool:

@@ -43,6 +43,7 @@ try:
         train_commands,
     )
     from projector.bundle import DESCRIPTION, Bundle, BundleInfo
+    from projector.models.foreign import importing
     from projector.signing import TrustedKeys
     from protos.layout import KVLayout
 except ModuleNotFoundError as error:  # no extra is installed: nothing below can be defined
@@ -329,27 +330,20 @@ def _bundles_in(folder: Path) -> list[Path]:
 def _live_layout(
     model: Path, device: str, dtype: str, threads: int, text_tokens: int = 0
 ) -> KVLayout:
-    try:
+    with importing("a model's layout"):
         import torch
         from transformers.utils import logging
 
         from projector.lm import LM, TEXT_TOKENS, reads_only_texts
         from projector.vlm import VLM
-    except ImportError as error:
-        raise ModelError(
-            f"a model's layout needs {error.name or 'torch'}: pip install 'neural-bridge[align]'"
-        ) from error
     quiet: Callable[[], None] = logging.disable_progress_bar
     quiet()  # `tables.doing` says it, on terminals only
     if threads:
         torch.set_num_threads(threads)
     with tables.doing(f"loading {model}"):
-        try:
-            if text_tokens or reads_only_texts(model):
-                return LM.load(model, device, dtype, text_tokens or TEXT_TOKENS).layout
-            return VLM.load(model, device=device, dtype=dtype).layout
-        except RuntimeError as error:
-            raise ModelError(f"{model}: cannot be run on device {device!r}: {error}") from error
+        if text_tokens or reads_only_texts(model):
+            return LM.load(model, device, dtype, text_tokens or TEXT_TOKENS).layout
+        return VLM.load(model, device=device, dtype=dtype).layout
 
 
 def _run_once(bundle: Bundle, chosen: Settings) -> None:

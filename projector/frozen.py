@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig
 
 from projector import cache as kv
 from projector.attention import Received, measured_attention, measuring
 from projector.cache import LayerCache
 from projector.output import Output
-from protos.errors import ModelError, UnsupportedModelError
+from protos.errors import UnsupportedModelError
 from protos.layout import KVLayout
 
 _SHIFT = 37  # positions by which the rotation witness moves its tokens
@@ -356,60 +354,3 @@ def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return frozenset(int(i) for i in ids)
-
-
-def read_config(folder: Path) -> Any:
-    """A checkpoint's configuration.
-
-    Raises:
-        ModelError: the folder is not a checkpoint.
-    """
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json: it is not a checkpoint folder")
-    return read("configuration", folder, AutoConfig.from_pretrained)
-
-
-def read_weights(folder: Path, auto: Any, dtype: str) -> Any:
-    """A checkpoint's model, every tensor of it.
-
-    Args:
-        folder: the checkpoint.
-        auto: the `Auto` class that builds it.
-        dtype: `float32`, `bfloat16` or `float16`.
-
-    Raises:
-        ModelError: another dtype, or weights that do not fit or are not all there.
-    """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
-    model, info = read(
-        "model",
-        folder,
-        auto.from_pretrained,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-    )
-    missing = sorted(info["missing_keys"])
-    if missing:  # it would be left at random values
-        raise ModelError(
-            f"the weights of {folder} lack {len(missing)} tensors, such as {missing[0]}"
-        )
-    return model
-
-
-def read(what: str, folder: Path, load: Callable[..., Any], **kwargs: Any) -> Any:
-    """Call a `from_pretrained` offline; whatever it raises becomes a `ModelError`."""
-    try:
-        return load(str(folder), local_files_only=True, **kwargs)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
-        raise ModelError(f"cannot load the {what} of {folder}: {error}") from error
-    except RuntimeError as error:
-        raise ModelError(f"the weights of {folder} do not fit its config: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from projector import cache as kv
 from projector.cache import LayerCache
@@ -24,10 +24,8 @@ from projector.frozen import (
     Generation,
     eos_ids,
     padded,
-    read,
-    read_config,
-    read_weights,
 )
+from projector.models import checkpoint
 from projector.output import Output
 from projector.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
 from protos.errors import (
@@ -39,6 +37,7 @@ from protos.errors import (
 from protos.layout import KVState
 
 TEXT_TOKENS = 128
+_MORE_THAN_TEXT = ("vision_config", "audio_config", "vq_config")
 
 
 @dataclass
@@ -69,10 +68,11 @@ class LM(FrozenModel):
             ContextError: such a text would outgrow the model's windows.
         """
         folder = Path(path)
-        _refuse(read_config(folder))
-        tokenizer = read("tokenizer", folder, AutoTokenizer.from_pretrained)
-        model = read_weights(folder, AutoModelForCausalLM, dtype)
-        return cls.of(model.to(device).eval(), tokenizer, folder, text_tokens)
+        _refuse(checkpoint.read_config(folder))
+        tokenizer = checkpoint.read_tokenizer(folder)
+        model = checkpoint.read_weights(folder, AutoModelForCausalLM, dtype, device)
+        with checkpoint.first_runs(model, folder):
+            return cls.of(model, tokenizer, folder, text_tokens)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, path: str | Path, text_tokens: int = TEXT_TOKENS) -> LM:
@@ -234,8 +234,17 @@ def reads_only_texts(path: str | Path) -> bool:
 
     Raises:
         ModelError: the folder is not a checkpoint.
+        UnsupportedModelError: transformers knows no such model, or neither kind of it.
     """
-    return _is_text(read_config(Path(path)))
+    config = checkpoint.read_config(Path(path))
+    if checkpoint.sees_pictures(config):
+        return False
+    if not checkpoint.reads_texts(config):
+        raise UnsupportedModelError(
+            f"{path}: '{config.model_type}' is neither an image-text-to-text nor a causal language "
+            "model to transformers; use a model of one of these kinds"
+        )
+    return True
 
 
 def read_tokenizer(path: str | Path, text_tokens: int = TEXT_TOKENS) -> Reader:
@@ -244,18 +253,21 @@ def read_tokenizer(path: str | Path, text_tokens: int = TEXT_TOKENS) -> Reader:
     Raises:
         ModelError: the folder holds no fast tokenizer.
     """
-    return Reader.of(
-        read("tokenizer", Path(path), AutoTokenizer.from_pretrained), path, text_tokens
-    )
-
-
-def _is_text(config: Any) -> bool:
-    return config is config.get_text_config(decoder=True)
+    return Reader.of(checkpoint.read_tokenizer(Path(path)), path, text_tokens)
 
 
 def _refuse(config: Any) -> None:
-    kv.refuse_unsupported(config, windows=True)
-    if not _is_text(config):
+    kind = config.model_type
+    if checkpoint.sees_pictures(config):
         raise UnsupportedModelError(
-            f"'{config.model_type}' reads more than text: load it as an image-text-to-text model"
+            f"'{kind}' reads more than text: load it as an image-text-to-text model"
+        )
+    kv.refuse_unsupported(config, windows=True)
+    if not checkpoint.reads_texts(config):
+        raise UnsupportedModelError(f"transformers has no causal class for '{kind}'")
+    more = {name for name in _MORE_THAN_TEXT if getattr(config, name, None) is not None}
+    if config is not config.get_text_config(decoder=True) or more:
+        raise UnsupportedModelError(
+            f"'{kind}' reads more than text, and transformers has no image-text-to-text class for "
+            "it: use another model"
         )

@@ -23,13 +23,13 @@ from projector import package as packages
 from projector import package_flags, package_page, select, tables
 from projector.bundle import Bundle
 from projector.grades import Judged, seen_in_training
+from projector.models.foreign import importing
 from projector.package import Certification, Package
 from projector.signing import SigningKey, TrustedKeys
 from projector.state_cache import StateCache
 from protos.errors import (
     ConfigError,
     FrameMalformedError,
-    ModelError,
     PackageFormatError,
 )
 from protos.layout import read_json
@@ -244,26 +244,17 @@ def _cli() -> Any:
 
 
 def _vlm(model: Path, chosen: Any, dtype: str) -> VLM:
-    try:
+    with importing("running a model"):
         import torch
         from transformers.utils import logging
 
         from projector.vlm import VLM
-    except ImportError as error:
-        raise ModelError(
-            f"running a model needs {error.name or 'torch'}: pip install 'neural-bridge[align]'"
-        ) from error
     quiet: Callable[[], None] = logging.disable_progress_bar
     quiet()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     with tables.doing(f"loading {model}"):
-        try:
-            return VLM.load(model, device=chosen.device, dtype=dtype)
-        except RuntimeError as error:
-            raise ModelError(
-                f"{model}: cannot be run on device {chosen.device!r}: {error}"
-            ) from error
+        return VLM.load(model, device=chosen.device, dtype=dtype)
 
 
 def _certification(path: Path | None) -> Certification | None:

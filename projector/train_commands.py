@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from projector import configuration, tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
-from protos.errors import BridgeError, ConfigError, CorpusError, FitError, ModelError
+from projector.models.foreign import importing
+from protos.errors import BridgeError, ConfigError, CorpusError, FitError
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -464,13 +465,14 @@ def configured(cls: type[Family], given: list[str]) -> Family:
 
 def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
     """Both models, as readers of what the folder holds."""
-    import torch
-    from transformers.utils import logging
+    with importing("running a model"):
+        import torch
+        from transformers.utils import logging
 
-    from projector import distributed
-    from projector.dataset import Texts
-    from projector.lm import LM
-    from projector.vlm import VLM
+        from projector import distributed
+        from projector.dataset import Texts
+        from projector.lm import LM
+        from projector.vlm import VLM
 
     logging.disable_progress_bar()
     if args.threads:
@@ -482,14 +484,10 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         device = distributed.device(args.device)
         models: list[Model] = []
         for path in (args.source, args.target):
-            try:
-                if isinstance(data, Texts):
-                    models.append(LM.load(path, device, text_tokens=args.text_tokens))
-                else:
-                    models.append(VLM.load(path, device))
-            except (RuntimeError, AssertionError) as error:
-                reason = str(error).partition("\n")[0]
-                raise ModelError(f"{path}: cannot be run on device {device!r}: {reason}") from error
+            if isinstance(data, Texts):
+                models.append(LM.load(path, device, text_tokens=args.text_tokens))
+            else:
+                models.append(VLM.load(path, device))
         return models[0], models[1]
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from projector import cache as kv
 from projector.attention import Received, measuring
@@ -31,10 +31,10 @@ from projector.frozen import (
     Prefilled,
     eos_ids,
     padded,
-    read,
-    read_config,
-    read_weights,
 )
+from projector.models import checkpoint
+from projector.models.foreign import foreign
+from projector.models.template import rehearse
 from projector.output import Output
 from protos.errors import (
     ModelError,
@@ -45,6 +45,8 @@ from protos.errors import (
 )
 from protos.layout import KVState
 
+_SPLITS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan", "do_split_image")
+_TEMPLATE_ADVICE = "use the chat template that the model was published with"
 _PROBES = ("Q", "What is left of it?")
 _MARKS = {"token_type_ids", "mm_token_type_ids"}
 _NO_PIXELS = _MARKS | {
@@ -87,10 +89,17 @@ class VLM(FrozenModel):
             UnsupportedModelError: the model is one that a cache layout cannot describe, by name.
         """
         folder = Path(path)
-        kv.refuse_unsupported(read_config(folder))
-        processor = read("processor", folder, AutoProcessor.from_pretrained)
-        model = read_weights(folder, AutoModelForImageTextToText, dtype)
-        return cls.of(model.to(device).eval(), processor, folder)
+        config = checkpoint.read_config(folder)
+        if not checkpoint.sees_pictures(config):
+            raise UnsupportedModelError(
+                f"{folder}: transformers has no image-text-to-text class for "
+                f"'{config.model_type}'; use a vision-language model of another class"
+            )
+        kv.refuse_unsupported(config)
+        processor = checkpoint.read_processor(folder)
+        model = checkpoint.read_weights(folder, AutoModelForImageTextToText, dtype, device)
+        with checkpoint.first_runs(model, folder):
+            return cls.of(model, processor, folder)
 
     @classmethod
     def of(cls, model: Any, processor: Any, path: str | Path) -> VLM:
@@ -106,8 +115,7 @@ class VLM(FrozenModel):
                 "takes video (SmolVLM, Qwen-VL) need torchvision to be installed"
             )
         tokenizer = processor.tokenizer
-        if not getattr(processor, "chat_template", None):
-            raise ModelError(f"the processor of {path} has no chat template: cannot build a prompt")
+        _check_template(processor, Path(path))
         image_id = getattr(model.config, "image_token_id", None)
         if image_id is None:
             image_id = getattr(model.config, "image_token_index", None)
@@ -149,7 +157,7 @@ class VLM(FrozenModel):
         if self._split(_PROBES[0], Image.new("RGB", (160, 48), (90, 120, 150)))[1] != count:
             raise UnsupportedModelError(
                 f"the processor of {self.path} gives a picture more tokens or fewer by its shape; "
-                "turn off picture splitting in its settings"
+                f"{_splitting(self.processor, self.path)}"
             )
         self.prefix_ids, self._image_count = prefix, count
         bare = [self._bare(text) for text in _PROBES]
@@ -221,24 +229,44 @@ class VLM(FrozenModel):
 
     def _inputs(self, text: str, picture: Image.Image) -> Any:
         """What the processor makes of a picture with a question: all that the model is given."""
-        return self.processor(text=[self._render(text)], images=[[picture]], return_tensors="pt")
+        prompt = self._render(text)
+        with foreign(checkpoint.settings_file(self.path), checkpoint.COPY):
+            return self.processor(text=[prompt], images=[[picture]], return_tensors="pt")
 
     def _split(self, text: str, picture: Image.Image) -> tuple[list[int], int, list[int]]:
         ids: list[int] = self._inputs(text, picture)["input_ids"][0].tolist()
         at = [i for i, token in enumerate(ids) if token == self._image_id]
-        if not at or at[-1] - at[0] + 1 != len(at):
+        if not at:
+            raise ModelError(self._no_image_token(self._render(text)))
+        if at[-1] - at[0] + 1 != len(at):
             raise UnsupportedModelError(
                 f"the processor of {self.path} lays one picture out in {len(at)} tokens that are "
-                "not one contiguous block; turn off picture splitting in its settings"
+                f"not one contiguous block; {_splitting(self.processor, self.path)}"
             )
         return ids[: at[0]], len(at), ids[at[-1] + 1 :]
 
     def _render(self, text: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": text}]
-        rendered: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        with foreign(checkpoint.template_file(self.path), _TEMPLATE_ADVICE):
+            rendered: str = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
         return rendered
+
+    def _no_image_token(self, prompt: str) -> str:
+        """Why a prompt with a picture has no image token in it, and what to do."""
+        placeholder = _placeholder(self.processor)
+        mine = self.tokenizer.convert_tokens_to_ids(placeholder)
+        if placeholder not in prompt:
+            return (
+                f"{checkpoint.template_file(self.path)}: the chat template puts no '{placeholder}' "
+                f"where a message has a picture; {_TEMPLATE_ADVICE}"
+            )
+        return (
+            f"{self.path}: tokenizer and config.json are of different checkpoints: '{placeholder}' "
+            f"is token {mine} of the tokenizer, config.json says that {self._image_id} is the "
+            f"image token; {checkpoint.COPY}"
+        )
 
     def _bare(self, text: str) -> list[int]:
         """Ids of the rendered prompt after the picture's placeholder."""
@@ -265,12 +293,9 @@ class VLM(FrozenModel):
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
         """A processor that does not fit the model becomes a `ModelError`."""
-        try:
+        what = f"the model of {self.path} cannot run what its own processor makes"
+        with foreign(what, checkpoint.COPY, mixed=True):
             yield
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"the model of {self.path} cannot run what its own processor makes: {error}"
-            ) from error
 
     def _check_cache(self) -> None:
         """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
@@ -453,6 +478,39 @@ class VLM(FrozenModel):
             generation = Generation(self, cache, 0, [len(row) for row in ids])
             generation.width = hidden.shape[1]
             return generation.run(hidden, max_new_tokens, on_token)
+
+
+def _check_template(processor: Any, path: Path) -> None:
+    """Refuse a processor without a chat template, or with one that does not end.
+
+    Raises:
+        ModelError: either.
+    """
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, dict):  # several by name: the one that is used without a name
+        template = template.get("default")
+    if not template:
+        raise ModelError(
+            f"the processor of {path} has no chat template (chat_template.jinja): cannot build a "
+            f"prompt; {_TEMPLATE_ADVICE}"
+        )
+    file = checkpoint.template_file(path)
+    if not isinstance(template, str):
+        raise ModelError(f"{file}: the chat template is no text; {_TEMPLATE_ADVICE}")
+    rehearse(template, file, processor.tokenizer.special_tokens_map)
+
+
+def _splitting(processor: Any, path: Path) -> str:
+    """What to do about a picture in several pieces: a switch that is on, or another model."""
+    images = processor.image_processor
+    file = checkpoint.settings_file(path)
+    for switch in _SPLITS:
+        if getattr(images, switch, None):
+            return f"turn off picture splitting: set '{switch}' to false in {file.name}"
+    return (
+        f"no setting of '{type(images).__name__}' changes that: use a model of a class that takes "
+        "a picture whole, in one square of tokens"
+    )
 
 
 def _placeholder(processor: Any) -> str:

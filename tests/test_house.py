@@ -41,6 +41,7 @@ BASE = (
     "projector.output",
     "projector.self_check",
     "projector.lm",
+    "projector.models",
     "projector.vlm",
     "projector.cache",
     "projector.select",

@@ -425,7 +425,8 @@ def test_scaled_rope_is_undone_with_the_models_own_frequencies(
 
 def _config(kind: str, text: dict[str, Any] | None = None, **over: Any) -> Any:
     """A stand-in configuration: only what `refuse_unsupported` looks at."""
-    inner = SimpleNamespace(**{"max_position_embeddings": 512, **(text or {})})
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    inner = SimpleNamespace(**{"max_position_embeddings": 512, **sizes, **(text or {})})
     return SimpleNamespace(model_type=kind, get_text_config=lambda decoder: inner, **over)
 
 
@@ -452,6 +453,9 @@ MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window
         (_config("llava", {"model_type": "exaone4", **MIXED}), "without RoPE.*full_attention"),
         (_config("made-up", {"num_kv_shared_layers": 2}), "share"),
         (_config("made-up", {"rope_parameters": {"rope_type": "dynamic"}}), "dynamic"),
+        (_config("made-up", {"num_attention_heads": None}), "without attention heads"),
+        (_config("made-up", {"layer_types": ["made_up_attention"]}), "layers of type made_up"),
+        (_config("made-up", {"layer_types": ["chunked_attention"]}), "in chunks"),
     ],
 )
 def test_what_a_layout_cannot_say_is_refused_by_name(config: Any, named: str) -> None:

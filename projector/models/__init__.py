@@ -1,0 +1,1 @@
+"""Transformers models on local disks: their folders, read with care."""
