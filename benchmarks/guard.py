@@ -344,7 +344,7 @@ def install(pair: Pair, risk: RiskModel, out: Path) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--calibration", type=int, default=1536, help="pictures of validation")
     parser.add_argument(
         "--pictures", type=int, default=512, help="of test and of shifted; 0: learn only"

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protos.errors import BridgeError, ConfigError
+from protos.errors import ConfigError
+from protos.process import console
 
 if TYPE_CHECKING:
     from cloud_server.settings import Settings
     from projector import configuration
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,20 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error in `protos.errors` that ended it.
     """
-    try:
-        given = _parser().parse_args(argv)
-        return int(given.command(given))
-    except BridgeError as error:
-        return _complain(error)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "cloud_server", "projector", "protos"):
-            raise
-        return _complain(
-            ConfigError(f"needs the package {package}: pip install 'neural-bridge[cloud]'")
-        )
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    return console.run("cloud-server", "cloud", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    given = _parser().parse_args(argv)
+    return int(given.command(given))
 
 
 # ---------------------------------------------------------------------- the commands
@@ -89,11 +80,6 @@ def _check(settings: Settings) -> int:
     return 0
 
 
-def _complain(error: BridgeError) -> int:
-    sys.stderr.write(f"cloud-server: {error.name}: {error.message}\n")
-    return error.exit_code
-
-
 # ---------------------------------------------------------------------- flags
 
 
@@ -103,7 +89,7 @@ def _parser() -> configuration.Parser:
 
     exit_codes = (
         "exit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
-        + configuration.exit_codes()
+        + console.exit_codes()
     )
     parser = configuration.Parser(
         prog="cloud-server",

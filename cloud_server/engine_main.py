@@ -18,9 +18,9 @@ from cloud_server import engine as engines
 from cloud_server.engine.base import Engine
 from cloud_server.jobs import Broken, Forget, Job, Ready, Shutdown, Status
 from cloud_server.link import EngineLink
-from cloud_server.logs import configure
 from cloud_server.settings import Settings, from_json
 from protos.errors import BridgeError
+from protos.process import console, logs
 
 
 class _Process:
@@ -41,7 +41,8 @@ class _Process:
 
     def run(self) -> int:
         """Load and work; returns the exit code."""
-        log = configure(self._settings.log_level, "engine")
+        log = logs.configure(self._settings.log_level, "engine")
+        logs.adopt_libraries(log)
         self._link.start()
         try:
             started = time.perf_counter()
@@ -78,10 +79,10 @@ class _Process:
 
     def _status(self) -> Status:
         if self._engine is None:
-            return Status()
+            return Status(log_lines_dropped=logs.dropped())
         started = self._step_started
         step_s = time.monotonic() - started if started else 0.0
-        return replace(self._engine.status(), step_s=step_s)
+        return replace(self._engine.status(), step_s=step_s, log_lines_dropped=logs.dropped())
 
 
 def _leave() -> None:
@@ -98,13 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error that kept the engine from starting.
     """
+    return console.run("cloud-server-engine", "cloud", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="cloud-server-engine", description=__doc__)
     parser.add_argument("--address", required=True, help="where the front end listens")
     parser.add_argument("--identity", required=True, help="who this engine is to the front end")
     parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
     given = parser.parse_args(argv)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return _Process(from_json(given.settings), given.address, given.identity).run()
 
 

@@ -32,7 +32,6 @@ from cloud_server.jobs import (
     TokenMade,
 )
 from cloud_server.link import FrontLink
-from cloud_server.logs import Logger
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import Session, Sessions
 from cloud_server.settings import Settings
@@ -70,6 +69,7 @@ from protos.frame import (
 )
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process.logs import Logger
 
 _CHUNK_BYTES = 256 * 1024
 _MAX_OUTBOX = 1024

@@ -149,6 +149,7 @@ class Status:
 
     Attributes:
         step_s: how long the engine has been in its present step; 0 between steps.
+        log_lines_dropped: since the engine process started.
     """
 
     step_s: float = 0.0
@@ -156,6 +157,7 @@ class Status:
     running: int = 0
     scenes: int = 0
     scene_bytes: int = 0
+    log_lines_dropped: int = 0
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,13 @@ class Metrics:
         self.events_dropped = self._counter(
             "events_dropped_total", "Trace events that the socket did not take"
         )
+        self.log_lines_dropped = self._counter(
+            "log_lines_dropped_total",
+            "Log lines that standard error did not take, by process: frontend or engine",
+            "process",
+        )
+        for process in ("frontend", "engine"):
+            self.log_lines_dropped.labels(process)
         self.engine_restarts = self._counter(
             "engine_restarts_total", "Engine processes started after the first"
         )

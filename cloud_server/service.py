@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -25,13 +26,13 @@ from cloud_server.frontend import Bridge
 from cloud_server.health import HealthServer
 from cloud_server.jobs import Offer, Status
 from cloud_server.link import FrontLink, SocketDirectory
-from cloud_server.logs import Logger, configure
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.supervisor import Spawn, Supervisor, spawn_engine
 from cloud_server.throttle import Throttle
-from protos.errors import ConfigError
+from protos.errors import BridgeError, ConfigError
 from protos.frame import SERVICE
+from protos.process.logs import Logger, adopt_libraries, configure
 
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
@@ -57,7 +58,12 @@ class Service:
     ) -> None:
         self._settings, self._announce, self._spawn = settings, announce, spawn
         self._stop = asyncio.Event()
-        self._log: Logger = configure(settings.log_level, "frontend")
+        self._metrics = Metrics()
+        self._log: Logger = configure(
+            settings.log_level,
+            "frontend",
+            on_drop=self._metrics.log_lines_dropped.labels("frontend").inc,
+        )
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -100,7 +106,7 @@ class Service:
     async def _serve(
         self, settings: Settings, directory: SocketDirectory, descriptor_limit: int
     ) -> None:
-        metrics = Metrics()
+        metrics = self._metrics
         link = FrontLink(
             directory.engine_address,
             settings.heartbeat_s,
@@ -111,6 +117,7 @@ class Service:
         came_up = asyncio.Event()
         checks = health.aio.HealthServicer()
         told: set[asyncio.Task[None]] = set()
+        engine_dropped = [0]
 
         def tell_health(serving: bool) -> None:
             status = health_pb2.HealthCheckResponse
@@ -135,6 +142,9 @@ class Service:
             metrics.running.set(status.running)
             metrics.scenes.set(status.scenes)
             metrics.scene_bytes.set(status.scene_bytes)
+            fresh = status.log_lines_dropped - engine_dropped[0]
+            metrics.log_lines_dropped.labels("engine").inc(max(0, fresh))
+            engine_dropped[0] = status.log_lines_dropped
 
         def not_ready() -> str:
             if bridge.draining:
@@ -262,12 +272,9 @@ def serve(settings: Settings) -> None:
         BridgeError: see `Service.run`.
     """
 
-    def announce(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
     async def run() -> None:
-        service = Service(settings, announce)
+        service = Service(settings, _announce)
+        adopt_libraries(structlog.get_logger(component="frontend"))
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, service.stop)
@@ -278,6 +285,15 @@ def serve(settings: Settings) -> None:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _announce(line: str) -> None:
+    """Print the readiness line; a service is no less ready where nobody can read it."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except (OSError, BridgeError) as error:
+        structlog.get_logger(component="frontend").warning("readiness line lost", cause=str(error))
 
 
 def _write_whole(path: Path, text: str) -> None:

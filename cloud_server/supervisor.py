@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable
 from cloud_server.descriptors import Reserve
 from cloud_server.jobs import Broken, Message, Offer, Ready, Shutdown, Status
 from cloud_server.link import FrontLink
-from cloud_server.logs import Logger
 from cloud_server.settings import Settings
 from protos.errors import BridgeError, EngineUnavailableError, from_code
+from protos.process.logs import Logger
 
 _FIRST_STARTS = 3
 _HEALTHY_S = 60.0

@@ -26,6 +26,7 @@ from deploy.report.plots import ARM_NAMES, STAGE_NAMES
 from deploy.testset import TestSet
 from edge_agent.picture import PictureCodec
 from protos.errors import BridgeError
+from protos.process import console as process
 
 QUESTIONS = 5
 CODECS = (
@@ -252,6 +253,10 @@ def arguments(description: str, out: Path, pictures: int) -> argparse.ArgumentPa
 
 def main() -> int:
     """Command line of the demo."""
+    return process.run("demo", "align", _main)
+
+
+def _main() -> int:
     parser = arguments(
         "A cloud server and an edge agent answer questions about pictures never seen in training.",
         ROOT / "build" / "demo",

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from edge_agent.budget import Budget
 from edge_agent.encode import AUTO, Clock, Plan, choose_point
-from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Guarded, Outgoing, View, check_question
 from edge_agent.records import AnswerRecord
@@ -34,6 +33,8 @@ from protos.errors import (
     UnfamiliarError,
 )
 from protos.neuralbridge.v1 import bridge_pb2
+from protos.process.console import ReaderGoneError
+from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
 
@@ -117,7 +118,7 @@ class Agent:
     clock: Clock = time.perf_counter
     summary: Summary = field(default_factory=Summary)
     _stopping: bool = field(default=False, repr=False)
-    _fatal: BridgeError | None = field(default=None, repr=False)
+    _fatal: Exception | None = field(default=None, repr=False)
 
     def stop(self) -> None:
         """Take no further capture; what is in flight still ends."""
@@ -242,7 +243,7 @@ class Agent:
         if self._fatal is None:
             self._fatal = (
                 error
-                if isinstance(error, BridgeError)
+                if isinstance(error, BridgeError | ReaderGoneError)
                 else BridgeError(f"the agent failed: {type(error).__name__}: {error}")
             )
 

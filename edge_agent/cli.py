@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -18,18 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from protos.errors import (
-    BridgeError,
-    ConfigError,
-    ModelError,
-    PictureError,
-    SourceError,
-)
+from protos.errors import ConfigError, ModelError, PictureError, SourceError
+from protos.process import console, logs
 
 # What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
 _missing: ModuleNotFoundError | None = None
 try:
-    from edge_agent import logs, settings
+    from edge_agent import settings
     from edge_agent.agent import Agent, Summary
     from edge_agent.budget import Budget
     from edge_agent.encode import AUTO, PICTURE, Plan
@@ -52,9 +46,6 @@ except ModuleNotFoundError as error:
 
 _OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
 _GIVE_UP_S = 180.0
-_INTERRUPTED = 130
-_TERMINATED = 143
-_BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,29 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or the exit code of the error that was met first (`protos/errors.py`).
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines would break the JSON logs
-    try:
-        if _missing is not None:
-            raise _missing
-        args = _parser().parse_args(argv)
-        return int(args.command(args))
-    except BridgeError as error:
-        return _complain(error)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "edge_agent", "projector", "protos"):
-            raise
-        return _complain(
-            ConfigError(f"needs the package {package}: pip install 'neural-bridge[edge]'")
-        )
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except asyncio.CancelledError:
-        return _TERMINATED
-    except BrokenPipeError:
-        # Whoever read standard output is gone; keep the interpreter from flushing into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+    return console.run("edge-agent", "edge", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    if _missing is not None:
+        raise _missing
+    args = _parser().parse_args(argv)
+    return int(args.command(args))
 
 
 # ---------------------------------------------------------------------- the commands
@@ -178,11 +154,6 @@ def _no_command(args: argparse.Namespace) -> int:
     raise ConfigError("no command: run, ask, feedback or inspect (see edge-agent --help)")
 
 
-def _complain(error: BridgeError) -> int:
-    print(f"edge-agent: {error.name}: {error}", file=sys.stderr)
-    return error.exit_code
-
-
 # ---------------------------------------------------------------------- putting a run together
 
 
@@ -204,8 +175,11 @@ def _work(
     done: frozenset[tuple[str, str]] = frozenset(),
 ) -> int:
     bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
-    log = logs.configure(chosen.log_level, bar=bar)
     metrics = Metrics()
+    log = logs.configure(
+        chosen.log_level, "edge_agent", bar=bar, on_drop=metrics.log_lines_dropped.inc
+    )
+    logs.adopt_libraries(log)
     with ExitStack() as stack:
         uplinks: list[Uplink] = []
         if chosen.metrics_port is not None:
@@ -231,10 +205,9 @@ def _work(
     )
     if summary.first_error is not None:
         error = summary.first_error
-        print(
+        console.say(
             f"edge-agent: {summary.failed} of {summary.questions} without an answer; the first: "
-            f"{error.name}: {error}",
-            file=sys.stderr,
+            f"{error.name}: {error}"
         )
         return error.exit_code
     return 0
@@ -400,8 +373,8 @@ def _parser() -> configuration.Parser:
         description="The device side of Neural Bridge: a small model sees a picture or reads a\n"
         "text, a few latents of its cache travel, the large model in the cloud answers.",
         epilog="exit codes: 0 where every question was answered, otherwise that of the first "
-        f"error;\n{_INTERRUPTED} or {_TERMINATED} where a second SIGINT or SIGTERM cut the run "
-        f"short:\n{configuration.exit_codes()}",
+        f"error;\n{console.INTERRUPTED} or {console.TERMINATED} where a second SIGINT or SIGTERM "
+        f"cut the run short:\n{console.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     version = f"%(prog)s {configuration.installed_version()}"

@@ -31,6 +31,9 @@ class Metrics:
         )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        self.log_lines_dropped = self._counter(
+            "log_lines_dropped_total", "Log lines that standard error did not take"
+        )
         self.captures = self._counter("captures_total", "Captures taken from the source")
         self.capture_errors = self._counter(
             "capture_errors_total", "Captures that were no picture or could not be encoded", "error"

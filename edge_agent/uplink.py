@@ -25,7 +25,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
 from edge_agent.budget import Budget
-from edge_agent.logs import Logger
 from edge_agent.metrics import Metrics
 from edge_agent.session import (
     Dial,
@@ -65,6 +64,7 @@ from protos.frame import (
 )
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.process.logs import Logger
 
 FATAL = (
     ConfigError,

@@ -17,6 +17,7 @@ from projector import engine, tables
 from projector.bundle import Bundle, sign_bundle, write_files
 from projector.signing import SigningKey
 from protos.errors import ConfigError
+from protos.process.console import printable
 
 PLAN = "engine.plan"
 REPORT = "build-report.json"
@@ -125,7 +126,7 @@ def _sign(args: argparse.Namespace) -> int:
         print(json.dumps({**done, "key": signature.key}, indent=2))
     else:
         print(
-            f"{tables.printable(info.id)} version {info.version} is signed; to trust the key, list "
+            f"{printable(info.id)} version {info.version} is signed; to trust the key, list "
             f'it under [keys]:\n"NAME" = "{signature.key}"'
         )
     return 0

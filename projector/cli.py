@@ -8,9 +8,7 @@ by the commands that need a live layout.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +19,10 @@ from protos.errors import (
     BundleFormatError,
     BundleMissingError,
     ConfigError,
-    DiskFullError,
     ModelError,
 )
+from protos.process import console
+from protos.process.console import printable
 
 try:
     import numpy as np
@@ -50,16 +49,13 @@ except ModuleNotFoundError as error:  # no extra is installed: nothing below can
     _lacks = (error.name or "").partition(".")[0]
     if _lacks in ("", "projector", "protos"):
         raise
-    print(
+    console.say(
         f"projector: {ConfigError.name}: needs the package {_lacks}: "
-        "pip install 'neural-bridge[align]'",
-        file=sys.stderr,
+        "pip install 'neural-bridge[align]'"
     )
     sys.exit(ConfigError.exit_code)
 
 PREFIX = "NEURAL_BRIDGE_PROJECTOR_"
-_INTERRUPTED = 130
-_BROKEN_PIPE = 141
 _TWINS = {"onnxruntime": "torch", "torch": "onnxruntime"}
 _MOST_APART = 1e-3
 """Of the largest number, on the same latents: ten times what every family's graph is held to."""
@@ -106,33 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or the exit code of the error that was met first (`protos/errors.py`).
     """
-    try:
-        args = _parser().parse_args(argv)
-        code = _run(args)
-        sys.stdout.flush()
-        return code
-    except BridgeError as error:
-        _complain(error)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "projector", "protos"):
-            raise
-        lack = ConfigError(f"needs the package {package}: pip install 'neural-bridge[align]'")
-        _complain(lack)
-        return lack.exit_code
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read standard output is gone; keep the interpreter from flushing into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        met = (DiskFullError if full else ConfigError)(f"{where}{error.strerror or error}")
-        _complain(met)
-        return met.exit_code
+    return console.run("projector", "align", lambda: _run(_parser().parse_args(argv)))
 
 
 # ---------------------------------------------------------------------- the commands
@@ -192,8 +162,8 @@ def _verify(args: argparse.Namespace) -> int:
         _print_json(done)
     else:
         print(
-            f"{tables.printable(bundle.info.id)} version {bundle.info.version} fits: "
-            f"{tables.printable(source.model_id)} -> {tables.printable(target.model_id)}, "
+            f"{printable(bundle.info.id)} version {bundle.info.version} fits: "
+            f"{printable(source.model_id)} -> {printable(target.model_id)}, "
             f"runs with {chosen.backend}"
         )
     return 0
@@ -240,7 +210,7 @@ def _catalogue(args: argparse.Namespace) -> int:
     elif found:
         tables.show_catalogue(found, folder)
     for _, refusal in refused:
-        _complain(refusal)
+        console.complain("projector", refusal)
     return refused[0][1].exit_code if refused else 0
 
 
@@ -386,10 +356,6 @@ def _run_once(bundle: Bundle, chosen: Settings) -> None:
                 f"bundle '{info.id}': cloud.onnx and cloud.safetensors are not the same map, their "
                 f"{name} of one picture are {apart:.2g} of the largest apart"
             )
-
-
-def _complain(error: BridgeError) -> None:
-    print(f"projector: {error.name}: {tables.printable(error.message)}", file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:
@@ -564,7 +530,7 @@ def _epilog(*examples: str) -> str:
     lines = "\n".join(f"  {example}" for example in examples)
     return (
         f"examples:\n{lines}\n\nexit codes: 0 where all is well, otherwise that of the first "
-        f"error;\n{_INTERRUPTED} where interrupted:\n{configuration.exit_codes()}"
+        f"error;\n{console.INTERRUPTED} where interrupted:\n{console.exit_codes()}"
     )
 
 

@@ -30,7 +30,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from protos.errors import ERRORS, ConfigError
+from protos.errors import ConfigError
 
 _LONGEST_SHOWN = 200
 _LAYERS: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("layers", default=())
@@ -233,11 +233,6 @@ def add_setting_flags(
 def given_flags(args: argparse.Namespace, cls: type[TypedSettings]) -> dict[str, Any]:
     """The settings that were typed on the command line, for `load`."""
     return {name: value for name, value in vars(args).items() if name in cls.model_fields}
-
-
-def exit_codes() -> str:
-    """One line per error that can end a program, for the end of a `--help`."""
-    return "\n".join(f"  {e.exit_code:<3} {e.name}: {e.__doc__}" for e in ERRORS.values())
 
 
 def installed_version() -> str:

@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projector import configuration, tables
+from projector import tables
 from projector.arguments import add_models, count, rate, whole
 from projector.train_commands import _collect, _models
 from protos.errors import ConfigError, FitError
+from protos.process import console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,7 +254,7 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"examples:\n  {examples}\n\nexit codes: 0 where all is well, otherwise:\n"
-        f"{configuration.exit_codes()}",
+        f"{console.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser

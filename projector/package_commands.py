@@ -33,6 +33,7 @@ from protos.errors import (
     PackageFormatError,
 )
 from protos.layout import read_json
+from protos.process.console import printable
 
 if TYPE_CHECKING:
     from projector.vlm import VLM
@@ -158,7 +159,7 @@ def _sign(args: argparse.Namespace) -> int:
     in_place = os.path.realpath(output) == os.path.realpath(args.package)
     signed = packages.sign(package, key)
     packages.write(signed, output, overwrite=in_place or args.overwrite)
-    print(tables.printable(f"{output}: {signed.info.digest[:12]} signed by {key.public}"))
+    print(printable(f"{output}: {signed.info.digest[:12]} signed by {key.public}"))
     return 0
 
 
@@ -221,7 +222,7 @@ def _apply(args: argparse.Namespace) -> int:
         chosen.backend_device,
         StateCache(args.cache, _CACHE_BYTES) if args.cache else None,
     )
-    print(tables.printable(said))
+    print(printable(said))
     return 0
 
 
@@ -325,7 +326,7 @@ def _save(made: Package, key: SigningKey | None, args: argparse.Namespace) -> in
     packages.write(made, args.output, args.overwrite)
     meta, size = made.info.metadata, args.output.stat().st_size
     print(
-        tables.printable(
+        printable(
             f"{args.output}: {made.info.digest}, {meta.tokens} of {meta.grid_tokens} tokens, "
             f"{size:,} bytes, {'signed' if key else 'not signed'}"
         )

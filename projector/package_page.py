@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from projector import tables
 from projector.package import Link, PackageInfo
+from protos.process.console import printable
 
 
 def chain_plain(chain: Sequence[Link]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def print_chain(chain: Sequence[Link]) -> None:
                 else "not signed"
             )
         how = f", {' and '.join(said.derivation)} of {said.parent[:12]}" if said.parent else ""
-        print(tables.printable(f"{link.path}: intact, {link.info.digest[:12]}, {by}{how}"))
+        print(printable(f"{link.path}: intact, {link.info.digest[:12]}, {by}{how}"))
     if len(chain) == 1 and chain[0].info.provenance.parent is not None:
         print("its parents were not looked for: name their files or folders with --among")
 
@@ -89,4 +89,4 @@ def print_info(info: PackageInfo) -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {tables.printable(value)}")
+        print(f"{name:<{width}}  {printable(value)}")

@@ -21,6 +21,7 @@ from projector.grades import Judged
 from protos.errors import ConfigError
 from protos.frame import OperatingPoint
 from protos.layout import KVLayout
+from protos.process.console import printable
 from protos.quantize import UniformQuantizer
 
 MAPS = {
@@ -49,13 +50,6 @@ _INTERVAL = {"mean", "low", "high"}
 _SHOWN_DIGITS = 16
 _SHOWN_ENTRIES = 2
 _PIPED_COLUMNS = 120
-
-
-def printable(value: object) -> str:
-    """Text of a file for a terminal: what could steer the terminal is shown as an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
-    )
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projector import configuration, tables
+from projector import tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
 from projector.models.foreign import importing
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError
+from protos.process import console
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -581,7 +582,7 @@ def _command(
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"example:\n  {_EXAMPLES[name]}\n\nexit codes: 0 where all is well, otherwise:\n"
-        f"{configuration.exit_codes()}",
+        f"{console.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_models(parser)

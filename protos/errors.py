@@ -31,8 +31,11 @@ class BridgeError(Exception):
         grpc_status: Name of the `grpc.StatusCode` member that a failed RPC ends with.
         exit_code: Status of a process that ends because of this error.
         retryable: True if sending the same request again, later, can succeed.
+        summary: One sentence, for lists of exit codes. An attribute, because `python -OO` strips
+            docstrings; it is the class's docstring too.
     """
 
+    summary: ClassVar[str] = "An error that this version does not know."
     code: ClassVar[int] = 0
     name: ClassVar[str] = "bridge_error"
     grpc_status: ClassVar[str] = "UNKNOWN"
@@ -43,13 +46,17 @@ class BridgeError(Exception):
         super().__init__(message)
         self.message = message
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "summary" in vars(cls):
+            cls.__doc__ = cls.summary
+
 
 # ------------------------------------------------------------------ 1xx: configuration and input
 
 
 class ConfigError(BridgeError):
-    """A setting, option or combination of them makes no sense."""
-
+    summary = "A setting, option or combination of them makes no sense."
     code = 101
     name = "config"
     grpc_status = "INVALID_ARGUMENT"
@@ -57,8 +64,7 @@ class ConfigError(BridgeError):
 
 
 class SourceError(BridgeError):
-    """A picture source is empty, or its folder or device is missing."""
-
+    summary = "A picture source is empty, or its folder or device is missing."
     code = 102
     name = "source"
     grpc_status = "NOT_FOUND"
@@ -66,8 +72,7 @@ class SourceError(BridgeError):
 
 
 class PictureError(BridgeError):
-    """Bytes that should be a picture are not one that can be decoded within the limits."""
-
+    summary = "Bytes that should be a picture are not one that can be decoded within the limits."
     code = 103
     name = "picture"
     grpc_status = "INVALID_ARGUMENT"
@@ -75,8 +80,7 @@ class PictureError(BridgeError):
 
 
 class ModelError(BridgeError):
-    """A path is not a usable model checkpoint."""
-
+    summary = "A path is not a usable model checkpoint."
     code = 104
     name = "model"
     grpc_status = "FAILED_PRECONDITION"
@@ -84,8 +88,7 @@ class ModelError(BridgeError):
 
 
 class UnsupportedModelError(BridgeError):
-    """A model has a feature that a cache layout cannot describe; the message names it."""
-
+    summary = "A model has a feature that a cache layout cannot describe; the message names it."
     code = 105
     name = "unsupported_model"
     grpc_status = "FAILED_PRECONDITION"
@@ -96,8 +99,7 @@ class UnsupportedModelError(BridgeError):
 
 
 class FrameTruncatedError(BridgeError):
-    """A header or payload ends before its own counts say it should."""
-
+    summary = "A header or payload ends before its own counts say it should."
     code = 201
     name = "frame_truncated"
     grpc_status = "DATA_LOSS"
@@ -105,8 +107,7 @@ class FrameTruncatedError(BridgeError):
 
 
 class FrameCorruptError(BridgeError):
-    """A frame's digest does not match its bytes and the session's constants."""
-
+    summary = "A frame's digest does not match its bytes and the session's constants."
     code = 202
     name = "frame_corrupt"
     grpc_status = "DATA_LOSS"
@@ -114,8 +115,7 @@ class FrameCorruptError(BridgeError):
 
 
 class FrameMalformedError(BridgeError):
-    """Fields are missing, repeated or unknown; counts are wrong; sizes lie."""
-
+    summary = "Fields are missing, repeated or unknown; counts are wrong; sizes lie."
     code = 203
     name = "frame_malformed"
     grpc_status = "INVALID_ARGUMENT"
@@ -123,8 +123,7 @@ class FrameMalformedError(BridgeError):
 
 
 class FrameTooLargeError(BridgeError):
-    """A field is longer than the limit that `Negotiate` announced."""
-
+    summary = "A field is longer than the limit that `Negotiate` announced."
     code = 204
     name = "frame_too_large"
     grpc_status = "INVALID_ARGUMENT"
@@ -132,8 +131,7 @@ class FrameTooLargeError(BridgeError):
 
 
 class UnknownQuantizerError(BridgeError):
-    """A quantizer or operating point is named that this side does not have."""
-
+    summary = "A quantizer or operating point is named that this side does not have."
     code = 205
     name = "unknown_quantizer"
     grpc_status = "INVALID_ARGUMENT"
@@ -141,8 +139,7 @@ class UnknownQuantizerError(BridgeError):
 
 
 class NonFiniteError(BridgeError):
-    """A latent, a scale or a distortion figure is NaN or infinite."""
-
+    summary = "A latent, a scale or a distortion figure is NaN or infinite."
     code = 206
     name = "non_finite"
     grpc_status = "INVALID_ARGUMENT"
@@ -150,8 +147,7 @@ class NonFiniteError(BridgeError):
 
 
 class EmptyFrameError(BridgeError):
-    """A frame carries no tokens or no payload."""
-
+    summary = "A frame carries no tokens or no payload."
     code = 207
     name = "empty_frame"
     grpc_status = "INVALID_ARGUMENT"
@@ -159,8 +155,7 @@ class EmptyFrameError(BridgeError):
 
 
 class DistortionError(BridgeError):
-    """A frame would lose too much of what its picture shows; made at the edge, never sent."""
-
+    summary = "A frame would lose too much of what its picture shows; made at the edge, never sent."
     code = 208
     name = "distortion"
     grpc_status = "FAILED_PRECONDITION"
@@ -168,8 +163,9 @@ class DistortionError(BridgeError):
 
 
 class UnfamiliarError(BridgeError):
-    """A picture, or a question about it, unlike those that the map answers as the picture does."""
-
+    summary = (
+        "A picture, or a question about it, unlike those that the map answers as the picture does."
+    )
     code = 209
     name = "unfamiliar"
     grpc_status = "FAILED_PRECONDITION"
@@ -180,8 +176,7 @@ class UnfamiliarError(BridgeError):
 
 
 class IncompatibleLayoutError(BridgeError):
-    """No bundle maps this edge model's cache layout to the cloud's model."""
-
+    summary = "No bundle maps this edge model's cache layout to the cloud's model."
     code = 301
     name = "incompatible_layout"
     grpc_status = "FAILED_PRECONDITION"
@@ -189,8 +184,7 @@ class IncompatibleLayoutError(BridgeError):
 
 
 class BundleVersionError(BridgeError):
-    """The two sides hold different versions of the bundle."""
-
+    summary = "The two sides hold different versions of the bundle."
     code = 302
     name = "bundle_version"
     grpc_status = "FAILED_PRECONDITION"
@@ -198,8 +192,7 @@ class BundleVersionError(BridgeError):
 
 
 class UnknownSessionError(BridgeError):
-    """The cloud does not hold this session (any more): negotiate again, then resend."""
-
+    summary = "The cloud does not hold this session (any more): negotiate again, then resend."
     code = 303
     name = "unknown_session"
     grpc_status = "FAILED_PRECONDITION"
@@ -208,8 +201,7 @@ class UnknownSessionError(BridgeError):
 
 
 class UnknownSceneError(BridgeError):
-    """A question is asked about a frame that the cloud does not hold (any more)."""
-
+    summary = "A question is asked about a frame that the cloud does not hold (any more)."
     code = 304
     name = "unknown_scene"
     grpc_status = "NOT_FOUND"
@@ -217,8 +209,7 @@ class UnknownSceneError(BridgeError):
 
 
 class ProtocolVersionError(BridgeError):
-    """The peer speaks another version of the protocol."""
-
+    summary = "The peer speaks another version of the protocol."
     code = 305
     name = "protocol_version"
     grpc_status = "FAILED_PRECONDITION"
@@ -226,8 +217,9 @@ class ProtocolVersionError(BridgeError):
 
 
 class MissingKeyFrameError(BridgeError):
-    """A delta frame changes a frame that the cloud does not hold (any more): send a key frame."""
-
+    summary = (
+        "A delta frame changes a frame that the cloud does not hold (any more): send a key frame."
+    )
     code = 306
     name = "missing_key_frame"
     grpc_status = "FAILED_PRECONDITION"
@@ -236,8 +228,7 @@ class MissingKeyFrameError(BridgeError):
 
 
 class NoFeedbackError(BridgeError):
-    """The session's bundle has no way back from the cloud's states to the edge's."""
-
+    summary = "The session's bundle has no way back from the cloud's states to the edge's."
     code = 307
     name = "no_feedback"
     grpc_status = "FAILED_PRECONDITION"
@@ -248,8 +239,7 @@ class NoFeedbackError(BridgeError):
 
 
 class QuestionError(BridgeError):
-    """A question is blank or cannot be answered."""
-
+    summary = "A question is blank or cannot be answered."
     code = 401
     name = "question"
     grpc_status = "INVALID_ARGUMENT"
@@ -257,8 +247,7 @@ class QuestionError(BridgeError):
 
 
 class QuestionTooLongError(BridgeError):
-    """A question is longer than the limit that `Negotiate` announced."""
-
+    summary = "A question is longer than the limit that `Negotiate` announced."
     code = 402
     name = "question_too_long"
     grpc_status = "INVALID_ARGUMENT"
@@ -266,8 +255,9 @@ class QuestionTooLongError(BridgeError):
 
 
 class ContextError(BridgeError):
-    """A text is empty, holds reserved tokens, or does not fit the model or its sliding windows."""
-
+    summary = (
+        "A text is empty, holds reserved tokens, or does not fit the model or its sliding windows."
+    )
     code = 403
     name = "context"
     grpc_status = "INVALID_ARGUMENT"
@@ -278,8 +268,7 @@ class ContextError(BridgeError):
 
 
 class OverloadedError(BridgeError):
-    """The cloud has no room for this request now."""
-
+    summary = "The cloud has no room for this request now."
     code = 501
     name = "overloaded"
     grpc_status = "RESOURCE_EXHAUSTED"
@@ -288,8 +277,7 @@ class OverloadedError(BridgeError):
 
 
 class EngineUnavailableError(BridgeError):
-    """The cloud's engine process is starting, restarting or gone."""
-
+    summary = "The cloud's engine process is starting, restarting or gone."
     code = 502
     name = "engine_unavailable"
     grpc_status = "UNAVAILABLE"
@@ -298,8 +286,7 @@ class EngineUnavailableError(BridgeError):
 
 
 class OfflineError(BridgeError):
-    """The cloud cannot be reached."""
-
+    summary = "The cloud cannot be reached."
     code = 503
     name = "offline"
     grpc_status = "UNAVAILABLE"
@@ -308,8 +295,7 @@ class OfflineError(BridgeError):
 
 
 class LateError(BridgeError):
-    """The cloud is reached, but its answer did not come within the objective."""
-
+    summary = "The cloud is reached, but its answer did not come within the objective."
     code = 504
     name = "late"
     grpc_status = "DEADLINE_EXCEEDED"
@@ -320,8 +306,7 @@ class LateError(BridgeError):
 
 
 class BundleMissingError(BridgeError):
-    """A bundle, or one of its files, is not there."""
-
+    summary = "A bundle, or one of its files, is not there."
     code = 601
     name = "bundle_missing"
     grpc_status = "NOT_FOUND"
@@ -329,8 +314,7 @@ class BundleMissingError(BridgeError):
 
 
 class BundleCorruptError(BridgeError):
-    """A bundle's file does not match the digest or size that the bundle states."""
-
+    summary = "A bundle's file does not match the digest or size that the bundle states."
     code = 602
     name = "bundle_corrupt"
     grpc_status = "DATA_LOSS"
@@ -338,8 +322,7 @@ class BundleCorruptError(BridgeError):
 
 
 class BundleLayoutError(BridgeError):
-    """A bundle was trained for other models than the ones that are running."""
-
+    summary = "A bundle was trained for other models than the ones that are running."
     code = 603
     name = "bundle_layout"
     grpc_status = "FAILED_PRECONDITION"
@@ -347,8 +330,7 @@ class BundleLayoutError(BridgeError):
 
 
 class BundleFormatError(BridgeError):
-    """A bundle's contents are not of the format that this version reads."""
-
+    summary = "A bundle's contents are not of the format that this version reads."
     code = 604
     name = "bundle_format"
     grpc_status = "FAILED_PRECONDITION"
@@ -356,8 +338,9 @@ class BundleFormatError(BridgeError):
 
 
 class SignatureError(BridgeError):
-    """A bundle or package is not signed, not by a trusted key, or was altered after signing."""
-
+    summary = (
+        "A bundle or package is not signed, not by a trusted key, or was altered after signing."
+    )
     code = 605
     name = "signature"
     grpc_status = "PERMISSION_DENIED"
@@ -365,8 +348,7 @@ class SignatureError(BridgeError):
 
 
 class PackageCorruptError(BridgeError):
-    """A memory package was altered or truncated, or is not in its canonical form."""
-
+    summary = "A memory package was altered or truncated, or is not in its canonical form."
     code = 606
     name = "package_corrupt"
     grpc_status = "DATA_LOSS"
@@ -374,8 +356,7 @@ class PackageCorruptError(BridgeError):
 
 
 class PackageFormatError(BridgeError):
-    """A memory package's contents are not of the format that this version reads."""
-
+    summary = "A memory package's contents are not of the format that this version reads."
     code = 607
     name = "package_format"
     grpc_status = "FAILED_PRECONDITION"
@@ -383,8 +364,7 @@ class PackageFormatError(BridgeError):
 
 
 class CorpusError(BridgeError):
-    """A corpus of paired caches is empty, damaged, of mixed pairs, or holds NaN."""
-
+    summary = "A corpus of paired caches is empty, damaged, of mixed pairs, or holds NaN."
     code = 608
     name = "corpus"
     grpc_status = "FAILED_PRECONDITION"
@@ -392,8 +372,7 @@ class CorpusError(BridgeError):
 
 
 class FitError(BridgeError):
-    """A map cannot be fitted: an impossible rank, a singular system, an unknown family."""
-
+    summary = "A map cannot be fitted: an impossible rank, a singular system, an unknown family."
     code = 609
     name = "fit"
     grpc_status = "INVALID_ARGUMENT"
@@ -401,8 +380,7 @@ class FitError(BridgeError):
 
 
 class DiskFullError(BridgeError):
-    """There was no room to write; nothing half-written was left in place."""
-
+    summary = "There was no room to write; nothing half-written was left in place."
     code = 610
     name = "disk_full"
     grpc_status = "RESOURCE_EXHAUSTED"

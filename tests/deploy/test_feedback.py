@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from edge_agent import logs
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
 from edge_agent.picture import PictureCodec
@@ -31,6 +30,7 @@ from projector.encoder import Encoder, Floats
 from projector.vlm import VLM
 from protos.errors import NoFeedbackError, UnknownQuantizerError
 from protos.layout import KVState
+from protos.process import logs
 from tests.cloud_server.stage import Server, running_server
 from tests.fakes import two_way
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava

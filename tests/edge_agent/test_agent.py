@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edge_agent import logs
 from edge_agent.agent import Agent, Summary
 from edge_agent.budget import Budget
 from edge_agent.encode import Plan
@@ -31,6 +30,7 @@ from protos.errors import (
     PictureError,
 )
 from protos.frame import Measured
+from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder
 
@@ -79,7 +79,7 @@ class Run:
                 uplink,
                 on_record=self.on_record,
                 metrics=self.metrics,
-                log=logs.configure("warning", self.logged),
+                log=logs.configure("warning", stream=self.logged),
                 on_capture=self._one_more,
                 **self.kwargs,
             )

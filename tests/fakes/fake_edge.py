@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edge_agent import logs
 from edge_agent.metrics import Metrics
 from edge_agent.store import EncoderStore
 from edge_agent.uplink import RetryPolicy, Uplink
@@ -20,6 +19,7 @@ from projector.reverse import ReverseDecoder
 from protos.errors import PictureError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout, KVState, RopeSpec
+from protos.process import logs
 from protos.quantize import EntropyTables
 
 LAYOUT = KVLayout(

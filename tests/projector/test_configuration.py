@@ -17,13 +17,13 @@ from projector.configuration import (
     TypedSettings,
     add_config_flags,
     add_setting_flags,
-    exit_codes,
     given_flags,
     installed_version,
     load,
     variable,
 )
 from protos.errors import ERRORS, ConfigError
+from protos.process.console import exit_codes
 
 
 class Kettle(TypedSettings):

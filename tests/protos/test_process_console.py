@@ -1,0 +1,82 @@
+"""What every console script does with streams, pipes and optimised Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protos.errors import ERRORS, DiskFullError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("edge_agent", "cloud_server", "projector")
+BUNDLES = ROOT / "reference" / "bundles"
+
+
+def shell(script: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    script = script.replace("python", sys.executable)
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={k: v for k, v in os.environ.items() if not k.startswith("NEURAL_BRIDGE")} | environ,
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">&-", "<&-", ">&- 2>&- <&-"])
+def test_a_program_ends_well_whatever_its_streams_are(program: str, streams: str) -> None:
+    done = shell(f"python -m {program} --version {streams}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("flag", ["--help", "--version", "--no-such-flag"])
+def test_what_cannot_be_printed_never_ends_in_a_traceback(program: str, flag: str) -> None:
+    done = shell(f"python -m {program} {flag} >/dev/full")
+    expected = 10 if flag == "--no-such-flag" else DiskFullError.exit_code
+    assert done.returncode == expected
+    assert len(done.stderr.splitlines()) == 1
+    assert shell(f"python -m {program} {flag} >/dev/full 2>/dev/full").returncode == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "edge_agent --help",
+        "cloud_server --help",
+        "projector --help",
+        f"projector catalogue {BUNDLES}",
+        f"projector catalogue {BUNDLES} --json",
+    ],
+)
+def test_a_closed_pipe_ends_a_program_as_a_shell_expects(command: str) -> None:
+    script = f"exec 3> >(exec true); wait $!; python -m {command} >&3"
+    done = shell(script)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_exit_codes_are_explained_where_python_strips_docstrings(program: str) -> None:
+    done = shell(f"python -m {program} --help", PYTHONOPTIMIZE="2")
+    assert done.returncode == 0, done.stderr
+    for error in ERRORS.values():
+        line = next(r for r in done.stdout.splitlines() if r.startswith(f"  {error.exit_code} "))
+        assert line.endswith("."), line
+    assert "None" not in done.stdout
+
+
+def test_every_error_has_a_summary_of_its_own() -> None:
+    assert all("summary" in vars(error) for error in ERRORS.values())
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped_instead_of_failing() -> None:
+    done = shell(
+        "python -m edge_agent --help | cat; exit ${PIPESTATUS[0]}", PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 0, done.stderr
