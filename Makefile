@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 RIVALS := build/rivals
 TORCH := $(shell sed -n 's/^torch==//p' .ci/constraints.txt)
-PACKAGES := protos projector edge_agent cloud_server reference deploy benchmarks tests
+PACKAGES := protos projector edge_agent cloud_server reference deploy benchmarks examples tests
+NODE := examples/node/node_modules/.package-lock.json
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -36,9 +37,27 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: two processes, committed weights, report in build/demo/"
 	@$(BIN)/python -m deploy.demo
 
-test: $(READY) ## Every test (WORKERS=1 for one process)
+test: $(READY) node ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+node: $(NODE) ## Node.js and the modules of examples/node (its tests are skipped where they cannot be had)
+
+# Root gets Node.js from the system's packages (Debian, Ubuntu); others are told what to install.
+$(NODE): examples/node/package-lock.json
+	@command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "node: apt-get install nodejs npm" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; } || true
+	@if command -v npm >/dev/null; then \
+		echo "node: npm ci in examples/node (15 MB)"; \
+		(cd examples/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) || \
+			echo "node: npm ci failed, so the tests of examples/node are skipped" >&2; \
+	else \
+		echo "node: no npm, so the tests of examples/node are skipped (Debian: apt-get install nodejs npm)" >&2; \
+	fi
+
+example-node: $(READY) node ## A client in JavaScript, from bridge.proto alone, asks a service about one picture
+	@$(BIN)/python -m examples.node
 
 check: $(READY) ## Style, types, generated stubs, protocol lint
 	@echo "check: ruff check"

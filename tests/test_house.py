@@ -32,6 +32,7 @@ OURS = {
     "reference",
     "deploy",
     "benchmarks",
+    "examples",
     "tests",
 }
 BASE = (
@@ -73,6 +74,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "reference": ("protos", "projector", "edge_agent", "cloud_server"),
     "deploy": ("protos", "projector", "edge_agent", "cloud_server", "reference"),
     "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference", "deploy"),
+    "examples": ("protos", "projector", "edge_agent", "cloud_server", "reference", "deploy"),
 }
 TOP_LEVEL = {
     "pyproject.toml",
@@ -87,6 +89,7 @@ TOP_LEVEL = {
     "reference",
     "benchmarks",
     "docs",
+    "examples",
 }
 
 
@@ -157,6 +160,7 @@ def test_no_import_points_the_wrong_way() -> None:
         ("projector.select", "projector.bundle"),
         ("reference.train", "deploy.demo"),
         ("deploy.demo", "tests.fakes"),
+        ("deploy.demo", "examples.node"),
     ],
 )
 def test_the_walk_sees_a_wrong_arrow(name: str, target: str) -> None:

@@ -1,0 +1,1 @@
+"""A client in JavaScript, written from bridge.proto alone, and what it needs of Python."""
