@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check(chosen)
-    source = open_source(_source(chosen))
+    source = _bounded(open_source(_source(chosen)), chosen)
     if chosen.give_up_s is None and not chosen.edge_fallback:
         chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
     done = answered(chosen.output) if chosen.resume else frozenset()
@@ -93,7 +94,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen)
     records: list[AnswerRecord] = []
-    code = _work(chosen, _about(args), records.append)
+    code = _work(chosen, _bounded(_about(args), chosen), records.append)
     for record in records:
         if args.json:
             print(record.to_json())
@@ -102,6 +103,13 @@ def _ask(args: argparse.Namespace) -> int:
         elif record.edge_answer is not None:
             print(f"{record.edge_answer}  (edge_only: {record.fallback})")
     return code
+
+
+def _bounded(source: Source, chosen: Settings) -> Source:
+    """A source of files decodes no more than the setting allows."""
+    if isinstance(source, Folder):
+        return replace(source, max_pixels=chosen.max_picture_pixels)
+    return source
 
 
 def _question(args: argparse.Namespace) -> str:
@@ -398,7 +406,7 @@ def _parser() -> configuration.Parser:
     _add_settings(feedback, leave_out=_OF_A_RUN)
     feedback.set_defaults(question_mode="feedback")
     for command in (ask, feedback):
-        command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP or BMP file")
+        command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP, BMP or TIFF file")
         command.add_argument("question", nargs="?", help="asked about the picture")
         command.add_argument("--question", dest="asked", metavar="QUESTION", help="the same")
         command.add_argument("--text", help="a text in the picture's place")

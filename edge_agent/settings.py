@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from projector import configuration
+from projector import configuration, pictures
 
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 
@@ -104,6 +104,13 @@ class Settings(configuration.TypedSettings):
         ge=0,
         le=16384,
         description="longest side of the picture point in pixels; 0 sends it as captured",
+    )
+    max_picture_pixels: int = Field(
+        pictures.MAX_PIXELS,
+        ge=1,
+        le=pictures.MOST_PIXELS,
+        description="pixels of a picture that are decoded at most: larger JPEG files are decoded "
+        "at a half, a quarter or an eighth of their size, other files are refused",
     )
     selector: str | None = Field(
         None, description="token selector; without it the one named by the bundle"

@@ -43,6 +43,13 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="CPU threads; 0 for torch's own",
     )
+    parser.add_argument(
+        "--max-picture-pixels",
+        type=whole,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="pixels of a picture that are decoded at most; larger JPEG files are decoded smaller",
+    )
     parser.set_defaults(pair=True)
 
 

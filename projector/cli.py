@@ -38,6 +38,7 @@ try:
         guard_commands,
         head_commands,
         package_commands,
+        pictures,
         tables,
         train_commands,
     )
@@ -82,6 +83,13 @@ class Settings(configuration.TypedSettings):
     )
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"
+    )
+    max_picture_pixels: int = Field(
+        pictures.MAX_PIXELS,
+        ge=1,
+        le=pictures.MOST_PIXELS,
+        description="pixels of a picture that are decoded at most: larger JPEG files are decoded "
+        "at a half, a quarter or an eighth of their size, other files are refused",
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0 leaves it to torch and the backend"
@@ -238,7 +246,7 @@ def _run(args: argparse.Namespace) -> int:
         chosen = _settings(args)
         if args.check_config:
             return _check(chosen)
-        for name in ("source", "target", "threads", "device"):
+        for name in ("source", "target", "threads", "device", "max_picture_pixels"):
             setattr(args, name, getattr(chosen, name))
     return int(args.command(args))
 

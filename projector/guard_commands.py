@@ -80,7 +80,7 @@ def _guard(args: argparse.Namespace) -> int:
     from projector.learn_risk import learn
     from projector.vlm import VLM
 
-    data = open_folder(args.held)
+    data = open_folder(args.held, args.max_picture_pixels)
     if isinstance(data, Texts):
         raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
     data.require_questions(args.questions)

@@ -209,7 +209,7 @@ def _inputs(args: argparse.Namespace) -> Any:
     from projector.dataset import Dataset
     from projector.views import FrozenMap
 
-    data = Dataset(args.data)
+    data = Dataset(args.data, args.max_picture_pixels)
     source, target = _models(args, data)
     frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
     return data, _collect(data, source, target, args.corpus, None, make=False), frozen

@@ -86,7 +86,7 @@ def _create(args: argparse.Namespace) -> int:
     certification = _certification(args.certification)
     bundle = cli._intact(folder)
     selector = select.get(args.selector or bundle.encoder.selector)
-    picture = pictures.read(args.picture)
+    picture = pictures.read(args.picture, max_pixels=chosen.max_picture_pixels)
     vlm = _vlm(model, chosen, chosen.source_dtype)
     bundle = Bundle.load(folder, vlm.layout, bundle.info.target)
     state = vlm.states(vlm.prefill([picture]))[0]

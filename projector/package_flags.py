@@ -54,7 +54,7 @@ def _create(add: Add, run: Run) -> None:
         "create",
         "let a model see a picture and pack what it saw",
         run,
-        ("source", "source_dtype", *_MODEL),
+        ("source", "source_dtype", "max_picture_pixels", *_MODEL),
         f"projector package create yard{SUFFIX} --model models/edge-a --picture yard.jpg "
         "--bundle bundles/edge-a-cloud --creator 'yard team' --share 0.9",
         f"projector package create yard{SUFFIX} --model models/edge-a --picture yard.jpg "

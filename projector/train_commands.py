@@ -173,7 +173,7 @@ def register(commands: Any) -> None:
 def _make(args: argparse.Namespace) -> int:
     from projector.dataset import open_folder
 
-    data = open_folder(args.data)
+    data = open_folder(args.data, args.max_picture_pixels)
     corpus = _collect(data, *_models(args, data), args.corpus, args.count)
     print(
         f"{len(corpus)} {data.unit}s, {corpus.x.shape[1]} -> {corpus.y.shape[1]} tokens, "
@@ -211,7 +211,7 @@ def _train_one(args: argparse.Namespace) -> int:
     member = configured(cls, args.set)
     if args.directions and cls.name not in ("low_rank", "ridge"):
         raise ConfigError(f"--directions goes with --family low_rank or ridge, not '{cls.name}'")
-    data = open_folder(args.data)
+    data = open_folder(args.data, args.max_picture_pixels)
     source, target = _models(args, data)
     whole = _collect(data, source, target, args.corpus, None, make=False)
     if args.directions:
@@ -326,7 +326,7 @@ def _validate(args: argparse.Namespace) -> int:
     from projector.fit import edge_answers, untrained_edge_states
     from projector.train import Trainer, TrainSettings
 
-    data = open_folder(args.data)
+    data = open_folder(args.data, args.max_picture_pixels)
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     corpus = _collect(data, source, target, args.corpus, None, make=False)
@@ -384,7 +384,7 @@ def _export(args: argparse.Namespace) -> int:
     from projector.validate import PRECISIONS
     from protos.layout import read_json
 
-    data = open_folder(args.data)
+    data = open_folder(args.data, args.max_picture_pixels)
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
