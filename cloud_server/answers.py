@@ -38,6 +38,7 @@ class Computation:
         self.timings = pb.Timings()
         self.distortion = pb.DistortionReport()
         self.fallback = ""
+        self.warnings: list[str] = []
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []
 

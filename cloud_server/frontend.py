@@ -391,7 +391,7 @@ class Bridge:
                 return
             if known is None:
                 known = Computation(request.request_id, frame_number, request.question, received_ns)
-                known.distortion, known.fallback = session.report(frame_number)
+                known.distortion, known.fallback, known.warnings = session.report(frame_number)
                 job = Job(
                     id=next(self._numbers),
                     session=session.id.hex(),
@@ -659,8 +659,13 @@ class Bridge:
                 self._publish(topic, job, getattr(said, f"{topic}_ns"))
             computation.distortion.expected_error = said.expected_error
             computation.distortion.bound = said.bound
+            computation.warnings = said.warnings
+            self._warn(job, said.warnings)
             session.remember_report(
-                computation.frame_number, computation.distortion, computation.fallback
+                computation.frame_number,
+                computation.distortion,
+                computation.fallback,
+                computation.warnings,
             )
             if not computation.question:
                 self._end(session, computation, None)
@@ -690,6 +695,7 @@ class Bridge:
             timings=timings,
             distortion=computation.distortion,
             fallback=computation.fallback,
+            warnings=computation.warnings,
         )
         self._end(session, computation, answer)
         self._publish("answered", job, time.monotonic_ns(), tokens=said.tokens)
@@ -757,6 +763,13 @@ class Bridge:
                 code=error.code,
                 error=error.name,
                 message=error.message,
+            )
+
+    def _warn(self, job: Job, warnings: list[str]) -> None:
+        for name in warnings:
+            self._metrics.warnings.labels(name).inc()
+            self._log.warning(
+                name, request_id=job.request_id, session=job.session, frame=job.frame_number
             )
 
     def _more(self, name: str, count: int) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -169,6 +169,7 @@ class Accepted:
         decoded_ns: when decoding ended (the host's monotonic clock); likewise the other two.
         expected_error: the cloud's calibrated estimate of its cache's relative error; 0: none.
         bound: guaranteed bound on what quantization adds; 0: none.
+        warnings: names of reasons not to rely on answers about the scene.
     """
 
     job: int
@@ -181,6 +182,7 @@ class Accepted:
     injected_ns: int
     expected_error: float = 0.0
     bound: float = 0.0
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -282,13 +284,13 @@ def pack(message: Message) -> list[bytes]:
     """Write a message as frames of a multipart: a JSON header, then one buffer per bytes field."""
     plain: dict[str, Any] = {"kind": type(message).__name__}
     buffers: list[bytes] = []
-    for field in fields(message):
-        value = getattr(message, field.name)
-        if field.type == "bytes":
-            plain[field.name] = len(value)
+    for entry in fields(message):
+        value = getattr(message, entry.name)
+        if entry.type == "bytes":
+            plain[entry.name] = len(value)
             buffers.append(value)
         else:
-            plain[field.name] = value
+            plain[entry.name] = value
     return [json.dumps(plain, separators=(",", ":")).encode(), *buffers]
 
 
@@ -306,15 +308,15 @@ def unpack(frames: Sequence[bytes]) -> Message:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FrameMalformedError(f"engine link: an unreadable header ({error})") from error
     buffers = list(frames[1:])
-    for field in fields(cls):
-        value = plain.get(field.name)
-        if field.type == "bytes":
+    for entry in fields(cls):
+        value = plain.get(entry.name)
+        if entry.type == "bytes":
             if not buffers or len(buffers[0]) != value:
-                raise FrameMalformedError(f"engine link: {cls.__name__}.{field.name} is cut short")
-            plain[field.name] = buffers.pop(0)
-        elif not isinstance(value, _JSON_TYPES[str(field.type)]):
+                raise FrameMalformedError(f"engine link: {cls.__name__}.{entry.name} is cut short")
+            plain[entry.name] = buffers.pop(0)
+        elif not isinstance(value, _JSON_TYPES[str(entry.type)]):
             raise FrameMalformedError(
-                f"engine link: {cls.__name__}.{field.name} is {value!r}, not {field.type}"
+                f"engine link: {cls.__name__}.{entry.name} is {value!r}, not {entry.type}"
             )
     if buffers or len(plain) != len(fields(cls)):
         raise FrameMalformedError(f"engine link: {cls.__name__} brings more than its fields")

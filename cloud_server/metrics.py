@@ -54,7 +54,12 @@ class Metrics:
         self.frames = self._counter("frames_total", "Intact frames received, by point", "point")
         self.fallbacks = self._counter(
             "fallbacks_total",
-            "Pictures received in the place of frames, by cause: distortion or unfamiliar",
+            "Pictures received in the place of frames (distortion, unfamiliar, degenerate)",
+            "cause",
+        )
+        self.warnings = self._counter(
+            "warnings_total",
+            "Pictures received that show nothing to answer from (degenerate)",
             "cause",
         )
         self.frame_kinds = self._counter(

@@ -64,7 +64,7 @@ class Session:
     target: KVLayout | None = None
     back: tuple[OperatingPoint, ...] = ()
     known_digest: str = ""
-    _reports: OrderedDict[int, tuple[pb.DistortionReport, str]] = field(
+    _reports: OrderedDict[int, tuple[pb.DistortionReport, str, list[str]]] = field(
         default_factory=OrderedDict, repr=False
     )
 
@@ -83,17 +83,17 @@ class Session:
         return session_constants(self.id, self.target.fingerprint, self.offer.bundle_digest)
 
     def remember_report(
-        self, frame_number: int, report: pb.DistortionReport, fallback: str
+        self, frame_number: int, report: pb.DistortionReport, fallback: str, warnings: list[str]
     ) -> None:
-        """Keep a scene's distortion, and why it is a picture, for answers to later questions."""
-        self._reports[frame_number] = report, fallback
+        """Keep a scene's distortion, why it is a picture, and warnings, for later questions."""
+        self._reports[frame_number] = report, fallback, warnings
         self._reports.move_to_end(frame_number)
         if len(self._reports) > _REPORTS:
             self._reports.popitem(last=False)
 
-    def report(self, frame_number: int) -> tuple[pb.DistortionReport, str]:
-        """A scene's distortion and fallback; empty if they are not remembered."""
-        return self._reports.get(frame_number) or (pb.DistortionReport(), "")
+    def report(self, frame_number: int) -> tuple[pb.DistortionReport, str, list[str]]:
+        """A scene's distortion, fallback and warnings; empty if they are not remembered."""
+        return self._reports.get(frame_number) or (pb.DistortionReport(), "", [])
 
 
 class Sessions:

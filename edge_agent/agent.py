@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from edge_agent.budget import Budget
 from edge_agent.encode import AUTO, Clock, Plan, choose_point
+from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Guarded, Outgoing, View, check_question
 from edge_agent.records import AnswerRecord
@@ -26,6 +27,7 @@ from protos.errors import (
     BridgeError,
     ConfigError,
     ContextError,
+    DegenerateError,
     DistortionError,
     LateError,
     OfflineError,
@@ -38,7 +40,7 @@ from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
 
-GUARDED = (DistortionError, UnfamiliarError)
+GUARDED = (DistortionError, UnfamiliarError, DegenerateError)
 """Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
 
 Ended = TypeVar("Ended")
@@ -203,6 +205,9 @@ class Agent:
                     "brings its own"
                 )
             view = View(capture, self.model, self.plan, self.metrics, self.clock, self.budget)
+            if view.degenerate:
+                self.metrics.warnings.labels(DEGENERATE).inc()
+                self.log.warning(DEGENERATE, capture=capture.name, cause=view.degenerate)
             if self.plan.point != "picture" or self.edge_only_too:
                 await asyncio.to_thread(view.see)
         except (PictureError, ContextError) as error:
@@ -403,6 +408,7 @@ class Agent:
             from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
             fallback=fallback,
             risk=packed.risk if packed else kept_back.risk if kept_back else None,
+            warnings=_warnings(view, outcome),
             error=_error(error),
         )
         if outcome.attempts:
@@ -466,6 +472,13 @@ def _server_ms(outcome: Outcome) -> dict[str, float]:
         entry.name.removesuffix("_ms"): getattr(timings, entry.name)
         for entry in timings.DESCRIPTOR.fields
     }
+
+
+def _warnings(view: View, outcome: Outcome) -> tuple[str, ...]:
+    """What this side and the service warn of, each once."""
+    mine = (DEGENERATE,) if view.degenerate else ()
+    theirs = outcome.answer.warnings if outcome.answer is not None else ()
+    return tuple(dict.fromkeys((*mine, *theirs)))
 
 
 def _feedback(returned: Returned | None) -> dict[str, object] | None:

@@ -12,15 +12,16 @@ from typing import Literal
 
 from projector.encoder import Encoder
 from projector.risk import Floats, features
-from protos.errors import BridgeError, DistortionError, UnfamiliarError
+from protos.errors import BridgeError, DegenerateError, DistortionError, UnfamiliarError
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
 
 Mode = Literal["off", "measure", "edge_only", "picture"]
-Cause = Literal["distortion", "unfamiliar"]
+Cause = Literal["distortion", "unfamiliar", "degenerate"]
 
 DISTORTION: Cause = "distortion"
 UNFAMILIAR: Cause = "unfamiliar"
+DEGENERATE: Cause = "degenerate"
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,8 @@ def refusal(cause: Cause, risk: float, limit: float) -> BridgeError:
         f"from this frame the answer would differ from the picture's with probability {risk:.2f}, "
         f"{limit:.2f} is accepted"
     )
+
+
+def nothing_to_see(reason: str) -> BridgeError:
+    """The error that stands for a frame of a picture that shows nothing."""
+    return DegenerateError(f"the picture shows nothing to answer from: {reason}")

@@ -68,10 +68,13 @@ class Metrics:
         self.risk = self._histogram(
             "risk_ratio", "Probability that a frame is answered otherwise than its picture", _RATIO
         )
+        self.warnings = self._counter(
+            "warnings_total", "Captures that show nothing to answer from (degenerate)", "cause"
+        )
         self.fallbacks = self._counter(
             "fallbacks_total",
-            "Questions whose answer is not the projected frame's (distortion, unfamiliar, late, "
-            "corrupt, incompatible, offline)",
+            "Questions whose answer is not the projected frame's (distortion, unfamiliar, "
+            "degenerate, late, corrupt, incompatible, offline)",
             "cause",
         )
         self.answers = self._counter("answers_total", "Questions answered by the service")

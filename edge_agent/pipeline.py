@@ -14,12 +14,21 @@ import numpy as np
 
 from edge_agent.budget import Budget
 from edge_agent.encode import PICTURE, Clock, Coded, Plan, choose_point, encode_state
-from edge_agent.guard import DISTORTION, Question, more_faithful, refusal
+from edge_agent.guard import (
+    DEGENERATE,
+    DISTORTION,
+    Cause,
+    Question,
+    more_faithful,
+    nothing_to_see,
+    refusal,
+)
 from edge_agent.metrics import Metrics
 from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Seen, Sight
+from projector.pictures import degenerate
 from projector.tokens import sound
 from protos.errors import (
     BridgeError,
@@ -69,6 +78,10 @@ class View:
         clock: seconds.
         budget: chooses the operating point where the plan leaves that open.
 
+    Attributes:
+        degenerate: why the picture shows nothing that a question could be answered from; empty
+            where it may, and for texts.
+
     Raises:
         BridgeError: the capture has neither: why.
     """
@@ -88,6 +101,7 @@ class View:
         self.capture = capture
         self.plan = plan
         self.prefill_ms = 0.0
+        self.degenerate = "" if isinstance(seen, str) else degenerate(seen)
         self._seen = seen
         self._model = model
         self._metrics = metrics
@@ -150,8 +164,11 @@ class View:
                 about = self._about(session, question)
                 found = replace(found, risk=about.risk(figures))
                 self._metrics.risk.observe(about.risk(figures))
-                if guard.acts():
+                if guard.acts() and not self.degenerate:
                     found = self._guarded(session, about, found, figures, key)
+            if figures is not None and guard.acts() and self.degenerate:
+                error = nothing_to_see(self.degenerate)
+                found = self._instead(session, found, DEGENERATE, error, key)
         if found.refused is None:
             check_size(found.coded, session.limits)
         return found
@@ -170,8 +187,7 @@ class View:
         cause = about.cause(figures, limit or 0.0)
         if cause is None:
             return found
-        picture = next((p for p in session.points.values() if p.kind == PICTURE), None)
-        allowed = picture if guard.mode == PICTURE else None
+        allowed = self._picture_point(session)
         if cause == DISTORTION:
             for point in more_faithful(found.coded.point, session.points, session.ladder):
                 coded = self._at(session, point, key)
@@ -182,9 +198,24 @@ class View:
                     if len(instead.payload) <= len(coded.payload):
                         break  # the picture costs no more, and says all
                 return Guarded(coded, about.risk(coded.distortion))
+        return self._instead(
+            session, found, cause, refusal(cause, found.risk or 0.0, limit or 0.0), key
+        )
+
+    def _instead(
+        self, session: Session, found: Guarded, cause: Cause, error: BridgeError, key: bool
+    ) -> Guarded:
+        """The picture in a frame's place where that may be sent, or neither."""
+        allowed = self._picture_point(session)
         if allowed is not None:
             return Guarded(self._at(session, allowed, key), found.risk, cause)
-        return replace(found, refused=refusal(cause, found.risk or 0.0, limit or 0.0))
+        return replace(found, refused=error)
+
+    def _picture_point(self, session: Session) -> OperatingPoint | None:
+        """The point at which the guard may send pictures, if it may."""
+        if self.plan.guard.mode != PICTURE:
+            return None
+        return next((p for p in session.points.values() if p.kind == PICTURE), None)
 
     def _about(self, session: Session, question: str) -> Question:
         sight = self._see()

@@ -49,10 +49,12 @@ class AnswerRecord:
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
-            late, corrupt, incompatible, offline): then it is the service's answer to the picture,
-            or, with an error, the small model's.
+            degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
+            the picture, or, with an error, the small model's.
         risk: probability that the frame is answered otherwise than its picture would be; None where
             the guard did not look.
+        warnings: names of what an answer should not be trusted for: `degenerate`, the picture shows
+            nothing to answer from (one flat colour, one side over 64 times the other).
         error: None, or `code`, `name` and `message` of what ended the question.
     """
 
@@ -77,6 +79,7 @@ class AnswerRecord:
     from_memory: bool = False
     fallback: str = ""
     risk: float | None = None
+    warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
 
     def to_json(self) -> str:

@@ -411,7 +411,13 @@ def degenerate(picture: Image.Image) -> str:
     width, height = picture.size
     if max(width, height) > _LONGEST_SHAPE * min(width, height):
         return f"{width} x {height} pixels, one side is over {_LONGEST_SHAPE} times the other"
-    extrema: Any = picture.convert("RGB").getextrema()
-    if all(high - low <= _SAME_LEVELS for low, high in extrema):
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    few = rgb.resize((16, 16), Image.Resampling.NEAREST)
+    if _flat(few) and _flat(rgb):
         return "one flat colour"
     return ""
+
+
+def _flat(picture: Image.Image) -> bool:
+    levels: Any = picture.getextrema()
+    return all(high - low <= _SAME_LEVELS for low, high in levels)

@@ -95,6 +95,15 @@ class UnsupportedModelError(BridgeError):
     exit_code = 14
 
 
+class DegenerateError(BridgeError):
+    """A picture that shows nothing, such as one flat colour; made at the edge, never sent."""
+
+    code = 107
+    name = "degenerate"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 16
+
+
 # ------------------------------------------------------------------ 2xx: the bytes of a frame
 
 
@@ -395,6 +404,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         PictureError,
         ModelError,
         UnsupportedModelError,
+        DegenerateError,
         FrameTruncatedError,
         FrameCorruptError,
         FrameMalformedError,

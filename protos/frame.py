@@ -61,7 +61,12 @@ _ALL_KEPT = 0x80
 _DELTA = 0x40
 _DIFFERENCES = 0x20
 # The same bits of a picture's header: why the guard sends it in a frame's place.
-_CAUSES = {"": 0, "distortion": _DELTA, "unfamiliar": _DIFFERENCES}
+_CAUSES = {
+    "": 0,
+    "distortion": _DELTA,
+    "unfamiliar": _DIFFERENCES,
+    "degenerate": _DELTA | _DIFFERENCES,
+}
 # A distortion figure's byte: 0 is 0, any other b is 10 ** ((b - _ONE) / _PER_DECADE).
 _ONE, _PER_DECADE = 176, 64
 _LENGTH = struct.Struct("<I")
@@ -363,7 +368,8 @@ class Header:
         base: Of a delta frame, the frame of the session that it changes, at most 65535 before it;
             `kept` then says which tokens are new. None for a key frame.
         differences: The payload holds differences to the base's latents, not latents.
-        cause: Of a picture that the guard sends in a frame's place, why: distortion or unfamiliar.
+        cause: Of a picture that the guard sends in a frame's place, why: distortion, unfamiliar or
+            degenerate.
         version: Of this layout.
     """
 
@@ -589,10 +595,7 @@ def _check_tokens(point: int, tokens: int) -> None:
 
 def _cause(flagged: int) -> str:
     bits = flagged & (_DELTA | _DIFFERENCES)
-    cause = next((name for name, bit in _CAUSES.items() if bit == bits), None)
-    if cause is None:
-        raise FrameMalformedError("a picture has two causes to be in a frame's place")
-    return cause
+    return next(name for name, bit in _CAUSES.items() if bit == bits)
 
 
 def _check_delta(point: int, delta: bool, differences: bool) -> None:

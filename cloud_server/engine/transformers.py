@@ -29,6 +29,7 @@ from projector.backends import Backend
 from projector.bundle import Bundle
 from projector.encoder import Floats, Held, Mask
 from projector.lm import LM, TEXT_TOKENS, reads_only_texts
+from projector.pictures import DEGENERATE, degenerate
 from projector.signing import TrustedKeys
 from projector.vlm import VLM
 from protos.errors import (
@@ -74,6 +75,7 @@ class _Work:
     prefill_s: float = 0.0
     prefilled_ns: int = 0
     told: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def queue_s(self) -> float:
@@ -356,6 +358,8 @@ class TransformersEngine(Engine):
                 for pair in pictures:
                     self._see([pair])
             return
+        for work, picture in pictures:
+            work.warnings = [DEGENERATE] if degenerate(picture) else []
         start = made.prefix_tokens
         self._inject(
             [work for work, _ in pictures],
@@ -393,6 +397,7 @@ class TransformersEngine(Engine):
                     decoded_ns=work.decoded_ns,
                     projected_ns=projected_ns,
                     injected_ns=injected_ns,
+                    warnings=work.warnings,
                 )
             )
 

@@ -179,6 +179,43 @@ def test_an_answer_says_why_the_picture_came_in_the_frames_place(
     assert client.answer(client.picture(stage.picture_file(5), number=98)).fallback == ""
 
 
+def test_an_answer_to_a_picture_that_shows_nothing_carries_a_warning(
+    server: stage.Server, client: stage.Client
+) -> None:
+    count = 'neural_bridge_cloud_warnings_total{cause="degenerate"}'
+    before = _metric(server, count) if count in _get(server, "/metrics")[1] else 0
+    for number, size in enumerate([(48, 48), (1, 1), (2, 300)], start=110):
+        file = io.BytesIO()
+        Image.new("RGBA", size, (200, 30, 40, 0)).save(file, "PNG")
+        frame = client.picture(file.getvalue(), number=number, cause="degenerate" * (number > 110))
+        answer = client.answer(frame)
+        assert list(answer.warnings) == ["degenerate"]
+        assert answer.fallback == "degenerate" * (number > 110)
+        assert list(client.answer(frame).warnings) == ["degenerate"], "from memory too"
+        assert list(_ask(client, number, stage.QUESTION)[-1].answer.warnings) == ["degenerate"]
+        assert _metric(server, count) == before + number - 109, "once a picture"
+    assert not client.answer(client.picture(stage.picture_file(5), number=120)).warnings
+    assert not client.answer(client.frame(seed=121)).warnings
+
+
+def test_a_picture_is_turned_upright_by_the_service(client: stage.Client) -> None:
+    upright = Image.open(io.BytesIO(stage.picture_file(7))).crop((0, 0, 48, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    answers = []
+    for number, (picture, how) in enumerate(
+        [(upright, {}), (upright.rotate(180), {"exif": exif}), (upright.rotate(180), {})], start=130
+    ):
+        file = io.BytesIO()
+        picture.save(file, "PNG", **how)
+        sent = client.picture(file.getvalue(), number=number, question="")
+        client.infer(sent)
+        answers.append(
+            [_ask(client, number, f"what is {place} ?")[-1].answer.text for place in range(6)]
+        )
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_a_held_scene_is_asked_about_and_gives_the_answer_of_asking_at_once(
     client: stage.Client,
 ) -> None:

@@ -50,7 +50,14 @@ class Captures:
 
 
 def capture(name: str, size: int = 9, questions: tuple[str, ...] = ()) -> Capture:
-    return Capture(name, Image.new("RGB", (size, size), (len(name), 5, 6)), 7.0, questions)
+    picture = Image.new("RGB", (size, size), (len(name), 5, 6))
+    picture.putpixel((size - 1, 0), (9, 5, 6))  # one flat colour would be warned of
+    return Capture(name, picture, 7.0, questions)
+
+
+def nothing(name: str, size: tuple[int, int] = (9, 9)) -> Capture:
+    """A capture that shows nothing."""
+    return Capture(name, Image.new("RGB", size, (90, 90, 90)), 7.0)
 
 
 class Run:
@@ -432,3 +439,25 @@ def test_the_distortion_limit_moves_the_agent_off_the_servers_default(tmp_path: 
     run.served.encoder = replace(encoder, points=(low, fp8, raw))
     run()
     assert run.records[0].point == "fp8"
+
+
+def test_a_picture_that_shows_nothing_is_warned_of_in_record_log_and_metrics(
+    tmp_path: Path,
+) -> None:
+    captures = [nothing("flat"), capture("yard"), nothing("line", (2, 200))]
+    run = Run(captures, tmp_path, questions=("x", "y"))
+    summary = run()
+    assert summary.answered == 6, "by default nothing follows from it"
+    warned = {record.capture: record.warnings for record in run.records}
+    assert warned == {"flat": ("degenerate",), "yard": (), "line": ("degenerate",)}
+    assert json.loads(run.records[0].to_json())["warnings"] == list(run.records[0].warnings)
+    assert run.value("warnings_total", cause="degenerate") == 2, "once a capture"
+    logged = [json.loads(line) for line in run.logged.getvalue().splitlines()]
+    said = {one["capture"]: one["cause"] for one in logged if one["event"] == "degenerate"}
+    assert said["flat"] == "one flat colour" and said["line"].startswith("2 x 200 pixels")
+
+
+def test_what_the_service_warns_of_is_in_the_record(tmp_path: Path) -> None:
+    run = Run([capture("a"), nothing("flat")], tmp_path, questions=("x",), warnings=("degenerate",))
+    run()
+    assert [record.warnings for record in run.records] == [("degenerate",)] * 2, "each once"

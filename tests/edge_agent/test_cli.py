@@ -34,7 +34,9 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(3):
-        Image.new("RGB", (9, 9), (i * 50, 1, 2)).save(folder / f"{i}.png")
+        picture = Image.new("RGB", (9, 9), (i * 50, 1, 2))
+        picture.putpixel((8, 0), (255, 1, 2))  # one flat colour would be warned of
+        picture.save(folder / f"{i}.png")
     return folder
 
 

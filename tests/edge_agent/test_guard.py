@@ -12,10 +12,11 @@ import pytest
 from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
 from edge_agent.picture import PictureCodec
+from edge_agent.sources import Capture
 from projector.risk import RiskModel, feature_count
 from protos.errors import OverloadedError
 from protos.frame import OperatingPoint, parse_infer_request, unpack_header
-from tests.edge_agent.test_agent import Run, capture
+from tests.edge_agent.test_agent import Run, capture, nothing
 from tests.fakes.fake_edge import RANK
 
 SMALL_PICTURE = b"smaller than a frame"
@@ -24,9 +25,16 @@ NEEDS_BITS = {"bias": -3.0, "quantize": 60.0}
 """Risky at the point `low`, whose error on its tokens is above 0.05; safe at `fp8`, with 0.02."""
 
 
-def guarded(tmp_path: Path, guard: Guard, bias: float, quantize: float = 0.0, **kwargs: Any) -> Run:
+def guarded(
+    tmp_path: Path,
+    guard: Guard,
+    bias: float,
+    quantize: float = 0.0,
+    of: Capture | None = None,
+    **kwargs: Any,
+) -> Run:
     plan = Plan("low", guard=guard)
-    run = Run([capture("a")], tmp_path, questions=("is it ?",), plan=plan, **kwargs)
+    run = Run([of or capture("a")], tmp_path, questions=("is it ?",), plan=plan, **kwargs)
     weights = np.zeros(feature_count(RANK), np.float32)
     weights[0] = quantize
     risk = RiskModel(np.zeros_like(weights), weights, bias, limit=0.5)
@@ -105,6 +113,50 @@ def test_a_picture_stays_on_the_device_and_the_small_model_answers(tmp_path: Pat
     assert record.point == "low" and record.distortion["quantize"] > 0.05
     assert run.value("frames_coded_total", kind="key") == 0
     assert run.value("quantization_error_ratio_count") == 0
+
+
+SAFE = {"bias": -9.0}
+
+
+def test_a_picture_that_shows_nothing_is_sent_itself_under_its_own_cause(tmp_path: Path) -> None:
+    """However sure the risk model is: it never saw such pictures."""
+    for number, risk in enumerate((SAFE, HOPELESS, NEEDS_BITS)):
+        run = guarded(tmp_path / str(number), Guard("picture"), of=nothing("a"), **risk)
+        record = run.records[0]
+        assert (record.point, record.fallback) == ("picture", "degenerate")
+        assert (record.answer, record.warnings) == ("about is it ?", ("degenerate",))
+        assert record.risk is not None and run.value("fallbacks_total", cause="degenerate") == 1
+        ((raw,),) = run.served.messages.values()
+        sent = parse_infer_request(raw)
+        assert unpack_header(sent.frame.header, sent.frame.payload)[0].cause == "degenerate"
+
+
+def test_a_picture_that_shows_nothing_stays_where_no_picture_may_go(tmp_path: Path) -> None:
+    run = guarded(tmp_path, Guard("edge_only"), of=nothing("a"), **SAFE)
+    record = run.records[0]
+    assert (record.answer, record.edge_answer) == (None, "edge is it ?")
+    assert (record.fallback, record.warnings) == ("degenerate", ("degenerate",))
+    assert not run.served.requests
+    assert record.error is not None and record.error["name"] == "degenerate"
+    assert "one flat colour" in record.error["message"]
+
+
+def test_a_picture_that_shows_nothing_needs_no_risk_model_to_be_kept_back(tmp_path: Path) -> None:
+    plan = Plan("low", guard=Guard("edge_only"))
+    run = Run([nothing("a"), capture("b")], tmp_path, questions=("is it ?",), plan=plan)
+    run()
+    assert run.served.encoder.risk is None
+    assert {r.capture: r.fallback for r in run.records} == {"a": "degenerate", "b": ""}
+
+
+@pytest.mark.parametrize("mode", ["off", "measure"])
+def test_a_guard_that_only_looks_lets_a_picture_that_shows_nothing_go(
+    tmp_path: Path, mode: str
+) -> None:
+    run = guarded(tmp_path, Guard(mode), of=nothing("a"), **SAFE)  # type: ignore[arg-type]
+    record = run.records[0]
+    assert (record.point, record.fallback, record.error) == ("low", "", None)
+    assert record.warnings == ("degenerate",)
 
 
 def test_bits_that_do_not_suffice_are_the_cause_that_is_given(tmp_path: Path) -> None:

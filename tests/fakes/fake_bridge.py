@@ -72,6 +72,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     apart: bool = True
     elsewhere: bool = False
     cap_bytes: int = 4 << 20
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.sessions: dict[bytes, bytes] = {}
@@ -267,6 +268,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                     tokens=2,
                     timings=pb.Timings(ttft_ms=1.5, total_ms=2.0),
                     distortion=header.distortion.to_proto(expected_error=0.25),
+                    warnings=self.warnings,
                 )
             )
 

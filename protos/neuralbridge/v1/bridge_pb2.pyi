@@ -145,20 +145,22 @@ class Token(_message.Message):
     def __init__(self, text: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback")
+    __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback", "warnings")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     DISTORTION_FIELD_NUMBER: _ClassVar[int]
     FROM_MEMORY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: int
     timings: Timings
     distortion: DistortionReport
     from_memory: bool
     fallback: str
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., distortion: _Optional[_Union[DistortionReport, _Mapping]] = ..., from_memory: _Optional[bool] = ..., fallback: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., distortion: _Optional[_Union[DistortionReport, _Mapping]] = ..., from_memory: _Optional[bool] = ..., fallback: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_ms", "decode_ms", "project_ms", "inject_ms", "prefill_ms", "generate_ms", "ttft_ms", "total_ms")
