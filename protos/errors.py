@@ -96,8 +96,7 @@ class UnsupportedModelError(BridgeError):
 
 
 class DegenerateError(BridgeError):
-    """A picture that shows nothing, such as one flat colour; made at the edge, never sent."""
-
+    summary = "A picture that shows nothing, such as one flat colour; made at the edge, never sent."
     code = 107
     name = "degenerate"
     grpc_status = "FAILED_PRECONDITION"
