@@ -43,8 +43,7 @@ def with_codes(proto: str) -> str:
     table = []
     for code, cls in sorted(ERRORS.items()):
         again = ", again" if cls.retryable else ""
-        means = (cls.__doc__ or "").splitlines()[0]
-        line = f"{code} {cls.name}, {cls.grpc_status}{again}: {means}"
+        line = f"{code} {cls.name}, {cls.grpc_status}{again}: {cls.summary}"
         table += textwrap.wrap(
             line, 100, initial_indent="//   ", subsequent_indent="//       ", break_on_hyphens=False
         )
