@@ -133,7 +133,8 @@ def _about(args: argparse.Namespace) -> Source:
         return (Capture(where.name, None, time.time(), text=read_text(where)),)
     path = Path(args.picture)
     if not path.is_file():
-        raise PictureError(f"{path}: there is no such file")
+        there = "it is no regular file" if path.exists() else "there is no such file"
+        raise PictureError(f"{path}: {there}")
     return Folder.from_path(path)
 
 
@@ -188,6 +189,10 @@ def _work(
         chosen.log_level, "edge_agent", bar=bar, on_drop=metrics.log_lines_dropped.inc
     )
     logs.adopt_libraries(log)
+    if skipped := getattr(source, "skipped", None):
+        log.warning("entries of the source passed over", source=chosen.source, **skipped)
+        for kind, number in skipped.items():
+            metrics.entries_skipped.labels(kind).inc(number)
     with ExitStack() as stack:
         uplinks: list[Uplink] = []
         if chosen.metrics_port is not None:

@@ -38,6 +38,9 @@ class Metrics:
         self.capture_errors = self._counter(
             "capture_errors_total", "Captures that were no picture or could not be encoded", "error"
         )
+        self.entries_skipped = self._counter(
+            "source_entries_skipped_total", "Entries of the source's folder passed over", "kind"
+        )
         self.frames_sent = self._counter(
             "frames_sent_total", "Frames written to a stream, resends included", "point"
         )

@@ -12,9 +12,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from projector import tables
+from projector import preflight, tables
 from projector.arguments import count, whole
-from projector.train_commands import _add_device, _collect, _command, _models
+from projector.train_commands import (
+    _add_device,
+    _collect,
+    _command,
+    _models,
+    corpus_size,
+    open_data,
+)
 from protos.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,7 +104,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from projector.bundle import Bundle, write_next
     from projector.calibrate import FIXED, with_fixed
     from projector.corpus import Corpus
-    from projector.dataset import Dataset, Texts, open_folder
+    from projector.dataset import Dataset, Texts
     from projector.lm import LM
     from projector.texts import fresh_of
 
@@ -110,8 +117,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.selector and select.require(args.selector) is select.TaskAware and not learns:
         raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
     data, held = (
-        open_folder(args.data, args.max_picture_pixels),
-        open_folder(args.held, args.max_picture_pixels),
+        open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held)
     )
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
@@ -120,14 +126,24 @@ def _calibrate(args: argparse.Namespace) -> int:
         if any(given["quiet"]) or any(given["tokens"] or ()) or args.selector:
             raise ConfigError("texts travel whole: no --quiet, no --tokens and no --selector")
     sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
+    info = Bundle.peek(args.bundle)
+    ladder.grid(sweep, info.rank)  # what it refuses, it refuses before anything is run
+    preflight.writable(args.out)
+    sizes = [
+        corpus_size(folder, len(inputs))
+        for folder, inputs in ((args.corpus, data), (args.held_corpus, held))
+    ]
+    held.require_questions(args.questions, range(sizes[1]))
+    preflight.asked(held, range(sizes[1]), "calibrating")
+    if learns and not isinstance(data, Texts):
+        few = range(min(args.selector_pictures, sizes[0]))
+        preflight.asked(data, few, "--selector-pictures above 0")
     source, target = _models(args, data)
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
-    ladder.grid(sweep, bundle.encoder.rank)  # what it refuses, it refuses before anything is run
     corpora = [
         _collect(pictures, source, target, folder, None, make=False)
         for pictures, folder in ((data, args.corpus), (held, args.held_corpus))
     ]
-    held.require_questions(args.questions, range(len(corpora[1])))
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
 
     def judge(pictures: Dataset, corpus: Corpus) -> ladder.Judge:
@@ -143,9 +159,9 @@ def _calibrate(args: argparse.Namespace) -> int:
         print(f"not held out: {again} of the {len(corpora[1])} held-out inputs are in DATA too")
     encoder = bundle.encoder
     if args.selector_pictures and not isinstance(data, Texts):
-        few = corpora[0].part(slice(args.selector_pictures))
+        learnt_from = corpora[0].part(slice(args.selector_pictures))
         with tables.doing("learning what the selector task_aware goes by"):
-            weights = ladder.learn_task_weights(judge(data, few), encoder)
+            weights = ladder.learn_task_weights(judge(data, learnt_from), encoder)
         encoder = replace(encoder, task_weights=weights)
     encoder = replace(encoder, selector=args.selector or encoder.selector)
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError
@@ -63,7 +64,64 @@ S = TypeVar("S", bound=TypedSettings)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are typed errors, with the exit code of the rest."""
+    """An argument parser whose complaints are typed errors, with the exit code of the rest.
+
+    Flags are not abbreviated: a later version could have another that begins alike. Of an unknown
+    flag or command the nearest known one is named.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; an unknown flag is refused before anything else is said of the command line.
+
+        Raises:
+            ConfigError: an unknown flag, or whatever else `error` is called for.
+        """
+        typed = list(sys.argv[1:] if args is None else args)
+        for text in typed:
+            name = text.partition("=")[0]
+            if name == "--" or (self._subparsers is not None and not name.startswith("-")):
+                break  # values follow, or what belongs to a command
+            flag = name.startswith("--") and " " not in text
+            if flag and name not in self._option_string_actions:
+                self._unknown(name)
+        found, extra = super().parse_known_args(typed, namespace)
+        for text in extra:
+            if text.startswith("-") and text != "-":
+                self._unknown(text.partition("=")[0])
+        return found, extra
+
+    def _unknown(self, name: str) -> NoReturn:
+        hint = nearest(name, self._flags())
+        inner = {} if hint or self._subparsers is None else self._commands()
+        for command, parser in inner.items():
+            if near := nearest(name, parser._flags(), f"{command} {{}}"):
+                hint = near
+                break
+        self.error(f"there is no flag {name}{hint}")
+
+    def _flags(self) -> list[str]:
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def _commands(self) -> dict[str, Parser]:
+        return {
+            name: parser
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for name, parser in action.choices.items()
+        }
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is None or value in choices:
+            return
+        every = [str(choice) for choice in choices]
+        hint, listed = nearest(str(value), every) or ".", ", ".join(every)
+        if isinstance(action, argparse._SubParsersAction):
+            self.error(f"there is no command {value!r}{hint} The commands: {listed}")
+        raise argparse.ArgumentError(action, f"invalid choice {value!r}{hint} One of {listed}")
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line.
@@ -72,6 +130,13 @@ class Parser(argparse.ArgumentParser):
             ConfigError: always.
         """
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def nearest(name: str, known: Sequence[str], shown: str = "{}") -> str:
+    """A question with the known name that comes nearest; nothing where none is near."""
+    begun = [one for one in known if len(name.strip("-")) > 1 and one.startswith(name)]
+    near = begun[:1] or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {shown.format(near[0])}?" if near else ""
 
 
 def variable(cls: type[TypedSettings], name: str) -> str:

@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
+from projector import preflight
 from projector.bundle import write_files
 from projector.ragged import Ragged
 from projector.vlm import VLM
 from protos.errors import CorpusError
 from protos.layout import KVLayout
+from protos.process.progress import Progress
 
 SHARD_PICTURES = 256
 _BATCH = 32
@@ -113,14 +114,21 @@ def collect(
         np.empty((count, source.layout.tokens), dtype=np.float16),
     )
     pair = made_of(source.layout, target.layout, inputs)
-    for start in tqdm(range(0, count, SHARD_PICTURES), desc=what, unit="shard"):
-        path = folder / f"{start:07d}.safetensors"
-        size = min(SHARD_PICTURES, count - start)
-        if rows_of(path, pair) < size:
-            _make(source, target, picture, range(start, start + size), pair, path)
-        rows = slice(start, start + size)
-        shard = _read(path, source.layout, target.layout, size)
-        corpus.x[rows], corpus.y[rows], corpus.attention[rows] = shard
+    numbers = corpus.x.nbytes + corpus.y.nbytes + corpus.attention.nbytes
+    there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    preflight.room(folder, numbers - there, f"a corpus of {count} pictures")
+    with Progress(what, count, "picture") as shown:
+        for start in range(0, count, SHARD_PICTURES):
+            path = folder / f"{start:07d}.safetensors"
+            size = min(SHARD_PICTURES, count - start)
+            if rows_of(path, pair) < size:
+                some = range(start, start + size)
+                _make(source, target, picture, some, pair, path, shown.advance)
+            else:
+                shown.skip(size)
+            rows = slice(start, start + size)
+            shard = _read(path, source.layout, target.layout, size)
+            corpus.x[rows], corpus.y[rows], corpus.attention[rows] = shard
     return corpus
 
 
@@ -150,7 +158,13 @@ def rows_of(path: Path, pair: dict[str, str] | None = None) -> int:
 
 
 def _make(
-    source: VLM, target: VLM, picture: Picture, indices: range, pair: dict[str, str], path: Path
+    source: VLM,
+    target: VLM,
+    picture: Picture,
+    indices: range,
+    pair: dict[str, str],
+    path: Path,
+    made: Callable[[int], None],
 ) -> None:
     xs, ys, attentions = [], [], []
     for first in range(indices.start, indices.stop, _BATCH):
@@ -161,6 +175,7 @@ def _make(
         xs.append(x.astype(np.float16))
         ys.append(y.astype(np.float16))
         attentions.append(attention.astype(np.float16))
+        made(len(pictures))
     arrays = {"x": np.concatenate(xs), "y": np.concatenate(ys), "a": np.concatenate(attentions)}
     write_shard(path, arrays, pair, f"pictures {indices.start} to {indices.stop - 1}")
 

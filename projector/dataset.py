@@ -29,9 +29,11 @@ from projector import pictures
 from projector.tokens import sound
 from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
+from protos.process.folders import Listing, list_files, open_file, said
 
 QUESTIONS = "questions.jsonl"
 TEXTS = "texts.jsonl"
+_BESIDE = (QUESTIONS, TEXTS, "labels.jsonl")
 LONGEST_LINE = 1 << 16
 LEAST_QUESTIONS = 384
 """About held-out inputs, for a figure to be made of them."""
@@ -65,9 +67,9 @@ class Dataset:
             SourceError: no such folder, no picture in it, or questions that cannot be read or are
                 about pictures that are not there.
         """
-        if not folder.is_dir():
-            raise SourceError(f"{folder} is not a folder")
         self.folder, self.max_pixels = folder, max_pixels
+        self.skipped: dict[str, int] = {}
+        """How many entries of the folder were passed over, by what they are."""
         self.files = self._find()
         self._asked: dict[int, list[Asked]] = defaultdict(list)
         self._truth: dict[tuple[int, str], str] = {}
@@ -75,10 +77,23 @@ class Dataset:
             self._read_questions(folder / QUESTIONS)
 
     def _find(self) -> list[Path]:
-        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES)
+        files = self._of(pictures.SUFFIXES)
         if not files:
-            raise SourceError(f"{self.folder} holds no picture ({', '.join(pictures.SUFFIXES)})")
+            known = ", ".join(pictures.SUFFIXES)
+            raise SourceError(f"{self.folder} holds no picture ({known}){self._over}")
         return files
+
+    def _of(self, suffixes: tuple[str, ...]) -> list[Path]:
+        """The folder's files with one of these suffixes; all else is counted as passed over."""
+        found = _listed(self.folder)
+        files = [path for path in found.files if path.suffix.lower() in suffixes]
+        others = sum(path.name not in _BESIDE for path in found.files) - len(files)
+        self.skipped = {**found.skipped, **({"of_another_suffix": others} if others else {})}
+        return files
+
+    @property
+    def _over(self) -> str:
+        return f"; passed over: {said(self.skipped)}" if self.skipped else ""
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -114,7 +129,8 @@ class Dataset:
     def _content(self, index: int) -> bytes:
         path = self.files[index]
         try:
-            return path.read_bytes()
+            with open_file(path) as file:
+                return file.read()
         except OSError as error:
             raise PictureError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -122,7 +138,7 @@ class Dataset:
     def questions_digest(self) -> str:
         """SHA-256 of the questions and answers; of nothing where there are none."""
         path = self.folder / QUESTIONS
-        return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
     def picture(self, index: int) -> Image.Image:
         """Picture `index`, RGB, by the rule of `projector/pictures.py`.
@@ -207,7 +223,7 @@ class Texts(Dataset):
     unit: ClassVar[str] = "text"
 
     def _find(self) -> list[Path]:
-        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() == ".txt")
+        files = self._of((".txt",))
         self._texts: dict[str, str] = {}
         if (self.folder / TEXTS).exists():
             self._texts = _read_texts(self.folder / TEXTS)
@@ -216,7 +232,7 @@ class Texts(Dataset):
                 raise SourceError(f"{self.folder} holds '{twice[0]}' in {TEXTS} and as a file")
             files = [*(self.folder / name for name in self._texts), *files]
         if not files:
-            raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files)")
+            raise SourceError(f"{self.folder} holds no text ({TEXTS}, or .txt files){self._over}")
         return files
 
     def _content(self, index: int) -> bytes:
@@ -232,7 +248,7 @@ class Texts(Dataset):
         if path.name in self._texts:
             return self._texts[path.name]
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 raw = file.read(_LONGEST_TEXT + 1)
             if len(raw) > _LONGEST_TEXT:
                 raise SourceError(f"{path} is longer than {_LONGEST_TEXT} bytes")
@@ -255,13 +271,20 @@ def open_folder(folder: Path, max_pixels: int = pictures.MAX_PIXELS) -> Dataset:
     Raises:
         SourceError: as `Dataset` and `Texts`; or the folder holds both.
     """
-    if not folder.is_dir():
-        raise SourceError(f"{folder} is not a folder")
-    suffixes = {path.suffix.lower() for path in folder.iterdir()}
+    suffixes = {path.suffix.lower() for path in _listed(folder).files}
     texts = ".txt" in suffixes or (folder / TEXTS).exists()
     if texts and suffixes & set(pictures.SUFFIXES):
         raise SourceError(f"{folder} holds pictures and texts: keep them in two folders")
     return Texts(folder) if texts else Dataset(folder, max_pixels)
+
+
+def _listed(folder: Path) -> Listing:
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder")
+    try:
+        return list_files(folder)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror or error}") from error
 
 
 def _read_texts(path: Path) -> dict[str, str]:
@@ -290,9 +313,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers from 1.
 
     Raises:
-        SourceError: there are more than ten million.
+        SourceError: it cannot be read, or there are more than ten million.
     """
-    with path.open("rb") as file:
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    with file:
         for number, line in enumerate(file, start=1):
             if number > _MOST_LINES:
                 raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")

@@ -1,4 +1,4 @@
-"""Gradient descent on one module that survives kill -9 (torch).
+"""Gradient descent on one module that survives kill -9, and keeps its last step on Ctrl-C (torch).
 
 Knows optimisers, learning rates, checkpoints, early stopping, one JSON line per step. Does not
 know: what is trained, on what, or what the losses mean. Under `torchrun` every process takes the
@@ -12,20 +12,22 @@ import json
 import math
 import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from projector import distributed
+from projector import distributed, preflight
 from projector.bundle import write_files
-from protos.errors import FitError
+from protos.errors import ConfigError, FitError
+from protos.process.progress import Progress, note
+from protos.process.stopping import Stopped, Stopping
 
 _KEPT = {"optimiser", "step", "settings", "about", "best", "stale", "spent_s"}
 _UNREADABLE = (  # what torch's unpickler raises of bytes that it did not write
@@ -90,6 +92,7 @@ class Descent:
         patience: reports without a better `accuracy` after which training ends, with the best
             weights reported; 0 for never.
         save_every_s: from one checkpoint to the next.
+        details: what `about` says, by name: what has changed since a checkpoint is said by these.
     """
 
     module: Trained
@@ -104,23 +107,34 @@ class Descent:
     reports: int = 5
     patience: int = 0
     save_every_s: float = 300.0
+    details: Mapping[str, Any] = field(default_factory=dict)
     spent_s: float = 0.0
     """Seconds of training so far, those before an interruption included."""
 
     def run(self, report: Callable[[], dict[str, float]] | None = None) -> None:
         """All stages, from wherever an earlier run stopped.
 
+        A checkpoint of other settings, or of something else, is kept aside and not gone on from;
+        what has changed is said. SIGINT and SIGTERM end the step under way and keep it.
+
         Args:
             report: extra figures for the log.
 
         Raises:
             FitError: a loss that is not finite, or a checkpoint that cannot be read.
-            DiskFullError: there is no room for a checkpoint; the last one is still whole.
+            DiskFullError: there is no room for a checkpoint, which is looked at before the first
+                step too; the last one is still whole.
+            Stopped: a signal asked for it; the checkpoint is of the step that was under way.
         """
+        with Stopping(patient=distributed.size() > 1) as stopping:
+            self._run(report, stopping)
+
+    def _run(self, report: Callable[[], dict[str, float]] | None, stopping: Stopping) -> None:
         optimiser = self._optimiser()
         total = sum(stage.steps for stage in self.stages)
         state_file = self.folder / f"{self.what}.pt"
         done, best, best_weights, stale = 0, -1.0, None, 0
+        changed: list[str] = []
         if state_file.exists():
             state = _checkpoint(state_file)
             if (state["settings"], state["about"]) == (dict(self.settings), self.about):
@@ -129,20 +143,33 @@ class Descent:
                 done, best = state["step"], state["best"]
                 best_weights, stale = state[f"best_{self.what}"], state["stale"]
                 self.spent_s = state["spent_s"]
+            else:
+                changed = self._changes(state)
         if self.patience and stale >= self.patience:
             total = done
         saved, first = time.monotonic(), distributed.rank() == 0
         begun_s = saved - self.spent_s
         distributed.barrier()  # no process writes a checkpoint before all have read the last one
+        if changed and first:
+            kept = _aside(state_file)
+            note(
+                f"training of the {self.what} starts anew: {'; '.join(changed)}. What was trained "
+                f"before is kept: {kept}"
+            )
+        if first and done < total:
+            numbers = sum(p.numel() * p.element_size() for p in self.module.parameters())
+            best_too = 1 + (self.patience > 0)
+            size = numbers * (2 + best_too)  # the optimiser has two moments
+            preflight.room(self.folder, size, f"a checkpoint of the {self.what}")
+            note(
+                f"training the {self.what} from step {done} of {total}; Ctrl-C keeps what is done, "
+                "and the same command goes on from there"
+            )
         path = self.folder / "log.jsonl" if first else Path(os.devnull)
-        with path.open("a") as log:
-            for step in tqdm(
-                range(done, total),
-                initial=done,
-                total=total,
-                desc=f"training the {self.what}",
-                disable=not first,
-            ):
+        shown = Progress(f"training the {self.what}", total, shown=first)
+        with path.open("a") as log, shown:
+            shown.skip(done)
+            for step in range(done, total):
                 stage, begun = self._place(step)
                 if stage.fresh and begun == 0:
                     optimiser = self._optimiser()
@@ -165,30 +192,53 @@ class Descent:
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 over = step + 1 == total or (self.patience > 0 and stale >= self.patience)
-                if first and (time.monotonic() - saved > self.save_every_s or over):
+                asked = distributed.most(stopping.asked)
+                if first and (asked or time.monotonic() - saved > self.save_every_s or over):
                     saved = time.monotonic()
-                    blob = io.BytesIO()
-                    torch.save(
-                        {
-                            self.what: self.module.state_dict(),
-                            "optimiser": optimiser.state_dict(),
-                            "step": step + 1,
-                            "settings": dict(self.settings),
-                            "about": self.about,
-                            "best": best,
-                            f"best_{self.what}": best_weights,
-                            "stale": stale,
-                            "spent_s": time.monotonic() - begun_s,
-                        },
-                        blob,
-                    )
-                    write_files(self.folder, {state_file.name: blob.getvalue()})
+                    with stopping.writing():
+                        blob = io.BytesIO()
+                        torch.save(
+                            {
+                                self.what: self.module.state_dict(),
+                                "optimiser": optimiser.state_dict(),
+                                "step": step + 1,
+                                "settings": dict(self.settings),
+                                "about": self.about,
+                                "details": dict(self.details),
+                                "best": best,
+                                f"best_{self.what}": best_weights,
+                                "stale": stale,
+                                "spent_s": time.monotonic() - begun_s,
+                            },
+                            blob,
+                        )
+                        write_files(self.folder, {state_file.name: blob.getvalue()})
+                shown.advance()
+                if asked:
+                    if first:
+                        note(
+                            f"stopped by {signal.Signals(asked).name} after step {step + 1} of "
+                            f"{total}, kept in {state_file}: the same command goes on from there"
+                        )
+                    raise Stopped(asked)
                 if over:
                     break
         if done < total:
             self.spent_s = time.monotonic() - begun_s
         if best_weights is not None:
             self.module.load_state_dict(best_weights)
+
+    def _changes(self, state: Mapping[str, Any]) -> list[str]:
+        """In what a checkpoint differs from what is trained now, in words."""
+        known = state.get("details", {})
+        was, now = {**state["settings"], **known}, {**self.settings, **self.details}
+        names = [n for n in {**was, **now} if n in self.settings or known or n in state["settings"]]
+        told = [
+            f"{name} was {was.get(name, 'not set')}, is {now.get(name, 'not set')}"
+            for name in names
+            if was.get(name) != now.get(name)
+        ]
+        return told or ["the models, the inputs or the shape of what is trained are others"]
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int, stage: Stage, begun: int) -> float:
         """One step; its loss."""
@@ -218,6 +268,18 @@ class Descent:
                 return stage, step
             step -= stage.steps
         raise ValueError(f"step {step} lies past the last stage")
+
+
+def _aside(path: Path) -> Path:
+    """Give a checkpoint another name, the first that is free."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.earlier-{number}{path.suffix}")).exists():
+        number += 1
+    try:
+        os.replace(path, kept)
+    except OSError as error:
+        raise ConfigError(f"cannot keep {path} as {kept}: {error.strerror}") from error
+    return kept
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -72,6 +72,15 @@ def mean_count(count: int) -> float:
     return float(total) / size()
 
 
+def most(value: int) -> int:
+    """The largest of a number over all processes, so that they decide alike."""
+    if size() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if size() > 1:

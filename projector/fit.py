@@ -5,7 +5,7 @@ Knows corpora, families and models. Does not know: files, flags.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,11 @@ def untrained(model: Path, seed: int, text_tokens: int | None) -> VLM | LM:
 
 
 def edge_answers(
-    source: VLM | LM, data: Dataset, asked: Sequence[tuple[int, str]], most: int = 8
+    source: VLM | LM,
+    data: Dataset,
+    asked: Sequence[tuple[int, str]],
+    most: int = 8,
+    told: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """The edge model's own answers.
 
@@ -216,6 +220,7 @@ def edge_answers(
         data: where its pictures or texts are.
         asked: (picture, question) pairs.
         most: longest answer, in tokens.
+        told: is told how many more are answered.
     """
     answers = []
     for begin in range(0, len(asked), _BATCH):
@@ -230,4 +235,5 @@ def edge_answers(
         else:
             raise CorpusError("a language model needs a folder of texts")
         answers += [source.text(row) for row in found]
+        told(len(rows))
     return answers

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from projector import tables
+from projector import preflight, tables
 from projector.arguments import count, rate, whole
-from projector.train_commands import _add_device, _command, _models
+from projector.train_commands import _add_device, _command, _models, open_data
 from protos.errors import ConfigError
+from protos.process.progress import Progress
 
 if TYPE_CHECKING:
     from projector.bundle import Bundle
@@ -75,17 +76,20 @@ def _guard(args: argparse.Namespace) -> int:
     import torch
 
     from projector.bundle import Bundle, write_next
-    from projector.dataset import Texts, open_folder
+    from projector.dataset import Texts
     from projector.disagreement import Comparison
     from projector.learn_risk import learn
     from projector.vlm import VLM
 
-    data = open_folder(args.held, args.max_picture_pixels)
+    data = open_data(args.held, args.max_picture_pixels)
     if isinstance(data, Texts):
         raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
     data.require_questions(args.questions)
     held = args.held.resolve()
     work = args.work or held.with_name(held.name + "-asked")
+    Bundle.peek(args.bundle)
+    preflight.writable(work)
+    preflight.writable(args.out)
     source, target = _models(args, data)
     if not isinstance(source, VLM) or not isinstance(target, VLM):
         raise ConfigError("the guard is of pictures, and these models read texts")
@@ -119,8 +123,6 @@ def _ask(
     between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
 ) -> Rows:
     """Every question, from frames and from pictures; what was asked before is read from files."""
-    from tqdm import tqdm
-
     from projector.bundle import write_files
     from projector.disagreement import FORMAT, Rows, lesson_points
     from projector.unusual import unusual
@@ -133,35 +135,41 @@ def _ask(
     made_for = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     parts: list[Rows] = []
-    for first in tqdm(range(0, len(data), _PICTURES), desc="asking", unit="block"):
-        name = f"{made_for}-{first:07d}.npz"
-        if not (work / name).exists():
-            rng = np.random.default_rng([args.seed, first])
-            block = [i for i in range(first, min(first + _PICTURES, len(data))) if data.asked(i)]
-            if not block:
-                continue
-            changed = [bool(rng.random() < args.unusual) for _ in block]
-            pictures = [
-                unusual(data.picture(index), rng) if so else data.picture(index)
-                for index, so in zip(block, changed, strict=True)
-            ]
-            made = between.rows(
-                pictures,
-                [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
-                [
-                    lesson_points(
-                        bundle.encoder, bundle.info.ladder, bundle.info.default_point, rng
-                    )
-                    for _ in block
-                ],
-                block,
-                changed,
-            )
-            blob = io.BytesIO()
-            np.savez(blob, **vars(made))
-            write_files(work, {name: blob.getvalue()})
-        with np.load(work / name, allow_pickle=False) as stored:
-            parts.append(Rows(**{field: stored[field] for field in stored.files}))
+    with Progress("asking", len(data), "picture") as shown:
+        for first in range(0, len(data), _PICTURES):
+            name = f"{made_for}-{first:07d}.npz"
+            size = min(_PICTURES, len(data) - first)
+            if (work / name).exists():
+                shown.skip(size)
+            else:
+                rng = np.random.default_rng([args.seed, first])
+                block = [i for i in range(first, first + size) if data.asked(i)]
+                if not block:
+                    shown.skip(size)
+                    continue
+                changed = [bool(rng.random() < args.unusual) for _ in block]
+                pictures = [
+                    unusual(data.picture(index), rng) if so else data.picture(index)
+                    for index, so in zip(block, changed, strict=True)
+                ]
+                made = between.rows(
+                    pictures,
+                    [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
+                    [
+                        lesson_points(
+                            bundle.encoder, bundle.info.ladder, bundle.info.default_point, rng
+                        )
+                        for _ in block
+                    ],
+                    block,
+                    changed,
+                )
+                blob = io.BytesIO()
+                np.savez(blob, **vars(made))
+                write_files(work, {name: blob.getvalue()})
+                shown.advance(size)
+            with np.load(work / name, allow_pickle=False) as stored:
+                parts.append(Rows(**{field: stored[field] for field in stored.files}))
     return Rows.join(parts)
 
 

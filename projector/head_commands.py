@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projector import tables
+from projector import preflight, tables
 from projector.arguments import add_models, count, rate, whole
-from projector.train_commands import _collect, _models
+from projector.train_commands import _collect, _models, corpus_size, open_data
 from protos.errors import ConfigError, FitError
 from protos.process import console
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from projector.corpus import Corpus
+    from projector.dataset import Dataset
     from projector.heads import Head
     from projector.views import FrozenMap
 
@@ -91,10 +93,15 @@ def _train(args: argparse.Namespace) -> int:
     from projector.bundle import write_files
     from projector.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
     from projector.labels import read_labels
+    from projector.views import VIEWS
 
-    data, corpus, frozen = _inputs(args)
-    labels = read_labels(data, args.task).within(len(corpus))
+    if args.view not in VIEWS:
+        raise ConfigError(f"there is no view '{args.view}': expected one of {', '.join(VIEWS)}")
+    preflight.writable(args.out)
+    data = open_data(args.data, args.max_picture_pixels)
+    labels = read_labels(data, args.task).within(corpus_size(args.corpus, len(data)))
     training, held = labels.split(args.held_out)
+    corpus, frozen = _inputs(args, data)
     tracks = bool(labels.objects)
     names = map(str, range(1, labels.objects + 1)) if tracks else sorted(set(training.labels))
     dim = next(frozen.look(args.view, corpus, _first(1))).shape[2]
@@ -114,9 +121,10 @@ def _train(args: argparse.Namespace) -> int:
     )
     torch.manual_seed(args.seed)
     head = Head(config)
-    with tables.doing(f"the {args.view} states of {len(corpus)} pictures"):
+    with tables.doing("fitting the lens"):
         fit_lens(head, frozen, corpus, training.pictures)
-        states = through_lens(head, frozen, args.view, corpus)
+    with tables.doing(f"the {args.view} states", len(corpus)) as told:
+        states = through_lens(head, frozen, args.view, corpus, told)
     samples, decides = (Samples.of(states, part, config.classes) for part in (training, held))
     train(head, samples, decides, settings, args.out / "state")
     head.eval()
@@ -138,9 +146,14 @@ def _test(args: argparse.Namespace) -> int:
     from projector.heads import Samples, judge
     from projector.labels import read_labels
 
-    data, corpus, frozen = _inputs(args)
     head = read_head(args.head)
     view = args.view or head.config.view
+    if args.out:
+        preflight.writable(args.out.parent)
+    data = open_data(args.data, args.max_picture_pixels)
+    size = corpus_size(args.corpus, len(data))
+    labels = read_labels(data, head.config.task).within(size)
+    corpus, frozen = _inputs(args, data)
     if (head.config.view, view) == ("native", "projected"):
         head.require(frozen.owner("native"), "the map's large model")
     elif view != head.config.view:
@@ -150,11 +163,10 @@ def _test(args: argparse.Namespace) -> int:
         )
     else:
         head.require(frozen.owner(view), f"the owner of these {view} states")
-    labels = read_labels(data, head.config.task).within(len(corpus))
     if labels.objects != (len(head.config.classes) if head.config.tracks else 0):
         raise FitError(f"'{head.config.task}' here is about {labels.objects} objects, the head not")
-    with tables.doing(f"the {view} states of {len(corpus)} pictures"):
-        states = through_lens(head, frozen, view, corpus)
+    with tables.doing(f"the {view} states", len(corpus)) as told:
+        states = through_lens(head, frozen, view, corpus, told)
     figures = judge(head, Samples.of(states, labels, head.config.classes))
     figures |= {"view": view, "point": args.point}
     if args.out:
@@ -180,12 +192,20 @@ def fit_lens(
 
 
 def through_lens(
-    head: Head, frozen: FrozenMap, view: str, corpus: Corpus
+    head: Head,
+    frozen: FrozenMap,
+    view: str,
+    corpus: Corpus,
+    told: Callable[[int], None] = lambda _: None,
 ) -> npt.NDArray[np.float32]:
     """Every picture of a corpus as a head sees it, `[n, N, p]`."""
     import numpy as np
 
-    return np.concatenate([head.through_lens(part) for part in frozen.look(view, corpus)])
+    seen = []
+    for part in frozen.look(view, corpus):
+        seen.append(head.through_lens(part))
+        told(len(part))
+    return np.concatenate(seen)
 
 
 def read_head(path: Path) -> Head:
@@ -205,14 +225,15 @@ def read_head(path: Path) -> Head:
     return Head.from_bytes(blob)
 
 
-def _inputs(args: argparse.Namespace) -> Any:
-    from projector.dataset import Dataset
+def _inputs(args: argparse.Namespace, data: Dataset) -> tuple[Corpus, FrozenMap]:
+    from projector.dataset import Texts
     from projector.views import FrozenMap
 
-    data = Dataset(args.data, args.max_picture_pixels)
+    if isinstance(data, Texts):
+        raise ConfigError(f"a head is of pictures, and {args.data} holds texts")
     source, target = _models(args, data)
     frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
-    return data, _collect(data, source, target, args.corpus, None, make=False), frozen
+    return _collect(data, source, target, args.corpus, None, make=False), frozen
 
 
 def _first(count: int) -> npt.NDArray[np.int64]:

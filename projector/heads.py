@@ -304,6 +304,7 @@ def train(
         decay=settings.decay,
         reports=_REPORTS,
         patience=settings.patience,
+        details={**asdict(head.config), "samples and their states": digest[:12]},
     ).run(report)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from projector.backends import Backend
 from projector.cache import LayerCache, from_states
@@ -33,6 +32,7 @@ from projector.vlm import VLM
 from protos.errors import ConfigError, FrameMalformedError
 from protos.frame import Header, Measured, OperatingPoint, wire_bytes
 from protos.layout import KVState
+from protos.process.progress import Progress
 from protos.quantize import EntropyTables, UniformQuantizer
 
 Floats = npt.NDArray[np.float32]
@@ -389,16 +389,16 @@ def calibrate(
         p for p in encoder.points if p.quantizer != UniformQuantizer.name and p.kind != "picture"
     ]
     tried: list[Measured] = []
-    with tqdm(total=1 + len(plans) + len(fixed), desc="ladder", unit="point") as bar:
+    with Progress("ladder", 1 + len(plans) + len(fixed), "point") as bar:
         native = judge.native()
-        bar.update()
+        bar.advance()
         for plan in plans:
             tried.append(judge.measure(tabled(encoder, [plan], sample), plan[0]).measured)
-            bar.update()
+            bar.advance()
         kept_fixed = []
         for point in fixed:
             kept_fixed.append(replace(point, measured=judge.measure(encoder, point).measured))
-            bar.update()
+            bar.advance()
     best = hull([one.payload_bytes for one in tried], [one.accuracy for one in tried])
     chosen = [
         (replace(plans[at][0], index=FIRST_INDEX + rung, measured=tried[at]), plans[at][1])

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from projector.moments import Doubles
 from projector.packed import Packed
 from projector.products import products
 from projector.ragged import present
 from protos.errors import FitError
+from protos.process.progress import track
 
 if TYPE_CHECKING:
     from projector.train import Trainer
@@ -52,7 +52,7 @@ def measure(trainer: Trainer[Any]) -> Doubles:
         trainer,
         (
             (trainer.corpus.y[some.start : some.stop], trainer.packed(some, _ASKED, 0))
-            for some in tqdm(every, desc="sensitivity", unit="batch")
+            for some in track(every, "sensitivity", "batch")
         ),
     )
 
@@ -109,7 +109,7 @@ def token_weights(trainer: Trainer[Any], floor: float = FLOOR) -> Weights:
     by = trainer.placed(_deviations(trainer.corpus.y))
     batches = (
         (trainer.corpus.y[some.start : some.stop], trainer.packed(some, _ASKED_OF_TOKENS, 0))
-        for some in tqdm(every, desc="token weights", unit="batch")
+        for some in track(every, "token weights", "batch")
     )
     known = np.zeros(found.shape, dtype=np.bool_)
     for some, (states, gradient) in zip(every, _gradients(trainer, batches), strict=True):

@@ -7,7 +7,6 @@ models. Needs rich, imported only when a table is made.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from protos.errors import ConfigError
 from protos.frame import OperatingPoint
 from protos.layout import KVLayout
 from protos.process.console import printable
+from protos.process.progress import Progress, Waiting
 from protos.quantize import UniformQuantizer
 
 MAPS = {
@@ -53,17 +53,18 @@ _PIPED_COLUMNS = 120
 
 
 @contextlib.contextmanager
-def doing(what: str) -> Iterator[Callable[[str], None]]:
-    """Say on a terminal what takes so long, where rich is installed.
+def doing(what: str, total: int = 0, unit: str = "picture") -> Iterator[Callable[[int], None]]:
+    """Say on standard error what takes so long, and how far it is where its length is known.
 
     Yields:
-        What tells how far it is.
+        What takes how many more are done.
     """
-    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
-        yield lambda _: None
-        return
-    with _console(stderr=True).status(printable(what)) as status:
-        yield lambda far: status.update(printable(f"{what}: {far}"))
+    if total:
+        with Progress(printable(what), total, unit) as progress:
+            yield progress.advance
+    else:
+        with Waiting(printable(what)):
+            yield lambda _: None
 
 
 def _console(stderr: bool = False) -> Any:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from projector.corpus import Corpus, made_of, rows_of, write_shard
 from projector.lm import LM
 from projector.ragged import Ragged
 from projector.tokens import Tokens, align, fresh
 from protos.errors import ContextError, CorpusError
+from protos.process.progress import Progress
 
 SHARD_TEXTS = 256
 _BATCH = 16
@@ -93,15 +93,19 @@ def collect(
     pair = made_of(source.layout, target.layout, inputs)
     shards: list[Any] = []
     rows: list[npt.NDArray[np.int64]] = []
-    for start in tqdm(range(0, count, SHARD_TEXTS), desc=what, unit="shard"):
-        path = folder / f"{start:07d}.safetensors"
-        size = min(SHARD_TEXTS, count - start)
-        if rows_of(path, pair) < size:
-            _make(source, target, text, range(start, start + size), pair, path, named)
-        shard, ends = _open(path, source, target, size)
-        begins = np.concatenate([[0], ends[:-1]])
-        rows.append(np.stack([np.full(size, len(shards)), begins, ends], axis=1))
-        shards.append(shard)
+    with Progress(what, count, "text") as shown:
+        for start in range(0, count, SHARD_TEXTS):
+            path = folder / f"{start:07d}.safetensors"
+            size = min(SHARD_TEXTS, count - start)
+            if rows_of(path, pair) < size:
+                some = range(start, start + size)
+                _make(source, target, text, some, pair, path, named, shown.advance)
+            else:
+                shown.skip(size)
+            shard, ends = _open(path, source, target, size)
+            begins = np.concatenate([[0], ends[:-1]])
+            rows.append(np.stack([np.full(size, len(shards)), begins, ends], axis=1))
+            shards.append(shard)
     place = np.concatenate(rows)
     x, y = (
         Ragged([shard.get_slice(name) for shard in shards], place, layout.state_dim)
@@ -120,6 +124,7 @@ def _make(
     pair: dict[str, str],
     path: Path,
     named: Callable[[int], str],
+    made: Callable[[int], None],
 ) -> None:
     texts = []
     for index in indices:
@@ -136,6 +141,7 @@ def _make(
         states = target.states([theirs.ids for _, theirs in some])
         for i, x, y in zip(chosen, aligned_states(source, some), states, strict=True):
             xs[i], ys[i] = x.astype(np.float16), y.flat().astype(np.float16)
+        made(len(chosen))
     ends = np.cumsum([len(y) for y in ys], dtype=np.int64)
     arrays: dict[str, npt.NDArray[Any]] = {
         "x": np.concatenate(xs),

@@ -7,7 +7,7 @@ pictures, bundles or how good the result must be; steps and checkpoints are `des
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,6 +203,7 @@ class Trainer(Generic[M]):
         folder: Path,
         save_every_s: float = 300.0,
         about: str = "",
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepares the frozen side.
 
@@ -216,10 +217,11 @@ class Trainer(Generic[M]):
             folder: where state and log are kept.
             save_every_s: from one checkpoint to the next.
             about: what is trained on what; a state of anything else is not resumed.
+            details: the same by name, for people.
         """
         self.map, self.corpus, self.target = made, corpus, target
         self.questions, self.settings, self.folder = questions, settings, folder
-        self.save_every_s, self.about = save_every_s, about
+        self.save_every_s, self.about, self.details = save_every_s, about, details or {}
         self.spent_s = 0.0
         """Seconds of training so far, those before an interruption included."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -356,6 +358,7 @@ class Trainer(Generic[M]):
             seed=settings.seed,
             patience=settings.patience,
             save_every_s=self.save_every_s,
+            details=self.details,
         )
         descent.run(report)
         self.spent_s = descent.spent_s

@@ -20,11 +20,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from projector import tables
+from projector import preflight, tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
 from projector.models.foreign import importing
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError
 from protos.process import console
+from protos.process.folders import said
+from protos.process.progress import note
 
 if TYPE_CHECKING:
     from projector.corpus import Corpus
@@ -171,9 +173,8 @@ def register(commands: Any) -> None:
 
 
 def _make(args: argparse.Namespace) -> int:
-    from projector.dataset import open_folder
-
-    data = open_folder(args.data, args.max_picture_pixels)
+    data = open_data(args.data, args.max_picture_pixels)
+    preflight.writable(args.corpus)
     corpus = _collect(data, *_models(args, data), args.corpus, args.count)
     print(
         f"{len(corpus)} {data.unit}s, {corpus.x.shape[1]} -> {corpus.y.shape[1]} tokens, "
@@ -198,7 +199,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector import distributed, way_back
     from projector.bundle import write_files
     from projector.cache import key_norm_weights
-    from projector.dataset import open_folder
+    from projector.dataset import Texts
     from projector.families import base, family
     from projector.families.bidirectional import BidirectionalMap
     from projector.fit import held_out_accuracy, held_out_controls, moments_of, split
@@ -211,14 +212,15 @@ def _train_one(args: argparse.Namespace) -> int:
     member = configured(cls, args.set)
     if args.directions and cls.name not in ("low_rank", "ridge"):
         raise ConfigError(f"--directions goes with --family low_rank or ridge, not '{cls.name}'")
-    data = open_folder(args.data, args.max_picture_pixels)
+    data = open_data(args.data, args.max_picture_pixels)
+    if isinstance(data, Texts) and not cls.per_token:
+        raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
+    _require_for_training(args, data, member.asks_answers)
     source, target = _models(args, data)
     whole = _collect(data, source, target, args.corpus, None, make=False)
     if args.directions:
         widths = source.layout.state_dim, target.layout.state_dim
         require_count(args.directions, getattr(member, "r", 1), widths)
-    if whole.ragged and not cls.per_token:
-        raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
     training, held = split(whole, args.held_out)
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
@@ -232,52 +234,56 @@ def _train_one(args: argparse.Namespace) -> int:
     )
     seen = sorted(data.contents[: len(whole)])  # now, while every one of them is there
     args.out.mkdir(parents=True, exist_ok=True)
-    if 2 * settings.batch > len(training) and settings.reconstruct_steps + settings.task_steps:
-        raise CorpusError(
-            f"{len(training)} training {data.unit}s: too few for batches of {args.batch}"
-        )
     kept = args.out / "state"
     judge: Trainer[Any] | None = None
     if args.focus or member.asks_answers:
-        if not all(data.asked(i) for i in range(len(training))):
-            what = "--focus" if args.focus else "metric 'answers'"
-            raise ConfigError(f"{what} needs questions to every {data.unit}")
         judge = Trainer(None, training, target, data.questions, settings, kept)
     weights = token_weights(judge) if judge is not None and args.focus else None
-    moments = moments_of(training, source, target, weights=weights)
-    if held:
-        moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
+    with tables.doing(f"moments of {len(training)} pairs"):
+        moments = moments_of(training, source, target, weights=weights)
+        if held:
+            moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
     about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
     if args.directions:
         about.append(args.directions)
     if args.focus:
         about.append("focus")
     told = json.dumps([*about, data.digest, data.questions_digest, len(training)], sort_keys=True)
+    details = {
+        "family": member.name,
+        **{f"{member.name}'s {name}": value for name, value in asdict(member).items()},
+        "edge model": source.layout.fingerprint[:12],
+        "cloud model": target.layout.fingerprint[:12],
+        "directions": args.directions,
+        "focus": args.focus,
+        f"digest of the {data.unit}s": data.digest[:12],
+        "digest of the questions": data.questions_digest[:12],
+        f"training {data.unit}s": len(training),
+    }
     if judge is not None and member.asks_answers:
         metric = Metric.of(measure(judge), moments.y_stats.scale)
         moments = replace(moments, metric=metric)
     torch.manual_seed(args.seed)  # what has no closed form starts from it
-    made = member.build(source.layout, target.layout, moments)
+    with tables.doing(f"the closed form of '{member.name}'"):
+        made = member.build(source.layout, target.layout, moments)
     norm = key_norm_weights(target.decoder, target.layout)
     if norm is not None:
         made.take_key_norm(norm, moments)
     moved: Any = made
     if args.directions:
         moved = Tuned(made, best_directions(made, moments, args.directions))
-    trainer = Trainer(moved, training, target, data.questions, settings, kept, about=told)
+    trainer = Trainer(
+        moved, training, target, data.questions, settings, kept, about=told, details=details
+    )
     first = len(training)
     asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
-
-    if args.patience and not asks:
-        raise ConfigError(
-            f"--patience needs held-out {data.unit}s with questions: nothing else says when to end"
-        )
 
     def report() -> dict[str, float]:
         return {"accuracy": held_out_accuracy(trainer, held, data, first)}
 
     trainer.run(report if asks else None)
-    held_out = report() | held_out_controls(trainer, held, data, first) if asks else {}
+    with tables.doing(f"judging {len(held)} held-out {data.unit}s"):
+        held_out = report() | held_out_controls(trainer, held, data, first) if asks else {}
     for module in (moved, source.model, target.model):
         module.to("cpu")  # the way back and the files need no GPU
     made = moved.merged() if isinstance(moved, Tuned) else made
@@ -285,7 +291,9 @@ def _train_one(args: argparse.Namespace) -> int:
     if isinstance(made, BidirectionalMap) and not whole.ragged:
         made.fit_back(moments)  # to the way there as training left it
         kept = args.out / "state-back"
-        back = way_back.train(made, training, held, source, data, settings, kept, trainer.about)
+        back = way_back.train(
+            made, training, held, source, data, settings, kept, trainer.about, details
+        )
     if distributed.rank():
         return 0
     base.write(args.out / MAP_FILE, made)
@@ -316,17 +324,58 @@ def _train_one(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_for_training(args: argparse.Namespace, data: Dataset, asks_answers: bool) -> None:
+    """Everything that training would stumble over later; no model is loaded yet.
+
+    Raises:
+        ConfigError, CorpusError, SourceError: what lacks, by name, and what to do.
+    """
+    preflight.models(args)
+    preflight.writable(args.out)
+    count = corpus_size(args.corpus, len(data))
+    held = round(count * args.held_out)
+    training = range(count - held)
+    if not training:
+        raise CorpusError(f"{count} inputs, {held} of them held out: none to train on")
+    steps = args.reconstruct_steps + args.task_steps
+    if 2 * args.batch > len(training) and steps:
+        raise CorpusError(
+            f"{len(training)} training {data.unit}s: too few for batches of {args.batch} (twice as "
+            "many in steps of reconstruction): make more, or a smaller --batch"
+        )
+    if args.task_steps:
+        preflight.asked(data, training, "--task-steps")
+    if args.focus or asks_answers:
+        what = "--focus" if args.focus else "metric 'answers'"
+        preflight.asked(data, training, what)
+    if args.patience:
+        if not held:
+            raise ConfigError(
+                f"--patience needs held-out {data.unit}s with questions: --held-out above 0"
+            )
+        preflight.asked(data, range(len(training), count), "--patience, which asks those held out,")
+    if not steps and (args.patience or args.task_weight):
+        raise ConfigError(
+            "--patience and --task-weight are of training steps, and there are none: give "
+            "--task-steps"
+        )
+
+
 def _validate(args: argparse.Namespace) -> int:
     from projector import validate, validate_page, way_back
     from projector.bundle import write_files
     from projector.cost import costs
-    from projector.dataset import Texts, open_folder
+    from projector.dataset import Texts
     from projector.estimate import same_answer
     from projector.families.bidirectional import BidirectionalMap
     from projector.fit import edge_answers, untrained_edge_states
     from projector.train import Trainer, TrainSettings
 
-    data = open_folder(args.data, args.max_picture_pixels)
+    data = open_data(args.data, args.max_picture_pixels)
+    _map_bytes(args.map)
+    preflight.models(args)
+    preflight.writable(args.out)
+    data.require_questions(args.questions, range(corpus_size(args.corpus, len(data))))
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     corpus = _collect(data, source, target, args.corpus, None, make=False)
@@ -335,15 +384,17 @@ def _validate(args: argparse.Namespace) -> int:
     judge = validate.Validator(trainer, corpus, data, args.questions)
     with tables.doing("a map from an untrained edge model"):
         floor = untrained_edge_states(args.source, judge.map, corpus, data, target)
-    with tables.doing(f"{len(judge.asked)} questions, the edge model alone"):
-        own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked])
+    count = len(judge.asked)
+    with tables.doing("the edge model alone", count, "question") as told:
+        own = edge_answers(source, data, [(q.picture, q.text) for q in judge.asked], told=told)
         right = [same_answer(a, q.answer) for a, q in zip(own, judge.asked, strict=True)]
     asked = judge.asked[0]
     with tables.doing("what an answer costs"):
         x = corpus.x[asked.picture : asked.picture + 1]
         seen = (data.text if isinstance(data, Texts) else data.picture)(asked.picture)
         spent = costs(trainer, x, seen, asked.text, args.watts)
-    with tables.doing(f"{len(judge.asked)} questions, every arm") as judge.told:
+    arms = judge.arms(floor)
+    with tables.doing(f"{count} questions, {arms} arms", arms * len(corpus)) as judge.told:
         report = judge.report(floor, right, spent)
     report["map"] = _identity(args.map, made)
     report["judged_at"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -378,31 +429,21 @@ def _export(args: argparse.Namespace) -> int:
     from projector.backends import CloudFiles
     from projector.bundle import write_bundle
     from projector.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
-    from projector.dataset import open_folder
     from projector.export import export
     from projector.families import ServedMap
     from projector.validate import PRECISIONS
-    from protos.layout import read_json
 
-    data = open_folder(args.data, args.max_picture_pixels)
+    data = open_data(args.data, args.max_picture_pixels)
+    preflight.models(args)
+    preflight.writable(args.out)
+    corpus_size(args.corpus)
+    report = _read_report(args.report, args.map)
+    certificate, tier = _certificate(report), report["tier_by_answers"]
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
+    if report["map"] != _identity(args.map, made):
+        raise ConfigError(f"{args.report} judges {args.map} between other models: judge it again")
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
-    try:
-        report = read_json(args.report.read_bytes(), _MAX_REPORT_BYTES, str(args.report))
-        judged, controls = report["map"], report["accuracy"]
-        certificate, tier = _certificate(report), report["tier_by_answers"]
-        same = judged == _identity(args.map, made)
-        controlled = all("mean" in controls[name] for name in _CONTROLS)
-    except (OSError, BridgeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{args.report} is no report of `projector validate`, or lacks {error}"
-        ) from error
-    if not same or not controlled:
-        raise ConfigError(
-            f"{args.report} judges another map than {args.map}, or without its controls: run "
-            "`projector validate` on this one"
-        )
     corpus = _collect(data, source, target, args.corpus, None, make=False)
     made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
@@ -428,6 +469,33 @@ def _export(args: argparse.Namespace) -> int:
         + (f", way back of rank {reverse.decoder.rank - 1}" if reverse else "")
     )
     return 0
+
+
+def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
+    """A report of `validate` on one map, with every control.
+
+    Raises:
+        FitError: there is no map.
+        ConfigError: it is no such report.
+    """
+    from protos.layout import read_json
+
+    of = hashlib.sha256(_map_bytes(map_path)).hexdigest()
+    try:
+        report: dict[str, Any] = read_json(path.read_bytes(), _MAX_REPORT_BYTES, str(path))
+        same, controls = report["map"]["sha256"] == of, report["accuracy"]
+        controlled = all("mean" in controls[name] for name in _CONTROLS)
+        _certificate(report)["tier_by_answers"]
+    except (OSError, BridgeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no report of `projector validate`, or lacks {error}"
+        ) from error
+    if not same or not controlled:
+        raise ConfigError(
+            f"{path} judges another map than {map_path}, or without its controls: run "
+            "`projector validate` on this one"
+        )
+    return report
 
 
 def _certificate(report: dict[str, Any]) -> dict[str, Any]:
@@ -464,8 +532,23 @@ def configured(cls: type[Family], given: list[str]) -> Family:
     return cls(**values)
 
 
+def open_data(folder: Path, max_pixels: int) -> Dataset:
+    """The pictures or texts of a folder; what is passed over in it is said.
+
+    Raises:
+        SourceError: as `open_folder`.
+    """
+    from projector.dataset import open_folder
+
+    data = open_folder(folder, max_pixels)
+    if data.skipped:
+        note(f"projector: {folder}: {len(data)} {data.unit}s; passed over: {said(data.skipped)}")
+    return data
+
+
 def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
     """Both models, as readers of what the folder holds."""
+    preflight.models(args)
     with importing("running a model"):
         import torch
         from transformers.utils import logging
@@ -478,9 +561,6 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
     logging.disable_progress_bar()
     if args.threads:
         torch.set_num_threads(args.threads)
-    for side in ("source", "target"):
-        if getattr(args, side) is None:
-            raise ConfigError(f"no {side} model: give --{side} DIRECTORY")
     with tables.doing(f"loading {args.source} and {args.target}"):
         device = distributed.device(args.device)
         models: list[Model] = []
@@ -500,12 +580,11 @@ def _collect(
     from projector.lm import LM
     from projector.vlm import VLM
 
-    if not make and not any(folder.glob("*.safetensors")):
-        raise CorpusError(f"{folder} holds no shard: make them with `projector corpus` first")
     size = min(count or len(data), len(data))
     if not make:
         size = min(size, corpus_size(folder))
-    inputs = data.digest
+    with tables.doing(f"reading {len(data)} {data.unit}s"):
+        inputs = data.digest
     if isinstance(data, Texts) and isinstance(source, LM) and isinstance(target, LM):
         return texts.collect(
             source,
@@ -521,17 +600,21 @@ def _collect(
     raise CorpusError(f"{data.folder} holds {data.unit}s, which these two models do not both read")
 
 
-def corpus_size(folder: Path) -> int:
-    """Pictures or texts in a corpus, as its last shard says.
+def corpus_size(folder: Path, most: int | None = None) -> int:
+    """Pictures or texts in a corpus, as its last shard says; at most `most`.
 
     Raises:
-        CorpusError: that shard cannot be read.
+        CorpusError: there is no shard, or the last cannot be read.
     """
     from projector.corpus import rows_of
 
-    last = max(folder.glob("*.safetensors"))
+    shards = list(folder.glob("*.safetensors"))
+    if not shards:
+        raise CorpusError(f"{folder} holds no shard: make them with `projector corpus` first")
+    last = max(shards)
     try:
-        return int(last.stem) + rows_of(last)
+        size = int(last.stem) + rows_of(last)
+        return size if most is None else min(size, most)
     except ValueError as error:
         raise CorpusError(f"{last} is no shard of a corpus: remove it") from error
 

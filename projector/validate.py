@@ -76,7 +76,7 @@ class Validator:
         dataset: pictures and questions.
         per_picture: questions asked of each picture.
         first: index of the corpus's first picture in the dataset.
-        told: is told how far the report is.
+        told: is told of how many more pictures an arm was asked.
     """
 
     trainer: Trainer[Any]
@@ -84,7 +84,7 @@ class Validator:
     dataset: Dataset
     per_picture: int = 6
     first: int = 0
-    told: Callable[[str], None] = lambda _: None
+    told: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
         """Lists the questions.
@@ -106,7 +106,6 @@ class Validator:
         self.asked = [one for row in self.rows for one in row]
         self.pictures = [one.picture for one in self.asked]
         self._native: dict[int, torch.Tensor] = {}
-        self._arms = 0
 
     @property
     def map(self) -> Any:
@@ -114,15 +113,22 @@ class Validator:
         made = self.trainer.map
         return made if self.trainer.device.type == "cpu" else copy.deepcopy(made).to("cpu")
 
+    def arms(self, untrained_edge: npt.NDArray[np.floating] | None) -> int:
+        """How many arms `report` asks, at most."""
+        made = self.map
+        controls = 3 + isinstance(made, Map) + (untrained_edge is not None)
+        if not isinstance(made, Map):
+            return 2 + controls
+        return 3 + len(PRECISIONS) + controls + len(_ranks(made))
+
     def answers(self, make: Make) -> Answers:
         """Answers from a cache, beside those from the native one."""
         found = Answers([], [], [], [], [])
-        self._arms += 1
         with torch.no_grad():
             for begin in range(0, len(self.corpus), _BATCH):
                 chosen = range(begin, min(begin + _BATCH, len(self.corpus)))
-                self.told(f"arm {self._arms}, {begin} of {len(self.corpus)}")
                 rows = [self.rows[i] for i in chosen]
+                self.told(len(chosen))
                 if not any(rows):
                     continue
                 packed = self._packed(rows)
@@ -396,8 +402,8 @@ class Validator:
             bias = made.cloud(made.down(torch.zeros(1, made.source.tokens, made.source.state_dim)))
             bias = bias[:, :1]  # every token's
         found = []
-        for rank in (4 << i for i in range(20)):
-            if rank >= min(made.rank, len(s)):
+        for rank in _ranks(made):
+            if rank >= len(s):
                 break
             narrow, wide = u[:, :rank] * s[:rank], v[:rank]
 
@@ -429,6 +435,13 @@ class Validator:
             }
             for picture in sorted(total, key=lambda p: -total[p])[:most]
         ]
+
+
+def _ranks(made: Map) -> list[int]:
+    """Lower ranks that a linear map is cut to."""
+    if made.weights() is None:
+        return []
+    return [rank for rank in (4 << i for i in range(20)) if rank < made.rank]
 
 
 def principal(made: Map, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

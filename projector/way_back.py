@@ -10,6 +10,7 @@ what the map made, where it was sent latents. The way back is trained and judged
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     about: str,
+    details: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Reconstruction, then through the frozen edge model on its own answers; resumes.
 
@@ -126,6 +128,7 @@ def train(
         settings: as for the way there.
         folder: where checkpoint and log are kept.
         about: what is trained on what.
+        details: as `Trainer` takes them.
 
     Returns:
         Figures on the held-out pairs: as `errors`, and `accuracy` of the edge model's answers,
@@ -148,7 +151,10 @@ def train(
     def asked(row: int, count: int, seed: int) -> Any:
         return data.questions(first + row, count, seed)
 
-    trainer = Trainer(backwards, pairs, source, questions, settings, folder, about=about + " back")
+    about += " back"
+    trainer = Trainer(
+        backwards, pairs, source, questions, settings, folder, about=about, details=details
+    )
     judged = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
 
     def report() -> dict[str, float]:

@@ -6,8 +6,11 @@ Knows the order: the models (independently), then each edge's map to the cloud. 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
+
+from protos.process.stopping import Stopping
 
 LARGE_BATCHES = (
     *("--pictures", "16384", "--batch", "64", "--reconstruct-steps", "2500"),
@@ -51,6 +54,18 @@ def steps(device: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def _ended(process: subprocess.Popen[bytes], stopping: Stopping) -> int:
+    """The exit code of a step; a SIGTERM that only this process got is handed on."""
+    handed = False
+    while True:
+        try:
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            if stopping.asked == signal.SIGTERM and not handed:
+                process.send_signal(signal.SIGTERM)
+                handed = True
+
+
 def main() -> int:
     """Runs every step in a process of its own; stops at the first that fails."""
     parser = argparse.ArgumentParser(prog="python -m reference", description=__doc__)
@@ -62,9 +77,14 @@ def main() -> int:
         print(f"reference: step {number} of {len(every)}: {' '.join(command)}", flush=True)
         if args.list:
             continue
-        done = subprocess.run([sys.executable, "-m", *command], check=False)
-        if done.returncode:
-            return done.returncode
+        with Stopping(patient=True) as stopping:
+            # Ctrl-C reaches the step as well, which keeps its state before it goes.
+            process = subprocess.Popen([sys.executable, "-m", *command])
+            code = _ended(process, stopping)
+        if stopping.asked:
+            return 128 + stopping.asked
+        if code:
+            return code
     return 0
 
 

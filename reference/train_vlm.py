@@ -2,12 +2,13 @@
 
 Knows one model at a time. Knows no other model: nothing is distilled and no weight, vocabulary or
 auxiliary head is shared. First the image tokens are taught to show what is there, then everything
-together. Checkpoints every five minutes and resumes.
+together. Checkpoints every five minutes and where it is stopped, and resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import random
@@ -18,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from projector.bundle import write_files
 from projector.products import products
+from protos.process.progress import Progress, note
+from protos.process.stopping import Stopped, Stopping
 from reference import zoo
 from reference.lessons import Tokens, collate
 from reference.pictures import Pictures
@@ -120,67 +123,70 @@ def train(name: str, args: argparse.Namespace) -> None:
     log = (args.work / f"{name}.jsonl").open("a")
     begun, saved = time.monotonic() - spent, time.monotonic()
     reached = 0.0
-    bar = tqdm(total=steps, initial=step, desc=f"training {name}", unit="step")
-    while step < steps:
-        epoch, indices = next(batches)
-        reading_only = step < reading_steps
-        batch, _ = collate(
-            pictures,
-            indices,
-            tokens,
-            recipe.grid,
-            questions=args.questions,
-            seed=epoch + 1,
-            lossy_rng=random.Random(step * 7919 + seed) if recipe.lossy_pictures else None,
-            finely=step >= answering_steps,
-        )
-        rate = _rate(step, reading_steps, answering_steps, steps)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate
-        with products():
-            if reading_only:
-                reading = trainee.reading_loss(trainee.image_tokens(batch.pixels), batch.cells)
-                answers = looking = torch.zeros(())
-                right = torch.zeros(1)
-                loss = reading
-            else:
-                answers, reading, looking, right = trainee(batch)
-                loss = answers + 0.5 * reading + looking
-                if step % BLIND_EVERY == 0:
-                    loss = loss + 0.5 * trainee.blind_loss(batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        bar.update(1)
-        reached = 0.98 * reached + 0.02 * right.float().mean().item()
-        if step % 20 == 0:
-            row: dict[str, object] = {
-                "step": step,
-                "minutes": round((time.monotonic() - begun) / 60, 2),
-                "answers": round(answers.item(), 4),
-                "reading": round(reading.item(), 4),
-                "looking": round(looking.item(), 4),
-                "train_accuracy": round(reached, 4),
-            }
-            if step % args.evaluate_every == 0 and not reading_only:
-                row["validation"] = evaluate(trainee, held_out, 256)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-        if time.monotonic() - saved > 300 or step == steps:
-            saved = time.monotonic()
-            temporary = state_file.with_suffix(".tmp")
-            torch.save(
-                {
+    with Stopping() as stopping, Progress(f"training {name}", steps) as bar:
+        bar.skip(step)
+        while step < steps:
+            epoch, indices = next(batches)
+            reading_only = step < reading_steps
+            batch, _ = collate(
+                pictures,
+                indices,
+                tokens,
+                recipe.grid,
+                questions=args.questions,
+                seed=epoch + 1,
+                lossy_rng=random.Random(step * 7919 + seed) if recipe.lossy_pictures else None,
+                finely=step >= answering_steps,
+            )
+            rate = _rate(step, reading_steps, answering_steps, steps)
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * rate
+            with products():
+                if reading_only:
+                    reading = trainee.reading_loss(trainee.image_tokens(batch.pixels), batch.cells)
+                    answers = looking = torch.zeros(())
+                    right = torch.zeros(1)
+                    loss = reading
+                else:
+                    answers, reading, looking, right = trainee(batch)
+                    loss = answers + 0.5 * reading + looking
+                    if step % BLIND_EVERY == 0:
+                        loss = loss + 0.5 * trainee.blind_loss(batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            bar.advance()
+            reached = 0.98 * reached + 0.02 * right.float().mean().item()
+            if step % 20 == 0:
+                row: dict[str, object] = {
+                    "step": step,
+                    "minutes": round((time.monotonic() - begun) / 60, 2),
+                    "answers": round(answers.item(), 4),
+                    "reading": round(reading.item(), 4),
+                    "looking": round(looking.item(), 4),
+                    "train_accuracy": round(reached, 4),
+                }
+                if step % args.evaluate_every == 0 and not reading_only:
+                    row["validation"] = evaluate(trainee, held_out, 256)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if stopping.asked or time.monotonic() - saved > 300 or step == steps:
+                saved = time.monotonic()
+                state = {
                     "trainee": trainee.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "step": step,
                     "spent": saved - begun,
-                },
-                temporary,
-            )
-            temporary.replace(state_file)
+                }
+                with stopping.writing():
+                    blob = io.BytesIO()
+                    torch.save(state, blob)
+                    write_files(args.work, {state_file.name: blob.getvalue()})
+            if stopping.asked:
+                note(f"stopped after step {step} of {steps}; the same command goes on from there")
+                raise Stopped(stopping.asked)
     figures = evaluate(trainee, held_out, 512)
     print(json.dumps(figures, indent=1), flush=True)
     zoo.save(model, processor, args.out / name)

@@ -8,8 +8,8 @@ never ends a run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,6 +18,7 @@ from PIL import Image
 from edge_agent.sources import Capture
 from projector import pictures
 from protos.errors import BridgeError, ContextError, SourceError
+from protos.process.folders import list_files, open_file, said
 
 TEXT = ".txt"
 TEXTS = "texts.jsonl"
@@ -48,7 +49,7 @@ def read_text(path: Path) -> str:
         ContextError: the file cannot be read, is longer than a mebibyte, or is no UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(_LONGEST_TEXT + 1)
         if len(raw) > _LONGEST_TEXT:
             raise ContextError(f"{path.name} is longer than {_LONGEST_TEXT} bytes")
@@ -65,7 +66,7 @@ def read_lines(path: Path) -> tuple[Capture, ...]:
     """
     try:
         written = path.stat().st_mtime
-        with path.open("rb") as file:
+        with open_file(path) as file:
             lines = file.read(_LONGEST_FILE + 1).splitlines()
             if file.tell() > _LONGEST_FILE:
                 raise SourceError(f"source {path} is longer than {_LONGEST_FILE} bytes")
@@ -95,11 +96,13 @@ class Folder:
         files: of one capture each.
         lines: captures of `texts.jsonl`, which come first.
         max_pixels: of a picture that are decoded at most.
+        skipped: how many entries of the directory were passed over, by what they are.
     """
 
     files: tuple[Path, ...]
     lines: tuple[Capture, ...] = ()
     max_pixels: int = pictures.MAX_PIXELS
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_path(cls, path: Path) -> Folder:
@@ -112,22 +115,21 @@ class Folder:
             return cls((), read_lines(path)) if path.name == TEXTS else cls((path,))
         if not path.exists():
             raise SourceError(f"source {path}: there is no such file or directory")
+        if not path.is_dir():
+            raise SourceError(f"source {path} is neither a file nor a directory: a pipe or device")
         try:
-            names = sorted(entry for entry in path.iterdir() if entry.is_file())
+            found = list_files(path)
         except OSError as error:
             raise SourceError(f"source {path} cannot be listed: {error}") from error
-        files = tuple(
-            entry
-            for entry in names
-            if not entry.name.startswith(".") and entry.name not in (*BESIDE, TEXTS)
-        )
+        files = tuple(entry for entry in found.files if entry.name not in (*BESIDE, TEXTS))
         lines = read_lines(path / TEXTS) if (path / TEXTS).is_file() else ()
         if not files and not lines:
             raise SourceError(
                 f"source {path} is empty: put PNG, JPEG, WebP, BMP, TIFF or .txt files in it, "
                 f"or a {TEXTS}"
+                + (f"; passed over: {said(found.skipped)}" if found.skipped else "")
             )
-        return cls(files, lines)
+        return cls(files, lines, skipped=found.skipped)
 
     def __len__(self) -> int:
         return len(self.lines) + len(self.files)

@@ -22,6 +22,7 @@ from typing import Any
 
 from protos.errors import ERRORS, BridgeError, ConfigError, DiskFullError
 from protos.process import logs
+from protos.process.stopping import Stopped
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -63,7 +64,10 @@ def run(program: str, extra: str, command: Callable[[], int]) -> int:
                 raise
             lack = f"needs the package {package}: pip install 'neural-bridge[{extra}]'"
             return complain(program, ConfigError(lack))
+        except Stopped as stopped:  # it has said how to go on
+            return int(str(stopped.code))
         except KeyboardInterrupt:
+            say(f"{program}: interrupted")
             return INTERRUPTED
         except asyncio.CancelledError:
             return TERMINATED

@@ -137,8 +137,10 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
     ("arguments", "code", "said"),
     [
         ([], ConfigError, "no command: run, ask, feedback or inspect"),
-        (["fly"], ConfigError, "invalid choice: 'fly'"),
-        (["run", "--retires", "1"], ConfigError, "unrecognized arguments"),
+        (["fly"], ConfigError, "there is no command 'fly'"),
+        (["run", "--retires", "1"], ConfigError, "--retires; did you mean --retries?"),
+        (["rnu"], ConfigError, "'rnu'; did you mean run?"),
+        (["run", "--retr", "1"], ConfigError, "--retr; did you mean --retries?"),
         (["run", "--retries", "many"], ConfigError, "--retries = 'many'"),
         (["run", "--config", "nowhere.toml"], ConfigError, "nowhere.toml: cannot be read"),
         (["run"], SourceError, "no source: give --source"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,35 @@ def test_the_folder_needs_no_installed_metadata(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sources, "entry_points", lambda group: [])
     assert list(sources.schemes()) == ["folder"]
     assert isinstance(Folder((Path("x"),)), Source)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_folder_among_the_pictures_is_counted_and_never_waited_for(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.png").symlink_to(tmp_path / "nowhere")
+    source = open_source(str(tmp_path))
+    assert [c.name for c in source] == ["a.png"]
+    assert source.skipped == {"pipe_or_device": 1, "subfolder": 1, "broken_link": 1}
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(SourceError, match="passed over: 1 pipe or device, 1 subfolder"):
+        open_source(str(tmp_path))
+    with pytest.raises(SourceError, match="neither a file nor a directory"):
+        open_source(str(tmp_path / "b.png"))
+
+
+@pytest.mark.timeout(20)
+def test_lines_or_texts_that_are_pipes_are_refused_by_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "texts.jsonl")
+    with pytest.raises(SourceError, match="passed over: 1 pipe"):
+        open_source(str(tmp_path))
+    path = tmp_path / "a.txt"
+    path.write_text("Zoe")
+    source = open_source(str(tmp_path))
+    path.unlink()  # it becomes a pipe after it was listed
+    os.mkfifo(path)
+    (capture,) = source
+    assert isinstance(capture.error, ContextError) and "not a regular file" in str(capture.error)

@@ -201,3 +201,49 @@ def test_it_imports_without_a_tensor_library() -> None:
     script = "import projector.configuration, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def _every_parser() -> list[tuple[list[str], Any]]:
+    """Each command of the three programs with the arguments that name it."""
+    from cloud_server import cli as cloud
+    from edge_agent import cli as edge
+    from projector import cli as projector
+
+    found: list[tuple[list[str], Any]] = []
+
+    def walk(words: list[str], parser: Any) -> None:
+        found.append((words, parser))
+        for name, inner in parser._commands().items():
+            walk([*words, name], inner)
+
+    for module in (edge, cloud, projector):
+        parser = module._parser()
+        walk([parser.prog], parser)
+    return found
+
+
+EVERY_PARSER = _every_parser()
+
+
+@pytest.mark.parametrize("words", [words for words, _ in EVERY_PARSER], ids=" ".join)
+def test_a_mistyped_flag_of_any_command_is_told_which_was_meant(words: list[str]) -> None:
+    """Whatever else lacks on the command line; and no flag can be cut short."""
+    top = next(parser for names, parser in EVERY_PARSER if names == words[:1])
+    parser = next(parser for names, parser in EVERY_PARSER if names == words)
+    for flag in parser._flags():
+        wrong = flag[:-2] + flag[-1] + flag[-2] + "q"
+        with pytest.raises(ConfigError, match=f"there is no flag {wrong}; did you mean --"):
+            top.parse_args([*words[1:], wrong])
+        if len(flag) > 6 and flag[:-2] not in parser._flags():
+            with pytest.raises(ConfigError, match=f"no flag {flag[:-2]}; did you mean --"):
+                top.parse_args([*words[1:], f"{flag[:-2]}=1"])
+    for name in parser._commands():
+        with pytest.raises(ConfigError, match=f"no command '{name}x'; did you mean"):
+            top.parse_args([*words[1:], name + "x"])
+
+
+def test_a_flag_before_its_command_is_told_whose_it_is() -> None:
+    from projector import cli
+
+    with pytest.raises(ConfigError, match="--famly; did you mean train --family?"):
+        cli._parser().parse_args(["--famly", "mix", "train"])
