@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class Dataset:
             raise SourceError(f"{self.folder} holds no picture ({known}){self._over}")
         return files
 
-    def _of(self, suffixes: tuple[str, ...]) -> list[Path]:
+    def _of(self, suffixes: Collection[str]) -> list[Path]:
         """The folder's files with one of these suffixes; all else is counted as passed over."""
         found = _listed(self.folder)
         files = [path for path in found.files if path.suffix.lower() in suffixes]

@@ -126,8 +126,7 @@ class Folder:
         if not files and not lines:
             raise SourceError(
                 f"source {path} is empty: put PNG, JPEG, WebP, BMP, TIFF or .txt files in it, "
-                f"or a {TEXTS}"
-                + (f"; passed over: {said(found.skipped)}" if found.skipped else "")
+                f"or a {TEXTS}" + (f"; passed over: {said(found.skipped)}" if found.skipped else "")
             )
         return cls(files, lines, skipped=found.skipped)
 
