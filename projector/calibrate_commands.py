@@ -116,9 +116,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     learns = bool(args.selector_pictures)
     if args.selector and select.require(args.selector) is select.TaskAware and not learns:
         raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
-    data, held = (
-        open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held)
-    )
+    data, held = (open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held))
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
     given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
     if isinstance(data, Texts):
