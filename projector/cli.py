@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,7 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or the exit code of the error that was met first (`protos/errors.py`).
     """
-    return console.run("projector", "align", lambda: _run(_parser().parse_args(argv)))
+    return console.run("projector", "align", lambda: _logging(_parser().parse_args(argv)))
+
+
+def _logging(args: argparse.Namespace) -> int:
+    """Run a command; what the library notes, such as a model's self-check, is a line each."""
+    log = logging.getLogger("projector")
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler()]
+    return _run(args)
 
 
 # ---------------------------------------------------------------------- the commands

@@ -7,7 +7,7 @@ prompts, latents, maps, the wire. `VLM` and `LM` are what reads pictures and tex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from projector import cache as kv
 from projector.attention import Received, measured_attention, measuring
 from projector.cache import LayerCache
 from projector.output import Output
+from projector.self_check import Figures, Witness
 from protos.errors import UnsupportedModelError
 from protos.layout import KVLayout
 
@@ -57,7 +58,11 @@ OnToken = Callable[[int, int, int], None]
 
 @dataclass
 class FrozenModel(ABC):
-    """A frozen decoder with everything that its cache needs said about it."""
+    """A frozen decoder with everything that its cache needs said about it.
+
+    `checked` is what its self-check found; `rotation_error` by how much of themselves un-rotated
+    keys change with their position, at most.
+    """
 
     model: Any
     tokenizer: Any
@@ -67,6 +72,8 @@ class FrozenModel(ABC):
     eos_ids: frozenset[int]
     max_question_tokens: int = 256
     decoder: Any = field(repr=False, default=None)
+    checked: Figures | None = field(repr=False, default=None)
+    rotation_error: float = field(repr=False, default=0.0)
     _output: Output = field(repr=False, default=None)  # type: ignore[assignment]  # `of` sets it
     _seen_as: dict[int, Tensor] = field(repr=False, default_factory=dict)
     _prefix: list[LayerCache] | None = field(repr=False, default=None)
@@ -79,6 +86,10 @@ class FrozenModel(ABC):
     @abstractmethod
     def answer_ids(self, text: str) -> list[int]:
         """The ids of an answer as it is trained on."""
+
+    @abstractmethod
+    def witnesses(self) -> Iterator[Witness]:
+        """What its self-check runs it on."""
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +196,9 @@ class FrozenModel(ABC):
                 for row, at in zip(keys, positions, strict=True)
             ]
             for index, (here, there) in enumerate(zip(*plain, strict=True)):
-                if float((here - there).norm()) > _SAME_KEYS * float(here.norm()):
+                error = float((here - there).norm() / here.norm())
+                self.rotation_error = max(self.rotation_error, error)
+                if not error <= _SAME_KEYS:
                     raise UnsupportedModelError(
                         f"layer {index} of {self.layout.model_id} does not rotate its keys as the "
                         "decoder's RoPE says (a layer without RoPE, or positions of another kind); "
@@ -326,10 +339,11 @@ class Generation:
                     on_token(row, index, token)
             if not open_rows or index + 1 == limit:
                 break
-            last = self._step(tokens, index)
+            last = self.step(tokens, index)
         return answers
 
-    def _step(self, tokens: Tensor, index: int) -> Tensor:
+    def step(self, tokens: Tensor, index: int) -> Tensor:
+        """Last hidden states `[B, E]` after each row's token number `index`, `[B]`."""
         positions = (self.lengths + (self.held + index)).unsqueeze(1)
         mask = None
         if not self.even:

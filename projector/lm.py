@@ -7,17 +7,20 @@ is tokenized by itself. No chat template is applied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from projector import cache as kv
+from projector import self_check
 from projector.cache import LayerCache
 from projector.frozen import (
     FrozenModel,
@@ -27,6 +30,7 @@ from projector.frozen import (
 )
 from projector.models import checkpoint
 from projector.output import Output
+from projector.self_check import Witness
 from projector.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
 from protos.errors import (
     ContextError,
@@ -72,11 +76,26 @@ class LM(FrozenModel):
         tokenizer = checkpoint.read_tokenizer(folder)
         model = checkpoint.read_weights(folder, AutoModelForCausalLM, dtype, device)
         with checkpoint.first_runs(model, folder):
-            return cls.of(model, tokenizer, folder, text_tokens)
+            return cls.of(model, tokenizer, folder, text_tokens, known=True)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, path: str | Path, text_tokens: int = TEXT_TOKENS) -> LM:
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        path: str | Path,
+        text_tokens: int = TEXT_TOKENS,
+        known: bool = False,
+    ) -> LM:
         """Wrap a model and a tokenizer already in memory; `path` is where they were saved.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: its own.
+            path: its folder.
+            text_tokens: as of `load`.
+            known: whether they are just what the folder holds, so that an earlier self-check of
+                that folder counts.
 
         Raises:
             ModelError, UnsupportedModelError, ContextError: as `load`.
@@ -109,6 +128,7 @@ class LM(FrozenModel):
             )
         lm._take_over_attention()
         lm._check_cache(bare)
+        lm.checked = self_check.require(lm, lm.witnesses, known)
         return lm
 
     def _check_cache(self, ids: list[int]) -> None:
@@ -122,6 +142,36 @@ class LM(FrozenModel):
                 f"the layout says {layout.layers} of {want}"
             )
         self._check_rotation([*self.prefix_ids, *ids, *range(4, 12)])
+
+    def witnesses(self) -> Iterator[Witness]:
+        """Rows of tokens drawn at random, of several lengths, and questions drawn too.
+
+        Raises:
+            SelfCheckError: the tokenizer makes other ids of a text than this class does.
+        """
+        draw = np.random.default_rng(0)
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        words = [i for i in range(len(self.tokenizer)) if i not in special]
+        questions = [draw.choice(words, size).tolist() for size in (5, 9)]
+        for index, size in enumerate((24, 7, 40)):
+            row = draw.choice(words, min(size, self.layout.tokens)).tolist()
+            state = self.states([row])
+            keys, values = kv.from_states(state, self.layout, self.positions[: len(row)])
+            layers = self.scene_cache(keys, values)
+            for number, question in enumerate(questions):
+                ids = torch.tensor([[*self.prefix_ids, *row, *question]])
+                yield Witness(
+                    f"question {number} about text {index}",
+                    f"text {index}",
+                    {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+                    layers,
+                    question,
+                    partial(self._last_read, ids),
+                )
+
+    def _last_read(self, ids: Tensor) -> Tensor:
+        read = Generation(self, kv.new_cache(), 0, [ids.shape[1]])
+        return read.forward(ids.to(self.device))[:, -1]
 
     # -- texts -----------------------------------------------------------------------------------
 

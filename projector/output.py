@@ -42,7 +42,13 @@ class Output:
         twin = copy.copy(model)
         twin._modules = {**model._modules, name: _Body(model._modules[name])}
         self._twin, self._head = twin, model.get_output_embeddings()
-        self._plain = self._head is not None and self._adds_nothing()
+        try:
+            self._plain = self._head is not None and self._adds_nothing()
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not compute its logits from last hidden states "
+                f"alone: {error}"
+            ) from error
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary]` from last hidden states `[..., E]`; differentiable."""

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from projector import cache as kv
+from projector import self_check
 from projector.attention import Received, measuring
 from projector.frozen import (
     FrozenModel,
@@ -36,11 +38,13 @@ from projector.models import checkpoint
 from projector.models.foreign import foreign
 from projector.models.template import rehearse
 from projector.output import Output
+from projector.self_check import Witness
 from protos.errors import (
     ModelError,
     PictureError,
     QuestionError,
     QuestionTooLongError,
+    SelfCheckError,
     UnsupportedModelError,
 )
 from protos.layout import KVState
@@ -99,11 +103,18 @@ class VLM(FrozenModel):
         processor = checkpoint.read_processor(folder)
         model = checkpoint.read_weights(folder, AutoModelForImageTextToText, dtype, device)
         with checkpoint.first_runs(model, folder):
-            return cls.of(model, processor, folder)
+            return cls.of(model, processor, folder, known=True)
 
     @classmethod
-    def of(cls, model: Any, processor: Any, path: str | Path) -> VLM:
+    def of(cls, model: Any, processor: Any, path: str | Path, known: bool = False) -> VLM:
         """Wrap a model and a processor already in memory; `path` is where they were saved.
+
+        Args:
+            model: in evaluation mode.
+            processor: its own.
+            path: its folder.
+            known: whether they are just what the folder holds, so that an earlier self-check of
+                that folder counts.
 
         Raises:
             ModelError, UnsupportedModelError: as `load`.
@@ -142,6 +153,7 @@ class VLM(FrozenModel):
         vlm._take_over_attention()
         vlm._learn_embeddings()
         vlm._check_cache()
+        vlm.checked = self_check.require(vlm, vlm.witnesses, known)
         return vlm
 
     def _learn_prompt(self) -> None:
@@ -315,6 +327,44 @@ class VLM(FrozenModel):
                 f"{layout.model_id} caches {len(made.keys)} layers, its config says {layout.layers}"
             )
         self._check_rotation(self.prefix_ids + self._cue)
+
+    def witnesses(self) -> Iterator[Witness]:
+        """Pictures of several shapes, each with questions, as the processor makes prompts of them.
+
+        Raises:
+            SelfCheckError: the processor makes other ids of a prompt than this class does.
+        """
+        before = self.prefix_ids + [self._image_id] * self.image_tokens
+        for name, picture, texts in _witnesses():
+            state = self.states(self.prefill([picture]))
+            keys, values = kv.from_states(state, self.layout, self.positions)
+            layers = self.scene_cache(keys, values)
+            for text in texts:
+                inputs = {
+                    name: value
+                    for name, value in self._inputs(text, picture).items()
+                    if isinstance(value, Tensor)
+                }
+                question = self.question_ids(text)
+                ids = before + question
+                if inputs["input_ids"][0].tolist() != ids:
+                    raise SelfCheckError(
+                        f"the processor of {self.path} makes other tokens of '{text}' behind a "
+                        "picture than of the question alone; its chat template or tokenizer "
+                        "joins them"
+                    )
+                yield Witness(
+                    f"'{text}' about {name}",
+                    name,
+                    inputs,
+                    layers,
+                    question,
+                    partial(self._last_seen, picture, ids),
+                )
+
+    def _last_seen(self, picture: Image.Image, ids: list[int]) -> Tensor:
+        seen: Tensor = self._see([picture], [ids], kv.new_cache()).last_hidden_state[:, -1]
+        return seen
 
     # -- what the model says about itself --------------------------------------------------------
 
@@ -523,3 +573,17 @@ def _reserved(processor: Any, image_id: int) -> set[str]:
     added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     named = {_placeholder(processor), str(tokenizer.convert_ids_to_tokens(image_id))}
     return {str(t) for t in tokenizer.all_special_tokens} | added | named
+
+
+def _witnesses() -> Iterator[tuple[str, Image.Image, tuple[str, ...]]]:
+    """Pictures that differ everywhere, by name, and what is asked about each."""
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    noise = draw.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    slope = np.linspace(0, 255, 64)
+    both = np.stack([np.broadcast_to(s, (64, 64)) for s in (slope, slope[:, None], slope[::-1])], 2)
+    first, second = "What is left of the red car?", "How many people are there? One, 2 or 30"
+    wide = Image.fromarray(blocks).resize((96, 64), Image.Resampling.NEAREST)
+    yield "blocks of colour", wide, (first, second)
+    yield "noise", Image.fromarray(noise), (first,)
+    yield "a gradient", Image.fromarray(both.astype(np.uint8)), (second,)

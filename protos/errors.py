@@ -95,6 +95,14 @@ class UnsupportedModelError(BridgeError):
     exit_code = 14
 
 
+class SelfCheckError(BridgeError):
+    summary = "A model answers differently from its rebuilt cache than from its own prompt."
+    code = 106
+    name = "self_check"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 15
+
+
 class DegenerateError(BridgeError):
     summary = "A picture that shows nothing, such as one flat colour; made at the edge, never sent."
     code = 107
@@ -403,6 +411,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         PictureError,
         ModelError,
         UnsupportedModelError,
+        SelfCheckError,
         DegenerateError,
         FrameTruncatedError,
         FrameCorruptError,

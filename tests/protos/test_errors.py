@@ -18,6 +18,7 @@ PUBLISHED = {
     103: ("picture", 12),
     104: ("model", 13),
     105: ("unsupported_model", 14),
+    106: ("self_check", 15),
     107: ("degenerate", 16),
     201: ("frame_truncated", 20),
     202: ("frame_corrupt", 21),
