@@ -50,7 +50,7 @@ $(NODE): examples/node/package-lock.json
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; } || true
 	@if command -v npm >/dev/null; then \
 		echo "node: npm ci in examples/node (15 MB)"; \
-		(cd examples/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) || \
+		(cd examples/node && npm ci --fetch-retries=1 --fetch-timeout=60000 --ignore-scripts --no-audit --no-fund --loglevel=error) || \
 			echo "node: npm ci failed, so the tests of examples/node are skipped" >&2; \
 	else \
 		echo "node: no npm, so the tests of examples/node are skipped (Debian: apt-get install nodejs npm)" >&2; \

@@ -13,7 +13,16 @@ import pytest
 
 from examples.node.export_state import write_state
 from projector.encoder import Encoder
-from protos.frame import RAW_KV_FP8, OperatingPoint
+from protos.errors import BridgeError
+from protos.frame import (
+    RAW_KV_FP8,
+    Header,
+    OperatingPoint,
+    pack_header,
+    parse_ask_request,
+    parse_infer_request,
+    verify,
+)
 from protos.layout import KVLayout, KVState, RopeSpec, unrotate
 from tests.examples.conftest import Script
 from tests.protos.test_worked_example import FIGURES, KEPT, MAX_NEW_TOKENS, POINT, read
@@ -203,3 +212,51 @@ def test_the_client_reads_a_cache_whose_layers_rotate_differently(
         str(tmp_path / "state"),
     )
     np.testing.assert_allclose(found, x, atol=2e-6)
+
+
+def test_what_the_clients_library_writes_is_accepted_and_no_flipped_bit_of_it(
+    script: Script,
+) -> None:
+    """It writes default values out, unlike others: frame 0, no question, no id, no limit."""
+    session, key = bytes(range(16)), bytes(32)
+    header, payload = pack_header(Header(1, 0, np.arange(10) % 2 == 0), bytes(20))
+    made = script(
+        """import loader from "@grpc/proto-loader";
+           import { sealAsk, sealFrame } from "./contract.mjs";
+           function all({ session, key, header, payload }) {
+             const bytes = (hex) => Buffer.from(hex, "hex");
+             const path = "../../protos/neuralbridge/v1/bridge.proto";
+             const options = { keepCase: true, defaults: true };
+             const { Infer, Ask } = loader.loadSync(path, options)["neuralbridge.v1.Bridge"];
+             const frame = { header: bytes(header), payload: bytes(payload) };
+             const none = Buffer.alloc(0), id = Buffer.from("request-");
+             const infer = sealFrame(bytes(key), none, frame, "", 0);
+             const ask = sealAsk(bytes(key), bytes(session), id, 0, "what ?", 0);
+             return [Infer.requestSerialize(infer).toString("hex"),
+                     Ask.requestSerialize(ask).toString("hex")];
+           }""",
+        "all(given)",
+        {
+            "session": session.hex(),
+            "key": key.hex(),
+            "header": header.hex(),
+            "payload": payload.hex(),
+        },
+    )
+    for hexed, parse in zip(made, (parse_infer_request, parse_ask_request), strict=True):
+        raw = bytes.fromhex(hexed)
+        request = parse(raw)
+        verify(request, key)
+        assert request.SerializeToString(deterministic=True) != raw, "no default is written out"
+        accepted = []
+        for bit in range(8 * len(raw)):
+            wrong = bytearray(raw)
+            wrong[bit // 8] ^= 1 << bit % 8
+            try:
+                seen = parse(bytes(wrong))
+                verify(seen, key)
+            except BridgeError:
+                continue
+            if getattr(seen, "session_id", session) == session:  # else it is looked up in vain
+                accepted.append(bit)
+        assert not accepted
