@@ -48,7 +48,7 @@ def client(node: str, server: stage.Server, folder: Path, *more: str) -> str:
         command(node, f"127.0.0.1:{server.port}", folder, *more),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,7 +69,7 @@ def agent(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_a_refusal_is_told_by_its_code_and_ends_the_client(
         command(node, f"127.0.0.1:{server.port}", tmp_path, "is there a fire ?", "q" * 600),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
     assert done.returncode == 1 and "is there a fire ? -> " in done.stdout
     assert "402" in done.stderr and "600 bytes, at most 512" in done.stderr
