@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from projector.pictures import as_rgb
+
 
 @dataclass(frozen=True)
 class PictureCodec:
@@ -28,7 +30,8 @@ class PictureCodec:
 
     def encode(self, picture: Image.Image) -> bytes:
         """Return the file's bytes."""
-        picture = picture.convert("RGB")
+        picture = as_rgb(picture).copy()
+        picture.info = {}  # nothing is to be applied by the service that the edge did not see
         longest = max(picture.size)
         if 0 < self.longest_px < longest:
             scale = self.longest_px / longest

@@ -28,7 +28,7 @@ from edge_agent.session import Base, Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed
 from edge_agent.vlm import EdgeModel, Seen, Sight
-from projector.pictures import degenerate
+from projector.pictures import as_rgb, degenerate
 from projector.tokens import sound
 from protos.errors import (
     BridgeError,
@@ -95,8 +95,12 @@ class View:
         clock: Clock = time.perf_counter,
         budget: Budget | None = None,
     ) -> None:
-        seen: Seen | None = capture.picture if capture.text is None else capture.text
-        if seen is None:
+        seen: Seen
+        if capture.text is not None:
+            seen = capture.text
+        elif capture.picture is not None:
+            seen = as_rgb(capture.picture)
+        else:
             raise capture.error or PictureError(f"{capture.name} has no picture")
         self.capture = capture
         self.plan = plan

@@ -125,15 +125,43 @@ def _read(
         else:
             colour, mask = _planes(opened, name)
         turn = None if opened.format == "TIFF" else _UPRIGHT.get(_orientation(opened))
-    picture = _in_srgb(colour, icc)
-    if mask is not None:
-        white = Image.new("RGB", picture.size, (BACKGROUND,) * 3)
-        white.paste(picture, mask=mask)
-        picture = white
+    picture = _over_white(_in_srgb(colour, icc), mask)
     if turn is not None:  # Pillow turns TIFF files itself
         picture = picture.transpose(turn)
     picture.info = {}  # or a copy that is saved would bring profile and orientation a second time
     return picture
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in memory that did not come from `read`, as RGB over white; itself if it is that.
+
+    Raises:
+        PictureError: it cannot be decoded, or its samples have more than 8 bits: nothing says which
+            one is white.
+    """
+    try:
+        picture.load()
+        if picture.mode == "RGB" and "transparency" not in picture.info:
+            return picture
+        if picture.mode.startswith(("I", "F")):
+            raise PictureError(
+                f"a picture of mode {picture.mode} does not say which sample is white: scale it to "
+                "8 bits"
+            )
+        colour, mask = _planes(picture, "a picture")
+        return _over_white(_in_srgb(colour, None), mask)
+    except BridgeError:
+        raise
+    except Exception as error:
+        raise PictureError(f"not a readable picture: {error}") from error
+
+
+def _over_white(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
+    if mask is None:
+        return picture
+    white = Image.new("RGB", picture.size, (BACKGROUND,) * 3)
+    white.paste(picture, mask=mask)
+    return white
 
 
 def _open(file: Path | bytes, formats: Sequence[str]) -> Image.Image:

@@ -38,6 +38,7 @@ from projector.models import checkpoint
 from projector.models.foreign import foreign
 from projector.models.template import rehearse
 from projector.output import Output
+from projector.pictures import as_rgb
 from projector.self_check import Witness
 from protos.errors import (
     ModelError,
@@ -460,10 +461,7 @@ class VLM(FrozenModel):
         self, pictures: Sequence[Image.Image], alone: bool | None = None
     ) -> dict[str, Tensor]:
         """What the model's forward needs besides ids, one row per picture."""
-        try:
-            rgb = [picture.convert("RGB") for picture in pictures]
-        except (AttributeError, OSError, ValueError) as error:
-            raise PictureError(f"not a readable picture: {error}") from error
+        rgb = [as_rgb(picture) for picture in pictures]
         nested = [[picture] for picture in rgb]
         if self._pixels_alone if alone is None else alone:
             try:

@@ -142,6 +142,27 @@ def wrong_arrows(name: str, imports: Iterator[tuple[int, str]]) -> list[str]:
     ]
 
 
+OPENS_PICTURES = {
+    "projector.pictures",
+    "reference.yard.render",  # its sprites' transparency
+    "reference.yard.build_assets",  # which made the committed assets, and is not run again
+}
+
+
+def test_picture_files_are_read_in_one_place() -> None:
+    """Elsewhere a file would look otherwise: orientation, transparency, depth, colour profile."""
+    strays = [
+        f"{name}:{node.lineno}"
+        for name, path in _modules()
+        if name not in OPENS_PICTURES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in {("Image", "open"), ("ImageFile", "Parser")}
+    ]
+    assert not strays, "\n".join(strays)
+
+
 def test_no_import_points_the_wrong_way() -> None:
     wrong = [w for name, path in _modules() for w in wrong_arrows(name, _imports(name, path))]
     assert not wrong, "\n".join(wrong)

@@ -457,6 +457,16 @@ def test_a_picture_that_shows_nothing_is_warned_of_in_record_log_and_metrics(
     assert said["flat"] == "one flat colour" and said["line"].startswith("2 x 200 pixels")
 
 
+def test_a_source_that_gives_deep_samples_gets_an_error_not_a_white_picture(tmp_path: Path) -> None:
+    deep = Capture("deep", Image.new("I;16", (9, 9), 4095), 7.0)
+    clear = Capture("clear", Image.new("RGBA", (9, 9), (0, 0, 0, 0)), 7.0)
+    run = Run([deep, clear], tmp_path, questions=("x",))
+    run()
+    found = {record.capture: record for record in run.records}
+    assert found["deep"].error is not None and found["deep"].error["name"] == "picture"
+    assert found["clear"].error is None and found["clear"].warnings == ("degenerate",)
+
+
 def test_what_the_service_warns_of_is_in_the_record(tmp_path: Path) -> None:
     run = Run([capture("a"), nothing("flat")], tmp_path, questions=("x",), warnings=("degenerate",))
     run()

@@ -93,6 +93,24 @@ def test_a_bad_picture_among_good_ones_gives_its_exit_code_after_all_the_answers
     assert [r["capture"] for r in records if r["error"]] == ["1.png"]
 
 
+def test_a_picture_above_the_limit_that_is_set_is_refused_or_decoded_smaller(
+    model: Path, pictures: Path, server: FakeBridge, tmp_path: Path
+) -> None:
+    large = Image.open(pictures / "0.png").resize((160, 120))
+    large.save(pictures / "0.jpg")
+    large.save(pictures / "0.png")
+    out = tmp_path / "out.jsonl"
+    arguments = ["--model", str(model), "--server", server.address, "--output", str(out)]
+    arguments += ["--question", "x", "--max-picture-pixels", "4800"]
+    assert cli.main(["run", *arguments, "--source", str(pictures)]) == PictureError.exit_code
+    failed = {str(r["capture"]): r["error"] for r in lines(out.read_text())}
+    assert [name for name, error in failed.items() if error] == ["0.png"]
+    assert "160 x 120 pixels; at most 4,800" in str(failed["0.png"])
+    ask = ["ask", str(pictures / "0.png"), "x", "--model", str(model), "--server", server.address]
+    assert cli.main([*ask, "--max-picture-pixels", "4800"]) == PictureError.exit_code
+    assert cli.main(ask) == 0
+
+
 def test_ask_prints_the_answer_and_nothing_else(
     model: Path, pictures: Path, server: FakeBridge, capsys: pytest.CaptureFixture[str]
 ) -> None:

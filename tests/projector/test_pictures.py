@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from cloud_server.engine.picture import open_picture
+from edge_agent.picture import PictureCodec
 from edge_agent.sources.folder import Folder
 from projector import pictures
-from projector.dataset import Dataset
+from projector.dataset import Dataset, open_folder
 from protos.errors import PictureError
 
 Pixels = npt.NDArray[Any]
@@ -409,6 +411,31 @@ def test_two_frames_of_a_deep_camera_keep_their_brightness() -> None:
     assert np.abs(np.asarray(bright) / 4.0 - np.asarray(dark)).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_a_picture_in_memory_is_what_its_file_would_be(mode: str) -> None:
+    """Of a source of one's own, or a program that hands the model pictures."""
+    picture = CLEAR.convert(mode) if mode in ("LA", "RGBA") else COLOUR.convert(mode)
+    file = saved(picture, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    assert pictures.as_rgb(picture).tobytes() == pictures.read(file).tobytes()
+    assert pictures.as_rgb(COLOUR) is COLOUR
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_deep_picture_in_memory_is_refused_not_made_white(mode: str) -> None:
+    with pytest.raises(PictureError, match="scale it to 8 bits"):
+        pictures.as_rgb(Image.fromarray(TWELVE.astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode])))
+
+
+def test_the_picture_point_passes_no_metadata_on() -> None:
+    picture = COLOUR.copy()
+    picture.info = {"icc_profile": p3(), "exif": turned(3).tobytes()}
+    for codec in ("png", "webp", "jpeg"):
+        file = PictureCodec(codec, 100).encode(picture)
+        away = np.asarray(open_picture(file, 64)).astype(int) - RGB
+        assert np.abs(away).mean() < 9, "red and green are where they were"
+        assert not {"icc_profile", "exif"} & set(Image.open(io.BytesIO(file)).info)
+
+
 def test_what_lies_under_full_transparency_does_not_matter() -> None:
     for kind, how in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
         files = [saved(hidden(colour), kind, **how) for colour in (0, 128, 255)]
@@ -518,3 +545,24 @@ def test_agent_and_toolkit_look_for_the_same_files(tmp_path: Path) -> None:
     found = {capture.name for capture in Folder.from_path(tmp_path) if capture.picture}
     assert found == {path.name for path in Dataset(tmp_path).files}
     assert len(found) == 2 * len(pictures.SUFFIXES)
+
+
+def test_the_digest_of_a_data_set_is_of_its_files_not_of_how_they_look(tmp_path: Path) -> None:
+    """Corpora made before pictures were turned or laid over white stay of their data set."""
+    files = {
+        "a.png": saved(CLEAR, "PNG"),
+        "b.jpg": saved(COLOUR, "JPEG", exif=turned(6)),
+        "c.png": png(TWELVE, 0, 16),
+    }
+    whole = hashlib.sha256()
+    for name, file in files.items():
+        (tmp_path / name).write_bytes(file)
+        whole.update(f"{name}\0{len(file)}\0".encode() + file)
+    assert Dataset(tmp_path).digest == whole.hexdigest()
+
+
+def test_a_data_set_names_the_file_that_is_larger_than_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(saved(COLOUR, "PNG"))
+    assert Dataset(tmp_path, max_pixels=40 * 56).picture(0).size == (56, 40)
+    with pytest.raises(PictureError, match=r"a\.png.*56 x 40"):
+        open_folder(tmp_path, 40 * 56 - 1).picture(0)

@@ -623,6 +623,15 @@ def test_a_corpus_of_the_first_few_goes_on_to_all(
         assert all(torch.allclose(again[k].float(), whole[k].float(), atol=2e-3) for k in whole)
 
 
+def test_a_picture_above_the_limit_that_is_set_ends_the_corpus_by_name(
+    run: Any, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "corpus"
+    assert run("corpus", data, out, "--max-picture-pixels", "100") == code_of("picture")
+    said = capsys.readouterr().err
+    assert "000.png" in said and "max_picture_pixels" in said
+
+
 def test_pictures_that_only_look_alike_are_other_pictures(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
