@@ -27,7 +27,8 @@ class Capture:
 
     Attributes:
         name: unique within its source; a file's name, a camera's frame label.
-        picture: RGB; None for a text, or when `error` says why it could not be had.
+        picture: RGB, or another mode of 8 bits a sample, which is laid over white; None for a text,
+            or when `error` says why it could not be had.
         captured_at: seconds since the Unix epoch.
         questions: what the source itself wants to know about it; may be empty.
         error: set exactly when there is neither picture nor text.
