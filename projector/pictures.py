@@ -11,9 +11,9 @@ import io
 import struct
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +166,41 @@ def _over_white(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
 
 def _open(file: Path | bytes, formats: Sequence[str]) -> Image.Image:
     source = io.BytesIO(file) if isinstance(file, bytes) else file
-    return Image.open(source, formats=tuple(formats))
+    try:
+        return Image.open(source, formats=tuple(formats))
+    except (UnidentifiedImageError, ValueError):
+        bare = _without_profile(file)
+        if bare is None:
+            raise
+        return Image.open(io.BytesIO(bare), formats=tuple(formats))
+
+
+def _without_profile(file: Path | bytes) -> bytes | None:
+    """A PNG file less its colour profile, for whose faults Pillow refuses a file; None without."""
+    with _stream(file) as stream:
+        for kind, place, length in _chunks(stream):
+            if kind == b"iCCP":
+                stream.seek(0)
+                whole = stream.read()
+                return whole[: place - 8] + whole[place + length + 4 :]
+    return None
+
+
+def _stream(file: Path | bytes) -> BinaryIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+
+
+def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, place and length of the chunks of a PNG file before its pixels; none of other files."""
+    if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+        return
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            return
+        place = stream.tell()
+        yield kind, place, length
+        stream.seek(place + length + 4)
 
 
 def _fit(opened: Image.Image, name: str, max_side: int | None, max_pixels: int) -> None:
@@ -377,17 +411,12 @@ def _png_white(colours: Samples, bits: int | None, name: str) -> int:
 
 def _significant_bits(file: Path | bytes) -> int | None:
     """Bits of a PNG file's colours that count, by its sBIT chunk."""
-    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
-        stream.seek(8)
-        while len(head := stream.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
+    with _stream(file) as stream:
+        for kind, _, length in _chunks(stream):
             if kind == b"sBIT":
                 depths = stream.read(min(length, 4))
                 found = int(max(depths[: 3 if length > 2 else 1], default=0))
                 return found if 0 < found <= 16 else None
-            if kind == b"IDAT":
-                break
-            stream.seek(length + 4, io.SEEK_CUR)
     return None
 
 

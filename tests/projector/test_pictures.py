@@ -512,6 +512,25 @@ def test_a_damaged_file_of_any_kind_is_a_picture_or_a_typed_error(case: str) -> 
             assert error.message
 
 
+def bad_profile(**wrong: Any) -> bytes:
+    """A PNG file whose profile's chunk is not as it should be."""
+    data = wrong.get("data", b"p\0\0" + zlib.compress(p3()))
+    made = bytearray(chunk(b"iCCP", data))
+    made[-1] ^= wrong.get("crc", 0)
+    return png(RGB, 2, 8, bytes(made))
+
+
+def test_no_fault_of_a_profile_costs_the_picture(tmp_path: Path) -> None:
+    whole = b"p\0\0" + zlib.compress(bytes(3 << 20))
+    files = [bad_profile(crc=1), bad_profile(data=whole), bad_profile(data=b"p\0\7not zlib")]
+    files += [bad_profile(data=b"p\0\0not zlib"), bad_profile(data=b"")]
+    files += [saved(COLOUR, kind, icc_profile=b"not one") for kind in ("PNG", "TIFF")]
+    files.append(saved(COLOUR, "WEBP", lossless=True, icc_profile=b"not one"))
+    for file in files:
+        for door in (agent, toolkit, *([service] if file[:2] not in (b"II", b"MM") else [])):
+            assert (np.asarray(door(file, tmp_path)) == RGB).all()
+
+
 def test_metadata_too_large_for_pillow_is_a_typed_error() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
