@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from protos.errors import ConfigError
+from protos.process import addresses
 
 
 class _TurnedAway(asyncio.Protocol):
@@ -42,7 +43,7 @@ class HealthServer:
         self._registry = registry
         self._not_ready = not_ready
         self._most = most
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
@@ -59,15 +60,17 @@ class HealthServer:
         """
         await self._runner.setup()
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._connection, host, port, backlog=16, reuse_address=True
-            )
+            sockets = addresses.listen(host, port)
         except OSError as error:
             raise ConfigError(
-                f"metrics port {host}:{port} cannot be bound ({error.strerror or error}); "
-                "choose another --metrics-port, or 0 for a free one"
+                f"metrics port {addresses.Address(host, port)} cannot be bound "
+                f"({error.strerror or error}); choose another --metrics-port, or 0 for a free one"
             ) from error
-        return int(self._listener.sockets[0].getsockname()[1])
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            one.setblocking(False)
+            self._listeners.append(await loop.create_server(self._connection, sock=one, backlog=16))
+        return int(sockets[0].getsockname()[1])
 
     def _connection(self) -> asyncio.BaseProtocol:
         server = self._runner.server
@@ -77,8 +80,8 @@ class HealthServer:
 
     async def stop(self) -> None:
         """Close the port."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.Response:

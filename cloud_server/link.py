@@ -15,7 +15,6 @@ import os
 import queue
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -42,8 +41,10 @@ from cloud_server.jobs import (
     unpack,
 )
 from protos.errors import BridgeError, ConfigError, EngineUnavailableError
+from protos.process.files import temporary_folder
 
 _MAX_SOCKET_PATH = 100
+_ELSEWHERE = "give --engine-socket-dir, a short path that this user may write (or set TMPDIR)"
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes what becomes of one job: its events, or the error that the link itself ended it with."""
 
@@ -62,7 +63,7 @@ class SocketDirectory:
     def __init__(self, path: Path | None) -> None:
         self._temporary = path is None
         if path is None:
-            path = Path(tempfile.mkdtemp(prefix="neural-bridge-"))
+            path = temporary_folder("neural-bridge-", _ELSEWHERE)
         else:
             path = path.absolute()
             try:
@@ -76,13 +77,21 @@ class SocketDirectory:
                 raise ConfigError(
                     f"engine socket directory {path} is open to others; run chmod 700 on it"
                 )
+        self.path = path
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/events.sock"):
+            self._remove()
             raise ConfigError(
                 f"engine socket directory {path}: the path is too long for a socket "
-                f"(at most {_MAX_SOCKET_PATH - len('/events.sock')} bytes)"
+                f"(at most {_MAX_SOCKET_PATH - len('/events.sock')} bytes): {_ELSEWHERE}"
             )
-        self.path = path
-        self._lock: IO[bytes] = (path / "lock").open("wb")
+        try:
+            self._lock: IO[bytes] = (path / "lock").open("wb")
+        except OSError as error:
+            self._remove()
+            raise ConfigError(
+                f"engine socket directory {path} cannot be written: {error.strerror or error}: "
+                f"{_ELSEWHERE}"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -99,6 +108,9 @@ class SocketDirectory:
     def close(self) -> None:
         """Let go of the directory."""
         self._lock.close()
+        self._remove()
+
+    def _remove(self) -> None:
         if self._temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 

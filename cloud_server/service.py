@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,11 +26,14 @@ from cloud_server.health import HealthServer
 from cloud_server.jobs import Offer, Status
 from cloud_server.link import FrontLink, SocketDirectory
 from cloud_server.metrics import Metrics
-from cloud_server.settings import Settings
+from cloud_server.settings import PREFIX, Settings
 from cloud_server.supervisor import Spawn, Supervisor, spawn_engine
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ConfigError
 from protos.frame import SERVICE
+from protos.process.addresses import Address
+from protos.process.environment import service_links
+from protos.process.files import write_whole
 from protos.process.logs import Logger, adopt_libraries, configure
 
 _STREAM_GRACE_S = 1.0
@@ -79,6 +81,8 @@ class Service:
         """
         settings = self._settings
         settings.check_paths()
+        if links := service_links(os.environ, PREFIX):
+            self._log.info("service_links_ignored", variables=links)
         limit = descriptors.raise_limit()
         directory = SocketDirectory(settings.engine_socket_dir)
         loop = asyncio.get_running_loop()
@@ -247,7 +251,7 @@ class Service:
 
     async def _bind(self, server: grpc.aio.Server) -> int:
         settings = self._settings
-        address = f"{settings.host}:{settings.port}"
+        address = str(Address(settings.host, settings.port))
         try:
             port = server.add_insecure_port(address)
             await server.start()
@@ -260,7 +264,7 @@ class Service:
     def _ready(self, port: int, metrics_port: int) -> None:
         line = json.dumps({"event": "ready", "port": port, "metrics_port": metrics_port})
         if self._settings.ready_file is not None:
-            _write_whole(self._settings.ready_file, line + "\n")
+            write_whole(self._settings.ready_file, line + "\n", "ready file")
         self._log.info("ready", port=port, metrics_port=metrics_port)
         self._announce(line)
 
@@ -294,13 +298,3 @@ def _announce(line: str) -> None:
         sys.stdout.flush()
     except (OSError, BridgeError) as error:
         structlog.get_logger(component="frontend").warning("readiness line lost", cause=str(error))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        half.write_text(text)
-        half.replace(path)
-    except OSError as error:
-        raise ConfigError(f"ready file {path} cannot be written: {error.strerror}") from error

@@ -19,6 +19,7 @@ from projector import configuration
 from projector.signing import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.frame import Limits
+from protos.process import addresses
 
 PREFIX = "NEURAL_BRIDGE_CLOUD_"
 
@@ -200,6 +201,11 @@ class Settings(configuration.TypedSettings):
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        return configuration.checked(addresses.host, value)
 
     @property
     def limits(self) -> Limits:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from protos.process import addresses
+
 _READ_BYTES = 1 << 16
 _SEGMENTS = struct.Struct("=II")
 _SEGMENTS_AT = 136
@@ -73,12 +75,10 @@ class Relay:
             tap: gets a copy of every piece, in the relay's thread.
 
         Raises:
-            ValueError: `server` is not host:port.
+            ConfigError: `server` is not host:port.
         """
-        host, separator, port = server.rpartition(":")
-        if not separator or not host or not port.isdigit():
-            raise ValueError(f"relay: expected host:port of the server, got {server!r}")
-        self._host, self._port = host.strip("[]"), int(port)
+        found = addresses.parse(server)
+        self._host, self._port = found.host, found.port
         self._up = self._down = self._connections = 0
         self._tap = tap
         self._open: set[socket.socket] = set()

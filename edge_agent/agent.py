@@ -19,7 +19,7 @@ from edge_agent.encode import AUTO, Clock, Plan, choose_point
 from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Guarded, Outgoing, View, check_question
-from edge_agent.records import AnswerRecord
+from edge_agent.records import Answered, AnswerRecord
 from edge_agent.sources import Capture, Source
 from edge_agent.uplink import FATAL, Outcome, Packed, Returned, Scene, Uplink
 from edge_agent.vlm import EdgeModel, Sight
@@ -95,7 +95,7 @@ class Agent:
         edge_fallback: answer with the small model where the service could not.
         budget: chooses the operating point where the plan leaves that open.
         on_capture: called when a capture has ended, for a progress bar.
-        done: (capture, question) pairs that an earlier run answered; they are left out.
+        done: what an earlier run answered; it is left out.
         new_id: makes the request ids of Ask; a frame's is derived.
         clock: seconds, for stage times.
     """
@@ -115,7 +115,7 @@ class Agent:
     edge_fallback: bool = False
     budget: Budget | None = None
     on_capture: Callable[[], None] = lambda: None
-    done: frozenset[tuple[str, str]] = frozenset()
+    done: Answered = Answered()
     new_id: Callable[[], bytes] = new_request_id
     clock: Clock = time.perf_counter
     summary: Summary = field(default_factory=Summary)
@@ -194,7 +194,7 @@ class Agent:
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
         """See the picture or text, wait for credit, and leave the rest to a task."""
         asked = self.questions or capture.questions
-        questions = tuple(q for q in asked if (capture.name, q) not in self.done)
+        questions = tuple(q for q in asked if not self.done.holds(capture, q))
         if asked and not questions:
             self.on_capture()
             return
@@ -390,6 +390,7 @@ class Agent:
             request_id=outcome.request_id.hex(),
             capture=view.capture.name,
             captured_at=view.capture.captured_at,
+            content=view.capture.content,
             question=question,
             answer=outcome.answer.text if outcome.answer is not None else None,
             edge_answer=edge_answer,

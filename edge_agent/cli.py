@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,8 @@ from typing import Any
 
 from protos.errors import ConfigError, ModelError, PictureError, SourceError
 from protos.process import console, logs
+from protos.process.environment import service_links
+from protos.process.files import expanded
 
 # What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
 _missing: ModuleNotFoundError | None = None
@@ -32,7 +35,7 @@ try:
     from edge_agent.health import HealthServer
     from edge_agent.metrics import Metrics
     from edge_agent.picture import PictureCodec
-    from edge_agent.records import AnswerRecord, RecordWriter, answered
+    from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
     from edge_agent.session import dial_insecure
     from edge_agent.settings import Settings
     from edge_agent.sources import Capture, Source, open_source
@@ -78,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     source = _bounded(open_source(_source(chosen)), chosen)
     if chosen.give_up_s is None and not chosen.edge_fallback:
         chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
-    done = answered(chosen.output) if chosen.resume else frozenset()
+    done = answered(chosen.output) if chosen.resume else Answered()
     writer = RecordWriter(chosen.output)
     try:
         return _work(chosen, source, writer.write, done)
@@ -94,7 +97,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen)
     records: list[AnswerRecord] = []
-    code = _work(chosen, _bounded(_about(args), chosen), records.append)
+    code = _work(chosen, _bounded(_about(args), chosen), records.append, Answered())
     for record in records:
         if args.json:
             print(record.to_json())
@@ -181,7 +184,7 @@ def _work(
     chosen: Settings,
     source: Source,
     on_record: Callable[[AnswerRecord], None],
-    done: frozenset[tuple[str, str]] = frozenset(),
+    done: Answered,
 ) -> int:
     bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
     metrics = Metrics()
@@ -189,6 +192,8 @@ def _work(
         chosen.log_level, "edge_agent", bar=bar, on_drop=metrics.log_lines_dropped.inc
     )
     logs.adopt_libraries(log)
+    if links := service_links(os.environ, settings.PREFIX):
+        log.info("service_links_ignored", variables=links)
     if skipped := getattr(source, "skipped", None):
         log.warning("entries of the source passed over", source=chosen.source, **skipped)
         for kind, number in skipped.items():
@@ -235,13 +240,13 @@ async def _drive(
     log: logs.Logger,
     bar: bool,
     uplinks: list[Uplink],
-    done: frozenset[tuple[str, str]],
+    done: Answered,
 ) -> Summary:
     budget = _budget(chosen, metrics, log)
     uplink = Uplink(
         model.layout,
         dial_insecure(chosen.server),
-        EncoderStore(chosen.state_dir),
+        _store(chosen, log),
         metrics,
         log,
         RetryPolicy(
@@ -288,6 +293,15 @@ async def _drive(
         )
         _stop_on_signals(agent, log)
         return await agent.run()
+
+
+def _store(chosen: Settings, log: logs.Logger) -> EncoderStore:
+    if chosen.state_dir is not None:
+        return EncoderStore(expanded(chosen.state_dir))
+    store = EncoderStore.of_user(os.environ)
+    if store.directory is None:
+        log.warning("no_state_dir", cause="no home folder that can be written: give --state-dir")
+    return store
 
 
 def _budget(chosen: Settings, metrics: Metrics, log: logs.Logger) -> Budget:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from protos.errors import ConfigError
+from protos.process import addresses
 
 
 class HealthServer:
@@ -58,19 +59,27 @@ class HealthServer:
                 return
 
         try:
-            self._server = ThreadingHTTPServer((host, port), _Handler)
+            sockets = addresses.listen(host, port)
         except OSError as error:
             raise ConfigError(
-                f"metrics_port: {host}:{port} cannot be bound: {error.strerror or error}"
+                f"metrics_port: {addresses.Address(host, port)} cannot be bound: "
+                f"{error.strerror or error}"
             ) from error
-        self._server.daemon_threads = True
         self.host = host
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self.port = int(sockets[0].getsockname()[1])
+        self._servers = []
+        for one in sockets:
+            server = ThreadingHTTPServer((host, port), _Handler, bind_and_activate=False)
+            server.socket.close()
+            server.socket = one
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            self._servers.append((server, thread))
 
     def close(self) -> None:
         """Stop serving and give the port back."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server, thread in self._servers:
+            server.shutdown()
+            server.server_close()
+            thread.join()

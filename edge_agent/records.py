@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from edge_agent.sources import Capture
 from protos.errors import ConfigError, DiskFullError
+from protos.process.files import expanded, without_mark
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class AnswerRecord:
         request_id: hexadecimal; the same in both sides' logs. Empty where nothing was sent.
         capture: the capture's name in its source.
         captured_at: seconds since the Unix epoch.
+        content: digest of the picture's pixels or of the text; empty where the capture failed.
         question: as asked; empty where the capture itself failed.
         answer: the service's answer, or in feedback mode the small model's from the service's
             state; None where there is none.
@@ -81,6 +84,7 @@ class AnswerRecord:
     risk: float | None = None
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
+    content: str = ""
 
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
@@ -104,7 +108,7 @@ class RecordWriter:
             self._file = sys.stdout
             return
         try:
-            path = Path(output).expanduser()
+            path = expanded(Path(output))
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
             if _torn(path):
@@ -138,29 +142,54 @@ class RecordWriter:
                 self._file.close()
 
 
-def answered(output: str) -> frozenset[tuple[str, str]]:
-    """(capture, question) pairs that a file of records holds an answer to, whoever gave it.
+@dataclass(frozen=True)
+class Answered:
+    """What an earlier run answered.
+
+    Attributes:
+        contents: of each capture's name and question, the contents that were asked about.
+        times: likewise when they were captured, where a record of old names no content.
+    """
+
+    contents: frozenset[tuple[str, str, str]] = frozenset()
+    times: frozenset[tuple[str, str, float]] = frozenset()
+
+    def holds(self, capture: Capture, question: str) -> bool:
+        """Whether this very picture or text was asked that; another one of its name was not."""
+        named = (capture.name, question)
+        at = round(capture.captured_at, 6)
+        return (*named, capture.content) in self.contents or (*named, at) in self.times
+
+
+def answered(output: str) -> Answered:
+    """What a file of records holds answers to, whoever gave them.
 
     Lines that are no records, such as half a line, are passed over.
 
     Raises:
-        ConfigError: it is standard output, or cannot be read.
+        ConfigError: it is standard output, cannot be read, or is in another encoding than UTF-8.
     """
     if output == "-":
         raise ConfigError("resume needs a file: give --output FILE, the one of the run before")
-    found = set()
+    contents, times = set(), set()
     try:
-        with Path(output).expanduser().open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
+        with expanded(Path(output)).open("rb") as lines:
+            for number, line in enumerate(lines):
+                text = line if number else without_mark(line, f"output {output}")
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    row = json.loads(line)
-                    if row["answer"] is not None or row["fallback"]:
-                        found.add((str(row["capture"]), str(row["question"])))
+                    row = json.loads(text)
+                    if row["answer"] is None and not row["fallback"]:
+                        continue
+                    named = (str(row["capture"]), str(row["question"]))
+                    if row.get("content"):
+                        contents.add((*named, str(row["content"])))
+                    else:
+                        times.add((*named, float(row["captured_at"])))
     except FileNotFoundError:
         pass  # the first run
     except OSError as error:
         raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
-    return frozenset(found)
+    return Answered(frozenset(contents), frozenset(times))
 
 
 def _torn(path: Path) -> bool:

@@ -7,7 +7,6 @@ defaults (`projector/configuration.py`). Knows nothing of models or the network.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +15,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector import configuration, pictures
+from protos.process import addresses
 
 PREFIX = "NEURAL_BRIDGE_EDGE_"
-
-
-def _default_state_dir() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "neural-bridge" / "edge"
 
 
 class Settings(configuration.TypedSettings):
@@ -35,7 +30,10 @@ class Settings(configuration.TypedSettings):
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="number format the small model runs in"
     )
-    server: str = Field("127.0.0.1:50051", description="address of the cloud server, host:port")
+    server: str = Field(
+        "127.0.0.1:50051",
+        description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms",
+    )
     source: str = Field(
         "", description="where pictures come from: a path, folder:///path, yard://test?count=50"
     )
@@ -147,9 +145,11 @@ class Settings(configuration.TypedSettings):
         description="port of /metrics, /healthz and /readyz; 0 takes a free one, none without it",
     )
     metrics_host: str = Field("127.0.0.1", description="address that port is bound to")
-    state_dir: Path = Field(
-        default_factory=_default_state_dir,
-        description="directory in which encoders are kept, by digest",
+    state_dir: Path | None = Field(
+        None,
+        description="directory in which encoders are kept, by digest; without it "
+        "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, and where that cannot be "
+        "written, memory",
     )
     give_up_s: float | None = Field(
         None,
@@ -249,12 +249,12 @@ class Settings(configuration.TypedSettings):
     @field_validator("server")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        if value.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-            return value
-        host, separator, port = value.rpartition(":")
-        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError("expected host:port, for example 10.0.0.2:50051")
-        return value
+        return configuration.checked(addresses.target, value)
+
+    @field_validator("metrics_host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        return configuration.checked(addresses.host, value)
 
 
 def load(

@@ -13,10 +13,12 @@ import os
 import re
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from protos.errors import BundleCorruptError, ConfigError, DiskFullError
+from protos.process.files import expanded
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _KEPT = 8
@@ -26,13 +28,27 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class EncoderStore:
-    """A directory of files named `<sha256>.safetensors`."""
+    """A directory of files named `<sha256>.safetensors`; without one, encoders stay in memory."""
 
-    directory: Path
+    directory: Path | None
+    _held: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_user(cls, environ: Mapping[str, str]) -> EncoderStore:
+        """A directory in the user's home; memory where there is no home, or none to write to."""
+        base = environ.get("XDG_STATE_HOME") or "~/.local/state"
+        try:
+            directory = expanded(Path(base)) / "neural-bridge" / "edge"
+            directory.mkdir(parents=True, exist_ok=True)
+        except (ConfigError, OSError):
+            return cls(None)
+        return cls(directory if os.access(directory, os.W_OK | os.X_OK) else None)
 
     def get(self, digest: str) -> bytes | None:
         """Return the blob of that digest, or None where it is absent or damaged on disk."""
-        path = self._path(digest)
+        if self.directory is None:
+            return self._held.get(digest)
+        path = self._path(self.directory, digest)
         try:
             blob = path.read_bytes()
         except OSError:
@@ -59,10 +75,14 @@ class EncoderStore:
                 f"the encoder arrived with SHA-256 {actual[:12]}…, the server named "
                 f"{digest[:12]}…: fetch it again"
             )
-        path = self._path(digest)
+        directory = self.directory
+        if directory is None:
+            self._held[digest] = blob
+            return
+        path = self._path(directory, digest)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle, aside = tempfile.mkstemp(dir=self.directory, suffix=".part")
+            directory.mkdir(parents=True, exist_ok=True)
+            handle, aside = tempfile.mkstemp(dir=directory, suffix=".part")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(blob)
@@ -72,24 +92,26 @@ class EncoderStore:
             except OSError:
                 Path(aside).unlink(missing_ok=True)
                 raise
-            self._prune(path)
+            self._prune(directory, path)
         except OSError as error:
             kind = DiskFullError if error.errno in _NO_ROOM else ConfigError
             raise kind(
-                f"state_dir {self.directory} cannot be written: {error.strerror or error}"
+                f"state_dir {directory} cannot be written: {error.strerror or error}: give "
+                "--state-dir, a folder that this user may write"
             ) from error
 
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, directory: Path, newest: Path) -> None:
         now = time.time()
-        for part in self.directory.glob("*.part"):
+        for part in directory.glob("*.part"):
             if now - part.stat().st_mtime > _HALF_WRITTEN_S:
                 part.unlink(missing_ok=True)
-        others = (path for path in self.directory.glob("*.safetensors") if path != newest)
+        others = (path for path in directory.glob("*.safetensors") if path != newest)
         ages = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
         for path in ages[_KEPT - 1 :]:
             path.unlink(missing_ok=True)
 
-    def _path(self, digest: str) -> Path:
+    @staticmethod
+    def _path(directory: Path, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise BundleCorruptError(f"{digest!r} is not a SHA-256 digest in hexadecimal")
-        return self.directory / f"{digest}.safetensors"
+        return directory / f"{digest}.safetensors"

@@ -13,7 +13,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version_of
@@ -32,6 +32,13 @@ from pydantic_settings import (
 )
 
 from protos.errors import ConfigError
+from protos.process.environment import service_links
+from protos.process.files import text_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _LONGEST_SHOWN = 200
 _LAYERS: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("layers", default=())
@@ -58,6 +65,13 @@ class TypedSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The arguments, above whatever layers `load` names."""
         return (init_settings, *_LAYERS.get())
+
+
+class _Toml(TomlConfigSettingsSource):
+    """A TOML file, with or without a byte-order mark."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        return tomllib.loads(text_of(file_path.read_bytes(), file_path))
 
 
 S = TypeVar("S", bound=TypedSettings)
@@ -170,11 +184,14 @@ def load(
     config_variable = variable(cls, "config")
     if config is None and environment.get(config_variable):
         config = Path(environment[config_variable])
+    links = service_links(environment, variable(cls, ""))
     toml, env = _toml(cls, config), EnvSettingsSource(cls)
     env.env_vars = {
         name.lower(): value
         for name, value in environment.items()
-        if name.upper().startswith(variable(cls, "")) and name.upper() != config_variable
+        if name.upper().startswith(variable(cls, ""))
+        and name.upper() != config_variable
+        and name not in links
     }
     origins = {name: f"{config}: {name}" for name in toml.toml_data}
     origins |= {name[env.env_prefix_len :]: name.upper() for name in env.env_vars}
@@ -200,7 +217,7 @@ def _toml(cls: type[TypedSettings], path: Path | None) -> TomlConfigSettingsSour
     if path is not None and not path.is_file():  # the library takes it for an empty one
         raise ConfigError(f"{path}: cannot be read: there is no such file")
     try:
-        return TomlConfigSettingsSource(cls, path)
+        return _Toml(cls, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -293,6 +310,18 @@ def add_setting_flags(
             kind = get_args(kind)[0]
         options["metavar"] = (metavars or {}).get(name) or _metavar(name, kind)
         group.add_argument(*flags, **options)
+
+
+def checked(read: Callable[[str], str], value: str) -> str:
+    """A value as `read` returns it, for a validator: its typed error is one that pydantic knows.
+
+    Raises:
+        ValueError: `read` refused the value.
+    """
+    try:
+        return read(value)
+    except ConfigError as error:
+        raise ValueError(error.message) from None
 
 
 def given_flags(args: argparse.Namespace, cls: type[TypedSettings]) -> dict[str, Any]:

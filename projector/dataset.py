@@ -29,6 +29,7 @@ from projector import pictures
 from projector.tokens import sound
 from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
+from protos.process.files import text_of, without_mark
 from protos.process.folders import Listing, list_files, open_file, said
 
 QUESTIONS = "questions.jsonl"
@@ -252,8 +253,8 @@ class Texts(Dataset):
                 raw = file.read(_LONGEST_TEXT + 1)
             if len(raw) > _LONGEST_TEXT:
                 raise SourceError(f"{path} is longer than {_LONGEST_TEXT} bytes")
-            return raw.decode().strip()
-        except (OSError, UnicodeDecodeError) as error:
+            return text_of(raw, path, SourceError).strip()
+        except OSError as error:
             raise SourceError(f"{path} cannot be read as a text: {error}") from error
 
     def picture(self, index: int) -> Image.Image:
@@ -313,7 +314,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers from 1.
 
     Raises:
-        SourceError: it cannot be read, or there are more than ten million.
+        SourceError: it cannot be read, there are more than ten million, or they are in another
+            encoding than UTF-8.
     """
     try:
         file = open_file(path)
@@ -323,6 +325,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(file, start=1):
             if number > _MOST_LINES:
                 raise SourceError(f"{path} has more than {_MOST_LINES:,} lines")
+            if number == 1:
+                line = without_mark(line, path, SourceError)
             if line.strip():
                 yield number, line
 

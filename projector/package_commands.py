@@ -34,6 +34,7 @@ from protos.errors import (
 )
 from protos.layout import read_json
 from protos.process.console import printable
+from protos.process.files import without_mark
 
 if TYPE_CHECKING:
     from projector.vlm import VLM
@@ -263,7 +264,8 @@ def _certification(path: Path | None) -> Certification | None:
         return None
     try:
         with path.open("rb") as file:
-            plain = read_json(file.read(_MAX_JSON_BYTES + 1), _MAX_JSON_BYTES, str(path))
+            raw = without_mark(file.read(_MAX_JSON_BYTES + 1), path)
+        plain = read_json(raw, _MAX_JSON_BYTES, str(path))
         return Certification.from_plain(plain)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

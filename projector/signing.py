@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protos.errors import ConfigError, SignatureError
+from protos.process.files import text_of, without_mark
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,7 +94,7 @@ class SigningKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         try:
-            key = serialization.load_pem_private_key(_read(path), password=None)
+            key = serialization.load_pem_private_key(without_mark(_read(path), path), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigError(f"{path} is not an unencrypted private key in PEM") from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -128,10 +129,10 @@ class TrustedKeys:
             ConfigError: no such file, or not such a list.
         """
         try:
-            plain = tomllib.loads(_read(path).decode())
+            plain = tomllib.loads(text_of(_read(path), path))
             keys = plain["keys"]
             names = {_decoded(text, 32, "key"): str(name) for name, text in keys.items()}
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, AttributeError) as error:
+        except (tomllib.TOMLDecodeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{path} is not a list of trusted keys ([keys] in TOML)") from error
         except SignatureError as error:
             raise ConfigError(f"{path}: {error}") from error

@@ -25,6 +25,7 @@ from projector.arguments import add_models, count, power, rate, text_tokens, wei
 from projector.models.foreign import importing
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError
 from protos.process import console
+from protos.process.files import without_mark
 from protos.process.folders import said
 from protos.process.progress import note
 

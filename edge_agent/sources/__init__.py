@@ -7,9 +7,11 @@ Knows how a capture looks and how to find the factory for a scheme (entry points
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
@@ -41,6 +43,17 @@ class Capture:
     questions: tuple[str, ...] = ()
     error: BridgeError | None = None
     text: str | None = None
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the picture (its size and RGB pixels) or text; empty where there is neither."""
+        if self.text is not None:
+            return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
+        if self.picture is None:
+            return ""
+        digest = hashlib.blake2b(repr(self.picture.size).encode(), digest_size=16)
+        digest.update(self.picture.tobytes())
+        return digest.hexdigest()
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from PIL import Image
 from edge_agent.sources import Capture
 from projector import pictures
 from protos.errors import BridgeError, ContextError, SourceError
+from protos.process.files import expanded, text_of, without_mark
 from protos.process.folders import list_files, open_file, said
 
 TEXT = ".txt"
@@ -53,8 +54,8 @@ def read_text(path: Path) -> str:
             raw = file.read(_LONGEST_TEXT + 1)
         if len(raw) > _LONGEST_TEXT:
             raise ContextError(f"{path.name} is longer than {_LONGEST_TEXT} bytes")
-        return raw.decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return text_of(raw, path.name, ContextError).strip()
+    except OSError as error:
         raise ContextError(f"{path.name} cannot be read as a text: {error}") from error
 
 
@@ -62,17 +63,18 @@ def read_lines(path: Path) -> tuple[Capture, ...]:
     """The texts of a file of `{"name": "a", "text": "…"}`, one a line.
 
     Raises:
-        SourceError: the file cannot be read, or is too long.
+        SourceError: the file cannot be read, is too long, or in another encoding than UTF-8.
     """
     try:
         written = path.stat().st_mtime
         with open_file(path) as file:
-            lines = file.read(_LONGEST_FILE + 1).splitlines()
+            raw = file.read(_LONGEST_FILE + 1)
             if file.tell() > _LONGEST_FILE:
                 raise SourceError(f"source {path} is longer than {_LONGEST_FILE} bytes")
     except OSError as error:
         raise SourceError(f"source {path} cannot be read: {error}") from error
     made = []
+    lines = without_mark(raw, f"source {path}", SourceError).splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -158,4 +160,4 @@ def open_source(uri: str) -> Folder:
     text = uri
     if uri.startswith("folder:"):
         text = unquote(uri.removeprefix("folder:")).removeprefix("//")
-    return Folder.from_path(Path(text).expanduser())
+    return Folder.from_path(expanded(Path(text)))

@@ -17,7 +17,7 @@ from edge_agent.agent import Agent, Summary
 from edge_agent.budget import Budget
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
-from edge_agent.records import AnswerRecord, RecordWriter, answered
+from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
 from edge_agent.sources import Capture
 from protos.errors import (
     BridgeError,
@@ -290,7 +290,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None
     writer.write(AnswerRecord("ab", "a", 1.0, "q", answer="yes"))
     writer.close()
     assert json.loads(output.read_text().splitlines()[1])["answer"] == "yes"
-    assert answered(str(output)) == {("a", "q")}
+    assert answered(str(output)).times == {("a", "q", 1.0)}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -305,8 +305,9 @@ def test_records_that_find_no_room_end_the_run_typed(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_run_answered_is_left_out(tmp_path: Path) -> None:
-    done = frozenset({("a", "x"), ("a", "y"), ("b", "y")})
     items = [capture(name) for name in "abc"]
+    asked = ((items[0], "x"), (items[0], "y"), (items[1], "y"))
+    done = Answered(frozenset((one.name, q, one.content) for one, q in asked))
     run = Run(items, tmp_path, questions=("x", "y"), done=done)
     summary = run()
     assert {(r.capture, r.question) for r in run.records} == {("b", "x"), ("c", "x"), ("c", "y")}
@@ -322,8 +323,8 @@ def test_an_answer_by_either_model_is_one_and_an_error_is_none(tmp_path: Path) -
     writer.write(AnswerRecord("3", "c", 1.0, "q", edge_answer="no", error=error))
     writer.write(AnswerRecord("4", "d", 1.0, "q", error=error))
     writer.close()
-    assert answered(str(output)) == {("a", "q"), ("b", "q")}
-    assert answered(str(tmp_path / "none")) == set()
+    assert answered(str(output)).times == {("a", "q", 1.0), ("b", "q", 1.0)}
+    assert answered(str(tmp_path / "none")) == Answered()
     with pytest.raises(ConfigError, match="--output FILE"):
         answered("-")
 

@@ -70,9 +70,34 @@ def test_a_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
         load({}, tmp_path / "none.toml", {})
     with pytest.raises(ConfigError, match="cannot be read"):
         load({}, tmp_path, {})
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not TOML"):
+    (tmp_path / "binary.toml").write_bytes(b"\x80\x01\x02")
+    with pytest.raises(ConfigError, match="cannot be read as a text"):
         load({}, tmp_path / "binary.toml", {})
+
+
+def test_a_byte_order_mark_in_front_of_the_toml_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "edge.toml").write_text("retries = 3", encoding="utf-8-sig")
+    assert load({}, tmp_path / "edge.toml", {}).retries == 3
+    (tmp_path / "edge.toml").write_text("retries = 3", encoding="utf-16")
+    with pytest.raises(ConfigError, match="edge.toml is UTF-16.*save it as UTF-8"):
+        load({}, tmp_path / "edge.toml", {})
+
+
+def test_what_kubernetes_injects_for_a_service_is_no_setting() -> None:
+    injected = {PREFIX + "PORT": "tcp://10.0.0.7:80", PREFIX + "SERVICE_HOST": "10.0.0.7"}
+    assert load({}, None, injected | {PREFIX + "RETRIES": "3"}).retries == 3
+    with pytest.raises(ConfigError, match="METRICS_HOTS .*did you mean .*METRICS_HOST"):
+        load({}, None, injected | {PREFIX + "METRICS_HOTS": "::1"})
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_host_stands_with_or_without_brackets(host: str) -> None:
+    assert load({"metrics_host": host}, None, {}).metrics_host == "::1"
+
+
+def test_an_ipv6_server_without_brackets_is_told_to_take_some() -> None:
+    with pytest.raises(ConfigError, match=r"--server = '::1:50051'.*\[::1\]:50051"):
+        load({"server": "::1:50051"}, None, {})
 
 
 def test_a_wrong_variable_or_flag_is_named_as_the_user_wrote_it() -> None:
