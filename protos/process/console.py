@@ -22,6 +22,7 @@ from typing import Any
 
 from protos.errors import ERRORS, BridgeError, ConfigError, DiskFullError
 from protos.process import logs
+from protos.process.files import settle_temporary
 from protos.process.stopping import Stopped
 
 INTERRUPTED = 130
@@ -50,6 +51,7 @@ def run(program: str, extra: str, command: Callable[[], int]) -> int:
         SystemExit: the command raised it (`--help`, `--version`) and its output was written.
     """
     quiet_libraries()
+    settle_temporary(os.environ)
     with _streams():
         try:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from protos.errors import BridgeError, ConfigError
@@ -86,6 +87,25 @@ def temporary_folder(prefix: str, instead: str) -> Path:
         raise ConfigError(
             f"there is nowhere to write temporary files ({why}): {instead}"
         ) from error
+
+
+def settle_temporary(environ: MutableMapping[str, str]) -> None:
+    """Have this process and its children put temporary files where they can be written.
+
+    Where none of the usual folders can be (a read-only container), the folder of this user's
+    session or shared memory is taken. Where these cannot be either, /tmp stays, so that libraries
+    that only ask for its name go on and what does need a file says why it has none.
+    """
+    try:
+        tempfile.gettempdir()
+        return
+    except OSError:
+        pass
+    others = (environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}", "/dev/shm")
+    usable = [other for other in others if other and os.access(other, os.W_OK | os.X_OK)]
+    tempfile.tempdir = usable[0] if usable else "/tmp"
+    if usable:
+        environ["TMPDIR"] = usable[0]
 
 
 def expanded(path: Path) -> Path:
