@@ -20,7 +20,7 @@ from cloud_server.jobs import Broken, Forget, Job, Ready, Shutdown, Status
 from cloud_server.link import EngineLink
 from cloud_server.settings import Settings, from_json
 from protos.errors import BridgeError
-from protos.process import console, logs
+from protos.process import children, console, logs
 
 
 class _Process:
@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or that of the error that kept the engine from starting.
     """
+    children.die_with_parent()
     return console.run("cloud-server-engine", "cloud", lambda: _main(argv))
 
 

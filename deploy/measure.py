@@ -480,10 +480,14 @@ def _free_port() -> int:
         return port
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens pages of this machine: no proxy is asked for them."""
+
+
 def _keep_page(url: str, path: Path) -> None:
     """Keep a copy of a metrics page, for when its process is gone; without one, nothing is lost."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as page:
+        with _DIRECT.open(url, timeout=2) as page:
             path.write_bytes(page.read())
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return

@@ -9,13 +9,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from protos.process import children
 
 _TAIL_LINES = 15
 _POLL_S = 0.1
@@ -27,7 +28,10 @@ class ChildError(RuntimeError):
 
 
 class Child:
-    """One child process with its standard error in a log file. Use as a context manager."""
+    """One child process, which never outlives this one, its standard error in a log file.
+
+    Use as a context manager.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,7 @@ class Child:
             environment: added to this process's own.
         """
         self.name, self.log = name, log
-        self._arguments = [sys.executable, "-m", *arguments]
+        self._arguments = children.command(*arguments)
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str]
         self._reader: threading.Thread

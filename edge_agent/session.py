@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import math
+import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,6 +51,8 @@ from protos.frame import (
 )
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.process import addresses
+from protos.process.proxies import proxy_of
 from protos.quantize import QUANTIZERS
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
@@ -66,9 +69,32 @@ _LOOKS, _LOOK_S = 20, 0.01
 Dial = Callable[[], grpc.aio.Channel]
 
 
-def dial_insecure(address: str) -> Dial:
-    """Return a factory of plain-text channels to `host:port`."""
-    return lambda: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+@dataclass(frozen=True)
+class InsecureDial:
+    """A factory of plain-text channels to one server.
+
+    Attributes:
+        address: as `protos.process.addresses.target` returns it.
+        proxy: the HTTP proxy on the way there; empty where there is none.
+    """
+
+    address: str
+    proxy: str = ""
+
+    def __call__(self) -> grpc.aio.Channel:
+        """Make a channel; it connects when it is used."""
+        direct = [("grpc.enable_http_proxy", 0)] if addresses.loopback(self.address) else []
+        return grpc.aio.insecure_channel(self.address, options=[*CHANNEL_OPTIONS, *direct])
+
+
+def dial_insecure(address: str, environ: Mapping[str, str] = os.environ) -> InsecureDial:
+    """A factory of plain-text channels; only what leaves this machine goes through a proxy.
+
+    Raises:
+        ConfigError: it is no address.
+    """
+    target = addresses.target(address)
+    return InsecureDial(target, proxy_of(target, environ))
 
 
 _FARTHEST = (1 << 16) - 1024

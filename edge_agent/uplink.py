@@ -570,7 +570,7 @@ class Uplink:
                 elif kind == "answer":
                     self._metrics.duplicates.inc()
         except grpc.aio.AioRpcError as error:
-            typed = error_of(error)
+            typed = self._typed(error)
             if isinstance(typed, UnknownSessionError):
                 self._forget(session)
             raise typed from error
@@ -603,7 +603,7 @@ class Uplink:
                 request, timeout=policy.answer_timeout_s
             )
         except grpc.aio.AioRpcError as error:
-            typed = error_of(error)
+            typed = self._typed(error)
             if isinstance(typed, UnknownSessionError):
                 self._forget(session)
             raise typed from error
@@ -822,7 +822,7 @@ class Uplink:
         try:
             return await open_events(channel, session, self._policy.connect_timeout_s)
         except grpc.aio.AioRpcError as error:
-            typed = error_of(error)
+            typed = self._typed(error)
             unknown = isinstance(typed, UnknownSessionError)
             if error.code() != grpc.StatusCode.UNIMPLEMENTED and not (unknown and fresh):
                 if unknown:
@@ -833,15 +833,32 @@ class Uplink:
             self._log.info("one_connection", cause=str(typed))
             return None
 
-    async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
-        session = await negotiate(
-            channel,
-            self._layout,
-            self._store,
-            self._metrics,
-            self._policy.connect_timeout_s,
-            self._before,
+    def _typed(self, error: grpc.aio.AioRpcError) -> BridgeError:
+        typed = error_of(error)
+        return self._by_proxy(typed) if isinstance(typed, OfflineError) else typed
+
+    def _by_proxy(self, error: OfflineError) -> OfflineError:
+        """The error, with the proxy that stood on the way."""
+        proxy = getattr(self._dial, "proxy", "")
+        if not proxy or proxy in error.message:
+            return error
+        return OfflineError(
+            f"{error.message}; on the way stands the HTTP proxy {proxy}: to go past it, name the "
+            "server in no_proxy"
         )
+
+    async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
+        try:
+            session = await negotiate(
+                channel,
+                self._layout,
+                self._store,
+                self._metrics,
+                self._policy.connect_timeout_s,
+                self._before,
+            )
+        except OfflineError as error:
+            raise self._by_proxy(error) from error
         self._session = self._before = session
         self._log.info(
             "session",

@@ -115,7 +115,7 @@ def exit_codes() -> str:
 def quiet_libraries() -> None:
     """Keep libraries' bars and notes off standard error; to be called before they are imported."""
     for name, value in (
-        ("GRPC_VERBOSITY", "ERROR"),
+        ("GRPC_VERBOSITY", "NONE"),
         ("HF_HUB_OFFLINE", "1"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),

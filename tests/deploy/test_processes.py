@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +63,52 @@ def test_a_failed_status_is_an_error(module, tmp_path: Path) -> None:
         status = child.wait(lambda: None, 30)
         with pytest.raises(ChildError, match="status 3"):
             child.check(status)
+
+
+_PARENT = """
+import sys, time
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from deploy.processes import Child
+with Child("c", sys.argv[2:], Path(sys.argv[1])) as child:
+    print(child.pid, child.ready(60)["grandchild"], flush=True)
+    time.sleep(600)
+"""
+_CHILD = """
+import json, subprocess, sys, time
+from protos.process import children
+made = subprocess.Popen(children.command("some_grandchild"))
+print(json.dumps({"grandchild": made.pid}), flush=True)
+time.sleep(600)
+"""
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "some_child.py").write_text(_CHILD)
+    (tmp_path / "some_grandchild.py").write_text("import time\ntime.sleep(600)\n")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(tmp_path / "log"), "some_child"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), str(tmp_path)])},
+    )
+    assert parent.stdout is not None
+    below = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(below) == 2 and all(map(_runs, below))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(map(_runs, below)):
+        assert time.monotonic() < deadline, "a child goes on without its parent"
+        time.sleep(0.05)

@@ -1,0 +1,53 @@
+"""Which HTTP proxy stands between this machine and a server, by the rule of gRPC.
+
+gRPC reads grpc_proxy, https_proxy and http_proxy itself, and no_grpc_proxy or no_proxy, and sends
+what they say through the proxy by CONNECT, addresses of this machine too. Here is only who it is,
+for channel options and messages.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from protos.process import addresses
+
+_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
+
+
+def proxy_of(target: str, environ: Mapping[str, str]) -> str:
+    """The proxy on the way to a server, without its password, and the variable that names it.
+
+    Args:
+        target: as `addresses.target` returns it.
+        environ: the environment.
+
+    Returns:
+        `proxy.example:3128 (http_proxy)`; empty where there is none on the way.
+    """
+    if addresses.loopback(target):
+        return ""
+    variable = next((name for name in _VARIABLES if environ.get(name)), "")
+    parts = urlsplit(environ.get(variable, ""))
+    if parts.scheme != "http" or not parts.hostname:
+        return ""
+    exceptions = next((environ[name] for name in _EXCEPTIONS if environ.get(name)), "")
+    plain = target.partition(":")[2] if target.startswith(("dns:", "ipv4:", "ipv6:")) else target
+    host = addresses.parse(plain.rpartition("/")[2].partition(",")[0]).host
+    if any(_excepted(host, entry.strip()) for entry in exceptions.split(",")):
+        return ""
+    with suppress(ValueError):
+        if parts.port:
+            return f"{addresses.Address(parts.hostname, parts.port)} ({variable})"
+    return f"{parts.hostname} ({variable})"
+
+
+def _excepted(host: str, entry: str) -> bool:
+    if not entry:
+        return False
+    with suppress(ValueError):
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    return host.lower().endswith(entry.lower())
