@@ -483,7 +483,8 @@ def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
 
     of = hashlib.sha256(_map_bytes(map_path)).hexdigest()
     try:
-        report: dict[str, Any] = read_json(path.read_bytes(), _MAX_REPORT_BYTES, str(path))
+        raw = without_mark(path.read_bytes(), path)
+        report: dict[str, Any] = read_json(raw, _MAX_REPORT_BYTES, str(path))
         same, controls = report["map"]["sha256"] == of, report["accuracy"]
         controlled = all("mean" in controls[name] for name in _CONTROLS)
         _certificate(report)["tier_by_answers"]

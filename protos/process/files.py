@@ -29,7 +29,7 @@ def without_mark(raw: bytes, named: object, kind: type[BridgeError] = ConfigErro
     """
     other = _other_encoding(raw)
     if other:
-        raise kind(f"{named} is {other}, expected UTF-8: save it as UTF-8")
+        raise kind(f"{named} cannot be read as a text: it is {other}; save it as UTF-8")
     return raw.removeprefix(_MARK)
 
 

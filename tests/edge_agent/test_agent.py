@@ -472,3 +472,32 @@ def test_what_the_service_warns_of_is_in_the_record(tmp_path: Path) -> None:
     run = Run([capture("a"), nothing("flat")], tmp_path, questions=("x",), warnings=("degenerate",))
     run()
     assert [record.warnings for record in run.records] == [("degenerate",)] * 2, "each once"
+
+
+def test_a_new_picture_under_an_old_name_is_asked_about_again(tmp_path: Path) -> None:
+    """And the same picture is not, whenever its file was written."""
+    output = tmp_path / "out.jsonl"
+    first, same, other = capture("a"), capture("a"), capture("a")
+    same = replace(same, captured_at=first.captured_at + 60)
+    other = replace(other, picture=Image.new("RGB", (9, 9), (200, 0, 0)))
+    writer = RecordWriter(str(output))
+    run = Run([first], tmp_path, questions=("x",))
+    run.on_record = writer.write
+    run()
+    writer.close()
+    done = answered(str(output))
+    assert Run([same], tmp_path, questions=("x",), done=done)().questions == 0
+    assert Run([other], tmp_path, questions=("x",), done=done)().questions == 1
+
+
+def test_a_record_without_a_digest_counts_for_its_time_of_capture(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    old = {"capture": "a", "captured_at": 1.5, "question": "x", "answer": "yes", "fallback": ""}
+    output.write_text("\ufeff" + json.dumps(old) + "\n", encoding="utf-8")
+    done = answered(str(output))
+    assert done.holds(replace(capture("a"), captured_at=1.5), "x")
+    assert not done.holds(replace(capture("a"), captured_at=2.5), "x")
+    assert not done.holds(replace(capture("a"), captured_at=1.5), "y")
+    output.write_text(json.dumps(old) + "\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
+        answered(str(output))

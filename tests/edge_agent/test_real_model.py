@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_agent import cli, logs
+from edge_agent import cli
 from edge_agent.agent import Agent
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
@@ -24,6 +24,7 @@ from projector.vlm import VLM
 from protos.errors import ModelError
 from protos.frame import RAW_KV_FP8, OperatingPoint, unpack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.tiny_models import tiny_idefics3
 

@@ -79,7 +79,7 @@ def test_a_byte_order_mark_in_front_of_the_toml_is_passed_over(tmp_path: Path) -
     (tmp_path / "edge.toml").write_text("retries = 3", encoding="utf-8-sig")
     assert load({}, tmp_path / "edge.toml", {}).retries == 3
     (tmp_path / "edge.toml").write_text("retries = 3", encoding="utf-16")
-    with pytest.raises(ConfigError, match="edge.toml is UTF-16.*save it as UTF-8"):
+    with pytest.raises(ConfigError, match="edge.toml cannot be read.*UTF-16; save it as UTF-8"):
         load({}, tmp_path / "edge.toml", {})
 
 

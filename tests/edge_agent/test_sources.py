@@ -192,3 +192,13 @@ def test_lines_or_texts_that_are_pipes_are_refused_by_name(tmp_path: Path) -> No
     os.mkfifo(path)
     (capture,) = source
     assert isinstance(capture.error, ContextError) and "not a regular file" in str(capture.error)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text_or_its_name(tmp_path: Path) -> None:
+    row = '{"name": "a", "text": "Amp lives in Rome."}\n'
+    (tmp_path / "texts.jsonl").write_text(row, encoding="utf-8-sig")
+    (tmp_path / "z.txt").write_text("Bob", encoding="utf-8-sig")
+    assert [c.text for c in open_source(str(tmp_path))] == ["Amp lives in Rome.", "Bob"]
+    (tmp_path / "texts.jsonl").write_text(row, encoding="utf-16")
+    with pytest.raises(SourceError, match="UTF-16; save it as UTF-8"):
+        open_source(str(tmp_path))

@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
             load(Kettle, {}, path, {})
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not TOML"):
+    with pytest.raises(ConfigError, match="it is UTF-16; save it as UTF-8"):
         load(Kettle, {}, tmp_path / "binary.toml", {})
 
 

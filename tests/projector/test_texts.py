@@ -426,3 +426,19 @@ def test_tokens_past_a_texts_end_weigh_nothing(
     there = np.arange(weights.shape[1]) < few.y.lengths[:, None]
     assert (weights[there] > 0).all() and not weights[~there].any()
     assert weights[there].mean() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["texts.jsonl", "questions.jsonl"])
+def test_a_byte_order_mark_in_front_of_json_lines_is_passed_over(tmp_path: Path, name: str) -> None:
+    lines = {
+        "texts.jsonl": '{"name": "a.txt", "text": "Zoe lives in Rome."}\n',
+        "questions.jsonl": '{"text": "a.txt", "question": "Where ?", "answer": "Rome"}\n',
+    }
+    for file, line in lines.items():
+        encoding = "utf-8-sig" if file == name else "utf-8"
+        (tmp_path / file).write_text(line, encoding=encoding)
+    data = open_folder(tmp_path)
+    assert data.questions(0, 1) == [("Where ?", "Rome")]
+    (tmp_path / name).write_text(lines[name], encoding="utf-16")
+    with pytest.raises(SourceError, match=f"{name} cannot be read.*UTF-16; save it as UTF-8"):
+        open_folder(tmp_path)
