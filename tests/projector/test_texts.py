@@ -438,7 +438,7 @@ def test_a_byte_order_mark_in_front_of_json_lines_is_passed_over(tmp_path: Path,
         encoding = "utf-8-sig" if file == name else "utf-8"
         (tmp_path / file).write_text(line, encoding=encoding)
     data = open_folder(tmp_path)
-    assert data.questions(0, 1) == [("Where ?", "Rome")]
+    assert data.questions(0, 1, 0) == [("Where ?", "Rome")]
     (tmp_path / name).write_text(lines[name], encoding="utf-16")
     with pytest.raises(SourceError, match=f"{name} cannot be read.*UTF-16; save it as UTF-8"):
         open_folder(tmp_path)
