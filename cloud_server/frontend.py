@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
@@ -255,6 +256,8 @@ class Bridge:
                     f"speaks {PROTOCOL_VERSION}: update the older side"
                 )
             source = KVLayout.from_json(request.source_layout_json)
+            if request.source_settings_digest:
+                source = replace(source, settings_digest=request.source_settings_digest)
             session = self._sessions.open(source, list(request.codecs), request.bundle_digest)
         except BridgeError as error:
             await self._abort(context, error, "Negotiate")

@@ -135,9 +135,11 @@ class Sessions:
         """
         if not self._offers:
             raise EngineUnavailableError("the engine is still loading; try again")
-        offer = self._offers.get(source.fingerprint)
-        if offer is None:
+        fitting = [layout for layout in source.versions if layout.fingerprint in self._offers]
+        if not fitting:
             raise IncompatibleLayoutError(self._why_incompatible(source))
+        source = fitting[0]
+        offer = self._offers[source.fingerprint]
         points = {p.index: p for p in points_from_json(offer.operating_points_json)}
         for reserved in (RAW_KV_FP8,) if source.of_text else (RAW_KV_FP8, PICTURE):
             points.setdefault(reserved.index, reserved)
@@ -253,9 +255,12 @@ class Sessions:
                     ("RoPE", "rope"),
                     ("tokenizer or processor", "tokenizer_digest"),
                     ("set of weights", "weights_digest"),
+                    ("configuration, template or setting", "settings_digest"),
                 )
                 if getattr(source, name) != getattr(served, name)
             ]
+            if source.fingerprint == served.versions[-1].fingerprint != served.fingerprint:
+                differs = ["a version that does not tell its settings: update the agent"]
             told.append(
                 f"'{offer.bundle_id}' is for '{served.model_id}' (the edge has "
                 f"{'; '.join(differs) or 'another model id'})"

@@ -317,7 +317,8 @@ async def negotiate(
     stub = bridge_pb2_grpc.BridgeStub(channel)
     request = bridge_pb2.NegotiateRequest(
         protocol_version=PROTOCOL_VERSION,
-        source_layout_json=layout.to_json(),
+        source_layout_json=layout.versions[-1].to_json(),  # any service reads version 1
+        source_settings_digest=layout.settings_digest,
         codecs=sorted(QUANTIZERS),
         agent_version=installed_version()[:64],
         bundle_digest=before.bundle_digest if before else "",
@@ -326,8 +327,13 @@ async def negotiate(
         reply = await stub.Negotiate(request, timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
-    expected = session_constants(reply.session_id, layout.fingerprint, reply.bundle_digest)
-    if not hmac.compare_digest(expected, reply.session_constants):
+    meant = None
+    for version in layout.versions:  # the service has a bundle for one of them
+        made = session_constants(reply.session_id, version.fingerprint, reply.bundle_digest)
+        if hmac.compare_digest(made, reply.session_constants):
+            meant = version.fingerprint
+            break
+    if meant is None:
         raise ProtocolVersionError(
             "the server's session constants are not the ones this agent derives: the two sides "
             "speak different versions of the protocol; update the older one"
@@ -338,10 +344,10 @@ async def negotiate(
         encoder = Encoder.from_bytes(
             await _blob(stub, reply.session_id, reply.encoder_digest, store, metrics, timeout_s)
         )
-    if encoder.source_fingerprint != layout.fingerprint:
+    if encoder.source_fingerprint != meant:
         raise IncompatibleLayoutError(
             f"the server's encoder is for the layout {encoder.source_fingerprint[:12]}…, this "
-            f"agent's model {layout.model_id!r} has {layout.fingerprint[:12]}…"
+            f"agent's model {layout.model_id!r} has {meant[:12]}…"
         )
     points = {point.name: point for point in points_from_json(reply.operating_points_json)}
     if reply.default_point not in points:
@@ -408,7 +414,8 @@ async def reverse_decoder(
     made = ReverseDecoder.from_bytes(blob)
     target = KVLayout.from_json(session.target_layout_json)
     wanted = (target.fingerprint, layout.fingerprint)
-    if (made.source_fingerprint, made.target_fingerprint) != wanted:
+    fits = made.target_fingerprint in layout.fingerprints
+    if made.source_fingerprint != target.fingerprint or not fits:
         raise IncompatibleLayoutError(
             f"the server's way back leads from the layout {made.source_fingerprint[:12]}… to "
             f"{made.target_fingerprint[:12]}…; its model has {wanted[0][:12]}…, this agent's model "

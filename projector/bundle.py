@@ -678,13 +678,13 @@ def _integer(value: object) -> int:
 
 
 def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayout | str) -> None:
-    fingerprint = live if isinstance(live, str) else live.fingerprint
-    if fingerprint == trained.fingerprint:
+    fitting = (live,) if isinstance(live, str) else live.fingerprints
+    if trained.fingerprint in fitting:
         return
-    detail = ""
+    detail, fingerprint = "", fitting[0]
     if isinstance(live, KVLayout):
         ours, theirs = (json.loads(layout.to_json()) for layout in (trained, live))
-        differing = [name for name in ours if ours[name] != theirs[name]]
+        differing = [name for name in ours if ours[name] != theirs.get(name)]
         detail = "; they differ in " + ", ".join(differing)
     raise refusal(
         "603.1" if side == "source" else "603.2",

@@ -7,6 +7,7 @@ touches a transformers cache). Does not know: prompts, pictures, latents, the wi
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,12 @@ _ROPE_WHERE_SLIDING = {"afmoe", "cohere2", "cohere2_moe", "flint"}
 _ROPE_WHERE_SLIDING_IF_ANY = {"exaone4", "exaone_moe", "kolibri1"}
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+_SETTINGS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+_NO_SETTINGS = {
+    "generation_config.json",  # how answers are sampled
+    "training.json",  # how reference models were trained
+    *("adapter_model.json", "trainer_state.json", "all_results.json", "train_results.json"),
+}
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -283,6 +290,24 @@ def tokenizer_digest(path: Path) -> str:
     return _files_digest([Path(path) / n for n in _TOKENIZER_FILES if (Path(path) / n).is_file()])
 
 
+def settings_digest(path: Path, prompt: Any) -> str:
+    """SHA-256 hex over every setting that a cache or the prompt before it depends on.
+
+    The files themselves are digested, whatever they say: which of their fields changes a cache is
+    the library's business, and one that does not costs a bundle's re-export at worst.
+
+    Args:
+        path: a checkpoint folder.
+        prompt: what the model's prompt was found to be, as anything JSON can hold.
+    """
+    folder = Path(path)
+    found = {file for pattern in _SETTINGS for file in folder.glob(pattern)}
+    found |= set(folder.glob("additional_chat_templates/*.jinja"))
+    files = sorted(file for file in found if file.is_file() and file.name not in _NO_SETTINGS)
+    told = json.dumps(prompt, sort_keys=True)
+    return hashlib.sha256(f"{_files_digest(files)}\0{told}".encode()).hexdigest()
+
+
 def _files_digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
@@ -308,13 +333,14 @@ def grid_of(tokens: int) -> tuple[int, int]:
     return side, side
 
 
-def layout_of(model: Any, path: str | Path, grid: tuple[int, int]) -> KVLayout:
+def layout_of(model: Any, path: str | Path, grid: tuple[int, int], prompt: Any = None) -> KVLayout:
     """Describe a live model's cache; `refuse_unsupported` has taken its configuration.
 
     Args:
         model: a loaded model.
         path: the checkpoint folder it was loaded from (its files are digested).
         grid: rows and columns of one picture's tokens; one row of the longest text.
+        prompt: as of `settings_digest`.
 
     Raises:
         UnsupportedModelError: see `rope_of`.
@@ -338,6 +364,7 @@ def layout_of(model: Any, path: str | Path, grid: tuple[int, int]) -> KVLayout:
         layer_ropes=layer_ropes,
         windows=windows_of(text),
         qk_norm=any(name.endswith("self_attn.k_norm") for name, _ in model.named_modules()),
+        settings_digest=settings_digest(Path(path), prompt),
     )
 
 

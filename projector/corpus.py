@@ -74,10 +74,15 @@ def flat_states(
     return np.stack([s.flat() for s in states]), np.stack([s.attention for s in states])
 
 
-def made_of(source: KVLayout, target: KVLayout, inputs: str) -> dict[str, str]:
-    """What a shard's metadata says it was made of: both models, and the inputs where known."""
-    pair = {"inputs": inputs} if inputs else {}
-    return pair | {"source": source.fingerprint, "target": target.fingerprint}
+def made_of(source: KVLayout, target: KVLayout, inputs: str) -> list[dict[str, str]]:
+    """What a shard's metadata says it was made of: both models, and the inputs where known.
+
+    The first is for new shards; the others, of earlier versions of layouts, fit as well.
+    """
+    about = {"inputs": inputs} if inputs else {}
+    return [
+        about | {"source": x, "target": y} for x in source.fingerprints for y in target.fingerprints
+    ]
 
 
 def collect(
@@ -113,7 +118,7 @@ def collect(
         np.empty((count, target.layout.tokens, target.layout.state_dim), dtype=np.float16),
         np.empty((count, source.layout.tokens), dtype=np.float16),
     )
-    pair = made_of(source.layout, target.layout, inputs)
+    pairs = made_of(source.layout, target.layout, inputs)
     numbers = corpus.x.nbytes + corpus.y.nbytes + corpus.attention.nbytes
     there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     preflight.room(folder, numbers - there, f"a corpus of {count} pictures")
@@ -121,9 +126,9 @@ def collect(
         for start in range(0, count, SHARD_PICTURES):
             path = folder / f"{start:07d}.safetensors"
             size = min(SHARD_PICTURES, count - start)
-            if rows_of(path, pair) < size:
+            if rows_of(path, pairs) < size:
                 some = range(start, start + size)
-                _make(source, target, picture, some, pair, path, shown.advance)
+                _make(source, target, picture, some, pairs[0], path, shown.advance)
             else:
                 shown.skip(size)
             rows = slice(start, start + size)
@@ -132,12 +137,12 @@ def collect(
     return corpus
 
 
-def rows_of(path: Path, pair: dict[str, str] | None = None) -> int:
+def rows_of(path: Path, pairs: list[dict[str, str]] | None = None) -> int:
     """How many pictures or texts a shard holds; 0 where there is none.
 
     Args:
         path: its place.
-        pair: of which it must be, as `made_of` says.
+        pairs: one of which it must be, as `made_of` says.
 
     Raises:
         CorpusError: it cannot be read, or is of others.
@@ -146,7 +151,7 @@ def rows_of(path: Path, pair: dict[str, str] | None = None) -> int:
         return 0
     try:
         with safe_open(str(path), "np") as shard:
-            if pair is not None and shard.metadata() != pair:
+            if pairs is not None and shard.metadata() not in pairs:
                 raise CorpusError(
                     f"{path} was made by another pair of models (or with other tokenizers), or of "
                     "other inputs; use another folder or remove it"

@@ -155,14 +155,14 @@ def _test(args: argparse.Namespace) -> int:
     labels = read_labels(data, head.config.task).within(size)
     corpus, frozen = _inputs(args, data)
     if (head.config.view, view) == ("native", "projected"):
-        head.require(frozen.owner("native"), "the map's large model")
+        head.require(frozen.owners("native"), "the map's large model")
     elif view != head.config.view:
         raise ConfigError(
             f"--view {view}: this head looks at {head.config.view} states; only a head of native "
             "states can look at projected ones"
         )
     else:
-        head.require(frozen.owner(view), f"the owner of these {view} states")
+        head.require(frozen.owners(view), f"the owner of these {view} states")
     if labels.objects != (len(head.config.classes) if head.config.tracks else 0):
         raise FitError(f"'{head.config.task}' here is about {labels.objects} objects, the head not")
     with tables.doing(f"the {view} states", len(corpus)) as told:

@@ -249,16 +249,16 @@ class Head(nn.Module):
             raise BundleFormatError("a task head with weights that are not finite")
         return head.eval()
 
-    def require(self, owner: str, what: str) -> None:
+    def require(self, owners: Sequence[str], what: str) -> None:
         """Refuse states that the head does not belong to.
 
         Raises:
             BundleLayoutError: they are of another map, bundle or model.
         """
-        if self.config.owner != owner:
+        if self.config.owner not in owners:
             raise BundleLayoutError(
                 f"the head for '{self.config.task}' was trained on the {self.config.view} states "
-                f"of {self.config.owner[:12]}, {what} is {owner[:12]}: train one with it"
+                f"of {self.config.owner[:12]}, {what} is {owners[0][:12]}: train one with it"
             )
 
 

@@ -111,7 +111,7 @@ class LM(FrozenModel):
             model=model,
             tokenizer=tokenizer,
             path=Path(path),
-            layout=kv.layout_of(model, path, (1, text_tokens)),
+            layout=kv.layout_of(model, path, (1, text_tokens), {"before": whole[:before]}),
             prefix_ids=whole[:before],
             eos_ids=eos_ids(model, tokenizer),
             decoder=kv.decoder_of(model),

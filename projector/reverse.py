@@ -202,7 +202,7 @@ class ReverseDecoder:
             IncompatibleLayoutError: the way back is for another edge model.
             NonFiniteError: the latents are so large that the state overflows.
         """
-        if layout.fingerprint != self.target_fingerprint:
+        if self.target_fingerprint not in layout.fingerprints:
             raise IncompatibleLayoutError(
                 f"the way back leads to the layout {self.target_fingerprint[:12]}…, this agent's "
                 f"model {layout.model_id!r} has {layout.fingerprint[:12]}…"

@@ -90,16 +90,16 @@ def collect(
             f"{target.layout.tokens}: load both for the same"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    pair = made_of(source.layout, target.layout, inputs)
+    pairs = made_of(source.layout, target.layout, inputs)
     shards: list[Any] = []
     rows: list[npt.NDArray[np.int64]] = []
     with Progress(what, count, "text") as shown:
         for start in range(0, count, SHARD_TEXTS):
             path = folder / f"{start:07d}.safetensors"
             size = min(SHARD_TEXTS, count - start)
-            if rows_of(path, pair) < size:
+            if rows_of(path, pairs) < size:
                 some = range(start, start + size)
-                _make(source, target, text, some, pair, path, named, shown.advance)
+                _make(source, target, text, some, pairs[0], path, named, shown.advance)
             else:
                 shown.skip(size)
             shard, ends = _open(path, source, target, size)

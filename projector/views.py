@@ -115,8 +115,12 @@ class FrozenMap:
 
     def owner(self, view: str) -> str:
         """What a head on that view belongs to: the map, or one of the models alone."""
-        own = {"native": self.target.fingerprint, "edge": self.source.fingerprint}
-        return own.get(view, self.digest)
+        return self.owners(view)[0]
+
+    def owners(self, view: str) -> tuple[str, ...]:
+        """`owner`, then by which name an older version knew it."""
+        own = {"native": self.target.fingerprints, "edge": self.source.fingerprints}
+        return own.get(view, (self.digest,))
 
     def grid(self, view: str) -> tuple[int, int]:
         """Rows and columns of the view's tokens."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -182,6 +182,9 @@ class KVLayout:
         windows: How many tokens back each layer sees, itself included; 0 for all of them; empty
             where no layer has a window that its context could outgrow.
         qk_norm: Whether keys are normalised before they are rotated.
+        settings_digest: SHA-256 (hex) of all else that changes a cache or the prompt before it:
+            configuration, tokenizer, template and processor settings, the prompt's ids. Empty in
+            layouts of version 1.
 
     A field that has a default is left out of the JSON, hence of the fingerprint, where it holds it.
 
@@ -202,6 +205,7 @@ class KVLayout:
     layer_ropes: tuple[int, ...] = ()
     windows: tuple[int, ...] = ()
     qk_norm: bool = False
+    settings_digest: str = ""
 
     def __post_init__(self) -> None:
         for name, largest in _MAX.items():
@@ -224,7 +228,7 @@ class KVLayout:
             self.cache_dtype in _CACHE_DTYPES,
             f"cache_dtype {self.cache_dtype!r} is none of {', '.join(_CACHE_DTYPES)}",
         )
-        for name in ("model_id", "tokenizer_digest", "weights_digest"):
+        for name in ("model_id", "tokenizer_digest", "weights_digest", "settings_digest"):
             value = getattr(self, name)
             _check(isinstance(value, str) and len(value) <= 256, f"{name} must be a short text")
         self._check_layers()
@@ -305,6 +309,20 @@ class KVLayout:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def versions(self) -> tuple[KVLayout, ...]:
+        """This layout as each version of layouts describes it, the newest first.
+
+        Version 1 has no `settings_digest`: two models that differ in a setting alone share its
+        fingerprint. What was made with it stays usable: a live model fits it by that rule.
+        """
+        return (self, replace(self, settings_digest="")) if self.settings_digest else (self,)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of each version, the newest first; what was made for one of them fits this model."""
+        return tuple(layout.fingerprint for layout in self.versions)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, shortest floats that round-trip."""

@@ -412,7 +412,7 @@ def read(
         raise BundleFormatError(f"not a map: {error}") from error
     source = source or made_for[0]
     for side, made, live in zip(("source", "target"), made_for, (source, target), strict=True):
-        if made.fingerprint != live.fingerprint:
+        if made.fingerprint not in live.fingerprints:
             raise BundleLayoutError(
                 f"the map was made for the {side} {made.model_id} (d={made.state_dim}), the live "
                 f"one is {live.model_id} (d={live.state_dim})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from protos.errors import ModelError
 
 MOST_STEPS = 50_000
 """Turns of loops and calls; templates of known models take some hundred for one message."""
+_TIMES = [
+    datetime(2023 + i, 1 + i, 1 + 2 * i, 2 * i, 5 * i, 4 * i, tzinfo=timezone.utc)
+    for i in range(12)
+]
+"""All differ in year, month, day, hour, minute and second; every weekday is among them."""
 MOST_CHARACTERS = 1 << 20
 """Of what comes out, and of any text, list or number of repeats on the way."""
 
@@ -44,7 +50,7 @@ class _Counted(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(["*", "**", "%", "+", "//"])
 
-    def __init__(self) -> None:
+    def __init__(self, now: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -52,10 +58,11 @@ class _Counted(ImmutableSandboxedEnvironment):
             extensions=[_Generation, loopcontrols],
         )
         self._left = MOST_STEPS
+        self.filters["random"] = _drawn
         self.filters |= {"_turns": self._turns, "_checked": self._checked}
         self.globals |= {
             "raise_exception": _raise,
-            "strftime_now": lambda form: "2026-01-01",
+            "strftime_now": now.strftime,
             "lipsum": _refused,
         }
 
@@ -124,36 +131,55 @@ def rehearse(template: str, file: Path, names: Mapping[str, str]) -> None:
         names: the special tokens that it may write, by name.
 
     Raises:
-        ModelError: it does not end within `MOST_STEPS`, or makes too much.
+        ModelError: it does not end within `MOST_STEPS`, or makes too much; or it writes another
+            prompt at another time.
     """
-    content = [{"type": "image"}, {"type": "text", "text": "Q"}]
-    size = 0
     try:
-        for piece in (
-            _Counted()
-            .from_string(template)
-            .generate(
-                messages=[{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **names,
+        made = {_rehearsed(template, names, now) for now in _TIMES}
+        if len(made) > 1:
+            raise ModelError(
+                f"{file}: the chat template writes the date into the prompt (strftime_now), so the "
+                "cache that every answer starts from would change from day to day; write a fixed "
+                "text in place of strftime_now(...)"
             )
-        ):
-            size += len(piece)
-            if size > MOST_CHARACTERS:
-                raise _Unbounded(f"it makes more than {MOST_CHARACTERS} characters")
     except _Unbounded as error:
         raise ModelError(
             f"{file}: the chat template was stopped: {error}; use the template that the model was "
             "published with"
         ) from error
+    except ModelError:
+        raise
     except Exception:  # whatever else is wrong with it is said where it is rendered
         return
 
 
+def _rehearsed(template: str, names: Mapping[str, str], now: datetime) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": "Q"}]
+    made, size = [], 0
+    for piece in (
+        _Counted(now)
+        .from_string(template)
+        .generate(
+            messages=[{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tools=None,
+            documents=None,
+            **names,
+        )
+    ):
+        made.append(piece)
+        size += len(piece)
+        if size > MOST_CHARACTERS:
+            raise _Unbounded(f"it makes more than {MOST_CHARACTERS} characters")
+    return "".join(made)
+
+
 def _raise(message: str) -> str:
     raise TemplateError(message)
+
+
+def _drawn(*_: Any, **__: Any) -> str:
+    raise _Unbounded("it draws at random, so that the prompt would change each time")
 
 
 def _refused(*_: Any, **__: Any) -> str:

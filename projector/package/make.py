@@ -85,7 +85,7 @@ def create(
         NonFiniteError: the state holds NaN or infinity.
         BundleCorruptError: the bundle's files were altered since it was loaded.
     """
-    if source.fingerprint != bundle.info.source.fingerprint:
+    if bundle.info.source.fingerprint not in source.fingerprints:
         raise BundleLayoutError(
             f"bundle '{bundle.info.id}' is for {bundle.info.source.model_id} (layout "
             f"{bundle.info.source.fingerprint[:12]}), the state is of {source.model_id} "
@@ -102,7 +102,7 @@ def create(
         version=version,
         created=created,
         description=description,
-        source=Model(source.model_id, source.fingerprint),
+        source=Model(source.model_id, bundle.info.source.fingerprint),
         target=_target(bundle),
         layers=source.layers,
         kv_heads=source.kv_heads,

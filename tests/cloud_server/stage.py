@@ -148,7 +148,8 @@ class Client:
         self.session = self.stub.Negotiate(
             pb.NegotiateRequest(
                 protocol_version=1,
-                source_layout_json=self.layout.to_json(),
+                source_layout_json=self.layout.versions[-1].to_json(),
+                source_settings_digest=self.layout.settings_digest,
                 codecs=self.codecs,
                 agent_version="test",
                 bundle_digest=self.known_digest,

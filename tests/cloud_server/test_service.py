@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cloud_server.service import Service
 from cloud_server.settings import load
 from cloud_server.supervisor import spawn_engine
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
-from protos.frame import EVENTS_APART, derived_id
+from protos.frame import EVENTS_APART, derived_id, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
@@ -231,6 +232,22 @@ def test_a_long_queue_lowers_the_credit_and_a_short_one_gives_it_back(
             await heard(lambda e: e.HasField("answer"))
             assert [a.max_in_flight for a in advised] == [2, 8]
             call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_an_edge_that_tells_its_settings_is_answered_from_a_bundle_of_before(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            edge.layout = replace(stage.SOURCE, settings_digest="5" * 64)
+            reply = await edge.meet()
+            assert reply.session_constants == session_constants(
+                reply.session_id, stage.SOURCE.fingerprint, reply.bundle_digest
+            )
+            assert (await edge.say("count 1")).HasField("answer")
 
     asyncio.run(scene())
 

@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class NegotiateRequest(_message.Message):
-    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest")
+    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_SETTINGS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     source_layout_json: str
     codecs: _containers.RepeatedScalarFieldContainer[str]
     agent_version: str
     bundle_digest: str
-    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ...) -> None: ...
+    source_settings_digest: str
+    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ...) -> None: ...
 
 class NegotiateResponse(_message.Message):
     __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest")
