@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself, once, and again when pyproject.toml or the pins change.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
+MINUTES ?= 30
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -74,6 +75,10 @@ check: $(READY) ## Style, types, generated stubs, protocol lint
 fuzz: $(READY) ## A minute of coverage-guided fuzzing of everything a stranger can send
 	@echo "fuzz: 60 seconds from tests/fuzz/corpus; finds go to build/fuzz/"
 	@$(BIN)/python -m tests.fuzz
+
+soak: $(READY) ## Half an hour of answers: does memory stay within base and caps (MINUTES=30, one core)
+	@echo "soak: $(MINUTES) minutes, figures in build/bench/soak.json"
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"

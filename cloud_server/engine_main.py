@@ -19,41 +19,61 @@ from cloud_server.engine.base import Engine
 from cloud_server.jobs import Broken, Forget, Job, Ready, Shutdown, Status
 from cloud_server.link import EngineLink
 from cloud_server.settings import Settings, from_json
-from protos.errors import BridgeError
+from cloud_server.spare import keep
+from protos.errors import BridgeError, EngineUnavailableError
 from protos.process import children, console, logs
+from protos.process.memory import keep_heap_compact, resident_bytes
 
 
 class _Process:
     """The engine, its link and what both need to know of each other."""
 
-    def __init__(self, settings: Settings, address: str, identity: str) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, address: str) -> None:
+        self._settings, self._address = settings, address
         self._engine: Engine | None = None
+        self._loaded = False
+        self._failure: BridgeError | None = None
         self._step_started = 0.0
+        self._link: EngineLink
+        self._log = logs.configure(settings.log_level, "engine")
+        logs.adopt_libraries(self._log)
+
+    def prepare(self) -> None:
+        """Do what a spare does before there is an engine; `live` says what went wrong."""
+        try:
+            self._engine = engines.build(self._settings, lambda event: self._link.send(event))
+            self._engine.prepare()
+        except BridgeError as error:
+            self._failure = error
+
+    def live(self, identity: str) -> int:
+        """Load what `prepare` has not, and work; returns the exit code."""
+        settings = self._settings
         self._link = EngineLink(
-            address,
+            self._address,
             identity,
             settings.heartbeat_s,
             settings.heartbeat_timeout_s,
             self._status,
             _leave,
         )
-
-    def run(self) -> int:
-        """Load and work; returns the exit code."""
-        log = logs.configure(self._settings.log_level, "engine")
-        logs.adopt_libraries(log)
         self._link.start()
         try:
             started = time.perf_counter()
-            engine = engines.build(self._settings, self._link.send)
+            if self._engine is None and self._failure is None:
+                self._engine = engines.build(settings, self._link.send)
+            if self._engine is None or self._failure is not None:
+                raise self._failure or EngineUnavailableError("no engine was built")
+            engine = self._engine
             offers = engine.load()
         except BridgeError as error:
-            log.error("engine cannot start", code=error.code, error=error.name, message=str(error))
+            self._log.error(
+                "engine cannot start", code=error.code, error=error.name, message=str(error)
+            )
             self._link.send(Broken(error.code, error.message))
             self._link.stop()
             return error.exit_code
-        self._engine = engine
+        self._loaded = True
         for offer in offers:
             self._link.send(offer)
         self._link.send(Ready(engine.model_id, time.perf_counter() - started))
@@ -78,11 +98,16 @@ class _Process:
                 self._step_started = 0.0
 
     def _status(self) -> Status:
-        if self._engine is None:
+        if self._engine is None or not self._loaded:
             return Status(log_lines_dropped=logs.dropped())
         started = self._step_started
         step_s = time.monotonic() - started if started else 0.0
-        return replace(self._engine.status(), step_s=step_s, log_lines_dropped=logs.dropped())
+        return replace(
+            self._engine.status(),
+            step_s=step_s,
+            log_lines_dropped=logs.dropped(),
+            resident_bytes=resident_bytes(),
+        )
 
 
 def _leave() -> None:
@@ -106,10 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="cloud-server-engine", description=__doc__)
     parser.add_argument("--address", required=True, help="where the front end listens")
-    parser.add_argument("--identity", required=True, help="who this engine is to the front end")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--identity", help="who this engine is to the front end")
+    who.add_argument("--spare", action="store_true", help="load, and fork engines when asked to")
     parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
     given = parser.parse_args(argv)
-    return _Process(from_json(given.settings), given.address, given.identity).run()
+    keep_heap_compact()
+    process = _Process(from_json(given.settings), given.address)
+    if given.spare:
+        return keep(process.prepare, process.live)
+    return process.live(given.identity)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,9 @@ class Status:
     Attributes:
         step_s: how long the engine has been in its present step; 0 between steps.
         log_lines_dropped: since the engine process started.
+        pool_bytes: memory set aside for scenes and latents, used or free.
+        cap_bytes: what scenes, latents and the running batch may take.
+        resident_bytes: memory of the whole process that is in RAM.
     """
 
     step_s: float = 0.0
@@ -158,6 +161,9 @@ class Status:
     scenes: int = 0
     scene_bytes: int = 0
     log_lines_dropped: int = 0
+    pool_bytes: int = 0
+    cap_bytes: int = 0
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -128,12 +128,20 @@ class Metrics:
         self.sessions = self._gauge("sessions", "Sessions held")
         self.scenes = self._gauge("scenes", "Scenes that the engine holds")
         self.scene_bytes = self._gauge("scene_memory_bytes", "Memory of the scenes held")
+        self.pool_bytes = self._gauge(
+            "pool_memory_bytes", "Memory set aside for scenes and latents, used or free"
+        )
+        self.resident_bytes = self._gauge(
+            "resident_memory_bytes",
+            "Memory of one process that is in RAM: front_end, engine or spare",
+            "process",
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(PREFIX + name, text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str

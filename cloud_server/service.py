@@ -27,7 +27,8 @@ from cloud_server.jobs import Offer, Status
 from cloud_server.link import FrontLink, SocketDirectory
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
-from cloud_server.supervisor import Spawn, Supervisor, spawn_engine
+from cloud_server.spawn import Spawn, spawn_engine
+from cloud_server.supervisor import Supervisor
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ConfigError
 from protos.frame import SERVICE
@@ -35,6 +36,7 @@ from protos.process.addresses import Address
 from protos.process.environment import service_links
 from protos.process.files import write_whole
 from protos.process.logs import Logger, adopt_libraries, configure
+from protos.process.memory import MemoryWatch, resident_bytes
 
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
@@ -118,6 +120,7 @@ class Service:
         )
         events = EventPublisher(directory.path, metrics.events_dropped.inc)
         bridge = Bridge(settings, link, metrics, events, self._log)
+        memory = MemoryWatch("engine", self._log)
         came_up = asyncio.Event()
         checks = health.aio.HealthServicer()
         told: set[asyncio.Task[None]] = set()
@@ -133,6 +136,7 @@ class Service:
                 task.add_done_callback(told.discard)
 
         def on_ready(offers: list[Offer]) -> None:
+            memory.restart()
             bridge.engine_up(offers)
             tell_health(True)
             came_up.set()
@@ -149,6 +153,14 @@ class Service:
             fresh = status.log_lines_dropped - engine_dropped[0]
             metrics.log_lines_dropped.labels("engine").inc(max(0, fresh))
             engine_dropped[0] = status.log_lines_dropped
+            metrics.pool_bytes.set(status.pool_bytes)
+            metrics.resident_bytes.labels("engine").set(status.resident_bytes)
+            metrics.resident_bytes.labels("front_end").set(resident_bytes())
+            metrics.resident_bytes.labels("spare").set(
+                resident_bytes(spawn.spare_pid) if spawn.spare_pid else 0
+            )
+            if supervisor.ready:
+                memory.see(status.resident_bytes, status.cap_bytes)
 
         def not_ready() -> str:
             if bridge.draining:
@@ -156,9 +168,10 @@ class Service:
             return "" if bridge.engine_ready else "the engine is not up"
 
         loop = asyncio.get_running_loop()
+        spawn = self._spawn(settings, directory.engine_address)
         supervisor = Supervisor(
             settings,
-            self._spawn(settings, directory.engine_address),
+            spawn,
             on_ready,
             on_lost,
             on_status,

@@ -55,7 +55,11 @@ class Settings(configuration.TypedSettings):
         "float32", description="number format the large model runs in"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads of the engine process; 0 leaves it to torch"
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of the engine process; 0: as many as the CPU quota, the affinity "
+        "mask and the cores allow",
     )
     backend: str = Field(
         "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
@@ -171,6 +175,12 @@ class Settings(configuration.TypedSettings):
     )
     engine_stall_s: float = Field(
         120.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"
+    )
+    spare: bool = Field(
+        True,
+        description="keep a process with the model loaded, from which an engine that died is "
+        "replaced at once; the two share the memory of the weights (on a GPU it holds the imported "
+        "libraries alone)",
     )
     engine_start_s: float = Field(
         600.0, gt=0.0, le=7200.0, description="longest time an engine may take to load, seconds"

@@ -8,57 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import secrets
 import signal
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from cloud_server.descriptors import Reserve
 from cloud_server.jobs import Broken, Message, Offer, Ready, Shutdown, Status
 from cloud_server.link import FrontLink
 from cloud_server.settings import Settings
+from cloud_server.spawn import EngineProcess, Spawn
 from protos.errors import BridgeError, EngineUnavailableError, from_code
 from protos.process.logs import Logger
 
 _FIRST_STARTS = 3
 _HEALTHY_S = 60.0
 _GRACE_S = 5.0
-
-Spawn = Callable[[str], Awaitable[asyncio.subprocess.Process]]
-"""Starts an engine process that calls itself by the given identity."""
-
-
-def spawn_engine(
-    settings: Settings, address: str, module: str = "cloud_server.engine_main"
-) -> Spawn:
-    """How an engine process is started: this interpreter runs a module.
-
-    Args:
-        settings: handed on as JSON.
-        address: where the front end listens.
-        module: a module that is run as a program.
-    """
-
-    async def spawn(identity: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            "--address",
-            address,
-            "--identity",
-            identity,
-            "--settings",
-            settings.model_dump_json(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=sys.stderr,
-            start_new_session=True,
-        )
-
-    return spawn
 
 
 class Supervisor:
@@ -89,7 +55,7 @@ class Supervisor:
         self._broken: BridgeError | None = None
         self._stopping = False
         self._pause = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: EngineProcess | None = None
         self.ready = False
         self.restarts = 0
 
@@ -107,7 +73,9 @@ class Supervisor:
             self._offers.append(message)
         elif isinstance(message, Ready):
             self.ready = True
-            self._log.info("engine ready", model=message.model, load_s=round(message.load_s, 3))
+            self._log.info(
+                "engine ready", pid=self.pid, model=message.model, load_s=round(message.load_s, 3)
+            )
             self._on_ready(list(self._offers))
         elif isinstance(message, Broken):
             self._broken = from_code(message.code, message.message)
@@ -140,6 +108,8 @@ class Supervisor:
             if self._stopping:
                 return
             self._log.error("engine lost", reason=reason)
+            if not came_up:
+                await self._spawn.close()  # what it is made from may be what is wrong with it
             healthy = came_up and time.monotonic() - started > _HEALTHY_S
             failures = 1 if healthy else failures + 1
             if not was_ready and self._broken is not None:
@@ -181,10 +151,9 @@ class Supervisor:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(process.wait(), _GRACE_S)
             await _end(process)
+        await self._spawn.close()
 
-    async def _watch(
-        self, process: asyncio.subprocess.Process, link: FrontLink, started: float
-    ) -> str:
+    async def _watch(self, process: EngineProcess, link: FrontLink, started: float) -> str:
         """Until the process is gone or has to go; returns why."""
         settings = self._settings
         while True:
@@ -206,10 +175,10 @@ class Supervisor:
                     return f"the engine hung for {settings.engine_stall_s:g} s in one step"
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: EngineProcess) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         await process.wait()
 
 

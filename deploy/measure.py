@@ -46,6 +46,7 @@ from deploy.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from protos.errors import ConfigError
 from protos.frame import RAW_KV_FP8, OperatingPoint
+from protos.process.threads import choose
 
 ROOT = Path(__file__).resolve().parent.parent
 EDGE_MODEL = ROOT / "reference" / "models" / "edge-a"
@@ -510,7 +511,7 @@ def threads() -> int:
     A client, a relay, a front end and an engine share the machine; with as many threads as cores in
     each, they wait for one another and every latency measures that.
     """
-    return max(1, _cores() // 2)
+    return max(1, choose().share.threads // 2)
 
 
 def quiet_libraries() -> None:

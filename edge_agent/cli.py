@@ -42,9 +42,10 @@ try:
     from edge_agent.sources.folder import Folder, read_text
     from edge_agent.store import EncoderStore
     from edge_agent.uplink import RetryPolicy, Uplink
-    from edge_agent.vlm import EdgeModel, load
+    from edge_agent.vlm import EdgeModel, load, use_threads
     from projector import configuration
     from projector.select import require as require_selector
+    from protos.process import threads
 except ModuleNotFoundError as error:
     _missing = error
 
@@ -209,7 +210,7 @@ def _work(
             )
             stack.callback(health.close)
             log.info("metrics", host=health.host, port=health.port)
-        model = _model(chosen)
+        model = _model(chosen, log)
         summary = asyncio.run(
             _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done)
         )
@@ -364,9 +365,13 @@ def _model_path(chosen: Settings) -> Path:
     return chosen.model
 
 
-def _model(chosen: Settings) -> EdgeModel:
+def _model(chosen: Settings, log: logs.Logger | None = None) -> EdgeModel:
+    path = _model_path(chosen)
+    used = use_threads(chosen.threads)
+    if log is not None:
+        threads.tell(used, log)
     return load(
-        _model_path(chosen),
+        path,
         chosen.device,
         chosen.dtype,
         chosen.target_tokenizer,

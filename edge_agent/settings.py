@@ -30,6 +30,13 @@ class Settings(configuration.TypedSettings):
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="number format the small model runs in"
     )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of the small model; 0: as many as the CPU quota, the affinity "
+        "mask and the cores allow",
+    )
     server: str = Field(
         "127.0.0.1:50051",
         description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms",

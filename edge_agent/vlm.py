@@ -22,6 +22,7 @@ from projector.reverse import ReverseDecoder
 from projector.tokens import Reader, align, fresh
 from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
 from protos.layout import KVLayout, KVState
+from protos.process import threads
 
 if TYPE_CHECKING:
     from projector.lm import LM
@@ -184,6 +185,15 @@ class TextModel:
             NoFeedbackError: always.
         """
         raise NoFeedbackError("states of texts are not sent back")
+
+
+def use_threads(wanted: int) -> threads.Threads:
+    """Bound the CPU threads of torch and BLAS; 0 chooses by quota, affinity and cores."""
+    try:
+        import torch
+    except ImportError:  # `load` says what is missing
+        return threads.use(wanted)
+    return threads.use(wanted, torch.set_num_threads)
 
 
 def load(

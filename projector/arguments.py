@@ -41,7 +41,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=threads,
         default=argparse.SUPPRESS,
-        help="CPU threads; 0 for torch's own",
+        help="CPU threads; 0: as many as quota, affinity mask and cores allow",
     )
     parser.add_argument(
         "--max-picture-pixels",
@@ -64,7 +64,7 @@ def count(text: str) -> int:
 
 @_called("whole number")
 def threads(text: str) -> int:
-    """A number of CPU threads; 0 leaves it to torch."""
+    """A number of CPU threads; 0 leaves the choice to the program."""
     value = count(text)
     if value > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text} is more than {MOST_THREADS}")

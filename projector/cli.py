@@ -93,7 +93,11 @@ class Settings(configuration.TypedSettings):
         "at a half, a quarter or an eighth of their size, other files are refused",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads; 0 leaves it to torch and the backend"
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads; 0: as many as the CPU quota, the affinity mask and the cores "
+        "allow",
     )
 
     @field_validator("source_dtype", "target_dtype", "dtype", mode="before")
@@ -325,8 +329,7 @@ def _live_layout(
         from projector.vlm import VLM
     quiet: Callable[[], None] = logging.disable_progress_bar
     quiet()  # `tables.doing` says it, on terminals only
-    if threads:
-        torch.set_num_threads(threads)
+    tables.threads(threads, torch.set_num_threads)
     with tables.doing(f"loading {model}"):
         if text_tokens or reads_only_texts(model):
             return LM.load(model, device, dtype, text_tokens or TEXT_TOKENS).layout

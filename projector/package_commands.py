@@ -253,8 +253,7 @@ def _vlm(model: Path, chosen: Any, dtype: str) -> VLM:
         from projector.vlm import VLM
     quiet: Callable[[], None] = logging.disable_progress_bar
     quiet()
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    tables.threads(chosen.threads, torch.set_num_threads)
     with tables.doing(f"loading {model}"):
         return VLM.load(model, device=chosen.device, dtype=dtype)
 

@@ -20,8 +20,10 @@ from projector.grades import Judged
 from protos.errors import ConfigError
 from protos.frame import OperatingPoint
 from protos.layout import KVLayout
+from protos.process import console
 from protos.process.console import printable
 from protos.process.progress import Progress, Waiting
+from protos.process.threads import use
 from protos.quantize import UniformQuantizer
 
 MAPS = {
@@ -65,6 +67,18 @@ def doing(what: str, total: int = 0, unit: str = "picture") -> Iterator[Callable
     else:
         with Waiting(printable(what)):
             yield lambda _: None
+
+
+def threads(wanted: int, *setters: Callable[[int], object]) -> None:
+    """Choose the CPU threads (`protos.process.threads.use`); say so on a terminal.
+
+    A setting that asks for more than there is gets a warning everywhere.
+    """
+    chosen = use(wanted, *setters)
+    if chosen.warning:
+        console.say(f"projector: warning: {chosen.warning}")
+    elif sys.stderr.isatty():
+        console.say(f"projector: CPU threads: {chosen.count} ({chosen.share.because})")
 
 
 def _console(stderr: bool = False) -> Any:

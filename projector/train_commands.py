@@ -561,8 +561,7 @@ def _models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         from projector.vlm import VLM
 
     logging.disable_progress_bar()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    tables.threads(args.threads, torch.set_num_threads)
     with tables.doing(f"loading {args.source} and {args.target}"):
         device = distributed.device(args.device)
         models: list[Model] = []

@@ -16,11 +16,25 @@ Emit = Callable[[JobEvent], None]
 
 
 class Engine(ABC):
-    """Base of the family. The calls, in order: `load`; then `submit`, `forget` and `step` for ever.
+    """Base of the family.
+
+    The calls, in order: `prepare`, if a spare makes engines by fork; `load`; then `submit`,
+    `forget` and `step` for ever.
 
     A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
     `Compressed` or `Failed`.
     """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read what `load` would, as far as a fork can share it.
+
+        Called at most once, in a thread that ends before the fork; what is made here may hold no
+        thread, socket or device. `load` is then called in the fork.
+
+        Raises:
+            BridgeError: as `load`.
+        """
 
     @abstractmethod
     def load(self) -> list[Offer]:

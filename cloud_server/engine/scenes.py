@@ -6,6 +6,7 @@ Knows names and sizes; knows nothing of what a scene is made of.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from protos.errors import UnknownSceneError
@@ -20,10 +21,11 @@ class SceneStore(Generic[Scene]):
 
     Args:
         max_bytes: of all scenes together. The newest is held even if it alone is larger.
+        dropped: called with each scene that is no longer held.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, dropped: Callable[[Scene], None]) -> None:
+        self._max_bytes, self._dropped = max_bytes, dropped
         self._held: OrderedDict[Name, tuple[Scene, int]] = OrderedDict()
         self._sessions: dict[str, set[int]] = {}
         self.bytes = 0
@@ -33,11 +35,15 @@ class SceneStore(Generic[Scene]):
 
     def put(self, name: Name, scene: Scene, size_bytes: int) -> None:
         """Hold a scene; one of the same name is replaced."""
-        self._drop(name)
+        self.make_room(name, size_bytes)
         self._held[name] = (scene, size_bytes)
         self._sessions.setdefault(name[0], set()).add(name[1])
         self.bytes += size_bytes
-        while self.bytes > self._max_bytes and len(self._held) > 1:
+
+    def make_room(self, name: Name, size_bytes: int) -> None:
+        """Drop what `put` would drop, so that its memory can be used for the new scene."""
+        self._drop(name)
+        while self._held and self.bytes + size_bytes > self._max_bytes:
             self._drop(next(iter(self._held)))
 
     def get(self, name: Name) -> Scene:
@@ -61,7 +67,9 @@ class SceneStore(Generic[Scene]):
     def _drop(self, name: Name) -> None:
         if name not in self._held:
             return
-        self.bytes -= self._held.pop(name)[1]
+        scene, size_bytes = self._held.pop(name)
+        self.bytes -= size_bytes
+        self._dropped(scene)
         numbers = self._sessions[name[0]]
         numbers.discard(name[1])
         if not numbers:

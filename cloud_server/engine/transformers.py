@@ -7,10 +7,11 @@ socket.
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
@@ -20,9 +21,20 @@ from torch import Tensor
 
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.batch import Row, RunningBatch
+from cloud_server.engine.memory import LatentMemory, Scene, SceneMemory
 from cloud_server.engine.picture import open_picture
-from cloud_server.engine.scenes import SceneStore
-from cloud_server.jobs import Accepted, Answered, Compressed, Job, Offer, Status, TokenMade, failed
+from cloud_server.jobs import (
+    Accepted,
+    Answered,
+    Compressed,
+    Failed,
+    Job,
+    JobEvent,
+    Offer,
+    Status,
+    TokenMade,
+    failed,
+)
 from cloud_server.settings import Settings
 from projector import cache as kv
 from projector.backends import Backend
@@ -41,24 +53,15 @@ from protos.errors import (
     NonFiniteError,
     PictureError,
     UnknownSceneError,
+    from_code,
 )
 from protos.frame import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_json
+from protos.layout import KVState
+from protos.process import threads
 
-
-@dataclass(frozen=True)
-class _Scene:
-    """Keys (rotated) and values of the image or text tokens, `[layers, kv_heads, N, head_dim]`."""
-
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def tokens(self) -> int:
-        return self.keys.shape[2]
-
-    @property
-    def bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+_TEXT_PAGE_TOKENS = 16
+_WARM_UP = "warm-up"
+_WARM_UP_PX = 64
 
 
 @dataclass
@@ -70,7 +73,7 @@ class _Work:
     question: list[int] = field(default_factory=list)
     decode_s: float = 0.0
     decoded_ns: int = 0
-    scene: _Scene | None = None
+    scene: Scene | None = None
     tokens: int = 0  # of a text; 0 for all of a picture's
     prefill_s: float = 0.0
     prefilled_ns: int = 0
@@ -88,13 +91,23 @@ class TransformersEngine(Engine):
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._settings, self._emit = settings, emit
         self._waiting: deque[Job] = deque()
-        self._scenes: SceneStore[_Scene] = SceneStore(settings.scene_memory_bytes)
-        self._latents: SceneStore[Held] = SceneStore(settings.latent_memory_bytes)
+        self._scenes: SceneMemory  # by `load`, which knows the model's shapes
+        self._latents = LatentMemory(settings.latent_memory_bytes)
+        self._read_bundles: list[Bundle] = []
         self._bundles: dict[str, tuple[Bundle, Backend]] = {}
         self._log = structlog.get_logger(component="engine")
 
+    def prepare(self) -> None:
+        """Read the model and the bundles; on a GPU nothing, as its driver survives no fork.
+
+        Raises:
+            BridgeError: as `load`.
+        """
+        if torch.device(self._settings.device).type == "cpu":
+            self._read()
+
     def load(self) -> list[Offer]:
-        """Load the model and every bundle against it.
+        """Load the model and every bundle against it, and try them out.
 
         Raises:
             ModelError, UnsupportedModelError: the model cannot be used.
@@ -104,32 +117,107 @@ class TransformersEngine(Engine):
             ContextError: the longest text of a bundle would outgrow the model's windows.
         """
         settings = self._settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        used = threads.use(settings.threads, torch.set_num_threads)
+        threads.tell(used, self._log)
+        if not self._read_bundles:
+            self._read()
+        for bundle in self._read_bundles:
+            backend = bundle.backend(
+                settings.backend, threads=used.count, device=settings.backend_device
+            )
+            self._bundles[bundle.digest] = (bundle, backend)
+        layout = self._model.layout
+        self._scenes = SceneMemory(
+            settings.scene_memory_bytes,
+            self._model.constant_prefix()[0][0],
+            layout.layers,
+            layout.kv_heads,
+            layout.head_dim,
+            # every picture has as many tokens, texts have from one to the longest
+            min(layout.tokens, _TEXT_PAGE_TOKENS) if isinstance(self._model, LM) else layout.tokens,
+        )
+        self._cap_bytes = (
+            settings.scene_memory_bytes + settings.latent_memory_bytes + self._batch_bytes()
+        )
+        self._warm_up()
+        return [_offer(bundle) for bundle in self._read_bundles]
+
+    def _read(self) -> None:
+        """What needs no thread: the model, its prefix, the bundles checked against it."""
+        settings = self._settings
+        threads.use(settings.threads, torch.set_num_threads)
         self._model = self._load_model()
         self._batch: RunningBatch[_Work] = RunningBatch(self._model)
-        offers: list[Offer] = []
+        self._model.constant_prefix()
         trusted = None
         if settings.trusted_keys is not None:
             trusted = TrustedKeys.load(settings.trusted_keys)
         for path in settings.bundles:
             info = Bundle.peek(path)
             bundle = Bundle.load(path, info.source, self._model.layout, trusted=trusted)
+            source = info.source.fingerprint
             twin = next(
-                (o for o in offers if o.source_fingerprint == info.source.fingerprint), None
+                (b for b in self._read_bundles if b.info.source.fingerprint == source), None
             )
             if twin is not None:
                 raise ConfigError(
-                    f"bundles '{twin.bundle_id}' and '{info.id}' ({path}) are for the same edge "
+                    f"bundles '{twin.info.id}' and '{info.id}' ({path}) are for the same edge "
                     "model; a frame could not tell them apart: serve one of them"
                 )
-            backend = bundle.backend(
-                settings.backend, threads=settings.threads, device=settings.backend_device
+            self._read_bundles.append(bundle)
+
+    def _warm_up(self) -> None:
+        """Answer a question over every bundle, and about a picture, before anyone is waited for.
+
+        The first use of each library allocates, compiles and starts threads; and what cannot answer
+        this cannot answer anything.
+
+        Raises:
+            BridgeError: what the answer failed with.
+        """
+        said: list[JobEvent] = []
+        emit, self._emit = self._emit, said.append
+        try:
+            for job in self._warm_up_jobs():
+                self.submit(job)
+                while self.busy:
+                    self.step()
+        finally:
+            self._emit = emit
+            self.forget(_WARM_UP)
+        for event in said:
+            if isinstance(event, Failed):
+                raise from_code(event.code, event.message)
+
+    def _warm_up_jobs(self) -> Iterator[Job]:
+        blank = Job(0, _WARM_UP, 0, "", "What is this?", 2, time.monotonic_ns())
+        for bundle in self._read_bundles:
+            info, encoder = bundle.info, bundle.encoder
+            usual = np.broadcast_to(encoder.x_mean, (info.source.tokens, len(encoder.x_mean)))
+            state = KVState.from_flat(usual, info.source, np.arange(info.source.tokens))
+            point = encoder.point(info.default_point)
+            encoded = encoder.encode(state, point)
+            yield replace(
+                blank,
+                bundle=bundle.digest,
+                point=point.index,
+                tokens=len(encoded.kept),
+                kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+                body=encoded.payload,
             )
-            self._bundles[bundle.digest] = (bundle, backend)
-            offers.append(_offer(bundle))
-        self._model.constant_prefix()
-        return offers
+        if isinstance(self._model, VLM):
+            file, side = io.BytesIO(), min(_WARM_UP_PX, self._settings.max_picture_px)
+            Image.effect_noise((side, side), 64).convert("RGB").save(file, "PNG")
+            yield replace(blank, point=PICTURE_POINT, body=file.getvalue())
+
+    def _batch_bytes(self) -> int:
+        """Most that the running batch takes: its caches, those of the next step, and of a join."""
+        model, settings = self._model, self._settings
+        longest = len(model.prefix_ids) + model.layout.tokens + model.max_question_tokens
+        rows = settings.batch_size * (longest + settings.max_new_tokens)
+        key = model.constant_prefix()[0][0]
+        per_token = 2 * model.layout.layers * model.layout.kv_heads * model.layout.head_dim
+        return 3 * rows * per_token * key.element_size()
 
     def _load_model(self) -> VLM | LM:
         """What sees pictures, or reads texts of at most what the bundles are for."""
@@ -161,12 +249,13 @@ class TransformersEngine(Engine):
 
     def status(self) -> Status:
         """The present load."""
-        running = len(self._batch) if hasattr(self, "_batch") else 0
         return Status(
             waiting=len(self._waiting),
-            running=running,
+            running=len(self._batch),
             scenes=len(self._scenes),
             scene_bytes=self._scenes.bytes,
+            pool_bytes=self._scenes.pool_bytes + self._latents.pool_bytes,
+            cap_bytes=self._cap_bytes,
         )
 
     def step(self) -> None:
@@ -203,14 +292,15 @@ class TransformersEngine(Engine):
                         self._emit(self._compress(work, work.scene))
                 except BridgeError as error:
                     self._emit(failed(work.job.id, error))
-        by_length: dict[int, list[tuple[_Work, _Scene]]] = {}  # one, but for texts
+        by_length: dict[int, list[tuple[_Work, Scene]]] = {}  # one, but for texts
         for work in asking:
             if work.scene is not None and work.job.question and self._fits(work, work.scene):
                 by_length.setdefault(work.scene.tokens, []).append((work, work.scene))
         for ready in by_length.values():
             self._prefill([work for work, _ in ready], [scene for _, scene in ready])
+        self._scenes.end_step()
 
-    def _fits(self, work: _Work, scene: _Scene) -> bool:
+    def _fits(self, work: _Work, scene: Scene) -> bool:
         """Whether the model's windows see the answer's last token and the scene's first at once."""
         job, model = work.job, self._model
         length = len(model.prefix_ids) + scene.tokens + len(work.question) + job.max_new_tokens
@@ -302,7 +392,7 @@ class TransformersEngine(Engine):
             # A codec that trips over untrusted bytes must not take everyone's engine down.
             self._log.exception("a codec failed", request_id=job.request_id, point=point.name)
             raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
-        self._latents.put(job.scene, now, now.bytes)
+        self._latents.put(job.scene, now)
         return now
 
     def _base(self, job: Job) -> Held | None:
@@ -317,7 +407,7 @@ class TransformersEngine(Engine):
                 "send it as a key frame"
             ) from error
 
-    def _compress(self, work: _Work, scene: _Scene) -> Compressed:
+    def _compress(self, work: _Work, scene: Scene) -> Compressed:
         """A scene's state, as the model holds it, through the bundle's way back."""
         started, model, job = time.perf_counter(), self._model, work.job
         held = self._bundles.get(job.bundle)
@@ -325,9 +415,10 @@ class TransformersEngine(Engine):
             raise NoFeedbackError(f"bundle {job.bundle[:12]}… is not loaded, or has no way back")
         encoder = held[0].reverse.encoder
         tokens = scene.tokens
+        keys, values = self._scenes.read(scene)
         state = kv.to_states(
-            scene.keys.unsqueeze(1),
-            scene.values.unsqueeze(1),
+            keys.unsqueeze(1),
+            values.unsqueeze(1),
             model.layout,
             model.positions,
             torch.full((1, tokens), 1 / tokens),
@@ -373,18 +464,15 @@ class TransformersEngine(Engine):
     ) -> None:
         """Keep the scenes `[layers, group, kv_heads, N, head_dim]` in the model's own format."""
         projected_ns, started = time.monotonic_ns(), time.perf_counter()
-        like = self._model.constant_prefix()[0][0]
         with torch.inference_mode():
-            keys = keys.to(device=like.device, dtype=like.dtype)
-            values = values.to(device=like.device, dtype=like.dtype)
             for index, work in enumerate(group):
                 held = slice(work.tokens or None)
-                work.scene = _Scene(
-                    keys[:, index, :, held].clone(), values[:, index, :, held].clone()
+                work.scene = self._scenes.put(
+                    work.job.scene,
+                    keys[:, index, :, held],
+                    values[:, index, :, held],
+                    use=bool(work.job.question),
                 )
-        for work in group:
-            if work.scene is not None:
-                self._scenes.put(work.job.scene, work.scene, work.scene.bytes)
         inject_s, injected_ns = time.perf_counter() - started, time.monotonic_ns()
         for work in group:
             self._emit(
@@ -401,14 +489,12 @@ class TransformersEngine(Engine):
                 )
             )
 
-    def _prefill(self, group: Sequence[_Work], scenes: Sequence[_Scene]) -> None:
+    def _prefill(self, group: Sequence[_Work], scenes: Sequence[Scene]) -> None:
         """Put the scenes behind the model's own prefix and run the questions over them."""
         started = time.perf_counter()
         with torch.inference_mode():
-            layers = self._model.scene_cache(
-                torch.stack([scene.keys for scene in scenes], dim=1),
-                torch.stack([scene.values for scene in scenes], dim=1),
-            )
+            keys, values = zip(*map(self._scenes.read, scenes), strict=True)
+            layers = self._model.scene_cache(torch.stack(keys, dim=1), torch.stack(values, dim=1))
         rows = self._batch.join(
             layers,
             [work.question for work in group],

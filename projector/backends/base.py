@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from protos.errors import FrameMalformedError
 from protos.layout import KVLayout
+from protos.process.threads import choose
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,7 +39,7 @@ class Backend(ABC):
         files: the cloud half.
         target: the layout that it writes.
         rank: numbers per latent.
-        threads: intra-operator threads; 0 for the library's own choice.
+        threads: intra-operator threads; 0 for as many as fit (`protos.process.threads`).
         device: where it runs, as the library names devices.
         tokens: image tokens of the source's grid, N; 0 where it is the target's.
 
@@ -58,7 +59,8 @@ class Backend(ABC):
         device: str = "cpu",
         tokens: int = 0,
     ) -> None:
-        self.target, self.rank, self.threads, self.device = target, rank, threads, device
+        self.target, self.rank, self.device = target, rank, device
+        self.threads = choose(threads).count
         self.tokens = tokens or target.tokens
         self._tables: tuple[bytes, Floats, Floats] | None = None
         self._open(files)

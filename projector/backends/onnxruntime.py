@@ -27,6 +27,8 @@ class OnnxRuntimeBackend(Backend):
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        # A thread that waits must not keep the one it waits for from running.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(files.graph, options, providers=[provider])

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from protos.errors import ERRORS, BridgeError, ConfigError, DiskFullError
-from protos.process import logs
+from protos.process import logs, threads
 from protos.process.files import settle_temporary
 from protos.process.stopping import Stopped
 
@@ -52,6 +52,7 @@ def run(program: str, extra: str, command: Callable[[], int]) -> int:
     """
     quiet_libraries()
     settle_temporary(os.environ)
+    threads.wait_politely()
     with _streams():
         try:
             try:

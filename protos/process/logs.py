@@ -67,6 +67,10 @@ class Lines:
     def flush(self) -> None:
         """Do nothing: lines leave by themselves."""
 
+    def forked(self) -> None:
+        """In a process that was forked: the writer, and lines that it had, are the parent's."""
+        self._waiting, self._news, self._writer = deque(), threading.Condition(), None
+
     def drain(self, timeout_s: float = _LAST_WORDS_S) -> None:
         """Wait until every line has left, or for so long."""
         with self._news:
@@ -229,6 +233,12 @@ def dropped() -> int:
 
 
 @atexit.register
+def forked() -> None:
+    """Go on in a process that was forked from one that logs."""
+    if _current is not None:
+        _current.forked()
+
+
 def drain() -> None:
     """Let the lines that still wait leave, before the process's last words or its end."""
     if _current is not None:

@@ -2,7 +2,8 @@
 
 "count 3" makes three tokens; "hold" waits for the next job that says "release"; "slow" takes a
 while; "die" ends the process; "hang" never returns; anything else answers at once. The variable
-FAKE_ENGINE_FAILS names how loading ends: "typed" or "silent".
+FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
+FAKE_ENGINE_STARTS is a file that gets a line for each).
 """
 
 from __future__ import annotations
@@ -29,10 +30,19 @@ class FakeEngine(Engine):
         self._held: list[Job] = []
         self._scenes: set[tuple[str, int]] = set()
 
+    def prepare(self) -> None:
+        """Nothing is worth keeping."""
+
     def load(self) -> list[Offer]:
         fails = os.environ.get("FAKE_ENGINE_FAILS", "")
         if fails == "typed":
             raise BundleLayoutError("made for another model")
+        if fails == "once":
+            with open(os.environ["FAKE_ENGINE_STARTS"], "a+") as starts:
+                starts.write(f"start {os.getppid()}\n")
+                starts.seek(0)
+                if len(starts.readlines()) == 1:
+                    os._exit(3)
         if fails == "silent":
             os._exit(3)
         encoder = stage.encoder()

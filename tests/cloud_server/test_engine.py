@@ -218,7 +218,8 @@ def test_columns_that_no_row_sees_any_more_are_cut_out(files: Files) -> None:
 
 
 def test_the_scene_store_counts_bytes_and_replaces_a_scene_of_the_same_name() -> None:
-    store: SceneStore[str] = SceneStore(100)
+    dropped: list[str] = []
+    store: SceneStore[str] = SceneStore(100, dropped.append)
     store.put(("s", 1), "a", 60)
     store.put(("s", 1), "b", 30)
     assert (store.get(("s", 1)), store.bytes, len(store)) == ("b", 30, 1)

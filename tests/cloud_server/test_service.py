@@ -23,7 +23,7 @@ import zmq.asyncio
 
 from cloud_server.service import Service
 from cloud_server.settings import load
-from cloud_server.supervisor import spawn_engine
+from cloud_server.spawn import spawn_engine
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
 from protos.frame import EVENTS_APART, derived_id, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb

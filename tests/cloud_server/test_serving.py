@@ -354,7 +354,7 @@ def test_the_same_request_id_is_in_the_answer_and_in_the_log(
 
 def _engine_pid(server: stage.Server) -> int:
     lines = [json.loads(line) for line in list(server.log) if line.startswith("{")]
-    return int([entry for entry in lines if entry.get("event") == "engine started"][-1]["pid"])
+    return int([entry for entry in lines if entry.get("event") == "engine ready"][-1]["pid"])
 
 
 def test_an_engine_killed_in_mid_stream_fails_its_requests_retryably_and_comes_back(

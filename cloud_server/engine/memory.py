@@ -1,0 +1,198 @@
+"""What the engine keeps between steps, in pages: scenes for questions, latents for delta frames.
+
+Knows names, sizes and pages; a copy in is a copy out, bit for bit. Does not know: jobs, bundles,
+the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloud_server.engine.pages import PagePool
+from cloud_server.engine.scenes import Name, SceneStore
+from projector.encoder import Held
+
+LATENT_PAGE_BYTES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Keys (rotated) and values of some image or text tokens, somewhere in a `SceneMemory`."""
+
+    tokens: int
+    pages: tuple[int, ...]
+
+
+class SceneMemory:
+    """Scenes by name, the longest unused goes first.
+
+    A scene that the present step uses keeps its pages until `end_step`, even if a newer one takes
+    its place in the store meanwhile.
+
+    Args:
+        max_bytes: of all scenes together. The newest is held even if it alone is larger.
+        like: any key or value of the model, for dtype and device.
+        layers: of the model.
+        kv_heads: of the model.
+        head_dim: of the model.
+        page_tokens: tokens of a page; scenes of as many, or of a multiple, waste nothing.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        like: Tensor,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        page_tokens: int,
+    ) -> None:
+        self._page_tokens = page_tokens
+        shape = (2, layers, kv_heads, page_tokens, head_dim)
+        self._pool = PagePool(shape, like.dtype, like.device, max_bytes)
+        self._store: SceneStore[Scene] = SceneStore(max_bytes, self._dropped)
+        self._in_use: set[Scene] = set()
+        self._late: list[Scene] = []
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @property
+    def bytes(self) -> int:
+        """Of the scenes held, whole pages."""
+        return self._store.bytes
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of all pages, used or free."""
+        return self._pool.bytes
+
+    def put(self, name: Name, keys: Tensor, values: Tensor, use: bool) -> Scene:
+        """Hold a scene; one of the same name is replaced.
+
+        Args:
+            name: of the scene.
+            keys: `[layers, kv_heads, tokens, head_dim]`, of any dtype and device.
+            values: as the keys.
+            use: whether this step reads it.
+        """
+        tokens = keys.shape[2]
+        count = -(-tokens // self._page_tokens)
+        size = count * self._pool.page_bytes
+        self._store.make_room(name, size)
+        scene = Scene(tokens, tuple(self._pool.take(count)))
+        for place, page in enumerate(scene.pages):
+            held = slice(place * self._page_tokens, min(tokens, (place + 1) * self._page_tokens))
+            into = self._pool[page][:, :, :, : held.stop - held.start]
+            into[0].copy_(keys[:, :, held])
+            into[1].copy_(values[:, :, held])
+        self._store.put(name, scene, size)
+        if use:
+            self._in_use.add(scene)
+        return scene
+
+    def get(self, name: Name) -> Scene:
+        """The scene of that name, for this step.
+
+        Raises:
+            UnknownSceneError: it is not held (any more).
+        """
+        scene = self._store.get(name)
+        self._in_use.add(scene)
+        return scene
+
+    def read(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Keys and values `[layers, kv_heads, tokens, head_dim]`; not to be written to."""
+        pages = [self._pool[page] for page in scene.pages]
+        whole = pages[0] if len(pages) == 1 else torch.cat(pages, dim=3)
+        keys, values = whole[:, :, :, : scene.tokens]
+        return keys, values
+
+    def forget(self, session: str) -> None:
+        """Let go of every scene of a session."""
+        self._store.forget(session)
+
+    def end_step(self) -> None:
+        """Nothing of this step is read any more."""
+        self._in_use.clear()
+        for scene in self._late:
+            self._pool.give(scene.pages)
+        self._late.clear()
+
+    def _dropped(self, scene: Scene) -> None:
+        if scene in self._in_use:
+            self._late.append(scene)
+        else:
+            self._pool.give(scene.pages)
+
+
+@dataclass(frozen=True, eq=False)
+class _Latents:
+    """Where the latents `[tokens, rank]` and the tokens known of one frame are."""
+
+    tokens: int
+    rank: int
+    pages: tuple[int, ...]
+
+
+class LatentMemory:
+    """What is known of the scenes that delta frames change; the longest unused goes first.
+
+    Args:
+        max_bytes: of all of them together. The newest is held even if it alone is larger.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._pool = PagePool((LATENT_PAGE_BYTES,), torch.uint8, most_bytes=max_bytes)
+        self._store: SceneStore[_Latents] = SceneStore(max_bytes, self._dropped)
+
+    @property
+    def bytes(self) -> int:
+        """Of what is held, whole pages."""
+        return self._store.bytes
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of all pages, used or free."""
+        return self._pool.bytes
+
+    def put(self, name: Name, held: Held) -> None:
+        """Keep a copy; one of the same name is replaced."""
+        raw = np.concatenate(
+            (
+                np.ascontiguousarray(held.latents, dtype=np.float32).view(np.uint8).reshape(-1),
+                held.kept.view(np.uint8),
+            )
+        )
+        count = -(-len(raw) // LATENT_PAGE_BYTES)
+        size = count * LATENT_PAGE_BYTES
+        self._store.make_room(name, size)
+        pages = tuple(self._pool.take(count))
+        for page, start in zip(pages, range(0, len(raw), LATENT_PAGE_BYTES), strict=True):
+            part = raw[start : start + LATENT_PAGE_BYTES]
+            self._pool[page].numpy()[: len(part)] = part
+        tokens, rank = held.latents.shape
+        self._store.put(name, _Latents(tokens, rank, pages), size)
+
+    def get(self, name: Name) -> Held:
+        """A copy of what is known.
+
+        Raises:
+            UnknownSceneError: it is not held (any more).
+        """
+        entry = self._store.get(name)
+        raw = np.concatenate([self._pool[page].numpy() for page in entry.pages])
+        split = entry.tokens * entry.rank * 4
+        latents = raw[:split].view(np.float32).reshape(entry.tokens, entry.rank)
+        return Held(latents, raw[split : split + entry.tokens].view(np.bool_))
+
+    def forget(self, session: str) -> None:
+        """Let go of every frame of a session."""
+        self._store.forget(session)
+
+    def _dropped(self, entry: _Latents) -> None:
+        self._pool.give(entry.pages)

@@ -1,0 +1,125 @@
+"""The spare: a process that has everything loaded and makes engines by fork.
+
+What costs an engine's start is importing libraries and reading weights. The spare does both once
+and then waits; each engine is a fork of it, ready in a moment, and shares its memory until one of
+them writes. It talks to the front end by lines:
+
+    stdin   ◀── the identity of the engine to make (end of file: the front end is gone)
+    stdout  ──▶ {"started": pid}, {"ended": pid, "status": exit code or minus the signal}
+
+A fork copies one thread. So `prepare` runs in a thread of its own, which takes its helpers (OpenMP
+keeps them by thread) along when it ends; nothing that starts threads for good may be in it.
+
+Knows processes and pipes. Does not know: models, jobs, sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from protos.process import children, logs
+
+_FAILED = 1
+
+
+def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
+    """Prepare, then fork an engine for each identity that is asked for, one at a time.
+
+    Args:
+        prepare: loads; what it raises ends the spare.
+        live: an engine's life, in the fork; given the identity, returns the exit code.
+
+    Returns:
+        0, when the front end is gone.
+    """
+    replies = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    wake, alarm = os.pipe()
+    for end in (wake, alarm):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(alarm)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, or nothing wakes us
+    failed: list[BaseException] = []
+    prepared = threading.Event()
+
+    def work() -> None:
+        try:
+            prepare()
+        except BaseException as error:
+            failed.append(error)
+        prepared.set()
+        os.write(alarm, b"p")
+
+    loader = threading.Thread(target=work, name="prepare")
+    loader.start()
+    begun, wanted, engine = b"", "", 0
+    while True:
+        ready, _, _ = select.select([0, wake], [], [])
+        if 0 in ready:
+            said = os.read(0, 4096)
+            if not said:
+                if engine:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(engine, signal.SIGKILL)
+                os._exit(0)  # the loader may still be at work
+            *lines, begun = (begun + said).split(b"\n")
+            wanted = lines[-1].decode() if lines else wanted
+        if wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+        if engine:
+            pid, status = os.waitpid(engine, os.WNOHANG)
+            if pid:
+                _reply(replies, ended=pid, status=os.waitstatus_to_exitcode(status))
+                engine = 0
+        if wanted and not engine and prepared.is_set():
+            loader.join()
+            if failed:
+                raise failed[0]
+            engine = _fork(live, wanted, (replies, wake, alarm))
+            wanted = ""
+            _reply(replies, started=engine)
+
+
+def _reply(replies: int, **said: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the end of stdin says so too
+        os.write(replies, json.dumps(said).encode() + b"\n")
+
+
+def _fork(live: Callable[[str], int], identity: str, pipes: tuple[int, ...]) -> int:
+    """Start an engine; returns its process id, in the spare only."""
+    logs.drain()
+    gc.collect()
+    gc.freeze()  # or the first collection in the fork would write to, and so copy, every page
+    spare = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = _FAILED
+    try:
+        children.die_with_parent(spare)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for pipe in pipes:
+            os.close(pipe)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        logs.forked()
+        code = live(identity)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            logs.drain()
+            sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,97 @@
+"""What a process has in memory, and how its C library's heap gives memory back.
+
+Knows /proc and glibc; elsewhere it measures less and tunes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_THRESHOLD_BYTES = 1 << 20
+_TRIM_BYTES = 64 << 20
+_ARENAS = 2
+
+
+MARGIN = 0.15
+"""How far above what it started with, and its caps, a process may be."""
+
+
+class MemoryWatch:
+    """Warns when a process holds more than it should, once each time it passes the limit.
+
+    Args:
+        process: its name in the log.
+        log: a bound logger.
+    """
+
+    def __init__(self, process: str, log: Any) -> None:
+        self._process, self._log = process, log
+        self.restart()
+
+    def restart(self) -> None:
+        """The process is a new one: the next figure is its base."""
+        self._base, self._above = 0, False
+
+    def see(self, resident: int, caps: int) -> None:
+        """Take a figure; the first is what the process holds before it has done anything.
+
+        Args:
+            resident: bytes in RAM.
+            caps: bytes that its settings allow it beyond the base.
+        """
+        self._base = self._base or resident
+        limit = int((self._base + caps) * (1 + MARGIN))
+        if resident > limit and not self._above:
+            self._log.warning(
+                "memory above its limit",
+                process=self._process,
+                resident_bytes=resident,
+                limit_bytes=limit,
+                base_bytes=self._base,
+                caps_bytes=caps,
+            )
+        self._above = resident > limit
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, its own by default; 0 if it cannot be told (or is gone).
+
+    Pages that processes share are counted in each.
+    """
+    try:
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        if pid not in (None, os.getpid()):
+            return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_heap_compact() -> bool:
+    """Have big buffers returned to the system as soon as they are freed; whether it could be set.
+
+    glibc raises its threshold for such buffers, up to 32 MiB, each time one is freed. From then on
+    the tensors of a step come from the heap, and whatever small thing is allocated between two of
+    them keeps the heap from shrinking. A fixed threshold, and few arenas, stop that. What the
+    operator has set in the environment (MALLOC_…_) stays.
+    """
+    wanted = {
+        "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, _THRESHOLD_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, _TRIM_BYTES),
+        "MALLOC_ARENA_MAX": (_M_ARENA_MAX, _ARENAS),
+    }
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018 - only glibc has it
+    except (OSError, AttributeError, TypeError):
+        return False
+    return all(
+        [libc.mallopt(*pair) == 1 for name, pair in wanted.items() if name not in os.environ]
+    )

@@ -1,0 +1,227 @@
+"""How many CPU threads a process should use, and telling its libraries.
+
+PyTorch, ONNX Runtime and BLAS count the machine's cores. In a container with a quota, or on cores
+that others use too, their threads then wait for one another and everything is many times slower.
+This module asks the control group, the affinity mask and the core count.
+
+Knows Linux's files; elsewhere, and where a file is missing, the core count. Knows no torch: who has
+it passes its setter in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CpuShare:
+    """What this process may use of the machine.
+
+    Attributes:
+        cpus: how many CPUs' time; a quota may be a fraction.
+        because: what set the bound, for the log.
+    """
+
+    cpus: float
+    because: str
+
+    @property
+    def threads(self) -> int:
+        """Whole threads that fit: a thread more than the quota would be stopped again and again."""
+        return max(1, math.floor(self.cpus + 1e-6))
+
+
+@dataclass(frozen=True)
+class Threads:
+    """A choice.
+
+    Attributes:
+        count: threads to use.
+        share: what there is.
+        wanted: what the settings say; 0 left the choice to us.
+    """
+
+    count: int
+    share: CpuShare
+    wanted: int
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the setting; empty if nothing is."""
+        if self.wanted <= self.share.threads:
+            return ""
+        return (
+            f"{self.wanted} threads are set, but this process has {self.share.cpus:g} CPUs "
+            f"({self.share.because}): they will wait for one another; set {self.share.threads}, "
+            "or 0 to have it chosen"
+        )
+
+
+def cpu_share(
+    root: Path = Path("/"), affinity: int | None = None, count: int | None = None
+) -> CpuShare:
+    """The least of core count, affinity mask, cpuset and every CPU quota above this process.
+
+    Args:
+        root: where `proc` and the control groups' mount points are looked for.
+        affinity: CPUs in the affinity mask; the process's own by default.
+        count: CPUs of the machine; asked by default.
+    """
+    found = [CpuShare(count or os.cpu_count() or 1, "CPUs of the machine")]
+    if affinity is None and hasattr(os, "sched_getaffinity"):
+        affinity = len(os.sched_getaffinity(0))
+    if affinity:
+        found.append(CpuShare(affinity, "affinity mask"))
+    for folder in _groups(root):
+        found += _bounds(folder)
+    return min(found, key=lambda share: share.cpus)
+
+
+def choose(wanted: int = 0, share: CpuShare | None = None) -> Threads:
+    """The setting, or where it is 0, what fits; `OMP_NUM_THREADS` bounds that as well.
+
+    Args:
+        wanted: threads in the settings.
+        share: of this process; looked up by default.
+    """
+    share = share or cpu_share()
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if not wanted and given.isdecimal() and 0 < int(given) < share.cpus:
+        share = CpuShare(int(given), "OMP_NUM_THREADS")
+    return Threads(wanted or share.threads, share, wanted)
+
+
+def use(wanted: int, *setters: Callable[[int], object]) -> Threads:
+    """Choose, and tell BLAS and whoever else.
+
+    Args:
+        wanted: threads in the settings; 0 chooses.
+        setters: such as `torch.set_num_threads`.
+    """
+    chosen = choose(wanted)
+    limit_blas(chosen.count)
+    for setter in setters:
+        setter(chosen.count)
+    return chosen
+
+
+def tell(chosen: Threads, log: Any) -> None:
+    """Log a choice, and a warning if the setting is too high."""
+    log.info(
+        "threads",
+        threads=chosen.count,
+        setting=chosen.wanted,
+        cpus=round(chosen.share.cpus, 3),
+        because=chosen.share.because,
+    )
+    if chosen.warning:
+        log.warning("too many threads", message=chosen.warning)
+
+
+def limit_blas(count: int) -> None:
+    """Bound the threads of every BLAS and OpenMP library that this process has loaded by now."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(count)
+
+
+def wait_politely() -> None:
+    """Have threads that wait for others leave their core; call it before torch is imported.
+
+    By default they turn on the spot, and keep the one they wait for from running: on a busy machine
+    an answer then takes 40 times as long. What the operator has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+# ---------------------------------------------------------------------- control groups
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Every folder of a CPU controller that bounds this process, the innermost first."""
+    mounts = _mounts(root)
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        names, _, inside = rest.partition(":")
+        kind = "" if number == "0" and not names else names
+        for controller in {"cpu", "cpuset"} & set(kind.split(",")) if kind else {""}:
+            for mounted, at in mounts.get(controller, ()):
+                here = PurePosixPath(inside)
+                try:
+                    below = here.relative_to(mounted)
+                except ValueError:  # a container that sees its own group as the top
+                    below = PurePosixPath()
+                top = root / at.lstrip("/")
+                folder = top / below
+                while True:
+                    yield folder
+                    if folder == top:
+                        break
+                    folder = folder.parent
+
+
+def _mounts(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """By controller (empty for version 2), what is mounted where."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in _lines(root / "proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        fields, kinds = left.split(), right.split()
+        if len(fields) < 5 or len(kinds) < 1:
+            continue
+        if kinds[0] == "cgroup2":
+            found.setdefault("", []).append((fields[3], fields[4]))
+        elif kinds[0] == "cgroup" and len(kinds) > 2:
+            for controller in {"cpu", "cpuset"} & set(kinds[2].split(",")):
+                found.setdefault(controller, []).append((fields[3], fields[4]))
+    return found
+
+
+def _bounds(folder: Path) -> Iterator[CpuShare]:
+    """What one group's files say; a missing or unreadable one says nothing."""
+    for line in _lines(folder / "cpu.max"):
+        quota, _, period = line.partition(" ")
+        cpus = _ratio(quota, period or "100000")
+        if cpus:
+            yield CpuShare(cpus, f"quota in {folder / 'cpu.max'}")
+    period = "".join(_lines(folder / "cpu.cfs_period_us"))
+    for quota in _lines(folder / "cpu.cfs_quota_us"):
+        cpus = _ratio(quota, period)
+        if cpus:
+            yield CpuShare(cpus, f"quota in {folder / 'cpu.cfs_quota_us'}")
+    for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+        for line in _lines(folder / name):
+            cpus = _cpus_in(line)
+            if cpus:
+                yield CpuShare(cpus, f"CPU set in {folder / name}")
+
+
+def _ratio(quota: str, period: str) -> float:
+    """CPUs of a quota; 0 where there is none ('max', -1) or it is no number."""
+    try:
+        return max(0.0, int(quota) / int(period))
+    except (ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def _cpus_in(listed: str) -> int:
+    """How many CPUs '0-3,8' names; 0 where it is no such list."""
+    total = 0
+    for part in listed.split(","):
+        first, _, last = part.strip().partition("-")
+        try:
+            total += int(last or first) - int(first) + 1
+        except ValueError:
+            return 0
+    return total
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().split("\n")[:-1] or []
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -1,0 +1,56 @@
+"""A short soak of the real service and a real agent, and what a soak calls a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak import Sample, Soak, soak
+
+MB = 1_000_000
+
+
+def samples(engine: list[int], front_end: list[int], agent: list[int]) -> list[Sample]:
+    return [
+        Sample(float(i), 10 * i, e * MB, f * MB, a * MB, 9, 9, 0)
+        for i, (e, f, a) in enumerate(zip(engine, front_end, agent, strict=True))
+    ]
+
+
+FLAT = [100] * 6
+
+
+@pytest.mark.parametrize(
+    ("engine", "front_end", "agent", "blamed"),
+    [
+        ([500, 600, 700, 800, 800, 800], FLAT, FLAT, []),
+        ([500, 600, 700, 800, 947, 900], FLAT, FLAT, ["engine"]),
+        ([500, 990, 700, 800, 800, 800], FLAT, FLAT, ["engine"]),
+        (FLAT, [90, 100, 100, 100, 100, 116], FLAT, ["front_end"]),
+        (FLAT, FLAT, [90, 100, 100, 100, 120, 100], ["agent"]),
+        (FLAT, [50, 100, 100, 100, 110, 110], [50, 100, 100, 90, 90, 90], []),
+        ([0, 0, 0, 0, 0, 0], FLAT, FLAT, ["engine"]),
+    ],
+)
+def test_a_soak_blames_the_process_that_outgrows_its_limit(
+    engine: list[int], front_end: list[int], agent: list[int], blamed: list[str]
+) -> None:
+    problems = str(Soak(320 * MB, samples(engine, front_end, agent)).figures()["problems"])
+    assert [name for name in ("engine", "front_end", "agent") if name in problems] == blamed
+
+
+def test_a_pool_above_the_caps_is_a_failure() -> None:
+    made = samples(FLAT, FLAT, FLAT)
+    made[-1] = dataclasses.replace(made[-1], pool_bytes=500 * MB)
+    assert "pool" in str(Soak(320 * MB, made).figures()["problems"])
+
+
+@pytest.mark.timeout(600)
+def test_memory_stays_within_base_and_caps_over_a_thousand_answers(tmp_path: Path) -> None:
+    report = soak(tmp_path, answers=1200, scene_bytes=48 << 20, latent_bytes=1 << 20)
+    assert report["problems"] == []
+    last = report["samples"][-1]
+    assert last["answers"] >= 1200, "the caps were reached"
+    assert 0 < last["scene_bytes"] <= 48 << 20 and last["scenes"] > 60
