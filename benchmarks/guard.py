@@ -36,7 +36,7 @@ from edge_agent.picture import PictureCodec
 from projector import disagreement
 from projector.bundle import Bundle, write_next
 from projector.encoder import Encoder
-from projector.estimate import auroc, paired, same_answer
+from projector.estimate import LEAST_EVENTS, auroc, paired, same_answer
 from projector.learn_risk import learn
 from projector.risk import RiskModel
 from projector.unusual import unusual
@@ -166,6 +166,14 @@ def outcome(rows: Rows, over: Bools) -> dict[str, float]:
     }
 
 
+def _auroc(score: npt.NDArray[np.floating], differs: Bools) -> float | None:
+    """Rounded; None where too few answers differ, or too few do not, for it to be told."""
+    some = int(differs.sum())
+    if min(some, len(differs) - some) < LEAST_EVENTS:
+        return None
+    return round(auroc(score, differs), 4)
+
+
 def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
     """The guard's figures on the mix of the sets and on each apart."""
     sets = {"mixed": Rows.join(list(sets.values())), **sets}
@@ -176,11 +184,11 @@ def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
     at_limit = {name: outcome(rows, scores[name] > risk.limit) for name, rows in sets.items()}
     thresholds = np.quantile(score, np.linspace(0, 1, 41))
     return {
-        "auroc": round(auroc(score, mixed.disagree), 4),
-        "auroc_test": round(auroc(scores["test"], sets["test"].disagree), 4),
-        "auroc_shifted": round(auroc(scores["shifted"], sets["shifted"].disagree), 4),
+        "auroc": _auroc(score, mixed.disagree),
+        "auroc_test": _auroc(scores["test"], sets["test"].disagree),
+        "auroc_shifted": _auroc(scores["shifted"], sets["shifted"].disagree),
         "auroc_of_single_figures": {
-            figure: round(auroc(mixed.found[:, place], mixed.disagree), 4)
+            figure: _auroc(mixed.found[:, place], mixed.disagree)
             for place, figure in enumerate(FIGURES)
         },
         "limit": round(risk.limit, 4),
@@ -213,9 +221,12 @@ def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
 
 def page(report: dict[str, Any]) -> str:
     """The figures as one HTML page with a plot."""
+    told = {
+        name: report["auroc" if name == "mixed" else f"auroc_{name}"] for name in report["at_limit"]
+    }
     rows = "".join(
         f"<tr><td>{name}<td>{100 * report['disagree_share'][name]:.1f}"
-        f"<td>{report['auroc' if name == 'mixed' else 'auroc_' + name]:.3f}"
+        f"<td>{'cannot be judged' if told[name] is None else format(told[name], '.3f')}"
         f"<td>{100 * report['cloud_image'][name]:.1f}"
         f"<td>{100 * report['unguarded'][name]['accuracy']:.1f}"
         f"<td>{report['unguarded'][name]['payload_bytes']:.0f}"

@@ -213,8 +213,9 @@ def amplification(rows: list[dict[str, Any]], relative_l2: dict[str, float]) -> 
             key = f"{row['split']} {row['task']}"
             found.setdefault(key, []).append(row["variation"])
     return {
-        key: {"d_task": float(np.mean(v)), "c": float(np.mean(v)) / relative_l2[key.split()[0]]}
+        key: {"d_task": float(np.mean(v)), "c": float(np.mean(v)) / error if error > 0 else None}
         for key, v in found.items()
+        for error in (relative_l2[key.split()[0]],)
     }
 
 

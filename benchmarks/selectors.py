@@ -216,7 +216,7 @@ def bench(args: argparse.Namespace) -> int:
         "questions": QUESTIONS * args.pictures,
         "precision": f"{said(product_type())} products in the large model",
         "coarseness": args.coarseness,
-        "native": judges["validation"].native(),
+        "native": float(judges["validation"].native().mean()),
         "task_weights": [round(float(w), 6) for w in weights],
         "winners": winners(made),
         "rows": made,

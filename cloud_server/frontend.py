@@ -216,6 +216,11 @@ class Bridge:
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""
         self._sessions.offer(offers)
+        self._metrics.bundle_doubtful.clear()
+        for offer in offers:
+            if offer.doubt:
+                self._metrics.bundle_doubtful.labels(offer.bundle_id, offer.verdict).set(1)
+                self._log.warning("bundle in doubt", bundle=offer.bundle_id, doubt=offer.doubt)
         self.engine_ready = True
         self._metrics.engine_up.set(1)
         self._metrics.sessions.set(len(self._sessions))
@@ -271,6 +276,7 @@ class Bridge:
             bundle_version=offer.bundle_version,
             model=source.model_id,
             agent=request.agent_version[:64],
+            **({"doubt": offer.doubt} if offer.doubt else {}),
         )
         return pb.NegotiateResponse(
             session_id=session.id,
@@ -285,6 +291,7 @@ class Bridge:
             default_point=session.default_point,
             ladder=session.ladder,
             reverse_decoder_digest=offer.reverse_decoder_digest if session.back else "",
+            bundle_doubt=offer.doubt,
         )
 
     async def fetch_encoder(self, raw: bytes, context: Any) -> AsyncIterator[pb.Chunk]:

@@ -105,6 +105,9 @@ class Offer:
         encoder: the edge half, as `FetchEncoder` sends it.
         reverse_decoder: the edge's half of the way back, likewise; empty where there is none.
         reverse_points_json: operating points of the way back; empty where there is none.
+        verdict: whether the bundle's map beats its controls, as its certificate says
+            (`projector.grades`); empty where it does.
+        why: the reason for a verdict.
     """
 
     bundle_id: str
@@ -120,6 +123,13 @@ class Offer:
     encoder: bytes
     reverse_decoder: bytes = b""
     reverse_points_json: str = ""
+    verdict: str = ""
+    why: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """What the certificate does not vouch for, in words; empty where it does."""
+        return f"{self.verdict}: {self.why}" if self.verdict else ""
 
     @property
     def reverse_decoder_digest(self) -> str:

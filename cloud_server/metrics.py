@@ -109,6 +109,12 @@ class Metrics:
         self.negotiations = self._counter(
             "negotiations_total", "Sessions opened, by bundle", "bundle"
         )
+        self.bundle_doubtful = Gauge(
+            PREFIX + "bundle_doubtful",
+            "1 for a served bundle whose certificate does not say that its map beats its controls",
+            ("bundle", "verdict"),
+            registry=self.registry,
+        )
         self.events_dropped = self._counter(
             "events_dropped_total", "Trace events that the socket did not take"
         )

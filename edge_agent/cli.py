@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from protos.errors import ConfigError, ModelError, PictureError, SourceError
 from protos.process import console, logs
 from protos.process.environment import service_links
 from protos.process.files import expanded
+from protos.process.progress import EVERY_S, Waiting, on_terminal
 
 # What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
 _missing: ModuleNotFoundError | None = None
@@ -273,7 +274,7 @@ async def _drive(
         chosen.delta,
         Guard(chosen.guard, chosen.guard_limit),
     )
-    with _progress(len(source), bar) as advance:
+    with _progress(len(source), bar, log) as advance:
         agent = Agent(
             source,
             model,
@@ -322,17 +323,35 @@ def _budget(chosen: Settings, metrics: Metrics, log: logs.Logger) -> Budget:
 
 
 class _progress:
-    """A bar on standard error, one step a capture; nothing where it is not wanted."""
+    """A bar on standard error, one step a capture; where it is not wanted, a log line at times."""
 
-    def __init__(self, total: int, wanted: bool) -> None:
+    def __init__(
+        self,
+        total: int,
+        wanted: bool,
+        log: logs.Logger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(
             total=total, disable=not wanted, file=sys.stderr, unit="capture", dynamic_ncols=True
         )
+        self._total, self._wanted, self._log, self._clock = total, wanted, log, clock
+        self._done, self._begun = 0, clock()
+        self._next_s = EVERY_S
 
     def __enter__(self) -> Callable[[], None]:
-        return lambda: self._bar.update(1) and None
+        return self._advance
+
+    def _advance(self) -> None:
+        self._bar.update(1)
+        self._done += 1
+        spent = self._clock() - self._begun
+        if not self._wanted and spent >= self._next_s and self._done < self._total:
+            self._next_s = spent + EVERY_S
+            left_s = spent / self._done * (self._total - self._done)
+            self._log.info("progress", captures=self._done, of=self._total, left_s=round(left_s))
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -370,13 +389,9 @@ def _model(chosen: Settings, log: logs.Logger | None = None) -> EdgeModel:
     used = use_threads(chosen.threads)
     if log is not None:
         threads.tell(used, log)
-    return load(
-        path,
-        chosen.device,
-        chosen.dtype,
-        chosen.target_tokenizer,
-        chosen.text_tokens,
-    )
+    # Off a terminal standard error holds JSON lines alone.
+    with Waiting(f"loading {path}") if on_terminal() else nullcontext():
+        return load(path, chosen.device, chosen.dtype, chosen.target_tokenizer, chosen.text_tokens)
 
 
 def _source(chosen: Settings) -> str:

@@ -109,6 +109,9 @@ class Base:
     held: Held
 
 
+_LONGEST_DOUBT = 1000  # of the server's words, in characters
+
+
 @dataclass
 class Session:
     """What both sides hold constant while a session lasts.
@@ -121,6 +124,7 @@ class Session:
         target_layout_json: the large model's cache layout, as the server sent it.
         reverse_decoder_digest: of the edge's half of the way back; empty where there is none.
         reverse_decoder: that half, once it was wanted.
+        doubt: what the bundle's certificate does not vouch for, in the server's words.
     """
 
     session_id: bytes
@@ -140,6 +144,7 @@ class Session:
     target_layout_json: str = ""
     reverse_decoder_digest: str = ""
     reverse_decoder: ReverseDecoder | None = field(default=None, repr=False)
+    doubt: str = ""
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _base: Base | None = field(default=None, repr=False)
@@ -373,6 +378,7 @@ async def negotiate(
         max_message_bytes=limits.max_request_bytes,
         target_layout_json=reply.target_layout_json,
         reverse_decoder_digest=reply.reverse_decoder_digest,
+        doubt=reply.bundle_doubt[:_LONGEST_DOUBT],
     )
 
 

@@ -867,6 +867,8 @@ class Uplink:
             bundle_version=session.bundle_version,
             default_point=session.default_point,
         )
+        if session.doubt:
+            self._log.warning("bundle in doubt", bundle=session.bundle_id, doubt=session.doubt)
         return session
 
     async def _read(self, stream: _Stream) -> None:

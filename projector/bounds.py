@@ -79,20 +79,21 @@ class Bound:
         Returns:
             `coverage` (share of frames within the bound), `violations` (1 - coverage),
             `bound_over_actual`, `estimate_over_actual` (of the error that quantization adds), both
-            means over frames, `guarantee_violations` (must be 0: `||C(z) - C(z')||` above
-            `Lip(C) ||z - z'||`), and `frames`: `actual`, `bound`, `added` and `estimate` of each
-            (`added` is the error that quantization adds, which `estimate` is of).
+            means over frames that have an error, None where none has, `guarantee_violations` (must
+            be 0: `||C(z) - C(z')||` above `Lip(C) ||z - z'||`), and `frames`: `actual`, `bound`,
+            `added` and `estimate` of each (`added` is the error that quantization adds, which
+            `estimate` is of).
         """
         actual, added, moved = frame_errors(made, corpus, quantize)
         bound = self.residual + self.lipschitz * moved
         within = float((actual <= bound).mean())
-        some = added > 0
-        ratio = (self.expected * moved[some] / added[some]).mean() if some.any() else math.nan
+        some, off = added > 0, actual > 0
+        ratio = float((self.expected * moved[some] / added[some]).mean()) if some.any() else None
         return {
             "coverage": within,
             "violations": 1 - within,
-            "bound_over_actual": float((bound / actual).mean()),
-            "estimate_over_actual": float(ratio),
+            "bound_over_actual": float((bound[off] / actual[off]).mean()) if off.any() else None,
+            "estimate_over_actual": ratio,
             "guarantee_violations": float((added > self.lipschitz * moved * (1 + 1e-5)).sum()),
             "frames": {
                 name: [round(float(v), 4) for v in values]

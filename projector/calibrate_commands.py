@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from projector import preflight, tables
 from projector.arguments import count, whole
+from projector.grades import CANNOT_BE_JUDGED
 from projector.train_commands import (
     _add_device,
     _collect,
@@ -23,6 +24,7 @@ from projector.train_commands import (
     open_data,
 )
 from protos.errors import ConfigError
+from protos.process.progress import note
 
 if TYPE_CHECKING:
     from projector.bundle import Bundle
@@ -176,6 +178,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    if not made.judged:
+        note(
+            f"projector: the ladder {CANNOT_BE_JUDGED}: the large model is right in "
+            f"{made.native:.1%} from its own caches and in {made.blind:.1%} without any input"
+        )
     if bundle.encoder.risk is not None:
         print("its guard was of the points before: teach it again with `projector guard`")
     return 0
@@ -202,6 +209,8 @@ def _certificate(
         "pictures": pictures,
         "questions": questions * pictures,
         "native": made.native,
+        "blind": made.blind,
+        "judged": made.judged,
         "seen_in_training": again,
         "tried": {name: asdict(one) for name, one in made.tried.items()},
     }

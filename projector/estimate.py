@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+LEAST_EVENTS = 10
+"""Of each of two sorts, for a figure of how well they are told apart."""
 _RESAMPLES = 4000
 _CHUNK = 500
 _SEED = 20240501
@@ -89,10 +91,16 @@ def _plain(text: str) -> str:
 
 
 def auroc(score: npt.NDArray[np.floating], event: npt.NDArray[np.bool_]) -> float:
-    """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney)."""
+    """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney).
+
+    Raises:
+        ValueError: no row has the event, or every one.
+    """
     values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     hits, misses = int(event.sum()), int((~event).sum())
+    if not hits or not misses:
+        raise ValueError(f"{hits} rows with the event and {misses} without: it takes both")
     return float((ranks[event].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 

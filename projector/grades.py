@@ -1,10 +1,14 @@
-"""How good a map is in a letter and in a metal, and where a certificate says so.
+"""How good a map is in a letter and in a metal, whether that can be said, and where it is said.
 
 Knows thresholds and the two forms of a certificate. Measures nothing; needs no tensor library.
+
+A letter is only given where answers show something: where the large model's own cache answers
+better than no picture at all does. A map that does no better than its controls has none of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,21 +25,141 @@ def grade(cosine: float, mse: float) -> str:
     return next((g for g, least, most in GRADES if cosine >= least and mse <= most), "F")
 
 
-def grade_of_answers(retention: float | None) -> str:
+CONTROLS = ("blind", "mean_state", "other_picture")
+"""What a map has to beat: no picture, the mean state, another picture's cache."""
+LEAST_PICTURES = 10
+"""That questions are about: an interval over fewer says nothing."""
+CANNOT_BE_JUDGED = "cannot be judged"
+GOOD, WORSE, UNJUDGED, UNKNOWN = (
+    *("beats its controls", "no better than its controls"),
+    *(CANNOT_BE_JUDGED, "not known"),
+)
+_WIDTH = 1.96  # deviations of a 95 % interval
+
+
+def grade_of_answers(retention: float | None) -> str | None:
     """A grade by answers, A to F: retention held to the least values that cosines are held to.
 
     Args:
-        retention: of the native accuracy above the blind floor; None where native is no better.
+        retention: of the native accuracy above the blind floor; None where it cannot be judged.
     """
-    kept = -1.0 if retention is None else retention
-    return next((g for g, least, _ in GRADES if kept >= least), "F")
-
-
-def tier(retention: float | None) -> str:
-    """The certificate's tier, by answers; `none` below bronze or where native is no better."""
     if retention is None:
-        return "none"
+        return None
+    return next((g for g, least, _ in GRADES if retention >= least), "F")
+
+
+def tier(retention: float | None) -> str | None:
+    """The certificate's tier, by answers; `none` below bronze, None where it cannot be judged."""
+    if retention is None:
+        return None
     return next((name for name, least in TIERS if retention >= least), "none")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a map's answers say that it is good for anything.
+
+    Attributes:
+        state: `GOOD`, `WORSE`, `UNJUDGED` or `UNKNOWN`.
+        why: figures, in words; empty for `GOOD`.
+    """
+
+    state: str
+    why: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing has to be said."""
+        return self.state == GOOD
+
+    @property
+    def judged(self) -> bool:
+        """Whether figures of answers mean anything."""
+        return self.state in (GOOD, WORSE)
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.why}" if self.why else self.state
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A share of right answers and half of its 95 % interval."""
+
+    mean: float
+    half: float = 0.0
+
+    def above(self, other: _Figure) -> bool:
+        """Whether it is more than another by more than chance; as if the two were independent."""
+        return self.mean - other.mean > math.hypot(self.half, other.half)
+
+
+def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
+    """What a report's or a certificate's figures allow to be said.
+
+    Differences on the same questions count where they were kept (`differences`), else intervals or,
+    where a figure is a bare share, the interval that as many answers as pictures would have.
+
+    Args:
+        certificate: untrusted in its form; whatever is no figure counts as not said.
+        point: name of the operating point that is served.
+    """
+    pictures = certificate.get("pictures_asked", certificate.get("pictures"))
+    count = pictures if type(pictures) is int and pictures > 0 else 0
+    measured, controls = _table(certificate, "accuracy"), _table(certificate, "controls")
+
+    def figure(value: Any) -> _Figure | None:
+        if isinstance(value, dict):
+            mean, low, high = (_share(value.get(end)) for end in ("mean", "low", "high"))
+            if mean is not None and low is not None and high is not None:
+                return _Figure(mean, max(high - mean, mean - low))
+            value = mean
+        share = _share(value)
+        if share is None or not 0 <= share <= 1:
+            return None
+        half = _WIDTH * math.sqrt(share * (1 - share) / count) if count else 0.0
+        return _Figure(share, half)
+
+    of_report = "mapped" in measured
+    floors = measured if of_report else controls
+    calibrated = of_report and point in measured
+    right = figure(
+        measured[point]
+        if calibrated
+        else measured.get("mapped" if of_report else point, measured.get("float"))
+    )
+    native = figure(floors.get("native" if of_report else "cloud_image"))
+    found = {name: figure(floors.get(name)) for name in CONTROLS}
+    blind = found["blind"]
+    if right is None or native is None or blind is None:
+        lacks = [n for n, f in (("its own", right), ("native", native), ("blind", blind)) if not f]
+        return Verdict(UNKNOWN, f"there are no figures of answers ({', '.join(lacks)})")
+    if 0 < count < LEAST_PICTURES:
+        return Verdict(
+            UNJUDGED, f"the questions are about {count} inputs, and it takes {LEAST_PICTURES}"
+        )
+    kept = _table(certificate, "differences")
+
+    def beats(one: _Figure, other: _Figure, name: str) -> bool:
+        low = _number(_table(kept, name).get("low"))
+        return one.above(other) if low is None else low > 0
+
+    if not beats(native, blind, "native_minus_blind"):
+        return Verdict(
+            UNJUDGED,
+            f"the large model is right in {native.mean:.1%} from its own cache and in "
+            f"{blind.mean:.1%} without any input: these questions do not tell the two apart",
+        )
+    losing = [
+        f"{name.replace('_', ' ')} {other.mean:.1%}"
+        for name, other in found.items()
+        if other is not None
+        and not (
+            beats(right, other, "") if calibrated else beats(right, other, f"mapped_minus_{name}")
+        )
+    ]
+    if losing:
+        return Verdict(WORSE, f"right in {right.mean:.1%}, beside {', '.join(losing)}")
+    return Verdict(GOOD)
 
 
 @dataclass(frozen=True)
@@ -48,6 +172,7 @@ class Judged:
         blind: without any.
         grade: by reconstruction.
         seen: as `seen_in_training`.
+        verdict: whether the figures of answers mean anything, and whether the controls are beaten.
     """
 
     accuracy: float | None
@@ -55,6 +180,7 @@ class Judged:
     blind: float | None
     grade: str | None
     seen: int | None = None
+    verdict: Verdict = Verdict(UNKNOWN)
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any], point: str) -> Judged:
@@ -83,30 +209,41 @@ class Judged:
             blind,
             known if cosine is None or mse is None else grade(cosine, mse),
             seen_in_training(certificate),
+            verdict_of(certificate, point),
         )
 
     @property
     def retention(self) -> float | None:
-        """Share of the native accuracy, above the blind floor, that is kept."""
+        """Share of the native accuracy above the blind floor; None where it cannot be judged."""
         if self.accuracy is None or self.native is None or self.blind is None:
+            return None
+        if not self.verdict.judged:
             return None
         above = self.native - self.blind
         return (self.accuracy - self.blind) / above if above > 0 else None
 
     def to_json(self) -> dict[str, Any]:
         """As `projector catalogue --json` prints it."""
+        letter, metal = answered(self.retention, self.verdict)
         return {
             "accuracy": self.accuracy,
             "native": self.native,
             "blind": self.blind,
             "retention": self.retention,
-            "tier_by_answers": tier(self.retention),
-            "grade_by_answers": None
-            if self.retention is None
-            else grade_of_answers(self.retention),
+            "tier_by_answers": metal,
+            "grade_by_answers": letter,
+            "verdict": self.verdict.state,
+            "why": self.verdict.why,
             "grade_by_reconstruction": self.grade,
             "seen_in_training": self.seen,
         }
+
+
+def answered(retention: float | None, verdict: Verdict) -> tuple[str | None, str | None]:
+    """Grade and tier by answers: the worst for a map that does not beat its controls."""
+    if verdict.state == WORSE:
+        return "F", "none"
+    return grade_of_answers(retention), tier(retention)
 
 
 def seen_in_training(certificate: Mapping[str, Any]) -> int | None:

@@ -178,11 +178,12 @@ def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
 
     Of each half of the pictures, by a risk and a limit that the other half taught.
     """
-    from projector.estimate import auroc, clustered
+    from projector.estimate import LEAST_EVENTS, auroc, clustered
 
     default = rows.point == bundle.info.default_point
     usual, risk, over = rows.where(default), learnt.crossed[default], learnt.over[default]
-    told = len(set(usual.disagree.tolist())) > 1
+    differ = int(usual.disagree.sum())
+    told = min(differ, len(usual) - differ) >= LEAST_EVENTS
     answers = {
         "frames": usual.right_frame,
         "guarded": np.where(over, usual.right_picture, usual.right_frame),
@@ -234,7 +235,7 @@ def _show(found: dict[str, Any]) -> None:
             ("from every picture", "seeing"),
         )
     ]
-    auroc = "not known" if found["auroc"] is None else f"{found['auroc']:.3f}"
+    auroc = "cannot be judged" if found["auroc"] is None else f"{found['auroc']:.3f}"
     tables.print_tables(
         [
             tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),

@@ -256,6 +256,7 @@ def _shown(figures: dict[str, Any]) -> str:
     return (
         f"{figures['task']} from {figures['view']} states: {percent('accuracy')} right "
         f"({low:.1f} to {high:.1f}) of {figures['samples']}; {', '.join(floors)}"
+        + (f"; {figures['verdict']}: {figures['why']}" if figures["why"] else "")
         + (f"; too few to go by: a report wants {LEAST_QUESTIONS}" if few else "")
     )
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projector.descent import Descent, Stage
-from projector.estimate import by_group, clustered, paired
+from projector.estimate import Estimate, by_group, clustered, paired
+from projector.grades import GOOD, LEAST_PICTURES, UNJUDGED, WORSE, Verdict
 from projector.labels import Labels
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
 
@@ -326,7 +327,8 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
         `accuracy` with its interval (clustered by picture, or by sequence), `majority` (always the
         commonest class of training), `nearest` where objects are tracked (the one last seen
         nearest to the mark), `above` (accuracy minus the better of these), `other_picture` (the
-        head on another picture's states), and accuracies by class and by kind.
+        head on another picture's states), accuracies by class and by kind, and the `verdict` with
+        its reason: whether the head does more than all of these.
     """
     labels, truth = samples.labels, samples.targets
     clusters = labels.clusters.tolist()
@@ -340,6 +342,9 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
     half = len(samples.states) // 2  # the next one of a sequence shows nearly the same
     swapped = replace(samples, states=np.roll(samples.states, half, axis=0))
     shown = {**floors, "other_picture": predictions(head, swapped) == truth}
+    above = paired(right.tolist(), best.tolist(), clusters)
+    apart_from_other = paired(right.tolist(), shown["other_picture"].tolist(), clusters)
+    verdict = _verdict(len(set(clusters)), len(set(truth.tolist())), above, apart_from_other)
     return {
         "task": head.config.task,
         "view": head.config.view,
@@ -351,13 +356,27 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
             name: clustered(floor.astype(float).tolist(), clusters).to_json()
             for name, floor in shown.items()
         },
-        "above": paired(right.tolist(), best.tolist(), clusters).to_json(),
+        "above": above.to_json(),
+        "verdict": verdict.state,
+        "why": verdict.why,
         "by_class": by_group(right.tolist(), labels.labels),
         "by_kind": {
             "head": by_group(right.tolist(), labels.kinds),
             **{name: by_group(floor.tolist(), labels.kinds) for name, floor in floors.items()},
         },
     }
+
+
+def _verdict(clusters: int, classes: int, above: Estimate, other: Estimate) -> Verdict:
+    if clusters < LEAST_PICTURES:
+        return Verdict(UNJUDGED, f"{clusters} pictures or sequences, and it takes {LEAST_PICTURES}")
+    if classes < 2:
+        return Verdict(UNJUDGED, "every sample is of one class")
+    if above.low <= 0:
+        return Verdict(WORSE, "the commonest class, or the nearest place, does as well")
+    if other.low <= 0:
+        return Verdict(WORSE, "another picture's states do as well")
+    return Verdict(GOOD)
 
 
 def _dropped(x: Tensor, keep: float) -> Tensor:

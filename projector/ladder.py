@@ -24,6 +24,8 @@ from projector.cache import LayerCache, from_states
 from projector.calibrate import FINEST
 from projector.corpus import Corpus
 from projector.encoder import Encoder, towards_zero
+from projector.estimate import paired
+from projector.grades import LEAST_PICTURES
 from projector.lm import LM
 from projector.packed import IGNORED, Packed, Scenes
 from projector.products import products
@@ -151,8 +153,21 @@ class Judge:
                 losses.append(_losses(packed, logits))
         return np.concatenate(rights), np.concatenate(losses)
 
-    def native(self) -> float:
-        """Accuracy of the target from its own caches of the same pictures."""
+    def blind(self) -> Mask:
+        """Which questions the target gets right without any picture or text, `[n, Q]`."""
+        rights = []
+        with torch.inference_mode():
+            for packed in self._packed:
+                rows = len(packed.ids)
+                layers = [
+                    (key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1))
+                    for key, value in self.target.constant_prefix()
+                ]
+                rights.append(packed.exactly_right(self._logits(packed, layers)).cpu().numpy())
+        return np.concatenate(rights)
+
+    def native(self) -> Mask:
+        """Which questions the target gets right from its own caches, `[n, Q]`."""
         rights = []
         layout = self.target.layout
         with torch.inference_mode():
@@ -166,7 +181,7 @@ class Judge:
                 layers = self._scenes(keys, values, there.sum(axis=1))
                 logits = self._logits(packed, layers)
                 rights.append(packed.exactly_right(logits).cpu().numpy())
-        return float(np.concatenate(rights).mean())
+        return np.concatenate(rights)
 
     def _scenes(
         self, keys: torch.Tensor, values: torch.Tensor, lengths: npt.NDArray[np.int64] | None
@@ -350,6 +365,9 @@ class Calibrated:
         default_point: index of the point to start with.
         ladder: indices, fewest bytes first.
         native: accuracy of the target from its own caches of the held-out pictures.
+        blind: without any.
+        judged: whether the first is above the second by more than chance; where it is not, no
+            point is better than another and the ladder says nothing.
         tried: every combination of the sweep, by name.
     """
 
@@ -357,6 +375,8 @@ class Calibrated:
     default_point: int
     ladder: tuple[int, ...]
     native: float
+    blind: float
+    judged: bool
     tried: Mapping[str, Measured]
 
 
@@ -390,7 +410,8 @@ def calibrate(
     ]
     tried: list[Measured] = []
     with Progress("ladder", 1 + len(plans) + len(fixed), "point") as bar:
-        native = judge.native()
+        seen, unseen = judge.native(), judge.blind()
+        native = float(seen.mean())
         bar.advance()
         for plan in plans:
             tried.append(judge.measure(tabled(encoder, [plan], sample), plan[0]).measured)
@@ -419,12 +440,16 @@ def calibrate(
         },
         risk=None,  # a guard is of the points that it was learnt at
     )
+    pictures = np.repeat(np.arange(len(seen)), seen.shape[1]).tolist()
+    above = paired(seen.ravel().tolist(), unseen.ravel().tolist(), pictures)
     near = [p for p, _ in chosen if p.measured and p.measured.accuracy >= native - within]
     return Calibrated(
         encoder=final,
         default_point=(near or [chosen[-1][0]])[0].index,
         ladder=tuple(point.index for point in final.points),
         native=native,
+        blind=float(unseen.mean()),
+        judged=len(seen) >= LEAST_PICTURES and above.low > 0,
         tried={plan[0].name: one for plan, one in zip(plans, tried, strict=True)},
     )
 

@@ -151,6 +151,7 @@ def show_bundle(bundle: Bundle) -> None:
         ("ladder", " > ".join(names[index] for index in info.ladder)),
         ("bytes", f"{total:,}"),
         ("signed by", signed(bundle)),
+        ("its map", judged(bundle).verdict),
     ]
     files = [(name, f"{size:,}", sha[:_SHOWN_DIGITS]) for name, (size, sha) in info.files.items()]
     print_tables(
@@ -338,7 +339,7 @@ def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
                 info.rank,
                 _percent(said["accuracy"]) + _HELD_OUT.get(said["seen_in_training"], "!"),
                 *(_percent(said[name]) for name in ("native", "retention")),
-                said["tier_by_answers"],
+                said["tier_by_answers"] or said["verdict"],
                 said["grade_by_answers"] or "-",
                 said["grade_by_reconstruction"] or "-",
             )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from projector import preflight, tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
 from projector.models.foreign import importing
-from protos.errors import BridgeError, ConfigError, CorpusError, FitError
+from protos.errors import BridgeError, ConfigError, CorpusError, FitError, UselessMapError
 from protos.process import console
 from protos.process.files import without_mark
 from protos.process.folders import said
@@ -159,6 +159,12 @@ def register(commands: Any) -> None:
         "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
     )
     _add_reverse_rank(export)
+    export.add_argument(
+        "--force",
+        action="store_true",
+        help="write it although the report says that the map is no better than its controls, or "
+        "that this cannot be judged; the bundle says so for ever",
+    )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=whole, default=1, help="default: %(default)s")
     export.add_argument(
@@ -432,6 +438,7 @@ def _export(args: argparse.Namespace) -> int:
     from projector.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
     from projector.export import export
     from projector.families import ServedMap
+    from projector.grades import verdict_of
     from projector.validate import PRECISIONS
 
     data = open_data(args.data, args.max_picture_pixels)
@@ -439,7 +446,15 @@ def _export(args: argparse.Namespace) -> int:
     preflight.writable(args.out)
     corpus_size(args.corpus)
     report = _read_report(args.report, args.map)
-    certificate, tier = _certificate(report), report["tier_by_answers"]
+    certificate, verdict = _certificate(report), verdict_of(report, "mapped")
+    if not verdict.good:
+        if not args.force:
+            raise UselessMapError(
+                f"{args.report}: {verdict}. A bundle of this map is not worth serving: train "
+                "another, or judge it by other questions; --force writes it and records that"
+            )
+        certificate["forced"] = {"verdict": verdict.state, "why": verdict.why}
+        note(f"projector: written by force: {verdict}")
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
     if report["map"] != _identity(args.map, made):
@@ -466,7 +481,7 @@ def _export(args: argparse.Namespace) -> int:
     )
     print(
         f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
-        f"parity {exported.parity:.1e}, tier {tier}"
+        f"parity {exported.parity:.1e}, tier {certificate['tier_by_answers'] or verdict.state}"
         + (f", way back of rank {reverse.decoder.rank - 1}" if reverse else "")
     )
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from projector import literature
+from projector import grades, literature
 from projector.bounds import judge_bound, through_fp8
 from projector.cache import LayerCache
 from projector.corpus import Corpus
@@ -27,12 +27,14 @@ from projector.estimate import by_group, clustered, paired
 from projector.families.base import Map
 from projector.families.bidirectional import BidirectionalMap
 from projector.families.low_rank import LowRankMatrix
-from projector.grades import grade, grade_of_answers, tier
+from projector.grades import grade
 from projector.packed import IGNORED, Packed
 from projector.train import Trainer
 from protos.errors import CorpusError, FitError
 
 CONDITION_LIMIT = 1000.0
+LEAST_OF_A_KIND = 30
+"""Questions of a kind, for anything to be said of it."""
 _BATCH = 32
 _NEGLIGIBLE = 0.01
 _TOLD = 1e-7
@@ -312,14 +314,32 @@ class Validator:
         )
         fit = reconstruction(self.map, self.corpus)
         kinds = [one.kind for one in self.asked]
+        differences = {
+            "native_minus_blind": paired(native.right, arms["blind"].right, self.pictures),
+            **{
+                f"mapped_minus_{name}": paired(mapped.right, arms[name].right, self.pictures)
+                for name in grades.CONTROLS
+            },
+        }
+        told: dict[str, Any] = {
+            "pictures_asked": len(set(self.pictures)),
+            "accuracy": accuracy,
+            "differences": {name: found.to_json() for name, found in differences.items()},
+        }
+        verdict = grades.verdict_of(told, "mapped")
         floor = accuracy["blind"]["mean"]
-        above = accuracy["native"]["mean"] - floor
+        above = accuracy["native"]["mean"] - floor if verdict.judged else 0.0
         retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else None
+        letter, metal = grades.answered(retention, verdict)
         rel_l2 = fit["whole"]["relative_l2"]
         report = {
             "pictures": len(self.corpus),
+            "pictures_asked": told["pictures_asked"],
             "questions": len(self.asked),
             "accuracy": accuracy,
+            "differences": told["differences"],
+            "verdict": verdict.state,
+            "why": verdict.why,
             "mapped_minus_native": paired(mapped.right, native.right, self.pictures).to_json(),
             "other_picture_labels": {
                 "questions": len(right),
@@ -334,12 +354,14 @@ class Validator:
                 "full_answer": float(np.mean(mapped.full)),
                 "kl_nats": float(np.mean(mapped.kl)),
             },
-            "attention_amplification": amplification(mapped.variation, kinds, rel_l2),
+            "attention_amplification": amplification(
+                mapped.variation, kinds, rel_l2, self._telling(native, arms["blind"])
+            ),
             "reconstruction": fit,
             "retention": retention,
             "grade_by_reconstruction": grade(fit["whole"]["cosine"], fit["whole"]["mse"]),
-            "grade_by_answers": grade_of_answers(retention),
-            "tier_by_answers": tier(retention),
+            "grade_by_answers": letter,
+            "tier_by_answers": metal,
             "diagnostics": diagnostics(self.map),
             "round_trip": self._round_trip(),
             "bound": bound,
@@ -353,6 +375,19 @@ class Validator:
         if costs is not None:
             report["costs"] = dict(costs)
         return report | {"literature": literature.beside(report)}
+
+    def _telling(self, native: Answers, blind: Answers) -> set[str]:
+        """Kinds of question of which the native cache answers more than no picture does."""
+        found = set()
+        for kind in {one.kind for one in self.asked}:
+            rows = [i for i, one in enumerate(self.asked) if one.kind == kind]
+            pictures = [self.pictures[i] for i in rows]
+            if len(rows) < LEAST_OF_A_KIND or len(set(pictures)) < grades.LEAST_PICTURES:
+                continue
+            seen, unseen = ([arm.right[i] for i in rows] for arm in (native, blind))
+            if paired(seen, unseen, pictures).low > 0:
+                found.add(kind)
+        return found
 
     def _precision(
         self, arms: Mapping[str, Answers], fit: Mapping[str, Any]
@@ -494,7 +529,8 @@ def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
 
     Returns:
         `whole` and `layers[]`, each with `cosine` (mean over tokens), `mse`, `relative_l2`
-        (`||y - y'|| / ||y||`), `r2`; `epsilon`, the RMSE over all numbers.
+        (`||y - y'|| / ||y||`), `r2`, the last two None of states that are all alike; `epsilon`, the
+        RMSE over all numbers.
     """
     mean, scale = made.y_stats
     width = corpus.y.shape[-1]
@@ -522,12 +558,13 @@ def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
     spread = square - total * total / tokens
     each = np.sum(cosines, axis=0) / tokens  # [2, layers]
 
-    def figures(columns: slice | npt.NDArray[np.int64], cosine: float) -> dict[str, float]:
+    def figures(columns: slice, cosine: float) -> dict[str, float | None]:
+        lost = _share(error[columns], spread[columns])
         return {
             "cosine": cosine,
             "mse": float(error[columns].sum() / tokens / error[columns].size),
-            "relative_l2": float(math.sqrt(error[columns].sum() / square[columns].sum())),
-            "r2": float(1 - error[columns].sum() / spread[columns].sum()),
+            "relative_l2": _root(_share(error[columns], square[columns])),
+            "r2": None if lost is None else 1 - lost,
         }
 
     block = width // (2 * layers)
@@ -545,8 +582,17 @@ def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
         "values": figures(slice(half, width), float(each[1].mean())),
         "layers": rows,
         "epsilon": float(math.sqrt(error.sum() / tokens / width)),
-        "residual_variance": float(error.sum() / spread.sum()),
+        "residual_variance": _share(error, spread),
     }
+
+
+def _share(error: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> float | None:
+    """An error as a share of what there was to tell; None where there was nothing."""
+    return float(error.sum() / whole.sum()) if whole.sum() > 0 else None
+
+
+def _root(value: float | None) -> float | None:
+    return None if value is None else math.sqrt(value)
 
 
 def diagnostics(made: Any) -> dict[str, Any]:
@@ -573,10 +619,11 @@ def diagnostics(made: Any) -> dict[str, Any]:
 
 
 def amplification(
-    variation: Sequence[float], kinds: Sequence[str], rel_l2: float
+    variation: Sequence[float], kinds: Sequence[str], rel_l2: float | None, telling: Collection[str]
 ) -> dict[str, dict[str, float | None]]:
     """Measured `C_attn = D_task / delta_rel` per kind of question.
 
+    Whether a kind is within the limit is said of those that are `telling`; None for the others.
     `D_task` is the mean total variation distance between the answers' distributions from the
     native and from the projected cache; `delta_rel` the mean relative L2 error of the states.
     """
@@ -587,7 +634,7 @@ def amplification(
         kind: {
             "d_task": float(np.mean(values)),
             "c_attn": float(np.mean(values)) / rel_l2 if rel_l2 else None,
-            "within_0.1": bool(np.mean(values) <= 0.1),
+            "within_0.1": bool(np.mean(values) <= 0.1) if kind in telling else None,
         }
         for kind, values in sorted(grouped.items())
     }

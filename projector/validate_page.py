@@ -15,6 +15,7 @@ import jinja2
 import matplotlib
 
 from projector.dataset import Dataset, Texts
+from projector.grades import CANNOT_BE_JUDGED, GOOD
 from projector.literature import COVERAGE
 from projector.tables import print_tables, table
 
@@ -44,10 +45,9 @@ def show(report: Mapping[str, Any]) -> None:
     fit = report["reconstruction"]
     figures = ("cosine", "mse", "relative_l2", "r2")
     reconstruction = [
-        (name, *(f"{fit[name][key]:.3f}" for key in figures))
-        for name in ("whole", "keys", "values")
+        (name, *(_shown(fit[name][key]) for key in figures)) for name in ("whole", "keys", "values")
     ] + [
-        (f"layer {row['layer']} {name}", *(f"{row[name][key]:.3f}" for key in figures))
+        (f"layer {row['layer']} {name}", *(_shown(row[name][key]) for key in figures))
         for row in fit["layers"]
         for name in ("keys", "values")
     ]
@@ -74,10 +74,23 @@ def show(report: Mapping[str, Any]) -> None:
     if (warning := seen(report)) is not None:
         print(warning)
     print(
-        f"retention {_shown(report['retention'])}: tier {report['tier_by_answers']} and grade "
-        f"{report['grade_by_answers']} by answers, grade {report['grade_by_reconstruction']} by "
-        "reconstruction"
+        f"retention {_shown(report['retention'])}: tier {_said(report['tier_by_answers'])} and "
+        f"grade {_said(report['grade_by_answers'])} by answers, grade "
+        f"{report['grade_by_reconstruction']} by reconstruction"
     )
+    if (doubt := doubted(report)) is not None:
+        print(doubt)
+
+
+def doubted(report: Mapping[str, Any]) -> str | None:
+    """What is to be said of a map that cannot be judged, or is no better than its controls."""
+    if report["verdict"] == GOOD:
+        return None
+    return f"{report['verdict'].upper()}: {report['why']}"
+
+
+def _said(grade: str | None) -> str:
+    return CANNOT_BE_JUDGED if grade is None else grade
 
 
 def seen(report: Mapping[str, Any]) -> str | None:
@@ -128,8 +141,8 @@ def _bound(bound: Mapping[str, Any]) -> list[Any]:
         ("frames beyond the guarantee", f"{bound['guarantee_violations']:.0f}", "0"),
         ("statistical: 99 % quantile of the error", f"{bound['residual']:.1f}", ""),
         ("coverage of other frames", f"{bound['coverage']:.2%}", f"{COVERAGE:.1%} or more"),
-        ("bound over actual error", f"{bound['bound_over_actual']:.2f}", ""),
-        ("expected-error estimate over actual", f"{bound['estimate_over_actual']:.2f}", "near 1"),
+        ("bound over actual error", _shown(bound["bound_over_actual"]), ""),
+        ("expected-error estimate over actual", _shown(bound["estimate_over_actual"]), "near 1"),
     ]
     return [table("distortion bound", ("", "", "wanted"), rows)]
 
@@ -150,8 +163,11 @@ def _way_back(found: Mapping[str, Any] | None) -> list[Any]:
         (r["rank"], f"{r['bytes']:,.0f}", f"{r['round_trip']:.3f}", f"{r['accuracy']:.1%}")
         for r in found["by_rank"]
     ]
+    title = "the way back: the edge model's answers"
+    if not found.get("judged", True):
+        title += f" ({CANNOT_BE_JUDGED}: its own cache does no better than none)"
     return [
-        table("the way back: the edge model's answers", ("cache", "right", "95 % interval"), rows),
+        table(title, ("cache", "right", "95 % interval"), rows),
         table("sent back in FP8", ("rank", "#bytes", "#round trip (< 0.10)", "#right"), ranks),
     ]
 
@@ -169,7 +185,7 @@ def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "below 1000",
         ),
         ("operator norm", _shown(found["operator_norm"]), ""),
-        ("residual variance", f"{fit['residual_variance']:.3f}", ""),
+        ("residual variance", _shown(fit["residual_variance"]), ""),
         ("ε, RMSE of a z-score", f"{fit['epsilon']:.3f}", ""),
         ("round trip", "no way back" if trip is None else f"{trip:.3f}", "below 0.10"),
     ]
@@ -181,7 +197,7 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
     tasks = [
         (
             row["task"],
-            row["kind"],
+            row["kind"] or "a head's",
             f"{row['published']['c_attn']:.1f}",
             f"{row['published']['d_task']:.3f}",
             *(("–", "–", "–") if row["measured"] is None else _task(row["measured"])),
@@ -203,7 +219,7 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
             row["figure"],
             *(_number(row["published"], arm) for arm in ("projected", "full")),
             *(_number(row["measured"], arm) for arm in ("projected", "full")),
-            f"1/{row['ratio']:.1f}",
+            "–" if row["ratio"] is None else f"1/{row['ratio']:.1f}",
         )
         for row in found["costs"]
     ]
@@ -217,7 +233,7 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
         )
         for r in report["precision"]
     ]
-    said = [(s["claim"], s["measured"], "yes" if s["holds"] else "NO") for s in found["statements"]]
+    said = [(s["claim"], s["measured"], yes_no(s["holds"])) for s in found["statements"]]
     costly = report.get("costs", {})
     basis = f"energy: CPU time at a stated {costly.get('watts', 0):g} W"
     if costs and costly["full"]["energy_j"] is None:
@@ -246,8 +262,12 @@ def _literature(report: Mapping[str, Any]) -> list[Any]:
 
 
 def _task(measured: Mapping[str, Any]) -> tuple[str, str, str]:
-    within = "yes" if measured["within"] else "NO"
-    return _shown(measured["c_attn"]), f"{measured['d_task']:.3f}", within
+    return _shown(measured["c_attn"]), f"{measured['d_task']:.3f}", yes_no(measured["within"])
+
+
+def yes_no(holds: bool | None) -> str:
+    """A statement's answer."""
+    return CANNOT_BE_JUDGED if holds is None else "yes" if holds else "NO"
 
 
 def _number(row: Mapping[str, float] | None, arm: str) -> str:
@@ -276,6 +296,10 @@ def html(report: Mapping[str, Any], data: Dataset) -> str:
         singular=_singular(report["diagnostics"].get("singular_values")),
         ranks=_ranks(report),
         diagnosed=diagnosed(report),
+        doubted=doubted(report),
+        shown=_shown,
+        said=_said,
+        yes_no=yes_no,
         way_back=report.get("way_back"),
         frames=_frames(report["bound"].get("frames")),
     )
@@ -312,7 +336,8 @@ def _ranks(report: Mapping[str, Any]) -> str:
         return ""
     figure, axes = pyplot.subplots(figsize=(7, 3))
     axes.semilogx([r["rank"] for r in rows], [r["retention"] for r in rows], "o-", base=2)
-    axes.axhline(report["retention"], color="grey", lw=0.8, label="the whole map")
+    if report["retention"] is not None:
+        axes.axhline(report["retention"], color="grey", lw=0.8, label="the whole map")
     axes.set_xlabel("rank that the map is cut to")
     axes.set_ylabel("retention")
     axes.legend()

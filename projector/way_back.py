@@ -219,7 +219,8 @@ def judge(
         `accuracy`: `own` (the edge model's own cache), `returned` (there and back), `sent` (the
         same through the default point of the way back, FP8), `from_picture` (back from the cloud's
         own state) and the controls `blind`, `other_picture`, `mean_state`, `untrained`, each with
-        its picture-clustered interval; `returned_minus_own`; `agreement` and `kl_nats` of
+        its picture-clustered interval; `judged`, whether `own` is above `blind` by more than
+        chance, without which no arm says anything; `returned_minus_own`; `agreement` and `kl_nats` of
         `returned` with `own`; `errors`; `rank` and `bytes`, what `sent` takes; `by_rank`, what is
         sent at lower ranks too (`rank`, `bytes`, `round_trip`, `accuracy`); and `weights`, how
         uneven the weights of tokens are (the largest share times the number of tokens, mean over
@@ -296,6 +297,7 @@ def judge(
             name: clustered([float(r) for r in arm.right], pictures).to_json()
             for name, arm in arms.items()
         },
+        "judged": paired(arms["own"].right, arms["blind"].right, pictures).low > 0,
         "returned_minus_own": paired(returned.right, arms["own"].right, pictures).to_json(),
         "agreement": float(np.mean(returned.full)),
         "kl_nats": float(np.mean(returned.kl)),

@@ -111,6 +111,14 @@ class DegenerateError(BridgeError):
     exit_code = 16
 
 
+class UselessMapError(BridgeError):
+    summary = "A map is no better than its controls, or its report cannot say: see --force."
+    code = 108
+    name = "useless_map"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 17
+
+
 # ------------------------------------------------------------------ 2xx: the bytes of a frame
 
 
@@ -413,6 +421,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         UnsupportedModelError,
         SelfCheckError,
         DegenerateError,
+        UselessMapError,
         FrameTruncatedError,
         FrameCorruptError,
         FrameMalformedError,

@@ -57,6 +57,7 @@ SERVING = (
     "projector.backends",
     "projector.engine",
     "projector.families",
+    "projector.grades",
     "projector.moments",
     "projector.closed_form",
     "projector.metric",

@@ -307,7 +307,7 @@ class Bench:
             entry[f"minus_floor_{split}"] = paired(row["right"], floor, row["clusters"]).to_json()
             entry[f"minus_native_{split}"] = paired(row["right"], native, row["clusters"]).to_json()
             gap = float(np.mean(native) - np.mean(floor))
-            if gap > 0:
+            if paired(native, floor, row["clusters"]).low > 0:  # else there is no gap to recover
                 recovered = (found.mean - float(np.mean(floor))) / gap
                 entry[f"gap_recovered_{split}"] = round(recovered, 4)
             if "numbers" in row:

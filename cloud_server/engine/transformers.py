@@ -40,6 +40,7 @@ from projector import cache as kv
 from projector.backends import Backend
 from projector.bundle import Bundle
 from projector.encoder import Floats, Held, Mask
+from projector.grades import verdict_of
 from projector.lm import LM, TEXT_TOKENS, reads_only_texts
 from projector.pictures import DEGENERATE, degenerate
 from projector.signing import TrustedKeys
@@ -535,6 +536,7 @@ class TransformersEngine(Engine):
 def _offer(bundle: Bundle) -> Offer:
     info, reverse = bundle.info, bundle.reverse
     names = {point.index: point.name for point in info.points}
+    verdict = verdict_of(bundle.certificate, names[info.default_point])
     return Offer(
         bundle_id=info.id,
         bundle_version=str(info.version),
@@ -549,4 +551,6 @@ def _offer(bundle: Bundle) -> Offer:
         encoder=bundle.encoder.to_bytes(),
         reverse_decoder=reverse.decoder.to_bytes() if reverse else b"",
         reverse_points_json=points_to_json(reverse.decoder.points) if reverse else "",
+        verdict="" if verdict.good else verdict.state,
+        why=verdict.why,
     )

@@ -9,6 +9,13 @@ import pytest
 
 from tests.cloud_server import stage
 
+AT_CHANCE = {
+    "pictures": 512,
+    "accuracy": {"float": 0.311},
+    "controls": {"cloud_image": 0.93, "blind": 0.31, "mean_state": 0.3, "other_picture": 0.29},
+}
+"""A certificate of a map that answers as many questions as no picture does."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -31,7 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(
         model,
         stage.write_random_bundle(folder / "bundle", target, stage.SOURCE, cloud),
-        stage.write_random_bundle(folder / "other", target, stage.OTHER_SOURCE, cloud),
+        stage.write_random_bundle(
+            folder / "other", target, stage.OTHER_SOURCE, cloud, certificate=AT_CHANCE
+        ),
         cloud,
     )
 

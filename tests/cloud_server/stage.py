@@ -110,7 +110,12 @@ def random_cloud(target: KVLayout) -> Any:
 
 
 def write_random_bundle(
-    path: Path, target: KVLayout, layout: KVLayout, cloud: Any, version: int = 1
+    path: Path,
+    target: KVLayout,
+    layout: KVLayout,
+    cloud: Any,
+    version: int = 1,
+    certificate: dict[str, Any] | None = None,
 ) -> Path:
     from projector.bundle import write_bundle
 
@@ -122,7 +127,7 @@ def write_random_bundle(
         target=target,
         encoder=encoder(layout),
         cloud=cloud,
-        certificate={"made": "at random"},
+        certificate=certificate or {"made": "at random"},
         default_point=FP8,
         ladder=[UNIFORM, FP8],
     )

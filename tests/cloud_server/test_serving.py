@@ -24,6 +24,7 @@ from cloud_server import cli
 from projector.vlm import VLM
 from protos import errors
 from protos.frame import (
+    PROTOCOL_VERSION,
     RAW_KV_FP8_POINT,
     Header,
     Limits,
@@ -32,6 +33,7 @@ from protos.frame import (
     session_constants,
 )
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
@@ -432,3 +434,34 @@ def test_a_delta_frame_is_taken_after_its_base_and_refused_without_it(
     assert client.answer(frame(1003, None, lost.request_id)).text == answer.text
     kinds = 'neural_bridge_cloud_frame_kinds_total{kind="%s"}'
     assert _metric(server, kinds % "delta") == 2 and _metric(server, kinds % "key") >= 2
+
+
+def test_a_bundle_whose_map_is_not_known_to_be_any_good_is_warned_of(server: stage.Server) -> None:
+    """In the log, in the metrics, and to the device that negotiates it."""
+    doubts = {}
+    for layout in (stage.SOURCE, stage.OTHER_SOURCE):
+        with server.channel() as channel:
+            reply = bridge_pb2_grpc.BridgeStub(channel).Negotiate(
+                pb.NegotiateRequest(
+                    protocol_version=PROTOCOL_VERSION,
+                    source_layout_json=layout.to_json(),
+                    codecs=["fp8_e4m3"],
+                ),
+                timeout=60,
+            )
+        doubts[reply.bundle_id] = reply.bundle_doubt
+    told = [json.loads(line) for line in server.log if "bundle in doubt" in line]
+    assert {row["bundle"]: row["doubt"] for row in told} == doubts
+    assert all(row["level"] == "warning" for row in told)
+    unknown, worse = (doubts[f"random-{of.model_id}"] for of in (stage.SOURCE, stage.OTHER_SOURCE))
+    assert unknown.startswith("not known: there are no figures of answers")
+    assert worse == (
+        "no better than its controls: right in 31.1%, beside blind 31.0%, mean state 30.0%, other "
+        "picture 29.0%"
+    )
+    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=30) as page:
+        metrics = page.read().decode()
+    for id, verdict in zip(doubts, ("not known", "no better than its controls"), strict=True):
+        line = f'neural_bridge_cloud_bundle_doubtful{{bundle="{id}",verdict="{verdict}"}} 1.0'
+        assert line in metrics

@@ -17,6 +17,7 @@ from PIL import Image
 from edge_agent import cli
 from edge_agent.settings import PREFIX, Settings
 from protos.errors import ConfigError, ModelError, OfflineError, PictureError, SourceError
+from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, make_encoder
 
@@ -286,3 +287,18 @@ folder = Path(sys.argv[2])
 sys.exit(cli.main(["run", "--model", str(folder), "--server", sys.argv[1], "--source", "x",
                    "--question", "x", "--state-dir", str(folder / "s"), "--log-level", "error"]))
 """
+
+
+def test_a_long_run_off_a_terminal_says_how_far_it_is_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    with cli._progress(100, False, logs.configure("info", "edge_agent"), lambda: now[0]) as advance:
+        for _ in range(100):
+            now[0] += 1.0
+            advance()
+    logs.drain()
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(row["event"], row["captures"], row["of"], row["left_s"]) for row in told] == [
+        *(("progress", done, 100, 100 - done) for done in (30, 60, 90))
+    ]

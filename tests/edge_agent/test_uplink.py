@@ -38,6 +38,7 @@ from protos.errors import (
 )
 from protos.frame import Limits, unpack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, FakeSleep, fake_uplink, make_encoder
 
@@ -775,3 +776,21 @@ def test_an_end_wakes_a_frame_that_waits_though_the_credit_is_still_held(
             await uplink.close()
 
     run(test)
+
+
+def test_a_device_says_that_its_bundle_is_in_doubt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> None:
+        for number, doubt in enumerate(("", "cannot be judged: 0 % everywhere")):
+            async with bridge() as served:
+                served.doubt = doubt
+                uplink, items = fake_uplink(served.dial, tmp_path / str(number)), parcels(1)
+                uplink._log = logs.configure("warning", "edge_agent")
+                assert_one_answer_each(await deliver_all(uplink, items), items)
+                await uplink.close()
+
+    run(test)
+    logs.drain()
+    told = [line for line in capsys.readouterr().err.splitlines() if "bundle in doubt" in line]
+    assert len(told) == 1 and "cannot be judged: 0 % everywhere" in told[0]

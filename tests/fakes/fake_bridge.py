@@ -82,6 +82,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
         self.negotiations = 0
+        self.doubt = ""
         self.fetches = 0
         self.most_in_flight = 0
         self.down: dict[bytes, asyncio.Queue[pb.InferEvent | None]] = {}
@@ -138,6 +139,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             operating_points_json=points_to_json(points),
             default_point=points[0].name,
             ladder=[p.name for p in points],
+            bundle_doubt=self.doubt,
         )
 
     async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:

@@ -49,7 +49,9 @@ def bundle(run: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert run("train", data, corpus, made, "--family", "low_rank", "--set", "r=8") == 0
     assert run("validate", made, data, corpus, report) == 0
     out = folder / "bundle"
-    assert run("export", made, data, corpus, out, "--report", report / "report.json") == 0
+    assert (
+        run("export", made, data, corpus, out, "--report", report / "report.json", "--force") == 0
+    )
     return out
 
 

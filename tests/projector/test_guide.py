@@ -77,6 +77,8 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     for line in ran:
         if line[:2] in [["projector", name] for name in ON_GPU]:
             line += ["--device", device]
+        if line[:2] == ["projector", "export"]:  # models that learnt nothing cannot be judged
+            line += ["--force"]
         if line[:2] == ["projector", "guard"]:  # ... and agree on no more than the first
             line += ["--answer-tokens", "1"]
     assert {line[0] for line in ran} == {"projector", "cloud-server", "edge-agent"}

@@ -33,9 +33,13 @@ class FakeJudge:
     def __init__(self, encoder: Encoder, states: list[KVState], weights: Any = None) -> None:
         self.encoder, self.states, self.weights = encoder, states, weights
         self.asked: list[str] = []
+        self.blind_answers = 6
 
-    def native(self) -> float:
-        return 0.95
+    def native(self) -> npt.NDArray[np.bool_]:
+        return np.arange(12 * 20).reshape(12, 20) % 20 != 0  # 95 %
+
+    def blind(self) -> npt.NDArray[np.bool_]:
+        return self.native() & (np.arange(20) < self.blind_answers)
 
     def answers(
         self, latents: npt.NDArray[np.float32], kept: npt.NDArray[np.bool_]
@@ -50,6 +54,16 @@ class FakeJudge:
         size = float(np.mean([len(frame.payload) for frame in frames]))
         measured = Measured(size, size + 50, max(0.0, 0.95 - 0.2 * error), error, 0.0)
         return Found(measured, np.ones((len(frames), 1), dtype=np.bool_), 16.0)
+
+
+def test_a_ladder_of_questions_that_need_no_picture_is_not_judged(
+    source: KVLayout, states: list[KVState]
+) -> None:
+    before = make_encoder(source)
+    judge: Any = FakeJudge(before, states)
+    judge.blind_answers = 20
+    made = ladder.calibrate(before, judge, states, [Sweep((1.0, 2.0), (0.0,))])
+    assert not made.judged and made.blind == made.native
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,7 @@ def test_a_calibrated_encoder_holds_the_hull_measured_and_starts_near_the_native
     judge: Any = FakeJudge(before, states)
     sweep = Sweep(coarseness=(0.5, 1.0, 2.0), quiet=(0.0, 6.0), ranks=(0, 4))
     made = ladder.calibrate(before, judge, states, [sweep, Sweep((1.0,), (6.0,))], within=0.05)
+    assert made.judged and (made.native, made.blind) == (0.95, 0.25)
     assert len(made.tried) == 12 and set(made.tried) <= set(judge.asked)
     encoder = Encoder.from_bytes(made.encoder.to_bytes())
     coded = [p for p in encoder.points if p.quantizer == "uniform"]

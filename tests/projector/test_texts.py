@@ -169,7 +169,7 @@ def test_a_report_on_texts_has_every_control_and_makes_a_bundle_of_the_map(
     page = (tmp_path / "report.html").read_text()
     worst = report["worst_pictures"][0]["picture"]
     assert (data / worst).read_text().strip() in page
-    judged = ("--report", tmp_path / "report.json", "--precision", "float16")
+    judged = ("--report", tmp_path / "report.json", "--precision", "float16", "--force")
     assert run("export", made, data, folder, tmp_path / "bundle", *judged) == 0
     source, target = pair
     bundle = Bundle.load(tmp_path / "bundle", source.layout, target.layout)

@@ -236,16 +236,17 @@ def test_what_does_not_hold_is_said(judge: Validator) -> None:
     report = judge.report()
     report["attention_amplification"] = {
         "hazard": {"d_task": 0.02, "c_attn": 0.1, "within_0.1": True},
-        "counting": {"d_task": 0.25, "c_attn": 1.2, "within_0.1": False},
+        "scene": {"d_task": 0.25, "c_attn": 1.2, "within_0.1": False},
+        "counting": {"d_task": 0.01, "c_attn": 0.1, "within_0.1": None},
     }
     report["bound"] = {"coverage": 0.98, "bound_over_actual": 4.0, "estimate_over_actual": 1.1}
     found = literature.beside(report)
     tasks = {row["kind"]: row["measured"] for row in found["tasks"]}
-    assert tasks["hazard"]["within"] and not tasks["counting"]["within"]
-    assert tasks["scene"] is None
+    assert tasks["hazard"]["within"] and not tasks["scene"]["within"]
+    assert set(tasks) == {"hazard", "scene", None} and tasks[None] is None, "nobody tracks here"
     said = {row["claim"]: row for row in found["statements"]}
     limit = said["every task's distortion is about 0.1 or less"]
-    assert limit["holds"] is False and "counting 0.250" in limit["measured"]
+    assert limit["holds"] is False and "scene 0.250; 1 cannot be judged" in limit["measured"]
     bound = next(row for claim, row in said.items() if claim.startswith("99 % of frames"))
     assert bound["holds"] is False and bound["measured"] == "98.00%"
 
@@ -475,11 +476,11 @@ def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
 ) -> None:
     report, folder = tmp_path / "report", tmp_path / "bundle"
     assert run("validate", made, data, corpus, report) == 0
-    written = ("export", made, data, corpus, folder, "--report", report / "report.json")
+    written = ("export", made, data, corpus, folder, "--report", report / "report.json", "--force")
     assert run(*written, "--id", "mine") == 0
     source, target = VLM.load(models[0]), VLM.load(models[1])
     bundle = Bundle.load(folder, source.layout, target.layout)
-    assert bundle.info.id == "mine" and bundle.certificate["tier_by_answers"]
+    assert bundle.info.id == "mine" and bundle.certificate["forced"]["verdict"]
     one = load((made / "map.safetensors").read_bytes(), source.layout, target.layout)
     state = source.states(source.prefill([picture(70)]))[0]
     point = bundle.encoder.point(11)  # not quantized
@@ -696,7 +697,7 @@ def test_a_report_of_another_map_certifies_nothing(
         assert run("train", data, corpus, tmp_path / name, *flags, share) == 0
     assert run("validate", tmp_path / "one", data, corpus, tmp_path / "report") == 0
     report = tmp_path / "report" / "report.json"
-    given = (data, corpus, tmp_path / "bundle", "--report", report)
+    given = (data, corpus, tmp_path / "bundle", "--report", report, "--force")
     capsys.readouterr()
     assert run("export", tmp_path / "two", *given) == code_of("config")
     assert "judges another map" in capsys.readouterr().err

@@ -20,6 +20,7 @@ PUBLISHED = {
     105: ("unsupported_model", 14),
     106: ("self_check", 15),
     107: ("degenerate", 16),
+    108: ("useless_map", 17),
     201: ("frame_truncated", 20),
     202: ("frame_corrupt", 21),
     203: ("frame_malformed", 22),
