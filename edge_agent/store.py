@@ -49,6 +49,8 @@ class EncoderStore:
         if self.directory is None:
             return self._held.get(digest)
         path = self._path(self.directory, digest)
+        if not path.is_file():  # reading a pipe would wait
+            return None
         try:
             blob = path.read_bytes()
         except OSError:

@@ -33,6 +33,7 @@ import numpy as np
 from projector import backends
 from projector.backends import Backend, CloudFiles
 from projector.encoder import Encoder
+from projector.models.foreign import said
 from projector.reverse import ReverseDecoder
 from projector.signing import Signature, SigningKey, TrustedKeys, check
 from protos.errors import (
@@ -49,6 +50,7 @@ from protos.errors import (
 )
 from protos.frame import OperatingPoint, points_from_json, points_to_json
 from protos.layout import KVLayout, read_json
+from protos.process.folders import open_file
 
 FORMAT = 1
 DESCRIPTION = "bundle.json"
@@ -475,7 +477,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str]
 
 def _files_of(folder: Path) -> Reader:
     def read(name: str, most: int) -> bytes:
-        with (folder / name).open("rb") as stream:
+        with open_file(folder / name) as stream:  # a pipe is not waited for
             return stream.read(most)
 
     return read
@@ -526,7 +528,7 @@ def _signed(
         plain = read_json(blob, _MAX_SIGNATURE_BYTES, SIGNATURE)
         signature = Signature(key=str(plain["key"]), value=str(plain["value"]))
     except (FrameMalformedError, KeyError, TypeError) as error:
-        raise refusal("605.1", f"{file} holds no signature: {error}") from error
+        raise refusal("605.1", f"{file} holds no signature: {said(error)}") from error
     if blob != _signature_file(signature):
         raise refusal("605.1", f"{file} is not in its canonical form")
     message = _SIGNED + description
@@ -592,7 +594,7 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
         default = _integer(plain["default_point"])
         ladder = tuple(_integer(index) for index in plain["ladder"])
     except (FrameMalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise refusal("604.4", f"{file}: {error}") from error
+        raise refusal("604.4", f"{file}: {said(error)}") from error
     known = {point.index for point in points}
     sound = ladder and len(set(ladder)) == len(ladder) and set(ladder) <= known
     if default not in known or not sound:

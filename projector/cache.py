@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -55,7 +56,8 @@ _TOKENIZER_FILES = (
 
 def decoder_of(model: Any) -> Any:
     """The text decoder (layers + rotary embedding, no head) inside an image-text-to-text model."""
-    return model.get_decoder()
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "config") else model.base_model  # a head of that name
 
 
 def attention_mask(decoder: Any, seen: Tensor) -> Tensor:
@@ -149,8 +151,11 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
     if getattr(text, "num_kv_shared_layers", 0):
         refuse("layers that share another layer's cache")
     for one in _ropes(text).values():
-        if one and one.get("rope_type", "default") not in _STATIC_ROPE:
-            refuse(f"'{one['rope_type']}' RoPE (frequencies that depend on the length)")
+        way = one.get("rope_type", "default")
+        if not isinstance(way, str):
+            refuse(f"RoPE of a type that is no name ({way!r})")
+        if way not in _STATIC_ROPE:
+            refuse(f"'{way}' RoPE (frequencies that may depend on the length)")
 
 
 def _places_by_picture(config: Any) -> bool:
@@ -186,9 +191,12 @@ def windows_of(text: Any) -> tuple[int, ...]:
 def _ropes(text: Any) -> dict[str | None, dict[str, Any]]:
     """RoPE parameters by type of layer, in the order of the layers; under `None` if all share."""
     rope = dict(getattr(text, "rope_parameters", None) or {})
+    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [])
+    if not kinds or not all(isinstance(rope.get(kind), dict | NoneType) for kind in kinds):
+        return {None: rope}
     if not any(isinstance(value, dict) for value in rope.values()):
         return {None: rope}
-    return {kind: dict(rope[kind] or {}) for kind in dict.fromkeys(text.layer_types)}
+    return {kind: dict(rope.get(kind) or {}) for kind in kinds}
 
 
 def ropes_of(model: Any) -> tuple[list[RopeSpec], tuple[int, ...]]:

@@ -6,7 +6,8 @@ is a safetensors file whose metadata names both models; a shard that is there is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from projector import preflight
 from projector.bundle import write_files
+from projector.models.foreign import foreign, plain_file
 from projector.ragged import Ragged
 from projector.vlm import VLM
 from protos.errors import CorpusError
@@ -27,6 +29,8 @@ from protos.layout import KVLayout
 from protos.process.progress import Progress
 
 SHARD_PICTURES = 256
+REMAKE = "remove it, and it is made again"
+"""What to do about a damaged shard."""
 _BATCH = 32
 
 Picture = Callable[[int], Image.Image]
@@ -147,19 +151,29 @@ def rows_of(path: Path, pairs: list[dict[str, str]] | None = None) -> int:
     Raises:
         CorpusError: it cannot be read, or is of others.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return 0
-    try:
+    with _opened(path) as shard:
+        if pairs is not None and shard.metadata() not in pairs:
+            raise CorpusError(
+                f"{path} was made by another pair of models (or with other tokenizers), or of "
+                "other inputs; use another folder or remove it"
+            )
+        rows = "ends" if "ends" in shard.keys() else "x"  # noqa: SIM118  (it is no dict)
+        return int(shard.get_slice(rows).get_shape()[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A shard to read from.
+
+    Raises:
+        CorpusError: it is no file, no shard, or lacks what is asked of it.
+    """
+    plain_file(path, REMAKE, CorpusError)
+    with foreign(f"{path} is not a readable shard", REMAKE, CorpusError):
         with safe_open(str(path), "np") as shard:
-            if pairs is not None and shard.metadata() not in pairs:
-                raise CorpusError(
-                    f"{path} was made by another pair of models (or with other tokenizers), or of "
-                    "other inputs; use another folder or remove it"
-                )
-            rows = "ends" if "ends" in shard.keys() else "x"  # noqa: SIM118  (it is no dict)
-            return int(shard.get_slice(rows).get_shape()[0])
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
+            yield shard
 
 
 def _make(
@@ -211,11 +225,8 @@ def write_shard(
 def _read(
     path: Path, source: KVLayout, target: KVLayout, size: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    try:
-        with safe_open(str(path), "np") as shard:
-            x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
-    except (SafetensorError, OSError) as error:
-        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
+    with _opened(path) as shard:
+        x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
     want = (size, source.tokens, source.state_dim), (size, target.tokens, target.state_dim)
     if (x.shape, y.shape) != want or attention.shape != want[0][:2]:
         raise CorpusError(

@@ -20,9 +20,10 @@ from torch import Tensor
 from projector import cache as kv
 from projector.attention import Received, measured_attention, measuring
 from projector.cache import LayerCache
+from projector.models.checkpoint import COPY
 from projector.output import Output
 from projector.self_check import Figures, Witness
-from protos.errors import UnsupportedModelError
+from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
 
 _SHIFT = 37  # positions by which the rotation witness moves its tokens
@@ -205,6 +206,18 @@ class FrozenModel(ABC):
                         "its cache cannot be un-rotated"
                     )
 
+    def _check_finite(self, layers: Sequence[LayerCache]) -> None:
+        """Refuse a cache with NaN or infinity in it, and name the weights that hold them."""
+        if all(bool(torch.isfinite(part).all()) for layer in layers for part in layer):
+            return
+        broken = [n for n, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
+        where = f"the weights hold NaN or infinity ({broken[0]})" if broken else "it overflows"
+        dtype = str(self.decoder.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{self.path}: in {dtype} {where}, so that its cache holds NaN or infinity; "
+            + (COPY if broken else "use another dtype")
+        )
+
     def text(self, ids: Sequence[int]) -> str:
         """Decode answer tokens, special tokens left out, outer blanks stripped."""
         decoded: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -362,9 +375,16 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer."""
+    """Every token that ends an answer.
+
+    Raises:
+        ModelError: the generation settings name something else than tokens.
+    """
     given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = [given] if isinstance(given, int) else list(given or [])
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return frozenset(int(i) for i in ids)
+    ids = given if isinstance(given, list) else [given]
+    if any(i is not None and type(i) is not int for i in ids):
+        raise ModelError(
+            f"generation_config.json: 'eos_token_id' is {given!r}, not a token's number or a list "
+            "of them; use the one that the model was published with"
+        )
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)

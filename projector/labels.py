@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from projector.dataset import LONGEST_LINE, Dataset, numbered_lines
+from projector.models.foreign import said
 from protos.errors import CorpusError, FrameMalformedError, SourceError
 from protos.layout import read_json
 
@@ -136,7 +137,7 @@ def read_labels(data: Dataset, task: str) -> Labels:
                 rows.append(_row(plain, names))
                 _same_shape(rows[0], rows[-1])
         except (FrameMalformedError, KeyError, TypeError, ValueError) as error:
-            raise SourceError(f"{path}, line {number}: {_said(error)}") from error
+            raise SourceError(f"{path}, line {number}: {said(error)}") from error
     if not rows:
         near = difflib.get_close_matches(task, seen, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -209,7 +210,3 @@ def _text(plain: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"'{name}' must be text, not empty")
     return value
-
-
-def _said(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

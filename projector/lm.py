@@ -135,6 +135,7 @@ class LM(FrozenModel):
         """Run a text; refuse a cache that the layout misdescribes."""
         layout = self.layout
         layers = self.context([ids])
+        self._check_finite(layers)
         want = (1, layout.kv_heads, len(self.prefix_ids) + len(ids), layout.head_dim)
         if len(layers) != layout.layers or any(tuple(part.shape) != want for part in layers[0]):
             raise UnsupportedModelError(

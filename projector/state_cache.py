@@ -80,6 +80,8 @@ class StateCache:
     def get(self, source: str, bundle: str, precision: str) -> tuple[Floats, Floats] | None:
         """Keys and values, float32 `[layers, kv_heads, tokens, head_dim]` each; None for a miss."""
         path = self._path(key_of(source, bundle, precision))
+        if not path.is_file():  # reading a pipe would wait
+            return None
         try:
             blob = path.read_bytes()
         except OSError:

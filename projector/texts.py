@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from projector.corpus import Corpus, made_of, rows_of, write_shard
+from projector.corpus import REMAKE, Corpus, made_of, rows_of, write_shard
 from projector.lm import LM
+from projector.models.foreign import foreign, plain_file
 from projector.ragged import Ragged
 from projector.tokens import Tokens, align, fresh
 from protos.errors import ContextError, CorpusError
@@ -152,18 +153,21 @@ def _make(
 
 
 def _open(path: Path, source: LM, target: LM, size: int) -> tuple[Any, npt.NDArray[np.int64]]:
-    try:
-        with contextlib.ExitStack() as opened:
-            shard = opened.enter_context(safe_open(str(path), "np"))
-            ends = shard.get_tensor("ends")
-            shapes = [tuple(shard.get_slice(name).get_shape()) for name in ("x", "y")]
-            opened.pop_all()  # the slices read from it until they are dropped
-    except (SafetensorError, OSError) as error:
-        raise CorpusError(f"{path} is not a readable shard ({error}); remove it") from error
+    plain_file(path, REMAKE, CorpusError)
+    unreadable = foreign(f"{path} is not a readable shard", REMAKE, CorpusError)
+    with unreadable, contextlib.ExitStack() as opened:
+        shard = opened.enter_context(safe_open(str(path), "np"))
+        ends = shard.get_tensor("ends")
+        slices = [shard.get_slice(name) for name in ("x", "y")]
+        shapes = [(*part.get_shape(), part.get_dtype()) for part in slices]
+        opened.pop_all()  # the slices read from it until they are dropped
+    if ends.ndim != 1 or ends.dtype.kind != "i":
+        raise CorpusError(f"{path}: where its texts end is no list of whole numbers; {REMAKE}")
     tokens = int(ends[-1]) if len(ends) else 0
-    want = [(tokens, layout.state_dim) for layout in (source.layout, target.layout)]
+    want = [(tokens, layout.state_dim, "F16") for layout in (source.layout, target.layout)]
     if len(ends) != size or (np.diff(ends, prepend=0) < 1).any() or shapes != want:
         raise CorpusError(
-            f"{path} holds {len(ends)} texts with states {shapes}, expected {size} with {want}"
+            f"{path} holds {len(ends)} texts with states {shapes}, expected {size} with {want}; "
+            f"{REMAKE}"
         )
     return shard, ends

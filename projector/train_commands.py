@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from projector import preflight, tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
 from projector.models.foreign import importing
+from projector.models.foreign import said as in_words
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError, UselessMapError
 from protos.process import console
 from protos.process.files import without_mark
@@ -505,7 +506,7 @@ def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
         _certificate(report)["tier_by_answers"]
     except (OSError, BridgeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no report of `projector validate`, or lacks {error}"
+            f"{path} is no report of `projector validate` ({in_words(error)})"
         ) from error
     if not same or not controlled:
         raise ConfigError(

@@ -245,7 +245,8 @@ class VLM(FrozenModel):
     def _inputs(self, text: str, picture: Image.Image) -> Any:
         """What the processor makes of a picture with a question: all that the model is given."""
         prompt = self._render(text)
-        with foreign(checkpoint.settings_file(self.path), checkpoint.COPY):
+        advice = f"{checkpoint.COPY}; or use a model whose processor takes one picture per prompt"
+        with foreign(checkpoint.settings_file(self.path), advice):
             return self.processor(text=[prompt], images=[[picture]], return_tensors="pt")
 
     def _split(self, text: str, picture: Image.Image) -> tuple[list[int], int, list[int]]:
@@ -276,6 +277,12 @@ class VLM(FrozenModel):
             return (
                 f"{checkpoint.template_file(self.path)}: the chat template puts no '{placeholder}' "
                 f"where a message has a picture; {_TEMPLATE_ADVICE}"
+            )
+        if mine == self._image_id:
+            return (
+                f"{checkpoint.settings_file(self.path)}: the processor puts no '{placeholder}' "
+                f"(token {mine}) into the prompt for a picture, which config.json says is the "
+                f"image token; {checkpoint.COPY}"
             )
         return (
             f"{self.path}: tokenizer and config.json are of different checkpoints: '{placeholder}' "
@@ -317,6 +324,7 @@ class VLM(FrozenModel):
         layout = self.layout
         with self._fitting():
             made = self.prefill([Image.new("RGB", (64, 64), (90, 120, 150))])
+        self._check_finite(made.layers())
         tokens = len(self.prefix_ids) + layout.tokens
         want = (1, layout.kv_heads, tokens, layout.head_dim)
         for index, (key, value) in enumerate(made.layers()):

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.settings import Settings
+from projector.models.foreign import importing
 from protos.errors import ConfigError
 
 ENGINES: dict[str, tuple[str, str]] = {
@@ -38,8 +39,10 @@ def build(settings: Settings, emit: Emit) -> Engine:
 
     Raises:
         ConfigError: no engine has that name.
+        ModelError: a library that it needs is missing or does not load.
     """
     check_name(settings.engine)
     module, name = ENGINES[settings.engine]
-    make: Callable[[Settings, Emit], Engine] = getattr(import_module(module), name)
+    with importing("the engine"):
+        make: Callable[[Settings, Emit], Engine] = getattr(import_module(module), name)
     return make(settings, emit)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projector.cache import apply_rotation
+from projector.models.foreign import said
 from protos.errors import BundleFormatError, UnsupportedModelError
 from protos.layout import KVLayout
 
@@ -341,8 +342,8 @@ class CloudHalf(nn.Module):
             tensors: dict[str, Tensor] = load_tensors(blob)
             header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
             config = _config(json.loads(header["__metadata__"]["cloud_half"]))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BundleFormatError(f"not a cloud half: {error}") from error
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleFormatError(f"not a cloud half: {said(error)}") from error
         half = cls(config)
         try:
             half.load_state_dict(tensors)

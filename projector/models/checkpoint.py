@@ -7,9 +7,10 @@ there), `read_config`, `read_processor` or `read_tokenizer`, `read_weights`.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-import stat
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +31,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from projector.models.foreign import foreign, lacking
+from projector.models.foreign import foreign, lacking, plain_file
 from protos.errors import ModelError, UnsupportedModelError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,6 +60,9 @@ _JSON = (
 _TEXT = ("merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "tekken.json")
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_COUNTS = re.compile(r"(^|_)(layers?|depth|blocks?)$")
+_SETTINGS_OF_PICTURES = ("processor_config.json", "preprocessor_config.json")
+_MOST_SIDE = 1 << 15
 _MAY_BE_INFINITE = {CONFIG}  # some write a limit that is none as Infinity
 _MOST_BYTES = 1 << 28
 _MOST_TEMPLATE_BYTES = 1 << 20
@@ -89,7 +94,7 @@ def _check_each(folder: Path, names: Sequence[str]) -> None:
             read_json(folder / name)
         elif name in _TEXT:
             template = name.endswith(".jinja")
-            _plain_file(folder / name, _MOST_TEMPLATE_BYTES if template else _MOST_BYTES)
+            plain_file(folder / name, COPY, most=_MOST_TEMPLATE_BYTES if template else _MOST_BYTES)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, is too large, no JSON, no object, or holds NaN.
     """
-    _plain_file(file, _MOST_BYTES)
+    plain_file(file, COPY, most=_MOST_BYTES)
 
     def constant(name: str) -> float:
         if name == "NaN" or file.name not in _MAY_BE_INFINITE:
@@ -108,27 +113,8 @@ def read_json(file: Path) -> dict[str, Any]:
     with foreign(file, COPY):
         plain = json.loads(file.read_bytes().decode("utf-8"), parse_constant=constant)
     if not isinstance(plain, dict):
-        raise ModelError(
-            f"{file}: it must hold a JSON object, not a {type(plain).__name__}; {COPY}"
-        )
+        raise ModelError(f"{file}: it must hold a JSON object; {COPY}")
     return plain
-
-
-def _plain_file(file: Path, most: int) -> None:
-    with foreign(file, COPY):
-        status = file.stat()  # follows links
-        if stat.S_ISDIR(status.st_mode):
-            raise ModelError(f"{file}: it is a folder where a file should be; {COPY}")
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{file}: it is no regular file (a pipe or a device); {COPY}")
-        if status.st_size == 0:
-            raise ModelError(f"{file}: it is empty; {COPY}")
-        if status.st_size > most:
-            raise ModelError(
-                f"{file}: it has {status.st_size} bytes, at most {most} are read; {COPY}"
-            )
-        with file.open("rb"):  # whether it may be read at all
-            pass
 
 
 def _check_weights(folder: Path, names: list[str]) -> None:
@@ -141,7 +127,7 @@ def _check_weights(folder: Path, names: list[str]) -> None:
             "`save_pretrained`)"
         )
     for name in held:
-        _plain_file(folder / name, 1 << 62)
+        plain_file(folder / name, COPY)
         with foreign(folder / name, COPY), safe_open(str(folder / name), "np") as opened:
             opened.keys()
     if "model.safetensors" in held or INDEX not in names:
@@ -207,8 +193,7 @@ def _check_counts(plain: Any, file: Path, tensors: int) -> None:
     """Refuse more layers than the weights can have: building them would never end."""
     most = max(tensors, _FEWEST_LAYERS_REFUSED)
     for name, value in _numbers(plain):
-        counts = any(part in name for part in ("layers", "n_layer", "depth", "blocks"))
-        if counts and value > most:
+        if _COUNTS.search(name) and value > most:
             raise ModelError(
                 f"{file}: it says {name} = {value}, but the weights hold {tensors} tensors; {COPY}"
             )
@@ -251,9 +236,49 @@ def read_processor(folder: Path) -> Any:
             f"{folder} holds neither processor_config.json nor preprocessor_config.json: how "
             f"pictures are prepared is not known; {COPY}"
         )
+    for name in _SETTINGS_OF_PICTURES:
+        if (folder / name).is_file():
+            _check_sizes(folder / name)
+    _check_class(folder)
     with foreign(folder, COPY), _naming(folder, (_tokenizer_fault, _pictures_fault)):
         processor: Any = AutoProcessor  # its functions have no types
         return processor.from_pretrained(str(folder), **_LOCAL)
+
+
+def _check_class(folder: Path) -> None:
+    """Refuse a class of processor that this transformers lacks, or lacks a package for."""
+    for name in (*_SETTINGS_OF_PICTURES, "tokenizer_config.json"):
+        file = folder / name
+        named = read_json(file).get("processor_class") if file.is_file() else None
+        if named is not None:
+            break
+    else:
+        return
+    cls = getattr(transformers, named, None) if isinstance(named, str) else None
+    if cls is None:
+        raise ModelError(
+            f"{file}: transformers {transformers.__version__} has no processor class {named!r}; "
+            "use a newer transformers, or another model"
+        )
+    takes_video = "video_processor" in inspect.signature(cls.__init__).parameters
+    if takes_video and not is_torchvision_available():
+        raise ModelError(
+            f"{file}: '{named}' also takes video, for which transformers needs the package "
+            "torchvision: install the build of it that fits this torch"
+        )
+
+
+def _check_sizes(file: Path) -> None:
+    """Refuse pictures of a million pixels a side, or as many tokens: one would fill the memory."""
+    plain = read_json(file)
+    images = plain.get("image_processor", plain)
+    by_area = isinstance(images, dict) and "merge_size" in images  # its edges are areas
+    for name, value in _numbers(plain):
+        area = "pixels" in name or (by_area and name.endswith("_edge"))
+        if value > _MOST_SIDE and not area and not name.endswith(("_id", "_ids")):
+            raise ModelError(
+                f"{file}: it says {name} = {value:g}, at most {_MOST_SIDE} makes sense; {COPY}"
+            )
 
 
 def template_file(folder: Path) -> Path:
@@ -309,8 +334,8 @@ def _pictures_fault(folder: Path) -> None:
 
 def settings_file(folder: Path) -> Path:
     """Where a processor's settings for pictures are."""
-    older = folder / "preprocessor_config.json"
-    return older if older.is_file() else folder / "processor_config.json"
+    newer, older = (folder / name for name in _SETTINGS_OF_PICTURES)
+    return older if older.is_file() else newer
 
 
 # ------------------------------------------------------------------ the weights
@@ -404,14 +429,20 @@ def _check_size(folder: Path, auto: Any) -> None:
 
 def _check_layers(file: Path, model: Any, unexpected: Iterable[str]) -> None:
     """Refuse weights of layers that the configuration leaves out; the model would be cut short."""
-    known = {name.rpartition(".layers.")[0] for name, _ in model.named_parameters()}
+    lists = {
+        tuple(name.split(".")[-2:]): len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+    }
     for name in sorted(unexpected):
-        stem, _, rest = name.rpartition(".layers.")
-        if rest.partition(".")[0].isdigit() and stem in known:
-            raise ModelError(
-                f"{file} does not fit its weights: it leaves out a layer that they hold ({name}); "
-                f"{COPY}"
-            )
+        parts = name.split(".")
+        for at, part in enumerate(parts):
+            held = lists.get(tuple(parts[max(0, at - 2) : at]))
+            if held is not None and part.isdigit() and int(part) >= held:
+                raise ModelError(
+                    f"{file} does not fit its weights: it leaves out a layer that they hold "
+                    f"({name}); {COPY}"
+                )
 
 
 @contextmanager

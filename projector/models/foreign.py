@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ _OURS = ("projector", "protos", "edge_agent", "cloud_server", "reference", "benc
 _BETWEEN = ("torch", "transformers", "importlib", "_frozen_importlib", "functools", "contextlib")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR_NAME = re.compile(r"^(?:[A-Za-z_][\w.]*)?(?:Error|Exception)\s*:\s*")
+_ERROR_NAMES = re.compile(r"(?<![\w.])[A-Za-z_][\w.]*(?:Error|Exception):\s*")
+_REQUIRES = re.compile(r"(\w+) requires the ([\w-]+) library")
+_OF_PYTHON = re.compile(r"object|operand|argument|<class|subscript|index out of|ufunc|sequence")
 _MOST_WORDS = 300
 
 
@@ -67,6 +71,32 @@ def importing(who: str) -> Iterator[None]:
         raise ModelError(f"{who} {lack}") from met
 
 
+def plain_file(
+    file: Path, advice: str, error: type[BridgeError] = ModelError, most: int = 1 << 62
+) -> None:
+    """Refuse what a library cannot read as a file, or would wait for: a pipe, a folder, nothing.
+
+    Raises:
+        BridgeError: `error`, if it is missing, empty, no regular file, longer than `most` bytes or
+            not ours to read.
+    """
+    with foreign(file, advice, error):
+        status = file.stat()  # follows links
+        found = ""
+        if stat.S_ISDIR(status.st_mode):
+            found = "it is a folder where a file should be"
+        elif not stat.S_ISREG(status.st_mode):
+            found = "it is no regular file (a pipe or a device)"
+        elif status.st_size == 0:
+            found = "it is empty"
+        elif status.st_size > most:
+            found = f"it has {status.st_size} bytes, at most {most} are read"
+        if found:
+            raise error(f"{file}: {found}; {advice}")
+        with file.open("rb"):  # whether it may be read at all
+            pass
+
+
 def lacking(met: BaseException) -> str | None:
     """The package at the root of a failed import and what to do; None if it is something else.
 
@@ -81,8 +111,14 @@ def lacking(met: BaseException) -> str | None:
         package = root.name.partition(".")[0]
         return None if package in _OURS else f"needs the package {package}: pip install {package}"
     clashing = _package(root.__traceback__)
-    if clashing is None:  # `requires_backends` says it in words, with the command to type
-        return f"needs a package that is not installed: {said(root)}"
+    asked = _REQUIRES.search(str(root))
+    if asked is not None:  # `requires_backends` says it in a page of words
+        return (
+            f"needs the package {asked[2].lower()} (for {asked[1]}), which is not installed: "
+            "install the build of it that fits this torch"
+        )
+    if clashing is None:
+        return f"needs a package that cannot be imported: {said(root)}"
     return (
         f"cannot use the package {clashing}, which is installed but does not load ({said(root)}): "
         f"install the build of {clashing} that fits this torch, or uninstall it"
@@ -109,11 +145,15 @@ def said(met: BaseException) -> str:
         if _ERROR_NAME.match(line):
             words = f"{words.rstrip(':')}: {line}" if words else line
             break
-    words = re.sub(r"(?<![\w.])[A-Za-z_][\w.]*(?:Error|Exception):\s*", "", words).strip()
+    words = _ERROR_NAMES.sub("", words).strip().rstrip(".")
+    words = words.replace("Error while deserializing header", "its header is damaged")
     words = words if len(words) <= _MOST_WORDS else words[:_MOST_WORDS] + " …"
-    if isinstance(met, (TypeError, AttributeError, IndexError)) or not words:
-        return f"a value has the wrong type or is missing ({words})" if words else "it is damaged"
-    return words
+    if isinstance(met, (TypeError, AttributeError, IndexError)):
+        told = "" if _OF_PYTHON.search(words) else f" ({words})"
+        return f"a value has the wrong type or is missing{told}"
+    if "huggingface.co" in words:  # it would look for the rest on the network
+        return "a part that it needs is missing or damaged"
+    return words or "it is damaged"
 
 
 def _quoted(key: object) -> str:

@@ -301,7 +301,7 @@ def test_other_pairs_other_texts_and_damaged_shards_are_refused(
     whole = shard.read_bytes()
     for cut in (0, 7, 100, len(whole) - 1):
         (tmp_path / shard.name).write_bytes(whole[:cut])
-        with pytest.raises(CorpusError, match="not a readable shard"):
+        with pytest.raises(CorpusError, match="not a readable shard|is empty"):
             again(*pair, where=tmp_path)
     metadata = {"inputs": held.digest}
     metadata |= {s: m.layout.fingerprint for s, m in zip(("source", "target"), pair, strict=True)}
