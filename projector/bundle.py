@@ -33,7 +33,7 @@ import numpy as np
 from projector import backends
 from projector.backends import Backend, CloudFiles
 from projector.encoder import Encoder
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from projector.reverse import ReverseDecoder
 from projector.signing import Signature, SigningKey, TrustedKeys, check
 from protos.errors import (
@@ -528,7 +528,7 @@ def _signed(
         plain = read_json(blob, _MAX_SIGNATURE_BYTES, SIGNATURE)
         signature = Signature(key=str(plain["key"]), value=str(plain["value"]))
     except (FrameMalformedError, KeyError, TypeError) as error:
-        raise refusal("605.1", f"{file} holds no signature: {said(error)}") from error
+        raise refusal("605.1", f"{file} holds no signature: {in_words(error)}") from error
     if blob != _signature_file(signature):
         raise refusal("605.1", f"{file} is not in its canonical form")
     message = _SIGNED + description
@@ -594,7 +594,7 @@ def _describe(blob: bytes, folder: Path) -> BundleInfo:
         default = _integer(plain["default_point"])
         ladder = tuple(_integer(index) for index in plain["ladder"])
     except (FrameMalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise refusal("604.4", f"{file}: {said(error)}") from error
+        raise refusal("604.4", f"{file}: {in_words(error)}") from error
     known = {point.index for point in points}
     sound = ladder and len(set(ladder)) == len(ladder) and set(ladder) <= known
     if default not in known or not sound:

@@ -326,17 +326,18 @@ def _files_digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def grid_of(tokens: int) -> tuple[int, int]:
+def grid_of(tokens: int, path: Path) -> tuple[int, int]:
     """Rows and columns of a square, row-major grid of image tokens.
 
     Raises:
-        UnsupportedModelError: the count is not a square.
+        UnsupportedModelError: the count is not a square; the message names `path`.
     """
     side = math.isqrt(tokens)
     if side < 1 or side * side != tokens:
         raise UnsupportedModelError(
-            f"one picture becomes {tokens} image tokens, which is not a square grid; "
-            "turn off picture splitting, thumbnails and class tokens in the processor"
+            f"{path}: one picture becomes {tokens} image tokens, which is not a square grid; turn "
+            "off picture splitting, thumbnails and class tokens in the processor's settings, or "
+            "use another model"
         )
     return side, side
 

@@ -26,7 +26,7 @@ from typing import ClassVar
 from PIL import Image
 
 from projector import pictures
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from projector.tokens import sound
 from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
 from protos.layout import read_json
@@ -205,7 +205,7 @@ class Dataset:
             except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
                 raise SourceError(
                     f"{path}, line {number}: expected an object with {self.unit}, question "
-                    f"and answer ({said(error)})"
+                    f"and answer ({in_words(error)})"
                 ) from error
             if not all(isinstance(v, str) and v and sound(v) for v in (name, text, answer, kind)):
                 raise SourceError(
@@ -297,7 +297,7 @@ def _read_texts(path: Path) -> dict[str, str]:
             name, text = row["name"], row["text"]
         except (FrameMalformedError, KeyError, TypeError) as error:
             raise SourceError(
-                f"{path}, line {number}: expected an object with name and text ({said(error)})"
+                f"{path}, line {number}: expected an object with name and text ({in_words(error)})"
             ) from error
         fields = (name, text)
         if not all(isinstance(v, str) and v and sound(v) for v in fields) or "/" in name:

@@ -20,7 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from projector import select
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from projector.risk import RiskModel, feature_count
 from projector.select import Selector, TaskAware
 from protos import distortion, quantize
@@ -736,7 +736,7 @@ def read_tensors(
         plain = read_json(text, _HEADER_BYTES, what)
         tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
     except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleFormatError(f"no {what}: {said(error)}") from error
+        raise BundleFormatError(f"no {what}: {in_words(error)}") from error
     if not isinstance(plain, dict) or set(plain) - set(optional) != set(names):
         raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")
     if plain["format"] != version:

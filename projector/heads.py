@@ -29,7 +29,7 @@ from projector.descent import Descent, Stage
 from projector.estimate import Estimate, by_group, clustered, paired
 from projector.grades import GOOD, LEAST_PICTURES, UNJUDGED, WORSE, Verdict
 from projector.labels import Labels
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
 
 METADATA = "neural_bridge_head"
@@ -246,7 +246,7 @@ class Head(nn.Module):
                 head = cls(config)
             head.load_state_dict(tensors, assign=True)
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, FitError) as error:
-            raise BundleFormatError(f"not a task head: {said(error)}") from error
+            raise BundleFormatError(f"not a task head: {in_words(error)}") from error
         if not all(torch.isfinite(t).all() for t in tensors.values()):
             raise BundleFormatError("a task head with weights that are not finite")
         return head.eval()

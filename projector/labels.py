@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from projector.dataset import LONGEST_LINE, Dataset, numbered_lines
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from protos.errors import CorpusError, FrameMalformedError, SourceError
 from protos.layout import read_json
 
@@ -137,7 +137,7 @@ def read_labels(data: Dataset, task: str) -> Labels:
                 rows.append(_row(plain, names))
                 _same_shape(rows[0], rows[-1])
         except (FrameMalformedError, KeyError, TypeError, ValueError) as error:
-            raise SourceError(f"{path}, line {number}: {said(error)}") from error
+            raise SourceError(f"{path}, line {number}: {in_words(error)}") from error
     if not rows:
         near = difflib.get_close_matches(task, seen, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from projector import preflight, tables
 from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
-from projector.models.foreign import importing
-from projector.models.foreign import said as in_words
+from projector.models.foreign import importing, in_words
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError, UselessMapError
 from protos.process import console
 from protos.process.files import without_mark

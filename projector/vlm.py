@@ -150,9 +150,9 @@ class VLM(FrozenModel):
             _image_text=str(tokenizer.convert_ids_to_tokens(int(image_id))),
         )
         vlm._learn_prompt()
-        vlm.layout = kv.layout_of(
-            model, path, kv.grid_of(vlm._image_count), {"before": vlm.prefix_ids, "after": vlm._cue}
-        )
+        grid = kv.grid_of(vlm._image_count, Path(path))
+        prompt = {"before": vlm.prefix_ids, "after": vlm._cue}
+        vlm.layout = kv.layout_of(model, path, grid, prompt)
         vlm._take_over_attention()
         vlm._learn_embeddings()
         vlm._check_cache()

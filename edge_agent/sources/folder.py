@@ -17,7 +17,7 @@ from PIL import Image
 
 from edge_agent.sources import Capture
 from projector import pictures
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from protos.errors import BridgeError, ContextError, SourceError
 from protos.process.files import expanded, text_of, without_mark
 from protos.process.folders import list_files, open_file, said
@@ -86,7 +86,7 @@ def read_lines(path: Path) -> tuple[Capture, ...]:
                 raise TypeError("name and text must be text")
             made.append(Capture(name, None, written, text=text.strip()))
         except (ValueError, KeyError, TypeError) as error:
-            why = f"expected name and text ({said(error)})"
+            why = f"expected name and text ({in_words(error)})"
             bad = ContextError(f"{path.name}, line {number}: {why}")
             made.append(Capture(f"{path.name}:{number}", None, written, error=bad))
     return tuple(made)

@@ -30,7 +30,7 @@ from projector.bundle import write_files
 from projector.cache import apply_rotation
 from projector.maps.low_rank import Boundaries
 from projector.maps.trainable import WHOLE, Way
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from projector.moments import Moments
 from protos.errors import BundleFormatError, BundleLayoutError, FitError, FrameMalformedError
 from protos.layout import KVLayout
@@ -413,7 +413,7 @@ def read(
         *(SafetensorError, FrameMalformedError, RecursionError),
         *(ValueError, KeyError, TypeError),
     ) as error:
-        raise BundleFormatError(f"not a map: {said(error)}") from error
+        raise BundleFormatError(f"not a map: {in_words(error)}") from error
     source = source or made_for[0]
     for side, made, live in zip(("source", "target"), made_for, (source, target), strict=True):
         if made.fingerprint not in live.fingerprints:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projector.cache import apply_rotation
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from protos.errors import BundleFormatError, UnsupportedModelError
 from protos.layout import KVLayout
 
@@ -343,7 +343,7 @@ class CloudHalf(nn.Module):
             header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
             config = _config(json.loads(header["__metadata__"]["cloud_half"]))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleFormatError(f"not a cloud half: {said(error)}") from error
+            raise BundleFormatError(f"not a cloud half: {in_words(error)}") from error
         half = cls(config)
         try:
             half.load_state_dict(tensors)

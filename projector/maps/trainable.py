@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from projector.maps.low_rank import CloudConfig, CloudHalf
-from projector.models.foreign import said
+from projector.models.foreign import in_words
 from protos.errors import BundleFormatError
 
 _METADATA = "neural_bridge_training"
@@ -107,7 +107,7 @@ class LowRankMap(nn.Module):
             made.load_state_dict(tensors)
             about: dict[str, Any] = plain["about"]
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BundleFormatError(f"not a trained map: {said(error)}") from error
+            raise BundleFormatError(f"not a trained map: {in_words(error)}") from error
         return made, about
 
     @property

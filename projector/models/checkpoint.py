@@ -7,6 +7,7 @@ there), `read_config`, `read_processor` or `read_tokenizer`, `read_weights`.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import logging
@@ -31,7 +32,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
 from projector.models.foreign import foreign, lacking, plain_file
@@ -261,7 +261,7 @@ def _check_class(folder: Path) -> None:
             "use a newer transformers, or another model"
         )
     takes_video = "video_processor" in inspect.signature(cls.__init__).parameters
-    if takes_video and not is_torchvision_available():
+    if takes_video and importlib.util.find_spec("torchvision") is None:
         raise ModelError(
             f"{file}: '{named}' also takes video, for which transformers needs the package "
             "torchvision: install the build of it that fits this torch"

@@ -22,6 +22,7 @@ _BETWEEN = ("torch", "transformers", "importlib", "_frozen_importlib", "functool
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR_NAME = re.compile(r"^(?:[A-Za-z_][\w.]*)?(?:Error|Exception)\s*:\s*")
 _ERROR_NAMES = re.compile(r"(?<![\w.])[A-Za-z_][\w.]*(?:Error|Exception):\s*")
+_FIELD = re.compile(r"Field '(\w+)'.*?(?:with value (.*?) doesn't match|\(value: (.*?)\))", re.S)
 _REQUIRES = re.compile(r"(\w+) requires the ([\w-]+) library")
 _OF_PYTHON = re.compile(r"object|operand|argument|<class|subscript|index out of|ufunc|sequence")
 _MOST_WORDS = 300
@@ -50,7 +51,7 @@ def foreign(
         if mixed and _ours(met):
             raise
         lack = lacking(met)
-        raise error(f"{what}: {lack or f'{said(met)}; {advice}'}") from met
+        raise error(f"{what}: {lack or f'{in_words(met)}; {advice}'}") from met
 
 
 @contextmanager
@@ -118,14 +119,15 @@ def lacking(met: BaseException) -> str | None:
             "install the build of it that fits this torch"
         )
     if clashing is None:
-        return f"needs a package that cannot be imported: {said(root)}"
+        return f"needs a package that cannot be imported: {in_words(root)}"
+    why = in_words(root)
     return (
-        f"cannot use the package {clashing}, which is installed but does not load ({said(root)}): "
+        f"cannot use the package {clashing}, which is installed but does not load ({why}): "
         f"install the build of {clashing} that fits this torch, or uninstall it"
     )
 
 
-def said(met: BaseException) -> str:
+def in_words(met: BaseException) -> str:
     """What an exception says, in words: no class, no bare key, one line."""
     if isinstance(met, KeyError):
         return f"it lacks {_quoted(met.args[0])}" if met.args else "it lacks a field"
@@ -139,6 +141,9 @@ def said(met: BaseException) -> str:
         return f"it is not JSON: {met.msg} (line {met.lineno}, column {met.colno})"
     if isinstance(met, OSError) and met.strerror:
         return met.strerror[:1].lower() + met.strerror[1:]
+    field = _FIELD.search(str(met))
+    if field is not None:  # a validator's page about one value
+        return f"the field '{field[1]}' cannot be {field[2] or field[3]}"[:_MOST_WORDS]
     lines = [line.strip() for line in _ESCAPES.sub("", str(met)).splitlines() if line.strip()]
     words = lines[0] if lines else ""
     for line in lines[1:]:  # a validator's reason is on a line of its own
