@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
+_ENTRY_BYTES = 1024
 Key = tuple[bytes, bytes]
 """Session id and request id."""
 Listener = Callable[[pb.InferEvent], None]
@@ -92,16 +93,23 @@ class _Remembered:
     question: str
     answer: pb.Answer
 
+    @property
+    def bytes(self) -> int:
+        """About what it takes, with its keys and Python's own overhead."""
+        return int(self.answer.ByteSize()) + len(self.question) + _ENTRY_BYTES
+
 
 class Answers:
     """The computations under way and a bounded memory of answers, the longest unused goes first.
 
     Args:
         most: answers remembered.
+        most_bytes: of all of them together.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self.bytes = 0
         self._running: dict[Key, Computation] = {}
         self._answers: OrderedDict[Key, _Remembered] = OrderedDict()
 
@@ -146,11 +154,21 @@ class Answers:
         key = (session, computation.request_id)
         self._running.pop(key, None)
         if answer is not None:
-            self._answers[key] = _Remembered(computation.frame_number, computation.question, answer)
-            if len(self._answers) > self._most:
-                self._answers.popitem(last=False)
+            self._drop(key)
+            kept = _Remembered(computation.frame_number, computation.question, answer)
+            self._answers[key] = kept
+            self.bytes += kept.bytes
+            while self._answers and (
+                len(self._answers) > self._most or self.bytes > self._most_bytes
+            ):
+                self._drop(next(iter(self._answers)))
 
     def forget(self, session: bytes) -> None:
         """A session is over: nothing of it is remembered."""
         for key in [key for key in self._answers if key[0] == session]:
-            del self._answers[key]
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        dropped = self._answers.pop(key, None)
+        if dropped is not None:
+            self.bytes -= dropped.bytes

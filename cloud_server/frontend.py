@@ -73,7 +73,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process.logs import Logger
 
 _CHUNK_BYTES = 256 * 1024
-_MAX_OUTBOX = 1024
+_MAX_OUTBOX = 256
 _NEGOTIATE_BYTES = 128 * 1024
 _BUSY, _CALM = 0.75, 0.25
 """Shares of the queue at which clients are advised to send less, and to send as before."""
@@ -175,7 +175,7 @@ class Bridge:
         self._events, self._log = events, log
         self._limits = settings.limits
         self._sessions = Sessions(settings.sessions, self._session_dropped)
-        self._answers = Answers(settings.answer_memory)
+        self._answers = Answers(settings.answer_memory, settings.answer_memory_bytes)
         self._numbers = itertools.count(1)
         self._apart: dict[bytes, _Outbox] = {}  # by session id
         self._returning = 0

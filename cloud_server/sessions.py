@@ -36,8 +36,38 @@ from protos.frame import (
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
-_REPORTS = 1024
+_REPORTS = 16_384
 Request: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
+
+
+Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
+"""A scene's distortion, why it is a picture, and warnings."""
+
+
+class Reports:
+    """Scenes' reports, of all sessions together; the oldest go first.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[tuple[bytes, int], Report] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, scene: tuple[bytes, int], report: Report) -> None:
+        """Keep a scene's report, by session id and frame number."""
+        self._held[scene] = report
+        self._held.move_to_end(scene)
+        if len(self._held) > self._most:
+            self._held.popitem(last=False)
+
+    def get(self, scene: tuple[bytes, int]) -> Report | None:
+        """A scene's report, if it is kept."""
+        return self._held.get(scene)
 
 
 @dataclass
@@ -64,9 +94,7 @@ class Session:
     target: KVLayout | None = None
     back: tuple[OperatingPoint, ...] = ()
     known_digest: str = ""
-    _reports: OrderedDict[int, tuple[pb.DistortionReport, str, list[str]]] = field(
-        default_factory=OrderedDict, repr=False
-    )
+    reports: Reports = field(default_factory=lambda: Reports(_REPORTS), repr=False)
 
     @property
     def back_constants(self) -> bytes:
@@ -86,14 +114,11 @@ class Session:
         self, frame_number: int, report: pb.DistortionReport, fallback: str, warnings: list[str]
     ) -> None:
         """Keep a scene's distortion, why it is a picture, and warnings, for later questions."""
-        self._reports[frame_number] = report, fallback, warnings
-        self._reports.move_to_end(frame_number)
-        if len(self._reports) > _REPORTS:
-            self._reports.popitem(last=False)
+        self.reports.put((self.id, frame_number), (report, fallback, warnings))
 
     def report(self, frame_number: int) -> tuple[pb.DistortionReport, str, list[str]]:
         """A scene's distortion, fallback and warnings; empty if they are not remembered."""
-        return self._reports.get(frame_number) or (pb.DistortionReport(), "", [])
+        return self.reports.get((self.id, frame_number)) or (pb.DistortionReport(), "", [])
 
 
 class Sessions:
@@ -106,6 +131,7 @@ class Sessions:
 
     def __init__(self, most: int, dropped: Callable[[bytes], None]) -> None:
         self._most, self._dropped = most, dropped
+        self.reports = Reports(_REPORTS)
         self._held: OrderedDict[bytes, Session] = OrderedDict()
         self._offers: dict[str, Offer] = {}
 
@@ -173,6 +199,7 @@ class Sessions:
             target=target,
             back=back,
             known_digest=known_digest,
+            reports=self.reports,
         )
         self._held[session_id] = session
         while len(self._held) > self._most:

@@ -92,6 +92,9 @@ class Settings(configuration.TypedSettings):
     answer_memory: int = Field(
         4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
     )
+    answer_memory_bytes: int = Field(
+        16 << 20, ge=1 << 10, description="memory of those answers, in bytes"
+    )
     sessions: int = Field(
         1024, ge=1, le=10_000_000, description="sessions kept; the longest unused one goes first"
     )

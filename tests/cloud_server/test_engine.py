@@ -17,18 +17,21 @@ from cloud_server.engine.scenes import SceneStore
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.settings import Settings, load
+from projector.backends import Backend
 from projector.bundle import Bundle, sign_bundle
-from projector.encoder import Held
+from projector.encoder import Floats, Held
 from projector.signing import SigningKey
 from projector.vlm import VLM
 from protos.errors import (
     BundleLayoutError,
     ConfigError,
     MissingKeyFrameError,
+    NonFiniteError,
     PictureError,
     SignatureError,
     UnknownSceneError,
 )
+from protos.frame import PICTURE_POINT
 from protos.layout import KVState
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
@@ -182,6 +185,41 @@ def test_scenes_beyond_the_memory_are_forgotten_longest_unused_first(files: File
     assert (lost.job, lost.code) == (12, UnknownSceneError.code)
     bench.engine.forget("s")
     assert bench.engine.status().scenes == bench.engine.status().scene_bytes == 0
+
+
+def test_an_engine_has_tried_every_way_before_it_is_ready_and_nothing_of_it_is_left(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, int]] = []
+    submit = TransformersEngine.submit
+
+    def watch(self: TransformersEngine, job: Job) -> None:
+        tried.append((job.bundle, job.point))
+        submit(self, job)
+
+    monkeypatch.setattr(TransformersEngine, "submit", watch)
+    given = {"model": files.model, "bundles": [files.bundle, files.other_bundle], "threads": 1}
+    said: list[JobEvent] = []
+    engine = TransformersEngine(load(given, environ=stage.DEVICE), said.append)
+    offers = engine.load()
+    assert tried == [(o.bundle_digest, stage.FP8) for o in offers] + [("", PICTURE_POINT)]
+    status = engine.status()
+    assert said == [] and not engine.busy
+    assert status.scenes == status.scene_bytes == status.running == status.waiting == 0
+
+
+def test_an_engine_that_cannot_answer_never_becomes_ready(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows(self: Backend, latents: Floats, *_: object) -> tuple[Floats, Floats]:
+        layout = self.target
+        shape = (layout.layers, len(latents), layout.kv_heads, layout.tokens, layout.head_dim)
+        return np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
+
+    monkeypatch.setattr("projector.backends.base.Backend.project", overflows)
+    settings = load({"model": files.model, "bundles": [files.bundle]}, environ=stage.DEVICE)
+    with pytest.raises(NonFiniteError):
+        TransformersEngine(settings, lambda event: None).load()
 
 
 def test_two_bundles_for_one_edge_model_are_refused_at_start(files: Files, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cloud_server import cli
 from cloud_server.answers import Answers, Computation
 from cloud_server.jobs import Answered, Job, Message, Offer, Ready, Shutdown, Status, pack, unpack
 from cloud_server.link import SocketDirectory
+from cloud_server.sessions import Reports
 from cloud_server.settings import Settings, from_json, load
 from protos.errors import ConfigError, FrameMalformedError, ModelError
 from protos.frame import Limits
@@ -63,7 +64,7 @@ def _answered(memory: Answers, session: bytes, id: bytes) -> None:
 
 
 def test_answers_are_remembered_up_to_a_count_and_only_within_their_session() -> None:
-    memory = Answers(2)
+    memory = Answers(2, 1 << 20)
     for id in (b"a", b"b"):
         _answered(memory, b"s", id)
     assert memory.find(b"s", b"a", 1, "q") is not None  # a is now the latest used
@@ -74,6 +75,27 @@ def test_answers_are_remembered_up_to_a_count_and_only_within_their_session() ->
     assert memory.find(b"t", b"a", 1, "q") is None
     memory.forget(b"s")
     assert memory.find(b"s", b"a", 1, "q") is None
+
+
+def test_long_answers_are_remembered_up_to_their_bytes() -> None:
+    memory = Answers(1000, 100_000)
+    for number in range(200):
+        computation = Computation(b"%d" % number, 1, "q" * 500, 0)
+        memory.begin(b"s", computation)
+        memory.end(b"s", computation, pb.Answer(text="long " * 1000))
+        assert memory.bytes <= 100_000
+    assert isinstance(memory.find(b"s", b"199", 1, "q" * 500), pb.Answer)
+    assert memory.find(b"s", b"150", 1, "q" * 500) is None
+    memory.forget(b"s")
+    assert memory.bytes == 0
+
+
+def test_reports_of_all_sessions_together_are_bounded() -> None:
+    reports = Reports(100)
+    for number in range(1000):
+        reports.put((b"%d" % (number % 7), number), (pb.DistortionReport(), "", []))
+    assert len(reports) == 100
+    assert reports.get((b"%d" % (999 % 7), 999)) is not None and reports.get((b"0", 0)) is None
 
 
 def test_a_late_listener_hears_what_was_said_before() -> None:
