@@ -168,10 +168,11 @@ class TransformersEngine(Engine):
             self._read_bundles.append(bundle)
 
     def _warm_up(self) -> None:
-        """Answer a question over every bundle, and about a picture, before anyone is waited for.
+        """Answer a question over every bundle, about a picture, then a full batch of them.
 
-        The first use of each library allocates, compiles and starts threads; and what cannot answer
-        this cannot answer anything.
+        The first use of each library allocates, compiles and starts threads; what a full batch
+        takes belongs to what the engine holds at rest; and what cannot answer this cannot answer
+        anything.
 
         Raises:
             BridgeError: what the answer failed with.
@@ -179,8 +180,9 @@ class TransformersEngine(Engine):
         said: list[JobEvent] = []
         emit, self._emit = self._emit, said.append
         try:
-            for job in self._warm_up_jobs():
-                self.submit(job)
+            for jobs in self._warm_up_jobs():
+                for job in jobs:
+                    self.submit(job)
                 while self.busy:
                     self.step()
         finally:
@@ -190,7 +192,7 @@ class TransformersEngine(Engine):
             if isinstance(event, Failed):
                 raise from_code(event.code, event.message)
 
-    def _warm_up_jobs(self) -> Iterator[Job]:
+    def _warm_up_jobs(self) -> Iterator[list[Job]]:
         blank = Job(0, _WARM_UP, 0, "", "What is this?", 2, time.monotonic_ns())
         for bundle in self._read_bundles:
             info, encoder = bundle.info, bundle.encoder
@@ -198,7 +200,7 @@ class TransformersEngine(Engine):
             state = KVState.from_flat(usual, info.source, np.arange(info.source.tokens))
             point = encoder.point(info.default_point)
             encoded = encoder.encode(state, point)
-            yield replace(
+            frame = replace(
                 blank,
                 bundle=bundle.digest,
                 point=point.index,
@@ -206,10 +208,12 @@ class TransformersEngine(Engine):
                 kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
                 body=encoded.payload,
             )
+            yield [frame]
         if isinstance(self._model, VLM):
             file, side = io.BytesIO(), min(_WARM_UP_PX, self._settings.max_picture_px)
             Image.effect_noise((side, side), 64).convert("RGB").save(file, "PNG")
-            yield replace(blank, point=PICTURE_POINT, body=file.getvalue())
+            yield [replace(blank, point=PICTURE_POINT, body=file.getvalue())]
+        yield [blank] * self._settings.batch_size
 
     def _batch_bytes(self) -> int:
         """Most that the running batch takes: its caches, those of the next step, and of a join."""

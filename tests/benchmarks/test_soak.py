@@ -49,8 +49,9 @@ def test_a_pool_above_the_caps_is_a_failure() -> None:
 
 @pytest.mark.timeout(600)
 def test_memory_stays_within_base_and_caps_over_a_thousand_answers(tmp_path: Path) -> None:
-    report = soak(tmp_path, answers=1200, scene_bytes=48 << 20, latent_bytes=1 << 20)
+    """Without the pool an engine is 200 MB above its limit by then."""
+    report = soak(tmp_path, answers=1600)
     assert report["problems"] == []
     last = report["samples"][-1]
-    assert last["answers"] >= 1200, "the caps were reached"
-    assert 0 < last["scene_bytes"] <= 48 << 20 and last["scenes"] > 60
+    assert last["answers"] >= 1600 and last["scenes"] > 400, "the cap was reached"
+    assert report["caps_bytes"] - (72 << 20) < last["scene_bytes"] <= report["caps_bytes"]

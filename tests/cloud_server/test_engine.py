@@ -202,7 +202,8 @@ def test_an_engine_has_tried_every_way_before_it_is_ready_and_nothing_of_it_is_l
     said: list[JobEvent] = []
     engine = TransformersEngine(load(given, environ=stage.DEVICE), said.append)
     offers = engine.load()
-    assert tried == [(o.bundle_digest, stage.FP8) for o in offers] + [("", PICTURE_POINT)]
+    alone = [(offer.bundle_digest, stage.FP8) for offer in offers] + [("", PICTURE_POINT)]
+    assert tried == alone + [("", -1)] * engine._settings.batch_size
     status = engine.status()
     assert said == [] and not engine.busy
     assert status.scenes == status.scene_bytes == status.running == status.waiting == 0
