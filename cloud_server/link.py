@@ -133,6 +133,7 @@ class FrontLink:
         self._jobs: dict[int, tuple[Sink, bool]] = {}
         self._task: asyncio.Task[None] | None = None
         self.last_heard = 0.0
+        self.answered_at = float("-inf")
 
     @property
     def depth(self) -> int:
@@ -166,6 +167,10 @@ class FrontLink:
         except EngineUnavailableError:
             self._jobs.pop(job.id, None)
             raise
+
+    def abandon(self, job: int) -> None:
+        """Wait no longer for what becomes of a job."""
+        self._jobs.pop(job, None)
 
     async def tell(self, message: Forget | Shutdown) -> None:
         """Send something that has no answer; where there is no engine, there is nothing to tell."""
@@ -224,6 +229,8 @@ class FrontLink:
             self._jobs.pop(message.job, None)
         if sink is not None:
             sink(message)
+            if isinstance(message, Answered | TokenMade):
+                self.answered_at = time.monotonic()
 
     async def _beat(self) -> None:
         while True:

@@ -128,6 +128,15 @@ class Metrics:
         self.engine_restarts = self._counter(
             "engine_restarts_total", "Engine processes started after the first"
         )
+        self.canaries = self._counter(
+            "canaries_total",
+            "Questions of our own to the engine, by outcome: answered, overtaken (others were "
+            "answered meanwhile), refused, failed or late",
+            "outcome",
+        )
+        self.answering = self._gauge(
+            "answering", "1 while the last question, a device's or our own, was answered"
+        )
         self.engine_up = self._gauge("engine_up", "1 while the engine takes requests")
         self.queue_depth = self._gauge("queue_depth", "Requests given to the engine, unanswered")
         self.running = self._gauge("running_requests", "Questions in the engine's running batch")

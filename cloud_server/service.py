@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud_server import descriptors
+from cloud_server.canary import Canary
 from cloud_server.events import EventPublisher
 from cloud_server.frontend import Bridge
 from cloud_server.health import HealthServer
@@ -138,11 +139,20 @@ class Service:
         def on_ready(offers: list[Offer]) -> None:
             memory.restart()
             bridge.engine_up(offers)
-            tell_health(True)
-            came_up.set()
+            canary.engine_up(offers)
+            answering()
+
+        def answering() -> None:
+            good = bridge.engine_ready and not canary.failing
+            metrics.answering.set(good)
+            tell_health(good and not self._stop.is_set())
+            if good:
+                came_up.set()
 
         def on_lost() -> None:
             bridge.engine_down()
+            canary.engine_down()
+            metrics.answering.set(0)
             metrics.engine_restarts.inc(0 if self._stop.is_set() else 1)
             tell_health(False)
 
@@ -165,7 +175,7 @@ class Service:
         def not_ready() -> str:
             if bridge.draining:
                 return "draining"
-            return "" if bridge.engine_ready else "the engine is not up"
+            return canary.failing if bridge.engine_ready else "the engine is not up"
 
         loop = asyncio.get_running_loop()
         spawn = self._spawn(settings, directory.engine_address)
@@ -183,6 +193,8 @@ class Service:
             settings.metrics_connections,
             settings.handshake_timeout_s,
         )
+        canary = Canary(settings, link, metrics, self._log, answering)
+        asking = asyncio.create_task(canary.run())
         await link.start()
         stopping = asyncio.create_task(self._stop.wait())
         server: grpc.aio.Server | None = None
@@ -214,6 +226,7 @@ class Service:
                     self._log.warning("drain timed out", under_way=link.depth)
         finally:
             stopping.cancel()
+            asking.cancel()
             if server is not None:
                 await server.stop(_STREAM_GRACE_S)
             if keeper is not None:

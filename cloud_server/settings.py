@@ -188,6 +188,19 @@ class Settings(configuration.TypedSettings):
     engine_start_s: float = Field(
         600.0, gt=0.0, le=7200.0, description="longest time an engine may take to load, seconds"
     )
+    canary_s: float = Field(
+        30.0,
+        ge=0.0,
+        le=3600.0,
+        description="after so long without an answer the engine is asked a question of our own, "
+        "seconds; without an answer to that the service is not ready; 0 asks none",
+    )
+    canary_timeout_s: float = Field(
+        60.0, gt=0.0, le=3600.0, description="longest wait for the answer to that question, seconds"
+    )
+    canary_question: str = Field(
+        "What is this?", min_length=1, max_length=200, description="that question"
+    )
     restart_backoff_s: float = Field(
         0.2, gt=0.0, le=60.0, description="upper end of the first pause before a restart, seconds"
     )

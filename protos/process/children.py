@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent ends.
+    """Have the kernel kill this process when its parent ends; a fork of it has to ask again.
 
     Args:
         parent: its process id; a process whose parent is another one by now ends at once.

@@ -176,6 +176,7 @@ class _FromLibraries(logging.Handler):
 _current: Lines | None = None
 
 
+
 def configure(
     level: str = "info",
     component: str = "",

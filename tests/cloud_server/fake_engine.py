@@ -1,7 +1,8 @@
 """An engine process without a model: the question says what it does. Starts in a moment.
 
 "count 3" makes three tokens; "hold" waits for the next job that says "release"; "slow" takes a
-while; "die" ends the process; "hang" never returns; anything else answers at once. The variable
+while; "die" ends the process; "hang" never returns; anything else answers at once. While the file
+that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered. The variable
 FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
 FAKE_ENGINE_STARTS is a file that gets a line for each).
 """
@@ -70,6 +71,8 @@ class FakeEngine(Engine):
 
     def step(self) -> None:
         job = self._jobs.pop(0)
+        if os.path.exists(os.environ.get("FAKE_ENGINE_SILENT_IF", "")):
+            return
         if job.question == "die":
             os._exit(9)
         if job.question == "hang":

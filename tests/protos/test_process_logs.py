@@ -6,7 +6,10 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +73,25 @@ def test_what_libraries_log_is_an_event_like_ours() -> None:
         "some.library",
         "half full",
     )
+
+
+def test_a_forked_child_logs_for_itself(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from protos.process import logs
+log = logs.configure("info", "parent")
+log.info("before")
+logs.drain()
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    log.info("after")
+else:
+    logs.forked()
+    log.info("of the child")
+    logs.drain()
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert said == ["before", "of the child", "after"]
