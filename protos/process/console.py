@@ -119,6 +119,7 @@ def quiet_libraries() -> None:
         ("GRPC_VERBOSITY", "NONE"),
         ("HF_HUB_OFFLINE", "1"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("ORT_DISABLE_TELEMETRY", "1"),  # it speaks of failures, and to its maker
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TRANSFORMERS_VERBOSITY", "error"),
     ):

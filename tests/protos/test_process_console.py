@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,72 @@ def test_text_that_the_terminal_cannot_show_is_escaped_instead_of_failing() -> N
         "python -m edge_agent --help | cat; exit ${PIPESTATUS[0]}", PYTHONIOENCODING="ascii"
     )
     assert done.returncode == 0, done.stderr
+
+
+_LIKE_A_STRANGER = (
+    "env -u HOME -u XDG_STATE_HOME PYTHONDONTWRITEBYTECODE=1 "
+    "setpriv --reuid 12345 --regid 12345 --clear-groups "
+)
+_WITHOUT_TEMPORARY = (
+    "unshare -m bash -c 'mount -t tmpfs -o ro none /tmp && mount -t tmpfs -o ro none /var/tmp "
+    '&& cd / && exec "$0" "$@"\' '
+)
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv"
+)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command",
+    [
+        "edge_agent --version",
+        "edge_agent run --help",
+        f"edge_agent run --check-config --model {ROOT}/reference/models/edge-a",
+        f"edge_agent inspect {ROOT}/reference/models/edge-a",
+        "cloud_server serve --help",
+        f"cloud_server serve --check-config --model {ROOT}/reference/models/cloud "
+        f"--bundles {BUNDLES}/edge-a-cloud",
+        "projector --version",
+        f"projector catalogue {BUNDLES} --json",
+        f"projector layout {ROOT}/reference/models/edge-a",
+    ],
+)
+def test_a_program_runs_for_a_user_without_home_or_name(command: str) -> None:
+    done = shell(f"{_LIKE_A_STRANGER} python -m {command}", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and "Traceback" not in done.stderr
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command",
+    [
+        "edge_agent --version",
+        f"edge_agent inspect {ROOT}/reference/models/edge-a",
+        f"projector layout {ROOT}/reference/models/edge-a",
+    ],
+)
+def test_a_program_runs_where_no_usual_temporary_folder_can_be_written(command: str) -> None:
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    done = shell(
+        f"{_WITHOUT_TEMPORARY} {_LIKE_A_STRANGER} python -m {command}", PYTHONPATH=str(ROOT)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_socket_path_that_is_too_long_leaves_nothing_behind_and_says_what_to_do(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    serve = (
+        f"python -m cloud_server serve --model {ROOT}/reference/models/cloud "
+        f"--bundles {BUNDLES}/edge-a-cloud --port 0 --metrics-port 0"
+    )
+    done = shell(serve, TMPDIR=str(folder))
+    assert done.returncode == 10
+    assert "--engine-socket-dir" in done.stderr.splitlines()[-1]
+    assert list(folder.iterdir()) == []
