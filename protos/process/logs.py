@@ -176,7 +176,6 @@ class _FromLibraries(logging.Handler):
 _current: Lines | None = None
 
 
-
 def configure(
     level: str = "info",
     component: str = "",
