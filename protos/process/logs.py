@@ -232,13 +232,13 @@ def dropped() -> int:
     return _current.dropped if _current is not None else 0
 
 
-@atexit.register
 def forked() -> None:
     """Go on in a process that was forked from one that logs."""
     if _current is not None:
         _current.forked()
 
 
+@atexit.register
 def drain() -> None:
     """Let the lines that still wait leave, before the process's last words or its end."""
     if _current is not None:
