@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from projector.models.foreign import in_words
 from protos.errors import UnsupportedModelError
 
 _PROBES = 4
@@ -47,7 +48,7 @@ class Output:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedModelError(
                 f"{type(model).__name__} does not compute its logits from last hidden states "
-                f"alone: {error}"
+                f"alone: {in_words(error)}"
             ) from error
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor
 from projector import attention, output
 from projector import cache as kv
 from projector.cache import LayerCache
+from projector.models.foreign import in_words
 from protos import layout as layouts
 from protos.errors import ModelError, SelfCheckError
 
@@ -279,7 +280,7 @@ def _stock(model: FrozenModel, witness: Witness, chosen: Sequence[int]) -> list[
             logits.append(out.logits[0, -1].float())
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         raise ModelError(
-            f"the model of {model.path} cannot run what its own processor makes: {error}"
+            f"the model of {model.path} cannot run what its own processor makes: {in_words(error)}"
         ) from error
     return logits
 

@@ -130,8 +130,13 @@ def _check_weights(folder: Path, names: list[str]) -> None:
         plain_file(folder / name, COPY)
         with foreign(folder / name, COPY), safe_open(str(folder / name), "np") as opened:
             opened.keys()
-    if "model.safetensors" in held or INDEX not in names:
+    if "model.safetensors" in held:
         return
+    if INDEX not in names:
+        raise ModelError(
+            f"{folder} holds {held[0]}, but neither model.safetensors nor {INDEX}, which lists "
+            f"the parts of the weights; {COPY}"
+        )
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ModelError(f"{folder / INDEX}: it lacks the field 'weight_map'; {COPY}")

@@ -35,6 +35,7 @@ from tests.fakes.damage import copy, damages
 from tests.fakes.tiny_models import (
     LLAVA_TEMPLATE,
     picture,
+    subword_tokenizer,
     tiny_idefics3,
     tiny_llava,
     tiny_lm,
@@ -52,6 +53,7 @@ BUILD: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path]]] = {
     "llava": (tiny_llava, tiny_idefics3),
     "idefics3": (tiny_idefics3, tiny_llava),
     "lm": (tiny_lm, lambda folder: tiny_lm(folder, "qwen2", hidden_size=32)),
+    "parts": (lambda folder: in_parts(folder, 4), lambda folder: in_parts(folder, 5)),
 }
 FILES = {
     "llava": (
@@ -60,10 +62,28 @@ FILES = {
     ),
     "idefics3": ("config.json", "processor_config.json"),
     "lm": ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    "parts": ("model.safetensors.index.json", "vocab.json", "merges.txt"),
 }
 
 
 KINDS = sorted({*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES})
+
+
+def in_parts(folder: Path, seed: int) -> Path:
+    """Weights in several files, and a tokenizer of words and merges instead of tokenizer.json."""
+    words = subword_tokenizer(["what is left of the car, where is it ?"] * 20, 300)
+    path = tiny_lm(folder, "qwen2", seed, tokenizer=words)
+    LM.load(path).model.save_pretrained(path, max_shard_size="60KB")
+    (path / "model.safetensors").unlink()
+    tokens = json.loads((path / "tokenizer.json").read_text())["model"]
+    (path / "tokenizer.json").unlink()
+    (path / "vocab.json").write_text(json.dumps(tokens["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in tokens["merges"]]
+    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    special = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad")}
+    settings = {"tokenizer_class": "Qwen2Tokenizer", **special}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
 
 
 def answer(path: Path) -> Answer:
