@@ -367,7 +367,7 @@ def _digest_code(name: str, value: Any, digest: Any) -> None:
 
 def _read(file: Path | None, dtype: str) -> Figures | None:
     """What is kept there, if it is whole and good."""
-    if file is None:
+    if file is None or not file.is_file():  # reading a pipe would wait
         return None
     try:
         plain = json.loads(file.read_text())
