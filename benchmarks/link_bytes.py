@@ -1,9 +1,9 @@
 """What a frame costs on the link at a camera's rate, above TCP and with IP's headers.
 
 `python -m benchmarks.link_bytes`. The reference pair at its default point, one frame with a
-question a second, sent by the agent's own channels through a counting relay. HTTP/2 frames are counted by
-type: a ping or window update that small frames draw is seen. One large upload follows, which needs
-the windows that those updates would have opened.
+question a second, sent by the agent's own channels through a counting relay. HTTP/2 frames are
+counted by type: a ping or window update that small frames draw is seen. One large upload follows,
+which needs the windows that those updates would have opened.
 """
 
 from __future__ import annotations

@@ -221,8 +221,8 @@ def judge(
         own state) and the controls `blind`, `other_picture`, `mean_state`, `untrained`, each with
         its picture-clustered interval; `judged`, whether `own` is above `blind` by more than
         chance, without which no arm says anything; `returned_minus_own`; `agreement` and `kl_nats`
-        of `returned` with `own`; `errors`; `rank` and `bytes`, what `sent` takes; `by_rank`, what is
-        sent at lower ranks too (`rank`, `bytes`, `round_trip`, `accuracy`); and `weights`, how
+        of `returned` with `own`; `errors`; `rank` and `bytes`, what `sent` takes; `by_rank`, what
+        is sent at lower ranks too (`rank`, `bytes`, `round_trip`, `accuracy`); and `weights`, how
         uneven the weights of tokens are (the largest share times the number of tokens, mean over
         pictures).
 
