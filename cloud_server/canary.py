@@ -29,6 +29,9 @@ SESSION = "canary"
 """No session of a device is called so: theirs are hexadecimal."""
 
 
+_NOT_YET = "no question was answered yet"
+
+
 class Canary:
     """Asks, and says what keeps the service from being ready.
 
@@ -61,7 +64,7 @@ class Canary:
         self._offers = itertools.cycle(offers)
         self._asked_at = float("-inf")
         if self._settings.canary_s and offers:
-            self._say("no question was answered yet")
+            self._say(_NOT_YET)
             self._up.set()
         else:
             self._say("")
@@ -160,6 +163,6 @@ class Canary:
         if failing == self.failing:
             return
         before, self.failing = self.failing, failing
-        if failing and not before:
+        if failing and not before and failing != _NOT_YET:
             self._log.warning("not answering", cause=failing)
         self._changed()

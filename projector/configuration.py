@@ -224,17 +224,21 @@ def _toml(cls: type[TypedSettings], path: Path | None) -> TomlConfigSettingsSour
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
+def _said(problem: Mapping[str, Any]) -> str:
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
         if not problem["loc"]:  # a rule about several settings
-            lines.append(problem["msg"])
+            lines.append(_said(problem))
             continue
         name = str(problem["loc"][0])
         value = repr(problem["input"])
         if len(value) > _LONGEST_SHOWN:
             value = value[:_LONGEST_SHOWN] + "…"
-        lines.append(f"{origins.get(name, name)} = {value}: {problem['msg']}")
+        lines.append(f"{origins.get(name, name)} = {value}: {_said(problem)}")
     return "; ".join(lines)
 
 
