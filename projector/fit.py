@@ -194,16 +194,18 @@ def untrained(model: Path, seed: int, text_tokens: int | None) -> VLM | LM:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    trained: VLM | LM
-    cls: Any
+    def random(trained: Any, cls: Any) -> Any:
+        torch.manual_seed(seed)
+        fresh = cls.from_config(trained.config, dtype=torch.float32)
+        trained.load_state_dict(fresh.state_dict())
+        return trained
+
     if text_tokens is None:
-        trained, cls = VLM.load(model), AutoModelForImageTextToText
-    else:
-        trained, cls = LM.load(model, text_tokens=text_tokens), AutoModelForCausalLM
-    torch.manual_seed(seed)
-    fresh = cls.from_config(trained.model.config, dtype=torch.float32)
-    trained.model.load_state_dict(fresh.state_dict())
-    return trained
+        vlm = VLM.load(model)
+        drawn = random(vlm.model, AutoModelForImageTextToText)
+        return VLM.of(drawn, vlm.processor, model)
+    lm = LM.load(model, text_tokens=text_tokens)
+    return LM.of(random(lm.model, AutoModelForCausalLM), lm.tokenizer, model, text_tokens)
 
 
 def edge_answers(

@@ -153,7 +153,7 @@ class FrozenModel(ABC):
         """Embeddings of tokens, some of which the model replaces by others beside a picture."""
         made: Tensor = self.decoder.get_input_embeddings()(ids)
         for token, embedding in self._seen_as.items():
-            made = torch.where((ids == token).unsqueeze(-1), embedding, made)
+            made = torch.where((ids == token).unsqueeze(-1), embedding.to(made.device), made)
         return made
 
     def _take_over_attention(self) -> None:
