@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -122,6 +122,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         if self.negotiate_error is not None:
             await self._abort(context, self.negotiate_error)
         layout = KVLayout.from_json(request.source_layout_json)
+        told = replace(layout, settings_digest=request.source_settings_digest)
+        if told.fingerprint == self.encoder.source_fingerprint:  # else as a service of before
+            layout = told
         session_id, bundle = os.urandom(16), hashlib.sha256(b"bundle").hexdigest()
         constants = session_constants(session_id, layout.fingerprint, bundle)
         self.sessions[session_id] = constants
