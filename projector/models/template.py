@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from protos.errors import ModelError
 
 MOST_STEPS = 50_000
-"""Turns of loops and calls; templates of known models take some hundred for one message."""
+"""Turns of loops and calls; the reference models' templates take 4 for one message."""
 _TIMES = [
     datetime(2023 + i, 1 + i, 1 + 2 * i, 2 * i, 5 * i, 4 * i, tzinfo=timezone.utc)
     for i in range(12)
