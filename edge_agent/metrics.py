@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from protos.process.memory import resident_bytes
+
 PREFIX = "neural_bridge_edge_"
 STAGES = ("read", "prefill", "select", "encode", "uplink", "edge_only", "feedback")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -115,6 +117,9 @@ class Metrics:
         )
         self.queue_depth = self._gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self._gauge("connected", "1 while a stream to the server is open")
+        self._gauge("resident_memory_bytes", "Memory of this process that is in RAM").set_function(
+            resident_bytes
+        )
         self.point = self._gauge(
             "point", "1 for the operating point that the next frame is to be sent at", "point"
         )

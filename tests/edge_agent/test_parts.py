@@ -195,3 +195,14 @@ def test_the_agent_starts_without_torch_and_without_the_cloud() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_the_metrics_show_the_agents_memory_as_it_is_now() -> None:
+    metrics = Metrics()
+
+    def shown() -> float:
+        return metrics.registry.get_sample_value("neural_bridge_edge_resident_memory_bytes") or 0.0
+
+    before = shown()
+    block = np.ones(128 << 20, dtype=np.uint8)
+    assert shown() > before + block.nbytes / 2
