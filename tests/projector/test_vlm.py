@@ -26,6 +26,7 @@ from protos.errors import (
     PictureError,
     QuestionError,
     QuestionTooLongError,
+    SelfCheckError,
     UnsupportedModelError,
 )
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
@@ -555,7 +556,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": ROOMY,  # eager: attention sinks
     "granite": {},
     "helium": NARROW,
-    "hunyuan_v1_dense": NARROW,
     "mistral": ROOMY,
     "mixtral": ROOMY,
     "nemotron": {},
@@ -586,6 +586,13 @@ def test_plain_rope_decoders_of_transformers_are_taken_and_continue_exactly(
     )
     test_a_rebuilt_cache_continues_exactly_like_the_original_model(vlm)
     test_received_attention_is_what_eager_attention_gives(vlm)
+
+
+def test_keys_that_are_normalised_after_their_rotation_are_refused(tmp_path: Path) -> None:
+    """HunYuan does that: such keys cannot be moved to other positions, and no config tells it."""
+    path = tiny_llava(tmp_path, text="hunyuan_v1_dense", **NARROW)
+    with pytest.raises(SelfCheckError, match="un-rotated keys by"):
+        VLM.load(path)
 
 
 @pytest.mark.parametrize(
