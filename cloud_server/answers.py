@@ -7,10 +7,11 @@ twice while it is known. Knows events and listeners; knows no engine and no stre
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cloud_server.admission import Request
+from cloud_server.crowd import Crowd
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
@@ -28,6 +29,9 @@ class Computation:
         frame_number: of its frame, or of the scene it asks about.
         question: may be empty.
         received_ns: when its last byte was there (monotonic).
+
+    Attributes:
+        request: its way to the engine.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Computation:
         self.distortion = pb.DistortionReport()
         self.fallback = ""
         self.warnings: list[str] = []
+        self.request: Request | None = None
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []
 
@@ -50,9 +55,14 @@ class Computation:
         self._listeners.append(listener)
 
     def leave(self, listener: Listener) -> None:
-        """Hear no more; the computation goes on, its answer is remembered."""
+        """Hear no more."""
         if listener in self._listeners:
             self._listeners.remove(listener)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._listeners)
 
     def emit(
         self,
@@ -100,7 +110,9 @@ class _Remembered:
 
 
 class Answers:
-    """The computations under way and a bounded memory of answers, the longest unused goes first.
+    """The computations under way and a bounded memory of answers.
+
+    Where it is full, the session that has most answers in it loses its longest unused one.
 
     Args:
         most: answers remembered.
@@ -111,7 +123,8 @@ class Answers:
         self._most, self._most_bytes = most, most_bytes
         self.bytes = 0
         self._running: dict[Key, Computation] = {}
-        self._answers: OrderedDict[Key, _Remembered] = OrderedDict()
+        self._answers: dict[Key, _Remembered] = {}
+        self._order: Crowd[bytes, Key] = Crowd()
 
     @property
     def running(self) -> int:
@@ -138,7 +151,7 @@ class Answers:
             )
         if isinstance(known, Computation):
             return known
-        self._answers.move_to_end(key)
+        self._order.touch(key)
         answer = pb.Answer()
         answer.CopyFrom(known.answer)
         answer.from_memory = True
@@ -153,22 +166,23 @@ class Answers:
         """A computation is over; an answer, if there is one, is remembered."""
         key = (session, computation.request_id)
         self._running.pop(key, None)
-        if answer is not None:
-            self._drop(key)
-            kept = _Remembered(computation.frame_number, computation.question, answer)
-            self._answers[key] = kept
-            self.bytes += kept.bytes
-            while self._answers and (
-                len(self._answers) > self._most or self.bytes > self._most_bytes
-            ):
-                self._drop(next(iter(self._answers)))
+        if answer is None:
+            return
+        self._drop(key)
+        kept = _Remembered(computation.frame_number, computation.question, answer)
+        self._answers[key] = kept
+        self._order.add(session, key)
+        self.bytes += kept.bytes
+        while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
+            self._drop(self._order.next_to_go())
 
     def forget(self, session: bytes) -> None:
         """A session is over: nothing of it is remembered."""
-        for key in [key for key in self._answers if key[0] == session]:
+        for key in self._order.group(session):
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
         dropped = self._answers.pop(key, None)
         if dropped is not None:
+            self._order.remove(key)
             self.bytes -= dropped.bytes

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from cloud_server.jobs import Answered, Failed, Forget, Job, JobEvent, Offer
+from cloud_server.jobs import Answered, Cancel, Failed, Forget, Job, JobEvent, Offer
 from cloud_server.link import FrontLink
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
@@ -129,6 +129,7 @@ class Canary:
                 raise said
             return "answered", ""
         self._link.abandon(job.id)
+        await self._link.tell(Cancel(job.id))
         if self._link.answered_at > started:
             return "overtaken", ""  # others were answered meanwhile
         return (

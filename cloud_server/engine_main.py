@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from cloud_server import engine as engines
 from cloud_server.engine.base import Engine
-from cloud_server.jobs import Broken, Forget, Job, Ready, Shutdown, Status
+from cloud_server.jobs import Broken, Cancel, Forget, Job, Ready, Shutdown, Status
 from cloud_server.link import EngineLink
 from cloud_server.settings import Settings, from_json
 from cloud_server.spare import keep
@@ -74,6 +74,7 @@ class _Process:
             self._link.stop()
             return error.exit_code
         self._loaded = True
+        engine.wake = self._link.wake
         for offer in offers:
             self._link.send(offer)
         self._link.send(Ready(engine.model_id, time.perf_counter() - started))
@@ -87,6 +88,8 @@ class _Process:
             while message is not None:
                 if isinstance(message, Job):
                     engine.submit(message)
+                elif isinstance(message, Cancel):
+                    engine.cancel(message.job, bool(message.begun))
                 elif isinstance(message, Forget):
                     engine.forget(message.session)
                 elif isinstance(message, Shutdown):

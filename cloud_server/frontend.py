@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, Protocol
@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from cloud_server.admission import Admission
 from cloud_server.answers import Answers, Computation
 from cloud_server.jobs import (
     Accepted,
@@ -34,9 +35,10 @@ from cloud_server.jobs import (
 )
 from cloud_server.link import FrontLink
 from cloud_server.metrics import Metrics
+from cloud_server.peers import Connections, address_of
 from cloud_server.sessions import Session, Sessions
 from cloud_server.settings import Settings
-from cloud_server.throttle import Throttle
+from cloud_server.throttle import Buckets, Throttle
 from projector.reverse import point_of
 from protos.errors import (
     BridgeError,
@@ -47,12 +49,11 @@ from protos.errors import (
     ProtocolVersionError,
     UnknownQuantizerError,
     UnknownSessionError,
-    from_code,
 )
 from protos.feedback import parse_feedback_request, seal_response
 from protos.frame import (
-    ERROR_METADATA_KEY,
     EVENTS_APART,
+    PICTURE_POINT,
     PROTOCOL_VERSION,
     SERVICE,
     SESSION_METADATA_KEY,
@@ -65,7 +66,9 @@ from protos.frame import (
     parse_ask_request,
     parse_infer_request,
     points_to_json,
+    refusal_of,
     refused,
+    trailer_of,
     unpack_header,
 )
 from protos.layout import KVLayout
@@ -75,6 +78,7 @@ from protos.process.logs import Logger
 _CHUNK_BYTES = 256 * 1024
 _MAX_OUTBOX = 256
 _NEGOTIATE_BYTES = 128 * 1024
+_DIGEST_CHARS = 64
 _BUSY, _CALM = 0.75, 0.25
 """Shares of the queue at which clients are advised to send less, and to send as before."""
 
@@ -145,11 +149,12 @@ class _Stream:
             if not self._apart:
                 self.outbox.put(None)
 
-    def abandon(self) -> None:
-        """The client is gone: let the computations go on without it."""
-        for computation, listener in self.waiting.values():
+    def abandon(self) -> list[Computation]:
+        """The client is gone; returns the computations that nobody listens to any more."""
+        waiting, self.waiting = self.waiting, {}
+        for computation, listener in waiting.values():
             computation.leave(listener)
-        self.waiting.clear()
+        return [computation for computation, _ in waiting.values() if not computation.heard]
 
 
 class Bridge:
@@ -174,7 +179,22 @@ class Bridge:
         self._settings, self._link, self._metrics = settings, link, metrics
         self._events, self._log = events, log
         self._limits = settings.limits
-        self._sessions = Sessions(settings.sessions, self._session_dropped)
+        self._sessions = Sessions(
+            settings.sessions,
+            settings.fresh_sessions,
+            settings.session_memory_bytes,
+            self._session_dropped,
+        )
+        self._negotiations = Buckets(settings.negotiations_per_s, settings.negotiation_burst)
+        self._connections = Connections()
+        self._admission = Admission(
+            link,
+            settings.queue_requests,
+            settings.session_requests,
+            settings.engine_requests or 2 * settings.batch_size,
+            settings.batch_size,
+            settings.resend_window_s,
+        )
         self._answers = Answers(settings.answer_memory, settings.answer_memory_bytes)
         self._numbers = itertools.count(1)
         self._apart: dict[bytes, _Outbox] = {}  # by session id
@@ -185,6 +205,10 @@ class Bridge:
         self._few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self.engine_ready = False
         self.draining = False
+
+    def start(self) -> None:
+        """Begin to give requests to the engine."""
+        self._admission.start()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -223,32 +247,43 @@ class Bridge:
                 self._log.warning("bundle in doubt", bundle=offer.bundle_id, doubt=offer.doubt)
         self.engine_ready = True
         self._metrics.engine_up.set(1)
-        self._metrics.sessions.set(len(self._sessions))
+        self._count_sessions()
 
     def engine_down(self) -> None:
         """There is no engine; its jobs have been ended by the link."""
         self.engine_ready = False
         self._metrics.engine_up.set(0)
-        self._metrics.queue_depth.set(self._link.depth)
+        self._show_depth()
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing new; wait for what is under way. True if it all ended in time."""
         self.draining = True
+        self._admission.forget_left()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True
 
-    def close(self) -> None:
-        """Tell the log what was only counted so far."""
+    async def close(self) -> None:
+        """Give the engine nothing more, and tell the log what was only counted so far."""
+        await self._admission.stop()
         self._few.flush()
 
     # ------------------------------------------------------------------ RPCs
 
     async def negotiate(self, raw: bytes, context: Any) -> pb.NegotiateResponse:
         """Open a session on the bundle that serves the edge's model."""
+        peer = address_of(context.peer())
         try:
+            wait_s = self._negotiations.take(peer)
+            if wait_s:
+                raise OverloadedError(
+                    f"too many sessions are being opened from {peer} (more than "
+                    f"{self._settings.negotiations_per_s:g} a second): try again in {wait_s:.1f} s",
+                    retry_after_s=wait_s,
+                    cause="negotiations",
+                )
             if len(raw) > _NEGOTIATE_BYTES:
                 raise FrameMalformedError(f"a NegotiateRequest of {len(raw)} bytes")
             try:
@@ -263,21 +298,28 @@ class Bridge:
             source = KVLayout.from_json(request.source_layout_json)
             if request.source_settings_digest:
                 source = replace(source, settings_digest=request.source_settings_digest)
-            session = self._sessions.open(source, list(request.codecs), request.bundle_digest)
+            known = request.bundle_digest
+            if len(known) > _DIGEST_CHARS:
+                raise FrameMalformedError(
+                    f"bundle_digest has {len(known)} characters; SHA-256 in hex has {_DIGEST_CHARS}"
+                )
+            session = self._sessions.open(source, list(request.codecs), known, peer)
         except BridgeError as error:
             await self._abort(context, error, "Negotiate")
         offer = session.offer
         self._metrics.negotiations.labels(offer.bundle_id).inc()
-        self._metrics.sessions.set(len(self._sessions))
-        self._log.info(
-            "session opened",
-            session=session.id.hex(),
-            bundle=offer.bundle_id,
-            bundle_version=offer.bundle_version,
-            model=source.model_id,
-            agent=request.agent_version[:64],
-            **({"doubt": offer.doubt} if offer.doubt else {}),
-        )
+        self._count_sessions()
+        if self._few.passes("session opened"):
+            self._log.info(
+                "session opened",
+                session=session.id.hex(),
+                peer=peer,
+                bundle=offer.bundle_id,
+                bundle_version=offer.bundle_version,
+                model=source.model_id,
+                agent=request.agent_version[:64],
+                **({"doubt": offer.doubt} if offer.doubt else {}),
+            )
         return pb.NegotiateResponse(
             session_id=session.id,
             session_constants=session.constants,
@@ -287,10 +329,10 @@ class Bridge:
             encoder_digest=offer.encoder_digest,
             target_layout_json=offer.target_layout_json,
             limits=self._limits.to_proto(),
-            operating_points_json=points_to_json(session.points.values()),
-            default_point=session.default_point,
-            ladder=session.ladder,
-            reverse_decoder_digest=offer.reverse_decoder_digest if session.back else "",
+            operating_points_json=points_to_json(session.terms.points.values()),
+            default_point=session.terms.default_point,
+            ladder=session.terms.ladder,
+            reverse_decoder_digest=offer.reverse_decoder_digest if session.terms.back else "",
             bundle_doubt=offer.doubt,
         )
 
@@ -332,16 +374,18 @@ class Bridge:
             await self._abort(context, EngineUnavailableError(missing), "Infer")
         stream = _Stream(apart)
         reader = asyncio.create_task(self._read(requests, stream, session))
+        cancelled = True
         try:
             if apart is None:
                 await self._write(stream.outbox, context)
             elif not await _first(stream.ended, apart.closed):
+                cancelled = False
                 gone = EngineUnavailableError("the Events call of this session is gone")
                 await self._abort(context, gone, "Infer")
             await reader
         finally:
             reader.cancel()
-            stream.abandon()
+            self._left(stream.abandon(), context, cancelled)
 
     async def events(self, raw: bytes, context: Any) -> None:
         """Stream what becomes of the requests of a session's Infer calls that ask for it."""
@@ -401,7 +445,9 @@ class Bridge:
                 return
             if known is None:
                 known = Computation(request.request_id, frame_number, request.question, received_ns)
-                known.distortion, known.fallback, known.warnings = session.report(frame_number)
+                known.distortion, known.fallback, known.warnings = self._sessions.report(
+                    session, frame_number
+                )
                 job = Job(
                     id=next(self._numbers),
                     session=session.id.hex(),
@@ -411,9 +457,9 @@ class Bridge:
                     max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
                     received_ns=received_ns,
                 )
-                await self._submit(session, known, job)
+                self._submit(session, known, job)
             else:
-                self._metrics.joined.inc()
+                self._join(known)
             stream.follow(known)
             while True:
                 event, computation = await stream.outbox.get()
@@ -421,7 +467,7 @@ class Bridge:
                     raise EngineUnavailableError("the answer never came; ask again")
                 if event.HasField("refused"):
                     counted = True
-                    raise from_code(event.refused.code, event.refused.message)
+                    raise refusal_of(event.refused)
                 if event.HasField("answer"):
                     known.left(event)
                 yield event
@@ -432,7 +478,7 @@ class Bridge:
         except BridgeError as error:
             await self._abort(context, error, "Ask", counted)
         finally:
-            stream.abandon()
+            self._left(stream.abandon(), context)
 
     async def feedback(self, raw: bytes, context: Any) -> pb.FeedbackResponse:
         """Send the large model's own state of a scene that is held, compressed."""
@@ -442,7 +488,7 @@ class Bridge:
             request = parse_feedback_request(raw)
             session = self._sessions.get(request.session_id)
             self._sessions.check(request, session)
-            constants, point = session.back_constants, point_of(session.back, request.point)
+            constants, point = session.back_constants, point_of(session.terms.back, request.point)
             job = Job(
                 id=next(self._numbers),
                 session=session.id.hex(),
@@ -522,14 +568,15 @@ class Bridge:
             )
             return
         if isinstance(known, Computation):
-            self._metrics.joined.inc()
+            self._join(known)
             if request_id not in stream.waiting:
                 stream.follow(known)
             return
         if len(stream.waiting) >= self._limits.max_in_flight:
             raise OverloadedError(
                 f"{len(stream.waiting)} requests of this stream have no answer yet, "
-                f"{self._limits.max_in_flight} may: wait for one to end"
+                f"{self._limits.max_in_flight} may: wait for one to end",
+                cause="credit",
             )
         self._observe_frame(header, point, request, body)
         computation = Computation(request_id, header.frame_number, request.question, received_ns)
@@ -554,7 +601,7 @@ class Bridge:
         self._publish("received", job, received_ns, point=point.name, frame=header.frame_number)
         if point.kind == "picture":
             self._publish("fell_back", job, received_ns, point=point.name, cause=header.cause)
-        await self._submit(session, computation, job)
+        self._submit(session, computation, job)
         stream.follow(computation)
 
     async def _compressed(self, job: Job) -> Compressed:
@@ -566,16 +613,17 @@ class Bridge:
             if not done.done():  # the client may be gone
                 done.set_result(said)
 
+        request = self._admission.submit(job, job.session, hear, lambda: None)
         self._returning += 1
         self._idle.clear()
         try:
-            await self._link.submit(job, hear)
             said = await done
         finally:
+            self._admission.withdraw(request)
             self._returning -= 1
             self._rest()
         if isinstance(said, Failed):
-            said = from_code(said.code, said.message)
+            said = said.error
         if isinstance(said, BridgeError):
             raise said
         if not isinstance(said, Compressed):
@@ -596,7 +644,8 @@ class Bridge:
                 f"the state takes {len(said.body)} bytes at point '{point.name}', "
                 f"{self._limits.max_payload_bytes} may be sent: ask for a coarser point"
             )
-        tokens = session.target.tokens if session.target is not None else 0
+        target = session.terms.target
+        tokens = target.tokens if target is not None else 0
         distortion = Distortion(said.quantize, 0.0, said.latent_residual, said.unfamiliarity)
         header = Header(point.index, request.frame_number, np.ones(tokens, np.bool_), 0, distortion)
         for stage in ("queue", "compress"):
@@ -610,21 +659,67 @@ class Bridge:
             raise EngineUnavailableError("this service is going down; send the frame elsewhere")
         if not self.engine_ready:
             raise EngineUnavailableError("the engine is starting; send the frame again")
-        if self._link.depth >= self._settings.queue_requests:
-            raise OverloadedError(
-                f"{self._link.depth} requests wait for the engine; send the frame again later"
-            )
 
-    async def _submit(self, session: Session, computation: Computation, job: Job) -> None:
+    def _submit(self, session: Session, computation: Computation, job: Job) -> None:
         self._require_room()
+
+        def dropped() -> None:
+            self._metrics.left.labels("never_back").inc()
+            self._end(session, computation, None)
+
+        computation.request = self._admission.submit(
+            job,
+            job.session,
+            partial(self._hear, session, computation, job),
+            dropped,
+            job.point == PICTURE_POINT,
+        )
         self._answers.begin(session.id, computation)
         self._idle.clear()
-        try:
-            await self._link.submit(job, partial(self._hear, session, computation, job))
-        except EngineUnavailableError:
-            self._end(session, computation, None)
-            raise
-        self._metrics.queue_depth.set(self._link.depth)
+        self._show_depth()
+
+    def _join(self, computation: Computation) -> None:
+        """A request id that is being computed has come again."""
+        self._metrics.joined.inc()
+        if computation.request is not None:
+            self._admission.rejoin(computation.request)
+
+    def _left(self, computations: list[Computation], context: Any, cancelled: bool = True) -> None:
+        """The last who waited for these are gone.
+
+        After an exceeded deadline or a cancellation nobody wants them. After a connection that
+        broke, whoever it was will send them again: until then they go last. gRPC does not tell the
+        two apart, the system's table of connections does.
+        """
+        if not computations:
+            return
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s <= 0:
+            self._withdraw(computations, "deadline")
+            return
+        for computation in computations:
+            if computation.request is not None:
+                self._admission.leave(computation.request)
+        self._show_depth()
+        if not cancelled:
+            self._metrics.left.labels("lost").inc(len(computations))
+            return
+
+        async def look(peer: str) -> None:
+            if await self._connections.gone(peer):
+                self._metrics.left.labels("lost").inc(len(computations))
+            else:
+                self._withdraw([c for c in computations if not c.heard], "cancelled")
+
+        self._later(look(context.peer()))
+
+    def _withdraw(self, computations: list[Computation], how: str) -> None:
+        for computation in computations:
+            if computation.request is not None and computation.request.state != "over":
+                self._metrics.left.labels(how).inc()
+                self._admission.withdraw(computation.request)
+                self._answers.end(bytes.fromhex(computation.request.job.session), computation, None)
+        self._rest()
 
     def _advise(self, stream: _Stream, session: Session) -> None:
         """Where the queue has become long, or short again, say what suits it now.
@@ -633,18 +728,19 @@ class Bridge:
         are answered while they are new. The point is the bundle's default both times: pictures cost
         the engine more, a coarser point would cost answers and save it nothing.
         """
-        share = self._link.depth / self._settings.queue_requests
+        share = self._admission.depth / self._settings.queue_requests
         if stream.advised_less == (share > _CALM if stream.advised_less else share >= _BUSY):
             return
         stream.advised_less = not stream.advised_less
         most = self._limits.max_in_flight
         advice = pb.RateAdvice(
-            point=session.default_point,
+            point=session.terms.default_point,
             max_in_flight=max(1, most // 4) if stream.advised_less else most,
             cause="load",
         )
         stream.outbox.put(pb.InferEvent(rate_advice=advice))
-        self._log.info("rate advice", session=session.id.hex(), credit=advice.max_in_flight)
+        if self._few.passes("rate advice"):
+            self._log.info("rate advice", session=session.id.hex(), credit=advice.max_in_flight)
 
     # ------------------------------------------------------------------ what the engine says
 
@@ -653,7 +749,7 @@ class Bridge:
     ) -> None:
         timings = computation.timings
         if isinstance(said, Failed):
-            said = from_code(said.code, said.message)
+            said = said.error
         if isinstance(said, BridgeError):
             self._count_refusal(said, computation.request_id, computation.frame_number)
             self._end(session, computation, None)
@@ -671,7 +767,9 @@ class Bridge:
             computation.distortion.bound = said.bound
             computation.warnings = said.warnings
             self._warn(job, said.warnings)
-            session.remember_report(
+            self._sessions.worked(session)
+            self._sessions.remember_report(
+                session,
                 computation.frame_number,
                 computation.distortion,
                 computation.fallback,
@@ -726,17 +824,35 @@ class Bridge:
 
     def _rest(self) -> None:
         """Something is over; perhaps it was the last."""
-        self._metrics.queue_depth.set(self._link.depth)
+        self._show_depth()
         if not self._answers.running and not self._returning:
             self._idle.set()
 
     # ------------------------------------------------------------------ sessions, counts, words
 
-    def _session_dropped(self, session_id: bytes) -> None:
-        self._answers.forget(session_id)
-        task = asyncio.get_running_loop().create_task(self._link.tell(Forget(session_id.hex())))
+    def _session_dropped(self, session: Session) -> None:
+        """Nothing of it is kept; what it waits for is refused, so that it negotiates again."""
+        self._admission.end(
+            session.id.hex(),
+            UnknownSessionError("this service no longer holds that session: negotiate again"),
+        )
+        self._answers.forget(session.id)
+        self._metrics.sessions_dropped.inc()
+        self._count_sessions()
+        self._later(self._link.tell(Forget(session.id.hex())))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._told.add(task)
         task.add_done_callback(self._told.discard)
+
+    def _count_sessions(self) -> None:
+        self._metrics.sessions.set(len(self._sessions))
+        self._metrics.fresh_sessions.set(self._sessions.fresh)
+
+    def _show_depth(self) -> None:
+        self._metrics.queue_depth.set(self._admission.depth)
+        self._metrics.left_queue.set(self._admission.waiting_for_nobody)
 
     def _observe_frame(
         self, header: Header, point: OperatingPoint, request: pb.InferRequest, body: bytes
@@ -761,7 +877,7 @@ class Bridge:
         self._metrics.answer_seconds.observe(answer.timings.total_ms / 1e3)
 
     def _count_refusal(self, error: BridgeError, request_id: bytes, frame_number: int) -> None:
-        self._metrics.refusals.labels(error.name).inc()
+        self._count(error)
         self._events.publish(
             "refused", request_id.hex(), time.monotonic_ns(), code=error.code, reason=error.name
         )
@@ -782,8 +898,13 @@ class Bridge:
                 name, request_id=job.request_id, session=job.session, frame=job.frame_number
             )
 
+    def _count(self, error: BridgeError) -> None:
+        self._metrics.refusals.labels(error.name).inc()
+        if isinstance(error, OverloadedError):
+            self._metrics.overloads.labels(error.cause or "engine").inc()
+
     def _more(self, name: str, count: int) -> None:
-        self._log.warning("refused, more of the same", error=name, count=count)
+        self._log.warning("more of the same", error=name, count=count)
 
     def _publish(self, topic: str, job: Job, at_ns: int, **details: Any) -> None:
         self._events.publish(topic, job.request_id, at_ns, session=job.session, **details)
@@ -792,7 +913,7 @@ class Bridge:
         self, context: Any, error: BridgeError, call: str, counted: bool = False
     ) -> NoReturn:
         if not counted:
-            self._metrics.refusals.labels(error.name).inc()
+            self._count(error)
             if self._few.passes(error.name):
                 self._log.warning(
                     "call refused",
@@ -804,7 +925,7 @@ class Bridge:
         await context.abort(
             grpc.StatusCode[error.grpc_status],
             error.message,
-            ((ERROR_METADATA_KEY, str(error.code)),),
+            trailer_of(error),
         )
         raise AssertionError("abort returned")
 
@@ -821,9 +942,9 @@ async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
 
 
 def _point_of(header: Header, session: Session) -> OperatingPoint:
-    point = session.points.get(header.operating_point)
+    point = session.terms.points.get(header.operating_point)
     if point is None:
-        known = ", ".join(f"{p.index} ({p.name})" for p in session.points.values())
+        known = ", ".join(f"{p.index} ({p.name})" for p in session.terms.points.values())
         raise UnknownQuantizerError(
             f"the frame is at operating point {header.operating_point}; this session has {known}"
         )

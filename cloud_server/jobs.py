@@ -9,6 +9,7 @@ that are bytes (no pickle). Knows no socket and no tensor library.
       │ ─── Job ──────────────────────────────────▶│
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for the way back
+      │ ─── Cancel ───────────────────────────────▶│   Dropped, if it still could
       │ ─── Forget (a session's scenes) ──────────▶│
       │ ─── Shutdown ─────────────────────────────▶│
 """
@@ -24,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from protos.errors import BridgeError, FrameMalformedError
+from protos.errors import BridgeError, FrameMalformedError, OverloadedError, from_code
 
 MAX_HEADER_BYTES = 4 << 20
 
@@ -90,6 +91,18 @@ class Forget:
     """The session is over: its scenes need not be held."""
 
     session: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """A job is not wanted any more.
+
+    Attributes:
+        begun: 1 to end it even if it has begun, 0 to leave it alone then.
+    """
+
+    job: int
+    begun: int = 1
 
 
 @dataclass(frozen=True)
@@ -243,16 +256,39 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Failed:
-    """Last event of a job that the engine refused."""
+    """Last event of a job that the engine refused.
+
+    Attributes:
+        retry_after_s: when it may be sent again; 0 where that is not known.
+        cause: of an `OverloadedError`.
+    """
 
     job: int
     code: int
     message: str
+    retry_after_s: float = 0.0
+    cause: str = ""
+
+    @property
+    def error(self) -> BridgeError:
+        """The error that it stands for."""
+        error = from_code(self.code, self.message)
+        if isinstance(error, OverloadedError):
+            error.retry_after_s, error.cause = self.retry_after_s, self.cause
+        return error
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Last event of a job that was cancelled in time."""
+
+    job: int
 
 
 Message: TypeAlias = (
     Job
     | Forget
+    | Cancel
     | Shutdown
     | Offer
     | Ready
@@ -263,14 +299,16 @@ Message: TypeAlias = (
     | Answered
     | Compressed
     | Failed
+    | Dropped
 )
-JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed
+JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed | Dropped
 
 _KINDS: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         Job,
         Forget,
+        Cancel,
         Shutdown,
         Offer,
         Ready,
@@ -281,6 +319,7 @@ _KINDS: dict[str, type[Any]] = {
         Answered,
         Compressed,
         Failed,
+        Dropped,
     )
 }
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -292,7 +331,9 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def failed(job: int, error: BridgeError) -> Failed:
-    """An error as a job's last event (back: `protos.errors.from_code`)."""
+    """An error as a job's last event (back: `Failed.error`)."""
+    if isinstance(error, OverloadedError):
+        return Failed(job, error.code, error.message, error.retry_after_s, error.cause)
     return Failed(job, error.code, error.message)
 
 

@@ -28,7 +28,9 @@ from cloud_server.jobs import (
     Accepted,
     Answered,
     Broken,
+    Cancel,
     Compressed,
+    Dropped,
     Failed,
     Forget,
     Job,
@@ -36,7 +38,6 @@ from cloud_server.jobs import (
     Message,
     Shutdown,
     Status,
-    TokenMade,
     pack,
     unpack,
 )
@@ -172,7 +173,7 @@ class FrontLink:
         """Wait no longer for what becomes of a job."""
         self._jobs.pop(job, None)
 
-    async def tell(self, message: Forget | Shutdown) -> None:
+    async def tell(self, message: Forget | Cancel | Shutdown) -> None:
         """Send something that has no answer; where there is no engine, there is nothing to tell."""
         with contextlib.suppress(EngineUnavailableError):
             await self._send(message)
@@ -220,11 +221,11 @@ class FrontLink:
             beat.cancel()
 
     def _dispatch(self, message: Message) -> None:
-        if not isinstance(message, Accepted | TokenMade | Answered | Compressed | Failed):
+        if not isinstance(message, JobEvent):
             self._notice(message)
             return
         sink, asks = self._jobs.get(message.job, (None, True))
-        ends = isinstance(message, Answered | Compressed | Failed)
+        ends = isinstance(message, Answered | Compressed | Failed | Dropped)
         if ends or (isinstance(message, Accepted) and not asks):
             self._jobs.pop(message.job, None)
         if sink is not None:
@@ -282,6 +283,10 @@ class EngineLink:
         self._outbox.put(message)
         with self._wake_lock:
             self._wake.send(b"")
+
+    def wake(self) -> None:
+        """End a blocking `receive` as if a heartbeat had come; from any thread."""
+        self._inbox.put(Status())
 
     def receive(self, block: bool) -> Message | None:
         """The next message, or `None` if there is none and `block` is false."""

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "neural_bridge_cloud_"
 STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
+OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations")
+LEFT = ("cancelled", "deadline", "lost", "never_back")
 _SECONDS = (
     0.0002,
     0.0005,
@@ -106,6 +108,19 @@ class Metrics:
         self.refusals = self._counter(
             "refusals_total", "Requests and calls refused, by error name", "reason"
         )
+        self.overloads = self._counter(
+            "overloads_total", "Requests and calls refused as overload, by what was full", "cause"
+        )
+        for cause in OVERLOADS:
+            self.overloads.labels(cause)
+        self.left = self._counter(
+            "left_requests_total", "Requests that nobody waited for any more, by how", "how"
+        )
+        for how in LEFT:
+            self.left.labels(how)
+        self.sessions_dropped = self._counter(
+            "sessions_dropped_total", "Sessions that others pushed out, or whose bundle went"
+        )
         self.negotiations = self._counter(
             "negotiations_total", "Sessions opened, by bundle", "bundle"
         )
@@ -138,9 +153,15 @@ class Metrics:
             "answering", "1 while the last question, a device's or our own, was answered"
         )
         self.engine_up = self._gauge("engine_up", "1 while the engine takes requests")
-        self.queue_depth = self._gauge("queue_depth", "Requests given to the engine, unanswered")
+        self.queue_depth = self._gauge("queue_depth", "Requests held for the engine, unanswered")
+        self.left_queue = self._gauge(
+            "left_queue_depth", "Requests whose callers are gone and may come back"
+        )
         self.running = self._gauge("running_requests", "Questions in the engine's running batch")
         self.sessions = self._gauge("sessions", "Sessions held")
+        self.fresh_sessions = self._gauge(
+            "fresh_sessions", "Sessions held that have brought no good frame yet"
+        )
         self.scenes = self._gauge("scenes", "Scenes that the engine holds")
         self.scene_bytes = self._gauge("scene_memory_bytes", "Memory of the scenes held")
         self.pool_bytes = self._gauge(

@@ -196,6 +196,7 @@ class Service:
         canary = Canary(settings, link, metrics, self._log, answering)
         asking = asyncio.create_task(canary.run())
         await link.start()
+        bridge.start()
         stopping = asyncio.create_task(self._stop.wait())
         server: grpc.aio.Server | None = None
         keeper: asyncio.Task[None] | None = None
@@ -234,7 +235,7 @@ class Service:
                 await asyncio.wait({keeper})
                 failure = keeper.exception()
             await http.stop()
-            bridge.close()
+            await bridge.close()
             events.close()
             await link.stop()
             self._log.info("stopped")

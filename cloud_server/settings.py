@@ -83,6 +83,23 @@ class Settings(configuration.TypedSettings):
     queue_requests: int = Field(
         256, ge=1, le=1_000_000, description="requests held at once; more are refused (overloaded)"
     )
+    session_requests: int = Field(
+        64, ge=1, le=1_000_000, description="requests of one session held at once"
+    )
+    engine_requests: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="requests given to the engine at once, one of each session in turn; 0 takes "
+        "twice the batch",
+    )
+    resend_window_s: float = Field(
+        30.0,
+        gt=0.0,
+        le=3600.0,
+        description="requests whose connection broke wait so long, last in the queue, to be sent "
+        "again, seconds",
+    )
     scene_memory_bytes: int = Field(
         256 << 20, ge=1 << 10, description="scenes kept in the engine for later questions, in bytes"
     )
@@ -96,7 +113,32 @@ class Settings(configuration.TypedSettings):
         16 << 20, ge=1 << 10, description="memory of those answers, in bytes"
     )
     sessions: int = Field(
-        1024, ge=1, le=10_000_000, description="sessions kept; the longest unused one goes first"
+        65536,
+        ge=1,
+        le=10_000_000,
+        description="sessions kept that brought a good frame; beyond it the address that has most "
+        "loses its longest unused one",
+    )
+    fresh_sessions: int = Field(
+        8192,
+        ge=1,
+        le=10_000_000,
+        description="sessions kept that have brought none yet; beyond it likewise",
+    )
+    session_memory_bytes: int = Field(
+        64 << 20,
+        ge=1 << 10,
+        description="what is remembered of all sessions' scenes beside the engine, in bytes",
+    )
+    negotiations_per_s: float = Field(
+        50.0,
+        ge=0.0,
+        le=1e6,
+        description="sessions that one address may open a second (IPv6: one /64); 0 for no bound, "
+        "as behind a proxy that hides addresses",
+    )
+    negotiation_burst: int = Field(
+        500, ge=1, le=10_000_000, description="sessions that one address may open at once"
     )
     max_payload_bytes: int = Field(
         1 << 20, ge=16, le=256 << 20, description="longest payload of a frame, in bytes"
@@ -113,6 +155,15 @@ class Settings(configuration.TypedSettings):
     )
     max_picture_px: int = Field(
         4096, ge=1, le=16384, description="largest width and height of a picture, in pixels"
+    )
+    picture_px_per_s: float = Field(
+        16e6,
+        ge=0.0,
+        le=1e12,
+        description="pixels of pictures decoded for one session a second; 0 for no bound",
+    )
+    picture_burst_px: float = Field(
+        float(1 << 24), gt=0.0, le=1e12, description="pixels decoded for one session at once"
     )
     max_in_flight: int = Field(
         16, ge=1, le=65535, description="requests of one stream that may wait for their answer"

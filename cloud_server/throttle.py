@@ -51,7 +51,7 @@ class Throttle:
 
 
 class Buckets:
-    """One bucket of tokens for each caller. A caller may go into debt once, then has to wait.
+    """One bucket of tokens for each caller.
 
     Args:
         per_s: tokens that flow into each bucket a second; 0 for no bound.
@@ -67,7 +67,9 @@ class Buckets:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, when
 
     def take(self, caller: str, amount: float = 1.0) -> float:
-        """Take tokens if the bucket holds any; else take none and say when it will, in seconds.
+        """Take tokens if the bucket holds them; else take none and say when it will, in seconds.
+
+        More than a bucket holds can be taken from a full one; it is in debt then.
 
         Returns:
             0 if they were taken.
@@ -77,7 +79,7 @@ class Buckets:
         now = self._clock()
         left, at = self._left.pop(caller, (self._burst, now))
         left = min(self._burst, left + (now - at) * self._per_s)
-        wait_s = 0.0 if left > 0.0 else -left / self._per_s + 1.0 / self._per_s
+        wait_s = max(0.0, min(amount, self._burst) - left) / self._per_s
         self._left[caller] = (left if wait_s else left - amount, now)
         if len(self._left) > self._most:
             self._left.popitem(last=False)

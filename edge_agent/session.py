@@ -39,13 +39,12 @@ from protos.errors import (
     OfflineError,
     OverloadedError,
     ProtocolVersionError,
-    from_code,
 )
 from protos.frame import (
-    ERROR_METADATA_KEY,
     PROTOCOL_VERSION,
     Limits,
     OperatingPoint,
+    error_in,
     points_from_json,
     session_constants,
 )
@@ -243,9 +242,9 @@ def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
     """
     text = error.details() or error.code().name
     trailer = error.trailing_metadata()
-    for key, value in trailer if trailer is not None else ():
-        if key == ERROR_METADATA_KEY and str(value).isdigit():
-            return from_code(int(value), text)
+    typed = error_in(trailer if trailer is not None else (), text)
+    if typed is not None:
+        return typed
     status = error.code()
     if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return OfflineError(f"the server cannot be reached: {text}")

@@ -49,16 +49,17 @@ from protos.errors import (
     MissingKeyFrameError,
     NoFeedbackError,
     OfflineError,
+    OverloadedError,
     ProtocolVersionError,
     UnknownSceneError,
     UnknownSessionError,
-    from_code,
 )
 from protos.feedback import open_response, seal_feedback
 from protos.frame import (
     EVENTS_APART,
     SESSION_METADATA_KEY,
     Distortion,
+    refusal_of,
     seal_ask,
     session_constants,
 )
@@ -75,6 +76,8 @@ FATAL = (
 )
 """Errors that every further frame would meet as well: they end the run."""
 
+_LONGEST_ASKED_S = 60.0
+"""A server that asks for a longer pause gets no more than this."""
 _DAMAGED = 3  # times that a request goes again because its bytes changed on the way
 
 
@@ -678,6 +681,17 @@ class Uplink:
             most_s = self._policy.give_up_s
             return spent or (most_s > 0 and self._clock() - start >= most_s)
 
+        jitter = wait_random_exponential(
+            multiplier=self._policy.backoff_s, max=self._policy.backoff_max_s
+        )
+
+        def pause_s(state: RetryCallState) -> float:
+            """Full jitter, after the time that the server asked for, if it did."""
+            failure = state.outcome.exception() if state.outcome is not None else None
+            error = failure.error if isinstance(failure, _Refused) else failure
+            asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
+            return min(asked_s, _LONGEST_ASKED_S) + jitter(state)
+
         def before_sleep(state: RetryCallState) -> None:
             failure = state.outcome.exception() if state.outcome is not None else None
             error = failure.error if isinstance(failure, _Refused) else failure
@@ -695,9 +709,7 @@ class Uplink:
                 lambda e: isinstance(e, BridgeError | _Refused) and e.retryable
             ),
             stop=stop,
-            wait=wait_random_exponential(
-                multiplier=self._policy.backoff_s, max=self._policy.backoff_max_s
-            ),
+            wait=pause_s,
             sleep=self._sleep,
             before_sleep=before_sleep,
             reraise=True,
@@ -724,7 +736,7 @@ class Uplink:
     def _refusal(
         self, refused: bridge_pb2.Refused, session: Session, sent: _Sent
     ) -> BridgeError | _Refused:
-        error = from_code(refused.code, refused.message)
+        error = refusal_of(refused)
         if isinstance(error, UnknownSceneError):
             return error
         if isinstance(error, UnknownSessionError):

@@ -11,9 +11,9 @@ import io
 import struct
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,7 @@ _SAME_LEVELS = 2
 _LONGEST_SHAPE = 64
 
 Samples = npt.NDArray[Any]
+Result = TypeVar("Result")
 
 
 # ------------------------------------------------------------------------------- file to RGB
@@ -94,11 +95,30 @@ def read(
         PictureError: not such a file, damaged, too large, or with samples whose depth cannot be
             told; what was wrong and what to do.
     """
+    return _guarded(file, formats, lambda name: _read(file, name, formats, max_side, max_pixels))
+
+
+def size(file: Path | bytes, *, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
+    """Width and height of a picture file as its header has them; nothing is decoded.
+
+    Raises:
+        PictureError: as `read`, of what the header can tell.
+    """
+
+    def look(_: str) -> tuple[int, int]:
+        with _open(file, formats) as opened:
+            return opened.size
+
+    return _guarded(file, formats, look)
+
+
+def _guarded(file: Path | bytes, formats: Sequence[str], work: Callable[[str], Result]) -> Result:
+    """Do something with a file, given its name for messages; whatever fails is a PictureError."""
     name = f"the payload of {len(file)} bytes" if isinstance(file, bytes) else Path(file).name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, large sizes: decided here
-            return _read(file, name, formats, max_side, max_pixels)
+            return work(name)
     except BridgeError:
         raise
     except UnidentifiedImageError as error:

@@ -60,6 +60,18 @@ _NO_PIXELS = _MARKS | {
 }
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """One picture as `VLM.prepare` made it: what the model's forward needs besides ids."""
+
+    pixels: dict[str, Tensor]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Pictures of equal shapes can be seen together."""
+        return tuple(tuple(value.shape) for value in self.pixels.values())
+
+
 @dataclass
 class VLM(FrozenModel):
     """A frozen local image-text-to-text model with everything that its cache needs said about it.
@@ -424,11 +436,14 @@ class VLM(FrozenModel):
 
     # -- the sending side ------------------------------------------------------------------------
 
-    def prefill(self, pictures: Sequence[Image.Image], attention: bool = True) -> Prefilled:
+    def prefill(
+        self, pictures: Sequence[Image.Image | Prepared], attention: bool = True
+    ) -> Prefilled:
         """Run the model over the prompt up to the last image token, one row per picture.
 
         Args:
-            pictures: any size and mode; the model's own processor resizes and normalises them.
+            pictures: any size and mode, the model's own processor resizes and normalises them; or
+                all from `prepare`, of equal shapes.
             attention: also run the fixed tail of the prompt (the cue to answer) and measure the
                 attention that the image tokens receive.
 
@@ -467,11 +482,25 @@ class VLM(FrozenModel):
         with torch.inference_mode():
             return kv.to_states(keys, values, self.layout, self.positions, attention)
 
+    def prepare(self, picture: Image.Image) -> Image.Image | Prepared:
+        """Do for one picture what needs no model, so that `prefill` need not; from any thread.
+
+        Where the image processor alone does not suffice, nothing can be done beforehand: tokenizers
+        belong to one thread.
+
+        Raises:
+            PictureError: the processor cannot take it.
+        """
+        return Prepared(self._pixels([picture])) if self._pixels_alone else picture
+
     def _pixels(
-        self, pictures: Sequence[Image.Image], alone: bool | None = None
+        self, pictures: Sequence[Image.Image | Prepared], alone: bool | None = None
     ) -> dict[str, Tensor]:
         """What the model's forward needs besides ids, one row per picture."""
-        rgb = [as_rgb(picture) for picture in pictures]
+        done = [picture.pixels for picture in pictures if isinstance(picture, Prepared)]
+        if len(done) == len(pictures):
+            return {name: torch.cat([pixels[name] for pixels in done]) for name in done[0]}
+        rgb = [as_rgb(picture) for picture in pictures if not isinstance(picture, Prepared)]
         nested = [[picture] for picture in rgb]
         if self._pixels_alone if alone is None else alone:
             try:
@@ -486,7 +515,7 @@ class VLM(FrozenModel):
 
     def _see(
         self,
-        pictures: Sequence[Image.Image],
+        pictures: Sequence[Image.Image | Prepared],
         ids: Sequence[Sequence[int]],
         cache: Any,
         attentions: bool = False,

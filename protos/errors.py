@@ -259,6 +259,14 @@ class NoFeedbackError(BridgeError):
     exit_code = 36
 
 
+class FrameNumberError(BridgeError):
+    summary = "A frame's number is taken by another frame of the session, which is still held."
+    code = 308
+    name = "frame_number"
+    grpc_status = "ALREADY_EXISTS"
+    exit_code = 37
+
+
 # ------------------------------------------------------------------ 4xx: the question
 
 
@@ -292,12 +300,24 @@ class ContextError(BridgeError):
 
 
 class OverloadedError(BridgeError):
+    """See `BridgeError`.
+
+    Args:
+        message: see `BridgeError`.
+        retry_after_s: when there may be room for it, seconds; 0 where that is not known.
+        cause: what was full, a short word for metrics.
+    """
+
     summary = "The cloud has no room for this request now."
     code = 501
     name = "overloaded"
     grpc_status = "RESOURCE_EXHAUSTED"
     exit_code = 50
     retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 0.0, cause: str = "") -> None:
+        super().__init__(message)
+        self.retry_after_s, self.cause = retry_after_s, cause
 
 
 class EngineUnavailableError(BridgeError):
@@ -438,6 +458,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         ProtocolVersionError,
         MissingKeyFrameError,
         NoFeedbackError,
+        FrameNumberError,
         QuestionError,
         QuestionTooLongError,
         ContextError,

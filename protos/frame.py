@@ -29,8 +29,10 @@ from protos.errors import (
     FrameTooLargeError,
     FrameTruncatedError,
     NonFiniteError,
+    OverloadedError,
     QuestionError,
     QuestionTooLongError,
+    from_code,
 )
 from protos.layout import read_json
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -40,6 +42,7 @@ PROTOCOL_VERSION = 1
 SERVICE = "neuralbridge.v1.Bridge"
 SESSION_METADATA_KEY = "nb-session-bin"
 ERROR_METADATA_KEY = "nb-error-code"
+RETRY_METADATA_KEY = "nb-retry-after-ms"
 EVENTS_APART = ("nb-events", "apart")
 """Metadata of an Infer call whose events go to the session's Events call."""
 
@@ -848,14 +851,53 @@ def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, consta
 
 
 def refused(error: BridgeError) -> pb.Refused:
-    """The event that tells the edge of an error (back: `errors.from_code`)."""
+    """The event that tells the edge of an error (back: `refusal_of`)."""
     return pb.Refused(
         code=error.code,
         name=error.name,
         message=error.message,
         retryable=error.retryable,
         grpc_status=error.grpc_status,
+        retry_after_ms=_retry_after_ms(error),
     )
+
+
+def refusal_of(refused: pb.Refused) -> BridgeError:
+    """The error that `refused` told of."""
+    return _told(refused.code, refused.message, refused.retry_after_ms)
+
+
+def trailer_of(error: BridgeError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata of a call that ends with an error (back: `error_in`)."""
+    told = [(ERROR_METADATA_KEY, str(error.code))]
+    if retry_after_ms := _retry_after_ms(error):
+        told.append((RETRY_METADATA_KEY, str(retry_after_ms)))
+    return tuple(told)
+
+
+def error_in(trailer: Iterable[tuple[str, str | bytes]], message: str) -> BridgeError | None:
+    """The error of which a call's trailing metadata tell; None if they tell of none."""
+    told = {
+        key: int(value)
+        for key, value in trailer
+        if key in (ERROR_METADATA_KEY, RETRY_METADATA_KEY) and str(value).isdigit()
+    }
+    if ERROR_METADATA_KEY not in told:
+        return None
+    return _told(told[ERROR_METADATA_KEY], message, told.get(RETRY_METADATA_KEY, 0))
+
+
+def _retry_after_ms(error: BridgeError) -> int:
+    if not isinstance(error, OverloadedError):
+        return 0
+    return min(math.ceil(error.retry_after_s * 1000), (1 << 32) - 1)
+
+
+def _told(code: int, message: str, retry_after_ms: int) -> BridgeError:
+    error = from_code(code, message)
+    if isinstance(error, OverloadedError):
+        error.retry_after_s = retry_after_ms / 1000
+    return error
 
 
 def _check_request(message: pb.InferRequest | pb.AskRequest, limits: Limits) -> None:

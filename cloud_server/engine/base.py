@@ -19,11 +19,17 @@ class Engine(ABC):
     """Base of the family.
 
     The calls, in order: `prepare`, if a spare makes engines by fork; `load`; then `submit`,
-    `forget` and `step` for ever.
+    `cancel`, `forget` and `step` for ever.
 
     A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
-    `Compressed` or `Failed`.
+    `Compressed`, `Failed` or `Dropped`.
+
+    Attributes:
+        wake: an engine that works on something between steps calls it, from any thread, when there
+            is a step to do.
     """
+
+    wake: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -47,6 +53,15 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, job: Job) -> None:
         """Take a job; it is worked on by later steps."""
+
+    @abstractmethod
+    def cancel(self, job: int, begun: bool) -> None:
+        """Let go of a job, with `Dropped` as its last event; one that has ended stays so.
+
+        Args:
+            job: its id.
+            begun: also if it has begun; its scene stays held if it was accepted.
+        """
 
     @abstractmethod
     def forget(self, session: str) -> None:

@@ -61,6 +61,9 @@ class SceneMemory:
     def __len__(self) -> int:
         return len(self._store)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._store
+
     @property
     def bytes(self) -> int:
         """Of the scenes held, whole pages."""
@@ -149,6 +152,9 @@ class LatentMemory:
     def __init__(self, max_bytes: int) -> None:
         self._pool = PagePool((LATENT_PAGE_BYTES,), torch.uint8, most_bytes=max_bytes)
         self._store: SceneStore[_Latents] = SceneStore(max_bytes, self._dropped)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._store
 
     @property
     def bytes(self) -> int:

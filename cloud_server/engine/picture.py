@@ -7,6 +7,16 @@ from PIL import Image
 from projector import pictures
 
 
+def pixels_of(file: bytes) -> int:
+    """Pixels of a picture, as the file's header has them; nothing is decoded.
+
+    Raises:
+        PictureError: not such a file.
+    """
+    width, height = pictures.size(file, formats=pictures.WIRE_FORMATS)
+    return width * height
+
+
 def open_picture(file: bytes, max_px: int) -> Image.Image:
     """Decode a picture file by the rule of `projector/pictures.py`; its size is checked first.
 

@@ -33,6 +33,9 @@ class SceneStore(Generic[Scene]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
     def put(self, name: Name, scene: Scene, size_bytes: int) -> None:
         """Hold a scene; one of the same name is replaced."""
         self.make_room(name, size_bytes)

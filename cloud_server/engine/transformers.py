@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import structlog
@@ -22,11 +23,14 @@ from torch import Tensor
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.batch import Row, RunningBatch
 from cloud_server.engine.memory import LatentMemory, Scene, SceneMemory
-from cloud_server.engine.picture import open_picture
+from cloud_server.engine.owners import FrameNumbers
+from cloud_server.engine.reader import PictureReader, Read
+from cloud_server.engine.scenes import Name
 from cloud_server.jobs import (
     Accepted,
     Answered,
     Compressed,
+    Dropped,
     Failed,
     Job,
     JobEvent,
@@ -42,13 +46,13 @@ from projector.bundle import Bundle
 from projector.encoder import Floats, Held, Mask
 from projector.grades import verdict_of
 from projector.lm import LM, TEXT_TOKENS, reads_only_texts
-from projector.pictures import DEGENERATE, degenerate
 from projector.signing import TrustedKeys
-from projector.vlm import VLM
+from projector.vlm import VLM, Prepared
 from protos.errors import (
     BridgeError,
     ConfigError,
     FrameMalformedError,
+    FrameNumberError,
     MissingKeyFrameError,
     NoFeedbackError,
     NonFiniteError,
@@ -65,12 +69,16 @@ _WARM_UP = "warm-up"
 _WARM_UP_PX = 64
 
 
+Picture: TypeAlias = Image.Image | Prepared
+
+
 @dataclass
 class _Work:
     """One job on its way through a step."""
 
     job: Job
     taken_ns: int
+    read: Read[Picture] | None = None
     question: list[int] = field(default_factory=list)
     decode_s: float = 0.0
     decoded_ns: int = 0
@@ -95,6 +103,15 @@ class TransformersEngine(Engine):
         self._scenes: SceneMemory  # by `load`, which knows the model's shapes
         self._latents = LatentMemory(settings.latent_memory_bytes)
         self._read_bundles: list[Bundle] = []
+        self._pictures: PictureReader[Picture] = PictureReader(
+            self._ready_for_model,
+            settings.max_picture_px,
+            settings.picture_px_per_s,
+            settings.picture_burst_px,
+            lambda: self.wake(),
+        )
+        self._seen: deque[Read[Picture]] = deque()
+        self._numbers = FrameNumbers(self._holds)
         self._bundles: dict[str, tuple[Bundle, Backend]] = {}
         self._log = structlog.get_logger(component="engine")
 
@@ -182,6 +199,9 @@ class TransformersEngine(Engine):
         try:
             for jobs in self._warm_up_jobs():
                 for job in jobs:
+                    if job.point == PICTURE_POINT:
+                        self._seen.append(self._pictures.read_now(job))
+                        continue
                     self.submit(job)
                 while self.busy:
                     self.step()
@@ -241,11 +261,51 @@ class TransformersEngine(Engine):
     @property
     def busy(self) -> bool:
         """Whether a job waits or an answer is being made."""
-        return bool(self._waiting) or len(self._batch) > 0
+        return bool(self._waiting or self._seen) or self._pictures.ready or len(self._batch) > 0
 
     def submit(self, job: Job) -> None:
-        """Take a job; it joins at a later step."""
-        self._waiting.append(job)
+        """Take a job; it joins at a later step, a picture once it was read."""
+        if job.point == PICTURE_POINT:
+            try:
+                self._numbers.check(job.scene, job.request_id)
+            except FrameNumberError as error:
+                self._emit(failed(job.id, error))
+            else:
+                self._pictures.submit(job)
+        else:
+            self._waiting.append(job)
+
+    def cancel(self, job: int, begun: bool) -> None:
+        """Let go of a job: of one that waits, and if it may have begun, of its row too."""
+        if self._pictures.cancel(job, begun) or self._leaves_queue(job, begun):
+            self._emit(Dropped(job))
+
+    def _leaves_queue(self, job: int, begun: bool) -> bool:
+        for waiting in self._waiting:
+            if waiting.id == job:
+                self._waiting.remove(waiting)
+                return True
+        if not begun:
+            return False
+        for read in self._seen:
+            if read.job.id == job:
+                self._seen.remove(read)
+                return True
+        for row in self._batch.rows:
+            if row.owner.job.id == job:
+                row.done = True
+                self._batch.leave()
+                return True
+        return False
+
+    def _holds(self, name: Name) -> bool:
+        return name in self._scenes or name in self._latents
+
+    def _ready_for_model(self, picture: Image.Image) -> Picture:
+        """In the reader's thread."""
+        if isinstance(self._model, LM):
+            raise PictureError(f"{self._model.layout.model_id} reads texts, it sees no pictures")
+        return self._model.prepare(picture)
 
     def forget(self, session: str) -> None:
         """Let go of a session's scenes."""
@@ -255,7 +315,7 @@ class TransformersEngine(Engine):
     def status(self) -> Status:
         """The present load."""
         return Status(
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + self._pictures.waiting,
             running=len(self._batch),
             scenes=len(self._scenes),
             scene_bytes=self._scenes.bytes,
@@ -274,10 +334,18 @@ class TransformersEngine(Engine):
     # -- joining ---------------------------------------------------------------------------------
 
     def _next_group(self) -> list[_Work]:
-        """Waiting jobs, in order, as many as there is room for."""
+        """Pictures that were read and waiting jobs, in order, as many as there is room for."""
         most = self._settings.batch_size
         free = most - len(self._batch)
         group: list[_Work] = []
+        self._seen.extend(self._pictures.take(most - len(self._seen)))
+        while self._seen and len(group) < most:
+            if self._seen[0].job.question and self._seen[0].error is None:
+                if not free:
+                    break
+                free -= 1
+            read = self._seen.popleft()
+            group.append(_Work(read.job, read.taken_ns, read))
         while self._waiting and len(group) < most:
             if self._waiting[0].question:
                 if not free:
@@ -329,25 +397,35 @@ class TransformersEngine(Engine):
 
     def _hold(self, group: list[_Work]) -> None:
         """Decode, project and keep the scenes of a group of frames."""
-        pictures: list[tuple[_Work, Image.Image]] = []
+        pictures: dict[object, list[tuple[_Work, Picture]]] = {}  # by shapes
         frames: dict[str, list[tuple[_Work, Floats, Mask]]] = {}
         for work in group:
             job, started = work.job, time.perf_counter()
             try:
-                if job.point == PICTURE_POINT:
-                    pictures.append((work, open_picture(job.body, self._settings.max_picture_px)))
-                else:
-                    held = self._decode(job)  # before the group exists: it may refuse
-                    frames.setdefault(job.bundle, []).append((work, held.latents, held.kept))
+                self._numbers.claim(job.scene, job.request_id)
+                if work.read is not None:
+                    picture = _picture(work.read)
+                    work.decode_s, work.decoded_ns = work.read.seconds, work.read.done_ns
+                    work.warnings = list(work.read.warnings)
+                    shapes = picture.shapes if isinstance(picture, Prepared) else None
+                    pictures.setdefault(shapes, []).append((work, picture))
+                    continue
+                held = self._decode(job)  # before the group exists: it may refuse
+                frames.setdefault(job.bundle, []).append((work, held.latents, held.kept))
+            except FrameNumberError as error:
+                self._emit(failed(job.id, error))
+                continue
             except BridgeError as error:
+                self._numbers.release(job.scene)
                 self._emit(failed(job.id, error))
                 continue
             work.decode_s = time.perf_counter() - started
             work.decoded_ns = time.monotonic_ns()
         for digest, decoded in frames.items():
             self._project(*self._bundles[digest], decoded)
-        if pictures:
-            self._see(pictures)
+        for alike in pictures.values():
+            self._see(alike)
+        self._numbers.end_step()
 
     def _project(
         self, bundle: Bundle, backend: Backend, decoded: Sequence[tuple[_Work, Floats, Mask]]
@@ -440,7 +518,7 @@ class TransformersEngine(Engine):
             body=encoded.payload,
         )
 
-    def _see(self, pictures: Sequence[tuple[_Work, Image.Image]]) -> None:
+    def _see(self, pictures: Sequence[tuple[_Work, Picture]]) -> None:
         """The picture point: the model's own prefill of a group of pictures."""
         started, model = time.perf_counter(), self._model
         try:
@@ -454,8 +532,6 @@ class TransformersEngine(Engine):
                 for pair in pictures:
                     self._see([pair])
             return
-        for work, picture in pictures:
-            work.warnings = [DEGENERATE] if degenerate(picture) else []
         start = made.prefix_tokens
         self._inject(
             [work for work, _ in pictures],
@@ -535,6 +611,17 @@ class TransformersEngine(Engine):
                     )
                 )
         self._batch.leave()
+
+
+def _picture(read: Read[Picture]) -> Picture:
+    """What was read.
+
+    Raises:
+        BridgeError: what reading it ended in.
+    """
+    if read.prepared is None:
+        raise read.error or PictureError("the picture was not read")
+    return read.prepared
 
 
 def _offer(bundle: Bundle) -> Offer:

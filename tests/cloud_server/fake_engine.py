@@ -17,9 +17,10 @@ import time
 from cloud_server import engine as engines
 from cloud_server import engine_main
 from cloud_server.engine.base import Emit, Engine
-from cloud_server.jobs import Accepted, Answered, Job, Offer, Status, TokenMade, failed
+from cloud_server.engine.owners import FrameNumbers
+from cloud_server.jobs import Accepted, Answered, Dropped, Job, Offer, Status, TokenMade, failed
 from cloud_server.settings import Settings
-from protos.errors import BundleLayoutError, QuestionError
+from protos.errors import BundleLayoutError, FrameNumberError, QuestionError
 from protos.frame import points_to_json
 from tests.cloud_server import stage
 
@@ -30,6 +31,7 @@ class FakeEngine(Engine):
         self._jobs: list[Job] = []
         self._held: list[Job] = []
         self._scenes: set[tuple[str, int]] = set()
+        self._numbers = FrameNumbers(self._scenes.__contains__)
 
     def prepare(self) -> None:
         """Nothing is worth keeping."""
@@ -67,7 +69,15 @@ class FakeEngine(Engine):
         self._jobs.append(job)
 
     def forget(self, session: str) -> None:
-        self._scenes = {scene for scene in self._scenes if scene[0] != session}
+        self._scenes -= {scene for scene in self._scenes if scene[0] == session}
+
+    def cancel(self, job: int, begun: bool) -> None:
+        for jobs in (self._jobs, self._held) if begun else (self._jobs,):
+            for waiting in jobs:
+                if waiting.id == job:
+                    jobs.remove(waiting)
+                    self._emit(Dropped(job))
+                    return
 
     def step(self) -> None:
         job = self._jobs.pop(0)
@@ -82,7 +92,14 @@ class FakeEngine(Engine):
         if job.question == "no":
             self._emit(failed(job.id, QuestionError("no")))
             return
+        try:
+            if job.has_frame:
+                self._numbers.claim(job.scene, job.request_id)
+        except FrameNumberError as error:
+            self._emit(failed(job.id, error))
+            return
         self._scenes.add(job.scene)
+        self._numbers.end_step()
         now = time.monotonic_ns()
         self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, now, now, now))
         if job.question == "hold":

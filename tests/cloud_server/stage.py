@@ -144,6 +144,7 @@ class Client:
     known_digest: str = ""
     session: Any = None
     _ids: Iterator[int] = field(default_factory=lambda: iter(range(1, 1 << 30)))
+    _used: dict[bytes, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stub = bridge_pb2_grpc.BridgeStub(self.channel)
@@ -170,6 +171,14 @@ class Client:
     def request_id(self) -> bytes:
         return next(self._ids).to_bytes(8, "big")
 
+    def number(self, wished: int) -> int:
+        """A frame number of its own in this session: the wished one, or the next free."""
+        used = self._used.setdefault(self.session.session_id, set())
+        while wished in used:
+            wished += 1000
+        used.add(wished)
+        return wished
+
     def frame(
         self,
         seed: int = 0,
@@ -181,14 +190,15 @@ class Client:
         constants: bytes | None = None,
     ) -> pb.InferRequest:
         encoded = self.encoder.encode(state(seed, self.layout), self.encoder.point(point))
-        header = Header(
-            point, seed if number is None else number, encoded.kept, 0, encoded.distortion
-        )
+        if number is None:
+            number = self.number(seed)
+        header = Header(point, number, encoded.kept, 0, encoded.distortion)
         return self.sealed(header, encoded.payload, question, request_id, limit, constants)
 
     def picture(
-        self, file: bytes, number: int = 0, question: str = QUESTION, cause: str = ""
+        self, file: bytes, number: int | None = None, question: str = QUESTION, cause: str = ""
     ) -> pb.InferRequest:
+        number = self.number(0) if number is None else number
         none = np.zeros(0, dtype=np.bool_)
         header = Header(PICTURE_POINT, number, none, 0, Distortion(), cause=cause)
         return self.sealed(header, file, question)

@@ -37,6 +37,7 @@ PUBLISHED = {
     305: ("protocol_version", 34),
     306: ("missing_key_frame", 35),
     307: ("no_feedback", 36),
+    308: ("frame_number", 37),
     401: ("question", 40),
     402: ("question_too_long", 41),
     403: ("context", 42),

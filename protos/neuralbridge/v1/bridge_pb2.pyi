@@ -203,18 +203,20 @@ class DistortionReport(_message.Message):
     def __init__(self, quantize: _Optional[float] = ..., dropped_attention: _Optional[float] = ..., latent_residual: _Optional[float] = ..., unfamiliarity: _Optional[float] = ..., expected_error: _Optional[float] = ..., bound: _Optional[float] = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("code", "name", "message", "retryable", "grpc_status")
+    __slots__ = ("code", "name", "message", "retryable", "grpc_status", "retry_after_ms")
     CODE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
     GRPC_STATUS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     code: int
     name: str
     message: str
     retryable: bool
     grpc_status: str
-    def __init__(self, code: _Optional[int] = ..., name: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ..., grpc_status: _Optional[str] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., name: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ..., grpc_status: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class RateAdvice(_message.Message):
     __slots__ = ("point", "max_in_flight", "cause")

@@ -1,0 +1,67 @@
+"""Whose a frame number is: the request that brought the scene which is held under it.
+
+A number that another request takes while its scene is held would replace that scene, and questions
+about it would be answered from another picture. Once nothing is held under it any more, nothing can
+be replaced: a request may take it again. So memory is bounded by that of the scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloud_server.engine.scenes import Name
+from protos.errors import FrameNumberError
+
+_SLACK = 1024
+
+
+class FrameNumbers:
+    """Request ids by the scenes that they brought.
+
+    Args:
+        held: whether something is held under that name.
+    """
+
+    def __init__(self, held: Callable[[Name], bool]) -> None:
+        self._held = held
+        self._owners: dict[Name, str] = {}
+        self._now: set[Name] = set()
+        self._prune_at = _SLACK
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def check(self, name: Name, request_id: str) -> None:
+        """Refuse a number that is another request's.
+
+        Raises:
+            FrameNumberError: a scene of that name, of another request, is held.
+        """
+        owner = self._owners.get(name)
+        if owner in (None, request_id) or not (name in self._now or self._held(name)):
+            return
+        raise FrameNumberError(
+            f"frame number {name[1]} is taken by request {owner}, whose frame is held under it: "
+            "count up, so that each frame of a session has a number of its own"
+        )
+
+    def claim(self, name: Name, request_id: str) -> None:
+        """A request brings a scene in the present step.
+
+        Raises:
+            FrameNumberError: as `check`.
+        """
+        self.check(name, request_id)
+        self._owners[name] = request_id
+        self._now.add(name)
+
+    def release(self, name: Name) -> None:
+        """It failed."""
+        self._now.discard(name)
+
+    def end_step(self) -> None:
+        """What the step brought is held by now."""
+        self._now.clear()
+        if len(self._owners) > self._prune_at:
+            self._owners = {name: id for name, id in self._owners.items() if self._held(name)}
+            self._prune_at = 2 * len(self._owners) + _SLACK

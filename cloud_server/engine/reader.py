@@ -1,0 +1,164 @@
+"""Pictures become what the model takes in a thread of their own, while the engine's steps go on.
+
+One picture at a time, in the order in which they come. Each session has a bucket of pixels a
+second, charged by what the file's header says before anything is decoded: a small file may hold a
+huge picture. Knows files and pixels; of the model it knows the function that prepares for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+from cloud_server.engine.picture import open_picture, pixels_of
+from cloud_server.jobs import Job
+from cloud_server.throttle import Buckets
+from projector.pictures import DEGENERATE, degenerate
+from protos.errors import BridgeError, OverloadedError
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class Read(Generic[Prepared]):
+    """A picture that was read, or the error that it ended in.
+
+    Attributes:
+        taken_ns: when its turn came (monotonic), likewise `done_ns`.
+        seconds: what reading took.
+        warnings: names of what is unusual about it.
+    """
+
+    job: Job
+    taken_ns: int
+    done_ns: int
+    seconds: float
+    prepared: Prepared | None = None
+    warnings: tuple[str, ...] = ()
+    error: BridgeError | None = None
+
+
+class PictureReader(Generic[Prepared]):
+    """The thread and what goes through it.
+
+    Args:
+        prepare: from a picture to what the model takes; called in the thread.
+        max_px: largest width and height.
+        px_per_s: pixels that a session may have read per second; 0 for no bound.
+        burst_px: pixels that it may have read at once.
+        wake: called in the thread when a picture is ready.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Image.Image], Prepared],
+        max_px: int,
+        px_per_s: float,
+        burst_px: float,
+        wake: Callable[[], None],
+    ) -> None:
+        self._prepare, self._max_px, self._wake = prepare, max_px, wake
+        self._budget = Buckets(px_per_s, burst_px)
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+        self._unwanted: set[int] = set()
+        self._read: list[Read[Prepared]] = []
+        self._now = -1  # the job whose turn it is
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has anything."""
+        return bool(self._read)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures whose turn has not come."""
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Have a picture read."""
+        with self._lock:
+            self._waiting.add(job.id)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def cancel(self, job: int, begun: bool) -> bool:
+        """Let go of a picture; whether it was here and is gone now."""
+        with self._lock:
+            if job in self._waiting:
+                self._waiting.discard(job)
+                return True
+            if not begun:
+                return False
+            here = [read for read in self._read if read.job.id == job]
+            for read in here:
+                self._read.remove(read)
+            if not here and job == self._now:
+                self._unwanted.add(job)
+                return True
+            return bool(here)
+
+    def take(self, most: int) -> list[Read[Prepared]]:
+        """Pictures that were read, in order, at most so many."""
+        with self._lock:
+            taken, self._read = self._read[:most], self._read[most:]
+        return taken
+
+    def read_now(self, job: Job) -> Read[Prepared]:
+        """Read a picture in the caller's thread."""
+        return self._one(job)
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            with self._lock:
+                if job.id not in self._waiting:
+                    continue
+                self._waiting.discard(job.id)
+                self._now = job.id
+            read = self._one(job)
+            with self._lock:
+                self._now = -1
+                if job.id in self._unwanted:
+                    self._unwanted.discard(job.id)
+                    continue
+                self._read.append(read)
+            self._wake()
+
+    def _one(self, job: Job) -> Read[Prepared]:
+        taken_ns, started = time.monotonic_ns(), time.perf_counter()
+        prepared: Prepared | None = None
+        warnings: tuple[str, ...] = ()
+        failed: BridgeError | None = None
+        try:
+            self._charge(job)
+            picture = open_picture(job.body, self._max_px)
+            warnings = (DEGENERATE,) if degenerate(picture) else ()
+            prepared = self._prepare(picture)
+        except BridgeError as error:
+            failed = error
+        seconds = time.perf_counter() - started
+        return Read(job, taken_ns, time.monotonic_ns(), seconds, prepared, warnings, failed)
+
+    def _charge(self, job: Job) -> None:
+        pixels = pixels_of(job.body)
+        if pixels > self._max_px**2:
+            return  # it is refused by its size
+        wait_s = self._budget.take(job.session, pixels)
+        if wait_s:
+            raise OverloadedError(
+                f"this session's pictures have more pixels than are decoded for one caller: send "
+                f"this one ({pixels / 1e6:.1f} million) again in {wait_s:.1f} s, or a smaller one",
+                retry_after_s=wait_s,
+                cause="pictures",
+            )
