@@ -20,7 +20,7 @@ import pytest
 from cloud_server import descriptors
 from cloud_server.service import Service
 from cloud_server.settings import Settings, load
-from cloud_server.supervisor import Spawn, spawn_engine
+from cloud_server.spawn import EngineProcess, Spawn, spawn_engine
 from protos.errors import ConfigError, EngineUnavailableError
 from tests.cloud_server.test_service import FAST, Edge, Running, running
 from tests.cloud_server.test_service import paths as paths  # noqa: PLC0414 - a fixture
@@ -120,27 +120,32 @@ def test_the_metrics_port_has_a_cap_of_its_own_and_is_free_again_when_they_leave
 class Scarce:
     """Starts engines; while `error` is set, the system has nothing to start one with."""
 
+    spare_pid = 0
+
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.tried = 0
+        self._start: Spawn
 
-    def __call__(self, settings: Settings, address: str) -> Spawn:
-        start = spawn_engine(settings, address, module="tests.cloud_server.fake_engine")
+    def of(self, settings: Settings, address: str) -> Spawn:
+        self._start = spawn_engine(settings, address, module="tests.cloud_server.fake_engine")
+        return self
 
-        async def spawn(identity: str) -> asyncio.subprocess.Process:
-            if self.error is not None:
-                self.tried += 1
-                raise self.error
-            return await start(identity)
+    async def __call__(self, identity: str) -> EngineProcess:
+        if self.error is not None:
+            self.tried += 1
+            raise self.error
+        return await self._start(identity)
 
-        return spawn
+    async def close(self) -> None:
+        await self._start.close()
 
 
 @contextlib.asynccontextmanager
 async def scarce(paths: dict[str, Any], spawn: Scarce) -> AsyncIterator[Running]:
     lines: asyncio.Queue[str] = asyncio.Queue()
     settings = load(paths | FAST | {"restart_backoff_max_s": 0.01}, environ={})
-    service = Service(settings, lines.put_nowait, spawn)
+    service = Service(settings, lines.put_nowait, spawn.of)
     task = asyncio.create_task(service.run())
     made = Running(service, task, json.loads(await asyncio.wait_for(lines.get(), 120)))
     try:
@@ -184,7 +189,7 @@ def test_a_first_engine_that_cannot_be_started_is_a_typed_error_and_no_traceback
 ) -> None:
     spawn = Scarce()
     spawn.error = SCARCE[0]
-    service = Service(load(paths | FAST, environ={}), lambda line: None, spawn)
+    service = Service(load(paths | FAST, environ={}), lambda line: None, spawn.of)
     with pytest.raises(EngineUnavailableError, match="Too many open files"):
         asyncio.run(service.run())
     assert spawn.tried == 3
@@ -196,7 +201,7 @@ from functools import partial
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, {limit}))
 from cloud_server.service import Service
 from cloud_server.settings import load
-from cloud_server.supervisor import spawn_engine
+from cloud_server.spawn import spawn_engine
 from tests.cloud_server.test_service import FAST
 settings = load({settings!r} | FAST | {{"log_level": "info"}}, environ={{}})
 service = Service(

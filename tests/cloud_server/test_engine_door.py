@@ -103,8 +103,8 @@ def test_a_sessions_pictures_beyond_its_pixels_are_refused_before_they_are_decod
         opened.append(len(file))
         return opening(file, max_px)
 
-    monkeypatch.setattr(reader, "open_picture", count)
     bench = Bench(files, picture_px_per_s=1.0, picture_burst_px=2 * 512.0**2)
+    monkeypatch.setattr(reader, "open_picture", count)
     wakes, file = Wakes(bench), solid(512)
     for id in range(16):
         bench.engine.submit(picture(bench, id, file))
