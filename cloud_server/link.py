@@ -38,6 +38,7 @@ from cloud_server.jobs import (
     Message,
     Shutdown,
     Status,
+    TokenMade,
     pack,
     unpack,
 )

@@ -22,6 +22,7 @@ from edge_agent.session import Session
 from edge_agent.sources import Capture
 from edge_agent.uplink import Outcome, Packed, Scene, Uplink
 from protos.errors import (
+    BridgeError,
     BundleCorruptError,
     ConfigError,
     EngineUnavailableError,
@@ -145,6 +146,24 @@ def test_the_servers_limit_holds_where_it_is_lower(tmp_path: Path) -> None:
             served.gate.set()
             assert_one_answer_each(await work, items)
             assert served.most_in_flight == 2
+            await uplink.close()
+
+    run(test)
+
+
+def test_an_overloaded_service_is_given_the_time_that_it_asks_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        refusals: dict[str, list[BridgeError]] = {
+            "q1": [OverloadedError("full", retry_after_s=7.0)],
+            "q2": [OverloadedError("full", retry_after_s=1e6)],
+        }
+        async with bridge(refusals=refusals) as served:
+            sleep = FakeSleep()
+            uplink, items = fake_uplink(served.dial, tmp_path, sleep), parcels(3)
+            assert_one_answer_each(await deliver_all(uplink, items), items)
+            waited = sorted(sleep.pauses)
+            assert len(waited) == 2
+            assert 7.0 <= waited[0] <= 11.0 and 60.0 <= waited[1] <= 64.0
             await uplink.close()
 
     run(test)
