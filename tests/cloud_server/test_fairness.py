@@ -161,7 +161,7 @@ def test_a_bundle_digest_that_is_none_is_refused_and_not_kept(paths: dict[str, A
 
 
 def test_a_session_that_asks_much_does_not_push_out_the_answers_of_others() -> None:
-    answers = Answers(4)
+    answers = Answers(4, 1 << 20)
 
     def answered(session: bytes, number: int) -> None:
         made = Computation(b"%08d" % number, number, "q", 0)
