@@ -32,7 +32,7 @@ from projector.pictures import as_rgb, degenerate
 from projector.tokens import sound
 from protos.errors import (
     BridgeError,
-    ConfigError,
+    ContextError,
     FrameTooLargeError,
     PictureError,
     QuestionError,
@@ -278,7 +278,7 @@ class View:
         wanted = self.plan.picture.longest_px or limits.max_picture_px
         codec = replace(self.plan.picture, longest_px=min(wanted, limits.max_picture_px))
         if isinstance(self._seen, str):
-            raise ConfigError("a text is no picture that could be sent instead")
+            raise ContextError(f"{self.capture.name} is a text: no picture could be sent of it")
         payload = codec.encode(self._seen)
         return Coded(
             point=point,

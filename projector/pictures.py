@@ -11,7 +11,9 @@ import io
 import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -60,6 +62,9 @@ _SIGNED, _FLOATING = 2, 3
 _PACKED = 12  # bits of a sample of TIFF that leave none unused
 _FULL = (1 << 16) - 1
 _ROWS = 256  # of samples of more than 8 bits at a time
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"
+_LOOK_CHUNKS = b"iCCP", b"sBIT", b"eXIf"
 _SAME_LEVELS = 2
 _LONGEST_SHAPE = 64
 
@@ -95,7 +100,11 @@ def read(
         PictureError: not such a file, damaged, too large, or with samples whose depth cannot be
             told; what was wrong and what to do.
     """
-    return _guarded(file, formats, lambda name: _read(file, name, formats, max_side, max_pixels))
+
+    def decode(whole: Path | bytes, name: str) -> Image.Image:
+        return _read(whole, name, formats, max_side, max_pixels)
+
+    return _guarded(file, formats, decode)
 
 
 def size(file: Path | bytes, *, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
@@ -105,31 +114,49 @@ def size(file: Path | bytes, *, formats: Sequence[str] = FORMATS) -> tuple[int, 
         PictureError: as `read`, of what the header can tell.
     """
 
-    def look(_: str) -> tuple[int, int]:
-        with _open(file, formats) as opened:
+    def look(whole: Path | bytes, _: str) -> tuple[int, int]:
+        with _open(whole, formats) as opened:
             return opened.size
 
     return _guarded(file, formats, look)
 
 
-def _guarded(file: Path | bytes, formats: Sequence[str], work: Callable[[str], Result]) -> Result:
+def _guarded(
+    file: Path | bytes, formats: Sequence[str], work: Callable[[Path | bytes, str], Result]
+) -> Result:
     """Do something with a file, given its name for messages; whatever fails is a PictureError."""
     name = f"the payload of {len(file)} bytes" if isinstance(file, bytes) else Path(file).name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, large sizes: decided here
-            return work(name)
+            return _patiently(file, lambda whole: work(whole, name))
     except BridgeError:
         raise
     except UnidentifiedImageError as error:
+        if not (file if isinstance(file, bytes) else file.stat().st_size):
+            raise PictureError(f"{name} is empty: no picture was written to it") from error
         raise PictureError(
-            f"{name} is not a picture: none of {', '.join(formats)} reads it"
+            f"{name} is not a picture that can be read: no {', '.join(formats)} file, or of a kind "
+            "that is not supported: save it as an ordinary PNG or JPEG"
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large to be decoded: {error}") from error
     except Exception as error:  # a decoder that trips over untrusted bytes may raise anything
         said = str(error) or type(error).__name__
         raise PictureError(f"{name} cannot be read as a picture: {said}") from error
+
+
+def _patiently(file: Path | bytes, work: Callable[[Path | bytes], Result]) -> Result:
+    """No fault of a PNG file's metadata costs the picture, though Pillow refuses the whole file."""
+    try:
+        return work(file)
+    except (UnidentifiedImageError, ValueError):
+        for kinds in (_LOOK_CHUNKS, _LOOK_CHUNKS[1:]):
+            bare = _less_metadata(file, kinds)
+            if bare is not None:
+                with suppress(UnidentifiedImageError, ValueError):
+                    return work(bare)
+        raise
 
 
 def _read(
@@ -184,40 +211,38 @@ def _over_white(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
     return white
 
 
-def _open(file: Path | bytes, formats: Sequence[str]) -> Image.Image:
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
-    try:
-        return Image.open(source, formats=tuple(formats))
-    except (UnidentifiedImageError, ValueError):
-        bare = _without_profile(file)
-        if bare is None:
-            raise
-        return Image.open(io.BytesIO(bare), formats=tuple(formats))
-
-
-def _without_profile(file: Path | bytes) -> bytes | None:
-    """A PNG file less its colour profile, for whose faults Pillow refuses a file; None without."""
-    with _stream(file) as stream:
-        for kind, place, length in _chunks(stream):
-            if kind == b"iCCP":
-                stream.seek(0)
-                whole = stream.read()
-                return whole[: place - 8] + whole[place + length + 4 :]
-    return None
+@contextmanager
+def _open(file: Path | bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """From a stream: a file that Pillow knows by name it maps, and skews turned TIFF files."""
+    with _stream(file) as stream, Image.open(stream, formats=tuple(formats)) as opened:
+        yield opened
 
 
 def _stream(file: Path | bytes) -> BinaryIO:
     return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
 
 
+def _less_metadata(file: Path | bytes, kinds: Sequence[bytes]) -> bytes | None:
+    """A PNG file's pixels, and its intact chunks of these kinds; None for other files."""
+    with _stream(file) as stream:
+        if stream.read(len(_PNG)) != _PNG:
+            return None
+        whole = _PNG + stream.read()
+    parts = [_PNG]
+    for kind, place, length in _chunks(io.BytesIO(whole)):
+        part = whole[place - 8 : place + length + 4]
+        intact = zlib.crc32(part[4:-4]) == int.from_bytes(part[-4:], "big")
+        if kind in _PIXEL_CHUNKS or (kind in kinds and intact):
+            parts.append(part)
+    return b"".join(parts)
+
+
 def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and length of the chunks of a PNG file before its pixels; none of other files."""
-    if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+    """Kind, place and length of the chunks of a PNG file; none of other files."""
+    if stream.read(len(_PNG)) != _PNG:
         return
     while len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"IDAT":
-            return
         place = stream.tell()
         yield kind, place, length
         stream.seek(place + length + 4)
@@ -333,6 +358,7 @@ def _deep_planes(
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     bits = 16 if opened.format == "PNG" else _bits(tags)
     if opened.mode.startswith(("I", "F")):
+        opened.load()  # NumPy would hide what is wrong with it
         samples = np.asarray(opened)[..., None]
         samples = samples.view(np.uint32) if bits == 32 else samples
     elif tags.get(_PLANAR) == 2:
@@ -345,14 +371,17 @@ def _deep_planes(
     channels = samples.shape[-1]
     colours = samples[..., : 3 if channels > 2 else 1]
     alpha = samples[..., -1] if channels in (2, 4) else None
-    _require_levels(colours, name)
+    if alpha is None and key is not None:
+        alpha = np.where((samples == np.asarray(key)).all(-1), 0, _FULL)
+    seen = colours if alpha is None else colours[alpha > 0]
+    if not seen.size:
+        seen = np.zeros_like(colours[:1])
+    _require_levels(seen, name)
     full: float
     if opened.format == "PNG":
-        full = _png_white(colours, _significant_bits(file), name)
+        full = _png_white(seen, _significant_bits(file), name)
     else:
-        full = _tiff_white(colours, tags, bits, name)
-    if alpha is None and key is not None:
-        alpha = np.where((samples == np.asarray(key)).all(-1), 0, full)
+        full = _tiff_white(seen, tags, bits, name)
     made = np.empty(colours.shape, np.uint8)
     mask = None if alpha is None else np.empty(alpha.shape, np.uint8)
     for top in range(0, len(samples), _ROWS):
@@ -392,9 +421,10 @@ def _unpacked(opened: Image.Image, raw: str) -> npt.NDArray[np.uint8]:
     """Decode with another unpacker than the file's own."""
     file: Any = opened
     file.tile = [
-        (*tile[:3], (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw)
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
         for tile in file.tile
     ]
+    file.load()  # NumPy would hide what is wrong with it
     return np.asarray(file)
 
 
@@ -433,6 +463,8 @@ def _significant_bits(file: Path | bytes) -> int | None:
     """Bits of a PNG file's colours that count, by its sBIT chunk."""
     with _stream(file) as stream:
         for kind, _, length in _chunks(stream):
+            if kind == b"IDAT":
+                break
             if kind == b"sBIT":
                 depths = stream.read(min(length, 4))
                 found = int(max(depths[: 3 if length > 2 else 1], default=0))

@@ -22,6 +22,7 @@ from edge_agent.sources import Capture
 from protos.errors import (
     BridgeError,
     ConfigError,
+    ContextError,
     DiskFullError,
     FrameCorruptError,
     FrameMalformedError,
@@ -144,6 +145,16 @@ def test_a_bad_picture_is_one_record_and_the_run_goes_on(tmp_path: Path) -> None
     assert failed["b"].error == {"code": 103, "name": "picture", "message": "b is not a picture"}
     assert run.ended == 4
     assert run.value("capture_errors_total", error="picture") == 2
+
+
+def test_a_text_among_pictures_is_one_record_at_the_picture_point_too(tmp_path: Path) -> None:
+    text = Capture("notes.txt", None, 7.0, text="three cars")
+    plan = Plan(point="picture")
+    run = Run([capture("a"), text, capture("c")], tmp_path, questions=("x",), plan=plan)
+    summary = run()
+    assert (summary.captures, summary.answered, summary.failed) == (3, 2, 1)
+    assert isinstance(summary.first_error, ContextError)
+    assert summary.first_error.message.startswith("notes.txt is a text")
 
 
 def test_a_captures_own_questions_are_asked_where_none_is_configured(tmp_path: Path) -> None:

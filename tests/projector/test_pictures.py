@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms
 
 from cloud_server.engine.picture import open_picture
 from edge_agent.picture import PictureCodec
@@ -76,12 +76,20 @@ def sbit(*bits: int) -> bytes:
     return chunk(b"sBIT", bytes(bits))
 
 
-def tiff16(samples: Pixels, order: str = "<", alpha: int | None = None, white: int = 0) -> bytes:
-    """An uncompressed TIFF of interleaved samples of 16 bits, without Pillow."""
+def tiff16(
+    samples: Pixels,
+    order: str = "<",
+    alpha: int | None = None,
+    white: int = 0,
+    deflate: bool = False,
+) -> bytes:
+    """A TIFF of interleaved samples of 16 bits, without Pillow."""
     height, width, channels = samples.shape
     data = samples.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if deflate else data
+    packing = [8 if deflate else 1]
     tags = [
-        *((256, 4, [width]), (257, 4, [height]), (258, 3, [16] * channels), (259, 3, [1])),
+        *((256, 4, [width]), (257, 4, [height]), (258, 3, [16] * channels), (259, 3, packing)),
         *((262, 3, [1 if channels == 1 else 2]), (273, 4, [8]), (277, 3, [channels])),
         *((278, 4, [height]), (279, 4, [len(data)])),
         *([(281, 3, [white] * channels)] if white else []),
@@ -124,6 +132,8 @@ TWELVE = np.rint(GREY / 255 * 4095).astype(np.uint16)
 PALETTE = COLOUR.quantize(64)
 OPAQUE = np.array([0 if i % 3 == 0 else 255 for i in range(64)], np.uint8)
 BITS = np.asarray(Image.fromarray(GREY).convert("1"))
+HIDDEN = np.where(ALPHA[..., None] > 0, DEEP * 4095 // 65535, 65535)
+CLEAR_WHITE = chunk(b"tRNS", b"\xff\xff")
 
 
 def hidden(colour: int) -> Image.Image:
@@ -210,6 +220,16 @@ CASES: dict[str, tuple[Callable[[], bytes], Pixels, int]] = {
         np.where((RGB == (230, 40, 20)).all(-1, keepdims=True), 255, RGB),
         0,
     ),
+    "png 12 bits of 16, other samples under alpha 0": (
+        lambda: png(np.dstack([HIDDEN, (ALPHA > 0) * 4095]), 6, 16, sbit(12, 12, 12, 12)),
+        np.where(ALPHA[..., None] > 0, RGB, 255),
+        1,
+    ),
+    "png grey 12 bits of 16, no value is 65535": (
+        lambda: png(np.where(ALPHA > 0, TWELVE, 65535), 0, 16, sbit(12), CLEAR_WHITE),
+        np.where(ALPHA[..., None] > 0, rgb(GREY), 255),
+        1,
+    ),
     "png grey 16 bits": (lambda: png(DEEP_GREY, 0, 16), rgb(GREY), 0),
     "png grey 12 bits of 16": (lambda: png(TWELVE, 0, 16, sbit(12)), rgb(GREY), 1),
     "png grey 8 bits times 16": (
@@ -230,6 +250,13 @@ CASES: dict[str, tuple[Callable[[], bytes], Pixels, int]] = {
     ),
     "tiff 16 bits": (lambda: tiff16(DEEP), RGB, 0),
     "tiff 16 bits, big endian": (lambda: tiff16(DEEP, ">"), RGB, 0),
+    "tiff 16 bits, compressed": (lambda: tiff16(DEEP, deflate=True), RGB, 0),
+    "tiff 16 bits, compressed, big endian": (lambda: tiff16(DEEP, ">", deflate=True), RGB, 0),
+    "tiff 16 bits with alpha, compressed": (
+        lambda: tiff16(np.dstack([DEEP, ALPHA * np.uint32(257)]), alpha=2, deflate=True),
+        over_white(RGB),
+        1,
+    ),
     "tiff 12 bits of 16": (lambda: tiff16(DEEP * 4095 // 65535, white=4095), RGB, 1),
     "tiff 16 bits with alpha": (
         lambda: tiff16(np.dstack([DEEP, ALPHA * np.uint32(257)]), alpha=2),
@@ -371,6 +398,24 @@ def test_every_door_turns_pictures_upright(
     assert (np.asarray(found) == RGB).all()
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_turned_tiff_files_of_any_kind_are_read_whole(
+    mode: str, orientation: int, compression: str | None, tmp_path: Path
+) -> None:
+    if mode == "I;16":
+        upright = Image.fromarray(DEEP_GREY.astype(np.uint16))
+    else:
+        upright = (CLEAR if mode.endswith("A") else COLOUR).convert(mode)
+    back = Image.Transpose.ROTATE_180 if orientation == 3 else Image.Transpose.ROTATE_90
+    stored = saved(
+        upright.transpose(back), "TIFF", exif=turned(orientation), compression=compression
+    )
+    for door in (agent, toolkit):
+        assert door(stored, tmp_path).tobytes() == pictures.read(saved(upright, "TIFF")).tobytes()
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_a_colour_profile_is_applied_once(door: str, tmp_path: Path) -> None:
     file = saved(COLOUR, "PNG", icc_profile=p3())
@@ -494,9 +539,19 @@ def test_the_service_refuses_a_side_that_is_too_long_before_decoding() -> None:
 def test_half_a_file_and_noise_are_named(kind: str, tmp_path: Path) -> None:
     file = saved(COLOUR, kind)
     for door in (agent, toolkit):
-        for bad in (file[: len(file) // 2], b"", b"no picture", file[:16]):
+        for bad in (file[: len(file) // 2], b"no picture", file[:16]):
             with pytest.raises(PictureError, match=r"picture\.png"):
                 door(bad, tmp_path)
+
+
+def test_an_empty_file_is_said_to_be_empty_and_another_format_what_to_save_it_as(
+    tmp_path: Path,
+) -> None:
+    for door in DOORS.values():
+        with pytest.raises(PictureError, match="is empty"):
+            door(b"", tmp_path)
+        with pytest.raises(PictureError, match="save it as an ordinary PNG or JPEG"):
+            door(saved(COLOUR, "GIF"), tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -531,11 +586,43 @@ def test_no_fault_of_a_profile_costs_the_picture(tmp_path: Path) -> None:
             assert (np.asarray(door(file, tmp_path)) == RGB).all()
 
 
-def test_metadata_too_large_for_pillow_is_a_typed_error() -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+def spoilt(kind: bytes, data: bytes) -> bytes:
+    made = bytearray(chunk(kind, data))
+    made[-1] ^= 1
+    return bytes(made)
+
+
+METADATA = {
+    "text too large": chunk(b"zTXt", b"XML\0\0" + zlib.compress(b"x" * (2 << 20))),
+    "text": spoilt(b"tEXt", b"a\0b"),
+    "gamma": spoilt(b"gAMA", struct.pack(">I", 45455)),
+    "short gamma": chunk(b"gAMA", b"\0"),
+    "date": spoilt(b"tIME", bytes(7)),
+    "depth": spoilt(b"sBIT", b"\5\5\5"),
+    "exif": spoilt(b"eXIf", turned(6).tobytes()[6:]),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("fault", METADATA)
+def test_no_fault_of_other_metadata_costs_the_picture(
+    door: str, fault: str, tmp_path: Path
+) -> None:
+    assert (np.asarray(DOORS[door](png(RGB, 2, 8, METADATA[fault]), tmp_path)) == RGB).all()
+
+
+def test_a_fault_of_a_text_costs_neither_profile_nor_orientation() -> None:
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(p3()))
+    file = (RGB, 2, 8, profile, chunk(b"eXIf", turned(6).tobytes()[6:]))
+    damaged = pictures.read(png(*file, METADATA["text"]))
+    assert damaged.size == (40, 56)
+    assert damaged.tobytes() == pictures.read(png(*file)).tobytes()
+
+
+def test_a_fault_of_a_text_leaves_a_damaged_picture_refused() -> None:
+    file = png(RGB, 2, 8, METADATA["text"])
     with pytest.raises(PictureError, match="payload of"):
-        pictures.read(saved(COLOUR, "PNG", pnginfo=text))
+        pictures.read(file[:-200])
 
 
 @pytest.mark.parametrize(
