@@ -157,7 +157,7 @@ class Settings(configuration.TypedSettings):
         4096, ge=1, le=16384, description="largest width and height of a picture, in pixels"
     )
     picture_px_per_s: float = Field(
-        16e6,
+        4e6,
         ge=0.0,
         le=1e12,
         description="pixels of pictures decoded for one session a second; 0 for no bound",

@@ -1,15 +1,15 @@
 """Pictures become what the model takes in a thread of their own, while the engine's steps go on.
 
-One picture at a time, in the order in which they come. Each session has a bucket of pixels a
-second, charged by what the file's header says before anything is decoded: a small file may hold a
-huge picture. Knows files and pixels; of the model it knows the function that prepares for it.
+One picture at a time, one of each session in turn. Each session has a bucket of pixels a second,
+charged as a file comes by what its header says, before anything is decoded: a small file may hold
+a huge picture. Knows files and pixels; of the model it knows the function that prepares for it.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -65,9 +65,9 @@ class PictureReader(Generic[Prepared]):
     ) -> None:
         self._prepare, self._max_px, self._wake = prepare, max_px, wake
         self._budget = Buckets(px_per_s, burst_px)
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting: set[int] = set()
+        self._come = threading.Semaphore(0)
+        self._waiting: OrderedDict[str, OrderedDict[int, Job]] = OrderedDict()  # by session
         self._unwanted: set[int] = set()
         self._read: list[Read[Prepared]] = []
         self._now = -1  # the job whose turn it is
@@ -81,23 +81,32 @@ class PictureReader(Generic[Prepared]):
     @property
     def waiting(self) -> int:
         """Pictures whose turn has not come."""
-        return len(self._waiting)
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
 
     def submit(self, job: Job) -> None:
-        """Have a picture read."""
+        """Have a picture read.
+
+        Raises:
+            OverloadedError: its session has had as many pixels read as it may for now.
+            PictureError: it is no picture.
+        """
+        self._charge(job)
         with self._lock:
-            self._waiting.add(job.id)
+            self._waiting.setdefault(job.session, OrderedDict())[job.id] = job
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
             self._thread.start()
-        self._jobs.put(job)
+        self._come.release()
 
     def cancel(self, job: int, begun: bool) -> bool:
         """Let go of a picture; whether it was here and is gone now."""
         with self._lock:
-            if job in self._waiting:
-                self._waiting.discard(job)
-                return True
+            for session, jobs in self._waiting.items():
+                if jobs.pop(job, None) is not None:
+                    if not jobs:
+                        del self._waiting[session]
+                    return True
             if not begun:
                 return False
             here = [read for read in self._read if read.job.id == job]
@@ -120,11 +129,14 @@ class PictureReader(Generic[Prepared]):
 
     def _run(self) -> None:
         while True:
-            job = self._jobs.get()
+            self._come.acquire()
             with self._lock:
-                if job.id not in self._waiting:
-                    continue
-                self._waiting.discard(job.id)
+                if not self._waiting:
+                    continue  # it was cancelled
+                session, jobs = self._waiting.popitem(last=False)
+                _, job = jobs.popitem(last=False)
+                if jobs:
+                    self._waiting[session] = jobs  # the others' turn is before its next
                 self._now = job.id
             read = self._one(job)
             with self._lock:
@@ -141,7 +153,6 @@ class PictureReader(Generic[Prepared]):
         warnings: tuple[str, ...] = ()
         failed: BridgeError | None = None
         try:
-            self._charge(job)
             picture = open_picture(job.body, self._max_px)
             warnings = (DEGENERATE,) if degenerate(picture) else ()
             prepared = self._prepare(picture)

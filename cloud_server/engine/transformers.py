@@ -268,10 +268,9 @@ class TransformersEngine(Engine):
         if job.point == PICTURE_POINT:
             try:
                 self._numbers.check(job.scene, job.request_id)
-            except FrameNumberError as error:
-                self._emit(failed(job.id, error))
-            else:
                 self._pictures.submit(job)
+            except BridgeError as error:
+                self._emit(failed(job.id, error))
         else:
             self._waiting.append(job)
 

@@ -109,7 +109,7 @@ def test_a_sessions_pictures_beyond_its_pixels_are_refused_before_they_are_decod
     for id in range(16):
         bench.engine.submit(picture(bench, id, file))
     bench.engine.submit(picture(bench, 16, file, session="another"))
-    wakes.drain(17)
+    wakes.drain(3)
     assert set(bench.answers()) == {0, 1, 16} and len(opened) == 3
     refusals = [event for event in bench.said if isinstance(event, Failed)]
     assert {event.job for event in refusals} == set(range(2, 16))
@@ -123,8 +123,23 @@ def test_one_picture_may_be_larger_than_what_a_session_has_at_once(files: Files)
     wakes = Wakes(bench)
     bench.engine.submit(picture(bench, 1, solid(64)))
     bench.engine.submit(picture(bench, 2, solid(64)))
-    wakes.drain(2)
+    wakes.drain(1)
     assert set(bench.answers()) == {1}
+
+
+def test_a_sessions_picture_waits_for_no_more_than_one_of_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakes, gate = Wakes(bench), Gate(monkeypatch)
+    for id in range(1, 6):
+        bench.engine.submit(picture(bench, id, stage.picture_file(id)))
+    assert gate.reached.wait(60)
+    bench.engine.submit(picture(bench, 9, stage.picture_file(9), session="another"))
+    gate.open.set()
+    wakes.drain(6)
+    order = [event.job for event in bench.said if isinstance(event, Accepted)]
+    assert order.index(9) <= 2 and len(order) == 6
+    bench.engine.forget("another")
 
 
 def test_pictures_read_beforehand_are_seen_as_the_model_sees_them(
@@ -151,7 +166,7 @@ def test_a_damaged_picture_spoils_no_other(bench: Bench) -> None:
     wakes, good = Wakes(bench), stage.picture_file(1)
     for id, file in enumerate((good, good[: len(good) // 2], b"nothing", good)):
         bench.engine.submit(picture(bench, id, file))
-    wakes.drain(4)
+    wakes.drain(3)
     assert set(bench.answers()) == {0, 3}
     failures = [event for event in bench.said if isinstance(event, Failed)]
     assert {event.job for event in failures} == {1, 2}
@@ -235,7 +250,6 @@ def test_a_picture_is_dropped_while_it_waits_and_if_wanted_while_it_is_read(
 def test_a_number_that_is_taken_is_refused_in_one_step_in_later_ones_and_for_pictures(
     bench: Bench,
 ) -> None:
-    wakes = Wakes(bench)
     first = bench.job(1)
     thief = dataclasses.replace(bench.job(2), frame_number=1)
     bench.engine.submit(first)
@@ -258,7 +272,6 @@ def test_a_number_that_is_taken_is_refused_in_one_step_in_later_ones_and_for_pic
     assert bench.answers()[7].text == bench.answers()[1].text
     bench.engine.forget("another")
     bench.engine.submit(picture(bench, 8, b"nothing"))
-    wakes.drain(1)
     bench.engine.submit(dataclasses.replace(bench.job(9), frame_number=8))
     bench.drain()
     assert 9 in bench.answers(), "what was refused takes no number"
