@@ -64,15 +64,20 @@ export class Bridge {
 
   async #open() {
     this.session?.stream?.end();
+    const layout = JSON.parse(this.layoutJson);
+    const { settings_digest, ...first } = layout; // a layout of version 1: any service reads it
     const session = await this.#call("Negotiate", {
       protocol_version: 1,
-      source_layout_json: this.layoutJson,
+      source_layout_json: JSON.stringify(first),
+      source_settings_digest: settings_digest ?? "",
       codecs: ["fp8_e4m3"],
       agent_version: "node example",
     });
-    const source = fingerprint(JSON.parse(this.layoutJson));
-    const constants = sessionConstants(session.session_id, source, session.bundle_digest);
-    if (!constants.equals(session.session_constants)) {
+    const constants = session.session_constants;
+    const source = [layout, first]
+      .map(fingerprint)
+      .find((one) => sessionConstants(session.session_id, one, session.bundle_digest).equals(constants));
+    if (!source) {
       throw new Error("the service computes other session constants: is the layout the model's?");
     }
     if (!this.encoderFile || sha256(this.encoderFile).toString("hex") !== session.encoder_digest) {
