@@ -46,13 +46,18 @@ class Capture:
 
     @cached_property
     def content(self) -> str:
-        """Digest of the picture (its size and RGB pixels) or text; empty where there is neither."""
+        """Digest of the picture (its size and pixels) or text; empty if there is neither, or if the
+        picture cannot be decoded.
+        """
         if self.text is not None:
             return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
         if self.picture is None:
             return ""
         digest = hashlib.blake2b(repr(self.picture.size).encode(), digest_size=16)
-        digest.update(self.picture.tobytes())
+        try:
+            digest.update(self.picture.tobytes())
+        except Exception:  # a source may hand out pictures undecoded; `as_rgb` says what is wrong
+            return ""
         return digest.hexdigest()
 
 

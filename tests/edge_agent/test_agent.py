@@ -147,6 +147,19 @@ def test_a_bad_picture_is_one_record_and_the_run_goes_on(tmp_path: Path) -> None
     assert run.value("capture_errors_total", error="picture") == 2
 
 
+def test_a_source_that_hands_out_undecoded_pictures_may_hand_out_a_damaged_one(
+    tmp_path: Path,
+) -> None:
+    whole = io.BytesIO()
+    Image.effect_noise((99, 99), 60).save(whole, "PNG")
+    half = Image.open(io.BytesIO(whole.getvalue()[:4000]))
+    items = [capture("a"), Capture("half", half, 7.0), capture("c")]
+    run = Run(items, tmp_path, questions=("x", "y"))
+    summary = run()
+    assert (summary.captures, summary.answered, summary.failed) == (3, 4, 1)
+    assert isinstance(summary.first_error, PictureError)
+
+
 def test_a_text_among_pictures_is_one_record_at_the_picture_point_too(tmp_path: Path) -> None:
     text = Capture("notes.txt", None, 7.0, text="three cars")
     plan = Plan(point="picture")
