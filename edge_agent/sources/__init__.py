@@ -46,9 +46,7 @@ class Capture:
 
     @cached_property
     def content(self) -> str:
-        """Digest of the picture (its size and pixels) or text; empty if there is neither, or if the
-        picture cannot be decoded.
-        """
+        """Digest of the picture (size and pixels) or text; empty without, or if undecodable."""
         if self.text is not None:
             return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
         if self.picture is None:
