@@ -320,9 +320,11 @@ class EngineLink:
         while not (self._stop.is_set() and self._outbox.empty()):
             now = time.monotonic()
             if now >= next_beat:
+                held_up = now - next_beat > 2 * self._heartbeat_s + 1.0  # what came is unread
+                silent = now - heard > self._timeout_s and not held_up
                 socket.send_multipart(pack(self._status()))
                 next_beat = now + self._heartbeat_s
-                if os.getppid() != self._parent or now - heard > self._timeout_s:
+                if os.getppid() != self._parent or silent:
                     self._gone()
             ready: dict[Any, int] = dict(poller.poll(max(1, int((next_beat - now) * 1000))))
             if socket in ready:

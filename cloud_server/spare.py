@@ -5,7 +5,8 @@ and then waits; each engine is a fork of it, ready in a moment, and shares its m
 them writes. It talks to the front end by lines:
 
     stdin   ◀── the identity of the engine to make (end of file: the front end is gone)
-    stdout  ──▶ {"started": pid}, {"ended": pid, "status": exit code or minus the signal}
+    stdout  ──▶ {"waiting": pid} every second until there is an engine, {"started": pid},
+                {"ended": pid, "status": exit code or minus the signal}
 
 A fork copies one thread. So `prepare` runs in a thread of its own, which takes its helpers (OpenMP
 keeps them by thread) along when it ends; nothing that starts threads for good may be in it.
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from protos.process import children, logs
 
 _FAILED = 1
+_BEAT_S = 1.0
 
 
 def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
@@ -63,7 +65,7 @@ def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
     loader.start()
     begun, wanted, engine = b"", "", 0
     while True:
-        ready, _, _ = select.select([0, wake], [], [])
+        ready, _, _ = select.select([0, wake], [], [], None if engine else _BEAT_S)
         if 0 in ready:
             said = os.read(0, 4096)
             if not said:
@@ -88,6 +90,8 @@ def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
             engine = _fork(live, wanted, (replies, wake, alarm))
             wanted = ""
             _reply(replies, started=engine)
+        elif not engine:
+            _reply(replies, waiting=os.getpid())
 
 
 def _reply(replies: int, **said: int) -> None:

@@ -12,11 +12,13 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Protocol
 
 from cloud_server.settings import Settings
 
 _MODULE = "cloud_server.engine_main"
+_SILENT_S = 60.0
 
 
 class EngineProcess(Protocol):
@@ -101,10 +103,14 @@ class _Forked:
     """An engine that a spare makes; until it has, the spare stands for it."""
 
     def __init__(self, spare: asyncio.subprocess.Process) -> None:
-        self._spare = spare
-        self._ended = asyncio.Event()
+        self._spare, self._ended = spare, asyncio.Event()
         self.pid = spare.pid
         self.returncode: int | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the spare has yet to make it."""
+        return self.pid == self._spare.pid and self.returncode is None
 
     async def wait(self) -> int:
         """See `EngineProcess`."""
@@ -134,10 +140,11 @@ class FromSpare:
 
     Args:
         command: of an engine, without its identity.
+        silent_s: a spare that has an engine to make and says nothing for so long is ended.
     """
 
-    def __init__(self, command: tuple[str, ...]) -> None:
-        self._command = command
+    def __init__(self, command: tuple[str, ...], silent_s: float = _SILENT_S) -> None:
+        self._command, self._silent_s = command, silent_s
         self._spare: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
         self._engine: _Forked | None = None
@@ -180,10 +187,25 @@ class FromSpare:
             await self._listener
 
     async def _listen(self, spare: asyncio.subprocess.Process) -> None:
-        assert spare.stdout is not None  # it is a pipe
-        while line := await spare.stdout.readline():
-            if self._engine is not None:
-                self._engine.hear(json.loads(line))
+        while line := await self._line(spare):
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue  # printed before the spare had standard output to itself
+            if self._engine is not None and isinstance(said, dict):
+                self._engine.hear(said)
         code = await spare.wait()
         if self._engine is not None:
             self._engine.end(code)
+
+    async def _line(self, spare: asyncio.subprocess.Process) -> bytes:
+        """What the spare says next; one that owes an engine and says nothing is ended."""
+        assert spare.stdout is not None  # it is a pipe
+        while True:
+            asked = time.monotonic()
+            with contextlib.suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(spare.stdout.readline(), self._silent_s)
+            held_up = time.monotonic() - asked > 2 * self._silent_s  # we were: it may have spoken
+            if self._engine is not None and self._engine.awaited and not held_up:
+                with contextlib.suppress(ProcessLookupError):
+                    spare.kill()

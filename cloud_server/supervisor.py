@@ -137,7 +137,7 @@ class Supervisor:
         try:
             return "" if self._stopping else await self._watch(process, link, started)
         finally:
-            await _end(process)
+            await self._end(process)
             self._process = None
 
     async def stop(self, link: FrontLink) -> None:
@@ -150,8 +150,18 @@ class Supervisor:
             if self.ready:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(process.wait(), _GRACE_S)
-            await _end(process)
+            await self._end(process)
         await self._spawn.close()
+
+    async def _end(self, process: EngineProcess) -> None:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), _GRACE_S)
+        if process.returncode is None:  # a spare that stands still tells of no end
+            await self._spawn.close()
+            await process.wait()
 
     async def _watch(self, process: EngineProcess, link: FrontLink, started: float) -> str:
         """Until the process is gone or has to go; returns why."""
@@ -173,13 +183,6 @@ class Supervisor:
                     return f"the engine was silent for {settings.heartbeat_timeout_s:g} s"
                 if self.ready and self._status.step_s > settings.engine_stall_s:
                     return f"the engine hung for {settings.engine_stall_s:g} s in one step"
-
-
-async def _end(process: EngineProcess) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 def _how(returncode: int | None) -> str:

@@ -14,15 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
 from PIL import Image
 
 from cloud_server.engine.picture import open_picture, pixels_of
 from cloud_server.jobs import Job
 from cloud_server.throttle import Buckets
 from projector.pictures import DEGENERATE, degenerate
-from protos.errors import BridgeError, OverloadedError
+from protos.errors import BridgeError, OverloadedError, PictureError
 
 Prepared = TypeVar("Prepared")
+_log = structlog.get_logger(component="engine")
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,9 @@ class PictureReader(Generic[Prepared]):
             prepared = self._prepare(picture)
         except BridgeError as error:
             failed = error
+        except Exception as error:  # a library that trips over a stranger's file ends no thread
+            _log.exception("a picture tripped its reader", request_id=job.request_id)
+            failed = PictureError(f"the picture cannot be read: {error}")
         seconds = time.perf_counter() - started
         return Read(job, taken_ns, time.monotonic_ns(), seconds, prepared, warnings, failed)
 

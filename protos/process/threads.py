@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -90,7 +91,7 @@ def choose(wanted: int = 0, share: CpuShare | None = None) -> Threads:
         share: of this process; looked up by default.
     """
     share = share or cpu_share()
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if not wanted and given.isdecimal() and 0 < int(given) < share.cpus:
         share = CpuShare(int(given), "OMP_NUM_THREADS")
     return Threads(wanted or share.threads, share, wanted)
@@ -173,12 +174,18 @@ def _mounts(root: Path) -> dict[str, list[tuple[str, str]]]:
         fields, kinds = left.split(), right.split()
         if len(fields) < 5 or len(kinds) < 1:
             continue
+        where = _unescaped(fields[3]), _unescaped(fields[4])
         if kinds[0] == "cgroup2":
-            found.setdefault("", []).append((fields[3], fields[4]))
+            found.setdefault("", []).append(where)
         elif kinds[0] == "cgroup" and len(kinds) > 2:
             for controller in {"cpu", "cpuset"} & set(kinds[2].split(",")):
-                found.setdefault(controller, []).append((fields[3], fields[4]))
+                found.setdefault(controller, []).append(where)
     return found
+
+
+def _unescaped(name: str) -> str:
+    r"""A path as the kernel writes it in `mountinfo`, where a blank is `\040`."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name)
 
 
 def _bounds(folder: Path) -> Iterator[CpuShare]:
@@ -204,7 +211,7 @@ def _ratio(quota: str, period: str) -> float:
     """CPUs of a quota; 0 where there is none ('max', -1) or it is no number."""
     try:
         return max(0.0, int(quota) / int(period))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         return 0.0
 
 
@@ -214,7 +221,7 @@ def _cpus_in(listed: str) -> int:
     for part in listed.split(","):
         first, _, last = part.strip().partition("-")
         try:
-            total += int(last or first) - int(first) + 1
+            total += max(0, int(last or first) - int(first) + 1)
         except ValueError:
             return 0
     return total
@@ -222,6 +229,6 @@ def _cpus_in(listed: str) -> int:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().split("\n")[:-1] or []
+        return [line for line in path.read_text().split("\n") if line]
     except (OSError, UnicodeDecodeError):
         return []

@@ -118,6 +118,30 @@ def test_a_sessions_pictures_beyond_its_pixels_are_refused_before_they_are_decod
     assert error.retry_after_s > 100_000
 
 
+def test_a_picture_that_a_library_trips_over_is_refused_and_the_next_is_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = reader.open_picture
+    faults = [RuntimeError("shape '[0]' is invalid"), MemoryError()]
+
+    def trip(file: bytes, max_px: int) -> Any:
+        if faults:
+            raise faults.pop(0)
+        return opening(file, max_px)
+
+    monkeypatch.setattr(reader, "open_picture", trip)
+    wakes = Wakes(bench)
+    for id in range(3):
+        bench.engine.submit(picture(bench, id, solid(64)))
+    wakes.drain(3)
+    refusals = [event for event in bench.said if isinstance(event, Failed)]
+    assert {(event.job, event.code) for event in refusals} == {
+        (0, PictureError.code),
+        (1, PictureError.code),
+    }
+    assert set(bench.answers()) == {2}
+
+
 def test_one_picture_may_be_larger_than_what_a_session_has_at_once(files: Files) -> None:
     bench = Bench(files, picture_px_per_s=1.0, picture_burst_px=100.0)
     wakes = Wakes(bench)

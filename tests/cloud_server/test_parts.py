@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cloud_server import cli
+from cloud_server import cli, link
 from cloud_server.answers import Answers, Computation
 from cloud_server.jobs import Answered, Job, Message, Offer, Ready, Shutdown, Status, pack, unpack
-from cloud_server.link import SocketDirectory
+from cloud_server.link import EngineLink, SocketDirectory
 from cloud_server.sessions import Reports
 from cloud_server.settings import Settings, from_json, load
 from protos.errors import ConfigError, FrameMalformedError, ModelError
@@ -241,3 +243,30 @@ def test_config_and_check_config_stand_with_or_without_the_command(
     config.write_text("prot = 7\n")
     assert cli.main(arguments[where]) == ConfigError.exit_code
     assert "did you mean port?" in capsys.readouterr().err
+
+
+def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end_silent(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that is paused freezes both: each would find the other silent."""
+    ahead, beats, gone_at, gone = [0.0], [0], [0], threading.Event()
+    real = time.monotonic
+    monkeypatch.setattr(link.time, "monotonic", lambda: real() + ahead[0])
+
+    def status() -> Status:
+        beats[0] += 1
+        if beats[0] == 3:
+            ahead[0] = 1000.0  # the process stood still for so long
+        return Status()
+
+    def left() -> None:
+        gone_at[0] = gone_at[0] or beats[0]
+        gone.set()
+
+    made = EngineLink(f"ipc://{short_dir}/engine.sock", "one", 0.05, 60.0, status, left)
+    made.start()
+    try:
+        assert gone.wait(60), "silence that goes on still ends it"
+    finally:
+        made.stop()
+    assert gone_at[0] > 4

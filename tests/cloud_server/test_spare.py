@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from cloud_server import supervisor
+from cloud_server.spawn import FromSpare
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.test_service import Running, paths, running
@@ -110,6 +112,89 @@ def test_a_spare_that_is_killed_takes_its_engine_along_and_both_come_back(
             assert spare_of(os.getpid()) != spare
 
     asyncio.run(scenario())
+
+
+def test_a_spare_that_stands_still_when_its_engine_dies_is_replaced(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never says that the engine ended: the service waited for that for ever."""
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
+
+    async def scenario() -> None:
+        async with running(paths, heartbeat_timeout_s=1.0) as server:
+            spare = spare_of(os.getpid())
+            (engine,) = children(spare)
+            os.kill(spare, signal.SIGSTOP)
+            os.kill(engine, signal.SIGKILL)
+
+            async def back() -> bool:
+                return (
+                    await server.metric("engine_restarts_total") == 1
+                    and (await server.get("/readyz"))[0] == 200
+                )
+
+            await server.until(back)
+            assert spare_of(os.getpid()) != spare and not alive(spare)
+            edge = await server.edge()
+            assert (await edge.say("count 3")).answer.text == "0 1 2"
+
+    asyncio.run(scenario())
+
+
+def test_a_service_ends_though_its_spare_stands_still_and_its_engine_is_dead(
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
+
+    async def scenario() -> None:
+        async with running(paths):
+            spare = spare_of(os.getpid())
+            (engine,) = children(spare)
+            os.kill(spare, signal.SIGSTOP)
+            os.kill(engine, signal.SIGKILL)
+        assert not alive(spare)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_spare_that_owes_an_engine_and_says_nothing_is_ended() -> None:
+    async def scenario() -> None:
+        spawn = FromSpare((sys.executable, "-c", "input(); input()"), silent_s=0.2)
+        engine = await spawn("one")
+        assert await engine.wait() == -signal.SIGKILL
+        await spawn.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_what_else_is_printed_by_a_spare_is_no_word_of_an_engine() -> None:
+    said = 'print("loaded!\\n7\\n{\\"started\\": 5}\\n{\\"ended\\": 5, \\"status\\": 3}")'
+
+    async def scenario() -> None:
+        spawn = FromSpare((sys.executable, "-c", said + "; input(); input()"))
+        engine = await spawn("one")
+        assert await engine.wait() == 3 and engine.pid == 5
+        await spawn.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_spare_that_loads_says_that_it_is_there() -> None:
+    code = (
+        "import threading\n"
+        "from cloud_server.spare import keep\n"
+        "keep(lambda: threading.Event().wait(), lambda identity: 0)\n"
+    )
+    spare = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert spare.stdout is not None
+        for _ in range(2):
+            assert json.loads(spare.stdout.readline()) == {"waiting": spare.pid}
+    finally:
+        spare.kill()
+        spare.communicate()
 
 
 def test_without_a_spare_the_next_engine_is_a_new_process(paths: dict[str, Any]) -> None:
@@ -210,7 +295,8 @@ def test_a_fork_can_compute_on_many_threads_after_the_spare_has() -> None:
         assert spare.stdin is not None and spare.stdout is not None
         spare.stdin.write(b"one\n")
         spare.stdin.flush()
-        started, ended = (json.loads(spare.stdout.readline()) for _ in range(2))
+        said = (line for line in map(json.loads, spare.stdout) if "waiting" not in line)
+        started, ended = next(said), next(said)
         assert ended == {"ended": started["started"], "status": 7}
         spare.stdin.close()
         assert spare.wait(30) == 0

@@ -77,12 +77,34 @@ def test_version_1_quotas_and_cpu_sets_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["max 100000\n", "", "many few\n", "100000 0\n", "-5 100000\n", "\xff\xfe"]
+    "text",
+    [
+        *("max 100000\n", "max", "", "many few\n", "100000 0\n", "-5 100000\n", "\xff\xfe"),
+        "9" * 400 + " 1\n",
+    ],
 )
 def test_no_quota_or_an_unreadable_one_leaves_affinity_and_cores(tmp_path: Path, text: str) -> None:
     root = machine(tmp_path, "0::/a\n", V2_MOUNT)
     (root / "sys/fs/cgroup/a").mkdir(parents=True)
     (root / "sys/fs/cgroup/a/cpu.max").write_bytes(text.encode("latin-1"))
+    assert cpu_share(root, affinity=3, count=8).threads == 3
+
+
+def test_a_quota_whose_line_has_no_end_counts_wherever_it_is_mounted(tmp_path: Path) -> None:
+    """Some sandboxes write these files by themselves; the kernel writes a blank as \\040."""
+    mount = "30 23 0:26 / /sys/fs/cgroup/my\\040groups rw - cgroup2 cgroup2 rw"
+    root = machine(tmp_path, "0::/a", mount)
+    folder = tmp_path / "sys/fs/cgroup/my groups/a"
+    folder.mkdir(parents=True)
+    (folder / "cpu.max").write_text("200000 100000")
+    assert cpu_share(root, affinity=16, count=16).cpus == 2.0
+
+
+@pytest.mark.parametrize("listed", ["5-2", "-", "3-1,9-7", "all"])
+def test_a_set_that_names_no_cpu_bounds_nothing(tmp_path: Path, listed: str) -> None:
+    root = machine(tmp_path, "0::/", V2_MOUNT)
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    (root / "sys/fs/cgroup/cpuset.cpus.effective").write_text(listed + "\n")
     assert cpu_share(root, affinity=3, count=8).threads == 3
 
 
@@ -128,8 +150,11 @@ def test_omp_num_threads_bounds_the_choice_but_not_a_setting(
     share = CpuShare(8, "affinity mask")
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
     assert choose(0, share).count == 3 and choose(6, share).count == 6
-    monkeypatch.setenv("OMP_NUM_THREADS", "lots")
-    assert choose(0, share).count == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", " 2 ")
+    assert choose(0, share).count == 2
+    for junk in ("lots", "", "0", "-1", "2.5", ",3", "9" * 30):
+        monkeypatch.setenv("OMP_NUM_THREADS", junk)
+        assert choose(0, share).count == 8
 
 
 def test_blas_keeps_to_the_choice() -> None:
