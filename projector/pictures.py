@@ -373,9 +373,9 @@ def _deep_planes(
     alpha = samples[..., -1] if channels in (2, 4) else None
     if alpha is None and key is not None:
         alpha = np.where((samples == np.asarray(key)).all(-1), 0, _FULL)
-    seen = colours if alpha is None else colours[alpha > 0]
-    if not seen.size:
-        seen = np.zeros_like(colours[:1])
+    seen = (
+        colours if alpha is None else np.where(alpha[..., None] > 0, colours, colours.dtype.type(0))
+    )
     _require_levels(seen, name)
     full: float
     if opened.format == "PNG":
@@ -406,15 +406,15 @@ def _samples(opened: Image.Image, file: Path | bytes, formats: Sequence[str], ra
     makes the lower ones.
     """
     if raw == "LA;16B":
-        both = _unpacked(opened, "RGBA").astype(np.uint16)  # two bytes of grey, two of opacity
-        return both[..., ::2] << 8 | both[..., 1::2]
+        return _unpacked(opened, "RGBA").view(">u2")  # two bytes of grey, two of opacity
     stem, order = raw.replace("RGBa", "RGBA").split(";16")
     if order not in ("L", "B"):  # of this machine
         order = "L" if sys.byteorder == "little" else "B"
-    upper = _unpacked(opened, f"{stem};16{order}").astype(np.uint16)
+    made = _unpacked(opened, f"{stem};16{order}").astype(np.uint16)
+    made <<= 8
     with _open(file, formats) as again:
-        lower = _unpacked(again, f"{stem};16{'L' if order == 'B' else 'B'}")
-    return upper << 8 | lower
+        made |= _unpacked(again, f"{stem};16{'L' if order == 'B' else 'B'}")
+    return made
 
 
 def _unpacked(opened: Image.Image, raw: str) -> npt.NDArray[np.uint8]:
