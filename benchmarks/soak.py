@@ -5,9 +5,9 @@ delta frames with questions. The client sends frames with questions, pictures, a
 scenes that are held; its frames push older scenes out all the time. Every second the memory of the
 front end, the engine (both as their metrics say) and the agent is read.
 
-It fails if the engine is ever above its base and caps by more than 15 %, or if the front end or the
-agent has grown by more than 15 % from the first half of the run to its end. The base is the process
-when it was ready. Figures go to `build/bench/soak.json`.
+It fails if the engine is ever above its base and caps by more than 15 %, or was started again, or
+if the front end or the agent has grown by more than 15 % from the first half of the run to its end.
+The base is the process when it was ready. Figures go to `build/bench/soak.json`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _READY_S = 600.0
 _ROUND = 32
 _ASKS, _PICTURES = 6, 4
 _SAMPLE_S = 1.0
+_LEAST_SAMPLES = 6
 _SAY_S = 15.0
 _MB = 1e6
 
@@ -54,6 +55,7 @@ class Sample:
     scenes: int
     scene_bytes: int
     pool_bytes: int
+    restarts: int = 0
 
 
 @dataclass
@@ -95,6 +97,10 @@ class Soak:
         ]
         if last.pool_bytes > self.caps_bytes * 1.02 + (64 << 20):
             problems.append(f"the pool has {last.pool_bytes / _MB:.0f} MB, more than the caps")
+        if last.restarts:
+            problems.append(f"the engine was started again {last.restarts} times, with new memory")
+        if len(self.samples) < _LEAST_SAMPLES:
+            problems.append(f"{len(self.samples)} samples are too few to tell: let it run longer")
         return {
             "answers": last.answers,
             "seconds": round(last.seconds, 1),
@@ -237,6 +243,7 @@ def _read(metrics: str) -> dict[str, int]:
         "scenes": values.get("scenes", 0),
         "scene_bytes": values.get("scene_memory_bytes", 0),
         "pool_bytes": values.get("pool_memory_bytes", 0),
+        "restarts": values.get("engine_restarts_total", 0),
     }
 
 

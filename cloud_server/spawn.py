@@ -19,6 +19,7 @@ from cloud_server.settings import Settings
 
 _MODULE = "cloud_server.engine_main"
 _SILENT_S = 60.0
+_BURY_S = 0.05
 
 
 class EngineProcess(Protocol):
@@ -196,6 +197,7 @@ class FromSpare:
                 self._engine.hear(said)
         code = await spare.wait()
         if self._engine is not None:
+            await _bury(self._engine.pid)
             self._engine.end(code)
 
     async def _line(self, spare: asyncio.subprocess.Process) -> bytes:
@@ -209,3 +211,14 @@ class FromSpare:
             if self._engine is not None and self._engine.awaited and not held_up:
                 with contextlib.suppress(ProcessLookupError):
                     spare.kill()
+
+
+async def _bury(engine: int) -> None:
+    """Wait for an engine whose spare is gone, where that makes it a child of this process.
+
+    The first process of a container inherits it so, and nobody else would ever ask how it ended.
+    """
+    with contextlib.suppress(ChildProcessError):  # it is another's
+        while os.waitpid(engine, os.WNOHANG) == (0, 0):
+            os.kill(engine, signal.SIGKILL)
+            await asyncio.sleep(_BURY_S)

@@ -47,6 +47,17 @@ def test_a_pool_above_the_caps_is_a_failure() -> None:
     assert "pool" in str(Soak(320 * MB, made).figures()["problems"])
 
 
+def test_an_engine_that_was_started_again_is_a_failure_however_small_it_is_now() -> None:
+    made = samples(FLAT, FLAT, FLAT)
+    made[-1] = dataclasses.replace(made[-1], restarts=1)
+    assert "started again" in str(Soak(320 * MB, made).figures()["problems"])
+
+
+def test_a_run_that_is_too_short_to_tell_is_a_failure() -> None:
+    made = samples(FLAT, FLAT, FLAT)[:3]
+    assert "too few" in str(Soak(320 * MB, made).figures()["problems"])
+
+
 @pytest.mark.timeout(600)
 def test_memory_stays_within_base_and_caps_over_a_thousand_answers(tmp_path: Path) -> None:
     """Without the pool an engine is 200 MB above its limit by then."""

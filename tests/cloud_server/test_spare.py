@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,35 @@ def test_a_spare_that_is_killed_takes_its_engine_along_and_both_come_back(
             edge = await server.edge()
             assert (await edge.say("count 3")).answer.text == "0 1 2"
             assert spare_of(os.getpid()) != spare
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def first_process() -> Iterator[None]:
+    """This process inherits orphans, as the first one of a container does."""
+    libc, subreaper = ctypes.CDLL(None), 36
+    libc.prctl(subreaper, 1, 0, 0, 0)
+    yield
+    libc.prctl(subreaper, 0, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are inherited so on Linux")
+@pytest.mark.usefixtures("first_process")
+def test_no_engine_is_left_as_a_zombie_where_the_service_is_a_containers_first_process(
+    paths: dict[str, Any],
+) -> None:
+    async def scenario() -> None:
+        async with running(paths) as server:
+            spare = spare_of(os.getpid())
+            (engine,) = children(spare)
+            os.kill(spare, signal.SIGKILL)
+
+            async def back() -> bool:
+                return await server.metric("engine_restarts_total") == 1
+
+            await server.until(back)
+            assert engine not in children(os.getpid())
 
     asyncio.run(scenario())
 
