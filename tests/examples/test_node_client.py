@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,19 @@ def test_a_service_that_is_still_loading_is_asked_again(node: str, folder: Path)
     code, out, err = run(node, folder, served, "what ?")
     assert code == 0, err
     assert ANSWERS[0] in out and served.negotiations == 2 and "again after: 502" in out
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_model_that_tells_its_settings_is_served_by_bundles_with_and_without_them(
+    node: str, folder: Path, version: int
+) -> None:
+    telling = replace(LAYOUT, settings_digest="2" * 64)
+    write_state(state_of(Image.new("RGB", (8, 8), "red")), telling, folder / "state.safetensors")
+    made_for = telling if version == 2 else LAYOUT
+    served = FakeBridge(replace(make_encoder(), source_fingerprint=made_for.fingerprint))
+    code, out, err = run(node, folder, served, "what ?")
+    assert code == 0, err
+    assert ANSWERS[0] in out
 
 
 def test_an_encoder_of_another_digest_is_refused(node: str, folder: Path) -> None:
