@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -43,6 +44,7 @@ SERVICE = "neuralbridge.v1.Bridge"
 SESSION_METADATA_KEY = "nb-session-bin"
 ERROR_METADATA_KEY = "nb-error-code"
 RETRY_METADATA_KEY = "nb-retry-after-ms"
+_NUMBER = re.compile("[0-9]{1,10}")  # whatever else a server writes there is none
 EVENTS_APART = ("nb-events", "apart")
 """Metadata of an Infer call whose events go to the session's Events call."""
 
@@ -880,7 +882,7 @@ def error_in(trailer: Iterable[tuple[str, str | bytes]], message: str) -> Bridge
     told = {
         key: int(value)
         for key, value in trailer
-        if key in (ERROR_METADATA_KEY, RETRY_METADATA_KEY) and str(value).isdigit()
+        if key in (ERROR_METADATA_KEY, RETRY_METADATA_KEY) and _NUMBER.fullmatch(str(value))
     }
     if ERROR_METADATA_KEY not in told:
         return None

@@ -1,20 +1,93 @@
-"""The picture point's payload: a PNG, JPEG or WebP file becomes a picture, within bounds."""
+"""The picture point's payload: a PNG, JPEG or WebP file becomes a picture, within bounds.
+
+A small file may take long to read: by its pixels, by passes over them (a JPEG file's scans), or by
+what is around them (thousands of PNG chunks, each a profile to be inflated). `charge_of` looks at
+the file's structure alone, in time that a bound on its pieces limits.
+"""
 
 from __future__ import annotations
+
+import re
+import struct
 
 from PIL import Image
 
 from projector import pictures
+from protos.errors import PictureError
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_MOST_PIECES = 300  # of a file, but for pixels; a profile alone may take 255 of a JPEG file
+_MOST_PIXEL_PIECES = 16384  # some write one for each row
+_COMPRESSED = b"iCCP", b"zTXt", b"iTXt"
+_INFLATED = 1 << 20  # pixels that each is charged as: it may hold as many bytes
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_NO_SIZES = b"\xc4\xc8\xcc"  # among the markers of frames, those that are none
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_MOST_SCANS, _USUAL_SCANS = 100, 10
+"""Scans of a JPEG file; a usual progressive one passes over its pixels about ten times."""
 
 
-def pixels_of(file: bytes) -> int:
-    """Pixels of a picture, as the file's header has them; nothing is decoded.
+def charge_of(file: bytes) -> tuple[int, int]:
+    """Pixels of a picture, and as how many it is charged; nothing is decoded.
 
     Raises:
-        PictureError: not such a file.
+        PictureError: not such a file, or one made of more pieces than pictures are.
     """
+    if file.startswith(_PNG) and len(file) >= 24:
+        return _png(file)
+    if file.startswith(_JPEG):
+        return _jpeg(file)
     width, height = pictures.size(file, formats=pictures.WIRE_FORMATS)
-    return width * height
+    return width * height, width * height
+
+
+def _png(file: bytes) -> tuple[int, int]:
+    width, height = struct.unpack(">II", file[16:24])
+    place, others, parts, compressed, profiles = len(_PNG), 0, 0, 0, 0
+    while place + 8 <= len(file):
+        length, kind = struct.unpack(">I4s", file[place : place + 8])
+        place += length + 12
+        parts += kind == b"IDAT"
+        others += kind != b"IDAT"
+        compressed += kind in _COMPRESSED
+        profiles += kind == b"iCCP"
+        _require_usual(others, parts)
+        if profiles > 1:
+            raise PictureError("the PNG file has more than one colour profile: save it with one")
+    return width * height, width * height + compressed * _INFLATED
+
+
+def _jpeg(file: bytes) -> tuple[int, int]:
+    pixels, place, others, scans = 0, len(_JPEG), 0, 0
+    while (found := _MARKER.search(file, place)) is not None:
+        stray, place, marker = found.start() - place, found.end(), file[found.end() - 1]
+        if marker == _EOI and scans:
+            break  # what follows are further pictures
+        if not scans:
+            others += 1 + stray  # Pillow takes each byte that belongs to nothing by itself
+        scans += marker == _SOS
+        _require_usual(others, 0)
+        if scans > _MOST_SCANS:
+            raise PictureError(
+                f"the JPEG file has more than {_MOST_SCANS} scans: save it as an ordinary one"
+            )
+        if marker in (_SOI, _EOI):
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_SIZES and len(file) >= place + 7:
+            height, width = struct.unpack(">HH", file[place + 3 : place + 7])
+            pixels = max(pixels, width * height)
+        place += max(2, int.from_bytes(file[place : place + 2], "big"))
+    if not pixels or not scans:
+        raise PictureError("the JPEG file holds no picture: it was cut off, or is damaged")
+    return pixels, pixels * max(1, -(-scans // _USUAL_SCANS))
+
+
+def _require_usual(others: int, parts: int) -> None:
+    if others > _MOST_PIECES or parts > _MOST_PIXEL_PIECES:
+        raise PictureError(
+            f"the file has more than {_MOST_PIECES} pieces beside its pixels, or more than "
+            f"{_MOST_PIXEL_PIECES} of pixels: save it as an ordinary PNG or JPEG"
+        )
 
 
 def open_picture(file: bytes, max_px: int) -> Image.Image:

@@ -1,8 +1,8 @@
 """Pictures become what the model takes in a thread of their own, while the engine's steps go on.
 
 One picture at a time, one of each session in turn. Each session has a bucket of pixels a second,
-charged as a file comes by what its header says, before anything is decoded: a small file may hold
-a huge picture. Knows files and pixels; of the model it knows the function that prepares for it.
+charged as a file comes by what its structure says, before anything is decoded: a small file may
+take long to read. Knows files and pixels; of the model it knows the function that prepares for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import structlog
 from PIL import Image
 
-from cloud_server.engine.picture import open_picture, pixels_of
+from cloud_server.engine.picture import charge_of, open_picture
 from cloud_server.jobs import Job
 from cloud_server.throttle import Buckets
 from projector.pictures import DEGENERATE, degenerate
@@ -167,14 +167,14 @@ class PictureReader(Generic[Prepared]):
         return Read(job, taken_ns, time.monotonic_ns(), seconds, prepared, warnings, failed)
 
     def _charge(self, job: Job) -> None:
-        pixels = pixels_of(job.body)
+        pixels, charge = charge_of(job.body)
         if pixels > self._max_px**2:
             return  # it is refused by its size
-        wait_s = self._budget.take(job.session, pixels)
+        wait_s = self._budget.take(job.session, charge)
         if wait_s:
             raise OverloadedError(
-                f"this session's pictures have more pixels than are decoded for one caller: send "
-                f"this one ({pixels / 1e6:.1f} million) again in {wait_s:.1f} s, or a smaller one",
+                "this session's pictures take more work than is done for one caller: send this one "
+                f"({charge / 1e6:.1f} million pixels) again in {wait_s:.1f} s, or a smaller one",
                 retry_after_s=wait_s,
                 cause="pictures",
             )

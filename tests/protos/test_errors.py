@@ -9,7 +9,7 @@ import pytest
 
 from protos import errors
 from protos.errors import ERRORS, BridgeError, from_code
-from protos.frame import refused
+from protos.frame import error_in, refused
 
 # Published numbers: never change or reuse one. Add new ones at the end of their hundred.
 PUBLISHED = {
@@ -109,3 +109,10 @@ def test_only_errors_that_can_pass_are_retryable() -> None:
         "engine_unavailable",
         "offline",
     }
+
+
+@pytest.mark.parametrize("junk", ["9" * 5000, "9" * 400, "-1", "", "1e3", "\u00b2", "\u0663", b"7"])
+def test_a_server_that_writes_junk_for_numbers_is_still_understood(junk: str | bytes) -> None:
+    assert error_in([("nb-error-code", junk)], "m") is None
+    error = error_in([("nb-error-code", "501"), ("nb-retry-after-ms", junk)], "m")
+    assert isinstance(error, errors.OverloadedError) and error.retry_after_s == 0.0
