@@ -1,8 +1,15 @@
-"""`python -m cloud_server`: the same as the console script `cloud-server`."""
+"""What `python -m cloud_server` and the console script `cloud-server` run."""
 
 import sys
+from collections.abc import Sequence
 
-from cloud_server.cli import main
+from protos.process.start import start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script."""
+    return start("cloud_server.cli", "cloud-server", argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

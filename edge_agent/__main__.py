@@ -1,8 +1,15 @@
-"""`python -m edge_agent`: the same as the console script `edge-agent`."""
+"""What `python -m edge_agent` and the console script `edge-agent` run."""
 
 import sys
+from collections.abc import Sequence
 
-from edge_agent.cli import main
+from protos.process.start import start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script."""
+    return start("edge_agent.cli", "edge-agent", argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,15 @@
-"""`python -m projector`: the same as the console script `projector`."""
+"""What `python -m projector` and the console script `projector` run."""
 
 import sys
+from collections.abc import Sequence
 
-from projector.cli import main
+from protos.process.start import start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script."""
+    return start("projector.cli", "projector", argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

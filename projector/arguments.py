@@ -81,6 +81,15 @@ def whole(text: str) -> int:
 
 
 @_called("whole number")
+def seed(text: str) -> int:
+    """A seed of random numbers, as torch and NumPy both take it."""
+    value = count(text)
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**64")
+    return value
+
+
+@_called("whole number")
 def text_tokens(text: str) -> int:
     """As `--text-tokens` takes it: what a layout's grid can hold."""
     value = whole(text)

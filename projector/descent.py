@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from projector import distributed, preflight
 from projector.bundle import write_files
 from protos.errors import ConfigError, FitError
+from protos.process.folders import open_file
 from protos.process.progress import Progress, note
 from protos.process.stopping import Stopped, Stopping
 
@@ -167,7 +168,7 @@ class Descent:
             )
         path = self.folder / "log.jsonl" if first else Path(os.devnull)
         shown = Progress(f"training the {self.what}", total, shown=first)
-        with path.open("a") as log, shown:
+        with _appended(path) as log, shown:
             shown.skip(done)
             for step in range(done, total):
                 stage, begun = self._place(step)
@@ -282,9 +283,16 @@ def _aside(path: Path) -> Path:
     return kept
 
 
+def _appended(path: Path) -> TextIO:
+    """The end of a file; what is no file is refused, never waited for."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a")
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise FitError(f"{path} is not a readable checkpoint ({reason}); remove it") from error

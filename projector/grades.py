@@ -29,6 +29,9 @@ CONTROLS = ("blind", "mean_state", "other_picture")
 """What a map has to beat: no picture, the mean state, another picture's cache."""
 LEAST_PICTURES = 10
 """That questions are about: an interval over fewer says nothing."""
+ROOM = 0.5
+"""Share of the large model's lead over a control. A map whose interval reaches up to it may well be
+good, however far down the interval reaches too."""
 CANNOT_BE_JUDGED = "cannot be judged"
 GOOD, WORSE, UNJUDGED, UNKNOWN = (
     *("beats its controls", "no better than its controls"),
@@ -88,16 +91,19 @@ class _Figure:
     mean: float
     half: float = 0.0
 
-    def above(self, other: _Figure) -> bool:
-        """Whether it is more than another by more than chance; as if the two were independent."""
-        return self.mean - other.mean > math.hypot(self.half, other.half)
+    def minus(self, other: _Figure) -> tuple[float, float]:
+        """The interval of the difference, as if the two were independent."""
+        apart, half = self.mean - other.mean, math.hypot(self.half, other.half)
+        return apart - half, apart + half
 
 
 def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
     """What a report's or a certificate's figures allow to be said.
 
     Differences on the same questions count where they were kept (`differences`), else intervals or,
-    where a figure is a bare share, the interval that as many answers as pictures would have.
+    where a figure is a bare share, the interval that as many answers as pictures would have. A map
+    whose interval over a control reaches below zero is no better than that control if the interval
+    ends below half of the large model's own lead; if it reaches further, nobody can tell.
 
     Args:
         certificate: untrusted in its form; whatever is no figure counts as not said.
@@ -139,26 +145,29 @@ def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
         )
     kept = _table(certificate, "differences")
 
-    def beats(one: _Figure, other: _Figure, name: str) -> bool:
-        low = _number(_table(kept, name).get("low"))
-        return one.above(other) if low is None else low > 0
+    def apart(one: _Figure, other: _Figure, name: str) -> tuple[float, float]:
+        low, high = (_number(_table(kept, name).get(end)) for end in ("low", "high"))
+        return one.minus(other) if low is None or high is None else (low, high)
 
-    if not beats(native, blind, "native_minus_blind"):
+    if not apart(native, blind, "native_minus_blind")[0] > 0:
         return Verdict(
             UNJUDGED,
             f"the large model is right in {native.mean:.1%} from its own cache and in "
             f"{blind.mean:.1%} without any input: these questions do not tell the two apart",
         )
-    losing = [
-        f"{name.replace('_', ' ')} {other.mean:.1%}"
-        for name, other in found.items()
-        if other is not None
-        and not (
-            beats(right, other, "") if calibrated else beats(right, other, f"mapped_minus_{name}")
-        )
-    ]
+    losing, hopeless = [], False
+    for name, other in found.items():
+        if other is None:
+            continue
+        low, high = apart(right, other, "" if calibrated else f"mapped_minus_{name}")
+        if not low > 0:
+            losing.append(f"{name.replace('_', ' ')} {other.mean:.1%}")
+            hopeless |= not high >= ROOM * (native.mean - other.mean)
     if losing:
-        return Verdict(WORSE, f"right in {right.mean:.1%}, beside {', '.join(losing)}")
+        why = f"right in {right.mean:.1%}, beside {', '.join(losing)}"
+        if hopeless:
+            return Verdict(WORSE, why)
+        return Verdict(UNJUDGED, f"{why}: these questions do not tell whether it is better")
     return Verdict(GOOD)
 
 

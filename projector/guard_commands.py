@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from projector import preflight, tables
-from projector.arguments import count, rate, whole
+from projector.arguments import rate, seed, whole
 from projector.train_commands import _add_device, _command, _models, open_data
 from protos.errors import ConfigError
 from protos.process.progress import Progress
@@ -68,7 +68,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
     )
-    parser.add_argument("--seed", type=count, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     _add_device(parser)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import preflight, tables
-from projector.arguments import add_models, count, rate, whole
+from projector.arguments import add_models, count, rate, seed, whole
 from projector.train_commands import _collect, _models, corpus_size, open_data
 from protos.errors import ConfigError, FitError
 from protos.process import console
@@ -65,7 +65,7 @@ def register(commands: Any) -> None:
     train.add_argument("--rate", type=rate, default=2e-3, help="default: %(default)s")
     train.add_argument("--patience", type=count, default=8, help="reports of 20; 0: never")
     train.add_argument("--held-out", type=rate, default=0.1, help="share that decides when to end")
-    train.add_argument("--seed", type=count, default=0, help="default: %(default)s")
+    train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 
     test = _command(inner, "test", "judge a head on pictures that it never saw")
     test.set_defaults(command=_test)

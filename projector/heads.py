@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from projector.descent import Descent, Stage
 from projector.estimate import Estimate, by_group, clustered, paired
-from projector.grades import GOOD, LEAST_PICTURES, UNJUDGED, WORSE, Verdict
+from projector.grades import GOOD, LEAST_PICTURES, ROOM, UNJUDGED, WORSE, Verdict
 from projector.labels import Labels
 from projector.models.foreign import in_words
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
@@ -345,7 +345,9 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
     shown = {**floors, "other_picture": predictions(head, swapped) == truth}
     above = paired(right.tolist(), best.tolist(), clusters)
     apart_from_other = paired(right.tolist(), shown["other_picture"].tolist(), clusters)
-    verdict = _verdict(len(set(clusters)), len(set(truth.tolist())), above, apart_from_other)
+    verdict = _verdict(
+        len(set(clusters)), len(set(truth.tolist())), float(right.mean()), above, apart_from_other
+    )
     return {
         "task": head.config.task,
         "view": head.config.view,
@@ -368,15 +370,22 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
     }
 
 
-def _verdict(clusters: int, classes: int, above: Estimate, other: Estimate) -> Verdict:
+def _verdict(
+    clusters: int, classes: int, accuracy: float, above: Estimate, other: Estimate
+) -> Verdict:
     if clusters < LEAST_PICTURES:
         return Verdict(UNJUDGED, f"{clusters} pictures or sequences, and it takes {LEAST_PICTURES}")
     if classes < 2:
         return Verdict(UNJUDGED, "every sample is of one class")
-    if above.low <= 0:
-        return Verdict(WORSE, "the commonest class, or the nearest place, does as well")
-    if other.low <= 0:
-        return Verdict(WORSE, "another picture's states do as well")
+    for found, what in (
+        (above, "the commonest class, or the nearest place, does"),
+        (other, "another picture's states do"),
+    ):
+        if found.low > 0:
+            continue
+        if found.high >= ROOM * (1 - accuracy + found.mean):
+            return Verdict(UNJUDGED, f"too few samples to tell whether {what} as well")
+        return Verdict(WORSE, f"{what} as well")
     return Verdict(GOOD)
 
 

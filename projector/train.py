@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -479,7 +480,10 @@ def plot_losses(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    every = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    every: list[dict[str, Any]] = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with suppress(ValueError):  # a line cut off by a full disk
+            every.append(json.loads(line))
     if not every:
         return
     # The last run only; a step that an interruption made it take again counts once.

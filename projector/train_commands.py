@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector import preflight, tables
-from projector.arguments import add_models, count, power, rate, text_tokens, weight, whole
+from projector.arguments import add_models, count, power, rate, seed, text_tokens, weight, whole
 from projector.models.foreign import importing, in_words
 from protos.errors import BridgeError, ConfigError, CorpusError, FitError, UselessMapError
 from protos.process import console
@@ -133,7 +133,7 @@ def register(commands: Any) -> None:
         help="held-out reports (five in all) without gain after which it ends early; 0: never",
     )
     train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
-    train.add_argument("--seed", type=count, default=0, help="default: %(default)s")
+    train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     _add_device(train)
 
     validate = _command(commands, "validate", "judge a map on pairs that it never saw", _validate)
@@ -457,7 +457,7 @@ def _export(args: argparse.Namespace) -> int:
         note(f"projector: written by force: {verdict}")
     source, target = _models(args, data)
     made = _map(args.map, source, target).eval()
-    if report["map"] != _identity(args.map, made):
+    if not _same_map(report["map"], _identity(args.map, made), made):
         raise ConfigError(f"{args.report} judges {args.map} between other models: judge it again")
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
     corpus = _collect(data, source, target, args.corpus, None, make=False)
@@ -671,6 +671,15 @@ def _identity(path: Path, made: Map) -> dict[str, Any]:
         "source": made.source.fingerprint,
         "target": made.target.fingerprint,
     }
+
+
+def _same_map(judged: dict[str, Any], now: dict[str, Any], made: Map) -> bool:
+    """Whether a report's map is this one; reports name fingerprints of earlier versions too."""
+    fits = all(
+        judged.get(side) in layout.fingerprints
+        for side, layout in (("source", made.source), ("target", made.target))
+    )
+    return fits and judged | {side: now[side] for side in ("source", "target")} == now
 
 
 def _command(

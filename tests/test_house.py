@@ -442,3 +442,9 @@ def test_every_make_target_says_what_it_does() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("help", "demo", "test", "check", "bench", "reference", "clean"):
         assert re.search(rf"^  make {target}\s+\w", done.stdout, re.M), target
+
+
+def test_console_scripts_and_modules_run_the_same() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as f:
+        scripts: dict[str, str] = tomllib.load(f)["project"]["scripts"]
+    assert {name: f"{name.replace('-', '_')}.__main__:main" for name in scripts} == scripts

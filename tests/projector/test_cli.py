@@ -510,7 +510,13 @@ def test_check_config_prints_the_settings_and_loads_nothing(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["verifi"], ["inspect"], ["inspect", "a", "--nothing"], ["layout", "a", "b"]]
+    "arguments",
+    [
+        *([], ["verifi"], ["inspect"], ["inspect", "a", "--nothing"], ["layout", "a", "b"]),
+        ["train", "a", "b", "c", "--seed", str(1 << 64)],
+        ["guard", "a", "b", "c", "--seed", str(1 << 64)],
+        ["head", "train", "a", "b", "c", "d", "--task", "e", "--seed", str(1 << 64)],
+    ],
 )
 def test_wrong_usage_is_a_config_error_without_a_traceback(run: Run, arguments: list[str]) -> None:
     code, out, err = run(*arguments)

@@ -17,6 +17,8 @@ from safetensors.torch import save as save_tensors
 
 from projector import cli, heads
 from projector.dataset import Dataset
+from projector.estimate import Estimate
+from projector.grades import GOOD, UNJUDGED, WORSE
 from projector.head_commands import read_head
 from projector.heads import METADATA, Head, HeadConfig, HeadSettings, Samples
 from projector.labels import Labels, read_labels, write_labels
@@ -307,6 +309,24 @@ def test_labels_that_make_no_sense_are_refused_with_their_line(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------------- the commands
+
+
+@pytest.mark.parametrize(
+    ("above", "other", "state"),
+    [
+        (Estimate(0.3, 0.2, 0.4), Estimate(0.3, 0.2, 0.4), GOOD),
+        (Estimate(0.2, -0.1, 0.5), Estimate(0.3, 0.2, 0.4), UNJUDGED),
+        (Estimate(0.0, -0.1, 0.1), Estimate(0.3, 0.2, 0.4), WORSE),
+        (Estimate(0.3, 0.2, 0.4), Estimate(0.2, -0.1, 0.5), UNJUDGED),
+        (Estimate(0.3, 0.2, 0.4), Estimate(0.0, -0.1, 0.1), WORSE),
+        (Estimate(0.3, 0.2, 0.4), Estimate(0.0, 0.0, 0.0), WORSE),
+    ],
+)
+def test_a_head_is_not_called_useless_for_lack_of_samples(
+    above: Estimate, other: Estimate, state: str
+) -> None:
+    assert heads._verdict(50, 3, 0.5, above, other).state == state
+    assert heads._verdict(9, 3, 0.5, above, other).state == UNJUDGED
 
 
 @pytest.fixture(scope="module")

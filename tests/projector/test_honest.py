@@ -50,6 +50,53 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("a map below the floor", report(0.9, 0.1), WORSE),
     ("too few pictures", report(0.9, 0.88) | {"pictures": 9}, UNJUDGED),
     (
+        "a good map asked about few pictures",
+        {
+            "pictures": 12,
+            "accuracy": {
+                "native": arm(0.9, 0.17),
+                "mapped": arm(0.55, 0.28),
+                **{n: arm(0.3, 0.13) for n in ("blind", "mean_state", "other_picture")},
+            },
+        },
+        UNJUDGED,
+    ),
+    (
+        "a map of no use asked about few pictures",
+        {
+            "pictures": 12,
+            "accuracy": {
+                "native": arm(0.9, 0.17),
+                "mapped": arm(0.3, 0.13),
+                **{n: arm(0.3, 0.13) for n in ("blind", "mean_state", "other_picture")},
+            },
+        },
+        WORSE,
+    ),
+    (
+        "always yes, to questions that any picture answers half",
+        {
+            "pictures": 512,
+            "accuracy": {
+                **{n: arm(0.5) for n in ("native", "mapped", "other_picture")},
+                **{n: arm(0.0) for n in ("blind", "mean_state")},
+            },
+        },
+        UNJUDGED,
+    ),
+    (
+        "always yes, to questions that the large model answers",
+        {
+            "pictures": 512,
+            "accuracy": {
+                "native": arm(0.9),
+                **{n: arm(0.5) for n in ("mapped", "other_picture")},
+                **{n: arm(0.0) for n in ("blind", "mean_state")},
+            },
+        },
+        WORSE,
+    ),
+    (
         "another picture does as well",
         report(0.9, 0.8)
         | {"accuracy": report(0.9, 0.8)["accuracy"] | {"other_picture": arm(0.79)}},
@@ -231,3 +278,20 @@ def test_statements_hold_again_where_a_map_is_good(judged: dict[str, Any]) -> No
     said = {row["claim"]: row["holds"] for row in literature.statements(good)}
     assert said["projecting loses two points on the cloud alone"] is True
     assert said["projecting gains two points on the edge alone"] is True
+
+
+def test_nothing_good_is_said_of_a_map_that_another_picture_replaces(
+    judged: dict[str, Any],
+) -> None:
+    idle = {
+        **judged,
+        "verdict": WORSE,
+        "accuracy": {name: arm(0.5) for name in judged["accuracy"]} | {"edge_only": arm(0.1)},
+    }
+    said = {row["claim"]: row["holds"] for row in literature.statements(idle)}
+    assert said["projecting loses two points on the cloud alone"] is None
+    assert said["projecting gains two points on the edge alone"] is None
+    idle["accuracy"] |= {"native": arm(0.9), "edge_only": arm(0.8)}
+    said = {row["claim"]: row["holds"] for row in literature.statements(idle)}
+    assert said["projecting loses two points on the cloud alone"] is False
+    assert said["projecting gains two points on the edge alone"] is False

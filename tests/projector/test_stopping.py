@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from projector.bundle import write_files
 from projector.descent import Descent, Stage
+from projector.train import plot_losses
+from protos.errors import FitError
 from protos.process.stopping import Stopped, Stopping
 from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import pictures_with_questions, toolkit
@@ -142,6 +144,23 @@ def test_a_second_ctrl_c_ends_a_step_that_does_not_end(tmp_path: Path) -> None:
     process.stdout.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line.pt", "log.jsonl"]
     assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["line.pt", "log.jsonl"])
+def test_a_pipe_in_the_place_of_a_training_file_is_refused_and_never_waited_for(
+    tmp_path: Path, name: str
+) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((FitError, OSError), match=name):
+        descent(tmp_path)[1].run()
+
+
+def test_a_log_line_that_a_full_disk_cut_off_does_not_cost_the_plot(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [f'{{"step": {step}, "stage": "task", "loss": 1.0}}\n' for step in range(3)]
+    log.write_text(rows[0] + rows[1][:9] + "\n" + rows[2])
+    plot_losses(log, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 0
 
 
 @pytest.fixture(scope="module")

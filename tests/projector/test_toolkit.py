@@ -708,8 +708,27 @@ def test_a_report_of_another_map_certifies_nothing(
         assert "no report of" in capsys.readouterr().err
     report.write_text(json.dumps(judged | {"accuracy": list(judged["accuracy"])}))
     assert run("export", tmp_path / "one", *given) == code_of("config")
+    other = {"map": {**judged["map"], "target": judged["map"]["source"]}}
+    report.write_text(json.dumps(judged | other))
+    assert run("export", tmp_path / "one", *given) == code_of("config")
+    assert "between other models" in capsys.readouterr().err
     report.write_text(json.dumps(judged))
     assert run("export", tmp_path / "one", *given) == 0
+
+
+def test_a_report_from_before_fingerprints_of_version_two_still_counts(
+    run: Any, data: Path, corpus: Path, models: tuple[Path, Path], made: Path, tmp_path: Path
+) -> None:
+    assert run("validate", made, data, corpus, tmp_path / "report") == 0
+    report = tmp_path / "report" / "report.json"
+    judged = json.loads(report.read_text())
+    for side, path in zip(("source", "target"), models, strict=True):
+        new, old = VLM.load(path).layout.fingerprints
+        assert judged["map"][side] == new
+        judged["map"][side] = old
+    report.write_text(json.dumps(judged))
+    given = (made, data, corpus, tmp_path / "bundle", "--report", report, "--force")
+    assert run("export", *given) == 0
 
 
 @pytest.mark.parametrize("threads", ["-1", "1.5", "many", "999999999"])

@@ -150,3 +150,11 @@ def test_a_socket_path_that_is_too_long_leaves_nothing_behind_and_says_what_to_d
     assert done.returncode == 10
     assert "--engine-socket-dir" in done.stderr.splitlines()[-1]
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_while_libraries_are_imported_is_no_traceback(program: str, tmp_path: Path) -> None:
+    (tmp_path / "pydantic_settings.py").write_text("raise KeyboardInterrupt\n")
+    done = shell(f"python -m {program} --version", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    name = program.replace("_", "-")
+    assert (done.returncode, done.stderr) == (130, f"{name}: interrupted\n")
