@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import logging
 import math
@@ -21,6 +20,7 @@ import tempfile
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature, unwrap
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,19 +50,21 @@ class Tolerance:
     Attributes:
         variation: total variation between two distributions over the vocabulary.
         logit: largest difference of a logit, in standard deviations of the logits.
+        cache: largest difference of a token's keys or values in a layer, of a usual token's.
         rotation: largest difference of a layer's un-rotated keys that another position makes,
             relative.
     """
 
     variation: float
     logit: float
+    cache: float
     rotation: float
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
-    "float32": Tolerance(variation=0.001, logit=0.005, rotation=0.005),
-    "float16": Tolerance(variation=0.02, logit=0.05, rotation=0.02),
-    "bfloat16": Tolerance(variation=0.15, logit=0.4, rotation=0.1),
+    "float32": Tolerance(variation=0.001, logit=0.005, cache=0.005, rotation=0.005),
+    "float16": Tolerance(variation=0.02, logit=0.05, cache=0.1, rotation=0.02),
+    "bfloat16": Tolerance(variation=0.15, logit=0.4, cache=0.3, rotation=0.1),
 }
 """By the type that a model runs in. Products are summed in another order: that much is rounding."""
 
@@ -99,6 +101,7 @@ class Figures:
         dtype: the type that the model runs in.
         variation: total variation of a token's distribution, the first's or a later one's.
         logit: largest difference of a logit, in standard deviations of the logits.
+        cache: largest difference of a token's keys or values in a layer, of a usual token's.
         rotation: largest difference of a layer's un-rotated keys that another position makes.
         greedy: greedy tokens that are the stock forward's too.
         tokens: of so many.
@@ -110,6 +113,7 @@ class Figures:
     dtype: str
     variation: float
     logit: float
+    cache: float
     rotation: float
     greedy: int
     tokens: int
@@ -123,6 +127,7 @@ class Figures:
         return (
             self.variation <= allowed.variation
             and self.logit <= allowed.logit
+            and self.cache <= allowed.cache
             and self.rotation <= allowed.rotation
         )
 
@@ -136,9 +141,10 @@ class Figures:
         return (
             f"distributions of the first tokens differ by {self.variation:.2g} (total variation; "
             f"rounding in {self.dtype} explains {allowed.variation:g}), logits by {self.logit:.2g} "
-            f"standard deviations ({allowed.logit:g}), un-rotated keys by {self.rotation:.2g} of "
-            f"themselves ({allowed.rotation:g}), {self.greedy} of {self.tokens} greedy tokens are "
-            f"the same; worst: {self.worst}"
+            f"standard deviations ({allowed.logit:g}), a token's cache by {self.cache:.2g} of a "
+            f"usual one ({allowed.cache:g}), un-rotated keys by {self.rotation:.2g} of themselves "
+            f"({allowed.rotation:g}), {self.greedy} of {self.tokens} greedy tokens are the same; "
+            f"worst: {self.worst}"
         )
 
 
@@ -193,29 +199,32 @@ def measure(model: FrozenModel, witnesses: Iterable[Witness]) -> Figures:
     Raises:
         ModelError: the stock forward cannot run what the model's own processor makes.
     """
-    worst = (0.0, 0.0, "none")
+    allowed = TOLERANCES[model.layout.cache_dtype]
+    largest = {"variation": 0.0, "logit": 0.0, "cache": 0.0}
+    worst = (0.0, "none")
     same = tokens = 0
     firsts: dict[tuple[int, ...], dict[str, Tensor]] = {}
     for witness in witnesses:
         ours, chosen = _ours(model, witness)
-        stock = _stock(model, witness, chosen)
+        stock, held = _stock(model, witness, chosen)
+        found = [("cache", _caches_apart(witness.layers, held))]
         for mine, its in (*zip(ours, stock, strict=True), (_seen(model, witness), stock[0])):
-            variation, logit = apart(mine, its)
-            if max(variation, logit) > max(worst[:2]):
-                worst = variation, logit, witness.name
+            found += zip(("variation", "logit"), apart(mine, its), strict=True)
+        for figure, value in found:
+            largest[figure] = max(largest[figure], value)
+            worst = max(worst, (value / getattr(allowed, figure), witness.name))
         same += sum(int(its.argmax()) == token for its, token in zip(stock, chosen, strict=True))
         tokens += len(chosen)
         firsts.setdefault(tuple(witness.question), {})[witness.about] = stock[0]
     pairs = [pair for rows in firsts.values() for pair in combinations(rows.values(), 2)]
     return Figures(
         dtype=model.layout.cache_dtype,
-        variation=worst[0],
-        logit=worst[1],
+        **largest,
         rotation=model.rotation_error,
         greedy=same,
         tokens=tokens,
         apart=max((apart(*pair)[0] for pair in pairs), default=0.0),
-        worst=worst[2],
+        worst=worst[1],
     )
 
 
@@ -232,6 +241,23 @@ def apart(mine: Tensor, its: Tensor) -> tuple[float, float]:
     variation = float((mine.softmax(-1) - its.softmax(-1)).abs().sum() / 2)
     logit = float((mine - its).abs().max() / its.std())
     return (variation, logit) if math.isfinite(variation + logit) else (1.0, float("inf"))
+
+
+def _caches_apart(mine: Sequence[LayerCache], its: Sequence[LayerCache]) -> float:
+    """Largest difference of a token's keys or values in a layer, in norms of the median token.
+
+    It shows a wrong cache also where the layers above it, or small logits, hide it in answers.
+    """
+    worst = 0.0
+    for layer, other in zip(mine, its, strict=True):
+        for ours, theirs in zip(layer, other, strict=True):
+            theirs = theirs[:, :, : ours.shape[2]].float()
+            if theirs.shape != ours.shape:
+                return math.inf
+            difference = (ours.float() - theirs).norm(dim=(1, 3)).max()
+            usual = theirs.norm(dim=(1, 3)).median().clamp(min=torch.finfo(torch.float32).tiny)
+            worst = max(worst, float(difference / usual))
+    return worst
 
 
 def _ours(model: FrozenModel, witness: Witness) -> tuple[list[Tensor], list[int]]:
@@ -258,15 +284,23 @@ def _seen(model: FrozenModel, witness: Witness) -> Tensor:
     return model.logits(witness.whole())[0].float()
 
 
-def _stock(model: FrozenModel, witness: Witness, chosen: Sequence[int]) -> list[Tensor]:
-    """Logits of the stock model over the whole prompt, then behind each token but the last."""
+def _stock(
+    model: FrozenModel, witness: Witness, chosen: Sequence[int]
+) -> tuple[list[Tensor], list[LayerCache]]:
+    """Logits of the stock model over the whole prompt, then behind each token but the last.
+
+    And the cache that it made of the prompt.
+    """
     stock = model.model
     inputs = {name: value.to(model.device) for name, value in witness.inputs.items()}
     for name, value in inputs.items():
         if value.is_floating_point():
             inputs[name] = value.to(model.decoder.dtype)
+    # logits of every token of a prompt over a large vocabulary can take more room than the weights
+    last = {"logits_to_keep": 1} if "logits_to_keep" in signature(stock.forward).parameters else {}
     try:
-        out = stock(**inputs, use_cache=True)
+        out = stock(**inputs, use_cache=True, **last)
+        held = kv.read_cache(out.past_key_values)
         logits = [out.logits[0, -1].float()]
         length = inputs["input_ids"].shape[1]
         for index, token in enumerate(chosen[:-1]):
@@ -282,7 +316,7 @@ def _stock(model: FrozenModel, witness: Witness, chosen: Sequence[int]) -> list[
         raise ModelError(
             f"the model of {model.path} cannot run what its own processor makes: {in_words(error)}"
         ) from error
-    return logits
+    return logits, held
 
 
 # -- what was found before -------------------------------------------------------------------------
@@ -353,7 +387,7 @@ def _digest_code(name: str, value: Any, digest: Any) -> None:
     value = getattr(value, "fget", value)  # of a property
     code = value if isinstance(value, types.CodeType) else None
     if code is None and callable(value):
-        code = getattr(inspect.unwrap(value), "__code__", None)
+        code = getattr(unwrap(value), "__code__", None)
     if code is None:
         return
     digest.update(f"{name} {code.co_names}".encode() + code.co_code)
@@ -366,21 +400,30 @@ def _digest_code(name: str, value: Any, digest: Any) -> None:
 
 
 def _read(file: Path | None, dtype: str) -> Figures | None:
-    """What is kept there, if it is whole and good."""
-    if file is None or not file.is_file():  # reading a pipe would wait
-        return None
+    """What is kept there for just this check, if it is our own, whole and good."""
     try:
-        plain = json.loads(file.read_text())
+        if file is None or not file.is_file():  # reading a pipe would wait
+            return None
+        with file.open() as stream:
+            if os.fstat(stream.fileno()).st_uid != os.geteuid():  # somebody else's word
+                return None
+            plain = json.loads(stream.read(_MOST_CHARACTERS))
+        if plain.pop("key") != file.stem:  # a result of another model under this one's name
+            return None
         found = Figures(**plain)
         whole = {n: type(v) for n, v in plain.items()} == {n: _TYPES[n] for n in _TYPES}
         return found if whole and found.dtype == dtype and found.good else None
-    except (OSError, ValueError, TypeError):  # absent, damaged, or of another version
+    except _UNREADABLE:  # absent, damaged, or of another version
         return None
+
+
+_MOST_CHARACTERS = 4096
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 _TYPES = {
     **{"dtype": str, "worst": str, "greedy": int, "tokens": int},
-    **{"variation": float, "logit": float, "rotation": float, "apart": float},
+    **dict.fromkeys(("variation", "logit", "cache", "rotation", "apart"), float),
 }
 
 
@@ -393,7 +436,7 @@ def _write(file: Path | None, found: Figures) -> bool:
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")
         try:
             with os.fdopen(handle, "w") as stream:
-                json.dump(asdict(found), stream)
+                json.dump({**asdict(found), "key": file.stem}, stream)
             os.replace(name, file)
         except OSError:
             Path(name).unlink(missing_ok=True)

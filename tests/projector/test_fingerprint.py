@@ -189,6 +189,12 @@ DATED = {
     ),
     "morning": "{% if strftime_now('%H') | int < 12 %}morning{% endif %}",
     "sunday": "{% if strftime_now('%a') == 'Sun' %}rest{% endif %}",
+    "microseconds": "{{ strftime_now('%f') }}",
+    "behind JSON": "{{ ['é'] | tojson(ensure_ascii=False) }}{{ strftime_now('%d') }}",
+    "refused in one year": (
+        "{% if strftime_now('%Y') == '2023' %}{{ raise_exception('too early') }}{% endif %}"
+        "{{ strftime_now('%Y') }}"
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,9 @@ def test_every_family_is_checked_when_loaded_and_answers_as_its_stock_forward(
     assert found is not None and found.good and found.dtype == dtype
     if dtype == "float32":
         assert found.telling and found.greedy == found.tokens >= 16
-        assert max(found.variation, found.logit, found.rotation) < 1e-4  # far from the limits
+        assert (
+            max(found.variation, found.logit, found.cache, found.rotation) < 1e-4
+        )  # far from the limits
 
 
 def _causal_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +272,9 @@ def test_a_model_given_in_memory_is_always_checked(
     assert len(counted) == 2
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"dtype": "float32"}', "bad", "types"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "null", '{"dtype": "float32"}', "bad", "types", "deep"]
+)
 def test_a_damaged_file_of_what_was_found_costs_a_check_and_no_more(
     damage: str, load: Callable[..., FrozenModel], fresh_cache: Path, counted: list[str]
 ) -> None:
@@ -280,9 +285,66 @@ def test_a_damaged_file_of_what_was_found_costs_a_check_and_no_more(
         damage = json.dumps({**whole, "variation": 0.9})
     elif damage == "types":
         damage = json.dumps({**whole, "greedy": "24", "variation": 0})
+    elif damage == "deep":
+        damage = "[" * 4000
     file.write_text(damage)
     load("lm-llama")
     assert len(counted) == 2 and json.loads(file.read_text()) == whole
+
+
+def test_what_another_user_or_another_models_check_wrote_is_not_believed(
+    load: Callable[..., FrozenModel],
+    fresh_cache: Path,
+    counted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load("lm-llama")
+    [file] = fresh_cache.iterdir()
+    right = file.read_text()
+    load("llava")
+    [other] = set(fresh_cache.iterdir()) - {file}
+    os.replace(other, file)  # good figures, of another model
+    load("lm-llama")
+    assert len(counted) == 3 and file.read_text() == right
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    load("lm-llama")
+    assert len(counted) == 4
+
+
+def test_a_check_asks_the_stock_model_for_the_last_tokens_logits_alone(
+    load: Callable[..., FrozenModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a whole prompt take 4 bytes times tokens times vocabulary."""
+    lm = load("lm-llama")
+    sizes: list[int] = []
+
+    def note(_module: Any, _given: Any, _named: Any, out: Any) -> None:
+        sizes.append(out.logits.shape[1])
+
+    hook = lm.model.register_forward_hook(note, with_kwargs=True)
+    self_check.measure(lm, lm.witnesses())
+    hook.remove()
+    assert sizes and set(sizes) == {1}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_wrong_cache_that_answers_hardly_show_is_refused(
+    dtype: str,
+    load: Callable[..., FrozenModel],
+    fresh_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A deep decoder of small weights: its layers add little to what it reads."""
+    path = tiny_lm(tmp_path, num_hidden_layers=12, initializer_range=0.02)
+    right = LM.load(path, dtype=dtype).checked
+    assert right is not None and right.cache < TOLERANCES[dtype].cache / 3
+    _swapped_tokens(monkeypatch)
+    with pytest.raises(SelfCheckError, match="a token's cache by") as refused:
+        LM.load(path, dtype=dtype)
+    if dtype == "float32":  # by its answers it would have passed
+        figures = [float(f) for f in re.findall(r"by ([0-9.e+-]+)", str(refused.value))]
+        assert figures[0] < TOLERANCES[dtype].variation
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "read-only", "no home", "relative", "null device"])
