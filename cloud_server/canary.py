@@ -2,8 +2,9 @@
 
 Right after an engine has started, and then whenever nothing was answered for a while, the mean
 state of one bundle travels to the engine as a device's frame does, with a question; one token of
-an answer is enough. Any answer that a device gets meanwhile counts as well, so that a busy service
-is asked nothing. Knows the link, bundles and time; knows no gRPC and no session of a device.
+an answer is enough, and the scene is not held. Any answer that a device gets meanwhile counts as
+well, so that a busy service is asked nothing. Knows the link, bundles and time; knows no gRPC and
+no session of a device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from cloud_server.jobs import Answered, Cancel, Failed, Forget, Job, JobEvent, Offer
+from cloud_server.jobs import Answered, Cancel, Failed, Job, JobEvent, Offer
 from cloud_server.link import FrontLink
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
@@ -28,8 +29,9 @@ from protos.process.logs import Logger
 SESSION = "canary"
 """No session of a device is called so: theirs are hexadecimal."""
 
-
 _NOT_YET = "no question was answered yet"
+_AGAIN_S = 5.0
+"""Pause after a question that had no answer, where `canary_s` is no shorter."""
 
 
 class Canary:
@@ -54,7 +56,7 @@ class Canary:
         self._settings, self._link, self._metrics = settings, link, metrics
         self._log, self._changed = log, changed
         self._offers: Iterator[Offer] = iter(())
-        self._up = asyncio.Event()
+        self._up, self._fresh = asyncio.Event(), asyncio.Event()
         self._ids = itertools.count(-1, -1)  # the bridge's are positive
         self._asked_at = float("-inf")
         self.failing = ""
@@ -62,10 +64,10 @@ class Canary:
     def engine_up(self, offers: Sequence[Offer]) -> None:
         """A (re)started engine is asked at once."""
         self._offers = itertools.cycle(offers)
-        self._asked_at = float("-inf")
         if self._settings.canary_s and offers:
             self._say(_NOT_YET)
             self._up.set()
+            self._fresh.set()
         else:
             self._say("")
 
@@ -77,13 +79,18 @@ class Canary:
         """Ask for ever."""
         while True:
             await self._up.wait()
-            proven = max(self._asked_at, self._link.answered_at)
-            due = proven + self._settings.canary_s - time.monotonic()
-            if self._link.answered_at > self._asked_at:
-                self._say("")
-            if due > 0:
-                await asyncio.sleep(due)
-                continue
+            if not self._fresh.is_set():  # this engine was asked before
+                if self._link.answered_at > self._asked_at:
+                    self._say("")
+                pause = self._settings.canary_s
+                if self.failing:
+                    pause = min(pause, _AGAIN_S)
+                due = max(self._asked_at, self._link.answered_at) + pause - time.monotonic()
+                if due > 0:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._fresh.wait(), due)
+                    continue
+            self._fresh.clear()
             try:
                 await self._ask(next(self._offers))
             except Exception as error:
@@ -101,7 +108,6 @@ class Canary:
             why = "" if refused else f"a question of our own failed: {error.message}"
             if refused:
                 self._log.warning("canary refused", bundle=offer.bundle_id, cause=error.message)
-        await self._link.tell(Forget(SESSION))
         if not self._up.is_set():
             return  # the engine went away meanwhile, which is known
         self._metrics.canaries.labels(outcome).inc()
@@ -158,6 +164,7 @@ class Canary:
             tokens=len(encoded.kept),
             kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
             body=encoded.payload,
+            hold=0,
         )
 
     def _say(self, failing: str) -> None:

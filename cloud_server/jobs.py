@@ -52,6 +52,7 @@ class Job:
         differences: 1 if the body holds differences to the base.
         back: index of the operating point at which the scene's own state is to be sent back; -1
             where it is not.
+        hold: 0 if the frame's scene is for this question alone, and takes no other one's place.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Job:
     base: int = -1
     differences: int = 0
     back: int = -1
+    hold: int = 1
 
     @property
     def has_frame(self) -> bool:

@@ -34,6 +34,7 @@ from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ConfigError
 from protos.frame import SERVICE
 from protos.process.addresses import Address
+from protos.process.console import ReaderGoneError
 from protos.process.environment import service_links
 from protos.process.files import write_whole
 from protos.process.logs import Logger, adopt_libraries, configure
@@ -323,5 +324,5 @@ def _announce(line: str) -> None:
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except (OSError, BridgeError) as error:
+    except (OSError, BridgeError, ReaderGoneError) as error:
         structlog.get_logger(component="frontend").warning("readiness line lost", cause=str(error))

@@ -74,11 +74,11 @@ class SceneMemory:
         """Of all pages, used or free."""
         return self._pool.bytes
 
-    def put(self, name: Name, keys: Tensor, values: Tensor, use: bool) -> Scene:
+    def put(self, name: Name | None, keys: Tensor, values: Tensor, use: bool) -> Scene:
         """Hold a scene; one of the same name is replaced.
 
         Args:
-            name: of the scene.
+            name: of the scene; None for one of this step alone, which drops no other.
             keys: `[layers, kv_heads, tokens, head_dim]`, of any dtype and device.
             values: as the keys.
             use: whether this step reads it.
@@ -86,13 +86,17 @@ class SceneMemory:
         tokens = keys.shape[2]
         count = -(-tokens // self._page_tokens)
         size = count * self._pool.page_bytes
-        self._store.make_room(name, size)
+        if name is not None:
+            self._store.make_room(name, size)
         scene = Scene(tokens, tuple(self._pool.take(count)))
         for place, page in enumerate(scene.pages):
             held = slice(place * self._page_tokens, min(tokens, (place + 1) * self._page_tokens))
             into = self._pool[page][:, :, :, : held.stop - held.start]
             into[0].copy_(keys[:, :, held])
             into[1].copy_(values[:, :, held])
+        if name is None:
+            self._late.append(scene)
+            return scene
         self._store.put(name, scene, size)
         if use:
             self._in_use.add(scene)

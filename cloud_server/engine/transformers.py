@@ -474,7 +474,8 @@ class TransformersEngine(Engine):
             # A codec that trips over untrusted bytes must not take everyone's engine down.
             self._log.exception("a codec failed", request_id=job.request_id, point=point.name)
             raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
-        self._latents.put(job.scene, now)
+        if job.hold:
+            self._latents.put(job.scene, now)
         return now
 
     def _base(self, job: Job) -> Held | None:
@@ -548,7 +549,7 @@ class TransformersEngine(Engine):
             for index, work in enumerate(group):
                 held = slice(work.tokens or None)
                 work.scene = self._scenes.put(
-                    work.job.scene,
+                    work.job.scene if work.job.hold else None,
                     keys[:, index, :, held],
                     values[:, index, :, held],
                     use=bool(work.job.question),

@@ -51,7 +51,7 @@ def parse(text: str) -> Address:
             raise ConfigError(f"{text!r} has no port: expected {text[: len(inside) + 2]}:PORT")
         return Address(host(inside), port(rest[1:], text))
     if text.count(":") > 1:
-        raise ConfigError(f"{text!r}: an IPv6 address stands in brackets: {_bracketed(text)}")
+        raise ConfigError(f"{text!r}: an IPv6 address stands in brackets{_bracketed(text)}")
     before, colon, after = text.rpartition(":")
     if not colon:
         raise ConfigError(f"{text!r} has no port: {_EXAMPLE}")
@@ -188,11 +188,11 @@ def _bracketed(text: str) -> str:
     with suppress(ValueError):
         ipaddress.IPv6Address(before)
         if after.isdigit():
-            return f"[{before}]:{after}"
+            return f": [{before}]:{after}"
     with suppress(ValueError):
         ipaddress.IPv6Address(text)
-        return f"[{text}]:PORT"
-    return "[::1]:50051"
+        return f": [{text}]:PORT"
+    return f" and has one port; {_EXAMPLE}"
 
 
 def _no_scheme(text: str) -> None:

@@ -4,7 +4,7 @@ Knows standard streams, signals' exit codes and typed errors; knows no command. 
 of every `main`.
 
 - A standard stream that was closed before the start counts as /dev/null.
-- Nothing written to standard error ever fails: what cannot be written is lost.
+- Nothing written to standard error ever fails or waits for long: what cannot be written is lost.
 - Standard output carries results: where its reader is gone the process ends as a shell expects
   (141), and where there is no room it ends with `DiskFullError`.
 """
@@ -15,6 +15,7 @@ import asyncio
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PATIENCE_S = 2.0
+"""How long a full pipe is waited for; once it has not moved, not again until it does."""
 OURS = ("protos", "projector", "edge_agent", "cloud_server", "deploy", "reference")
 
 
@@ -130,17 +133,25 @@ def quiet_libraries() -> None:
 
 
 class _Error(io.TextIOBase):
-    """Standard error that never fails and keeps nothing back."""
+    """Standard error that never fails, keeps nothing back and gives a full pipe up."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._descriptor = stream, stream.fileno()
+        self._stalled = False
 
     def write(self, text: str) -> int:
         rest = text.encode("utf-8", "backslashreplace")
         with suppress(OSError):
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            while rest and self._has_room():
+                rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
         return len(text)
+
+    def _has_room(self) -> bool:
+        """Whether the next write returns at once: its reader may have stopped reading for good."""
+        asked = select.poll()
+        asked.register(self._descriptor, select.POLLOUT)
+        self._stalled = not asked.poll(0.0 if self._stalled else 1000 * _PATIENCE_S)
+        return not self._stalled
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

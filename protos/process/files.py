@@ -131,8 +131,8 @@ def _other_encoding(raw: bytes) -> str:
     ):
         if raw.startswith(mark):
             return name
-    head = raw[:64]
-    even, odd = head[::2], head[1::2]
-    if len(head) >= 4 and (not any(even)) != (not any(odd)):
-        return "UTF-16 without a byte-order mark"
+    head = raw[:1024]
+    nul = head.count(0) / max(1, len(head))  # UTF-32 has 3 in 4, UTF-16 of a western text about half
+    if nul >= 0.25 and len(head) >= 4:
+        return f"UTF-{32 if nul > 0.6 else 16} without a byte-order mark"
     return ""

@@ -98,7 +98,8 @@ class FakeEngine(Engine):
         except FrameNumberError as error:
             self._emit(failed(job.id, error))
             return
-        self._scenes.add(job.scene)
+        if job.hold:
+            self._scenes.add(job.scene)
         self._numbers.end_step()
         now = time.monotonic_ns()
         self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, now, now, now))

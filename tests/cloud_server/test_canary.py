@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cloud_server import canary
 from cloud_server.canary import SESSION
 from tests.cloud_server.test_service import Running, make, paths, running  # noqa: F401
+from tests.cloud_server.test_spare import spare_of
 
 
 async def asked(server: Running, outcome: str) -> float:
@@ -79,6 +83,75 @@ def test_the_service_is_not_ready_before_its_first_answer(
         assert "ready" in await asyncio.wait_for(lines.get(), 60)
         service.stop()
         await task
+
+    asyncio.run(scene())
+
+
+def test_a_question_that_had_no_answer_is_asked_again_soon_however_long_the_usual_pause(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = tmp_path / "silent"
+    silent.touch()
+    monkeypatch.setenv("FAKE_ENGINE_SILENT_IF", str(silent))
+    monkeypatch.setattr(canary, "_AGAIN_S", 0.05)
+
+    async def scene() -> None:
+        lines: asyncio.Queue[str] = asyncio.Queue()
+        service = make(paths, lines.put_nowait, canary_s=3600, canary_timeout_s=0.2)
+        task = asyncio.create_task(service.run())
+        late = service._metrics.canaries.labels("late")
+        while late._value.get() < 2:
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        silent.unlink()
+        assert "ready" in await asyncio.wait_for(lines.get(), 60)
+        service.stop()
+        await task
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_was_replaced_is_asked_at_once_and_not_before_counts_as_ready(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = tmp_path / "silent"
+    monkeypatch.setenv("FAKE_ENGINE_SILENT_IF", str(silent))
+    monkeypatch.setattr(canary, "_AGAIN_S", 0.05)
+
+    async def scene() -> None:
+        async with running(paths, canary_s=3600, canary_timeout_s=0.2) as server:
+            edge = await server.edge()
+
+            async def replaced() -> bool:
+                restarts = await server.metric("engine_restarts_total")
+                return restarts > before and await server.metric("engine_up") == 1
+
+            async def ready() -> bool:
+                return (await server.get("/readyz"))[0] == 200
+
+            before = await server.metric("engine_restarts_total")
+            assert (await edge.say("what is it ?", 1)).HasField("answer")
+            await edge.say("die", 2)
+            await server.until(replaced)
+            await server.until(ready)
+            assert await asked(server, "answered") == 2
+
+            before = await server.metric("engine_restarts_total")
+            late = await asked(server, "late")
+            assert (await edge.say("what is it ?", 3)).HasField("answer")
+            silent.touch()
+            os.kill(spare_of(os.getpid()), signal.SIGKILL)
+            await server.until(replaced)
+
+            async def was_late() -> bool:
+                return await asked(server, "late") > late
+
+            await server.until(was_late)
+            assert not await ready(), "an answer of the engine before it counts"
 
     asyncio.run(scene())
 

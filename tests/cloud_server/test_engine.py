@@ -120,6 +120,16 @@ def test_a_batch_with_joins_and_leaves_gives_the_models_own_answers(
     assert len({answer.text for answer in answers.values()}) > 3
 
 
+def test_a_frame_that_is_not_to_be_held_is_answered_alike_and_takes_no_place(bench: Bench) -> None:
+    bench.engine.submit(bench.job(41))
+    bench.drain()
+    before = bench.engine.status().scenes, bench.engine._latents.bytes
+    bench.engine.submit(dataclasses.replace(bench.job(41), id=42, frame_number=42, hold=0))
+    bench.drain()
+    assert bench.answers()[42].text == bench.answers()[41].text
+    assert (bench.engine.status().scenes, bench.engine._latents.bytes) == before
+
+
 def test_tokens_arrive_one_by_one_and_spell_the_answer(bench: Bench) -> None:
     bench.engine.submit(bench.job(3))
     bench.engine.step()

@@ -83,6 +83,24 @@ def test_what_a_step_reads_stays_until_its_end_even_if_newer_scenes_push_it_out(
     assert held.pool_bytes == grown
 
 
+def test_a_scene_of_one_step_pushes_none_out_and_leaves_nothing() -> None:
+    held = memory(2)
+    for number in (1, 2):
+        held.put(("s", number), *some(PAGE, number), use=False)
+    keys, values = some(PAGE, 3)
+    scene = held.put(None, keys, values, use=True)
+    assert torch.equal(held.read(scene)[0], keys) and torch.equal(held.read(scene)[1], values)
+    held.end_step()
+    assert len(held) == 2
+    for number in (1, 2):
+        assert torch.equal(held.read(held.get(("s", number)))[0], some(PAGE, number)[0])
+    grown = held.pool_bytes
+    for _ in range(9):
+        held.put(None, keys, values, use=True)
+        held.end_step()
+    assert held.pool_bytes == grown, "its pages were not given back"
+
+
 def test_forgetting_a_session_gives_its_pages_to_others() -> None:
     held = memory(4)
     for number in range(4):

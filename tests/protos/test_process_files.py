@@ -18,11 +18,12 @@ def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
     assert files.text_of(b"a", "f") == "a"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_another_encoding_is_refused_by_its_name(encoding: str) -> None:
-    raw = "is there a fire ?".encode(encoding)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("text", ["is there a fire ?", "hi", "fire – or smoke ? “no”"])
+def test_another_encoding_is_refused_by_its_name(encoding: str, text: str) -> None:
+    raw = text.encode(encoding)
     with pytest.raises(
-        SourceError, match=r"note\.txt cannot be read.*UTF-(16|32).*save it as UTF-8"
+        SourceError, match=rf"note\.txt cannot be read.*UTF-{encoding[4:6]}.*save it as UTF-8"
     ):
         files.text_of(raw, "note.txt", SourceError)
 
