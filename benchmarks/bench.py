@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from deploy.arms import decoded_answers, seeing
-from deploy.demo import CODECS, Terminal, arguments, run
 from deploy.figures import WITHIN
 from deploy.measure import ROOT, Plan, quiet_libraries
+from deploy.terminal import CODECS, Terminal, arguments, run
 from deploy.testset import TestSet
 from edge_agent.picture import PictureCodec
 from projector.estimate import pareto, thin

@@ -28,9 +28,9 @@ from PIL import Image
 from rich.console import Console
 
 from deploy.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
-from deploy.demo import Terminal
 from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
 from deploy.report.plots import CLOUD, OURS, QUIET
+from deploy.terminal import Terminal
 from deploy.testset import Asked
 from edge_agent.picture import PictureCodec
 from projector import disagreement

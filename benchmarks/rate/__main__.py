@@ -29,7 +29,6 @@ from benchmarks.rate import arms, page, presses, sequences, tensors
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
 from deploy.arms import Pair, decoded_answers, seeing
-from deploy.demo import Terminal
 from deploy.figures import WITHIN
 from deploy.measure import (
     CLOUD_MODEL,
@@ -43,6 +42,7 @@ from deploy.measure import (
 )
 from deploy.processes import Child, ChildError
 from deploy.relay import Relay
+from deploy.terminal import Terminal
 from deploy.testset import TestSet
 from deploy.wire import Service, Shot
 from edge_agent.picture import PictureCodec

@@ -131,8 +131,9 @@ def _other_encoding(raw: bytes) -> str:
     ):
         if raw.startswith(mark):
             return name
+    # A text in UTF-32 is three quarters of zeros, a western one in UTF-16 half.
     head = raw[:1024]
-    nul = head.count(0) / max(1, len(head))  # UTF-32 has 3 in 4, UTF-16 of a western text about half
+    nul = head.count(0) / max(1, len(head))
     if nul >= 0.25 and len(head) >= 4:
         return f"UTF-{32 if nul > 0.6 else 16} without a byte-order mark"
     return ""

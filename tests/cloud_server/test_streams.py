@@ -108,6 +108,15 @@ def test_the_service_starts_and_answers_whatever_its_streams_are(
         assert ask(ready["port"], 0)
 
 
+def test_a_service_whose_readiness_line_nobody_reads_goes_on(files: Files, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with serving(files, tmp_path, "", stdout=write) as (_, ready):
+        assert ask(ready["port"], 1)
+        assert get(ready["metrics_port"], "/readyz") == "ready\n"
+    os.close(write)
+
+
 def test_without_standard_error_the_logs_do_not_go_to_standard_output(
     files: Files, tmp_path: Path
 ) -> None:

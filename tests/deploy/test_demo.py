@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy import demo
+from deploy import terminal
 from deploy.measure import ROOT, Plan
 from deploy.processes import ChildError
 from deploy.report import schema
@@ -38,8 +38,8 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, out: Path, outcome: Any) -> int:
             raise outcome
         return copy.deepcopy(outcome)
 
-    monkeypatch.setattr(demo, "measure", measured)
-    return demo.run(Plan(out=out), Console(quiet=True))
+    monkeypatch.setattr(terminal, "measure", measured)
+    return terminal.run(Plan(out=out), Console(quiet=True))
 
 
 def test_only_a_whole_run_ends_with_zero(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from protos.errors import ERRORS, DiskFullError
+from protos.process import console
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("edge_agent", "cloud_server", "projector")
@@ -60,6 +63,46 @@ def test_a_closed_pipe_ends_a_program_as_a_shell_expects(command: str) -> None:
     script = f"exec 3> >(exec true); wait $!; python -m {command} >&3"
     done = shell(script)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def full_pipe() -> tuple[int, int]:
+    """A pipe that takes no byte more until somebody reads."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"-" * select.PIPE_BUF)
+    os.set_blocking(write, True)
+    return read, write
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_ends_although_nobody_reads_its_complaint(program: str) -> None:
+    read, write = full_pipe()
+    command = [sys.executable, "-m", program, "--no-such-flag"]
+    done = subprocess.run(command, cwd=ROOT, stderr=write, timeout=120)
+    os.close(read)
+    os.close(write)
+    assert done.returncode == 10
+
+
+def test_standard_error_is_written_again_once_its_reader_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "_PATIENCE_S", 0.01)
+    read, write = full_pipe()
+    with os.fdopen(write, "w") as stream, os.fdopen(read, "rb", buffering=0) as reader:
+        error = console._Error(stream)
+        for _ in range(3):
+            error.write("lost\n")
+        while set(reader.read(select.PIPE_BUF)) == {ord("-")} and stuffed(read):
+            pass
+        error.write("said\n")
+        assert reader.read(select.PIPE_BUF) == b"said\n"
+
+
+def stuffed(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -125,6 +168,7 @@ def test_a_program_runs_for_a_user_without_home_or_name(command: str) -> None:
         "edge_agent --version",
         f"edge_agent inspect {ROOT}/reference/models/edge-a",
         f"projector layout {ROOT}/reference/models/edge-a",
+        "deploy.demo --help",
     ],
 )
 def test_a_program_runs_where_no_usual_temporary_folder_can_be_written(command: str) -> None:
