@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from cloud_server.engine.batch import RunningBatch
 from cloud_server.engine.picture import open_picture
+from cloud_server.engine.reader import PictureReader
 from cloud_server.engine.scenes import SceneStore
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
@@ -208,6 +210,13 @@ def test_an_engine_has_tried_every_way_before_it_is_ready_and_nothing_of_it_is_l
         submit(self, job)
 
     monkeypatch.setattr(TransformersEngine, "submit", watch)
+    read_now = PictureReader.read_now
+
+    def watch_pictures(self: PictureReader[Any], job: Job) -> Any:
+        tried.append((job.bundle, job.point))
+        return read_now(self, job)
+
+    monkeypatch.setattr(PictureReader, "read_now", watch_pictures)
     given = {"model": files.model, "bundles": [files.bundle, files.other_bundle], "threads": 1}
     said: list[JobEvent] = []
     engine = TransformersEngine(load(given, environ=stage.DEVICE), said.append)
