@@ -169,7 +169,7 @@ def require(model: FrozenModel, witnesses: Callable[[], Iterable[Witness]], kept
         found = measure(model, witnesses())
     said = {**asdict(found), "model": model.layout.model_id, "device": str(model.device)}
     if not found.good:
-        _say("error", "self_check_failed", said)
+        _say("error", "self_check_failed", said, "")
         raise SelfCheckError(
             f"{model.layout.model_id} answers differently from its own cache than `transformers` "
             f"does with the whole prompt: {found}. Its answers would be wrong in silence, so it is "
@@ -177,19 +177,30 @@ def require(model: FrozenModel, witnesses: Callable[[], Iterable[Witness]], kept
         )
     held = known or _write(file, found)
     level = "info" if found.telling else "warning"
-    _say(
-        level, "self_check_passed", {**said, "telling": found.telling, "known": known, "kept": held}
-    )
+    said |= {"telling": found.telling, "known": known, "kept": held}
+    _say(level, "self_check_passed", said, _passed(model, found, known))
     return found
 
 
-def _say(level: str, event: str, said: Mapping[str, Any]) -> None:
-    """To the process's log; to Python's own where no process has set one up."""
+def _say(level: str, event: str, said: Mapping[str, Any], sentence: str) -> None:
+    """To the process's log; where no process has set one up, in plain words to Python's own."""
     if structlog.is_configured():
         getattr(structlog.get_logger(component="self_check"), level)(event, **said)
-    else:
-        text = " ".join(f"{name}={value}" for name, value in said.items())
-        getattr(logging.getLogger(__name__), level)(f"{event} {text}")
+    elif sentence:
+        getattr(logging.getLogger(__name__), level)(sentence)
+
+
+def _passed(model: FrozenModel, found: Figures, known: bool) -> str:
+    """What a command line says of it; nothing where an earlier start has said it."""
+    name = model.layout.model_id
+    if not found.telling:
+        return (
+            f"{name} answers alike whatever it is shown: whether its cache is read rightly cannot "
+            "be told from its answers"
+        )
+    if known:
+        return ""
+    return f"checked: {name} answers from its own cache as `transformers` does with the prompt"
 
 
 @torch.inference_mode()

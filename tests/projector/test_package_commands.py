@@ -59,7 +59,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         lines = captured.err.splitlines(keepends=True)
-        said = "".join(line for line in lines if not line.startswith("self_check_passed"))
+        said = "".join(line for line in lines if not line.startswith("checked: "))
         return code, captured.out, said
 
     return call

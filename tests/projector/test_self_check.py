@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from torch import Tensor
 
@@ -407,13 +408,24 @@ def test_a_stock_forward_that_cannot_run_is_a_model_error(
         LM.of(lm.model, lm.tokenizer, lm.path)
 
 
-def test_a_start_says_that_the_check_ran_and_what_it_found(
+def test_a_command_line_says_once_that_a_model_was_checked(
     load: Callable[..., FrozenModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="projector.self_check")
+    name = load("lm-llama").layout.model_id
+    assert caplog.messages == [
+        f"checked: {name} answers from its own cache as `transformers` does with the prompt"
+    ]
+    caplog.clear()
+    load("lm-llama")
+    assert not caplog.messages
+
+
+def test_the_log_of_a_process_says_what_every_start_found(
+    load: Callable[..., FrozenModel],
+) -> None:
     for known in (False, True):
-        caplog.clear()
-        load("lm-llama")
-        [line] = caplog.messages
-        assert line.startswith("self_check_passed") and f"known={known}" in line
-        assert "variation=" in line and "greedy=24" in line
+        with structlog.testing.capture_logs() as lines:
+            load("lm-llama")
+        [line] = [line for line in lines if line["event"] == "self_check_passed"]
+        assert line["known"] is known and line["greedy"] == 24 and line["variation"] < 0.001
