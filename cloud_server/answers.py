@@ -29,16 +29,22 @@ class Computation:
         frame_number: of its frame, or of the scene it asks about.
         question: may be empty.
         received_ns: when its last byte was there (monotonic).
+        digest: of its frame's bytes; empty for a question about a scene that is held.
 
     Attributes:
         request: its way to the engine.
     """
 
     def __init__(
-        self, request_id: bytes, frame_number: int, question: str, received_ns: int
+        self,
+        request_id: bytes,
+        frame_number: int,
+        question: str,
+        received_ns: int,
+        digest: bytes = b"",
     ) -> None:
         self.request_id, self.frame_number, self.question = request_id, frame_number, question
-        self.received_ns = received_ns
+        self.received_ns, self.digest = received_ns, digest
         self.first_token_ns = 0
         self.timings = pb.Timings()
         self.distortion = pb.DistortionReport()
@@ -101,6 +107,7 @@ class Computation:
 class _Remembered:
     frame_number: int
     question: str
+    digest: bytes
     answer: pb.Answer
 
     @property
@@ -132,7 +139,12 @@ class Answers:
         return len(self._running)
 
     def find(
-        self, session: bytes, request_id: bytes, frame_number: int, question: str
+        self,
+        session: bytes,
+        request_id: bytes,
+        frame_number: int,
+        question: str,
+        digest: bytes = b"",
     ) -> Computation | pb.Answer | None:
         """What is known of a request: its computation, its answer (marked so), or nothing.
 
@@ -148,6 +160,11 @@ class Answers:
             raise FrameMalformedError(
                 f"request id {request_id.hex()} was used before, for frame {known.frame_number} or "
                 "another question: every request needs an id of its own"
+            )
+        if known.digest != digest:
+            raise FrameMalformedError(
+                f"request id {request_id.hex()} was used before, for frame {frame_number} with "
+                "other bytes: resend a frame unchanged, give another one a number and id of its own"
             )
         if isinstance(known, Computation):
             return known
@@ -169,7 +186,9 @@ class Answers:
         if answer is None:
             return
         self._drop(key)
-        kept = _Remembered(computation.frame_number, computation.question, answer)
+        kept = _Remembered(
+            computation.frame_number, computation.question, computation.digest, answer
+        )
         self._answers[key] = kept
         self._order.add(session, key)
         self.bytes += kept.bytes

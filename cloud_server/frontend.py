@@ -560,7 +560,8 @@ class Bridge:
         header, body = unpack_header(request.frame.header, request.frame.payload, self._limits)
         point = _point_of(header, session)
         request_id = request.request_id or derived_id(session.constants, header.frame_number)
-        known = self._answers.find(session.id, request_id, header.frame_number, request.question)
+        digest, question = request.frame.digest, request.question
+        known = self._answers.find(session.id, request_id, header.frame_number, question, digest)
         if isinstance(known, pb.Answer):
             self._metrics.answers_from_memory.inc()
             stream.outbox.put(
@@ -579,7 +580,7 @@ class Bridge:
                 cause="credit",
             )
         self._observe_frame(header, point, request, body)
-        computation = Computation(request_id, header.frame_number, request.question, received_ns)
+        computation = Computation(request_id, header.frame_number, question, received_ns, digest)
         computation.distortion = header.distortion.to_proto()
         computation.fallback = header.cause
         job = Job(

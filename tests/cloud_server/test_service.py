@@ -181,6 +181,30 @@ def test_a_request_beyond_the_credit_is_refused_as_overload_and_may_be_sent_agai
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("id_left_out", [False, True])
+def test_another_frame_under_a_used_number_and_id_never_gets_the_first_ones_answer(
+    paths: dict[str, Any], id_left_out: bool
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            id = b"" if id_left_out else b"12345678"
+
+            async def say(seed: int, question: str) -> pb.InferEvent:
+                call = edge.open()
+                await call.write(edge.frame(seed, question, number=5, request_id=id))
+                await call.done_writing()
+                return [event async for event in call][-1]
+
+            assert not (await say(1, "count 2")).answer.from_memory
+            assert (await say(1, "count 2")).answer.from_memory, "it was resent unchanged"
+            other = await say(2, "count 2")
+            assert other.refused.code == 203 and not other.refused.retryable
+            assert (await say(1, "count 2")).answer.from_memory
+
+    asyncio.run(scene())
+
+
 def test_requests_beyond_the_queue_are_refused_whatever_their_stream(
     paths: dict[str, Any],
 ) -> None:
