@@ -44,7 +44,7 @@ def offer(source: KVLayout) -> Offer:
 
 
 def served(*sources: KVLayout) -> Sessions:
-    sessions = Sessions(8, lambda _: None)
+    sessions = Sessions(8, 8, 1 << 16, lambda _: None)
     sessions.offer([offer(source) for source in sources])
     return sessions
 
@@ -63,7 +63,7 @@ def served(*sources: KVLayout) -> Sessions:
 def test_a_session_is_on_the_newest_bundle_that_fits_the_agents_model(
     bundles: tuple[KVLayout, ...], agent: KVLayout, meant: KVLayout
 ) -> None:
-    session = served(*bundles).open(agent, sorted(QUANTIZERS), "")
+    session = served(*bundles).open(agent, sorted(QUANTIZERS), "", "peer")
     assert session.offer.source_fingerprint == meant.fingerprint
     constants = session_constants(session.id, meant.fingerprint, session.offer.bundle_digest)
     assert session.constants == constants
@@ -71,12 +71,12 @@ def test_a_session_is_on_the_newest_bundle_that_fits_the_agents_model(
 
 def test_a_model_with_another_setting_is_refused_a_bundle_of_version_two() -> None:
     with pytest.raises(IncompatibleLayoutError, match="another configuration, template or setting"):
-        served(NEW).open(CHANGED, sorted(QUANTIZERS), "")
+        served(NEW).open(CHANGED, sorted(QUANTIZERS), "", "peer")
 
 
 def test_an_old_agent_is_told_to_be_updated_for_a_bundle_of_version_two() -> None:
     with pytest.raises(IncompatibleLayoutError, match="update the agent"):
-        served(NEW).open(OLD, sorted(QUANTIZERS), "")
+        served(NEW).open(OLD, sorted(QUANTIZERS), "", "peer")
 
 
 def test_a_new_agent_gets_on_with_an_old_service(tmp_path: Path) -> None:

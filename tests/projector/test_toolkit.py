@@ -351,7 +351,7 @@ def test_a_corpus_of_another_pair_or_damaged_is_refused(
     shard = next(corpus.glob("*.safetensors")).read_bytes()
     for cut in (0, 7, 100, len(shard) - 1):
         (tmp_path / "0000000.safetensors").write_bytes(shard[:cut])
-        with pytest.raises(CorpusError, match="not a readable shard"):
+        with pytest.raises(CorpusError, match="not a readable shard" if cut else "it is empty"):
             collect(source, target, pictures.picture, PICTURES, tmp_path, inputs=pictures.digest)
 
 

@@ -20,6 +20,10 @@ PROGRAMS = ("edge_agent", "cloud_server", "projector")
 BUNDLES = ROOT / "reference" / "bundles"
 
 
+_OURS = ("NEURAL_BRIDGE", "TORCHINDUCTOR")
+"""What this process's own environment may hold; torch names its cache folder there."""
+
+
 def shell(script: str, **environ: str) -> subprocess.CompletedProcess[str]:
     script = script.replace("python", sys.executable)
     return subprocess.run(
@@ -28,7 +32,7 @@ def shell(script: str, **environ: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={k: v for k, v in os.environ.items() if not k.startswith("NEURAL_BRIDGE")} | environ,
+        env={k: v for k, v in os.environ.items() if not k.startswith(_OURS)} | environ,
     )
 
 
