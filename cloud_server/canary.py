@@ -102,7 +102,7 @@ class Canary:
         try:
             outcome, why = await self._answer(offer, started)
         except BridgeError as error:
-            # What was asked may not suit this model; then it is the engine's answer all the same.
+            # What was asked may not suit this model; that is an answer of the engine too.
             refused = 400 <= error.code < 500
             outcome = "refused" if refused else "failed"
             why = "" if refused else f"a question of our own failed: {error.message}"

@@ -45,7 +45,7 @@ class Spawn(Protocol):
 
     @property
     def spare_pid(self) -> int:
-        """The process id of the spare; 0 where there is none."""
+        """The process id of the spare; 0 without one."""
 
     async def __call__(self, identity: str) -> EngineProcess:
         """Start one that calls itself by this identity.

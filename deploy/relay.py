@@ -47,7 +47,7 @@ class Counts:
 
     @property
     def downlink_ip_bytes(self) -> int:
-        """What the client was sent, likewise."""
+        """What the client was sent, with the headers of IP and TCP."""
         return self.downlink_bytes + IP_HEADER_BYTES * self.downlink_segments
 
     def __sub__(self, earlier: Counts) -> Counts:

@@ -128,7 +128,7 @@ class RecordWriter:
             self._file.write(record.to_json() + "\n")
             self._file.flush()
         except OSError as error:
-            if not self._own:  # `console` says what became of standard output
+            if not self._own:  # `console` reports a standard output that fails
                 raise
             raise DiskFullError(
                 f"output {self._file.name}: the record of {record.capture} cannot be written: "

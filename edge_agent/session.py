@@ -74,7 +74,7 @@ class InsecureDial:
 
     Attributes:
         address: as `protos.process.addresses.target` returns it.
-        proxy: the HTTP proxy on the way there; empty where there is none.
+        proxy: the HTTP proxy on the way there; empty without one.
     """
 
     address: str

@@ -32,7 +32,8 @@ class Read(Generic[Prepared]):
     """A picture that was read, or the error that it ended in.
 
     Attributes:
-        taken_ns: when its turn came (monotonic), likewise `done_ns`.
+        taken_ns: when its turn came (monotonic clock).
+        done_ns: when it was read (monotonic clock).
         seconds: what reading took.
         warnings: names of what is unusual about it.
     """

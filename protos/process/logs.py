@@ -189,7 +189,7 @@ def configure(
     Args:
         level: debug, info, warning or error.
         component: which part of the product speaks; in every line.
-        stream: where lines go; standard error by default, nowhere where there is none.
+        stream: where lines go; standard error by default; nowhere if that is closed.
         bar: a progress bar shares standard error.
         on_drop: called for every line that could not be written.
     """

@@ -26,7 +26,7 @@ def proxy_of(target: str, environ: Mapping[str, str]) -> str:
         environ: the environment.
 
     Returns:
-        `proxy.example:3128 (http_proxy)`; empty where there is none on the way.
+        `proxy.example:3128 (http_proxy)`; empty if none is on the way.
     """
     if addresses.loopback(target):
         return ""

@@ -208,7 +208,7 @@ def _bounds(folder: Path) -> Iterator[CpuShare]:
 
 
 def _ratio(quota: str, period: str) -> float:
-    """CPUs of a quota; 0 where there is none ('max', -1) or it is no number."""
+    """CPUs of a quota; 0 without one ('max', -1) or if it is no number."""
     try:
         return max(0.0, int(quota) / int(period))
     except (ValueError, ArithmeticError):
