@@ -905,7 +905,7 @@ class Bridge:
             self._metrics.overloads.labels(error.cause or "engine").inc()
 
     def _more(self, name: str, count: int) -> None:
-        self._log.warning("more of the same", error=name, count=count)
+        self._log.warning("more of the same", what=name, count=count)
 
     def _publish(self, topic: str, job: Job, at_ns: int, **details: Any) -> None:
         self._events.publish(topic, job.request_id, at_ns, session=job.session, **details)
