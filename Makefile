@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 RIVALS := build/rivals
 TORCH := $(shell sed -n 's/^torch==//p' .ci/constraints.txt)
-PACKAGES := protos projector edge_agent cloud_server reference deploy benchmarks examples tests
+PACKAGES := protos projector edge_agent cloud_server reference benchmarks examples tests
 NODE := examples/node/node_modules/.package-lock.json
 
 export HF_HUB_OFFLINE := 1
@@ -36,7 +36,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 
 demo: $(READY) ## A cloud server and an edge agent answer questions about unseen pictures (about a minute)
 	@echo "demo: two processes, committed weights, report in build/demo/"
-	@$(BIN)/python -m deploy.demo
+	@$(BIN)/python -m benchmarks.demo
 
 test: $(READY) node ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"

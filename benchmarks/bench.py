@@ -1,7 +1,7 @@
 """`make bench`: the demo's measurements over the full test split, and the picture codecs' frontier.
 
 Knows which codecs are tried and how the frontier is chosen (on validation, never on test); the
-measuring itself is `deploy/measure.py`.
+measuring itself is `benchmarks/measure.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from rich.console import Console
 
-from deploy.arms import decoded_answers, seeing
-from deploy.figures import WITHIN
-from deploy.measure import ROOT, Plan, quiet_libraries
-from deploy.terminal import CODECS, Terminal, arguments, run
-from deploy.testset import TestSet
+from benchmarks.arms import decoded_answers, seeing
+from benchmarks.figures import WITHIN
+from benchmarks.measure import ROOT, Plan, quiet_libraries
+from benchmarks.terminal import CODECS, Terminal, arguments, run
 from edge_agent.picture import PictureCodec
 from projector.estimate import pareto, thin
 from projector.vlm import VLM
+from reference.demo.testset import TestSet
 
 TEST_PICTURES = 2048
 QUESTIONS = 6

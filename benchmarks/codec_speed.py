@@ -24,9 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.measure import ROOT, quiet_libraries
 from benchmarks.timing import least_seconds
-from deploy.measure import ROOT, quiet_libraries
-from deploy.testset import TestSet
 from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.session import Base
 from edge_agent.sources import open_source
@@ -47,6 +46,7 @@ from protos.frame import (
 from protos.layout import KVState
 from protos.quantize import UniformQuantizer
 from protos.rans import TOTAL, ClassCoder
+from reference.demo.testset import TestSet
 
 REFERENCE = ROOT / "reference"
 CONSTANTS = bytes(CONSTANTS_BYTES)

@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from deploy.measure import BUNDLE, ROOT
-from deploy.report.plots import CLOUD, OURS, QUIET
-from deploy.testset import TestSet
+from benchmarks.measure import BUNDLE, ROOT
+from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.budget import Budget, Rung
 from edge_agent.picture import PictureCodec
 from projector.bundle import Bundle
 from protos.errors import BridgeError, ConfigError
+from reference.demo.testset import TestSet
 
 STEP_S = 0.1
 FRAMES_PER_S = 10.0

@@ -27,11 +27,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from deploy.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
-from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
-from deploy.report.plots import CLOUD, OURS, QUIET
-from deploy.terminal import Terminal
-from deploy.testset import Asked
+from benchmarks.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
+from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
+from benchmarks.report.plots import CLOUD, OURS, QUIET
+from benchmarks.terminal import Terminal
 from edge_agent.picture import PictureCodec
 from projector import disagreement
 from projector.bundle import Bundle, write_next
@@ -42,6 +41,7 @@ from projector.risk import RiskModel
 from projector.unusual import unusual
 from projector.vlm import VLM
 from protos.errors import BridgeError, ConfigError
+from reference.demo.testset import Asked
 from reference.yard import ask, render, sample_scenes
 
 BLOCK = 32

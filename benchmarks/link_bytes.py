@@ -23,12 +23,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from deploy.arms import Pair
-from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, SERVER_START_S
-from deploy.processes import Child
-from deploy.relay import Relay
-from deploy.testset import TestSet
-from deploy.wire import Service, Shot
+from benchmarks.arms import Pair
+from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, SERVER_START_S
+from benchmarks.wire import Service, Shot
+from reference.demo.processes import Child
+from reference.demo.relay import Relay
+from reference.demo.testset import TestSet
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _TYPES = (

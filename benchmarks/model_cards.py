@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deploy.arms import seeing
-from deploy.measure import EDGE_MODEL
-from deploy.testset import TestSet
+from benchmarks.arms import seeing
+from benchmarks.measure import EDGE_MODEL
 from projector.estimate import by_group, clustered
 from projector.vlm import VLM
+from reference.demo.testset import TestSet
 from reference.yard import ask, sample_scenes
 
 MODELS = EDGE_MODEL.parent

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from deploy.arms import Pair
-from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, ROOT, quiet_libraries
-from deploy.processes import Child, ChildError
-from deploy.testset import TestSet
-from deploy.wire import Service, Shot
+from benchmarks.arms import Pair
+from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, ROOT, quiet_libraries
+from benchmarks.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from protos.process.memory import MARGIN, resident_bytes
+from reference.demo.processes import Child, ChildError
+from reference.demo.testset import TestSet
 
 PROCESSES = ("engine", "front_end", "agent")
 _PREFIX = "neural_bridge_cloud_"

@@ -30,7 +30,6 @@ OURS = {
     "edge_agent",
     "cloud_server",
     "reference",
-    "deploy",
     "benchmarks",
     "examples",
     "tests",
@@ -73,9 +72,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "edge_agent": ("protos", *BASE),
     "cloud_server": ("protos", *BASE, *SERVING),
     "reference": ("protos", "projector", "edge_agent", "cloud_server"),
-    "deploy": ("protos", "projector", "edge_agent", "cloud_server", "reference"),
-    "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference", "deploy"),
-    "examples": ("protos", "projector", "edge_agent", "cloud_server", "reference", "deploy"),
+    "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference"),
+    "examples": ("protos", "projector", "edge_agent", "cloud_server", "reference"),
 }
 TOP_LEVEL = {
     "pyproject.toml",
@@ -180,9 +178,9 @@ def test_no_import_points_the_wrong_way() -> None:
         ("cloud_server.engine", "edge_agent.uplink"),
         ("cloud_server.engine", "projector.train"),
         ("projector.select", "projector.bundle"),
-        ("reference.train", "deploy.demo"),
-        ("deploy.demo", "tests.fakes"),
-        ("deploy.demo", "examples.node"),
+        ("reference.demo.run", "benchmarks.measure"),
+        ("benchmarks.measure", "tests.fakes"),
+        ("benchmarks.measure", "examples.node"),
     ],
 )
 def test_the_walk_sees_a_wrong_arrow(name: str, target: str) -> None:

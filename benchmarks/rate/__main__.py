@@ -25,12 +25,9 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import codec_speed, controller, guard
-from benchmarks.rate import arms, page, presses, sequences, tensors
-from benchmarks.rate.keep import Keep, TakenError
-from benchmarks.rate.pictures import RIVALS, Rival, sweep
-from deploy.arms import Pair, decoded_answers, seeing
-from deploy.figures import WITHIN
-from deploy.measure import (
+from benchmarks.arms import Pair, decoded_answers, seeing
+from benchmarks.figures import WITHIN
+from benchmarks.measure import (
     CLOUD_MODEL,
     EDGE_MODEL,
     ENVIRONMENT,
@@ -40,17 +37,20 @@ from deploy.measure import (
     quiet_libraries,
     threads,
 )
-from deploy.processes import Child, ChildError
-from deploy.relay import Relay
-from deploy.terminal import Terminal
-from deploy.testset import TestSet
-from deploy.wire import Service, Shot
+from benchmarks.rate import arms, page, presses, sequences, tensors
+from benchmarks.rate.keep import Keep, TakenError
+from benchmarks.rate.pictures import RIVALS, Rival, sweep
+from benchmarks.terminal import Terminal
+from benchmarks.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from projector.encoder import Encoder
 from projector.estimate import pareto, thin
 from projector.products import quick_kernels
 from projector.vlm import VLM
 from protos.errors import BridgeError
+from reference.demo.processes import Child, ChildError
+from reference.demo.relay import Relay
+from reference.demo.testset import TestSet
 
 QUESTIONS = 6
 FRONTIER = 5

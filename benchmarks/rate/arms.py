@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.arms import Encoded, Pair, seeing
 from benchmarks.guard import certainty
+from benchmarks.measure import Bench, Plan, Show
 from benchmarks.rate import describe
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
-from deploy.arms import Encoded, Pair, seeing
-from deploy.measure import Bench, Plan, Show
-from deploy.relay import Relay
-from deploy.testset import TestSet
-from deploy.wire import Service, Shot
+from benchmarks.wire import Service, Shot
 from projector.estimate import clustered, paired
 from projector.risk import RiskModel, features, losses_of
 from projector.vlm import VLM
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
+from reference.demo.relay import Relay
+from reference.demo.testset import TestSet
 from reference.yard import sample_scenes
 
 Advance = Callable[[int], None]

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import ROOT
 from benchmarks.rate import page
 from benchmarks.readme_table import NOTHING, placed
-from deploy.measure import ROOT
 
 BEGIN = "<!-- results: python -m benchmarks.rate.docs -->"
 placed_here = partial(placed, begin=BEGIN)

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.arms import Encoded
+from benchmarks.measure import Show
 from benchmarks.rate.arms import Edge, Judge
 from benchmarks.rate.sequences import message_bytes
 from benchmarks.rate.tensors import RIVALS_PYTHON
-from deploy.arms import Encoded
-from deploy.measure import Show
-from deploy.wire import Shot
+from benchmarks.wire import Shot
 from projector.vlm import VLM
 from protos.errors import BridgeError
 from protos.frame import Header

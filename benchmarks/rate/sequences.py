@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.arms import Encoded, Pair, seeing
+from benchmarks.figures import WITHIN
+from benchmarks.measure import Show
 from benchmarks.rate.video import VIDEOS, Video, available, picture_bytes
-from deploy.arms import Encoded, Pair, seeing
-from deploy.figures import WITHIN
-from deploy.measure import Show
-from deploy.testset import Asked
-from deploy.wire import Shot
+from benchmarks.wire import Shot
 from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.session import Base
 from projector.estimate import clustered, paired, pareto, same_answer, thin
@@ -35,6 +34,7 @@ from protos.frame import (
     seal,
 )
 from protos.layout import KVState
+from reference.demo.testset import Asked
 from reference.yard import render, sample_sequence
 
 EVERY = 8

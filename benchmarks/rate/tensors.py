@@ -23,16 +23,16 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from benchmarks.measure import ROOT
 from benchmarks.rate.turboquant import TurboQuant
 from benchmarks.timing import least_seconds
-from deploy.measure import ROOT
-from deploy.testset import TestSet
 from projector import cache
 from projector.vlm import VLM
 from protos import quantize
 from protos.errors import BridgeError, UnsupportedModelError
 from protos.layout import KVState
 from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
+from reference.demo.testset import TestSet
 from reference.yard import render, sample_scenes
 
 Floats = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.processes import Child, ChildError
 from examples.node.export_state import export
 from protos.errors import BridgeError
+from reference.demo.processes import Child, ChildError
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).with_name("client.mjs")

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from protos.errors import BridgeError, ModelError
 
-_OURS = ("projector", "protos", "edge_agent", "cloud_server", "reference", "benchmarks", "deploy")
+_OURS = ("projector", "protos", "edge_agent", "cloud_server", "reference", "benchmarks")
 _BETWEEN = ("torch", "transformers", "importlib", "_frozen_importlib", "functools", "contextlib")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR_NAME = re.compile(r"^(?:[A-Za-z_][\w.]*)?(?:Error|Exception)\s*:\s*")

@@ -32,7 +32,7 @@ BROKEN_PIPE = 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE_S = 2.0
 """How long a full pipe is waited for; once it has not moved, not again until it does."""
-OURS = ("protos", "projector", "edge_agent", "cloud_server", "deploy", "reference")
+OURS = ("protos", "projector", "edge_agent", "cloud_server", "reference")
 
 
 class ReaderGoneError(Exception):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.arms import Encoded
+from benchmarks.measure import ROOT
 from benchmarks.rate import __main__ as rate
 from benchmarks.rate import keep as keeping
 from benchmarks.rate import page
@@ -20,9 +22,7 @@ from benchmarks.rate.arms import Guarded
 from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, unpack
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
-from deploy.arms import Encoded
-from deploy.measure import ROOT
-from deploy.wire import Shot
+from benchmarks.wire import Shot
 from projector.encoder import Encoder
 from projector.risk import RiskModel, losses_of
 from protos.frame import Distortion

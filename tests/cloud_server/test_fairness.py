@@ -19,12 +19,12 @@ from cloud_server.link import Sink
 from cloud_server.peers import Connections, address_of
 from cloud_server.sessions import Session, Sessions
 from cloud_server.throttle import Buckets
-from deploy.relay import Relay
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 from protos.frame import points_to_json, seal_ask
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.quantize import QUANTIZERS
+from reference.demo.relay import Relay
 from tests.cloud_server import stage
 from tests.cloud_server.test_service import Edge, Running, running
 from tests.cloud_server.test_service import paths as paths  # noqa: PLC0414 - a fixture

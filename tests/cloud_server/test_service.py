@@ -24,11 +24,11 @@ import zmq.asyncio
 from cloud_server.service import Service
 from cloud_server.settings import load
 from cloud_server.spawn import spawn_engine
-from deploy.relay import Relay
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
 from protos.frame import EVENTS_APART, derived_id, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from reference.demo.relay import Relay
 from tests.cloud_server import stage
 
 FAST = {

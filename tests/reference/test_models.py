@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from deploy.arms import Pair
-from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
-from deploy.testset import TestSet
+from benchmarks.arms import Pair
+from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from projector.bundle import Bundle
 from projector.corpus import Corpus
 from projector.ladder import Judge
 from protos.errors import BridgeError, BundleLayoutError
 from protos.frame import Header, pack_header, parse_infer_request, seal, verify
+from reference.demo.testset import TestSet
 
 
 @pytest.fixture(scope="module")

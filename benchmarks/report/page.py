@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from deploy.report import plots
+from benchmarks.report import plots
 from projector.estimate import same_answer
 
 TEMPLATE = "page.html.jinja"

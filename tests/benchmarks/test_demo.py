@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy import terminal
-from deploy.measure import ROOT, Plan
-from deploy.processes import ChildError
-from deploy.report import schema
+from benchmarks import terminal
+from benchmarks.measure import ROOT, Plan
+from benchmarks.report import schema
+from reference.demo.processes import ChildError
 
 
 def test_the_demo_answers_over_a_real_wire_and_reports_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deploy.demo", "--pictures", "8", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.demo", "--pictures", "8", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads((tmp_path / "report.json").read_text())

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.relay import Relay
 from protos.errors import ConfigError
+from reference.demo.relay import Relay
 
 
 class _Doubler(socketserver.BaseRequestHandler):

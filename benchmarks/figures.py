@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.testset import TestSet
 from edge_agent.picture import PictureCodec
 from projector.estimate import by_group, clustered, paired, same_answer, spread
+from reference.demo.testset import TestSet
 
 ARMS = (
     "cloud_image",

@@ -9,8 +9,8 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from deploy.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
-from deploy.processes import Child
+from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
+from reference.demo.processes import Child
 
 PICTURES, QUESTIONS = 10, 6
 

@@ -22,8 +22,8 @@ def main() -> int:
 def _main() -> int:
     from rich.console import Console
 
-    from deploy.measure import ROOT, Plan
-    from deploy.terminal import CODECS, arguments, run
+    from benchmarks.measure import ROOT, Plan
+    from benchmarks.terminal import CODECS, arguments, run
 
     parser = arguments(
         "A cloud server and an edge agent answer questions about pictures never seen in training.",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import Child, ChildError
+from reference.demo.processes import Child, ChildError
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from deploy.processes import Child
+from reference.demo.processes import Child
 with Child("c", sys.argv[2:], Path(sys.argv[1])) as child:
     print(child.pid, child.ready(60)["grandchild"], flush=True)
     time.sleep(600)

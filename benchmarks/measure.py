@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from deploy.arms import Encoded, Pair, decoded_answers
-from deploy.figures import (
+from benchmarks.arms import Encoded, Pair, decoded_answers
+from benchmarks.figures import (
     accuracies,
     bytes_ratio,
     codec_row,
@@ -39,14 +39,14 @@ from deploy.figures import (
     latencies,
     targets,
 )
-from deploy.processes import Child
-from deploy.relay import Counts, Relay
-from deploy.testset import TestSet, source_uri
-from deploy.wire import Service, Shot
+from benchmarks.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from protos.errors import ConfigError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.process.threads import choose
+from reference.demo.processes import Child
+from reference.demo.relay import Counts, Relay
+from reference.demo.testset import TestSet, source_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 EDGE_MODEL = ROOT / "reference" / "models" / "edge-a"
@@ -206,7 +206,7 @@ def measure(plan: Plan, show: Show) -> dict[str, Any]:
     """Run everything that `plan` asks for.
 
     Returns:
-        The report, as `report.json` holds it (`deploy.report.schema` says which keys).
+        The report, as `report.json` holds it (`benchmarks.report.schema` says which keys).
 
     Raises:
         ChildError: the server or the agent failed.

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deploy import figures
-from deploy.testset import Asked, TestSet
+from benchmarks import figures
 from edge_agent.picture import PictureCodec
+from reference.demo.testset import Asked, TestSet
 from reference.yard import list_questions, render, sample_scenes
 
 SKILL = {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from deploy.figures import ARMS
+from benchmarks.figures import ARMS
 
 STAGES = (
     "edge_prefill",

@@ -1,7 +1,7 @@
 """The arms that need no wire: answers computed in this process, in batches, same weights.
 
 Knows both models, the bundle and the test set; knows nothing of sockets or time. The arms that
-cross the wire are in `deploy/wire.py`; `Pair.states` and `Pair.encode` make what they send.
+cross the wire are in `benchmarks/wire.py`; `Pair.states` and `Pair.encode` make what they send.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deploy.testset import Asked, TestSet
-from deploy.wire import Shot
+from benchmarks.wire import Shot
 from projector.bundle import Bundle
 from projector.cache import LayerCache
 from projector.pictures import read
@@ -24,6 +23,7 @@ from projector.vlm import VLM
 from protos import distortion
 from protos.frame import OperatingPoint
 from protos.layout import KVState
+from reference.demo.testset import Asked, TestSet
 
 PICTURES_AT_ONCE = 32
 MAX_NEW_TOKENS = 8

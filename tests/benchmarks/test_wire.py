@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.relay import Relay
-from deploy.wire import Service, Shot
+from benchmarks.wire import Service, Shot
 from protos.errors import OverloadedError, QuestionError
 from protos.frame import Limits
+from reference.demo.relay import Relay
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import LAYOUT, make_encoder, state_of
 

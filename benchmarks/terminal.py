@@ -1,7 +1,7 @@
 """What demo and bench show: progress and tables on a terminal, the report's files.
 
-Knows tables and files; the measuring itself is `deploy/measure.py`. A run's exit code is 0 only if
-it was whole: every question answered in every arm, every figure of the report there.
+Knows tables and files; `benchmarks/measure.py` measures. A run's exit code is 0 only if it was
+whole: every question answered in every arm, every figure of the report there.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deploy.measure import Advance, Plan, measure
-from deploy.processes import ChildError
-from deploy.report import schema
-from deploy.report.page import render
-from deploy.report.plots import ARM_NAMES, STAGE_NAMES
-from deploy.testset import TestSet
+from benchmarks.measure import Advance, Plan, measure
+from benchmarks.report import schema
+from benchmarks.report.page import render
+from benchmarks.report.plots import ARM_NAMES, STAGE_NAMES
 from edge_agent.picture import PictureCodec
 from protos.errors import BridgeError
+from reference.demo.processes import ChildError
+from reference.demo.testset import TestSet
 
 CODECS = (
     PictureCodec("webp", 80),

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from deploy import figures
-from deploy.report import plots, schema
-from deploy.report.page import render
-from deploy.testset import TestSet
+from benchmarks import figures
+from benchmarks.report import plots, schema
+from benchmarks.report.page import render
+from reference.demo.testset import TestSet
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

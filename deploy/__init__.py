@@ -1,4 +1,0 @@
-"""Everything that starts the halves together: the demo, its report, images and units.
-
-Knows every package; no package knows it.
-"""
