@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, once, and again when pyproject.toml or the pins change.
+# Every target sets up .venv by itself, once, and again when a pyproject.toml or the pins change.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 MINUTES ?= 30
@@ -23,14 +23,14 @@ help: ## This list
 
 setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
 
-$(READY): pyproject.toml .ci/constraints.txt
+$(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 	@echo "setup: .venv with $(PYTHON) (downloads about 650 MB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: no virtual environment: install Python 3.10 or later with its venv module" \
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c .ci/constraints.txt -e '.[edge,cloud,align,dev]'
+		-c .ci/constraints.txt -e '.[edge,cloud,align,dev]' -e ./reference
 	@touch $@
 	@echo "setup: done"
 
@@ -144,6 +144,7 @@ reference: $(READY) ## Train the reference models and the bundle again, from scr
 
 clean: ## Remove reports, build outputs and caches (keeps .venv and what training has reached)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"
-	@rm -rf build/demo build/bench build/lib build/bdist.* dist *.egg-info
+	@rm -rf build/demo build/bench build/examples build/lib build/bdist.* build/reference
+	@rm -rf dist *.egg-info reference/*.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -89,6 +89,9 @@ TOP_LEVEL = {
     "benchmarks",
     "docs",
     "examples",
+    "LICENSE",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
 }
 
 

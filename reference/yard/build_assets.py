@@ -106,6 +106,9 @@ PHOTOGRAPHS: dict[str, tuple[Photograph, ...]] = {
     ),
 }  # fmt: skip
 FONT_PACKAGE = "fonts-noto-color-emoji"
+FONT_LICENCE = "OFL-1.1"
+SPDX = {"GPL-2+": "GPL-2.0-or-later", "LGPL-3 (metadata.json)": "LGPL-3.0-only"}
+"""The SPDX id of each licence that Debian or a wallpaper's metadata names in another way."""
 FONT_PATH = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 
@@ -153,6 +156,12 @@ def ground_strip(photographs: tuple[Photograph, ...], unpacked: Path) -> Image.I
     return strip
 
 
+def spdx() -> str:
+    """The licences of everything in `assets/` as one SPDX expression, in alphabetical order."""
+    named = {p.licence for photographs in PHOTOGRAPHS.values() for p in photographs}
+    return " AND ".join(sorted({FONT_LICENCE, *(SPDX.get(name, name) for name in named)}))
+
+
 def licences() -> str:
     """The text of `LICENSES.md`: one row a photograph, as the packages' copyright files say."""
     lines = [
@@ -160,7 +169,10 @@ def licences() -> str:
         "",
         "Made by `python -m reference.yard.build_assets` from Debian 12 packages, cropped and",
         "scaled. Authors and licences as in `/usr/share/doc/<package>/copyright` of each package.",
-        "These pictures keep their own licences, whatever that of the code around them.",
+        "These pictures keep their own licences, whatever that of the code around them. So does a",
+        "picture drawn with them (`docs/yard.jpg`, `docs/sequences.jpg`). As an SPDX expression:",
+        "",
+        f"    {spdx()}",
         "",
         f"`sprites.png`: `{FONT_PACKAGE}`, copyright 2013-2017 Google Inc., Arjen Nienhuis;",
         '"This Font Software is licensed under the SIL Open Font License, Version 1.1" (images',

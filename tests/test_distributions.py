@@ -1,0 +1,138 @@
+"""What the two wheels hold: the product no picture of the yard, the reference all of it."""
+
+from __future__ import annotations
+
+import email
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference.yard.build_assets import spdx
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = "reference/yard/assets"
+PRODUCT = {"protos", "projector", "edge_agent", "cloud_server"}
+SOURCES = {".py", ".pyi", ".proto", ".yaml", ".toml", ".jinja", ".html", ".css", ".js", ".typed"}
+"""What a file of the product may end in: no picture, no weights."""
+LONGEST = 1 << 18
+"""Larger files stand empty in the copy that is built: their names are tested, not their bytes."""
+BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
+
+
+def tracked(*folders: str) -> list[str]:
+    """The files of this checkout, as git sees them, from its root."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so build outputs cannot be told from sources")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted({name for name in done.stdout.split("\0") if (ROOT / name).is_file()})
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout, large files empty."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).stat().st_size > LONGEST:
+            (folder / name).touch()
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def built(project: Path, out: Path) -> Path:
+    """The wheel that a folder with a pyproject.toml makes, by the installed setuptools."""
+    command = [sys.executable, "-c", BUILD, str(out)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def product(copy: Path) -> Path:
+    return built(copy, copy / "wheels")
+
+
+@pytest.fixture(scope="module")
+def reference(copy: Path) -> Path:
+    return built(copy / "reference", copy / "wheels")
+
+
+def contents(wheel: Path) -> tuple[set[str], Message]:
+    """The names in a wheel outside its .dist-info, and its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        told = email.message_from_bytes(archive.read(metadata))
+    folder = metadata.partition("/")[0] + "/"
+    held = {name.removeprefix(folder + "licenses/") for name in names if "/licenses/" in name}
+    assert set(told.get_all("License-File", [])) <= held
+    return {name for name in names if not name.startswith(folder)}, told
+
+
+def pyproject(folder: str = ".") -> dict[str, Any]:
+    with (ROOT / folder / "pyproject.toml").open("rb") as f:
+        return tomllib.load(f)
+
+
+def test_the_products_wheel_holds_its_four_packages_and_nothing_else(product: Path) -> None:
+    names, told = contents(product)
+    assert {name.partition("/")[0] for name in names} == PRODUCT
+    assert {Path(name).suffix for name in names} <= SOURCES
+    assert names == set(tracked(*PRODUCT))
+    assert told["License-Expression"] == "Apache-2.0"
+
+
+def test_the_references_wheel_holds_the_whole_folder(reference: Path) -> None:
+    names, told = contents(reference)
+    about = {"reference/pyproject.toml", "reference/README.md", "reference/LICENSE"}
+    assert names == set(tracked("reference")) - about
+    texts = {f"yard/assets/licenses/{f.name}" for f in (ROOT / ASSETS / "licenses").iterdir()}
+    files = set(told.get_all("License-File", []))
+    assert files == {"LICENSE", "yard/assets/LICENSES.md", *texts}
+
+
+def test_the_references_licence_is_apache_and_what_its_assets_say() -> None:
+    parts = set(pyproject("reference")["project"]["license"].split(" AND "))
+    assert parts == {"Apache-2.0", *spdx().split(" AND ")}
+    assert f"    {spdx()}\n" in (ROOT / ASSETS / "LICENSES.md").read_text(encoding="utf-8")
+    assert filecmp.cmp(ROOT / "LICENSE", ROOT / "reference/LICENSE", shallow=False)
+
+
+def test_the_two_distributions_go_together() -> None:
+    both = pyproject()["project"], pyproject("reference")["project"]
+    assert both[0]["version"] == both[1]["version"]
+    assert f"neural-bridge[edge,cloud,align]=={both[0]['version']}" in both[1]["dependencies"]
+
+
+@pytest.mark.parametrize("package", ["edge_agent", "cloud_server", "projector"])
+def test_a_command_of_the_products_wheel_starts(
+    product: Path, tmp_path: Path, package: str
+) -> None:
+    with zipfile.ZipFile(product) as archive:
+        archive.extractall(tmp_path)
+    where = f"import sys, {package}; print({package}.__file__); from {package}.__main__ import main"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{where}; sys.exit(main(['--help']))"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    file, _, said = done.stdout.partition("\n")
+    assert Path(file).is_relative_to(tmp_path) and package.replace("_", "-") in said
