@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from protos.errors import ConfigError
@@ -449,3 +450,17 @@ def test_console_scripts_and_modules_run_the_same() -> None:
     with (ROOT / "pyproject.toml").open("rb") as f:
         scripts: dict[str, str] = tomllib.load(f)["project"]["scripts"]
     assert {name: f"{name.replace('-', '_')}.__main__:main" for name in scripts} == scripts
+
+
+def test_the_hooks_before_a_commit_are_the_checks_and_need_no_network() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    programs = {Path(hook["entry"].split()[0]) for hook in hooks}
+    assert {str(program.parent) for program in programs} == {".venv/bin"}
+    assert all((Path(sys.executable).parent / program.name).is_file() for program in programs)
+    checks = re.search(r"^check: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert checks is not None
+    named = re.findall(r'@echo "check: (.*)"', checks[1])
+    assert [hook["name"] for hook in hooks] == named
