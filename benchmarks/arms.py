@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.wire import Shot
-from projector.bundle import Bundle
-from projector.cache import LayerCache
-from projector.pictures import read
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle
+from projector.models.cache import LayerCache
+from projector.models.pictures import read
+from projector.models.vlm import VLM
 from protos import distortion
 from protos.frame import OperatingPoint
 from protos.layout import KVState

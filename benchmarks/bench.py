@@ -21,8 +21,8 @@ from benchmarks.figures import WITHIN
 from benchmarks.measure import ROOT, Plan, quiet_libraries
 from benchmarks.terminal import CODECS, Terminal, arguments, run
 from edge_agent.picture import PictureCodec
-from projector.estimate import pareto, thin
-from projector.vlm import VLM
+from projector.models.vlm import VLM
+from projector.validation.estimate import pareto, thin
 from reference.demo.testset import TestSet
 
 TEST_PICTURES = 2048

@@ -27,11 +27,12 @@ from tqdm import tqdm
 from benchmarks.measure import ROOT, quiet_libraries
 from benchmarks.timing import least_seconds
 from edge_agent.encode import Coded, Plan, encode_state
-from edge_agent.session import Base
 from edge_agent.sources import open_source
-from projector.bundle import Bundle
-from projector.encoder import Encoder
-from projector.vlm import VLM
+from edge_agent.uplink.session import Base
+from projector.bundle.bundle import Bundle
+from projector.codec.encoder import Encoder
+from projector.models.vlm import VLM
+from protos.entropy.rans import TOTAL, ClassCoder
 from protos.frame import (
     CONSTANTS_BYTES,
     Distortion,
@@ -45,7 +46,6 @@ from protos.frame import (
 )
 from protos.layout import KVState
 from protos.quantize import UniformQuantizer
-from protos.rans import TOTAL, ClassCoder
 from reference.demo.testset import TestSet
 
 REFERENCE = ROOT / "reference"

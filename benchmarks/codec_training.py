@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from projector import backends, ladder
-from projector.backends import CloudFiles
-from projector.bundle import write_files
-from projector.export import export
-from projector.ladder import Judge, Sweep
+from projector.bundle.bundle import write_files
+from projector.calibration import ladder
+from projector.calibration.ladder import Judge, Sweep
 from projector.maps.trainable import LowRankMap
-from projector.train import Trainer, TrainSettings, closed_form
+from projector.serving import backends
+from projector.serving.backends import CloudFiles
+from projector.serving.export import export
+from projector.training.train import Trainer, TrainSettings, closed_form
 from protos.errors import BridgeError
 from reference.build_bundle import CALIBRATED_ON, Pairs, edge_half, measure, roundings
 from reference.calibrate import PRECISION, QUESTIONS, SAMPLE_PICTURES

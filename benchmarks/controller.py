@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from benchmarks.measure import BUNDLE, ROOT
 from benchmarks.report.plots import CLOUD, OURS, QUIET
-from edge_agent.budget import Budget, Rung
 from edge_agent.picture import PictureCodec
-from projector.bundle import Bundle
+from edge_agent.uplink.budget import Budget, Rung
+from projector.bundle.bundle import Bundle
 from protos.errors import BridgeError, ConfigError
 from reference.demo.testset import TestSet
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.picture import PictureCodec
-from projector.estimate import by_group, clustered, paired, same_answer, spread
+from projector.validation.estimate import by_group, clustered, paired, same_answer, spread
 from reference.demo.testset import TestSet
 
 ARMS = (

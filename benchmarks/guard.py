@@ -1,12 +1,12 @@
 """The guard's calibration, and how well it works on pictures unlike those it was calibrated on.
 
 `python -m benchmarks.guard` answers questions about validation pictures, half of them made unusual
-(`projector/unusual.py`), from the frame and from the picture; learns the risk model and its limit
-from that; then looks at test and shifted pictures, half and half: does the risk predict that the
-frame is answered otherwise than the picture, and what do answers and bytes become when the guard
-sends the picture instead? Each picture is sent at the default point, on which all figures are but
-those by point, and at another of the ladder's. `--bundle-out` writes the bundle with the risk model
-in it; `--installed` learns nothing and looks at the risk model that the bundle holds.
+(`projector/calibration/unusual.py`), from the frame and from the picture; learns the risk model and
+its limit from that; then looks at test and shifted pictures, half and half: does the risk predict
+that the frame is answered otherwise than the picture, and what do answers and bytes become when the
+guard sends the picture instead? Each picture is sent at the default point, on which all figures are
+but those by point, and at another of the ladder's. `--bundle-out` writes the bundle with the risk
+model in it; `--installed` learns nothing and looks at the risk model that the bundle holds.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libr
 from benchmarks.report.plots import CLOUD, OURS, QUIET
 from benchmarks.terminal import Terminal
 from edge_agent.picture import PictureCodec
-from projector import disagreement
-from projector.bundle import Bundle, write_next
-from projector.encoder import Encoder
-from projector.estimate import LEAST_EVENTS, auroc, paired, same_answer
-from projector.learn_risk import learn
-from projector.risk import RiskModel
-from projector.unusual import unusual
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle, write_next
+from projector.calibration import disagreement
+from projector.calibration.learn_risk import learn
+from projector.calibration.unusual import unusual
+from projector.codec.encoder import Encoder
+from projector.codec.risk import RiskModel
+from projector.models.vlm import VLM
+from projector.validation.estimate import LEAST_EVENTS, auroc, paired, same_answer
 from protos.errors import BridgeError, ConfigError
 from reference.demo.testset import Asked
 from reference.yard import ask, render, sample_scenes

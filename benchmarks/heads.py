@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from projector.bundle import Bundle
-from projector.corpus import Corpus, collect
-from projector.dataset import Dataset
-from projector.head_commands import fit_lens, through_lens
-from projector.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
-from projector.labels import Labels, read_labels
-from projector.views import FrozenMap
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle
+from projector.commands.head import fit_lens, through_lens
+from projector.heads.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
+from projector.heads.labels import Labels, read_labels
+from projector.heads.views import FrozenMap
+from projector.models.vlm import VLM
+from projector.training.corpus import Corpus, collect
+from projector.training.dataset import Dataset
 from protos.errors import BridgeError
 from reference.export_yard import export, export_sequences
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from benchmarks.arms import seeing
 from benchmarks.measure import EDGE_MODEL
-from projector.estimate import by_group, clustered
-from projector.vlm import VLM
+from projector.models.vlm import VLM
+from projector.validation.estimate import by_group, clustered
 from reference.demo.testset import TestSet
 from reference.yard import ask, sample_scenes
 

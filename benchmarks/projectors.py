@@ -30,29 +30,29 @@ from tqdm import tqdm
 
 from benchmarks import projectors_machine as machine
 from benchmarks import projectors_page as page
-from projector.bounds import Bound, through_fp8
-from projector.bundle import Bundle, write_files
-from projector.corpus import Corpus, collect
-from projector.dataset import Dataset
-from projector.estimate import clustered, same_answer
-from projector.families import Family, Map
-from projector.families.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
-from projector.families.bidirectional import Bidirectional
-from projector.families.linear import Linear
-from projector.families.low_rank import LowRank
-from projector.families.mix import Mix
-from projector.families.mlp import MLP
-from projector.families.procrustes import Procrustes
-from projector.families.ridge import Ridge
-from projector.families.shared import Shared
-from projector.fit import edge_answers, moments_of, untrained_edge_states
-from projector.maps.low_rank import CloudHalf
+from projector.bundle.bundle import Bundle, write_files
+from projector.maps import Family, Map
+from projector.maps.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
+from projector.maps.bidirectional import Bidirectional
+from projector.maps.cloud_half import CloudHalf
+from projector.maps.linear import Linear
+from projector.maps.low_rank import LowRank
+from projector.maps.mix import Mix
+from projector.maps.mlp import MLP
+from projector.maps.moments import Moments
+from projector.maps.procrustes import Procrustes
+from projector.maps.ridge import Ridge
+from projector.maps.shared import Shared
 from projector.maps.trainable import LowRankMap
-from projector.moments import Moments
-from projector.sensitivity import token_weights
-from projector.train import Trainer, TrainSettings
-from projector.validate import PRECISIONS, Answers, Validator, reconstruction
-from projector.vlm import VLM
+from projector.models.vlm import VLM
+from projector.training.corpus import Corpus, collect
+from projector.training.dataset import Dataset
+from projector.training.fit import edge_answers, moments_of, untrained_edge_states
+from projector.training.sensitivity import token_weights
+from projector.training.train import Trainer, TrainSettings
+from projector.validation.bounds import Bound, through_fp8
+from projector.validation.estimate import clustered, same_answer
+from projector.validation.validate import PRECISIONS, Answers, Validator, reconstruction
 from protos.errors import BridgeError, FitError
 from reference.build_bundle import TRAINED
 from reference.export_yard import export
@@ -290,7 +290,7 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
 
     Args:
         edge: its pairs, questions and native answers.
-        made: a map of either sort (`projector.train.Trainable`).
+        made: a map of either sort (`projector.training.train.Trainable`).
         name: what the table calls it.
         seed: which pictures it was fitted to.
         seconds: that fitting took.

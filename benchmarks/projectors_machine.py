@@ -18,14 +18,14 @@ import torch
 
 from benchmarks.timing import least_seconds
 from projector import package
-from projector.backends import CloudFiles
-from projector.backends.onnxruntime import OnnxRuntimeBackend
-from projector.bundle import Bundle, BundleInfo
-from projector.damage import flips, loader, read_files, tally
-from projector.export import Half, export
-from projector.families import Map, ServedMap
-from projector.maps.low_rank import CloudHalf
-from projector.moments import Moments, ridge
+from projector.bundle.bundle import Bundle, BundleInfo
+from projector.bundle.damage import flips, loader, read_files, tally
+from projector.maps import Map, ServedMap
+from projector.maps.cloud_half import CloudHalf
+from projector.maps.moments import Moments, ridge
+from projector.serving.backends import CloudFiles
+from projector.serving.backends.onnxruntime import OnnxRuntimeBackend
+from projector.serving.export import Half, export
 from protos.errors import BridgeError
 from protos.layout import KVLayout, KVState
 

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import readme_table
-from projector.grades import GRADES, TIERS, grade, tier
-from projector.literature import COVERAGE
-from projector.validate import PRECISIONS
+from projector.bundle.grades import GRADES, TIERS, grade, tier
+from projector.validation.literature import COVERAGE
+from projector.validation.validate import PRECISIONS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (after the backend is chosen)

@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from projector import ladder
-from projector.bundle import Bundle
-from projector.corpus import SHARD_PICTURES, collect
-from projector.encoder import Encoder
-from projector.estimate import paired
-from projector.ladder import Found, Judge
-from projector.products import product_type, said
-from projector.select import DEFAULT, SELECTORS
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle
+from projector.calibration import ladder
+from projector.calibration.ladder import Found, Judge
+from projector.codec.encoder import Encoder
+from projector.codec.select import DEFAULT, SELECTORS
+from projector.models.autocast import product_type, said
+from projector.models.vlm import VLM
+from projector.training.corpus import SHARD_PICTURES, collect
+from projector.validation.estimate import paired
 from protos.errors import BridgeError
 from protos.frame import OperatingPoint
 from protos.layout import KVState

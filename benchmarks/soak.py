@@ -169,7 +169,7 @@ def _prepare(say: Any) -> tuple[list[list[Shot]], list[str]]:
 
 
 def _layout() -> Any:
-    from projector.bundle import Bundle
+    from projector.bundle.bundle import Bundle
 
     return Bundle.peek(BUNDLE).source
 

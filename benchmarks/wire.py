@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.metrics import Metrics
-from edge_agent.session import Session, dial_insecure, error_of, negotiate, open_events
-from edge_agent.store import EncoderStore
+from edge_agent.uplink.session import Session, dial_insecure, error_of, negotiate, open_events
+from edge_agent.uplink.store import EncoderStore
 from protos.errors import BridgeError, OfflineError, from_code
 from protos.frame import (
     EVENTS_APART,

@@ -18,7 +18,7 @@ from protos.process import console
 
 if TYPE_CHECKING:
     from cloud_server.settings import Settings
-    from projector import configuration
+    from protos.process import settings as configuration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,12 +43,12 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _serve(given: argparse.Namespace) -> int:
     from cloud_server.settings import Settings, load
-    from projector import configuration
+    from protos.process import settings as configuration
 
     settings = load(configuration.given_flags(given, Settings), given.config)
     if given.check_config:
         return _check(settings)
-    from cloud_server.service import serve
+    from cloud_server.frontend.service import serve
 
     serve(settings)
     return 0
@@ -63,8 +63,8 @@ def _no_command(given: argparse.Namespace) -> int:
 def _check(settings: Settings) -> int:
     """Look at everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
-    from projector.backends import BACKENDS
-    from projector.bundle import Bundle
+    from projector.bundle.bundle import Bundle
+    from projector.serving.backends import BACKENDS
 
     settings.check_paths()
     check_name(settings.engine)
@@ -85,7 +85,7 @@ def _check(settings: Settings) -> int:
 
 def _parser() -> configuration.Parser:
     from cloud_server.settings import PREFIX, Settings
-    from projector import configuration
+    from protos.process import settings as configuration
 
     exit_codes = (
         "exit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"

@@ -1,7 +1,7 @@
 """Every setting of the service: its name, type, default, meaning and where its value came from.
 
 Flags beat the environment (`NEURAL_BRIDGE_CLOUD_*`), which beats the TOML file, which beats the
-defaults (`projector/configuration.py`). Knows nothing of models or the network.
+defaults (`protos/process/settings.py`). Knows nothing of models or the network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from projector import configuration
-from projector.signing import TrustedKeys
+from projector.bundle.signing import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.frame import Limits
 from protos.process import addresses
+from protos.process import settings as configuration
 
 PREFIX = "NEURAL_BRIDGE_CLOUD_"
 

@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from edge_agent.budget import Budget
 from edge_agent.encode import AUTO, Clock, Plan, choose_point
 from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.pipeline import Guarded, Outgoing, View, check_question
+from edge_agent.prefill import EdgeModel, Sight
 from edge_agent.records import Answered, AnswerRecord
 from edge_agent.sources import Capture, Source
-from edge_agent.uplink import FATAL, Outcome, Packed, Returned, Scene, Uplink
-from edge_agent.vlm import EdgeModel, Sight
+from edge_agent.uplink.budget import Budget
+from edge_agent.uplink.uplink import FATAL, Outcome, Packed, Returned, Scene, Uplink
 from protos.errors import (
     BridgeError,
     ConfigError,

@@ -30,22 +30,22 @@ _missing: ModuleNotFoundError | None = None
 try:
     from edge_agent import settings
     from edge_agent.agent import Agent, Summary
-    from edge_agent.budget import Budget
     from edge_agent.encode import AUTO, PICTURE, Plan
     from edge_agent.guard import Guard
     from edge_agent.health import HealthServer
     from edge_agent.metrics import Metrics
     from edge_agent.picture import PictureCodec
+    from edge_agent.prefill import EdgeModel, load, use_threads
     from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
-    from edge_agent.session import dial_insecure
     from edge_agent.settings import Settings
     from edge_agent.sources import Capture, Source, open_source
     from edge_agent.sources.folder import Folder, read_text
-    from edge_agent.store import EncoderStore
-    from edge_agent.uplink import RetryPolicy, Uplink
-    from edge_agent.vlm import EdgeModel, load, use_threads
-    from projector import configuration
-    from projector.select import require as require_selector
+    from edge_agent.uplink.budget import Budget
+    from edge_agent.uplink.session import dial_insecure
+    from edge_agent.uplink.store import EncoderStore
+    from edge_agent.uplink.uplink import RetryPolicy, Uplink
+    from projector.codec.select import require as require_selector
+    from protos.process import settings as configuration
     from protos.process import threads
 except ModuleNotFoundError as error:
     _missing = error

@@ -1,7 +1,7 @@
 """Select and encode: a `KVState` to a payload, at an operating point, timed.
 
-Pure: no network, no torch. The kept tokens are chosen by a selector of `projector.select`; latents,
-quantizer and distortion are `projector.encoder`'s.
+Pure: no network, no torch. The kept tokens are chosen by a selector of `projector.codec.select`;
+latents, quantizer and distortion are `projector.codec.encoder`'s.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.budget import Budget
 from edge_agent.guard import Guard
 from edge_agent.picture import PictureCodec
-from edge_agent.session import Base, Session
-from projector.encoder import Encoder, Held
+from edge_agent.uplink.budget import Budget
+from edge_agent.uplink.session import Base, Session
+from projector.codec.encoder import Encoder, Held
 from protos.errors import ConfigError
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from projector.encoder import Encoder
-from projector.risk import Floats, features
+from projector.codec.encoder import Encoder
+from projector.codec.risk import Floats, features
 from protos.errors import BridgeError, DegenerateError, DistortionError, UnfamiliarError
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState

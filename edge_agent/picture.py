@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from projector.pictures import as_rgb
+from projector.models.pictures import as_rgb
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_agent.budget import Budget
 from edge_agent.encode import PICTURE, Clock, Coded, Plan, choose_point, encode_state
 from edge_agent.guard import (
     DEGENERATE,
@@ -24,12 +23,13 @@ from edge_agent.guard import (
     refusal,
 )
 from edge_agent.metrics import Metrics
-from edge_agent.session import Base, Session
+from edge_agent.prefill import EdgeModel, Seen, Sight
 from edge_agent.sources import Capture
-from edge_agent.uplink import Outcome, Packed
-from edge_agent.vlm import EdgeModel, Seen, Sight
-from projector.pictures import as_rgb, degenerate
-from projector.tokens import sound
+from edge_agent.uplink.budget import Budget
+from edge_agent.uplink.session import Base, Session
+from edge_agent.uplink.uplink import Outcome, Packed
+from projector.models.pictures import as_rgb, degenerate
+from projector.models.tokens import sound
 from protos.errors import (
     BridgeError,
     ContextError,

@@ -1,7 +1,7 @@
 """Every setting of the agent: its name, type, default, meaning and where its value came from.
 
 Flags beat the environment (`NEURAL_BRIDGE_EDGE_*`), which beats the TOML file, which beats the
-defaults (`projector/configuration.py`). Knows nothing of models or the network.
+defaults (`protos/process/settings.py`). Knows nothing of models or the network.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from projector import configuration, pictures
+from projector.models import pictures
 from protos.process import addresses
+from protos.process import settings as configuration
 
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 

@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from projector import backends
-from projector.backends import CloudFiles
-from projector.bundle import write_bundle, write_files
-from projector.calibrate import COARSENESS, make_encoder
-from projector.corpus import Corpus, collect
-from projector.encoder import Encoder
-from projector.export import export
+from projector.bundle.bundle import write_bundle, write_files
+from projector.calibration.calibrate import COARSENESS, make_encoder
+from projector.codec.encoder import Encoder
 from projector.maps.trainable import LowRankMap, Way
-from projector.train import Trainer, TrainSettings, closed_form
-from projector.validate import reconstruction
-from projector.vlm import VLM
+from projector.models.vlm import VLM
+from projector.serving import backends
+from projector.serving.backends import CloudFiles
+from projector.serving.export import export
+from projector.training.corpus import Corpus, collect
+from projector.training.train import Trainer, TrainSettings, closed_form
+from projector.validation.validate import reconstruction
 from protos.errors import BridgeError, BundleLayoutError, ConfigError
 from reference.calibrate import calibrate, certified
 from reference.split import HELD_OUT, Split, pairs_folder

@@ -2,7 +2,8 @@
 
 `python -m reference.calibrate edge-a` measures the committed bundle's points again and writes it
 one version up; `reference.build_bundle` ends with the same sweep. Knows the yard and where its
-pictures and pairs are kept; how a point is measured and chosen is `projector/ladder.py`'s to know.
+pictures and pairs are kept; how a point is measured and chosen is
+`projector/calibration/ladder.py`'s to know.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 
 import torch
 
-from projector import ladder
-from projector.backends import Backend
-from projector.bundle import Bundle, write_next
-from projector.corpus import Corpus, collect
-from projector.encoder import Encoder
-from projector.ladder import Calibrated, Judge, Sweep
-from projector.products import product_type, said
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle, write_next
+from projector.calibration import ladder
+from projector.calibration.ladder import Calibrated, Judge, Sweep
+from projector.codec.encoder import Encoder
+from projector.models.autocast import product_type, said
+from projector.models.vlm import VLM
+from projector.serving.backends import Backend
+from projector.training.corpus import Corpus, collect
 from reference.split import HELD_OUT, Split, pairs_folder
 
 HERE = Path(__file__).parent

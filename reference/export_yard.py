@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from projector.dataset import write_questions
-from projector.labels import write_labels
+from projector.heads.labels import write_labels
+from projector.training.dataset import write_questions
 from reference.yard import (
     SPLITS,
     Question,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from projector.pictures import read
+from projector.models.pictures import read
 from reference.yard import Scenes, render, sample_scenes
 
 Pixels = npt.NDArray[np.uint8]

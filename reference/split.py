@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from projector.vlm import VLM
+from projector.models.vlm import VLM
 from reference.pictures import Pictures
 from reference.yard import ask, true_answer
 

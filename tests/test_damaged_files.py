@@ -16,14 +16,14 @@ from safetensors.numpy import save
 
 import cloud_server.cli
 import edge_agent.cli
-import projector.cli
+import projector.commands.cli
 from cloud_server import engine as engines
 from cloud_server.settings import load
-from edge_agent.store import EncoderStore
-from projector import corpus, texts
-from projector.corpus import made_of, rows_of
-from projector.lm import LM
-from projector.vlm import VLM
+from edge_agent.uplink.store import EncoderStore
+from projector.models.lm import LM
+from projector.models.vlm import VLM
+from projector.training import corpus, texts
+from projector.training.corpus import made_of, rows_of
 from protos.errors import ERRORS, BridgeError, CorpusError
 from tests.cloud_server import stage
 from tests.fakes.damage import Damage, copy, damages
@@ -88,7 +88,7 @@ def test_a_program_that_meets_a_damaged_model_ends_with_one_plain_line(
 ) -> None:
     runs: dict[str, Callable[[Path], int]] = {
         "edge-agent": lambda model: edge_agent.cli.main(["inspect", str(model)]),
-        "projector": lambda model: projector.cli.main(["layout", str(model)]),
+        "projector": lambda model: projector.commands.cli.main(["layout", str(model)]),
     }
     wrong = {
         how: bad
@@ -122,7 +122,7 @@ def test_a_program_that_meets_a_damaged_bundle_refuses_it_with_one_plain_line(
     wrong = {}
     for how, bundle in spoilt(files.bundle, name, files.other_bundle, tmp_path / "spoilt"):
         for run in (
-            lambda: projector.cli.main(["inspect", str(bundle)]),  # noqa: B023
+            lambda: projector.commands.cli.main(["inspect", str(bundle)]),  # noqa: B023
             lambda: cloud_server.cli.main(
                 ["serve", "--check-config", "--model", str(files.model), "--bundles", str(bundle)]  # noqa: B023
             ),

@@ -35,35 +35,10 @@ OURS = {
     "examples",
     "tests",
 }
-BASE = (
-    "projector.configuration",
-    "projector.attention",
-    "projector.frozen",
-    "projector.output",
-    "projector.self_check",
-    "projector.lm",
-    "projector.models",
-    "projector.vlm",
-    "projector.cache",
-    "projector.select",
-    "projector.tokens",
-    "projector.pictures",
-    "projector.risk",
-    "projector.encoder",
-    "projector.reverse",
-)
-SERVING = (
-    "projector.bundle",
-    "projector.backends",
-    "projector.engine",
-    "projector.families",
-    "projector.grades",
-    "projector.moments",
-    "projector.closed_form",
-    "projector.metric",
-    "projector.maps",
-    "projector.signing",
-)
+BASE = ("projector.models", "projector.codec")
+"""What an agent needs: no torch at import."""
+SERVING = ("projector.bundle", "projector.maps", "projector.serving")
+"""What a service needs besides."""
 # From a module prefix (the longest wins) to the prefixes of ours that it may import besides itself.
 ARROWS: dict[str, tuple[str, ...]] = {
     "protos": (),
@@ -146,7 +121,7 @@ def wrong_arrows(name: str, imports: Iterator[tuple[int, str]]) -> list[str]:
 
 
 OPENS_PICTURES = {
-    "projector.pictures",
+    "projector.models.pictures",
     "reference.yard.render",  # its sprites' transparency
     "reference.yard.build_assets",  # which made the committed assets, and is not run again
 }
@@ -174,14 +149,14 @@ def test_no_import_points_the_wrong_way() -> None:
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        ("protos.layout", "projector.cache"),
-        ("edge_agent.cli", "projector.bundle"),
+        ("protos.layout", "projector.models.cache"),
+        ("edge_agent.cli", "projector.bundle.bundle"),
         ("edge_agent.cli", "projector"),
         ("edge_agent.cli", "cloud_server.config"),
         ("edge_agent.cli", "reference.source"),
-        ("cloud_server.engine", "edge_agent.uplink"),
-        ("cloud_server.engine", "projector.train"),
-        ("projector.select", "projector.bundle"),
+        ("cloud_server.engine", "edge_agent.uplink.uplink"),
+        ("cloud_server.engine", "projector.training.train"),
+        ("projector.codec.select", "projector.bundle.bundle"),
         ("reference.demo.run", "benchmarks.measure"),
         ("benchmarks.measure", "tests.fakes"),
         ("benchmarks.measure", "examples.node"),
@@ -192,12 +167,13 @@ def test_the_walk_sees_a_wrong_arrow(name: str, target: str) -> None:
 
 
 def test_the_walk_reads_relative_and_nested_imports(tmp_path: Path) -> None:
-    source = "from . import errors\nfrom ..projector import cache\ndef f():\n    import torch\n"
+    source = "from . import errors\nfrom ..projector.models import cache\n"
+    source += "def f():\n    import torch\n"
     path = tmp_path / "layout.py"
     path.write_text(source)
     assert [t for _, t in _imports("protos.layout", path)] == [
         "protos.errors" if _is_ours("protos.errors") else "protos",
-        "projector.cache" if _is_ours("projector.cache") else "projector",
+        "projector.models.cache" if _is_ours("projector.models.cache") else "projector",
         "torch",
     ]
 
@@ -316,15 +292,15 @@ for root in {roots!r}:
         ),
         (
             [
-                "projector.configuration",
-                "projector.select",
-                "projector.encoder",
-                "projector.bundle",
+                "protos.process.settings",
+                "projector.codec.select",
+                "projector.codec.encoder",
+                "projector.bundle.bundle",
             ],
             ["cryptography", "torch", "transformers"],
         ),
         (
-            ["projector.cli"],
+            ["projector.commands.cli"],
             ["cryptography", "torch", "transformers", "onnxruntime", "onnx", "rich"],
         ),
     ],

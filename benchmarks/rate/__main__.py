@@ -43,10 +43,10 @@ from benchmarks.rate.pictures import RIVALS, Rival, sweep
 from benchmarks.terminal import Terminal
 from benchmarks.wire import Service, Shot
 from edge_agent.picture import PictureCodec
-from projector.encoder import Encoder
-from projector.estimate import pareto, thin
-from projector.products import quick_kernels
-from projector.vlm import VLM
+from projector.codec.encoder import Encoder
+from projector.models.autocast import quick_kernels
+from projector.models.vlm import VLM
+from projector.validation.estimate import pareto, thin
 from protos.errors import BridgeError
 from reference.demo.processes import Child, ChildError
 from reference.demo.relay import Relay

@@ -21,9 +21,9 @@ from benchmarks.measure import Bench, Plan, Show
 from benchmarks.rate import describe
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from benchmarks.wire import Service, Shot
-from projector.estimate import clustered, paired
-from projector.risk import RiskModel, features, losses_of
-from projector.vlm import VLM
+from projector.codec.risk import RiskModel, features, losses_of
+from projector.models.vlm import VLM
+from projector.validation.estimate import clustered, paired
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
 from reference.demo.relay import Relay

@@ -14,7 +14,7 @@ from itertools import product
 from PIL import Image
 
 from edge_agent.picture import PictureCodec
-from projector.pictures import FORMATS, read
+from projector.models.pictures import FORMATS, read
 
 SIZES_PX = (24, 32, 40, 48, 56, 64, 96, 144)
 QUALITIES = {

@@ -22,7 +22,7 @@ from benchmarks.rate.arms import Edge, Judge
 from benchmarks.rate.sequences import message_bytes
 from benchmarks.rate.tensors import RIVALS_PYTHON
 from benchmarks.wire import Shot
-from projector.vlm import VLM
+from projector.models.vlm import VLM
 from protos.errors import BridgeError
 from protos.frame import Header
 

@@ -21,9 +21,9 @@ from benchmarks.measure import Show
 from benchmarks.rate.video import VIDEOS, Video, available, picture_bytes
 from benchmarks.wire import Shot
 from edge_agent.encode import Coded, Plan, encode_state
-from edge_agent.session import Base
-from projector.estimate import clustered, paired, pareto, same_answer, thin
-from projector.vlm import VLM
+from edge_agent.uplink.session import Base
+from projector.models.vlm import VLM
+from projector.validation.estimate import clustered, paired, pareto, same_answer, thin
 from protos.frame import (
     CONSTANTS_BYTES,
     PICTURE_POINT,

@@ -26,8 +26,8 @@ from PIL import Image
 from benchmarks.measure import ROOT
 from benchmarks.rate.turboquant import TurboQuant
 from benchmarks.timing import least_seconds
-from projector import cache
-from projector.vlm import VLM
+from projector.models import cache
+from projector.models.vlm import VLM
 from protos import quantize
 from protos.errors import BridgeError, UnsupportedModelError
 from protos.layout import KVState

@@ -28,14 +28,14 @@ from benchmarks.real_pair.judge import Judge, Make, own_answers
 from benchmarks.real_pair.learn import FOLDS, FULL, Learner, Settings
 from benchmarks.real_pair.page import FORWARD, REVERSE
 from benchmarks.real_pair.targets import FLOOR, targets
-from projector.calibrate import fixed_steps
-from projector.corpus import Corpus
-from projector.estimate import clustered, paired
-from projector.families.base import Map
-from projector.lm import LM
-from projector.products import quick_kernels
-from projector.ragged import present
-from projector.validate import reconstruction
+from projector.calibration.calibrate import fixed_steps
+from projector.maps.base import Map
+from projector.models.autocast import quick_kernels
+from projector.models.lm import LM
+from projector.training.corpus import Corpus
+from projector.training.ragged import present
+from projector.validation.estimate import clustered, paired
+from projector.validation.validate import reconstruction
 from protos.errors import BridgeError
 from protos.quantize import get as quantizer
 
@@ -45,7 +45,7 @@ WATCHED, WATCHED_CONTEXTS = "validation", 32
 """Asked about a few times while a map is trained through the target."""
 SPLITS = {"unseen": ("unseen", False), "seen": ("train", False), "binding": ("unseen", True)}
 CODECS = {"fp8_e4m3": "fp8", "int8": "int8", "int4": "int4"}
-"""Quantizer, and the point of `projector.calibrate.FIXED` that has its steps."""
+"""Quantizer, and the point of `projector.calibration.calibrate.FIXED` that has its steps."""
 BYTES = {"fp8_e4m3": 1.0, "int8": 1.0, "int4": 0.5}
 _FLOAT_BYTES = 4.0
 _TIMED_CONTEXTS, _TIMED_TOKENS = 12, 200

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.real_pair import diverse, facts
 from benchmarks.real_pair.diverse import Words
 from benchmarks.real_pair.install import FOLDER, GEMMA3, SMOLLM2
-from projector.dataset import write_questions, write_texts
+from projector.training.dataset import write_questions, write_texts
 from protos.errors import BridgeError, ModelError
 
 Row = tuple[str, list[tuple[str, str]]]

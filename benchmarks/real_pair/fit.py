@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.families.base import Map
-from projector.families.low_rank import LowRank, LowRankMatrix
-from projector.families.ridge import MatrixMap, Ridge
-from projector.metric import Metric
-from projector.moments import Moments
+from projector.maps.base import Map
+from projector.maps.low_rank import LowRank, LowRankMatrix
+from projector.maps.metric import Metric
+from projector.maps.moments import Moments
+from projector.maps.ridge import MatrixMap, Ridge
 from protos.errors import FitError
 from protos.layout import KVLayout
 
@@ -70,7 +70,7 @@ def closed_forms(
 ) -> tuple[dict[int, Map], Tensor]:
     """Ridge (rank 0) and reduced-rank regressions, by one Cholesky decomposition.
 
-    The same solutions as `projector.families`, with a randomised decomposition (Halko et al., 2011)
+    The same solutions as `projector.maps`, with a randomised decomposition (Halko et al., 2011)
     in the place of a full one.
 
     Args:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.real_pair.facts import Context, Question
-from projector.cache import LayerCache
-from projector.lm import LM
-from projector.packed import IGNORED, Packed, Scenes
-from projector.train import Trainer
+from projector.models.cache import LayerCache
+from projector.models.lm import LM
+from projector.models.packed import IGNORED, Packed, Scenes
+from projector.training.train import Trainer
 from protos.errors import FitError
 
 _BATCH = 8

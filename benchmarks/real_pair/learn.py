@@ -29,21 +29,21 @@ from tqdm import tqdm
 from benchmarks.real_pair import diverse
 from benchmarks.real_pair.diverse import Lesson, Words
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
-from projector.bundle import write_files
-from projector.cache import key_norm_weights
-from projector.closed_form import Statistics
-from projector.corpus import Corpus
-from projector.families import load
-from projector.families.base import Map, write
-from projector.fit import chunks, untrained
-from projector.lm import LM
-from projector.metric import Metric
-from projector.moments import Doubles, Moments, States
-from projector.ragged import present
-from projector.sensitivity import measure
-from projector.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
-from projector.train import Trainer, TrainSettings
-from projector.tuned import Tuned
+from projector.bundle.bundle import write_files
+from projector.maps import load
+from projector.maps.base import Map, write
+from projector.maps.closed_form import Statistics
+from projector.maps.metric import Metric
+from projector.maps.moments import Doubles, Moments, States
+from projector.maps.tuned import Tuned
+from projector.models.cache import key_norm_weights
+from projector.models.lm import LM
+from projector.training.corpus import Corpus
+from projector.training.fit import chunks, untrained
+from projector.training.ragged import present
+from projector.training.sensitivity import measure
+from projector.training.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
+from projector.training.train import Trainer, TrainSettings
 from protos.errors import CorpusError
 
 FULL = 0

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from benchmarks.report import plots
-from projector.estimate import same_answer
+from projector.validation.estimate import same_answer
 
 TEMPLATE = "page.html.jinja"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from cloud_server.jobs import Job, JobEvent, Offer, Status
+from cloud_server.engine.jobs import Job, JobEvent, Offer, Status
 
 Emit = Callable[[JobEvent], None]
 """Takes each event the moment it happens."""

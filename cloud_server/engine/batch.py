@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from projector import cache as kv
-from projector.cache import LayerCache
-from projector.frozen import FrozenModel
+from projector.models import cache as kv
+from projector.models.cache import LayerCache
+from projector.models.frozen import FrozenModel
 
 Owner = TypeVar("Owner")
 

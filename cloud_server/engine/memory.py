@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cloud_server.engine.pages import PagePool
 from cloud_server.engine.scenes import Name, SceneStore
-from projector.encoder import Held
+from projector.codec.encoder import Held
 
 LATENT_PAGE_BYTES = 1024
 

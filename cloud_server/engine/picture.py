@@ -12,7 +12,7 @@ import struct
 
 from PIL import Image
 
-from projector import pictures
+from projector.models import pictures
 from protos.errors import PictureError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
@@ -91,7 +91,7 @@ def _require_usual(others: int, parts: int) -> None:
 
 
 def open_picture(file: bytes, max_px: int) -> Image.Image:
-    """Decode a picture file by the rule of `projector/pictures.py`; its size is checked first.
+    """Decode a picture file as `projector/models/pictures.py` does; its size is checked first.
 
     Args:
         file: the whole file.

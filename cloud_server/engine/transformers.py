@@ -22,11 +22,7 @@ from torch import Tensor
 
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.batch import Row, RunningBatch
-from cloud_server.engine.memory import LatentMemory, Scene, SceneMemory
-from cloud_server.engine.owners import FrameNumbers
-from cloud_server.engine.reader import PictureReader, Read
-from cloud_server.engine.scenes import Name
-from cloud_server.jobs import (
+from cloud_server.engine.jobs import (
     Accepted,
     Answered,
     Compressed,
@@ -39,15 +35,19 @@ from cloud_server.jobs import (
     TokenMade,
     failed,
 )
+from cloud_server.engine.memory import LatentMemory, Scene, SceneMemory
+from cloud_server.engine.owners import FrameNumbers
+from cloud_server.engine.reader import PictureReader, Read
+from cloud_server.engine.scenes import Name
 from cloud_server.settings import Settings
-from projector import cache as kv
-from projector.backends import Backend
-from projector.bundle import Bundle
-from projector.encoder import Floats, Held, Mask
-from projector.grades import verdict_of
-from projector.lm import LM, TEXT_TOKENS, reads_only_texts
-from projector.signing import TrustedKeys
-from projector.vlm import VLM, Prepared
+from projector.bundle.bundle import Bundle
+from projector.bundle.grades import verdict_of
+from projector.bundle.signing import TrustedKeys
+from projector.codec.encoder import Floats, Held, Mask
+from projector.models import cache as kv
+from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
+from projector.models.vlm import VLM, Prepared
+from projector.serving.backends import Backend
 from protos.errors import (
     BridgeError,
     ConfigError,

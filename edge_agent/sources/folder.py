@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from edge_agent.sources import Capture
-from projector import pictures
+from projector.models import pictures
 from projector.models.foreign import in_words
 from protos.errors import BridgeError, ContextError, SourceError
 from protos.process.files import expanded, text_of, without_mark
@@ -25,13 +25,13 @@ from protos.process.folders import list_files, open_file, said
 TEXT = ".txt"
 TEXTS = "texts.jsonl"
 BESIDE = ("questions.jsonl", "labels.jsonl")
-"""What a folder of `projector` (`projector/dataset.py`, not part of an agent) holds besides."""
+"""Files beside the pictures that `projector` reads (`projector/training/dataset.py`)."""
 _LONGEST_TEXT = 1 << 20
 _LONGEST_FILE = 1 << 26
 
 
 def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Image:
-    """Decode a picture file to RGB by the rule of `projector/pictures.py`.
+    """Decode a picture file to RGB by the rule of `projector/models/pictures.py`.
 
     Args:
         path: a PNG, JPEG, WebP, BMP or TIFF file.

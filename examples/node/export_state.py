@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from edge_agent.prefill import load
 from edge_agent.sources import Capture, open_source
-from edge_agent.vlm import load
 from protos.errors import BridgeError, SourceError
 from protos.layout import KVLayout, KVState, rotate
 

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from projector.maps.low_rank import CloudConfig, CloudHalf
+from projector.maps.cloud_half import CloudConfig, CloudHalf
 from projector.models.foreign import in_words
 from protos.errors import BundleFormatError
 

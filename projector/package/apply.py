@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle import Bundle
+from projector.bundle.bundle import Bundle
 from projector.package.contents import Package, PackageInfo
 from projector.package.files import room
 from projector.package.form import BUNDLE, REVERSE
+from projector.package.state_cache import StateCache
 from projector.package.tensors import Floats
-from projector.state_cache import StateCache
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
 from protos.layout import KVLayout
 
 if TYPE_CHECKING:
-    from projector.vlm import VLM
+    from projector.models.vlm import VLM
 
 
 def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) -> Bundle:

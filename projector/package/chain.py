@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from projector.bundle.signing import SigningKey, TrustedKeys
 from projector.package.contents import Package, PackageInfo, signed_message
 from projector.package.files import load, peek, read
 from projector.package.form import CONFIG, KEYS, MASK, SUFFIX, VALUES, require
 from projector.package.make import carried
-from projector.signing import SigningKey, TrustedKeys
 from protos.errors import (
     BridgeError,
     ConfigError,

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from projector import signing
+from projector.bundle import signing
+from projector.bundle.signing import Signature
 from projector.package.form import (
     ARRAYS,
     CONFIG,
@@ -34,7 +35,6 @@ from projector.package.form import (
 )
 from projector.package.metadata import Metadata
 from projector.package.tensors import Mask, decode, read_codes, read_mask
-from projector.signing import Signature
 from protos.layout import KVState
 
 DERIVATIONS = {

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from projector.bundle import FILES, REVERSE_FILES
+from projector.bundle.bundle import FILES, REVERSE_FILES
 from projector.package.archive import pack, read_entries, read_exactly, read_member
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle import DESCRIPTION, FILES, REVERSE_FILES
+from projector.bundle.bundle import DESCRIPTION, FILES, REVERSE_FILES
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
 from protos.layout import read_json
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle import DESCRIPTION, Bundle
+from projector.bundle.bundle import DESCRIPTION, Bundle
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (
     ARRAYS,

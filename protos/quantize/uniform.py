@@ -14,10 +14,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from protos.entropy.lanes import MAX_CONTEXTS, LaneCoder, lanes_for
+from protos.entropy.rans import MAX_CLASSES, MAX_SYMBOLS, PRECISION_BITS, TOTAL, ClassCoder
 from protos.errors import BundleFormatError, FrameMalformedError
-from protos.lanes import MAX_CONTEXTS, LaneCoder, lanes_for
 from protos.quantize.base import Floats, Quantizer, exact_size, in_steps
-from protos.rans import MAX_CLASSES, MAX_SYMBOLS, PRECISION_BITS, TOTAL, ClassCoder
 
 _RAW_MARK = 0
 _RAW_HEADER_BYTES = 2
@@ -56,7 +56,7 @@ class EntropyTables:
         offset: The value that is symbol 0 of each latent, int16 [r].
         frequency: uint16 [C, r, S], tables sum to 4096; the last symbol is the escape, which stands
             for every value whose own symbol is absent or has frequency 0. Each token names its
-            class (`protos.rans.ClassCoder`).
+            class (`protos.entropy.rans.ClassCoder`).
         prior: How often each class comes, uint16 [C], summing to 4096.
 
     Raises:
@@ -319,8 +319,9 @@ class UniformQuantizer(Quantizer):
     """`round(z / step)`, rANS coded token by token; raw where that is shorter.
 
     Each token gets the class that codes it shortest. From 8192 symbols on the coder has many states
-    side by side (`protos.lanes`): more bytes (three a state), several times as fast. Not with more
-    than 1024 tables of classes and latents: then one state goes through all symbols, one by one.
+    side by side (`protos.entropy.lanes`): more bytes (three a state), several times as fast. Not
+    with more than 1024 tables of classes and latents: then one state goes through all symbols, one
+    by one.
 
     Args:
         tables: Of the operating point, from the encoder.

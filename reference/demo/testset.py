@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from edge_agent.sources import open_source
-from projector.estimate import same_answer
+from projector.validation.estimate import same_answer
 from reference.yard import Scenes, list_questions, sample_scenes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from projector import pictures
+from projector.models import pictures
 from reference.yard.scene import (
     ASSETS,
     COLOURS,

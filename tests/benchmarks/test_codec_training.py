@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import codec_training
-from projector.ladder import grid
-from projector.train import TrainSettings
+from projector.calibration.ladder import grid
+from projector.training.train import TrainSettings
 
 
 def test_every_variant_is_a_setting_of_training_and_the_first_has_no_codec() -> None:

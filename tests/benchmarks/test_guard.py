@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.guard import Rows, by_point, outcome
-from projector.risk import RiskModel
+from projector.codec.risk import RiskModel
 
 
 def rows(points: list[int], disagree: list[bool], losses: list[float]) -> Rows:

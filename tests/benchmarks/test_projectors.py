@@ -14,8 +14,8 @@ from rich.console import Console
 from benchmarks import projectors, readme_table
 from benchmarks import projectors_page as page
 from benchmarks.projectors import CLOSED, DEFAULT, Journal, label
-from projector.families.low_rank import LowRank
-from projector.families.mix import Mix
+from projector.maps.low_rank import LowRank
+from projector.maps.mix import Mix
 
 
 def row(edge: str, family: str, rank: int, seed: int, accuracy: float, **over: Any) -> Any:

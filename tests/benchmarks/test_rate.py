@@ -23,8 +23,8 @@ from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, u
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from benchmarks.wire import Shot
-from projector.encoder import Encoder
-from projector.risk import RiskModel, losses_of
+from projector.codec.encoder import Encoder
+from projector.codec.risk import RiskModel, losses_of
 from protos.frame import Distortion
 from reference.yard import COLOURS, KINDS, PICTURE_PX, ask, sample_scenes
 

@@ -18,15 +18,15 @@ from benchmarks.real_pair import diverse, export, facts, learn, page
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
 from benchmarks.real_pair.judge import Judge, answer_ids, apart, own_answers
 from benchmarks.real_pair.learn import FULL, Learner, Settings
-from projector.dataset import open_folder
-from projector.families.low_rank import LowRank
-from projector.families.ridge import Ridge
-from projector.lm import LM
-from projector.metric import Metric
-from projector.moments import Moments
-from projector.texts import collect
-from projector.train import Trainer, TrainSettings
-from projector.tuned import Tuned
+from projector.maps.low_rank import LowRank
+from projector.maps.metric import Metric
+from projector.maps.moments import Moments
+from projector.maps.ridge import Ridge
+from projector.maps.tuned import Tuned
+from projector.models.lm import LM
+from projector.training.dataset import open_folder
+from projector.training.texts import collect
+from projector.training.train import Trainer, TrainSettings
 from protos.errors import CorpusError, FitError, ModelError
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 

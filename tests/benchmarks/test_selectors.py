@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from benchmarks import selectors
-from projector.select import DEFAULT, SELECTORS
+from projector.codec.select import DEFAULT, SELECTORS
 
 
 def row(selector: str, budget: int, accuracy: float, quiet: float = 0.0) -> dict[str, Any]:

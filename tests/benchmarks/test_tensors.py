@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.rate.tensors import QUERIES, Caches, Transform, compare, ours
 from benchmarks.rate.turboquant import TurboQuant, codebook
-from projector.vlm import VLM
+from projector.models.vlm import VLM
 from protos.errors import UnsupportedModelError
 from protos.layout import KVState
 from tests.fakes.fake_edge import LAYOUT

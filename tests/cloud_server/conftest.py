@@ -28,7 +28,7 @@ class Files:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A tiny large model, and a random bundle for each of two edge models."""
-    from projector.vlm import VLM
+    from projector.models.vlm import VLM
     from tests.fakes import tiny_models
 
     folder = tmp_path_factory.mktemp("cloud")

@@ -15,10 +15,19 @@ import threading
 import time
 
 from cloud_server import engine as engines
-from cloud_server import engine_main
+from cloud_server.engine import process as engine_main
 from cloud_server.engine.base import Emit, Engine
+from cloud_server.engine.jobs import (
+    Accepted,
+    Answered,
+    Dropped,
+    Job,
+    Offer,
+    Status,
+    TokenMade,
+    failed,
+)
 from cloud_server.engine.owners import FrameNumbers
-from cloud_server.jobs import Accepted, Answered, Dropped, Job, Offer, Status, TokenMade, failed
 from cloud_server.settings import Settings
 from protos.errors import BundleLayoutError, FrameNumberError, QuestionError
 from protos.frame import points_to_json

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cloud_server.settings import PREFIX
-from projector.encoder import Encoder
+from projector.codec.encoder import Encoder
 from protos.frame import (
     PICTURE_POINT,
     RAW_KV_FP8,
@@ -100,9 +100,9 @@ def random_cloud(target: KVLayout) -> Any:
     """A cloud half with random maps: answers mean nothing, but depend on every latent."""
     import torch
 
-    from projector.backends import CloudFiles
-    from projector.export import export
-    from projector.maps.low_rank import CloudConfig, CloudHalf
+    from projector.maps.cloud_half import CloudConfig, CloudHalf
+    from projector.serving.backends import CloudFiles
+    from projector.serving.export import export
 
     torch.manual_seed(3)
     half = CloudHalf(CloudConfig.of(target, RANK)).eval()
@@ -117,7 +117,7 @@ def write_random_bundle(
     version: int = 1,
     certificate: dict[str, Any] | None = None,
 ) -> Path:
-    from projector.bundle import write_bundle
+    from projector.bundle.bundle import write_bundle
 
     write_bundle(
         path,

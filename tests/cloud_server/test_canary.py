@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloud_server import canary
-from cloud_server.canary import SESSION
+from cloud_server.frontend import canary
+from cloud_server.frontend.canary import SESSION
 from tests.cloud_server.test_service import Running, make, paths, running  # noqa: F401
 from tests.cloud_server.test_spare import spare_of
 

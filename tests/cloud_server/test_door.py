@@ -17,10 +17,10 @@ from typing import Any
 import grpc
 import pytest
 
-from cloud_server import descriptors
-from cloud_server.service import Service
+from cloud_server.engine.spawn import EngineProcess, Spawn, spawn_engine
+from cloud_server.frontend import descriptors
+from cloud_server.frontend.service import Service
 from cloud_server.settings import Settings, load
-from cloud_server.spawn import EngineProcess, Spawn, spawn_engine
 from protos.errors import ConfigError, EngineUnavailableError
 from tests.cloud_server.test_service import FAST, Edge, Running, running
 from tests.cloud_server.test_service import paths as paths  # noqa: PLC0414 - a fixture
@@ -199,9 +199,9 @@ _TIGHT = """
 import asyncio, json, resource, sys
 from functools import partial
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, {limit}))
-from cloud_server.service import Service
+from cloud_server.frontend.service import Service
 from cloud_server.settings import load
-from cloud_server.spawn import spawn_engine
+from cloud_server.engine.spawn import spawn_engine
 from tests.cloud_server.test_service import FAST
 settings = load({settings!r} | FAST | {{"log_level": "info"}}, environ={{}})
 service = Service(

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from cloud_server.engine.batch import RunningBatch
+from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.engine.picture import open_picture
 from cloud_server.engine.reader import PictureReader
 from cloud_server.engine.scenes import SceneStore
 from cloud_server.engine.transformers import TransformersEngine
-from cloud_server.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.settings import Settings, load
-from projector.backends import Backend
-from projector.bundle import Bundle, sign_bundle
-from projector.encoder import Floats, Held
-from projector.signing import SigningKey
-from projector.vlm import VLM
+from projector.bundle.bundle import Bundle, sign_bundle
+from projector.bundle.signing import SigningKey
+from projector.codec.encoder import Floats, Held
+from projector.models.vlm import VLM
+from projector.serving.backends import Backend
 from protos.errors import (
     BundleLayoutError,
     ConfigError,
@@ -236,7 +236,7 @@ def test_an_engine_that_cannot_answer_never_becomes_ready(
         shape = (layout.layers, len(latents), layout.kv_heads, layout.tokens, layout.head_dim)
         return np.full(shape, np.inf, np.float32), np.zeros(shape, np.float32)
 
-    monkeypatch.setattr("projector.backends.base.Backend.project", overflows)
+    monkeypatch.setattr("projector.serving.backends.base.Backend.project", overflows)
     settings = load({"model": files.model, "bundles": [files.bundle]}, environ=stage.DEVICE)
     with pytest.raises(NonFiniteError):
         TransformersEngine(settings, lambda event: None).load()

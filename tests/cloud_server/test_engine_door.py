@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from cloud_server.engine import reader
+from cloud_server.engine.jobs import Accepted, Answered, Dropped, Failed, Job, TokenMade
 from cloud_server.engine.owners import FrameNumbers
 from cloud_server.engine.picture import charge_of
-from cloud_server.jobs import Accepted, Answered, Dropped, Failed, Job, TokenMade
-from projector.vlm import VLM, Prepared
+from projector.models.vlm import VLM, Prepared
 from protos.errors import FrameNumberError, OverloadedError, PictureError
 from protos.frame import PICTURE_POINT
 from tests.cloud_server import stage
@@ -196,7 +196,7 @@ def test_a_file_built_to_take_long_is_refused_by_its_structure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str, file: bytes
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("projector.pictures.size", lambda *_, **__: opened.append(what))
+    monkeypatch.setattr("projector.models.pictures.size", lambda *_, **__: opened.append(what))
     monkeypatch.setattr(reader, "open_picture", lambda *_: opened.append(what))
     bench.engine.submit(picture(bench, 1, file))
     (said,) = bench.said

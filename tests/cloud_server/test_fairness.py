@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
-from cloud_server.admission import Admission, Request
-from cloud_server.answers import Answers, Computation
-from cloud_server.crowd import Crowd
-from cloud_server.jobs import Accepted, Answered, Cancel, Dropped, Job, JobEvent, Offer
-from cloud_server.link import Sink
-from cloud_server.peers import Connections, address_of
-from cloud_server.sessions import Session, Sessions
+from cloud_server.engine.jobs import Accepted, Answered, Cancel, Dropped, Job, JobEvent, Offer
+from cloud_server.engine.link import Sink
+from cloud_server.frontend.admission import Admission, Request
+from cloud_server.frontend.answers import Answers, Computation
+from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.peers import Connections, address_of
+from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.throttle import Buckets
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 from protos.frame import points_to_json, seal_ask

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cloud_server.engine.jobs import Answered, Job
 from cloud_server.engine.memory import LATENT_PAGE_BYTES, LatentMemory, SceneMemory
 from cloud_server.engine.pages import PagePool
-from cloud_server.jobs import Answered, Job
-from projector.encoder import Held
+from projector.codec.encoder import Held
 from protos.errors import UnknownSceneError
 from protos.process.memory import MARGIN, MemoryWatch, resident_bytes
 from tests.cloud_server.conftest import Files

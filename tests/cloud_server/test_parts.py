@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from cloud_server import cli, link
-from cloud_server.answers import Answers, Computation
-from cloud_server.jobs import Answered, Job, Message, Offer, Ready, Shutdown, Status, pack, unpack
-from cloud_server.link import EngineLink, SocketDirectory
-from cloud_server.sessions import Reports
+from cloud_server import cli
+from cloud_server.engine import link
+from cloud_server.engine.jobs import (
+    Answered,
+    Job,
+    Message,
+    Offer,
+    Ready,
+    Shutdown,
+    Status,
+    pack,
+    unpack,
+)
+from cloud_server.engine.link import EngineLink, SocketDirectory
+from cloud_server.frontend.answers import Answers, Computation
+from cloud_server.frontend.sessions import Reports
 from cloud_server.settings import Settings, from_json, load
 from protos.errors import ConfigError, FrameMalformedError, ModelError
 from protos.frame import Limits

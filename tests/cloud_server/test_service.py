@@ -21,9 +21,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from cloud_server.service import Service
+from cloud_server.engine.spawn import spawn_engine
+from cloud_server.frontend.service import Service
 from cloud_server.settings import load
-from cloud_server.spawn import spawn_engine
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
 from protos.frame import EVENTS_APART, derived_id, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -145,7 +145,8 @@ async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Runni
 
 def test_the_front_end_imports_no_tensor_library() -> None:
     code = (
-        "import sys, cloud_server.cli, cloud_server.service, cloud_server.frontend\n"
+        "import sys, cloud_server.cli\n"
+        "import cloud_server.frontend.service, cloud_server.frontend.bridge\n"
         "heavy = {'torch', 'onnxruntime', 'transformers', 'tensorflow'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

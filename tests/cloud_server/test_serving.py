@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from cloud_server import cli
-from projector.vlm import VLM
+from projector.models.vlm import VLM
 from protos import errors
 from protos.frame import (
     PROTOCOL_VERSION,

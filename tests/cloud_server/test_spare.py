@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from cloud_server import supervisor
-from cloud_server.spawn import FromSpare
+from cloud_server.engine import supervisor
+from cloud_server.engine.spawn import FromSpare
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.test_service import Running, paths, running
@@ -212,7 +212,7 @@ def test_what_else_is_printed_by_a_spare_is_no_word_of_an_engine() -> None:
 def test_a_spare_that_loads_says_that_it_is_there() -> None:
     code = (
         "import threading\n"
-        "from cloud_server.spare import keep\n"
+        "from cloud_server.engine.spare import keep\n"
         "keep(lambda: threading.Event().wait(), lambda identity: 0)\n"
     )
     spare = subprocess.Popen(
@@ -306,7 +306,7 @@ def test_a_fork_can_compute_on_many_threads_after_the_spare_has() -> None:
     """OpenMP's threads do not survive a fork: a fork that waits for them waits for ever."""
     code = (
         "import sys, torch\n"
-        "from cloud_server.spare import keep\n"
+        "from cloud_server.engine.spare import keep\n"
         "def work():\n"
         "    torch.set_num_threads(3)\n"
         "    a = torch.ones(400, 400)\n"

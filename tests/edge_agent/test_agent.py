@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from edge_agent.agent import Agent, Summary
-from edge_agent.budget import Budget
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
 from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
 from edge_agent.sources import Capture
+from edge_agent.uplink.budget import Budget
 from protos.errors import (
     BridgeError,
     ConfigError,

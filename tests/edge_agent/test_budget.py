@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controller import Trace, recorded, simulate, traces
-from edge_agent.budget import Budget, Link, Rung, climbable
+from edge_agent.uplink.budget import Budget, Link, Rung, climbable
 from protos.errors import ConfigError
 
 LOW, MID, HIGH = (

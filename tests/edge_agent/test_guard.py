@@ -13,7 +13,7 @@ from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
 from edge_agent.picture import PictureCodec
 from edge_agent.sources import Capture
-from projector.risk import RiskModel, feature_count
+from projector.codec.risk import RiskModel, feature_count
 from protos.errors import OverloadedError
 from protos.frame import OperatingPoint, parse_infer_request, unpack_header
 from tests.edge_agent.test_agent import Run, capture, nothing

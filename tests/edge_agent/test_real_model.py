@@ -15,12 +15,12 @@ from edge_agent import cli
 from edge_agent.agent import Agent
 from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
+from edge_agent.prefill import EdgeModel, load
 from edge_agent.sources.folder import Folder
-from edge_agent.store import EncoderStore
-from edge_agent.uplink import Uplink
-from edge_agent.vlm import EdgeModel, load
-from projector.encoder import Encoder
-from projector.vlm import VLM
+from edge_agent.uplink.store import EncoderStore
+from edge_agent.uplink.uplink import Uplink
+from projector.codec.encoder import Encoder
+from projector.models.vlm import VLM
 from protos.errors import ModelError
 from protos.frame import RAW_KV_FP8, OperatingPoint, unpack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb

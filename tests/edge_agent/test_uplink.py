@@ -18,9 +18,9 @@ from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
 from edge_agent.picture import PictureCodec
 from edge_agent.pipeline import Outgoing, View
-from edge_agent.session import Session
 from edge_agent.sources import Capture
-from edge_agent.uplink import Outcome, Packed, Scene, Uplink
+from edge_agent.uplink.session import Session
+from edge_agent.uplink.uplink import Outcome, Packed, Scene, Uplink
 from protos.errors import (
     BridgeError,
     BundleCorruptError,
@@ -580,7 +580,7 @@ def test_constants_that_do_not_match_are_a_protocol_error(
     async def test() -> None:
         async with bridge() as served:
             uplink = fake_uplink(served.dial, tmp_path)
-            monkeypatch.setattr("edge_agent.session.session_constants", lambda *_: bytes(32))
+            monkeypatch.setattr("edge_agent.uplink.session.session_constants", lambda *_: bytes(32))
             with pytest.raises(ProtocolVersionError):
                 await uplink.connect()
             await uplink.close()

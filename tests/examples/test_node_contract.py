@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from examples.node.export_state import write_state
-from projector.encoder import Encoder
+from projector.codec.encoder import Encoder
 from protos.errors import BridgeError
 from protos.frame import (
     RAW_KV_FP8,

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from projector.encoder import Encoder
+from projector.codec.encoder import Encoder
 from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
 from protos.frame import (
     ERROR_METADATA_KEY,

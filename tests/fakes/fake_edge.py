@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from edge_agent.metrics import Metrics
-from edge_agent.store import EncoderStore
-from edge_agent.uplink import RetryPolicy, Uplink
-from edge_agent.vlm import Sight
-from projector.encoder import Encoder
-from projector.reverse import ReverseDecoder
+from edge_agent.prefill import Sight
+from edge_agent.uplink.store import EncoderStore
+from edge_agent.uplink.uplink import RetryPolicy, Uplink
+from projector.codec.encoder import Encoder
+from projector.codec.reverse import ReverseDecoder
 from protos.errors import PictureError
 from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout, KVState, RopeSpec

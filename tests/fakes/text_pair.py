@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edge_agent.vlm import EdgeModel
-from edge_agent.vlm import load as load_edge
-from projector import cache as kv
-from projector import texts
-from projector.backends import CloudFiles
-from projector.bundle import Bundle, write_bundle
-from projector.calibrate import FP8_POINT, encoder_of
-from projector.encoder import Encoder
-from projector.export import export
-from projector.families import ServedMap
-from projector.families.base import Map
-from projector.families.low_rank import LowRank
-from projector.fit import moments_of
-from projector.lm import LM
+from edge_agent.prefill import EdgeModel
+from edge_agent.prefill import load as load_edge
+from projector.bundle.bundle import Bundle, write_bundle
+from projector.calibration.calibrate import FP8_POINT, encoder_of
+from projector.codec.encoder import Encoder
+from projector.maps import ServedMap
+from projector.maps.base import Map
+from projector.maps.low_rank import LowRank
+from projector.models import cache as kv
+from projector.models.lm import LM
+from projector.serving.backends import CloudFiles
+from projector.serving.export import export
+from projector.training import texts
+from projector.training.fit import moments_of
 from protos.layout import KVState
 from tests.fakes.tiny_models import tiny_gemma3, tiny_lm
 

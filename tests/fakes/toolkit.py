@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from projector import cli
-from projector.dataset import write_questions
+from projector.commands import cli
+from projector.training.dataset import write_questions
 from protos.errors import ERRORS
 from tests.fakes.tiny_models import picture
 

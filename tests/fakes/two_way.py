@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from projector.backends import CloudFiles
-from projector.bundle import write_bundle
-from projector.calibrate import FP8_POINT, encoder_of, reverse_of
-from projector.corpus import Corpus, flat_states
-from projector.export import export
-from projector.families import ServedMap
-from projector.families.bidirectional import Bidirectional, BidirectionalMap
-from projector.fit import chunks
-from projector.moments import Moments
-from projector.vlm import VLM
+from projector.bundle.bundle import write_bundle
+from projector.calibration.calibrate import FP8_POINT, encoder_of, reverse_of
+from projector.maps import ServedMap
+from projector.maps.bidirectional import Bidirectional, BidirectionalMap
+from projector.maps.moments import Moments
+from projector.models.vlm import VLM
+from projector.serving.backends import CloudFiles
+from projector.serving.export import export
+from projector.training.corpus import Corpus, flat_states
+from projector.training.fit import chunks
 from tests.fakes.tiny_models import picture
 
 PICTURES = 48

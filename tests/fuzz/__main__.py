@@ -15,7 +15,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["protos", "projector.encoder", "cloud_server.engine.picture"]
+    include=["protos", "projector.codec.encoder", "cloud_server.engine.picture"]
 ):
     from tests.fuzz import target
 

@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from cloud_server.engine.picture import open_picture
-from projector.encoder import Encoder, Held
+from projector.codec.encoder import Encoder, Held
 from protos.errors import BridgeError
 from protos.feedback import parse_feedback_request
 from protos.frame import (
@@ -30,7 +30,7 @@ from tests.fakes.fake_edge import LAYOUT, RANK, make_encoder
 LIMITS = Limits(max_payload_bytes=4096, max_tokens=256, max_picture_bytes=4096)
 INFER, ASK, FRAME, FEEDBACK, LAYOUT_JSON, PICTURE_FILE, WIDE = range(7)
 WIDE_TOKENS = 8192 // RANK
-"""Of a grid whose latents go through many coder states side by side (`protos/lanes.py`)."""
+"""Of a grid whose latents go through many coder states side by side (`protos/entropy/lanes.py`)."""
 
 
 @lru_cache(maxsize=1)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from projector.backends import CloudFiles
-from projector.bundle import BundleInfo, Reverse, write_bundle
-from projector.encoder import Encoder
-from projector.export import export
-from projector.maps.low_rank import CloudConfig, CloudHalf
-from projector.reverse import ReverseDecoder
-from projector.vlm import VLM
+from projector.bundle.bundle import BundleInfo, Reverse, write_bundle
+from projector.codec.encoder import Encoder
+from projector.codec.reverse import ReverseDecoder
+from projector.maps.cloud_half import CloudConfig, CloudHalf
+from projector.models.vlm import VLM
+from projector.serving.backends import CloudFiles
+from projector.serving.export import export
 from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
 from protos.quantize import EntropyTables

@@ -142,7 +142,7 @@ def test_the_proto_describes_every_field_of_a_layout() -> None:
 
 
 def test_the_proto_lists_the_files_of_each_digest_in_their_order() -> None:
-    from projector import cache
+    from projector.models import cache
 
     said = " ".join(section("LAYOUT (").replace("//", " ").split())
     places = [said.index(f" {name}") for name in cache._TOKENIZER_FILES]

@@ -16,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from projector.encoder import Encoder
+from projector.codec.encoder import Encoder
 from protos import frame
 from protos.frame import Distortion, Header, OperatingPoint
 from protos.generate import PROTO, ROOT

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projector.dataset import Dataset
-from projector.labels import read_labels
+from projector.heads.labels import read_labels
+from projector.training.dataset import Dataset
 from reference.export_yard import export, export_sequences
 from reference.yard import Scenes, list_questions, sample_scenes, sample_sequence
 from reference.yard.labels import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from projector.bundle import Bundle
-from projector.ladder import grid, hull
+from projector.bundle.bundle import Bundle
+from projector.calibration.ladder import grid, hull
 from reference.calibrate import HERE, sweeps
 
 BUNDLES = sorted((HERE / "bundles").iterdir())

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.arms import Pair
 from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
-from projector.bundle import Bundle
-from projector.corpus import Corpus
-from projector.ladder import Judge
+from projector.bundle.bundle import Bundle
+from projector.calibration.ladder import Judge
+from projector.training.corpus import Corpus
 from protos.errors import BridgeError, BundleLayoutError
 from protos.frame import Header, pack_header, parse_infer_request, seal, verify
 from reference.demo.testset import TestSet

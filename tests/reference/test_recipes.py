@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.vlm import VLM
+from projector.models.vlm import VLM
 from reference import __main__ as everything
 from reference import train_vlm, zoo
 from reference.lessons import Batch, Tokens, cell_labels, collate

@@ -19,15 +19,15 @@ from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
 from edge_agent.picture import PictureCodec
 from edge_agent.pipeline import Outgoing, View
-from edge_agent.session import dial_insecure
+from edge_agent.prefill import load as load_edge
 from edge_agent.sources import Capture
-from edge_agent.store import EncoderStore
-from edge_agent.uplink import Outcome, RetryPolicy, Scene, Uplink
-from edge_agent.vlm import load as load_edge
-from projector import cache as kv
-from projector.bundle import Bundle
-from projector.encoder import Encoder, Floats
-from projector.vlm import VLM
+from edge_agent.uplink.session import dial_insecure
+from edge_agent.uplink.store import EncoderStore
+from edge_agent.uplink.uplink import Outcome, RetryPolicy, Scene, Uplink
+from projector.bundle.bundle import Bundle
+from projector.codec.encoder import Encoder, Floats
+from projector.models import cache as kv
+from projector.models.vlm import VLM
 from protos.errors import NoFeedbackError, UnknownQuantizerError
 from protos.layout import KVState
 from protos.process import logs

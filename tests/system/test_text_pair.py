@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent
 from cloud_server.engine.transformers import TransformersEngine
-from cloud_server.jobs import Answered, Failed, Job, JobEvent
 from cloud_server.settings import load as cloud_settings
 from edge_agent import cli
+from edge_agent.prefill import load as load_edge
 from edge_agent.settings import PREFIX, Settings
-from edge_agent.vlm import load as load_edge
-from projector.calibrate import FP8_POINT
+from projector.calibration.calibrate import FP8_POINT
 from protos.errors import BundleLayoutError, ConfigError, ContextError
 from tests.cloud_server import stage
 from tests.fakes.text_pair import QUESTION, TEXTS, TextPair, in_process, make_pair

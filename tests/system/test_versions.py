@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud_server.jobs import Offer
-from cloud_server.sessions import Sessions
+from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.sessions import Sessions
 from edge_agent.metrics import Metrics
-from edge_agent.session import negotiate
-from edge_agent.store import EncoderStore
+from edge_agent.uplink.session import negotiate
+from edge_agent.uplink.store import EncoderStore
 from protos.errors import IncompatibleLayoutError
 from protos.frame import points_to_json, session_constants
 from protos.layout import KVLayout

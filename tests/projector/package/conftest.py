@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.backends import CloudFiles
-from projector.bundle import Bundle, BundleInfo
+from projector.bundle.bundle import Bundle, BundleInfo
+from projector.bundle.signing import SigningKey
+from projector.models.vlm import VLM
 from projector.package import METADATA, PROVENANCE, Certification, Package
 from projector.package.archive import pack
-from projector.signing import SigningKey
-from projector.vlm import VLM
+from projector.serving.backends import CloudFiles
 from protos.errors import BridgeError
 from protos.layout import KVLayout, KVState, RopeSpec
 from tests.fakes.tiny_models import picture

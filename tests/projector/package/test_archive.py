@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from projector import package as packages
+from projector.bundle.signing import SigningKey
 from projector.package import KEYS, PROVENANCE, VALUES
-from projector.signing import SigningKey
 from protos.errors import (
     ConfigError,
     DiskFullError,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from projector import package as packages
+from projector.bundle.signing import SigningKey, TrustedKeys
 from projector.package import CONFIG, Package
 from projector.package.make import _assembled
-from projector.signing import SigningKey, TrustedKeys
 from protos.errors import ConfigError, PackageCorruptError, PackageFormatError, SignatureError
 from tests.projector.package.conftest import SMALL, WHEN, make, random_state
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle import Bundle, write_bundle
+from projector.bundle.bundle import Bundle, write_bundle
+from projector.models.vlm import VLM
 from projector.package import CONFIG, KEYS, MASK, METADATA, PROVENANCE, Package
-from projector.vlm import VLM
 from protos.errors import (
     BundleLayoutError,
     BundleVersionError,

@@ -1,0 +1,383 @@
+"""What the front end and the engine say to each other: jobs down, what became of them up.
+
+Knows names, fields and their bytes: a message is a JSON header, then raw buffers for the fields
+that are bytes (no pickle). Knows no socket and no tensor library.
+
+    front end                                    engine
+      │ ◀── Status (loading) ───────────────────── │   also the heartbeat, both ways
+      │ ◀── Offer, Offer, …, Ready (or Broken) ─── │
+      │ ─── Job ──────────────────────────────────▶│
+      │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
+      │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for the way back
+      │ ─── Cancel ───────────────────────────────▶│   Dropped, if it still could
+      │ ─── Forget (a session's scenes) ──────────▶│
+      │ ─── Shutdown ─────────────────────────────▶│
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from protos.errors import BridgeError, FrameMalformedError, OverloadedError, from_code
+
+MAX_HEADER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """A frame with or without a question; or of a scene that is held, a question or the way back.
+
+    Attributes:
+        id: counts up over the life of the front end.
+        session: session id, hex.
+        frame_number: which scene of the session.
+        request_id: hex; for logs.
+        question: empty to just hold the scene.
+        max_new_tokens: at most so many tokens, at least 1.
+        received_ns: when the request's last byte was there (the host's monotonic clock).
+        bundle: digest of the bundle that decodes the frame, or encodes the way back; empty where
+            there is neither.
+        point: index of the frame's operating point; -1 where there is no frame.
+        tokens: image tokens of the frame's grid.
+        kept: the kept bitmap, `ceil(tokens / 8)` bytes, least significant bit first.
+        body: what the quantizer wrote, or a picture file.
+        base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
+        differences: 1 if the body holds differences to the base.
+        back: index of the operating point at which the scene's own state is to be sent back; -1
+            where it is not.
+        hold: 0 if the frame's scene is for this question alone, and takes no other one's place.
+    """
+
+    id: int
+    session: str
+    frame_number: int
+    request_id: str
+    question: str
+    max_new_tokens: int
+    received_ns: int
+    bundle: str = ""
+    point: int = -1
+    tokens: int = 0
+    kept: bytes = b""
+    body: bytes = b""
+    base: int = -1
+    differences: int = 0
+    back: int = -1
+    hold: int = 1
+
+    @property
+    def has_frame(self) -> bool:
+        """False for a question about a scene that is held, and for its way back."""
+        return self.point >= 0
+
+    @property
+    def scene(self) -> tuple[str, int]:
+        """Under which name the scene is held."""
+        return self.session, self.frame_number
+
+    def kept_mask(self) -> npt.NDArray[np.bool_]:
+        """The kept bitmap as bool `[tokens]`."""
+        bits = np.unpackbits(np.frombuffer(self.kept, dtype=np.uint8), bitorder="little")
+        return bits[: self.tokens].astype(np.bool_)
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The session is over: its scenes need not be held."""
+
+    session: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """A job is not wanted any more.
+
+    Attributes:
+        begun: 1 to end it even if it has begun, 0 to leave it alone then.
+    """
+
+    job: int
+    begun: int = 1
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Leave, now."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One bundle that the engine has loaded against its live model.
+
+    Attributes:
+        encoder: the edge half, as `FetchEncoder` sends it.
+        reverse_decoder: the edge's half of the way back, likewise; empty where there is none.
+        reverse_points_json: operating points of the way back; empty where there is none.
+        verdict: whether the bundle's map beats its controls, as its certificate says
+            (`projector.bundle.grades`); empty where it does.
+        why: the reason for a verdict.
+    """
+
+    bundle_id: str
+    bundle_version: str
+    bundle_digest: str
+    encoder_digest: str
+    source_fingerprint: str
+    source_layout_json: str
+    target_layout_json: str
+    operating_points_json: str
+    default_point: str
+    ladder: list[str]
+    encoder: bytes
+    reverse_decoder: bytes = b""
+    reverse_points_json: str = ""
+    verdict: str = ""
+    why: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """What the certificate does not vouch for, in words; empty where it does."""
+        return f"{self.verdict}: {self.why}" if self.verdict else ""
+
+    @property
+    def reverse_decoder_digest(self) -> str:
+        """SHA-256 hex, empty where there is no way back."""
+        return hashlib.sha256(self.reverse_decoder).hexdigest() if self.reverse_decoder else ""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model and every bundle are loaded; jobs may come."""
+
+    model: str
+    load_s: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The engine cannot start, and why; it then ends with that error's exit code."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A heartbeat; the engine's carries its load.
+
+    Attributes:
+        step_s: how long the engine has been in its present step; 0 between steps.
+        log_lines_dropped: since the engine process started.
+        pool_bytes: memory set aside for scenes and latents, used or free.
+        cap_bytes: what scenes, latents and the running batch may take.
+        resident_bytes: memory of the whole process that is in RAM.
+    """
+
+    step_s: float = 0.0
+    waiting: int = 0
+    running: int = 0
+    scenes: int = 0
+    scene_bytes: int = 0
+    log_lines_dropped: int = 0
+    pool_bytes: int = 0
+    cap_bytes: int = 0
+    resident_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The frame is decoded and its scene is held. Last event of a job without a question.
+
+    Attributes:
+        queue_s: received until the engine took it up.
+        decoded_ns: when decoding ended (the host's monotonic clock); likewise the other two.
+        expected_error: the cloud's calibrated estimate of its cache's relative error; 0: none.
+        bound: guaranteed bound on what quantization adds; 0: none.
+        warnings: names of reasons not to rely on answers about the scene.
+    """
+
+    job: int
+    queue_s: float
+    decode_s: float
+    project_s: float
+    inject_s: float
+    decoded_ns: int
+    projected_ns: int
+    injected_ns: int
+    expected_error: float = 0.0
+    bound: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TokenMade:
+    """One more token of an answer."""
+
+    job: int
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Last event of a job with a question."""
+
+    job: int
+    text: str
+    tokens: int
+    queue_s: float
+    prefill_s: float
+    generate_s: float
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Last event of a job for the way back: the state that the engine holds of the scene.
+
+    Attributes:
+        compress_s: un-rotating and encoding it.
+        quantize: see `protos.distortion`, as the other two, in the cloud's latents.
+        body: what the quantizer wrote of every token.
+    """
+
+    job: int
+    queue_s: float
+    compress_s: float
+    quantize: float
+    latent_residual: float
+    unfamiliarity: float
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Last event of a job that the engine refused.
+
+    Attributes:
+        retry_after_s: when it may be sent again; 0 where that is not known.
+        cause: of an `OverloadedError`.
+    """
+
+    job: int
+    code: int
+    message: str
+    retry_after_s: float = 0.0
+    cause: str = ""
+
+    @property
+    def error(self) -> BridgeError:
+        """The error that it stands for."""
+        error = from_code(self.code, self.message)
+        if isinstance(error, OverloadedError):
+            error.retry_after_s, error.cause = self.retry_after_s, self.cause
+        return error
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Last event of a job that was cancelled in time."""
+
+    job: int
+
+
+Message: TypeAlias = (
+    Job
+    | Forget
+    | Cancel
+    | Shutdown
+    | Offer
+    | Ready
+    | Broken
+    | Status
+    | Accepted
+    | TokenMade
+    | Answered
+    | Compressed
+    | Failed
+    | Dropped
+)
+JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed | Dropped
+
+_KINDS: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        Job,
+        Forget,
+        Cancel,
+        Shutdown,
+        Offer,
+        Ready,
+        Broken,
+        Status,
+        Accepted,
+        TokenMade,
+        Answered,
+        Compressed,
+        Failed,
+        Dropped,
+    )
+}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "list[str]": (list,),
+}
+
+
+def failed(job: int, error: BridgeError) -> Failed:
+    """An error as a job's last event (back: `Failed.error`)."""
+    if isinstance(error, OverloadedError):
+        return Failed(job, error.code, error.message, error.retry_after_s, error.cause)
+    return Failed(job, error.code, error.message)
+
+
+def pack(message: Message) -> list[bytes]:
+    """Write a message as frames of a multipart: a JSON header, then one buffer per bytes field."""
+    plain: dict[str, Any] = {"kind": type(message).__name__}
+    buffers: list[bytes] = []
+    for entry in fields(message):
+        value = getattr(message, entry.name)
+        if entry.type == "bytes":
+            plain[entry.name] = len(value)
+            buffers.append(value)
+        else:
+            plain[entry.name] = value
+    return [json.dumps(plain, separators=(",", ":")).encode(), *buffers]
+
+
+def unpack(frames: Sequence[bytes]) -> Message:
+    """Read what `pack` wrote.
+
+    Raises:
+        FrameMalformedError: not a message; sizes that differ from those announced; wrong types.
+    """
+    if not frames or len(frames[0]) > MAX_HEADER_BYTES:
+        raise FrameMalformedError("engine link: a message without a header, or with a huge one")
+    try:
+        plain = json.loads(frames[0])
+        cls = _KINDS[plain.pop("kind")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FrameMalformedError(f"engine link: an unreadable header ({error})") from error
+    buffers = list(frames[1:])
+    for entry in fields(cls):
+        value = plain.get(entry.name)
+        if entry.type == "bytes":
+            if not buffers or len(buffers[0]) != value:
+                raise FrameMalformedError(f"engine link: {cls.__name__}.{entry.name} is cut short")
+            plain[entry.name] = buffers.pop(0)
+        elif not isinstance(value, _JSON_TYPES[str(entry.type)]):
+            raise FrameMalformedError(
+                f"engine link: {cls.__name__}.{entry.name} is {value!r}, not {entry.type}"
+            )
+    if buffers or len(plain) != len(fields(cls)):
+        raise FrameMalformedError(f"engine link: {cls.__name__} brings more than its fields")
+    message: Message = cls(**plain)
+    return message

@@ -1,0 +1,343 @@
+"""The way between the front end and its engine: ZeroMQ over a socket only the owner can open.
+
+`FrontLink` (asyncio) is a ROUTER that knows one engine at a time, by the identity it was started
+with; what an earlier engine still says is not heard. `EngineLink` (a thread) is a DEALER. Both send
+heartbeats; silence for too long means that the other is gone. Knows jobs and bytes; knows nothing
+of models, sessions or gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import zmq
+import zmq.asyncio
+
+from cloud_server.engine.jobs import (
+    Accepted,
+    Answered,
+    Broken,
+    Cancel,
+    Compressed,
+    Dropped,
+    Failed,
+    Forget,
+    Job,
+    JobEvent,
+    Message,
+    Shutdown,
+    Status,
+    TokenMade,
+    pack,
+    unpack,
+)
+from protos.errors import BridgeError, ConfigError, EngineUnavailableError
+from protos.process.files import temporary_folder
+
+_MAX_SOCKET_PATH = 100
+_ELSEWHERE = "give --engine-socket-dir, a short path that this user may write (or set TMPDIR)"
+Sink = Callable[[JobEvent | BridgeError], None]
+"""Takes what becomes of one job: its events, or the error that the link itself ended it with."""
+
+
+class SocketDirectory:
+    """An owner-only directory for sockets, held by one front end at a time.
+
+    Args:
+        path: created if it is not there; `None` makes a temporary one, removed by `close`.
+
+    Raises:
+        ConfigError: others can open it, it is not ours, its path is too long for a socket, or
+            another front end uses it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._temporary = path is None
+        if path is None:
+            path = temporary_folder("neural-bridge-", _ELSEWHERE)
+        else:
+            path = path.absolute()
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"engine socket directory {path}: {error.strerror}") from error
+            entry = path.stat()
+            if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.geteuid():
+                raise ConfigError(f"engine socket directory {path} belongs to another user")
+            if entry.st_mode & 0o077:
+                raise ConfigError(
+                    f"engine socket directory {path} is open to others; run chmod 700 on it"
+                )
+        self.path = path
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/events.sock"):
+            self._remove()
+            raise ConfigError(
+                f"engine socket directory {path}: the path is too long for a socket "
+                f"(at most {_MAX_SOCKET_PATH - len('/events.sock')} bytes): {_ELSEWHERE}"
+            )
+        try:
+            self._lock: IO[bytes] = (path / "lock").open("wb")
+        except OSError as error:
+            self._remove()
+            raise ConfigError(
+                f"engine socket directory {path} cannot be written: {error.strerror or error}: "
+                f"{_ELSEWHERE}"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(
+                f"engine socket directory {path} is in use by another cloud-server"
+            ) from error
+
+    @property
+    def engine_address(self) -> str:
+        """Where the front end listens for its engine."""
+        return f"ipc://{self.path / 'engine.sock'}"
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._lock.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class FrontLink:
+    """The front end's end.
+
+    Args:
+        address: where to listen.
+        heartbeat_s: pause between heartbeats.
+        notice: called with what concerns no single job: `Offer`, `Ready`, `Broken`, `Status`.
+    """
+
+    def __init__(self, address: str, heartbeat_s: float, notice: Callable[[Message], None]) -> None:
+        self._address = address
+        self._heartbeat_s = heartbeat_s
+        self._notice = notice
+        self._context = zmq.asyncio.Context()
+        self._engine = b""
+        self._jobs: dict[int, tuple[Sink, bool]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.last_heard = 0.0
+        self.answered_at = float("-inf")
+
+    @property
+    def depth(self) -> int:
+        """Jobs given to the engine that have not ended."""
+        return len(self._jobs)
+
+    async def start(self) -> None:
+        """Listen."""
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.router_mandatory = True
+        self._socket.linger = 0
+        self._socket.sndhwm = 0
+        self._socket.rcvhwm = 0
+        self._socket.bind(self._address)
+        self._task = asyncio.create_task(self._run())
+
+    def expect(self, identity: str) -> None:
+        """Listen to this engine from now on, and to no other."""
+        self._engine = identity.encode()
+        self.last_heard = time.monotonic()
+
+    async def submit(self, job: Job, sink: Sink) -> None:
+        """Give the engine a job; `sink` then hears of it until it ends.
+
+        Raises:
+            EngineUnavailableError: there is no engine to give it to.
+        """
+        self._jobs[job.id] = (sink, bool(job.question))
+        try:
+            await self._send(job)
+        except EngineUnavailableError:
+            self._jobs.pop(job.id, None)
+            raise
+
+    def abandon(self, job: int) -> None:
+        """Wait no longer for what becomes of a job."""
+        self._jobs.pop(job, None)
+
+    async def tell(self, message: Forget | Cancel | Shutdown) -> None:
+        """Send something that has no answer; where there is no engine, there is nothing to tell."""
+        with contextlib.suppress(EngineUnavailableError):
+            await self._send(message)
+
+    def lose(self, reason: str) -> None:
+        """The engine is gone: end every job with a retryable error."""
+        self._engine = b""
+        jobs, self._jobs = self._jobs, {}
+        for sink, _ in jobs.values():
+            sink(EngineUnavailableError(f"{reason}; send the frame again"))
+
+    async def stop(self) -> None:
+        """Close the socket."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._socket.close()
+        self._context.term()
+
+    async def _send(self, message: Message) -> None:
+        if not self._engine:
+            raise EngineUnavailableError("the engine is not running; send the frame again")
+        try:
+            await self._socket.send_multipart([self._engine, *pack(message)])
+        except zmq.ZMQError as error:
+            raise EngineUnavailableError(
+                f"the engine cannot be reached ({error.strerror}); send the frame again"
+            ) from error
+
+    async def _run(self) -> None:
+        beat = asyncio.create_task(self._beat())
+        try:
+            while True:
+                identity, *frames = await self._socket.recv_multipart()
+                if identity == self._engine:
+                    self.last_heard = time.monotonic()
+                    try:
+                        message = unpack(frames)
+                    except BridgeError as error:
+                        self._notice(Broken(error.code, error.message))
+                    else:
+                        self._dispatch(message)
+        finally:
+            beat.cancel()
+
+    def _dispatch(self, message: Message) -> None:
+        if not isinstance(message, JobEvent):
+            self._notice(message)
+            return
+        sink, asks = self._jobs.get(message.job, (None, True))
+        ends = isinstance(message, Answered | Compressed | Failed | Dropped)
+        if ends or (isinstance(message, Accepted) and not asks):
+            self._jobs.pop(message.job, None)
+        if sink is not None:
+            sink(message)
+            if isinstance(message, Answered | TokenMade):
+                self.answered_at = time.monotonic()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            with contextlib.suppress(EngineUnavailableError):
+                await self._send(Status())
+
+
+class EngineLink:
+    """The engine's end; its socket lives in a thread, so heartbeats go on while the model works.
+
+    Args:
+        address: where the front end listens.
+        identity: who this engine is to the front end.
+        heartbeat_s: pause between heartbeats.
+        timeout_s: silence of the front end after which `gone` is called.
+        status: makes each heartbeat.
+        gone: called in the thread when the front end is gone (silent, or no longer our parent).
+    """
+
+    def __init__(
+        self,
+        address: str,
+        identity: str,
+        heartbeat_s: float,
+        timeout_s: float,
+        status: Callable[[], Status],
+        gone: Callable[[], None],
+    ) -> None:
+        self._address, self._identity = address, identity
+        self._heartbeat_s, self._timeout_s = heartbeat_s, timeout_s
+        self._status, self._gone = status, gone
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._context = zmq.Context()
+        self._wake = self._context.socket(zmq.PAIR)
+        self._wake.bind("inproc://outbox")
+        self._wake_lock = threading.Lock()
+        self._parent = os.getppid()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
+
+    def start(self) -> None:
+        """Connect and begin to send heartbeats."""
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        """Send a message; never blocks; from any thread."""
+        self._outbox.put(message)
+        with self._wake_lock:
+            self._wake.send(b"")
+
+    def wake(self) -> None:
+        """End a blocking `receive` as if a heartbeat had come; from any thread."""
+        self._inbox.put(Status())
+
+    def receive(self, block: bool) -> Message | None:
+        """The next message, or `None` if there is none and `block` is false."""
+        try:
+            return self._inbox.get(block=block)
+        except queue.Empty:
+            return None
+
+    def stop(self) -> None:
+        """Send what is still to be sent, then close."""
+        self._stop.set()
+        with self._wake_lock:
+            self._wake.send(b"")
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        socket = self._context.socket(zmq.DEALER)
+        socket.identity = self._identity.encode()
+        socket.linger = 2000
+        socket.sndhwm = 0
+        socket.rcvhwm = 0
+        socket.connect(self._address)
+        wake = self._context.socket(zmq.PAIR)
+        wake.connect("inproc://outbox")
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(wake, zmq.POLLIN)
+        heard = time.monotonic()
+        next_beat = 0.0
+        while not (self._stop.is_set() and self._outbox.empty()):
+            now = time.monotonic()
+            if now >= next_beat:
+                held_up = now - next_beat > 2 * self._heartbeat_s + 1.0  # what came is unread
+                silent = now - heard > self._timeout_s and not held_up
+                socket.send_multipart(pack(self._status()))
+                next_beat = now + self._heartbeat_s
+                if os.getppid() != self._parent or silent:
+                    self._gone()
+            ready: dict[Any, int] = dict(poller.poll(max(1, int((next_beat - now) * 1000))))
+            if socket in ready:
+                heard = time.monotonic()
+                message = unpack(socket.recv_multipart())
+                if not isinstance(message, Status):
+                    self._inbox.put(message)
+            if wake in ready:
+                wake.recv()
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        socket.send_multipart(pack(self._outbox.get_nowait()))
+        socket.close()
+        wake.close()
+        self._wake.close()
+        self._context.term()

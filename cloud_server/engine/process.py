@@ -1,0 +1,150 @@
+"""The engine process: says hello, loads, then works job by job until told to leave.
+
+The order of a life: link (heartbeats from the first moment) → load → offers, ready → steps. What
+goes wrong while loading is told to the front end, and ends the process with that error's code.
+Started by `cloud_server.engine.supervisor`; not meant to be started by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cloud_server import engine as engines
+from cloud_server.engine.base import Engine
+from cloud_server.engine.jobs import Broken, Cancel, Forget, Job, Ready, Shutdown, Status
+from cloud_server.engine.link import EngineLink
+from cloud_server.engine.spare import keep
+from cloud_server.settings import Settings, from_json
+from protos.errors import BridgeError, EngineUnavailableError
+from protos.process import children, console, logs
+from protos.process.memory import keep_heap_compact, resident_bytes
+
+
+class _Process:
+    """The engine, its link and what both need to know of each other."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        self._settings, self._address = settings, address
+        self._engine: Engine | None = None
+        self._loaded = False
+        self._failure: BridgeError | None = None
+        self._step_started = 0.0
+        self._link: EngineLink
+        self._log = logs.configure(settings.log_level, "engine")
+        logs.adopt_libraries(self._log)
+
+    def prepare(self) -> None:
+        """Do what a spare does before there is an engine; `live` says what went wrong."""
+        try:
+            self._engine = engines.build(self._settings, lambda event: self._link.send(event))
+            self._engine.prepare()
+        except BridgeError as error:
+            self._failure = error
+
+    def live(self, identity: str) -> int:
+        """Load what `prepare` has not, and work; returns the exit code."""
+        settings = self._settings
+        self._link = EngineLink(
+            self._address,
+            identity,
+            settings.heartbeat_s,
+            settings.heartbeat_timeout_s,
+            self._status,
+            _leave,
+        )
+        self._link.start()
+        try:
+            started = time.perf_counter()
+            if self._engine is None and self._failure is None:
+                self._engine = engines.build(settings, self._link.send)
+            if self._engine is None or self._failure is not None:
+                raise self._failure or EngineUnavailableError("no engine was built")
+            engine = self._engine
+            offers = engine.load()
+        except BridgeError as error:
+            self._log.error(
+                "engine cannot start", code=error.code, error=error.name, message=str(error)
+            )
+            self._link.send(Broken(error.code, error.message))
+            self._link.stop()
+            return error.exit_code
+        self._loaded = True
+        engine.wake = self._link.wake
+        for offer in offers:
+            self._link.send(offer)
+        self._link.send(Ready(engine.model_id, time.perf_counter() - started))
+        self._work(engine)
+        self._link.stop()
+        return 0
+
+    def _work(self, engine: Engine) -> None:
+        while True:
+            message = self._link.receive(block=not engine.busy)
+            while message is not None:
+                if isinstance(message, Job):
+                    engine.submit(message)
+                elif isinstance(message, Cancel):
+                    engine.cancel(message.job, bool(message.begun))
+                elif isinstance(message, Forget):
+                    engine.forget(message.session)
+                elif isinstance(message, Shutdown):
+                    return
+                message = self._link.receive(block=False)
+            if engine.busy:
+                self._step_started = time.monotonic()
+                engine.step()
+                self._step_started = 0.0
+
+    def _status(self) -> Status:
+        if self._engine is None or not self._loaded:
+            return Status(log_lines_dropped=logs.dropped())
+        started = self._step_started
+        step_s = time.monotonic() - started if started else 0.0
+        return replace(
+            self._engine.status(),
+            step_s=step_s,
+            log_lines_dropped=logs.dropped(),
+            resident_bytes=resident_bytes(),
+        )
+
+
+def _leave() -> None:
+    """The front end is gone: nobody waits for anything."""
+    os._exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an engine process.
+
+    Args:
+        argv: arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0, or that of the error that kept the engine from starting.
+    """
+    children.die_with_parent()
+    return console.run("cloud-server-engine", "cloud", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="cloud-server-engine", description=__doc__)
+    parser.add_argument("--address", required=True, help="where the front end listens")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--identity", help="who this engine is to the front end")
+    who.add_argument("--spare", action="store_true", help="load, and fork engines when asked to")
+    parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
+    given = parser.parse_args(argv)
+    keep_heap_compact()
+    process = _Process(from_json(given.settings), given.address)
+    if given.spare:
+        return keep(process.prepare, process.live)
+    return process.live(given.identity)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The front-end process: gRPC, sessions, admission, answers. No tensor library."""

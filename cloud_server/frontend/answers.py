@@ -1,0 +1,207 @@
+"""One request, one answer: requests that are being computed, and answers that are remembered.
+
+A repeated request id joins its running computation, or is answered from memory; nothing is computed
+twice while it is known. Knows events and listeners; knows no engine and no stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cloud_server.frontend.admission import Request
+from cloud_server.frontend.crowd import Crowd
+from protos.errors import FrameMalformedError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+_ENTRY_BYTES = 1024
+Key = tuple[bytes, bytes]
+"""Session id and request id."""
+Listener = Callable[[pb.InferEvent], None]
+
+
+class Computation:
+    """A request on its way through the engine, and everyone who waits for it.
+
+    Args:
+        request_id: of the request.
+        frame_number: of its frame, or of the scene it asks about.
+        question: may be empty.
+        received_ns: when its last byte was there (monotonic).
+        digest: of its frame's bytes; empty for a question about a scene that is held.
+
+    Attributes:
+        request: its way to the engine.
+    """
+
+    def __init__(
+        self,
+        request_id: bytes,
+        frame_number: int,
+        question: str,
+        received_ns: int,
+        digest: bytes = b"",
+    ) -> None:
+        self.request_id, self.frame_number, self.question = request_id, frame_number, question
+        self.received_ns, self.digest = received_ns, digest
+        self.first_token_ns = 0
+        self.timings = pb.Timings()
+        self.distortion = pb.DistortionReport()
+        self.fallback = ""
+        self.warnings: list[str] = []
+        self.request: Request | None = None
+        self._past: list[pb.InferEvent] = []
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Hear every event, those of the past first."""
+        for event in self._past:
+            listener(event)
+        self._listeners.append(listener)
+
+    def leave(self, listener: Listener) -> None:
+        """Hear no more."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._listeners)
+
+    def emit(
+        self,
+        *,
+        accepted: pb.Accepted | None = None,
+        token: pb.Token | None = None,
+        answer: pb.Answer | None = None,
+        refused: pb.Refused | None = None,
+    ) -> None:
+        """Tell everyone of one event."""
+        event = pb.InferEvent(
+            request_id=self.request_id,
+            frame_number=self.frame_number,
+            accepted=accepted,
+            token=token,
+            answer=answer,
+            refused=refused,
+        )
+        self._past.append(event)
+        for listener in list(self._listeners):
+            listener(event)
+
+    def left(self, event: pb.InferEvent) -> None:
+        """An event is about to leave (an answer) or has left (anything else): take the times."""
+        now = time.monotonic_ns()
+        kind = event.WhichOneof("event")
+        if kind in ("token", "answer") and not self.first_token_ns:
+            self.first_token_ns = now
+        if kind == "answer" and not event.answer.timings.total_ms:
+            timings = event.answer.timings
+            timings.ttft_ms = (self.first_token_ns - self.received_ns) / 1e6
+            timings.total_ms = (now - self.received_ns) / 1e6
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    frame_number: int
+    question: str
+    digest: bytes
+    answer: pb.Answer
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes, with its keys and Python's own overhead."""
+        return int(self.answer.ByteSize()) + len(self.question) + _ENTRY_BYTES
+
+
+class Answers:
+    """The computations under way and a bounded memory of answers.
+
+    Where it is full, the session that has most answers in it loses its longest unused one.
+
+    Args:
+        most: answers remembered.
+        most_bytes: of all of them together.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self.bytes = 0
+        self._running: dict[Key, Computation] = {}
+        self._answers: dict[Key, _Remembered] = {}
+        self._order: Crowd[bytes, Key] = Crowd()
+
+    @property
+    def running(self) -> int:
+        """Computations under way."""
+        return len(self._running)
+
+    def find(
+        self,
+        session: bytes,
+        request_id: bytes,
+        frame_number: int,
+        question: str,
+        digest: bytes = b"",
+    ) -> Computation | pb.Answer | None:
+        """What is known of a request: its computation, its answer (marked so), or nothing.
+
+        Raises:
+            FrameMalformedError: the id belongs to another question or frame of this session.
+        """
+        key = (session, request_id)
+        running = self._running.get(key)
+        known = running or self._answers.get(key)
+        if known is None:
+            return None
+        if (known.frame_number, known.question) != (frame_number, question):
+            raise FrameMalformedError(
+                f"request id {request_id.hex()} was used before, for frame {known.frame_number} or "
+                "another question: every request needs an id of its own"
+            )
+        if known.digest != digest:
+            raise FrameMalformedError(
+                f"request id {request_id.hex()} was used before, for frame {frame_number} with "
+                "other bytes: resend a frame unchanged, give another one a number and id of its own"
+            )
+        if isinstance(known, Computation):
+            return known
+        self._order.touch(key)
+        answer = pb.Answer()
+        answer.CopyFrom(known.answer)
+        answer.from_memory = True
+        answer.ClearField("timings")
+        return answer
+
+    def begin(self, session: bytes, computation: Computation) -> None:
+        """A computation is under way."""
+        self._running[session, computation.request_id] = computation
+
+    def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
+        """A computation is over; an answer, if there is one, is remembered."""
+        key = (session, computation.request_id)
+        self._running.pop(key, None)
+        if answer is None:
+            return
+        self._drop(key)
+        kept = _Remembered(
+            computation.frame_number, computation.question, computation.digest, answer
+        )
+        self._answers[key] = kept
+        self._order.add(session, key)
+        self.bytes += kept.bytes
+        while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
+            self._drop(self._order.next_to_go())
+
+    def forget(self, session: bytes) -> None:
+        """A session is over: nothing of it is remembered."""
+        for key in self._order.group(session):
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        dropped = self._answers.pop(key, None)
+        if dropped is not None:
+            self._order.remove(key)
+            self.bytes -= dropped.bytes

@@ -1,0 +1,176 @@
+"""Whether the engine really answers: a question of our own now and then, on a scene of its own.
+
+Right after an engine has started, and then whenever nothing was answered for a while, the mean
+state of one bundle travels to the engine as a device's frame does, with a question; one token of
+an answer is enough, and the scene is not held. Any answer that a device gets meanwhile counts as
+well, so that a busy service is asked nothing. Knows the link, bundles and time; knows no gRPC and
+no session of a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from cloud_server.engine.jobs import Answered, Cancel, Failed, Job, JobEvent, Offer
+from cloud_server.engine.link import FrontLink
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from projector.codec.encoder import Encoder
+from protos.errors import BridgeError, from_code
+from protos.layout import KVLayout, KVState
+from protos.process.logs import Logger
+
+SESSION = "canary"
+"""No session of a device is called so: theirs are hexadecimal."""
+
+_NOT_YET = "no question was answered yet"
+_AGAIN_S = 5.0
+"""Pause after a question that had no answer, where `canary_s` is no shorter."""
+
+
+class Canary:
+    """Asks, and says what keeps the service from being ready.
+
+    Args:
+        settings: how often, how long, what.
+        link: the way to the engine.
+        metrics: what is counted.
+        log: a bound logger.
+        changed: called when `failing` is no longer what it was.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        link: FrontLink,
+        metrics: Metrics,
+        log: Logger,
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings, self._link, self._metrics = settings, link, metrics
+        self._log, self._changed = log, changed
+        self._offers: Iterator[Offer] = iter(())
+        self._up, self._fresh = asyncio.Event(), asyncio.Event()
+        self._ids = itertools.count(-1, -1)  # the bridge's are positive
+        self._asked_at = float("-inf")
+        self.failing = ""
+
+    def engine_up(self, offers: Sequence[Offer]) -> None:
+        """A (re)started engine is asked at once."""
+        self._offers = itertools.cycle(offers)
+        if self._settings.canary_s and offers:
+            self._say(_NOT_YET)
+            self._up.set()
+            self._fresh.set()
+        else:
+            self._say("")
+
+    def engine_down(self) -> None:
+        """There is nobody to ask."""
+        self._up.clear()
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        while True:
+            await self._up.wait()
+            if not self._fresh.is_set():  # this engine was asked before
+                if self._link.answered_at > self._asked_at:
+                    self._say("")
+                pause = self._settings.canary_s
+                if self.failing:
+                    pause = min(pause, _AGAIN_S)
+                due = max(self._asked_at, self._link.answered_at) + pause - time.monotonic()
+                if due > 0:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._fresh.wait(), due)
+                    continue
+            self._fresh.clear()
+            try:
+                await self._ask(next(self._offers))
+            except Exception as error:
+                self._log.exception("canary")
+                self._say(f"a question of our own could not be asked: {error!r}")
+
+    async def _ask(self, offer: Offer) -> None:
+        started = self._asked_at = time.monotonic()
+        try:
+            outcome, why = await self._answer(offer, started)
+        except BridgeError as error:
+            # What was asked may not suit this model; that is an answer of the engine too.
+            refused = 400 <= error.code < 500
+            outcome = "refused" if refused else "failed"
+            why = "" if refused else f"a question of our own failed: {error.message}"
+            if refused:
+                self._log.warning("canary refused", bundle=offer.bundle_id, cause=error.message)
+        if not self._up.is_set():
+            return  # the engine went away meanwhile, which is known
+        self._metrics.canaries.labels(outcome).inc()
+        self._say(why)
+
+    async def _answer(self, offer: Offer, started: float) -> tuple[str, str]:
+        """How it ended, and what is wrong with that.
+
+        Raises:
+            BridgeError: the engine refused, or is gone.
+        """
+        ended: asyncio.Future[JobEvent | BridgeError] = asyncio.get_running_loop().create_future()
+
+        def hear(said: JobEvent | BridgeError) -> None:
+            if isinstance(said, Answered | Failed | BridgeError) and not ended.done():
+                ended.set_result(said)
+
+        job = await asyncio.to_thread(self._job, offer)
+        await self._link.submit(job, hear)
+        with contextlib.suppress(asyncio.TimeoutError):
+            said = await asyncio.wait_for(ended, self._settings.canary_timeout_s)
+            if isinstance(said, Failed):
+                raise from_code(said.code, said.message)
+            if isinstance(said, BridgeError):
+                raise said
+            return "answered", ""
+        self._link.abandon(job.id)
+        await self._link.tell(Cancel(job.id))
+        if self._link.answered_at > started:
+            return "overtaken", ""  # others were answered meanwhile
+        return (
+            "late",
+            f"a question of our own had no answer in {self._settings.canary_timeout_s:g} s",
+        )
+
+    def _job(self, offer: Offer) -> Job:
+        """The bundle's mean state at its default point, with a question."""
+        encoder = Encoder.from_bytes(offer.encoder)
+        layout = KVLayout.from_json(offer.source_layout_json)
+        usual = np.broadcast_to(encoder.x_mean, (layout.tokens, len(encoder.x_mean)))
+        state = KVState.from_flat(usual, layout, np.arange(layout.tokens))
+        point = next(p for p in encoder.points if p.name == offer.default_point)
+        encoded = encoder.encode(state, point)
+        return Job(
+            id=next(self._ids),
+            session=SESSION,
+            frame_number=0,
+            request_id=SESSION,
+            question=self._settings.canary_question,
+            max_new_tokens=1,
+            received_ns=time.monotonic_ns(),
+            bundle=offer.bundle_digest,
+            point=point.index,
+            tokens=len(encoded.kept),
+            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+            body=encoded.payload,
+            hold=0,
+        )
+
+    def _say(self, failing: str) -> None:
+        if failing == self.failing:
+            return
+        before, self.failing = self.failing, failing
+        if failing and not before and failing != _NOT_YET:
+            self._log.warning("not answering", cause=failing)
+        self._changed()

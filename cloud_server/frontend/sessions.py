@@ -1,0 +1,385 @@
+"""What a session stands for, and which sessions are held.
+
+Knows offers, digests and operating points. Two bounded sets: sessions that never brought a good
+frame, and those that did, which a flood of the former cannot push out. Where one is full, the peer
+that holds most of it loses its longest unused session. Knows no socket and no clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.crowd import Crowd
+from protos.errors import (
+    BridgeError,
+    BundleVersionError,
+    EngineUnavailableError,
+    FrameCorruptError,
+    IncompatibleLayoutError,
+    NoFeedbackError,
+    UnknownQuantizerError,
+    UnknownSessionError,
+)
+from protos.frame import (
+    PICTURE,
+    RAW_KV_FP8,
+    SESSION_ID_BYTES,
+    SESSION_METADATA_KEY,
+    OperatingPoint,
+    points_from_json,
+    session_constants,
+    verify,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.quantize import QUANTIZERS
+
+Request: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
+Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
+"""A scene's distortion, why it is a picture, and warnings."""
+REPORT_BYTES = 1024
+"""Of memory for one report that is kept, with what the tables around it take; measured: 630."""
+_REPORTS_OF_ONE = 1024
+
+
+class Reports:
+    """Scenes' reports, of all sessions together; the session that has most loses its oldest.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...]]] = {}
+        self._order: Crowd[bytes, tuple[bytes, int]] = Crowd()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, scene: tuple[bytes, int], report: Report) -> None:
+        """Keep a scene's report, by session id and frame number."""
+        distortion, fallback, warnings = report
+        if scene in self._held:
+            self._order.touch(scene)
+        else:
+            self._order.add(scene[0], scene)
+        self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings)
+        if self._order.size(scene[0]) > _REPORTS_OF_ONE:
+            self._drop(self._order.oldest(scene[0]))
+        elif len(self._held) > self._most:
+            self._drop(self._order.next_to_go())
+
+    def get(self, scene: tuple[bytes, int]) -> Report | None:
+        """A scene's report, if it is kept."""
+        if scene not in self._held:
+            return None
+        distortion, fallback, warnings = self._held[scene]
+        return pb.DistortionReport.FromString(distortion), fallback, list(warnings)
+
+    def forget(self, session: bytes) -> None:
+        """A session is over: nothing of it is kept."""
+        for scene in self._order.group(session):
+            self._drop(scene)
+
+    def _drop(self, scene: tuple[bytes, int]) -> None:
+        self._order.remove(scene)
+        del self._held[scene]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What sessions of the same edge model and codecs have in common.
+
+    Attributes:
+        source: the edge model's cache layout.
+        points: operating points that both sides can do, by index.
+        default_point: name of the point to start with.
+        ladder: names of points, fewest bytes first.
+        target: the large model's cache layout, where the bundle has a way back.
+        back: operating points of the way back that the edge can decode; empty where there are none.
+    """
+
+    offer: Offer
+    source: KVLayout
+    points: dict[int, OperatingPoint]
+    default_point: str
+    ladder: list[str]
+    target: KVLayout | None = None
+    back: tuple[OperatingPoint, ...] = ()
+
+
+@dataclass(eq=False)
+class Session:
+    """What both sides hold constant while a session lasts.
+
+    Attributes:
+        terms: shared by all sessions like this one.
+        peer: the address that opened it.
+        known_digest: of the bundle that the edge said it holds; empty if none.
+    """
+
+    __slots__ = ("constants", "id", "known_digest", "peer", "terms")
+
+    id: bytes
+    constants: bytes
+    terms: Terms
+    peer: str
+    known_digest: str
+
+    @property
+    def offer(self) -> Offer:
+        """The bundle."""
+        return self.terms.offer
+
+    @property
+    def source(self) -> KVLayout:
+        """The edge model's cache layout."""
+        return self.terms.source
+
+    @property
+    def back_constants(self) -> bytes:
+        """The key of what is sent back, in which the cloud's model is the source.
+
+        Raises:
+            NoFeedbackError: the bundle has no way back.
+        """
+        target = self.terms.target
+        if target is None:
+            raise NoFeedbackError(
+                f"bundle '{self.offer.bundle_id}' has no way back: its map goes from the edge to "
+                "the cloud only (one of the family 'bidirectional' goes both ways)"
+            )
+        return session_constants(self.id, target.fingerprint, self.offer.bundle_digest)
+
+
+class Sessions:
+    """The sessions held and the bundles they can be opened on.
+
+    Args:
+        most: sessions held that brought a good frame.
+        most_fresh: sessions held that have not yet.
+        memory_bytes: of what is remembered of their scenes, all sessions together.
+        dropped: called with each session that is no longer held.
+    """
+
+    def __init__(
+        self, most: int, most_fresh: int, memory_bytes: int, dropped: Callable[[Session], None]
+    ) -> None:
+        self._most, self._most_fresh, self._dropped = most, most_fresh, dropped
+        self._held: dict[bytes, Session] = {}
+        self._fresh: Crowd[str, bytes] = Crowd()
+        self._worked: Crowd[str, bytes] = Crowd()
+        self._reports = Reports(max(1, memory_bytes // REPORT_BYTES))
+        self._offers: dict[str, Offer] = {}
+        self._terms: dict[tuple[str, frozenset[str]], Terms] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def fresh(self) -> int:
+        """Sessions that never brought a good frame."""
+        return len(self._fresh)
+
+    def offer(self, offers: Collection[Offer]) -> None:
+        """Take a (re)started engine's bundles; sessions on others end."""
+        self._offers = {offer.source_fingerprint: offer for offer in offers}
+        self._terms.clear()
+        served = {offer.bundle_digest for offer in offers}
+        for session in [s for s in self._held.values() if s.offer.bundle_digest not in served]:
+            self._drop(session)
+
+    def open(
+        self, source: KVLayout, codecs: Collection[str], known_digest: str, peer: str
+    ) -> Session:
+        """Open a session for an edge model.
+
+        Args:
+            source: its live cache layout.
+            codecs: quantizers that the edge can encode.
+            known_digest: of the bundle that the edge holds already; empty if none. Another one than
+                the one served is no reason to refuse: the edge fetches the new encoder.
+            peer: the caller's address.
+
+        Raises:
+            EngineUnavailableError: no engine has come up yet.
+            IncompatibleLayoutError: no bundle is for this model.
+            UnknownQuantizerError: the edge can encode none of the bundle's operating points.
+        """
+        if not self._offers:
+            raise EngineUnavailableError("the engine is still loading; try again")
+        fitting = [layout for layout in source.versions if layout.fingerprint in self._offers]
+        if not fitting:
+            raise IncompatibleLayoutError(self._why_incompatible(source))
+        source = fitting[0]
+        offer = self._offers[source.fingerprint]
+        known = frozenset(codecs) & frozenset(QUANTIZERS)
+        terms = self._terms.get((source.fingerprint, known))
+        if terms is None:
+            terms = self._terms[source.fingerprint, known] = _terms(offer, source, known)
+        session_id = secrets.token_bytes(SESSION_ID_BYTES)
+        session = Session(
+            id=session_id,
+            constants=session_constants(session_id, source.fingerprint, offer.bundle_digest),
+            terms=terms,
+            peer=peer,
+            known_digest=known_digest,
+        )
+        self._held[session_id] = session
+        self._fresh.add(peer, session_id)
+        if len(self._fresh) > self._most_fresh:
+            self._drop(self._held[self._fresh.next_to_go()])
+        return session
+
+    def get(self, session_id: bytes) -> Session:
+        """The session of that id, which counts as a use of it.
+
+        Raises:
+            UnknownSessionError: it is not held (any more).
+        """
+        session = self._held.get(session_id)
+        if session is None and len(session_id) != SESSION_ID_BYTES:
+            raise UnknownSessionError(
+                f"a session id of {len(session_id)} bytes, expected {SESSION_ID_BYTES}: negotiate, "
+                f"then send it in the metadata of Infer as {SESSION_METADATA_KEY}, in other calls "
+                "as session_id"
+            )
+        if session is None:
+            raise UnknownSessionError(
+                "this service does not hold that session: negotiate again, then resend"
+            )
+        (self._worked if session_id in self._worked else self._fresh).touch(session_id)
+        return session
+
+    def worked(self, session: Session) -> None:
+        """A session brought a good frame: those that never did cannot push it out any more."""
+        if session.id not in self._fresh:
+            return
+        self._fresh.remove(session.id)
+        self._worked.add(session.peer, session.id)
+        if len(self._worked) > self._most:
+            self._drop(self._held[self._worked.next_to_go()])
+
+    def remember_report(
+        self,
+        session: Session,
+        frame_number: int,
+        report: pb.DistortionReport,
+        fallback: str,
+        warnings: Sequence[str],
+    ) -> None:
+        """Keep a scene's distortion, why it is a picture, and warnings, for later questions."""
+        if session.id in self._held:
+            self._reports.put((session.id, frame_number), (report, fallback, list(warnings)))
+
+    def report(self, session: Session, frame_number: int) -> Report:
+        """A scene's distortion, fallback and warnings; empty if they are not remembered."""
+        return self._reports.get((session.id, frame_number)) or (pb.DistortionReport(), "", [])
+
+    def check(self, request: Request, session: Session) -> None:
+        """Check a request's digest; where it does not match, say why as exactly as can be told.
+
+        Raises:
+            BundleVersionError: it was sealed for the other bundle that the edge said it holds.
+            IncompatibleLayoutError: it was sealed for another edge model that is served here.
+            FrameCorruptError: bytes changed on the way, or it was sealed for something else.
+        """
+        try:
+            verify(request, session.constants)
+        except FrameCorruptError as corrupt:
+            raise self._diagnose(request, session) or corrupt from None
+
+    def _diagnose(self, request: Request, session: Session) -> BridgeError | None:
+        here, mine = session.offer, session.source.fingerprint
+
+        def sealed_for(fingerprint: str, bundle_digest: str) -> bool:
+            try:
+                verify(request, session_constants(session.id, fingerprint, bundle_digest))
+            except FrameCorruptError:
+                return False
+            return True
+
+        if session.known_digest and sealed_for(mine, session.known_digest):
+            return BundleVersionError(
+                f"the frame was made with bundle {session.known_digest[:12]}…, this session is on "
+                f"'{here.bundle_id}' {here.bundle_version} ({here.bundle_digest[:12]}…): fetch its "
+                "encoder and send the frame again"
+            )
+        for other in self._offers.values():
+            if other is not here and sealed_for(other.source_fingerprint, other.bundle_digest):
+                return IncompatibleLayoutError(
+                    f"the frame was made for bundle '{other.bundle_id}', that is for another edge "
+                    f"model; this session is on '{here.bundle_id}': negotiate for that model"
+                )
+        return None
+
+    def _drop(self, session: Session) -> None:
+        del self._held[session.id]
+        (self._fresh if session.id in self._fresh else self._worked).remove(session.id)
+        self._reports.forget(session.id)
+        self._dropped(session)
+
+    def _why_incompatible(self, source: KVLayout) -> str:
+        told = []
+        for offer in self._offers.values():
+            served = KVLayout.from_json(offer.source_layout_json)
+            differs = [
+                f"{name} {getattr(source, name)!r} instead of {getattr(served, name)!r}"
+                for name in ("layers", "kv_heads", "head_dim", "grid", "cache_dtype")
+                if getattr(source, name) != getattr(served, name)
+            ]
+            differs += [
+                f"another {what}"
+                for what, name in (
+                    ("RoPE", "rope"),
+                    ("tokenizer or processor", "tokenizer_digest"),
+                    ("set of weights", "weights_digest"),
+                    ("configuration, template or setting", "settings_digest"),
+                )
+                if getattr(source, name) != getattr(served, name)
+            ]
+            if source.fingerprint == served.versions[-1].fingerprint != served.fingerprint:
+                differs = ["a version that does not tell its settings: update the agent"]
+            told.append(
+                f"'{offer.bundle_id}' is for '{served.model_id}' (the edge has "
+                f"{'; '.join(differs) or 'another model id'})"
+            )
+        return (
+            f"no bundle maps the cache of edge model '{source.model_id}' "
+            f"({source.fingerprint[:12]}…) to this service's model: {' | '.join(told)}"
+        )
+
+
+def _terms(offer: Offer, source: KVLayout, codecs: Collection[str]) -> Terms:
+    """What sessions of this edge model and these codecs agree on.
+
+    Raises:
+        UnknownQuantizerError: the edge can encode none of the bundle's operating points.
+    """
+    points = {p.index: p for p in points_from_json(offer.operating_points_json)}
+    for reserved in (RAW_KV_FP8,) if source.of_text else (RAW_KV_FP8, PICTURE):
+        points.setdefault(reserved.index, reserved)
+    usable = {i: p for i, p in points.items() if p.kind == "picture" or p.quantizer in codecs}
+    if all(p.kind == "picture" for p in usable.values()):
+        wanted = ", ".join(sorted({p.quantizer for p in points.values()}))
+        raise UnknownQuantizerError(
+            f"the edge can encode {sorted(codecs)}; the bundle's operating points need one of "
+            f"{wanted} (fp8_e4m3 is the simplest)"
+        )
+    names = {p.name for p in usable.values()}
+    ladder = [name for name in offer.ladder if name in names]
+    default = offer.default_point
+    if default not in names:
+        default = ladder[0] if ladder else next(iter(usable.values())).name
+    back: tuple[OperatingPoint, ...] = ()
+    target = None
+    if offer.reverse_points_json:
+        target = KVLayout.from_json(offer.target_layout_json)
+        every = points_from_json(offer.reverse_points_json)
+        back = tuple(point for point in every if point.quantizer in codecs)
+    return Terms(offer, source, usable, default, ladder, target, back)

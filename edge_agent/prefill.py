@@ -1,0 +1,236 @@
+"""The small model on the device: a picture or text in, its `KVState` out; its own answer too.
+
+The only module of the agent behind which torch is imported, and only once a model is loaded. Knows
+nothing of latents or the network.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from projector.codec.encoder import Floats
+from projector.codec.reverse import ReverseDecoder
+from projector.models.foreign import importing
+from projector.models.tokens import Reader, align, fresh
+from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
+from protos.layout import KVLayout, KVState
+from protos.process import threads
+
+if TYPE_CHECKING:
+    from projector.models.lm import LM
+    from projector.models.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the small model makes of one picture or text.
+
+    Attributes:
+        state: the image tokens' cache, RoPE removed; of a text, one token for each of the large
+            model's.
+        answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
+        first_token: question to the distribution over the vocabulary for that answer's first token,
+            `[V]`; None where the model cannot say.
+        fresh: of a text, the tokens that do not repeat the one before, `[tokens]`: what travels.
+        tokenizer: of a text, digest of the large model's tokenizer, to whose tokens it is aligned.
+    """
+
+    state: KVState
+    answer: Callable[[str, int], str]
+    first_token: Callable[[str], npt.NDArray[np.float32]] | None = None
+    fresh: npt.NDArray[np.bool_] | None = None
+    tokenizer: str = ""
+
+
+Seen = Image.Image | str
+"""A picture, or a text."""
+
+
+class EdgeModel(Protocol):
+    """What the agent needs of a model."""
+
+    @property
+    def layout(self) -> KVLayout:
+        """The cache layout that is offered in Negotiate."""
+
+    def see(self, seen: Seen) -> Sight:
+        """Run the model over one picture or text."""
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """Take a picture's state from what a server sent back, instead of seeing the picture."""
+
+
+class LocalModel:
+    """A vision-language checkpoint, run with torch; calls are taken one at a time."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self._vlm = vlm
+        self._lock = threading.Lock()
+
+    @property
+    def layout(self) -> KVLayout:
+        """The cache layout of the loaded checkpoint."""
+        return self._vlm.layout
+
+    def see(self, seen: Seen) -> Sight:
+        """Prefill one picture; the prefilled cache stays for the model's own answers.
+
+        Raises:
+            PictureError: the model's processor refuses the picture, or it is a text.
+        """
+        vlm = self._vlm
+        if isinstance(seen, str):
+            raise PictureError(f"{vlm.layout.model_id} sees pictures, this is a text")
+        with self._lock:
+            prefilled = vlm.prefill([seen])
+            state = vlm.states(prefilled)[0]
+
+        def answer(question: str, max_new_tokens: int) -> str:
+            with self._lock:
+                return vlm.generate_text(prefilled.layers(), [question], max_new_tokens)[0]
+
+        def first_token(question: str) -> npt.NDArray[np.float32]:
+            with self._lock:
+                ids = vlm.question_ids(question)
+                chances: npt.NDArray[np.float32] = vlm.first_token(prefilled.layers(), [ids])[0]
+                return chances
+
+        return Sight(state, answer, first_token)
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """Rotate the state at the model's own positions and put it behind its own prompt.
+
+        Raises:
+            IncompatibleLayoutError: the decoder is for another model.
+            NonFiniteError: the state overflows.
+        """
+        from projector.models import cache
+
+        vlm = self._vlm
+        state = decoder.state(latents, vlm.layout, vlm.positions)
+        with self._lock:
+            layers = vlm.scene_cache(*cache.from_states([state], vlm.layout, vlm.positions))
+
+        def answer(question: str, max_new_tokens: int) -> str:
+            with self._lock:
+                return vlm.generate_text(layers, [question], max_new_tokens)[0]
+
+        return Sight(state, answer)
+
+
+class TextModel:
+    """A language model, run with torch; calls are taken one at a time.
+
+    Args:
+        lm: the small model.
+        reader: the large model's tokenizer; without it nothing but the layout can be had.
+        digest: of that tokenizer.
+    """
+
+    def __init__(self, lm: LM, reader: Reader | None = None, digest: str = "") -> None:
+        self._lm, self._reader, self._digest = lm, reader, digest
+        self._lock = threading.Lock()
+
+    @property
+    def layout(self) -> KVLayout:
+        """The cache layout of the loaded checkpoint."""
+        return self._lm.layout
+
+    def see(self, seen: Seen) -> Sight:
+        """Read one text; its state has the token that stands for each of the large model's.
+
+        Raises:
+            ContextError: one of the two tokenizers cannot take the text, or it is a picture.
+            ConfigError: the large model's tokenizer is not at hand.
+        """
+        lm = self._lm
+        if self._reader is None:
+            raise ConfigError(
+                f"{lm.layout.model_id} reads texts, which are aligned to the large model's tokens: "
+                "give --target-tokenizer DIRECTORY"
+            )
+        if not isinstance(seen, str):
+            raise ContextError(f"{lm.layout.model_id} reads texts, this is a picture")
+        with self._lock:
+            mine, theirs = lm.tokens(seen), self._reader.read(seen)
+            whole = lm.states([mine.ids])[0]
+        place = align(mine, theirs)
+        state = KVState(
+            whole.keys[:, :, place],
+            whole.values[:, :, place],
+            whole.positions[place],
+            (1, len(place)),
+            np.full(len(place), 1 / len(place)),
+        )
+
+        def answer(question: str, max_new_tokens: int) -> str:
+            with self._lock:
+                ids = lm.question_ids(question)
+                return lm.text(lm.answer_texts([mine.ids], [ids], max_new_tokens)[0])
+
+        return Sight(state, answer, fresh=fresh(place), tokenizer=self._digest)
+
+    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+        """There is no way back for texts.
+
+        Raises:
+            NoFeedbackError: always.
+        """
+        raise NoFeedbackError("states of texts are not sent back")
+
+
+def use_threads(wanted: int) -> threads.Threads:
+    """Bound the CPU threads of torch and BLAS; 0 chooses by quota, affinity and cores."""
+    try:
+        import torch
+    except ImportError:  # `load` says what is missing
+        return threads.use(wanted)
+    return threads.use(wanted, torch.set_num_threads)
+
+
+def load(
+    path: Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    target_tokenizer: Path | None = None,
+    text_tokens: int = 128,
+) -> EdgeModel:
+    """Load the small model from a local checkpoint directory.
+
+    Args:
+        path: a vision-language model, or a language model for texts.
+        device: a torch device.
+        dtype: what it runs in.
+        target_tokenizer: for texts, a folder with the large model's tokenizer; not needed to look
+            at the layout.
+        text_tokens: for texts, the longest; the bundle's.
+
+    Raises:
+        ModelError: torch or transformers is missing, or a path is not what it should be.
+        UnsupportedModelError: the model's cache cannot be described (named in the message).
+        ContextError: such texts would outgrow the model's windows.
+    """
+    with importing("the small model"):  # torch: the build for this device, the vendor's on a Jetson
+        from transformers.utils import logging as transformers_logging
+
+        from projector.models import cache
+        from projector.models.lm import LM, read_tokenizer, reads_only_texts
+        from projector.models.vlm import VLM
+    quiet: Any = transformers_logging  # its functions have no types
+    quiet.disable_progress_bar()  # standard error is for JSON lines
+    quiet.set_verbosity_error()
+    if not reads_only_texts(path):
+        return LocalModel(VLM.load(path, device=device, dtype=dtype))
+    lm = LM.load(path, device=device, dtype=dtype, text_tokens=text_tokens)
+    if target_tokenizer is None:
+        return TextModel(lm)
+    reader = read_tokenizer(target_tokenizer, text_tokens)
+    return TextModel(lm, reader, cache.tokenizer_digest(target_tokenizer))

@@ -1,0 +1,1 @@
+"""Frames up, answers down: session, connection, delivery."""

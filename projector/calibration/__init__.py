@@ -1,0 +1,1 @@
+"""Operating points, rate ladder and guard, measured on held-out inputs."""

@@ -1,0 +1,752 @@
+"""The edge half of a bundle: one picture's state to a frame's payload, and back to latents (NumPy).
+
+Knows: the statistics, the projection, the operating points and their quantizers. Does not know:
+models, maps, headers, sockets. Imports no torch, so that it runs on a bare edge device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from projector.codec import select
+from projector.codec.risk import RiskModel, feature_count
+from projector.codec.select import Selector, TaskAware
+from projector.models.foreign import in_words
+from protos import distortion, quantize
+from protos.errors import (
+    BundleFormatError,
+    ConfigError,
+    FrameMalformedError,
+    IncompatibleLayoutError,
+    NonFiniteError,
+)
+from protos.frame import Distortion, OperatingPoint, points_from_json, points_to_json
+from protos.layout import KVState, read_json
+from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+FORMAT = 4
+MAX_BYTES = 64 << 20
+_HEADER_BYTES = 1 << 20
+_METADATA_KEY = "neural_bridge_encoder"
+_LEVELS = ("uniform",)
+"""Quantizers that round to whole steps, however far a latent has moved."""
+_MOST_CODED = 1 << 25
+"""Frequencies in all coders of a half: some 300 MB; the reference's have under half a million."""
+_FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
+_TEXT = "text"  # a further field, only where it is true
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What the cloud knows of a scene: what a delta frame changes.
+
+    Attributes:
+        latents: as decoded, 0 where no token is known, `[N, r]`.
+        kept: which tokens are known, `[N]`.
+    """
+
+    latents: Floats
+    kept: Mask
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.latents.nbytes + self.kept.nbytes
+
+    def changed(self, z_hat: Floats, kept: Mask) -> Held:
+        """With other latents `[T_kept, r]` for the tokens of `kept [N]`."""
+        latents = self.latents.copy()
+        latents[kept] = z_hat
+        return Held(latents, self.kept | kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One picture, coded.
+
+    Attributes:
+        kept: which grid tokens the payload holds, `[N]`.
+        payload: what the quantizer wrote (no bitmap).
+        z: latents of those tokens before quantization, `[T_kept, r]`.
+        distortion: what was lost, as the header carries it.
+        held: what the cloud will know.
+        differences: the payload holds differences to the base.
+    """
+
+    kept: Mask
+    payload: bytes
+    z: Floats
+    distortion: Distortion
+    held: Held
+    differences: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What the edge needs of a bundle. `z = ((x - x_mean) / x_scale) @ projection`.
+
+    What travels is `z - centre`: how far each token is from the usual one at its place.
+
+    Attributes:
+        source_fingerprint: of the layout that the statistics were taken from.
+        points: the operating points, those of kind `picture` excepted or not.
+        selector: name of the selector that keeps a point's token budget.
+        x_mean: `[d_s]`.
+        x_scale: `[d_s]`, above 0.
+        projection: `[d_s, r]`.
+        reconstruction: latents back to normalised states, `[r, d_s]`; only the figure of how much
+            the latents hold depends on it.
+        centre: the mean latents of each place of the grid, `[N, r]`.
+        latent_mean: `[r]`.
+        latent_inv_cov: `[r, r]`.
+        raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
+        steps: per steps name, `[r]`.
+        entropy: per steps name, for points whose quantizer is `uniform`.
+        task_weights: of the selector `task_aware`, `[r]`, not negative; None where calibration did
+            not learn them.
+        risk: how likely a frame is answered otherwise than its picture; None where calibration did
+            not learn it.
+        text: frames are of texts: each has as many tokens as the text has for the target, at most
+            N, and one that is not sent stands for the same source token as the one before it. The
+            kept bitmap is thus the alignment of the two tokenizers.
+
+    Raises:
+        BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
+            whose steps or tables are missing.
+    """
+
+    source_fingerprint: str
+    points: tuple[OperatingPoint, ...]
+    x_mean: Floats
+    x_scale: Floats
+    projection: Floats
+    reconstruction: Floats
+    centre: Floats
+    latent_mean: Floats
+    latent_inv_cov: Floats
+    raw_scale: Floats
+    steps: Mapping[str, Floats]
+    entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
+    selector: str = select.DEFAULT
+    task_weights: Floats | None = None
+    risk: RiskModel | None = None
+    text: bool = False
+    _coders: Coders = field(init=False, repr=False)
+    _blob: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the door once; `encode` and `decode` trust what is inside."""
+        d, r = self.projection.shape if self.projection.ndim == 2 else (0, 0)
+        wanted = {
+            "x_mean": (d,),
+            "x_scale": (d,),
+            "projection": (d, r),
+            "reconstruction": (r, d),
+            "centre": (max(1, len(self.centre)) if self.centre.ndim else 1, r),
+            "latent_mean": (r,),
+            "latent_inv_cov": (r, r),
+            "raw_scale": (d,),
+        }
+        if not d or not r:
+            raise BundleFormatError(f"encoder: a projection of shape {self.projection.shape}")
+        arrays = {name: getattr(self, name) for name in wanted}
+        if self.task_weights is not None:
+            arrays["task_weights"], wanted["task_weights"] = self.task_weights, (r,)
+        check_arrays("encoder", arrays, wanted, positive=("x_scale", "raw_scale"))
+        if self.task_weights is not None and (self.task_weights < 0).any():
+            raise BundleFormatError("encoder: task_weights must not be negative")
+        check_coding("encoder", r, self.steps, self.entropy)
+        if self.risk is not None and len(self.risk.weights) != feature_count(r):
+            raise BundleFormatError(
+                f"encoder: the risk has {len(self.risk.weights)} features, not {feature_count(r)}"
+            )
+        try:
+            self.selecting()
+        except ConfigError as error:
+            raise BundleFormatError(f"encoder: {error}") from error
+        object.__setattr__(self, "_coders", Coders("encoder", self.entropy))
+        for point in self.points:
+            self._check_point(point)
+        object.__setattr__(self, "_blob", self._serialize())
+
+    def _check_point(self, point: OperatingPoint) -> None:
+        if self.text and (point.kind == "picture" or point.tokens or point.quiet):
+            raise BundleFormatError(f"encoder: point '{point.name}' is none of texts, sent whole")
+        if point.kind == "picture":
+            return
+        if point.kind == "latent":
+            if point.rank > self.rank:
+                raise BundleFormatError(
+                    f"encoder: point '{point.name}' has rank {point.rank}, "
+                    f"the projection {self.rank}"
+                )
+            if point.quantizer != "none" and point.steps not in self.steps:
+                raise BundleFormatError(f"encoder: point '{point.name}' has no steps")
+        if (point.dead_zone or point.quiet) and not self.has_levels(point):
+            raise BundleFormatError(
+                f"encoder: point '{point.name}' rounds towards 0, but has no levels to round to"
+            )
+        self.quantizer(point)
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Numbers per latent, r."""
+        return int(self.projection.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the grid, N."""
+        return len(self.centre)
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers per token of the source, d_s."""
+        return int(self.projection.shape[0])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of `to_bytes()`."""
+        return hashlib.sha256(self._blob).hexdigest()
+
+    def point(self, index: int) -> OperatingPoint:
+        """The operating point of that index.
+
+        Raises:
+            FrameMalformedError: there is none.
+        """
+        for point in self.points:
+            if point.index == index:
+                return point
+        raise FrameMalformedError(
+            f"operating point {index} is unknown; this bundle has "
+            f"{', '.join(f'{p.index} ({p.name})' for p in self.points)}"
+        )
+
+    def quantizer(self, point: OperatingPoint) -> Quantizer:
+        """The point's quantizer, built once.
+
+        Raises:
+            BundleFormatError: as `Coders.of`.
+        """
+        return self._coders.of(point, self.width(point))
+
+    def width(self, point: OperatingPoint) -> int:
+        """Numbers per token that travel at a point: the first so many latents, or `d_s`."""
+        return self.state_dim if point.kind == "raw_kv" else point.rank or self.rank
+
+    def has_levels(self, point: OperatingPoint) -> bool:
+        """Whether a point rounds latents to whole steps: delta frames pay there only."""
+        return point.kind == "latent" and point.quantizer in _LEVELS
+
+    def steps_of(self, point: OperatingPoint) -> Floats:
+        """The steps, as many as `width`, that the point quantizes with."""
+        if point.kind == "raw_kv":
+            return self.raw_scale
+        if point.quantizer == "none":
+            return np.ones(self.width(point), dtype=np.float32)
+        return self.steps[point.steps][: self.width(point)]
+
+    def selecting(self, name: str | None = None) -> Selector:
+        """A selector of that name; by default the encoder's own.
+
+        Raises:
+            ConfigError: there is none, or it needs weights that this encoder does not hold.
+        """
+        wanted = name or self.selector
+        if select.require(wanted) is not TaskAware:
+            return select.get(wanted)
+        if self.task_weights is None:
+            raise ConfigError(
+                f"the selector '{wanted}' needs weights that this bundle does not hold: "
+                "`projector calibrate` learns them"
+            )
+        return TaskAware(self.x_mean, self.x_scale, self.projection, self.centre, self.task_weights)
+
+    @cached_property
+    def _statistics(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """What distortions are measured with, in the type they are summed in: converted once."""
+        kept = (self.reconstruction, self.latent_mean, self.latent_inv_cov)
+        return tuple(array.astype(np.float64) for array in kept)
+
+    # -- a frame ---------------------------------------------------------------------------------
+
+    def normalise(self, x: Floats) -> Floats:
+        """Flat states `[T, d_s]` in units of the calibration's deviation."""
+        normal: Floats = (x - self.x_mean) / self.x_scale
+        return normal
+
+    def project(self, x: Floats) -> Floats:
+        """Flat states `[T, d_s]` to latents `[T, r]`."""
+        latents: Floats = self.normalise(x) @ self.projection
+        return latents
+
+    def encode(
+        self,
+        state: KVState,
+        point: OperatingPoint,
+        kept: Mask | None = None,
+        base: Held | None = None,
+    ) -> Encoded:
+        """Select, project, quantize, and measure what was lost.
+
+        With a base, only tokens whose latents are more than a step from what the cloud knows of
+        them travel (at least the one that moved most), as themselves or as differences to the
+        base, whichever is shorter. At points that have levels each known token is thus within
+        max(1, sqrt(quiet)) steps of the truth (without a dead zone, half a step where it was sent
+        loud) however long the chain of deltas is; at others nearly everything travels.
+
+        Args:
+            state: one picture.
+            point: an operating point of kind `latent` or `raw_kv`.
+            kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget,
+                and all of a text are sent.
+            base: what the cloud knows of the scene, for a delta frame.
+
+        Raises:
+            IncompatibleLayoutError: the state is not of the model that the encoder is for.
+            NonFiniteError: the state holds NaN or infinity.
+            ConfigError: the point sends a picture, nothing is kept, or a point that sends no
+                latents has a base.
+        """
+        if point.kind == "picture":
+            raise ConfigError(f"point '{point.name}' sends the picture: there is nothing to encode")
+        x = state.flat()
+        if x.shape[1] != self.state_dim:
+            raise IncompatibleLayoutError(
+                f"the encoder expects d_s={self.state_dim}, the state carries {x.shape[1]}: "
+                "the edge runs another model than the bundle was trained for"
+            )
+        if not np.isfinite(x).all():
+            raise NonFiniteError("the model's cache holds NaN or infinity")
+        if kept is None and self.text:
+            kept = np.ones(state.tokens, dtype=np.bool_)
+        elif kept is None:
+            kept = self.selecting().keep(state, budget=point.tokens or None)
+        if kept.shape != (state.tokens,) or not kept.any():
+            raise ConfigError(f"a kept mask has {state.tokens} tokens and keeps at least one")
+        if not self._takes(state.tokens):
+            raise IncompatibleLayoutError(
+                f"the encoder is for {self.tokens} image tokens, the state has {state.tokens}"
+            )
+        if self.text and not (kept[0] and base is None):
+            raise ConfigError("a text's first token travels always, and there are no delta frames")
+        centre = self.centre[: state.tokens]
+        normal = self.normalise(x)
+        latents = normal @ self.projection
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        differences = False
+        if point.kind == "raw_kv":
+            if base is not None:
+                raise ConfigError(f"point '{point.name}' sends no latents, hence no delta frames")
+            payload = quantizer.encode(x[kept], steps)
+            received = self.project(quantizer.decode(payload, kept.sum(), self.state_dim, steps))
+        elif base is None:
+            payload, received = self._code(latents[kept], centre[kept], point)
+        else:
+            origin = self._origin(base)
+            kept = _moved(latents, origin, kept, base.kept, steps, point.quiet)
+            payload, received = self._code(latents[kept], centre[kept], point)
+            other, other_received = self._code(latents[kept], origin[kept], point)
+            if len(other) < len(payload):
+                payload, received, differences = other, other_received, True
+        held = self.hold(received, kept, base)
+        reconstruction, latent_mean, latent_inv_cov = self._statistics
+        return Encoded(
+            kept=kept,
+            payload=payload,
+            z=latents[kept],
+            held=held,
+            differences=differences,
+            distortion=Distortion(
+                quantize=distortion.quantize_error(latents[held.kept], held.latents[held.kept]),
+                dropped_attention=distortion.dropped_attention(state.attention, held.kept),
+                latent_residual=0.0
+                if point.kind == "raw_kv"
+                else distortion.latent_residual(normal, latents, reconstruction),
+                unfamiliarity=distortion.unfamiliarity(latents, latent_mean, latent_inv_cov),
+            ),
+        )
+
+    def _takes(self, tokens: int) -> bool:
+        return 1 <= tokens <= self.tokens if self.text else tokens == self.tokens
+
+    def _code(self, z: Floats, origin: Floats, point: OperatingPoint) -> tuple[bytes, Floats]:
+        """The payload of some tokens' latents `[T, r]` from an origin, and how they arrive."""
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        width = len(steps)
+        moved = towards_zero((z - origin)[:, :width], steps, point)
+        payload = quantizer.encode(moved, steps)
+        received = origin.copy()
+        received[:, :width] += _received(quantizer, payload, moved, steps)
+        return payload, received
+
+    def _origin(self, base: Held) -> Floats:
+        """What differences are to, `[N, r]`."""
+        origin: Floats = np.where(base.kept[:, None], base.latents, self.centre)
+        return origin
+
+    def hold(self, z_hat: Floats, kept: Mask, base: Held | None = None) -> Held:
+        """What the cloud knows after a frame, from the latents that it carried `[T_kept, r]`."""
+        if base is None:
+            every = np.ones_like(kept) if self.text else kept
+            return Held(self.scatter(z_hat, kept), every)
+        return base.changed(z_hat, kept)
+
+    def decode(
+        self,
+        payload: bytes,
+        kept: Mask,
+        point: OperatingPoint,
+        base: Held | None = None,
+        differences: bool = False,
+    ) -> Floats:
+        """The latents that a frame carries (the cloud's side), `[T_kept, r]`, finite.
+
+        Args:
+            payload: as received, without the bitmap.
+            kept: which tokens it holds, `[N]`.
+            point: of the frame.
+            base: of a delta frame, what the cloud knows.
+            differences: the payload holds differences to the base.
+
+        Raises:
+            BridgeError: whatever the quantizer says of the payload.
+            FrameMalformedError: the point sends a picture, the grid is another, or a point that
+                sends no latents has a base.
+        """
+        if point.kind == "picture":
+            raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
+        if not self._takes(len(kept)):
+            raise FrameMalformedError(
+                f"the frame has a grid of {len(kept)} tokens, the encoder one of {self.tokens}"
+            )
+        if self.text and not (kept[0] and base is None):
+            raise FrameMalformedError("a frame of a text holds its first token, and is no delta")
+        tokens = int(np.count_nonzero(kept))
+        quantizer, steps = self.quantizer(point), self.steps_of(point)
+        if point.kind == "raw_kv":
+            if base is not None:
+                raise FrameMalformedError(f"point '{point.name}' sends no latents: no delta frames")
+            return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
+        origin = self._origin(base) if base is not None and differences else self.centre
+        origin = origin[: len(kept)]
+        # Finite latents far beyond any that an encoder writes may overflow here.
+        with np.errstate(over="ignore"):
+            latents = origin[kept]
+            latents[:, : len(steps)] += quantizer.decode(payload, tokens, len(steps), steps)
+        if not np.isfinite(latents).all():
+            raise NonFiniteError("a decoded latent is NaN or infinite")
+        return latents
+
+    def scatter(self, z_hat: Floats, kept: Mask) -> Floats:
+        """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere.
+
+        Of a text, each of the others gets what the one before it has.
+        """
+        if self.text:
+            repeated: Floats = z_hat[np.cumsum(kept) - 1]
+            return repeated
+        grid = np.zeros((len(kept), self.rank), dtype=np.float32)
+        grid[kept] = z_hat
+        return grid
+
+    # -- bytes -----------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """A safetensors blob; equal encoders give equal bytes."""
+        return self._blob
+
+    def _serialize(self) -> bytes:
+        tensors: dict[str, npt.NDArray[Any]] = {
+            name: np.ascontiguousarray(getattr(self, name))
+            for name in (
+                "x_mean",
+                "x_scale",
+                "projection",
+                "reconstruction",
+                "centre",
+                "latent_mean",
+                "latent_inv_cov",
+                "raw_scale",
+            )
+        }
+        if self.task_weights is not None:
+            tensors["task_weights"] = np.ascontiguousarray(self.task_weights)
+        if self.risk is not None:
+            for part, array in self.risk.to_arrays().items():
+                tensors[f"risk/{part}"] = np.ascontiguousarray(array)
+        tensors |= coding_tensors(self.steps, self.entropy)
+        plain = {
+            "format": FORMAT,
+            "source_fingerprint": self.source_fingerprint,
+            "operating_points": json.loads(points_to_json(self.points)),
+            "selector": self.selector,
+        }
+        if self.text:
+            plain[_TEXT] = True
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Encoder:
+        """Read what `to_bytes` wrote, trusting nothing.
+
+        Raises:
+            BundleFormatError: too large, not safetensors, or not exactly an encoder.
+        """
+        plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT, (_TEXT,))
+        if plain.get(_TEXT, True) is not True:
+            raise BundleFormatError(f"encoder: '{_TEXT}' is left out where it is not true")
+        arrays, steps, entropy = split_tensors(tensors)
+        risky = {
+            name.partition("/")[2]: arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith("risk/")
+        }
+        expected = {
+            "x_mean",
+            "x_scale",
+            "projection",
+            "reconstruction",
+            "centre",
+            "latent_mean",
+            "latent_inv_cov",
+            "raw_scale",
+        }
+        optional = {"task_weights"}
+        if not expected <= set(arrays) <= expected | optional:
+            raise BundleFormatError(
+                f"encoder: missing {sorted(expected - set(arrays))}, "
+                f"unexpected {sorted(set(arrays) - expected - optional)}"
+            )
+        try:
+            points = points_from_json(json.dumps(plain["operating_points"]))
+        except FrameMalformedError as error:
+            raise BundleFormatError(f"encoder: {error}") from error
+        return cls(
+            source_fingerprint=str(plain["source_fingerprint"]),
+            points=points,
+            selector=str(plain["selector"]),
+            steps=steps,
+            risk=RiskModel.from_arrays(risky) if risky else None,
+            entropy=entropy,
+            text=_TEXT in plain,
+            **arrays,
+        )
+
+
+def towards_zero(moved: Floats, steps: Floats, point: OperatingPoint) -> Floats:
+    """Numbers that a quantizer rounds to the levels that the point asks for.
+
+    Levels nearer 0 are likelier, hence cheaper, than they are wrong: with a dead zone each
+    threshold lies `0.5 + dead_zone` steps above the level below it, as video coders round; and
+    tokens quieter than `quiet` say nothing at all.
+
+    Args:
+        moved: latents less their place's centre, `[T, r]`.
+        steps: `[r]`.
+        point: its dead zone and what counts as quiet.
+    """
+    if not point.dead_zone and not point.quiet:
+        return moved
+    levels = moved / steps
+    loud = np.square(levels).sum(axis=1, keepdims=True) >= point.quiet
+    levels -= np.copysign(np.minimum(np.abs(levels), np.float32(point.dead_zone)), levels)
+    rounded: Floats = np.rint(levels) * steps * loud
+    return rounded
+
+
+def _moved(
+    latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats, quiet: float
+) -> Mask:
+    """Which tokens a delta frame has to hold, `[N]`.
+
+    Those new, and those more than a step off, unless all that changed counts as quiet: it would
+    travel as no change.
+    """
+    levels = np.abs(latents - origin)[:, : len(steps)] / steps
+    off = levels.max(axis=1)
+    loud = np.square(levels).sum(axis=1) >= quiet
+    moved: Mask = (kept & ~known) | (known & (off > 1) & loud)
+    if not moved.any():
+        moved[np.argmax(np.where(known, off, -1))] = True
+    return moved
+
+
+# ------------------------------------------------------------- what both ways' halves are made of
+
+
+def check_arrays(
+    what: str,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    wanted: Mapping[str, tuple[int, ...]],
+    positive: Collection[str] = (),
+) -> None:
+    """Require float32 arrays of these shapes, finite, and above 0 where named in `positive`.
+
+    Raises:
+        BundleFormatError: one of them is not; `what` begins the message.
+    """
+    for name, array in arrays.items():
+        if array.shape != wanted[name] or array.dtype != np.float32:
+            raise BundleFormatError(
+                f"{what}: {name} is {array.dtype} {array.shape}, expected float32 {wanted[name]}"
+            )
+        if not np.isfinite(array).all():
+            raise BundleFormatError(f"{what}: {name} holds NaN or infinity")
+        if name in positive and not (array > 0).all():
+            raise BundleFormatError(f"{what}: {name} must be above 0 everywhere")
+
+
+def check_coding(
+    what: str, rank: int, steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
+) -> None:
+    """Require steps `[rank]` above 0, and entropy tables for as many latents.
+
+    Raises:
+        BundleFormatError: they are not such.
+    """
+    named = {f"steps/{name}": array for name, array in steps.items()}
+    check_arrays(what, named, dict.fromkeys(named, (rank,)), positive=named)
+    for name, tables in entropy.items():
+        if tables.rank != rank:
+            raise BundleFormatError(f"{what}: entropy tables of {name} are for {tables.rank}")
+
+
+class Coders:
+    """The quantizers of one half, each built once; points that code alike share one."""
+
+    def __init__(self, what: str, entropy: Mapping[str, EntropyTables]) -> None:
+        """Builds none yet.
+
+        Args:
+            what: whose they are, for messages.
+            entropy: per steps name.
+        """
+        self._what, self._entropy = what, entropy
+        self._made: dict[tuple[str, str, str, int], Quantizer] = {}
+        self._numbers = 0
+
+    def of(self, point: OperatingPoint, width: int) -> Quantizer:
+        """A point's quantizer, of the first `width` numbers of a token.
+
+        Raises:
+            BundleFormatError: it is unknown, its tables are missing, or all coders together would
+                take far more memory than any half in use.
+        """
+        key = point.quantizer, point.steps, point.kind, width
+        if key not in self._made:
+            self._made[key] = self._make(point, width)
+        return self._made[key]
+
+    def _make(self, point: OperatingPoint, width: int) -> Quantizer:
+        name, tables = point.quantizer, self._entropy.get(point.steps)
+        if name not in quantize.QUANTIZERS:
+            raise BundleFormatError(f"{self._what}: point '{point.name}' uses '{name}'")
+        if name != UniformQuantizer.name:
+            return quantize.get(name)
+        if tables is None or point.kind != "latent":
+            raise BundleFormatError(f"{self._what}: point '{point.name}' has no entropy tables")
+        first = tables.first(width)
+        self._numbers += first.frequency.size
+        if self._numbers > _MOST_CODED:
+            raise BundleFormatError(
+                f"{self._what}: the coders of its points have more than {_MOST_CODED:,} "
+                "frequencies in all"
+            )
+        return quantize.get(name, first)
+
+
+def coding_tensors(
+    steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
+) -> dict[str, npt.NDArray[Any]]:
+    """Steps and entropy tables under the names that they have in a file."""
+    tensors = {f"steps/{name}": np.ascontiguousarray(array) for name, array in steps.items()}
+    for name, tables in entropy.items():
+        for part, array in tables.to_arrays().items():
+            tensors[f"entropy/{name}/{part}"] = np.ascontiguousarray(array)
+    return tensors
+
+
+def split_tensors(
+    tensors: Mapping[str, npt.NDArray[Any]],
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, EntropyTables]]:
+    """A file's plain arrays, its steps and its entropy tables."""
+    arrays: dict[str, Floats] = {}
+    steps: dict[str, Floats] = {}
+    parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "steps" and rest:
+            steps[rest] = array
+        elif kind == "entropy" and "/" in rest:
+            point, _, part = rest.rpartition("/")
+            parts.setdefault(point, {})[part] = array
+        else:
+            arrays[name] = array
+    return arrays, steps, {name: EntropyTables.from_arrays(part) for name, part in parts.items()}
+
+
+def read_tensors(
+    what: str,
+    blob: bytes,
+    metadata_key: str,
+    names: Collection[str],
+    version: int,
+    optional: Collection[str] = (),
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """A safetensors blob and the JSON in its metadata, trusting nothing.
+
+    Args:
+        what: what it should be, for the message.
+        blob: the bytes.
+        metadata_key: under which its JSON object is.
+        names: the fields of that object, `format` among them.
+        version: the `format` that this side reads.
+        optional: fields that it may have besides.
+
+    Raises:
+        BundleFormatError: too large, not safetensors, or another object.
+    """
+    if not 8 <= len(blob) <= MAX_BYTES:
+        raise BundleFormatError(f"{what}: {len(blob)} bytes, at most {MAX_BYTES} are read")
+    length = int.from_bytes(blob[:8], "little")
+    if length > min(_HEADER_BYTES, len(blob) - 8):
+        raise BundleFormatError(f"{what}: its header claims {length} bytes")
+    try:
+        header = read_json(blob[8 : 8 + length], _HEADER_BYTES, what)
+        text = header["__metadata__"][metadata_key]
+        plain = read_json(text, _HEADER_BYTES, what)
+        tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
+    except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleFormatError(f"no {what}: {in_words(error)}") from error
+    if not isinstance(plain, dict) or set(plain) - set(optional) != set(names):
+        raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")
+    if plain["format"] != version:
+        raise BundleFormatError(f"{what}: format {plain['format']!r}, this version reads {version}")
+    return plain, tensors
+
+
+def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:
+    """What the other side will decode; the entropy coder is lossless, so it need not run."""
+    if isinstance(quantizer, UniformQuantizer):
+        rounded: Floats = np.rint(z / steps) * steps
+        return rounded
+    return quantizer.decode(payload, len(z), z.shape[1], steps)

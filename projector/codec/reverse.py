@@ -1,0 +1,290 @@
+"""The edge's half of the way back: what the cloud made of its own state, to the edge's (NumPy).
+
+Knows: latents, the weighing of tokens, the edge model's statistics. Does not know: models, headers,
+digests, sockets. Imports no torch, so that it runs on a bare edge device.
+
+The cloud's half is an `Encoder` over the cloud's layout. Its last latent of a token is no content
+but the logit of the token's weight. Weighing and token-wise products commute, so the weights, which
+need all tokens, are applied here, after the latents have travelled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save as save_tensors
+
+from projector.codec.encoder import (
+    Coders,
+    Encoder,
+    Floats,
+    Mask,
+    check_arrays,
+    check_coding,
+    coding_tensors,
+    read_tensors,
+    split_tensors,
+)
+from protos import distortion
+from protos.errors import (
+    BundleFormatError,
+    FrameMalformedError,
+    IncompatibleLayoutError,
+    NonFiniteError,
+    UnknownQuantizerError,
+)
+from protos.frame import OperatingPoint, points_from_json, points_to_json
+from protos.layout import KVLayout, KVState
+from protos.quantize import EntropyTables
+
+FORMAT = 1
+_METADATA_KEY = "neural_bridge_reverse_decoder"
+_FIELDS = ("format", "source_fingerprint", "target_fingerprint", "operating_points")
+_WHAT = "reverse decoder"
+_HEADER_ROOM_BYTES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseDecoder:
+    """`x = scale * regrid (M softmax_tokens(a) * (z up)) + mean`, `(z, a)` the latents of a token.
+
+    Attributes:
+        source_fingerprint: of the cloud's layout, whose states were encoded.
+        target_fingerprint: of the edge's layout, whose states are made.
+        points: the operating points, all of kind `latent`; the first is the default.
+        centre: what is added to the latents that travelled, `[M, r + 1]`.
+        steps: per steps name, `[r + 1]`.
+        entropy: per steps name, for points whose quantizer is `uniform`.
+        up: `[r, d_s]`, to z-scored states of the edge.
+        mean: `[d_s]`.
+        scale: `[d_s]`, above 0.
+        regrid: the edge's token grid from the cloud's, `[N, M]`; None where they are the same.
+
+    Raises:
+        BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
+            whose steps or tables are missing.
+    """
+
+    source_fingerprint: str
+    target_fingerprint: str
+    points: tuple[OperatingPoint, ...]
+    centre: Floats
+    steps: Mapping[str, Floats]
+    up: Floats
+    mean: Floats
+    scale: Floats
+    regrid: Floats | None = None
+    entropy: Mapping[str, EntropyTables] = field(default_factory=dict)
+    _coders: Coders = field(init=False, repr=False)
+    _blob: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the door once."""
+        r, d = self.up.shape if self.up.ndim == 2 else (0, 0)
+        m = len(self.centre) if self.centre.ndim else 0
+        if not (r and d and m and self.points):
+            raise BundleFormatError(f"{_WHAT}: no points, or empty arrays")
+        wanted = {"centre": (m, r + 1), "up": (r, d), "mean": (d,), "scale": (d,)}
+        arrays = {name: getattr(self, name) for name in wanted}
+        if self.regrid is not None:
+            n = len(self.regrid) if self.regrid.ndim else 0
+            arrays["regrid"], wanted["regrid"] = self.regrid, (max(1, n), m)
+        check_arrays(_WHAT, arrays, wanted, positive=("scale",))
+        check_coding(_WHAT, r + 1, self.steps, self.entropy)
+        object.__setattr__(self, "_coders", Coders(_WHAT, self.entropy))
+        for point in self.points:
+            if point.kind != "latent" or point.rank not in (0, r + 1):
+                raise BundleFormatError(f"{_WHAT}: point '{point.name}' is none of {r + 1} latents")
+            if point.quantizer != "none" and point.steps not in self.steps:
+                raise BundleFormatError(f"{_WHAT}: point '{point.name}' has no steps")
+            self._coders.of(point, r + 1)
+        object.__setattr__(self, "_blob", self._serialize())
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        target: KVLayout,
+        *,
+        up: Floats,
+        mean: Floats,
+        scale: Floats,
+        regrid: Floats | None,
+    ) -> ReverseDecoder:
+        """The half that decodes what `encoder` codes."""
+        return cls(
+            source_fingerprint=encoder.source_fingerprint,
+            target_fingerprint=target.fingerprint,
+            points=encoder.points,
+            centre=encoder.centre,
+            steps=encoder.steps,
+            entropy=encoder.entropy,
+            up=up,
+            mean=mean,
+            scale=scale,
+            regrid=regrid,
+        )
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the cloud's grid, M."""
+        return len(self.centre)
+
+    @property
+    def rank(self) -> int:
+        """Numbers per token that travel, r + 1."""
+        return int(self.centre.shape[1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of `to_bytes()`."""
+        return hashlib.sha256(self._blob).hexdigest()
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """No payload of any of its points is longer: float32 latents and a bitmap."""
+        return 4 * self.tokens * self.rank + (self.tokens + 7) // 8 + _HEADER_ROOM_BYTES
+
+    def point(self, name: str) -> OperatingPoint:
+        """The point of that name, the default for an empty one.
+
+        Raises:
+            UnknownQuantizerError: there is none.
+        """
+        return point_of(self.points, name)
+
+    # -- a frame ---------------------------------------------------------------------------------
+
+    def decode(self, body: bytes, kept: Mask, index: int) -> Floats:
+        """The latents that a frame carries, 0 for dropped tokens: `[M, r + 1]`, finite.
+
+        Args:
+            body: the payload without its bitmap.
+            kept: `[M]`.
+            index: of the operating point.
+
+        Raises:
+            FrameMalformedError: no such point, or another grid.
+            BridgeError: whatever the quantizer says of the payload.
+        """
+        point = next((p for p in self.points if p.index == index), None)
+        if point is None or len(kept) != self.tokens:
+            raise FrameMalformedError(
+                f"a frame at point {index} of {len(kept)} tokens; the way back has the points "
+                f"{', '.join(f'{p.index} ({p.name})' for p in self.points)} and {self.tokens}"
+            )
+        count = int(np.count_nonzero(kept))
+        quantizer, grid = self._coders.of(point, self.rank), np.zeros_like(self.centre)
+        steps = self.steps.get(point.steps, np.ones(self.rank, dtype=np.float32))
+        with np.errstate(over="ignore"):
+            grid[kept] = quantizer.decode(body, count, self.rank, steps) + self.centre[kept]
+        if not np.isfinite(grid).all():
+            raise NonFiniteError("a decoded latent is NaN or infinite")
+        return grid
+
+    def state(self, latents: Floats, layout: KVLayout, positions: npt.NDArray[np.int64]) -> KVState:
+        """The edge model's state, keys un-rotated.
+
+        Args:
+            latents: `[M, r + 1]`, from `decode`.
+            layout: of the edge model that is running.
+            positions: of its image tokens, `[N]`.
+
+        Raises:
+            IncompatibleLayoutError: the way back is for another edge model.
+            NonFiniteError: the latents are so large that the state overflows.
+        """
+        if self.target_fingerprint not in layout.fingerprints:
+            raise IncompatibleLayoutError(
+                f"the way back leads to the layout {self.target_fingerprint[:12]}…, this agent's "
+                f"model {layout.model_id!r} has {layout.fingerprint[:12]}…"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = self.normal(latents) * self.scale + self.mean
+        if not np.isfinite(x).all():
+            raise NonFiniteError("the latents are so large that the state overflows")
+        return KVState.from_flat(x, layout, positions)
+
+    def normal(self, latents: Floats) -> Floats:
+        """The edge's states in z-scores, `[N, d_s]`, from `[M, r + 1]` latents."""
+        logits = latents[:, -1] - latents[:, -1].max()
+        share = np.exp(logits) / np.exp(logits).sum() * self.tokens
+        weighed = latents[:, :-1] * share[:, None]
+        small: Floats = (weighed if self.regrid is None else self.regrid @ weighed) @ self.up
+        return small
+
+    def round_trip(self, latents: Floats, state: KVState) -> float:
+        """`distortion.round_trip` of the edge's own state, from what came back of it."""
+        return distortion.round_trip((state.flat() - self.mean) / self.scale, self.normal(latents))
+
+    # -- bytes -----------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """A safetensors blob; equal decoders give equal bytes."""
+        return self._blob
+
+    def _serialize(self) -> bytes:
+        tensors: dict[str, npt.NDArray[Any]] = {
+            name: np.ascontiguousarray(array)
+            for name in ("centre", "up", "mean", "scale", "regrid")
+            if (array := getattr(self, name)) is not None
+        }
+        plain = {
+            "format": FORMAT,
+            "source_fingerprint": self.source_fingerprint,
+            "target_fingerprint": self.target_fingerprint,
+            "operating_points": json.loads(points_to_json(self.points)),
+        }
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        tensors |= coding_tensors(self.steps, self.entropy)
+        blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> ReverseDecoder:
+        """Read what `to_bytes` wrote, trusting nothing.
+
+        Raises:
+            BundleFormatError: too large, not safetensors, or not exactly a reverse decoder.
+        """
+        plain, tensors = read_tensors(_WHAT, blob, _METADATA_KEY, _FIELDS, FORMAT)
+        arrays, steps, entropy = split_tensors(tensors)
+        needed = {"centre", "up", "mean", "scale"}
+        if set(arrays) - {"regrid"} != needed:
+            raise BundleFormatError(
+                f"{_WHAT}: missing {sorted(needed - set(arrays))}, unexpected "
+                f"{sorted(set(arrays) - needed - {'regrid'})}"
+            )
+        try:
+            points = points_from_json(json.dumps(plain["operating_points"]))
+        except FrameMalformedError as error:
+            raise BundleFormatError(f"{_WHAT}: {error}") from error
+        return cls(
+            source_fingerprint=str(plain["source_fingerprint"]),
+            target_fingerprint=str(plain["target_fingerprint"]),
+            points=points,
+            steps=steps,
+            entropy=entropy,
+            **arrays,
+        )
+
+
+def point_of(points: tuple[OperatingPoint, ...], name: str) -> OperatingPoint:
+    """The point of that name among those of a way back, the first for an empty name.
+
+    Raises:
+        UnknownQuantizerError: there is none.
+    """
+    for point in points:
+        if not name or point.name == name:
+            return point
+    known = ", ".join(point.name for point in points)
+    raise UnknownQuantizerError(f"the way back has no point {name[:64]!r}; it has {known}")

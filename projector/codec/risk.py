@@ -1,0 +1,125 @@
+"""How likely the large model would answer otherwise from a frame than from its picture (NumPy).
+
+Knows: four distortion figures, a question's words, how sure the small model is of its own answer,
+and the moments of a picture's latents; one logistic regression over them, learnt at calibration
+(`projector/calibration/learn_risk.py`) and carried in the encoder. Does not know: what is done
+about it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protos.errors import BundleFormatError
+from protos.frame import Distortion
+
+Floats = npt.NDArray[np.float32]
+
+WORDS = 128
+"""Buckets that a question's words are hashed into; two words may share one."""
+_FIGURES, _CERTAINTY, _MOMENTS = 4, 4, 4
+_LEAST = 1e-4
+
+
+def features(
+    figures: Distortion, question: str, first_token: Floats | None, moved: Floats
+) -> Floats:
+    """What the risk is computed from, `[136 + 4 r]`; NaN where something is not known.
+
+    Args:
+        figures: of the frame.
+        question: empty where none is known.
+        first_token: the small model's distribution over its vocabulary for the first token of its
+            own answer; None where it was not asked.
+        moved: latents of all tokens before quantization, less the encoder's centre, `[T, r]`.
+    """
+    words = np.full(WORDS, np.nan if not question else 0.0)
+    for word in question.split():
+        words[zlib.crc32(word.encode()) % WORDS] = 1.0
+    certainty = np.full(_CERTAINTY, np.nan)
+    if first_token is not None:
+        second, first = np.partition(first_token, -2)[-2:].astype(np.float64)
+        spread = -np.sum(first_token * np.log(np.maximum(first_token, 1e-9)), dtype=np.float64)
+        certainty[:] = np.log(first + _LEAST), np.log(second + _LEAST), spread, first - second
+    moments = (moved.mean(axis=0), moved.std(axis=0), moved.max(axis=0), moved.min(axis=0))
+    found: Floats = np.concatenate([losses_of(figures), words, certainty, *moments]).astype(
+        np.float32
+    )
+    return found
+
+
+def losses_of(figures: Distortion) -> Floats:
+    """The features that are a frame's own, the first four: all others are the question's."""
+    losses = (
+        figures.quantize,
+        figures.dropped_attention,
+        np.log(max(figures.latent_residual, _LEAST)),
+        np.log(max(figures.unfamiliarity, _LEAST)),
+    )
+    return np.array(losses, dtype=np.float32)
+
+
+def feature_count(rank: int) -> int:
+    """Number of features for latents of that rank."""
+    return _FIGURES + WORDS + _CERTAINTY + _MOMENTS * rank
+
+
+@dataclass(frozen=True, eq=False)
+class RiskModel:
+    """`P(disagree) = 1 / (1 + exp(-(bias + weights . features)))`.
+
+    Attributes:
+        mean: of the features at calibration, in place of those that are not known, `[F]`.
+        weights: `[F]`.
+        bias: intercept.
+        limit: risk above which calibration advises to fall back, 0..1.
+
+    Raises:
+        BundleFormatError: shapes that differ, numbers that are not finite, a limit out of bounds.
+    """
+
+    mean: Floats
+    weights: Floats
+    bias: float
+    limit: float
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.mean.shape != self.weights.shape:
+            raise BundleFormatError(
+                f"risk: means {self.mean.shape} and weights {self.weights.shape} do not fit"
+            )
+        if self.mean.dtype != np.float32 or self.weights.dtype != np.float32:
+            raise BundleFormatError("risk: means and weights are float32")
+        finite = np.isfinite(self.mean).all() and np.isfinite(self.weights).all()
+        if not finite or not np.isfinite(self.bias) or not 0 <= self.limit <= 1:
+            raise BundleFormatError("risk: a number is not finite, or the limit not in 0..1")
+
+    def risk(self, found: Floats) -> Floats:
+        """Probability of another answer, for features `[..., F]`."""
+        known = np.where(np.isfinite(found), found, self.mean).astype(np.float64)
+        score = np.clip(known @ self.weights.astype(np.float64) + self.bias, -50.0, 50.0)
+        chance: Floats = (1.0 / (1.0 + np.exp(-score))).astype(np.float32)
+        return chance
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """As tensors of the encoder."""
+        constants = np.array([self.bias, self.limit], dtype=np.float32)
+        return {"mean": self.mean, "weights": self.weights, "constants": constants}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> RiskModel:
+        """Read what `to_arrays` gave.
+
+        Raises:
+            BundleFormatError: not exactly that.
+        """
+        if set(arrays) != {"mean", "weights", "constants"} or arrays["constants"].shape != (2,):
+            raise BundleFormatError(f"risk: holds {sorted(arrays)}")
+        bias, limit = (float(value) for value in arrays["constants"])
+        return cls(arrays["mean"], arrays["weights"], bias, limit)

@@ -1,0 +1,235 @@
+"""`projector calibrate`: the rate ladder of a bundle, measured on held-out pictures or texts.
+
+Knows flags, files and what is printed. Does not know: how a point is measured or chosen
+(`projector/calibration/ladder.py`). Models are loaded (and torch imported) only when the command
+runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from projector.bundle.grades import CANNOT_BE_JUDGED
+from projector.commands.arguments import count, whole
+from projector.commands.train import (
+    _add_device,
+    _collect,
+    _command,
+    _models,
+    corpus_size,
+    open_data,
+)
+from projector.report import tables
+from projector.training import preflight
+from protos.errors import ConfigError
+from protos.process.progress import note
+
+if TYPE_CHECKING:
+    from projector.bundle.bundle import Bundle
+    from projector.calibration.ladder import Calibrated
+
+T = TypeVar("T", int, float, str)
+
+_SAMPLE_PICTURES = 1024
+
+
+def register(commands: Any) -> None:
+    """Add the command to `projector`'s sub-parsers."""
+    parser = _command(
+        commands,
+        "calibrate",
+        "sweep tokens, rank and rounding, and keep the best ladder in a bundle",
+        _calibrate,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("data", type=Path, metavar="DATA", help="training pictures, or texts")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
+    parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
+    parser.add_argument("held_corpus", type=Path, metavar="HELD_CORPUS", help="their pairs")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the calibrated bundle")
+    parser.add_argument(
+        "--questions",
+        type=whole,
+        default=6,
+        help="per picture; default: %(default)s",
+    )
+    swept = parser.add_argument_group("what is swept: every combination of these lists")
+    swept.add_argument(
+        "--coarseness", type=_numbers, metavar="LIST", help="steps, in multiples of the finest"
+    )
+    swept.add_argument(
+        "--quiet", type=_numbers, metavar="LIST", help="squared steps below which a token is sent "
+        "as the usual one at its place"
+    )  # fmt: skip
+    swept.add_argument(
+        "--dead-zones", type=_numbers, metavar="LIST", help="steps rounded further towards 0"
+    )
+    swept.add_argument("--tokens", type=_wholes, metavar="LIST", help="tokens kept; 0 for all")
+    swept.add_argument("--ranks", type=_wholes, metavar="LIST", help="latents sent; 0 for all")
+    fixed = parser.add_argument_group("what is measured beside: frames that all have one size")
+    fixed.add_argument(
+        "--fixed",
+        type=_names,
+        metavar="LIST",
+        help="points to keep: fp8 (a scale per latent), fp8-tensor, fp8-token, int8, int4, float; "
+        "default: the bundle's own",
+    )
+    fixed.add_argument(
+        "--raw-scale",
+        choices=("tensor", "head", "channel", "token"),
+        help="what shares an FP8 scale of the raw cache (a token's travels); default: the bundle's",
+    )
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=0.016,
+        help="accuracy that the default point may lose against the large model's own caches; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--selector-pictures",
+        type=count,
+        default=128,
+        help="training pictures with questions that the selector task_aware learns from; 0: it "
+        "is not learnt, nor for texts; default: %(default)s",
+    )
+    _add_device(parser)
+    parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import torch
+
+    from projector.bundle.bundle import Bundle, write_next
+    from projector.calibration import ladder
+    from projector.calibration.calibrate import FIXED, with_fixed
+    from projector.codec import select
+    from projector.models.lm import LM
+    from projector.training.corpus import Corpus
+    from projector.training.dataset import Dataset, Texts
+    from projector.training.texts import fresh_of
+
+    if not 0 <= args.within <= 1:
+        raise ConfigError(f"--within {args.within}: a share of right answers lies in 0..1")
+    for name in args.fixed or ():
+        if name not in FIXED:  # before anything is run
+            raise ConfigError(f"--fixed {name}: expected some of {', '.join(FIXED)}")
+    learns = bool(args.selector_pictures)
+    if args.selector and select.require(args.selector) is select.TaskAware and not learns:
+        raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
+    data, held = (open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held))
+    given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
+    given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
+    if isinstance(data, Texts):
+        given["quiet"] = given["quiet"] or (0.0,)
+        if any(given["quiet"]) or any(given["tokens"] or ()) or args.selector:
+            raise ConfigError("texts travel whole: no --quiet, no --tokens and no --selector")
+    sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
+    info = Bundle.peek(args.bundle)
+    ladder.grid(sweep, info.rank)  # what it refuses, it refuses before anything is run
+    preflight.writable(args.out)
+    sizes = [
+        corpus_size(folder, len(inputs))
+        for folder, inputs in ((args.corpus, data), (args.held_corpus, held))
+    ]
+    held.require_questions(args.questions, range(sizes[1]))
+    preflight.asked(held, range(sizes[1]), "calibrating")
+    if learns and not isinstance(data, Texts):
+        few = range(min(args.selector_pictures, sizes[0]))
+        preflight.asked(data, few, "--selector-pictures above 0")
+    source, target = _models(args, data)
+    bundle = Bundle.load(args.bundle, source.layout, target.layout)
+    corpora = [
+        _collect(pictures, source, target, folder, None, make=False)
+        for pictures, folder in ((data, args.corpus), (held, args.held_corpus))
+    ]
+    backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
+
+    def judge(pictures: Dataset, corpus: Corpus) -> ladder.Judge:
+        sent = None
+        if isinstance(source, LM) and isinstance(target, LM) and isinstance(pictures, Texts):
+            sent = fresh_of(source, target, pictures.text, len(corpus))
+        asks = pictures.questions, args.questions
+        return ladder.Judge(source, target, backend, corpus, *asks, fresh=sent)
+
+    trained = set(data.contents[: len(corpora[0])])
+    again = sum(content in trained for content in held.contents[: len(corpora[1])])
+    if again:
+        print(f"not held out: {again} of the {len(corpora[1])} held-out inputs are in DATA too")
+    encoder = bundle.encoder
+    if args.selector_pictures and not isinstance(data, Texts):
+        learnt_from = corpora[0].part(slice(args.selector_pictures))
+        with tables.doing("learning what the selector task_aware goes by"):
+            weights = ladder.learn_task_weights(judge(data, learnt_from), encoder)
+        encoder = replace(encoder, task_weights=weights)
+    encoder = replace(encoder, selector=args.selector or encoder.selector)
+    sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
+    flat = [state.flat() for state in sample]
+    encoder = with_fixed(encoder, flat, args.fixed, args.raw_scale, source.layout.head_dim)
+    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, [sweep], args.within)
+    info = write_next(
+        bundle,
+        args.out,
+        encoder=made.encoder,
+        certificate=_certificate(bundle, made, len(corpora[1]), args.questions, again),
+        default_point=made.default_point,
+        ladder=made.ladder,
+    )
+    tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
+    print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    if not made.judged:
+        note(
+            f"projector: the ladder {CANNOT_BE_JUDGED}: the large model is right in "
+            f"{made.native:.1%} from its own caches and in {made.blind:.1%} without any input"
+        )
+    if bundle.encoder.risk is not None:
+        print("its guard was of the points before: teach it again with `projector guard`")
+    return 0
+
+
+def _certificate(
+    bundle: Bundle, made: Calibrated, pictures: int, questions: int, again: int
+) -> dict[str, Any]:
+    """The bundle's certificate, with what was tried; what it said of points now gone is dropped.
+
+    The accuracy of the point to start with is added, and how much of what it was measured on was
+    `again` among the training data.
+    """
+    gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
+    kept: dict[str, Any] = {k: v for k, v in bundle.certificate.items() if k != "guard"}
+    for name in ("accuracy", "payload_bytes"):
+        section = kept.get(name)
+        if isinstance(section, dict):
+            kept[name] = {key: value for key, value in section.items() if key not in gone}
+    default = made.encoder.point(made.default_point)
+    if isinstance(kept.get("accuracy"), dict) and default.measured is not None:
+        kept["accuracy"][default.name] = default.measured.accuracy
+    kept["calibration"] = {
+        "pictures": pictures,
+        "questions": questions * pictures,
+        "native": made.native,
+        "blind": made.blind,
+        "judged": made.judged,
+        "seen_in_training": again,
+        "tried": {name: asdict(one) for name, one in made.tried.items()},
+    }
+    return kept
+
+
+def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected numbers with commas between them"
+            ) from error
+
+    return read
+
+
+_numbers, _wholes, _names = _list(float), _list(int), _list(str)

@@ -1,0 +1,250 @@
+"""`projector guard`: a bundle learns to tell which frames would be answered otherwise.
+
+Knows flags, files and what is printed. Does not know: how answers are compared
+(`projector/calibration/disagreement.py`), how a risk is learnt
+(`projector/calibration/learn_risk.py`). Models are loaded, and torch imported, only when the
+command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from projector.commands.arguments import rate, seed, whole
+from projector.commands.train import _add_device, _command, _models, open_data
+from projector.report import tables
+from projector.training import preflight
+from protos.errors import ConfigError
+from protos.process.progress import Progress
+
+if TYPE_CHECKING:
+    from projector.bundle.bundle import Bundle
+    from projector.calibration.disagreement import Comparison, Rows
+    from projector.calibration.learn_risk import Learnt
+    from projector.training.dataset import Dataset
+
+_PICTURES = 8
+"""Asked about at a time, and kept together."""
+
+
+def register(commands: Any) -> None:
+    """Add the command to `projector`'s sub-parsers."""
+    parser = _command(
+        commands,
+        "guard",
+        "teach a bundle which frames the large model would answer otherwise than their pictures",
+        _guard,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a calibrated bundle's folder")
+    parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the guarded bundle")
+    parser.add_argument(
+        "--work", type=Path, help="folder of what was asked so far; resumes (default: HELD-asked)"
+    )
+    parser.add_argument(
+        "--questions", type=whole, default=6, help="per picture, at most; default: %(default)s"
+    )
+    parser.add_argument(
+        "--within",
+        type=rate,
+        default=0.015,
+        help="accuracy that answers from frames may lose against those from pictures before the "
+        "guard steps in: it sets the limit; default: %(default)s",
+    )
+    parser.add_argument(
+        "--unusual",
+        type=rate,
+        default=0.5,
+        help="share of the pictures that are darkened, blurred, tilted and so on, for the guard to "
+        "know the unfamiliar by; 0 where HELD has such pictures itself; default: %(default)s",
+    )
+    parser.add_argument(
+        "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
+    _add_device(parser)
+
+
+def _guard(args: argparse.Namespace) -> int:
+    import torch
+
+    from projector.bundle.bundle import Bundle, write_next
+    from projector.calibration.disagreement import Comparison
+    from projector.calibration.learn_risk import learn
+    from projector.models.vlm import VLM
+    from projector.training.dataset import Texts
+
+    data = open_data(args.held, args.max_picture_pixels)
+    if isinstance(data, Texts):
+        raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
+    data.require_questions(args.questions)
+    held = args.held.resolve()
+    work = args.work or held.with_name(held.name + "-asked")
+    Bundle.peek(args.bundle)
+    preflight.writable(work)
+    preflight.writable(args.out)
+    source, target = _models(args, data)
+    if not isinstance(source, VLM) or not isinstance(target, VLM):
+        raise ConfigError("the guard is of pictures, and these models read texts")
+    bundle = Bundle.load(args.bundle, source.layout, target.layout)
+    backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
+    between = Comparison(source, target, bundle.encoder, backend, args.answer_tokens)
+    rows = _ask(between, bundle, data, args, work)
+    default = rows.point == bundle.info.default_point
+    learnt = learn(
+        rows.found,
+        rows.disagree,
+        rows.picture,
+        rows.right_frame,
+        rows.right_picture,
+        args.within,
+        limiting=default,
+    )
+    found = _found(bundle, rows, learnt) | {"unusual_share": args.unusual, "within": args.within}
+    info = write_next(
+        bundle,
+        args.out,
+        encoder=replace(bundle.encoder, risk=learnt.risk),
+        certificate={**bundle.certificate, "guard": found},
+    )
+    _show(found)
+    print(f"wrote bundle {info.id} version {info.version} to {args.out}")
+    return 0
+
+
+def _ask(
+    between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
+) -> Rows:
+    """Every question, from frames and from pictures; what was asked before is read from files."""
+    from projector.bundle.bundle import write_files
+    from projector.calibration.disagreement import FORMAT, Rows, lesson_points
+    from projector.calibration.unusual import unusual
+
+    bare = hashlib.sha256(replace(bundle.encoder, risk=None).to_bytes() + bundle.cloud.weights)
+    plan: list[Any] = [FORMAT, data.digest, data.questions_digest, bare.hexdigest()]
+    plan += [list(bundle.info.ladder), bundle.info.default_point]
+    plan += [args.questions, args.unusual, args.seed]
+    plan += [between.max_new_tokens, between.target.layout.fingerprint]
+    made_for = hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    parts: list[Rows] = []
+    with Progress("asking", len(data), "picture") as shown:
+        for first in range(0, len(data), _PICTURES):
+            name = f"{made_for}-{first:07d}.npz"
+            size = min(_PICTURES, len(data) - first)
+            if (work / name).exists():
+                shown.skip(size)
+            else:
+                rng = np.random.default_rng([args.seed, first])
+                block = [i for i in range(first, first + size) if data.asked(i)]
+                if not block:
+                    shown.skip(size)
+                    continue
+                changed = [bool(rng.random() < args.unusual) for _ in block]
+                pictures = [
+                    unusual(data.picture(index), rng) if so else data.picture(index)
+                    for index, so in zip(block, changed, strict=True)
+                ]
+                made = between.rows(
+                    pictures,
+                    [[(q.text, q.answer) for q in data.asked(i)[: args.questions]] for i in block],
+                    [
+                        lesson_points(
+                            bundle.encoder, bundle.info.ladder, bundle.info.default_point, rng
+                        )
+                        for _ in block
+                    ],
+                    block,
+                    changed,
+                )
+                blob = io.BytesIO()
+                np.savez(blob, **vars(made))
+                write_files(work, {name: blob.getvalue()})
+                shown.advance(size)
+            with np.load(work / name, allow_pickle=False) as stored:
+                parts.append(Rows(**{field: stored[field] for field in stored.files}))
+    return Rows.join(parts)
+
+
+def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
+    """What a certificate says of its guard.
+
+    Of each half of the pictures, by a risk and a limit that the other half taught.
+    """
+    from projector.validation.estimate import LEAST_EVENTS, auroc, clustered
+
+    default = rows.point == bundle.info.default_point
+    usual, risk, over = rows.where(default), learnt.crossed[default], learnt.over[default]
+    differ = int(usual.disagree.sum())
+    told = min(differ, len(usual) - differ) >= LEAST_EVENTS
+    answers = {
+        "frames": usual.right_frame,
+        "guarded": np.where(over, usual.right_picture, usual.right_frame),
+        "seeing": usual.right_picture,
+    }
+
+    def of(those: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        pictures = usual.picture[those].tolist()
+        right = {
+            name: clustered(r[those].tolist(), pictures).to_json() for name, r in answers.items()
+        }
+        return right | {"over_the_limit": round(float(over[those].mean()), 4)}
+
+    kinds = {"ordinary": ~usual.unusual, "unusual": usual.unusual}
+    return {
+        "pictures": len(np.unique(usual.picture)),
+        "questions": len(usual),
+        "limit": round(learnt.risk.limit, 4),
+        "auroc": round(auroc(risk, usual.disagree), 4) if told else None,
+        **{kind: of(those) for kind, those in kinds.items() if those.any()},
+        "by_point": {
+            bundle.encoder.point(index).name: {
+                "questions": int(there.sum()),
+                "disagree": round(float(rows.disagree[there].mean()), 4),
+                "risk": round(float(learnt.crossed[there].mean()), 4),
+            }
+            for index in bundle.info.ladder
+            if (there := rows.point == index).any()
+        },
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    heads = ("operating point", "#questions", "#answered otherwise", "#risk, mean")
+    shown = [
+        (name, one["questions"], f"{100 * one['disagree']:.1f} %", f"{100 * one['risk']:.1f} %")
+        for name, one in found["by_point"].items()
+    ]
+    right = [
+        (
+            f"{kind} pictures: {said}",
+            *(f"{100 * found[kind][name][end]:.1f} %" for end in ("mean", "low", "high")),
+        )
+        for kind in ("ordinary", "unusual")
+        if kind in found
+        for said, name in (
+            ("from frames alone", "frames"),
+            (f"guarded, {100 * found[kind]['over_the_limit']:.1f} % as pictures", "guarded"),
+            ("from every picture", "seeing"),
+        )
+    ]
+    auroc = "cannot be judged" if found["auroc"] is None else f"{found['auroc']:.3f}"
+    tables.print_tables(
+        [
+            tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
+            tables.table(
+                "answers that are right of the picture as it was",
+                ("", "#mean", "#low", "#high"),
+                right,
+            ),
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Task heads: small classifiers on a picture's states."""

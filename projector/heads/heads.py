@@ -1,0 +1,407 @@
+"""Task heads: small classifiers on a picture's states, with everything below frozen (torch).
+
+Knows states, labels, places in a picture. Does not know: models, maps, pictures, flags.
+
+Two sorts. A picture head pools tokens by learned queries and classifies (fire or none, how many,
+which scene). A tracking head takes the states where objects were pointed out in earlier pictures
+and where one is marked in this one, and says which of them it is; their order means nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional
+
+from projector.bundle.grades import GOOD, LEAST_PICTURES, ROOM, UNJUDGED, WORSE, Verdict
+from projector.heads.labels import Labels
+from projector.models.foreign import in_words
+from projector.training.descent import Descent, Stage
+from projector.validation.estimate import Estimate, by_group, clustered, paired
+from protos.errors import BundleFormatError, BundleLayoutError, FitError
+
+METADATA = "neural_bridge_head"
+MOST_CLASSES = 1000
+_BATCH = 256
+_DROPOUT = 0.2
+_REPORTS = 20
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What a head is for, and its shape.
+
+    Attributes:
+        task: name of the labels it was trained on.
+        classes: their names; numbers from 1 where an object is tracked.
+        tracks: whether it is a tracking head.
+        view: what it looks at, one of `views.VIEWS`.
+        owner: digest of the map, bundle or model whose states these are.
+        dim: numbers per token, d.
+        grid: rows and columns of tokens.
+        components: numbers per token behind the lens, p.
+        width: of the hidden layer.
+        queries: of a picture head.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    tracks: bool
+    view: str
+    owner: str
+    dim: int
+    grid: tuple[int, int]
+    components: int = 128
+    width: int = 64
+    queries: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the door.
+
+        Raises:
+            FitError: fewer than two classes, or a size out of range.
+        """
+        if not 2 <= len(self.classes) <= MOST_CLASSES:
+            raise FitError(
+                f"'{self.task}' has {len(self.classes)} classes ({', '.join(self.classes[:5])}): "
+                f"expected 2 to {MOST_CLASSES}"
+            )
+        sizes = (self.dim, *self.grid, self.components, self.width, self.queries)
+        if any(not 0 < size <= 1 << 20 for size in sizes) or self.components > self.dim:
+            raise FitError(f"a head cannot have the sizes {sizes}")
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a head is trained.
+
+    Attributes:
+        steps: at most.
+        batch: samples per step.
+        rate: peak learning rate.
+        decay: weight decay.
+        patience: reports (twenty in all) without better held-out accuracy before it ends; 0: never.
+        seed: of everything random.
+    """
+
+    steps: int = 600
+    batch: int = 64
+    rate: float = 2e-3
+    decay: float = 0.05
+    patience: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples with the states that they are about.
+
+    Attributes:
+        states: `[n, N, p]` of all pictures, through the head's lens; samples point into them.
+        labels: S samples.
+        targets: `[S]`, class of each.
+    """
+
+    states: Floats
+    labels: Labels
+    targets: Ints
+
+    @classmethod
+    def of(cls, states: Floats, labels: Labels, classes: Sequence[str]) -> Samples:
+        """Join labels to states.
+
+        Raises:
+            FitError: a label that is no class of the head.
+        """
+        place = {name: index for index, name in enumerate(classes)}
+        unknown = sorted(set(labels.labels) - set(place))
+        if unknown:
+            raise FitError(
+                f"label '{unknown[0]}' of '{labels.task}' is no class of this head "
+                f"({', '.join(list(place)[:20])})"
+            )
+        targets = np.array([place[label] for label in labels.labels], dtype=np.int64)
+        return cls(states, labels, targets)
+
+    def __len__(self) -> int:
+        """The number of samples, S."""
+        return len(self.targets)
+
+
+class Head(nn.Module):
+    """A head's weights: a lens fitted in closed form, then pooling and two trained layers.
+
+    The lens takes z-scores of a token's d numbers to its first p principal components, of variance
+    1; 128 of them hold all that the large reference model's answers need (`docs/log.md`).
+    """
+
+    mean: Tensor
+    lens: Tensor
+    counts: Tensor
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.dim))
+        self.register_buffer("lens", torch.zeros(config.dim, config.components))
+        self.register_buffer("counts", torch.zeros(len(config.classes), dtype=torch.long))
+        self.inward = nn.Linear(config.components, config.width)
+        if config.tracks:
+            self.log_radius = nn.Parameter(torch.tensor(0.5).log())
+            self.outward = nn.Linear(config.width, config.width)
+        else:
+            self.queries = nn.Linear(config.width, config.queries)
+            self.hidden = nn.Linear(config.queries * config.width, config.width)
+            self.outward = nn.Linear(config.width, len(config.classes))
+
+    def fit_lens(self, states: Floats) -> None:
+        """Fit the lens to states `[n, N, d]` of training pictures."""
+        x = torch.from_numpy(states).flatten(0, 1)
+        self.mean.copy_(x.mean(0))
+        scale = x.std(0)
+        scale = scale + 1e-3 * scale.max() + 1e-6
+        z = (x - self.mean) / scale
+        _, deviation, axes = torch.pca_lowrank(z, q=self.config.components, center=False, niter=1)
+        deviation = deviation / len(z) ** 0.5
+        self.lens.copy_(axes / scale[:, None] / (deviation + 1e-3 * deviation[0]))
+
+    def through_lens(self, states: Floats) -> Floats:
+        """States `[n, N, d]` to what the trained layers see, `[n, N, p]`."""
+        with torch.inference_mode():
+            seen: Floats = ((torch.from_numpy(states) - self.mean) @ self.lens).numpy()
+        return seen
+
+    def logits(self, samples: Samples, rows: Ints, keep: float = 1.0) -> Tensor:
+        """Logits `[B, classes]` of some samples; hidden numbers are dropped unless `keep` is 1."""
+        labels = samples.labels
+        now = torch.from_numpy(samples.states[labels.pictures[rows]])
+        if not self.config.tracks:
+            return self._classify(now, keep)
+        before = torch.from_numpy(samples.states[labels.before[rows]])
+        places, mark = (torch.from_numpy(a[rows]) for a in (labels.places, labels.mark))
+        known = self._feature(self._at(before, places), keep).mean(dim=1)  # [B, K, width]
+        asked = self._feature(self._at(now, mark[:, None]), keep)  # [B, 1, width]
+        scores: Tensor = (known * asked).sum(-1) / self.config.width**0.5
+        return scores
+
+    def groups(self) -> list[dict[str, Any]]:
+        """One group of all parameters, for an optimiser."""
+        return [{"params": list(self.parameters()), "scale": 1.0}]
+
+    def _classify(self, x: Tensor, keep: float) -> Tensor:
+        tokens = functional.gelu(self.inward(x))  # [B, N, width]
+        weights = self.queries(tokens).sigmoid()  # [B, N, Q]; a sum, so that it can count
+        pooled = torch.einsum("bnq,bnw->bqw", weights, tokens) / tokens.shape[1] ** 0.5
+        hidden = functional.gelu(self.hidden(_dropped(pooled.flatten(1), keep)))
+        logits: Tensor = self.outward(_dropped(hidden, keep))
+        return logits
+
+    def _feature(self, x: Tensor, keep: float) -> Tensor:
+        feature: Tensor = self.outward(_dropped(functional.gelu(self.inward(x)), keep))
+        return feature
+
+    def _at(self, x: Tensor, places: Tensor) -> Tensor:
+        """States `[..., K, d]` about places `[..., K, 2]` (x, y from 0 to 1): a soft window."""
+        rows, columns = self.config.grid
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        centres = torch.stack([column + 0.5, row + 0.5], dim=-1).view(-1, 2)
+        there = places[..., None, :] * torch.tensor([columns, rows])
+        apart = (there - centres).square().sum(-1)  # [..., K, N], in tokens
+        return (-0.5 * apart / self.log_radius.mul(2).exp()).softmax(-1) @ x
+
+    def to_bytes(self) -> bytes:
+        """The weights as safetensors, the configuration in the metadata."""
+        plain = json.dumps(asdict(self.config), sort_keys=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        blob: bytes = save_tensors(tensors, metadata={METADATA: plain})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Head:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BundleFormatError: not such a blob, or tensors that do not fit its configuration.
+        """
+        try:
+            tensors: dict[str, Tensor] = load_tensors(blob)
+            header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+            config = _config(json.loads(header["__metadata__"][METADATA]))
+            with torch.device("meta"):  # sizes are the file's word: nothing is allocated on it
+                head = cls(config)
+            head.load_state_dict(tensors, assign=True)
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, FitError) as error:
+            raise BundleFormatError(f"not a task head: {in_words(error)}") from error
+        if not all(torch.isfinite(t).all() for t in tensors.values()):
+            raise BundleFormatError("a task head with weights that are not finite")
+        return head.eval()
+
+    def require(self, owners: Sequence[str], what: str) -> None:
+        """Refuse states that the head does not belong to.
+
+        Raises:
+            BundleLayoutError: they are of another map, bundle or model.
+        """
+        if self.config.owner not in owners:
+            raise BundleLayoutError(
+                f"the head for '{self.config.task}' was trained on the {self.config.view} states "
+                f"of {self.config.owner[:12]}, {what} is {owners[0][:12]}: train one with it"
+            )
+
+
+def train(
+    head: Head, training: Samples, held: Samples, settings: HeadSettings, folder: Path
+) -> None:
+    """Cross-entropy until held-out accuracy stops rising; resumes where an earlier run stopped.
+
+    Args:
+        head: changed in place; its lens is fitted.
+        training: samples to learn from.
+        held: samples that decide when to stop, none of a picture trained on.
+        settings: how long and how fast.
+        folder: where checkpoint and log are kept.
+
+    Raises:
+        FitError: the loss is not finite.
+    """
+    classes = len(head.config.classes)
+    head.counts.copy_(torch.from_numpy(np.bincount(training.targets, minlength=classes)))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def loss(_step: int, _stage: str, _begun: int, rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(training), min(settings.batch, len(training)), replace=False)
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        logits = head.logits(training, rows, 1 - _DROPOUT)
+        return functional.cross_entropy(logits, torch.from_numpy(training.targets[rows]))
+
+    def report() -> dict[str, float]:
+        return {"accuracy": float(np.mean(predictions(head, held) == held.targets))}
+
+    inputs = (head.lens.numpy(), training.labels.pictures, training.targets)
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in inputs)).hexdigest()
+    Descent(
+        head,
+        (Stage("head", settings.steps, settings.rate),),
+        loss,
+        folder,
+        asdict(settings),
+        json.dumps([asdict(head.config), digest]),
+        what="head",
+        seed=settings.seed,
+        decay=settings.decay,
+        reports=_REPORTS,
+        patience=settings.patience,
+        details={**asdict(head.config), "samples and their states": digest[:12]},
+    ).run(report)
+
+
+def predictions(head: Head, samples: Samples) -> Ints:
+    """The likeliest class of every sample, `[S]`."""
+    with torch.inference_mode():
+        parts = [
+            head.logits(samples, np.arange(begin, min(begin + _BATCH, len(samples)))).argmax(-1)
+            for begin in range(0, len(samples), _BATCH)
+        ]
+    found: Ints = torch.cat(parts).numpy()
+    return found
+
+
+def judge(head: Head, samples: Samples) -> dict[str, Any]:
+    """Figures on samples that the head never saw, beside what needs no head.
+
+    Returns:
+        `accuracy` with its interval (clustered by picture, or by sequence), `majority` (always the
+        commonest class of training), `nearest` where objects are tracked (the one last seen
+        nearest to the mark), `above` (accuracy minus the better of these), `other_picture` (the
+        head on another picture's states), accuracies by class and by kind, and the `verdict` with
+        its reason: whether the head does more than all of these.
+    """
+    labels, truth = samples.labels, samples.targets
+    clusters = labels.clusters.tolist()
+    right = predictions(head, samples) == truth
+    commonest = int(head.counts.argmax())
+    floors = {"majority": truth == commonest}
+    if labels.objects:
+        apart = np.linalg.norm(labels.places[:, -1] - labels.mark[:, None], axis=-1)
+        floors["nearest"] = apart.argmin(axis=1) == truth
+    best = max(floors.values(), key=lambda floor: float(floor.mean()))
+    half = len(samples.states) // 2  # the next one of a sequence shows nearly the same
+    swapped = replace(samples, states=np.roll(samples.states, half, axis=0))
+    shown = {**floors, "other_picture": predictions(head, swapped) == truth}
+    above = paired(right.tolist(), best.tolist(), clusters)
+    apart_from_other = paired(right.tolist(), shown["other_picture"].tolist(), clusters)
+    verdict = _verdict(
+        len(set(clusters)), len(set(truth.tolist())), float(right.mean()), above, apart_from_other
+    )
+    return {
+        "task": head.config.task,
+        "view": head.config.view,
+        "classes": len(head.config.classes),
+        "samples": len(samples),
+        "clusters": len(set(clusters)),
+        "accuracy": clustered(right.astype(float).tolist(), clusters).to_json(),
+        **{
+            name: clustered(floor.astype(float).tolist(), clusters).to_json()
+            for name, floor in shown.items()
+        },
+        "above": above.to_json(),
+        "verdict": verdict.state,
+        "why": verdict.why,
+        "by_class": by_group(right.tolist(), labels.labels),
+        "by_kind": {
+            "head": by_group(right.tolist(), labels.kinds),
+            **{name: by_group(floor.tolist(), labels.kinds) for name, floor in floors.items()},
+        },
+    }
+
+
+def _verdict(
+    clusters: int, classes: int, accuracy: float, above: Estimate, other: Estimate
+) -> Verdict:
+    if clusters < LEAST_PICTURES:
+        return Verdict(UNJUDGED, f"{clusters} pictures or sequences, and it takes {LEAST_PICTURES}")
+    if classes < 2:
+        return Verdict(UNJUDGED, "every sample is of one class")
+    for found, what in (
+        (above, "the commonest class, or the nearest place, does"),
+        (other, "another picture's states do"),
+    ):
+        if found.low > 0:
+            continue
+        if found.high >= ROOM * (1 - accuracy + found.mean):
+            return Verdict(UNJUDGED, f"too few samples to tell whether {what} as well")
+        return Verdict(WORSE, f"{what} as well")
+    return Verdict(GOOD)
+
+
+def _dropped(x: Tensor, keep: float) -> Tensor:
+    return x if keep == 1 else functional.dropout(x, 1 - keep)
+
+
+def _config(plain: dict[str, Any]) -> HeadConfig:
+    """A configuration from JSON; what is not as it was written is refused."""
+    kinds = {"task": str, "view": str, "owner": str, "tracks": bool, "classes": list, "grid": list}
+    for field in fields(HeadConfig):
+        if type(plain[field.name]) is not kinds.get(field.name, int):
+            raise ValueError(f"field '{field.name}' holds {plain[field.name]!r}")
+    if not all(isinstance(name, str) for name in plain["classes"]):
+        raise ValueError("classes are text")
+    if [type(n) for n in plain["grid"]] != [int, int]:
+        raise ValueError("a grid has two sides")
+    lists = {"classes": tuple(plain["classes"]), "grid": tuple(plain["grid"])}
+    return HeadConfig(**{**plain, **lists})

@@ -1,0 +1,185 @@
+"""What a task head may look at: a picture's state in four spaces, all below it frozen (torch).
+
+Knows maps, bundles and paired caches. Does not know: heads, labels, flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from projector import maps as families
+from projector.bundle.bundle import DESCRIPTION, Bundle
+from projector.codec.encoder import Encoder
+from projector.maps.cloud_half import CloudHalf
+from projector.training.corpus import Corpus
+from protos.errors import ConfigError, FitError
+from protos.frame import OperatingPoint
+from protos.layout import KVLayout, KVState
+
+VIEWS = ("projected", "native", "edge", "latents")
+"""The map's output; the large model's own state; the small model's; what travels between them."""
+
+MAP_FILE = "map.safetensors"
+_BATCH = 32
+
+Floats = npt.NDArray[np.float32]
+Sent = tuple[Tensor, Tensor]  # latents [B, N, r] and kept tokens [B, N]
+
+
+@dataclass(frozen=True)
+class FrozenMap:
+    """A map or a bundle, as a head sees it.
+
+    Attributes:
+        digest: SHA-256 of the map's bytes, or the bundle's digest.
+        source: layout of the small model.
+        target: layout of the large one.
+        rank: numbers per token that travel.
+        down: source states `[B, N, d_s]` and received attention `[B, N]` to what travels.
+        up: what travelled to target states `[B, M, d_r]`, keys un-rotated.
+    """
+
+    digest: str
+    source: KVLayout
+    target: KVLayout
+    rank: int
+    down: Callable[[Floats, Floats], Sent]
+    up: Callable[[Tensor, Tensor], Tensor]
+
+    @classmethod
+    def open(
+        cls, path: Path, source: KVLayout, target: KVLayout, point: str | None = None
+    ) -> FrozenMap:
+        """Open a map (`projector train`) or a bundle, for the layouts that are running.
+
+        Args:
+            path: the map's file or folder, or the bundle's folder.
+            source: the small model's layout.
+            target: the large one's.
+            point: operating point of a bundle, whose coding the latents then pass through; by
+                default they are not quantized.
+
+        Raises:
+            BridgeError: as `Bundle.load` and `families.load`.
+            FitError: there is neither.
+            ConfigError: no such point, or one that carries no latents.
+        """
+        if (path / DESCRIPTION).is_file():
+            return cls._of_bundle(Bundle.load(path, source, target), source, target, point)
+        if point is not None:
+            raise ConfigError(f"{path} is a map, not a bundle: it has no operating points")
+        file = path / MAP_FILE if path.is_dir() else path
+        try:
+            blob = file.read_bytes()
+        except OSError as error:
+            raise FitError(f"no map at {file}: {error.strerror}") from error
+        made = families.load(blob, source, target)
+
+        def down(x: Floats, _attention: Floats) -> Sent:
+            latents = made.down(made.normal(torch.from_numpy(x)))
+            return latents, torch.ones(latents.shape[:2])
+
+        digest = hashlib.sha256(blob).hexdigest()
+        return cls(digest, source, target, made.rank, down, _up_of(made))
+
+    @classmethod
+    def _of_bundle(
+        cls, bundle: Bundle, source: KVLayout, target: KVLayout, point: str | None
+    ) -> FrozenMap:
+        encoder = bundle.encoder
+        chosen = None if point is None else _point(encoder, point)
+
+        def down(x: Floats, attention: Floats) -> Sent:
+            if chosen is None:
+                latents = torch.from_numpy(encoder.project(x))
+                return latents, torch.ones(latents.shape[:2])
+            rows = zip(x, attention, strict=True)
+            sent = [_through(encoder, chosen, source, *row) for row in rows]
+            received = torch.from_numpy(np.stack([latents for latents, _ in sent]))
+            return received, torch.from_numpy(np.stack([kept for _, kept in sent])).float()
+
+        weights = bundle.cloud.weights
+        if families.is_map(weights):
+            up = _up_of(families.load(weights, source, target))
+        else:
+            up = CloudHalf.from_bytes(weights).state
+        return cls(bundle.info.digest, source, target, encoder.rank, down, up)
+
+    def owner(self, view: str) -> str:
+        """What a head on that view belongs to: the map, or one of the models alone."""
+        return self.owners(view)[0]
+
+    def owners(self, view: str) -> tuple[str, ...]:
+        """`owner`, then by which name an older version knew it."""
+        own = {"native": self.target.fingerprints, "edge": self.source.fingerprints}
+        return own.get(view, (self.digest,))
+
+    def grid(self, view: str) -> tuple[int, int]:
+        """Rows and columns of the view's tokens."""
+        return (self.target if view in ("projected", "native") else self.source).grid
+
+    def look(
+        self, view: str, corpus: Corpus, pictures: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[Floats]:
+        """The states of pictures of a corpus in one view, `[b, tokens, d]` at a time.
+
+        Args:
+            view: one of `VIEWS`.
+            corpus: pairs of this map's models.
+            pictures: which, in their order; by default all.
+
+        Raises:
+            ConfigError: no such view.
+            FitError: states that are not finite.
+        """
+        if view not in VIEWS:
+            raise ConfigError(f"there is no view '{view}': expected one of {', '.join(VIEWS)}")
+        wanted = np.arange(len(corpus)) if pictures is None else pictures
+        for begin in range(0, len(wanted), _BATCH):
+            states = self._states(view, corpus, wanted[begin : begin + _BATCH])
+            if not np.isfinite(states).all():
+                raise FitError(f"the {view} states hold NaN or infinity")
+            yield states
+
+    def _states(self, view: str, corpus: Corpus, rows: npt.NDArray[np.int64]) -> Floats:
+        if view == "native":
+            native: Floats = corpus.y[rows].astype(np.float32)
+            return native
+        x: Floats = corpus.x[rows].astype(np.float32)
+        if view == "edge":
+            return x
+        with torch.inference_mode():
+            latents, kept = self.down(x, corpus.attention[rows].astype(np.float32))
+            seen = latents if view == "latents" else self.up(latents, kept)
+            found: Floats = seen.numpy()
+        return found
+
+
+def _up_of(made: families.Map) -> Callable[[Tensor, Tensor], Tensor]:
+    """A family's cloud half; tokens that were not sent are zero already, the mean state."""
+    return lambda latents, _kept: made.states(made.cloud(latents))
+
+
+def _point(encoder: Encoder, name: str) -> OperatingPoint:
+    points = {point.name: point for point in encoder.points if point.kind == "latent"}
+    if name not in points:
+        raise ConfigError(f"no point '{name}' that carries latents: it has {', '.join(points)}")
+    return points[name]
+
+
+def _through(
+    encoder: Encoder, point: OperatingPoint, layout: KVLayout, x: Floats, attention: Floats
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """One picture's latents as the other side reads them, and which tokens were sent."""
+    positions = np.arange(layout.tokens, dtype=np.int64)
+    encoded = encoder.encode(KVState.from_flat(x, layout, positions, attention), point)
+    received = encoder.decode(encoded.payload, encoded.kept, point)
+    return encoder.scatter(received, encoded.kept), encoded.kept

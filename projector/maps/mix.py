@@ -1,0 +1,155 @@
+"""`mix`: tokens look at each other in latent space, between the halves of any other map.
+
+With queries at the target's positions it also maps one token grid to another; interpolating the
+latents is what it starts from and must beat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from projector.maps.base import Family, Map, configured
+from projector.maps.moments import Moments
+from protos.errors import FitError
+from protos.layout import KVLayout
+
+MAX_WIDTH, MAX_DEPTH = 256, 8
+
+
+@dataclass(frozen=True)
+class Mix(Family):
+    """A residual transformer block around another member; has no operator norm.
+
+    Attributes:
+        inner: name of the other member.
+        config: its configuration, defaults where it says nothing.
+        width: of the block, at most 256.
+        depth: its layers over the source's tokens, before the queries of the target's.
+        heads: attention heads.
+    """
+
+    name: ClassVar[str] = "mix"
+    closed: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
+    inner: str = "low_rank"
+    config: dict[str, Any] = field(default_factory=dict)
+    width: int = 128
+    depth: int = 1
+    heads: int = 4
+
+    @property
+    def member(self) -> Family:
+        """The other member's configuration.
+
+        Raises:
+            FitError: there is none of that name, or it mixes too.
+        """
+        from projector.maps import family  # the registry lists this file
+
+        if self.inner == self.name:
+            raise FitError("a mix around a mix: name another family inside")
+        cls = family(self.inner)
+        return configured(cls, {**asdict(cls()), **self.config})
+
+    @property
+    def asks_answers(self) -> bool:
+        """As the other member."""
+        return self.member.asks_answers
+
+    def make(self, source: KVLayout, target: KVLayout) -> Map:
+        """The module."""
+        if not (1 <= self.width <= MAX_WIDTH and self.heads >= 1 and self.width % self.heads == 0):
+            raise FitError(
+                f"a mixing width of {self.width} with {self.heads} heads: expected at most "
+                f"{MAX_WIDTH}, a multiple of the heads"
+            )
+        if not 1 <= self.depth <= MAX_DEPTH:
+            raise FitError(f"a mixing block of {self.depth} layers: expected 1 to {MAX_DEPTH}")
+        return MixMap(self, source, target)
+
+
+class Attend(nn.Module):
+    """One pre-norm layer: queries look at tokens, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_query, self.norm_token = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.query, self.merge = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """`[B, M, width]` queries over `[B, N, width]` tokens."""
+        query = self._heads(self.query(self.norm_query(queries)))
+        key, value = self.key_value(self.norm_token(tokens)).chunk(2, dim=-1)
+        mixed = functional.scaled_dot_product_attention(query, self._heads(key), self._heads(value))
+        x = queries + self.merge(mixed.transpose(1, 2).flatten(-2))
+        widened = functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh")
+        out: Tensor = x + self.narrow(widened)
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        split: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
+
+
+class MixMap(Map):
+    """Weights of `mix`: the other member's, and the block's."""
+
+    family: Mix
+
+    def __init__(self, family: Mix, source: KVLayout, target: KVLayout) -> None:
+        super().__init__(family, source, target)
+        self.inner = family.member.make(source, target)
+        width = family.width
+        self.inward = nn.Linear(self.inner.rank, width)
+        self.place_source = nn.Parameter(torch.randn(source.tokens, width) * 0.02)
+        self.place_target = nn.Parameter(torch.randn(target.tokens, width) * 0.02)
+        self.layers = nn.ModuleList(Attend(width, family.heads) for _ in range(family.depth))
+        self.ask = Attend(width, family.heads)
+        self.norm_out = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, self.inner.rank)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def take_statistics(self, moments: Moments) -> None:
+        """Of both maps."""
+        super().take_statistics(moments)
+        self.inner.take_statistics(moments)
+
+    def fit(self, moments: Moments) -> None:
+        """The other member's closed form; the block changes nothing yet."""
+        self.inner.fit(moments)
+
+    def penalty(self) -> Tensor:
+        """The other member's."""
+        return self.inner.penalty()
+
+    @property
+    def rank(self) -> int:
+        """The other member's."""
+        return self.inner.rank
+
+    def down(self, x: Tensor) -> Tensor:
+        """The other member's edge half."""
+        return self.inner.down(x)
+
+    def up(self, z: Tensor) -> Tensor:
+        """The other member's cloud half."""
+        return self.inner.up(z)
+
+    def cloud(self, z: Tensor) -> Tensor:
+        """Mix, bring to the target's grid, then the other member's cloud half."""
+        tokens = self.inward(z) + self.place_source
+        for layer in self.layers:
+            tokens = layer(tokens, tokens)
+        placed = self.regrid(z)
+        queries = self.ask(self.inward(placed) + self.place_target, tokens)
+        return self.inner.up(placed + self.outward(self.norm_out(queries)))

@@ -1,0 +1,251 @@
+"""What one pass over paired caches leaves: counts, means and Gram matrices (NumPy).
+
+Knows sums of products. Knows nothing about maps. One pass serves every regularisation, rank and
+choice of layers, and 100,000 pairs need no more memory than one chunk of them. Chunks are
+multiplied in float32 and added up in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from projector.maps.closed_form import Statistics
+from projector.maps.metric import Metric
+from protos.errors import CorpusError, FitError
+
+Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+States = npt.NDArray[np.floating]
+
+RIDGE_WEIGHTS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-12, 1))
+"""What is tried where the weight is chosen: 1e-6 to 1, in units of a dimension's variance."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over n paired states `x [d_s]`, `y [d_r]`.
+
+    Attributes:
+        count: n, tokens (not pictures); the sum of their weights, where they have any.
+        x_sum: `[d_s]`.
+        y_sum: `[d_r]`.
+        xx: `[d_s, d_s]`, sum of outer products.
+        xy: `[d_s, d_r]`.
+        y_square: `[d_r]`, sum of squares.
+        yy: `[d_r, d_r]`, only where it was asked for.
+        metric: what an error of the target costs; None for its own variance.
+        held: of other pictures, which a fit makes its choices by; None for these same sums.
+    """
+
+    count: float
+    x_sum: Doubles
+    y_sum: Doubles
+    xx: Doubles
+    xy: Doubles
+    y_square: Doubles
+    yy: Doubles | None = None
+    metric: Metric | None = field(default=None, kw_only=True)
+    held: Moments | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[States, ...]], *, target_gram: bool = False) -> Moments:
+        """One pass over chunks of pairs.
+
+        Args:
+            pairs: chunks `x [..., d_s]` and `y [..., d_r]` of as many states; a third array `[...]`
+                weighs each pair.
+            target_gram: whether to keep `yy`.
+
+        Raises:
+            CorpusError: no pairs, chunks of unequal length or width, NaN or infinity.
+        """
+        total: list[Doubles] | None = None
+        count = 0.0
+        for one, other, *weights in pairs:
+            x = np.ascontiguousarray(one.reshape(-1, one.shape[-1]), dtype=np.float32)
+            y = np.ascontiguousarray(other.reshape(-1, other.shape[-1]), dtype=np.float32)
+            if len(x) != len(y):
+                raise CorpusError(f"{len(x)} source states beside {len(y)} of the target: unpaired")
+            each = np.ones(len(x), dtype=np.float32)
+            by_x, by_y = x, y
+            if weights:
+                each = np.ascontiguousarray(weights[0].reshape(-1), dtype=np.float32)
+                by_x, by_y = x * each[:, None], y * each[:, None]
+            parts = [each @ x, each @ y, by_x.T @ x, by_x.T @ y, np.einsum("nd,nd->d", by_y, y)]
+            if target_gram:
+                parts.append(by_y.T @ y)
+            if not all(np.isfinite(part).all() for part in parts):
+                raise CorpusError("the paired states hold NaN or infinity")
+            if total is None:
+                total = [part.astype(np.float64) for part in parts]
+            elif total[3].shape != parts[3].shape:
+                raise CorpusError("chunks of states of different widths: two pairs of models mixed")
+            else:
+                for whole, part in zip(total, parts, strict=True):
+                    whole += part
+            count += float(each.sum())
+        if total is None or not count:
+            raise CorpusError("no pairs: the corpus is empty")
+        return cls(count, *total)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both samples together, none held out; `yy` where both have it."""
+        return Moments(
+            self.count + other.count,
+            self.x_sum + other.x_sum,
+            self.y_sum + other.y_sum,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.y_square + other.y_square,
+            None if self.yy is None or other.yy is None else self.yy + other.yy,
+        )
+
+    @property
+    def d_s(self) -> int:
+        """Width of the source."""
+        return len(self.x_sum)
+
+    @property
+    def d_r(self) -> int:
+        """Width of the target."""
+        return len(self.y_sum)
+
+    @property
+    def x_stats(self) -> Statistics:
+        """Mean and deviation of each source dimension."""
+        return _statistics(self.count, self.x_sum, np.diagonal(self.xx))
+
+    @property
+    def y_stats(self) -> Statistics:
+        """Mean and deviation of each target dimension."""
+        return _statistics(self.count, self.y_sum, self.y_square)
+
+    def normalised(
+        self, x_stats: Statistics | None = None, y_stats: Statistics | None = None
+    ) -> tuple[Doubles, Doubles]:
+        """Covariances of z-scored states.
+
+        Args:
+            x_stats: in whose units; by default this sample's own.
+            y_stats: likewise.
+
+        Returns:
+            `S_xx [d_s, d_s]` and `S_xy [d_s, d_r]`, per pair.
+        """
+        xs, ys = x_stats or self.x_stats, y_stats or self.y_stats
+        xx = _second(self.xx, self.x_sum, self.x_sum, self.count, xs, xs)
+        xy = _second(self.xy, self.x_sum, self.y_sum, self.count, xs, ys)
+        return xx, xy
+
+    def target_covariance(self) -> Doubles:
+        """Covariance of the z-scored target, `[d_r, d_r]`.
+
+        Raises:
+            FitError: it was not collected.
+        """
+        if self.yy is None:
+            raise FitError("this fit needs the target's Gram matrix: collect with target_gram")
+        stats = self.y_stats
+        return _second(self.yy, self.y_sum, self.y_sum, self.count, stats, stats)
+
+    def squared_error(self, weights: States, x_stats: Statistics, y_stats: Statistics) -> Doubles:
+        """Mean squared error of `y ≈ x @ weights` on these pairs, per target dimension `[d_r]`.
+
+        In z-scores of the statistics that the map was fitted with; needs no pass over the pairs.
+        """
+        xx, xy = self.normalised(x_stats, y_stats)
+        w = weights.astype(np.float64)
+        mean, scale = y_stats.mean.astype(np.float64), y_stats.scale.astype(np.float64)
+        square = self.y_square - 2 * mean * self.y_sum + self.count * mean * mean
+        own = square / self.count / scale**2
+        error: Doubles = own - 2 * np.einsum("dr,dr->r", w, xy) + np.einsum("dr,dr->r", w, xx @ w)
+        return error
+
+
+def _statistics(count: float, total: Doubles, square: Doubles) -> Statistics:
+    mean = total / count
+    scale = np.sqrt(np.maximum(square / count - mean * mean, 0))
+    scale[scale < 1e-6] = 1.0
+    return Statistics(mean.astype(np.float32), scale.astype(np.float32))
+
+
+def _second(
+    product: Doubles, a_sum: Doubles, b_sum: Doubles, count: float, a: Statistics, b: Statistics
+) -> Doubles:
+    """Mean of `(a - mean) (b - mean)^T / (scale scale^T)`, from raw sums."""
+    a_mean, b_mean = a.mean.astype(np.float64), b.mean.astype(np.float64)
+    centred = (
+        product
+        - np.outer(a_mean, b_sum)
+        - np.outer(a_sum, b_mean)
+        + count * np.outer(a_mean, b_mean)
+    )
+    normal: Doubles = centred / count / np.outer(a.scale, b.scale).astype(np.float64)
+    return normal
+
+
+def best_weight(moments: Moments) -> float:
+    """The ridge weight of `RIDGE_WEIGHTS` whose map fits the held-out pairs best.
+
+    One eigendecomposition of the source's covariance serves all of them. A weight that does not
+    exceed twice the rounding errors of a singular covariance (they show as negative eigenvalues) is
+    not tried: the system could not be solved with it.
+
+    Args:
+        moments: of training pairs, those held out beside them.
+
+    Raises:
+        FitError: none are held out, or no weight is large enough.
+    """
+    if moments.held is None:
+        raise FitError("a ridge weight is chosen on held-out pairs, and none are held out")
+    xx, xy = moments.normalised()
+    held_xx, held_xy = moments.held.normalised(moments.x_stats, moments.y_stats)
+    values, vectors = np.linalg.eigh(xx)
+    turned, asked = vectors.T @ xy, vectors.T @ held_xy
+    spread = vectors.T @ held_xx @ vectors
+    errors, usable = [], [w for w in RIDGE_WEIGHTS if values[0] + w > w / 2]
+    for weight in usable:
+        fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
+        errors.append(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
+    if not usable:
+        raise FitError("the source's covariance is not one: its rounding errors exceed any ridge")
+    return usable[int(np.argmin(errors))]
+
+
+def ridge(xx: Doubles, xy: Doubles, weight: float) -> Doubles:
+    """`W [d_s, d_r] = argmin ||y - x W||^2 + weight ||W||_F^2` from normalised covariances.
+
+    (Hoerl and Kennard, 1970.)
+
+    Args:
+        xx: `[d_s, d_s]`.
+        xy: `[d_s, d_r]`.
+        weight: at least 0, in units of the mean variance of a source dimension.
+
+    Raises:
+        FitError: the regularised system is singular.
+    """
+    if not 0 <= weight < math.inf:
+        raise FitError(f"the ridge weight is {weight}: it must be a number, 0 or more")
+    system = xx + weight * np.eye(len(xx))
+    try:
+        lower = np.linalg.cholesky(system)
+    except np.linalg.LinAlgError as error:
+        raise FitError(
+            "the source's Gram matrix is singular (constant or repeated dimensions, or fewer "
+            "pairs than dimensions): use a ridge weight above 0, such as 1e-3, or more pairs"
+        ) from error
+    pivots = np.diagonal(lower)
+    if pivots.min() < 1e-7 * pivots.max():
+        raise FitError(
+            "the source's Gram matrix is singular to working precision: use a ridge weight above "
+            "0, such as 1e-3, or more pairs"
+        )
+    solved: Doubles = np.linalg.solve(system, xy).astype(np.float64, copy=False)
+    return solved

@@ -1,0 +1,1 @@
+"""A cloud half made ready to run: ONNX graph, TensorRT engine, backends."""

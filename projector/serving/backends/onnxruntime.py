@@ -1,0 +1,45 @@
+"""The default backend off a GPU: ONNX Runtime. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnxruntime
+
+from projector.serving.backends.base import Backend, CloudFiles, Floats
+from protos.errors import BundleFormatError, ConfigError
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_INPUTS = {"latents", "kept", "cos", "sin"}
+
+
+class OnnxRuntimeBackend(Backend):
+    """`cloud.onnx` in an ONNX Runtime session."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def _open(self, files: CloudFiles) -> None:
+        provider = _PROVIDERS.get(self.device.partition(":")[0])
+        if provider is None or provider not in onnxruntime.get_available_providers():
+            raise ConfigError(
+                f"onnxruntime has no device '{self.device}' here; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        # A thread that waits must not keep the one it waits for from running.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(files.graph, options, providers=[provider])
+        except Exception as error:  # its exceptions share no public base
+            raise BundleFormatError(f"onnxruntime cannot run cloud.onnx: {error}") from error
+        if {value.name for value in self._session.get_inputs()} != _INPUTS:
+            raise BundleFormatError("cloud.onnx does not take latents, kept, cos and sin")
+
+    def _run(
+        self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
+    ) -> tuple[Floats, Floats]:
+        feeds = {"latents": latents, "kept": kept, "cos": cos, "sin": sin}
+        keys, values = self._session.run(("keys", "values"), feeds)
+        return keys, values

@@ -1,0 +1,67 @@
+"""The TensorRT backend, for a machine with an NVIDIA GPU (TensorRT or TensorRT-RTX).
+
+The engine is compiled by `projector/serving/engine.py` when the backend is opened (under a second
+for graphs of this size) and serves batches from 1 to 64. Buffers are torch's. Vendor packages are
+imported when a backend is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+from projector.serving import engine
+from projector.serving.backends.base import Backend, CloudFiles, Floats
+from protos.errors import BundleFormatError, ConfigError
+
+
+class TensorRTBackend(Backend):
+    """`cloud.onnx`, compiled for the GPU at hand."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def _open(self, files: CloudFiles) -> None:
+        self._trt = engine.load_library()
+        try:
+            self._torch: Any = importlib.import_module("torch")
+        except ImportError as error:
+            raise ConfigError("the backend 'tensorrt' keeps its buffers in torch") from error
+        if not self._torch.cuda.is_available():
+            raise ConfigError("the backend 'tensorrt' needs an NVIDIA GPU; torch sees none")
+        self._gpu = self._torch.device(self.device if self.device != "cpu" else "cuda")
+        shapes = engine.cloud_shapes(self.target, self.rank, self.tokens)
+        with self._torch.cuda.device(self._gpu):
+            plan, self.report = engine.build(files.graph, engine.NATIVE, shapes)
+        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise BundleFormatError("TensorRT cannot load the engine it compiled on this GPU")
+        self._context = self._engine.create_execution_context()
+        self._stream = self._torch.cuda.Stream(device=self._gpu)
+
+    def _run(
+        self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
+    ) -> tuple[Floats, Floats]:
+        if len(latents) > engine.MAX_BATCH:
+            raise ConfigError(
+                f"the engine serves batches up to {engine.MAX_BATCH}, not {len(latents)}"
+            )
+        torch, target = self._torch, self.target
+        shape = (target.layers, len(latents), target.kv_heads, target.tokens, target.head_dim)
+        with torch.cuda.stream(self._stream):
+            held = {
+                name: torch.from_numpy(array).to(self._gpu)
+                for name, array in zip(
+                    ("latents", "kept", "cos", "sin"), (latents, kept, cos, sin), strict=True
+                )
+            }
+            for name, tensor in held.items():
+                self._context.set_input_shape(name, tuple(tensor.shape))
+            for name in ("keys", "values"):
+                held[name] = torch.empty(shape, dtype=torch.float32, device=self._gpu)
+            for name, tensor in held.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise ConfigError("TensorRT could not run the engine; see its log")
+            keys, values = held["keys"].cpu().numpy(), held["values"].cpu().numpy()
+        return keys, values

@@ -1,0 +1,59 @@
+"""The torch backend: the trained module itself, for development and for engines that hold torch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from projector import maps as families
+from projector.maps.cloud_half import CloudHalf
+from projector.serving.backends.base import Backend, CloudFiles, Floats
+from protos.errors import BundleFormatError, BundleLayoutError, ConfigError
+
+
+class TorchBackend(Backend):
+    """`cloud.safetensors` in eager torch; threads are the process's (`torch.set_num_threads`)."""
+
+    name: ClassVar[str] = "torch"
+
+    def _open(self, files: CloudFiles) -> None:
+        half: Any = self._read(files.weights)
+        ends, target = half.boundaries, self.target
+        theirs = (ends.rank, ends.tokens_in, ends.tokens_out, ends.rotary_dim)
+        ours = (self.rank, self.tokens, target.tokens, target.rope.rotary_dim)
+        if theirs != ours:
+            raise BundleFormatError(
+                f"the cloud half is for (rank, tokens in, tokens out, rotary_dim) {theirs}, "
+                f"the bundle says {ours}"
+            )
+        try:
+            self._half = half.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"torch has no device '{self.device}' here: {error}") from error
+
+    def _read(self, weights: bytes) -> Any:
+        """The default's own module, or any family's between the same boundaries."""
+        if families.is_map(weights):
+            try:
+                made = families.load(weights, None, self.target)
+            except BundleLayoutError as error:
+                raise BundleFormatError(f"cloud.safetensors: {error}") from error
+            return families.ServedMap(made).eval()
+        half = CloudHalf.from_bytes(weights)
+        made_for, target = half.config, self.target
+        theirs = (made_for.layers, made_for.kv_heads, made_for.head_dim)
+        if theirs != (target.layers, target.kv_heads, target.head_dim):
+            raise BundleFormatError(
+                f"the cloud half is for (layers, heads, head_dim) {theirs}, the bundle says "
+                f"{(target.layers, target.kv_heads, target.head_dim)}"
+            )
+        return half
+
+    def _run(
+        self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
+    ) -> tuple[Floats, Floats]:
+        with torch.inference_mode():
+            inputs = (torch.from_numpy(a).to(self.device) for a in (latents, kept, cos, sin))
+            keys, values = self._half(*inputs)
+        return keys.cpu().numpy(), values.cpu().numpy()

@@ -1,0 +1,1 @@
+"""Paired caches of two models, and maps trained on them."""

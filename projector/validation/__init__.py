@@ -1,0 +1,1 @@
+"""How good a map is, beside controls that it must beat."""

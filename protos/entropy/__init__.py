@@ -1,0 +1,1 @@
+"""Entropy coding: rANS, and many streams side by side."""
