@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node examples example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -56,6 +56,14 @@ $(NODE): examples/node/package-lock.json
 	else \
 		echo "node: no npm, so the tests of examples/node are skipped (Debian: apt-get install nodejs npm)" >&2; \
 	fi
+
+examples: $(READY) node ## Every example, a command each: a selector of one's own, one picture's steps, a client in JavaScript
+	@echo "examples: a service and an agent with a selector of one's own"
+	@$(BIN)/python -m examples.selector
+	@echo "examples: one picture, step by step"
+	@$(BIN)/python -m examples.steps
+	@echo "examples: a client in JavaScript"
+	@$(BIN)/python -m examples.node
 
 example-node: $(READY) node ## A client in JavaScript, from bridge.proto alone, asks a service about one picture
 	@$(BIN)/python -m examples.node

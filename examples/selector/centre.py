@@ -1,0 +1,26 @@
+"""A selector of one's own: whoever imports this module can choose it by its name."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from projector.codec.select import SELECTORS, Scores, Selector
+from protos.layout import KVState
+
+
+@dataclass(frozen=True)
+class Centre(Selector):
+    """Tokens near the middle of the picture, for a camera that is aimed at what matters."""
+
+    name: ClassVar[str] = "centre"
+
+    def score(self, state: KVState) -> Scores:
+        """1 in the middle, less with the distance from it, `[tokens]`."""
+        places = np.indices(state.grid).reshape(2, -1).T
+        away = np.linalg.norm(places - places.mean(axis=0), axis=1)
+        score: Scores = (1 / (1 + away)).astype(np.float32)
+        return score
+
+
+SELECTORS[Centre.name] = Centre
