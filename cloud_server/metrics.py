@@ -2,7 +2,7 @@
 
 Knows names, units and buckets: base unit last (`_seconds`, `_bytes`), `_total` only on counters.
 Knows nothing of who counts. Only the front end has one; the engine's figures arrive with its
-messages, never with its (droppable) events.
+messages.
 """
 
 from __future__ import annotations
@@ -129,9 +129,6 @@ class Metrics:
             "1 for a served bundle whose certificate does not say that its map beats its controls",
             ("bundle", "verdict"),
             registry=self.registry,
-        )
-        self.events_dropped = self._counter(
-            "events_dropped_total", "Trace events that the socket did not take"
         )
         self.log_lines_dropped = self._counter(
             "log_lines_dropped_total",

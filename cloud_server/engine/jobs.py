@@ -197,9 +197,6 @@ class Accepted:
 
     Attributes:
         queue_s: received until the engine took it up.
-        decoded_ns: when decoding ended (the host's monotonic clock); likewise the other two.
-        expected_error: the cloud's calibrated estimate of its cache's relative error; 0: none.
-        bound: guaranteed bound on what quantization adds; 0: none.
         warnings: names of reasons not to rely on answers about the scene.
     """
 
@@ -208,11 +205,6 @@ class Accepted:
     decode_s: float
     project_s: float
     inject_s: float
-    decoded_ns: int
-    projected_ns: int
-    injected_ns: int
-    expected_error: float = 0.0
-    bound: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
 

@@ -80,11 +80,11 @@ class SocketDirectory:
                     f"engine socket directory {path} is open to others; run chmod 700 on it"
                 )
         self.path = path
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/events.sock"):
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/engine.sock"):
             self._remove()
             raise ConfigError(
                 f"engine socket directory {path}: the path is too long for a socket "
-                f"(at most {_MAX_SOCKET_PATH - len('/events.sock')} bytes): {_ELSEWHERE}"
+                f"(at most {_MAX_SOCKET_PATH - len('/engine.sock')} bytes): {_ELSEWHERE}"
             )
         try:
             self._lock: IO[bytes] = (path / "lock").open("wb")

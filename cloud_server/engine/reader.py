@@ -33,14 +33,12 @@ class Read(Generic[Prepared]):
 
     Attributes:
         taken_ns: when its turn came (monotonic clock).
-        done_ns: when it was read (monotonic clock).
         seconds: what reading took.
         warnings: names of what is unusual about it.
     """
 
     job: Job
     taken_ns: int
-    done_ns: int
     seconds: float
     prepared: Prepared | None = None
     warnings: tuple[str, ...] = ()
@@ -165,7 +163,7 @@ class PictureReader(Generic[Prepared]):
             _log.exception("a picture tripped its reader", request_id=job.request_id)
             failed = PictureError(f"the picture cannot be read: {error}")
         seconds = time.perf_counter() - started
-        return Read(job, taken_ns, time.monotonic_ns(), seconds, prepared, warnings, failed)
+        return Read(job, taken_ns, seconds, prepared, warnings, failed)
 
     def _charge(self, job: Job) -> None:
         pixels, charge = charge_of(job.body)

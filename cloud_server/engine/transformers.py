@@ -81,7 +81,6 @@ class _Work:
     read: Read[Picture] | None = None
     question: list[int] = field(default_factory=list)
     decode_s: float = 0.0
-    decoded_ns: int = 0
     scene: Scene | None = None
     tokens: int = 0  # of a text; 0 for all of a picture's
     prefill_s: float = 0.0
@@ -404,7 +403,7 @@ class TransformersEngine(Engine):
                 self._numbers.claim(job.scene, job.request_id)
                 if work.read is not None:
                     picture = _picture(work.read)
-                    work.decode_s, work.decoded_ns = work.read.seconds, work.read.done_ns
+                    work.decode_s = work.read.seconds
                     work.warnings = list(work.read.warnings)
                     shapes = picture.shapes if isinstance(picture, Prepared) else None
                     pictures.setdefault(shapes, []).append((work, picture))
@@ -419,7 +418,6 @@ class TransformersEngine(Engine):
                 self._emit(failed(job.id, error))
                 continue
             work.decode_s = time.perf_counter() - started
-            work.decoded_ns = time.monotonic_ns()
         for digest, decoded in frames.items():
             self._project(*self._bundles[digest], decoded)
         for alike in pictures.values():
@@ -544,7 +542,7 @@ class TransformersEngine(Engine):
         self, group: Sequence[_Work], keys: Tensor, values: Tensor, project_s: float
     ) -> None:
         """Keep the scenes `[layers, group, kv_heads, N, head_dim]` in the model's own format."""
-        projected_ns, started = time.monotonic_ns(), time.perf_counter()
+        started = time.perf_counter()
         with torch.inference_mode():
             for index, work in enumerate(group):
                 held = slice(work.tokens or None)
@@ -554,7 +552,7 @@ class TransformersEngine(Engine):
                     values[:, index, :, held],
                     use=bool(work.job.question),
                 )
-        inject_s, injected_ns = time.perf_counter() - started, time.monotonic_ns()
+        inject_s = time.perf_counter() - started
         for work in group:
             self._emit(
                 Accepted(
@@ -563,9 +561,6 @@ class TransformersEngine(Engine):
                     decode_s=work.decode_s,
                     project_s=project_s,
                     inject_s=inject_s,
-                    decoded_ns=work.decoded_ns,
-                    projected_ns=projected_ns,
-                    injected_ns=injected_ns,
                     warnings=work.warnings,
                 )
             )

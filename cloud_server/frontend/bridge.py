@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -81,13 +81,6 @@ _NEGOTIATE_BYTES = 128 * 1024
 _DIGEST_CHARS = 64
 _BUSY, _CALM = 0.75, 0.25
 """Shares of the queue at which clients are advised to send less, and to send as before."""
-
-
-class Publisher(Protocol):
-    """Where events are published (`events.EventPublisher`)."""
-
-    def publish(self, topic: str, request_id: str, at_ns: int, **details: Any) -> None:
-        """Publish one event."""
 
 
 class _Outbox:
@@ -164,7 +157,6 @@ class Bridge:
         settings: limits and sizes.
         link: the way to the engine.
         metrics: what is counted.
-        events: where events are published.
         log: a bound logger.
     """
 
@@ -173,11 +165,10 @@ class Bridge:
         settings: Settings,
         link: FrontLink,
         metrics: Metrics,
-        events: Publisher,
         log: Logger,
     ) -> None:
         self._settings, self._link, self._metrics = settings, link, metrics
-        self._events, self._log = events, log
+        self._log = log
         self._limits = settings.limits
         self._sessions = Sessions(
             settings.sessions,
@@ -599,9 +590,6 @@ class Bridge:
             base=-1 if header.base is None else header.base,
             differences=int(header.differences),
         )
-        self._publish("received", job, received_ns, point=point.name, frame=header.frame_number)
-        if point.kind == "picture":
-            self._publish("fell_back", job, received_ns, point=point.name, cause=header.cause)
         self._submit(session, computation, job)
         stream.follow(computation)
 
@@ -762,10 +750,6 @@ class Bridge:
             timings.inject_ms = said.inject_s * 1e3
             for stage in ("queue", "decode", "project", "inject"):
                 self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
-            for topic in ("decoded", "projected", "injected"):
-                self._publish(topic, job, getattr(said, f"{topic}_ns"))
-            computation.distortion.expected_error = said.expected_error
-            computation.distortion.bound = said.bound
             computation.warnings = said.warnings
             self._warn(job, said.warnings)
             self._sessions.worked(session)
@@ -780,8 +764,6 @@ class Bridge:
                 self._end(session, computation, None)
             computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
         elif isinstance(said, TokenMade):
-            if said.index == 0:
-                self._publish("first_token", job, time.monotonic_ns())
             computation.emit(token=pb.Token(text=said.text, index=said.index))
         elif isinstance(said, Answered):
             self._answered(session, computation, job, said)
@@ -807,7 +789,6 @@ class Bridge:
             warnings=computation.warnings,
         )
         self._end(session, computation, answer)
-        self._publish("answered", job, time.monotonic_ns(), tokens=said.tokens)
         self._log.info(
             "answered",
             request_id=job.request_id,
@@ -879,9 +860,6 @@ class Bridge:
 
     def _count_refusal(self, error: BridgeError, request_id: bytes, frame_number: int) -> None:
         self._count(error)
-        self._events.publish(
-            "refused", request_id.hex(), time.monotonic_ns(), code=error.code, reason=error.name
-        )
         if self._few.passes(error.name):
             self._log.warning(
                 "refused",
@@ -906,9 +884,6 @@ class Bridge:
 
     def _more(self, name: str, count: int) -> None:
         self._log.warning("more of the same", what=name, count=count)
-
-    def _publish(self, topic: str, job: Job, at_ns: int, **details: Any) -> None:
-        self._events.publish(topic, job.request_id, at_ns, session=job.session, **details)
 
     async def _abort(
         self, context: Any, error: BridgeError, call: str, counted: bool = False

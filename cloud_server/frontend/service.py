@@ -26,7 +26,6 @@ from cloud_server.engine.supervisor import Supervisor
 from cloud_server.frontend import descriptors
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.canary import Canary
-from cloud_server.frontend.events import EventPublisher
 from cloud_server.health import HealthServer
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
@@ -120,8 +119,7 @@ class Service:
             settings.heartbeat_s,
             lambda message: supervisor.notice(message),
         )
-        events = EventPublisher(directory.path, metrics.events_dropped.inc)
-        bridge = Bridge(settings, link, metrics, events, self._log)
+        bridge = Bridge(settings, link, metrics, self._log)
         memory = MemoryWatch("engine", self._log)
         came_up = asyncio.Event()
         checks = health.aio.HealthServicer()
@@ -237,7 +235,6 @@ class Service:
                 failure = keeper.exception()
             await http.stop()
             await bridge.close()
-            events.close()
             await link.stop()
             self._log.info("stopped")
         if failure is not None:

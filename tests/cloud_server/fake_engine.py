@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 
 from cloud_server import engine as engines
 from cloud_server.engine import process as engine_main
@@ -110,8 +109,7 @@ class FakeEngine(Engine):
         if job.hold:
             self._scenes.add(job.scene)
         self._numbers.end_step()
-        now = time.monotonic_ns()
-        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, now, now, now))
+        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001))
         if job.question == "hold":
             self._held.append(job)
         elif job.question:

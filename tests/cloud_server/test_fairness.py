@@ -496,7 +496,7 @@ def test_a_frame_without_a_question_frees_its_place_once_it_is_accepted() -> Non
         held = door.send("a", question="")
         door.send("b")
         await door.settle()
-        door.link.sinks.pop(held.job.id)(Accepted(held.job.id, 0, 0, 0, 0, 0, 0, 0))
+        door.link.sinks.pop(held.job.id)(Accepted(held.job.id, 0, 0, 0, 0))
         assert await door.answer_all() == ["a", "b"]
         await door.admission.stop()
 
