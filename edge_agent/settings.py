@@ -111,13 +111,7 @@ class Settings(configuration.TypedSettings):
         le=16384,
         description="longest side of the picture point in pixels; 0 sends it as captured",
     )
-    max_picture_pixels: int = Field(
-        pictures.MAX_PIXELS,
-        ge=1,
-        le=pictures.MOST_PIXELS,
-        description="pixels of a picture that are decoded at most: larger JPEG files are decoded "
-        "at a half, a quarter or an eighth of their size, other files are refused",
-    )
+    max_picture_pixels: pictures.MaxPicturePixels = pictures.MAX_PIXELS
     selector: str | None = Field(
         None, description="token selector; without it the one named by the bundle"
     )

@@ -83,13 +83,7 @@ class Settings(configuration.TypedSettings):
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"
     )
-    max_picture_pixels: int = Field(
-        pictures.MAX_PIXELS,
-        ge=1,
-        le=pictures.MOST_PIXELS,
-        description="pixels of a picture that are decoded at most: larger JPEG files are decoded "
-        "at a half, a quarter or an eighth of their size, other files are refused",
-    )
+    max_picture_pixels: pictures.MaxPicturePixels = pictures.MAX_PIXELS
     threads: int = Field(
         0,
         ge=0,

@@ -2,7 +2,7 @@
 
 The agent's sources, the toolkit's data sets and the service's picture point all read files here, so
 a file looks the same to each. For clients in other languages bridge.proto has the rule in words
-(PICTURE FILES). Needs Pillow and NumPy, no torch.
+(PICTURE FILES). Needs Pillow, NumPy and pydantic, no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
+from pydantic import Field
 
 from protos.errors import BridgeError, PictureError
 
@@ -41,6 +42,16 @@ MAX_PIXELS: Final = 1 << 25
 """Pixels that are decoded at most, unless a setting says otherwise."""
 MOST_PIXELS: Final = 1 << 27
 """The most that a setting may allow; Pillow itself refuses files of 179 million."""
+MaxPicturePixels = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=MOST_PIXELS,
+        description="largest picture that is decoded, in pixels: a larger JPEG file is decoded at "
+        "a half, a quarter or an eighth of its size, any other file is refused",
+    ),
+]
+"""The setting `max_picture_pixels`, for whichever program has it; its default is `MAX_PIXELS`."""
 BACKGROUND: Final = 255
 """Grey level of what shows through transparent pixels: white."""
 DEGENERATE: Final = "degenerate"
