@@ -21,6 +21,38 @@ def save(path: Path, colour: tuple[int, int, int] = (10, 200, 30), **kwargs: Any
     return path
 
 
+MEMBERS = {"folder": "folder:{}", "yard": "yard://test?count=3&questions=2"}
+"""An address per scheme; the folder's holds three pictures."""
+
+
+def test_every_source_that_is_installed_is_under_contract() -> None:
+    assert set(MEMBERS) == set(sources.schemes())
+
+
+@pytest.mark.parametrize("scheme", MEMBERS)
+def test_a_source_yields_as_many_captures_as_it_says_each_with_one_thing_to_see(
+    scheme: str, tmp_path: Path
+) -> None:
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    source = open_source(MEMBERS[scheme].format(tmp_path))
+    assert isinstance(source, Source) and scheme_of(MEMBERS[scheme]) == scheme
+    captures = list(source)
+    assert len(captures) == len(source) == 3
+    assert len({capture.name for capture in captures}) == 3
+    for one in captures:
+        assert [one.picture, one.text, one.error].count(None) == 2
+        assert one.captured_at > 0 and one.content
+    again = [(capture.name, capture.content) for capture in source]
+    assert again == [(capture.name, capture.content) for capture in captures]
+
+
+@pytest.mark.parametrize("scheme", MEMBERS)
+def test_an_address_that_leads_nowhere_is_a_source_error(scheme: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        open_source(f"{scheme}://{tmp_path}/nowhere")
+
+
 def test_a_folder_yields_every_format_in_the_order_of_names(tmp_path: Path) -> None:
     for name in ("c.png", "a.jpg", "d.webp", "b.bmp", "e.jpeg"):
         save(tmp_path / name)

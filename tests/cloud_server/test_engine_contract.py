@@ -1,0 +1,161 @@
+"""The contract that every engine keeps: what becomes of each job, and what a scene is held for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from cloud_server import engine as engines
+from cloud_server.engine.base import Engine
+from cloud_server.engine.jobs import (
+    Accepted,
+    Answered,
+    Dropped,
+    Failed,
+    Job,
+    JobEvent,
+    Offer,
+    TokenMade,
+)
+from cloud_server.settings import load
+from protos.errors import ConfigError, QuestionTooLongError, UnknownSceneError
+from tests.cloud_server import stage
+from tests.cloud_server.conftest import Files
+
+NAMES = ["transformers"]
+LAST = (Answered, Failed, Dropped)
+
+
+@dataclass
+class Loaded:
+    """An engine, what it serves, and everything it said since the test began."""
+
+    engine: Engine
+    offers: list[Offer]
+    said: list[JobEvent]
+
+    def frame(self, id: int, question: str = stage.QUESTION) -> Job:
+        encoded = stage.encoder().encode(stage.state(id), stage.encoder().point(stage.FP8))
+        return Job(
+            id=id,
+            session="s",
+            frame_number=id,
+            request_id=f"{id:016x}",
+            question=question,
+            max_new_tokens=4,
+            received_ns=0,
+            bundle=self.offers[0].bundle_digest,
+            point=stage.FP8,
+            tokens=16,
+            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+            body=encoded.payload,
+        )
+
+    def further(self, id: int, about: int) -> Job:
+        return Job(id, "s", about, f"{id:016x}", stage.QUESTION, 4, 0)
+
+    def drain(self, *jobs: Job) -> None:
+        for job in jobs:
+            self.engine.submit(job)
+        for _ in range(1000):
+            if not self.engine.busy:
+                return
+            self.engine.step()
+        pytest.fail("still busy after a thousand steps")
+
+    def of(self, id: int) -> list[JobEvent]:
+        return [event for event in self.said if event.job == id]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request: pytest.FixtureRequest, files: Files) -> Loaded:
+    given = {"model": files.model, "bundles": [files.bundle], "threads": 1}
+    settings = load({**given, "engine": request.param}, environ=stage.DEVICE)
+    said: list[JobEvent] = []
+    engine = engines.build(settings, said.append)
+    return Loaded(engine, engine.load(), said)
+
+
+@pytest.fixture
+def loaded(made: Loaded) -> Iterator[Loaded]:
+    made.said.clear()
+    yield made
+    made.engine.forget("s")
+
+
+def test_every_engine_is_under_contract() -> None:
+    assert set(NAMES) == set(engines.ENGINES)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="nearest is 'transformers'"):
+        engines.check_name("transformer")
+
+
+def test_a_loaded_engine_offers_its_bundles_names_its_model_and_is_not_busy(
+    loaded: Loaded,
+) -> None:
+    assert len(loaded.offers) == 1 and loaded.offers[0].encoder
+    assert loaded.engine.model_id and not loaded.engine.busy
+    assert loaded.engine.status().running == 0
+
+
+def test_a_question_is_accepted_then_spelt_then_answered_once(loaded: Loaded) -> None:
+    loaded.drain(loaded.frame(1))
+    first, *tokens, last = loaded.of(1)
+    assert isinstance(first, Accepted) and isinstance(last, Answered)
+    made = [event for event in tokens if isinstance(event, TokenMade)]
+    assert len(made) == len(tokens) == last.tokens
+    assert [event.index for event in made] == list(range(len(made)))
+    assert "".join(event.text for event in made).strip() == last.text
+
+
+def test_a_frame_without_a_question_ends_accepted_and_is_held_for_questions(
+    loaded: Loaded,
+) -> None:
+    loaded.drain(loaded.frame(2, question=""))
+    assert [type(event) for event in loaded.of(2)] == [Accepted]
+    loaded.drain(loaded.further(3, about=2), loaded.frame(4))
+    loaded.drain(loaded.further(5, about=4))
+    again, fresh = loaded.of(5)[-1], loaded.of(4)[-1]
+    assert isinstance(loaded.of(3)[-1], Answered)
+    assert isinstance(again, Answered) and isinstance(fresh, Answered)
+    assert again.text == fresh.text
+
+
+def test_a_bad_job_fails_by_number_and_its_neighbours_are_answered(loaded: Loaded) -> None:
+    bad = replace(loaded.frame(7), question="what " * 2000)
+    loaded.drain(loaded.frame(6), bad, loaded.frame(8))
+    (failed,) = loaded.of(7)
+    assert isinstance(failed, Failed) and failed.code == QuestionTooLongError.code
+    assert all(isinstance(loaded.of(id)[-1], Answered) for id in (6, 8))
+
+
+def test_a_forgotten_sessions_scenes_are_unknown(loaded: Loaded) -> None:
+    loaded.drain(loaded.frame(9))
+    loaded.engine.forget("s")
+    loaded.drain(loaded.further(10, about=9))
+    last = loaded.of(10)[-1]
+    assert isinstance(last, Failed) and last.code == UnknownSceneError.code
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["waiting", "begun"])
+def test_a_cancelled_job_ends_dropped_and_says_no_more(loaded: Loaded, steps: int) -> None:
+    loaded.engine.submit(loaded.frame(11))
+    for _ in range(steps):
+        loaded.engine.step()
+    loaded.engine.cancel(11, begun=True)
+    loaded.drain()
+    assert [type(event) for event in loaded.of(11) if isinstance(event, LAST)] == [Dropped]
+    assert isinstance(loaded.of(11)[-1], Dropped)
+
+
+def test_a_job_that_has_ended_stays_so(loaded: Loaded) -> None:
+    loaded.drain(loaded.frame(12))
+    before = loaded.of(12)
+    loaded.engine.cancel(12, begun=True)
+    loaded.drain()
+    assert loaded.of(12) == before
