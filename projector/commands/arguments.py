@@ -9,9 +9,10 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from protos.layout import MAX_GRID_SIDE
+from protos.process import console
 
 MOST_THREADS = 1024
 
@@ -51,6 +52,54 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help="pixels of a picture that are decoded at most; larger JPEG files are decoded smaller",
     )
     parser.set_defaults(pair=True)
+
+
+def add_pair_command(
+    commands: Any,
+    name: str,
+    text: str,
+    function: Callable[[argparse.Namespace], int],
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command that runs both models, with the flags that name them."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {example}\n\nexit codes: 0 where all is well, otherwise:\n"
+        f"{console.exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_models(parser)
+    parser.add_argument(
+        "--text-tokens",
+        type=text_tokens,
+        default=128,
+        help="of texts: the longest that is taken, at most 1024; part of both layouts; default: "
+        "%(default)s",
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where the models run."""
+    parser.add_argument(
+        "--device",
+        default=argparse.SUPPRESS,
+        help="where both models run, and a map that is trained, such as cuda (under torchrun each "
+        "process takes the GPU of its number); default: cpu",
+    )
+
+
+def add_reverse_rank(parser: argparse.ArgumentParser) -> None:
+    """How much of a way back is used."""
+    parser.add_argument(
+        "--reverse-rank",
+        type=count,
+        default=0,
+        help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
+    )
 
 
 @_called("whole number")

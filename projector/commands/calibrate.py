@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from projector.bundle.grades import CANNOT_BE_JUDGED
-from projector.commands.arguments import count, whole
-from projector.commands.train import (
-    _add_device,
-    _collect,
-    _command,
-    _models,
-    corpus_size,
-    open_data,
-)
+from projector.commands.arguments import add_device, add_pair_command, count, whole
+from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
 from projector.report import tables
 from projector.training import preflight
 from protos.errors import ConfigError
@@ -39,11 +32,13 @@ _SAMPLE_PICTURES = 1024
 
 def register(commands: Any) -> None:
     """Add the command to `projector`'s sub-parsers."""
-    parser = _command(
+    parser = add_pair_command(
         commands,
         "calibrate",
         "sweep tokens, rank and rounding, and keep the best ladder in a bundle",
         _calibrate,
+        "projector calibrate bundles/mine photos/ corpus/ held-out/ held-out-corpus/ "
+        "bundles/calibrated --source models/edge-a --target models/cloud",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("data", type=Path, metavar="DATA", help="training pictures, or texts")
@@ -97,7 +92,7 @@ def register(commands: Any) -> None:
         help="training pictures with questions that the selector task_aware learns from; 0: it "
         "is not learnt, nor for texts; default: %(default)s",
     )
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
 
 
@@ -141,10 +136,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     if learns and not isinstance(data, Texts):
         few = range(min(args.selector_pictures, sizes[0]))
         preflight.asked(data, few, "--selector-pictures above 0")
-    source, target = _models(args, data)
+    source, target = open_models(args, data)
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     corpora = [
-        _collect(pictures, source, target, folder, None, make=False)
+        open_corpus(pictures, source, target, folder)
         for pictures, folder in ((data, args.corpus), (held, args.held_corpus))
     ]
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())

@@ -32,13 +32,10 @@ try:
 
     from projector.bundle.bundle import DESCRIPTION, Bundle, BundleInfo
     from projector.bundle.signing import TrustedKeys
-    from projector.commands import arguments
+    from projector.commands import arguments, calibrate, corpus, export, guard, train, validate
     from projector.commands import build as build_commands
-    from projector.commands import calibrate as calibrate_commands
-    from projector.commands import guard as guard_commands
     from projector.commands import head as head_commands
     from projector.commands import package as package_commands
-    from projector.commands import train as train_commands
     from projector.models import pictures
     from projector.models.foreign import importing
     from projector.report import tables
@@ -431,10 +428,8 @@ def _parser() -> configuration.Parser:
         title="commands",
         metavar="layout | corpus | train | validate | export | calibrate | inspect | verify | …",
     )
-    train_commands.register(commands)
-    head_commands.register(commands)
-    calibrate_commands.register(commands)
-    guard_commands.register(commands)
+    for module in (corpus, train, validate, export, head_commands, calibrate, guard):
+        module.register(commands)
     build_commands.register(commands)
     package_commands.register(commands)
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.commands.arguments import rate, seed, whole
-from projector.commands.train import _add_device, _command, _models, open_data
+from projector.commands.arguments import add_device, add_pair_command, rate, seed, whole
+from projector.commands.inputs import open_data, open_models
 from projector.report import tables
 from projector.training import preflight
 from protos.errors import ConfigError
@@ -38,11 +38,13 @@ _PICTURES = 8
 
 def register(commands: Any) -> None:
     """Add the command to `projector`'s sub-parsers."""
-    parser = _command(
+    parser = add_pair_command(
         commands,
         "guard",
         "teach a bundle which frames the large model would answer otherwise than their pictures",
         _guard,
+        "projector guard bundles/calibrated held-out/ bundles/guarded "
+        "--source models/edge-a --target models/cloud",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a calibrated bundle's folder")
     parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
@@ -71,7 +73,7 @@ def register(commands: Any) -> None:
         "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
     )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _guard(args: argparse.Namespace) -> int:
@@ -92,7 +94,7 @@ def _guard(args: argparse.Namespace) -> int:
     Bundle.peek(args.bundle)
     preflight.writable(work)
     preflight.writable(args.out)
-    source, target = _models(args, data)
+    source, target = open_models(args, data)
     if not isinstance(source, VLM) or not isinstance(target, VLM):
         raise ConfigError("the guard is of pictures, and these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)

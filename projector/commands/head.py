@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector.commands.arguments import add_models, count, rate, seed, whole
-from projector.commands.train import _collect, _models, corpus_size, open_data
+from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
 from projector.report import tables
 from projector.training import preflight
 from protos.errors import ConfigError, FitError
@@ -232,9 +232,9 @@ def _inputs(args: argparse.Namespace, data: Dataset) -> tuple[Corpus, FrozenMap]
 
     if isinstance(data, Texts):
         raise ConfigError(f"a head is of pictures, and {args.data} holds texts")
-    source, target = _models(args, data)
+    source, target = open_models(args, data)
     frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
-    return _collect(data, source, target, args.corpus, None, make=False), frozen
+    return open_corpus(data, source, target, args.corpus), frozen
 
 
 def _first(count: int) -> npt.NDArray[np.int64]:

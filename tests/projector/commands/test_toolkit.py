@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from projector.bundle.bundle import Bundle
 from projector.bundle.grades import grade, tier
 from projector.commands import cli
-from projector.commands.train import _seen
+from projector.commands.map_folder import seen_of
 from projector.maps import load
 from projector.maps.bidirectional import Bidirectional
 from projector.maps.moments import Moments
@@ -282,9 +282,9 @@ def test_what_a_map_has_seen_is_known_by_its_bytes_whatever_it_is_called(
     held.mkdir()
     picture(3).save(held / "another-name.png")
     picture(500).save(held / "000.png")
-    assert _seen(made, Dataset(held), 2) == 1
-    assert _seen(made / "map.safetensors", Dataset(held), 1) == 0, "000.png comes first"
-    assert _seen(tmp_path, Dataset(held), 2) is None
+    assert seen_of(made, Dataset(held), 2) == 1
+    assert seen_of(made / "map.safetensors", Dataset(held), 1) == 0, "000.png comes first"
+    assert seen_of(tmp_path, Dataset(held), 2) is None
     assert "not known" in str(validate_page.seen({"pictures": 2, "seen_in_training": None}))
     assert validate_page.seen({"pictures": 2, "seen_in_training": 0}) is None
 
@@ -769,7 +769,8 @@ def test_models_may_be_named_by_the_environment_or_a_file(
 
 _SAVING_EVERY_STEP = """
 import functools, sys
-from projector import cli, train
+from projector.commands import cli
+from projector.training import train
 train.Trainer.__init__ = functools.partialmethod(train.Trainer.__init__, save_every_s=0.0)
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -1,0 +1,120 @@
+"""What a command on a pair of models opens: a folder of inputs, both models, a corpus of pairs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from projector.models.foreign import importing
+from projector.report import tables
+from projector.training import preflight
+from protos.errors import CorpusError
+from protos.process.folders import said
+from protos.process.progress import note
+
+if TYPE_CHECKING:
+    from projector.models.lm import LM
+    from projector.models.vlm import VLM
+    from projector.training.corpus import Corpus
+    from projector.training.dataset import Dataset
+
+    Model = VLM | LM
+
+
+def open_data(folder: Path, max_pixels: int) -> Dataset:
+    """The pictures or texts of a folder; what is passed over in it is said.
+
+    Raises:
+        SourceError: as `open_folder`.
+    """
+    from projector.training.dataset import open_folder
+
+    data = open_folder(folder, max_pixels)
+    if data.skipped:
+        note(f"projector: {folder}: {len(data)} {data.unit}s; passed over: {said(data.skipped)}")
+    return data
+
+
+def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
+    """Both models, as readers of what the folder holds."""
+    preflight.models(args)
+    with importing("running a model"):
+        import torch
+        from transformers.utils import logging
+
+        from projector.models.lm import LM
+        from projector.models.vlm import VLM
+        from projector.training import distributed
+        from projector.training.dataset import Texts
+
+    logging.disable_progress_bar()
+    tables.threads(args.threads, torch.set_num_threads)
+    with tables.doing(f"loading {args.source} and {args.target}"):
+        device = distributed.device(args.device)
+        models: list[Model] = []
+        for path in (args.source, args.target):
+            if isinstance(data, Texts):
+                models.append(LM.load(path, device, text_tokens=args.text_tokens))
+            else:
+                models.append(VLM.load(path, device))
+        return models[0], models[1]
+
+
+def make_corpus(
+    data: Dataset, source: Model, target: Model, folder: Path, count: int | None = None
+) -> Corpus:
+    """Run both models over the first `count` inputs (all by default); shards made before are kept.
+
+    Raises:
+        CorpusError: the models do not both read what the folder holds; as `collect` else.
+    """
+    from projector.models.lm import LM
+    from projector.models.vlm import VLM
+    from projector.training import corpus, texts
+    from projector.training.dataset import Texts
+
+    size = min(count or len(data), len(data))
+    with tables.doing(f"reading {len(data)} {data.unit}s"):
+        inputs = data.digest
+    if isinstance(data, Texts) and isinstance(source, LM) and isinstance(target, LM):
+        return texts.collect(
+            source,
+            target,
+            data.text,
+            size,
+            folder,
+            inputs=inputs,
+            named=lambda index: data.files[index].name,
+        )
+    if isinstance(source, VLM) and isinstance(target, VLM):
+        return corpus.collect(source, target, data.picture, size, folder, inputs=inputs)
+    raise CorpusError(f"{data.folder} holds {data.unit}s, which these two models do not both read")
+
+
+def open_corpus(data: Dataset, source: Model, target: Model, folder: Path) -> Corpus:
+    """The pairs that `projector corpus` made of these inputs.
+
+    Raises:
+        CorpusError: there is none, or it is of other inputs or models.
+    """
+    return make_corpus(data, source, target, folder, corpus_size(folder, len(data)))
+
+
+def corpus_size(folder: Path, most: int | None = None) -> int:
+    """Pictures or texts in a corpus, as its last shard says; at most `most`.
+
+    Raises:
+        CorpusError: there is no shard, or the last cannot be read.
+    """
+    from projector.training.corpus import rows_of
+
+    shards = list(folder.glob("*.safetensors"))
+    if not shards:
+        raise CorpusError(f"{folder} holds no shard: make them with `projector corpus` first")
+    last = max(shards)
+    try:
+        size = int(last.stem) + rows_of(last)
+        return size if most is None else min(size, most)
+    except ValueError as error:
+        raise CorpusError(f"{last} is no shard of a corpus: remove it") from error
