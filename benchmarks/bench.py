@@ -1,7 +1,6 @@
-"""`make bench`: the demo's measurements over the full test split, and the picture codecs' frontier.
+"""`make bench`: every arm over the full test split, and the picture codecs' frontier.
 
-Knows which codecs are tried and how the frontier is chosen (on validation, never on test); the
-measuring itself is `benchmarks/measure.py`.
+Which codecs are measured is chosen on validation, never on test.
 """
 
 from __future__ import annotations
@@ -11,18 +10,19 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.arms import decoded_answers, seeing
-from benchmarks.figures import WITHIN
-from benchmarks.measure import ROOT, Plan, quiet_libraries
-from benchmarks.terminal import CODECS, Terminal, arguments, run
+from benchmarks.command import REPORTS
+from benchmarks.compare.arms import decoded_answers, seeing
+from benchmarks.compare.figures import WITHIN
+from benchmarks.compare.measure import CODECS, Plan, quiet_libraries
+from benchmarks.compare.run import arguments, run
 from edge_agent.picture import PictureCodec
 from projector.models.vlm import VLM
 from projector.validation.estimate import pareto, thin
+from reference.demo.terminal import Terminal
 from reference.demo.testset import TestSet
 
 TEST_PICTURES = 2048
@@ -74,11 +74,10 @@ def frontier(rows: Sequence[dict[str, Any]], reference: float, most: int) -> lis
     return [PictureCodec(rows[i]["codec"], rows[i]["quality"], rows[i]["size_px"]) for i in chosen]
 
 
-def choose(given: argparse.Namespace, console: Console) -> tuple[PictureCodec, ...]:
+def choose(given: argparse.Namespace, terminal: Terminal) -> tuple[PictureCodec, ...]:
     """Sweep the codecs on validation; a sweep of the same model and pictures is used again."""
     quiet_libraries()
     given.out.mkdir(parents=True, exist_ok=True)
-    terminal = Terminal(console)
     cloud = VLM.load(given.cloud)
     made_for = {"pictures": given.validation_pictures, "cloud": cloud.layout.fingerprint}
     file = given.out / SWEEP
@@ -98,10 +97,10 @@ def choose(given: argparse.Namespace, console: Console) -> tuple[PictureCodec, .
 
 
 def main() -> int:
-    """Command line of the bench."""
+    """Command line."""
     parser = arguments(
-        "The demo's measurements over the full test split, and the picture codecs' frontier.",
-        ROOT / "build" / "bench",
+        "Every arm over the full test split, and the picture codecs' frontier.",
+        REPORTS,
         TEST_PICTURES,
     )
     parser.add_argument(
@@ -111,12 +110,12 @@ def main() -> int:
         "--sweep-only", action="store_true", help="only the picture codecs, on validation"
     )
     given = parser.parse_args()
-    console = Console()
-    swept = choose(given, console)
+    terminal = Terminal(Console())
+    swept = choose(given, terminal)
     if given.sweep_only:
         return 0
     plan = Plan(
-        out=Path(given.out),
+        out=given.out,
         pictures=given.pictures,
         questions=QUESTIONS,
         latency_pictures=min(LATENCY_PICTURES, given.pictures),
@@ -127,7 +126,7 @@ def main() -> int:
         cloud=given.cloud,
         bundle=given.bundle,
     )
-    return run(plan, console)
+    return run(plan, terminal)
 
 
 if __name__ == "__main__":

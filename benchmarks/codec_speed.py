@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.measure import ROOT, quiet_libraries
+from benchmarks.command import ROOT
+from benchmarks.compare.measure import quiet_libraries
 from benchmarks.timing import least_seconds
 from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.sources import open_source

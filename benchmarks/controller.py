@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.measure import BUNDLE, ROOT
+from benchmarks.command import ROOT
 from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.picture import PictureCodec
 from edge_agent.uplink.budget import Budget, Rung
 from projector.bundle.bundle import Bundle
 from protos.errors import BridgeError, ConfigError
+from reference.demo.halves import BUNDLE
 from reference.demo.testset import TestSet
 
 STEP_S = 0.1

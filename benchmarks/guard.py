@@ -27,10 +27,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
-from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ROOT, quiet_libraries
+from benchmarks.command import ROOT
+from benchmarks.compare.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
+from benchmarks.compare.measure import quiet_libraries
 from benchmarks.report.plots import CLOUD, OURS, QUIET
-from benchmarks.terminal import Terminal
 from edge_agent.picture import PictureCodec
 from projector.bundle.bundle import Bundle, write_next
 from projector.calibration import disagreement
@@ -41,6 +41,8 @@ from projector.codec.risk import RiskModel
 from projector.models.vlm import VLM
 from projector.validation.estimate import LEAST_EVENTS, auroc, paired, same_answer
 from protos.errors import BridgeError, ConfigError
+from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
+from reference.demo.terminal import Terminal
 from reference.demo.testset import Asked
 from reference.yard import ask, render, sample_scenes
 

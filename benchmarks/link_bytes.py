@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.arms import Pair
-from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, SERVER_START_S
-from benchmarks.wire import Service, Shot
-from reference.demo.processes import Child
+from benchmarks import command
+from benchmarks.compare.arms import Pair
+from benchmarks.compare.wire import Service, Shot
+from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL, cloud_server, ready
 from reference.demo.relay import Relay
 from reference.demo.testset import TestSet
+from reference.report.parts import Table, show
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _TYPES = (
@@ -102,38 +102,41 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.link_bytes", description=__doc__)
+    """Command line."""
+    parser = command.parser("link_bytes", __doc__)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--pause-s", type=float, default=1.0, help="between frames")
     parser.add_argument("--upload-bytes", type=int, default=3 << 20, help="of the large upload")
-    given = parser.parse_args(argv)
+    return command.run(parser, bench, argv)
+
+
+def bench(given: argparse.Namespace) -> int:
+    """Measure and print."""
     test = TestSet.load("test", given.frames + 1, 1)
     pair = Pair.load(EDGE_MODEL, CLOUD_MODEL, BUNDLE)
     point = pair.bundle.encoder.point(pair.bundle.info.default_point)
     shots = [pair.encode(state, point).shot for state in pair.states(test.pictures)]
     frames = Http2Frames()
     with tempfile.TemporaryDirectory() as folder:
-        command = ("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(BUNDLE))
-        ports = ("--port", "0", "--metrics-port", "0", "--threads", "1")
-        with Child("cloud", (*command, *ports), Path(folder) / "cloud.log", ENVIRONMENT) as cloud:
-            port = cloud.ready(SERVER_START_S)["port"]
-            with (
-                Relay(f"127.0.0.1:{port}", frames) as relay,
-                Service(relay.address, pair.edge.layout, Path(folder)) as service,
-            ):
-                found = measure(service, relay, frames, shots, given.pause_s)
-                large = Shot.of_picture(_noise(given.upload_bytes))
-                started = time.perf_counter()
-                service.hold([large])
-                found["upload_mb_per_s"] = (
-                    len(large.payload) / (time.perf_counter() - started) / 1e6
-                )
-    table = Table("per frame", "up", "down")
-    for name in ("bytes", "ip_bytes", "segments"):
-        up, down = found[f"uplink_{name}"], found[f"downlink_{name}"]
-        table.add_row(name.replace("_", " "), f"{up:.1f}", f"{down:.1f}")
-    Console().print(table)
+        with (
+            cloud_server(Path(folder) / "cloud.log") as cloud,
+            Relay(ready(cloud).address, frames) as relay,
+            Service(relay.address, pair.edge.layout, Path(folder)) as service,
+        ):
+            found = measure(service, relay, frames, shots, given.pause_s)
+            large = Shot.of_picture(_noise(given.upload_bytes))
+            started = time.perf_counter()
+            service.hold([large])
+            spent = time.perf_counter() - started
+            found["upload_mb_per_s"] = len(large.payload) / spent / 1e6
+    rows = [
+        (
+            name.replace("_", " "),
+            *(f"{found[f'{way}_{name}']:.1f}" for way in ("uplink", "downlink")),
+        )
+        for name in ("bytes", "ip_bytes", "segments")
+    ]
+    show([Table("On the link", ("per frame", "#up", "#down"), rows)], Console())
     print(json.dumps(found, indent=1))
     return 0
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.arms import seeing
-from benchmarks.measure import EDGE_MODEL
+from benchmarks.compare.arms import seeing
 from projector.models.vlm import VLM
 from projector.validation.estimate import by_group, clustered
+from reference.demo.halves import EDGE_MODEL
 from reference.demo.testset import TestSet
 from reference.yard import ask, sample_scenes
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT
+from benchmarks.command import ROOT
 
 BEGIN = "<!-- results: python -m benchmarks.readme_table -->"
 END = "<!-- /results -->"

@@ -13,24 +13,35 @@ The base is the process when it was ready. Figures go to `build/bench/soak.json`
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from benchmarks.arms import Pair
-from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT, ROOT, quiet_libraries
-from benchmarks.wire import Service, Shot
+from benchmarks import command
+from benchmarks.compare.arms import Pair
+from benchmarks.compare.measure import quiet_libraries
+from benchmarks.compare.wire import Service, Shot
 from edge_agent.picture import PictureCodec
+from projector.bundle.bundle import Bundle
 from protos.process.memory import MARGIN, resident_bytes
-from reference.demo.processes import Child, ChildError
+from reference.demo.halves import (
+    BUNDLE,
+    CLOUD_MODEL,
+    EDGE_MODEL,
+    cloud_server,
+    edge_agent,
+    ready,
+)
+from reference.demo.processes import ChildError
 from reference.demo.testset import TestSet
+from reference.report.parts import Table, show
 
 PROCESSES = ("engine", "front_end", "agent")
 _PREFIX = "neural_bridge_cloud_"
@@ -131,28 +142,21 @@ def soak(
     out.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     shots, questions = _prepare(say)
-    server = [
-        *("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(BUNDLE)),
-        *("--port", "0", "--metrics-port", "0", "--threads", "1", "--log-level", "warning"),
-        *("--scene-memory-bytes", str(scene_bytes)),
-        *("--latent-memory-bytes", str(latent_bytes)),
-    ]
+    server = ["--log-level", "warning", "--scene-memory-bytes", str(scene_bytes)]
+    server += ["--latent-memory-bytes", str(latent_bytes)]
     result = Soak(scene_bytes + latent_bytes)
-    with Child("cloud-server", server, out / "soak-server.log", ENVIRONMENT) as service:
-        ready = service.ready(_READY_S)
-        address = f"127.0.0.1:{ready['port']}"
-        metrics = f"http://127.0.0.1:{ready['metrics_port']}/metrics"
+    with cloud_server(out / "soak-server.log", *server) as service:
+        address, metrics = astuple(ready(service))
         agent = [
-            *("edge_agent", "run", "--server", address, "--model", str(EDGE_MODEL)),
             *("--source", "yard://test?sequence=3&count=8000000", "--delta"),
             *("--question", "is there a fire ?", "--question", "how many cars are there ?"),
             *("--output", str(out / "soak-agent.jsonl"), "--state-dir", str(out / "soak-state")),
             *("--threads", "1", "--in-flight", "2", "--log-level", "error", "--no-progress"),
         ]
         (out / "soak-agent.jsonl").unlink(missing_ok=True)
-        with Child("edge-agent", agent, out / "soak-agent.log", ENVIRONMENT) as edge:
+        with edge_agent(out / "soak-agent.log", address, *agent) as edge:
             _until_it_answers(out / "soak-agent.jsonl", metrics)
-            with Service(address, _layout(), out / "soak-state") as client:
+            with Service(address, Bundle.peek(BUNDLE).source, out / "soak-state") as client:
                 _drive(client, shots, questions, metrics, edge.pid, result, answers, minutes, say)
     return result.figures() | {"samples": [asdict(sample) for sample in result.samples]}
 
@@ -166,12 +170,6 @@ def _prepare(say: Any) -> tuple[list[list[Shot]], list[str]]:
     frames = [pair.encode(state, point).shot for state in pair.states(test.pictures)]
     files = [Shot.of_picture(PictureCodec("webp", 80).encode(p)) for p in test.pictures]
     return [frames, files], [q.text for q in test.asked]
-
-
-def _layout() -> Any:
-    from projector.bundle.bundle import Bundle
-
-    return Bundle.peek(BUNDLE).source
 
 
 def _until_it_answers(records: Path, metrics: str) -> None:
@@ -247,29 +245,34 @@ def _read(metrics: str) -> dict[str, int]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def bench(args: argparse.Namespace) -> int:
     """Run a soak; 1 if memory did not stay where it should."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
-    parser.add_argument("--answers", type=int, default=0, help="end after so many instead")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
-    args = parser.parse_args(argv)
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-
-    report = soak(args.out, answers=args.answers, minutes=args.minutes, say=say)
-    (args.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\n{'MB':10} {'base':>8} {'early':>8} {'highest':>8} {'limit':>8}")
-    for name, row in report["processes"].items():
-        print(
-            f"{name:10} "
-            + " ".join(f"{row[key] / _MB:8.0f}" for key in ("base", "early", "highest", "limit"))
-        )
+    report = soak(
+        args.out,
+        answers=args.answers,
+        minutes=args.minutes,
+        say=lambda text: print(text, flush=True),
+    )
+    command.write(report, args.out / "soak.json")
+    sizes = ("base", "early", "highest", "limit")
+    rows = [
+        (name, *(f"{row[key] / _MB:.0f}" for key in sizes))
+        for name, row in report["processes"].items()
+    ]
+    show([Table("Memory, MB", ("process", *(f"#{key}" for key in sizes)), rows)], Console())
     print(f"\n{report['answers']} answers in {report['seconds'] / 60:.1f} minutes")
     for problem in report["problems"]:
         print(f"soak: {problem}")
     return 1 if report["problems"] else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = command.parser("soak", __doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
+    parser.add_argument("--answers", type=int, default=0, help="end after so many instead")
+    parser.add_argument("--out", type=Path, default=command.REPORTS)
+    return command.run(parser, bench, argv)
 
 
 if __name__ == "__main__":

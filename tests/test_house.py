@@ -157,9 +157,9 @@ def test_no_import_points_the_wrong_way() -> None:
         ("cloud_server.engine", "edge_agent.uplink.uplink"),
         ("cloud_server.engine", "projector.training.train"),
         ("projector.codec.select", "projector.bundle.bundle"),
-        ("reference.demo.run", "benchmarks.measure"),
-        ("benchmarks.measure", "tests.fakes"),
-        ("benchmarks.measure", "examples.node"),
+        ("reference.demo.run", "benchmarks.compare.measure"),
+        ("benchmarks.compare.measure", "tests.fakes"),
+        ("benchmarks.compare.measure", "examples.node"),
     ],
 )
 def test_the_walk_sees_a_wrong_arrow(name: str, target: str) -> None:

@@ -25,37 +25,37 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import codec_speed, controller, guard
-from benchmarks.arms import Pair, decoded_answers, seeing
-from benchmarks.figures import WITHIN
-from benchmarks.measure import (
-    CLOUD_MODEL,
-    EDGE_MODEL,
-    ENVIRONMENT,
-    ROOT,
-    SERVER_START_S,
-    Plan,
-    quiet_libraries,
-    threads,
-)
+from benchmarks.command import ROOT
+from benchmarks.compare.arms import Pair, decoded_answers, seeing
+from benchmarks.compare.figures import WITHIN
+from benchmarks.compare.measure import Wire, quiet_libraries
+from benchmarks.compare.wire import Service, Shot
 from benchmarks.rate import arms, page, presses, sequences, tensors
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
-from benchmarks.terminal import Terminal
-from benchmarks.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from projector.codec.encoder import Encoder
 from projector.models.autocast import quick_kernels
 from projector.models.vlm import VLM
 from projector.validation.estimate import pareto, thin
 from protos.errors import BridgeError
-from reference.demo.processes import Child, ChildError
+from reference.demo.halves import (
+    BUNDLES,
+    CLOUD_MODEL,
+    ENVIRONMENT,
+    MODELS,
+    cloud_server,
+    ready,
+    threads,
+)
+from reference.demo.processes import ChildError
 from reference.demo.relay import Relay
+from reference.demo.terminal import Terminal
 from reference.demo.testset import TestSet
 
 QUESTIONS = 6
 FRONTIER = 5
 ROUNDS = 40
-MODELS, BUNDLES = EDGE_MODEL.parent, ROOT / "reference" / "bundles"
 
 
 class Bench:
@@ -173,28 +173,19 @@ class Bench:
 
     def _points(self, name: str) -> list[dict[str, Any]]:
         judge, edge = self.judge, self._edge(name)
-        arguments = [
-            *("cloud_server", "serve", "--model", str(CLOUD_MODEL)),
-            *("--bundles", str(self.edges[name])),
-            *("--port", "0", "--metrics-port", "0", "--threads", str(threads())),
-        ]
-        log = self.keep.folder / f"cloud-server-{name}.log"
-        with Child("cloud-server", arguments, log, ENVIRONMENT) as server:
-            ready = server.ready(SERVER_START_S)
-            with (
-                Relay(f"127.0.0.1:{ready['port']}") as relay,
-                Service(
-                    relay.address,
-                    edge.pair.edge.layout,
-                    self.keep.folder / "state" / str(time.time_ns()),
-                ) as service,
-            ):
-                plan = Plan(out=self.keep.folder, byte_frames=self.args.byte_frames)
-                wire = arms.counter(plan, edge.pair, self.test, relay, service, self.show)
-                webp = PictureCodec("webp", 50, 48)
-                counted = wire([Shot.of_picture(webp.encode(p)) for p in self.test.pictures])
-                overhead = counted["mean"] - counted["payload_mean"]
-                rows = arms.ours(edge, judge, wire, self.show)
+        folder = self.keep.folder
+        log, state = folder / f"cloud-server-{name}.log", folder / "state" / str(time.time_ns())
+        with (
+            cloud_server(log, bundle=self.edges[name], threads=threads()) as server,
+            Relay(ready(server).address) as relay,
+            Service(relay.address, edge.pair.edge.layout, state) as service,
+        ):
+            wire = Wire(service, relay, self.test, self.show)
+            count = partial(wire.frame_bytes, most=self.args.byte_frames)
+            webp = PictureCodec("webp", 50, 48)
+            counted = count([Shot.of_picture(webp.encode(p)) for p in self.test.pictures])
+            overhead = counted["mean"] - counted["payload_mean"]
+            rows = arms.ours(edge, judge, count, self.show)
         with self.show.stage(f"{name}: its own answers", len(self.test.asked)) as advance:
             answers = edge.pair.edge_only(self.test, advance)
         alone = judge.row(

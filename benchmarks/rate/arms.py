@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.arms import Encoded, Pair, seeing
+from benchmarks.compare.arms import Frame, Pair, seeing
+from benchmarks.compare.wire import Shot
 from benchmarks.guard import certainty
-from benchmarks.measure import Bench, Plan, Show
 from benchmarks.rate import describe
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
-from benchmarks.wire import Service, Shot
 from projector.codec.risk import RiskModel, features, losses_of
 from projector.models.vlm import VLM
 from projector.validation.estimate import clustered, paired
 from protos.frame import Distortion, OperatingPoint
 from protos.layout import KVState
-from reference.demo.relay import Relay
+from reference.demo.terminal import Terminal
 from reference.demo.testset import TestSet
 from reference.yard import sample_scenes
 
@@ -87,7 +86,7 @@ class Edge:
         points = self.pair.bundle.encoder.points
         return [p for p in points if p.kind not in skipped and p.quantizer not in skipped]
 
-    def frames(self, point: OperatingPoint) -> list[Encoded]:
+    def frames(self, point: OperatingPoint) -> list[Frame]:
         """Every picture at one operating point."""
         return [self.pair.encode(state, point) for state in self.states]
 
@@ -97,7 +96,7 @@ class Edge:
 
 
 def ours(
-    edge: Edge, judge: Judge, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Show
+    edge: Edge, judge: Judge, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Terminal
 ) -> list[dict[str, Any]]:
     """Every operating point of a bundle; `right` of each says which answers are."""
     rows = []
@@ -173,7 +172,7 @@ class Guarded:
         return cls(encoder.risk, rows, np.stack(found), np.array(right_sent), sent_bytes)
 
     def figures(
-        self, frames: Sequence[Encoded], right: npt.NDArray[np.bool_], wire_bytes: float
+        self, frames: Sequence[Frame], right: npt.NDArray[np.bool_], wire_bytes: float
     ) -> dict[str, Any]:
         """`accuracy_guarded`, `wire_bytes_guarded`, `pictures_sent_share`; empty without a guard.
 
@@ -197,7 +196,7 @@ class Guarded:
         }
 
 
-def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Show) -> dict[str, Any]:
+def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Terminal) -> dict[str, Any]:
     """One picture codec; the cloud decodes the file and sees what is left.
 
     `wire_bytes` are the file's: the transport is still to be added.
@@ -216,7 +215,7 @@ def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Show) -> dict[str,
     )
 
 
-def described(edge: Edge, judge: Judge, args: Any, show: Show) -> list[dict[str, Any]]:
+def described(edge: Edge, judge: Judge, args: Any, show: Terminal) -> list[dict[str, Any]]:
     """A list of things read off the edge's states, three heads by seed.
 
     `wire_bytes` are the payload's: the transport is still to be added.
@@ -260,10 +259,3 @@ def train_states(edge: Edge, count: int, advance: Advance) -> npt.NDArray[np.flo
         found.append(np.stack([state.flat() for state in states]).astype(np.float16))
         advance(len(block))
     return np.concatenate(found)
-
-
-def counter(
-    plan: Plan, pair: Pair, test: TestSet, relay: Relay, service: Service, show: Show
-) -> Callable[[Sequence[Shot]], dict[str, float]]:
-    """Counts bytes at the relay, frames sent one after the other."""
-    return Bench(plan, pair, test, relay, service, show, []).frame_bytes

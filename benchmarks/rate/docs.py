@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT
+from benchmarks.command import ROOT
 from benchmarks.rate import page
 from benchmarks.readme_table import NOTHING, placed
 

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.arms import Encoded
-from benchmarks.measure import Show
+from benchmarks.compare.arms import Frame
+from benchmarks.compare.wire import Shot
 from benchmarks.rate.arms import Edge, Judge
 from benchmarks.rate.sequences import message_bytes
 from benchmarks.rate.tensors import RIVALS_PYTHON
-from benchmarks.wire import Shot
 from projector.models.vlm import VLM
 from protos.errors import BridgeError
 from protos.frame import Header
+from reference.demo.terminal import Terminal
 
 BUDGETS = (6, 12, 18)
 OURS = ("symmetric_focus", "key_diversity", "uniform", "random")
@@ -90,7 +90,9 @@ def highest(some: Floats, budget: int) -> Mask:
     return kept
 
 
-def rows(edge: Edge, judge: Judge, found: Mapping[str, Floats], show: Show) -> list[dict[str, Any]]:
+def rows(
+    edge: Edge, judge: Judge, found: Mapping[str, Floats], show: Terminal
+) -> list[dict[str, Any]]:
     """The presses and our selectors at equal budgets, coded at the bundle's default point.
 
     `wire_bytes` are the message's: the transport is still to be added.
@@ -116,13 +118,15 @@ def rows(edge: Edge, judge: Judge, found: Mapping[str, Floats], show: Show) -> l
     return made
 
 
-def _row(edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, show: Show) -> dict[str, Any]:
+def _row(
+    edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, show: Terminal
+) -> dict[str, Any]:
     bundle = edge.pair.bundle
     point = bundle.encoder.point(bundle.info.default_point)
     frames, sizes = [], []
     for number, (state, mask) in enumerate(zip(edge.states, kept, strict=True)):
         coded = bundle.encoder.encode(state, point, mask)
-        frames.append(Encoded(Shot(point.index, b""), coded.held.latents, coded.held.kept))
+        frames.append(Frame(Shot(point.index, b""), coded.held.latents, coded.held.kept))
         header = Header(point.index, number, coded.kept, 100, coded.distortion)
         sizes.append((len(coded.payload), message_bytes(header, coded.payload)))
     asked = [(q.picture, q.text) for q in judge.test.asked]

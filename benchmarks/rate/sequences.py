@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.arms import Encoded, Pair, seeing
-from benchmarks.figures import WITHIN
-from benchmarks.measure import Show
+from benchmarks.compare.arms import Frame, Pair, seeing
+from benchmarks.compare.figures import WITHIN
+from benchmarks.compare.wire import Shot
 from benchmarks.rate.video import VIDEOS, Video, available, picture_bytes
-from benchmarks.wire import Shot
 from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.uplink.session import Base
 from projector.models.vlm import VLM
@@ -34,6 +33,7 @@ from protos.frame import (
     seal,
 )
 from protos.layout import KVState
+from reference.demo.terminal import Terminal
 from reference.demo.testset import Asked
 from reference.yard import render, sample_sequence
 
@@ -160,7 +160,7 @@ def _sizes(coded: Sequence[Coded]) -> tuple[float, float]:
 
 
 def ours(
-    film: Film, name: str, pair: Pair, native: Sequence[bool], show: Show
+    film: Film, name: str, pair: Pair, native: Sequence[bool], show: Terminal
 ) -> list[dict[str, Any]]:
     """Every low-rate operating point, with key frames only and with delta frames.
 
@@ -182,7 +182,7 @@ def ours(
         for delta in (False, True):
             coded = list(code(pair, states, film.frames, point, delta))
             shown = [
-                Encoded(Shot(point.index, b""), each.held.latents, each.held.kept)
+                Frame(Shot(point.index, b""), each.held.latents, each.held.kept)
                 for each in coded
                 if each.held is not None
             ]
@@ -282,7 +282,7 @@ def measure(
     cloud: VLM,
     pairs: Mapping[str, tuple[str, Callable[[], Pair]]],
     keep: Callable[[str, str, Callable[[], Any]], Any],
-    show: Show,
+    show: Terminal,
 ) -> dict[str, Any]:
     """All rows: ours by edge model, and the video codecs that were best on validation.
 
@@ -326,13 +326,13 @@ def measure(
 
 
 def _ours(
-    film: Film, name: str, load: Callable[[], Pair], native: Sequence[bool], show: Show
+    film: Film, name: str, load: Callable[[], Pair], native: Sequence[bool], show: Terminal
 ) -> list[dict[str, Any]]:
     return ours(film, name, load(), native, show)
 
 
 def _frontier(
-    args: Any, cloud: VLM, keep: Callable[[str, str, Callable[[], Any]], Any], show: Show
+    args: Any, cloud: VLM, keep: Callable[[str, str, Callable[[], Any]], Any], show: Terminal
 ) -> list[Video]:
     """Video settings worth measuring: chosen on validation."""
 

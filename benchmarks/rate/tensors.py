@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from benchmarks.measure import ROOT
+from benchmarks.command import ROOT
 from benchmarks.rate.turboquant import TurboQuant
 from benchmarks.timing import least_seconds
 from projector.models import cache

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.report import schema
 from rich.console import Console
 
 from benchmarks import terminal
-from benchmarks.measure import ROOT, Plan
-from benchmarks.report import schema
+from benchmarks.command import ROOT
+from benchmarks.compare.measure import Plan
 from reference.demo.processes import ChildError
 
 

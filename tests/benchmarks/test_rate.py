@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.arms import Encoded
-from benchmarks.measure import ROOT
+from benchmarks.command import ROOT
+from benchmarks.compare.arms import Frame
+from benchmarks.compare.wire import Shot
 from benchmarks.rate import __main__ as rate
 from benchmarks.rate import keep as keeping
 from benchmarks.rate import page
@@ -22,7 +23,6 @@ from benchmarks.rate.arms import Guarded
 from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, unpack
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
-from benchmarks.wire import Shot
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel, losses_of
 from protos.frame import Distortion
@@ -185,7 +185,7 @@ def test_the_guard_sends_the_picture_where_the_risk_is_over_the_limit() -> None:
     weights[0] = 10.0
     risk = RiskModel(np.zeros(4, dtype=np.float32), weights, bias=-5.0, limit=0.5)
     frames = [
-        Encoded(Shot(0, b"", np.ones(1, bool), Distortion(quantize=q)), None, None)  # type: ignore[arg-type]
+        Frame(Shot(0, b"", np.ones(1, bool), Distortion(quantize=q)), None, None)  # type: ignore[arg-type]
         for q in (0.1, 0.9)
     ]
     guarded = Guarded(

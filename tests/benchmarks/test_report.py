@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-
-from benchmarks import figures
 from benchmarks.report import plots, schema
 from benchmarks.report.page import render
+
+from benchmarks import figures
 from reference.demo.testset import TestSet
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

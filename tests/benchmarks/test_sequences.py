@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.arms import Pair
+from benchmarks.compare.arms import Pair
 from benchmarks.rate import sequences, video
 from benchmarks.rate.sequences import EVERY, Film, code, message_bytes, summary, transport_bytes
 from benchmarks.rate.video import VIDEOS, Video, picture_bytes

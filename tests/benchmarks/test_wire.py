@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.wire import Service, Shot
+from benchmarks.compare.wire import Service, Shot
 from protos.errors import OverloadedError, QuestionError
 from protos.frame import Limits
 from reference.demo.relay import Relay

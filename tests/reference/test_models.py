@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from benchmarks.arms import Pair
-from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL
+from benchmarks.compare.arms import Pair
 from projector.bundle.bundle import Bundle
 from projector.calibration.ladder import Judge
 from projector.training.corpus import Corpus
 from protos.errors import BridgeError, BundleLayoutError
 from protos.frame import Header, pack_header, parse_infer_request, seal, verify
+from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.testset import TestSet
 
 

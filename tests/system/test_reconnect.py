@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.measure import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
+from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
 from reference.demo.processes import Child
 
 PICTURES, QUESTIONS = 10, 6

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.wire import Shot
+from benchmarks.compare.wire import Shot
 from projector.bundle.bundle import Bundle
 from projector.models.cache import LayerCache
 from projector.models.pictures import read
@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class Frame:
     """One picture at one operating point: what is sent, and what the cloud would read from it."""
 
     shot: Shot
@@ -67,17 +67,17 @@ class Pair:
         """The small model's cache of every picture, RoPE removed."""
         return [s for part in _chunks(pictures) for s in self.edge.states(self.edge.prefill(part))]
 
-    def encode(self, state: KVState, point: OperatingPoint) -> Encoded:
+    def encode(self, state: KVState, point: OperatingPoint) -> Frame:
         """Quantize one picture at one operating point, and read it back as the cloud will."""
         encoder = self.bundle.encoder
         made = encoder.encode(state, point)
         latents = encoder.scatter(encoder.decode(made.payload, made.kept, point), made.kept)
         shot = Shot(point.index, made.payload, made.kept, made.distortion)
-        return Encoded(shot, latents, made.kept)
+        return Frame(shot, latents, made.kept)
 
     # -- what the large model makes of it --------------------------------------------------------
 
-    def project(self, frames: Sequence[Encoded]) -> tuple[Floats, Floats]:
+    def project(self, frames: Sequence[Frame]) -> tuple[Floats, Floats]:
         """Keys and values for the large model, `[layers, B, kv_heads, N, head_dim]`, rotated."""
         latents = np.stack([f.latents for f in frames])
         kept = np.stack([f.kept for f in frames])
@@ -85,7 +85,7 @@ class Pair:
         return keys, values
 
     def injected(
-        self, frames: Sequence[Encoded], asked: Sequence[tuple[int, str]], progress: Progress
+        self, frames: Sequence[Frame], asked: Sequence[tuple[int, str]], progress: Progress
     ) -> list[str]:
         """Answers of the large model from injected caches.
 
@@ -105,11 +105,11 @@ class Pair:
         """Answers from the mean latent of the calibration pictures, the same for every picture."""
         tokens, rank = self.edge.image_tokens, self.bundle.encoder.rank
         kept = np.ones(tokens, dtype=np.bool_)
-        mean = Encoded(Shot(0, b""), np.zeros((tokens, rank), dtype=np.float32), kept)
+        mean = Frame(Shot(0, b""), np.zeros((tokens, rank), dtype=np.float32), kept)
         return self.injected([mean], [(0, q.text) for q in test.asked], progress)
 
     def other_picture(
-        self, test: TestSet, frames: Sequence[Encoded], others: Sequence[int], progress: Progress
+        self, test: TestSet, frames: Sequence[Frame], others: Sequence[int], progress: Progress
     ) -> list[str]:
         """Answers from another picture's cache; `others` names that picture for every question."""
         asked = [(j, q.text) for j, q in zip(others, test.asked, strict=True)]
@@ -134,7 +134,7 @@ class Pair:
     # -- fidelity --------------------------------------------------------------------------------
 
     def fidelity(
-        self, pictures: Sequence[Image.Image], frames: Sequence[Encoded]
+        self, pictures: Sequence[Image.Image], frames: Sequence[Frame]
     ) -> tuple[float, list[dict[str, float]]]:
         """How far the projected cache is from the one the large model would have made itself.
 
@@ -170,7 +170,7 @@ class Pair:
 
     # -- work ------------------------------------------------------------------------------------
 
-    def flops(self, picture: Image.Image, question: str, frame: Encoded) -> dict[str, float]:
+    def flops(self, picture: Image.Image, question: str, frame: Frame) -> dict[str, float]:
         """Floating point operations up to the first token, batch 1, of both arms.
 
         Counted by torch over matrix products, convolutions and attention (a multiplication and an

@@ -1,17 +1,16 @@
-"""From answers, timings and byte counts to the figures of the report.
-
-Pure: knows the test set's truths and what was measured; no model, no file, no clock.
-"""
+"""From answers, timings and byte counts to the figures that compare arms. No file, no clock."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from edge_agent.picture import PictureCodec
-from projector.validation.estimate import by_group, clustered, paired, same_answer, spread
+from projector.validation.estimate import clustered, paired, same_answer, spread
+from reference.demo.figures import accuracies
 from reference.demo.testset import TestSet
 
 ARMS = (
@@ -29,8 +28,8 @@ WITHIN = 0.02
 """How far below the cloud that sees the picture an arm may score and still count as good enough."""
 
 
-def accuracies(test: TestSet, answers: dict[str, list[str]]) -> dict[str, Any]:
-    """Accuracy of every arm, with intervals, by kind of question, and the differences that count.
+def compared(test: TestSet, answers: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Accuracy of every arm, the differences that count, and where answers agree.
 
     Args:
         test: what was asked.
@@ -38,103 +37,25 @@ def accuracies(test: TestSet, answers: dict[str, list[str]]) -> dict[str, Any]:
     """
     right = {arm: test.right(answers[arm]) for arm in ARMS}
     clusters = test.clusters
-    found = {arm: clustered([float(r) for r in right[arm]], clusters) for arm in ARMS}
     pairs = (
         ("injected", "cloud_image"),
         ("injected", "edge_only"),
         ("injected", "injected_float"),
         ("injected", "raw_kv_fp8"),
+        ("other_picture", "other_picture_labels"),
     )
     differences = {f"{a}_minus_{b}": paired(right[a], right[b], clusters) for a, b in pairs}
     labels = zip(answers["other_picture"], answers["other_picture_labels"], strict=True)
     followed = [same_answer(given, label) for given, label in labels]
-    differences["other_picture_minus_other_picture_labels"] = paired(
-        right["other_picture"], right["other_picture_labels"], clusters
-    )
     agree = [a == b for a, b in zip(answers["injected"], answers["cloud_image"], strict=True)]
     return {
-        "pictures": len(test.pictures),
-        "questions": len(test.asked),
-        "accuracy": {arm: round(found[arm].mean, 5) for arm in ARMS},
-        "accuracy_interval": {
-            arm: [round(found[arm].low, 5), round(found[arm].high, 5)] for arm in ARMS
-        },
-        "accuracy_by_kind": {
-            arm: by_group(right[arm], [q.kind for q in test.asked]) for arm in ARMS
-        },
-        "questions_by_kind": {
-            kind: sum(1 for q in test.asked if q.kind == kind)
-            for kind in sorted({q.kind for q in test.asked})
-        },
+        **accuracies(test, {arm: answers[arm] for arm in ARMS}),
         "differences": {name: d.to_json() for name, d in differences.items()},
         "agreement": {
             "injected_with_cloud_image": round(float(np.mean(agree)), 5),
             "other_picture_with_its_labels": round(float(np.mean(followed)), 5),
         },
     }
-
-
-def latencies(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Per stage; `uplink` is what the round trip takes beyond the server's own total."""
-    edge = [r["edge_ms"] for r in records]
-    server = [r["server_ms"] for r in records]
-    round_trip = [e["uplink"] for e in edge]
-    made = [e["prefill"] + e["select"] + e["encode"] for e in edge]
-    # A picture is prefilled, selected and encoded once, whatever is asked about it.
-    once = list({r["capture"]: r["edge_ms"] for r in records}.values())
-    stages = {
-        "edge_prefill": [e["prefill"] for e in once],
-        "select": [e["select"] for e in once],
-        "encode": [e["encode"] for e in once],
-        "uplink": [max(0.0, t - s["total"]) for t, s in zip(round_trip, server, strict=True)],
-        **{
-            name: [s[name] for s in server]
-            for name in ("queue", "decode", "project", "inject", "prefill", "generate", "ttft")
-        },
-        "total": [a + b for a, b in zip(made, round_trip, strict=True)],
-    }
-    return {name: spread(values) for name, values in stages.items()}
-
-
-def distortions(records: list[dict[str, Any]], actual: float) -> dict[str, float]:
-    """Means over the agent's frames; `actual` is against the large model's own cache."""
-    figures = [r["distortion"] for r in records if r.get("distortion")]
-
-    def mean(name: str) -> float:
-        values = [f[name] for f in figures if f.get(name) is not None]
-        return round(float(np.mean(values)), 5) if values else float("nan")
-
-    return {
-        "quantize": mean("quantize"),
-        "select": mean("dropped_attention"),
-        "latent": mean("latent_residual"),
-        "actual": round(actual, 5),
-        "unfamiliarity": mean("unfamiliarity"),
-    }
-
-
-def first_questions(
-    test: TestSet, answers: dict[str, list[str]], most: int
-) -> list[dict[str, Any]]:
-    """The first question of each of the first pictures, and so on until there are `most`."""
-    seen: dict[int, int] = {}
-    turns = []
-    for i, question in enumerate(test.asked):
-        seen[question.picture] = seen.get(question.picture, 0) + 1
-        turns.append((seen[question.picture], question.picture, i))
-    chosen = [i for _, _, i in sorted(turns)[:most]]
-    return [
-        {
-            "picture": test.asked[i].picture,
-            "name": test.names[test.asked[i].picture],
-            "question": test.asked[i].text,
-            "truth": test.asked[i].truth,
-            "injected": answers["injected"][i],
-            "cloud_image": answers["cloud_image"][i],
-            "edge_only": answers["edge_only"][i],
-        }
-        for i in chosen
-    ]
 
 
 def bytes_ratio(report: dict[str, Any]) -> dict[str, Any]:

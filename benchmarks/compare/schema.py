@@ -1,7 +1,4 @@
-"""Which figures a report must hold, and what makes it incomplete.
-
-Knows names and types; knows nothing of how a figure came about or looks.
-"""
+"""Which figures a report must hold, and what makes it incomplete."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.figures import ARMS
+from benchmarks.compare.figures import ARMS
 
 STAGES = (
     "edge_prefill",

@@ -1,0 +1,50 @@
+"""What all benchmarks' commands do alike: where reports go, how they are written, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from protos.errors import BridgeError
+from reference.demo.processes import ChildError
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "build" / "bench"
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    bench: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, measure, and turn an error of ours into one line and its exit code."""
+    given = parser.parse_args(argv)
+    try:
+        return bench(given)
+    except (BridgeError, ChildError) as error:
+        name = f"{error.name}: " if isinstance(error, BridgeError) else ""
+        print(f"{parser.prog.rpartition('.')[2]}: {name}{error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, BridgeError) else 1
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A command line of `python -m benchmarks.NAME`."""
+    return argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+
+
+def command(name: str) -> str:
+    """What gives the same report again."""
+    return " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
+
+
+def write(report: Mapping[str, Any], path: Path, page: str = "") -> None:
+    """Write a report as JSON and, if there is one, its page beside it; say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if page:
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
+    print(f"wrote {path}" + (f" and {path.with_suffix('.html')}" if page else ""))

@@ -1,1 +1,0 @@
-"""The report: which keys `report.json` holds, and the page that shows them."""
