@@ -36,7 +36,9 @@ $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 
 demo: $(READY) ## A cloud server and an edge agent answer questions about unseen pictures (about a minute)
 	@echo "demo: two processes, committed weights, report in build/demo/"
-	@$(BIN)/python -m benchmarks.demo
+	@$(BIN)/python -m reference.demo
+	@echo "demo: the same questions in every other way, into the same report"
+	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
 test: $(READY) node ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"

@@ -172,7 +172,7 @@ def test_a_program_runs_for_a_user_without_home_or_name(command: str) -> None:
         "edge_agent --version",
         f"edge_agent inspect {ROOT}/reference/models/edge-a",
         f"projector layout {ROOT}/reference/models/edge-a",
-        "benchmarks.demo --help",
+        "reference.demo --help",
     ],
 )
 def test_a_program_runs_where_no_usual_temporary_folder_can_be_written(command: str) -> None:

@@ -1,4 +1,4 @@
-"""`make demo` on a few pictures: two real processes, the committed weights, a whole report."""
+"""`make demo` on a few pictures: two real processes, the committed weights, every arm."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.report import schema
 from rich.console import Console
 
-from benchmarks import terminal
 from benchmarks.command import ROOT
+from benchmarks.compare import run, schema
 from benchmarks.compare.measure import Plan
 from reference.demo.processes import ChildError
+from reference.demo.terminal import Terminal
 
 
 def test_the_demo_answers_over_a_real_wire_and_reports_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.demo", "--pictures", "8", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    asked = ["--pictures", "8", "--out", str(tmp_path)]
+    answers = ["--answers", str(tmp_path / "answers-1.jsonl")]
+    for command in (["reference.demo", *asked], ["benchmarks.compare", *asked, *answers]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert schema.problems(report) == []
     assert report["pictures"] == 8
@@ -39,8 +43,8 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, out: Path, outcome: Any) -> int:
             raise outcome
         return copy.deepcopy(outcome)
 
-    monkeypatch.setattr(terminal, "measure", measured)
-    return terminal.run(Plan(out=out), Console(quiet=True))
+    monkeypatch.setattr(run, "measure", measured)
+    return run.run(Plan(out=out), Terminal(Console(quiet=True)))
 
 
 def test_only_a_whole_run_ends_with_zero(

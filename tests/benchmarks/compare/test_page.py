@@ -10,11 +10,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from benchmarks.report import plots, schema
-from benchmarks.report.page import render
 
-from benchmarks import figures
+from benchmarks.compare import figures, page, schema
 from reference.demo.testset import TestSet
+from reference.report.parts import Plot, html
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -46,6 +45,11 @@ class _Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
+def render(report: dict[str, Any], testset: TestSet) -> str:
+    parts = page.parts(report, dict(enumerate(testset.pictures)))
+    return html(*page.title(report), parts, page.tiles(report))
+
+
 def test_a_whole_report_has_no_problems(report: dict[str, Any]) -> None:
     assert schema.problems(json.loads(json.dumps(report))) == []
 
@@ -69,21 +73,21 @@ def test_a_report_without_codecs_is_not_whole(report: dict[str, Any]) -> None:
 
 
 def test_the_page_needs_no_other_file(report: dict[str, Any], testset: TestSet) -> None:
-    page = render(report, dict(enumerate(testset.pictures)))
+    made = render(report, testset)
     parser = _Balanced()
-    parser.feed(page)
+    parser.feed(made)
     parser.close()
     assert parser.open == []
     assert parser.outside == []
     assert len(parser.ids) == len(set(parser.ids))
-    assert "@import" not in page
-    assert page.count("data:image/webp;base64,") == 10
+    assert "@import" not in made
+    assert made.count("data:image/webp;base64,") == 10
 
 
 def test_the_page_says_when_a_run_was_not_whole(report: dict[str, Any], testset: TestSet) -> None:
     report |= {"whole": False, "problems": ["3 of 60 questions have <no> answer"]}
-    page = render(report, dict(enumerate(testset.pictures)))
-    assert "3 of 60 questions have &lt;no&gt; answer" in page
+    made = render(report, testset)
+    assert "3 of 60 questions have &lt;no&gt; answer" in made
 
 
 def test_a_target_that_was_missed_is_shown_as_missed(
@@ -91,18 +95,16 @@ def test_a_target_that_was_missed_is_shown_as_missed(
 ) -> None:
     report["wire_bytes_per_frame"]["mean"] = 401.0
     report["targets"] = figures.targets(report)
-    page = render(report, dict(enumerate(testset.pictures)))
-    assert re.search(r"bytes on the wire per frame.*?401\.0.*?missed", page, re.S)
+    made = render(report, testset)
+    assert re.search(r"bytes on the wire per frame.*?401\.0.*?missed", made, re.S)
 
 
-def test_every_plot_is_an_svg_that_follows_the_page(report: dict[str, Any]) -> None:
-    made = [
-        plots.accuracy(report),
-        plots.bytes_against_accuracy(report),
-        plots.waterfall(report),
-        plots.first_token(report),
-        plots.layers(report["distortion_by_layer"]),
-    ]
+def test_every_plot_is_an_svg_that_follows_the_page(
+    report: dict[str, Any], testset: TestSet
+) -> None:
+    parts = page.parts(report, dict(enumerate(testset.pictures)))
+    made = [part.svg for part in parts if isinstance(part, Plot)]
+    assert len(made) == 4
     for svg in made:
         root = ElementTree.fromstring(svg)
         assert root.get("viewBox")
@@ -127,35 +129,3 @@ def test_the_smallest_codec_that_is_good_enough_is_compared(report: dict[str, An
 def test_no_codec_that_is_good_enough_gives_no_ratio(report: dict[str, Any]) -> None:
     report["image_codecs"] = []
     assert figures.bytes_ratio(report)["ratio"] is None
-
-
-def test_another_picture_is_one_that_can_answer(testset: TestSet) -> None:
-    for other, question in zip(testset.others(), testset.asked, strict=True):
-        assert other != question.picture
-        answerable = [
-            j
-            for j in range(len(testset.pictures))
-            if j != question.picture and testset.truth_in(j, question.text) is not None
-        ]
-        assert other in answerable or not answerable
-
-
-def test_truths_are_those_of_the_scenes(testset: TestSet) -> None:
-    assert all(testset.truth_in(q.picture, q.text) == q.truth for q in testset.asked)
-    assert testset.right([q.truth.upper() for q in testset.asked]) == [True] * len(testset.asked)
-
-
-def test_latency_stages_are_counted_per_picture_and_totals_per_request() -> None:
-    server = {n: 1.0 for n in ("queue", "decode", "project", "inject", "prefill", "generate")}
-    records = [
-        {
-            "capture": "a",
-            "edge_ms": {"prefill": 10.0, "select": 1.0, "encode": 2.0, "uplink": uplink},
-            "server_ms": {**server, "ttft": 4.0, "total": 6.0},
-        }
-        for uplink in (9.0, 11.0)
-    ]
-    found = figures.latencies(records)
-    assert found["edge_prefill"]["p50"] == 10.0
-    assert found["uplink"]["p50"] == pytest.approx(4.0)
-    assert found["total"]["p50"] == pytest.approx(23.0)

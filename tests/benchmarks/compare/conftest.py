@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import figures
+from benchmarks.compare import figures
 from edge_agent.picture import PictureCodec
+from reference.demo.figures import distortions, first_questions, latencies
 from reference.demo.testset import Asked, TestSet
 from reference.yard import list_questions, render, sample_scenes
 
@@ -96,7 +97,7 @@ def report(testset: TestSet, answers: dict[str, list[str]]) -> dict[str, Any]:
         )
     ]
     arms = {"injected": 12.0, "picture_png": 24.0, "picture_webp": 22.0}
-    made = figures.accuracies(testset, answers) | {
+    made = figures.compared(testset, answers) | {
         "whole": True,
         "problems": [],
         "wire_bytes_per_frame": {"mean": 262.4, "p95": 281.0},
@@ -110,11 +111,13 @@ def report(testset: TestSet, answers: dict[str, list[str]]) -> dict[str, Any]:
         "wire_bytes_per_question": 131.0,
         "setup_bytes": 91000,
         "image_codecs": codecs,
-        "latency_ms": figures.latencies(_records(testset)),
+        "latency_ms": latencies(_records(testset)),
         "flops": {"picture": 9.1e8, "injected": 3.2e8, "project": 2.0e7},
-        "distortion": figures.distortions(_records(testset), 0.31),
+        "distortion": distortions(_records(testset)) | {"actual": 0.31},
         "distortion_by_layer": [{"keys": 0.2 + n / 30, "values": 0.3 + n / 25} for n in range(8)],
-        "first_questions": figures.first_questions(testset, answers, 10),
+        "first_questions": first_questions(
+            testset, {arm: answers[arm] for arm in ("injected", "cloud_image", "edge_only")}, 10
+        ),
         "operating_point": {"name": "u1", "quantizer": "uniform", "rank": 16, "tokens": 36},
         "made": {
             "split": "test",
