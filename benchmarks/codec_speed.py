@@ -33,20 +33,14 @@ from edge_agent.uplink.session import Base
 from projector.bundle.bundle import Bundle
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
+from protos.digest import CONSTANTS_BYTES, verify
+from protos.distortion import Distortion
 from protos.entropy.rans import TOTAL, ClassCoder
-from protos.frame import (
-    CONSTANTS_BYTES,
-    Distortion,
-    Header,
-    OperatingPoint,
-    pack_header,
-    parse_infer_request,
-    seal,
-    unpack_header,
-    verify,
-)
-from protos.layout import KVState
+from protos.header import Header, pack_header, unpack_header
+from protos.points import OperatingPoint
 from protos.quantize import UniformQuantizer
+from protos.requests import parse_infer_request, seal
+from protos.state import KVState
 from reference.demo.testset import TestSet
 
 REFERENCE = ROOT / "reference"

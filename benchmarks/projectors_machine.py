@@ -27,7 +27,8 @@ from projector.serving.backends import CloudFiles
 from projector.serving.backends.onnxruntime import OnnxRuntimeBackend
 from projector.serving.export import Half, export
 from protos.errors import BridgeError
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.state import KVState
 
 PAIRS = 100_000
 FLIPS_PER_FILE = 200

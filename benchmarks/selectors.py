@@ -39,8 +39,8 @@ from projector.models.vlm import VLM
 from projector.training.corpus import SHARD_PICTURES, collect
 from projector.validation.estimate import paired
 from protos.errors import BridgeError
-from protos.frame import OperatingPoint
-from protos.layout import KVState
+from protos.points import OperatingPoint
+from protos.state import KVState
 from reference.split import Split
 
 ROOT = Path(__file__).resolve().parent.parent

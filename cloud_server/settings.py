@@ -17,7 +17,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector.bundle.signing import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
-from protos.frame import Limits
+from protos.limits import Limits
 from protos.process import addresses
 from protos.process import settings as configuration
 

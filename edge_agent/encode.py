@@ -19,9 +19,10 @@ from edge_agent.picture import PictureCodec
 from edge_agent.uplink.budget import Budget
 from edge_agent.uplink.session import Base, Session
 from projector.codec.encoder import Encoder, Held
+from protos.distortion import Distortion
 from protos.errors import ConfigError
-from protos.frame import Distortion, OperatingPoint
-from protos.layout import KVState
+from protos.points import OperatingPoint
+from protos.state import KVState
 
 AUTO = "auto"
 PICTURE = "picture"

@@ -12,9 +12,10 @@ from typing import Literal
 
 from projector.codec.encoder import Encoder
 from projector.codec.risk import Floats, features
+from protos.distortion import Distortion
 from protos.errors import BridgeError, DegenerateError, DistortionError, UnfamiliarError
-from protos.frame import Distortion, OperatingPoint
-from protos.layout import KVState
+from protos.points import OperatingPoint
+from protos.state import KVState
 
 Mode = Literal["off", "measure", "edge_only", "picture"]
 Cause = Literal["distortion", "unfamiliar", "degenerate"]

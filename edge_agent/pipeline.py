@@ -30,6 +30,8 @@ from edge_agent.uplink.session import Base, Session
 from edge_agent.uplink.uplink import Outcome, Packed
 from projector.models.pictures import as_rgb, degenerate
 from projector.models.tokens import sound
+from protos.digest import derived_id
+from protos.distortion import Distortion
 from protos.errors import (
     BridgeError,
     ContextError,
@@ -38,15 +40,10 @@ from protos.errors import (
     QuestionError,
     QuestionTooLongError,
 )
-from protos.frame import (
-    Distortion,
-    Header,
-    Limits,
-    OperatingPoint,
-    derived_id,
-    pack_header,
-    seal,
-)
+from protos.header import Header, pack_header
+from protos.limits import Limits
+from protos.points import OperatingPoint
+from protos.requests import seal
 
 
 @dataclass(frozen=True)

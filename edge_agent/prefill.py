@@ -21,8 +21,9 @@ from projector.codec.reverse import ReverseDecoder
 from projector.models.foreign import importing
 from projector.models.tokens import Reader, align, fresh
 from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
 from protos.process import threads
+from protos.state import KVState
 
 if TYPE_CHECKING:
     from projector.models.lm import LM

@@ -17,7 +17,8 @@ from edge_agent.sources import open_source
 from projector.bundle.bundle import Bundle
 from projector.models.cache import to_states
 from projector.models.vlm import VLM
-from protos.frame import Header, pack_header, unpack_header, wire_bytes
+from protos.header import Header, pack_header, unpack_header
+from protos.requests import wire_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, OUT = ROOT / "reference", ROOT / "build" / "examples" / "steps"

@@ -1,28 +1,19 @@
 """The bytes of the way back: a request for the cloud's state of a scene, and its answer.
 
-Knows every byte that neuralbridge/v1/bridge.proto describes under WAY BACK outside the payload's
-codec. Knows no quantizer, no socket and no clock.
-
-Edge, in order: `seal_feedback`, then `open_response`. Cloud: `parse_feedback_request`,
-`frame.verify`, then `seal_response`.
+WAY BACK in bridge.proto describes them. Edge: `seal_feedback`, then `open_response`. Cloud:
+`parse_feedback_request`, `digest.verify`, then `seal_response`.
 """
 
 from __future__ import annotations
 
 import hmac
 
+from protos.digest import ask_digest, frame_digest
 from protos.errors import FrameCorruptError, FrameMalformedError
-from protos.frame import (
-    DEFAULT_LIMITS,
-    Header,
-    Limits,
-    ask_digest,
-    check_lengths,
-    frame_digest,
-    pack_header,
-    unpack_header,
-)
+from protos.header import Header, pack_header, unpack_header
+from protos.limits import DEFAULT_LIMITS, Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.requests import check_lengths
 from protos.wire import parse_exactly
 
 MAX_POINT_BYTES = 64
@@ -35,7 +26,7 @@ def seal_feedback(
     """Build the request for a scene's state, digest included.
 
     Args:
-        constants: `frame.session_constants`.
+        constants: `digest.session_constants`.
         session_id: 16 bytes.
         request_id: 8 to 16 bytes.
         frame_number: of a scene that the cloud holds.
@@ -51,9 +42,9 @@ def seal_feedback(
 
 
 def parse_feedback_request(raw: bytes) -> pb.FeedbackRequest:
-    """Read a serialized FeedbackRequest exactly, as `frame.parse_infer_request` does.
+    """Read a serialized FeedbackRequest exactly, as `requests.parse_infer_request` does.
 
-    The digest is not checked here (that needs the session): call `frame.verify` next.
+    The digest is not checked here (that needs the session): call `digest.verify` next.
 
     Raises:
         FrameTooLargeError: The message is too long.
@@ -75,13 +66,13 @@ def seal_response(
     """Build the frame that answers a request, digest included.
 
     Args:
-        constants: `frame.session_constants` with the *cloud's* layout for the source.
+        constants: `digest.session_constants` with the *cloud's* layout for the source.
         request_id: of the request.
         header: of the scene; its tokens are the cloud's.
         body: what the quantizer wrote.
 
     Raises:
-        BridgeError: whatever `frame.pack_header` raises.
+        BridgeError: whatever `header.pack_header` raises.
     """
     packed, payload = pack_header(header, body)
     digest = frame_digest(constants, request_id, packed, payload, "", 0)
@@ -112,7 +103,7 @@ def open_response(
         FrameCorruptError: the digest does not match: bytes changed on the way, or it answers
             another request, session, model or bundle.
         FrameMalformedError: it is of another scene, a delta frame, or its header is not one.
-        BridgeError: whatever `frame.unpack_header` raises.
+        BridgeError: whatever `header.unpack_header` raises.
     """
     frame = message.frame
     header, body = unpack_header(frame.header, frame.payload, limits)

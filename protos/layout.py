@@ -1,6 +1,6 @@
-"""What a model's key-value cache looks like, and one picture's worth of it.
+"""What a model's key-value cache looks like: shapes, rotations, fingerprint.
 
-Knows shapes, rotary embeddings and fingerprints. Knows no model, no tensor library, no wire.
+Knows no model, no tensor library and no wire.
 """
 
 from __future__ import annotations
@@ -15,26 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.errors import ContextError, FrameMalformedError
+from protos.strict_json import read_json
 
 Floats = npt.NDArray[np.float32]
-
 MAX_JSON_BYTES = 64 * 1024
-_MAX = {"layers": 1024, "kv_heads": 1024, "head_dim": 4096}
 MAX_GRID_SIDE = 1024
+_MAX = {"layers": 1024, "kv_heads": 1024, "head_dim": 4096}
 _MAX_NUMBER = 1e30
 _MAX_STATE_DIM = 1 << 24
 _MAX_ROPES = 8
 _MAX_WINDOW = 1 << 30
 _CACHE_DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise FrameMalformedError(f"cache layout: {message}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -357,40 +348,19 @@ class KVLayout:
         return made
 
 
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise FrameMalformedError(f"cache layout: {message}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _rope_from(plain: Any) -> RopeSpec:
     _exact_keys(plain, {field.name for field in fields(RopeSpec)}, "rope")
     _check(isinstance(plain["inv_freq"], list), "inv_freq must be a list")
     return RopeSpec(**plain)
-
-
-def read_json(text: str | bytes, max_bytes: int, what: str) -> Any:
-    """Parse JSON from a peer: bounded, no NaN or infinity, no key twice.
-
-    Args:
-        text: The JSON.
-        max_bytes: Longest text that is looked at.
-        what: What it should be, for the message.
-
-    Raises:
-        FrameMalformedError: It is not such JSON.
-    """
-    if len(text) > max_bytes:
-        raise FrameMalformedError(
-            f"{what}: {len(text)} bytes of JSON, at most {max_bytes} are read"
-        )
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in items}) != len(items):
-            raise ValueError("a key occurs twice")
-        return dict(items)
-
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} is not a number")
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        raise FrameMalformedError(f"{what}: not usable JSON ({error})") from error
 
 
 def _exact_keys(plain: Any, names: set[str], what: str) -> None:
@@ -398,151 +368,3 @@ def _exact_keys(plain: Any, names: set[str], what: str) -> None:
     if set(plain) != names:
         missing, extra = sorted(names - set(plain)), sorted(set(plain) - names)
         raise FrameMalformedError(f"{what}: missing {missing}, unexpected {extra}")
-
-
-@dataclass(frozen=True, eq=False)
-class KVState:
-    """The cache of one picture's image tokens, keys un-rotated.
-
-    Attributes:
-        keys: RoPE removed, float32 [layers, kv_heads, tokens, head_dim].
-        values: float32 [layers, kv_heads, tokens, head_dim].
-        positions: Where the tokens stood in the source's sequence, int64 [tokens].
-        grid: (rows, columns), row-major; rows * columns == tokens.
-        attention: Attention received, per query that can see the token, sums to 1,
-            float32 [tokens].
-
-    Raises:
-        FrameMalformedError: The shapes contradict each other.
-    """
-
-    keys: Floats
-    values: Floats
-    positions: npt.NDArray[np.int64]
-    grid: tuple[int, int]
-    attention: Floats
-
-    def __post_init__(self) -> None:
-        for name, dtype in (
-            ("keys", np.float32),
-            ("values", np.float32),
-            ("positions", np.int64),
-            ("attention", np.float32),
-        ):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
-        object.__setattr__(self, "grid", (int(self.grid[0]), int(self.grid[1])))
-        tokens = self.grid[0] * self.grid[1]
-        if (
-            self.keys.ndim != 4
-            or self.keys.shape != self.values.shape
-            or self.keys.shape[2] != tokens
-            or self.positions.shape != (tokens,)
-            or self.attention.shape != (tokens,)
-        ):
-            raise FrameMalformedError(
-                f"cache state of grid {self.grid}: expected keys and values [layers, kv_heads, "
-                f"{tokens}, head_dim], positions and attention [{tokens}]; got keys "
-                f"{self.keys.shape}, values {self.values.shape}, positions "
-                f"{self.positions.shape}, attention {self.attention.shape}"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Image tokens."""
-        return int(self.keys.shape[2])
-
-    def flat(self) -> Floats:
-        """One vector per token: float32 [tokens, state_dim], ordered (k|v, layer, head, dim)."""
-        both = np.stack([self.keys, self.values])
-        return np.ascontiguousarray(both.transpose(3, 0, 1, 2, 4)).reshape(self.tokens, -1)
-
-    @classmethod
-    def from_flat(
-        cls,
-        x: npt.ArrayLike,
-        layout: KVLayout,
-        positions: npt.ArrayLike,
-        attention: npt.ArrayLike | None = None,
-    ) -> KVState:
-        """The inverse of `flat`.
-
-        Args:
-            x: [tokens, layout.state_dim]: `layout.tokens`, or fewer where the grid is one row (of
-                a text).
-            layout: Of the model whose state it is.
-            positions: [tokens].
-            attention: [tokens]; uniform if None.
-
-        Raises:
-            FrameMalformedError: `x` is not of the layout's shape.
-        """
-        array = np.asarray(x, dtype=np.float32)
-        tokens = len(array) if layout.grid[0] == 1 and array.ndim == 2 else layout.tokens
-        if array.shape != (tokens, layout.state_dim) or not 1 <= tokens <= layout.tokens:
-            raise FrameMalformedError(
-                f"flat state is {array.shape}, model {layout.model_id!r} has "
-                f"{(layout.tokens, layout.state_dim)} (tokens, state_dim)"
-            )
-        shape = (tokens, 2, layout.layers, layout.kv_heads, layout.head_dim)
-        keys, values = np.ascontiguousarray(array.reshape(shape).transpose(1, 2, 3, 0, 4))
-        if attention is None:
-            attention = np.full(tokens, 1 / tokens)
-        return cls(
-            keys,
-            values,
-            np.asarray(positions, dtype=np.int64),
-            layout.grid if tokens == layout.tokens else (1, tokens),
-            np.asarray(attention, dtype=np.float32),
-        )
-
-
-def rotate(keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, positions: npt.ArrayLike) -> Floats:
-    """Apply rotary embeddings (RoFormer, arXiv:2104.09864, eq. 34).
-
-    Args:
-        keys: [..., T, head_dim], or [layers, kv_heads, T, head_dim] for rotations that differ by
-            layer; dimensions from `rope.rotary_dim` on are left alone.
-        rope: The model's rotation.
-        positions: Integers, [T].
-
-    Returns:
-        float32, the shape of `keys`.
-
-    Raises:
-        FrameMalformedError: The shapes do not fit.
-    """
-    return _turn(keys, rope, rope.cos_sin(positions))
-
-
-def unrotate(keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, positions: npt.ArrayLike) -> Floats:
-    """Undo `rotate`; same arguments, same result type."""
-    return _turn(keys, rope, rope.inverse(positions))
-
-
-def _turn(
-    keys: npt.ArrayLike, rope: RopeSpec | LayeredRope, tables: tuple[Floats, Floats]
-) -> Floats:
-    x = np.asarray(keys, dtype=np.float32)
-    cos, sin = tables
-    layered = cos.ndim > 2
-    if (
-        x.ndim < cos.ndim
-        or x.shape[-2] != cos.shape[-2]
-        or x.shape[-1] < rope.rotary_dim
-        or (layered and (x.ndim != cos.ndim or len(x) != len(cos)))
-    ):
-        raise FrameMalformedError(
-            f"cannot rotate keys {x.shape} at {cos.shape[-2]} positions over {rope.rotary_dim} "
-            f"dimensions: expected [{f'{len(cos)}, kv_heads' if layered else '...'}, "
-            f"{cos.shape[-2]}, >= {rope.rotary_dim}]"
-        )
-    head = x[..., : rope.rotary_dim]
-    turned = np.empty_like(head)
-    if rope.interleaved:
-        turned[..., 0::2], turned[..., 1::2] = -head[..., 1::2], head[..., 0::2]
-    else:
-        half = rope.rotary_dim // 2
-        turned[..., :half], turned[..., half:] = -head[..., half:], head[..., :half]
-    out: Floats = x.copy()
-    out[..., : rope.rotary_dim] = head * cos + turned * sin
-    return out

@@ -287,7 +287,7 @@ for root in {roots!r}:
             ],
         ),
         (
-            ["protos.layout", "protos.frame", "protos.quantize"],
+            ["protos.state", "protos.rotation", "protos.requests", "protos.quantize"],
             ["torch", "transformers", "zmq", "onnxruntime"],
         ),
         (

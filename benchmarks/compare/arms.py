@@ -21,8 +21,8 @@ from projector.models.cache import LayerCache
 from projector.models.pictures import read
 from projector.models.vlm import VLM
 from protos import distortion
-from protos.frame import OperatingPoint
-from protos.layout import KVState
+from protos.points import OperatingPoint
+from protos.state import KVState
 from reference.demo.testset import Asked, TestSet
 
 PICTURES_AT_ONCE = 32

@@ -28,14 +28,8 @@ from benchmarks.compare.figures import (
 from benchmarks.compare.wire import Service, Shot
 from edge_agent.picture import PictureCodec
 from protos.errors import ConfigError
-from protos.frame import RAW_KV_FP8, OperatingPoint
-from reference.demo.figures import (
-    agent_texts,
-    distortions,
-    first_questions,
-    latencies,
-    sequential,
-)
+from protos.points import RAW_KV_FP8, OperatingPoint
+from reference.demo.figures import agent_texts, distortions, first_questions, latencies, sequential
 from reference.demo.halves import (
     BUNDLE,
     CLOUD_MODEL,

@@ -27,21 +27,15 @@ import numpy.typing as npt
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.session import Session, dial_insecure, error_of, negotiate, open_events
 from edge_agent.uplink.store import EncoderStore
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.distortion import Distortion
 from protos.errors import BridgeError, OfflineError, from_code
-from protos.frame import (
-    EVENTS_APART,
-    PICTURE_POINT,
-    SESSION_METADATA_KEY,
-    Distortion,
-    Header,
-    id_of,
-    pack_header,
-    seal,
-    seal_ask,
-)
+from protos.header import Header, pack_header
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.points import PICTURE_POINT
+from protos.requests import id_of, seal, seal_ask
 
 _TRIES = 6
 _PAUSE_S = 0.2

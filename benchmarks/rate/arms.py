@@ -23,8 +23,9 @@ from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from projector.codec.risk import RiskModel, features, losses_of
 from projector.models.vlm import VLM
 from projector.validation.estimate import clustered, paired
-from protos.frame import Distortion, OperatingPoint
-from protos.layout import KVState
+from protos.distortion import Distortion
+from protos.points import OperatingPoint
+from protos.state import KVState
 from reference.demo.terminal import Terminal
 from reference.demo.testset import TestSet
 from reference.yard import sample_scenes

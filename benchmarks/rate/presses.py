@@ -23,7 +23,7 @@ from benchmarks.rate.sequences import message_bytes
 from benchmarks.rate.tensors import RIVALS_PYTHON
 from projector.models.vlm import VLM
 from protos.errors import BridgeError
-from protos.frame import Header
+from protos.header import Header
 from reference.demo.terminal import Terminal
 
 BUDGETS = (6, 12, 18)

@@ -23,16 +23,12 @@ from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.uplink.session import Base
 from projector.models.vlm import VLM
 from projector.validation.estimate import clustered, paired, pareto, same_answer, thin
-from protos.frame import (
-    CONSTANTS_BYTES,
-    PICTURE_POINT,
-    Distortion,
-    Header,
-    OperatingPoint,
-    pack_header,
-    seal,
-)
-from protos.layout import KVState
+from protos.digest import CONSTANTS_BYTES
+from protos.distortion import Distortion
+from protos.header import Header, pack_header
+from protos.points import PICTURE_POINT, OperatingPoint
+from protos.requests import seal
+from protos.state import KVState
 from reference.demo.terminal import Terminal
 from reference.demo.testset import Asked
 from reference.yard import render, sample_sequence

@@ -29,9 +29,10 @@ from benchmarks.timing import least_seconds
 from projector.models import cache
 from projector.models.vlm import VLM
 from protos import quantize
+from protos.entropy.tables import EntropyTables
 from protos.errors import BridgeError, UnsupportedModelError
-from protos.layout import KVState
-from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
+from protos.quantize import Quantizer, UniformQuantizer
+from protos.state import KVState
 from reference.demo.testset import TestSet
 from reference.yard import render, sample_scenes
 

@@ -60,9 +60,9 @@ from protos.errors import (
     UnknownSceneError,
     from_code,
 )
-from protos.frame import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_json
-from protos.layout import KVState
+from protos.points import PICTURE_POINT, RAW_KV_FP8, RAW_KV_FP8_POINT, points_to_json
 from protos.process import threads
+from protos.state import KVState
 
 _TEXT_PAGE_TOKENS = 16
 _WARM_UP = "warm-up"

@@ -40,6 +40,9 @@ from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Buckets, Throttle
 from projector.codec.reverse import point_of
+from protos.calls import EVENTS_APART, PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY
+from protos.digest import derived_id
+from protos.distortion import Distortion
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
@@ -51,29 +54,13 @@ from protos.errors import (
     UnknownSessionError,
 )
 from protos.feedback import parse_feedback_request, seal_response
-from protos.frame import (
-    EVENTS_APART,
-    PICTURE_POINT,
-    PROTOCOL_VERSION,
-    SERVICE,
-    SESSION_METADATA_KEY,
-    Distortion,
-    Header,
-    OperatingPoint,
-    derived_id,
-    frame_number_of,
-    id_of,
-    parse_ask_request,
-    parse_infer_request,
-    points_to_json,
-    refusal_of,
-    refused,
-    trailer_of,
-    unpack_header,
-)
+from protos.header import Header, frame_number_of, unpack_header
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import PICTURE_POINT, OperatingPoint, points_to_json
 from protos.process.logs import Logger
+from protos.refusals import refusal_of, refused, trailer_of
+from protos.requests import id_of, parse_ask_request, parse_infer_request
 
 _CHUNK_BYTES = 256 * 1024
 _MAX_OUTBOX = 256

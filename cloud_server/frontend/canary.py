@@ -23,8 +23,9 @@ from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from projector.codec.encoder import Encoder
 from protos.errors import BridgeError, from_code
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
 from protos.process.logs import Logger
+from protos.state import KVState
 
 SESSION = "canary"
 """No session of a device is called so: theirs are hexadecimal."""

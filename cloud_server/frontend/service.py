@@ -30,8 +30,8 @@ from cloud_server.health import HealthServer
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
 from cloud_server.throttle import Throttle
+from protos.calls import SERVICE
 from protos.errors import BridgeError, ConfigError
-from protos.frame import SERVICE
 from protos.process.addresses import Address
 from protos.process.console import ReaderGoneError
 from protos.process.environment import service_links

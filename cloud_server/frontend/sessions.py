@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.crowd import Crowd
+from protos.calls import SESSION_METADATA_KEY
+from protos.digest import SESSION_ID_BYTES, session_constants, verify
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -24,18 +26,9 @@ from protos.errors import (
     UnknownQuantizerError,
     UnknownSessionError,
 )
-from protos.frame import (
-    PICTURE,
-    RAW_KV_FP8,
-    SESSION_ID_BYTES,
-    SESSION_METADATA_KEY,
-    OperatingPoint,
-    points_from_json,
-    session_constants,
-    verify,
-)
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint, points_from_json
 from protos.quantize import QUANTIZERS
 
 Request: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest

@@ -26,6 +26,8 @@ from edge_agent.uplink.budget import Rung
 from edge_agent.uplink.store import EncoderStore
 from projector.codec.encoder import MAX_BYTES, Encoder, Held
 from projector.codec.reverse import ReverseDecoder
+from protos.calls import PROTOCOL_VERSION
+from protos.digest import session_constants
 from protos.errors import (
     BridgeError,
     BundleCorruptError,
@@ -39,20 +41,15 @@ from protos.errors import (
     OverloadedError,
     ProtocolVersionError,
 )
-from protos.frame import (
-    PROTOCOL_VERSION,
-    Limits,
-    OperatingPoint,
-    error_in,
-    points_from_json,
-    session_constants,
-)
 from protos.layout import KVLayout
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.points import OperatingPoint, points_from_json
 from protos.process import addresses
 from protos.process.proxies import proxy_of
 from protos.process.settings import installed_version
 from protos.quantize import QUANTIZERS
+from protos.refusals import error_in
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off

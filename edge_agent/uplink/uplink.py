@@ -38,6 +38,9 @@ from edge_agent.uplink.session import (
 from edge_agent.uplink.store import EncoderStore
 from projector.codec.encoder import Floats
 from projector.codec.reverse import ReverseDecoder
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.digest import session_constants
+from protos.distortion import Distortion
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -55,17 +58,11 @@ from protos.errors import (
     UnknownSessionError,
 )
 from protos.feedback import open_response, seal_feedback
-from protos.frame import (
-    EVENTS_APART,
-    SESSION_METADATA_KEY,
-    Distortion,
-    refusal_of,
-    seal_ask,
-    session_constants,
-)
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.process.logs import Logger
+from protos.refusals import refusal_of
+from protos.requests import seal_ask
 
 FATAL = (
     ConfigError,

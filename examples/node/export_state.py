@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 from edge_agent.prefill import load
 from edge_agent.sources import Capture, open_source
 from protos.errors import BridgeError, SourceError
-from protos.layout import KVLayout, KVState, rotate
+from protos.layout import KVLayout
+from protos.rotation import rotate
+from protos.state import KVState
 
 
 def write_state(state: KVState, layout: KVLayout, path: Path) -> None:

@@ -15,7 +15,7 @@ from edge_agent.sources import open_source
 from examples.selector.centre import Centre
 from projector.codec import select
 from protos.errors import BridgeError, SourceError
-from protos.layout import KVState
+from protos.state import KVState
 from reference.demo.processes import Child, ChildError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from projector.codec.select import SELECTORS, Scores, Selector
-from protos.layout import KVState
+from protos.state import KVState
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,10 @@ from protos.errors import (
     FrameMalformedError,
     SignatureError,
 )
-from protos.frame import OperatingPoint, points_from_json, points_to_json
-from protos.layout import KVLayout, read_json
+from protos.layout import KVLayout
+from protos.points import OperatingPoint, points_from_json, points_to_json
 from protos.process.folders import open_file
+from protos.strict_json import read_json
 
 FORMAT = 1
 DESCRIPTION = "bundle.json"

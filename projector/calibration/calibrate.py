@@ -18,10 +18,11 @@ from projector.codec.reverse import ReverseDecoder
 from projector.maps.base import Map
 from projector.maps.bidirectional import BidirectionalMap
 from projector.training.ragged import Ragged
+from protos.entropy.tables import EntropyTables
 from protos.errors import ConfigError, FitError
-from protos.frame import RAW_KV_FP8, OperatingPoint
 from protos.layout import KVLayout
-from protos.quantize import EntropyTables, UniformQuantizer
+from protos.points import RAW_KV_FP8, OperatingPoint
+from protos.quantize import UniformQuantizer
 from protos.quantize.fp8_token import Fp8TokenQuantizer
 
 COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}

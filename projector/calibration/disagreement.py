@@ -21,7 +21,7 @@ from projector.models.vlm import VLM
 from projector.serving.backends import Backend
 from projector.validation.estimate import same_answer
 from protos.errors import ConfigError
-from protos.frame import OperatingPoint
+from protos.points import OperatingPoint
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]

@@ -31,11 +31,14 @@ from projector.serving.backends import Backend
 from projector.training.corpus import Corpus
 from projector.training.ragged import present
 from projector.validation.estimate import paired
+from protos.entropy.tables import EntropyTables
 from protos.errors import ConfigError, FrameMalformedError
-from protos.frame import Header, Measured, OperatingPoint, wire_bytes
-from protos.layout import KVState
+from protos.header import Header
+from protos.points import Measured, OperatingPoint
 from protos.process.progress import Progress
-from protos.quantize import EntropyTables, UniformQuantizer
+from protos.quantize import UniformQuantizer
+from protos.requests import wire_bytes
+from protos.state import KVState
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

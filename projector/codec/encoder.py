@@ -24,6 +24,8 @@ from projector.codec.risk import RiskModel, feature_count
 from projector.codec.select import Selector, TaskAware
 from projector.models.foreign import in_words
 from protos import distortion, quantize
+from protos.distortion import Distortion
+from protos.entropy.tables import EntropyTables
 from protos.errors import (
     BundleFormatError,
     ConfigError,
@@ -31,9 +33,10 @@ from protos.errors import (
     IncompatibleLayoutError,
     NonFiniteError,
 )
-from protos.frame import Distortion, OperatingPoint, points_from_json, points_to_json
-from protos.layout import KVState, read_json
-from protos.quantize import EntropyTables, Quantizer, UniformQuantizer
+from protos.points import OperatingPoint, points_from_json, points_to_json
+from protos.quantize import Quantizer, UniformQuantizer
+from protos.state import KVState
+from protos.strict_json import read_json
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

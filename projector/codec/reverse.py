@@ -32,6 +32,7 @@ from projector.codec.encoder import (
     split_tensors,
 )
 from protos import distortion
+from protos.entropy.tables import EntropyTables
 from protos.errors import (
     BundleFormatError,
     FrameMalformedError,
@@ -39,9 +40,9 @@ from protos.errors import (
     NonFiniteError,
     UnknownQuantizerError,
 )
-from protos.frame import OperatingPoint, points_from_json, points_to_json
-from protos.layout import KVLayout, KVState
-from protos.quantize import EntropyTables
+from protos.layout import KVLayout
+from protos.points import OperatingPoint, points_from_json, points_to_json
+from protos.state import KVState
 
 FORMAT = 1
 _METADATA_KEY = "neural_bridge_reverse_decoder"

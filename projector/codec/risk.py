@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from protos.distortion import Distortion
 from protos.errors import BundleFormatError
-from protos.frame import Distortion
 
 Floats = npt.NDArray[np.float32]
 

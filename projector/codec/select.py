@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.errors import ConfigError
-from protos.layout import KVState
+from protos.state import KVState
 
 Scores = npt.NDArray[np.float32]
 Kept = npt.NDArray[np.bool_]

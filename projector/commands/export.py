@@ -119,7 +119,7 @@ def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
         FitError: there is no map.
         ConfigError: it is no such report.
     """
-    from protos.layout import read_json
+    from protos.strict_json import read_json
 
     of = hashlib.sha256(map_bytes(map_path)).hexdigest()
     try:

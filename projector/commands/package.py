@@ -29,14 +29,10 @@ from projector.models.foreign import importing
 from projector.package import Certification, Package
 from projector.package.state_cache import StateCache
 from projector.report import package_page, tables
-from protos.errors import (
-    ConfigError,
-    FrameMalformedError,
-    PackageFormatError,
-)
-from protos.layout import read_json
+from protos.errors import ConfigError, FrameMalformedError, PackageFormatError
 from protos.process.console import printable
 from protos.process.files import without_mark
+from protos.strict_json import read_json
 
 if TYPE_CHECKING:
     from projector.models.vlm import VLM

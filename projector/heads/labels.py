@@ -30,7 +30,7 @@ import numpy.typing as npt
 from projector.models.foreign import in_words
 from projector.training.dataset import LONGEST_LINE, Dataset, numbered_lines
 from protos.errors import CorpusError, FrameMalformedError, SourceError
-from protos.layout import read_json
+from protos.strict_json import read_json
 
 LABELS = "labels.jsonl"
 _MOST_FRAMES = 64

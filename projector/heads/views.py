@@ -21,8 +21,9 @@ from projector.codec.encoder import Encoder
 from projector.maps.cloud_half import CloudHalf
 from projector.training.corpus import Corpus
 from protos.errors import ConfigError, FitError
-from protos.frame import OperatingPoint
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.points import OperatingPoint
+from protos.state import KVState
 
 VIEWS = ("projected", "native", "edge", "latents")
 """The map's output; the large model's own state; the small model's; what travels between them."""

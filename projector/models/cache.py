@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from protos.errors import ModelError, UnsupportedModelError
-from protos.layout import KVLayout, KVState, LayeredRope, RopeSpec
+from protos.layout import KVLayout, LayeredRope, RopeSpec
+from protos.state import KVState
 
 LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each `[batch, kv_heads, tokens, head_dim]`, keys rotated."""

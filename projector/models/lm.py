@@ -22,22 +22,12 @@ from transformers import AutoModelForCausalLM
 from projector.models import cache as kv
 from projector.models import checkpoint, self_check
 from projector.models.cache import LayerCache
-from projector.models.frozen import (
-    FrozenModel,
-    Generation,
-    eos_ids,
-    padded,
-)
+from projector.models.frozen import FrozenModel, Generation, eos_ids, padded
 from projector.models.output import Output
 from projector.models.self_check import Witness
 from projector.models.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
-from protos.errors import (
-    ContextError,
-    QuestionError,
-    QuestionTooLongError,
-    UnsupportedModelError,
-)
-from protos.layout import KVState
+from protos.errors import ContextError, QuestionError, QuestionTooLongError, UnsupportedModelError
+from protos.state import KVState
 
 TEXT_TOKENS = 128
 _MORE_THAN_TEXT = ("vision_config", "audio_config", "vq_config")

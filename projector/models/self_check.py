@@ -33,7 +33,7 @@ from projector.models import attention, output
 from projector.models import cache as kv
 from projector.models.cache import LayerCache
 from projector.models.foreign import in_words
-from protos import layout as layouts
+from protos import layout, rotation, state
 from protos.errors import ModelError, SelfCheckError
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def _code(model: FrozenModel) -> str:
     A version number does not change while somebody works on the code.
     """
     modules = {__name__, *(cls.__module__ for cls in type(model).__mro__[:-1])}
-    modules |= {holder.__name__ for holder in (kv, layouts, attention, output)}
+    modules |= {holder.__name__ for holder in (kv, layout, rotation, state, attention, output)}
     digest = hashlib.sha256()
     for module in sorted(modules & set(sys.modules)):
         for name, value in sorted(vars(sys.modules[module]).items()):

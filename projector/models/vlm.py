@@ -27,14 +27,7 @@ from projector.models import cache as kv
 from projector.models import checkpoint, self_check
 from projector.models.attention import Received, measuring
 from projector.models.foreign import foreign
-from projector.models.frozen import (
-    FrozenModel,
-    Generation,
-    OnToken,
-    Prefilled,
-    eos_ids,
-    padded,
-)
+from projector.models.frozen import FrozenModel, Generation, OnToken, Prefilled, eos_ids, padded
 from projector.models.output import Output
 from projector.models.pictures import as_rgb
 from projector.models.self_check import Witness
@@ -47,7 +40,7 @@ from protos.errors import (
     SelfCheckError,
     UnsupportedModelError,
 )
-from protos.layout import KVState
+from protos.state import KVState
 
 _SPLITS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan", "do_split_image")
 _TEMPLATE_ADVICE = "use the chat template that the model was published with"

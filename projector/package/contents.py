@@ -35,7 +35,7 @@ from projector.package.form import (
 )
 from projector.package.metadata import Metadata
 from projector.package.tensors import Mask, decode, read_codes, read_mask
-from protos.layout import KVState
+from protos.state import KVState
 
 DERIVATIONS = {
     "annotate": "another description, certification or quality",

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from projector.bundle.bundle import DESCRIPTION, FILES, REVERSE_FILES
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
-from protos.layout import read_json
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX
+from protos.strict_json import read_json
 
 Blob = bytes | memoryview
 

@@ -39,7 +39,8 @@ from projector.package.tensors import (
     read_mask,
 )
 from protos.errors import BundleCorruptError, BundleLayoutError, ConfigError, PackageFormatError
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.state import KVState
 
 
 def create(

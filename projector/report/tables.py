@@ -18,8 +18,8 @@ import numpy as np
 from projector.bundle.bundle import Bundle, BundleInfo
 from projector.bundle.grades import Judged
 from protos.errors import ConfigError
-from protos.frame import OperatingPoint
 from protos.layout import KVLayout
+from protos.points import OperatingPoint
 from protos.process import console
 from protos.process.console import printable
 from protos.process.progress import Progress, Waiting

@@ -29,9 +29,9 @@ from projector.models import pictures
 from projector.models.foreign import in_words
 from projector.models.tokens import sound
 from protos.errors import FitError, FrameMalformedError, PictureError, SourceError
-from protos.layout import read_json
 from protos.process.files import text_of, without_mark
 from protos.process.folders import Listing, list_files, open_file, said
+from protos.strict_json import read_json
 
 QUESTIONS = "questions.jsonl"
 TEXTS = "texts.jsonl"

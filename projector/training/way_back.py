@@ -32,7 +32,7 @@ from projector.training.train import Trainer, TrainSettings
 from projector.validation.estimate import clustered, paired
 from projector.validation.validate import Answers, Validator
 from protos.errors import FitError
-from protos.layout import KVState
+from protos.state import KVState
 
 _BATCH = 64
 _RANKS = (16, 32, 64, 128)  # that the way back is judged at besides its own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 
+from protos.entropy.tables import EntropyTables
 from protos.errors import ConfigError, UnknownQuantizerError
 from protos.quantize.base import Quantizer
 from protos.quantize.fp8_e4m3 import Fp8E4M3Quantizer
@@ -14,7 +15,7 @@ from protos.quantize.fp8_token import Fp8TokenQuantizer
 from protos.quantize.int4 import Int4Quantizer
 from protos.quantize.int8 import Int8Quantizer
 from protos.quantize.none import NoQuantizer
-from protos.quantize.uniform import EntropyTables, UniformQuantizer
+from protos.quantize.uniform import UniformQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     member.name: member
@@ -29,7 +30,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 """Name to class, for every quantizer."""
 
-__all__ = ["QUANTIZERS", "EntropyTables", "Quantizer", "UniformQuantizer", "get"]
+__all__ = ["QUANTIZERS", "Quantizer", "UniformQuantizer", "get"]
 
 
 def get(name: str, tables: EntropyTables | None = None) -> Quantizer:

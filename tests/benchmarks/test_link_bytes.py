@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.link_bytes import Http2Frames
 from edge_agent.uplink.session import dial_insecure, open_events
-from protos.frame import EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from reference.demo.relay import Relay
 from tests.cloud_server.test_service import Edge, running

@@ -25,7 +25,7 @@ from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import Rival, bare_bytes, worn
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel, losses_of
-from protos.frame import Distortion
+from protos.distortion import Distortion
 from reference.yard import COLOURS, KINDS, PICTURE_PX, ask, sample_scenes
 
 CELLS = 36

@@ -14,8 +14,9 @@ from benchmarks.rate import sequences, video
 from benchmarks.rate.sequences import EVERY, Film, code, message_bytes, summary, transport_bytes
 from benchmarks.rate.video import VIDEOS, Video, picture_bytes
 from protos.errors import BridgeError
-from protos.frame import PICTURE_POINT, Header
-from protos.layout import KVState
+from protos.header import Header
+from protos.points import PICTURE_POINT
+from protos.state import KVState
 from tests.fakes.fake_edge import LAYOUT, make_encoder
 
 NEEDS_FFMPEG = pytest.mark.skipif(not video.available(), reason="no ffmpeg (Debian: ffmpeg)")

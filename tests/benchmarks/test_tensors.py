@@ -14,7 +14,7 @@ from benchmarks.rate.tensors import QUERIES, Caches, Transform, compare, ours
 from benchmarks.rate.turboquant import TurboQuant, codebook
 from projector.models.vlm import VLM
 from protos.errors import UnsupportedModelError
-from protos.layout import KVState
+from protos.state import KVState
 from tests.fakes.fake_edge import LAYOUT
 from tests.fakes.tiny_models import picture as drawn
 from tests.fakes.tiny_models import tiny_idefics3

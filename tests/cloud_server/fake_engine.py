@@ -29,7 +29,7 @@ from cloud_server.engine.jobs import (
 from cloud_server.engine.owners import FrameNumbers
 from cloud_server.settings import Settings
 from protos.errors import BundleLayoutError, FrameNumberError, QuestionError
-from protos.frame import points_to_json
+from protos.points import points_to_json
 from tests.cloud_server import stage
 
 

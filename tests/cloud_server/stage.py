@@ -19,20 +19,17 @@ from PIL import Image
 
 from cloud_server.settings import PREFIX
 from projector.codec.encoder import Encoder
-from protos.frame import (
-    PICTURE_POINT,
-    RAW_KV_FP8,
-    SESSION_METADATA_KEY,
-    Distortion,
-    Header,
-    OperatingPoint,
-    pack_header,
-    seal,
-)
-from protos.layout import KVLayout, KVState, RopeSpec
+from protos.calls import SESSION_METADATA_KEY
+from protos.distortion import Distortion
+from protos.entropy.tables import EntropyTables
+from protos.header import Header, pack_header
+from protos.layout import KVLayout, RopeSpec
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.quantize import QUANTIZERS, EntropyTables
+from protos.points import PICTURE_POINT, RAW_KV_FP8, OperatingPoint
+from protos.quantize import QUANTIZERS
+from protos.requests import seal
+from protos.state import KVState
 
 RANK = 6
 DEVICE = {name: value for name, value in os.environ.items() if name == PREFIX + "DEVICE"}

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 
 from protos import errors
-from protos.frame import (
-    FIXED,
-    Header,
-    derived_id,
-    frame_digest,
-    pack_header,
-    seal,
-    seal_ask,
-    session_constants,
-)
+from protos.digest import derived_id, frame_digest, session_constants
+from protos.header import FIXED, Header, pack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.requests import seal, seal_ask
 from tests.cloud_server import stage
 
 Make = Callable[[stage.Client], "pb.InferRequest | bytes"]

@@ -33,8 +33,8 @@ from protos.errors import (
     SignatureError,
     UnknownSceneError,
 )
-from protos.frame import PICTURE_POINT
-from protos.layout import KVState
+from protos.points import PICTURE_POINT
+from protos.state import KVState
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.fakes import tiny_models

@@ -19,7 +19,7 @@ from cloud_server.engine.owners import FrameNumbers
 from cloud_server.engine.picture import charge_of
 from projector.models.vlm import VLM, Prepared
 from protos.errors import FrameNumberError, OverloadedError, PictureError
-from protos.frame import PICTURE_POINT
+from protos.points import PICTURE_POINT
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.test_engine import Bench

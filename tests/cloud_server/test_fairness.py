@@ -20,10 +20,11 @@ from cloud_server.frontend.peers import Connections, address_of
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.throttle import Buckets
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
-from protos.frame import points_to_json, seal_ask
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.points import points_to_json
 from protos.quantize import QUANTIZERS
+from protos.requests import seal_ask
 from reference.demo.relay import Relay
 from tests.cloud_server import stage
 from tests.cloud_server.test_service import Edge, Running, running

@@ -30,7 +30,7 @@ from cloud_server.frontend.answers import Answers, Computation
 from cloud_server.frontend.sessions import Reports
 from cloud_server.settings import Settings, from_json, load
 from protos.errors import ConfigError, FrameMalformedError, ModelError
-from protos.frame import Limits
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.conftest import Files
 

@@ -22,8 +22,9 @@ import pytest
 from cloud_server.engine.spawn import spawn_engine
 from cloud_server.frontend.service import Service
 from cloud_server.settings import load
+from protos.calls import EVENTS_APART
+from protos.digest import derived_id, session_constants
 from protos.errors import BundleLayoutError, ConfigError, EngineUnavailableError
-from protos.frame import EVENTS_APART, derived_id, session_constants
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from reference.demo.relay import Relay

@@ -23,17 +23,14 @@ from PIL import Image
 from cloud_server import cli
 from projector.models.vlm import VLM
 from protos import errors
-from protos.frame import (
-    PROTOCOL_VERSION,
-    RAW_KV_FP8_POINT,
-    Header,
-    Limits,
-    points_from_json,
-    seal_ask,
-    session_constants,
-)
+from protos.calls import PROTOCOL_VERSION
+from protos.digest import session_constants
+from protos.header import Header
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.points import RAW_KV_FP8_POINT, points_from_json
+from protos.requests import seal_ask
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 

@@ -30,7 +30,7 @@ from protos.errors import (
     OverloadedError,
     PictureError,
 )
-from protos.frame import Measured
+from protos.points import Measured
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder

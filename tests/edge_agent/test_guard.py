@@ -15,7 +15,9 @@ from edge_agent.picture import PictureCodec
 from edge_agent.sources import Capture
 from projector.codec.risk import RiskModel, feature_count
 from protos.errors import OverloadedError
-from protos.frame import OperatingPoint, parse_infer_request, unpack_header
+from protos.header import unpack_header
+from protos.points import OperatingPoint
+from protos.requests import parse_infer_request
 from tests.edge_agent.test_agent import Run, capture, nothing
 from tests.fakes.fake_edge import RANK
 

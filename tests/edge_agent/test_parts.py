@@ -24,7 +24,7 @@ from edge_agent.picture import PictureCodec
 from edge_agent.pipeline import check_size
 from edge_agent.uplink.store import EncoderStore
 from protos.errors import BundleCorruptError, ConfigError, DiskFullError, FrameTooLargeError
-from protos.frame import Limits
+from protos.limits import Limits
 from tests.fakes.fake_edge import make_encoder, state_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,8 +22,9 @@ from edge_agent.uplink.uplink import Uplink
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
 from protos.errors import ModelError
-from protos.frame import RAW_KV_FP8, OperatingPoint, unpack_header
+from protos.header import unpack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import RAW_KV_FP8, OperatingPoint
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.tiny_models import tiny_idefics3

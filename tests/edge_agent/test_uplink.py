@@ -37,7 +37,8 @@ from protos.errors import (
     QuestionError,
     QuestionTooLongError,
 )
-from protos.frame import Limits, unpack_header
+from protos.header import unpack_header
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge

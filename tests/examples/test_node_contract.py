@@ -13,17 +13,14 @@ import pytest
 
 from examples.node.export_state import write_state
 from projector.codec.encoder import Encoder
+from protos.digest import verify
 from protos.errors import BridgeError
-from protos.frame import (
-    RAW_KV_FP8,
-    Header,
-    OperatingPoint,
-    pack_header,
-    parse_ask_request,
-    parse_infer_request,
-    verify,
-)
-from protos.layout import KVLayout, KVState, RopeSpec, unrotate
+from protos.header import Header, pack_header
+from protos.layout import KVLayout, RopeSpec
+from protos.points import RAW_KV_FP8, OperatingPoint
+from protos.requests import parse_ask_request, parse_infer_request
+from protos.rotation import unrotate
+from protos.state import KVState
 from tests.examples.conftest import Script
 from tests.protos.test_worked_example import FIGURES, KEPT, MAX_NEW_TOKENS, POINT, read
 

@@ -13,27 +13,17 @@ from typing import Any
 import grpc
 
 from projector.codec.encoder import Encoder
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.digest import session_constants, verify
 from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
-from protos.frame import (
-    ERROR_METADATA_KEY,
-    EVENTS_APART,
-    FIXED,
-    PICTURE,
-    RAW_KV_FP8,
-    SESSION_METADATA_KEY,
-    Limits,
-    id_of,
-    parse_ask_request,
-    parse_infer_request,
-    points_to_json,
-    refused,
-    session_constants,
-    unpack_header,
-    verify,
-)
+from protos.header import FIXED, unpack_header
 from protos.layout import KVLayout
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.points import PICTURE, RAW_KV_FP8, points_to_json
+from protos.refusals import ERROR_METADATA_KEY, refused
+from protos.requests import id_of, parse_ask_request, parse_infer_request
 
 
 @dataclass(eq=False)

@@ -16,11 +16,12 @@ from edge_agent.uplink.store import EncoderStore
 from edge_agent.uplink.uplink import RetryPolicy, Uplink
 from projector.codec.encoder import Encoder
 from projector.codec.reverse import ReverseDecoder
+from protos.entropy.tables import EntropyTables
 from protos.errors import PictureError
-from protos.frame import RAW_KV_FP8, OperatingPoint
-from protos.layout import KVLayout, KVState, RopeSpec
+from protos.layout import KVLayout, RopeSpec
+from protos.points import RAW_KV_FP8, OperatingPoint
 from protos.process import logs
-from protos.quantize import EntropyTables
+from protos.state import KVState
 
 LAYOUT = KVLayout(
     model_id="fake",

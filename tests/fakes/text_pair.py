@@ -23,7 +23,7 @@ from projector.serving.backends import CloudFiles
 from projector.serving.export import export
 from projector.training import texts
 from projector.training.fit import moments_of
-from protos.layout import KVState
+from protos.state import KVState
 from tests.fakes.tiny_models import tiny_gemma3, tiny_lm
 
 TEXTS = tuple(

@@ -15,16 +15,11 @@ from cloud_server.engine.picture import open_picture
 from projector.codec.encoder import Encoder, Held
 from protos.errors import BridgeError
 from protos.feedback import parse_feedback_request
-from protos.frame import (
-    PICTURE_POINT,
-    Limits,
-    OperatingPoint,
-    pack_header,
-    parse_ask_request,
-    parse_infer_request,
-    unpack_header,
-)
+from protos.header import pack_header, unpack_header
 from protos.layout import KVLayout
+from protos.limits import Limits
+from protos.points import PICTURE_POINT, OperatingPoint
+from protos.requests import parse_ask_request, parse_infer_request
 from tests.fakes.fake_edge import LAYOUT, RANK, make_encoder
 
 LIMITS = Limits(max_payload_bytes=4096, max_tokens=256, max_picture_bytes=4096)

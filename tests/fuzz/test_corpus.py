@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from protos.feedback import seal_feedback
-from protos.frame import Header, pack_header, seal, seal_ask
+from protos.header import Header, pack_header
 from protos.quantize import QUANTIZERS
+from protos.requests import seal, seal_ask
 from tests.fakes.fake_edge import LAYOUT
 from tests.fuzz import target
 

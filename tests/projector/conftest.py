@@ -17,9 +17,9 @@ from projector.maps.cloud_half import CloudConfig, CloudHalf
 from projector.models.vlm import VLM
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
-from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
+from protos.entropy.tables import EntropyTables
 from protos.layout import KVLayout
-from protos.quantize import EntropyTables
+from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint
 from tests.fakes.tiny_models import (
     tiny_gemma3_vlm,
     tiny_idefics3,

@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protos import distortion
+from protos.distortion import Distortion
 from protos.errors import FrameMalformedError
 
 
@@ -92,3 +95,19 @@ def test_r2_is_1_for_the_truth_and_0_for_the_mean() -> None:
 def test_shapes_that_do_not_fit_are_refused(call) -> None:
     with pytest.raises(FrameMalformedError):
         call()
+
+
+def test_the_scale_of_a_distortion_figure_is_the_one_that_the_protocol_describes() -> None:
+    for byte in range(1, 256):
+        (figure,) = {*vars(Distortion.from_bytes([byte] * 4)).values()}
+        assert math.isclose(figure, 10.0 ** ((byte - 176) / 64), rel_tol=1e-12)
+        assert Distortion(figure, figure, figure, figure).to_bytes() == bytes([byte] * 4)
+    assert Distortion.from_bytes([176, 0, 240, 48]) == Distortion(1.0, 0.0, 10.0, 0.01)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.floats(0.00184, 17.1))
+def test_a_distortion_figure_is_wrong_by_half_a_step_at_most(figure: float) -> None:
+    found = Distortion.from_bytes(Distortion(quantize=figure).to_bytes())
+    assert abs(math.log10(found.quantize / figure)) <= 0.5 / 64 + 1e-9
+    assert abs(found.quantize / figure - 1) < 0.0184

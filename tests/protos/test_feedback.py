@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protos import frame
+from protos.digest import session_constants, verify
+from protos.distortion import Distortion
 from protos.errors import (
     BridgeError,
     FrameCorruptError,
@@ -24,8 +25,10 @@ from protos.feedback import (
     seal_feedback,
     seal_response,
 )
-from protos.frame import DEFAULT_LIMITS, Distortion, Header, session_constants, verify
+from protos.header import Header, pack_header
+from protos.limits import DEFAULT_LIMITS
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.requests import seal
 
 SESSION, REQUEST = bytes(range(16)), b"request-"
 EDGE_KEY = session_constants(SESSION, "e" * 64, "b" * 64)
@@ -142,8 +145,8 @@ def test_a_delta_frame_is_refused_as_a_response() -> None:
 
 def test_a_request_does_not_pass_for_a_response() -> None:
     """Both sides hold the same session: what one sealed must not be taken for the other's."""
-    packed, payload = frame.pack_header(HEADER, BODY)
-    sealed = frame.seal(EDGE_KEY, REQUEST, packed, payload)
+    packed, payload = pack_header(HEADER, BODY)
+    sealed = seal(EDGE_KEY, REQUEST, packed, payload)
     with pytest.raises(FrameCorruptError):
         opened(pb.FeedbackResponse(frame=sealed.frame))
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from protos import frame, generate
-from protos.errors import ERRORS
-from protos.frame import Limits
+from protos import generate
+from protos.calls import EVENTS_APART, SERVICE, SESSION_METADATA_KEY
+from protos.errors import ERRORS, FrameMalformedError
 from protos.layout import KVLayout, RopeSpec
+from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.refusals import ERROR_METADATA_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +53,7 @@ def test_the_protocol_passes_buf_lint() -> None:
 
 def test_service_and_methods_are_the_published_ones() -> None:
     service = pb.DESCRIPTOR.services_by_name["Bridge"]
-    assert service.full_name == frame.SERVICE
+    assert service.full_name == SERVICE
     kinds = {m.name: (m.client_streaming, m.server_streaming) for m in service.methods}
     assert kinds == {
         "Negotiate": (False, False),
@@ -99,7 +101,7 @@ def test_limits_have_the_same_fields_on_the_wire_and_survive_it() -> None:
 def test_limits_that_a_peer_leaves_out_are_refused() -> None:
     message = Limits().to_proto()
     message.ClearField("max_tokens")
-    with pytest.raises(frame.FrameMalformedError, match="max_tokens"):
+    with pytest.raises(FrameMalformedError, match="max_tokens"):
         Limits.from_proto(message)
 
 
@@ -167,7 +169,7 @@ def test_the_proto_describes_every_tensor_of_an_encoder() -> None:
 
 def test_the_proto_names_every_metadata_key() -> None:
     said = section("METADATA")
-    keys = (frame.SESSION_METADATA_KEY, frame.ERROR_METADATA_KEY, *frame.EVENTS_APART)
+    keys = (SESSION_METADATA_KEY, ERROR_METADATA_KEY, *EVENTS_APART)
     assert all(key in said for key in keys)
 
 

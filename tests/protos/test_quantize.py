@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos import quantize
+from protos.entropy.tables import EntropyTables
 from protos.errors import (
     BridgeError,
-    BundleFormatError,
     ConfigError,
     FrameMalformedError,
     FrameTruncatedError,
     NonFiniteError,
     UnknownQuantizerError,
 )
-from protos.quantize import QUANTIZERS, EntropyTables, Quantizer, UniformQuantizer
+from protos.quantize import QUANTIZERS, Quantizer, UniformQuantizer
 from protos.quantize.fp8_e4m3 import VALUES, to_fp8
 
 RANK = 16
@@ -39,9 +39,6 @@ def latents(tokens: int = 40, seed: int = 1) -> npt.NDArray[np.float32]:
 def steps_of(quantizer: Quantizer) -> npt.NDArray[np.float32]:
     scale = {"int8": 1 / 30, "int4": 1 / 2, "fp8_e4m3": 1 / 50}.get(quantizer.name, 1.0)
     return (scale * np.linspace(0.8, 1.2, RANK)).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------- the contract
 
 
 @every
@@ -172,9 +169,6 @@ def test_steps_so_large_that_a_decoded_latent_overflows_are_refused() -> None:
         quantize.get("int8").decode(b"\x7f" * RANK, 1, RANK, steps)
 
 
-# ------------------------------------------------------------------------------- registry
-
-
 def test_an_unknown_quantizer_is_named_with_the_nearest() -> None:
     with pytest.raises(UnknownQuantizerError, match="'fp8_e4m3fn'.*nearest is 'fp8_e4m3'"):
         quantize.get("fp8_e4m3fn")
@@ -197,9 +191,6 @@ def test_names_are_the_registry_keys() -> None:
         "uniform",
     ]
     assert all(cls.name == name for name, cls in QUANTIZERS.items())
-
-
-# ------------------------------------------------------------------------------------ FP8
 
 
 def test_fp8_rounds_every_bfloat16_number_as_torch_does() -> None:
@@ -285,9 +276,6 @@ def test_a_token_scale_that_no_encoder_writes_is_refused() -> None:
             fp8.decode(payload, 1, 2, np.ones(2))
 
 
-# ------------------------------------------------------------------------------- integers
-
-
 def test_int8_and_int4_have_the_bytes_that_the_protocol_describes() -> None:
     z, steps = [[1.0, -2.0, 300.0]], np.array([0.5, 1.0, 1.0])
     assert quantize.get("int8").encode(z, steps) == bytes([2, 254, 127])
@@ -301,9 +289,6 @@ def test_codes_that_no_encoder_writes_are_refused() -> None:
         quantize.get("int4").decode(b"\x08", 1, 1, np.ones(1))
     with pytest.raises(FrameMalformedError, match="last nibble"):
         quantize.get("int4").decode(b"\x10", 1, 1, np.ones(1))
-
-
-# -------------------------------------------------------------------------------- uniform
 
 
 def decode_as_the_protocol_says(
@@ -437,106 +422,6 @@ def test_uniform_with_tables_of_anything_brings_anything_back(rows: list[list[in
     quantizer = UniformQuantizer(tables)
     again = quantizer.decode(quantizer.encode(z, np.ones(3)), len(rows), 3, np.ones(3))
     np.testing.assert_array_equal(again, z)
-
-
-# --------------------------------------------------------------------------------- tables
-
-
-def test_tables_follow_the_counts() -> None:
-    sample = np.repeat([[-1], [0], [1], [2]], [100, 1000, 700, 200], axis=0)
-    tables = EntropyTables.fit(sample)
-    assert tables.offset.tolist() == [-2]
-    p = tables.frequency[0, 0] / 4096
-    np.testing.assert_allclose(p[1:5], [0.05, 0.5, 0.35, 0.1], atol=2e-3)
-    assert p[0] < 1e-3 and 0 < p[-1] < 1e-3
-
-
-def test_tables_tell_kinds_of_tokens_apart() -> None:
-    """Latents that are independent within a kind, and tell which kind it is."""
-    rng = np.random.default_rng(11)
-    kinds = rng.integers(-4, 5, (12, 16))
-    sample = kinds[rng.integers(0, 12, 6000)] + (rng.random((6000, 16)) < 0.1)
-    static, aware = (EntropyTables.fit(sample, classes=c) for c in (1, 32))
-    sizes = [len(UniformQuantizer(t).encode(sample[:400], np.ones(16))) for t in (static, aware)]
-    # Which of 12 kinds it is (3.6 bits), and 16 times an event of probability 0.1 (0.47 bits).
-    ideal = 400 * (np.log2(12) + 16 * 0.469) / 8
-    assert ideal * 0.97 <= sizes[1] <= ideal * 1.1
-    assert sizes[1] < 0.3 * sizes[0]
-
-
-def test_the_classes_are_chosen_in_whole_numbers() -> None:
-    """No floating point decides what is sent, so that every machine sends the same bytes."""
-    values = np.rint(latents()).astype(np.int64)
-    classes, symbols, lengths = TABLES.classify(values)
-    assert lengths.dtype.kind == "i"
-    p = TABLES.frequency[classes[:, None], np.arange(RANK), symbols] / 4096
-    exact = -np.log2(p).sum(axis=1) - np.log2(TABLES.prior[classes] / 4096)
-    exact += 16 * (symbols == TABLES.escape).sum(axis=1)
-    np.testing.assert_allclose(lengths / 16, exact, atol=(RANK + 1) / 16)
-
-
-def test_tables_have_classes_only_where_they_pay() -> None:
-    rng = np.random.default_rng(12)
-    alike = rng.integers(-2, 3, (4000, 8))
-    kinds = rng.integers(-3, 4, (12, 8))[rng.integers(0, 12, 4000)]
-    assert EntropyTables.fit(alike).classes == 1
-    assert EntropyTables.fit(kinds).classes > 12
-
-
-def test_tables_of_wide_latents_keep_a_window_around_the_median() -> None:
-    rng = np.random.default_rng(7)
-    sample = np.rint(rng.standard_cauchy((4000, 2)) * 20).clip(-32768, 32767).astype(np.int64)
-    tables = EntropyTables.fit(sample)
-    tables = EntropyTables.fit(sample, classes=1)
-    assert tables.frequency.shape == (1, 2, 256)
-    inside = (sample >= tables.offset) & (sample < tables.offset + 255)
-    escape = tables.frequency[0, :, -1] / 4096
-    np.testing.assert_allclose(escape, 1 - inside.mean(axis=0), atol=0.02)
-
-
-def test_tables_survive_as_arrays() -> None:
-    again = EntropyTables.from_arrays(TABLES.to_arrays())
-    np.testing.assert_array_equal(again.offset, TABLES.offset)
-    np.testing.assert_array_equal(again.frequency, TABLES.frequency)
-    with pytest.raises(BundleFormatError, match="frequency"):
-        EntropyTables.from_arrays({"offset": TABLES.offset})
-
-
-@pytest.mark.parametrize(
-    ("offset", "frequency"),
-    [
-        (np.zeros(1, "i4"), np.array([[[4000, 96]]], "u2")),
-        (np.zeros(1, "i2"), np.array([[[4000, 96]]], "i8")),
-        (np.zeros(2, "i2"), np.array([[[4000, 96]]], "u2")),
-        (np.zeros(1, "i2"), np.array([[[4000, 95]]], "u2")),
-        (np.zeros(1, "i2"), np.array([[[4096, 0]]], "u2")),
-        (np.zeros(1, "i2"), np.array([[[4096]]], "u2")),
-        (np.zeros(1, "i2"), np.array([[4000, 96]], "u2")),
-        (np.zeros(1, "i2"), np.array([[[4000, 96]]] * 9, "u2")),
-        (np.zeros(0, "i2"), np.zeros((1, 0, 257), "u2")),
-    ],
-)
-def test_tables_of_another_form_are_refused(
-    offset: npt.NDArray[np.int16], frequency: npt.NDArray[np.uint16]
-) -> None:
-    with pytest.raises(BundleFormatError):
-        EntropyTables(offset, frequency, np.array([4096], "u2"))
-
-
-@pytest.mark.parametrize(
-    "prior", [np.array([4095], "u2"), np.array([4096], "i4"), np.array([2048, 2048], "u2")]
-)
-def test_class_tables_of_another_form_are_refused(prior: npt.NDArray[np.uint16]) -> None:
-    with pytest.raises(BundleFormatError):
-        EntropyTables(np.zeros(1, "i2"), np.array([[[4000, 96]]], "u2"), prior)
-
-
-@pytest.mark.parametrize(
-    "sample", [np.zeros((0, 3), int), np.zeros(3, int), np.zeros((2, 2)), np.full((1, 1), 40000)]
-)
-def test_tables_are_not_fitted_to_nonsense(sample: npt.NDArray[np.int64]) -> None:
-    with pytest.raises(BundleFormatError):
-        EntropyTables.fit(sample)
 
 
 def test_none_is_little_endian_floats() -> None:

@@ -13,19 +13,12 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protos.digest import session_constants, verify
 from protos.errors import BridgeError, FrameMalformedError, FrameTooLargeError
 from protos.feedback import parse_feedback_request, seal_feedback
-from protos.frame import (
-    Header,
-    pack_header,
-    parse_ask_request,
-    parse_infer_request,
-    seal,
-    seal_ask,
-    session_constants,
-    verify,
-)
+from protos.header import Header, pack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.requests import parse_ask_request, parse_infer_request, seal, seal_ask
 
 SESSION = bytes(range(16))
 CONSTANTS = session_constants(SESSION, "f" * 64, "b" * 64)

@@ -17,10 +17,14 @@ import ml_dtypes
 import numpy as np
 
 from projector.codec.encoder import Encoder
-from protos import frame
-from protos.frame import Distortion, Header, OperatingPoint
+from protos.digest import derived_id, session_constants
+from protos.distortion import Distortion
 from protos.generate import PROTO, ROOT
-from protos.layout import KVLayout, RopeSpec, rotate, unrotate
+from protos.header import Header, pack_header
+from protos.layout import KVLayout, RopeSpec
+from protos.points import OperatingPoint
+from protos.requests import seal, seal_ask
+from protos.rotation import rotate, unrotate
 
 LAYOUT = KVLayout(
     model_id="example",
@@ -73,13 +77,13 @@ def example() -> dict[str, str]:
     latents = made.project(np.asarray(STATES, dtype=np.float32))
     coded = (latents - made.centre[KEPT]) / steps
     body = made.quantizer(POINT).encode(latents - made.centre[KEPT], steps)
-    header, payload = frame.pack_header(
+    header, payload = pack_header(
         Header(POINT.index, FRAME_NUMBER, kept(), DELTA_MS, FIGURES), body
     )
-    constants = frame.session_constants(SESSION, LAYOUT.fingerprint, BUNDLE)
-    request = frame.seal(constants, REQUEST, header, payload, QUESTION, MAX_NEW_TOKENS)
-    ask = frame.seal_ask(constants, SESSION, REQUEST, FRAME_NUMBER, QUESTION)
-    bare = frame.seal(constants, b"", header, payload)
+    constants = session_constants(SESSION, LAYOUT.fingerprint, BUNDLE)
+    request = seal(constants, REQUEST, header, payload, QUESTION, MAX_NEW_TOKENS)
+    ask = seal_ask(constants, SESSION, REQUEST, FRAME_NUMBER, QUESTION)
+    bare = seal(constants, b"", header, payload)
 
     def rows(array: np.ndarray) -> str:
         return "; ".join(" ".join(f"{value:.9g}" for value in row) for row in array)
@@ -107,7 +111,7 @@ def example() -> dict[str, str]:
         "Frame.digest": request.frame.digest.hex(),
         "InferRequest": request.SerializeToString(deterministic=True).hex(),
         "AskRequest.digest": ask.digest.hex(),
-        "derived request_id": frame.derived_id(constants, FRAME_NUMBER).hex(),
+        "derived request_id": derived_id(constants, FRAME_NUMBER).hex(),
         "bare Frame.digest": bare.frame.digest.hex(),
     }
 

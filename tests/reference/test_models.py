@@ -12,8 +12,10 @@ from benchmarks.compare.arms import Pair
 from projector.bundle.bundle import Bundle
 from projector.calibration.ladder import Judge
 from projector.training.corpus import Corpus
+from protos.digest import verify
 from protos.errors import BridgeError, BundleLayoutError
-from protos.frame import Header, pack_header, parse_infer_request, seal, verify
+from protos.header import Header, pack_header
+from protos.requests import parse_infer_request, seal
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.testset import TestSet
 

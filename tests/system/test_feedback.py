@@ -29,8 +29,8 @@ from projector.codec.encoder import Encoder, Floats
 from projector.models import cache as kv
 from projector.models.vlm import VLM
 from protos.errors import NoFeedbackError, UnknownQuantizerError
-from protos.layout import KVState
 from protos.process import logs
+from protos.state import KVState
 from tests.cloud_server.stage import Server, running_server
 from tests.fakes import two_way
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava

@@ -13,9 +13,10 @@ from cloud_server.frontend.sessions import Sessions
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.session import negotiate
 from edge_agent.uplink.store import EncoderStore
+from protos.digest import session_constants
 from protos.errors import IncompatibleLayoutError
-from protos.frame import points_to_json, session_constants
 from protos.layout import KVLayout
+from protos.points import points_to_json
 from protos.quantize import QUANTIZERS
 from tests.cloud_server import stage
 from tests.fakes.fake_bridge import FakeBridge

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.compare.wire import Service, Shot
 from protos.errors import OverloadedError, QuestionError
-from protos.frame import Limits
+from protos.limits import Limits
 from reference.demo.relay import Relay
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import LAYOUT, make_encoder, state_of

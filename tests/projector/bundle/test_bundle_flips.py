@@ -16,8 +16,8 @@ from projector.bundle.signing import SigningKey, TrustedKeys
 from projector.codec.encoder import Encoder
 from projector.serving.backends import CloudFiles
 from protos.errors import BridgeError
-from protos.frame import OperatingPoint
 from protos.layout import KVLayout, RopeSpec
+from protos.points import OperatingPoint
 
 ROPE = RopeSpec(10000.0, 4, False, "default", 1.0, (1.0, 0.01))
 SOURCE = KVLayout("edge", 1, 1, 4, ROPE, "float32", (2, 2), "t" * 8, "a" * 8)

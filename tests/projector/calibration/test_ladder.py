@@ -15,8 +15,9 @@ from projector.calibration.ladder import Found, Sweep
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
 from protos.errors import ConfigError
-from protos.frame import Measured
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.points import Measured
+from protos.state import KVState
 from tests.fakes.tiny_models import picture
 from tests.projector.conftest import POINTS, RANK, make_encoder
 

@@ -10,8 +10,8 @@ import pytest
 
 from projector.codec.encoder import Encoded, Encoder, Held
 from protos.errors import ConfigError, FrameMalformedError
-from protos.frame import RAW_KV_FP8_POINT, OperatingPoint
-from protos.layout import KVState
+from protos.points import RAW_KV_FP8_POINT, OperatingPoint
+from protos.state import KVState
 from tests.fakes.fake_edge import LAYOUT, make_encoder
 
 Floats = npt.NDArray[np.float32]

@@ -24,8 +24,9 @@ from protos.errors import (
     IncompatibleLayoutError,
     NonFiniteError,
 )
-from protos.frame import PICTURE, RAW_KV_FP8, OperatingPoint
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint
+from protos.state import KVState
 from tests.fakes.tiny_models import picture
 from tests.projector.conftest import POINTS, RANK, make_encoder
 

@@ -25,7 +25,8 @@ from protos.errors import (
     NonFiniteError,
     UnknownQuantizerError,
 )
-from protos.layout import KVLayout, KVState, RopeSpec
+from protos.layout import KVLayout, RopeSpec
+from protos.state import KVState
 
 ROPE = RopeSpec(10000.0, 4, False, "default", 1.0, (1.0, 0.01))
 EDGE = KVLayout("edge", 1, 2, 4, ROPE, "float32", (2, 3), "t" * 8, "a" * 8)

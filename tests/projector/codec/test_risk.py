@@ -11,8 +11,8 @@ from projector.calibration.learn_risk import _halves, learn, logistic
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel, feature_count, features
 from projector.validation.estimate import auroc
+from protos.distortion import Distortion
 from protos.errors import BundleFormatError, FitError
-from protos.frame import Distortion
 from tests.fakes.fake_edge import RANK, make_encoder
 
 MOVED = np.random.default_rng(0).standard_normal((9, RANK)).astype(np.float32)

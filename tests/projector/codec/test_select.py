@@ -7,7 +7,7 @@ import pytest
 
 from projector.codec import select
 from protos.errors import ConfigError
-from protos.layout import KVState
+from protos.state import KVState
 
 STATE_DIM, LATENTS = 48, 5
 _RNG = np.random.default_rng(1)

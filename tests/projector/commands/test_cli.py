@@ -32,8 +32,8 @@ from protos.errors import (
     ModelError,
     SignatureError,
 )
-from protos.frame import Measured
 from protos.layout import KVLayout
+from protos.points import Measured
 from tests.projector.conftest import POINTS, make_encoder
 
 # What `reference.build_bundle` writes.

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from projector.models import cache as kv
 from projector.models.lm import LM
 from projector.models.tokens import Reader, Tokens, align, fresh
-from protos import layout as numpy_rope
+from protos import rotation
 from protos.errors import (
     ContextError,
     ModelError,
@@ -22,7 +22,8 @@ from protos.errors import (
     QuestionTooLongError,
     UnsupportedModelError,
 )
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.state import KVState
 from tests.fakes.tiny_models import tiny_gemma3, tiny_llava, tiny_lm
 
 TEXTS = ("the red car is left of a blue truck .", "one dog", "a tree below the scene : yes .")
@@ -101,7 +102,7 @@ def test_un_rotated_keys_are_what_was_there_before_the_rotation(lm: LM) -> None:
 def test_a_flat_state_survives_the_way_through_numpy(lm: LM) -> None:
     row = lm.tokens(TEXTS[2]).ids
     (state,) = lm.states([row])
-    rotated = numpy_rope.rotate(state.keys, lm.layout.rotation, lm.positions[: len(row)])
+    rotated = rotation.rotate(state.keys, lm.layout.rotation, lm.positions[: len(row)])
     native = torch.stack([key[0, :, len(lm.prefix_ids) :] for key, _ in lm.context([row])])
     np.testing.assert_allclose(rotated, native.numpy(), atol=2e-5)
     back = KVState.from_flat(state.flat(), lm.layout, state.positions)

@@ -20,7 +20,7 @@ from cloud_server.engine.batch import RunningBatch
 from projector.models import attention as attention_module
 from projector.models import cache as kv
 from projector.models.vlm import VLM
-from protos import layout as numpy_rope
+from protos import rotation
 from protos.errors import (
     ModelError,
     PictureError,
@@ -29,6 +29,7 @@ from protos.errors import (
     SelfCheckError,
     UnsupportedModelError,
 )
+from protos.state import KVState
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 
 QUESTIONS = ("what is left of the car ?", "where ?", "how many red crate in the yard")
@@ -94,8 +95,8 @@ def test_the_first_tokens_distribution_is_the_one_that_the_answer_starts_from(vl
 
 def test_a_flat_state_survives_the_way_through_numpy(vlm: VLM) -> None:
     (state,) = vlm.states(vlm.prefill([picture(4)]))
-    back = numpy_rope.KVState.from_flat(state.flat(), vlm.layout, state.positions, state.attention)
-    rotated = numpy_rope.rotate(back.keys, vlm.layout.rotation, vlm.positions)
+    back = KVState.from_flat(state.flat(), vlm.layout, state.positions, state.attention)
+    rotated = rotation.rotate(back.keys, vlm.layout.rotation, vlm.positions)
     prefilled = vlm.prefill([picture(4)])
     native = torch.stack(prefilled.keys)[:, 0, :, prefilled.prefix_tokens :].numpy()
     np.testing.assert_allclose(rotated, native, atol=2e-5)

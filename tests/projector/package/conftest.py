@@ -20,7 +20,8 @@ from projector.package import METADATA, PROVENANCE, Certification, Package
 from projector.package.archive import pack
 from projector.serving.backends import CloudFiles
 from protos.errors import BridgeError
-from protos.layout import KVLayout, KVState, RopeSpec
+from protos.layout import KVLayout, RopeSpec
+from protos.state import KVState
 from tests.fakes.tiny_models import picture
 
 WHEN = "2026-01-31T12:00:00Z"

@@ -24,7 +24,8 @@ from protos.errors import (
     NonFiniteError,
     PackageFormatError,
 )
-from protos.layout import KVLayout, KVState
+from protos.layout import KVLayout
+from protos.state import KVState
 from tests.projector.package.conftest import (
     CERTIFIED,
     LARGE,

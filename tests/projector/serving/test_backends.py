@@ -12,7 +12,9 @@ from projector.maps.cloud_half import CloudConfig, CloudHalf
 from projector.serving import backends, export
 from projector.serving.backends import Backend, CloudFiles
 from protos.errors import BundleFormatError, ConfigError, FrameMalformedError
-from protos.layout import KVLayout, KVState, rotate
+from protos.layout import KVLayout
+from protos.rotation import rotate
+from protos.state import KVState
 from tests.projector.conftest import GPU, RANK, make_half
 
 RUNNABLE = ["onnxruntime", "torch"]

@@ -40,7 +40,7 @@ from protos.errors import (
     FrameMalformedError,
     SourceError,
 )
-from protos.layout import KVState
+from protos.state import KVState
 from tests.fakes.tiny_models import picture, tiny_gemma3, tiny_lm
 from tests.fakes.toolkit import code_of, toolkit
 

@@ -18,8 +18,9 @@ from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, flat_states
 from projector.training.train import Trainer, TrainSettings, closed_form
 from projector.validation.validate import reconstruction
+from protos.entropy.tables import EntropyTables
 from protos.errors import BundleFormatError
-from protos.quantize import EntropyTables, UniformQuantizer
+from protos.quantize import UniformQuantizer
 from tests.fakes.tiny_models import picture
 from tests.projector.conftest import GPU
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.entropy.lanes import MAX_LANES, LaneCoder, lanes_for
+from protos.entropy.tables import EntropyTables
 from protos.errors import BridgeError, FrameMalformedError
-from protos.quantize import EntropyTables, UniformQuantizer
+from protos.quantize import UniformQuantizer
 
 ROWS, RANK = 300, 40
 

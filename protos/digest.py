@@ -1,0 +1,126 @@
+"""The digest that seals a request: a hash keyed with what both sides agreed on once."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+
+from protos.calls import PROTOCOL_VERSION
+from protos.errors import FrameCorruptError, FrameMalformedError, QuestionError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+DIGEST_BYTES = 8
+CONSTANTS_BYTES = 32
+SESSION_ID_BYTES = 16
+REQUEST_ID_BYTES = (8, 16)
+_LENGTH = struct.Struct("<I")
+
+
+def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest: str) -> bytes:
+    """What both sides agreed on once, as the key of every digest.
+
+    Args:
+        session_id: 16 bytes.
+        source_fingerprint: `KVLayout.fingerprint` of the edge's model.
+        bundle_digest: SHA-256 (hex) of the bundle, which covers the encoder, the target's layout
+            and the operating points.
+
+    Returns:
+        32 bytes: SHA-256 of the canonical JSON of these and the protocol version.
+    """
+    plain = {
+        "bundle_digest": bundle_digest,
+        "protocol_version": PROTOCOL_VERSION,
+        "session_id": session_id.hex(),
+        "source_fingerprint": source_fingerprint,
+    }
+    return hashlib.sha256(
+        json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    ).digest()
+
+
+def derived_id(constants: bytes, frame_number: int) -> bytes:
+    """The id of a request that carries none: 8 bytes that both sides can tell without sending them.
+
+    Args:
+        constants: `session_constants`.
+        frame_number: Of its frame.
+    """
+    what = b"request" + _LENGTH.pack(frame_number)
+    return hashlib.blake2b(what, key=constants, digest_size=REQUEST_ID_BYTES[0]).digest()
+
+
+def frame_digest(
+    constants: bytes,
+    request_id: bytes,
+    header: bytes,
+    payload: bytes,
+    question: str,
+    max_new_tokens: int,
+) -> bytes:
+    """The digest of a request: 8 bytes of BLAKE2b (RFC 7693) keyed with the session's constants.
+
+    Each part is preceded by its length (uint32, little endian), so bytes cannot move between them.
+
+    Raises:
+        FrameMalformedError: The constants are not 32 bytes.
+        QuestionError: The question cannot be written as UTF-8.
+    """
+    if len(constants) != CONSTANTS_BYTES:
+        raise FrameMalformedError(
+            f"session constants of {len(constants)} bytes, expected {CONSTANTS_BYTES}"
+        )
+    try:
+        text = question.encode()
+    except UnicodeEncodeError as error:
+        raise QuestionError(f"the question is not valid Unicode: {error}") from error
+    state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
+    number = _LENGTH.pack(max_new_tokens)
+    for part in (request_id, header, payload, text, number):
+        state.update(_LENGTH.pack(len(part)))
+        state.update(part)
+    return state.digest()
+
+
+def ask_digest(
+    constants: bytes, request_id: bytes, frame_number: int, question: str, max_new_tokens: int
+) -> bytes:
+    """The digest of an AskRequest: a frame's, with 4 bytes of frame number for a header."""
+    header = _LENGTH.pack(frame_number)
+    return frame_digest(constants, request_id, header, b"", question, max_new_tokens)
+
+
+def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, constants: bytes) -> None:
+    """Check a request's digest against the session's constants.
+
+    That tells damage and mix-ups, not strangers: whoever knows the session's id can make the key.
+
+    Raises:
+        FrameCorruptError: They do not match: bytes changed on the way, or the frame was sealed for
+            another session, model or bundle.
+    """
+    if isinstance(request, pb.InferRequest):
+        given = request.frame.digest
+        digest = frame_digest(
+            constants,
+            request.request_id,
+            request.frame.header,
+            request.frame.payload,
+            request.question,
+            request.max_new_tokens,
+        )
+    else:
+        given = request.digest
+        asked, limit = (
+            (request.question, request.max_new_tokens)
+            if isinstance(request, pb.AskRequest)
+            else (request.point, 0)
+        )
+        digest = ask_digest(constants, request.request_id, request.frame_number, asked, limit)
+    if not hmac.compare_digest(given, digest):
+        raise FrameCorruptError(
+            f"digest {given.hex()} does not match the request: bytes changed on the way, or it was "
+            "sealed for another session, model or bundle"
+        )
