@@ -403,7 +403,7 @@ class Agent:
             attempts=outcome.attempts,
             edge_ms=edge_ms,
             server_ms=_server_ms(outcome),
-            distortion=_distortion(outcome, packed, kept_back),
+            distortion=_distortion(packed, kept_back),
             feedback=_feedback(outcome.returned),
             answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
             from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
@@ -493,14 +493,8 @@ def _feedback(returned: Returned | None) -> dict[str, object] | None:
     }
 
 
-def _distortion(
-    outcome: Outcome, packed: Packed | None, kept_back: Guarded | None
-) -> dict[str, float]:
+def _distortion(packed: Packed | None, kept_back: Guarded | None) -> dict[str, float]:
     measured = packed.distortion if packed is not None else None
     if packed is None and kept_back is not None:
         measured = kept_back.coded.distortion
-    figures = dataclasses.asdict(measured) if measured is not None else {}
-    if outcome.answer is not None and outcome.answer.HasField("distortion"):
-        for name in ("expected_error", "bound"):
-            figures[name] = getattr(outcome.answer.distortion, name)
-    return figures
+    return dataclasses.asdict(measured) if measured is not None else {}

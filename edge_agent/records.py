@@ -44,8 +44,7 @@ class AnswerRecord:
         edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
         server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
             ttft, total).
-        distortion: quantize, dropped_attention, latent_residual, unfamiliarity, and what the
-            server adds (expected_error, bound).
+        distortion: quantize, dropped_attention, latent_residual, unfamiliarity.
         feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
             the service sent back (`round_trip` where the small model saw the picture too); None
             where it sent none.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -57,13 +57,9 @@ class Distortion:
         """Read what `to_bytes` wrote."""
         return cls(*(10 ** ((b - _ONE) / _PER_DECADE) if b else 0.0 for b in levels))
 
-    def to_proto(self, expected_error: float = 0.0, bound: float = 0.0) -> pb.DistortionReport:
-        """As the message, with what the cloud adds."""
-        return pb.DistortionReport(
-            **{entry.name: getattr(self, entry.name) for entry in fields(self)},
-            expected_error=expected_error,
-            bound=bound,
-        )
+    def to_proto(self) -> pb.DistortionReport:
+        """As the message."""
+        return pb.DistortionReport(**asdict(self))
 
 
 def _pair(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Doubles, Doubles]:

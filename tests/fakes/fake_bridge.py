@@ -262,7 +262,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                     text=f"about {request.question}",
                     tokens=2,
                     timings=pb.Timings(ttft_ms=1.5, total_ms=2.0),
-                    distortion=header.distortion.to_proto(expected_error=0.25),
+                    distortion=header.distortion.to_proto(),
                     warnings=self.warnings,
                 )
             )

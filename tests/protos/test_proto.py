@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from google.protobuf import descriptor_pb2
 
 from protos import generate
 from protos.calls import EVENTS_APART, SERVICE, SESSION_METADATA_KEY
@@ -89,6 +91,17 @@ def test_service_and_methods_are_the_published_ones() -> None:
 def test_published_field_numbers_never_change(message: type, numbers: dict[str, int]) -> None:
     seen = {entry.name: entry.number for entry in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]
     assert seen == numbers
+
+
+def test_figures_that_an_older_service_still_sends_do_not_get_in_the_way() -> None:
+    """It had `expected_error = 5` and `bound = 6`; neither number nor name is used again."""
+    older = pb.DistortionReport(quantize=0.5).SerializeToString()
+    older += struct.pack("<BdBd", 5 << 3 | 1, 0.25, 6 << 3 | 1, 4.0)
+    assert pb.Accepted.FromString(b"\x0a" + bytes([len(older)]) + older).distortion.quantize == 0.5
+    plain = descriptor_pb2.DescriptorProto()
+    pb.DistortionReport.DESCRIPTOR.CopyToProto(plain)
+    assert [(r.start, r.end) for r in plain.reserved_range] == [(5, 6), (6, 7)]
+    assert plain.reserved_name == ["expected_error", "bound"]
 
 
 def test_limits_have_the_same_fields_on_the_wire_and_survive_it() -> None:

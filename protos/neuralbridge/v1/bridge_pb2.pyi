@@ -187,20 +187,16 @@ class Timings(_message.Message):
     def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., project_ms: _Optional[float] = ..., inject_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., generate_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class DistortionReport(_message.Message):
-    __slots__ = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity", "expected_error", "bound")
+    __slots__ = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity")
     QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     LATENT_RESIDUAL_FIELD_NUMBER: _ClassVar[int]
     UNFAMILIARITY_FIELD_NUMBER: _ClassVar[int]
-    EXPECTED_ERROR_FIELD_NUMBER: _ClassVar[int]
-    BOUND_FIELD_NUMBER: _ClassVar[int]
     quantize: float
     dropped_attention: float
     latent_residual: float
     unfamiliarity: float
-    expected_error: float
-    bound: float
-    def __init__(self, quantize: _Optional[float] = ..., dropped_attention: _Optional[float] = ..., latent_residual: _Optional[float] = ..., unfamiliarity: _Optional[float] = ..., expected_error: _Optional[float] = ..., bound: _Optional[float] = ...) -> None: ...
+    def __init__(self, quantize: _Optional[float] = ..., dropped_attention: _Optional[float] = ..., latent_residual: _Optional[float] = ..., unfamiliarity: _Optional[float] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("code", "name", "message", "retryable", "grpc_status", "retry_after_ms")
