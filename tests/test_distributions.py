@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import filecmp
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,42 +15,23 @@ from typing import Any
 import pytest
 
 from reference.yard.build_assets import spdx
+from tests.checkout import ROOT, copy_to, tracked
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
 ASSETS = "reference/yard/assets"
 PRODUCT = {"protos", "projector", "edge_agent", "cloud_server"}
 SOURCES = {".py", ".pyi", ".proto", ".yaml", ".toml", ".jinja", ".html", ".css", ".js", ".typed"}
 """What a file of the product may end in: no picture, no weights."""
-LONGEST = 1 << 18
-"""Larger files stand empty in the copy that is built: their names are tested, not their bytes."""
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
-
-
-def tracked(*folders: str) -> list[str]:
-    """The files of this checkout, as git sees them, from its root."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout, so build outputs cannot be told from sources")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
-    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
-    return sorted({name for name in done.stdout.split("\0") if (ROOT / name).is_file()})
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This checkout, large files empty."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in tracked():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).stat().st_size > LONGEST:
-            (folder / name).touch()
-        else:
-            shutil.copyfile(ROOT / name, folder / name)
-    return folder
+    return copy_to(tmp_path_factory.mktemp("checkout"))
 
 
 def built(project: Path, out: Path) -> Path:
