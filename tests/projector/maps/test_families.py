@@ -29,7 +29,7 @@ from projector.maps.shared import Shared
 from projector.serving.export import compare, export, probe
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
 from protos.layout import KVLayout
-from tests.projector.test_moments import layout, pairs
+from tests.projector.maps.test_moments import layout, pairs
 
 MEMBERS: list[Family] = [
     Linear(),

@@ -15,7 +15,7 @@ from projector.maps.tuned import Tuned, best_directions
 from projector.training.corpus import Corpus
 from protos.errors import FitError
 from protos.layout import KVLayout
-from tests.projector.test_bounds import SOURCE, TARGET, WIDER, corpus
+from tests.projector.validation.test_bounds import SOURCE, TARGET, WIDER, corpus
 
 K = 12
 

@@ -118,7 +118,7 @@ def test_a_second_signal_while_files_are_written_leaves_no_draft(tmp_path: Path)
 _HANGS = """
 import signal, sys
 from pathlib import Path
-from tests.projector.test_stopping import descent
+from tests.projector.training.test_stopping import descent
 def hang(step):
     if step == 3:
         print("in the step", flush=True)

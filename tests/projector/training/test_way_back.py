@@ -21,7 +21,7 @@ from projector.training.train import TrainSettings
 from protos.errors import FitError
 from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import pictures_with_questions, toolkit
-from tests.projector.test_moments import layout, pairs
+from tests.projector.maps.test_moments import layout, pairs
 
 PICTURES = 64
 STEPS = ("--reconstruct-steps", "6", "--task-steps", "4", "--batch", "4", "--rate", "0.01")

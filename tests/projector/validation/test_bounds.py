@@ -17,7 +17,7 @@ from projector.training.corpus import Corpus
 from projector.validation.bounds import LEVEL, Bound, cloud_matrix, conformal_rank, frame_errors
 from protos.errors import FitError
 from protos.layout import KVLayout
-from tests.projector.test_moments import layout
+from tests.projector.maps.test_moments import layout
 
 SOURCE, TARGET = layout(2, 1, 8, (3, 3)), layout(3, 2, 8, (3, 3))
 WIDER = layout(3, 2, 8, (4, 6))
