@@ -45,8 +45,7 @@ class Job:
         bundle: digest of the bundle that decodes the frame, or encodes the way back; empty where
             there is neither.
         point: index of the frame's operating point; -1 where there is no frame.
-        tokens: image tokens of the frame's grid.
-        kept: the kept bitmap, `ceil(tokens / 8)` bytes, least significant bit first.
+        kept: which tokens of the frame's grid the body holds, one byte (0 or 1) a token.
         body: what the quantizer wrote, or a picture file.
         base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
         differences: 1 if the body holds differences to the base.
@@ -64,7 +63,6 @@ class Job:
     received_ns: int
     bundle: str = ""
     point: int = -1
-    tokens: int = 0
     kept: bytes = b""
     body: bytes = b""
     base: int = -1
@@ -82,10 +80,10 @@ class Job:
         """Under which name the scene is held."""
         return self.session, self.frame_number
 
+    @property
     def kept_mask(self) -> npt.NDArray[np.bool_]:
-        """The kept bitmap as bool `[tokens]`."""
-        bits = np.unpackbits(np.frombuffer(self.kept, dtype=np.uint8), bitorder="little")
-        return bits[: self.tokens].astype(np.bool_)
+        """The frame's kept tokens as bool `[tokens]`; a view, not to be written to."""
+        return np.frombuffer(self.kept, dtype=np.bool_)
 
 
 @dataclass(frozen=True)

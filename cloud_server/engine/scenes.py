@@ -1,79 +1,132 @@
-"""The scenes held for questions: a store bounded in bytes, the longest unused goes first.
+"""The scenes held for questions: keys and values in pages, within a bound.
 
-Knows names and sizes; knows nothing of what a scene is made of.
+Knows names, sizes and pages; a copy in is a copy out, bit for bit. Knows no job, bundle or model.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import dataclass
 
-from protos.errors import UnknownSceneError
+import torch
+from torch import Tensor
 
-Scene = TypeVar("Scene")
-Name = tuple[str, int]
-"""Session (hex) and frame number."""
+from cloud_server.engine.pages import PagePool
+from cloud_server.engine.store import Name, Store
 
 
-class SceneStore(Generic[Scene]):
-    """Scenes by name.
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Keys (rotated) and values of some image or text tokens, somewhere in a `SceneMemory`."""
+
+    tokens: int
+    pages: tuple[int, ...]
+
+
+class SceneMemory:
+    """Scenes by name, the longest unused goes first.
+
+    A scene that the present step uses keeps its pages until `end_step`, even if a newer one takes
+    its place in the store meanwhile.
 
     Args:
         max_bytes: of all scenes together. The newest is held even if it alone is larger.
-        dropped: called with each scene that is no longer held.
+        like: any key or value of the model, for dtype and device.
+        layers: of the model.
+        kv_heads: of the model.
+        head_dim: of the model.
+        page_tokens: tokens of a page; scenes of as many, or of a multiple, waste nothing.
     """
 
-    def __init__(self, max_bytes: int, dropped: Callable[[Scene], None]) -> None:
-        self._max_bytes, self._dropped = max_bytes, dropped
-        self._held: OrderedDict[Name, tuple[Scene, int]] = OrderedDict()
-        self._sessions: dict[str, set[int]] = {}
-        self.bytes = 0
+    def __init__(
+        self,
+        max_bytes: int,
+        like: Tensor,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        page_tokens: int,
+    ) -> None:
+        self._page_tokens = page_tokens
+        shape = (2, layers, kv_heads, page_tokens, head_dim)
+        self._pool = PagePool(shape, like.dtype, like.device, max_bytes)
+        self._store: Store[Scene] = Store(max_bytes, self._dropped)
+        self._in_use: set[Scene] = set()
+        self._late: list[Scene] = []
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._store)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._held
+        return name in self._store
 
-    def put(self, name: Name, scene: Scene, size_bytes: int) -> None:
-        """Hold a scene; one of the same name is replaced."""
-        self.make_room(name, size_bytes)
-        self._held[name] = (scene, size_bytes)
-        self._sessions.setdefault(name[0], set()).add(name[1])
-        self.bytes += size_bytes
+    @property
+    def bytes(self) -> int:
+        """Of the scenes held, whole pages."""
+        return self._store.bytes
 
-    def make_room(self, name: Name, size_bytes: int) -> None:
-        """Drop what `put` would drop, so that its memory can be used for the new scene."""
-        self._drop(name)
-        while self._held and self.bytes + size_bytes > self._max_bytes:
-            self._drop(next(iter(self._held)))
+    @property
+    def pool_bytes(self) -> int:
+        """Of all pages, used or free."""
+        return self._pool.bytes
+
+    def put(self, name: Name | None, keys: Tensor, values: Tensor, use: bool) -> Scene:
+        """Hold a scene; one of the same name is replaced.
+
+        Args:
+            name: of the scene; None for one of this step alone, which drops no other.
+            keys: `[layers, kv_heads, tokens, head_dim]`, of any dtype and device.
+            values: as the keys.
+            use: whether this step reads it.
+        """
+        tokens = keys.shape[2]
+        count = -(-tokens // self._page_tokens)
+        size = count * self._pool.page_bytes
+        if name is not None:
+            self._store.make_room(name, size)
+        scene = Scene(tokens, tuple(self._pool.take(count)))
+        for place, page in enumerate(scene.pages):
+            held = slice(place * self._page_tokens, min(tokens, (place + 1) * self._page_tokens))
+            into = self._pool[page][:, :, :, : held.stop - held.start]
+            into[0].copy_(keys[:, :, held])
+            into[1].copy_(values[:, :, held])
+        if name is None:
+            self._late.append(scene)
+            return scene
+        self._store.put(name, scene, size)
+        if use:
+            self._in_use.add(scene)
+        return scene
 
     def get(self, name: Name) -> Scene:
-        """The scene of that name, which counts as a use of it.
+        """The scene of that name, for this step.
 
         Raises:
             UnknownSceneError: it is not held (any more).
         """
-        if name not in self._held:
-            raise UnknownSceneError(
-                f"frame {name[1]} of this session is not held (any more): send it again"
-            )
-        self._held.move_to_end(name)
-        return self._held[name][0]
+        scene = self._store.get(name)
+        self._in_use.add(scene)
+        return scene
+
+    def read(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Keys and values `[layers, kv_heads, tokens, head_dim]`; not to be written to."""
+        pages = [self._pool[page] for page in scene.pages]
+        whole = pages[0] if len(pages) == 1 else torch.cat(pages, dim=3)
+        keys, values = whole[:, :, :, : scene.tokens]
+        return keys, values
 
     def forget(self, session: str) -> None:
         """Let go of every scene of a session."""
-        for number in list(self._sessions.get(session, ())):
-            self._drop((session, number))
+        self._store.forget(session)
 
-    def _drop(self, name: Name) -> None:
-        if name not in self._held:
-            return
-        scene, size_bytes = self._held.pop(name)
-        self.bytes -= size_bytes
-        self._dropped(scene)
-        numbers = self._sessions[name[0]]
-        numbers.discard(name[1])
-        if not numbers:
-            del self._sessions[name[0]]
+    def end_step(self) -> None:
+        """Nothing of this step is read any more."""
+        self._in_use.clear()
+        for scene in self._late:
+            self._pool.give(scene.pages)
+        self._late.clear()
+
+    def _dropped(self, scene: Scene) -> None:
+        if scene in self._in_use:
+            self._late.append(scene)
+        else:
+            self._pool.give(scene.pages)

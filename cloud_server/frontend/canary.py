@@ -15,17 +15,15 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from cloud_server.engine.jobs import Answered, Cancel, Failed, Job, JobEvent, Offer
 from cloud_server.engine.link import FrontLink
+from cloud_server.engine.mean_frame import with_mean_frame
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from projector.codec.encoder import Encoder
 from protos.errors import BridgeError, from_code
 from protos.layout import KVLayout
 from protos.process.logs import Logger
-from protos.state import KVState
 
 SESSION = "canary"
 """No session of a device is called so: theirs are hexadecimal."""
@@ -148,11 +146,8 @@ class Canary:
         """The bundle's mean state at its default point, with a question."""
         encoder = Encoder.from_bytes(offer.encoder)
         layout = KVLayout.from_json(offer.source_layout_json)
-        usual = np.broadcast_to(encoder.x_mean, (layout.tokens, len(encoder.x_mean)))
-        state = KVState.from_flat(usual, layout, np.arange(layout.tokens))
         point = next(p for p in encoder.points if p.name == offer.default_point)
-        encoded = encoder.encode(state, point)
-        return Job(
+        asked = Job(
             id=next(self._ids),
             session=SESSION,
             frame_number=0,
@@ -161,12 +156,9 @@ class Canary:
             max_new_tokens=1,
             received_ns=time.monotonic_ns(),
             bundle=offer.bundle_digest,
-            point=point.index,
-            tokens=len(encoded.kept),
-            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
-            body=encoded.payload,
             hold=0,
         )
+        return with_mean_frame(asked, encoder, layout, point)
 
     def _say(self, failing: str) -> None:
         if failing == self.failing:

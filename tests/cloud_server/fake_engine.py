@@ -16,6 +16,7 @@ import threading
 from cloud_server import engine as engines
 from cloud_server.engine import process as engine_main
 from cloud_server.engine.base import Emit, Engine
+from cloud_server.engine.frame_numbers import FrameNumbers
 from cloud_server.engine.jobs import (
     Accepted,
     Answered,
@@ -26,7 +27,6 @@ from cloud_server.engine.jobs import (
     TokenMade,
     failed,
 )
-from cloud_server.engine.owners import FrameNumbers
 from cloud_server.settings import Settings
 from protos.errors import BundleLayoutError, FrameNumberError, QuestionError
 from protos.points import points_to_json

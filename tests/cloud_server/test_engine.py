@@ -16,7 +16,7 @@ from cloud_server.engine.batch import RunningBatch
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.engine.picture import open_picture
 from cloud_server.engine.reader import PictureReader
-from cloud_server.engine.scenes import SceneStore
+from cloud_server.engine.store import Store
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.settings import Settings, load
 from projector.bundle.bundle import Bundle, sign_bundle
@@ -63,8 +63,7 @@ class Bench:
             received_ns=0,
             bundle=self.offer.bundle_digest,
             point=stage.FP8,
-            tokens=16,
-            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+            kept=encoded.kept.tobytes(),
             body=encoded.payload,
         )
 
@@ -277,7 +276,7 @@ def test_columns_that_no_row_sees_any_more_are_cut_out(files: Files) -> None:
 
 def test_the_scene_store_counts_bytes_and_replaces_a_scene_of_the_same_name() -> None:
     dropped: list[str] = []
-    store: SceneStore[str] = SceneStore(100, dropped.append)
+    store: Store[str] = Store(100, dropped.append)
     store.put(("s", 1), "a", 60)
     store.put(("s", 1), "b", 30)
     assert (store.get(("s", 1)), store.bytes, len(store)) == ("b", 30, 1)
@@ -332,7 +331,7 @@ def _delta(bench: Bench, id: int, base: int, held: Held) -> tuple[Job, Held]:
     encoded = bench.encoder.encode(changed, bench.encoder.point(stage.FP8), base=held)
     job = dataclasses.replace(
         bench.job(id),
-        kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+        kept=encoded.kept.tobytes(),
         body=encoded.payload,
         base=base,
         differences=int(encoded.differences),
@@ -345,7 +344,7 @@ def test_a_delta_frame_is_answered_like_the_key_frame_of_the_same_latents(files:
     held = bench.encoder.encode(stage.state(0), bench.encoder.point(stage.FP8)).held
     delta, held = _delta(bench, 1, 0, held)
     chained, held = _delta(bench, 2, 1, held)
-    assert delta.kept_mask().sum() < 16
+    assert delta.kept_mask.sum() < 16
     for job in (bench.job(0), delta, chained):
         bench.engine.submit(job)
         bench.drain()

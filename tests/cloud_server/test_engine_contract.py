@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
 from cloud_server import engine as engines
@@ -49,8 +48,7 @@ class Loaded:
             received_ns=0,
             bundle=self.offers[0].bundle_digest,
             point=stage.FP8,
-            tokens=16,
-            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+            kept=encoded.kept.tobytes(),
             body=encoded.payload,
         )
 

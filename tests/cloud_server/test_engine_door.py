@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from cloud_server.engine import reader
+from cloud_server.engine.frame_numbers import FrameNumbers
 from cloud_server.engine.jobs import Accepted, Answered, Dropped, Failed, Job, TokenMade
-from cloud_server.engine.owners import FrameNumbers
 from cloud_server.engine.picture import charge_of
 from projector.models.vlm import VLM, Prepared
 from protos.errors import FrameNumberError, OverloadedError, PictureError
@@ -46,9 +46,7 @@ def solid(side: int) -> bytes:
 
 def picture(bench: Bench, id: int, file: bytes, session: str = "s") -> Job:
     plain = bench.job(id)
-    return dataclasses.replace(
-        plain, session=session, point=PICTURE_POINT, tokens=0, kept=b"", body=file
-    )
+    return dataclasses.replace(plain, session=session, point=PICTURE_POINT, kept=b"", body=file)
 
 
 class Gate:

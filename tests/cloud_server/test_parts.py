@@ -35,7 +35,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.conftest import Files
 
 MESSAGES: list[Message] = [
-    Job(1, "ab", 2, "cd", "what ?", 3, 4, "e" * 64, 5, 16, b"\xff\x00", b"\x00" * 50),
+    Job(1, "ab", 2, "cd", "what ?", 3, 4, "e" * 64, 5, b"\x01\x00", b"\x00" * 50),
     Answered(1, "déjà vu", 2, 0.5, 0.25, 1),
     Offer("a", "1", "b", "c", "d", "{}", "{}", "[]", "p", ["p", "q"], b"\x80"),
     Ready("m", 1.5),

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent
@@ -177,8 +176,7 @@ class Bench:
             received_ns=0,
             bundle=self.offer.bundle_digest,
             point=FP8_POINT,
-            tokens=len(encoded.kept),
-            kept=np.packbits(encoded.kept, bitorder="little").tobytes(),
+            kept=encoded.kept.tobytes(),
             body=encoded.payload,
         )
 
@@ -211,7 +209,7 @@ def test_an_answer_that_would_pass_the_window_is_refused_by_name(
     text, question = "the " * 31 + "a", "a" * 255
     for limit, kind in ((18, Answered), (19, Failed)):
         job = bench.job(pair, 100 + limit, text, question, limit)
-        assert 1 + job.tokens + 256 + limit == 400 + (limit - 18)
+        assert 1 + len(job.kept) + 256 + limit == 400 + (limit - 18)
         bench.engine.submit(job)
         bench.drain()
         last = bench.said[-1]
@@ -239,12 +237,12 @@ def test_a_bundle_of_the_other_direction_is_refused_where_it_is_served(
 def test_damaged_frames_of_texts_are_refused(pair: TextPair, bench: Bench) -> None:
     """A first token that is missing would stand for nothing; a delta has nothing to change."""
     job = bench.job(pair, 200, TEXTS[0], QUESTION)
-    kept = np.unpackbits(np.frombuffer(job.kept, np.uint8), bitorder="little")
-    kept[0] = 0
-    other = np.packbits(kept, bitorder="little").tobytes()
+    kept = job.kept_mask.copy()
+    kept[0] = False
+    other = kept.tobytes()
     for broken in (
         dataclasses.replace(job, kept=other),
-        dataclasses.replace(job, tokens=129, kept=job.kept.ljust(17, b"\0")),
+        dataclasses.replace(job, kept=job.kept.ljust(129, b"\0")),
         dataclasses.replace(job, body=job.body[:-1]),
     ):
         bench.engine.submit(broken)

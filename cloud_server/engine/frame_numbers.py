@@ -1,15 +1,15 @@
-"""Whose a frame number is: the request that brought the scene which is held under it.
+"""Which request owns a frame number: the one that brought the scene held under it.
 
-A number that another request takes while its scene is held would replace that scene, and questions
-about it would be answered from another picture. Once nothing is held under it any more, nothing can
-be replaced: a request may take it again. So memory is bounded by that of the scenes.
+If another request took the number meanwhile, it would replace the scene, and questions about it
+would be answered from another picture. Once the scene is gone the number is free again, so memory
+is bounded by that of the scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from cloud_server.engine.scenes import Name
+from cloud_server.engine.store import Name
 from protos.errors import FrameNumberError
 
 _SLACK = 1024

@@ -1,0 +1,97 @@
+"""Answer: prefill of the questions over their scenes, then one token a step for every answer.
+
+Knows questions, answers and the running batch (`batch.py`); knows nothing of frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from cloud_server.engine.batch import Row, RunningBatch
+from cloud_server.engine.jobs import Answered, TokenMade
+from cloud_server.engine.scenes import Scene
+from cloud_server.engine.work import Work
+from projector.models.cache import LayerCache
+from projector.models.frozen import FrozenModel
+
+
+class Answering:
+    """The answers in the making.
+
+    Args:
+        model: its weights are not changed.
+    """
+
+    def __init__(self, model: FrozenModel) -> None:
+        self._model = model
+        self._batch: RunningBatch[Work] = RunningBatch(model)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def require_fit(self, work: Work, scene: Scene) -> None:
+        """Refuse a question that is too long to answer about its scene.
+
+        Raises:
+            ContextError: the model's windows do not reach from the answer's last token to the
+                scene's first.
+        """
+        job, model = work.job, self._model
+        length = len(model.prefix_ids) + scene.tokens + len(work.question) + job.max_new_tokens
+        model.layout.require_window(length, "a context with its question and answer")
+
+    def prefill(
+        self, group: Sequence[Work], layers: Sequence[LayerCache], started: float
+    ) -> Iterator[TokenMade | Answered]:
+        """Run questions over their scenes; what there is to say after it.
+
+        Args:
+            group: works with their question's ids.
+            layers: per layer keys and values `[group, kv_heads, prefix + N, head_dim]`.
+            started: when the group's cache began to be put together (`time.perf_counter`).
+        """
+        rows = self._batch.join(
+            layers,
+            [work.question for work in group],
+            group,
+            [work.job.max_new_tokens for work in group],
+        )
+        prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
+        for work in group:
+            work.prefill_s, work.prefilled_ns, work.scene = prefill_s, now, None
+        return self._say(rows)
+
+    def step(self) -> Iterator[TokenMade | Answered]:
+        """Make one more token for every answer; what there is to say after it."""
+        return self._say(self._batch.step())
+
+    def cancel(self, job: int) -> bool:
+        """End a job's answer; whether it was being made."""
+        for row in self._batch.rows:
+            if row.owner.job.id == job:
+                row.done = True
+                self._batch.leave()
+                return True
+        return False
+
+    def _say(self, rows: Sequence[Row[Work]]) -> Iterator[TokenMade | Answered]:
+        """What each row has that was not told yet; then free the rows that are done."""
+        for row in rows:
+            work, text = row.owner, self._model.text(row.tokens)
+            if row.fresh:
+                # A character may still be missing bytes; the text of an answer is authoritative.
+                whole = text.startswith(work.told) and not text.endswith("\ufffd")
+                piece = text[len(work.told) :] if whole else ""
+                work.told += piece
+                yield TokenMade(job=work.job.id, index=len(row.tokens) - 1, text=piece)
+            if row.done:
+                yield Answered(
+                    job=work.job.id,
+                    text=text,
+                    tokens=len(row.tokens),
+                    queue_s=work.queue_s,
+                    prefill_s=work.prefill_s,
+                    generate_s=(time.monotonic_ns() - work.prefilled_ns) / 1e9,
+                )
+        self._batch.leave()

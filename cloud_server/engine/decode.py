@@ -1,0 +1,57 @@
+"""Decode: a frame's payload becomes the latents that are known of its scene.
+
+A delta frame changes what an earlier frame of its session left, so latents are kept.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from cloud_server.engine.jobs import Job
+from cloud_server.engine.latents import LatentMemory
+from projector.codec.encoder import Encoder, Held
+from protos.errors import FrameMalformedError, MissingKeyFrameError, UnknownSceneError
+from protos.points import RAW_KV_FP8, RAW_KV_FP8_POINT
+
+_log = structlog.get_logger(component="engine")
+
+
+def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
+    """What is known of a scene after its frame; kept for delta frames to come.
+
+    Args:
+        job: with a frame that holds latents.
+        encoder: of the frame's bundle.
+        latents: what earlier frames left.
+
+    Raises:
+        MissingKeyFrameError: the frame that it changes is not held.
+        BridgeError: whatever the codec says of the payload.
+    """
+    raw = job.point == RAW_KV_FP8_POINT and all(p.index != RAW_KV_FP8_POINT for p in encoder.points)
+    point = RAW_KV_FP8 if raw else encoder.point(job.point)
+    base = _base(job, latents)
+    kept = job.kept_mask
+    try:
+        z_hat = encoder.decode(job.body, kept, point, base, bool(job.differences))
+        now = encoder.hold(z_hat, kept, base)
+    except (ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
+        # A codec that trips over untrusted bytes must not take everyone's engine down.
+        _log.exception("a codec failed", request_id=job.request_id, point=point.name)
+        raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
+    if job.hold:
+        latents.put(job.scene, now)
+    return now
+
+
+def _base(job: Job, latents: LatentMemory) -> Held | None:
+    """What a delta frame changes; None for a key frame."""
+    if job.base < 0:
+        return None
+    try:
+        return latents.get((job.session, job.base))
+    except UnknownSceneError as error:
+        raise MissingKeyFrameError(
+            f"frame {job.frame_number} changes frame {job.base}, which is not held (any more): "
+            "send it as a key frame"
+        ) from error

@@ -1,0 +1,87 @@
+"""Load: the large model, the bundles checked against it, and what is offered of each."""
+
+from __future__ import annotations
+
+from cloud_server.engine.jobs import Offer
+from cloud_server.settings import Settings
+from projector.bundle.bundle import Bundle
+from projector.bundle.grades import verdict_of
+from projector.bundle.signing import TrustedKeys
+from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
+from projector.models.vlm import VLM
+from protos.errors import ConfigError
+from protos.layout import KVLayout
+from protos.points import points_to_json
+
+
+def load_model(settings: Settings) -> VLM | LM:
+    """The model of the settings; one of texts takes those of the longest bundle.
+
+    Raises:
+        ModelError, UnsupportedModelError: it cannot be used.
+        ContextError: the longest text of a bundle would outgrow its windows.
+    """
+    where = settings.model_path, settings.device, settings.dtype
+    if not reads_only_texts(settings.model_path):
+        return VLM.load(*where)
+    longest = max((Bundle.peek(path).target.tokens for path in settings.bundles), default=0)
+    return LM.load(*where, text_tokens=longest or TEXT_TOKENS)
+
+
+def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:
+    """The bundles of the settings, each checked against the live model.
+
+    Args:
+        settings: where they are, and whose signatures are trusted.
+        target: the live model's cache layout.
+
+    Raises:
+        BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
+        SignatureError: trusted keys are set and none of them signed a bundle.
+        ConfigError: two bundles are for the same edge model.
+    """
+    trusted = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys is not None else None
+    loaded: dict[str, Bundle] = {}  # by edge model
+    for path in settings.bundles:
+        info = Bundle.peek(path)
+        bundle = Bundle.load(path, info.source, target, trusted=trusted)
+        twin = loaded.setdefault(info.source.fingerprint, bundle)
+        if twin is not bundle:
+            raise ConfigError(
+                f"bundles '{twin.info.id}' and '{info.id}' ({path}) are for the same edge "
+                "model; a frame could not tell them apart: serve one of them"
+            )
+    return list(loaded.values())
+
+
+def batch_bytes(settings: Settings, model: VLM | LM) -> int:
+    """Most that the running batch takes: its caches, those of the next step, and of a join."""
+    longest = len(model.prefix_ids) + model.layout.tokens + model.max_question_tokens
+    rows = settings.batch_size * (longest + settings.max_new_tokens)
+    key = model.constant_prefix()[0][0]
+    per_token = 2 * model.layout.layers * model.layout.kv_heads * model.layout.head_dim
+    return 3 * rows * per_token * key.element_size()
+
+
+def offer(bundle: Bundle) -> Offer:
+    """What the front end tells edges of a bundle."""
+    info, reverse = bundle.info, bundle.reverse
+    names = {point.index: point.name for point in info.points}
+    verdict = verdict_of(bundle.certificate, names[info.default_point])
+    return Offer(
+        bundle_id=info.id,
+        bundle_version=str(info.version),
+        bundle_digest=bundle.digest,
+        encoder_digest=bundle.encoder.digest,
+        source_fingerprint=info.source.fingerprint,
+        source_layout_json=info.source.to_json(),
+        target_layout_json=info.target.to_json(),
+        operating_points_json=points_to_json(info.points),
+        default_point=names[info.default_point],
+        ladder=[names[index] for index in info.ladder],
+        encoder=bundle.encoder.to_bytes(),
+        reverse_decoder=reverse.decoder.to_bytes() if reverse else b"",
+        reverse_points_json=points_to_json(reverse.decoder.points) if reverse else "",
+        verdict="" if verdict.good else verdict.state,
+        why=verdict.why,
+    )

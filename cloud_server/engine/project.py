@@ -1,0 +1,61 @@
+"""Project: the latents of a group of frames become the large model's keys and values.
+
+The bundle's backend does it in one call: mix tokens, U·s, rotate the keys to their positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from projector.bundle.bundle import Bundle
+from projector.codec.encoder import Held
+from projector.serving.backends import Backend
+
+
+class Projected(NamedTuple):
+    """A group of frames in the large model's cache format.
+
+    Attributes:
+        finite: of each frame, whether its projected cache is; the others are left out below.
+        keys: rotated, `[layers, finite frames, kv_heads, N, head_dim]`.
+        values: as the keys.
+    """
+
+    finite: list[bool]
+    keys: Tensor
+    values: Tensor
+
+
+def project(
+    bundle: Bundle, backend: Backend, frames: Sequence[Held], positions: npt.NDArray[np.int64]
+) -> Projected:
+    """Project a group of frames of one bundle; texts are padded to the longest.
+
+    Args:
+        bundle: of the frames.
+        backend: of the bundle.
+        frames: latents `[tokens, rank]` and which tokens are known `[tokens]`.
+        positions: of the image (or text) tokens in the large model's prompt, `[N]`.
+    """
+    shape = (len(frames), bundle.info.source.tokens)
+    latents = np.zeros((*shape, bundle.info.rank), dtype=np.float32)
+    known = np.zeros(shape, dtype=np.bool_)
+    for row, held in enumerate(frames):
+        tokens = len(held.latents)
+        latents[row, :tokens], known[row, :tokens] = held.latents, held.kept
+    keys, values = backend.project(latents, known, positions)
+    finite = [
+        bool(np.isfinite(keys[:, row]).all() and np.isfinite(values[:, row]).all())
+        for row in range(len(frames))
+    ]
+    return Projected(
+        finite,
+        torch.from_numpy(np.ascontiguousarray(keys[:, finite])),
+        torch.from_numpy(np.ascontiguousarray(values[:, finite])),
+    )

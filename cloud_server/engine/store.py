@@ -1,0 +1,79 @@
+"""A store of what frames left, bounded in bytes: the longest unused entry goes first.
+
+Knows names and sizes; an entry may be anything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from protos.errors import UnknownSceneError
+
+Entry = TypeVar("Entry")
+Name = tuple[str, int]
+"""Session (hex) and frame number."""
+
+
+class Store(Generic[Entry]):
+    """Entries by the name of their scene.
+
+    Args:
+        max_bytes: of all entries together. The newest is held even if it alone is larger.
+        dropped: called with each entry that is no longer held.
+    """
+
+    def __init__(self, max_bytes: int, dropped: Callable[[Entry], None]) -> None:
+        self._max_bytes, self._dropped = max_bytes, dropped
+        self._held: OrderedDict[Name, tuple[Entry, int]] = OrderedDict()
+        self._sessions: dict[str, set[int]] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def put(self, name: Name, entry: Entry, size_bytes: int) -> None:
+        """Hold an entry; one of the same name is replaced."""
+        self.make_room(name, size_bytes)
+        self._held[name] = (entry, size_bytes)
+        self._sessions.setdefault(name[0], set()).add(name[1])
+        self.bytes += size_bytes
+
+    def make_room(self, name: Name, size_bytes: int) -> None:
+        """Drop what `put` would drop, so that its memory can be used for the new entry."""
+        self._drop(name)
+        while self._held and self.bytes + size_bytes > self._max_bytes:
+            self._drop(next(iter(self._held)))
+
+    def get(self, name: Name) -> Entry:
+        """The entry of that name, which counts as a use of it.
+
+        Raises:
+            UnknownSceneError: it is not held (any more).
+        """
+        if name not in self._held:
+            raise UnknownSceneError(
+                f"frame {name[1]} of this session is not held (any more): send it again"
+            )
+        self._held.move_to_end(name)
+        return self._held[name][0]
+
+    def forget(self, session: str) -> None:
+        """Let go of every entry of a session."""
+        for number in list(self._sessions.get(session, ())):
+            self._drop((session, number))
+
+    def _drop(self, name: Name) -> None:
+        if name not in self._held:
+            return
+        entry, size_bytes = self._held.pop(name)
+        self.bytes -= size_bytes
+        self._dropped(entry)
+        numbers = self._sessions[name[0]]
+        numbers.discard(name[1])
+        if not numbers:
+            del self._sessions[name[0]]

@@ -1,0 +1,50 @@
+"""One job on its way through the engine's steps, with what each step leaves for the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from PIL import Image
+
+from cloud_server.engine.jobs import Job
+from cloud_server.engine.reader import Read
+from cloud_server.engine.scenes import Scene
+from projector.models.vlm import Prepared
+
+Picture: TypeAlias = Image.Image | Prepared
+
+
+@dataclass
+class Work:
+    """A job that a step has taken up.
+
+    Attributes:
+        taken_ns: when it was taken up (the host's monotonic clock).
+        read: at the picture point, the picture or the error that reading it ended in.
+        question: its token ids.
+        decode_s: from payload to latents, or from file to picture.
+        warnings: names of reasons not to rely on answers about the scene.
+        tokens: of a text; 0 for all tokens of a picture.
+        scene: where the injected scene is, until its question was prefilled.
+        prefill_s: of the question.
+        prefilled_ns: when that was done (the host's monotonic clock).
+        told: what was said of the answer so far.
+    """
+
+    job: Job
+    taken_ns: int
+    read: Read[Picture] | None = None
+    question: list[int] = field(default_factory=list)
+    decode_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    tokens: int = 0
+    scene: Scene | None = None
+    prefill_s: float = 0.0
+    prefilled_ns: int = 0
+    told: str = ""
+
+    @property
+    def queue_s(self) -> float:
+        """Received until taken up."""
+        return max(0.0, (self.taken_ns - self.job.received_ns) / 1e9)
