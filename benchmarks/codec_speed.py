@@ -36,7 +36,7 @@ from projector.models.vlm import VLM
 from protos.digest import CONSTANTS_BYTES, verify
 from protos.distortion import Distortion
 from protos.entropy.rans import TOTAL, ClassCoder
-from protos.header import Header, pack_header, unpack_header
+from protos.header import Header, pack_header
 from protos.points import OperatingPoint
 from protos.quantize import UniformQuantizer
 from protos.requests import parse_infer_request, seal
@@ -71,9 +71,8 @@ def ways(
         return bytes(request.SerializeToString())
 
     def back(raw: bytes) -> npt.NDArray[np.float32]:
-        request = parse_infer_request(raw)
+        request, header, body = parse_infer_request(raw)
         verify(request, CONSTANTS)
-        header, body = unpack_header(request.frame.header, request.frame.payload)
         return encoder.decode(body, header.kept, point)
 
     requests = [there(number, state) for number, state in enumerate(states)]

@@ -5,6 +5,8 @@ Edge: `header.pack_header`, then `seal`. Cloud: `parse_infer_request`, then `dig
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from protos.digest import (
     CONSTANTS_BYTES,
     DIGEST_BYTES,
@@ -91,7 +93,21 @@ def wire_bytes(header: Header, body: bytes) -> int:
     return int(request.ByteSize()) + _GRPC_BYTES
 
 
-def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.InferRequest:
+class Parsed(NamedTuple):
+    """A request with a frame, as it was read.
+
+    Attributes:
+        request: The whole message.
+        header: Of its frame.
+        body: What the quantizer decodes, or a picture file: the payload without the bitmap.
+    """
+
+    request: pb.InferRequest
+    header: Header
+    body: bytes
+
+
+def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Parsed:
     """Read a serialized InferRequest exactly: every bit is known and every field bounded.
 
     How a client's protobuf library wrote the fields does not matter (`protos.wire`).
@@ -103,7 +119,7 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.Infer
         limits: What this side accepts.
 
     Returns:
-        The message; its header has been unpacked once, so `unpack_header` will succeed.
+        The message, its frame's header and the body behind it.
 
     Raises:
         FrameTooLargeError: The message or a field of it is too long.
@@ -117,8 +133,8 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.Infer
     _check_request(message, limits)
     if message.question and not message.question.strip():
         raise QuestionError("the question is blank: leave it empty to just hold the scene")
-    unpack_header(message.frame.header, message.frame.payload, limits)
-    return message
+    header, body = unpack_header(message.frame.header, message.frame.payload, limits)
+    return Parsed(message, header, body)
 
 
 def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequest:

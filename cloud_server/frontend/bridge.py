@@ -54,7 +54,7 @@ from protos.errors import (
     UnknownSessionError,
 )
 from protos.feedback import parse_feedback_request, seal_response
-from protos.header import Header, frame_number_of, unpack_header
+from protos.header import Header, frame_number_of
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import PICTURE_POINT, OperatingPoint, points_to_json
@@ -532,10 +532,9 @@ class Bridge:
             stream.end_if_done()
 
     async def _take(self, raw: bytes, stream: _Stream, session_id: bytes, received_ns: int) -> None:
-        request = parse_infer_request(raw, self._limits)
+        request, header, body = parse_infer_request(raw, self._limits)
         session = self._sessions.get(session_id)
         self._sessions.check(request, session)
-        header, body = unpack_header(request.frame.header, request.frame.payload, self._limits)
         point = _point_of(header, session)
         request_id = request.request_id or derived_id(session.constants, header.frame_number)
         digest, question = request.frame.digest, request.question

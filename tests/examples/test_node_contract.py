@@ -17,6 +17,7 @@ from protos.digest import verify
 from protos.errors import BridgeError
 from protos.header import Header, pack_header
 from protos.layout import KVLayout, RopeSpec
+from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import RAW_KV_FP8, OperatingPoint
 from protos.requests import parse_ask_request, parse_infer_request
 from protos.rotation import unrotate
@@ -240,7 +241,11 @@ def test_what_the_clients_library_writes_is_accepted_and_no_flipped_bit_of_it(
             "payload": payload.hex(),
         },
     )
-    for hexed, parse in zip(made, (parse_infer_request, parse_ask_request), strict=True):
+
+    def infer_request(raw: bytes) -> pb.InferRequest:
+        return parse_infer_request(raw).request
+
+    for hexed, parse in zip(made, (infer_request, parse_ask_request), strict=True):
         raw = bytes.fromhex(hexed)
         request = parse(raw)
         verify(request, key)

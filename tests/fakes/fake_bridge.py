@@ -16,7 +16,7 @@ from projector.codec.encoder import Encoder
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.digest import session_constants, verify
 from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
-from protos.header import FIXED, unpack_header
+from protos.header import FIXED
 from protos.layout import KVLayout
 from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -229,9 +229,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
         request_id, number = id_of(request, self.sessions[session_id]), 0
         try:
-            parse_infer_request(raw, self.limits)
+            header = parse_infer_request(raw, self.limits).header
             verify(request, self.sessions[session_id])
-            header, _ = unpack_header(request.frame.header, request.frame.payload, self.limits)
             number = header.frame_number
             self.requests.append((session_id, request_id, number))
             self.messages.setdefault((session_id, request_id), set()).add(raw)

@@ -89,7 +89,7 @@ def check(data: bytes) -> bool:
     way, rest = data[0] % 7 if data else INFER, data[1:]
     try:
         if way == INFER:
-            request = parse_infer_request(rest, LIMITS)
+            request = parse_infer_request(rest, LIMITS).request
             same(request, rest)
             decode(request.frame.header, request.frame.payload)
         elif way == ASK:

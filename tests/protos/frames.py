@@ -43,6 +43,6 @@ BARE = real_request(request_id=b"")
 
 
 def accept(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.InferRequest:
-    request = parse_infer_request(raw, limits)
+    request = parse_infer_request(raw, limits).request
     verify(request, CONSTANTS)
     return request

@@ -46,7 +46,7 @@ def test_session_constants_are_the_sha256_of_the_documented_json() -> None:
 )
 def test_a_frame_of_another_session_model_or_bundle_is_corrupt(other: bytes) -> None:
     with pytest.raises(FrameCorruptError, match="another session"):
-        verify(parse_infer_request(REAL), other)
+        verify(parse_infer_request(REAL).request, other)
 
 
 def test_a_wrong_digest_is_refused_without_telling_the_right_one() -> None:

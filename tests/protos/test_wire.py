@@ -25,7 +25,7 @@ CONSTANTS = session_constants(SESSION, "f" * 64, "b" * 64)
 KEPT = np.arange(10) % 2 == 0
 HEADER, PAYLOAD = pack_header(Header(3, 0, KEPT), bytes(9) + b"\x80\0\x80\0" + bytes(7))
 PARSERS: dict[type, Callable[[bytes], Any]] = {
-    pb.InferRequest: parse_infer_request,
+    pb.InferRequest: lambda raw: parse_infer_request(raw).request,
     pb.AskRequest: parse_ask_request,
     pb.FeedbackRequest: parse_feedback_request,
 }

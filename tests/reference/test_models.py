@@ -71,7 +71,7 @@ def test_no_flipped_bit_of_a_real_frame_of_the_reference_pair_is_accepted(pair: 
     raw = seal(constants, b"requests", head, payload, "is there a fire ?", 4).SerializeToString()
 
     def accept(blob: bytes) -> None:
-        verify(parse_infer_request(blob), constants)
+        verify(parse_infer_request(blob).request, constants)
 
     accept(raw)
     accepted = []
