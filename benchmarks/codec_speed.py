@@ -30,7 +30,7 @@ from benchmarks.timing import least_seconds
 from edge_agent.encode import Coded, Plan, encode_state
 from edge_agent.sources import open_source
 from edge_agent.uplink.session import Base
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
 from protos.digest import CONSTANTS_BYTES, verify

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.calibration import ladder
 from projector.calibration.ladder import Judge, Sweep
 from projector.maps.trainable import LowRankMap

@@ -31,7 +31,7 @@ from benchmarks.command import ROOT
 from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.picture import PictureCodec
 from edge_agent.uplink.budget import Budget, Rung
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from protos.errors import BridgeError, ConfigError
 from reference.demo.halves import BUNDLE
 from reference.demo.testset import TestSet

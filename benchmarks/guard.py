@@ -32,7 +32,8 @@ from benchmarks.compare.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seein
 from benchmarks.compare.measure import quiet_libraries
 from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.picture import PictureCodec
-from projector.bundle.bundle import Bundle, write_next
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_next
 from projector.calibration import disagreement
 from projector.calibration.learn_risk import learn
 from projector.calibration.unusual import unusual

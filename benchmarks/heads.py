@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.commands.head import fit_lens, through_lens
 from projector.heads.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
 from projector.heads.labels import Labels, read_labels

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from benchmarks import projectors_machine as machine
 from benchmarks import projectors_page as page
-from projector.bundle.bundle import Bundle, write_files
+from projector.bundle.files import write_files
+from projector.bundle.load import Bundle
 from projector.maps import Family, Map
 from projector.maps.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.maps.bidirectional import Bidirectional

@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.timing import least_seconds
 from projector import package
-from projector.bundle.bundle import Bundle, BundleInfo
 from projector.bundle.damage import flips, loader, read_files, tally
+from projector.bundle.describe import BundleInfo
+from projector.bundle.load import Bundle
 from projector.maps import Map, ServedMap
 from projector.maps.cloud_half import CloudHalf
 from projector.maps.moments import Moments, ridge

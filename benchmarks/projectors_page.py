@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import readme_table
-from projector.bundle.grades import GRADES, TIERS, grade, tier
+from projector.bundle.certificate import GRADES, TIERS, grade, tier
 from projector.validation.literature import COVERAGE
 from projector.validation.validate import PRECISIONS
 

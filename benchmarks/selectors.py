@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.calibration import ladder
 from projector.calibration.ladder import Found, Judge
 from projector.codec.encoder import Encoder

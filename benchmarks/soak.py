@@ -29,7 +29,7 @@ from benchmarks.compare.arms import Pair
 from benchmarks.compare.measure import quiet_libraries
 from benchmarks.compare.wire import Service, Shot
 from edge_agent.picture import PictureCodec
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from protos.process.memory import MARGIN, resident_bytes
 from reference.demo.halves import (
     BUNDLE,

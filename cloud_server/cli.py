@@ -63,7 +63,7 @@ def _no_command(given: argparse.Namespace) -> int:
 def _check(settings: Settings) -> int:
     """Look at everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
-    from projector.bundle.bundle import Bundle
+    from projector.bundle.load import Bundle
     from projector.serving.backends import BACKENDS
 
     settings.check_paths()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from projector.bundle.signing import TrustedKeys
+from projector.bundle.keys import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.limits import Limits
 from protos.process import addresses

@@ -18,7 +18,8 @@ from edge_agent.guard import Guard
 from edge_agent.picture import PictureCodec
 from edge_agent.uplink.budget import Budget
 from edge_agent.uplink.session import Base, Session
-from projector.codec.encoder import Encoder, Held
+from projector.codec.deltas import Held
+from projector.codec.encoder import Encoder
 from protos.distortion import Distortion
 from protos.errors import ConfigError
 from protos.points import OperatingPoint

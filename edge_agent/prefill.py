@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from projector.codec.encoder import Floats
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.arrays import Floats
+from projector.codec.feedback import FeedbackDecoder
 from projector.models.foreign import importing
 from projector.models.tokens import Reader, align, fresh
 from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
@@ -65,7 +65,7 @@ class EdgeModel(Protocol):
     def see(self, seen: Seen) -> Sight:
         """Run the model over one picture or text."""
 
-    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+    def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
         """Take a picture's state from what a server sent back, instead of seeing the picture."""
 
 
@@ -106,7 +106,7 @@ class LocalModel:
 
         return Sight(state, answer, first_token)
 
-    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+    def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
         """Rotate the state at the model's own positions and put it behind its own prompt.
 
         Raises:
@@ -179,7 +179,7 @@ class TextModel:
 
         return Sight(state, answer, fresh=fresh(place), tokenizer=self._digest)
 
-    def inject(self, decoder: ReverseDecoder, latents: Floats) -> Sight:
+    def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
         """There is no way back for texts.
 
         Raises:
@@ -222,7 +222,7 @@ def load(
     with importing("the small model"):  # torch: the build for this device, the vendor's on a Jetson
         from transformers.utils import logging as transformers_logging
 
-        from projector.models import cache
+        from projector.models.digests import tokenizer_digest
         from projector.models.lm import LM, read_tokenizer, reads_only_texts
         from projector.models.vlm import VLM
     quiet: Any = transformers_logging  # its functions have no types
@@ -234,4 +234,4 @@ def load(
     if target_tokenizer is None:
         return TextModel(lm)
     reader = read_tokenizer(target_tokenizer, text_tokens)
-    return TextModel(lm, reader, cache.tokenizer_digest(target_tokenizer))
+    return TextModel(lm, reader, tokenizer_digest(target_tokenizer))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from edge_agent.sources import open_source
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.models.cache import to_states
 from projector.models.vlm import VLM
 from protos.header import Header, pack_header, unpack_header

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from projector.bundle.bundle import write_bundle, write_files
+from projector.bundle.files import write_files
+from projector.bundle.write import write_bundle
 from projector.calibration.calibrate import COARSENESS, make_encoder
 from projector.codec.encoder import Encoder
 from projector.maps.trainable import LowRankMap, Way

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from projector.bundle.bundle import Bundle, write_next
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_next
 from projector.calibration import ladder
 from projector.calibration.ladder import Calibrated, Judge, Sweep
 from projector.codec.encoder import Encoder

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.models.autocast import products
 from protos.process.progress import Progress, note
 from protos.process.stopping import Stopped, Stopping

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.compare.wire import Shot
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.models.cache import LayerCache
 from projector.models.pictures import read
 from projector.models.vlm import VLM

@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks.command import ROOT
 from benchmarks.rate.turboquant import TurboQuant
 from benchmarks.timing import least_seconds
-from projector.models import cache
+from projector.models.rope import rotate
 from projector.models.vlm import VLM
 from protos import quantize
 from protos.entropy.tables import EntropyTables
@@ -93,7 +93,7 @@ class Caches:
             found = torch.stack(noted)[:, 0].unflatten(-1, (-1, vlm.layout.head_dim))
             start = len(vlm.prefix_ids) + vlm.image_tokens
             at = np.arange(start, start + len(ids), dtype=np.int64)
-            queries.append(cache.rotate(found.transpose(1, 2), vlm.layout.rope, at))
+            queries.append(rotate(found.transpose(1, 2), vlm.layout.rope, at))
         shape = (vlm.layout.layers, vlm.layout.kv_heads, vlm.layout.head_dim)
         least = min(part.shape[2] for part in queries)  # some questions are shorter
         last = torch.stack([part[:, :, -least:] for part in queries], dim=1)
@@ -112,7 +112,7 @@ class Caches:
     def attended(self, dense: Floats) -> torch.Tensor:
         """What every query makes of the picture's tokens, `[layers, pictures, heads, Q, dim]`."""
         both = torch.from_numpy(dense).permute(1, 2, 0, 4, 3, 5)
-        keys = cache.rotate(both[:, 0].contiguous(), self.rope, self.states[0].positions)
+        keys = rotate(both[:, 0].contiguous(), self.rope, self.states[0].positions)
         group = self.queries.shape[2] // keys.shape[2]
         keys = keys.repeat_interleave(group, dim=2)
         values = both[:, 1].repeat_interleave(group, dim=2)

@@ -29,14 +29,14 @@ from tqdm import tqdm
 from benchmarks.real_pair import diverse
 from benchmarks.real_pair.diverse import Lesson, Words
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.maps import load
 from projector.maps.base import Map, write
 from projector.maps.closed_form import Statistics
 from projector.maps.metric import Metric
 from projector.maps.moments import Doubles, Moments, States
 from projector.maps.tuned import Tuned
-from projector.models.cache import key_norm_weights
+from projector.models.decoder import key_norm_weights
 from projector.models.lm import LM
 from projector.training.corpus import Corpus
 from projector.training.fit import chunks, untrained

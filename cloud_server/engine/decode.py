@@ -9,7 +9,8 @@ import structlog
 
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.latents import LatentMemory
-from projector.codec.encoder import Encoder, Held
+from projector.codec.deltas import Held
+from projector.codec.encoder import Encoder
 from protos.errors import FrameMalformedError, MissingKeyFrameError, UnknownSceneError
 from protos.points import RAW_KV_FP8, RAW_KV_FP8_POINT
 

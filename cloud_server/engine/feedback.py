@@ -10,7 +10,7 @@ import torch
 from cloud_server.engine.jobs import Compressed
 from cloud_server.engine.scenes import Scene, SceneMemory
 from cloud_server.engine.work import Work
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.models import cache as kv
 from projector.models.lm import LM
 from projector.models.vlm import VLM
@@ -33,9 +33,9 @@ def compress(
         NoFeedbackError: the bundle is not loaded, or has no way back.
     """
     started, job = time.perf_counter(), work.job
-    if bundle is None or bundle.reverse is None:
+    if bundle is None or bundle.feedback is None:
         raise NoFeedbackError(f"bundle {job.bundle[:12]}… is not loaded, or has no way back")
-    encoder, tokens = bundle.reverse.encoder, scene.tokens
+    encoder, tokens = bundle.feedback.encoder, scene.tokens
     keys, values = scenes.read(scene)
     state = kv.to_states(
         keys.unsqueeze(1),

@@ -119,7 +119,7 @@ class Offer:
         reverse_decoder: the edge's half of the way back, likewise; empty where there is none.
         reverse_points_json: operating points of the way back; empty where there is none.
         verdict: whether the bundle's map beats its controls, as its certificate says
-            (`projector.bundle.grades`); empty where it does.
+            (`projector.bundle.certificate`); empty where it does.
         why: the reason for a verdict.
     """
 

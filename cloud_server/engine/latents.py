@@ -12,7 +12,7 @@ import torch
 
 from cloud_server.engine.pages import PagePool
 from cloud_server.engine.store import Name, Store
-from projector.codec.encoder import Held
+from projector.codec.deltas import Held
 
 LATENT_PAGE_BYTES = 1024
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.settings import Settings
-from projector.bundle.bundle import Bundle
-from projector.bundle.grades import verdict_of
-from projector.bundle.signing import TrustedKeys
+from projector.bundle.certificate import verdict_of
+from projector.bundle.keys import TrustedKeys
+from projector.bundle.load import Bundle
 from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
 from projector.models.vlm import VLM
 from protos.errors import ConfigError
@@ -65,7 +65,7 @@ def batch_bytes(settings: Settings, model: VLM | LM) -> int:
 
 def offer(bundle: Bundle) -> Offer:
     """What the front end tells edges of a bundle."""
-    info, reverse = bundle.info, bundle.reverse
+    info, feedback = bundle.info, bundle.feedback
     names = {point.index: point.name for point in info.points}
     verdict = verdict_of(bundle.certificate, names[info.default_point])
     return Offer(
@@ -80,8 +80,8 @@ def offer(bundle: Bundle) -> Offer:
         default_point=names[info.default_point],
         ladder=[names[index] for index in info.ladder],
         encoder=bundle.encoder.to_bytes(),
-        reverse_decoder=reverse.decoder.to_bytes() if reverse else b"",
-        reverse_points_json=points_to_json(reverse.decoder.points) if reverse else "",
+        reverse_decoder=feedback.decoder.to_bytes() if feedback else b"",
+        reverse_points_json=points_to_json(feedback.decoder.points) if feedback else "",
         verdict="" if verdict.good else verdict.state,
         why=verdict.why,
     )

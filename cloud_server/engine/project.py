@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from projector.bundle.bundle import Bundle
-from projector.codec.encoder import Held
+from projector.bundle.load import Bundle
+from projector.codec.deltas import Held
 from projector.serving.backends import Backend
 
 

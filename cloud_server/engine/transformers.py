@@ -29,8 +29,8 @@ from cloud_server.engine.scenes import Scene, SceneMemory
 from cloud_server.engine.store import Name
 from cloud_server.engine.work import Picture, Work
 from cloud_server.settings import Settings
-from projector.bundle.bundle import Bundle
-from projector.codec.encoder import Held
+from projector.bundle.load import Bundle
+from projector.codec.deltas import Held
 from projector.models.lm import LM
 from projector.models.vlm import Prepared
 from projector.serving.backends import Backend

@@ -16,7 +16,7 @@ from PIL import Image
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.mean_frame import with_mean_frame
 from cloud_server.settings import Settings
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.models.lm import LM
 from projector.models.vlm import VLM
 from protos.points import PICTURE_POINT

@@ -39,7 +39,7 @@ from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Buckets, Throttle
-from projector.codec.reverse import point_of
+from projector.codec.feedback import point_of
 from protos.calls import EVENTS_APART, PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY
 from protos.digest import derived_id
 from protos.distortion import Distortion

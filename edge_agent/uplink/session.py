@@ -24,8 +24,10 @@ import structlog
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.budget import Rung
 from edge_agent.uplink.store import EncoderStore
-from projector.codec.encoder import MAX_BYTES, Encoder, Held
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.deltas import Held
+from projector.codec.encoder import Encoder
+from projector.codec.feedback import FeedbackDecoder
+from projector.codec.file_format import MAX_BYTES
 from protos.calls import PROTOCOL_VERSION
 from protos.digest import session_constants
 from protos.errors import (
@@ -139,7 +141,7 @@ class Session:
     max_message_bytes: int
     target_layout_json: str = ""
     reverse_decoder_digest: str = ""
-    reverse_decoder: ReverseDecoder | None = field(default=None, repr=False)
+    reverse_decoder: FeedbackDecoder | None = field(default=None, repr=False)
     doubt: str = ""
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
@@ -385,7 +387,7 @@ async def reverse_decoder(
     store: EncoderStore,
     metrics: Metrics,
     timeout_s: float = 10.0,
-) -> ReverseDecoder:
+) -> FeedbackDecoder:
     """The edge's half of the session's way back, fetched once.
 
     Args:
@@ -413,7 +415,7 @@ async def reverse_decoder(
     blob = await _blob(
         stub, session.session_id, session.reverse_decoder_digest, store, metrics, timeout_s
     )
-    made = ReverseDecoder.from_bytes(blob)
+    made = FeedbackDecoder.from_bytes(blob)
     target = KVLayout.from_json(session.target_layout_json)
     wanted = (target.fingerprint, layout.fingerprint)
     fits = made.target_fingerprint in layout.fingerprints

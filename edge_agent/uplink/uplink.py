@@ -36,8 +36,8 @@ from edge_agent.uplink.session import (
     unhidden,
 )
 from edge_agent.uplink.store import EncoderStore
-from projector.codec.encoder import Floats
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.arrays import Floats
+from projector.codec.feedback import FeedbackDecoder
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.digest import session_constants
 from protos.distortion import Distortion
@@ -167,7 +167,7 @@ class Returned:
         round_trip: see `protos.distortion`, where the small model saw the picture too.
     """
 
-    decoder: ReverseDecoder
+    decoder: FeedbackDecoder
     latents: Floats
     point: str
     payload_bytes: int

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from projector.codec.select import SELECTORS, Scores, Selector
+from projector.codec.select import SELECTORS
+from projector.codec.select.base import Scores, Selector
 from protos.state import KVState
 
 

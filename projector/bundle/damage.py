@@ -26,15 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle.bundle import (
-    DESCRIPTION,
-    FILES,
-    REVERSE_FILES,
-    SIGNATURE,
-    Bundle,
-    canonical_json,
-)
-from projector.bundle.signing import TrustedKeys
+from projector.bundle.describe import canonical_json
+from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES, SIGNATURE
+from projector.bundle.keys import TrustedKeys
+from projector.bundle.load import Bundle
 from protos.errors import BridgeError
 from protos.layout import KVLayout
 
@@ -60,7 +55,7 @@ class Tally:
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """A bundle's files, the signature with them where there is one."""
-    names = (DESCRIPTION, *FILES, *REVERSE_FILES, SIGNATURE)
+    names = (DESCRIPTION, *FILES, *FEEDBACK_FILES, SIGNATURE)
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from projector.bundle.bundle import Reverse
+from projector.bundle.feedback import Feedback
 from projector.codec.encoder import Encoder
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.feedback import FeedbackDecoder
 from projector.maps.base import Map
 from projector.maps.bidirectional import BidirectionalMap
 from projector.training.ragged import Ragged
@@ -29,7 +29,7 @@ COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coar
 """Quantization steps of the ladder, in units of a map's own steps."""
 TEXT_COARSENESS = {"fine": 1.0, "medium": 2.0, "coarse": 4.0, "coarser": 6.0, "coarsest": 8.0}
 """The same of texts, whose latents are many and small each: a picture's steps leave little."""
-REVERSE_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
+FEEDBACK_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
 """Quantization steps of the way back, in shares of a state's usual length."""
 FINEST = "finest"
 """Name of the steps that coarseness is counted in, kept from the first calibration on."""
@@ -275,9 +275,9 @@ def _tokens_of(states: Ragged) -> npt.NDArray[np.float16]:
     return np.concatenate(rows)
 
 
-def reverse_of(
+def feedback_of(
     made: Map, states: npt.NDArray[np.floating] | Ragged, rank: int = 0
-) -> Reverse | None:
+) -> Feedback | None:
     """The way back of a map that goes both ways, in two halves; None for any other, or of texts.
 
     Each of the cloud's tokens travels as the first principal components of what the way back makes
@@ -321,12 +321,12 @@ def reverse_of(
         projection=projection,
         centre=place @ projection,
         steps=np.append(length / spread, 1).astype(np.float32),
-        coarseness=REVERSE_COARSENESS,
+        coarseness=FEEDBACK_COARSENESS,
     )
     # Raw states are of no use to the edge, and the default point stands first.
     points = [point for point in encoder.points if point.kind == "latent"]
     encoder = replace(encoder, points=tuple(sorted(points, key=lambda p: p.index != FP8_POINT)))
-    decoder = ReverseDecoder.of(
+    decoder = FeedbackDecoder.of(
         encoder,
         made.source,
         up=np.ascontiguousarray((axes[:, :r] * spread).T, dtype=np.float32),
@@ -334,4 +334,4 @@ def reverse_of(
         scale=made.x_scale.numpy(),
         regrid=None if made.from_grid is None else made.from_grid.numpy(),
     )
-    return Reverse(encoder, decoder)
+    return Feedback(encoder, decoder)

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from projector.bundle.grades import LEAST_PICTURES
+from projector.bundle.certificate import LEAST_PICTURES
 from projector.calibration.calibrate import FINEST
-from projector.codec.encoder import Encoder, towards_zero
+from projector.codec.coders import towards_zero
+from projector.codec.encoder import Encoder
 from projector.models.autocast import products
 from projector.models.cache import LayerCache, from_states
 from projector.models.lm import LM

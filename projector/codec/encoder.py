@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from projector.codec import select
+from projector.codec.arrays import Floats, Mask, check_arrays
+from projector.codec.coders import Coders, as_received, check_coding, towards_zero
+from projector.codec.deltas import Held, changed_tokens
+from projector.codec.file_format import coding_tensors, read_tensors, split_tensors
 from projector.codec.risk import RiskModel, feature_count
-from projector.codec.select import Selector, TaskAware
-from projector.models.foreign import in_words
-from protos import distortion, quantize
+from projector.codec.select.base import Selector
+from projector.codec.select.task_aware import TaskAware
+from protos import distortion
 from protos.distortion import Distortion
 from protos.entropy.tables import EntropyTables
 from protos.errors import (
@@ -34,47 +36,15 @@ from protos.errors import (
     NonFiniteError,
 )
 from protos.points import OperatingPoint, points_from_json, points_to_json
-from protos.quantize import Quantizer, UniformQuantizer
+from protos.quantize import Quantizer
 from protos.state import KVState
-from protos.strict_json import read_json
-
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 FORMAT = 4
-MAX_BYTES = 64 << 20
-_HEADER_BYTES = 1 << 20
 _METADATA_KEY = "neural_bridge_encoder"
 _LEVELS = ("uniform",)
 """Quantizers that round to whole steps, however far a latent has moved."""
-_MOST_CODED = 1 << 25
-"""Frequencies in all coders of a half: some 300 MB; the reference's have under half a million."""
 _FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
 _TEXT = "text"  # a further field, only where it is true
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """What the cloud knows of a scene: what a delta frame changes.
-
-    Attributes:
-        latents: as decoded, 0 where no token is known, `[N, r]`.
-        kept: which tokens are known, `[N]`.
-    """
-
-    latents: Floats
-    kept: Mask
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return self.latents.nbytes + self.kept.nbytes
-
-    def changed(self, z_hat: Floats, kept: Mask) -> Held:
-        """With other latents `[T_kept, r]` for the tokens of `kept [N]`."""
-        latents = self.latents.copy()
-        latents[kept] = z_hat
-        return Held(latents, self.kept | kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,7 +333,7 @@ class Encoder:
             payload, received = self._code(latents[kept], centre[kept], point)
         else:
             origin = self._origin(base)
-            kept = _moved(latents, origin, kept, base.kept, steps, point.quiet)
+            kept = changed_tokens(latents, origin, kept, base.kept, steps, point.quiet)
             payload, received = self._code(latents[kept], centre[kept], point)
             other, other_received = self._code(latents[kept], origin[kept], point)
             if len(other) < len(payload):
@@ -396,7 +366,7 @@ class Encoder:
         moved = towards_zero((z - origin)[:, :width], steps, point)
         payload = quantizer.encode(moved, steps)
         received = origin.copy()
-        received[:, :width] += _received(quantizer, payload, moved, steps)
+        received[:, :width] += as_received(quantizer, payload, moved, steps)
         return payload, received
 
     def _origin(self, base: Held) -> Floats:
@@ -553,203 +523,3 @@ class Encoder:
             text=_TEXT in plain,
             **arrays,
         )
-
-
-def towards_zero(moved: Floats, steps: Floats, point: OperatingPoint) -> Floats:
-    """Numbers that a quantizer rounds to the levels that the point asks for.
-
-    Levels nearer 0 are likelier, hence cheaper, than they are wrong: with a dead zone each
-    threshold lies `0.5 + dead_zone` steps above the level below it, as video coders round; and
-    tokens quieter than `quiet` say nothing at all.
-
-    Args:
-        moved: latents less their place's centre, `[T, r]`.
-        steps: `[r]`.
-        point: its dead zone and what counts as quiet.
-    """
-    if not point.dead_zone and not point.quiet:
-        return moved
-    levels = moved / steps
-    loud = np.square(levels).sum(axis=1, keepdims=True) >= point.quiet
-    levels -= np.copysign(np.minimum(np.abs(levels), np.float32(point.dead_zone)), levels)
-    rounded: Floats = np.rint(levels) * steps * loud
-    return rounded
-
-
-def _moved(
-    latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats, quiet: float
-) -> Mask:
-    """Which tokens a delta frame has to hold, `[N]`.
-
-    Those new, and those more than a step off, unless all that changed counts as quiet: it would
-    travel as no change.
-    """
-    levels = np.abs(latents - origin)[:, : len(steps)] / steps
-    off = levels.max(axis=1)
-    loud = np.square(levels).sum(axis=1) >= quiet
-    moved: Mask = (kept & ~known) | (known & (off > 1) & loud)
-    if not moved.any():
-        moved[np.argmax(np.where(known, off, -1))] = True
-    return moved
-
-
-# ------------------------------------------------------------- what both ways' halves are made of
-
-
-def check_arrays(
-    what: str,
-    arrays: Mapping[str, npt.NDArray[Any]],
-    wanted: Mapping[str, tuple[int, ...]],
-    positive: Collection[str] = (),
-) -> None:
-    """Require float32 arrays of these shapes, finite, and above 0 where named in `positive`.
-
-    Raises:
-        BundleFormatError: one of them is not; `what` begins the message.
-    """
-    for name, array in arrays.items():
-        if array.shape != wanted[name] or array.dtype != np.float32:
-            raise BundleFormatError(
-                f"{what}: {name} is {array.dtype} {array.shape}, expected float32 {wanted[name]}"
-            )
-        if not np.isfinite(array).all():
-            raise BundleFormatError(f"{what}: {name} holds NaN or infinity")
-        if name in positive and not (array > 0).all():
-            raise BundleFormatError(f"{what}: {name} must be above 0 everywhere")
-
-
-def check_coding(
-    what: str, rank: int, steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
-) -> None:
-    """Require steps `[rank]` above 0, and entropy tables for as many latents.
-
-    Raises:
-        BundleFormatError: they are not such.
-    """
-    named = {f"steps/{name}": array for name, array in steps.items()}
-    check_arrays(what, named, dict.fromkeys(named, (rank,)), positive=named)
-    for name, tables in entropy.items():
-        if tables.rank != rank:
-            raise BundleFormatError(f"{what}: entropy tables of {name} are for {tables.rank}")
-
-
-class Coders:
-    """The quantizers of one half, each built once; points that code alike share one."""
-
-    def __init__(self, what: str, entropy: Mapping[str, EntropyTables]) -> None:
-        """Builds none yet.
-
-        Args:
-            what: whose they are, for messages.
-            entropy: per steps name.
-        """
-        self._what, self._entropy = what, entropy
-        self._made: dict[tuple[str, str, str, int], Quantizer] = {}
-        self._numbers = 0
-
-    def of(self, point: OperatingPoint, width: int) -> Quantizer:
-        """A point's quantizer, of the first `width` numbers of a token.
-
-        Raises:
-            BundleFormatError: it is unknown, its tables are missing, or all coders together would
-                take far more memory than any half in use.
-        """
-        key = point.quantizer, point.steps, point.kind, width
-        if key not in self._made:
-            self._made[key] = self._make(point, width)
-        return self._made[key]
-
-    def _make(self, point: OperatingPoint, width: int) -> Quantizer:
-        name, tables = point.quantizer, self._entropy.get(point.steps)
-        if name not in quantize.QUANTIZERS:
-            raise BundleFormatError(f"{self._what}: point '{point.name}' uses '{name}'")
-        if name != UniformQuantizer.name:
-            return quantize.get(name)
-        if tables is None or point.kind != "latent":
-            raise BundleFormatError(f"{self._what}: point '{point.name}' has no entropy tables")
-        first = tables.first(width)
-        self._numbers += first.frequency.size
-        if self._numbers > _MOST_CODED:
-            raise BundleFormatError(
-                f"{self._what}: the coders of its points have more than {_MOST_CODED:,} "
-                "frequencies in all"
-            )
-        return quantize.get(name, first)
-
-
-def coding_tensors(
-    steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
-) -> dict[str, npt.NDArray[Any]]:
-    """Steps and entropy tables under the names that they have in a file."""
-    tensors = {f"steps/{name}": np.ascontiguousarray(array) for name, array in steps.items()}
-    for name, tables in entropy.items():
-        for part, array in tables.to_arrays().items():
-            tensors[f"entropy/{name}/{part}"] = np.ascontiguousarray(array)
-    return tensors
-
-
-def split_tensors(
-    tensors: Mapping[str, npt.NDArray[Any]],
-) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, EntropyTables]]:
-    """A file's plain arrays, its steps and its entropy tables."""
-    arrays: dict[str, Floats] = {}
-    steps: dict[str, Floats] = {}
-    parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
-    for name, array in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind == "steps" and rest:
-            steps[rest] = array
-        elif kind == "entropy" and "/" in rest:
-            point, _, part = rest.rpartition("/")
-            parts.setdefault(point, {})[part] = array
-        else:
-            arrays[name] = array
-    return arrays, steps, {name: EntropyTables.from_arrays(part) for name, part in parts.items()}
-
-
-def read_tensors(
-    what: str,
-    blob: bytes,
-    metadata_key: str,
-    names: Collection[str],
-    version: int,
-    optional: Collection[str] = (),
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """A safetensors blob and the JSON in its metadata, trusting nothing.
-
-    Args:
-        what: what it should be, for the message.
-        blob: the bytes.
-        metadata_key: under which its JSON object is.
-        names: the fields of that object, `format` among them.
-        version: the `format` that this side reads.
-        optional: fields that it may have besides.
-
-    Raises:
-        BundleFormatError: too large, not safetensors, or another object.
-    """
-    if not 8 <= len(blob) <= MAX_BYTES:
-        raise BundleFormatError(f"{what}: {len(blob)} bytes, at most {MAX_BYTES} are read")
-    length = int.from_bytes(blob[:8], "little")
-    if length > min(_HEADER_BYTES, len(blob) - 8):
-        raise BundleFormatError(f"{what}: its header claims {length} bytes")
-    try:
-        header = read_json(blob[8 : 8 + length], _HEADER_BYTES, what)
-        text = header["__metadata__"][metadata_key]
-        plain = read_json(text, _HEADER_BYTES, what)
-        tensors: dict[str, npt.NDArray[Any]] = load_tensors(blob)
-    except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleFormatError(f"no {what}: {in_words(error)}") from error
-    if not isinstance(plain, dict) or set(plain) - set(optional) != set(names):
-        raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")
-    if plain["format"] != version:
-        raise BundleFormatError(f"{what}: format {plain['format']!r}, this version reads {version}")
-    return plain, tensors
-
-
-def _received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:
-    """What the other side will decode; the entropy coder is lossless, so it need not run."""
-    if isinstance(quantizer, UniformQuantizer):
-        rounded: Floats = np.rint(z / steps) * steps
-        return rounded
-    return quantizer.decode(payload, len(z), z.shape[1], steps)

@@ -2,7 +2,7 @@
 
 Knows flags and what is printed and written. Does not know: how an engine is compiled
 (`projector/serving/engine.py`), how FP8 weights are stored (`projector/serving/export.py`), what a
-signature covers (`projector/bundle/bundle.py`).
+signature covers (`projector/bundle/sign.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.bundle import Bundle, sign_bundle, write_files
-from projector.bundle.signing import SigningKey
+from projector.bundle.files import write_files
+from projector.bundle.keys import SigningKey
+from projector.bundle.load import Bundle
+from projector.bundle.sign import sign_bundle
 from projector.report import tables
 from projector.serving import engine
 from protos.errors import ConfigError

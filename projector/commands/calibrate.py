@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from projector.bundle.grades import CANNOT_BE_JUDGED
+from projector.bundle.certificate import CANNOT_BE_JUDGED
 from projector.commands.arguments import add_device, add_pair_command, count, whole
 from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
 from projector.report import tables
@@ -22,7 +22,7 @@ from protos.errors import ConfigError
 from protos.process.progress import note
 
 if TYPE_CHECKING:
-    from projector.bundle.bundle import Bundle
+    from projector.bundle.load import Bundle
     from projector.calibration.ladder import Calibrated
 
 T = TypeVar("T", int, float, str)
@@ -99,10 +99,12 @@ def register(commands: Any) -> None:
 def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.bundle import Bundle, write_next
+    from projector.bundle.load import Bundle
+    from projector.bundle.write import write_next
     from projector.calibration import ladder
     from projector.calibration.calibrate import FIXED, with_fixed
     from projector.codec import select
+    from projector.codec.select.task_aware import TaskAware
     from projector.models.lm import LM
     from projector.training.corpus import Corpus
     from projector.training.dataset import Dataset, Texts
@@ -114,7 +116,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         if name not in FIXED:  # before anything is run
             raise ConfigError(f"--fixed {name}: expected some of {', '.join(FIXED)}")
     learns = bool(args.selector_pictures)
-    if args.selector and select.require(args.selector) is select.TaskAware and not learns:
+    if args.selector and select.require(args.selector) is TaskAware and not learns:
         raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
     data, held = (open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held))
     given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}

@@ -30,8 +30,10 @@ try:
     from pydantic import Field, field_validator
     from pydantic_settings import SettingsConfigDict
 
-    from projector.bundle.bundle import DESCRIPTION, Bundle, BundleInfo
-    from projector.bundle.signing import TrustedKeys
+    from projector.bundle.describe import BundleInfo
+    from projector.bundle.files import DESCRIPTION
+    from projector.bundle.keys import TrustedKeys
+    from projector.bundle.load import Bundle
     from projector.commands import arguments, calibrate, corpus, export, guard, train, validate
     from projector.commands import build as build_commands
     from projector.commands import head as head_commands

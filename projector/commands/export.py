@@ -58,9 +58,9 @@ def register(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.bundle import write_bundle
-    from projector.bundle.grades import verdict_of
-    from projector.calibration.calibrate import COARSENESS, FP8_POINT, encoder_of, reverse_of
+    from projector.bundle.certificate import verdict_of
+    from projector.bundle.write import write_bundle
+    from projector.calibration.calibrate import COARSENESS, FP8_POINT, encoder_of, feedback_of
     from projector.maps import ServedMap
     from projector.serving.backends import CloudFiles
     from projector.serving.export import export
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
         encoder = encoder_of(made, corpus.x)
-        reverse = reverse_of(made, corpus.y, args.reverse_rank)
+        feedback = feedback_of(made, corpus.y, args.reverse_rank)
         exported = export(ServedMap(made))
     info = write_bundle(
         args.out,
@@ -102,12 +102,12 @@ def _run(args: argparse.Namespace) -> int:
         certificate={**certificate, "stored_in": args.precision},
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
-        reverse=reverse,
+        feedback=feedback,
     )
     print(
         f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
         f"parity {exported.parity:.1e}, tier {certificate['tier_by_answers'] or verdict.state}"
-        + (f", way back of rank {reverse.decoder.rank - 1}" if reverse else "")
+        + (f", way back of rank {feedback.decoder.rank - 1}" if feedback else "")
     )
     return 0
 

@@ -27,7 +27,7 @@ from protos.errors import ConfigError
 from protos.process.progress import Progress
 
 if TYPE_CHECKING:
-    from projector.bundle.bundle import Bundle
+    from projector.bundle.load import Bundle
     from projector.calibration.disagreement import Comparison, Rows
     from projector.calibration.learn_risk import Learnt
     from projector.training.dataset import Dataset
@@ -79,7 +79,8 @@ def register(commands: Any) -> None:
 def _guard(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.bundle import Bundle, write_next
+    from projector.bundle.load import Bundle
+    from projector.bundle.write import write_next
     from projector.calibration.disagreement import Comparison
     from projector.calibration.learn_risk import learn
     from projector.models.vlm import VLM
@@ -127,7 +128,7 @@ def _ask(
     between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
 ) -> Rows:
     """Every question, from frames and from pictures; what was asked before is read from files."""
-    from projector.bundle.bundle import write_files
+    from projector.bundle.files import write_files
     from projector.calibration.disagreement import FORMAT, Rows, lesson_points
     from projector.calibration.unusual import unusual
 

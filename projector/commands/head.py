@@ -91,7 +91,7 @@ def _none(_args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.bundle import write_files
+    from projector.bundle.files import write_files
     from projector.heads.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
     from projector.heads.labels import read_labels
     from projector.heads.views import VIEWS
@@ -143,7 +143,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
-    from projector.bundle.bundle import write_files
+    from projector.bundle.files import write_files
     from projector.heads.heads import Samples, judge
     from projector.heads.labels import read_labels
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from projector import package as packages
-from projector.bundle.bundle import Bundle
-from projector.bundle.grades import Judged, seen_in_training
-from projector.bundle.signing import SigningKey, TrustedKeys
+from projector.bundle.certificate import Judged, seen_in_training
+from projector.bundle.keys import SigningKey, TrustedKeys
+from projector.bundle.load import Bundle
 from projector.codec import select
+from projector.codec.select.base import Selector
 from projector.commands import package_flags
 from projector.models.foreign import importing
 from projector.package import Certification, Package
@@ -300,7 +301,7 @@ def _quality(bundle: Bundle) -> float | None:
 
 
 def _best(
-    selector: select.Selector, parent: Package, budget: int | None, share: float | None
+    selector: Selector, parent: Package, budget: int | None, share: float | None
 ) -> npt.NDArray[np.bool_]:
     """The tokens that score highest among those that the parent carries.
 

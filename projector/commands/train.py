@@ -118,12 +118,12 @@ def _train(args: argparse.Namespace) -> int:
 def _train_one(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.bundle import write_files
+    from projector.bundle.files import write_files
     from projector.maps import base, family
     from projector.maps.bidirectional import BidirectionalMap
     from projector.maps.metric import Metric
     from projector.maps.tuned import Tuned, best_directions, require_count
-    from projector.models.cache import key_norm_weights
+    from projector.models.decoder import key_norm_weights
     from projector.training import distributed, way_back
     from projector.training.dataset import Texts
     from projector.training.fit import held_out_accuracy, held_out_controls, moments_of, split

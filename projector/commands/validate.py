@@ -48,7 +48,7 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from projector.bundle.bundle import write_files
+    from projector.bundle.files import write_files
     from projector.maps.bidirectional import BidirectionalMap
     from projector.report import validate_page
     from projector.training import way_back

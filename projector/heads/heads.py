@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projector.bundle.grades import GOOD, LEAST_PICTURES, ROOM, UNJUDGED, WORSE, Verdict
+from projector.bundle.certificate import GOOD, LEAST_PICTURES, ROOM, UNJUDGED, WORSE, Verdict
 from projector.heads.labels import Labels
 from projector.models.foreign import in_words
 from projector.training.descent import Descent, Stage

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from projector import maps as families
-from projector.bundle.bundle import DESCRIPTION, Bundle
+from projector.bundle.files import DESCRIPTION
+from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
 from projector.maps.cloud_half import CloudHalf
 from projector.training.corpus import Corpus

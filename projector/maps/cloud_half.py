@@ -18,8 +18,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projector.models.cache import apply_rotation
 from projector.models.foreign import in_words
+from projector.models.rope import apply_rotation
 from protos.errors import BundleFormatError, UnsupportedModelError
 from protos.layout import KVLayout
 

@@ -21,7 +21,9 @@ from projector.models import cache as kv
 from projector.models.attention import Received, measured_attention, measuring
 from projector.models.cache import LayerCache
 from projector.models.checkpoint import COPY
+from projector.models.decoder import attention_mask
 from projector.models.output import Output
+from projector.models.rope import unrotate
 from projector.models.self_check import Figures, Witness
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
@@ -137,7 +139,7 @@ class FrozenModel(ABC):
         """
         embedded = prompt and self._seen_as
         words = {"inputs_embeds": self._embed(ids)} if embedded else {"input_ids": ids}
-        seen = None if mask is None else kv.attention_mask(self.decoder, mask)
+        seen = None if mask is None else attention_mask(self.decoder, mask)
         if seen is not None and len(seen) != len(ids):
             seen = seen.expand(len(ids), -1, -1, -1)
         hidden: Tensor = self.decoder(
@@ -193,7 +195,7 @@ class FrozenModel(ABC):
             keys = torch.stack([key for key, _ in kv.read_cache(cache)], dim=1)
             rotation = self.layout.rotation
             plain = [
-                kv.unrotate(row, rotation, at)[..., : rotation.rotary_dim]
+                unrotate(row, rotation, at)[..., : rotation.rotary_dim]
                 for row, at in zip(keys, positions, strict=True)
             ]
             for index, (here, there) in enumerate(zip(*plain, strict=True)):

@@ -22,11 +22,24 @@ from transformers import AutoModelForCausalLM
 from projector.models import cache as kv
 from projector.models import checkpoint, self_check
 from projector.models.cache import LayerCache
-from projector.models.frozen import FrozenModel, Generation, eos_ids, padded
+from projector.models.decoder import decoder_of
+from projector.models.frozen import (
+    FrozenModel,
+    Generation,
+    eos_ids,
+    padded,
+)
+from projector.models.layout import layout_of
 from projector.models.output import Output
 from projector.models.self_check import Witness
+from projector.models.supported import refuse_unsupported
 from projector.models.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
-from protos.errors import ContextError, QuestionError, QuestionTooLongError, UnsupportedModelError
+from protos.errors import (
+    ContextError,
+    QuestionError,
+    QuestionTooLongError,
+    UnsupportedModelError,
+)
 from protos.state import KVState
 
 TEXT_TOKENS = 128
@@ -100,10 +113,10 @@ class LM(FrozenModel):
             model=model,
             tokenizer=tokenizer,
             path=Path(path),
-            layout=kv.layout_of(model, path, (1, text_tokens), {"before": whole[:before]}),
+            layout=layout_of(model, path, (1, text_tokens), {"before": whole[:before]}),
             prefix_ids=whole[:before],
             eos_ids=eos_ids(model, tokenizer),
-            decoder=kv.decoder_of(model),
+            decoder=decoder_of(model),
             _output=Output(model),
             reader=reader,
         )
@@ -302,7 +315,7 @@ def _refuse(config: Any) -> None:
         raise UnsupportedModelError(
             f"'{kind}' reads more than text: load it as an image-text-to-text model"
         )
-    kv.refuse_unsupported(config, windows=True)
+    refuse_unsupported(config, windows=True)
     if not checkpoint.reads_texts(config):
         raise UnsupportedModelError(f"transformers has no causal class for '{kind}'")
     more = {name for name in _MORE_THAN_TEXT if getattr(config, name, None) is not None}

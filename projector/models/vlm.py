@@ -26,11 +26,21 @@ from transformers import AutoModelForImageTextToText
 from projector.models import cache as kv
 from projector.models import checkpoint, self_check
 from projector.models.attention import Received, measuring
+from projector.models.decoder import decoder_of
 from projector.models.foreign import foreign
-from projector.models.frozen import FrozenModel, Generation, OnToken, Prefilled, eos_ids, padded
+from projector.models.frozen import (
+    FrozenModel,
+    Generation,
+    OnToken,
+    Prefilled,
+    eos_ids,
+    padded,
+)
+from projector.models.layout import grid_of, layout_of
 from projector.models.output import Output
 from projector.models.pictures import as_rgb
 from projector.models.self_check import Witness
+from projector.models.supported import refuse_unsupported
 from projector.models.template import rehearse
 from protos.errors import (
     ModelError,
@@ -104,7 +114,7 @@ class VLM(FrozenModel):
                 f"{folder}: transformers has no image-text-to-text class for "
                 f"'{config.model_type}'; use a vision-language model of another class"
             )
-        kv.refuse_unsupported(config)
+        refuse_unsupported(config)
         processor = checkpoint.read_processor(folder)
         model = checkpoint.read_weights(folder, AutoModelForImageTextToText, dtype, device)
         with checkpoint.first_runs(model, folder):
@@ -124,7 +134,7 @@ class VLM(FrozenModel):
         Raises:
             ModelError, UnsupportedModelError: as `load`.
         """
-        kv.refuse_unsupported(model.config)
+        refuse_unsupported(model.config)
         if getattr(processor, "image_processor", None) is None:
             raise ModelError(
                 f"the processor of {path} has no image processor; classes whose processor also "
@@ -147,16 +157,16 @@ class VLM(FrozenModel):
             layout=None,  # type: ignore[arg-type]  # set below, once N is known
             prefix_ids=[],
             eos_ids=eos_ids(model, tokenizer),
-            decoder=kv.decoder_of(model),
+            decoder=decoder_of(model),
             _output=Output(model),
             _image_id=int(image_id),
             _reserved=tuple(sorted(_reserved(processor, int(image_id)))),
             _image_text=str(tokenizer.convert_ids_to_tokens(int(image_id))),
         )
         vlm._learn_prompt()
-        grid = kv.grid_of(vlm._image_count, Path(path))
+        grid = grid_of(vlm._image_count, Path(path))
         prompt = {"before": vlm.prefix_ids, "after": vlm._cue}
-        vlm.layout = kv.layout_of(model, path, grid, prompt)
+        vlm.layout = layout_of(model, path, grid, prompt)
         vlm._take_over_attention()
         vlm._learn_embeddings()
         vlm._check_cache()

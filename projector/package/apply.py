@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.package.contents import Package, PackageInfo
 from projector.package.files import room
-from projector.package.form import BUNDLE, REVERSE
+from projector.package.form import BUNDLE, FEEDBACK
 from projector.package.state_cache import StateCache
 from projector.package.tensors import Floats
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
@@ -53,7 +53,7 @@ def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) 
     else:
         with tempfile.TemporaryDirectory() as folder:
             with room(folder):
-                for name in (*BUNDLE, *REVERSE):
+                for name in (*BUNDLE, *FEEDBACK):
                     if name in package.members:
                         (Path(folder) / Path(name).name).write_bytes(package.members[name])
             bundle = Bundle.load(folder, source, target)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from projector.bundle.signing import SigningKey, TrustedKeys
+from projector.bundle.keys import SigningKey, TrustedKeys
 from projector.package.contents import Package, PackageInfo, signed_message
 from projector.package.files import load, peek, read
 from projector.package.form import CONFIG, KEYS, MASK, SUFFIX, VALUES, require

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle import signing
-from projector.bundle.signing import Signature
+from projector.bundle import keys
+from projector.bundle.keys import Signature
 from projector.package.form import (
     ARRAYS,
     CONFIG,
@@ -179,7 +179,7 @@ class Provenance:
         )
         require_same(blob, made.to_plain(made.digest), PROVENANCE)
         if made.signature is not None:
-            signing.check(signed_message(made.digest), made.signature)
+            keys.check(signed_message(made.digest), made.signature)
         return made
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.bundle import FILES, REVERSE_FILES
+from projector.bundle.files import FEEDBACK_FILES, FILES
 from projector.package.archive import pack, read_entries, read_exactly, read_member
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (
@@ -157,7 +157,7 @@ def _check_bundle(blob: Blob, w_matrix: WMatrix, members: Mapping[str, tuple[int
     named = (w_matrix.bundle_digest, w_matrix.bundle_id, w_matrix.bundle_version, w_matrix.rank)
     files = {
         name: {"bytes": members[f"w_matrix/{name}"][0], "sha256": members[f"w_matrix/{name}"][1]}
-        for name in (*FILES, *REVERSE_FILES)
+        for name in (*FILES, *FEEDBACK_FILES)
         if f"w_matrix/{name}" in members
     }
     if (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle.bundle import DESCRIPTION, FILES, REVERSE_FILES
+from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX
 from protos.strict_json import read_json
@@ -35,11 +35,11 @@ MAX_NUMBERS = 1 << 29
 ARRAYS = (KEYS, VALUES)
 BUNDLE = tuple(f"w_matrix/{name}" for name in (DESCRIPTION, *FILES))
 """Members of an embedded bundle."""
-REVERSE = tuple(f"w_matrix/{name}" for name in REVERSE_FILES)
+FEEDBACK = tuple(f"w_matrix/{name}" for name in FEEDBACK_FILES)
 """Members behind them where its map goes both ways."""
 BEFORE = (METADATA, KEYS, VALUES, MASK, CONFIG)
 """Members before them."""
-ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), BUNDLE, (*BUNDLE, *REVERSE))}
+ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), BUNDLE, (*BUNDLE, *FEEDBACK))}
 MAX_JSON_BYTES = {METADATA: 1 << 16, CONFIG: 1 << 16, PROVENANCE: 1 << 16, BUNDLE[0]: 1 << 20}
 CODEC_FORMS: dict[str, tuple[str, npt.DTypeLike, float]] = {
     "fp8_e4m3": ("F8_E4M3", np.uint8, FP8_MAX),

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle.bundle import DESCRIPTION, Bundle
+from projector.bundle.files import DESCRIPTION
+from projector.bundle.load import Bundle
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (
     ARRAYS,
     BEFORE,
     BUNDLE,
     CONFIG,
+    FEEDBACK,
     KEYS,
     MASK,
     METADATA,
-    REVERSE,
     VALUES,
     Blob,
     canonical,
@@ -194,7 +195,7 @@ def derive(
                 f"of {old.source.model_id} (layout {old.source.fingerprint[:12]})"
             )
         kinds.add("retarget")
-        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE, *REVERSE)}
+        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE, *FEEDBACK)}
         members |= _w_matrix(bundle, embed)
         new = dataclasses.replace(
             new, target=_target(bundle), transformation_quality=None, certification=None
@@ -251,7 +252,7 @@ def _assembled(
     royalty_percent: float,
 ) -> Package:
     blobs = {**members, METADATA: canonical(metadata.to_plain())}
-    names = [name for name in (*BEFORE, *BUNDLE, *REVERSE) if name in blobs]
+    names = [name for name in (*BEFORE, *BUNDLE, *FEEDBACK) if name in blobs]
     ordered = {name: blobs[name] for name in names}
     table = {n: (len(b), hashlib.sha256(b).hexdigest()) for n, b in ordered.items()}
     provenance = Provenance(creator, parent, tuple(derivation), royalty_percent, table)

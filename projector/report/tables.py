@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from projector.bundle.bundle import Bundle, BundleInfo
-from projector.bundle.grades import Judged
+from projector.bundle.certificate import Judged
+from projector.bundle.describe import BundleInfo
+from projector.bundle.load import Bundle
 from protos.errors import ConfigError
 from protos.layout import KVLayout
 from protos.points import OperatingPoint

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import matplotlib
 
-from projector.bundle.grades import CANNOT_BE_JUDGED, GOOD
+from projector.bundle.certificate import CANNOT_BE_JUDGED, GOOD
 from projector.report.tables import print_tables, table
 from projector.training.dataset import Dataset, Texts
 from projector.validation.literature import COVERAGE

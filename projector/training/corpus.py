@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.models.foreign import foreign, plain_file
 from projector.models.vlm import VLM
 from projector.training import preflight

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.training import distributed, preflight
 from protos.errors import ConfigError, FitError
 from protos.process.folders import open_file

@@ -29,6 +29,7 @@ from projector.models.autocast import products
 from projector.models.cache import LayerCache
 from projector.models.lm import LM
 from projector.models.packed import Packed, Scenes
+from projector.models.rope import apply_rotation, cos_sin
 from projector.models.vlm import VLM
 from projector.training import distributed
 from projector.training.corpus import Corpus
@@ -230,7 +231,7 @@ class Trainer(Generic[M]):
         self.device = target.device
         if made is not None:
             made.to(self.device)
-        cos, sin = kv.cos_sin(target.layout.rotation, target.positions)
+        cos, sin = cos_sin(target.layout.rotation, target.positions)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         # Tensors made under inference mode cannot be saved for a backward pass; clones can.
         self.prefix: list[LayerCache] = [
@@ -278,7 +279,7 @@ class Trainer(Generic[M]):
         shape = (2, layout.layers, layout.kv_heads, layout.head_dim)
         keys, values = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5).unbind(0)
         cos, sin = (table[..., : keys.shape[-2], :] for table in (self.cos, self.sin))
-        keys = kv.apply_rotation(keys, cos, sin, layout.rope.interleaved)
+        keys = apply_rotation(keys, cos, sin, layout.rope.interleaved)
         made = kv.scene_layers(self.prefix, keys, values)
         if bool(there.all()):
             return made

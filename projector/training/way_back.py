@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from projector.bundle.bundle import Reverse
-from projector.calibration.calibrate import reverse_of
+from projector.bundle.feedback import Feedback
+from projector.calibration.calibrate import feedback_of
 from projector.maps.bidirectional import BidirectionalMap
 from projector.maps.trainable import WHOLE, Way
 from projector.models.lm import LM
@@ -241,14 +241,16 @@ def judge(
         return states
 
     def sent(rank: int) -> tuple[Answers, dict[str, Any]]:
-        reverse = reverse_of(made, pairs.y, rank)
-        if reverse is None:
+        feedback = feedback_of(made, pairs.y, rank)
+        if feedback is None:
             raise FitError("the map has no way back")
         bodies: list[int] = []
         off = np.zeros(2)
 
         def received(_x: Any, _y: Any, rows: range) -> list[Any]:
-            states = [_through(reverse, made, source, flat, bodies) for flat in there(rows).numpy()]
+            states = [
+                _through(feedback, made, source, flat, bodies) for flat in there(rows).numpy()
+            ]
             again = torch.from_numpy(np.stack(states))
             own = torch.from_numpy(pairs.x[rows.start : rows.stop].astype(np.float32))
             off[0] += float((made.normal(again) - made.normal(own)).square().sum())
@@ -257,7 +259,7 @@ def judge(
 
         arm = validator.answers(received)
         return arm, {
-            "rank": reverse.decoder.rank - 1,
+            "rank": feedback.decoder.rank - 1,
             "bytes": float(np.mean(bodies)),
             "round_trip": float(off[0] / off[1]),
             "accuracy": float(np.mean(arm.right)),
@@ -310,10 +312,10 @@ def judge(
 
 
 def _through(
-    reverse: Reverse, made: BidirectionalMap, source: VLM | LM, flat: Floats, bodies: list[int]
+    feedback: Feedback, made: BidirectionalMap, source: VLM | LM, flat: Floats, bodies: list[int]
 ) -> Floats:
     """One picture's state as the edge reads it off the wire, `[N, d_s]`."""
-    encoder, decoder = reverse.encoder, reverse.decoder
+    encoder, decoder = feedback.encoder, feedback.decoder
     point, every = decoder.points[0], np.ones(encoder.tokens, dtype=np.bool_)
     state = KVState.from_flat(flat, made.target, np.arange(made.target.tokens))
     body = encoder.encode(state, point, every).payload

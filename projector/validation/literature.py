@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from projector.bundle.grades import GOOD, WORSE
+from projector.bundle.certificate import GOOD, WORSE
 
 LIMIT = 0.1
 """Published `D_max`, the largest distortion of a task."""

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from projector.bundle import grades
-from projector.bundle.grades import grade
+from projector.bundle.certificate import CONTROLS, LEAST_PICTURES, answered, grade, verdict_of
 from projector.maps.base import Map
 from projector.maps.bidirectional import BidirectionalMap
 from projector.maps.low_rank import LowRankMatrix
@@ -319,7 +318,7 @@ class Validator:
             "native_minus_blind": paired(native.right, arms["blind"].right, self.pictures),
             **{
                 f"mapped_minus_{name}": paired(mapped.right, arms[name].right, self.pictures)
-                for name in grades.CONTROLS
+                for name in CONTROLS
             },
         }
         told: dict[str, Any] = {
@@ -327,11 +326,11 @@ class Validator:
             "accuracy": accuracy,
             "differences": {name: found.to_json() for name, found in differences.items()},
         }
-        verdict = grades.verdict_of(told, "mapped")
+        verdict = verdict_of(told, "mapped")
         floor = accuracy["blind"]["mean"]
         above = accuracy["native"]["mean"] - floor if verdict.judged else 0.0
         retention = (accuracy["mapped"]["mean"] - floor) / above if above > 0 else None
-        letter, metal = grades.answered(retention, verdict)
+        letter, metal = answered(retention, verdict)
         rel_l2 = fit["whole"]["relative_l2"]
         report = {
             "pictures": len(self.corpus),
@@ -383,7 +382,7 @@ class Validator:
         for kind in {one.kind for one in self.asked}:
             rows = [i for i, one in enumerate(self.asked) if one.kind == kind]
             pictures = [self.pictures[i] for i in rows]
-            if len(rows) < LEAST_OF_A_KIND or len(set(pictures)) < grades.LEAST_PICTURES:
+            if len(rows) < LEAST_OF_A_KIND or len(set(pictures)) < LEAST_PICTURES:
                 continue
             seen, unseen = ([arm.right[i] for i in rows] for arm in (native, blind))
             if paired(seen, unseen, pictures).low > 0:

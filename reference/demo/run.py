@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.picture import PictureCodec
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from reference.demo import page
 from reference.demo.figures import (
     accuracies,

@@ -114,7 +114,7 @@ def write_random_bundle(
     version: int = 1,
     certificate: dict[str, Any] | None = None,
 ) -> Path:
-    from projector.bundle.bundle import write_bundle
+    from projector.bundle.write import write_bundle
 
     write_bundle(
         path,

@@ -19,9 +19,11 @@ from cloud_server.engine.reader import PictureReader
 from cloud_server.engine.store import Store
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.settings import Settings, load
-from projector.bundle.bundle import Bundle, sign_bundle
-from projector.bundle.signing import SigningKey
-from projector.codec.encoder import Floats, Held
+from projector.bundle.keys import SigningKey
+from projector.bundle.load import Bundle
+from projector.bundle.sign import sign_bundle
+from projector.codec.arrays import Floats
+from projector.codec.deltas import Held
 from projector.models.vlm import VLM
 from projector.serving.backends import Backend
 from protos.errors import (

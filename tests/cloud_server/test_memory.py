@@ -13,7 +13,7 @@ from cloud_server.engine.jobs import Answered, Job
 from cloud_server.engine.latents import LATENT_PAGE_BYTES, LatentMemory
 from cloud_server.engine.pages import PagePool
 from cloud_server.engine.scenes import SceneMemory
-from projector.codec.encoder import Held
+from projector.codec.deltas import Held
 from protos.errors import UnknownSceneError
 from protos.process.memory import MARGIN, MemoryWatch, resident_bytes
 from tests.cloud_server.conftest import Files

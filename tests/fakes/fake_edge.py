@@ -15,7 +15,7 @@ from edge_agent.prefill import Sight
 from edge_agent.uplink.store import EncoderStore
 from edge_agent.uplink.uplink import RetryPolicy, Uplink
 from projector.codec.encoder import Encoder
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.feedback import FeedbackDecoder
 from protos.entropy.tables import EntropyTables
 from protos.errors import PictureError
 from protos.layout import KVLayout, RopeSpec
@@ -61,7 +61,7 @@ class FakeModel:
             self.seen += 1
         return Sight(state_of(picture), lambda question, limit: f"edge {question}")
 
-    def inject(self, decoder: ReverseDecoder, latents: np.ndarray) -> Sight:
+    def inject(self, decoder: FeedbackDecoder, latents: np.ndarray) -> Sight:
         state = decoder.state(latents, LAYOUT, np.arange(LAYOUT.tokens))
         return Sight(state, lambda question, limit: f"recalled {question}")
 

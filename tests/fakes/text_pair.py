@@ -11,7 +11,8 @@ import torch
 
 from edge_agent.prefill import EdgeModel
 from edge_agent.prefill import load as load_edge
-from projector.bundle.bundle import Bundle, write_bundle
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_bundle
 from projector.calibration.calibrate import FP8_POINT, encoder_of
 from projector.codec.encoder import Encoder
 from projector.maps import ServedMap

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from projector.bundle.bundle import write_bundle
-from projector.calibration.calibrate import FP8_POINT, encoder_of, reverse_of
+from projector.bundle.write import write_bundle
+from projector.calibration.calibrate import FP8_POINT, encoder_of, feedback_of
 from projector.maps import ServedMap
 from projector.maps.bidirectional import Bidirectional, BidirectionalMap
 from projector.maps.moments import Moments
@@ -43,6 +43,6 @@ def write(folder: Path, edge: VLM, cloud: VLM, rank: int = 0, two_way: bool = Tr
         cloud=CloudFiles(weights=made.to_bytes(), graph=export(ServedMap(made)).graph),
         certificate={"made": "for a test"},
         default_point=FP8_POINT,
-        reverse=reverse_of(made, corpus.y, rank) if two_way else None,
+        feedback=feedback_of(made, corpus.y, rank) if two_way else None,
     )
     return folder

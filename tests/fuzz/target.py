@@ -12,7 +12,8 @@ import numpy as np
 from google.protobuf.message import Message
 
 from cloud_server.engine.picture import open_picture
-from projector.codec.encoder import Encoder, Held
+from projector.codec.deltas import Held
+from projector.codec.encoder import Encoder
 from protos.errors import BridgeError
 from protos.feedback import parse_feedback_request
 from protos.header import pack_header, unpack_header

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from projector.bundle.bundle import BundleInfo, Reverse, write_bundle
+from projector.bundle.describe import BundleInfo
+from projector.bundle.feedback import Feedback
+from projector.bundle.write import write_bundle
 from projector.codec.encoder import Encoder
-from projector.codec.reverse import ReverseDecoder
+from projector.codec.feedback import FeedbackDecoder
 from projector.maps.cloud_half import CloudConfig, CloudHalf
 from projector.models.vlm import VLM
 from projector.serving.backends import CloudFiles
@@ -149,12 +151,12 @@ def bundle_parts(
     }
 
 
-def make_reverse(source: KVLayout, target: KVLayout) -> Reverse:
+def make_feedback(source: KVLayout, target: KVLayout) -> Feedback:
     """A way back of random numbers, in the points that send latents."""
     rng = np.random.default_rng(6)
     latent = tuple(point for point in POINTS if point.kind == "latent")
     encoder = make_encoder(target, points=latent)
-    decoder = ReverseDecoder.of(
+    decoder = FeedbackDecoder.of(
         encoder,
         source,
         up=rng.standard_normal((RANK - 1, source.state_dim)).astype(np.float32),
@@ -162,13 +164,16 @@ def make_reverse(source: KVLayout, target: KVLayout) -> Reverse:
         scale=np.ones(source.state_dim, np.float32),
         regrid=None,
     )
-    return Reverse(encoder, decoder)
+    return Feedback(encoder, decoder)
 
 
 @pytest.fixture(scope="session")
 def two_way(bundle_parts: dict[str, Any]) -> dict[str, Any]:
     """The parts of the same bundle with a way back."""
-    return {**bundle_parts, "reverse": make_reverse(bundle_parts["source"], bundle_parts["target"])}
+    return {
+        **bundle_parts,
+        "feedback": make_feedback(bundle_parts["source"], bundle_parts["target"]),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -157,10 +157,10 @@ def test_the_proto_describes_every_field_of_a_layout() -> None:
 
 
 def test_the_proto_lists_the_files_of_each_digest_in_their_order() -> None:
-    from projector.models import cache
+    from projector.models.digests import _TOKENIZER_FILES
 
     said = " ".join(section("LAYOUT (").replace("//", " ").split())
-    places = [said.index(f" {name}") for name in cache._TOKENIZER_FILES]
+    places = [said.index(f" {name}") for name in _TOKENIZER_FILES]
     assert places == sorted(places)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.calibration.ladder import grid, hull
 from reference.calibrate import HERE, sweeps
 

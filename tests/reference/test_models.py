@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.compare.arms import Pair
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.calibration.ladder import Judge
 from projector.training.corpus import Corpus
 from protos.digest import verify

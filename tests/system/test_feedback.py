@@ -24,8 +24,9 @@ from edge_agent.sources import Capture
 from edge_agent.uplink.session import dial_insecure
 from edge_agent.uplink.store import EncoderStore
 from edge_agent.uplink.uplink import Outcome, RetryPolicy, Scene, Uplink
-from projector.bundle.bundle import Bundle
-from projector.codec.encoder import Encoder, Floats
+from projector.bundle.load import Bundle
+from projector.codec.arrays import Floats
+from projector.codec.encoder import Encoder
 from projector.models import cache as kv
 from projector.models.vlm import VLM
 from protos.errors import NoFeedbackError, UnknownQuantizerError
@@ -65,19 +66,19 @@ class Pair:
 
     def latents(self, scene: int, point: str, back: str) -> Floats:
         """What should arrive of it at the edge."""
-        reverse = self.bundle.reverse
-        assert reverse is not None
-        encoder: Encoder = reverse.encoder
-        at = reverse.decoder.point(back)
+        feedback = self.bundle.feedback
+        assert feedback is not None
+        encoder: Encoder = feedback.encoder
+        at = feedback.decoder.point(back)
         every = np.ones(encoder.tokens, dtype=np.bool_)
         body = encoder.encode(self.held(scene, point), at, every).payload
-        return reverse.decoder.decode(body, every, at.index)
+        return feedback.decoder.decode(body, every, at.index)
 
     def answer(self, scene: int, point: str, back: str) -> str:
         """The small model's answer from that."""
-        reverse, vlm = self.bundle.reverse, self.edge
-        assert reverse is not None
-        state = reverse.decoder.state(self.latents(scene, point, back), vlm.layout, vlm.positions)
+        feedback, vlm = self.bundle.feedback, self.edge
+        assert feedback is not None
+        state = feedback.decoder.state(self.latents(scene, point, back), vlm.layout, vlm.positions)
         layers = vlm.scene_cache(*kv.from_states([state], vlm.layout, vlm.positions))
         return vlm.generate_text(layers, [QUESTION], 6)[0]
 
@@ -148,9 +149,9 @@ def test_what_comes_back_is_what_the_cloud_holds_bit_for_bit(
         other = pair.latents((scene + 1) % SCENES, point, back)
         assert np.abs(other - expected).max() > 0.1
     kept = sorted(file.name for file in tmp_path.glob("*.safetensors"))
-    reverse = pair.bundle.reverse
-    assert reverse is not None
-    names = (pair.bundle.encoder.digest, reverse.decoder.digest)
+    feedback = pair.bundle.feedback
+    assert feedback is not None
+    names = (pair.bundle.encoder.digest, feedback.decoder.digest)
     assert kept == sorted(f"{name}.safetensors" for name in names), "each half is fetched once"
 
 
@@ -181,14 +182,14 @@ def test_the_small_model_answers_from_the_state_sent_back(
         assert run.returncode == 0, run.stderr
         record = json.loads(run.stdout)
         assert record["answer"] == expected[scene]
-        reverse = pair.bundle.reverse
-        assert reverse is not None
+        both = pair.bundle.feedback
+        assert both is not None
         back = record["feedback"]
         assert back["point"] == "float"
-        assert back["payload_bytes"] == 4 * reverse.decoder.tokens * reverse.decoder.rank
+        assert back["payload_bytes"] == 4 * both.decoder.tokens * both.decoder.rank
         own = pair.edge.states(pair.edge.prefill([seen(scene)]))[0]
         latents = pair.latents(scene, "float", "float")
-        away = reverse.decoder.round_trip(latents, own)
+        away = both.decoder.round_trip(latents, own)
         assert back["round_trip"] == pytest.approx(away, rel=1e-3)
 
 

@@ -18,9 +18,23 @@ import numpy as np
 import onnx
 import pytest
 
-from projector.bundle import bundle as bundles
-from projector.bundle.bundle import Bundle, BundleInfo, sign_bundle, write_bundle
-from projector.bundle.signing import SigningKey, TrustedKeys
+from projector.bundle import describe, feedback, files, load, refusals, sign
+from projector.bundle.describe import BundleInfo, canonical_json
+from projector.bundle.files import (
+    CERTIFICATE,
+    EDGE,
+    FEEDBACK_DECODER,
+    FEEDBACK_ENCODER,
+    FEEDBACK_FILES,
+    FILES,
+    GRAPH,
+    SIGNATURE,
+)
+from projector.bundle.keys import SigningKey, TrustedKeys
+from projector.bundle.load import Bundle
+from projector.bundle.refusals import REFUSALS
+from projector.bundle.sign import sign_bundle
+from projector.bundle.write import write_bundle
 from projector.models.vlm import VLM
 from protos.errors import (
     BundleCorruptError,
@@ -82,7 +96,7 @@ def test_writing_twice_gives_the_same_bytes(
 ) -> None:
     again = write_bundle(tmp_path, **bundle_parts)
     assert again.digest == bundle_info[1].digest
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*bundles.FILES, "bundle.json"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*FILES, "bundle.json"))
 
 
 def test_a_way_back_is_loaded_with_the_rest_and_its_absence_changes_nothing(
@@ -94,25 +108,25 @@ def test_a_way_back_is_loaded_with_the_rest_and_its_absence_changes_nothing(
 ) -> None:
     info = write_bundle(tmp_path, **two_way)
     loaded = Bundle.load(tmp_path, source, target)
-    assert loaded.reverse is not None
-    assert loaded.reverse.encoder.digest == two_way["reverse"].encoder.digest
-    assert loaded.reverse.decoder.digest == two_way["reverse"].decoder.digest
-    assert info.names == (*bundles.FILES, *bundles.REVERSE_FILES)
-    assert Bundle.load(bundle_info[0], source, target).reverse is None
-    again = write_bundle(tmp_path, **{**two_way, "reverse": None})
+    assert loaded.feedback is not None
+    assert loaded.feedback.encoder.digest == two_way["feedback"].encoder.digest
+    assert loaded.feedback.decoder.digest == two_way["feedback"].decoder.digest
+    assert info.names == (*FILES, *FEEDBACK_FILES)
+    assert Bundle.load(bundle_info[0], source, target).feedback is None
+    again = write_bundle(tmp_path, **{**two_way, "feedback": None})
     assert again == bundle_info[1], "without a way back it is what it was before there was any"
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*bundles.FILES, "bundle.json"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted((*FILES, "bundle.json"))
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_way_back_of_other_models_cannot_be_bundled(
     two_way: dict[str, Any], tmp_path: Path, part: str
 ) -> None:
-    reverse, other = two_way["reverse"], two_way["source"].fingerprint
-    wrong = dataclasses.replace(getattr(reverse, part), source_fingerprint=other)
+    feedback, other = two_way["feedback"], two_way["source"].fingerprint
+    wrong = dataclasses.replace(getattr(feedback, part), source_fingerprint=other)
     with pytest.raises(BundleFormatError, match="not for these models"):
         write_bundle(
-            tmp_path, **{**two_way, "reverse": dataclasses.replace(reverse, **{part: wrong})}
+            tmp_path, **{**two_way, "feedback": dataclasses.replace(feedback, **{part: wrong})}
         )
 
 
@@ -154,7 +168,7 @@ def test_another_version_of_the_format_is_refused(
         Bundle.load(folder, source, target)
 
 
-@pytest.mark.parametrize("name", [*bundles.FILES, "bundle.json"])
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
 def test_a_missing_file_is_refused_by_name(
     folder: Path, source: KVLayout, target: KVLayout, name: str
 ) -> None:
@@ -163,7 +177,7 @@ def test_a_missing_file_is_refused_by_name(
         Bundle.load(folder, source, target)
 
 
-@pytest.mark.parametrize("name", [*bundles.FILES, "bundle.json"])
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, -1.0])
 def test_a_truncated_or_grown_file_is_refused(
     folder: Path, source: KVLayout, target: KVLayout, name: str, keep: float
@@ -196,8 +210,8 @@ def test_a_description_that_is_sealed_but_wrong_is_refused(
     file = folder / "bundle.json"
     plain = {**json.loads(file.read_text()), **change}
     del plain["digest"]
-    plain["digest"] = hashlib.sha256(bundles.canonical_json(plain)).hexdigest()
-    file.write_bytes(bundles.canonical_json(plain))
+    plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
+    file.write_bytes(canonical_json(plain))
     with pytest.raises(BundleFormatError):
         Bundle.load(folder, source, target)
 
@@ -225,8 +239,8 @@ def rewrite(folder: Path, **change: Any) -> None:
     plain = {**json.loads(file.read_text()), **change}
     plain = {name: value for name, value in plain.items() if value is not None}
     del plain["digest"]
-    plain["digest"] = hashlib.sha256(bundles.canonical_json(plain)).hexdigest()
-    file.write_bytes(bundles.canonical_json(plain))
+    plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
+    file.write_bytes(canonical_json(plain))
 
 
 def replace(folder: Path, name: str, blob: bytes) -> None:
@@ -255,10 +269,10 @@ def elsewhere(file: Path) -> bytes:
 
 REASONS: dict[str, Callable[[Path], object]] = {
     "302.1": lambda folder: rewrite(folder, version=9),
-    "601.1": lambda folder: (folder / bundles.EDGE).unlink(),
-    "602.1": lambda folder: (folder / bundles.GRAPH).open("ab").write(b"\n"),
-    "602.2": lambda folder: os.truncate(folder / bundles.GRAPH, 10),
-    "602.3": lambda folder: edit(folder, bundles.CERTIFICATE, "0.5", "0.6"),
+    "601.1": lambda folder: (folder / EDGE).unlink(),
+    "602.1": lambda folder: (folder / GRAPH).open("ab").write(b"\n"),
+    "602.2": lambda folder: os.truncate(folder / GRAPH, 10),
+    "602.3": lambda folder: edit(folder, CERTIFICATE, "0.5", "0.6"),
     "602.4": lambda folder: edit(folder, "bundle.json", "{", "{{"),
     "602.5": lambda folder: edit(folder, "bundle.json", '"tiny"', '"tidy"'),
     "602.6": lambda folder: edit(folder, "bundle.json", ": 3", ":  3"),
@@ -270,18 +284,18 @@ REASONS: dict[str, Callable[[Path], object]] = {
     "604.4": lambda folder: rewrite(folder, rank="8"),
     "604.5": lambda folder: rewrite(folder, default_point=99),
     "604.6": lambda folder: rewrite(folder, files={}),
-    "604.7": lambda folder: replace(folder, bundles.EDGE, b"no encoder"),
+    "604.7": lambda folder: replace(folder, EDGE, b"no encoder"),
     "604.8": lambda folder: rewrite(folder, rank=9),
-    "604.9": lambda folder: replace(folder, bundles.REVERSE_DECODER, b"no decoder"),
+    "604.9": lambda folder: replace(folder, FEEDBACK_DECODER, b"no decoder"),
     "604.10": lambda folder: replace(
         folder,
-        bundles.REVERSE_ENCODER,
+        FEEDBACK_ENCODER,
         make_encoder(Bundle.peek(folder).target, points=POINTS[:2]).to_bytes(),
     ),
-    "604.11": lambda folder: replace(folder, bundles.GRAPH, elsewhere(folder / bundles.GRAPH)),
-    "605.1": lambda folder: edit(folder, bundles.SIGNATURE, '"format": 1', '"format": 2'),
+    "604.11": lambda folder: replace(folder, GRAPH, elsewhere(folder / GRAPH)),
+    "605.1": lambda folder: edit(folder, SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
-    "605.3": lambda folder: (folder / bundles.SIGNATURE).unlink(),
+    "605.3": lambda folder: (folder / SIGNATURE).unlink(),
     "605.4": lambda folder: sign_bundle(folder, SigningKey.create(folder / "stranger.pem")),
 }
 """Per numbered reason a way to make a good bundle be refused for it."""
@@ -296,7 +310,7 @@ def key(tmp_path: Path) -> SigningKey:
     return SigningKey.create(tmp_path / "key.pem")
 
 
-@pytest.mark.parametrize("number", list(bundles.REFUSALS))
+@pytest.mark.parametrize("number", list(REFUSALS))
 def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
     folder: Path,
     two_way: dict[str, Any],
@@ -312,7 +326,7 @@ def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
         sign_bundle(folder, key)
     Bundle.load(folder, source, target, 3, trusted)
     REASONS[number](folder)
-    cls, _ = bundles.REFUSALS[number]
+    cls, _ = REFUSALS[number]
     with pytest.raises(cls) as caught:
         Bundle.load(folder, source, target, 3, trusted)
     assert caught.value.message.endswith(f" [{number}]"), caught.value.message
@@ -323,7 +337,7 @@ def test_a_graph_with_weights_elsewhere_is_not_written_either(
     folder: Path, two_way: dict[str, Any], tmp_path: Path
 ) -> None:
     write_bundle(folder, **two_way)
-    cloud = dataclasses.replace(two_way["cloud"], graph=elsewhere(folder / bundles.GRAPH))
+    cloud = dataclasses.replace(two_way["cloud"], graph=elsewhere(folder / GRAPH))
     with pytest.raises(BundleFormatError, match=r"604\.11"):
         write_bundle(tmp_path / "another", **(two_way | {"cloud": cloud}))
     assert not (tmp_path / "another").exists()
@@ -363,14 +377,16 @@ def test_a_certificate_with_an_infinity_is_refused(
     folder: Path, two_way: dict[str, Any], source: KVLayout, target: KVLayout
 ) -> None:
     write_bundle(folder, **two_way)
-    replace(folder, bundles.CERTIFICATE, b'{"accuracy": 1e999}')
+    replace(folder, CERTIFICATE, b'{"accuracy": 1e999}')
     with pytest.raises(BundleCorruptError, match=r"602\.4"):
         Bundle.load(folder, source, target)
 
 
 def test_every_reason_has_a_test_and_every_test_a_reason() -> None:
-    assert set(REASONS) == set(bundles.REFUSALS)
-    assert set(re.findall(r'"(\d{3}\.\d+)"', inspect.getsource(bundles))) == set(REASONS)
+    assert set(REASONS) == set(REFUSALS)
+    modules = (describe, feedback, files, load, refusals, sign)
+    source = "".join(map(inspect.getsource, modules))
+    assert set(re.findall(r'"(\d{3}\.\d+)"', source)) == set(REASONS)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999"])
@@ -398,10 +414,10 @@ def test_signing_twice_gives_the_same_bytes_and_signing_anew_replaces(
     folder: Path, source: KVLayout, target: KVLayout, key: SigningKey, tmp_path: Path
 ) -> None:
     sign_bundle(folder, key)
-    first = (folder / bundles.SIGNATURE).read_bytes()
-    (folder / bundles.SIGNATURE).write_bytes(b"broken")
+    first = (folder / SIGNATURE).read_bytes()
+    (folder / SIGNATURE).write_bytes(b"broken")
     sign_bundle(folder, key)
-    assert (folder / bundles.SIGNATURE).read_bytes() == first
+    assert (folder / SIGNATURE).read_bytes() == first
     other = SigningKey.create(tmp_path / "other.pem")
     sign_bundle(folder, other)
     trusted = TrustedKeys({other.public: "other"})
@@ -415,7 +431,7 @@ def test_signing_twice_gives_the_same_bytes_and_signing_anew_replaces(
 def test_a_broken_signature_is_refused_even_where_none_is_required(
     folder: Path, source: KVLayout, target: KVLayout, blob: bytes
 ) -> None:
-    (folder / bundles.SIGNATURE).write_bytes(blob)
+    (folder / SIGNATURE).write_bytes(blob)
     with pytest.raises(SignatureError, match="605.1"):
         Bundle.load(folder, source, target)
 
@@ -423,19 +439,19 @@ def test_a_broken_signature_is_refused_even_where_none_is_required(
 def test_a_signature_that_cannot_be_read_is_not_taken_for_none(
     folder: Path, source: KVLayout, target: KVLayout
 ) -> None:
-    (folder / bundles.SIGNATURE).mkdir()
+    (folder / SIGNATURE).mkdir()
     with pytest.raises(BundleMissingError, match="signature.json"):
         Bundle.load(folder, source, target)
 
 
-@pytest.mark.parametrize("name", bundles.FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_bundle_is_not_signed(folder: Path, key: SigningKey, name: str) -> None:
     blob = bytearray((folder / name).read_bytes())
     blob[-1] ^= 1
     (folder / name).write_bytes(blob)
     with pytest.raises(BundleCorruptError):
         sign_bundle(folder, key)
-    assert not (folder / bundles.SIGNATURE).exists()
+    assert not (folder / SIGNATURE).exists()
 
 
 def test_a_signature_over_the_same_bytes_for_something_else_is_refused(
@@ -443,7 +459,7 @@ def test_a_signature_over_the_same_bytes_for_something_else_is_refused(
 ) -> None:
     signature = key.sign((folder / "bundle.json").read_bytes())
     plain = {"format": 1, "key": signature.key, "value": signature.value}
-    (folder / bundles.SIGNATURE).write_bytes(bundles.canonical_json(plain))
+    (folder / SIGNATURE).write_bytes(canonical_json(plain))
     with pytest.raises(SignatureError, match="605.2"):
         Bundle.load(folder, source, target)
 
@@ -462,7 +478,7 @@ def test_writing_a_bundle_anew_removes_the_old_signature(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("name", [*bundles.FILES, "bundle.json"])
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
 def test_with_no_room_left_the_earlier_bundle_stays_whole(
     folder: Path, source: KVLayout, target: KVLayout, bundle_parts: dict[str, Any], name: str
 ) -> None:
@@ -477,11 +493,11 @@ def test_with_no_room_left_the_earlier_bundle_stays_whole(
 def test_with_no_room_for_a_signature_the_bundle_stays_unsigned(
     folder: Path, source: KVLayout, target: KVLayout, key: SigningKey
 ) -> None:
-    (folder / f"{bundles.SIGNATURE}.part").symlink_to("/dev/full")
+    (folder / f"{SIGNATURE}.part").symlink_to("/dev/full")
     with pytest.raises(DiskFullError):
         sign_bundle(folder, key)
     assert Bundle.load(folder, source, target).info.version == 3
-    assert not (folder / bundles.SIGNATURE).exists()
+    assert not (folder / SIGNATURE).exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_config_error(

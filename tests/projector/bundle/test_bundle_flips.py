@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from projector.bundle import damage
-from projector.bundle.bundle import DESCRIPTION, FILES, SIGNATURE, Bundle, sign_bundle, write_bundle
 from projector.bundle.damage import Files
-from projector.bundle.signing import SigningKey, TrustedKeys
+from projector.bundle.files import DESCRIPTION, FILES, SIGNATURE
+from projector.bundle.keys import SigningKey, TrustedKeys
+from projector.bundle.load import Bundle
+from projector.bundle.sign import sign_bundle
+from projector.bundle.write import write_bundle
 from projector.codec.encoder import Encoder
 from projector.serving.backends import CloudFiles
 from protos.errors import BridgeError

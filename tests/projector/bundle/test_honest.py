@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from projector.bundle.grades import (
+from projector.bundle.certificate import (
     GOOD,
     UNJUDGED,
     UNKNOWN,

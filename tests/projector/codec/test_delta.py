@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from projector.codec.encoder import Encoded, Encoder, Held
+from projector.codec.deltas import Held
+from projector.codec.encoder import Encoded, Encoder
 from protos.errors import ConfigError, FrameMalformedError
 from protos.points import RAW_KV_FP8_POINT, OperatingPoint
 from protos.state import KVState

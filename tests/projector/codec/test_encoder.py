@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from projector.codec import encoder as encoders
+from projector.codec import coders
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
 from protos.errors import (
@@ -293,7 +293,7 @@ def test_no_flipped_bit_of_a_payload_crashes_the_decoder(encoder: Encoder, state
 
 def test_the_edge_half_runs_without_torch() -> None:
     code = (
-        "import sys, projector.codec.encoder, projector.codec.select, projector.bundle.bundle; "
+        "import sys, projector.codec.encoder, projector.codec.select, projector.bundle.load; "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'onnxruntime')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -308,9 +308,9 @@ def test_points_of_one_table_share_its_coder_and_all_coders_have_a_limit(
     shared = replace(one, points=many)
     assert len({id(shared.quantizer(point)) for point in many}) == 1
     size = one.entropy[coded.steps].frequency.size
-    monkeypatch.setattr(encoders, "_MOST_CODED", size)
+    monkeypatch.setattr(coders, "_MOST_CODED", size)
     replace(one, points=many)
     narrow = tuple(replace(p, rank=1 + p.index % 2) for p in many)
-    monkeypatch.setattr(encoders, "_MOST_CODED", size // one.rank * 2)
+    monkeypatch.setattr(coders, "_MOST_CODED", size // one.rank * 2)
     with pytest.raises(BundleFormatError, match="frequencies in all"):
         replace(one, points=narrow)

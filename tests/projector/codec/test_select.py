@@ -6,27 +6,36 @@ import numpy as np
 import pytest
 
 from projector.codec import select
+from projector.codec.select.base import Selector
+from projector.codec.select.key_diversity import KeyDiversity
+from projector.codec.select.kv_norm import KVNorm
+from projector.codec.select.random import Random
+from projector.codec.select.raw_focus import RawFocus
+from projector.codec.select.symmetric_focus import SymmetricFocus
+from projector.codec.select.task_aware import TaskAware
+from projector.codec.select.uniform import Uniform
+from projector.codec.select.value_aware import ValueAware
 from protos.errors import ConfigError
 from protos.state import KVState
 
 STATE_DIM, LATENTS = 48, 5
 _RNG = np.random.default_rng(1)
-TASK_AWARE = select.TaskAware(
+TASK_AWARE = TaskAware(
     normal_mean=_RNG.standard_normal(STATE_DIM).astype(np.float32),
     normal_scale=np.full(STATE_DIM, 2, dtype=np.float32),
     projection=_RNG.standard_normal((STATE_DIM, LATENTS)).astype(np.float32),
     empty=_RNG.standard_normal((36, LATENTS)).astype(np.float32),
     weights=np.array([0, 1, 2, 3, 4], dtype=np.float32),
 )
-SELECTORS: list[select.Selector] = [
-    select.SymmetricFocus(),
-    select.RawFocus(),
-    select.KVNorm(),
-    select.ValueAware(),
-    select.KeyDiversity(),
+SELECTORS: list[Selector] = [
+    SymmetricFocus(),
+    RawFocus(),
+    KVNorm(),
+    ValueAware(),
+    KeyDiversity(),
     TASK_AWARE,
-    select.Uniform(),
-    select.Random(seed=3),
+    Uniform(),
+    Random(seed=3),
 ]
 
 
@@ -50,24 +59,24 @@ def test_every_registered_selector_is_under_contract() -> None:
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: s.name)
 class TestContract:
-    def test_scores_are_one_finite_number_per_token(self, selector: select.Selector) -> None:
+    def test_scores_are_one_finite_number_per_token(self, selector: Selector) -> None:
         score = selector.score(state())
         assert score.shape == (36,) and np.isfinite(score).all() and (score >= 0).all()
 
-    def test_mass_sums_to_one(self, selector: select.Selector) -> None:
+    def test_mass_sums_to_one(self, selector: Selector) -> None:
         assert selector.mass(state()).sum() == pytest.approx(1, abs=1e-5)
 
     @pytest.mark.parametrize("budget", [1, 7, 35, 36, 99])
-    def test_a_budget_is_met_exactly(self, selector: select.Selector, budget: int) -> None:
+    def test_a_budget_is_met_exactly(self, selector: Selector, budget: int) -> None:
         kept = selector.keep(state(), budget=budget)
         assert kept.dtype == np.bool_ and kept.sum() == min(budget, 36)
 
-    def test_without_budget_or_threshold_everything_stays(self, selector: select.Selector) -> None:
+    def test_without_budget_or_threshold_everything_stays(self, selector: Selector) -> None:
         assert selector.keep(state()).all() and selector.keep(state(), budget=0).all()
 
     @pytest.mark.parametrize("threshold", [0.01, 0.5, 0.9, 1.0])
     def test_a_threshold_keeps_the_fewest_tokens_that_reach_it(
-        self, selector: select.Selector, threshold: float
+        self, selector: Selector, threshold: float
     ) -> None:
         picture = state()
         kept = selector.keep(picture, threshold=threshold)
@@ -76,24 +85,22 @@ class TestContract:
         if kept.sum() > 1:
             assert mass[kept].sum() - mass[kept].min() < threshold
 
-    def test_a_larger_budget_only_adds_tokens(self, selector: select.Selector) -> None:
+    def test_a_larger_budget_only_adds_tokens(self, selector: Selector) -> None:
         small, large = (selector.keep(state(), budget=b) for b in (5, 20))
         assert not (small & ~large).any()
 
-    def test_the_same_picture_gives_the_same_choice(self, selector: select.Selector) -> None:
+    def test_the_same_picture_gives_the_same_choice(self, selector: Selector) -> None:
         assert (selector.keep(state(), budget=9) == selector.keep(state(), budget=9)).all()
 
-    def test_a_budget_bounds_a_threshold(self, selector: select.Selector) -> None:
+    def test_a_budget_bounds_a_threshold(self, selector: Selector) -> None:
         assert selector.keep(state(), budget=4, threshold=1.0).sum() == 4
 
     @pytest.mark.parametrize("wrong", [{"budget": -1}, {"threshold": 0.0}, {"threshold": 1.5}])
-    def test_nonsense_is_refused(self, selector: select.Selector, wrong: dict[str, float]) -> None:
+    def test_nonsense_is_refused(self, selector: Selector, wrong: dict[str, float]) -> None:
         with pytest.raises(ConfigError):
             selector.keep(state(), **wrong)  # type: ignore[arg-type]
 
-    def test_a_picture_that_nothing_looks_at_still_keeps_a_token(
-        self, selector: select.Selector
-    ) -> None:
+    def test_a_picture_that_nothing_looks_at_still_keeps_a_token(self, selector: Selector) -> None:
         blank = state()
         blank = KVState(
             np.zeros_like(blank.keys),
@@ -107,7 +114,7 @@ class TestContract:
 
 def test_symmetric_focus_keeps_what_is_looked_at() -> None:
     picture = state()
-    kept = select.SymmetricFocus().keep(picture, budget=5)
+    kept = SymmetricFocus().keep(picture, budget=5)
     assert picture.attention[kept].min() >= picture.attention[~kept].max()
 
 
@@ -116,37 +123,37 @@ def test_raw_focus_favours_the_early_where_symmetric_focus_does_not() -> None:
     even = KVState(
         even.keys, even.values, even.positions, even.grid, np.full(36, 1 / 36, dtype=np.float32)
     )
-    assert set(np.flatnonzero(select.RawFocus().keep(even, budget=4))) == {0, 1, 2, 3}
-    assert np.ptp(select.SymmetricFocus().score(even)) == 0
+    assert set(np.flatnonzero(RawFocus().keep(even, budget=4))) == {0, 1, 2, 3}
+    assert np.ptp(SymmetricFocus().score(even)) == 0
 
 
 def test_kv_norm_keeps_the_longest_states_wherever_they_stand() -> None:
     picture = state()
     picture.keys[:, :, 7] *= 10
     picture.values[:, :, 30] *= 10
-    assert set(np.flatnonzero(select.KVNorm().keep(picture, budget=2))) == {7, 30}
+    assert set(np.flatnonzero(KVNorm().keep(picture, budget=2))) == {7, 30}
 
 
 def test_kv_norm_is_not_ruled_by_the_one_head_with_the_longest_keys() -> None:
     picture = state()
     picture.keys[2, 1] *= 1000  # all tokens alike: says nothing about any of them
     picture.values[:, :, 30] *= 10
-    assert select.KVNorm().keep(picture, budget=1)[30]
+    assert KVNorm().keep(picture, budget=1)[30]
 
 
 def test_value_aware_drops_what_is_looked_at_but_moves_nothing() -> None:
     picture = state()
     looked_at = int(picture.attention.argmax())
     picture.values[:, :, looked_at] = 0
-    assert select.SymmetricFocus().keep(picture, budget=1)[looked_at]
-    assert not select.ValueAware().keep(picture, budget=35)[looked_at]
+    assert SymmetricFocus().keep(picture, budget=1)[looked_at]
+    assert not ValueAware().keep(picture, budget=35)[looked_at]
 
 
 def test_key_diversity_keeps_the_keys_unlike_the_rest() -> None:
     picture = state()
     picture.keys[:] = picture.keys[:, :, :1] + 0.01 * picture.keys
     picture.keys[:, :, 11] *= -1
-    assert select.KeyDiversity().keep(picture, budget=1)[11]
+    assert KeyDiversity().keep(picture, budget=1)[11]
 
 
 def test_task_aware_keeps_what_costs_most_to_lose() -> None:
@@ -159,14 +166,14 @@ def test_task_aware_keeps_what_costs_most_to_lose() -> None:
 
 
 def test_uniform_leaves_no_quadrant_of_the_grid_empty() -> None:
-    kept = select.Uniform().keep(state(), budget=8).reshape(6, 6)
+    kept = Uniform().keep(state(), budget=8).reshape(6, 6)
     for rows in (slice(0, 3), slice(3, 6)):
         for columns in (slice(0, 3), slice(3, 6)):
             assert 1 <= kept[rows, columns].sum() <= 3
 
 
 def test_uniform_is_the_same_for_every_picture_and_random_is_not() -> None:
-    for selector, same in ((select.Uniform(), True), (select.Random(), False)):
+    for selector, same in ((Uniform(), True), (Random(), False)):
         first, second = (selector.keep(state(seed), budget=12) for seed in (0, 1))
         assert bool((first == second).all()) is same
 
@@ -183,5 +190,5 @@ def test_weights_that_only_a_bundle_has_are_not_made_up() -> None:
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 7), (16, 9)])
 def test_uniform_orders_every_token_of_any_grid_once(grid: tuple[int, int]) -> None:
-    score = select.Uniform().score(state(grid=grid))
+    score = Uniform().score(state(grid=grid))
     assert sorted(score) == list(range(1, grid[0] * grid[1] + 1))

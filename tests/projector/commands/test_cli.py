@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load, save
 
-from projector.bundle.bundle import BundleInfo, write_bundle
-from projector.bundle.grades import Judged
-from projector.bundle.signing import SigningKey
+from projector.bundle.certificate import Judged
+from projector.bundle.describe import BundleInfo
+from projector.bundle.keys import SigningKey
+from projector.bundle.write import write_bundle
 from projector.commands.cli import PREFIX, Settings, main
 from projector.commands.train import SETTINGS
 from projector.maps import FAMILIES

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projector.bundle.bundle import Bundle, write_next
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_next
 from projector.calibration.disagreement import Comparison, Rows, lesson_points
 from projector.calibration.unusual import _UNUSUAL, unusual
 from projector.models.vlm import VLM

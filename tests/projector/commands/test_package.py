@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle.bundle import Bundle, BundleInfo, write_bundle
+from projector.bundle.describe import BundleInfo
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_bundle
 from projector.commands import cli
 from projector.commands import package as package_commands
 from projector.models.vlm import VLM

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from projector.bundle.bundle import Bundle
-from projector.bundle.grades import grade, tier
+from projector.bundle.certificate import grade, tier
+from projector.bundle.load import Bundle
 from projector.commands import cli
 from projector.commands.map_folder import seen_of
 from projector.maps import load

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from projector.bundle.grades import GOOD, UNJUDGED, WORSE
+from projector.bundle.certificate import GOOD, UNJUDGED, WORSE
 from projector.commands import cli
 from projector.commands.head import read_head
 from projector.heads import heads

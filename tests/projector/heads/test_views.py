@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.heads.views import FrozenMap
 from projector.maps.base import write
 from projector.maps.ridge import Ridge

@@ -12,7 +12,7 @@ import torch
 
 from projector.maps import LowRank, Map, ServedMap, load
 from projector.maps.moments import Moments
-from projector.models.cache import key_norm_weights
+from projector.models.decoder import key_norm_weights
 from projector.models.lm import LM
 from projector.training.ragged import present
 from projector.training.texts import collect

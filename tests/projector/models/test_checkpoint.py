@@ -24,10 +24,11 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from projector.models import cache as kv
 from projector.models import lm as lm_module
+from projector.models.decoder import head_dim_of
 from projector.models.foreign import foreign, importing
 from projector.models.lm import LM, reads_only_texts
+from projector.models.supported import refuse_unsupported
 from projector.models.template import rehearse
 from projector.models.vlm import VLM
 from protos.errors import BridgeError, ModelError, UnsupportedModelError
@@ -152,7 +153,7 @@ def test_every_architecture_that_transformers_knows_is_judged_by_its_configurati
     except Exception as error:  # some have no default
         pytest.skip(f"no default configuration: {error}")
     sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    judge = kv.refuse_unsupported if sees else lm_module._refuse
+    judge = refuse_unsupported if sees else lm_module._refuse
     try:
         judge(config)
     except UnsupportedModelError as error:
@@ -176,7 +177,7 @@ def test_the_reason_for_refusing_a_kind_is_the_true_one(kind: str, named: str) -
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {kind}")
     pictures = kind in ("llama4", "dots3_note", "glm4v")
-    judge = kv.refuse_unsupported if pictures else lm_module._refuse
+    judge = refuse_unsupported if pictures else lm_module._refuse
     with pytest.raises(UnsupportedModelError, match=named):
         judge(CONFIG_MAPPING[kind]())
 
@@ -302,7 +303,7 @@ def test_a_torchvision_that_clashes_with_torch_is_named_not_called_missing(tmp_p
 def test_a_mistake_in_our_own_code_is_not_taken_for_a_damaged_file() -> None:
     with pytest.raises(ZeroDivisionError):  # raised by a line of projector
         with foreign("a file", "copy it", mixed=True):
-            kv.head_dim_of(SimpleNamespace(hidden_size=4, num_attention_heads=0))
+            head_dim_of(SimpleNamespace(hidden_size=4, num_attention_heads=0))
     with pytest.raises(ModelError, match=r"^a file: .*; copy it$") as met:
         with foreign("a file", "copy it", mixed=True):
             json.loads("{")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from projector.bundle.bundle import Bundle, write_bundle
-from projector.models import cache as kv
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_bundle
 from projector.models import template
+from projector.models.digests import settings_digest
 from projector.models.frozen import FrozenModel
 from projector.models.lm import LM
 from projector.models.vlm import VLM
@@ -84,7 +85,7 @@ def test_every_value_of_every_file_that_a_cache_may_depend_on_is_in_the_fingerpr
 ) -> None:
     """Each field of each configuration, of the tokenizer and of the processor; the template."""
     whole = shutil.copytree(folders[name], tmp_path / name)
-    before = kv.settings_digest(whole, [])
+    before = settings_digest(whole, [])
     seen = {before}
     files = [f for f in sorted(whole.iterdir()) if f.suffix in (".json", ".jinja")]
     for file in files:
@@ -96,16 +97,16 @@ def test_every_value_of_every_file_that_a_cache_may_depend_on_is_in_the_fingerpr
             variants = [text + "x", text.replace("assistant", "model")]
         for variant in variants[:400]:  # a tokenizer's words are many
             file.write_text(variant)
-            seen.add(kv.settings_digest(whole, []))
+            seen.add(settings_digest(whole, []))
         file.write_text(text)
         own = len(variants[:400])
         if file.name == "generation_config.json":  # how answers are sampled
-            assert kv.settings_digest(whole, []) == before and len(seen) == 1
+            assert settings_digest(whole, []) == before and len(seen) == 1
         else:
             assert len(seen) == 1 + own, file.name
         seen = {before}
     assert {"config.json", "tokenizer.json", "generation_config.json"} <= {f.name for f in files}
-    assert kv.settings_digest(whole, [1]) != before  # the prompt's ids
+    assert settings_digest(whole, [1]) != before  # the prompt's ids
 
 
 def behaviour(model: FrozenModel) -> list[np.ndarray]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from projector.models import cache as kv
-from projector.models import self_check
+from projector.models import rope, self_check
 from projector.models.frozen import FrozenModel
 from projector.models.lm import LM
 from projector.models.output import Output
+from projector.models.rope import rope_of
 from projector.models.self_check import TOLERANCES, Figures, cache_folder
 from projector.models.vlm import VLM
 from protos.errors import ModelError, SelfCheckError
@@ -114,7 +115,7 @@ def _raw_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _wrong_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frequencies of a slightly larger base."""
-    right = kv.rope_of
+    right = rope_of
 
     def wrong(model: Any, kind: str | None = None) -> Any:
         spec = right(model, kind)
@@ -122,7 +123,7 @@ def _wrong_base(monkeypatch: pytest.MonkeyPatch) -> None:
         slower = tuple(f * 1.2 ** (-i / pairs) for i, f in enumerate(spec.inv_freq))
         return replace(spec, inv_freq=slower)
 
-    monkeypatch.setattr(kv, "rope_of", wrong)
+    monkeypatch.setattr(rope, "rope_of", wrong)
 
 
 def _late_positions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from cloud_server.engine.batch import RunningBatch
 from projector.models import attention as attention_module
 from projector.models import cache as kv
+from projector.models.rope import rope_of
+from projector.models.supported import refuse_unsupported
 from projector.models.vlm import VLM
 from protos import rotation
 from protos.errors import (
@@ -462,7 +464,7 @@ MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window
 )
 def test_what_a_layout_cannot_say_is_refused_by_name(config: Any, named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named):
-        kv.refuse_unsupported(config)
+        refuse_unsupported(config)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +478,7 @@ def test_what_a_layout_cannot_say_is_refused_by_name(config: Any, named: str) ->
     ],
 )
 def test_a_window_that_is_off_or_never_reached_is_not_refused(text: dict[str, Any]) -> None:
-    kv.refuse_unsupported(_config("made-up", text))
+    refuse_unsupported(_config("made-up", text))
 
 
 @pytest.mark.parametrize(
@@ -489,7 +491,7 @@ def test_a_window_that_is_off_or_never_reached_is_not_refused(text: dict[str, An
 def test_a_family_with_bare_layers_is_taken_where_all_its_layers_rotate(
     text: dict[str, Any],
 ) -> None:
-    kv.refuse_unsupported(_config("llava", text))
+    refuse_unsupported(_config("llava", text))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +514,7 @@ def test_real_families_are_refused_by_name_from_their_default_config(kind: str, 
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {kind}")
     with pytest.raises(UnsupportedModelError, match=named):
-        kv.refuse_unsupported(CONFIG_MAPPING[kind]())
+        refuse_unsupported(CONFIG_MAPPING[kind]())
 
 
 @pytest.mark.parametrize("family", ["glm", "cohere", "phi", "deepseek_v2"])
@@ -532,9 +534,9 @@ def test_rope_is_measured_not_assumed(family: str) -> None:
     config.get_text_config = lambda decoder: config
     if family == "deepseek_v2":
         with pytest.raises(UnsupportedModelError):
-            kv.rope_of(model)
+            rope_of(model)
         return
-    spec = kv.rope_of(model)
+    spec = rope_of(model)
     assert spec.interleaved == (family in ("glm", "cohere"))
     assert spec.rotary_dim == {"glm": 16, "cohere": 32, "phi": 16}[family]
 
@@ -607,7 +609,7 @@ def test_keys_that_are_normalised_after_their_rotation_are_refused(tmp_path: Pat
 def test_a_layer_without_rope_is_found_by_its_keys_even_if_its_config_says_nothing(
     family: str, over: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv, "refuse_unsupported", lambda config: None)
+    monkeypatch.setattr("projector.models.vlm.refuse_unsupported", lambda config: None)
     path = tiny_llava(tmp_path, text=family, **over)
     with pytest.raises(UnsupportedModelError, match="layer . of .* does not rotate its keys"):
         VLM.load(path)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle.bundle import Bundle, BundleInfo
-from projector.bundle.signing import SigningKey
+from projector.bundle.describe import BundleInfo
+from projector.bundle.keys import SigningKey
+from projector.bundle.load import Bundle
 from projector.models.vlm import VLM
 from projector.package import METADATA, PROVENANCE, Certification, Package
 from projector.package.archive import pack

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle.signing import SigningKey
+from projector.bundle.keys import SigningKey
 from projector.package import KEYS, PROVENANCE, VALUES
 from protos.errors import (
     ConfigError,

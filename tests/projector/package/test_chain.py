@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle.signing import SigningKey, TrustedKeys
+from projector.bundle.keys import SigningKey, TrustedKeys
 from projector.package import CONFIG, Package
 from projector.package.make import _assembled
 from protos.errors import ConfigError, PackageCorruptError, PackageFormatError, SignatureError

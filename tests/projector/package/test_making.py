@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from projector import package as packages
-from projector.bundle.bundle import Bundle, write_bundle
+from projector.bundle.load import Bundle
+from projector.bundle.write import write_bundle
 from projector.models.vlm import VLM
 from projector.package import CONFIG, KEYS, MASK, METADATA, PROVENANCE, Package
 from protos.errors import (

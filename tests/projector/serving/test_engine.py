@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from projector.bundle.bundle import Bundle, BundleInfo
-from projector.bundle.signing import TrustedKeys
+from projector.bundle.describe import BundleInfo
+from projector.bundle.keys import TrustedKeys
+from projector.bundle.load import Bundle
 from projector.commands import build as build_commands
 from projector.serving import backends, engine
 from projector.serving.backends import CloudFiles

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from projector.bundle.bundle import write_files
+from projector.bundle.files import write_files
 from projector.training.descent import Descent, Stage
 from projector.training.train import plot_losses
 from protos.errors import FitError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from projector.bundle.bundle import Bundle
+from projector.bundle.load import Bundle
 from projector.calibration.calibrate import FLOAT_POINT
 from projector.codec.encoder import Encoder
 from projector.commands import cli

@@ -20,17 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as save_tensors
 
-from projector.codec.encoder import (
-    Coders,
-    Encoder,
-    Floats,
-    Mask,
-    check_arrays,
-    check_coding,
-    coding_tensors,
-    read_tensors,
-    split_tensors,
-)
+from projector.codec.arrays import Floats, Mask, check_arrays
+from projector.codec.coders import Coders, check_coding
+from projector.codec.encoder import Encoder
+from projector.codec.file_format import coding_tensors, read_tensors, split_tensors
 from protos import distortion
 from protos.entropy.tables import EntropyTables
 from protos.errors import (
@@ -47,12 +40,12 @@ from protos.state import KVState
 FORMAT = 1
 _METADATA_KEY = "neural_bridge_reverse_decoder"
 _FIELDS = ("format", "source_fingerprint", "target_fingerprint", "operating_points")
-_WHAT = "reverse decoder"
+_WHAT = "feedback decoder"
 _HEADER_ROOM_BYTES = 64
 
 
 @dataclass(frozen=True, eq=False)
-class ReverseDecoder:
+class FeedbackDecoder:
     """`x = scale * regrid (M softmax_tokens(a) * (z up)) + mean`, `(z, a)` the latents of a token.
 
     Attributes:
@@ -117,7 +110,7 @@ class ReverseDecoder:
         mean: Floats,
         scale: Floats,
         regrid: Floats | None,
-    ) -> ReverseDecoder:
+    ) -> FeedbackDecoder:
         """The half that decodes what `encoder` codes."""
         return cls(
             source_fingerprint=encoder.source_fingerprint,
@@ -250,11 +243,11 @@ class ReverseDecoder:
         return blob
 
     @classmethod
-    def from_bytes(cls, blob: bytes) -> ReverseDecoder:
+    def from_bytes(cls, blob: bytes) -> FeedbackDecoder:
         """Read what `to_bytes` wrote, trusting nothing.
 
         Raises:
-            BundleFormatError: too large, not safetensors, or not exactly a reverse decoder.
+            BundleFormatError: too large, not safetensors, or not exactly a feedback decoder.
         """
         plain, tensors = read_tensors(_WHAT, blob, _METADATA_KEY, _FIELDS, FORMAT)
         arrays, steps, entropy = split_tensors(tensors)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from projector.bundle.bundle import Reverse
-from projector.calibration.calibrate import reverse_of
-from projector.codec.reverse import ReverseDecoder
+from projector.bundle.feedback import Feedback
+from projector.calibration.calibrate import feedback_of
+from projector.codec.feedback import FeedbackDecoder
 from projector.maps.base import grid_weights
 from projector.maps.bidirectional import Bidirectional, BidirectionalMap
 from projector.maps.moments import Moments
@@ -60,32 +60,32 @@ def fitted(cloud: KVLayout, weighed: bool = True) -> tuple[BidirectionalMap, Any
     return made, x, y
 
 
-def way_back(made: BidirectionalMap, y: Any, rank: int = 0) -> Reverse:
-    reverse = reverse_of(made, y, rank)
-    assert reverse is not None
-    return reverse
+def way_back(made: BidirectionalMap, y: Any, rank: int = 0) -> Feedback:
+    feedback = feedback_of(made, y, rank)
+    assert feedback is not None
+    return feedback
 
 
-def sent(reverse: Reverse, cloud: KVLayout, y: Any, name: str) -> tuple[bytes, Any]:
+def sent(feedback: Feedback, cloud: KVLayout, y: Any, name: str) -> tuple[bytes, Any]:
     """A frame's body, and what it decodes to."""
     state = KVState.from_flat(y, cloud, np.arange(cloud.tokens))
-    point = reverse.decoder.point(name)
+    point = feedback.decoder.point(name)
     every = np.ones(cloud.tokens, dtype=np.bool_)
-    body = reverse.encoder.encode(state, point, every).payload
-    return body, reverse.decoder.decode(body, every, point.index)
+    body = feedback.encoder.encode(state, point, every).payload
+    return body, feedback.decoder.decode(body, every, point.index)
 
 
 @pytest.mark.parametrize("cloud", [SAME, FINER], ids=["same grid", "finer grid"])
 def test_both_halves_together_are_the_maps_own_way_back(cloud: KVLayout) -> None:
     torch.manual_seed(1)
     made, _, y = fitted(cloud)
-    reverse = way_back(made, y)
+    feedback = way_back(made, y)
     with torch.no_grad():
         wanted = made.back(torch.from_numpy(y[:4])).numpy()
     for picture, expected in enumerate(wanted):
-        _, latents = sent(reverse, cloud, y[picture], "float")
+        _, latents = sent(feedback, cloud, y[picture], "float")
         positions = np.arange(7, 7 + EDGE.tokens)
-        state = reverse.decoder.state(latents, EDGE, positions)
+        state = feedback.decoder.state(latents, EDGE, positions)
         np.testing.assert_allclose(state.flat(), expected, rtol=1e-3, atol=1e-3)
         assert state.grid == EDGE.grid and list(state.positions) == list(positions)
 
@@ -104,75 +104,75 @@ def test_the_weights_of_tokens_travel() -> None:
 def test_a_lower_rank_keeps_the_best_approximation_there_is(rank: int) -> None:
     """Eckart and Young: of all rank-r approximations, the truncated SVD has the least error."""
     made, _, y = fitted(SAME, weighed=False)
-    reverse = way_back(made, y, rank)
-    assert reverse.decoder.rank == rank + 1
+    feedback = way_back(made, y, rank)
+    assert feedback.decoder.rank == rank + 1
     with torch.no_grad():
         whole = made.normal(made.back(torch.from_numpy(y))).flatten(0, 1).double().numpy()
     values = np.linalg.svd(whole, compute_uv=False)
     least = float(np.sqrt((values[rank:] ** 2).sum()))
     got = np.concatenate(
-        [reverse.decoder.normal(sent(reverse, SAME, one, "float")[1]) for one in y]
+        [feedback.decoder.normal(sent(feedback, SAME, one, "float")[1]) for one in y]
     )
     assert np.linalg.norm(got - whole) == pytest.approx(least, rel=1e-2)
 
 
 def test_coarser_points_take_fewer_bytes_and_lose_more() -> None:
     made, _, y = fitted(FINER)
-    reverse = way_back(made, y)
-    exact = reverse.decoder.normal(sent(reverse, FINER, y[0], "float")[1])
+    feedback = way_back(made, y)
+    exact = feedback.decoder.normal(sent(feedback, FINER, y[0], "float")[1])
     sizes, errors = [], []
     for name in ("float", "fp8", "fine", "medium", "coarse"):
-        body, latents = sent(reverse, FINER, y[0], name)
-        assert len(body) <= reverse.decoder.max_payload_bytes
+        body, latents = sent(feedback, FINER, y[0], name)
+        assert len(body) <= feedback.decoder.max_payload_bytes
         sizes.append(len(body))
-        errors.append(float(np.linalg.norm(reverse.decoder.normal(latents) - exact)))
+        errors.append(float(np.linalg.norm(feedback.decoder.normal(latents) - exact)))
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5
     assert errors[2:] == sorted(errors[2:]) and errors[0] < 1e-5
     assert errors[-1] < float(np.linalg.norm(exact))
-    assert reverse.decoder.point("") == reverse.decoder.point("fp8")
+    assert feedback.decoder.point("") == feedback.decoder.point("fp8")
 
 
 def test_the_round_trip_is_the_squared_error_of_the_edges_own_state() -> None:
     made, x, y = fitted(SAME)
-    reverse = way_back(made, y)
+    feedback = way_back(made, y)
     own = KVState.from_flat(x[0], EDGE, np.arange(6))
     with torch.no_grad():
         back = made.normal(made.back(torch.from_numpy(y[:1])))[0].double().numpy()
     normal = made.normal(torch.from_numpy(x[:1]))[0].double().numpy()
     wanted = ((back - normal) ** 2).sum() / (normal**2).sum()
-    got = reverse.decoder.round_trip(sent(reverse, SAME, y[0], "float")[1], own)
+    got = feedback.decoder.round_trip(sent(feedback, SAME, y[0], "float")[1], own)
     assert got == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_map_of_one_way_has_no_way_back_and_an_unfitted_one_leads_nowhere() -> None:
     _, y = pairs(SAME)
-    assert reverse_of(Ridge().make(EDGE, SAME), y) is None
+    assert feedback_of(Ridge().make(EDGE, SAME), y) is None
     with pytest.raises(FitError, match="fit the map first"):
-        reverse_of(Bidirectional().make(EDGE, SAME), y)
+        feedback_of(Bidirectional().make(EDGE, SAME), y)
 
 
 @pytest.fixture(scope="module")
-def reverse() -> Reverse:
+def feedback() -> Feedback:
     made, _, y = fitted(FINER)
     return way_back(made, y, 4)
 
 
-def test_equal_bytes_make_equal_halves(reverse: Reverse) -> None:
-    again = ReverseDecoder.from_bytes(reverse.decoder.to_bytes())
-    assert again.to_bytes() == reverse.decoder.to_bytes()
-    assert again.digest == reverse.decoder.digest and again.points == reverse.decoder.points
+def test_equal_bytes_make_equal_halves(feedback: Feedback) -> None:
+    again = FeedbackDecoder.from_bytes(feedback.decoder.to_bytes())
+    assert again.to_bytes() == feedback.decoder.to_bytes()
+    assert again.digest == feedback.decoder.digest and again.points == feedback.decoder.points
 
 
-def test_a_truncated_half_is_refused_at_every_length(reverse: Reverse) -> None:
-    blob = reverse.decoder.to_bytes()
+def test_a_truncated_half_is_refused_at_every_length(feedback: Feedback) -> None:
+    blob = feedback.decoder.to_bytes()
     for length in range(0, len(blob), 7):
         with pytest.raises(BundleFormatError):
-            ReverseDecoder.from_bytes(blob[:length])
+            FeedbackDecoder.from_bytes(blob[:length])
 
 
-def test_another_file_is_no_such_half(reverse: Reverse) -> None:
-    with pytest.raises(BundleFormatError, match="reverse decoder"):
-        ReverseDecoder.from_bytes(reverse.encoder.to_bytes())
+def test_another_file_is_no_such_half(feedback: Feedback) -> None:
+    with pytest.raises(BundleFormatError, match="feedback decoder"):
+        FeedbackDecoder.from_bytes(feedback.encoder.to_bytes())
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_another_file_is_no_such_half(reverse: Reverse) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_a_half_that_contradicts_itself_is_refused(
-    reverse: Reverse, change: dict[str, Any]
+    feedback: Feedback, change: dict[str, Any]
 ) -> None:
     with pytest.raises(BundleFormatError):
-        dataclasses.replace(reverse.decoder, **change)
+        dataclasses.replace(feedback.decoder, **change)
 
 
-def test_a_frame_that_does_not_fit_is_a_typed_error(reverse: Reverse) -> None:
-    decoder, every = reverse.decoder, np.ones(16, dtype=np.bool_)
+def test_a_frame_that_does_not_fit_is_a_typed_error(feedback: Feedback) -> None:
+    decoder, every = feedback.decoder, np.ones(16, dtype=np.bool_)
     floats = decoder.point("float").index
     with pytest.raises(FrameMalformedError):
         decoder.decode(b"\0" * 320, every, 99)
@@ -216,16 +216,16 @@ def test_a_frame_that_does_not_fit_is_a_typed_error(reverse: Reverse) -> None:
         decoder.point("none")
 
 
-def test_another_edge_model_is_refused(reverse: Reverse) -> None:
+def test_another_edge_model_is_refused(feedback: Feedback) -> None:
     other = dataclasses.replace(EDGE, weights_digest="z" * 8)
     with pytest.raises(IncompatibleLayoutError, match="leads to the layout"):
-        reverse.decoder.state(np.zeros((16, 5), np.float32), other, np.arange(6))
+        feedback.decoder.state(np.zeros((16, 5), np.float32), other, np.arange(6))
 
 
-def test_dropped_tokens_are_the_mean(reverse: Reverse) -> None:
+def test_dropped_tokens_are_the_mean(feedback: Feedback) -> None:
     kept = np.arange(16) < 3
-    point = reverse.decoder.point("float")
+    point = feedback.decoder.point("float")
     body = np.ones((3, 5), dtype="<f4").tobytes()
-    latents = reverse.decoder.decode(body, kept, point.index)
+    latents = feedback.decoder.decode(body, kept, point.index)
     np.testing.assert_array_equal(latents[3:], 0)
-    np.testing.assert_allclose(latents[:3], 1 + reverse.decoder.centre[:3], rtol=1e-6)
+    np.testing.assert_allclose(latents[:3], 1 + feedback.decoder.centre[:3], rtol=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from projector.bundle.signing import Signature, SigningKey, TrustedKeys, check
+from projector.bundle.keys import Signature, SigningKey, TrustedKeys, check
 from protos.errors import ConfigError, SignatureError
 
 MESSAGE = b"what is signed"

@@ -1,0 +1,60 @@
+"""The two halves that send a state back: the cloud's encodes it, the edge's decodes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from projector.bundle.describe import BundleInfo
+from projector.bundle.files import FEEDBACK_DECODER, FEEDBACK_ENCODER
+from projector.bundle.refusals import refusal
+from projector.codec.encoder import Encoder
+from projector.codec.feedback import FeedbackDecoder
+from protos.errors import BridgeError
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The way back, from the cloud's states to the edge's.
+
+    Attributes:
+        encoder: the cloud's half; its source is the cloud's layout.
+        decoder: the edge's half.
+    """
+
+    encoder: Encoder
+    decoder: FeedbackDecoder
+
+
+def feedback_in(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> Feedback | None:
+    """The halves among a bundle's files; None for a map that goes one way only.
+
+    Raises:
+        BundleFormatError: they are not two such halves, or not of this bundle's models.
+    """
+    if FEEDBACK_ENCODER not in blobs:
+        return None
+    try:
+        encoder = Encoder.from_bytes(blobs[FEEDBACK_ENCODER])
+        decoder = FeedbackDecoder.from_bytes(blobs[FEEDBACK_DECODER])
+    except BridgeError as error:
+        raise refusal("604.9", f"{folder}: {error}") from error
+    source, target = info.source, info.target
+    ours = (encoder.source_fingerprint, encoder.state_dim, encoder.tokens)
+    theirs = (decoder.source_fingerprint, decoder.target_fingerprint, decoder.up.shape[1])
+    made = decoder.tokens if decoder.regrid is None else len(decoder.regrid)
+    if (
+        ours != (target.fingerprint, target.state_dim, target.tokens)
+        or theirs != (target.fingerprint, source.fingerprint, source.state_dim)
+        or made != source.tokens
+        or decoder.points != encoder.points
+        or not np.array_equal(decoder.centre, encoder.centre)
+    ):
+        raise refusal(
+            "604.10",
+            f"{folder}: the halves of the way back are not for these models, or each other",
+        )
+    return Feedback(encoder, decoder)

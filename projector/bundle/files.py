@@ -1,0 +1,123 @@
+"""Which files a bundle has, and reading one of them with its size and digest checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from projector.bundle.refusals import refusal
+from protos.errors import ConfigError, DiskFullError
+from protos.process.folders import open_file
+
+DESCRIPTION = "bundle.json"
+SIGNATURE = "signature.json"
+EDGE, CLOUD, GRAPH, CERTIFICATE = (
+    "edge.safetensors",
+    "cloud.safetensors",
+    "cloud.onnx",
+    "certificate.json",
+)
+FILES = (EDGE, CLOUD, GRAPH, CERTIFICATE)
+"""What every bundle holds besides its description."""
+FEEDBACK_ENCODER, FEEDBACK_DECODER = "reverse_encoder.safetensors", "reverse_decoder.safetensors"
+FEEDBACK_FILES = (FEEDBACK_ENCODER, FEEDBACK_DECODER)
+"""What one of a map that goes both ways holds as well."""
+
+Reader = Callable[[str, int], bytes]
+"""A file's name and the most bytes to read, to its bytes; raises `OSError`."""
+
+_MAX_DESCRIPTION_BYTES = 1 << 20
+
+
+def files_of(folder: Path) -> Reader:
+    """Reads the files of a folder."""
+
+    def read(name: str, most: int) -> bytes:
+        with open_file(folder / name) as stream:  # a pipe is not waited for
+            return stream.read(most)
+
+    return read
+
+
+def read_at_most(
+    read: Reader, folder: Path, name: str, most: int = _MAX_DESCRIPTION_BYTES
+) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        BundleMissingError: it cannot be read.
+        BundleCorruptError: it has more than `most` bytes.
+    """
+    try:
+        blob = read(name, most + 1)
+    except OSError as error:
+        raise refusal("601.1", f"no bundle file {folder / name}: {error.strerror}") from error
+    if len(blob) > most:
+        raise refusal(
+            "602.1", f"{folder / name} is larger than the {most} bytes it should have at most"
+        )
+    return blob
+
+
+def verified(read: Reader, folder: Path, name: str, size: int, digest: str) -> bytes:
+    """A file's bytes, of that size and SHA-256.
+
+    Raises:
+        BundleMissingError: it cannot be read.
+        BundleCorruptError: they differ.
+    """
+    blob = read_at_most(read, folder, name, size)
+    if len(blob) != size:
+        raise refusal("602.2", f"{folder / name} has {len(blob)} of {size} bytes: truncated")
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise refusal("602.3", f"{folder / name} does not match its digest: altered")
+    return blob
+
+
+def require_whole(graph: bytes, folder: Path) -> None:
+    """Refuse a graph with external data, whose bytes no digest of the bundle covers.
+
+    Such a tensor names its file under the key `location` (ONNX, TensorProto.external_data). The
+    word is looked for as it is, since a protobuf field can be written in more than one way.
+    """
+    if b"location" in graph:
+        raise refusal("604.11", f"{folder / GRAPH} may name a file that is not in the bundle")
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
+    """Write all of some files or none of them.
+
+    Args:
+        folder: made if need be.
+        contents: all written beside their places first, then put there in this order.
+        gone: files to remove in between.
+
+    Raises:
+        DiskFullError: there is no room; what was there still is.
+        ConfigError: they cannot be written for another reason.
+    """
+    drafts = {name: folder / (name + ".part") for name in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draft in drafts.items():
+            with draft.open("wb") as stream:
+                stream.write(contents[name])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+        for name, draft in drafts.items():
+            os.replace(draft, folder / name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(map(len, contents.values()))
+            raise DiskFullError(f"no room for {size} bytes in {folder}") from error
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+    finally:
+        for draft in drafts.values():
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""Loading a bundle for the two models that are running, every byte verified.
+
+There is no plain load: both live layouts are required.
+
+| File | Holds |
+|---|---|
+| `bundle.json` | canonical JSON; `digest` covers its other fields, they cover the other files |
+| `edge.safetensors` | the `Encoder` |
+| `cloud.safetensors` | the `CloudHalf` |
+| `cloud.onnx` | the same as a graph |
+| `certificate.json` | what was measured of this bundle |
+| `reverse_encoder.safetensors` | feedback, of maps that go both ways: an `Encoder` of the cloud |
+| `reverse_decoder.safetensors` | with it: the `FeedbackDecoder` of the edge |
+| `signature.json` | of signed bundles: an Ed25519 signature of `bundle.json` |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from projector.bundle.describe import BundleInfo, describe, parse_object
+from projector.bundle.feedback import Feedback, feedback_in
+from projector.bundle.files import (
+    CERTIFICATE,
+    CLOUD,
+    DESCRIPTION,
+    EDGE,
+    GRAPH,
+    Reader,
+    files_of,
+    read_at_most,
+    require_whole,
+    verified,
+)
+from projector.bundle.keys import TrustedKeys
+from projector.bundle.refusals import refusal
+from projector.bundle.sign import signed_by
+from projector.codec.encoder import Encoder
+from projector.serving import backends
+from projector.serving.backends import Backend, CloudFiles
+from protos.errors import (
+    BridgeError,
+)
+from protos.layout import KVLayout
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle that fits the models at hand. Build it with `Bundle.load`.
+
+    Attributes:
+        info: the description.
+        encoder: the edge half.
+        cloud: the cloud half, both forms.
+        certificate: what was measured.
+        path: where it lies.
+        signer: name of the trusted key that signed it; None where trusted keys were not required.
+        key: public key of who signed it, trusted or not; None where nobody did.
+        feedback: the way back; None where the map has none.
+    """
+
+    info: BundleInfo
+    encoder: Encoder
+    cloud: CloudFiles = field(repr=False)
+    certificate: Mapping[str, Any] = field(repr=False)
+    path: Path
+    signer: str | None = None
+    key: str | None = None
+    feedback: Feedback | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex that stands for the whole bundle."""
+        return self.info.digest
+
+    @classmethod
+    def peek(cls, path: str | Path) -> BundleInfo:
+        """Read and verify the description only, to find out which models a bundle is for.
+
+        Raises:
+            BundleMissingError: there is no bundle.
+            BundleFormatError: it is of another format version.
+            BundleCorruptError: the description was altered.
+        """
+        folder = Path(path)
+        return describe(read_at_most(files_of(folder), folder, DESCRIPTION), folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        source: KVLayout | str,
+        target: KVLayout | str,
+        version: int | None = None,
+        trusted: TrustedKeys | None = None,
+    ) -> Bundle:
+        """Load a bundle for the two models that are running, verifying every byte.
+
+        Args:
+            path: the bundle's folder.
+            source: the edge model's live layout, or its fingerprint as negotiated.
+            target: the cloud model's live layout, or its fingerprint as the engine reports it.
+            version: require this version.
+            trusted: require a signature by one of these keys. Without them a bundle need not be
+                signed, but a signature that is there must be whole and fit.
+
+        Raises:
+            BundleMissingError: the folder or one of its files is missing.
+            BundleFormatError: another format, or parts that contradict each other.
+            BundleCorruptError: a size or digest differs: truncated or altered.
+            BundleLayoutError: it was trained for another source or target model.
+            BundleVersionError: it is not of the required version.
+            SignatureError: unsigned, signed by another key, or altered since.
+        """
+        folder = Path(path)
+        return cls.load_from(files_of(folder), folder, source, target, version, trusted)
+
+    @classmethod
+    def load_from(
+        cls,
+        read: Reader,
+        path: Path,
+        source: KVLayout | str,
+        target: KVLayout | str,
+        version: int | None = None,
+        trusted: TrustedKeys | None = None,
+    ) -> Bundle:
+        """`load` from anywhere; each file is read once. `path` is what the messages call it.
+
+        Raises:
+            BridgeError: as `load`.
+        """
+        description = read_at_most(read, path, DESCRIPTION)
+        key, signer = signed_by(read, path, description, trusted)
+        info = describe(description, path)
+        _require_layout(info, "source", info.source, source)
+        _require_layout(info, "target", info.target, target)
+        if version is not None and info.version != version:
+            raise refusal(
+                "302.1",
+                f"bundle '{info.id}' in {path} is version {info.version}, "
+                f"version {version} is required",
+            )
+        blobs = {name: verified(read, path, name, *info.files[name]) for name in info.names}
+        require_whole(blobs[GRAPH], path)
+        return cls(
+            info=info,
+            encoder=_encoder(blobs[EDGE], info, path),
+            cloud=CloudFiles(weights=blobs[CLOUD], graph=blobs[GRAPH]),
+            certificate=parse_object(blobs[CERTIFICATE], path / CERTIFICATE),
+            path=path,
+            signer=signer,
+            key=key,
+            feedback=feedback_in(blobs, info, path),
+        )
+
+    def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
+        """Open the cloud half.
+
+        Raises:
+            ConfigError: no such backend, or what it needs is missing.
+            BundleFormatError: it cannot run the cloud half.
+        """
+        made = backends.get(name)
+        return made(
+            self.cloud,
+            self.info.target,
+            self.info.rank,
+            threads=threads,
+            device=device,
+            tokens=self.info.source.tokens,
+        )
+
+
+def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
+    try:
+        encoder = Encoder.from_bytes(blob)
+    except BridgeError as error:
+        raise refusal("604.7", f"{folder / EDGE}: {error}") from error
+    theirs = (encoder.source_fingerprint, encoder.state_dim, encoder.rank, encoder.points)
+    ours = (info.source.fingerprint, info.source.state_dim, info.rank, info.points)
+    if theirs != ours or encoder.text != (info.source.of_text and info.target.of_text):
+        raise refusal(
+            "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
+        )
+    return encoder
+
+
+def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayout | str) -> None:
+    fitting = (live,) if isinstance(live, str) else live.fingerprints
+    if trained.fingerprint in fitting:
+        return
+    detail, fingerprint = "", fitting[0]
+    if isinstance(live, KVLayout):
+        ours, theirs = (json.loads(layout.to_json()) for layout in (trained, live))
+        differing = [name for name in ours if ours[name] != theirs.get(name)]
+        detail = "; they differ in " + ", ".join(differing)
+    raise refusal(
+        "603.1" if side == "source" else "603.2",
+        f"bundle '{info.id}' expects the {side} {trained.model_id} (layout "
+        f"{trained.fingerprint[:12]}, d={trained.state_dim}), the running {side} has layout "
+        f"{fingerprint[:12]}{detail}",
+    )

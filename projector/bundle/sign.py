@@ -1,0 +1,87 @@
+"""`signature.json`: who signed a bundle, written and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from projector.bundle.describe import FORMAT, canonical_json, describe
+from projector.bundle.files import (
+    DESCRIPTION,
+    SIGNATURE,
+    Reader,
+    files_of,
+    read_at_most,
+    verified,
+    write_files,
+)
+from projector.bundle.keys import Signature, SigningKey, TrustedKeys, check
+from projector.bundle.refusals import refusal
+from projector.models.foreign import in_words
+from protos.errors import (
+    FrameMalformedError,
+    SignatureError,
+)
+from protos.strict_json import read_json
+
+_MAX_SIGNATURE_BYTES = 1024
+_SIGNED = b"neural-bridge bundle 1\n"  # what a key signs for a bundle passes for nothing else
+
+
+def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
+    """Verify a bundle's bytes, then sign it; a signature that is there is replaced.
+
+    Raises:
+        BundleMissingError: there is no bundle, or one of its files is missing.
+        BundleFormatError: it is of another format.
+        BundleCorruptError: it was altered.
+        DiskFullError: there is no room for the signature.
+    """
+    folder = Path(path)
+    read = files_of(folder)
+    description = read_at_most(read, folder, DESCRIPTION)
+    info = describe(description, folder)
+    for name in info.names:
+        verified(read, folder, name, *info.files[name])
+    signature = key.sign(_SIGNED + description)
+    write_files(folder, {SIGNATURE: _signature_file(signature)})
+    return signature
+
+
+def _signature_file(signature: Signature) -> bytes:
+    return canonical_json({"format": FORMAT, "key": signature.key, "value": signature.value})
+
+
+def signed_by(
+    read: Reader, folder: Path, description: bytes, trusted: TrustedKeys | None
+) -> tuple[str | None, str | None]:
+    """The key that signed it, and its name among the trusted.
+
+    What is in the file must be right even if no key is trusted.
+    """
+    file = folder / SIGNATURE
+    try:
+        blob = read(SIGNATURE, _MAX_SIGNATURE_BYTES + 1)
+    except FileNotFoundError as error:
+        if trusted is None:
+            return None, None
+        raise refusal("605.3", f"{folder} is not signed, and only trusted keys' are") from error
+    except OSError as error:
+        raise refusal("601.1", f"no bundle file {file}: {error.strerror}") from error
+    try:
+        plain = read_json(blob, _MAX_SIGNATURE_BYTES, SIGNATURE)
+        signature = Signature(key=str(plain["key"]), value=str(plain["value"]))
+    except (FrameMalformedError, KeyError, TypeError) as error:
+        raise refusal("605.1", f"{file} holds no signature: {in_words(error)}") from error
+    if blob != _signature_file(signature):
+        raise refusal("605.1", f"{file} is not in its canonical form")
+    message = _SIGNED + description
+    try:
+        check(message, signature)
+    except SignatureError as error:
+        raise refusal("605.2", f"{file}: {error}") from error
+    if trusted is None:
+        return signature.key, None
+    try:
+        return signature.key, trusted.verify(message, signature)
+    except SignatureError as error:
+        raise refusal("605.4", f"{file}: {error}") from error

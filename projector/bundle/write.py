@@ -1,0 +1,146 @@
+"""Writing a bundle: from its parts, or from another bundle with a new edge half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from projector.bundle.describe import FORMAT, BundleInfo, canonical_json, describe
+from projector.bundle.feedback import Feedback, feedback_in
+from projector.bundle.files import (
+    CERTIFICATE,
+    CLOUD,
+    DESCRIPTION,
+    EDGE,
+    FEEDBACK_DECODER,
+    FEEDBACK_ENCODER,
+    FEEDBACK_FILES,
+    GRAPH,
+    SIGNATURE,
+    require_whole,
+    write_files,
+)
+from projector.bundle.load import Bundle
+from projector.codec.encoder import Encoder
+from projector.serving.backends import CloudFiles
+from protos.errors import (
+    BundleFormatError,
+)
+from protos.layout import KVLayout
+from protos.points import points_to_json
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    id: str,
+    version: int,
+    source: KVLayout,
+    target: KVLayout,
+    encoder: Encoder,
+    cloud: CloudFiles,
+    certificate: Mapping[str, Any],
+    default_point: int,
+    ladder: Sequence[int] | None = None,
+    feedback: Feedback | None = None,
+) -> BundleInfo:
+    """Write a bundle, unsigned; whatever happens, no half-written one can be loaded.
+
+    All files are written beside their places first. Only then is an earlier bundle's description
+    removed, and the new one's put in place last.
+
+    Args:
+        path: a folder, made if need be; files of an earlier bundle in it are replaced.
+        id: name of the bundle.
+        version: counts up.
+        source: the edge model's layout.
+        target: the cloud model's layout.
+        encoder: the edge half.
+        cloud: the cloud half, as weights and as graph.
+        certificate: anything JSON can hold.
+        default_point: index of the operating point to start with.
+        ladder: indices from the cheapest to the most faithful; by default in the encoder's order.
+        feedback: the way back, where the map has one.
+
+    Raises:
+        BundleFormatError: the parts contradict each other.
+        DiskFullError: there is no room; an earlier bundle in the folder is still whole.
+        ConfigError: the folder cannot be written for another reason.
+    """
+    if encoder.source_fingerprint != source.fingerprint or encoder.state_dim != source.state_dim:
+        raise BundleFormatError("the encoder was made for another source layout")
+    folder = Path(path)
+    require_whole(cloud.graph, folder)
+    text = json.dumps(certificate, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    contents = {
+        EDGE: encoder.to_bytes(),
+        CLOUD: cloud.weights,
+        GRAPH: cloud.graph,
+        CERTIFICATE: text.encode(),
+    }
+    if feedback is not None:
+        contents[FEEDBACK_ENCODER] = feedback.encoder.to_bytes()
+        contents[FEEDBACK_DECODER] = feedback.decoder.to_bytes()
+    plain: dict[str, Any] = {
+        "format": FORMAT,
+        "id": id,
+        "version": version,
+        "source_layout": json.loads(source.to_json()),
+        "target_layout": json.loads(target.to_json()),
+        "rank": encoder.rank,
+        "files": {
+            name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+            for name, blob in contents.items()
+        },
+        "operating_points": json.loads(points_to_json(encoder.points)),
+        "default_point": default_point,
+        "ladder": list(ladder) if ladder is not None else [p.index for p in encoder.points],
+    }
+    plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
+    description = canonical_json(plain)
+    info = describe(description, folder)
+    feedback_in(contents, info, folder)
+    gone = (DESCRIPTION, SIGNATURE, *(name for name in FEEDBACK_FILES if name not in contents))
+    write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)
+    return info
+
+
+def write_next(
+    bundle: Bundle,
+    path: str | Path,
+    *,
+    encoder: Encoder,
+    certificate: Mapping[str, Any] | None = None,
+    default_point: int | None = None,
+    ladder: Sequence[int] | None = None,
+) -> BundleInfo:
+    """Write a bundle again with another edge half, one version up; all else stays, unsigned.
+
+    Args:
+        bundle: what is written again.
+        path: as `write_bundle`.
+        encoder: as `write_bundle`.
+        certificate: as `write_bundle`; the bundle's own by default.
+        default_point: likewise.
+        ladder: likewise.
+
+    Raises:
+        BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.
+    """
+    info = bundle.info
+    return write_bundle(
+        path,
+        id=info.id,
+        version=info.version + 1,
+        source=info.source,
+        target=info.target,
+        encoder=encoder,
+        cloud=bundle.cloud,
+        certificate=bundle.certificate if certificate is None else certificate,
+        default_point=info.default_point if default_point is None else default_point,
+        ladder=info.ladder if ladder is None else ladder,
+        feedback=bundle.feedback,
+    )
