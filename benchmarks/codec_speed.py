@@ -27,7 +27,9 @@ from tqdm import tqdm
 from benchmarks.command import ROOT
 from benchmarks.compare.measure import quiet_libraries
 from benchmarks.timing import least_seconds
-from edge_agent.encode import Coded, Plan, encode_state
+from edge_agent.encode import encode_state
+from edge_agent.frame import Frame
+from edge_agent.plan import Plan
 from edge_agent.sources import open_source
 from edge_agent.uplink.session import Base
 from projector.bundle.load import Bundle
@@ -177,8 +179,8 @@ def measure_deltas(
         `error`. Bytes, tokens and errors are means.
     """
     plan = Plan()
-    keys: list[Coded] = []
-    sent: list[Coded] = []
+    keys: list[Frame] = []
+    sent: list[Frame] = []
     for states in cameras:
         base = None
         for number, state in enumerate(states):
@@ -187,14 +189,14 @@ def measure_deltas(
             if (held := sent[-1].held) is not None:
                 base = Base(number, held)
 
-    def size(coded: Coded) -> int:
+    def size(coded: Frame) -> int:
         number = 100
         base = number - 1 if coded.base is not None else None
         measured = coded.distortion or Distortion()
         header = Header(point.index, number, coded.kept, 33, measured, base, coded.differences)
         return sum(map(len, pack_header(header, coded.payload)))
 
-    def error(frames: Sequence[Coded]) -> float:
+    def error(frames: Sequence[Frame]) -> float:
         return round(float(np.mean([f.distortion.quantize for f in frames if f.distortion])), 3)
 
     deltas = [coded for coded in sent if coded.base is not None]

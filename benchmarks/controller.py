@@ -1,11 +1,11 @@
 """The controller over bandwidth traces, against every fixed operating point.
 
-`python -m benchmarks.controller` runs the agent's own `Budget` with a simulated clock: a camera, a
-first-in first-out uplink of changing rate, a server of constant time. The traces are **synthetic**
-(made here from seeds, shaped like what is published of 4G and 5G uplinks), unless `--trace` names
-recorded ones in Mahimahi's format (Winstein et al., 2013): on each line the millisecond at which
-one packet of 1,500 bytes could leave. Frames answered after the objective count as wrong, answered
-ones by their point's measured accuracy.
+`python -m benchmarks.controller` runs the agent's own `PointController` with a simulated clock: a
+camera, a first-in first-out uplink of changing rate, a server of constant time. The traces are
+**synthetic** (made here from seeds, shaped like what is published of 4G and 5G uplinks), unless
+`--trace` names recorded ones in Mahimahi's format (Winstein et al., 2013): on each line the
+millisecond at which one packet of 1,500 bytes could leave. Frames answered after the objective
+count as wrong, answered ones by their point's measured accuracy.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.command import ROOT
-from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.picture import PictureCodec
-from edge_agent.uplink.budget import Budget, Rung
+from edge_agent.uplink.point_controller import PointController, Rung
 from projector.bundle.load import Bundle
 from protos.errors import BridgeError, ConfigError
 from reference.demo.halves import BUNDLE
 from reference.demo.testset import TestSet
+from reference.report.plot import CLOUD, OURS, QUIET
 
 STEP_S = 0.1
 FRAMES_PER_S = 10.0
@@ -173,7 +173,7 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
     offered = [rung for rung in rungs if rung.name != PICTURE]  # as `Session.rungs`
     highest = max(offered, key=lambda r: r.wire_bytes).name
     now = 0.0
-    budget = Budget(OBJECTIVE_S, clock=lambda: now)
+    budget = PointController(OBJECTIVE_S, clock=lambda: now)
     edges = np.arange(len(trace.rtt_s) + 1) * STEP_S
     carried = np.concatenate([[0.0], np.cumsum(trace.bytes_per_s * STEP_S)])
     flying: list[tuple[float, int]] = []

@@ -1,6 +1,6 @@
-"""The run: source → view → uplink → records, with bounded memory and nothing dropped.
+"""The run: source → frames → uplink → records, with bounded memory and nothing dropped.
 
-Knows the order of things and what becomes of each failure; knows nothing of tensors, gRPC or files.
+Sets the order of things and decides what follows each failure.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from edge_agent.encode import AUTO, Clock, Plan, choose_point
+from edge_agent.encode import Clock
+from edge_agent.frame import Frame
+from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
-from edge_agent.pipeline import Guarded, Outgoing, View, check_question
+from edge_agent.output import Answered
+from edge_agent.picture import PICTURE
+from edge_agent.plan import AUTO, Plan, choose_point
 from edge_agent.prefill import EdgeModel, Sight
-from edge_agent.records import Answered, AnswerRecord
+from edge_agent.record import GUARDED, AnswerRecord, cause_of, record_of, record_of_failure
 from edge_agent.sources import Capture, Source
-from edge_agent.uplink.budget import Budget
-from edge_agent.uplink.uplink import FATAL, Outcome, Packed, Returned, Scene, Uplink
+from edge_agent.uplink.connection import FATAL
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.outcome import Outcome
+from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.request import Request, check_question
+from edge_agent.uplink.scenes import Scene, Scenes
 from protos.errors import (
     BridgeError,
     ConfigError,
     ContextError,
-    DegenerateError,
-    DistortionError,
     LateError,
     OfflineError,
     PictureError,
-    UnfamiliarError,
 )
 from protos.neuralbridge.v1 import bridge_pb2
 from protos.process.console import ReaderGoneError
 from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
-
-GUARDED = (DistortionError, UnfamiliarError, DegenerateError)
-"""Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
 
 Ended = TypeVar("Ended")
 
@@ -93,7 +95,7 @@ class Agent:
         feedback_point: operating point of what is sent back; empty for the bundle's own.
         edge_only_too: also answer with the small model.
         edge_fallback: answer with the small model where the service could not.
-        budget: chooses the operating point where the plan leaves that open.
+        controller: chooses the operating point where the plan leaves that open.
         on_capture: called when a capture has ended, for a progress bar.
         done: what an earlier run answered; it is left out.
         new_id: makes the request ids of Ask; a frame's is derived.
@@ -113,7 +115,7 @@ class Agent:
     feedback_point: str = ""
     edge_only_too: bool = False
     edge_fallback: bool = False
-    budget: Budget | None = None
+    controller: PointController | None = None
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
     new_id: Callable[[], bytes] = new_request_id
@@ -121,6 +123,9 @@ class Agent:
     summary: Summary = field(default_factory=Summary)
     _stopping: bool = field(default=False, repr=False)
     _fatal: Exception | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._scenes = Scenes(self.uplink)
 
     def stop(self) -> None:
         """Take no further capture; what is in flight still ends."""
@@ -171,14 +176,14 @@ class Agent:
             self.log.warning("offline_at_start", cause=str(error) or f"{patience_s:g} s")
             return
         point = choose_point(self.plan, session)
-        if point.kind != "picture":
+        if point.kind != PICTURE:
             session.encoder.selecting(self.plan.selector)
         if session.encoder.text and (self.plan.delta or self.plan.selector is not None):
             what = "--delta" if self.plan.delta else "--selector"
             raise ConfigError(f"{what} is for pictures: texts travel whole")
-        if self.budget is not None and self.plan.point == AUTO:
+        if self.controller is not None and self.plan.point == AUTO:
             highest = self.plan.highest_point or session.advised
-            if unmet := self.budget.unmet(session.rungs, highest):
+            if unmet := self.controller.unmet(session.rungs, highest):
                 self.log.warning("limits_unmet", cause=unmet)
         if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
             self.log.warning(
@@ -204,12 +209,14 @@ class Agent:
                     f"nothing to ask about {capture.name}: give --question, or a source that "
                     "brings its own"
                 )
-            view = View(capture, self.model, self.plan, self.metrics, self.clock, self.budget)
-            if view.degenerate:
+            maker = FrameMaker(
+                capture, self.model, self.plan, self.metrics, self.clock, self.controller
+            )
+            if maker.degenerate:
                 self.metrics.warnings.labels(DEGENERATE).inc()
-                self.log.warning(DEGENERATE, capture=capture.name, cause=view.degenerate)
-            if self.plan.point != "picture" or self.edge_only_too:
-                await asyncio.to_thread(view.see)
+                self.log.warning(DEGENERATE, capture=capture.name, cause=maker.degenerate)
+            if self.plan.point != PICTURE or self.edge_only_too:
+                await asyncio.to_thread(maker.see)
         except (PictureError, ContextError) as error:
             self._capture_failed(capture, error)
             return
@@ -221,11 +228,11 @@ class Agent:
             nonlocal left
             async with credit:
                 if self.feedback_mode:
-                    await self._hold_and_recall(view, group)
+                    await self._hold_and_recall(maker, group)
                 elif self.ask_mode:
-                    await self._hold_and_ask(view, group)
+                    await self._hold_and_ask(maker, group)
                 else:
-                    await self._infer(view, group[0])
+                    await self._infer(maker, group[0])
             left -= 1
             if left == 0:
                 self.on_capture()
@@ -252,20 +259,20 @@ class Agent:
                 else BridgeError(f"the agent failed: {type(error).__name__}: {error}")
             )
 
-    async def _infer(self, view: View, question: str) -> None:
-        parcel = Outgoing(question, view)
-        edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
-        outcome = await self._in_time(self.uplink.deliver(parcel), lambda: parcel.unanswered)
-        await self._record(view, question, outcome, outcome, edge, parcel.kept_back)
+    async def _infer(self, maker: FrameMaker, question: str) -> None:
+        request = Request(question, maker)
+        edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
+        outcome = await self._in_time(self.uplink.deliver(request), lambda: _unanswered(request))
+        await self._record(maker, question, outcome, outcome, edge, request.kept_back)
 
-    async def _hold_and_ask(self, view: View, questions: tuple[str, ...]) -> None:
-        parcel = Outgoing("", view)
-        held = await self._in_time(self.uplink.hold(parcel), lambda: parcel.unanswered)
+    async def _hold_and_ask(self, maker: FrameMaker, questions: tuple[str, ...]) -> None:
+        request = Request("", maker)
+        held = await self._in_time(self._scenes.hold(request), lambda: _unanswered(request))
         for question in questions:
-            edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
-            frame = held.outcome if isinstance(held, Scene) else held
+            edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
+            carried = held.outcome if isinstance(held, Scene) else held
             outcome = held if isinstance(held, Outcome) else await self._ask(held, question)
-            await self._record(view, question, outcome, frame, edge, parcel.kept_back)
+            await self._record(maker, question, outcome, carried, edge, request.kept_back)
 
     async def _ask(self, scene: Scene, question: str) -> Outcome:
         request_id = self.new_id()
@@ -273,14 +280,14 @@ class Agent:
             check_question(question, scene.session.limits)
         except BridgeError as error:
             return Outcome(request_id, error=error)
-        asking = self.uplink.ask(scene, request_id, question, self.plan.max_new_tokens)
+        asking = self._scenes.ask(scene, request_id, question, self.plan.max_new_tokens)
         return await self._in_time(asking, lambda: Outcome(request_id))
 
     async def _in_time(
         self, coming: Awaitable[Ended], unanswered: Callable[[], Outcome]
     ) -> Ended | Outcome:
         """Wait no longer than the objective, where the small model answers what comes too late."""
-        objective_s = self.budget.latency_s if self.budget is not None else None
+        objective_s = self.controller.latency_s if self.controller is not None else None
         if objective_s is None or not self.edge_fallback:
             return await coming
         try:
@@ -290,23 +297,25 @@ class Agent:
             error = late(f"no answer within {1000 * objective_s:g} ms")
             return dataclasses.replace(unanswered(), error=error)
 
-    async def _hold_and_recall(self, view: View, questions: tuple[str, ...]) -> None:
+    async def _hold_and_recall(self, maker: FrameMaker, questions: tuple[str, ...]) -> None:
         """The server holds the frame; what it sends back of it answers every question here."""
-        held = await self.uplink.hold(Outgoing("", view))
-        back, sight = await self._recall(view, held)
-        frame = held.outcome if isinstance(held, Scene) else held
+        held = await self._scenes.hold(Request("", maker))
+        back, sight = await self._recall(maker, held)
+        carried = held.outcome if isinstance(held, Scene) else held
         for question in questions:
-            edge = asyncio.create_task(self._edge_answer(view, question, self.edge_only_too))
+            edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
             outcome = back
             if sight is not None:
                 outcome = await self._answer_here(back, sight, question)
-            await self._record(view, question, outcome, frame, edge)
+            await self._record(maker, question, outcome, carried, edge)
 
-    async def _recall(self, view: View, held: Scene | Outcome) -> tuple[Outcome, Sight | None]:
+    async def _recall(
+        self, maker: FrameMaker, held: Scene | Outcome
+    ) -> tuple[Outcome, Sight | None]:
         """How asking for the state ended, and that state in the small model."""
         if isinstance(held, Outcome):
             return held, None
-        back = await self.uplink.feedback(held, self.new_id(), self.feedback_point)
+        back = await self._scenes.feedback(held, self.new_id(), self.feedback_point)
         returned, start = back.returned, self.clock()
         if returned is None:
             return back, None
@@ -317,8 +326,8 @@ class Agent:
         self.metrics.feedbacks.labels(returned.point).inc()
         seconds = self.clock() - start + back.uplink_ms / 1000
         self.metrics.stage_seconds.labels("feedback").observe(seconds)
-        if view.seen is not None:
-            away = returned.decoder.round_trip(returned.latents, view.seen.state)
+        if maker.sight is not None:
+            away = returned.decoder.round_trip(returned.latents, maker.sight.state)
             self.metrics.round_trip.observe(away)
             back = dataclasses.replace(
                 back, returned=dataclasses.replace(returned, round_trip=away)
@@ -336,81 +345,49 @@ class Agent:
         return dataclasses.replace(back, answer=bridge_pb2.Answer(text=text))
 
     async def _edge_answer(
-        self, view: View, question: str, wanted: bool
+        self, maker: FrameMaker, question: str, wanted: bool
     ) -> tuple[str | None, float]:
         if not wanted:
             return None, 0.0
         try:
-            text, milliseconds = await asyncio.to_thread(view.edge_answer, question)
+            text, milliseconds = await asyncio.to_thread(maker.edge_answer, question)
         except BridgeError as error:
-            self.log.warning("edge_only_failed", capture=view.capture.name, cause=str(error))
+            self.log.warning("edge_only_failed", capture=maker.capture.name, cause=str(error))
             return None, 0.0
         self.metrics.edge_only_answers.inc()
         return text, milliseconds
 
     async def _record(
         self,
-        view: View,
+        maker: FrameMaker,
         question: str,
         outcome: Outcome,
-        frame: Outcome,
+        carried: Outcome,
         edge: asyncio.Task[tuple[str | None, float]],
-        kept_back: Guarded | None = None,
+        kept_back: Frame | None = None,
     ) -> None:
         """Turn what happened into one record.
 
         Args:
-            view: of the capture.
+            maker: of the capture's frames.
             question: asked.
             outcome: how it ended.
-            frame: the outcome that carried the frame.
+            carried: the outcome of the request that carried the frame.
             edge: the small model's answer, on its way.
             kept_back: the frame that the guard did not let go.
         """
         edge_answer, edge_only_ms = await edge
-        packed = frame.packed
         fallback, error = "", outcome.error
         if error is None:
             fallback = outcome.answer.fallback if outcome.answer is not None else ""
-            fallback = fallback or (packed.fallback if packed is not None else "")
+            fallback = fallback or (carried.sealed.frame.fallback if carried.sealed else "")
         elif self.edge_fallback or isinstance(error, GUARDED):
             if edge_answer is None:
-                edge_answer, edge_only_ms = await self._edge_answer(view, question, True)
+                edge_answer, edge_only_ms = await self._edge_answer(maker, question, True)
             if edge_answer is not None:
-                fallback = _cause(error)
-        edge_ms = {
-            "prefill": view.prefill_ms,
-            "select": packed.select_ms if packed else 0.0,
-            "encode": packed.encode_ms if packed else 0.0,
-            "uplink": outcome.uplink_ms,
-        }
-        if edge_answer is not None:
-            edge_ms["edge_only"] = edge_only_ms
-        record = AnswerRecord(
-            request_id=outcome.request_id.hex(),
-            capture=view.capture.name,
-            captured_at=view.capture.captured_at,
-            content=view.capture.content,
-            question=question,
-            answer=outcome.answer.text if outcome.answer is not None else None,
-            edge_answer=edge_answer,
-            frame_number=packed.frame_number if packed else None,
-            point=packed.point if packed else kept_back.coded.point.name if kept_back else "",
-            tokens=packed.tokens if packed else 0,
-            kept_tokens=packed.kept_tokens if packed else 0,
-            payload_bytes=len(packed.request.frame.payload) if packed else 0,
-            message_bytes=outcome.message_bytes,
-            attempts=outcome.attempts,
-            edge_ms=edge_ms,
-            server_ms=_server_ms(outcome),
-            distortion=_distortion(packed, kept_back),
-            feedback=_feedback(outcome.returned),
-            answer_tokens=outcome.answer.tokens if outcome.answer is not None else 0,
-            from_memory=outcome.answer.from_memory if outcome.answer is not None else False,
-            fallback=fallback,
-            risk=packed.risk if packed else kept_back.risk if kept_back else None,
-            warnings=_warnings(view, outcome),
-            error=_error(error),
+                fallback = cause_of(error)
+        record = record_of(
+            maker, question, outcome, carried, edge_answer, edge_only_ms, fallback, kept_back
         )
         if outcome.attempts:
             self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
@@ -418,9 +395,7 @@ class Agent:
 
     def _capture_failed(self, capture: Capture, error: BridgeError) -> None:
         self.metrics.capture_errors.labels(error.name).inc()
-        self._finish(
-            AnswerRecord("", capture.name, capture.captured_at, "", error=_error(error)), error
-        )
+        self._finish(record_of_failure(capture, error), error)
         self.on_capture()
 
     def _finish(self, record: AnswerRecord, error: BridgeError | None) -> None:
@@ -448,53 +423,6 @@ class Agent:
         self.on_record(record)
 
 
-def _cause(error: BridgeError) -> str:
-    """The design's word for why the service's answer is missing."""
-    if isinstance(error, (*GUARDED, LateError)):
-        return error.name
-    if 200 <= error.code < 300:
-        return "corrupt"
-    if 300 <= error.code < 400 or 600 <= error.code < 700:
-        return "incompatible"
-    return "offline"
-
-
-def _error(error: BridgeError | None) -> dict[str, object] | None:
-    if error is None:
-        return None
-    return {"code": error.code, "name": error.name, "message": str(error)}
-
-
-def _server_ms(outcome: Outcome) -> dict[str, float]:
-    if outcome.answer is None or not outcome.answer.HasField("timings"):
-        return {}
-    timings = outcome.answer.timings
-    return {
-        entry.name.removesuffix("_ms"): getattr(timings, entry.name)
-        for entry in timings.DESCRIPTOR.fields
-    }
-
-
-def _warnings(view: View, outcome: Outcome) -> tuple[str, ...]:
-    """What this side and the service warn of, each once."""
-    mine = (DEGENERATE,) if view.degenerate else ()
-    theirs = outcome.answer.warnings if outcome.answer is not None else ()
-    return tuple(dict.fromkeys((*mine, *theirs)))
-
-
-def _feedback(returned: Returned | None) -> dict[str, object] | None:
-    if returned is None:
-        return None
-    return {
-        "point": returned.point,
-        "payload_bytes": returned.payload_bytes,
-        "round_trip": returned.round_trip,
-        **dataclasses.asdict(returned.distortion),
-    }
-
-
-def _distortion(packed: Packed | None, kept_back: Guarded | None) -> dict[str, float]:
-    measured = packed.distortion if packed is not None else None
-    if packed is None and kept_back is not None:
-        measured = kept_back.coded.distortion
-    return dataclasses.asdict(measured) if measured is not None else {}
+def _unanswered(request: Request) -> Outcome:
+    """How a request stands as long as there is no answer."""
+    return Outcome(request.request_id, sealed=request.sealed)

@@ -7,51 +7,35 @@ progress bar and errors on standard error. Flags are made from the settings, so 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from protos.errors import ConfigError, ModelError, PictureError, SourceError
-from protos.process import console, logs
-from protos.process.environment import service_links
-from protos.process.files import expanded
-from protos.process.progress import EVERY_S, Waiting, on_terminal
+from protos.errors import ConfigError, PictureError, SourceError
+from protos.process import console
 
 # What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
 _missing: ModuleNotFoundError | None = None
 try:
     from edge_agent import settings
-    from edge_agent.agent import Agent, Summary
-    from edge_agent.encode import AUTO, PICTURE, Plan
-    from edge_agent.guard import Guard
-    from edge_agent.health import HealthServer
-    from edge_agent.metrics import Metrics
-    from edge_agent.picture import PictureCodec
-    from edge_agent.prefill import EdgeModel, load, use_threads
-    from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
+    from edge_agent.assemble import load_model, model_path, run_agent
+    from edge_agent.output import Answered, RecordWriter, answered
+    from edge_agent.picture import PICTURE
+    from edge_agent.plan import AUTO
+    from edge_agent.record import AnswerRecord
     from edge_agent.settings import Settings
     from edge_agent.sources import Capture, Source, open_source
     from edge_agent.sources.folder import Folder, read_text
-    from edge_agent.uplink.budget import Budget
-    from edge_agent.uplink.session import dial_insecure
-    from edge_agent.uplink.store import EncoderStore
-    from edge_agent.uplink.uplink import RetryPolicy, Uplink
     from projector.codec.select import require as require_selector
     from protos.process import settings as configuration
-    from protos.process import threads
 except ModuleNotFoundError as error:
     _missing = error
 
 _OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
-_GIVE_UP_S = 180.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     done = answered(chosen.output) if chosen.resume else Answered()
     writer = RecordWriter(chosen.output)
     try:
-        return _work(chosen, source, writer.write, done)
+        return run_agent(chosen, source, writer.write, done)
     finally:
         writer.close()
 
@@ -99,7 +83,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen)
     records: list[AnswerRecord] = []
-    code = _work(chosen, _bounded(_about(args), chosen), records.append, Answered())
+    code = run_agent(chosen, _bounded(_about(args), chosen), records.append, Answered())
     for record in records:
         if args.json:
             print(record.to_json())
@@ -150,7 +134,7 @@ def _inspect(args: argparse.Namespace) -> int:
     chosen = settings.load(flags, args.config)
     if args.check_config:
         return _check(chosen)
-    layout = _model(chosen).layout
+    layout = load_model(chosen).layout
     shown = json.loads(layout.to_json())
     shown.update(
         fingerprint=layout.fingerprint,
@@ -168,230 +152,15 @@ def _no_command(args: argparse.Namespace) -> int:
     raise ConfigError("no command: run, ask, feedback or inspect (see edge-agent --help)")
 
 
-# ---------------------------------------------------------------------- putting a run together
-
-
 def _check(chosen: Settings) -> int:
     """Find, without loading the model or calling the server, what a run would stumble over."""
-    _model_path(chosen)
+    model_path(chosen)
     if chosen.source:
         open_source(chosen.source)
     if chosen.selector is not None:
         require_selector(chosen.selector)
     print(json.dumps(chosen.model_dump(mode="json"), indent=2))
     return 0
-
-
-def _work(
-    chosen: Settings,
-    source: Source,
-    on_record: Callable[[AnswerRecord], None],
-    done: Answered,
-) -> int:
-    bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
-    metrics = Metrics()
-    log = logs.configure(
-        chosen.log_level, "edge_agent", bar=bar, on_drop=metrics.log_lines_dropped.inc
-    )
-    logs.adopt_libraries(log)
-    if links := service_links(os.environ, settings.PREFIX):
-        log.info("service_links_ignored", variables=links)
-    if skipped := getattr(source, "skipped", None):
-        log.warning("entries of the source passed over", source=chosen.source, **skipped)
-        for kind, number in skipped.items():
-            metrics.entries_skipped.labels(kind).inc(number)
-    with ExitStack() as stack:
-        uplinks: list[Uplink] = []
-        if chosen.metrics_port is not None:
-            health = HealthServer(
-                metrics.registry,
-                lambda: "" if uplinks and uplinks[0].connected else "no session with the server",
-                chosen.metrics_host,
-                chosen.metrics_port,
-            )
-            stack.callback(health.close)
-            log.info("metrics", host=health.host, port=health.port)
-        model = _model(chosen, log)
-        summary = asyncio.run(
-            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done)
-        )
-    log.info(
-        "done",
-        captures=summary.captures,
-        answered=summary.answered,
-        fallbacks=summary.fallbacks,
-        failed=summary.failed,
-        payload_bytes=summary.payload_bytes,
-    )
-    if summary.first_error is not None:
-        error = summary.first_error
-        console.say(
-            f"edge-agent: {summary.failed} of {summary.questions} without an answer; the first: "
-            f"{error.name}: {error}"
-        )
-        return error.exit_code
-    return 0
-
-
-async def _drive(
-    chosen: Settings,
-    source: Source,
-    model: EdgeModel,
-    on_record: Callable[[AnswerRecord], None],
-    metrics: Metrics,
-    log: logs.Logger,
-    bar: bool,
-    uplinks: list[Uplink],
-    done: Answered,
-) -> Summary:
-    budget = _budget(chosen, metrics, log)
-    uplink = Uplink(
-        model.layout,
-        dial_insecure(chosen.server),
-        _store(chosen, log),
-        metrics,
-        log,
-        RetryPolicy(
-            give_up_s=_GIVE_UP_S if chosen.give_up_s is None else chosen.give_up_s,
-            retries=chosen.retries,
-            backoff_s=chosen.backoff_s,
-            backoff_max_s=chosen.backoff_max_s,
-            answer_timeout_s=chosen.answer_timeout_s,
-            connect_timeout_s=chosen.connect_timeout_s,
-        ),
-        chosen.in_flight,
-        budget=budget,
-    )
-    uplinks.append(uplink)
-    plan = Plan(
-        chosen.point,
-        chosen.highest_point,
-        chosen.selector,
-        chosen.token_budget,
-        chosen.token_threshold,
-        PictureCodec(chosen.picture_codec, chosen.picture_quality, chosen.picture_px),
-        chosen.max_new_tokens,
-        chosen.delta,
-        Guard(chosen.guard, chosen.guard_limit),
-    )
-    with _progress(len(source), bar, log) as advance:
-        agent = Agent(
-            source,
-            model,
-            uplink,
-            plan,
-            on_record,
-            metrics,
-            log,
-            questions=chosen.questions,
-            ask_mode=chosen.question_mode == "ask",
-            feedback_mode=chosen.question_mode == "feedback",
-            feedback_point=chosen.feedback_point,
-            edge_only_too=chosen.edge_only_too,
-            edge_fallback=chosen.edge_fallback,
-            budget=budget,
-            on_capture=advance,
-            done=done,
-        )
-        _stop_on_signals(agent, log)
-        return await agent.run()
-
-
-def _store(chosen: Settings, log: logs.Logger) -> EncoderStore:
-    if chosen.state_dir is not None:
-        return EncoderStore(expanded(chosen.state_dir))
-    store = EncoderStore.of_user(os.environ)
-    if store.directory is None:
-        log.warning("no_state_dir", cause="no home folder that can be written: give --state-dir")
-    return store
-
-
-def _budget(chosen: Settings, metrics: Metrics, log: logs.Logger) -> Budget:
-    def switched(before: str, after: str) -> None:
-        if before:
-            metrics.point.labels(before).set(0)
-            metrics.point_switches.inc()
-        metrics.point.labels(after).set(1)
-        log.info("point", before=before, after=after)
-
-    objective_ms = chosen.latency_objective_ms
-    return Budget(
-        objective_ms / 1000 if objective_ms is not None else None,
-        chosen.distortion_limit,
-        on_switch=switched,
-    )
-
-
-class _progress:
-    """A bar on standard error, one step a capture; where it is not wanted, a log line at times."""
-
-    def __init__(
-        self,
-        total: int,
-        wanted: bool,
-        log: logs.Logger,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total, disable=not wanted, file=sys.stderr, unit="capture", dynamic_ncols=True
-        )
-        self._total, self._wanted, self._log, self._clock = total, wanted, log, clock
-        self._done, self._begun = 0, clock()
-        self._next_s = EVERY_S
-
-    def __enter__(self) -> Callable[[], None]:
-        return self._advance
-
-    def _advance(self) -> None:
-        self._bar.update(1)
-        self._done += 1
-        spent = self._clock() - self._begun
-        if not self._wanted and spent >= self._next_s and self._done < self._total:
-            self._next_s = spent + EVERY_S
-            left_s = spent / self._done * (self._total - self._done)
-            self._log.info("progress", captures=self._done, of=self._total, left_s=round(left_s))
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
-    """The first SIGINT or SIGTERM ends the run after what is in flight; the second at once."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-
-    def asked(number: signal.Signals) -> None:
-        log.warning("stopping", signal=number.name)
-        agent.stop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-        if number is signal.SIGTERM and task is not None:
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, asked, each)
-
-
-def _model_path(chosen: Settings) -> Path:
-    if chosen.model is None:
-        raise ConfigError(
-            f"no model: give --model, {settings.PREFIX}MODEL or 'model' in the configuration file"
-        )
-    if not (chosen.model / "config.json").is_file():
-        raise ModelError(f"{chosen.model} holds no config.json: it is not a checkpoint")
-    return chosen.model
-
-
-def _model(chosen: Settings, log: logs.Logger | None = None) -> EdgeModel:
-    path = _model_path(chosen)
-    used = use_threads(chosen.threads)
-    if log is not None:
-        threads.tell(used, log)
-    # Off a terminal standard error holds JSON lines alone.
-    with Waiting(f"loading {path}") if on_terminal() else nullcontext():
-        return load(path, chosen.device, chosen.dtype, chosen.target_tokenizer, chosen.text_tokens)
 
 
 def _source(chosen: Settings) -> str:

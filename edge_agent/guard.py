@@ -1,15 +1,18 @@
-"""What becomes of a frame that would probably be answered otherwise than its picture.
+"""The guard: what follows when a frame's answer would probably differ from the picture's.
 
-The ladder, over the limit: more bits → more tokens → the picture, if its operator allows it → the
-small model's own answer. Knows risks, points and causes; knows nothing of states or the network.
+Over the limit it tries, in order: more bits → more tokens → the picture, if the operator allows it
+→ the small model's own answer (`agent` gives it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edge_agent.frame import Frame
+from edge_agent.picture import PICTURE
+from edge_agent.uplink.session import Session
 from projector.codec.encoder import Encoder
 from projector.codec.risk import Floats, features
 from protos.distortion import Distortion
@@ -49,8 +52,8 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Question:
-    """All that a risk depends on besides the frame's own losses.
+class AnswerRisk:
+    """Probability that a frame's answer differs from its picture's, for one picture and question.
 
     Attributes:
         encoder: with a risk model.
@@ -67,24 +70,82 @@ class Question:
     @classmethod
     def about(
         cls, encoder: Encoder, state: KVState, text: str, first_token: Floats | None
-    ) -> Question:
-        """A question about a picture's state."""
+    ) -> AnswerRisk:
+        """The risk for a question about a picture's state."""
         moved: Floats = encoder.project(state.flat()) - encoder.centre
         return cls(encoder, text, first_token, moved)
 
-    def risk(self, figures: Distortion) -> float:
-        """Probability of another answer from a frame with these losses; 0 without a model."""
+    def of(self, lost: Distortion) -> float:
+        """The risk of a frame with these losses; 0 without a risk model."""
         if self.encoder.risk is None:
             return 0.0
-        found = features(figures, self.text, self.first_token, self.moved)
+        found = features(lost, self.text, self.first_token, self.moved)
         return float(self.encoder.risk.risk(found))
 
-    def cause(self, figures: Distortion, limit: float) -> Cause | None:
+    def cause(self, lost: Distortion, limit: float) -> Cause | None:
         """Why the risk is over the limit: what the frame loses, or the picture itself; or None."""
-        if self.risk(figures) <= limit:
+        if self.of(lost) <= limit:
             return None
-        faithful = replace(figures, quantize=0.0, dropped_attention=0.0)
-        return UNFAMILIAR if self.risk(faithful) > limit else DISTORTION
+        faithful = replace(lost, quantize=0.0, dropped_attention=0.0)
+        return UNFAMILIAR if self.of(faithful) > limit else DISTORTION
+
+
+def within_limit(
+    frame: Frame,
+    lost: Distortion,
+    risk: AnswerRisk,
+    guard: Guard,
+    session: Session,
+    at: Callable[[OperatingPoint], Frame],
+) -> Frame:
+    """The frame itself if its risk is within the limit, or what takes its place.
+
+    Args:
+        frame: as it was first made, with its risk.
+        lost: its losses.
+        risk: of the picture and the question.
+        guard: that acts.
+        session: brings the points and the risk model's own limit.
+        at: makes the same capture's frame at another point.
+    """
+    risk_model = session.encoder.risk
+    limit = guard.limit if guard.limit is not None or risk_model is None else risk_model.limit
+    cause = risk.cause(lost, limit or 0.0)
+    if cause is None:
+        return frame
+    picture_point = _picture_point(guard, session)
+    if cause == DISTORTION:
+        for point in more_faithful(frame.point, session.points, session.ladder):
+            better = at(point)
+            if better.distortion is None or risk.of(better.distortion) > (limit or 0.0):
+                continue
+            if picture_point is not None and len(at(picture_point).payload) <= len(better.payload):
+                break  # the picture costs no more, and says all
+            return replace(better, risk=risk.of(better.distortion))
+    error = refusal(cause, frame.risk or 0.0, limit or 0.0)
+    return in_its_place(frame, cause, error, guard, session, at)
+
+
+def in_its_place(
+    frame: Frame,
+    cause: Cause,
+    error: BridgeError,
+    guard: Guard,
+    session: Session,
+    at: Callable[[OperatingPoint], Frame],
+) -> Frame:
+    """The picture in a frame's place if it may be sent, or else the frame, refused with `error`."""
+    picture_point = _picture_point(guard, session)
+    if picture_point is not None:
+        return replace(at(picture_point), risk=frame.risk, fallback=cause)
+    return replace(frame, refused=error)
+
+
+def _picture_point(guard: Guard, session: Session) -> OperatingPoint | None:
+    """The point at which the guard may send pictures, if it may."""
+    if guard.mode != PICTURE:
+        return None
+    return next((p for p in session.points.values() if p.kind == PICTURE), None)
 
 
 def more_faithful(

@@ -1,7 +1,6 @@
 """The picture point: the picture itself as a PNG, JPEG or WebP file.
 
-Knows Pillow's encoders; knows nothing of caches. This is the rung that every other one is measured
-against.
+Every other operating point is measured against this one.
 """
 
 from __future__ import annotations
@@ -12,6 +11,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from projector.models.pictures import as_rgb
+
+PICTURE = "picture"
+"""Name and kind of the picture point."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import edge_agent.cli
 import projector.commands.cli
 from cloud_server import engine as engines
 from cloud_server.settings import load
-from edge_agent.uplink.store import EncoderStore
+from edge_agent.uplink.encoder_store import EncoderStore
 from projector.models.lm import LM
 from projector.models.vlm import VLM
 from projector.training import corpus, texts

@@ -154,7 +154,7 @@ def test_no_import_points_the_wrong_way() -> None:
         ("edge_agent.cli", "projector"),
         ("edge_agent.cli", "cloud_server.config"),
         ("edge_agent.cli", "reference.source"),
-        ("cloud_server.engine", "edge_agent.uplink.uplink"),
+        ("cloud_server.engine", "edge_agent.uplink.delivery"),
         ("cloud_server.engine", "projector.training.train"),
         ("projector.codec.select", "projector.bundle.load"),
         ("reference.demo.run", "benchmarks.compare.measure"),

@@ -19,7 +19,9 @@ from benchmarks.compare.arms import Frame, Pair, seeing
 from benchmarks.compare.figures import WITHIN
 from benchmarks.compare.wire import Shot
 from benchmarks.rate.video import VIDEOS, Video, available, picture_bytes
-from edge_agent.encode import Coded, Plan, encode_state
+from edge_agent.encode import encode_state
+from edge_agent.frame import Frame as EdgeFrame
+from edge_agent.plan import Plan
 from edge_agent.uplink.session import Base
 from projector.models.vlm import VLM
 from projector.validation.estimate import clustered, paired, pareto, same_answer, thin
@@ -114,7 +116,7 @@ def transport_bytes(picture_overhead: float) -> float:
 
 def code(
     pair: Pair, states: Sequence[KVState], frames: int, point: OperatingPoint, delta: bool
-) -> Iterator[Coded]:
+) -> Iterator[EdgeFrame]:
     """Every frame as the agent codes it when no frame is lost.
 
     Args:
@@ -135,7 +137,7 @@ def code(
         yield coded
 
 
-def _sizes(coded: Sequence[Coded]) -> tuple[float, float]:
+def _sizes(coded: Sequence[EdgeFrame]) -> tuple[float, float]:
     """Mean bytes of payload and of message."""
     messages = [
         message_bytes(

@@ -1,1 +1,1 @@
-"""Frames up, answers down: session, connection, delivery."""
+"""Frames up, answers down: dial, negotiate, connection, request, delivery, scenes."""

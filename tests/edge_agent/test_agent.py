@@ -1,11 +1,11 @@
-"""The run: every capture and question ends in one record, whatever happens on the way."""
+"""The run as a whole: one record for every question, whatever fails."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edge_agent.agent import Agent, Summary
-from edge_agent.encode import Plan
+from edge_agent.agent import Agent
 from edge_agent.metrics import Metrics
-from edge_agent.records import Answered, AnswerRecord, RecordWriter, answered
+from edge_agent.output import Answered
+from edge_agent.plan import Plan
+from edge_agent.record import AnswerRecord
 from edge_agent.sources import Capture
-from edge_agent.uplink.budget import Budget
+from edge_agent.uplink.point_controller import PointController
 from protos.errors import (
     BridgeError,
     ConfigError,
     ContextError,
-    DiskFullError,
     FrameCorruptError,
     FrameMalformedError,
     IncompatibleLayoutError,
@@ -34,75 +34,7 @@ from protos.points import Measured
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder
-
-
-class Captures:
-    def __init__(self, items: list[Capture]) -> None:
-        self.items = items
-        self.taken = 0
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Capture]:
-        for item in self.items:
-            self.taken += 1
-            yield item
-
-
-def capture(name: str, size: int = 9, questions: tuple[str, ...] = ()) -> Capture:
-    picture = Image.new("RGB", (size, size), (len(name), 5, 6))
-    picture.putpixel((size - 1, 0), (9, 5, 6))  # one flat colour would be warned of
-    return Capture(name, picture, 7.0, questions)
-
-
-def nothing(name: str, size: tuple[int, int] = (9, 9)) -> Capture:
-    """A capture that shows nothing."""
-    return Capture(name, Image.new("RGB", size, (90, 90, 90)), 7.0)
-
-
-class Run:
-    """One agent over one fake server."""
-
-    def __init__(
-        self, items: list[Capture], tmp_path: Path, in_flight: int = 8, **kwargs: Any
-    ) -> None:
-        bridge = {k: kwargs.pop(k) for k in list(kwargs) if k in FakeBridge.__dataclass_fields__}
-        self.served = FakeBridge(make_encoder(), **bridge)
-        self.source, self.model = Captures(items), FakeModel()
-        self.records: list[AnswerRecord] = []
-        self.on_record: Callable[[AnswerRecord], None] = self.records.append
-        self.ended, self.logged = 0, io.StringIO()
-        self.metrics = Metrics()
-        self.kwargs = {"plan": Plan(), **kwargs}
-        self.tmp_path, self.in_flight = tmp_path, in_flight
-
-    def __call__(self) -> Summary:
-        async def run() -> Summary:
-            await self.served.start()
-            uplink = fake_uplink(self.served.dial, self.tmp_path, in_flight=self.in_flight)
-            agent = Agent(
-                self.source,
-                self.model,
-                uplink,
-                on_record=self.on_record,
-                metrics=self.metrics,
-                log=logs.configure("warning", stream=self.logged),
-                on_capture=self._one_more,
-                **self.kwargs,
-            )
-            try:
-                return await asyncio.wait_for(agent.run(), 30)
-            finally:
-                await self.served.stop()
-
-        return asyncio.run(run())
-
-    def _one_more(self) -> None:
-        self.ended += 1
-
-    def value(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value("neural_bridge_edge_" + name, labels) or 0.0
+from tests.fakes.fake_run import Captures, Run, capture, nothing
 
 
 @pytest.mark.parametrize("ask_mode", [False, True])
@@ -124,13 +56,6 @@ def test_every_question_about_every_capture_gets_one_record(tmp_path: Path, ask_
     assert 0 < record.distortion["quantize"] < 0.1
     assert run.value("answers_total") == 6
     assert run.value("queue_depth") == 0
-
-
-def test_the_servers_part_of_a_record_comes_from_the_answer(tmp_path: Path) -> None:
-    run = Run([capture("a")], tmp_path, questions=("x",))
-    run()
-    assert run.records[0].server_ms["ttft"] == 1.5
-    assert run.records[0].answer_tokens == 2
 
 
 def test_a_bad_picture_is_one_record_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -294,39 +219,6 @@ def test_a_stopped_run_ends_what_is_in_flight_and_takes_no_more(tmp_path: Path) 
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
-def test_a_record_is_one_line_of_strict_json(tmp_path: Path) -> None:
-    record = AnswerRecord("ab", "ä\n", 1.0, "q", distortion={"quantize": float("nan")})
-    writer = RecordWriter(str(tmp_path / "deeper" / "out.jsonl"))
-    writer.write(record)
-    writer.write(record)
-    writer.close()
-    lines = (tmp_path / "deeper" / "out.jsonl").read_text().splitlines()
-    assert len(lines) == 2
-    assert json.loads(lines[0])["capture"] == "ä\n"
-    assert json.loads(lines[0])["distortion"]["quantize"] is None
-
-
-def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    output.write_text('{"request_id": "a')
-    writer = RecordWriter(str(output))
-    writer.write(AnswerRecord("ab", "a", 1.0, "q", answer="yes"))
-    writer.close()
-    assert json.loads(output.read_text().splitlines()[1])["answer"] == "yes"
-    assert answered(str(output)).times == {("a", "q", 1.0)}
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_records_that_find_no_room_end_the_run_typed(tmp_path: Path) -> None:
-    writer = RecordWriter("/dev/full")
-    run = Run([capture(f"{i}") for i in range(40)], tmp_path, in_flight=2, questions=("x",))
-    run.on_record = writer.write
-    with pytest.raises(DiskFullError, match="/dev/full"):
-        run()
-    writer.close()
-    assert run.source.taken < 40
-
-
 def test_what_an_earlier_run_answered_is_left_out(tmp_path: Path) -> None:
     items = [capture(name) for name in "abc"]
     asked = ((items[0], "x"), (items[0], "y"), (items[1], "y"))
@@ -337,21 +229,6 @@ def test_what_an_earlier_run_answered_is_left_out(tmp_path: Path) -> None:
     assert (summary.captures, summary.answered, run.ended, run.model.seen) == (3, 3, 3, 2)
 
 
-def test_an_answer_by_either_model_is_one_and_an_error_is_none(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    error = {"code": 500, "name": "offline", "message": "gone"}
-    writer = RecordWriter(str(output))
-    writer.write(AnswerRecord("1", "a", 1.0, "q", answer="yes"))
-    writer.write(AnswerRecord("2", "b", 1.0, "q", edge_answer="no", fallback="late", error=error))
-    writer.write(AnswerRecord("3", "c", 1.0, "q", edge_answer="no", error=error))
-    writer.write(AnswerRecord("4", "d", 1.0, "q", error=error))
-    writer.close()
-    assert answered(str(output)).times == {("a", "q", 1.0), ("b", "q", 1.0)}
-    assert answered(str(tmp_path / "none")) == Answered()
-    with pytest.raises(ConfigError, match="--output FILE"):
-        answered("-")
-
-
 def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path: Path) -> None:
     """An objective shorter than it takes to connect must not keep the agent from connecting."""
 
@@ -359,13 +236,13 @@ def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path:
         served = FakeBridge(make_encoder())
         await served.start()
         uplink = fake_uplink(served.dial, tmp_path)
-        connect, slow, records = uplink._connect, [0.0], list[AnswerRecord]()
+        connect, slow, records = uplink.connection._connect, [0.0], list[AnswerRecord]()
 
         async def later() -> Any:
             await asyncio.sleep(slow[0])
             return await connect()
 
-        uplink._connect = later  # type: ignore[method-assign]
+        uplink.connection._connect = later  # type: ignore[method-assign]
 
         class Endless(Captures):
             def __iter__(self) -> Iterator[Capture]:
@@ -382,8 +259,8 @@ def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path:
                 await asyncio.sleep(0.001)
             slow[0] = 0.5
             served.sessions.clear()
-            assert uplink._stream is not None
-            uplink._stream.call.cancel()
+            assert uplink.connection.stream is not None
+            uplink.connection.stream.call.cancel()
 
         agent = Agent(
             Endless([capture("a")]),
@@ -395,7 +272,7 @@ def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path:
             logs.configure("error"),
             questions=("x",),
             edge_fallback=True,
-            budget=Budget(latency_s=0.2),
+            controller=PointController(latency_s=0.2),
         )
         trouble = asyncio.create_task(cut())
         await agent.run()
@@ -415,11 +292,6 @@ def test_with_the_fallback_a_run_starts_without_a_server(tmp_path: Path) -> None
     assert run.records[0].fallback == "offline"
 
 
-def test_an_output_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written"):
-        RecordWriter(str(tmp_path))
-
-
 def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked_late(
     tmp_path: Path,
 ) -> None:
@@ -428,7 +300,7 @@ def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked
         tmp_path,
         questions=("x",),
         edge_fallback=True,
-        budget=Budget(latency_s=0.05),
+        controller=PointController(latency_s=0.05),
         gate=asyncio.Event(),
     )
     summary = run()
@@ -444,7 +316,12 @@ def test_an_answer_that_comes_after_the_objective_is_the_small_models_and_marked
 def test_a_limit_that_no_point_keeps_to_is_said_once(
     tmp_path: Path, limit: float, said: str
 ) -> None:
-    run = Run([capture("a"), capture("b")], tmp_path, questions=("x",), budget=Budget(None, limit))
+    run = Run(
+        [capture("a"), capture("b")],
+        tmp_path,
+        questions=("x",),
+        controller=PointController(None, limit),
+    )
     fp8, *rest = run.served.encoder.points
     fp8 = replace(fp8, measured=Measured(36, 100, 0.93, 0.02, 0.0))
     run.served.encoder = replace(run.served.encoder, points=(fp8, *rest))
@@ -455,7 +332,9 @@ def test_a_limit_that_no_point_keeps_to_is_said_once(
 
 
 def test_the_distortion_limit_moves_the_agent_off_the_servers_default(tmp_path: Path) -> None:
-    run = Run([capture("a")], tmp_path, questions=("x",), budget=Budget(distortion=0.2))
+    run = Run(
+        [capture("a")], tmp_path, questions=("x",), controller=PointController(distortion=0.2)
+    )
     encoder = run.served.encoder
     fp8, low, raw = encoder.points
     low = replace(low, measured=Measured(4, 60, 0.90, 0.3, 0.1))
@@ -489,38 +368,3 @@ def test_a_source_that_gives_deep_samples_gets_an_error_not_a_white_picture(tmp_
     found = {record.capture: record for record in run.records}
     assert found["deep"].error is not None and found["deep"].error["name"] == "picture"
     assert found["clear"].error is None and found["clear"].warnings == ("degenerate",)
-
-
-def test_what_the_service_warns_of_is_in_the_record(tmp_path: Path) -> None:
-    run = Run([capture("a"), nothing("flat")], tmp_path, questions=("x",), warnings=("degenerate",))
-    run()
-    assert [record.warnings for record in run.records] == [("degenerate",)] * 2, "each once"
-
-
-def test_a_new_picture_under_an_old_name_is_asked_about_again(tmp_path: Path) -> None:
-    """And the same picture is not, whenever its file was written."""
-    output = tmp_path / "out.jsonl"
-    first, same, other = capture("a"), capture("a"), capture("a")
-    same = replace(same, captured_at=first.captured_at + 60)
-    other = replace(other, picture=Image.new("RGB", (9, 9), (200, 0, 0)))
-    writer = RecordWriter(str(output))
-    run = Run([first], tmp_path, questions=("x",))
-    run.on_record = writer.write
-    run()
-    writer.close()
-    done = answered(str(output))
-    assert Run([same], tmp_path, questions=("x",), done=done)().questions == 0
-    assert Run([other], tmp_path, questions=("x",), done=done)().questions == 1
-
-
-def test_a_record_without_a_digest_counts_for_its_time_of_capture(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    old = {"capture": "a", "captured_at": 1.5, "question": "x", "answer": "yes", "fallback": ""}
-    output.write_text("\ufeff" + json.dumps(old) + "\n", encoding="utf-8")
-    done = answered(str(output))
-    assert done.holds(replace(capture("a"), captured_at=1.5), "x")
-    assert not done.holds(replace(capture("a"), captured_at=2.5), "x")
-    assert not done.holds(replace(capture("a"), captured_at=1.5), "y")
-    output.write_text(json.dumps(old) + "\n", encoding="utf-16")
-    with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
-        answered(str(output))

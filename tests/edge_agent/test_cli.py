@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edge_agent import cli
+from edge_agent import assemble, cli
 from edge_agent.settings import PREFIX, Settings
 from protos.errors import ConfigError, ModelError, OfflineError, PictureError, SourceError
-from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, make_encoder
 
@@ -46,7 +45,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(cli, "load", lambda *_: FakeModel())
+    monkeypatch.setattr(assemble, "load", lambda *_: FakeModel())
     return folder
 
 
@@ -225,7 +224,7 @@ def test_inspect_prints_the_layout(model: Path, capsys: pytest.CaptureFixture[st
 def test_inspect_checks_the_settings_without_loading_the_model(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(assemble, "load", lambda *_: pytest.fail("the model was loaded"))
     assert cli.main(["inspect", "--check-config", str(model)]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["model"] == str(model) and set(shown) == set(Settings.model_fields)
@@ -269,7 +268,7 @@ import sys, itertools
 from pathlib import Path
 from PIL import Image
 sys.path.insert(0, ".")
-from edge_agent import cli
+from edge_agent import assemble, cli
 from edge_agent.sources import Capture
 from tests.fakes.fake_edge import FakeModel
 
@@ -280,25 +279,10 @@ class Endless:
         for i in itertools.count():
             yield Capture(str(i), Image.new("RGB", (9, 9)), 1.0)
 
-cli.load = lambda *_: FakeModel()
+assemble.load = lambda *_: FakeModel()
 cli.open_source = lambda uri: Endless()
 folder = Path(sys.argv[2])
 (folder / "config.json").write_text("{}")
 sys.exit(cli.main(["run", "--model", str(folder), "--server", sys.argv[1], "--source", "x",
                    "--question", "x", "--state-dir", str(folder / "s"), "--log-level", "error"]))
 """
-
-
-def test_a_long_run_off_a_terminal_says_how_far_it_is_now_and_then(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    now = [0.0]
-    with cli._progress(100, False, logs.configure("info", "edge_agent"), lambda: now[0]) as advance:
-        for _ in range(100):
-            now[0] += 1.0
-            advance()
-    logs.drain()
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(row["event"], row["captures"], row["of"], row["left_s"]) for row in told] == [
-        *(("progress", done, 100, 100 - done) for done in (30, 60, 90))
-    ]

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.encode import Plan
 from edge_agent.guard import Guard, more_faithful
 from edge_agent.picture import PictureCodec
+from edge_agent.plan import Plan
 from edge_agent.sources import Capture
 from projector.codec.risk import RiskModel, feature_count
 from protos.errors import OverloadedError
 from protos.points import OperatingPoint
 from protos.requests import parse_infer_request
-from tests.edge_agent.test_agent import Run, capture, nothing
 from tests.fakes.fake_edge import RANK
+from tests.fakes.fake_run import Run, capture, nothing
 
 SMALL_PICTURE = b"smaller than a frame"
 HOPELESS = {"bias": 3.0}

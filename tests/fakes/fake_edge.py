@@ -12,8 +12,9 @@ from PIL import Image
 
 from edge_agent.metrics import Metrics
 from edge_agent.prefill import Sight
-from edge_agent.uplink.store import EncoderStore
-from edge_agent.uplink.uplink import RetryPolicy, Uplink
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.retry import RetryPolicy
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
 from protos.entropy.tables import EntropyTables
@@ -122,6 +123,7 @@ def fake_uplink(
     in_flight: int = 8,
     retries: int | None = 6,
     give_up_s: float = 60.0,
+    log: logs.Logger | None = None,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -130,7 +132,7 @@ def fake_uplink(
         dial,
         EncoderStore(state_dir),
         Metrics(),
-        logs.configure("error"),
+        log or logs.configure("error"),
         RetryPolicy(
             give_up_s=give_up_s,
             retries=retries,

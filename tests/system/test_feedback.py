@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from edge_agent.encode import Plan
+from edge_agent.frame_maker import FrameMaker
 from edge_agent.metrics import Metrics
 from edge_agent.picture import PictureCodec
-from edge_agent.pipeline import Outgoing, View
+from edge_agent.plan import Plan
 from edge_agent.prefill import load as load_edge
 from edge_agent.sources import Capture
-from edge_agent.uplink.session import dial_insecure
-from edge_agent.uplink.store import EncoderStore
-from edge_agent.uplink.uplink import Outcome, RetryPolicy, Scene, Uplink
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.dial import dial_insecure
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.outcome import Outcome
+from edge_agent.uplink.request import Request
+from edge_agent.uplink.retry import RetryPolicy
+from edge_agent.uplink.scenes import Scene, Scenes
 from projector.bundle.load import Bundle
 from projector.codec.arrays import Floats
 from projector.codec.encoder import Encoder
@@ -122,14 +126,16 @@ def send(pair: Pair, server: Server, folder: Path, point: str, back: str) -> lis
 
     async def run() -> list[Outcome]:
         uplink, model = uplink_to(server, pair, folder), load_edge(pair.edge_path)
-        scenes = []
+        scenes, kept = Scenes(uplink), []
         for number in range(SCENES):
             capture = Capture(str(number), seen(number), float(number))
-            view = View(capture, model, Plan(point=point, picture=PictureCodec("png")), Metrics())
-            held = await uplink.hold(Outgoing("", view))
+            maker = FrameMaker(
+                capture, model, Plan(point=point, picture=PictureCodec("png")), Metrics()
+            )
+            held = await scenes.hold(Request("", maker))
             assert isinstance(held, Scene), held.error
-            scenes.append(held)
-        outcomes = [await uplink.feedback(scene, os.urandom(8), back) for scene in scenes]
+            kept.append(held)
+        outcomes = [await scenes.feedback(scene, os.urandom(8), back) for scene in kept]
         await uplink.close()
         return outcomes
 

@@ -11,8 +11,8 @@ import pytest
 from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.sessions import Sessions
 from edge_agent.metrics import Metrics
-from edge_agent.uplink.session import negotiate
-from edge_agent.uplink.store import EncoderStore
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.negotiate import negotiate
 from protos.digest import session_constants
 from protos.errors import IncompatibleLayoutError
 from protos.layout import KVLayout

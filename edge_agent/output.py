@@ -1,94 +1,19 @@
-"""What the consumer gets: one `AnswerRecord` per question, written as one JSON line.
-
-Knows the record's fields and how a line is written; knows nothing of how an answer came about.
-"""
+"""The file of records: one JSON line an answer, and what an earlier run has answered already."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from edge_agent.record import AnswerRecord
 from edge_agent.sources import Capture
 from protos.errors import ConfigError, DiskFullError
 from protos.process.files import expanded, without_mark
-
-
-@dataclass(frozen=True)
-class AnswerRecord:
-    """How one question about one capture ended.
-
-    Attributes:
-        request_id: hexadecimal; the same in both sides' logs. Empty where nothing was sent.
-        capture: the capture's name in its source.
-        captured_at: seconds since the Unix epoch.
-        content: digest of the picture's pixels or of the text; empty where the capture failed.
-        question: as asked; empty where the capture itself failed.
-        answer: the service's answer, or in feedback mode the small model's from the service's
-            state; None where there is none.
-        edge_answer: the small model's own answer, if it was asked for.
-        frame_number: number of the frame in its session; None where nothing was sent.
-        point: operating point that the frame was sent at.
-        tokens: image tokens of the whole grid; 0 for a picture.
-        kept_tokens: tokens whose latents were sent.
-        payload_bytes: the frame's payload.
-        message_bytes: the request's message with everything in it; in ask mode the question's
-            alone (the frame travelled once, for all questions).
-        attempts: times that the request was sent.
-        edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
-        server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
-            ttft, total).
-        distortion: quantize, dropped_attention, latent_residual, unfamiliarity.
-        feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
-            the service sent back (`round_trip` where the small model saw the picture too); None
-            where it sent none.
-        answer_tokens: tokens that the service generated.
-        from_memory: the service had answered this request before.
-        fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
-            degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
-            the picture, or, with an error, the small model's.
-        risk: probability that the frame is answered otherwise than its picture would be; None where
-            the guard did not look.
-        warnings: names of what an answer should not be trusted for: `degenerate`, the picture shows
-            nothing to answer from (one flat colour, one side over 64 times the other).
-        error: None, or `code`, `name` and `message` of what ended the question.
-    """
-
-    request_id: str
-    capture: str
-    captured_at: float
-    question: str
-    answer: str | None = None
-    edge_answer: str | None = None
-    frame_number: int | None = None
-    point: str = ""
-    tokens: int = 0
-    kept_tokens: int = 0
-    payload_bytes: int = 0
-    message_bytes: int = 0
-    attempts: int = 0
-    edge_ms: dict[str, float] = field(default_factory=dict)
-    server_ms: dict[str, float] = field(default_factory=dict)
-    distortion: dict[str, float] = field(default_factory=dict)
-    feedback: dict[str, Any] | None = None
-    answer_tokens: int = 0
-    from_memory: bool = False
-    fallback: str = ""
-    risk: float | None = None
-    warnings: tuple[str, ...] = ()
-    error: dict[str, Any] | None = None
-    content: str = ""
-
-    def to_json(self) -> str:
-        """One line of strict JSON, keys in the order of the fields."""
-        line = json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
-        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
 
 
 class RecordWriter:
@@ -198,11 +123,3 @@ def _torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return value

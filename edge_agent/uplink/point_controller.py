@@ -1,35 +1,21 @@
-"""Which operating point the next frame travels at: the link as measured, the ladder as calibrated.
+"""The controller: at which operating point the next frame travels.
 
-Calls, in order, for every frame: `Budget.may_send` until it is so → `admit` → `choose` → `sent` →
-`ended` or `lost`; `settle` when a place among those in flight is given back. Knows sizes, times and
-figures; knows nothing of sockets, frames or models. Takes its clock from outside, so that a
-simulation runs the very code that a device does.
+It weighs the link as measured (`link`) against the points as calibrated. Calls, in order, for every
+frame: `may_send` until it is so → `admit` → `choose` → `sent` → `ended` or `lost`; `settle` when a
+place among those in flight is given back. Takes its clock from outside, so that a simulation runs
+the very code that a device does.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from edge_agent.uplink.link import Link
 
 Clock = Callable[[], float]
-
-_WINDOW = 24
-"""Requests that the link's estimate rests on: two and a half seconds at ten frames a second."""
-_APART_BYTES = 32.0
-"""Two requests closer in size than this say nothing about the rate."""
-_PAIRS = 4
-"""Pairs of requests of different size from which on a rate is believed."""
-_FORGET = 0.997
-"""What is left, per request, of an old rate that nothing confirms: a link gets another try."""
-_JITTER_QUANTILE = 0.9
-_MEMORY_S = 30.0
-"""Time constant in which a slow spell is forgotten: what a climb has to reckon with."""
 
 
 @dataclass(frozen=True)
@@ -64,173 +50,6 @@ def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
     return tuple(front[max(range(len(front)), key=lambda i: (worth[i], i)) :] if front else ())
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    at: float
-    size: int
-    queued: int
-
-
-class Link:
-    """The uplink's delay and rate, from what was sent and when it ended.
-
-    A request's time on the link, the server's own left out, is modelled as `rtt + queued / rate`,
-    `queued` being its bytes and those sent before it that had not left. The rate is the median
-    over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
-    one outage moves neither for long. Not thread safe; `Budget` holds the lock.
-
-    Attributes:
-        overdue_s: seconds that the request that ended last had taken, if that was longer than
-            expected; else 0.
-    """
-
-    def __init__(self) -> None:
-        self.overdue_s = 0.0
-        self._waiting: dict[Hashable, _Waiting] = {}
-        self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)  # queued bytes, seconds
-        self._server: deque[float] = deque(maxlen=_WINDOW)
-        self._intervals: deque[float] = deque(maxlen=_WINDOW)
-        self._sent_at: float | None = None
-        self._server_s = 0.0
-        self._interval_s = float("inf")
-        self._seconds_per_byte = 0.0
-        self._slowest = 0.0
-        self._slowest_at = 0.0
-        self._rest = np.zeros(0)
-        self._rtt_s = 0.0
-        self._jitter_s = 0.0
-
-    @property
-    def rtt_s(self) -> float:
-        """Seconds there and back for a request of no bytes; 0 before the first has ended."""
-        return self._rtt_s
-
-    @property
-    def bytes_per_s(self) -> float:
-        """The rate; infinite while no request was large enough to tell."""
-        return 1.0 / self._seconds_per_byte if self._seconds_per_byte > 0 else float("inf")
-
-    def sent(self, key: Hashable, size: int, at: float) -> None:
-        """A request of `size` bytes leaves at `at` (seconds)."""
-        if self._sent_at is not None:
-            self._intervals.append(at - self._sent_at)
-            self._interval_s = float(np.mean(self._intervals))
-        self._sent_at = at
-        self._waiting[key] = _Waiting(at, size, size + self._queued(at))
-
-    def lost(self, key: Hashable, at: float) -> None:
-        """A request will not end: its stream broke, or its sender gave up at `at`.
-
-        Where it had taken longer than expected by then, that much is known of the link.
-        """
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            return
-        if self._overdue(waiting, at):
-            self.ended(key, at, self._server_s)
-        else:
-            del self._waiting[key]
-
-    def ended(self, key: Hashable, at: float, server_s: float) -> None:
-        """A request's terminal event came at `at`, after the server had worked on it so long."""
-        waiting = self._waiting.pop(key, None)
-        if waiting is None:
-            return
-        if server_s > 0 and server_s >= at - waiting.at:
-            return  # it was worked on before it was sent (again): nothing is known of its way
-        self.overdue_s = at - waiting.at if self._overdue(waiting, at) else 0.0
-        self._server.append(max(0.0, server_s))
-        self._server_s = float(np.median(self._server))
-        self._seen.append((float(waiting.queued), max(0.0, at - waiting.at - max(0.0, server_s))))
-        self._fit()
-        self._slowest, self._slowest_at = self._pace(at, cautious=True), at
-
-    @property
-    def known(self) -> bool:
-        """Whether any request has ended."""
-        return bool(self._seen)
-
-    @property
-    def unloaded_s(self) -> float:
-        """Seconds that most requests would take if no byte took any."""
-        return self._rtt_s + self._server_s
-
-    def queue_s(self, size: float, at: float, cautious: bool = False) -> float:
-        """Seconds that `size` bytes, sent at `at`, and those before them would take to leave."""
-        return (size + self._queued(at)) * self._pace(at, cautious)
-
-    def delay(self, size: float, at: float) -> float:
-        """Seconds until a request of `size` bytes, sent at `at`, would end, as most do."""
-        return self.unloaded_s + self.queue_s(size, at)
-
-    def silent(self, at: float) -> bool:
-        """Whether the oldest request on its way should have ended by `at`.
-
-        A slow link and one that is down look alike then: nothing is known of the rate.
-        """
-        oldest = next(iter(self._waiting.values()), None)
-        return oldest is not None and self._overdue(oldest, at)
-
-    def in_time(self, size: float, at: float, objective_s: float, cautious: bool = False) -> float:
-        """Share of requests of `size` bytes, sent at `at`, that would end in time.
-
-        As many as would have with the delays of late, less what their bytes took: while a link
-        comes and goes the share falls for every size alike, on a narrow one for the large sizes.
-
-        Args:
-            size: bytes.
-            at: seconds.
-            objective_s: what is in time, seconds from sending.
-            cautious: at the slowest rate of late, not at the present one.
-        """
-        left_s = objective_s - self.queue_s(size, at, cautious) - self._server_s
-        within = int(np.searchsorted(self._rest, left_s, side="right"))
-        return (within + 1) / (len(self._rest) + 1)
-
-    def load(self, size: float, at: float, cautious: bool = False) -> float:
-        """Share of the rate that requests of `size` bytes, as often as now, would take."""
-        return size * self._pace(at, cautious) / max(self._interval_s, 1e-3)
-
-    def _pace(self, at: float, cautious: bool) -> float:
-        """Seconds per byte."""
-        if not cautious:
-            return self._seconds_per_byte
-        faded = self._slowest * math.exp(min(0.0, self._slowest_at - at) / _MEMORY_S)
-        return max(self._seconds_per_byte, faded)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        return not self._waiting
-
-    def _overdue(self, waiting: _Waiting, at: float) -> bool:
-        expected = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
-        return at - waiting.at > expected + self._server_s
-
-    def _queued(self, at: float) -> int:
-        """Bytes that have not left by `at`, those of requests that the server works on left out."""
-        return sum(w.size for w in self._waiting.values() if not self._at_server(w, at))
-
-    def _at_server(self, waiting: _Waiting, at: float) -> bool:
-        arrived = self._rtt_s + self._jitter_s + waiting.queued * self._seconds_per_byte
-        return arrived < at - waiting.at <= arrived + self._server_s
-
-    def _fit(self) -> None:
-        seen = np.array(self._seen)
-        queued, seconds = seen[:, 0], seen[:, 1]
-        across = queued[:, None] - queued
-        apart = across > _APART_BYTES
-        if int(apart.sum()) >= _PAIRS:
-            slope = float(np.median((seconds[:, None] - seconds)[apart] / across[apart]))
-        else:
-            slope = self._seconds_per_byte * _FORGET
-        # No request can have been faster than its bytes alone would take.
-        self._seconds_per_byte = min(max(0.0, slope), float((seconds / queued).min()))
-        rest = self._rest = np.sort(seconds - self._seconds_per_byte * queued)
-        self._rtt_s = float(np.median(rest))
-        self._jitter_s = max(0.0, float(np.quantile(rest, _JITTER_QUANTILE)) - self._rtt_s)
-
-
 @dataclass
 class _Hold:
     """A rung that was too much: not before `until`, and longer the next time."""
@@ -239,7 +58,7 @@ class _Hold:
     length_s: float
 
 
-class Budget:
+class PointController:
     """Picks the rung that brings the most right answers in time, within the distortion limit.
 
     A rung's worth is its accuracy times the share of its frames that the link as measured would

@@ -16,7 +16,7 @@ import pytest
 from edge_agent.settings import PREFIX
 from protos.errors import OfflineError
 from protos.process.proxies import proxy_of
-from tests.edge_agent.test_streams import AGENT, server, stage  # noqa: F401
+from tests.edge_agent.test_standard_streams import AGENT, server, stage  # noqa: F401
 from tests.fakes.fake_bridge import FakeBridge
 
 

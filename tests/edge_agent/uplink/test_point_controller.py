@@ -1,4 +1,4 @@
-"""The controller: what it makes of a link, and where on the ladder it stands because of that."""
+"""The controller: where it stands on the ladder, and when frames wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controller import Trace, recorded, simulate, traces
-from edge_agent.uplink.budget import Budget, Link, Rung, climbable
+from edge_agent.uplink.link import Link
+from edge_agent.uplink.point_controller import PointController, Rung, climbable
 from protos.errors import ConfigError
 
 LOW, MID, HIGH = (
@@ -19,12 +20,12 @@ LADDER = (MID, HIGH, LOW)
 
 
 class Simulated:
-    """A budget on a link of a given rate; frames are sent one after the other."""
+    """A controller on a link of a given rate; frames are sent one after the other."""
 
     def __init__(self, latency_s: float | None = 0.5, distortion: float | None = None) -> None:
         self.now = 0.0
         self.switched: list[tuple[str, str]] = []
-        self.budget = Budget(
+        self.controller = PointController(
             latency_s,
             distortion,
             clock=lambda: self.now,
@@ -35,13 +36,13 @@ class Simulated:
     def frames(self, count: int, bytes_per_s: float, rtt_s: float = 0.05) -> list[str]:
         chosen = []
         for _ in range(count):
-            name = self.budget.choose(LADDER, "high")
+            name = self.controller.choose(LADDER, "high")
             size = next(r.wire_bytes for r in LADDER if r.name == name)
             self._frames += 1
-            self.budget.sent(self._frames, int(size))
+            self.controller.sent(self._frames, int(size))
             spent_s = rtt_s + size / bytes_per_s
             self.now += spent_s
-            self.budget.ended(self._frames, 0.0)
+            self.controller.ended(self._frames, 0.0)
             self.now += max(0.0, 0.2 - spent_s)
             chosen.append(name)
         return chosen
@@ -50,39 +51,6 @@ class Simulated:
 def test_a_point_that_a_cheaper_one_reaches_is_no_rung() -> None:
     worse = Rung("worse", 2000.0, 0.92, 0.2)
     assert climbable([HIGH, worse, LOW, MID]) == (LOW, MID, HIGH)
-
-
-def test_the_estimate_finds_the_links_delay_and_rate() -> None:
-    link = Link()
-    for number, size in enumerate([100, 4000, 900, 2500, 100, 6000, 1500, 300]):
-        link.sent(number, size, at=float(number))
-        link.ended(number, at=number + 0.08 + size / 20_000 + 0.3, server_s=0.3)
-    assert link.rtt_s == pytest.approx(0.08, abs=1e-6)
-    assert link.bytes_per_s == pytest.approx(20_000, rel=1e-6)
-    assert link.delay(2000, at=9.0) == pytest.approx(0.08 + 0.1 + 0.3, abs=1e-6)
-
-
-def test_bytes_on_their_way_delay_the_next_frame() -> None:
-    link = Link()
-    for number, size in enumerate([100, 4000, 100, 4000]):
-        link.sent(number, size, at=float(number))
-        link.ended(number, at=number + size / 10_000, server_s=0.0)
-    empty = link.delay(100, at=5.0)
-    link.sent("big", 5000, at=5.0)
-    assert link.delay(100, at=5.0) == pytest.approx(empty + 0.5, abs=1e-6)
-
-
-def test_a_link_is_silent_from_when_an_answer_should_have_come() -> None:
-    link = Link()
-    link.sent("a", 100, at=0.0)
-    link.ended("a", at=0.05, server_s=0.0)
-    link.sent("b", 100, at=1.0)
-    assert not link.silent(at=1.04) and link.silent(at=1.06)
-    link.lost("b", at=9.0)
-    assert not link.silent(at=9.0) and link.overdue_s == pytest.approx(8.0)
-    link.sent("c", 100, at=9.0)
-    link.ended("c", at=9.05, server_s=0.0)
-    assert link.overdue_s == 0.0
 
 
 def test_frames_given_up_late_still_say_that_the_link_is_slow() -> None:
@@ -94,31 +62,19 @@ def test_frames_given_up_late_still_say_that_the_link_is_slow() -> None:
     assert link.in_time(100, at=9.0, objective_s=0.8) < 0.5
 
 
-def test_what_comes_and_goes_is_as_often_in_time_at_every_size() -> None:
-    link = Link()
-    for number in range(24):
-        size = 200 if number % 2 else 100
-        link.sent(number, size, at=float(number))
-        outage_s = 0.7 * (number % 8 in (3, 6))
-        link.ended(number, at=number + 0.05 + size / 10_000 + outage_s, server_s=0.0)
-    small, large = (link.in_time(size, 30.0, 0.5) for size in (100, 2000))
-    assert small == large == pytest.approx(0.75, abs=0.02)
-    assert link.in_time(6000, 30.0, 0.5) < 0.1
-
-
 def test_while_the_link_is_silent_the_advised_rung_is_stood_on_and_frames_still_go() -> None:
     run = Simulated()
     assert run.frames(40, 1e6)[-1] == "high"
-    run.budget.sent("stuck", 10_000)
+    run.controller.sent("stuck", 10_000)
     run.now += 3.0
-    assert run.budget.choose(LADDER, "high", "mid") == "mid"
-    assert run.budget.may_send(LADDER)
+    assert run.controller.choose(LADDER, "high", "mid") == "mid"
+    assert run.controller.may_send(LADDER)
     run = Simulated()
     run.frames(40, 1e6)
-    run.budget.sent("stuck", 10_000)
+    run.controller.sent("stuck", 10_000)
     run.now += 3.0
     dominated = Rung("advised", 2000.0, 0.92, 0.2)
-    assert run.budget.choose([*LADDER, dominated], "high", "advised") == "mid"
+    assert run.controller.choose([*LADDER, dominated], "high", "advised") == "mid"
 
 
 def test_a_link_that_narrows_takes_the_ladder_down_and_back_up_when_it_widens() -> None:
@@ -140,18 +96,18 @@ def test_a_point_that_keeps_failing_is_tried_ever_less_often() -> None:
 def test_the_distortion_limit_is_never_exceeded_however_slow_the_link() -> None:
     run = Simulated(distortion=0.4)
     assert set(run.frames(100, 500.0)) <= {"mid", "high"}
-    assert Simulated(distortion=0.01).budget.choose(LADDER, "mid") == "high"
-    assert Simulated(distortion=0.2).budget.choose(LADDER, "low") == "high"
+    assert Simulated(distortion=0.01).controller.choose(LADDER, "mid") == "high"
+    assert Simulated(distortion=0.2).controller.choose(LADDER, "low") == "high"
 
 
 def test_what_cannot_be_kept_to_is_said() -> None:
-    limited = Simulated(distortion=0.01).budget
+    limited = Simulated(distortion=0.01).controller
     assert "sent, at" in limited.unmet(LADDER, "high")
     assert "not measured" in limited.unmet(LADDER, "picture")
     assert "no operating point was measured" in limited.unmet([], "mid")
-    assert "up to low" in Simulated(distortion=0.4).budget.unmet(LADDER, "low")
-    assert Simulated(distortion=0.4).budget.unmet(LADDER, "high") == ""
-    assert Budget().unmet([], "mid") == ""
+    assert "up to low" in Simulated(distortion=0.4).controller.unmet(LADDER, "low")
+    assert Simulated(distortion=0.4).controller.unmet(LADDER, "high") == ""
+    assert PointController().unmet([], "mid") == ""
 
 
 def test_a_rung_that_brings_fewer_answers_per_byte_than_a_dearer_one_is_never_stood_on() -> None:
@@ -164,55 +120,55 @@ def test_a_rung_that_brings_fewer_answers_per_byte_than_a_dearer_one_is_never_st
 
 def test_a_run_begins_on_the_advised_point_and_climbs_from_there() -> None:
     run = Simulated()
-    assert run.budget.choose(LADDER, "high", "mid") == "mid"
-    assert Simulated().budget.choose(LADDER, "mid", "high") == "mid"
-    assert Simulated().budget.choose(LADDER, "high", "gone") == "high"
+    assert run.controller.choose(LADDER, "high", "mid") == "mid"
+    assert Simulated().controller.choose(LADDER, "mid", "high") == "mid"
+    assert Simulated().controller.choose(LADDER, "high", "gone") == "high"
     for number in range(400):
-        name = run.budget.choose(LADDER, "high", "mid")
-        run.budget.sent(number, int(next(r.wire_bytes for r in LADDER if r.name == name)))
+        name = run.controller.choose(LADDER, "high", "mid")
+        run.controller.sent(number, int(next(r.wire_bytes for r in LADDER if r.name == name)))
         run.now += 0.05
-        run.budget.ended(number, 0.0)
-    assert run.budget.current == "high"
+        run.controller.ended(number, 0.0)
+    assert run.controller.current == "high"
 
 
 def test_without_an_objective_and_a_limit_the_advice_stands() -> None:
-    assert Simulated(latency_s=None).budget.choose(LADDER, "mid") == "mid"
-    assert Simulated().budget.choose(LADDER, "unmeasured") == "unmeasured"
+    assert Simulated(latency_s=None).controller.choose(LADDER, "mid") == "mid"
+    assert Simulated().controller.choose(LADDER, "unmeasured") == "unmeasured"
 
 
 def test_frames_wait_at_the_source_only_while_an_end_will_wake_them() -> None:
     run = Simulated()
     run.frames(20, 300.0)
-    assert run.budget.may_send(LADDER)
-    run.budget.sent("more", 100)
-    assert not run.budget.may_send(LADDER)
-    run.budget.lost("more")
-    assert run.budget.may_send(LADDER)
+    assert run.controller.may_send(LADDER)
+    run.controller.sent("more", 100)
+    assert not run.controller.may_send(LADDER)
+    run.controller.lost("more")
+    assert run.controller.may_send(LADDER)
 
 
 def test_a_long_way_holds_no_frame_back_for_no_waiting_mends_it() -> None:
     run = Simulated()
     run.frames(20, 1e6, rtt_s=0.45)
     for number in range(4):
-        assert run.budget.may_send(LADDER)
-        run.budget.sent(f"more {number}", 100)
+        assert run.controller.may_send(LADDER)
+        run.controller.sent(f"more {number}", 100)
 
 
 def test_frames_that_are_admitted_count_before_they_are_sent() -> None:
     run = Simulated()
-    assert run.budget.may_send(LADDER)
-    run.budget.admit()
-    assert not run.budget.may_send(LADDER)  # nothing is known of the link: one by one
-    run.budget.settle(0)
+    assert run.controller.may_send(LADDER)
+    run.controller.admit()
+    assert not run.controller.may_send(LADDER)  # nothing is known of the link: one by one
+    run.controller.settle(0)
     run.frames(20, 1000.0)
     admitted = 0
-    while run.budget.may_send(LADDER) and admitted < 8:
-        run.budget.admit()
+    while run.controller.may_send(LADDER) and admitted < 8:
+        run.controller.admit()
         admitted += 1
     assert 1 <= admitted <= 4  # a tenth of a second each
     for number in range(admitted):
-        run.budget.sent(f"more {number}", 100)
-    assert not run.budget.may_send(LADDER)
+        run.controller.sent(f"more {number}", 100)
+    assert not run.controller.may_send(LADDER)
 
 
 def test_an_answer_that_was_worked_on_before_it_was_sent_again_says_nothing_of_the_link() -> None:
@@ -224,16 +180,6 @@ def test_an_answer_that_was_worked_on_before_it_was_sent_again_says_nothing_of_t
     link.sent("again", 4000, at=9.0)
     link.ended("again", at=9.3, server_s=2.0)
     assert (link.bytes_per_s, link.rtt_s) == before and link.idle
-
-
-def test_what_a_slow_server_works_on_is_not_on_the_link() -> None:
-    link = Link()
-    for number, size in enumerate([100, 4000, 900, 2500, 100, 6000]):
-        link.sent(number, size, at=2.0 * number)
-        link.ended(number, at=2.0 * number + 1.05 + size / 20_000, server_s=1.0)
-    link.sent("there", 4000, at=20.0)
-    assert link.queue_s(100, at=20.1) == pytest.approx(4100 / 20_000)
-    assert link.queue_s(100, at=20.5) == pytest.approx(100 / 20_000)
 
 
 def test_over_an_outage_frames_are_late_but_few_of_those_after_it() -> None:

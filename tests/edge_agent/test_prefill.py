@@ -13,12 +13,12 @@ from PIL import Image
 
 from edge_agent import cli
 from edge_agent.agent import Agent
-from edge_agent.encode import Plan
 from edge_agent.metrics import Metrics
+from edge_agent.plan import Plan
 from edge_agent.prefill import EdgeModel, load
 from edge_agent.sources.folder import Folder
-from edge_agent.uplink.store import EncoderStore
-from edge_agent.uplink.uplink import Uplink
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.encoder_store import EncoderStore
 from projector.codec.encoder import Encoder
 from projector.models.vlm import VLM
 from protos.errors import ModelError

@@ -22,9 +22,9 @@ from tests.fakes.fake_edge import make_encoder
 
 AGENT = """
 import sys
-from edge_agent import cli
+from edge_agent import assemble, cli
 from tests.fakes.fake_edge import FakeModel
-cli.load = lambda *_: FakeModel()
+assemble.load = lambda *_: FakeModel()
 sys.exit(cli.main(sys.argv[1:]))
 """
 PICTURES = 40

@@ -1,0 +1,195 @@
+"""One capture to its frames: prefill once, encode once per encoder and point, ask the guard.
+
+Pure but for the model it is handed: no network, no disk. However many questions, sessions and
+resends there are, a capture is seen once and encoded once per encoder and operating point.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+from edge_agent.encode import Clock, encode_picture, encode_state
+from edge_agent.frame import Frame, check_size
+from edge_agent.guard import DEGENERATE, AnswerRisk, in_its_place, nothing_to_see, within_limit
+from edge_agent.metrics import Metrics
+from edge_agent.plan import Plan, choose_point
+from edge_agent.prefill import EdgeModel, Seen, Sight
+from edge_agent.sources import Capture
+from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.session import Base, Session
+from projector.models.pictures import as_rgb, degenerate
+from protos.errors import ContextError, PictureError
+from protos.points import OperatingPoint
+
+
+class FrameMaker:
+    """One capture and everything that has been made of it; safe to use from several threads.
+
+    Args:
+        capture: with a picture or a text.
+        model: the small model.
+        plan: how its frames are made.
+        metrics: stage times and distortions go there.
+        clock: seconds.
+        controller: chooses the operating point where the plan leaves that open.
+
+    Attributes:
+        prefill_ms: time that the small model took, milliseconds; 0 before it ran.
+        degenerate: why no question can be answered from this picture; empty if one may be, and for
+            texts.
+
+    Raises:
+        BridgeError: the capture has neither picture nor text: why.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        model: EdgeModel,
+        plan: Plan,
+        metrics: Metrics,
+        clock: Clock = time.perf_counter,
+        controller: PointController | None = None,
+    ) -> None:
+        seen: Seen
+        if capture.text is not None:
+            seen = capture.text
+        elif capture.picture is not None:
+            seen = as_rgb(capture.picture)
+        else:
+            raise capture.error or PictureError(f"{capture.name} has no picture")
+        self.capture = capture
+        self.plan = plan
+        self.prefill_ms = 0.0
+        self.degenerate = "" if isinstance(seen, str) else degenerate(seen)
+        self._seen = seen
+        self._model = model
+        self._metrics = metrics
+        self._clock = clock
+        self._controller = controller
+        self._lock = threading.Lock()
+        self._sight: Sight | None = None
+        self._frames: dict[tuple[str, OperatingPoint, bytes, Base | None], Frame] = {}
+        self._risks: dict[tuple[str, str], AnswerRisk] = {}
+
+    def see(self) -> Sight:
+        """Run the small model over the picture or text, the first time that it is asked for.
+
+        Raises:
+            PictureError: the model's processor refuses the picture.
+            ContextError: the model cannot read the text.
+        """
+        with self._lock:
+            return self._see()
+
+    @property
+    def sight(self) -> Sight | None:
+        """What the small model has made of the picture; None while it was not asked to."""
+        return self._sight
+
+    def edge_answer(self, question: str) -> tuple[str, float]:
+        """The small model's own answer, and its time in milliseconds (prefill not counted).
+
+        Raises:
+            QuestionError, QuestionTooLongError: the small model cannot take the question.
+        """
+        sight = self.see()
+        start = self._clock()
+        text = sight.answer(question, self.plan.max_new_tokens)
+        seconds = self._clock() - start
+        self._metrics.stage_seconds.labels("edge_only").observe(seconds)
+        return text, seconds * 1000
+
+    def frame(self, session: Session, question: str = "", key: bool = False) -> Frame:
+        """Encode for a session, at the point that plan, controller or the server's advice names.
+
+        If the guard acts and the risk is over its limit, the frame is made at the next point that
+        is faithful enough, or is the picture itself.
+
+        Args:
+            session: brings the encoder, the points and the frame that a delta frame changes.
+            question: that the frame is for; empty if none is known.
+            key: send no delta frame, whatever the plan says.
+
+        Raises:
+            ConfigError: the point or the selector is unknown.
+            FrameTooLargeError: the payload is over the server's limit.
+            NonFiniteError: the model's cache holds NaN or infinity.
+        """
+        point, guard = choose_point(self.plan, session, self._controller), self.plan.guard
+
+        def at(point: OperatingPoint) -> Frame:
+            return self._at(session, point, key)
+
+        with self._lock:
+            frame = at(point)
+            lost = frame.distortion
+            if lost is not None and guard.watches(session.encoder):
+                risk = self._risk(session, question)
+                frame = replace(frame, risk=risk.of(lost))
+                self._metrics.risk.observe(risk.of(lost))
+                if guard.acts() and not self.degenerate:
+                    frame = within_limit(frame, lost, risk, guard, session, at)
+            if lost is not None and guard.acts() and self.degenerate:
+                error = nothing_to_see(self.degenerate)
+                frame = in_its_place(frame, DEGENERATE, error, guard, session, at)
+        if frame.refused is None:
+            check_size(frame, session.limits)
+        return frame
+
+    def count(self, frame: Frame) -> None:
+        """Count a frame that goes; what the guard tried in its place is not counted."""
+        metrics = self._metrics
+        metrics.frames_coded.labels("key" if frame.base is None else "delta").inc()
+        metrics.payload_bytes.labels(frame.point.name).observe(len(frame.payload))
+        if frame.distortion is not None:
+            metrics.kept_tokens.observe(frame.kept_tokens)
+            metrics.quantization_error.observe(frame.distortion.quantize)
+            metrics.dropped_attention.observe(frame.distortion.dropped_attention)
+            metrics.latent_residual.observe(frame.distortion.latent_residual)
+            metrics.unfamiliarity.observe(frame.distortion.unfamiliarity)
+
+    def _risk(self, session: Session, question: str) -> AnswerRisk:
+        sight = self._see()
+        key = (session.encoder_digest, question)
+        if key not in self._risks:
+            first = sight.first_token(question) if question and sight.first_token else None
+            self._risks[key] = AnswerRisk.about(session.encoder, sight.state, question, first)
+        return self._risks[key]
+
+    def _at(self, session: Session, point: OperatingPoint, key: bool) -> Frame:
+        encoder = session.encoder
+        allowed = self.plan.delta and not key and encoder.has_levels(point) and not encoder.text
+        base = session.base if allowed else None
+        made_for = session.encoder_digest, point, session.session_id if base else b"", base
+        if made_for not in self._frames:
+            self._frames[made_for] = self._encode(session, point, base)
+        return self._frames[made_for]
+
+    def _see(self) -> Sight:
+        if self._sight is None:
+            start = self._clock()
+            self._sight = self._model.see(self._seen)
+            seconds = self._clock() - start
+            self.prefill_ms = seconds * 1000
+            self._metrics.stage_seconds.labels("prefill").observe(seconds)
+        return self._sight
+
+    def _encode(self, session: Session, point: OperatingPoint, base: Base | None) -> Frame:
+        metrics, encoder = self._metrics, session.encoder
+        if point.kind == "picture":
+            if isinstance(self._seen, str):
+                raise ContextError(f"{self.capture.name} is a text: no picture could be sent of it")
+            frame = encode_picture(self._seen, point, self.plan, session.limits, self._clock)
+        else:
+            sight = self._see()
+            if encoder.text:
+                session.require_tokenizer(sight.tokenizer)
+            frame = encode_state(
+                sight.state, encoder, point, self.plan, self._clock, base, sight.fresh
+            )
+            metrics.stage_seconds.labels("select").observe(frame.select_ms / 1000)
+        metrics.stage_seconds.labels("encode").observe(frame.encode_ms / 1000)
+        return frame

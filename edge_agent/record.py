@@ -1,0 +1,216 @@
+"""What the consumer gets: one `AnswerRecord` per question, made of how its request ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_agent.frame import Frame
+from edge_agent.frame_maker import FrameMaker
+from edge_agent.guard import DEGENERATE
+from edge_agent.sources import Capture
+from edge_agent.uplink.outcome import Outcome, Returned
+from protos.errors import (
+    BridgeError,
+    DegenerateError,
+    DistortionError,
+    LateError,
+    UnfamiliarError,
+)
+
+GUARDED = (DistortionError, UnfamiliarError, DegenerateError)
+"""Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """How one question about one capture ended.
+
+    Attributes:
+        request_id: hexadecimal; the same in both sides' logs. Empty where nothing was sent.
+        capture: the capture's name in its source.
+        captured_at: seconds since the Unix epoch.
+        content: digest of the picture's pixels or of the text; empty where the capture failed.
+        question: as asked; empty where the capture itself failed.
+        answer: the service's answer, or in feedback mode the small model's from the service's
+            state; None where there is none.
+        edge_answer: the small model's own answer, if it was asked for.
+        frame_number: number of the frame in its session; None where nothing was sent.
+        point: operating point that the frame was sent at.
+        tokens: image tokens of the whole grid; 0 for a picture.
+        kept_tokens: tokens whose latents were sent.
+        payload_bytes: the frame's payload.
+        message_bytes: the request's message with everything in it; in ask mode the question's
+            alone (the frame travelled once, for all questions).
+        attempts: times that the request was sent.
+        edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
+        server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
+            ttft, total).
+        distortion: quantize, dropped_attention, latent_residual, unfamiliarity.
+        feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
+            the service sent back (`round_trip` where the small model saw the picture too); None
+            where it sent none.
+        answer_tokens: tokens that the service generated.
+        from_memory: the service had answered this request before.
+        fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
+            degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
+            the picture, or, with an error, the small model's.
+        risk: probability that the frame is answered otherwise than its picture would be; None where
+            the guard did not look.
+        warnings: names of what an answer should not be trusted for: `degenerate`, the picture shows
+            nothing to answer from (one flat colour, one side over 64 times the other).
+        error: None, or `code`, `name` and `message` of what ended the question.
+    """
+
+    request_id: str
+    capture: str
+    captured_at: float
+    question: str
+    answer: str | None = None
+    edge_answer: str | None = None
+    frame_number: int | None = None
+    point: str = ""
+    tokens: int = 0
+    kept_tokens: int = 0
+    payload_bytes: int = 0
+    message_bytes: int = 0
+    attempts: int = 0
+    edge_ms: dict[str, float] = field(default_factory=dict)
+    server_ms: dict[str, float] = field(default_factory=dict)
+    distortion: dict[str, float] = field(default_factory=dict)
+    feedback: dict[str, Any] | None = None
+    answer_tokens: int = 0
+    from_memory: bool = False
+    fallback: str = ""
+    risk: float | None = None
+    warnings: tuple[str, ...] = ()
+    error: dict[str, Any] | None = None
+    content: str = ""
+
+    def to_json(self) -> str:
+        """One line of strict JSON, keys in the order of the fields."""
+        line = json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
+
+
+def record_of(
+    maker: FrameMaker,
+    question: str,
+    outcome: Outcome,
+    carried: Outcome,
+    edge_answer: str | None,
+    edge_only_ms: float,
+    fallback: str,
+    kept_back: Frame | None = None,
+) -> AnswerRecord:
+    """Turn what happened to one question into its record.
+
+    Args:
+        maker: of the capture's frames.
+        question: asked.
+        outcome: how it ended.
+        carried: the outcome of the request that carried the frame.
+        edge_answer: the small model's own answer, if there is one.
+        edge_only_ms: its time, milliseconds.
+        fallback: why the answer is not the projected frame's; else empty.
+        kept_back: the frame that the guard did not let go.
+    """
+    capture, answer, sealed = maker.capture, outcome.answer, carried.sealed
+    sent = sealed.frame if sealed else None
+    frame = sent or kept_back
+    lost = frame.distortion if frame else None
+    edge_ms = {
+        "prefill": maker.prefill_ms,
+        "select": sent.select_ms if sent else 0.0,
+        "encode": sent.encode_ms if sent else 0.0,
+        "uplink": outcome.uplink_ms,
+    }
+    if edge_answer is not None:
+        edge_ms["edge_only"] = edge_only_ms
+    return AnswerRecord(
+        request_id=outcome.request_id.hex(),
+        capture=capture.name,
+        captured_at=capture.captured_at,
+        content=capture.content,
+        question=question,
+        answer=answer.text if answer is not None else None,
+        edge_answer=edge_answer,
+        frame_number=sealed.frame_number if sealed else None,
+        point=frame.point.name if frame else "",
+        tokens=sent.tokens if sent else 0,
+        kept_tokens=sent.kept_tokens if sent else 0,
+        payload_bytes=len(sealed.message.frame.payload) if sealed else 0,
+        message_bytes=outcome.message_bytes,
+        attempts=outcome.attempts,
+        edge_ms=edge_ms,
+        server_ms=_server_ms(outcome),
+        distortion=dataclasses.asdict(lost) if lost is not None else {},
+        feedback=_feedback(outcome.returned),
+        answer_tokens=answer.tokens if answer is not None else 0,
+        from_memory=answer.from_memory if answer is not None else False,
+        fallback=fallback,
+        risk=frame.risk if frame else None,
+        warnings=_warnings(maker, outcome),
+        error=_error(outcome.error),
+    )
+
+
+def record_of_failure(capture: Capture, error: BridgeError) -> AnswerRecord:
+    """The one record of a capture that no question could be asked about."""
+    return AnswerRecord("", capture.name, capture.captured_at, "", error=_error(error))
+
+
+def cause_of(error: BridgeError) -> str:
+    """The design's word for why the service's answer is missing."""
+    if isinstance(error, (*GUARDED, LateError)):
+        return error.name
+    if 200 <= error.code < 300:
+        return "corrupt"
+    if 300 <= error.code < 400 or 600 <= error.code < 700:
+        return "incompatible"
+    return "offline"
+
+
+def _error(error: BridgeError | None) -> dict[str, object] | None:
+    if error is None:
+        return None
+    return {"code": error.code, "name": error.name, "message": str(error)}
+
+
+def _server_ms(outcome: Outcome) -> dict[str, float]:
+    if outcome.answer is None or not outcome.answer.HasField("timings"):
+        return {}
+    timings = outcome.answer.timings
+    return {
+        entry.name.removesuffix("_ms"): getattr(timings, entry.name)
+        for entry in timings.DESCRIPTOR.fields
+    }
+
+
+def _warnings(maker: FrameMaker, outcome: Outcome) -> tuple[str, ...]:
+    """What this side and the service warn of, each once."""
+    mine = (DEGENERATE,) if maker.degenerate else ()
+    theirs = outcome.answer.warnings if outcome.answer is not None else ()
+    return tuple(dict.fromkeys((*mine, *theirs)))
+
+
+def _feedback(returned: Returned | None) -> dict[str, object] | None:
+    if returned is None:
+        return None
+    return {
+        "point": returned.point,
+        "payload_bytes": returned.payload_bytes,
+        "round_trip": returned.round_trip,
+        **dataclasses.asdict(returned.distortion),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value

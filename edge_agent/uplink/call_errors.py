@@ -1,0 +1,69 @@
+"""From a failed gRPC call to the typed error that it stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import grpc
+
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    FrameTooLargeError,
+    OfflineError,
+    OverloadedError,
+)
+from protos.refusals import error_in
+
+_ABOVE_CAP = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
+"""gRPC's own words (C++ and Go) when it ends a call because of a message above its cap."""
+_LOOKS, _LOOK_S = 20, 0.01
+
+
+def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
+    """Turn a failed call into the typed error that it stands for.
+
+    The trailer `nb-error-code` decides; without it (no server of ours answered) the status does.
+    """
+    text = error.details() or error.code().name
+    trailer = error.trailing_metadata()
+    typed = error_in(trailer if trailer is not None else (), text)
+    if typed is not None:
+        return typed
+    status = error.code()
+    if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return OfflineError(f"the server cannot be reached: {text}")
+    if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return FrameTooLargeError(text) if _ABOVE_CAP.search(text) else OverloadedError(text)
+    if status in (
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DATA_LOSS,
+    ):
+        return EngineUnavailableError(f"the call broke ({status.name}): {text}")
+    return BridgeError(f"the server refused the call ({status.name}): {text}")
+
+
+def cap_in(error: FrameTooLargeError) -> int | None:
+    """The cap in bytes that gRPC named when it ended a call; None if the error names none."""
+    named = _ABOVE_CAP.search(error.message)
+    return None if named is None else int(named[1])
+
+
+async def unhidden(call: Any, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """What a stream ended with, where a write into its end has put INTERNAL in front of it."""
+    for _ in range(_LOOKS):
+        if error.code() != grpc.StatusCode.INTERNAL:
+            break
+        await asyncio.sleep(_LOOK_S)
+        error = grpc.aio.AioRpcError(
+            await call.code(),
+            grpc.aio.Metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+    return error

@@ -1,0 +1,339 @@
+"""The connection to one server: the session, the open Infer stream and its events.
+
+`Connection.open` returns the open stream; if there is none it negotiates (`negotiate`), opens the
+events on a connection of their own (`open_events`), then the Infer call. One attempt serves all who
+wait, in a task of its own, so that it outlives a request that is given up. The task `_read` hands
+each event to the request that expects it; an event for an id that has ended is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from edge_agent.metrics import Metrics
+from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.dial import Dial
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.negotiate import feedback_decoder, negotiate
+from edge_agent.uplink.retry import Refused, RetryPolicy
+from edge_agent.uplink.session import Session
+from edge_agent.uplink.stream import Stream
+from projector.codec.feedback import FeedbackDecoder
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.errors import (
+    BridgeError,
+    BundleVersionError,
+    ConfigError,
+    EngineUnavailableError,
+    FrameTooLargeError,
+    IncompatibleLayoutError,
+    NoFeedbackError,
+    OfflineError,
+    ProtocolVersionError,
+    UnknownSessionError,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.process.logs import Logger
+
+FATAL = (
+    ConfigError,
+    IncompatibleLayoutError,
+    BundleVersionError,
+    ProtocolVersionError,
+    NoFeedbackError,
+)
+"""Errors that every further frame would meet as well: they end the run."""
+
+
+async def _nothing() -> None:
+    return
+
+
+class Connection:
+    """The session and the open stream to one server.
+
+    Args:
+        layout: the small model's cache layout.
+        dial: makes a fresh channel; called for every connection.
+        store: where encoders are kept.
+        metrics: what is counted.
+        log: structured logger.
+        policy: time limits.
+        clock: seconds, monotonic.
+        on_open: called whenever a stream was opened: the new session may allow more.
+
+    Attributes:
+        session: agreed last; None before, and where the server does not know it any more.
+        stream: opened last; None before.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        dial: Dial,
+        store: EncoderStore,
+        metrics: Metrics,
+        log: Logger,
+        policy: RetryPolicy,
+        clock: Callable[[], float] = time.monotonic,
+        on_open: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        self.session: Session | None = None
+        self.stream: Stream | None = None
+        self._layout = layout
+        self._dial = dial
+        self._store = store
+        self._metrics = metrics
+        self._log = log
+        self._policy = policy
+        self._clock = clock
+        self._on_open = on_open
+        self._before: Session | None = None
+        self._opening: asyncio.Task[Stream] | None = None
+        self._opened = 0
+        self._apart = True
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is open."""
+        return self.stream is not None and self.stream.broken is None
+
+    async def open(self) -> Stream:
+        """The open stream; connects if there is none, one attempt for all who wait.
+
+        The attempt goes on if the request that wanted it is given up meanwhile.
+
+        Raises:
+            BridgeError, Refused: no stream could be opened.
+        """
+        if self._closed:
+            raise Refused(OfflineError("the agent is closing"), retryable=False)
+        stream = self.stream
+        if stream is not None and stream.broken is None:
+            if not self._dead(stream):
+                return stream
+            stream.broken = EngineUnavailableError(
+                f"nothing came down for {self._policy.answer_timeout_s:g} s"
+            )
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._reopen())
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return await asyncio.shield(self._opening)
+        except BridgeError as error:
+            if self._opened and not error.retryable and not isinstance(error, FATAL):
+                # What was agreed before cannot be agreed now: the other side may be mended.
+                raise Refused(error, retryable=True) from error
+            raise
+
+    async def close(self) -> None:
+        """Half-close the stream, wait for the server's end of it, close the channel."""
+        self._closed = True
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            if stream.broken is None and stream.reader is not None:
+                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+                    await stream.call.done_writing()
+                await asyncio.wait({stream.reader}, timeout=1.0)
+            await stream.drop(OfflineError("the agent is closing"))
+
+    def forget(self, session: Session) -> None:
+        """The server does not know this session any more: negotiate before the next request."""
+        if self.session is session:
+            self.session = None
+        stream = self.stream
+        if stream is not None and stream.session is session and stream.broken is None:
+            stream.broken = UnknownSessionError("the session is negotiated again")
+
+    def failed(self, error: grpc.aio.AioRpcError, session: Session) -> BridgeError:
+        """The typed error of a call in a session; forgets a session that the server forgot."""
+        typed = self._typed(error)
+        if isinstance(typed, UnknownSessionError):
+            self.forget(session)
+        return typed
+
+    async def feedback_decoder(self, stream: Stream) -> FeedbackDecoder:
+        """The edge's half of the session's way back, fetched once; see `negotiate`."""
+        return await feedback_decoder(
+            stream.channel,
+            stream.session,
+            self._layout,
+            self._store,
+            self._metrics,
+            self._policy.connect_timeout_s,
+        )
+
+    def _dead(self, stream: Stream) -> bool:
+        """Whether requests went up and nothing has come down for as long as one may take."""
+        asked = stream.asked_at
+        return asked is not None and self._clock() - asked >= self._policy.answer_timeout_s
+
+    async def _reopen(self) -> Stream:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            await stream.drop(OfflineError("the stream is gone"))
+        stream = self.stream = await self._connect()
+        stream.reader = asyncio.create_task(self._read(stream))
+        if self._opened:
+            self._metrics.reconnects.inc()
+        self._opened += 1
+        self._metrics.connected.set(1)
+        await self._on_open()
+        return stream
+
+    async def _connect(self) -> Stream:
+        async with contextlib.AsyncExitStack() as opened:  # closes what a failure leaves open
+            up = self._dial()
+            opened.push_async_callback(up.close)
+            known = self.session
+            session = known or await self._negotiate(up)
+            channels = [up]
+            metadata: tuple[tuple[str, str | bytes], ...] = (
+                (SESSION_METADATA_KEY, session.session_id),
+            )
+            events = None
+            if self._apart:
+                down = self._dial()
+                opened.push_async_callback(down.close)
+                channels.append(down)
+                events = await self._events(session, down, known is None)
+            if events is not None:
+                metadata += (EVENTS_APART,)
+            call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
+            opened.pop_all()
+            session.forget_advice()  # it was a stream's, and that one is gone
+            return Stream(session, channels, call, events or call)
+
+    async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
+        """The Events call; None where events have to come on the frames' own connection."""
+        try:
+            return await open_events(channel, session, self._policy.connect_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            typed = self._typed(error)
+            unknown = isinstance(typed, UnknownSessionError)
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED and not (unknown and fresh):
+                if unknown:
+                    self.forget(session)
+                raise typed from error
+            # An older server, or a load balancer that takes each connection elsewhere.
+            self._apart = False
+            self._log.info("one_connection", cause=str(typed))
+            return None
+
+    def _typed(self, error: grpc.aio.AioRpcError) -> BridgeError:
+        typed = error_of(error)
+        return self._by_proxy(typed) if isinstance(typed, OfflineError) else typed
+
+    def _by_proxy(self, error: OfflineError) -> OfflineError:
+        """The error, with the proxy that stood on the way."""
+        proxy = getattr(self._dial, "proxy", "")
+        if not proxy or proxy in error.message:
+            return error
+        return OfflineError(
+            f"{error.message}; on the way stands the HTTP proxy {proxy}: to go past it, name the "
+            "server in no_proxy"
+        )
+
+    async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
+        try:
+            session = await negotiate(
+                channel,
+                self._layout,
+                self._store,
+                self._metrics,
+                self._policy.connect_timeout_s,
+                self._before,
+            )
+        except OfflineError as error:
+            raise self._by_proxy(error) from error
+        self.session = self._before = session
+        self._log.info(
+            "session",
+            session=session.session_id.hex(),
+            bundle=session.bundle_id,
+            bundle_version=session.bundle_version,
+            default_point=session.default_point,
+        )
+        if session.doubt:
+            self._log.warning("bundle in doubt", bundle=session.bundle_id, doubt=session.doubt)
+        return session
+
+    async def _read(self, stream: Stream) -> None:
+        ends = asyncio.create_task(self._end_events(stream))
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # `ending` tells
+            async for event in stream.events:
+                stream.heard(self._clock())
+                self._take(stream, event)
+        ends.cancel()
+        broken = stream.broken or await stream.ending()
+        if isinstance(broken, FrameTooLargeError):
+            stream.session.learn_cap(broken)
+        silent = stream.heard_at == float("-inf")
+        if isinstance(broken, UnknownSessionError) or (
+            # A write to a call that the server has just ended hides the server's status, which may
+            # have been "unknown session": where the stream never spoke, negotiate again.
+            silent and isinstance(broken, EngineUnavailableError) and not self._closed
+        ):
+            self.forget(stream.session)
+        if not self._closed:
+            self._log.warning("stream_broken", error=broken.name, cause=str(broken))
+        self._metrics.connected.set(0)
+        stream.fail(broken)
+
+    async def _end_events(self, stream: Stream) -> None:
+        """Where the events have a call of their own: end it with the Infer call."""
+        if stream.events is not stream.call:
+            await stream.call.code()
+            stream.events.cancel()
+
+    def _take(self, stream: Stream, event: bridge_pb2.InferEvent) -> None:
+        kind = event.WhichOneof("event")
+        if kind == "rate_advice":
+            advice = event.rate_advice
+            if advice.point in stream.session.points:
+                stream.session.advised = advice.point
+            if advice.max_in_flight:
+                stream.session.max_in_flight = advice.max_in_flight
+            self._log.info("rate_advice", point=advice.point, cause=advice.cause)
+            return
+        if kind == "refused" and not event.request_id:
+            # Bytes changed on the way, so the server cannot tell whose they were.
+            stream.end_all(EngineUnavailableError(f"damaged on the way: {event.refused.message}"))
+            return
+        waiting = stream.waiting.get(event.request_id)
+        if waiting is None or waiting.future.done():
+            if kind in ("answer", "refused"):
+                self._metrics.duplicates.inc()
+        elif kind in waiting.ends:
+            waiting.future.set_result(event)
+
+
+async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:
+    """Call Events, for an Infer call on another connection, and wait until the server is ready.
+
+    Raises:
+        grpc.aio.AioRpcError: the server refused.
+        OfflineError: it said nothing in time.
+    """
+    request = bridge_pb2.EventsRequest(session_id=session.session_id)
+    call = bridge_pb2_grpc.BridgeStub(channel).Events(request)
+    try:
+        await asyncio.wait_for(call.initial_metadata(), timeout_s)
+    except asyncio.TimeoutError as error:
+        call.cancel()
+        raise OfflineError(f"no word from the server within {timeout_s:g} s") from error
+    if call.done():
+        await call.read()  # raises what it ended with
+        raise OfflineError("the server ended the call of events at once")
+    return call

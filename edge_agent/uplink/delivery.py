@@ -1,0 +1,284 @@
+"""Deliver each request exactly once: send it, keep it, send it again until its terminal event.
+
+Calls, in order: `connect` → `credit` (wait for room: back-pressure on the source) → `deliver` →
+`close`. When the stream breaks, each request waits a full-jitter pause and goes again under the
+same request id; the first one to wake connects for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import grpc
+
+from edge_agent.metrics import Metrics
+from edge_agent.uplink.connection import Connection
+from edge_agent.uplink.dial import Dial
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.outcome import Outcome
+from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.request import Request, Sealed
+from edge_agent.uplink.retry import Refused, Retries, RetryPolicy
+from edge_agent.uplink.session import Session
+from edge_agent.uplink.stream import Stream
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    FrameCorruptError,
+    MissingKeyFrameError,
+    UnknownSceneError,
+    UnknownSessionError,
+)
+from protos.layout import KVLayout
+from protos.neuralbridge.v1 import bridge_pb2
+from protos.process.logs import Logger
+from protos.refusals import refusal_of
+
+_DAMAGED = 3  # times that a request goes again because its bytes changed on the way
+
+
+@dataclass
+class Sent:
+    """What has been sent for one request so far.
+
+    Attributes:
+        request_id: empty until it is sealed.
+        attempts: times it was sent.
+        at: when it was sent last, seconds.
+        message_bytes: size of the last message.
+        sealed: what was sent last; None for questions about a held scene.
+    """
+
+    request_id: bytes = b""
+    attempts: int = 0
+    at: float = 0.0
+    message_bytes: int = 0
+    sealed: Sealed | None = None
+
+
+class Uplink:
+    """The way to one server.
+
+    Args:
+        layout: the small model's cache layout.
+        dial: makes a fresh channel; called for every connection.
+        store: where encoders are kept.
+        metrics: what is counted.
+        log: structured logger.
+        policy: retries and time limits.
+        in_flight: most frames at once; the server's own limit holds too.
+        clock: seconds, monotonic.
+        sleep: waits for so many seconds.
+        controller: is told of every frame that leaves and ends; may hold frames back.
+
+    Attributes:
+        connection: the session and the open stream.
+        controller, metrics, policy, clock: as given, or their defaults.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        dial: Dial,
+        store: EncoderStore,
+        metrics: Metrics,
+        log: Logger,
+        policy: RetryPolicy | None = None,
+        in_flight: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        controller: PointController | None = None,
+    ) -> None:
+        self.metrics = metrics
+        self.policy = policy or RetryPolicy()
+        self.clock = clock
+        self.controller = controller or PointController(clock=clock)
+        self.connection = Connection(
+            layout, dial, store, metrics, log, self.policy, clock, on_open=self._wake
+        )
+        self._in_flight = in_flight
+        self._sleep = sleep
+        self._retries = Retries(self.policy, metrics, log, clock, sleep)
+        self._room = asyncio.Condition()
+        self._held = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is open."""
+        return self.connection.connected
+
+    async def connect(self) -> Session:
+        """Negotiate and open the stream, with retries.
+
+        Raises:
+            BridgeError: the server's refusal, or OfflineError once the time for it is spent.
+        """
+        opened: list[Stream] = []
+        async for attempt in self._retries.attempts():
+            with attempt:
+                opened.append(await self.connection.open())
+        return opened[-1].session
+
+    @contextlib.asynccontextmanager
+    async def credit(self) -> AsyncIterator[None]:
+        """Wait until fewer frames are in flight than both sides allow, then hold one place."""
+        async with self._room:
+            await self._room.wait_for(lambda: self._held < self._allowed() and self._may_send())
+            self._held += 1
+            self.controller.admit()
+            self.metrics.queue_depth.set(self._held)
+        try:
+            yield
+        finally:
+            async with self._room:
+                self._held -= 1
+                self.controller.settle(self._held)
+                self.metrics.queue_depth.set(self._held)
+                self._room.notify_all()
+
+    async def deliver(self, request: Request) -> Outcome:
+        """Send a request and resend it until it ends; hold `credit` around this.
+
+        Returns:
+            The outcome; an error of the request (refused, time spent, cannot be sealed) is in
+            `Outcome.error`, never raised.
+        """
+        sent = Sent()
+
+        async def once() -> Outcome:
+            stream = await self.connection.open()
+            session = stream.session
+            sent.sealed = sealed = await asyncio.to_thread(request.seal, session)
+            sent.request_id = sealed.request_id
+            event = await self._exchange(stream, request, sealed, sent)
+            if event.WhichOneof("event") == "refused":
+                if event.refused.code == MissingKeyFrameError.code:
+                    request.base_lost(session)
+                raise self.refusal(event.refused, session, sent)
+            request.accepted(session)
+            answer = event.answer if event.WhichOneof("event") == "answer" else None
+            return Outcome(sealed.request_id, answer=answer, session=session)
+
+        return await self.until_ended(sent, once)
+
+    async def close(self) -> None:
+        """Half-close the stream, wait for the server's end of it, close the channel."""
+        await self.connection.close()
+
+    async def until_ended(self, sent: Sent, once: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Try until one attempt ends it or the retries are spent.
+
+        Args:
+            sent: kept up to date by `once`.
+            once: makes one attempt; raises what ended it, Refused or a typed error.
+        """
+        outcome = Outcome(sent.request_id)
+        try:
+            async for attempt in self._retries.attempts(lambda: sent.request_id):
+                with attempt:
+                    outcome = await once()
+        except (BridgeError, Refused) as failure:
+            error = failure.error if isinstance(failure, Refused) else failure
+            outcome = replace(outcome, error=error, session=self.connection.session)
+        return replace(
+            outcome,
+            request_id=sent.request_id,
+            sealed=sent.sealed,
+            message_bytes=sent.message_bytes,
+            uplink_ms=(self.clock() - sent.at) * 1000 if sent.attempts else 0.0,
+            attempts=sent.attempts,
+        )
+
+    def refusal(
+        self, refused: bridge_pb2.Refused, session: Session, sent: Sent
+    ) -> BridgeError | Refused:
+        """What to raise for the server's refusal, and whether to try again."""
+        error = refusal_of(refused)
+        if isinstance(error, UnknownSceneError):
+            return error
+        if isinstance(error, UnknownSessionError):
+            self.connection.forget(session)
+            return error
+        damaged = isinstance(error, FrameCorruptError) and sent.attempts <= _DAMAGED
+        return Refused(error, refused.retryable or damaged)
+
+    async def _wake(self) -> None:
+        """Let those who wait for credit look again."""
+        async with self._room:
+            self._room.notify_all()
+
+    def _allowed(self) -> int:
+        offered = (
+            self.connection.session.max_in_flight
+            if self.connection.session is not None
+            else self._in_flight
+        )
+        return max(1, min(self._in_flight, offered))
+
+    def _may_send(self) -> bool:
+        session = self.connection.session
+        return session is None or self.controller.may_send(session.rungs)
+
+    async def _exchange(
+        self, stream: Stream, request: Request, sealed: Sealed, sent: Sent
+    ) -> bridge_pb2.InferEvent:
+        if stream.broken is not None:
+            raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
+        message_bytes = sealed.message.ByteSize()
+        stream.session.check_message(message_bytes)
+        request_id = sealed.request_id
+        end = "answer" if request.question else "accepted"
+        future = stream.expect(request_id, end, "refused")
+        sent.attempts += 1
+        sent.message_bytes = message_bytes
+        sent.at = self.clock()
+        stream.asked(sent.at)
+        exchange = asyncio.ensure_future(self._write_and_wait(stream, sealed, future))
+        timer = asyncio.ensure_future(self._sleep(self.policy.answer_timeout_s))
+        try:
+            await asyncio.wait({exchange, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if exchange.done():
+                event = exchange.result()
+                self._measured(request_id, event)
+                return event
+            late = EngineUnavailableError(f"no answer within {self.policy.answer_timeout_s:g} s")
+            if stream.heard_at <= sent.at:  # nothing came down at all: the connection is dead
+                await stream.drop(late)
+            raise late
+        finally:
+            timer.cancel()
+            exchange.cancel()
+            stream.waiting.pop(request_id, None)
+            self.controller.lost(request_id)
+            await asyncio.wait({exchange})
+            for done in (exchange, future):
+                if done.done() and not done.cancelled():
+                    done.exception()  # looked at, so that the loop does not report it as lost
+            await self._wake()  # the link is free again, though the credit is still held
+
+    def _measured(self, request_id: bytes, event: bridge_pb2.InferEvent) -> None:
+        """Tell the controller, and show its estimate of the link."""
+        self.controller.ended(request_id, event.answer.timings.total_ms / 1000)
+        rtt_s, bytes_per_s = self.controller.link
+        self.metrics.uplink_rtt.set(rtt_s)
+        self.metrics.uplink_rate.set(bytes_per_s)
+
+    async def _write_and_wait(
+        self, stream: Stream, sealed: Sealed, future: asyncio.Future[bridge_pb2.InferEvent]
+    ) -> bridge_pb2.InferEvent:
+        try:
+            async with stream.writing:
+                self.controller.sent(sealed.request_id, sealed.message.ByteSize())
+                await stream.call.write(sealed.message)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            await stream.read_out()
+            if not future.done():  # `fail` did not reach this request, so it is none of its doing
+                raise EngineUnavailableError(f"the stream broke: {stream.broken}") from error
+            return await future
+        self.metrics.frames_sent.labels(sealed.frame.point.name).inc()
+        self.metrics.sent_bytes.inc(sealed.message.ByteSize())
+        return await future

@@ -1,0 +1,222 @@
+"""Agree with a server: Negotiate, then the encoder, from disk or by FetchEncoder.
+
+Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) → `FetchEncoder` (if not)
+→ `Session`. The edge's half of the way back is fetched by the same call once it is wanted.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import fields
+from typing import Any
+
+import grpc
+import structlog
+
+from edge_agent.metrics import Metrics
+from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.session import Session
+from projector.codec.encoder import Encoder
+from projector.codec.feedback import FeedbackDecoder
+from projector.codec.file_format import MAX_BYTES
+from protos.calls import PROTOCOL_VERSION
+from protos.digest import session_constants
+from protos.errors import (
+    BundleCorruptError,
+    DiskFullError,
+    FrameMalformedError,
+    IncompatibleLayoutError,
+    NoFeedbackError,
+    OfflineError,
+    ProtocolVersionError,
+)
+from protos.layout import KVLayout
+from protos.limits import Limits
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.points import points_from_json
+from protos.process.settings import installed_version
+from protos.quantize import QUANTIZERS
+
+_LONGEST_DOUBT = 1000  # of the server's words, in characters
+
+
+async def negotiate(
+    channel: grpc.aio.Channel,
+    layout: KVLayout,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float = 10.0,
+    before: Session | None = None,
+) -> Session:
+    """Open a session and see to it that its encoder is at hand.
+
+    Args:
+        channel: an open channel to the server.
+        layout: the small model's cache layout.
+        store: where encoders are kept on disk.
+        metrics: counts negotiations and fetches.
+        timeout_s: for each of the two calls, seconds.
+        before: the session before, if any; its encoder is used again where it is the same.
+
+    Raises:
+        BridgeError: the server's refusal, typed; OfflineError where nobody answers;
+            BundleCorruptError where the encoder does not match its digest.
+    """
+    stub = bridge_pb2_grpc.BridgeStub(channel)
+    request = bridge_pb2.NegotiateRequest(
+        protocol_version=PROTOCOL_VERSION,
+        source_layout_json=layout.versions[-1].to_json(),  # any service reads version 1
+        source_settings_digest=layout.settings_digest,
+        codecs=sorted(QUANTIZERS),
+        agent_version=installed_version()[:64],
+        bundle_digest=before.bundle_digest if before else "",
+    )
+    try:
+        reply = await stub.Negotiate(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    meant = None
+    for version in layout.versions:  # the service has a bundle for one of them
+        made = session_constants(reply.session_id, version.fingerprint, reply.bundle_digest)
+        if hmac.compare_digest(made, reply.session_constants):
+            meant = version.fingerprint
+            break
+    if meant is None:
+        raise ProtocolVersionError(
+            "the server's session constants are not the ones this agent derives: the two sides "
+            "speak different versions of the protocol; update the older one"
+        )
+    if before is not None and before.encoder_digest == reply.encoder_digest:
+        encoder = before.encoder
+    else:
+        encoder = Encoder.from_bytes(
+            await _blob(stub, reply.session_id, reply.encoder_digest, store, metrics, timeout_s)
+        )
+    if encoder.source_fingerprint != meant:
+        raise IncompatibleLayoutError(
+            f"the server's encoder is for the layout {encoder.source_fingerprint[:12]}…, this "
+            f"agent's model {layout.model_id!r} has {meant[:12]}…"
+        )
+    points = {point.name: point for point in points_from_json(reply.operating_points_json)}
+    if reply.default_point not in points:
+        raise FrameMalformedError(
+            f"the server's default point {reply.default_point!r} is not among its operating points"
+        )
+    limits = _limits(reply.limits)
+    metrics.negotiations.inc()
+    return Session(
+        session_id=reply.session_id,
+        constants=reply.session_constants,
+        bundle_id=reply.bundle_id,
+        bundle_version=reply.bundle_version,
+        bundle_digest=reply.bundle_digest,
+        encoder_digest=reply.encoder_digest,
+        encoder=encoder,
+        limits=limits,
+        points=points,
+        default_point=reply.default_point,
+        ladder=tuple(reply.ladder),
+        advised=reply.default_point,
+        max_in_flight=limits.max_in_flight,
+        max_message_bytes=limits.max_request_bytes,
+        target_layout_json=reply.target_layout_json,
+        feedback_decoder_digest=reply.reverse_decoder_digest,
+        doubt=reply.bundle_doubt[:_LONGEST_DOUBT],
+    )
+
+
+async def feedback_decoder(
+    channel: grpc.aio.Channel,
+    session: Session,
+    layout: KVLayout,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float = 10.0,
+) -> FeedbackDecoder:
+    """The edge's half of the session's way back, fetched once.
+
+    Args:
+        channel: an open channel to the server.
+        session: keeps it for the next time.
+        layout: the small model's cache layout.
+        store: where it is kept on disk.
+        metrics: counts fetches.
+        timeout_s: for the call, seconds.
+
+    Raises:
+        NoFeedbackError: the session's bundle has no way back.
+        IncompatibleLayoutError: it is for another pair of models.
+        BundleCorruptError, BundleFormatError: it is not what its digest names, or no such half.
+        BridgeError: the server's refusal, typed; OfflineError where nobody answers.
+    """
+    if session.feedback_decoder is not None:
+        return session.feedback_decoder
+    if not session.feedback_decoder_digest:
+        raise NoFeedbackError(
+            f"bundle {session.bundle_id!r} of the server has no way back: its map goes from the "
+            "edge to the cloud only"
+        )
+    stub = bridge_pb2_grpc.BridgeStub(channel)
+    blob = await _blob(
+        stub, session.session_id, session.feedback_decoder_digest, store, metrics, timeout_s
+    )
+    made = FeedbackDecoder.from_bytes(blob)
+    target = KVLayout.from_json(session.target_layout_json)
+    wanted = (target.fingerprint, layout.fingerprint)
+    fits = made.target_fingerprint in layout.fingerprints
+    if made.source_fingerprint != target.fingerprint or not fits:
+        raise IncompatibleLayoutError(
+            f"the server's way back leads from the layout {made.source_fingerprint[:12]}… to "
+            f"{made.target_fingerprint[:12]}…; its model has {wanted[0][:12]}…, this agent's model "
+            f"{layout.model_id!r} has {wanted[1][:12]}…"
+        )
+    session.feedback_decoder = made
+    return made
+
+
+async def _blob(
+    stub: Any,
+    session_id: bytes,
+    digest: str,
+    store: EncoderStore,
+    metrics: Metrics,
+    timeout_s: float,
+) -> bytes:
+    """A half of the bundle by its digest, from disk or else from the server."""
+    blob = store.get(digest)
+    if blob is None:
+        metrics.encoder_fetches.inc()
+        blob = await _fetch(stub, session_id, digest, timeout_s)
+        try:
+            store.put(digest, blob)
+        except DiskFullError as error:  # it is at hand all the same
+            structlog.get_logger(component="edge_agent").warning("not_kept", cause=str(error))
+    return blob
+
+
+async def _fetch(stub: Any, session_id: bytes, digest: str, timeout_s: float) -> bytes:
+    request = bridge_pb2.FetchEncoderRequest(session_id=session_id, encoder_digest=digest)
+    blob = bytearray()
+    total = 0
+    try:
+        async for chunk in stub.FetchEncoder(request, timeout=timeout_s):
+            total = chunk.total_bytes
+            if total > MAX_BYTES or len(blob) + len(chunk.data) > total:
+                raise BundleCorruptError(
+                    f"the encoder is announced with {total} bytes and brings more, or exceeds "
+                    f"{MAX_BYTES} bytes"
+                )
+            blob += chunk.data
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    if len(blob) != total:
+        raise OfflineError(f"the encoder's stream ended after {len(blob)} of {total} bytes")
+    return bytes(blob)
+
+
+def _limits(message: bridge_pb2.Limits) -> Limits:
+    limits = Limits.from_proto(message)
+    if min(getattr(limits, entry.name) for entry in fields(limits)) <= 0:
+        raise FrameMalformedError(f"the server announces a limit of nothing: {limits}")
+    return limits

@@ -1,0 +1,120 @@
+"""When a request goes again: which failures, how often, after which pause."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity.wait import wait_random_exponential
+
+from edge_agent.metrics import Metrics
+from protos.errors import BridgeError, OverloadedError
+from protos.process.logs import Logger
+
+_LONGEST_ASKED_S = 60.0
+"""A server that asks for a longer pause gets no more than this."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Full-jitter exponential back-off: the n-th pause is uniform in 0..min(max, base · 2^(n-1)).
+
+    Attributes:
+        give_up_s: how long a request is sent again before it ends with its last error, seconds;
+            0: for as long as it takes.
+        retries: attempts after the first; None: as many as fit into `give_up_s`.
+        backoff_s: base, seconds.
+        backoff_max_s: upper end of any pause, seconds.
+        answer_timeout_s: after which a request without a terminal event is sent again, seconds.
+        connect_timeout_s: for each call of a negotiation, seconds.
+    """
+
+    give_up_s: float = 180.0
+    retries: int | None = None
+    backoff_s: float = 0.2
+    backoff_max_s: float = 10.0
+    answer_timeout_s: float = 60.0
+    connect_timeout_s: float = 10.0
+
+
+class Refused(Exception):
+    """The server's word on one request; its flag, not the error's class, says what to do next."""
+
+    def __init__(self, error: BridgeError, retryable: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retryable = retryable
+
+
+def _error_behind(failure: BaseException | None) -> BaseException | None:
+    """The typed error that an attempt failed with."""
+    return failure.error if isinstance(failure, Refused) else failure
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Makes attempts by a policy.
+
+    Attributes:
+        policy: how often and how long.
+        metrics: counts retries by cause.
+        log: structured logger.
+        clock: seconds, monotonic.
+        sleep: waits for so many seconds.
+    """
+
+    policy: RetryPolicy
+    metrics: Metrics
+    log: Logger
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def attempts(self, request_id: Callable[[], bytes] = bytes) -> AsyncRetrying:
+        """Attempts to iterate over, until one ends without a retryable error.
+
+        Args:
+            request_id: returns the id, for the log; empty while there is none.
+        """
+        start = self.clock()
+        most = self.policy.retries
+
+        def stop(state: RetryCallState) -> bool:
+            spent = most is not None and state.attempt_number > most
+            most_s = self.policy.give_up_s
+            return spent or (most_s > 0 and self.clock() - start >= most_s)
+
+        jitter = wait_random_exponential(
+            multiplier=self.policy.backoff_s, max=self.policy.backoff_max_s
+        )
+
+        def pause_s(state: RetryCallState) -> float:
+            """Full jitter, after the time that the server asked for, if it did."""
+            failure = state.outcome.exception() if state.outcome is not None else None
+            error = _error_behind(failure)
+            asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
+            return min(asked_s, _LONGEST_ASKED_S) + jitter(state)
+
+        def before_sleep(state: RetryCallState) -> None:
+            failure = state.outcome.exception() if state.outcome is not None else None
+            error = _error_behind(failure)
+            self.metrics.retries.labels(getattr(error, "name", "unknown")).inc()
+            self.log.info(
+                "retry",
+                request_id=request_id().hex(),
+                cause=str(error),
+                attempt=state.attempt_number,
+                pause_s=state.upcoming_sleep,
+            )
+
+        return AsyncRetrying(
+            retry=retry_if_exception(
+                lambda e: isinstance(e, BridgeError | Refused) and e.retryable
+            ),
+            stop=stop,
+            wait=pause_s,
+            sleep=self.sleep,
+            before_sleep=before_sleep,
+            reraise=True,
+        )

@@ -1,0 +1,123 @@
+"""One open Infer stream, its events, and the requests that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from edge_agent.uplink.call_errors import error_of, unhidden
+from edge_agent.uplink.session import Session
+from protos.errors import BridgeError, EngineUnavailableError
+from protos.neuralbridge.v1 import bridge_pb2
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A request that waits for its terminal event.
+
+    Attributes:
+        future: gets the event, or the error that ended the stream.
+        ends: names of the events that end this request.
+    """
+
+    future: asyncio.Future[bridge_pb2.InferEvent]
+    ends: tuple[str, ...]
+
+
+class Stream:
+    """One open Infer stream and the requests that wait on it.
+
+    Args:
+        session: in which it was opened.
+        channels: the first carries frames and questions, the second, if any, the events.
+        call: the Infer call.
+        events: where events come from: the Events call, or the Infer call itself.
+
+    Attributes:
+        waiting: requests that have no terminal event yet, by id.
+        broken: why it takes no more requests; None while it does.
+        heard_at: when something came down last.
+        asked_at: when the first request went up since then; None if none did.
+        reader: the task that reads the events.
+        writing: held while a message is written.
+    """
+
+    def __init__(
+        self, session: Session, channels: list[grpc.aio.Channel], call: Any, events: Any
+    ) -> None:
+        self.session = session
+        self.channels = channels
+        self.channel = channels[0]
+        self.call = call
+        self.events = events
+        self.waiting: dict[bytes, Expected] = {}
+        self.broken: BridgeError | None = None
+        self.heard_at = float("-inf")
+        self.asked_at: float | None = None
+        self.reader: asyncio.Task[None] | None = None
+        self.writing = asyncio.Lock()
+
+    def expect(self, request_id: bytes, *ends: str) -> asyncio.Future[bridge_pb2.InferEvent]:
+        """Wait for one of these events under this id; whoever waits removes it from `waiting`."""
+        future: asyncio.Future[bridge_pb2.InferEvent] = asyncio.get_running_loop().create_future()
+        self.waiting[request_id] = Expected(future, ends)
+        return future
+
+    def asked(self, now: float) -> None:
+        """A request went up."""
+        if self.asked_at is None:
+            self.asked_at = now
+
+    def heard(self, now: float) -> None:
+        """Something came down."""
+        self.heard_at, self.asked_at = now, None
+
+    def fail(self, error: BridgeError) -> None:
+        """Take no more requests, and end the attempts of all who wait."""
+        self.broken = self.broken or error
+        self.end_all(error)
+
+    def end_all(self, error: BridgeError) -> None:
+        """End the attempts of all who wait; the stream itself may go on."""
+        if not error.retryable and len(self.waiting) > 1:
+            # Each goes again. A request above the cap is then refused here, by `check_message`;
+            # any other culprit, which is unknown, goes until it is alone or its retries end.
+            error = EngineUnavailableError(f"the stream broke: {error}")
+        for waiting in self.waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+        self.waiting.clear()
+
+    async def read_out(self) -> None:
+        """Wait until the reader of a call that has ended knows why, and has told all who wait."""
+        if self.reader is not None:
+            await asyncio.wait({self.reader}, timeout=1.0)
+            self.call.cancel()
+            await asyncio.wait({self.reader})
+
+    async def ending(self) -> BridgeError:
+        """Why it ended by itself: the status of its Infer call, or else of its events."""
+        for call in (self.call, self.events):
+            if call.done() and not call.cancelled() and await call.code() != grpc.StatusCode.OK:
+                ended = grpc.aio.AioRpcError(
+                    await call.code(),
+                    grpc.aio.Metadata(),
+                    await call.trailing_metadata(),
+                    await call.details(),
+                )
+                return error_of(await unhidden(call, ended))
+        return EngineUnavailableError("the server ended the stream")
+
+    async def drop(self, error: BridgeError) -> None:
+        """End the calls, fail who still waits, close the channels."""
+        self.broken = self.broken or error
+        self.call.cancel()
+        self.events.cancel()
+        if self.reader is not None:
+            await asyncio.wait({self.reader})
+        self.fail(self.broken)
+        for channel in self.channels:
+            await channel.close()
