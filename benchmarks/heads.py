@@ -29,9 +29,12 @@ from rich.table import Table
 from torch import Tensor
 
 from projector.bundle.load import Bundle
-from projector.commands.head import fit_lens, through_lens
-from projector.heads.heads import Head, HeadConfig, HeadSettings, Samples, judge, train
+from projector.heads.head import Head, HeadConfig
+from projector.heads.judge import judge
 from projector.heads.labels import Labels, read_labels
+from projector.heads.lens import fit_lens, through_lens
+from projector.heads.samples import Samples
+from projector.heads.train import HeadSettings, train
 from projector.heads.views import FrozenMap
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, collect

@@ -1,21 +1,24 @@
-"""Arguments that several of `projector`'s commands take, and the types that check them.
-
-Knows argparse. Does not know: models, files, what a command does with its arguments.
-"""
+"""How a command is added to `projector`, the arguments that several take, and their types."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from projector.commands.settings import Settings, check, settings_of
+from protos.errors import ConfigError
 from protos.layout import MAX_GRID_SIDE
 from protos.process import console
+from protos.process import settings as configuration
 
-MOST_THREADS = 1024
+PAIR = ("source", "target", "device", "max_picture_pixels", "threads")
+"""The settings of a command that runs both models."""
 
+Run = Callable[[argparse.Namespace], int]
+"""A command: from what was typed to an exit code."""
 T = TypeVar("T", int, float)
 
 
@@ -29,66 +32,118 @@ def _called(name: str) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
     return named
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """The two models and the CPU threads, which the environment or a file may name as well."""
-    for side, which in (("source", "edge"), ("target", "cloud")):
-        parser.add_argument(
-            f"--{side}",
-            type=Path,
-            default=argparse.SUPPRESS,
-            help=f"directory of the {which} model's checkpoint",
-        )
-    parser.add_argument(
-        "--threads",
-        type=threads,
-        default=argparse.SUPPRESS,
-        help="CPU threads; 0: as many as quota, affinity mask and cores allow",
-    )
-    parser.add_argument(
-        "--max-picture-pixels",
-        type=whole,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="pixels of a picture that are decoded at most; larger JPEG files are decoded smaller",
-    )
-    parser.set_defaults(pair=True)
-
-
-def add_pair_command(
+def add_command(
     commands: Any,
     name: str,
     text: str,
-    function: Callable[[argparse.Namespace], int],
-    example: str,
+    run: Run,
+    settings: Sequence[str] = (),
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """Add a command that runs both models, with the flags that name them."""
+    """Add a command to the program's, or to those of a command.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: what is typed.
+        text: what it does, from a verb on.
+        run: from what was typed to an exit code.
+        settings: the program's settings that are flags of this command.
+        examples: command lines.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        epilog=f"example:\n  {example}\n\nexit codes: 0 where all is well, otherwise:\n"
-        f"{console.exit_codes()}",
+        epilog=epilog(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_models(parser)
+    configuration.add_config_flags(parser, Settings, top=False)
+    if settings:
+        configuration.add_setting_flags(parser, Settings, only=settings)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def add_pair_command(
+    commands: Any, name: str, text: str, run: Run, *examples: str
+) -> argparse.ArgumentParser:
+    """Add a command that runs both models; `run` finds the pair's settings in its arguments."""
+
+    def on_pair(args: argparse.Namespace) -> int:
+        chosen = settings_of(args)
+        if args.check_config:
+            return check(chosen)
+        for setting in PAIR:
+            setattr(args, setting, getattr(chosen, setting))
+        return run(args)
+
+    return add_command(commands, name, text, on_pair, PAIR, examples)
+
+
+def add_group(commands: Any, name: str, text: str, inner: Sequence[str], *examples: str) -> Any:
+    """Add a command that is a group of commands, such as `projector package`.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: what is typed.
+        text: what its commands do, from a verb on.
+        inner: the names of its commands.
+        examples: command lines.
+
+    Returns:
+        What takes the parsers of its commands.
+    """
+
+    def none(args: argparse.Namespace) -> int:
+        if args.check_config:
+            return check(settings_of(args))
+        raise ConfigError(f"no command: {', '.join(inner)} (see projector {name} --help)")
+
+    parser = add_command(commands, name, text, none, examples=examples)
+    return parser.add_subparsers(title="commands", metavar=" | ".join(inner))
+
+
+def epilog(examples: Sequence[str]) -> str:
+    """The end of a help page: examples and exit codes."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return (
+        f"examples:\n{lines}\n\nexit codes: 0 where all is well, otherwise that of the first "
+        f"error;\n{console.INTERRUPTED} where interrupted:\n{console.exit_codes()}"
+    )
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The bundle that a command is about."""
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, or its name in --bundles"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """JSON in the place of what is for people."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+
+
+def add_trusted(parser: argparse.ArgumentParser) -> None:
+    """Whose signatures are accepted."""
+    parser.add_argument(
+        "--trusted",
+        type=Path,
+        metavar="FILE",
+        help="accept only what a key of this list signed (the same TOML file as "
+        "`cloud-server --trusted-keys`)",
+    )
+
+
+def add_text_tokens(parser: argparse.ArgumentParser) -> None:
+    """How long a text may be, of commands that take texts."""
     parser.add_argument(
         "--text-tokens",
         type=text_tokens,
         default=128,
-        help="of texts: the longest that is taken, at most 1024; part of both layouts; default: "
-        "%(default)s",
-    )
-    parser.set_defaults(command=function)
-    return parser
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where the models run."""
-    parser.add_argument(
-        "--device",
-        default=argparse.SUPPRESS,
-        help="where both models run, and a map that is trained, such as cuda (under torchrun each "
-        "process takes the GPU of its number); default: cpu",
+        metavar="N",
+        help="longest text that is taken, in tokens, at most 1024; it is part of both layouts; "
+        "default: %(default)s",
     )
 
 
@@ -108,15 +163,6 @@ def count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-@_called("whole number")
-def threads(text: str) -> int:
-    """A number of CPU threads; 0 leaves the choice to the program."""
-    value = count(text)
-    if value > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_THREADS}")
     return value
 
 

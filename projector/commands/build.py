@@ -1,9 +1,4 @@
-"""`projector build` and `projector sign`: what is done to a finished bundle before it is served.
-
-Knows flags and what is printed and written. Does not know: how an engine is compiled
-(`projector/serving/engine.py`), how FP8 weights are stored (`projector/serving/export.py`), what a
-signature covers (`projector/bundle/sign.py`).
-"""
+"""`projector build`: compile a bundle's cloud half with TensorRT for a GPU."""
 
 from __future__ import annotations
 
@@ -14,32 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from projector.bundle.files import write_files
-from projector.bundle.keys import SigningKey
 from projector.bundle.load import Bundle
-from projector.bundle.sign import sign_bundle
+from projector.commands.arguments import add_bundle, add_command, add_json
+from projector.commands.bundles import bundle_folder
+from projector.commands.settings import check, settings_of
 from projector.report import tables
 from projector.serving import engine
 from protos.errors import ConfigError
-from protos.process.console import printable
 
 PLAN = "engine.plan"
 REPORT = "build-report.json"
 
 
 def register(commands: Any) -> None:
-    """Add the two commands to `projector`'s sub-parsers."""
-    from projector.commands import cli  # here, as it imports this module
-
-    build = cli._command(
+    """Add the command to the program's parser."""
+    build = add_command(
         commands,
         "build",
         "compile a bundle's cloud half with TensorRT for a GPU, which need not be here",
-        _build,
+        _run,
         ("bundles",),
-        "projector build bundles/edge-a-cloud --target sm89 --fp8 --out build/engine",
-        "projector build bundles/edge-a-cloud --target native --out build/engine",
+        (
+            "projector build bundles/edge-a-cloud --target sm89 --fp8 --out build/engine",
+            "projector build bundles/edge-a-cloud --target native --out build/engine",
+        ),
     )
-    cli._add_bundle(build)
+    add_bundle(build)
     # `target` is a setting, and another thing: the cloud model.
     build.add_argument(
         "--target",
@@ -60,34 +55,17 @@ def register(commands: Any) -> None:
         metavar="DIR",
         help=f"folder for {PLAN} and {REPORT}, made if need be",
     )
-
-    sign = cli._command(
-        commands,
-        "sign",
-        "verify a bundle's bytes and sign it with an Ed25519 key",
-        _sign,
-        ("bundles",),
-        "projector sign bundles/edge-a-cloud --key signing.pem --create",
-        "projector sign bundles/edge-a-cloud --key signing.pem --json | jq -r .key",
-    )
-    cli._add_bundle(sign)
-    sign.add_argument(
-        "--key", type=Path, required=True, metavar="FILE", help="the private key, in PEM"
-    )
-    sign.add_argument(
-        "--create", action="store_true", help="make the key first; refused where FILE exists"
-    )
-    for command in (build, sign):
-        command.add_argument("--json", action="store_true", help="print JSON instead")
+    add_json(build)
 
 
-def _build(args: argparse.Namespace) -> int:
-    path = _bundle_path(args)
-    if path is None:
-        return 0
+def _run(args: argparse.Namespace) -> int:
+    chosen = settings_of(args)
+    folder = bundle_folder(args.bundle, chosen)
+    if args.check_config:
+        return check(chosen, bundles=[folder])
     engine.require_target(args.engine_target, fp8=args.fp8)
-    info = Bundle.peek(path)
-    graph = Bundle.load(path, info.source, info.target).cloud.graph
+    info = Bundle.peek(folder)
+    graph = Bundle.load(folder, info.source, info.target).cloud.graph
     about: dict[str, Any] = {"bundle": info.id, "version": info.version, "digest": info.digest}
     if args.fp8:
         with tables.doing(f"storing the weights of {info.id} in FP8"):
@@ -115,36 +93,6 @@ def _build(args: argparse.Namespace) -> int:
                 f"{about['fp8_parity']['relative_l2']:.4f}"
             )
     return 0
-
-
-def _sign(args: argparse.Namespace) -> int:
-    path = _bundle_path(args)
-    if path is None:
-        return 0
-    info = Bundle.peek(path)  # no key is made for what is no bundle
-    key = SigningKey.create(args.key) if args.create else SigningKey.load(args.key)
-    signature = sign_bundle(path, key)
-    if args.json:
-        done = {"bundle": info.id, "version": info.version, "digest": info.digest}
-        print(json.dumps({**done, "key": signature.key}, indent=2))
-    else:
-        print(
-            f"{printable(info.id)} version {info.version} is signed; to trust the key, list "
-            f'it under [keys]:\n"NAME" = "{signature.key}"'
-        )
-    return 0
-
-
-def _bundle_path(args: argparse.Namespace) -> Path | None:
-    """Where the bundle is; None where only the settings were to be checked, and have been."""
-    from projector.commands import cli
-
-    chosen = cli._settings(args)
-    path = cli._bundle_path(args.bundle, chosen)
-    if not args.check_config:
-        return path
-    cli._check(chosen, bundles=[path])
-    return None
 
 
 def _with_fp8(graph: bytes) -> tuple[bytes, dict[str, float]]:

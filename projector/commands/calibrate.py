@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from projector.bundle.certificate import CANNOT_BE_JUDGED
-from projector.commands.arguments import add_device, add_pair_command, count, whole
-from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
+from projector.commands.arguments import add_pair_command, add_text_tokens, count, whole
+from projector.commands.inputs import corpus_size, open_corpus, open_data
+from projector.commands.models import open_models
 from projector.report import tables
 from projector.training import preflight
 from protos.errors import ConfigError
@@ -92,7 +93,7 @@ def register(commands: Any) -> None:
         help="training pictures with questions that the selector task_aware learns from; 0: it "
         "is not learnt, nor for texts; default: %(default)s",
     )
-    add_device(parser)
+    add_text_tokens(parser)
     parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
 
 

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from projector.commands.arguments import add_device, add_pair_command, whole
-from projector.commands.inputs import make_corpus, open_data, open_models
+from projector.commands.arguments import add_pair_command, add_text_tokens, whole
+from projector.commands.inputs import make_corpus, open_data
+from projector.commands.models import open_models
 from projector.training import preflight
 
 
@@ -23,7 +24,7 @@ def register(commands: Any) -> None:
     corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures, or of texts")
     corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
     corpus.add_argument("--count", type=whole, help="first so many of them (default: all)")
-    add_device(corpus)
+    add_text_tokens(corpus)
 
 
 def _run(args: argparse.Namespace) -> int:

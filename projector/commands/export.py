@@ -7,12 +7,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from projector.commands.arguments import add_pair_command, add_reverse_rank, whole
-from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
-from projector.commands.map_folder import identity_of, map_bytes, read_map, same_map
+from projector.commands.arguments import add_pair_command, add_reverse_rank, add_text_tokens, whole
+from projector.commands.inputs import corpus_size, open_corpus, open_data
+from projector.commands.models import open_models
 from projector.models.foreign import in_words
 from projector.report import tables
 from projector.training import preflight
+from projector.training.map_folder import identity_of, map_bytes, read_map, same_map
 from protos.errors import BridgeError, ConfigError, UselessMapError
 from protos.process.files import without_mark
 from protos.process.progress import note
@@ -39,6 +40,7 @@ def register(commands: Any) -> None:
         "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
     )
     add_reverse_rank(export)
+    add_text_tokens(export)
     export.add_argument(
         "--force",
         action="store_true",

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.commands.arguments import add_device, add_pair_command, rate, seed, whole
-from projector.commands.inputs import open_data, open_models
+from projector.commands.arguments import add_pair_command, rate, seed, whole
+from projector.commands.inputs import open_data
+from projector.commands.models import open_models
 from projector.report import tables
 from projector.training import preflight
 from protos.errors import ConfigError
@@ -73,7 +74,6 @@ def register(commands: Any) -> None:
         "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
     )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
-    add_device(parser)
 
 
 def _guard(args: argparse.Namespace) -> int:

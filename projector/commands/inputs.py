@@ -1,25 +1,19 @@
-"""What a command on a pair of models opens: a folder of inputs, both models, a corpus of pairs."""
+"""What a command reads: a folder of pictures or texts, and the pairs both models made of it."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from projector.models.foreign import importing
 from projector.report import tables
-from projector.training import preflight
 from protos.errors import CorpusError
 from protos.process.folders import said
 from protos.process.progress import note
 
 if TYPE_CHECKING:
-    from projector.models.lm import LM
-    from projector.models.vlm import VLM
+    from projector.commands.models import Model
     from projector.training.corpus import Corpus
     from projector.training.dataset import Dataset
-
-    Model = VLM | LM
 
 
 def open_data(folder: Path, max_pixels: int) -> Dataset:
@@ -34,31 +28,6 @@ def open_data(folder: Path, max_pixels: int) -> Dataset:
     if data.skipped:
         note(f"projector: {folder}: {len(data)} {data.unit}s; passed over: {said(data.skipped)}")
     return data
-
-
-def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
-    """Both models, as readers of what the folder holds."""
-    preflight.models(args)
-    with importing("running a model"):
-        import torch
-        from transformers.utils import logging
-
-        from projector.models.lm import LM
-        from projector.models.vlm import VLM
-        from projector.training import distributed
-        from projector.training.dataset import Texts
-
-    logging.disable_progress_bar()
-    tables.threads(args.threads, torch.set_num_threads)
-    with tables.doing(f"loading {args.source} and {args.target}"):
-        device = distributed.device(args.device)
-        models: list[Model] = []
-        for path in (args.source, args.target):
-            if isinstance(data, Texts):
-                models.append(LM.load(path, device, text_tokens=args.text_tokens))
-            else:
-                models.append(VLM.load(path, device))
-        return models[0], models[1]
 
 
 def make_corpus(

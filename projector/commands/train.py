@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projector.commands.arguments import (
-    add_device,
     add_pair_command,
+    add_text_tokens,
     count,
     rate,
     seed,
     weight,
     whole,
 )
-from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
-from projector.commands.map_folder import DESCRIPTION, MAP_FILE, SEEN, map_bytes
+from projector.commands.inputs import corpus_size, open_corpus, open_data
+from projector.commands.models import open_models
 from projector.report import tables
 from projector.training import preflight
+from projector.training.map_folder import DESCRIPTION, MAP_FILE, SEEN, map_bytes
 from protos.errors import ConfigError, CorpusError, FitError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def register(commands: Any) -> None:
     )
     train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
     train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
-    add_device(train)
+    add_text_tokens(train)
 
 
 def _train(args: argparse.Namespace) -> int:

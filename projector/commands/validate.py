@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from projector.commands.arguments import (
-    add_device,
     add_pair_command,
     add_reverse_rank,
+    add_text_tokens,
     power,
     whole,
 )
-from projector.commands.inputs import corpus_size, open_corpus, open_data, open_models
-from projector.commands.map_folder import identity_of, map_bytes, read_map, seen_of
+from projector.commands.inputs import corpus_size, open_corpus, open_data
+from projector.commands.models import open_models
 from projector.report import tables
 from projector.training import preflight
+from projector.training.map_folder import identity_of, map_bytes, read_map, seen_of
 
 
 def register(commands: Any) -> None:
@@ -43,7 +44,7 @@ def register(commands: Any) -> None:
         help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
     )
     add_reverse_rank(validate)
-    add_device(validate)
+    add_text_tokens(validate)
     validate.add_argument("--json", action="store_true", help="print the report instead of tables")
 
 

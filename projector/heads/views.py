@@ -21,6 +21,7 @@ from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
 from projector.maps.cloud_half import CloudHalf
 from projector.training.corpus import Corpus
+from projector.training.map_folder import map_bytes
 from protos.errors import ConfigError, FitError
 from protos.layout import KVLayout
 from protos.points import OperatingPoint
@@ -29,7 +30,6 @@ from protos.state import KVState
 VIEWS = ("projected", "native", "edge", "latents")
 """The map's output; the large model's own state; the small model's; what travels between them."""
 
-MAP_FILE = "map.safetensors"
 _BATCH = 32
 
 Floats = npt.NDArray[np.float32]
@@ -78,11 +78,7 @@ class FrozenMap:
             return cls._of_bundle(Bundle.load(path, source, target), source, target, point)
         if point is not None:
             raise ConfigError(f"{path} is a map, not a bundle: it has no operating points")
-        file = path / MAP_FILE if path.is_dir() else path
-        try:
-            blob = file.read_bytes()
-        except OSError as error:
-            raise FitError(f"no map at {file}: {error.strerror}") from error
+        blob = map_bytes(path)
         made = families.load(blob, source, target)
 
         def down(x: Floats, _attention: Floats) -> Sent:

@@ -18,7 +18,8 @@ from projector.bundle.certificate import Judged
 from projector.bundle.describe import BundleInfo
 from projector.bundle.keys import SigningKey
 from projector.bundle.write import write_bundle
-from projector.commands.cli import PREFIX, Settings, main
+from projector.commands.cli import main
+from projector.commands.settings import PREFIX, Settings
 from projector.commands.train import SETTINGS
 from projector.maps import FAMILIES
 from projector.models.vlm import VLM

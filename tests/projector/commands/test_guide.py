@@ -15,6 +15,7 @@ from edge_agent import cli as edge_cli
 from edge_agent.settings import PREFIX
 from projector.calibration import learn_risk
 from projector.commands import cli
+from projector.commands import settings as projector_settings
 from projector.heads.labels import write_labels
 from projector.training.dataset import write_questions, write_texts
 from tests.cloud_server import stage
@@ -72,7 +73,7 @@ def test_the_guide_runs_from_two_checkpoints_to_a_verified_bundle(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PREFIX + "STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv(cloud_settings.PREFIX + "DEVICE", device)
-    monkeypatch.setenv(cli.PREFIX + "DEVICE", device)
+    monkeypatch.setenv(projector_settings.PREFIX + "DEVICE", device)
     monkeypatch.setattr(learn_risk, "_LEAST_OF_EACH", 1)  # models that learnt nothing say one word
     ran = commands()
     for line in ran:

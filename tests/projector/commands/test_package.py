@@ -19,6 +19,9 @@ from projector.bundle.load import Bundle
 from projector.bundle.write import write_bundle
 from projector.commands import cli
 from projector.commands import package as package_commands
+from projector.commands.bundles import intact
+from projector.commands.package.create import certified
+from projector.commands.settings import PREFIX, Settings
 from projector.models.vlm import VLM
 from protos.errors import (
     ERRORS,
@@ -50,8 +53,8 @@ CERTIFIED = {
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the developer's own."""
-    for name in (*cli.Settings.model_fields, "config"):
-        monkeypatch.delenv(cli.PREFIX + name.upper(), raising=False)
+    for name in (*Settings.model_fields, "config"):
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -280,7 +283,7 @@ def test_a_package_is_certified_by_what_its_bundles_certificate_says(
         }
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         write_bundle(folder, **(bundle_parts | {"certificate": certificate}))
-        return package_commands.certified(cli._intact(folder))
+        return certified(intact(folder))
 
     found = said()
     assert found is not None and found.report.startswith("certificate of bundle ")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from projector.bundle.certificate import grade, tier
 from projector.bundle.load import Bundle
 from projector.commands import cli
-from projector.commands.map_folder import seen_of
+from projector.commands.settings import PREFIX
 from projector.maps import load
 from projector.maps.bidirectional import Bidirectional
 from projector.maps.moments import Moments
@@ -33,6 +33,7 @@ from projector.training import distributed
 from projector.training.corpus import collect, write_shard
 from projector.training.dataset import LEAST_QUESTIONS, Dataset, write_questions
 from projector.training.fit import split
+from projector.training.map_folder import seen_of
 from projector.training.train import Trainer, TrainSettings
 from projector.validation import literature
 from projector.validation.validate import Validator, principal, reconstruction
@@ -755,7 +756,7 @@ def test_models_may_be_named_by_the_environment_or_a_file(
     assert "no source model" in capsys.readouterr().err
     file = tmp_path / "pair.toml"
     file.write_text(f"source = '{models[0]}'\nthreads = 1\n")
-    monkeypatch.setenv(cli.PREFIX + "TARGET", str(models[1]))
+    monkeypatch.setenv(PREFIX + "TARGET", str(models[1]))
     assert cli.main(["--check-config", "--config", str(file), *call]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["source"], shown["threads"]) == (str(models[0]), 1)
@@ -763,13 +764,14 @@ def test_models_may_be_named_by_the_environment_or_a_file(
     assert cli.main(["--config", str(file), *call]) == 0
     assert (tmp_path / "made").exists()
     assert cli.main(["--config", "nowhere.toml", *call]) == code_of("config")
-    monkeypatch.setenv(cli.PREFIX + "DEVICE", "nowhere")
+    monkeypatch.setenv(PREFIX + "DEVICE", "nowhere")
     assert cli.main(["--config", str(file), *call]) == code_of("model")
 
 
 _SAVING_EVERY_STEP = """
 import functools, sys
 from projector.commands import cli
+from projector.commands.settings import PREFIX
 from projector.training import train
 train.Trainer.__init__ = functools.partialmethod(train.Trainer.__init__, save_every_s=0.0)
 sys.exit(cli.main(sys.argv[1:]))

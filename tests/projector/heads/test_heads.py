@@ -17,10 +17,11 @@ from safetensors.torch import save as save_tensors
 
 from projector.bundle.certificate import GOOD, UNJUDGED, WORSE
 from projector.commands import cli
-from projector.commands.head import read_head
-from projector.heads import heads
-from projector.heads.heads import METADATA, Head, HeadConfig, HeadSettings, Samples
+from projector.heads.head import METADATA, Head, HeadConfig, read
+from projector.heads.judge import judge, predictions, verdict
 from projector.heads.labels import Labels, read_labels, write_labels
+from projector.heads.samples import Samples
+from projector.heads.train import HeadSettings, train
 from projector.training.dataset import Dataset
 from projector.validation.estimate import Estimate
 from protos.errors import (
@@ -82,14 +83,14 @@ def made(count: int = 400, **over: Any) -> tuple[Head, Samples, Samples]:
 
 def test_a_head_learns_to_count_and_says_what_guessing_scores(tmp_path: Path) -> None:
     head, training, held = made()
-    heads.train(head, training, held, HeadSettings(steps=300, patience=0), tmp_path)
-    found = heads.judge(head, held)
+    train(head, training, held, HeadSettings(steps=300, patience=0), tmp_path)
+    found = judge(head, held)
     assert found["accuracy"]["mean"] > 0.9
     assert found["accuracy"]["low"] <= found["accuracy"]["mean"] <= found["accuracy"]["high"]
     commonest = np.bincount(training.targets).argmax()
     assert found["majority"]["mean"] == pytest.approx(np.mean(held.targets == commonest), abs=1e-4)
     assert found["other_picture"]["mean"] < 0.5 < found["accuracy"]["mean"]
-    right = heads.predictions(head, held) == held.targets
+    right = predictions(head, held) == held.targets
     assert found["accuracy"]["mean"] == pytest.approx(right.mean(), abs=1e-4)
     assert set(found["by_class"]) == {"0", "1", "2", "3"}
 
@@ -139,8 +140,8 @@ def test_a_tracking_head_tells_objects_apart_where_the_nearest_place_does_not(
     head.fit_lens(states[:400])
     seen = head.through_lens(states)
     training, held = (Samples.of(seen, p, head.config.classes) for p in labels.split(0.3))
-    heads.train(head, training, held, HeadSettings(steps=400, patience=0, rate=5e-3), tmp_path)
-    found = heads.judge(head, held)
+    train(head, training, held, HeadSettings(steps=400, patience=0, rate=5e-3), tmp_path)
+    found = judge(head, held)
     assert found["nearest"]["mean"] < 0.5
     assert found["accuracy"]["mean"] > 0.85
     assert found["above"]["low"] > 0.2
@@ -173,7 +174,7 @@ def test_an_interrupted_head_ends_like_a_straight_one(
 ) -> None:
     settings = HeadSettings(steps=40, patience=15, batch=16)
     straight, training, held = made(80)
-    heads.train(straight, training, held, settings, tmp_path / "straight")
+    train(straight, training, held, settings, tmp_path / "straight")
 
     def clock() -> Iterator[float]:  # a checkpoint after every step
         now = 0.0
@@ -195,24 +196,24 @@ def test_an_interrupted_head_ends_like_a_straight_one(
 
     monkeypatch.setattr(broken, "logits", fail)
     with pytest.raises(Interrupted):
-        heads.train(broken, training, held, settings, tmp_path / "broken")
+        train(broken, training, held, settings, tmp_path / "broken")
     resumed, *_ = made(80)
-    heads.train(resumed, training, held, settings, tmp_path / "broken")
+    train(resumed, training, held, settings, tmp_path / "broken")
     for name, tensor in straight.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], tensor, msg=name)
     logs = [(tmp_path / n / "log.jsonl").read_text() for n in ("straight", "broken")]
     assert logs[0] == logs[1]
-    heads.train(resumed, training, held, settings, tmp_path / "broken")  # nothing is left to do
+    train(resumed, training, held, settings, tmp_path / "broken")  # nothing is left to do
     assert (tmp_path / "broken" / "log.jsonl").read_text() == logs[0]
 
 
 def test_training_ends_early_with_the_best_weights_reported(tmp_path: Path) -> None:
     head, training, held = made()
-    heads.train(head, training, held, HeadSettings(steps=2000, patience=2, rate=0.02), tmp_path)
+    train(head, training, held, HeadSettings(steps=2000, patience=2, rate=0.02), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rows) < 2000 and [row["step"] for row in rows] == list(range(len(rows)))
     best = max(row["accuracy"] for row in rows if "accuracy" in row)
-    assert np.mean(heads.predictions(head, held) == held.targets) == pytest.approx(best)
+    assert np.mean(predictions(head, held) == held.targets) == pytest.approx(best)
 
 
 def test_splits_keep_a_sequence_on_one_side() -> None:
@@ -326,8 +327,8 @@ def test_labels_that_make_no_sense_are_refused_with_their_line(tmp_path: Path) -
 def test_a_head_is_not_called_useless_for_lack_of_samples(
     above: Estimate, other: Estimate, state: str
 ) -> None:
-    assert heads._verdict(50, 3, 0.5, above, other).state == state
-    assert heads._verdict(9, 3, 0.5, above, other).state == UNJUDGED
+    assert verdict(50, 3, 0.5, above, other).state == state
+    assert verdict(9, 3, 0.5, above, other).state == UNJUDGED
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +387,7 @@ def test_a_head_is_refused_with_another_map_and_a_native_one_serves_any(
     assert run("head", "test", folder / "other", *native, "--view", "projected") == 0
     assert json.loads(capsys.readouterr().out)["view"] == "projected"
     assert run("head", "test", folder / "other", *native, "--view", "latents") == code_of("config")
-    stranger = replace(read_head(tmp_path / "native").config, owner="0" * 64)
+    stranger = replace(read(tmp_path / "native").config, owner="0" * 64)
     with pytest.raises(BundleLayoutError):
         Head(stranger).require("f" * 64, "this")
 
@@ -400,7 +401,7 @@ def test_training_a_head_again_gives_the_same_bytes(stage: Any, tmp_path: Path) 
     a, b = ((tmp_path / name / "head.safetensors").read_bytes() for name in ("a", "b"))
     assert a == b
     story = json.loads((tmp_path / "a" / "head.json").read_text())
-    assert story["owner"] == read_head(tmp_path / "a").config.owner
+    assert story["owner"] == read(tmp_path / "a").config.owner
     assert story["held_out"]["majority"]["mean"] <= 1
 
 

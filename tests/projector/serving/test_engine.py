@@ -20,7 +20,7 @@ import pytest
 from projector.bundle.describe import BundleInfo
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
-from projector.commands import build as build_commands
+from projector.commands import build, sign
 from projector.serving import backends, engine
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export, export_fp8
@@ -321,7 +321,9 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def call(*arguments: object) -> str:
         parser = configuration.Parser(prog="projector")
         parser.set_defaults(config=None, check_config=False)
-        build_commands.register(parser.add_subparsers())
+        commands = parser.add_subparsers()
+        for command in (build, sign):
+            command.register(commands)
         args: argparse.Namespace = parser.parse_args([str(argument) for argument in arguments])
         assert args.command(args) == 0
         return capsys.readouterr().out

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from protos.errors import FitError
 
 if TYPE_CHECKING:
-    from projector.commands.inputs import Model
     from projector.maps import Map
+    from projector.models.lm import LM
+    from projector.models.vlm import VLM
     from projector.training.dataset import Dataset
 
 MAP_FILE = "map.safetensors"
@@ -20,7 +21,7 @@ SEEN = "seen.txt"
 """SHA-256 of a map, then digests of all that it was trained on or chosen by, one a line."""
 
 
-def read_map(path: Path, source: Model, target: Model) -> Map:
+def read_map(path: Path, source: VLM | LM, target: VLM | LM) -> Map:
     """The map in a folder or file, for these two models.
 
     Raises:

@@ -9,10 +9,9 @@ and where one is marked in this one, and says which of them it is; their order m
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projector.bundle.certificate import GOOD, LEAST_PICTURES, ROOM, UNJUDGED, WORSE, Verdict
-from projector.heads.labels import Labels
+from projector.heads.samples import Samples
 from projector.models.foreign import in_words
-from projector.training.descent import Descent, Stage
-from projector.validation.estimate import Estimate, by_group, clustered, paired
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
 
 METADATA = "neural_bridge_head"
+HEAD_FILE = "head.safetensors"
 MOST_CLASSES = 1000
-_BATCH = 256
-_DROPOUT = 0.2
-_REPORTS = 20
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -84,63 +78,6 @@ class HeadConfig:
         sizes = (self.dim, *self.grid, self.components, self.width, self.queries)
         if any(not 0 < size <= 1 << 20 for size in sizes) or self.components > self.dim:
             raise FitError(f"a head cannot have the sizes {sizes}")
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """How a head is trained.
-
-    Attributes:
-        steps: at most.
-        batch: samples per step.
-        rate: peak learning rate.
-        decay: weight decay.
-        patience: reports (twenty in all) without better held-out accuracy before it ends; 0: never.
-        seed: of everything random.
-    """
-
-    steps: int = 600
-    batch: int = 64
-    rate: float = 2e-3
-    decay: float = 0.05
-    patience: int = 8
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Labelled samples with the states that they are about.
-
-    Attributes:
-        states: `[n, N, p]` of all pictures, through the head's lens; samples point into them.
-        labels: S samples.
-        targets: `[S]`, class of each.
-    """
-
-    states: Floats
-    labels: Labels
-    targets: Ints
-
-    @classmethod
-    def of(cls, states: Floats, labels: Labels, classes: Sequence[str]) -> Samples:
-        """Join labels to states.
-
-        Raises:
-            FitError: a label that is no class of the head.
-        """
-        place = {name: index for index, name in enumerate(classes)}
-        unknown = sorted(set(labels.labels) - set(place))
-        if unknown:
-            raise FitError(
-                f"label '{unknown[0]}' of '{labels.task}' is no class of this head "
-                f"({', '.join(list(place)[:20])})"
-            )
-        targets = np.array([place[label] for label in labels.labels], dtype=np.int64)
-        return cls(states, labels, targets)
-
-    def __len__(self) -> int:
-        """The number of samples, S."""
-        return len(self.targets)
 
 
 class Head(nn.Module):
@@ -264,129 +201,19 @@ class Head(nn.Module):
             )
 
 
-def train(
-    head: Head, training: Samples, held: Samples, settings: HeadSettings, folder: Path
-) -> None:
-    """Cross-entropy until held-out accuracy stops rising; resumes where an earlier run stopped.
-
-    Args:
-        head: changed in place; its lens is fitted.
-        training: samples to learn from.
-        held: samples that decide when to stop, none of a picture trained on.
-        settings: how long and how fast.
-        folder: where checkpoint and log are kept.
+def read(path: Path) -> Head:
+    """Read a head from its file or folder.
 
     Raises:
-        FitError: the loss is not finite.
+        FitError: there is none.
+        BundleFormatError: it is not one.
     """
-    classes = len(head.config.classes)
-    head.counts.copy_(torch.from_numpy(np.bincount(training.targets, minlength=classes)))
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def loss(_step: int, _stage: str, _begun: int, rng: np.random.Generator) -> Tensor:
-        rows = rng.choice(len(training), min(settings.batch, len(training)), replace=False)
-        torch.manual_seed(int(rng.integers(1 << 62)))
-        logits = head.logits(training, rows, 1 - _DROPOUT)
-        return functional.cross_entropy(logits, torch.from_numpy(training.targets[rows]))
-
-    def report() -> dict[str, float]:
-        return {"accuracy": float(np.mean(predictions(head, held) == held.targets))}
-
-    inputs = (head.lens.numpy(), training.labels.pictures, training.targets)
-    digest = hashlib.sha256(b"".join(part.tobytes() for part in inputs)).hexdigest()
-    Descent(
-        head,
-        (Stage("head", settings.steps, settings.rate),),
-        loss,
-        folder,
-        asdict(settings),
-        json.dumps([asdict(head.config), digest]),
-        what="head",
-        seed=settings.seed,
-        decay=settings.decay,
-        reports=_REPORTS,
-        patience=settings.patience,
-        details={**asdict(head.config), "samples and their states": digest[:12]},
-    ).run(report)
-
-
-def predictions(head: Head, samples: Samples) -> Ints:
-    """The likeliest class of every sample, `[S]`."""
-    with torch.inference_mode():
-        parts = [
-            head.logits(samples, np.arange(begin, min(begin + _BATCH, len(samples)))).argmax(-1)
-            for begin in range(0, len(samples), _BATCH)
-        ]
-    found: Ints = torch.cat(parts).numpy()
-    return found
-
-
-def judge(head: Head, samples: Samples) -> dict[str, Any]:
-    """Figures on samples that the head never saw, beside what needs no head.
-
-    Returns:
-        `accuracy` with its interval (clustered by picture, or by sequence), `majority` (always the
-        commonest class of training), `nearest` where objects are tracked (the one last seen
-        nearest to the mark), `above` (accuracy minus the better of these), `other_picture` (the
-        head on another picture's states), accuracies by class and by kind, and the `verdict` with
-        its reason: whether the head does more than all of these.
-    """
-    labels, truth = samples.labels, samples.targets
-    clusters = labels.clusters.tolist()
-    right = predictions(head, samples) == truth
-    commonest = int(head.counts.argmax())
-    floors = {"majority": truth == commonest}
-    if labels.objects:
-        apart = np.linalg.norm(labels.places[:, -1] - labels.mark[:, None], axis=-1)
-        floors["nearest"] = apart.argmin(axis=1) == truth
-    best = max(floors.values(), key=lambda floor: float(floor.mean()))
-    half = len(samples.states) // 2  # the next one of a sequence shows nearly the same
-    swapped = replace(samples, states=np.roll(samples.states, half, axis=0))
-    shown = {**floors, "other_picture": predictions(head, swapped) == truth}
-    above = paired(right.tolist(), best.tolist(), clusters)
-    apart_from_other = paired(right.tolist(), shown["other_picture"].tolist(), clusters)
-    verdict = _verdict(
-        len(set(clusters)), len(set(truth.tolist())), float(right.mean()), above, apart_from_other
-    )
-    return {
-        "task": head.config.task,
-        "view": head.config.view,
-        "classes": len(head.config.classes),
-        "samples": len(samples),
-        "clusters": len(set(clusters)),
-        "accuracy": clustered(right.astype(float).tolist(), clusters).to_json(),
-        **{
-            name: clustered(floor.astype(float).tolist(), clusters).to_json()
-            for name, floor in shown.items()
-        },
-        "above": above.to_json(),
-        "verdict": verdict.state,
-        "why": verdict.why,
-        "by_class": by_group(right.tolist(), labels.labels),
-        "by_kind": {
-            "head": by_group(right.tolist(), labels.kinds),
-            **{name: by_group(floor.tolist(), labels.kinds) for name, floor in floors.items()},
-        },
-    }
-
-
-def _verdict(
-    clusters: int, classes: int, accuracy: float, above: Estimate, other: Estimate
-) -> Verdict:
-    if clusters < LEAST_PICTURES:
-        return Verdict(UNJUDGED, f"{clusters} pictures or sequences, and it takes {LEAST_PICTURES}")
-    if classes < 2:
-        return Verdict(UNJUDGED, "every sample is of one class")
-    for found, what in (
-        (above, "the commonest class, or the nearest place, does"),
-        (other, "another picture's states do"),
-    ):
-        if found.low > 0:
-            continue
-        if found.high >= ROOM * (1 - accuracy + found.mean):
-            return Verdict(UNJUDGED, f"too few samples to tell whether {what} as well")
-        return Verdict(WORSE, f"{what} as well")
-    return Verdict(GOOD)
+    file = path / HEAD_FILE if path.is_dir() else path
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise FitError(f"no head at {file}: {error.strerror}") from error
+    return Head.from_bytes(blob)
 
 
 def _dropped(x: Tensor, keep: float) -> Tensor:
