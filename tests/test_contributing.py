@@ -77,6 +77,7 @@ RECIPES = {
             ),
             (MAPS, "    for cls in (\n", "        LeastSquares,\n"),
             (MAPS_TEST, "MEMBERS: list[Family] = [\n", "    LeastSquares(),\n"),
+            (MAPS_TEST, "LINEAR = (\n", "    LeastSquares,\n"),
             (
                 MAPS_TEST,
                 "from projector.maps.linear import Linear\n",
