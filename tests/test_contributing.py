@@ -13,8 +13,8 @@ import pytest
 
 from tests.checkout import ROOT, copy_to
 
-Edit = tuple[str, str, str]
-"""A file, a place in it, and what is put behind that place."""
+Edit = tuple[str, str]
+"""A place in a file, and what is put behind it."""
 
 
 @dataclass(frozen=True)
@@ -22,146 +22,147 @@ class Recipe:
     """What a section says in words.
 
     Attributes:
-        place: the file that the block makes, or the place in a file that it is put before.
-        edits: lines for the registry and for the contract test's list.
-        test: the contract test.
+        file: what the section's block of code is.
+        registry: the file that names the members, and what is put into it.
+        test: the contract test, and what is put into it.
         members: which of its tests are the new member's.
     """
 
-    place: str | tuple[str, str]
-    edits: tuple[Edit, ...]
-    test: str
+    file: str
+    registry: tuple[str, tuple[Edit, ...]]
+    test: tuple[str, tuple[Edit, ...]]
     members: str
 
 
-SELECT, SELECT_TEST = "projector/codec/select.py", "tests/projector/codec/test_select.py"
-QUANTIZERS, MAPS = "protos/quantize/__init__.py", "projector/maps/__init__.py"
-MAPS_TEST, SOURCES_TEST = (
-    "tests/projector/maps/test_families.py",
-    "tests/edge_agent/test_sources.py",
-)
-ENGINES, ENGINES_TEST = (
-    "cloud_server/engine/__init__.py",
-    "tests/cloud_server/test_engine_contract.py",
-)
+SELECTOR = "from projector.codec.select.long_values import LongValues\n"
+MAP = "from projector.maps.least_squares import LeastSquares\n"
 RECIPES = {
     "A selector": Recipe(
-        (SELECT, "SELECTORS: dict"),
+        "projector/codec/select/long_values.py",
         (
-            (SELECT, "    for member in (\n", "        LongValues,\n"),
-            (SELECT_TEST, "SELECTORS: list[select.Selector] = [\n", "    select.LongValues(),\n"),
+            "projector/codec/select/__init__.py",
+            (
+                ("from projector.codec.select.kv_norm import KVNorm\n", SELECTOR),
+                ("    for member in (\n", "        LongValues,\n"),
+            ),
         ),
-        SELECT_TEST,
+        (
+            "tests/projector/codec/test_select.py",
+            (
+                ("from projector.codec.select.kv_norm import KVNorm\n", SELECTOR),
+                ("SELECTORS: list[Selector] = [\n", "    LongValues(),\n"),
+            ),
+        ),
         "long_values or registered",
     ),
     "A quantizer": Recipe(
         "protos/quantize/int16.py",
         (
+            "protos/quantize/__init__.py",
             (
-                QUANTIZERS,
-                "from protos.quantize.int8 import Int8Quantizer\n",
-                "from protos.quantize.int16 import Int16Quantizer\n",
+                (
+                    "from protos.quantize.fp8_token import Fp8TokenQuantizer\n",
+                    "from protos.quantize.int16 import Int16Quantizer\n",
+                ),
+                ("    for member in (\n", "        Int16Quantizer,\n"),
             ),
-            (QUANTIZERS, "    for member in (\n", "        Int16Quantizer,\n"),
         ),
-        "tests/protos/test_quantize.py",
+        ("tests/protos/test_quantize.py", ()),
         "int16",
     ),
     "A map": Recipe(
         "projector/maps/least_squares.py",
         (
+            "projector/maps/__init__.py",
             (
-                MAPS,
-                "from projector.maps.bidirectional import Bidirectional\n",
-                "from projector.maps.least_squares import LeastSquares\n",
-            ),
-            (MAPS, "    for cls in (\n", "        LeastSquares,\n"),
-            (MAPS_TEST, "MEMBERS: list[Family] = [\n", "    LeastSquares(),\n"),
-            (MAPS_TEST, "LINEAR = (\n", "    LeastSquares,\n"),
-            (
-                MAPS_TEST,
-                "from projector.maps.linear import Linear\n",
-                "from projector.maps.least_squares import LeastSquares\n",
+                ("from projector.maps.bidirectional import Bidirectional\n", MAP),
+                ("    for cls in (\n", "        LeastSquares,\n"),
             ),
         ),
-        MAPS_TEST,
+        (
+            "tests/projector/maps/test_families.py",
+            (
+                ("from projector.maps.bidirectional import Bidirectional, BidirectionalMap\n", MAP),
+                ("MEMBERS: list[Family] = [\n", "    LeastSquares(),\n"),
+                ("LINEAR = (\n", "    LeastSquares,\n"),
+            ),
+        ),
         "least_squares or list_above",
     ),
     "A source": Recipe(
         "edge_agent/sources/noise.py",
         (
+            "pyproject.toml",
             (
-                "pyproject.toml",
-                '[project.entry-points."neural_bridge.sources"]\n',
-                'noise = "edge_agent.sources.noise:open_source"\n',
+                (
+                    '[project.entry-points."neural_bridge.sources"]\n',
+                    'noise = "edge_agent.sources.noise:open_source"\n',
+                ),
             ),
-            (SOURCES_TEST, "MEMBERS = {", '"noise": "noise:3", '),
         ),
-        SOURCES_TEST,
+        ("tests/edge_agent/test_sources.py", (("MEMBERS = {", '"noise": "noise:3", '),)),
         "noise or under_contract",
     ),
     "An engine": Recipe(
         "cloud_server/engine/capitals.py",
         (
+            "cloud_server/engine/__init__.py",
             (
-                ENGINES,
-                "ENGINES: dict[str, tuple[str, str]] = {\n",
-                '    "capitals": ("cloud_server.engine.capitals", "CapitalsEngine"),\n',
+                (
+                    "ENGINES: dict[str, tuple[str, str]] = {\n",
+                    '    "capitals": ("cloud_server.engine.capitals", "CapitalsEngine"),\n',
+                ),
             ),
-            (ENGINES_TEST, "NAMES = [", '"capitals", '),
         ),
-        ENGINES_TEST,
+        ("tests/cloud_server/test_engine_contract.py", (("NAMES = [", '"capitals", '),)),
         "capitals or under_contract",
     ),
 }
 
 
 def section(title: str) -> str:
+    """The text under a heading of the guide."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return text.split(f"\n### {title}\n")[1].split("\n### ")[0]
 
 
-def insert(file: Path, place: str, text: str, before: bool = False) -> None:
-    was = file.read_text(encoding="utf-8")
-    assert was.count(place) == 1, f"{file}: {place!r}"
-    now = was.replace(place, text + place if before else place + text)
-    file.write_text(now, encoding="utf-8")
+def add(title: str, copy: Path) -> None:
+    """Do in a copy of the repository what a section says."""
+    recipe, text = RECIPES[title], section(title)
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (copy / recipe.file).write_text(block, encoding="utf-8")
+    for name, edits in (recipe.registry, recipe.test):
+        assert f"`{name}`" in text
+        whole = (copy / name).read_text(encoding="utf-8")
+        for place, line in edits:
+            assert whole.count(place) == 1, f"{name}: {place!r}"
+            whole = whole.replace(place, place + line)
+        (copy / name).write_text(whole, encoding="utf-8")
+    assert f"`{recipe.file}`" in text
 
 
-def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(copy: Path, *command: str) -> str:
+    """What a command prints that runs in a copy; it must succeed."""
     environ = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_member_that_is_added_as_the_guide_says_keeps_its_contract(
     title: str, tmp_path: Path
 ) -> None:
-    recipe, text, copy = RECIPES[title], section(title), copy_to(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    if isinstance(recipe.place, str):
-        assert f"`{recipe.place}`" in text
-        (copy / recipe.place).write_text(block, encoding="utf-8")
-    else:
-        file, place = recipe.place
-        insert(copy / file, place, block + "\n\n", before=True)
-    for file, place, line in recipe.edits:
-        assert f"`{file}`" in text
-        insert(copy / file, place, line)
+    recipe, copy = RECIPES[title], copy_to(tmp_path)
+    add(title, copy)
     python = sys.executable
-    if any(file == "pyproject.toml" for file, _, _ in recipe.edits):  # what `make setup` would do
-        metadata = run(copy, python, "-c", "import setuptools; setuptools.setup()", "egg_info")
-        assert metadata.returncode == 0, metadata.stderr
-    ruff = Path(python).parent / "ruff"
-    changed = {file for file, _, _ in recipe.edits if file.endswith(".py")}
-    changed.add(recipe.place if isinstance(recipe.place, str) else recipe.place[0])
-    for check in (["check", "--ignore", "I"], ["format", "--check"]):
-        style = run(copy, str(ruff), *check, *changed)
-        assert style.returncode == 0, style.stdout
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", recipe.test]
-    done = run(copy, *tests, "-k", recipe.members)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^\d+ passed", done.stdout, re.MULTILINE)
+    if recipe.registry[0] == "pyproject.toml":  # what `make setup` does with its entry points
+        run(copy, python, "-c", "import setuptools; setuptools.setup()", "egg_info")
+    ruff, changed = str(Path(python).parent / "ruff"), [recipe.file, recipe.test[0]]
+    run(copy, ruff, "check", *changed)
+    run(copy, ruff, "format", "--check", *changed)
+    told = run(copy, python, "-m", "pytest", "-q", recipe.test[0], "-k", recipe.members)
+    assert re.search(r"^\d+ passed", told, re.MULTILINE)
 
 
 def test_the_guide_adds_one_member_to_each_of_five_families() -> None:
