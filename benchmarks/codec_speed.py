@@ -9,7 +9,6 @@ several rounds, of one thread, in this process's CPU time. `--cameras` adds what
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.command import ROOT
+from benchmarks import command
 from benchmarks.compare.measure import quiet_libraries
 from benchmarks.timing import least_seconds
 from edge_agent.encode import encode_state
@@ -38,14 +36,16 @@ from projector.models.vlm import VLM
 from protos.digest import CONSTANTS_BYTES, verify
 from protos.distortion import Distortion
 from protos.entropy.rans import TOTAL, ClassCoder
+from protos.errors import ConfigError
 from protos.header import Header, pack_header
 from protos.points import OperatingPoint
 from protos.quantize import UniformQuantizer
 from protos.requests import parse_infer_request, seal
 from protos.state import KVState
+from reference.demo.halves import BUNDLE, EDGE_MODEL
 from reference.demo.testset import TestSet
+from reference.report.parts import Table, show
 
-REFERENCE = ROOT / "reference"
 CONSTANTS = bytes(CONSTANTS_BYTES)
 
 
@@ -282,61 +282,63 @@ def of_bundle(
     return report
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the figures as two tables."""
-    table = Table(title="frames per second, one core")
-    for name in ("point", "payload bytes", "request bytes", "edge", "cloud"):
-        table.add_column(name, justify="left" if name == "point" else "right")
-    for row in report["points"]:
-        table.add_row(*(f"{value:,}" if value != row["point"] else value for value in row.values()))
-    console.print(table)
-    if report["coder"]:
-        table = Table(title=f"entropy coder alone, {report['coder']['symbols']} symbols a frame")
-        for name in ("coder", "bytes", "encoded", "decoded"):
-            table.add_column(name, justify="left" if name == "coder" else "right")
-        for name in ("ours", "constriction"):
-            table.add_row(name, *(f"{value:,}" for value in report["coder"][name].values()))
-        console.print(table)
+def parts(report: dict[str, Any]) -> list[Table]:
+    """The figures as tables."""
+    made = [
+        Table(
+            "Frames per second, one core",
+            ("point", "#payload bytes", "#request bytes", "#edge", "#cloud"),
+            [_said(row) for row in report["points"]],
+        )
+    ]
+    if coder := report["coder"]:
+        made.append(
+            Table(
+                f"Entropy coder alone, {coder['symbols']} symbols a frame",
+                ("coder", "#bytes", "#encoded", "#decoded"),
+                [(name, *_said(coder[name])) for name in ("ours", "constriction")],
+            )
+        )
+    if deltas := report.get("deltas"):
+        heads = [f"#{name.replace('_', ' ')}" for name in deltas[0]]
+        title = f"Delta frames of {deltas[0]['frames']}, header and payload"
+        made.append(Table(title, heads, [_said(row) for row in deltas]))
+    return made
 
-    if report.get("deltas"):
-        rows = report["deltas"]
-        table = Table(title=f"delta frames of {rows[0]['frames']}, header and payload")
-        for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="left" if name == "point" else "right")
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        console.print(table)
+
+def _said(row: dict[str, Any]) -> list[str]:
+    return [value if isinstance(value, str) else f"{value:,}" for value in row.values()]
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--edge", type=Path, default=REFERENCE / "models" / "edge-a", help="the small model"
-    )
-    parser.add_argument(
-        "--bundle", type=Path, default=REFERENCE / "bundles" / "edge-a-cloud", help="its bundle"
-    )
+    parser = command.parser("codec_speed", __doc__)
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("--edge", type=Path, default=EDGE_MODEL, help="the small model")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="its bundle")
     parser.add_argument("--pictures", type=int, default=64, help="of the validation split")
     parser.add_argument("--rounds", type=int, default=10, help="the best of so many")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "bench" / "codec-speed.json", help="the report"
+        "--out", type=Path, default=command.REPORTS / "codec-speed.json", help="the report"
     )
     parser.add_argument(
         "--cameras", type=int, default=0, help="fixed cameras of 100 frames, for delta frames"
     )
-    given = parser.parse_args()
+    return command.run(parser, bench)
+
+
+def bench(given: argparse.Namespace) -> int:
+    """Measure, write, print.
+
+    Raises:
+        ConfigError: nothing would be measured.
+    """
     if given.pictures < 1 or given.rounds < 1 or given.cameras < 0:
-        parser.error("--pictures and --rounds are at least 1, --cameras at least 0")
+        raise ConfigError("--pictures and --rounds are at least 1, --cameras at least 0")
     quiet_libraries()
     report = of_bundle(given.edge, given.bundle, given.pictures, given.rounds, given.cameras)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
-    console = Console()
-    show(report, console)
-    console.print(f"wrote {given.out}")
+    show(parts(report), Console())
+    command.write(report, given.out)
     return 0
 
 

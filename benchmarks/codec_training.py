@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from rich.console import Console
-from rich.table import Table
 
-from projector.bundle.files import write_files
+from benchmarks import command
 from projector.calibration import ladder
 from projector.calibration.ladder import Judge, Sweep
 from projector.maps.trainable import LowRankMap
@@ -33,11 +28,13 @@ from projector.serving import backends
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
 from projector.training.train import Trainer, TrainSettings, closed_form
-from protos.errors import BridgeError
 from reference.build_bundle import CALIBRATED_ON, Pairs, edge_half, measure, roundings
 from reference.calibrate import PRECISION, QUESTIONS, SAMPLE_PICTURES
+from reference.demo.halves import MODELS
+from reference.report.parts import Table, percent, show
+from reference.report.plot import QUIET as GREY
+from reference.report.plot import plot
 
-ROOT = Path(__file__).resolve().parent.parent
 SCALE, WORTH = 16.0, 0.04
 QUIET, DROP = 8.0, 0.6
 VARIANTS: dict[str, dict[str, float]] = {
@@ -137,7 +134,7 @@ def bench(args: argparse.Namespace) -> int:
             flush=True,
         )
     report = {
-        "command": "python -m benchmarks.codec_training " + " ".join(sys.argv[1:]),
+        "command": command.command("codec_training"),
         "edge_model": args.edge,
         "split": "validation",
         "pictures": args.pictures,
@@ -150,51 +147,44 @@ def bench(args: argparse.Namespace) -> int:
         },
         "variants": found,
     }
-    write_files(args.out, {"codec_training.json": json.dumps(report, indent=1).encode() + b"\n"})
-    draw(report, args.out / "codec_training.svg")
-    show(report, Console())
-    print(f"wrote {args.out / 'codec_training.json'} and {args.out / 'codec_training.svg'}")
+    show([table(report)], Console())
+    command.write(report, args.out / "codec_training.json")
+    (args.out / "codec_training.svg").write_text(draw(report))
     return 0
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Right answers against bytes, the hull of every variant."""
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for name, one in report["variants"].items():
-        hull = sorted(one["hull"], key=lambda p: float(p["payload_bytes"]))
-        axes.plot(
-            [p["payload_bytes"] for p in hull],
-            [100 * p["accuracy"] for p in hull],
-            ".-",
-            label=name,
-        )
-    axes.axhline(100 * one["native"], color="grey", linewidth=0.5)  # the same in all
-    axes.set(xscale="log", xlabel="bytes of payload", ylabel="right answers, %")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
+def draw(report: dict[str, Any]) -> str:
+    """Right answers against bytes, the hull of every variant, as SVG."""
+    variants = report["variants"]
+
+    def drawn(axes: Axes) -> None:
+        for name, one in variants.items():
+            hull = sorted(one["hull"], key=lambda p: float(p["payload_bytes"]))
+            x = [p["payload_bytes"] for p in hull]
+            axes.plot(x, [100 * p["accuracy"] for p in hull], ".-", label=name)
+        native = next(iter(variants.values()))["native"]  # the same in all
+        axes.axhline(100 * native, color=GREY, linewidth=0.5)
+        axes.set(xscale="log", xlabel="bytes of payload", ylabel="right answers, %")
+        axes.legend()
+
+    return plot("codec-training", drawn)
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    """A table of every variant's default point and of single points."""
-    table = Table(title=f"{report['edge_model']}: trained with what in the loop")
-    names = ["x1", "x4", "x4-q6", "x6-q12"]
-    for column in ("variant", "unrounded", "default: bytes, right", *names):
-        table.add_column(column)
-    for name, one in report["variants"].items():
-        points = {"default": one["default"], **one["points"]}
-        cells = [
-            f"{points[n]['payload_bytes']:.1f}, {100 * points[n]['accuracy']:.1f}"
-            for n in ("default", *names)
-        ]
-        table.add_row(name, f"{100 * one['unrounded']:.1f}", *cells)
-    console.print(table)
+def table(report: dict[str, Any]) -> Table:
+    """Every variant's default point and single points."""
+    names = ("x1", "x4", "x4-q6", "x6-q12")
+    rows = []
+    for variant, one in report["variants"].items():
+        points = [one["default"], *(one["points"][name] for name in names)]
+        cells = (f"{p['payload_bytes']:.1f}, {percent(p['accuracy'])}" for p in points)
+        rows.append((variant, percent(one["unrounded"]), *cells))
+    heads = ("variant", "unrounded", "default: bytes, right", *names)
+    return Table(f"{report['edge_model']}: trained with what in the loop", heads, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser("codec_training", __doc__)
     parser.add_argument("--edge", default="edge-c", help="edge model; default: %(default)s")
     parser.add_argument("--train-pictures", type=int, default=10240, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=512, help="judged on; %(default)s")
@@ -204,15 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=4e-4, help="of each; %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--models", type=Path, default=ROOT / "reference" / "models")
+    parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--pool", type=Path, default=Path("build/pool"), help="rendered pictures")
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="pairs and state")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    try:
-        return bench(parser.parse_args(argv))
-    except BridgeError as error:
-        print(f"codec-training: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
+    return command.run(parser, bench, argv)
 
 
 if __name__ == "__main__":

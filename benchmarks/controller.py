@@ -22,19 +22,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.command import ROOT
+from benchmarks import command
 from edge_agent.picture import PictureCodec
 from edge_agent.uplink.point_controller import PointController, Rung
 from projector.bundle.load import Bundle
-from protos.errors import BridgeError, ConfigError
+from protos.errors import ConfigError
 from reference.demo.halves import BUNDLE
 from reference.demo.testset import TestSet
-from reference.report.plot import CLOUD, OURS, QUIET
+from reference.report.parts import Table, percent, show
+from reference.report.plot import CLOUD, OURS, QUIET, plot
 
 STEP_S = 0.1
 FRAMES_PER_S = 10.0
@@ -298,41 +298,37 @@ def measure(rungs: Sequence[Rung], start: str, drawn: Iterable[Trace]) -> dict[s
     }
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def drawn(report: dict[str, Any]) -> str:
     """Every arm's score on every trace, as SVG."""
     names = list(report["traces"])
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for arm in report["mean_score"]:
-        ours, best = arm == "adaptive", arm == report["best_fixed_point"]
-        colour = OURS if ours else CLOUD if best else QUIET
-        scores = [100 * report["traces"][name][arm]["score"] for name in names]
-        label = "the controller" if ours else f"fixed: {arm}"
-        size = 9 if ours else 6
-        axes.plot(names, scores, "D" if ours else "o", color=colour, markersize=size, label=label)
-        axes.annotate(
-            label,
-            (names[-1], scores[-1]),
-            fontsize=7,
-            color=colour,
-            xytext=(9, -2),
-            textcoords="offset points",
-        )
-    axes.set_ylabel(f"right within {OBJECTIVE_S:g} s, % of frames")
-    axes.set_xlabel(f"trace ({report['traces_are'].split(',')[0]})")
-    axes.margins(x=0.12)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+    def draw(axes: Axes) -> None:
+        for arm in report["mean_score"]:
+            ours, best = arm == "adaptive", arm == report["best_fixed_point"]
+            colour = OURS if ours else CLOUD if best else QUIET
+            scores = [100 * report["traces"][name][arm]["score"] for name in names]
+            label = "the controller" if ours else f"fixed: {arm}"
+            size = 9 if ours else 6
+            axes.plot(names, scores, "D" if ours else "o", color=colour, markersize=size)
+            axes.annotate(
+                label, (names[-1], scores[-1]), fontsize=7, color=colour, xytext=(9, -2),
+                textcoords="offset points",
+            )  # fmt: skip
+        axes.set_ylabel(f"right within {OBJECTIVE_S:g} s, % of frames")
+        axes.set_xlabel(f"trace ({report['traces_are'].split(',')[0]})")
+        axes.margins(x=0.12)
+
+    return plot("controller", draw, height=3.6)
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    """The scores as a table."""
-    table = Table(title=f"right within {OBJECTIVE_S:g} s, % of all frames")
-    for head in ("arm", *report["traces"], "mean"):
-        table.add_column(head, justify="left" if head == "arm" else "right")
+def table(report: dict[str, Any]) -> Table:
+    """The scores."""
+    rows = []
     for arm, mean in report["mean_score"].items():
-        scores = [rows[arm]["score"] for rows in report["traces"].values()]
-        table.add_row(arm, *(f"{100 * score:.1f}" for score in (*scores, mean)))
-    console.print(table)
+        scores = (each[arm]["score"] for each in report["traces"].values())
+        rows.append((arm, *map(percent, scores), percent(mean)))
+    heads = ("arm", *(f"#{name}" for name in report["traces"]), "#mean")
+    return Table(f"Right within {OBJECTIVE_S:g} s, % of all frames", heads, rows)
 
 
 def _above_zero(text: str) -> int:
@@ -349,7 +345,7 @@ def _share(text: str) -> float:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser("controller", __doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the reference")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="whose WebP size is taken")
     parser.add_argument("--seconds", type=_above_zero, default=SECONDS, help="length of a trace")
@@ -360,21 +356,20 @@ def main() -> int:
     parser.add_argument(
         "--share", type=_share, default=1.0, help="of a recorded uplink that is the camera's"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "controller.json")
-    given = parser.parse_args()
-    try:
-        rungs, start = ladder(given.bundle, given.pictures)
-        drawn = (
-            [one for path in given.trace for one in recorded(path, given.share, given.seconds)]
-            if given.trace
-            else [one for seed in range(given.seeds) for one in traces(given.seconds, seed)]
-        )
-    except BridgeError as error:
-        print(f"controller: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
-    found = measure(rungs, start, tqdm(drawn, desc="traces", unit="trace"))
+    parser.add_argument("--out", type=Path, default=command.REPORTS / "controller.json")
+    return command.run(parser, bench)
+
+
+def bench(given: argparse.Namespace) -> int:
+    """Simulate, write, print."""
+    rungs, start = ladder(given.bundle, given.pictures)
+    drawn_traces = (
+        [one for path in given.trace for one in recorded(path, given.share, given.seconds)]
+        if given.trace
+        else [one for seed in range(given.seeds) for one in traces(given.seconds, seed)]
+    )
     report = {
-        "command": "python -m benchmarks.controller " + " ".join(sys.argv[1:]),
+        "command": command.command("controller"),
         "traces_are": (
             f"recorded, {100 * given.share:g} % of the uplink"
             if given.trace
@@ -384,13 +379,11 @@ def main() -> int:
         "frames_per_s": FRAMES_PER_S,
         "rungs": [asdict(rung) for rung in rungs],
         "start": start,
-        **found,
+        **measure(rungs, start, tqdm(drawn_traces, desc="traces", unit="trace")),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, given.out.with_suffix(".svg"))
-    show(report, Console())
-    print(f"wrote {given.out}")
+    show([table(report)], Console())
+    command.write(report, given.out)
+    given.out.with_suffix(".svg").write_text(drawn(report))
     return 0
 
 

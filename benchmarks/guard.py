@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.command import ROOT
+from benchmarks import command
 from benchmarks.compare.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seeing
 from benchmarks.compare.measure import quiet_libraries
-from benchmarks.report.plots import CLOUD, OURS, QUIET
 from edge_agent.picture import PictureCodec
 from projector.bundle.load import Bundle
 from projector.bundle.write import write_next
@@ -41,10 +38,13 @@ from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel
 from projector.models.vlm import VLM
 from projector.validation.estimate import LEAST_EVENTS, auroc, paired, same_answer
-from protos.errors import BridgeError, ConfigError
+from protos.errors import ConfigError
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.terminal import Terminal
 from reference.demo.testset import Asked
+from reference.report.parts import Part, Plot, Table, bold, html, percent
+from reference.report.parts import show as print_tables
+from reference.report.plot import CLOUD, OURS, QUIET, plot
 from reference.yard import ask, render, sample_scenes
 
 BLOCK = 32
@@ -62,7 +62,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(disagreement.Rows):
+class GuardRows(disagreement.Rows):
     """What was asked about some pictures and what came of it; one row per question and point.
 
     Attributes:
@@ -77,7 +77,9 @@ class Rows(disagreement.Rows):
     sent_bytes: npt.NDArray[np.int64]
 
 
-def collect(pair: Pair, split: str, start: int, count: int, folder: Path, show: Terminal) -> Rows:
+def collect(
+    pair: Pair, split: str, start: int, count: int, folder: Path, show: Terminal
+) -> GuardRows:
     """Ask about pictures of the yard; blocks that are in `folder` already are read from there."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -90,12 +92,12 @@ def collect(pair: Pair, split: str, start: int, count: int, folder: Path, show: 
                     np.savez(file, **vars(made))
                 path.with_suffix(".part").replace(path)
             with np.load(path) as stored:
-                parts.append(Rows(**{name: stored[name] for name in stored.files}))
+                parts.append(GuardRows(**{name: stored[name] for name in stored.files}))
             advance(1)
-    return Rows.join(parts)
+    return GuardRows.join(parts)
 
 
-def _block(pair: Pair, split: str, first: int) -> Rows:
+def _block(pair: Pair, split: str, first: int) -> GuardRows:
     calibrating = split == "validation"
     scenes = sample_scenes(split, first, BLOCK)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
@@ -131,7 +133,7 @@ def _block(pair: Pair, split: str, first: int) -> Rows:
         chosen: Bools = np.array(each)[place]
         return chosen
 
-    return Rows(
+    return GuardRows(
         **vars(rows),
         right_sent=rows.right_picture if sent is None else right(sent),
         right_edge=right(edge),
@@ -153,10 +155,10 @@ def _quiet(_: int) -> None:
     """Progress is shown by the block."""
 
 
-# ------------------------------------------------------------------------------------- figures
+# -- figures ---------------------------------------------------------------------------------------
 
 
-def outcome(rows: Rows, over: Bools) -> dict[str, float]:
+def outcome(rows: GuardRows, over: Bools) -> dict[str, float]:
     """What answers and bytes become when rows `over` the limit are sent as pictures."""
     right = np.where(over, rows.right_sent, rows.right_frame)
     sent = np.where(over, rows.sent_bytes, rows.frame_bytes)
@@ -177,9 +179,9 @@ def _auroc(score: npt.NDArray[np.floating], differs: Bools) -> float | None:
     return round(auroc(score, differs), 4)
 
 
-def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
+def examine(risk: RiskModel, sets: dict[str, GuardRows]) -> dict[str, Any]:
     """The guard's figures on the mix of the sets and on each apart."""
-    sets = {"mixed": Rows.join(list(sets.values())), **sets}
+    sets = {"mixed": GuardRows.join(list(sets.values())), **sets}
     scores = {name: risk.risk(rows.found) for name, rows in sets.items()}
     mixed, score = sets["mixed"], scores["mixed"]
     guarded = np.where(score > risk.limit, mixed.right_sent, mixed.right_frame)
@@ -219,69 +221,69 @@ def examine(risk: RiskModel, sets: dict[str, Rows]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------- the page
+# -- what is shown ---------------------------------------------------------------------------------
 
 
-def page(report: dict[str, Any]) -> str:
-    """The figures as one HTML page with a plot."""
-    told = {
-        name: report["auroc" if name == "mixed" else f"auroc_{name}"] for name in report["at_limit"]
-    }
-    rows = "".join(
-        f"<tr><td>{name}<td>{100 * report['disagree_share'][name]:.1f}"
-        f"<td>{'cannot be judged' if told[name] is None else format(told[name], '.3f')}"
-        f"<td>{100 * report['cloud_image'][name]:.1f}"
-        f"<td>{100 * report['unguarded'][name]['accuracy']:.1f}"
-        f"<td>{report['unguarded'][name]['payload_bytes']:.0f}"
-        f"<td><b>{100 * found['accuracy']:.1f}</b><td><b>{found['payload_bytes']:.0f}</b>"
-        f"<td>{100 * found['pictures_sent_share']:.1f}"
-        f"<td>{report['always_picture'][name]['payload_bytes']:.0f}</tr>"
-        for name, found in report["at_limit"].items()
-    )
+def parts(report: dict[str, Any]) -> list[Part]:
+    """A row for each set of pictures, and what every limit would give."""
+    rows = []
+    for name, guarded in report["at_limit"].items():
+        told = report["auroc" if name == "mixed" else f"auroc_{name}"]
+        frames = report["unguarded"][name]
+        rows.append(
+            (
+                name,
+                percent(report["disagree_share"][name]),
+                "cannot be judged" if told is None else f"{told:.3f}",
+                percent(report["cloud_image"][name]),
+                percent(frames["accuracy"]),
+                f"{frames['payload_bytes']:.0f}",
+                *bold((percent(guarded["accuracy"]), f"{guarded['payload_bytes']:.0f}")),
+                percent(guarded["pictures_sent_share"]),
+                f"{report['always_picture'][name]['payload_bytes']:.0f}",
+            )
+        )
     heads = (
-        "pictures|answers that differ, %|AUROC|cloud sees the picture, %|frames alone, %|bytes"
-        "|guarded, %|bytes|sent as pictures, %|bytes of a picture"
+        *("pictures", "#answers that differ, %", "#AUROC", "#cloud sees the picture, %"),
+        *("#frames alone, %", "#bytes", "#guarded, %", "#bytes"),
+        *("#sent as pictures, %", "#bytes of a picture"),
     )
-    head = "".join(f"<th>{text}" for text in heads.split("|"))
-    return (
-        "<!doctype html><meta charset=utf-8><title>The guard</title><style>"
-        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;"
-        "border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}</style>"
-        f"<h1>The guard</h1><p><code>{report['command']}</code></p><table><tr>{head}</tr>{rows}"
-        f"</table>{_plot(report)}"
-    )
+    points = [(name, *found.values()) for name, found in report["by_point"].items()]
+    return [
+        Table("The guard", heads, rows),
+        Plot("guard.svg", "right answers against bytes at every limit", _plot(report)),
+        Table(
+            "By operating point, on test",
+            ("point", "#questions", "#share that differs", "#mean risk"),
+            points,
+        ),
+    ]
 
 
 def _plot(report: dict[str, Any]) -> str:
-    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    curve = report["curve"]
-    axes.plot(
-        [row["payload_bytes"] for row in curve],
-        [100 * row["accuracy"] for row in curve],
-        color=OURS,
-        label="the picture where the risk is high",
-    )
-    chosen = report["at_limit"]["mixed"]
-    axes.plot(chosen["payload_bytes"], 100 * chosen["accuracy"], "D", color=OURS, label="the limit")
-    axes.axhline(100 * report["cloud_image_mixed"], color=CLOUD, label="cloud sees the picture")
-    axes.axhline(
-        100 * (report["cloud_image_mixed"] - 0.02),
-        color=QUIET,
-        linestyle=":",
-        label="minus 2 points",
-    )
-    axes.set_xscale("log")
-    axes.set_xlabel("payload bytes per question, mean")
-    axes.set_ylabel("right answers on the mix, %")
-    axes.legend(frameon=False, fontsize=8)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    curve, chosen = report["curve"], report["at_limit"]["mixed"]
+    seeing = 100 * report["cloud_image_mixed"]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            [row["payload_bytes"] for row in curve],
+            [100 * row["accuracy"] for row in curve],
+            color=OURS,
+            label="the picture where the risk is high",
+        )
+        at = (chosen["payload_bytes"], 100 * chosen["accuracy"])
+        axes.plot(*at, "D", color=OURS, label="the limit")
+        axes.axhline(seeing, color=CLOUD, label="cloud sees the picture")
+        axes.axhline(seeing - 2, color=QUIET, linestyle=":", label="minus 2 points")
+        axes.set_xscale("log")
+        axes.set_xlabel("payload bytes per question, mean")
+        axes.set_ylabel("right answers on the mix, %")
+        axes.legend(frameon=False, fontsize=8)
+
+    return plot("guard", draw, height=3.6)
 
 
-# ------------------------------------------------------------------------------------- the run
+# -- the run ---------------------------------------------------------------------------------------
 
 
 def made_for(pair: Pair) -> str:
@@ -337,7 +339,7 @@ def evaluate(
     return examine(risk, usual) | {"by_point": by_point(risk, pair.bundle, every["test"])}
 
 
-def by_point(risk: RiskModel, bundle: Bundle, rows: Rows) -> dict[str, dict[str, float]]:
+def by_point(risk: RiskModel, bundle: Bundle, rows: GuardRows) -> dict[str, dict[str, float]]:
     """Whether the risk is as large as answers differ, at each operating point, in ladder order."""
     said = risk.risk(rows.found)
     return {
@@ -356,9 +358,32 @@ def install(pair: Pair, risk: RiskModel, out: Path) -> None:
     write_next(pair.bundle, out, encoder=replace(pair.bundle.encoder, risk=risk))
 
 
+def bench(given: argparse.Namespace) -> int:
+    """Learn unless told not to, evaluate, print, write."""
+    console = Console()
+    show = Terminal(console)
+    quiet_libraries()
+    pair = Pair.load(given.edge, given.cloud, given.bundle)
+    work = given.work / made_for(pair)
+    risk = None if given.installed else calibrated(pair, given.calibration, work, show)
+    if risk is not None and given.bundle_out is not None:
+        install(pair, risk, given.bundle_out)
+    if not given.pictures:
+        return 0
+    report = {
+        "command": command.command("guard"),
+        "bundle": pair.bundle.digest,
+        **evaluate(pair, risk, given.pictures, work, show),
+    }
+    made = parts(report)
+    command.write(report, given.out, html("The guard", f"`{report['command']}`", made))
+    print_tables(made, console)
+    return 0
+
+
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = command.parser("guard", (__doc__ or "").split("\n")[0])
     parser.add_argument("--calibration", type=int, default=1536, help="pictures of validation")
     parser.add_argument(
         "--pictures", type=int, default=512, help="of test and of shifted; 0: learn only"
@@ -372,39 +397,9 @@ def main() -> int:
     parser.add_argument(
         "--bundle-out", type=Path, help="write the bundle with the risk model there"
     )
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "guard")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "guard.json")
-    given = parser.parse_args()
-    console = Console()
-    show = Terminal(console)
-    try:
-        quiet_libraries()
-        pair = Pair.load(given.edge, given.cloud, given.bundle)
-        work = given.work / made_for(pair)
-        risk = None
-        if not given.installed:
-            risk = calibrated(pair, given.calibration, work, show)
-        if risk is not None and given.bundle_out is not None:
-            install(pair, risk, given.bundle_out)
-        if not given.pictures:
-            return 0
-        found = evaluate(pair, risk, given.pictures, work, show)
-    except BridgeError as error:
-        print(f"guard: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
-    report = {
-        "command": "python -m benchmarks.guard " + " ".join(sys.argv[1:]),
-        "bundle": pair.bundle.digest,
-        **found,
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
-    given.out.with_suffix(".html").write_text(page(report))
-    console.print_json(
-        json.dumps({k: v for k, v in report.items() if k not in ("curve", "command", "bundle")})
-    )
-    print(f"wrote {given.out}")
-    return 0
+    parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "guard")
+    parser.add_argument("--out", type=Path, default=command.REPORTS / "guard.json")
+    return command.run(parser, bench)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks import command
 from projector.bundle.load import Bundle
 from projector.heads.head import Head, HeadConfig
 from projector.heads.judge import judge
@@ -39,11 +39,10 @@ from projector.heads.views import FrozenMap
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, collect
 from projector.training.dataset import Dataset
-from protos.errors import BridgeError
+from reference.demo.halves import BUNDLES, CLOUD_MODEL, MODELS
 from reference.export_yard import export, export_sequences
+from reference.report.parts import Table, percent, show
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "reference"
 TASKS = ("fire", "count", "track", "scene")
 ARMS = {
     "cloud_only": ("native", False),
@@ -86,7 +85,7 @@ class Part:
         return read_labels(self.data, task)
 
 
-class Edge:
+class TaughtEdge:
     """One edge model, its bundle and its pairs."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -94,9 +93,9 @@ class Edge:
         self.name = name
         self._lenses: dict[tuple[str, bool, bool], tuple[Tensor, Tensor]] = {}
         self._seen: dict[tuple[int, str, bool, str, bool], Floats] = {}
-        models = (REFERENCE / "models" / name, REFERENCE / "models" / "cloud")
+        models = (MODELS / name, CLOUD_MODEL)
         source, target = (VLM.load(path) for path in models)
-        pair, folder = (source, target), REFERENCE / "bundles" / f"{name}-cloud"
+        pair, folder = (source, target), BUNDLES / f"{name}-cloud"
         info = Bundle.peek(folder)
         point = next(p.name for p in info.points if p.index == info.default_point)
         layouts = (source.layout, target.layout)
@@ -222,28 +221,27 @@ def amplification(rows: list[dict[str, Any]], relative_l2: dict[str, float]) -> 
     }
 
 
-def show(rows: list[dict[str, Any]], console: Console) -> None:
+def table(rows: list[dict[str, Any]]) -> Table:
     """Means over seeds, one line per edge model, split and arm."""
-    table = Table(title="right answers in %, means over seeds")
-    for name in ("edge", "split", "states", *TASKS):
-        table.add_column(name, justify="left" if name in ("edge", "split", "states") else "right")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["edge_model"], row["split"]), []).append(row)
-    for (edge, split), part in groups.items():
+    made = []
+    for group, part in groups.items():
         for arm in (*ARMS, TRANSFERRED, OTHER, "majority", "nearest"):
             cells = []
             for task in TASKS:
                 chosen = [r for r in part if r["task"] == task and arm in (r["arm"], *r)]
                 values = [r["accuracy" if r["arm"] == arm else arm]["mean"] for r in chosen]
-                cells.append(f"{100 * np.mean(values):.1f}" if values else "")
-            table.add_row(edge, split, arm.replace("_", " "), *cells)
-    console.print(table)
+                cells.append(percent(float(np.mean(values))) if values else "")
+            made.append((*group, arm.replace("_", " "), *cells))
+    heads = ("edge", "split", "states", *(f"#{task}" for task in TASKS))
+    return Table("Right answers in %, means over seeds", heads, made)
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser("heads", __doc__)
     parser.add_argument("--edges", nargs="*", default=["edge-a"], help="default: edge-a")
     parser.add_argument("--splits", nargs="*", default=["test", "shifted"])
     parser.add_argument("--pictures", type=int, default=2000, help="to train on")
@@ -252,29 +250,23 @@ def main() -> int:
     parser.add_argument("--test-sequences", type=int, default=250, help="of each split")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "heads")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "heads.json")
-    args = parser.parse_args()
-    try:
-        return bench(args)
-    except BridgeError as error:
-        print(f"heads: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
+    parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "heads")
+    parser.add_argument("--out", type=Path, default=command.REPORTS / "heads.json")
+    return command.run(parser, bench)
 
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, write after every task, print."""
     torch.set_num_threads(args.threads)
     begun = time.monotonic()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.heads " + " ".join(sys.argv[1:]),
+        "command": command.command("heads"),
         "rows": rows,
         "states": {},
     }
     for name in args.edges:
-        edge = Edge(name, args)
+        edge = TaughtEdge(name, args)
         errors = {split: edge.relative_l2(split) for split in args.splits}
         for task in TASKS:
             for seed in range(args.seeds):
@@ -285,10 +277,9 @@ def bench(args: argparse.Namespace) -> int:
                 "amplification": amplification(mine, errors),
             }
             report["minutes"] = round((time.monotonic() - begun) / 60, 1)
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
-    show(rows, Console())
+            command.write(report, args.out)
+    show([table(rows)], Console())
     print(json.dumps(report["states"], indent=1))
-    print(f"wrote {args.out}")
     return 0
 
 

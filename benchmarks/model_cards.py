@@ -15,11 +15,9 @@ from tqdm import tqdm
 from benchmarks.compare.arms import seeing
 from projector.models.vlm import VLM
 from projector.validation.estimate import by_group, clustered
-from reference.demo.halves import EDGE_MODEL
+from reference.demo.halves import MODELS
 from reference.demo.testset import TestSet
 from reference.yard import ask, sample_scenes
-
-MODELS = EDGE_MODEL.parent
 
 _TEXT = """---
 library_name: transformers

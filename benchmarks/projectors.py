@@ -1,8 +1,6 @@
 """`make bench-projectors`: every family on every edge model, in one table.
 
-Knows which members are compared and how each figure is counted; the fitting and judging are
-`projector`'s, what the machine does is `projectors_machine`'s, pages are `projectors_page`'s. A
-seed leaves out another third of the training pictures. Choices were made on validation; accuracy
+A seed leaves out another third of the training pictures. Choices were made on validation; accuracy
 is measured on the test split and on the shifted one (night, fog, unseen grounds), never trained on.
 What is finished is kept in `--work`, so that an interrupted run goes on where it stopped.
 """
@@ -28,6 +26,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from benchmarks import command
 from benchmarks import projectors_machine as machine
 from benchmarks import projectors_page as page
 from projector.bundle.files import write_files
@@ -56,11 +55,9 @@ from projector.validation.estimate import clustered, same_answer
 from projector.validation.validate import PRECISIONS, Answers, Validator, reconstruction
 from protos.errors import BridgeError, FitError
 from reference.build_bundle import TRAINED
+from reference.demo.halves import BUNDLES, MODELS
 from reference.export_yard import export
-
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "reference" / "models"
-BUNDLES = ROOT / "reference" / "bundles"
+from reference.report.parts import show
 
 DEFAULT = LowRank(r=64)
 """The W-Matrix at the rank that has a target; the one that is also measured in fewer bits."""
@@ -161,7 +158,7 @@ def split(folder: Path, name: str, count: int, questions: int) -> Dataset:
     return Dataset(path)
 
 
-class Edge:
+class EdgeModel:
     """One edge model; pairs, moments and judges are made when they are first needed."""
 
     def __init__(self, path: Path, target: VLM, args: argparse.Namespace) -> None:
@@ -286,7 +283,7 @@ def bits(right: Sequence[bool]) -> str:
     return "".join("01"[one] for one in right)
 
 
-def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
+def row(edge: EdgeModel, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
     """One line of the table.
 
     Args:
@@ -321,7 +318,7 @@ def row(edge: Edge, made: Any, name: str, seed: int, seconds: float) -> dict[str
     }
 
 
-def bounds(edge: Edge, made: Map) -> dict[str, float | None]:
+def bounds(edge: EdgeModel, made: Map) -> dict[str, float | None]:
     """How a map's bound fares on test, calibrated on validation; nothing where it has no bound."""
     try:
         bound = Bound.calibrate(made, edge.calibration)
@@ -337,7 +334,7 @@ def bounds(edge: Edge, made: Map) -> dict[str, float | None]:
 
 
 def closed(
-    edge: Edge, member: Family, seed: int, dtype: str = "float32", focus: bool = False
+    edge: EdgeModel, member: Family, seed: int, dtype: str = "float32", focus: bool = False
 ) -> tuple[Map, float]:
     """A closed form, its weights rounded to a type, and the seconds that it took."""
     moments, gathered = edge.moments(seed, focus)
@@ -347,7 +344,9 @@ def closed(
     return (made if dtype == "float32" else made.in_precision(PRECISIONS[dtype])), seconds
 
 
-def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> tuple[Map, float]:
+def trained(
+    edge: EdgeModel, member: Family, steps: tuple[int, int], name: str
+) -> tuple[Map, float]:
     """A map trained by gradient: reconstruction, then through the frozen model; and its seconds."""
     moments, gathered = edge.moments(None)
     begun = time.perf_counter()
@@ -370,7 +369,7 @@ def trained(edge: Edge, member: Family, steps: tuple[int, int], name: str) -> tu
     return made.eval(), gathered + time.perf_counter() - begun
 
 
-def shipped(edge: Edge) -> dict[str, Any] | None:
+def shipped(edge: EdgeModel) -> dict[str, Any] | None:
     """The reference bundle for this edge, latents not rounded; None where there is none for it."""
     try:
         bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", edge.source.layout, edge.target.layout)
@@ -393,7 +392,7 @@ def shipped(edge: Edge) -> dict[str, Any] | None:
     return row(edge, made.eval(), page.BUNDLED, training.get("seed", 0), 60.0 * minutes)
 
 
-def trained_apart(edge: Edge, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     """Maps trained as a bundle's is, by `reference.build_bundle --seed N --train-only`.
 
     Args:
@@ -416,7 +415,7 @@ def trained_apart(edge: Edge, seed: int) -> list[tuple[str, Callable[[], dict[st
     return list(found.values())
 
 
-def controls(edge: Edge) -> dict[str, Any]:
+def controls(edge: EdgeModel) -> dict[str, Any]:
     """What must do badly, and what it is measured against, per split."""
     moments, _ = edge.moments(0)
     made = DEFAULT.build(edge.source.layout, edge.target.layout, moments)
@@ -439,7 +438,7 @@ def controls(edge: Edge) -> dict[str, Any]:
     return found
 
 
-def alone(edge: Edge) -> dict[str, float]:
+def alone(edge: EdgeModel) -> dict[str, float]:
     """The edge model's own answers, share right per split: what a map has to beat."""
     found = {}
     for part, judge in edge.judges.items():
@@ -451,7 +450,7 @@ def alone(edge: Edge) -> dict[str, float]:
 
 
 def measure_edge(
-    edge: Edge, journal: Journal, args: argparse.Namespace
+    edge: EdgeModel, journal: Journal, args: argparse.Namespace
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Controls and rows of one edge model."""
     steps, about = (args.reconstruct_steps, args.task_steps), edge.about
@@ -511,7 +510,7 @@ def measure_edge(
     return found, rows
 
 
-def measure_machine(edge: Edge, journal: Journal) -> dict[str, Any]:
+def measure_machine(edge: EdgeModel, journal: Journal) -> dict[str, Any]:
     """Times, damage and throughput, of the default bundle and of every family."""
     layouts = edge.source.layout, edge.target.layout
     bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", *layouts)
@@ -543,7 +542,7 @@ def measure_machine(edge: Edge, journal: Journal) -> dict[str, Any]:
 
 
 def compared(
-    rows: Sequence[dict[str, Any]], found: dict[str, Any], edge: Edge
+    rows: Sequence[dict[str, Any]], found: dict[str, Any], edge: EdgeModel
 ) -> dict[str, dict[str, float]]:
     """Differences of accuracy that targets are about, in pairs of answers, with their intervals.
 
@@ -580,7 +579,7 @@ def bench(args: argparse.Namespace) -> int:
     journal = Journal(args.work / "finished.jsonl", args.fresh)
     target = VLM.load(args.models / "cloud")
     report: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.projectors", *sys.argv[1:]]),
+        "command": command.command("projectors"),
         "pictures": {
             "test": args.pictures,
             "shifted": args.shifted_pictures,
@@ -591,11 +590,10 @@ def bench(args: argparse.Namespace) -> int:
         "differences": {},
         "rows": [],
     }
-    report |= measure_machine(Edge(args.models / names[0], target, args), journal)
+    report |= measure_machine(EdgeModel(args.models / names[0], target, args), journal)
     torch.set_num_threads(args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        edge = Edge(args.models / name, target, args)
+        edge = EdgeModel(args.models / name, target, args)
         found, rows = measure_edge(edge, journal, args)
         report["differences"][name] = compared(rows, found, edge)
         report["controls_by_edge"][name] = {
@@ -605,18 +603,18 @@ def bench(args: argparse.Namespace) -> int:
         report["rows"] += [{k: v for k, v in r.items() if k != "right"} for r in rows]
         page.summarise(report)
         report["minutes"] = round(journal.seconds / 60, 1)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-        args.out.with_suffix(".html").write_text(page.html(report))
-    page.show(report, Console())
-    print(f"wrote {args.out} and {args.out.with_suffix('.html')}")
+        command.write(report, args.out, page.page(report))
+    show(page.parts(report), Console())
+    print(json.dumps(report["controls_by_edge"], indent=1))
     return 0
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Every family of maps on every edge model: one table, one page.",
-        epilog="A run that was interrupted goes on where it stopped; --fresh measures all again.",
+    parser = command.parser(
+        "projectors",
+        "Every family of maps on every edge model: one table, one page. A run that was interrupted "
+        "goes on where it stopped; --fresh measures all again.",
     )
     parser.add_argument("--edges", nargs="*", help="default: those in --models")
     parser.add_argument("--pictures", type=int, default=256, help="of test; default: %(default)s")
@@ -631,19 +629,14 @@ def main() -> int:
     parser.add_argument(
         "--trainings",
         type=Path,
-        default=ROOT / "build" / "training",
+        default=command.ROOT / "build" / "training",
         help="where reference.build_bundle --train-only left maps of other seeds",
     )
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "projectors")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "projectors.json")
+    parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "projectors")
+    parser.add_argument("--out", type=Path, default=command.REPORTS / "projectors.json")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs finished")
-    args = parser.parse_args()
-    try:
-        return bench(args)
-    except BridgeError as error:
-        print(f"projectors: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
+    return command.run(parser, bench)
 
 
 if __name__ == "__main__":

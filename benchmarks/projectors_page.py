@@ -1,41 +1,31 @@
-"""The projector bench's figures for people: targets, a terminal table, an HTML page, a docs table.
+"""The projector bench's figures for people: targets, tables, plots, the table of the docs.
 
 `python -m benchmarks.projectors_page` writes the table into docs/model-engineer.md from
 `build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if it is not the
-report's. Knows the report's keys. Measures nothing.
+report's. Measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from matplotlib.axes import Axes
 
-from benchmarks import readme_table
+from benchmarks import docs
+from benchmarks.command import REPORTS
 from projector.bundle.certificate import GRADES, TIERS, grade, tier
 from projector.validation.literature import COVERAGE
 from projector.validation.validate import PRECISIONS
+from reference.report.parts import Part, Plot, Table, html, markdown, percent
+from reference.report.plot import QUIET, plot
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (after the backend is chosen)
-
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- results: python -m benchmarks.projectors_page -->"
-placed = partial(readme_table.placed, begin=BEGIN)
-
-_TEMPLATE = Path(__file__).with_name("projectors.html.jinja")
+NAME = "projectors_page"
 _MEANS = (
     *("accuracy", "accuracy_shifted", "agreement", "cosine", "mse", "rel_l2", "r2_k", "r2_v"),
     *("bound_violations", "bound_over_actual", "estimate_over_actual", "retention", "fit_seconds"),
@@ -217,24 +207,6 @@ def _is_full(row: Mapping[str, Any]) -> bool:
     return row["rank"] not in RANKS
 
 
-def show(report: Report, console: Console) -> None:
-    """The tables on a terminal."""
-    table = Table(title="means over seeds, accuracy in %")
-    columns = ("edge", "family", "rank", "params", "test", "shifted", "agree", "cosine", "R² K, V")
-    for name in (*columns, "grade", "tier"):
-        table.add_column(name, justify="left" if name in ("edge", "family") else "right")
-    for row in report["means"]:
-        table.add_row(*_cells(row))
-    console.print(table)
-    met = Table(title="targets")
-    for name in ("target", "measured", "met"):
-        met.add_column(name)
-    for one in report["targets"]:
-        met.add_row(one["target"], one["measured"], "yes" if one["met"] else "NO")
-    console.print(met)
-    console.print(json.dumps(report["controls_by_edge"], indent=1), highlight=False)
-
-
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["edge_model"],
@@ -246,25 +218,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['r2_k']:.2f}, {row['r2_v']:.2f}",
         row["grade"],
         row["tier"],
-    )
-
-
-# -- the page --------------------------------------------------------------------------------------
-
-
-def html(report: Report) -> str:
-    """The page: one file, plots inside."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        report=report,
-        cells=[_cells(row) for row in report["means"]],
-        hardiest=hardiest(report)[:8],
-        scatter=_scatter(report["means"]),
-        ranks=_ranks(report),
-        bounds=_bounds(report["means"]),
-        shift=_shift(report["means"]),
-        correlation=correlation(report["means"]),
     )
 
 
@@ -284,113 +237,103 @@ def _edges(rows: Rows) -> dict[str, Rows]:
     return found
 
 
-def _scatter(rows: Rows) -> str:
-    figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    for mark, (edge, part) in zip("os^Dv", _edges(rows).items(), strict=False):
-        shown = [r for r in part if r["retention"] is not None]
-        x, y = [r["cosine"] for r in shown], [100 * r["retention"] for r in shown]
-        axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
-        if mark == "o":
-            for row, at, up in zip(shown, x, y, strict=True):
-                named = f"{row['family']} {row['rank']}"
-                axes.annotate(
-                    named, (at, up), fontsize=6, xytext=(4, 2), textcoords="offset points"
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def page(report: Report) -> str:
+    """One file, plots inside."""
+    test, shifted = (percent(report[key]) for key in ("cloud_image", "cloud_image_shifted"))
+    lead = (
+        f"{test} % right on test ({shifted} % shifted) by the cloud seeing the picture. "
+        f"`{report['command']}`, {report['minutes']} minutes."
+    )
+    return html("Every family on every edge model", lead, parts(report))
+
+
+def parts(report: Report) -> list[Part]:
+    """Tables and plots."""
+    related = correlation(report["means"])
+    return [
+        "## All maps",
+        *tables(report),
+        "## Grade by reconstruction against grade by answers",
+        "Each mark is a map. If reconstruction predicted answers, they would lie on one rising line"
+        + ("" if related is None else f"; the rank correlation is {related:.2f}")
+        + ". The published grades A to D are the vertical lines, the tiers the horizontal ones.",
+        Plot("scatter.svg", "cosine against retention", _scatter(report["means"])),
+        "## Retention against rank",
+        Plot("ranks.svg", "retention against rank", _ranks(report["means"])),
+        "## Bound and estimate against the actual error",
+        "The bound holds and is loose; the estimate is of the error that FP8 latents add. Families "
+        "without an exact norm have none.",
+        Plot("bounds.svg", "bound and estimate over actual", _bounds(report["means"])),
+        "## Shift: night, fog, unseen grounds",
+        Plot("shift.svg", "test against shifted", _shift(report["means"])),
+        "## All rows",
+        Table(
+            "Means over seeds, %",
+            (
+                *("edge", "family", "#rank", "#parameters", "#test", "#shifted", "#agreement"),
+                *("#cosine", "#R² K, V", "grade", "tier"),
+            ),
+            [_cells(row) for row in report["means"]],
+        ),
+        Table(
+            "The cloud half: ONNX Runtime, eager torch, one bare matrix product, ms",
+            ("family", "#batch", "#eager", "#ORT", "#GEMM", "#eager / ORT", "#ORT / GEMM"),
+            [
+                (
+                    r["family"],
+                    r["batch"],
+                    *(f"{r[key]:.3f}" for key in ("eager_ms", "onnxruntime_ms", "gemm_ms")),
+                    f"{r['speedup']:.2f}",
+                    f"{r['over_gemm']:.1f}",
                 )
-    for name, least, _ in GRADES:
-        axes.axvline(least, color="grey", lw=0.6, ls=":")
-        axes.text(least, axes.get_ylim()[1], name, fontsize=8, ha="left", va="top")
-    for name, share in TIERS:
-        axes.axhline(100 * share, color="grey", lw=0.6, ls=":")
-        axes.text(axes.get_xlim()[0], 100 * share, name, fontsize=7, va="bottom")
-    axes.set_xlabel("mean cosine (grade by reconstruction)")
-    axes.set_ylabel("answers kept above blind, % (grade by answers)")
-    axes.legend(loc="lower right")
-    return _png(figure)
-
-
-def _ranks(report: Report) -> str:
-    figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    for edge, rows in _edges(report["means"]).items():
-        line = sorted((r["rank"], r["retention"]) for r in rows if r["family"] == "low_rank")
-        axes.semilogx(*zip(*line, strict=True), "o-", base=2, label=edge)
-    axes.set_xlabel("rank of low_rank, closed form")
-    axes.set_ylabel("retention")
-    axes.legend()
-    return _png(figure)
-
-
-def _bounds(rows: Rows) -> str:
-    figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    known = [r for r in next(iter(_edges(rows).values())) if r["bound_over_actual"] is not None]
-    names = [f"{r['family']} {r['rank']}" for r in known]
-    axes.plot(names, [r["bound_over_actual"] for r in known], "o", label="bound / actual")
-    axes.plot(names, [r["estimate_over_actual"] for r in known], "x", label="estimate / actual")
-    axes.axhline(1, color="grey", lw=0.6)
-    axes.set_yscale("log")
-    axes.tick_params(axis="x", rotation=90, labelsize=6)
-    axes.legend()
-    return _png(figure)
-
-
-def _shift(rows: Rows) -> str:
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    for mark, (edge, part) in zip("os^Dv", _edges(rows).items(), strict=False):
-        x, y = ([100 * r[key] for r in part] for key in ("accuracy", "accuracy_shifted"))
-        axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
-    axes.axline((60, 60), slope=1, color="grey", lw=0.6)
-    axes.set_xlabel("right on test, %")
-    axes.set_ylabel("right on shifted, %")
-    axes.legend()
-    return _png(figure)
-
-
-def _png(figure: Any) -> str:
-    stream = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(stream, format="png", dpi=120)
-    pyplot.close(figure)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-# -- the table of the docs -------------------------------------------------------------------------
-
-
-def markdown(report: Report) -> str:
-    """Accuracy per family over the edge models, and the targets."""
-    edges = list(report["controls_by_edge"])
-    lines = [
-        f"| Map | Rank | {' | '.join(f'{e}: test / shifted' for e in edges)} | Seeds "
-        f"| Grade, tier ({edges[0]}) |",
-        "|---|---|" + "---|" * (len(edges) + 2),
+                for r in report["ort_over_eager"]
+            ],
+        ),
     ]
-    rows: dict[tuple[str, int | str], dict[str, dict[str, Any]]] = {}
+
+
+def tables(report: Report) -> list[Part]:
+    """What the docs hold: accuracy per family, what is left under shift, targets."""
+    edges = list(report["controls_by_edge"])
+    found: dict[tuple[str, int | str], dict[str, dict[str, Any]]] = {}
     for row in report["means"]:
         rank = "all" if _is_full(row) else row["rank"]
-        rows.setdefault((row["family"], rank), {})[row["edge_model"]] = row
-    for (family, rank), found in rows.items():
-        shown = [_two(found.get(e), "accuracy", "accuracy_shifted") for e in edges]
-        judged = found.get(edges[0]) or next(iter(found.values()))
-        lines.append(
-            f"| `{family}` | {rank} | {' | '.join(shown)} | {judged['seeds']} "
-            f"| {judged['grade']}, {judged['tier']} |"
-        )
+        found.setdefault((row["family"], rank), {})[row["edge_model"]] = row
+    rows: list[tuple[object, ...]] = []
+    for (family, rank), by_edge in found.items():
+        judged = by_edge.get(edges[0]) or next(iter(by_edge.values()))
+        shown = [_two(by_edge.get(e), "accuracy", "accuracy_shifted") for e in edges]
+        seeds, said = judged["seeds"], f"{judged['grade']}, {judged['tier']}"
+        rows.append((f"`{family}`", rank, *shown, seeds, said))
+    controls = list(report["controls_by_edge"].values())
     for name in ("cloud_image", "edge_only", *report["controls"]):
-        if not all(name in by["test"] for by in report["controls_by_edge"].values()):
-            continue
-        shown = [
-            f"{100 * by['test'][name]:.1f} / {100 * by['shifted'][name]:.1f}"
-            for by in report["controls_by_edge"].values()
-        ]
-        lines.append(f"| *{name.replace('_', ' ')}* | | {' | '.join(shown)} | | |")
-    lines += _shifts(report, edges)
-    lines += ["", "| Target | Measured | Met |", "|---|---|---|"]
-    lines += [
-        f"| {t['target']} | {t['measured']} | {'yes' if t['met'] else '**no**'} |"
-        for t in report["targets"]
+        if all(name in by["test"] for by in controls):
+            shown = [
+                f"{percent(by['test'][name])} / {percent(by['shifted'][name])}" for by in controls
+            ]
+            rows.append((f"*{name.replace('_', ' ')}*", "", *shown, "", ""))
+    heads = ("Map", "Rank", *(f"{e}: test / shifted" for e in edges), "Seeds")
+    return [
+        Table("Right answers, %", (*heads, f"Grade, tier ({edges[0]})"), rows),
+        _shifts(report, edges),
+        Table(
+            "Targets",
+            ("Target", "Measured", "Met"),
+            [
+                (t["target"], t["measured"], "yes" if t["met"] else "**no**")
+                for t in report["targets"]
+            ],
+        ),
+        _foot(report),
     ]
+
+
+def _foot(report: Report) -> str:
     pictures, related = report["pictures"], correlation(report["means"])
-    lines += [
-        "",
+    return (
         f"{pictures['test']} test and {pictures['shifted']} shifted pictures,"
         f" {report['questions_per_picture']} questions each; {pictures['train']} training pictures."
         " A seed leaves out another third of them; maps trained by gradient have one seed, for"
@@ -399,18 +342,13 @@ def markdown(report: Report) -> str:
         " Differences in points, with picture-clustered 95 % intervals. Lead: what is right above"
         " *blind*, in % of the cloud's that sees the picture"
         + ("" if related is None else f"; its rank correlation with the cosine is {related:.2f}")
-        + f". {report['minutes']:.0f} minutes. Command: `{report['command'].strip()}`.",
-    ]
-    return "\n".join(lines)
+        + f". {report['minutes']:.0f} minutes. Command: `{report['command'].strip()}`."
+    )
 
 
-def _shifts(report: Report, edges: Sequence[str]) -> list[str]:
+def _shifts(report: Report, edges: Sequence[str]) -> Table:
     """What is left under shift of the lead over `blind`, in % of the cloud's that sees pictures."""
-    lines = [
-        "",
-        f"| Lead kept: test to shifted, % | {' | '.join(edges)} | Share left, mean |",
-        "|---|" + "---|" * (len(edges) + 1),
-    ]
+    rows = []
     for row in hardiest(report, _MUCH):
         shown = [
             "{:.0f} to {:.0f}".format(*(100 * share for share in row["by_edge"][edge]))
@@ -418,37 +356,99 @@ def _shifts(report: Report, edges: Sequence[str]) -> list[str]:
             else "–"
             for edge in edges
         ]
-        left = f"{row['shifted'] / row['test']:.2f}"
-        lines.append(f"| `{row['family']}` | {' | '.join(shown)} | {left} |")
-    return lines
+        rows.append((f"`{row['family']}`", *shown, f"{row['shifted'] / row['test']:.2f}"))
+    heads = ("Lead kept: test to shifted, %", *edges, "Share left, mean")
+    return Table("What a shift leaves", heads, rows)
+
+
+def _marks(rows: Rows) -> list[tuple[str, str, Rows]]:
+    """Marker, name and rows of every edge model."""
+    return [
+        (mark, edge, part)
+        for mark, (edge, part) in zip("os^Dv", _edges(rows).items(), strict=False)
+    ]
+
+
+def _scatter(rows: Rows) -> str:
+    def draw(axes: Axes) -> None:
+        for mark, edge, part in _marks(rows):
+            shown = [r for r in part if r["retention"] is not None]
+            x, y = [r["cosine"] for r in shown], [100 * r["retention"] for r in shown]
+            axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
+            for row, at, up in zip(shown, x, y, strict=True):
+                if mark == "o":
+                    axes.annotate(
+                        f"{row['family']} {row['rank']}", (at, up), xytext=(4, 2),
+                        textcoords="offset points", fontsize=6,
+                    )  # fmt: skip
+        for name, least, _ in GRADES:
+            axes.axvline(least, color=QUIET, lw=0.6, ls=":")
+            axes.text(least, axes.get_ylim()[1], name, fontsize=8, ha="left", va="top")
+        for name, share in TIERS:
+            axes.axhline(100 * share, color=QUIET, lw=0.6, ls=":")
+            axes.text(axes.get_xlim()[0], 100 * share, name, fontsize=7, va="bottom")
+        axes.set_xlabel("mean cosine (grade by reconstruction)")
+        axes.set_ylabel("answers kept above blind, % (grade by answers)")
+        axes.legend(loc="lower right")
+
+    return plot("scatter", draw, height=5.5)
+
+
+def _ranks(rows: Rows) -> str:
+    def draw(axes: Axes) -> None:
+        for edge, part in _edges(rows).items():
+            line = sorted((r["rank"], r["retention"]) for r in part if r["family"] == "low_rank")
+            axes.semilogx(*zip(*line, strict=True), "o-", base=2, label=edge)
+        axes.set_xlabel("rank of low_rank, closed form")
+        axes.set_ylabel("retention")
+        axes.legend()
+
+    return plot("ranks", draw)
+
+
+def _bounds(rows: Rows) -> str:
+    known = [r for r in next(iter(_edges(rows).values())) if r["bound_over_actual"] is not None]
+
+    def draw(axes: Axes) -> None:
+        names = [f"{r['family']} {r['rank']}" for r in known]
+        axes.plot(names, [r["bound_over_actual"] for r in known], "o", label="bound / actual")
+        axes.plot(names, [r["estimate_over_actual"] for r in known], "x", label="estimate / actual")
+        axes.axhline(1, color=QUIET, lw=0.6)
+        axes.set_yscale("log")
+        axes.tick_params(axis="x", rotation=90, labelsize=6)
+        axes.legend()
+
+    return plot("bounds", draw)
+
+
+def _shift(rows: Rows) -> str:
+    def draw(axes: Axes) -> None:
+        for mark, edge, part in _marks(rows):
+            x, y = ([100 * r[key] for r in part] for key in ("accuracy", "accuracy_shifted"))
+            axes.scatter(x, y, marker=mark, alpha=0.7, label=edge)
+        axes.axline((60, 60), slope=1, color=QUIET, lw=0.6)
+        axes.set_xlabel("right on test, %")
+        axes.set_ylabel("right on shifted, %")
+        axes.legend()
+
+    return plot("shift", draw)
 
 
 def _two(row: Mapping[str, Any] | None, one: str, other: str) -> str:
     return "–" if row is None else f"{100 * row[one]:.1f} / {100 * row[other]:.1f}"
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Write the bench's table into the docs.")
-    folder = ROOT / "build" / "bench"
-    parser.add_argument("--report", type=Path, default=folder / "projectors.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "model-engineer.md")
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
-    given = parser.parse_args()
-    if not given.report.is_file():
-        lack = f"{given.report} is not there: run `make bench-projectors` first"
-        print(f"projectors_page: {lack}", file=sys.stderr)
-        return 1
-    old = given.page.read_text(encoding="utf-8")
+def make(given: argparse.Namespace) -> Mapping[Path, str]:
+    """The tables for the page."""
     report = json.loads(given.report.read_text(encoding="utf-8"))
     summarise(report)
-    new = placed(old, markdown(report))
-    if given.check:
-        if new != old:
-            print(f"projectors_page: {given.page} is not up to date", file=sys.stderr)
-        return int(new != old)
-    given.page.write_text(new, encoding="utf-8")
-    return 0
+    return {given.page: markdown(tables(report))}
+
+
+def main() -> int:
+    """Command line."""
+    page, report = docs.DOCS / "model-engineer.md", REPORTS / "projectors.json"
+    return docs.main(NAME, make, "bench-projectors", report=report, page=page)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ needs no selector: all tokens sent, the quiet ones as zeros.
 from __future__ import annotations
 
 import argparse
-import html
-import io
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,16 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks import command
 from projector.bundle.load import Bundle
 from projector.calibration import ladder
 from projector.calibration.ladder import Found, Judge
@@ -38,13 +32,14 @@ from projector.models.autocast import product_type, said
 from projector.models.vlm import VLM
 from projector.training.corpus import SHARD_PICTURES, collect
 from projector.validation.estimate import paired
-from protos.errors import BridgeError
 from protos.points import OperatingPoint
 from protos.state import KVState
+from reference.demo.halves import BUNDLE, MODELS
+from reference.report.parts import Part, Plot, Table, html, percent, show
+from reference.report.plot import QUIET as GREY
+from reference.report.plot import plot
 from reference.split import Split
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "reference"
 SHARES = (1 / 12, 1 / 6, 1 / 3, 1 / 2)
 """Budgets, as shares of the image tokens."""
 QUIET = (4.0, 6.0, 8.0)
@@ -111,72 +106,64 @@ def winners(made: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return best
 
 
-def plot(made: Sequence[dict[str, Any]], native: float, by: str, label: str) -> str:
-    """Accuracy against tokens or bytes, one line per selector, as an SVG element."""
-    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    whole = next(row for row in made if row["selector"] == "none" and not row["quiet"])
-    for name in dict.fromkeys(row["selector"] for row in made):
-        mine = [row for row in made if row["selector"] == name]
-        if by == "budget" and name == "none":
-            continue
-        line = sorted([*mine, *([] if name == "none" else [whole])], key=lambda r: r[by] or 1e9)
-        axes.plot(
-            [row[by] or max(r["budget"] for r in made) * 4 / 3 for row in line],
-            [100 * row["accuracy"] for row in line],
-            {"uniform": "k--", "random": "k:"}.get(name, "o-"),
-            label="all tokens, quiet ones as zeros" if name == "none" else name,
-            markersize=3.5,
-        )
-    axes.axhline(100 * native, color="grey", linewidth=0.8, label="large model, own cache")
-    axes.set_xlabel(label)
-    axes.set_ylabel("right answers, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
-
-
-def page(report: dict[str, Any]) -> str:
-    """The report as one page."""
-    columns = ("selector", "budget", "quiet", "payload_bytes", "accuracy", "dropped_attention")
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row[c]))}</td>" for c in columns) + "</tr>"
-        for row in report["rows"]
-    )
-    plots = plot(report["rows"], report["native"], "budget", "image tokens kept")
-    plots += plot(report["rows"], report["native"], "payload_bytes", "payload, bytes per picture")
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Selectors</title>"
-        "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto}"
-        "td,th{padding:.1em .8em;text-align:right}</style>"
-        f"<h1>Which tokens to keep</h1><p>{html.escape(report['command'])}; "
-        f"{report['pictures']} validation pictures, {report['questions']} questions.</p>"
-        f"{plots}<table><tr>{head}</tr>{body}</table></html>\n"
-    )
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Accuracy in a table, selectors down, budgets across."""
+def parts(report: dict[str, Any]) -> list[Part]:
+    """Accuracy by budget, everything that was tried, and two plots."""
     made = report["rows"]
     budgets = sorted({row["budget"] for row in made if row["budget"]})
-    table = Table(title="accuracy in %, by tokens kept")
-    table.add_column("selector")
-    for budget in budgets:
-        table.add_column(str(budget), justify="right")
-    for name in SELECTORS:
-        here = {r["budget"]: r["accuracy"] for r in made if r["selector"] == name}
-        table.add_row(name, *(f"{100 * here[b]:.1f}" for b in budgets))
-    console.print(table)
-    for row in made:
-        if row["selector"] == "none":
-            console.print(
-                f"all tokens, quiet below {row['quiet']:g}: {row['payload_bytes']:.1f} bytes, "
-                f"{100 * row['accuracy']:.1f} %"
+    by_budget = {(row["selector"], row["budget"]): row["accuracy"] for row in made}
+    columns = ("selector", "budget", "quiet", "payload_bytes", "accuracy", "dropped_attention")
+    return [
+        Table(
+            "Accuracy in %, by tokens kept",
+            ("selector", *(f"#{budget}" for budget in budgets)),
+            [(name, *(percent(by_budget[name, b]) for b in budgets)) for name in SELECTORS],
+        ),
+        Table(
+            "All tokens, those that are quieter than a limit sent as zeros",
+            ("#quiet below", "#bytes", "#right, %"),
+            [
+                (f"{row['quiet']:g}", f"{row['payload_bytes']:.1f}", percent(row["accuracy"]))
+                for row in made
+                if row["selector"] == "none"
+            ],
+        ),
+        Plot("tokens.svg", "accuracy against tokens", _plot(report, "budget", "image tokens kept")),
+        Plot(
+            "bytes.svg",
+            "accuracy against bytes",
+            _plot(report, "payload_bytes", "payload, bytes per picture"),
+        ),
+        Table("", columns, [[row[column] for column in columns] for row in made]),
+    ]
+
+
+def _plot(report: dict[str, Any], by: str, label: str) -> str:
+    """Accuracy against tokens or bytes, one line per selector."""
+    made = report["rows"]
+    whole = next(row for row in made if row["selector"] == "none" and not row["quiet"])
+    every = max(row["budget"] for row in made) * 4 / 3
+
+    def draw(axes: Axes) -> None:
+        for name in dict.fromkeys(row["selector"] for row in made):
+            if by == "budget" and name == "none":
+                continue
+            mine = [row for row in made if row["selector"] == name]
+            line = sorted([*mine, *([] if name == "none" else [whole])], key=lambda r: r[by] or 1e9)
+            axes.plot(
+                [row[by] or every for row in line],
+                [100 * row["accuracy"] for row in line],
+                {"uniform": "k--", "random": "k:"}.get(name, "o-"),
+                label="all tokens, quiet ones as zeros" if name == "none" else name,
+                markersize=3.5,
             )
+        axes.axhline(
+            100 * report["native"], color=GREY, linewidth=0.8, label="large model, own cache"
+        )
+        axes.set_xlabel(label)
+        axes.set_ylabel("right answers, %")
+        axes.legend(fontsize=8)
+
+    return plot(f"selectors-{by}", draw, height=4.4)
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -208,7 +195,7 @@ def bench(args: argparse.Namespace) -> int:
     training = judges["train"].states
     made = rows(judges["validation"], encoder, args.coarseness, training, budgets)
     report = {
-        "command": "python -m benchmarks.selectors " + " ".join(sys.argv[1:]),
+        "command": command.command("selectors"),
         "edge_model": args.edge,
         "bundle": bundle.digest,
         "split": "validation",
@@ -222,17 +209,23 @@ def bench(args: argparse.Namespace) -> int:
         "rows": made,
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "selectors.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "selectors.html").write_text(page(report))
-    show(report, Console())
-    print(f"wrote {args.out / 'selectors.json'} and {args.out / 'selectors.html'}")
+    show(parts(report), Console())
+    command.write(report, args.out / "selectors.json", page(report))
     return 0
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as one page."""
+    lead = (
+        f"`{report['command']}`; {report['pictures']} validation pictures, "
+        f"{report['questions']} questions."
+    )
+    return html("Which tokens to keep", lead, parts(report))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser("selectors", __doc__)
     parser.add_argument("--edge", default="edge-a", help="edge model; default: %(default)s")
     parser.add_argument("--pictures", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--train-pictures", type=int, default=256, help="default: %(default)s")
@@ -250,17 +243,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=4.0,
         help="rounding, in multiples of the bundle's finest steps; default: %(default)s",
     )
-    parser.add_argument("--models", type=Path, default=REFERENCE / "models")
-    parser.add_argument("--bundle", type=Path, default=REFERENCE / "bundles" / "edge-a-cloud")
+    parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--pool", type=Path, default=Path("build/pool"), help="rendered pictures")
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="pairs of caches")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
-    try:
-        return bench(parser.parse_args(argv))
-    except BridgeError as error:
-        print(f"selectors: {error.name}: {error}", file=sys.stderr)
-        return error.exit_code
+    parser.add_argument("--out", type=Path, default=command.REPORTS)
+    return command.run(parser, bench, argv)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks import codec_speed, controller, guard
-from benchmarks.command import ROOT
+from benchmarks import codec_speed, command, controller, guard
 from benchmarks.compare.arms import Pair, decoded_answers, seeing
 from benchmarks.compare.figures import WITHIN
 from benchmarks.compare.measure import Wire, quiet_libraries
 from benchmarks.compare.wire import Service, Shot
-from benchmarks.rate import arms, page, presses, sequences, tensors
+from benchmarks.rate import arms, docs, presses, sequences, tensors
 from benchmarks.rate.keep import Keep, TakenError
 from benchmarks.rate.pictures import RIVALS, Rival, sweep
 from edge_agent.picture import PictureCodec
@@ -48,17 +47,29 @@ from reference.demo.halves import (
     ready,
     threads,
 )
-from reference.demo.processes import ChildError
 from reference.demo.relay import Relay
 from reference.demo.terminal import Terminal
 from reference.demo.testset import TestSet
+from reference.report.parts import Plot, html, show
 
 QUESTIONS = 6
 FRONTIER = 5
 ROUNDS = 40
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "within_two_points": (),
+    "sequences_within_two_points": (),
+    "cachegen": (),
+    "frames_per_second_one_core": (),
+    "guard": (
+        *("auroc", "auroc_test", "auroc_shifted"),
+        *("accuracy_mixed", "bytes_mixed", "cloud_image_mixed"),
+    ),
+    "controller": ("adaptive", "best_fixed", "best_fixed_point"),
+}
+"""What is printed besides the tables; without keys, all of it."""
 
 
-class Bench:
+class Stages:
     """One run: what was asked for, what has been found."""
 
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
@@ -81,10 +92,10 @@ class Bench:
         }
 
     @property
-    def judge(self) -> arms.Judge:
+    def judge(self) -> arms.Baseline:
         """Who was right when the large model saw the pictures."""
         native = self.keep("native", self.cloud.layout.fingerprint, self._native)
-        return arms.Judge(self.test, native)
+        return arms.Baseline(self.test, native)
 
     def jobs(self) -> list[Callable[[], object]]:
         """Everything that can be found apart, the longest first; two processes share it."""
@@ -256,7 +267,7 @@ class Bench:
     def _presses(self, name: str) -> list[dict[str, Any]]:
         vlm = VLM.load(MODELS / name)
         test = TestSet.load("test", min(self.args.press_pictures, self.args.pictures), QUESTIONS)
-        judge = arms.Judge(test, self.judge.native[: len(test.asked)])
+        judge = arms.Baseline(test, self.judge.native[: len(test.asked)])
         self.show.say(f"{name}: tokens scored by kvpress")
         found = presses.scores(vlm, test.pictures)
         with self.show.stage(f"{name}: prefill", len(test.pictures)) as advance:
@@ -330,7 +341,7 @@ def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any
     return found
 
 
-def help_out(bench: Bench) -> int:
+def help_out(bench: Stages) -> int:
     """Do from the other end what nobody has begun; leave the rest to the one who asked."""
     bench.keep.waits = False
     for job in reversed(bench.jobs()):
@@ -339,10 +350,11 @@ def help_out(bench: Bench) -> int:
     return 0
 
 
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Every stage, then the table, `rate.json`, `rate.svg` and `rate.html`."""
-    begun = time.monotonic()
-    bench = Bench(args, Terminal(console))
+def run(args: argparse.Namespace) -> int:
+    """Every stage, then the tables, `rate.json`, `rate.svg` and `rate.html`."""
+    begun, console = time.monotonic(), Console()
+    quick_kernels()
+    bench = Stages(args, Terminal(console))
     if args.helping:
         return help_out(bench)
     native = bench.judge.native  # what all else is compared with
@@ -353,23 +365,26 @@ def run(args: argparse.Namespace, console: Console) -> int:
         helper.wait()
     report = gather(bench, native)
     report["minutes"] = round((time.monotonic() - begun) / 60, 1)
-    (args.out / "rate.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "rate.svg").write_text(page.svg(report))
-    (args.out / "rate.html").write_text(page.render(report))
-    page.show(report, console)
-    console.print(f"wrote {args.out / 'rate.json'}, rate.svg and rate.html")
+    parts = docs.page(report)
+    page = html("Accuracy against bytes", f"`{report['command']}`", parts)
+    command.write(report, args.out / "rate.json", page)
+    (args.out / "rate.svg").write_text(next(p.svg for p in parts if isinstance(p, Plot)))
+    show(parts, console)
+    for name, keys in HEADLINES.items():
+        if found := report.get(name):
+            console.print_json(data={name: {key: found[key] for key in keys} if keys else found})
     return 0
 
 
-def _helper(bench: Bench) -> subprocess.Popen[bytes]:
+def _helper(bench: Stages) -> subprocess.Popen[bytes]:
     """A second process for the second core; what it says goes to a log."""
-    command = [sys.executable, "-m", "benchmarks.rate", *sys.argv[1:], "--helping"]
+    started = [sys.executable, "-m", "benchmarks.rate", *sys.argv[1:], "--helping"]
     environment = {**os.environ, **ENVIRONMENT}
     with (bench.keep.folder / "helper.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
+        return subprocess.Popen(started, stdout=log, stderr=log, env=environment, cwd=command.ROOT)
 
 
-def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
+def gather(bench: Stages, native: Sequence[bool]) -> dict[str, Any]:
     """The report, from what all stages found."""
     rows = [row for name in bench.edges for row in bench.ours(name)]
     overhead = rows[0]["picture_overhead_bytes"]
@@ -390,7 +405,7 @@ def gather(bench: Bench, native: Sequence[bool]) -> dict[str, Any]:
     speeds = {name: bench.speed(name) for name in bench.edges}  # after all that runs beside others
     cloud_image = sum(native) / len(native)
     return {
-        "command": "python -m benchmarks.rate " + " ".join(sys.argv[1:]),
+        "command": command.command("rate"),
         "pictures": bench.args.pictures,
         "questions": len(bench.test.asked),
         "bundles": bench.digests,
@@ -443,7 +458,7 @@ def halvings(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rate", description=__doc__)
+    parser = command.parser("rate", __doc__)
     parser.add_argument("--edges", nargs="*", help="default: all that have a bundle")
     parser.add_argument("--pictures", type=int, default=2048, help="of the test split")
     parser.add_argument("--validation-pictures", type=int, default=128)
@@ -461,14 +476,8 @@ def main() -> int:
     parser.add_argument("--trace-seconds", type=int, default=controller.SECONDS)
     parser.add_argument("--alone", action="store_true", help="one process, whatever the cores")
     parser.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
-    args = parser.parse_args()
-    quick_kernels()
-    try:
-        return run(args, Console())
-    except (BridgeError, ChildError) as error:
-        print(f"bench-rate: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
+    parser.add_argument("--out", type=Path, default=command.REPORTS)
+    return command.run(parser, run)
 
 
 if __name__ == "__main__":

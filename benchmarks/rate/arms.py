@@ -36,7 +36,7 @@ GUARDED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Judge:
+class Baseline:
     """The questions, and who was right when the large model saw the pictures."""
 
     test: TestSet
@@ -97,7 +97,7 @@ class Edge:
 
 
 def ours(
-    edge: Edge, judge: Judge, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Terminal
+    edge: Edge, judge: Baseline, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Terminal
 ) -> list[dict[str, Any]]:
     """Every operating point of a bundle; `right` of each says which answers are."""
     rows = []
@@ -197,7 +197,7 @@ class Guarded:
         }
 
 
-def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Terminal) -> dict[str, Any]:
+def picture_row(rival: Rival, cloud: VLM, judge: Baseline, show: Terminal) -> dict[str, Any]:
     """One picture codec; the cloud decodes the file and sees what is left.
 
     `wire_bytes` are the file's: the transport is still to be added.
@@ -216,7 +216,7 @@ def picture_row(rival: Rival, cloud: VLM, judge: Judge, show: Terminal) -> dict[
     )
 
 
-def described(edge: Edge, judge: Judge, args: Any, show: Terminal) -> list[dict[str, Any]]:
+def described(edge: Edge, judge: Baseline, args: Any, show: Terminal) -> list[dict[str, Any]]:
     """A list of things read off the edge's states, three heads by seed.
 
     `wire_bytes` are the payload's: the transport is still to be added.

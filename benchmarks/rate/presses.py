@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.compare.arms import Frame
 from benchmarks.compare.wire import Shot
-from benchmarks.rate.arms import Edge, Judge
+from benchmarks.rate.arms import Baseline, Edge
 from benchmarks.rate.sequences import message_bytes
 from benchmarks.rate.tensors import RIVALS_PYTHON
 from projector.models.vlm import VLM
@@ -91,7 +91,7 @@ def highest(some: Floats, budget: int) -> Mask:
 
 
 def rows(
-    edge: Edge, judge: Judge, found: Mapping[str, Floats], show: Terminal
+    edge: Edge, judge: Baseline, found: Mapping[str, Floats], show: Terminal
 ) -> list[dict[str, Any]]:
     """The presses and our selectors at equal budgets, coded at the bundle's default point.
 
@@ -119,7 +119,7 @@ def rows(
 
 
 def _row(
-    edge: Edge, judge: Judge, name: str, kind: str, kept: Mask, show: Terminal
+    edge: Edge, judge: Baseline, name: str, kind: str, kept: Mask, show: Terminal
 ) -> dict[str, Any]:
     bundle = edge.pair.bundle
     point = bundle.encoder.point(bundle.info.default_point)

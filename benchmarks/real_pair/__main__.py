@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks import command
 from benchmarks.real_pair import diverse, facts
 from benchmarks.real_pair.install import FOLDER, GEMMA3, SMOLLM2
 from benchmarks.real_pair.judge import Judge, Make, own_answers
@@ -36,7 +37,7 @@ from projector.training.corpus import Corpus
 from projector.training.ragged import present
 from projector.validation.estimate import clustered, paired
 from projector.validation.validate import reconstruction
-from protos.errors import BridgeError
+from protos.errors import ModelError
 from protos.quantize import get as quantizer
 
 TEXT_TOKENS = 224
@@ -382,7 +383,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run, print, write `build/bench/real_pair.json`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_pair", description=__doc__)
+    parser = command.parser("real_pair", __doc__)
     parser.add_argument("--models", type=Path, default=FOLDER, help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=FOLDER / "work", help="default: %(default)s")
     parser.add_argument(
@@ -399,25 +400,22 @@ def main() -> int:
             f"--{name}", type=type(default), default=default, help=f"{said}; %(default)s"
         )
     parser.add_argument("--reverse", action="store_true", help="Gemma's cache, SmolLM2's answers")
-    args = parser.parse_args()
+    return command.run(parser, bench)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Load, learn, measure, write."""
     names = [SMOLLM2.name, GEMMA3.name]
     if args.reverse:
         names.reverse()
     quick_kernels()
-    try:
-        source, target = (LM.load(args.models / name, text_tokens=TEXT_TOKENS) for name in names)
-        work = args.work / ("reverse" if args.reverse else "forward")
-        settings = Settings(**{name: getattr(args, name) for name in SETTINGS})
-        report = Bench(args, Learner(source, target, work, settings)).run()
-    except BridgeError as error:
-        there = all((args.models / name / "config.json").exists() for name in names)
-        hint = "" if there else ": `make real-pair` installs both models"
-        print(f"bench-real: {error.message}{hint}", file=sys.stderr)
-        return error.exit_code
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / (REVERSE if args.reverse else FORWARD)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"bench-real: wrote {path}")
+    if not all((args.models / name / "config.json").exists() for name in names):
+        raise ModelError(f"{args.models} lacks a model: `make real-pair` installs both")
+    source, target = (LM.load(args.models / name, text_tokens=TEXT_TOKENS) for name in names)
+    work = args.work / ("reverse" if args.reverse else "forward")
+    settings = Settings(**{name: getattr(args, name) for name in SETTINGS})
+    report = Bench(args, Learner(source, target, work, settings)).run()
+    command.write(report, args.out / (REVERSE if args.reverse else FORWARD))
     return 0
 
 

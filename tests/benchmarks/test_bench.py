@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, readme_table
+from benchmarks import bench, docs, readme_table
 
 ESTIMATE = {"mean": -0.012, "low": -0.02, "high": -0.004}
 REPORT: dict[str, Any] = {
@@ -58,13 +58,13 @@ def test_a_ratio_that_was_not_measured_is_not_invented() -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks"):
-        readme_table.placed("# Title\n", "table")
+        docs.placed("# Title\n", readme_table.NAME, "table")
 
 
 def test_check_tells_an_old_table_from_a_new_one(tmp_path: Path) -> None:
     report, readme = tmp_path / "report.json", tmp_path / "README.md"
     report.write_text(json.dumps(REPORT))
-    readme.write_text(f"# T\n\n{readme_table.BEGIN}\nold\n{readme_table.END}\n\nrest\n")
+    readme.write_text(f"# T\n\n{docs.begin(readme_table.NAME)}\nold\n{docs.END}\n\nrest\n")
     command = [sys.executable, "-m", "benchmarks.readme_table"]
     command += ["--report", str(report), "--readme", str(readme)]
     assert subprocess.run([*command, "--check"], capture_output=True).returncode == 1
@@ -75,8 +75,8 @@ def test_check_tells_an_old_table_from_a_new_one(tmp_path: Path) -> None:
 
 
 def test_the_committed_readme_has_its_markers() -> None:
-    readme = (Path(readme_table.ROOT) / "README.md").read_text(encoding="utf-8")
-    assert readme_table.placed(readme, "x")
+    readme = docs.README.read_text(encoding="utf-8")
+    assert docs.placed(readme, readme_table.NAME, "x")
 
 
 def test_the_frontier_keeps_the_codec_that_the_target_is_about() -> None:

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.guard import Rows, by_point, outcome
+from benchmarks.guard import GuardRows, by_point, outcome
 from projector.codec.risk import RiskModel
 
 
-def rows(points: list[int], disagree: list[bool], losses: list[float]) -> Rows:
+def rows(points: list[int], disagree: list[bool], losses: list[float]) -> GuardRows:
     count = len(points)
     found = np.zeros((count, 3), np.float32)
     found[:, 0] = losses
     differs, every = np.array(disagree), np.ones(count, np.bool_)
     numbers = np.arange(count)
-    return Rows(
+    return GuardRows(
         found=found,
         picture=numbers,
         question=0 * numbers,

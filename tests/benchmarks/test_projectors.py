@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import projectors, readme_table
+from benchmarks import docs, projectors
 from benchmarks import projectors_page as page
 from benchmarks.projectors import CLOSED, DEFAULT, Journal, label
 from projector.maps.low_rank import LowRank
 from projector.maps.mix import Mix
+from reference.report.parts import markdown, show
 
 
 def row(edge: str, family: str, rank: int, seed: int, accuracy: float, **over: Any) -> Any:
@@ -123,21 +124,21 @@ def test_means_retention_and_targets_follow_from_the_rows() -> None:
 def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) -> None:
     found = report()
     page.summarise(found)
-    html, table = page.html(found), page.markdown(found)
-    assert html.count("data:image/png") == 4
+    html, table = page.page(found), markdown(page.tables(found))
+    assert html.count("<svg") == 4
     for text in (html, table):
         for name in ("ridge", "low_rank", "mix + task loss", "untrained edge", "other picture"):
             assert name in text
     assert "| `ridge` | all | 91.0 / 81.0 | 2 |" in table
     assert "| `low_rank` | 8 | 60.0 / 50.0 | 1 |" in table
     console = Console(width=200, record=True)
-    page.show(found, console)
+    show(page.parts(found), console)
     assert "mix + task loss" in console.export_text()
-    document = f"before\n{page.BEGIN}\nstale figures\n{readme_table.END}\nafter"
-    placed = page.placed(document, table)
+    document = f"before\n{docs.begin(page.NAME)}\nstale figures\n{docs.END}\nafter"
+    placed = docs.placed(document, page.NAME, table)
     assert placed.startswith("before") and placed.endswith("after") and "stale" not in placed
     with pytest.raises(ValueError, match="lacks the lines"):
-        page.placed("no markers", table)
+        docs.placed("no markers", page.NAME, table)
 
 
 def test_what_holds_up_under_shift_is_told_by_the_share_of_its_lead_that_is_left() -> None:

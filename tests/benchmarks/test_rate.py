@@ -18,7 +18,6 @@ from benchmarks.compare.arms import Frame
 from benchmarks.compare.wire import Shot
 from benchmarks.rate import __main__ as rate
 from benchmarks.rate import keep as keeping
-from benchmarks.rate import page
 from benchmarks.rate.arms import Guarded
 from benchmarks.rate.describe import MOST, PLACES, Reader, Thing, pack, radix, unpack
 from benchmarks.rate.keep import Keep, TakenError
@@ -120,23 +119,6 @@ def test_the_summary_takes_the_smallest_within_two_points() -> None:
     assert found["edge-a"]["wire_bytes"] == 120
     assert found["edge-a"]["image_over_ours"] == 4.0
     assert found["edge-b"] is None
-    report = {"rows": rows, "cloud_image": 0.95, "questions": 6, "pictures": 1, "command": "x <y>"}
-    made = page.render(report)
-    assert "x &lt;y&gt;" in made and "base64," in made
-
-
-def test_sequences_have_a_figure_and_a_table_of_their_own() -> None:
-    report = {"rows": [row("ours", "edge-a", 100, 0.9)], "cloud_image": 0.95, "questions": 6}
-    report |= {"pictures": 1, "command": "x"}
-    alone = page.render(report)
-    mine = {"default": True, "series": "edge-a, delta frames", "accuracy_by_frame": {"7": 0.9}}
-    film = [
-        {**row("video", "", 200, 0.9), "name": "h264 crf 38"},
-        {**row("ours", "edge-a", 60, 0.9), **mine},
-    ]
-    both = page.render({**report, "sequences": film, "sequences_cloud_image": 0.95})
-    assert (alone.count("<img"), both.count("<img")) == (1, 2)
-    assert "h264 crf 38" in both and "h264" not in alone
 
 
 def test_what_a_stage_found_is_kept_and_time_inside_another_is_counted_once(
@@ -242,7 +224,7 @@ def test_a_guard_learnt_anew_costs_no_new_answers(tmp_path: Path) -> None:
     changed = replace(half.risk, limit=half.risk.limit / 2)
     bundles = {"as it is": (half, 23), "guard": (replace(half, risk=changed), 23)}
     bundles |= {"no guard": (replace(half, risk=None), 23), "starts lower": (half, 20)}
-    bench: Any = rate.Bench.__new__(rate.Bench)
+    bench: Any = rate.Stages.__new__(rate.Stages)
     bench.edges = {}
     for name, (one, start) in bundles.items():
         bench.edges[name] = tmp_path / name
@@ -254,7 +236,7 @@ def test_a_guard_learnt_anew_costs_no_new_answers(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_point_get_what_its_guard_makes_of_them(tmp_path: Path) -> None:
-    bench: Any = rate.Bench.__new__(rate.Bench)
+    bench: Any = rate.Stages.__new__(rate.Stages)
     bench.keep, bench.digests = Keep(tmp_path, "", lambda _: None), {"edge-a": "a digest"}
     bench.points = lambda _: [{"name": "x1", "right": "01"}, {"name": "edge alone", "right": "11"}]
     bench._guarded = lambda name, rows: [{"accuracy_guarded": 0.5}, {}]
@@ -262,9 +244,3 @@ def test_rows_of_a_point_get_what_its_guard_makes_of_them(tmp_path: Path) -> Non
         {"name": "x1", "accuracy_guarded": 0.5},
         {"name": "edge alone"},
     ]
-
-
-def test_the_plot_is_the_same_file_for_the_same_figures() -> None:
-    report = {"rows": [row("ours", "edge-a", 100, 0.9)], "cloud_image": 0.95}
-    made = page.svg(report)
-    assert made == page.svg(report) and "<svg" in made

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.docs import begin
 from benchmarks.rate import docs
+from reference.report.parts import Plot, html, markdown
 
 PLAIN = {"mean": -0.012, "low": -0.02, "high": -0.004}
 POINTS = [
@@ -103,7 +105,7 @@ def test_what_was_not_reached_or_not_measured_is_said() -> None:
 
 
 def test_the_page_has_every_row_once_and_seeds_as_a_mean() -> None:
-    page = docs.whole(report())
+    page = markdown(docs.parts(report()))
     for text in ("| **small** | 34.1 |", "| large | 95.0 |", "list, edge-a, 2 seeds | 21 |"):
         assert page.count(text) == 1
     assert "kvpress KeyDiff | 89.3 % (25)" in page and "webp q50 48 px | 387 | 429" in page
@@ -115,7 +117,7 @@ def test_the_page_has_every_row_once_and_seeds_as_a_mean() -> None:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rate.json").write_text(json.dumps(report()))
     for name in ("README.md", "page.md"):
-        (tmp_path / name).write_text(f"before\n{docs.BEGIN}\n<!-- /results -->\nafter\n")
+        (tmp_path / name).write_text(f"before\n{begin(docs.NAME)}\n<!-- /results -->\nafter\n")
     return tmp_path
 
 
@@ -123,10 +125,27 @@ def test_a_table_that_is_out_of_date_is_found_and_written(folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.rate.docs", "--report", str(folder / "rate.json")]
     command += ["--readme", str(folder / "README.md"), "--page", str(folder / "page.md")]
     assert subprocess.run([*command, "--check"], check=False).returncode == 1
-    assert "before\n" + docs.BEGIN + "\n<!--" in (folder / "README.md").read_text()
+    assert "before\n" + begin(docs.NAME) + "\n<!--" in (folder / "README.md").read_text()
     assert subprocess.run(command, check=False).returncode == 0
     assert subprocess.run([*command, "--check"], check=False).returncode == 0
     text = (folder / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "**34**" in text
     assert "<svg" in (folder / "rate.svg").read_text()
     assert "<svg" in (folder / "rate-chain.svg").read_text()
+
+
+def test_the_page_holds_the_tables_and_a_plot_of_its_own_for_fixed_cameras() -> None:
+    video = {"kind": "video", "edge_model": "", "name": "h264 crf 38", "minus_cloud_image": PLAIN}
+    video |= {"payload_bytes": 100.0, "wire_bytes": 200.0, "accuracy": 0.9}
+    found = report(command="x <y>")
+    both = docs.page(report(sequences=[*found["sequences"], video]))
+    alone = docs.page({**found, "sequences": []})
+    assert [sum(isinstance(part, Plot) for part in made) for made in (alone, both)] == [3, 4]
+    page = html("t", f"`{found['command']}`", both)
+    assert "x &lt;y&gt;" in page and page.count("<svg") == 4
+    assert "h264 crf 38" in page and "h264 crf 38 |" not in markdown(alone)
+
+
+def test_the_plot_is_the_same_file_for_the_same_figures() -> None:
+    first, again = ([p.svg for p in docs.parts(report()) if isinstance(p, Plot)] for _ in range(2))
+    assert first == again and all("<svg" in svg for svg in first)

@@ -28,6 +28,7 @@ from projector.training.dataset import open_folder
 from projector.training.texts import collect
 from projector.training.train import Trainer, TrainSettings
 from protos.errors import CorpusError, FitError, ModelError
+from reference.report.parts import markdown
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm
 
 
@@ -346,12 +347,11 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     spent = set(report["training_minutes"])
     assert {"corpus training", "moments 0", "moments 3", "sensitivity", "tuned 16"} <= spent
     assert len(report["targets"]) == 8
-    text = page.markdown(report, report)
+    text = markdown(page.parts(report, report))
     for name in carried | fixed | closed:
         assert f"\n| {name}" in text
     assert "The other direction" in text and text.count("| yes |") + text.count("**no**") == 8
-    page.draw(report, learner.work / "plot.svg")
-    assert "numbers per token" in (learner.work / "plot.svg").read_text()
+    assert "numbers per token" in page.draw(report)
     assert report["settings"]["contexts"] == 4 and arms[("native", None)]["n_german"] > 0
     again = bench.Bench(args, learner)
     assert len(again.rows) > 40

@@ -49,6 +49,6 @@ def test_random_and_uniform_are_in_every_plot_and_the_page_escapes_what_it_shows
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.S)
     assert len(plots) == 2
     for plot in plots:
-        names = re.findall(r"<!-- (.*?) -->", plot)
+        names = re.findall(r">([^<>]+)</text>", plot)
         assert set(SELECTORS) <= set(names)
     assert "&lt;x&gt;" in page and "<x>" not in page
