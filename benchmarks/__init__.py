@@ -1,1 +1,1 @@
-"""Figures about the whole system over the full test split. Nothing imports this package."""
+"""What measures and draws. Nothing imports this package."""

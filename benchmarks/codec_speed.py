@@ -1,9 +1,9 @@
-"""How many frames one core codes: all that the edge does after the prefill, and the way back.
+"""How many frames one core codes, and how many it decodes.
 
-`python -m benchmarks.codec_speed`. Edge: select, project, quantize, measure, code, header, seal,
-serialize. Cloud: parse, verify, header, decode. Beside them the entropy coder alone, against
-constriction (native code) with the same symbols and probabilities. Every time is the best of
-several rounds, of one thread, in this process's CPU time. `--cameras` adds what delta frames save.
+Edge: everything after the prefill (select, project, quantize, measure, code, header, seal,
+serialize). Cloud: parse, verify, header, decode. Beside them the entropy coder alone, against
+constriction (native code) with the same symbols and probabilities. Each time is the best of several
+rounds on one thread, in CPU time. `--cameras` adds what delta frames save.
 """
 
 from __future__ import annotations
@@ -54,11 +54,6 @@ def ways(
 ) -> tuple[dict[str, Any], tuple[Callable[[], object], Callable[[], object]]]:
     """An operating point's sizes, and what is timed: all states there, and all back.
 
-    Args:
-        encoder: the edge half of a bundle.
-        point: of kind `latent` or `raw_kv`.
-        states: one per picture.
-
     Returns:
         `point`, `payload_bytes`, `request_bytes`; the two calls.
     """
@@ -87,7 +82,7 @@ def ways(
 
 
 def over(run: Callable[..., object], *arguments: Sequence[Any]) -> Callable[[], object]:
-    """All calls with arguments from so many sequences, as one call."""
+    """One call that makes all of them, arguments drawn from the sequences in step."""
     return lambda: [run(*some) for some in zip(*arguments, strict=True)]
 
 
@@ -168,11 +163,6 @@ def measure_deltas(
 ) -> dict[str, Any]:
     """Header and payload of frames of fixed cameras, each a delta to the frame before it.
 
-    Args:
-        encoder: the edge half of a bundle.
-        point: one that has levels.
-        cameras: of each camera the states, frame by frame.
-
     Returns:
         `point`, `key_bytes` (every frame a key frame), `bytes`, `key_frames` among all `frames`,
         `tokens` of a delta, share of `differences`, and the latents' error, `key_error` and
@@ -244,15 +234,7 @@ def measure(
 def of_bundle(
     edge: Path, bundle: Path, pictures: int, rounds: int, cameras: int = 0
 ) -> dict[str, Any]:
-    """`measure` of a bundle on validation pictures, and `deltas` where there are cameras.
-
-    Args:
-        edge: the small model's folder.
-        bundle: its bundle's.
-        pictures: how many.
-        rounds: the best of so many.
-        cameras: fixed ones, of 100 frames each.
-    """
+    """`measure` of a bundle on validation pictures, and `deltas` where there are cameras."""
     model = VLM.load(edge)
     loaded = Bundle.load(bundle, model.layout, Bundle.peek(bundle).target)
     shown = TestSet.load("validation", pictures, 1).pictures
@@ -317,7 +299,7 @@ def main() -> int:
     parser.add_argument("--edge", type=Path, default=EDGE_MODEL, help="the small model")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="its bundle")
     parser.add_argument("--pictures", type=int, default=64, help="of the validation split")
-    parser.add_argument("--rounds", type=int, default=10, help="the best of so many")
+    parser.add_argument("--rounds", type=int, default=10, help="of which the best counts")
     parser.add_argument(
         "--out", type=Path, default=command.REPORTS / "codec-speed.json", help="the report"
     )

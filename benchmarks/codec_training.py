@@ -1,9 +1,9 @@
-"""`python -m benchmarks.codec_training`: what it buys to train a map with its codec in the loop.
+"""What it buys to train a map with its codec in the loop.
 
-One map, trained without a codec, is carried on in the same number of steps four ways: still without
-one; with its latents rounded and a price on bits (gradients straight through); with quiet tokens
-silenced besides; with tokens dropped at random instead. Each is then swept over roundings and
-quiet tokens on validation pictures, as a bundle is. Resumes; knows the reference pairs.
+One map, trained without a codec, is carried on for the same number of steps in four ways: still
+without one; with its latents rounded and a price on bits; with quiet tokens silenced as well; with
+tokens dropped at random instead. Each is then swept over roundings and quiet tokens on validation
+pictures, as a bundle is. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

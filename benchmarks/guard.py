@@ -1,12 +1,10 @@
-"""The guard's calibration, and how well it works on pictures unlike those it was calibrated on.
+"""How well the guard works on pictures unlike those it was calibrated on.
 
-`python -m benchmarks.guard` answers questions about validation pictures, half of them made unusual
-(`projector/calibration/unusual.py`), from the frame and from the picture; learns the risk model and
-its limit from that; then looks at test and shifted pictures, half and half: does the risk predict
-that the frame is answered otherwise than the picture, and what do answers and bytes become when the
-guard sends the picture instead? Each picture is sent at the default point, on which all figures are
-but those by point, and at another of the ladder's. `--bundle-out` writes the bundle with the risk
-model in it; `--installed` learns nothing and looks at the risk model that the bundle holds.
+Learns the risk model and its limit on validation pictures, half of them made unusual. Then asks
+about test and shifted pictures, half and half: does the risk predict that the frame's answer
+differs from the picture's, and what do answers and bytes become when the guard sends the picture
+instead? Figures are at the default point; `by_point` also has another of the ladder's.
+`--bundle-out` writes the bundle with the risk model; `--installed` looks at the bundle's own.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class GuardRows(disagreement.Rows):
-    """What was asked about some pictures and what came of it; one row per question and point.
+    """Answers to questions about some pictures; one row per question and point.
 
     Attributes:
         right_sent: from the picture as it would be sent (WebP); on the calibration's pictures not
@@ -172,7 +170,7 @@ def outcome(rows: GuardRows, over: Bools) -> dict[str, float]:
 
 
 def _auroc(score: npt.NDArray[np.floating], differs: Bools) -> float | None:
-    """Rounded; None where too few answers differ, or too few do not, for it to be told."""
+    """Rounded; None where too few answers differ, or too few agree."""
     some = int(differs.sum())
     if min(some, len(differs) - some) < LEAST_EVENTS:
         return None
@@ -318,13 +316,6 @@ def evaluate(
     pair: Pair, risk: RiskModel | None, pictures: int, folder: Path, show: Terminal
 ) -> dict[str, Any]:
     """A risk model's figures on test and shifted pictures.
-
-    Args:
-        pair: the models and the bundle.
-        risk: None takes the bundle's own.
-        pictures: of each split.
-        folder: where rows are kept.
-        show: progress.
 
     Raises:
         ConfigError: the bundle holds none.

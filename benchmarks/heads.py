@@ -1,14 +1,11 @@
 """`make bench-heads`: task heads on the reference bundle: fire, count, track and scene.
 
-Knows which states are compared and how each figure is counted; heads are `projector`'s. Every head
-is trained on the train split with the map frozen, and judged on pictures and sequences of other
-splits. A seed draws a head's start and its batches.
-
-Arms: `cloud_only` (the large model's own state), `edge_only` (the small model's), `latents` (what
-travels), `projected` (the map's output), `projected_sent` (the same through the default operating
-point), `transferred` (the head of `cloud_only`, as it is, on `projected_sent`). Controls: the
-commonest class, for tracking the nearest place, and `other_picture` (the head of `projected`, given
-the states of another picture or sequence).
+Every head is trained on the train split with the map frozen, and judged on pictures and sequences
+of other splits. A seed draws a head's start and its batches. Arms: `cloud_only` (the large model's
+own state), `edge_only` (the small model's), `latents` (what travels), `projected` (the map's
+output), `projected_sent` (the same through the default operating point), `transferred` (the head of
+`cloud_only`, as it is, on `projected_sent`). Controls: the commonest class, for tracking the
+nearest place, and `other_picture` (the head of `projected`, given another picture's states).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What a frame costs on the link at a camera's rate, above TCP and with IP's headers.
 
-`python -m benchmarks.link_bytes`. The reference pair at its default point, one frame with a
-question a second, sent by the agent's own channels through a counting relay. HTTP/2 frames are
-counted by type: a ping or window update that small frames draw is seen. One large upload follows,
-which needs the windows that those updates would have opened.
+The reference pair at its default point, one frame with a question a second, through a counting
+relay. HTTP/2 frames are counted by type, so a ping or window update that small frames draw is seen.
+One large upload follows, which needs the windows that those updates would have opened.
 """
 
 from __future__ import annotations
@@ -69,15 +68,7 @@ class Http2Frames:
 def measure(
     service: Service, relay: Relay, frames: Http2Frames, shots: Sequence[Shot], pause_s: float
 ) -> dict[str, Any]:
-    """Send frames one after the other, each with a question, and count what passes.
-
-    Args:
-        service: connected through the relay.
-        relay: it counts bytes and segments.
-        frames: the relay's tap.
-        shots: the frames.
-        pause_s: from one frame's answer to the next frame, seconds.
-    """
+    """Send frames one after the other, each with a question, and count what passes."""
     service.infer(shots[:1], ["what is left of the red car ?"])  # pays for what comes once
     time.sleep(min(pause_s, 1.0))
     before, up, down = relay.counts(), frames.up.copy(), frames.down.copy()

@@ -1,7 +1,4 @@
-"""Measures the reference models on the test split and writes their model cards.
-
-`python -m benchmarks.model_cards`. Knows the yard and the checkpoints; knows no bundle and no wire.
-"""
+"""Measures the reference models on the test split and writes their model cards."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""`python -m benchmarks.selectors`: which tokens to keep, every selector at every budget.
+"""Which tokens to keep: every selector at every budget, on validation pictures.
 
-Knows the reference pair, its bundle and the yard's validation split (choices are made there, so no
-test picture is looked at). Everything goes through the served path: `Encoder.encode`, the bundle's
-backend, the frozen large model. Random and uniform are in every table and plot, and so is what
-needs no selector: all tokens sent, the quiet ones as zeros.
+Everything goes through the served path: `Encoder.encode`, the bundle's backend, the frozen large
+model. Random and uniform are in every table and plot, and so is what needs no selector: all tokens
+sent, the quiet ones as zeros.
 """
 
 from __future__ import annotations
@@ -54,15 +53,7 @@ def rows(
     training: Sequence[KVState],
     budgets: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One row per selector and budget, and those without a selector.
-
-    Args:
-        judge: of the held-out pictures.
-        encoder: with task weights.
-        coarseness: of the latents' rounding, as multiples of the finest steps.
-        training: what entropy tables are fitted to, for each row apart.
-        budgets: tokens kept.
-    """
+    """One row per selector and budget, and those without a selector."""
     whole = ladder.grid(ladder.Sweep((coarseness,), (0.0,)), encoder.rank)[0][0]
 
     def named(name: str, **over: Any) -> OperatingPoint:

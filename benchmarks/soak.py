@@ -1,13 +1,10 @@
 """Whether memory stays where it should: the real service, a real agent and a client, for long.
 
-`python -m benchmarks.soak [--minutes 30 | --answers N]`. The agent watches a fixed camera and sends
-delta frames with questions. The client sends frames with questions, pictures, and asks again about
-scenes that are held; its frames push older scenes out all the time. Every second the memory of the
-front end, the engine (both as their metrics say) and the agent is read.
-
-It fails if the engine is ever above its base and caps by more than 15 %, or was started again, or
-if the front end or the agent has grown by more than 15 % from the first half of the run to its end.
-The base is the process when it was ready. Figures go to `build/bench/soak.json`.
+The agent watches a fixed camera and sends delta frames with questions. The client sends frames with
+questions, pictures, and asks again about scenes that are held; its frames push older scenes out all
+the time. Every second the memory of the front end, the engine and the agent is read. It fails if
+the engine is ever above its base and caps by more than 15 %, or was started again, or if the front
+end or the agent has grown by more than 15 % from the first half of the run to its end.
 """
 
 from __future__ import annotations
@@ -130,7 +127,7 @@ def soak(
     latent_bytes: int = 64 << 20,
     say: Any = print,
 ) -> dict[str, Any]:
-    """Run until so many answers, or so many minutes, whichever is given.
+    """Run until that many answers, or minutes, whichever is given.
 
     Returns:
         `Soak.figures`, with every sample.
@@ -270,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = command.parser("soak", __doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
-    parser.add_argument("--answers", type=int, default=0, help="end after so many instead")
+    parser.add_argument("--answers", type=int, default=0, help="end after this many instead")
     parser.add_argument("--out", type=Path, default=command.REPORTS)
     return command.run(parser, bench, argv)
 

@@ -1,7 +1,6 @@
 """The arms that need no wire: answers computed in this process, in batches, same weights.
 
-Knows both models, the bundle and the test set; knows nothing of sockets or time. The arms that
-cross the wire are in `benchmarks/wire.py`; `Pair.states` and `Pair.encode` make what they send.
+`Pair.states` and `Pair.encode` also make what the arms of `wire` send.
 """
 
 from __future__ import annotations
@@ -214,7 +213,7 @@ def seeing(
 def decoded_answers(
     vlm: VLM, files: Sequence[bytes], asked: Sequence[Asked], progress: Progress
 ) -> list[str]:
-    """Answers of a model that sees what is left of each picture after its codec."""
+    """Answers of a model that sees the decoded files of some pictures."""
     pictures = [read(file) for file in files]
     return seeing(vlm, pictures, asked, progress)
 

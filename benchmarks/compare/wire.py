@@ -1,12 +1,9 @@
 """A measuring client: frames made beforehand, sent through the service, every event kept.
 
-Knows the contract and the agent's way of opening a session; knows nothing of models. It exists
-beside the agent because a comparison must send what no device would send (every operating point,
-every picture codec, two arms in turn) through the same front end, stream and engine.
-
-The calls, in order: `Service` (Negotiate, FetchEncoder, one long-lived Infer stream, its events
-on a connection of their own), then any
-number of `infer` (frames with questions) or `hold` (frames alone) and `ask` (questions alone).
+An agent would never send what a comparison needs (every operating point, every picture codec, two
+arms in turn), so this client stands beside it and uses the same front end, stream and engine. The
+calls, in order: `Service` (Negotiate, FetchEncoder, one Infer stream, its events on a connection of
+their own), then `infer` (frames with questions), or `hold` (frames alone) and `ask` (questions).
 """
 
 from __future__ import annotations
@@ -88,13 +85,7 @@ class Service:
     """A session with a server, for measuring. Use as a context manager."""
 
     def __init__(self, address: str, layout: KVLayout, state_dir: Path) -> None:
-        """Keeps where to connect; the `with` block connects.
-
-        Args:
-            address: host:port, the relay's.
-            layout: the edge model's, as an agent would offer it.
-            state_dir: where the encoder is kept.
-        """
+        """Keeps where to connect; the `with` block connects."""
         self._address, self._layout, self._state_dir = address, layout, state_dir
         self._loop = asyncio.new_event_loop()
         self._channel: Any = None
@@ -148,13 +139,6 @@ class Service:
         done: Callable[[], None] | None = None,
     ) -> list[Reply]:
         """Send frames, each with its question (empty: just hold the scene), and wait for all.
-
-        Args:
-            shots: the frames.
-            questions: one per frame.
-            in_flight: requests without a terminal event at once.
-            max_new_tokens: longest answer.
-            done: called after each terminal event.
 
         Raises:
             BridgeError: a refusal that is not retryable, or that outlasts the retries.

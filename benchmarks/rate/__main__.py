@@ -1,8 +1,8 @@
-"""`make bench-rate`: one table and one plot of accuracy against bytes.
+"""`make bench-rate`: accuracy against bytes, ours and every rival.
 
-Knows the stages; what each has found is kept, so that an interrupted run goes on, and a second
-process helps where there is a second core. Choices (which picture codecs) are made on validation;
-everything in the table is measured on test.
+What each stage has found is kept, so an interrupted run goes on where it stopped; a second process
+helps where there is a second core. Which picture codecs are measured is chosen on validation; all
+figures are measured on test.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 
 
 class Stages:
-    """One run: what was asked for, what has been found."""
+    """The stages of one run."""
 
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
         """Loads the large model and the test pictures."""

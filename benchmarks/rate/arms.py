@@ -1,7 +1,6 @@
 """Every arm that sends something and gets answers, as rows of one table.
 
-Knows the models, the bundles, the test set and how a row is counted; which rows there are is the
-bench's to say. Answers are computed in this process from the bytes that would have travelled.
+Answers are computed in this process from the bytes that would have travelled.
 """
 
 from __future__ import annotations
@@ -198,7 +197,7 @@ class Guarded:
 
 
 def picture_row(rival: Rival, cloud: VLM, judge: Baseline, show: Terminal) -> dict[str, Any]:
-    """One picture codec; the cloud decodes the file and sees what is left.
+    """One picture codec; the cloud decodes the file and sees that.
 
     `wire_bytes` are the file's: the transport is still to be added.
     """

@@ -1,9 +1,9 @@
 """LMCache's CacheGen coder on some tensors: a script of its own, run by `build/rivals/bin/python`.
 
-`python benchmarks/rate/cachegen.py IN.npy OUT.npz CHUNK_PICTURES ROUNDS`. Knows LMCache (0.5.6) and
-nothing of ours: its versions of transformers and ours cannot share an environment. Uses LMCache's
-own quantizer, bins (32 for models of less than 10 layers, `CacheGenConfig.from_model_name`), and
-arithmetic coder as they run without a GPU, on one thread.
+`python benchmarks/rate/cachegen.py IN.npy OUT.npz CHUNK_PICTURES ROUNDS`. Imports LMCache (0.5.6)
+and nothing of ours: its versions of transformers and ours cannot share an environment. Uses
+LMCache's own quantizer, bins (32 for models of less than 10 layers,
+`CacheGenConfig.from_model_name`) and arithmetic coder as they run without a GPU, on one thread.
 """
 
 from __future__ import annotations

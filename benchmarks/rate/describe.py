@@ -33,7 +33,7 @@ _SIZES = (28.5, 44.0)  # px, the middle of "small" and of "large"
 
 @dataclass(frozen=True)
 class Thing:
-    """One entry of a list; places in steps of a cell's eighth, colour 0 where there is none."""
+    """One entry of a list; places in steps of a cell's eighth, colour 0 for none."""
 
     cell: int
     kind: int
@@ -183,12 +183,7 @@ class Reader:
     """Answers from lists; where a list does not settle a question, what is usually right."""
 
     def __init__(self, grid: Grid, pictures: int = 2048) -> None:
-        """Learns the usual answers from the train split.
-
-        Args:
-            grid: of the lists' cells.
-            pictures: of the train split.
-        """
+        """Learns the usual answers from the train split."""
         self.grid = grid
         usual: dict[str, Counter[str]] = {}
         scenes = sample_scenes("train", 0, pictures)

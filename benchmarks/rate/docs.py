@@ -24,7 +24,7 @@ NAME = "rate.docs"
 
 
 def readme(report: Report) -> str:
-    """What was aimed at, and what came of it, by edge model."""
+    """The targets and what was measured, by edge model."""
     edges = list(report["bundles"])
     best = report["within_two_points"]
     film = report["sequences_within_two_points"]

@@ -1,7 +1,4 @@
-"""What the stages of a run have found, kept in files; two processes may share them.
-
-Knows names, what a stage was made for, locks and time spent. Knows nothing of what is found.
-"""
+"""What the stages of a run have found, kept in files; two processes may share them."""
 
 from __future__ import annotations
 
@@ -32,13 +29,7 @@ class Keep:
     """
 
     def __init__(self, folder: Path, run: str, say: Callable[[str], None]) -> None:
-        """Makes the folder.
-
-        Args:
-            folder: where files are kept.
-            run: what all stages depend on.
-            say: told what was found by an earlier run.
-        """
+        """Makes the folder."""
         self.folder, self.waits = folder, True
         self.spent: dict[str, dict[str, float]] = {}
         self._run, self._say = run, say

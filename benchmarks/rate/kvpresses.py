@@ -1,9 +1,9 @@
 """kvpress's scores of image tokens: a script of its own, run by `build/rivals/bin/python`.
 
-`python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. Knows kvpress
+`python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. Imports kvpress
 (0.5.5) and nothing of ours. IN holds `inputs_embeds [n, T, E]`, what the decoder reads: its own
 transformers need not know the tower that sees the pictures. The image's tokens are TOKENS from
-FIRST on, the last WINDOW of the prompt are what SnapKV observes.
+FIRST on; SnapKV observes the last WINDOW of the prompt.
 
 kvpress prunes each head on its own; a frame keeps a token in all heads or in none. So every head of
 every layer ranks the tokens by the press's own `score`, and a token's score is its mean rank.
@@ -31,7 +31,7 @@ def main(path: str, given: str, out: str, first: int, tokens: int, window: int) 
         "KeyDiff": KeyDiffPress(),
         "Knorm": KnormPress(),
     }
-    # Only the decoder runs; a tower that this version lays out otherwise may stay untrained.
+    # Only the decoder runs; a tower of another layout in this version may stay untrained.
     model = AutoModelForImageTextToText.from_pretrained(
         path, local_files_only=True, dtype=torch.float32, ignore_mismatched_sizes=True
     ).eval()

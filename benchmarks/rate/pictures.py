@@ -1,7 +1,6 @@
 """The rival at its best: JPEG, WebP and AVIF at the useful qualities and sizes, and PNG.
 
-Knows Pillow's encoders and what of a file is its container. The frontier is chosen on validation
-pictures; only its points are measured on test.
+The frontier is chosen on validation pictures; only its points are measured on test.
 """
 
 from __future__ import annotations
@@ -84,14 +83,7 @@ def sweep(
     accuracy: Callable[[list[Image.Image]], float],
     progress: Callable[[int], None],
 ) -> list[dict[str, object]]:
-    """Size and accuracy of every rival.
-
-    Args:
-        rivals: settings to try.
-        pictures: what is sent.
-        accuracy: of the large model seeing some decoded pictures.
-        progress: called after each.
-    """
+    """Size and accuracy of every rival."""
     rows: list[dict[str, object]] = []
     for rival in rivals:
         files = [rival.encode(picture) for picture in pictures]

@@ -1,7 +1,7 @@
-"""kvpress's presses choose the tokens, at equal budgets; our own path does the rest.
+"""kvpress chooses the tokens, at equal budgets; our own path does the rest.
 
-Knows how kvpress is run in its own environment and how a row is counted. The presses see the prompt
-of a fixed question after the picture, as nobody has asked yet when a frame is made.
+The presses see the prompt of a fixed question after the picture: when a frame is made, nobody has
+asked yet.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Sequences of a fixed camera: our key and delta frames against video, bytes per frame.
 
-Knows which frames are sent and which of them are asked about, and how a row is counted. Every frame
-is sent and could be asked about; accuracy is measured on every eighth. Knows no sockets: what a
-message takes is computed, what the transport adds to it was measured before.
+Every frame is sent and could be asked about; accuracy is measured on every eighth. The bytes of a
+message are computed; what the transport adds to it was measured before.
 """
 
 from __future__ import annotations
@@ -208,7 +207,7 @@ def ours(
 
 
 def video_row(video: Video, film: Film, cloud: VLM, native: Sequence[bool]) -> dict[str, Any]:
-    """One video codec; the cloud decodes the stream and sees what is left.
+    """One video codec; the cloud decodes the stream and sees that.
 
     Only coded pictures are counted; each frame travels in a message as ours do, which is still to
     be added to the bytes on the wire.

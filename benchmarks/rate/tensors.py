@@ -1,11 +1,10 @@
 """Coders of raw caches on the same tensors: ours, LMCache's CacheGen, and TurboQuant's quantizer.
 
-Knows whole caches (keys without rotation), what error of the attention's output a coder leaves, and
-how the rivals are run. Nothing is answered here: these coders send the cache, not latents of it.
-
-Ours is what a bundle would do if its target were its own source: states scaled per layer and K|V,
-the orthogonal transform that decorrelates them on train pictures (Karhunen and Loeve), one step for
-all, and the entropy tables of `protos.quantize`, learnt on train pictures.
+Nothing is answered here: these coders send the whole cache (keys without rotation), and are judged
+by the error that they leave in the attention's output. Ours is what a bundle would do if its target
+were its own source: states scaled per layer and K|V, the orthogonal transform that decorrelates
+them on train pictures (Karhunen and Loeve), one step for all, and the entropy tables of
+`protos.quantize`, learnt on train pictures.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ class Coder:
         return self.quantizer.encode(z, self.steps)
 
     def back(self, payload: bytes, tokens: int) -> Floats:
-        """The states of so many tokens again."""
+        """The states of `tokens` tokens again."""
         z = self.quantizer.decode(payload, tokens, len(self.steps), self.steps)
         return z if self.transform is None else z @ self.transform.back + self.transform.mean
 
@@ -285,7 +284,7 @@ def cachegen(caches: Caches, rounds: int) -> dict[str, Any]:
 
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Ours against CacheGen: our smallest at an error that is not higher; None if there is none."""
+    """Ours against CacheGen: our smallest at no higher error; None if nothing can be compared."""
     theirs = next((r for r in rows if r["name"] == "cachegen"), None)
     if theirs is None:
         return None
@@ -312,11 +311,6 @@ def headline(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def measure(vlm: VLM, args: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """All coders on one model's caches.
-
-    Args:
-        vlm: whose caches.
-        args: `cache_pictures`, how many of the test split.
-        say: told why a rival is missing.
 
     Returns:
         `raw_bytes` (float16), `rows` (bytes and CPU seconds per picture) and `cachegen`.

@@ -2,8 +2,8 @@
 
 Zandieh et al., "TurboQuant: Online Vector Quantization with Near-optimal Distortion Rate",
 arXiv:2504.19874, algorithm 1 (the variant for mean squared error). Written here from the paper, not
-the authors' code; coordinates of a rotated unit vector are taken as normal, as the paper does for
-all but small dimensions, and a vector's norm travels in float16. Knows vectors, no models.
+the authors' code. Coordinates of a rotated unit vector are taken as normal, as the paper does for
+all but small dimensions; a vector's norm travels in float16.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TurboQuant:
     seed: int = 0
 
     def bytes_of(self, vectors: int) -> int:
-        """What so many vectors take."""
+        """Bytes of `vectors` vectors."""
         return (vectors * self.dim * self.bits + 7) // 8 + vectors * NORM_BYTES
 
     def apply(self, x: Floats) -> Floats:

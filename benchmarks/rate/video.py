@@ -1,7 +1,4 @@
-"""The rival on sequences: H.264, H.265 and AV1 by ffmpeg, at low rates and small sizes.
-
-Knows ffmpeg's command line and which bytes of a stream are pictures. Knows nothing of models.
-"""
+"""The rival on sequences: H.264, H.265 and AV1 by ffmpeg, at low rates and small sizes."""
 
 from __future__ import annotations
 
@@ -56,10 +53,6 @@ class Video:
 
     def encode(self, pictures: Sequence[Image.Image], frames: int) -> bytes:
         """One stream of several sequences, each of which begins with a key frame.
-
-        Args:
-            pictures: the frames of all sequences, one after the other.
-            frames: of each sequence.
 
         Raises:
             BridgeError: ffmpeg refused.
@@ -121,7 +114,7 @@ def available() -> bool:
 def picture_bytes(codec: str, stream: bytes) -> int:
     """Bytes of a stream without what a pair of ends could agree on once.
 
-    That is parameter sets, comments, start codes and delimiters: what is left are coded pictures.
+    That is parameter sets, comments, start codes and delimiters: the rest are coded pictures.
     """
     if codec == "av1":
         return sum(size for kind, size in _obus(stream) if kind in _OBU_PICTURES)

@@ -1,7 +1,7 @@
 """What a frozen Gemma 3 270M answers from SmolLM2-135M's cache (`make bench-real`).
 
-Knows the arms, what they are measured with and where figures are kept. Every step (corpora, moments
-by fold, maps, arms) is kept under the work folder and not made again; `--reverse` swaps the models.
+Every step (corpora, moments by fold, maps, arms) is kept under the work folder and not made again.
+`--reverse` swaps the models.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class Bench:
 
 
 def _mean(corpus: Corpus, chosen: range, mean: npt.NDArray[np.float32]) -> Any:
-    """The mean state in the place of every token that is there."""
+    """The mean state for every token that is there."""
     there = present(corpus.y[chosen.start : chosen.stop])
     return np.where(there[..., None], mean, np.nan).astype(np.float32)
 

@@ -1,7 +1,6 @@
 """Short texts of many different words, to learn a map between two language models from.
 
-Knows words, sentences, vocabularies and the prose that comes with Python. Knows no model. Three
-kinds in turn: facts about words of two vocabularies, lists of such words, and pieces of the
+Three kinds in turn: facts about words of two vocabularies, lists of such words, and pieces of the
 standard library's docstrings. None holds a word that the benchmark holds out. Each comes with
 questions: of facts, what the benchmark asks; of the others, what comes next when they are repeated.
 """
@@ -89,7 +88,7 @@ class Lesson:
     full: tuple[Asked, ...] = ()
 
     def questions(self, count: int, seed: int) -> list[Asked]:
-        """Exactly so many of one kind, the same for the same seed; every third seed asks in full.
+        """Exactly `count` of one kind, the same for the same seed; every third seed asks in full.
 
         All questions of a batch are as long as its longest, so that kinds are not mixed.
         """
@@ -100,12 +99,7 @@ class Lesson:
 
 
 def whole_words(vocabulary: Iterable[str]) -> frozenset[str]:
-    """The words that a tokenizer reads as one token, without those held out.
-
-    Args:
-        vocabulary: its tokens as they are stored, a space before a word marked in either of the two
-            ways that are in use.
-    """
+    """The words that a tokenizer reads as one token, without those held out."""
     found = (match[1] for token in vocabulary if (match := _TOKEN.fullmatch(token)))
     return frozenset(word for word in found if word.lower() not in held_out())
 

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.real_pair.export lessons/ --lessons 1500` writes what is learnt from, and
 `… held/ --facts unseen --count 100` contexts in words that no lesson holds. Files of your own
-beside `texts.jsonl` are read with them. Knows both vocabularies; knows no model.
+beside `texts.jsonl` are read with them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,7 @@ Row = tuple[str, list[tuple[str, str]]]
 
 
 def write(folder: Path, rows: Iterable[Row]) -> int:
-    """Texts with their questions into a folder; how many.
-
-    Args:
-        folder: made if missing.
-        rows: texts, each with (question, answer) pairs.
-    """
+    """Texts with their questions into a folder; how many."""
     texts: dict[str, str] = {}
     asked: list[dict[str, object]] = []
     for index, (text, pairs) in enumerate(rows):
@@ -74,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--lessons", type=int, metavar="N", help="so many texts to learn from")
+    kind.add_argument("--lessons", type=int, metavar="N", help="write N texts to learn from")
     kind.add_argument("--facts", choices=facts.SPLITS, help="contexts of a split")
     parser.add_argument("--count", type=int, default=100, help="of contexts; default: %(default)s")
     parser.add_argument("--binding", action="store_true", help="several people share a relation")

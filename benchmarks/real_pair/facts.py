@@ -1,8 +1,8 @@
 """Short contexts of facts and questions about them: what the real pair is judged on.
 
-Knows words and sentences. Knows no model. The words of a split (names, and what is said of them)
-occur in no other split, in no plural either; only the sentences' own words are shared. `binding`
-contexts say the same relation of several people, so that an answer needs to know who.
+The words of a split (names, and what is said of them) occur in no other split, in no plural either;
+only the sentences' own words are shared. `binding` contexts say the same relation of several
+people, so that an answer needs to know who.
 """
 
 from __future__ import annotations
@@ -212,14 +212,7 @@ class Context:
 
 
 def make(split: str, count: int, seed: int, binding: bool = False) -> list[Context]:
-    """Contexts of one split, the same for the same seed.
-
-    Args:
-        split: whose words.
-        count: how many.
-        seed: of the draw.
-        binding: several people share each of two relations, instead of each fact having its own.
-    """
+    """Contexts of one split, the same for the same seed."""
     return [_context(split, Random(f"{split} {seed} {i} {binding}"), binding) for i in range(count)]
 
 

@@ -1,8 +1,7 @@
 """Maps between two real language models, in closed form, from moments kept by folds (torch).
 
-Knows moments, layouts, families. Knows no models, no texts. At `d_s` of ten thousand one Gram
-matrix costs more than everything else, so it is made once: in folds, of which each seed leaves
-another out.
+At `d_s` of ten thousand one Gram matrix costs more than everything else, so it is made once: in
+folds, of which each seed leaves another out.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def kept(path: Path) -> Moments:
 
 
 def source_columns(layout: KVLayout, layers: int) -> Tensor:
-    """Places in a flat state of so many layers, evenly spread and the last among them, `[d]`."""
+    """Places of `layers` layers in a flat state, evenly spread, the last among them, `[d]`."""
     if not 1 <= layers <= layout.layers:
         raise FitError(f"{layers} source layers: the model has {layout.layers}")
     chosen = layout.layers - 1 - (np.arange(layers) * layout.layers) // layers
@@ -71,7 +70,7 @@ def closed_forms(
     """Ridge (rank 0) and reduced-rank regressions, by one Cholesky decomposition.
 
     The same solutions as `projector.maps`, with a randomised decomposition (Halko et al., 2011)
-    in the place of a full one.
+    instead of a full one.
 
     Args:
         moments: of training pairs.

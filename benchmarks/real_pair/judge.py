@@ -1,8 +1,7 @@
 """How well a frozen language model answers questions of eight words from a cache (torch).
 
-Knows contexts, a target model, flat states. Does not know: how a map was fitted, files. A question
-is answered by the candidate that is the likeliest after it: by first tokens where the eight differ,
-by the sum over all tokens where some begin alike.
+The likeliest of the eight is its answer: by first tokens where they differ, by the sum over all
+tokens where some begin alike.
 """
 
 from __future__ import annotations
@@ -103,11 +102,6 @@ def best_first(
     model: LM, rows: Sequence[Sequence[Asked]], layers: Sequence[LayerCache]
 ) -> list[bool]:
     """Whether the first candidate of each question is the likeliest.
-
-    Args:
-        model: answers.
-        rows: of each context, as many questions.
-        layers: the contexts' caches.
 
     Raises:
         FitError: scores that are not finite.

@@ -1,9 +1,8 @@
 """What is learnt between two language models, step by step, each kept and not made again.
 
-Knows the work folder, corpora, moments by fold, maps, what training cost. Knows no arms and no
-split of the benchmark: nothing here sees a word that is held out. The calls, in order: `corpus`
-runs both models over texts; `maps` fits closed forms; `tuned` carries one on through the frozen
-target; `untrained_maps` are closed forms of what a source of random weights reads.
+The calls, in order: `corpus` runs both models over texts; `maps` fits closed forms; `tuned` carries
+one on through the frozen target; `untrained_maps` are closed forms of what a source of random
+weights reads. Nothing here sees a word that the benchmark holds out.
 """
 
 from __future__ import annotations
@@ -163,7 +162,7 @@ class Learner:
     # -- pairs -------------------------------------------------------------------------------------
 
     def corpus(self, name: str, texts: Sequence[str], source: LM | None = None) -> Corpus:
-        """Both models' caches of some texts; of another source in the place of its own, if any."""
+        """Both models' caches of some texts; of another source instead of its own, if given."""
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         if source is not None:  # its layout is that of the trained one
             name, digest = _UNTRAINED + name, _UNTRAINED + digest
@@ -366,12 +365,7 @@ class Learner:
     # -- through the frozen target -----------------------------------------------------------------
 
     def tuned(self, rank: int, report: Callable[[Map], float] | None = None) -> Map:
-        """A closed form carried on by the KL of answers through the frozen target.
-
-        Args:
-            rank: of the map.
-            report: what is logged of a map now and then.
-        """
+        """A closed form carried on by the KL of answers through the frozen target."""
         source, target, plan = self.source.layout, self.target.layout, self.settings
         path = self._path(f"tuned-{rank}-{plan.named(*_TUNED)}")
         if not path.exists():

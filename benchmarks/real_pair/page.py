@@ -49,12 +49,7 @@ def arms(report: Report) -> list[dict[str, Any]]:
 
 
 def parts(report: Report, other: Report | None) -> list[Part]:
-    """Targets, arms, what a cache buys, and a plot.
-
-    Args:
-        report: of one direction.
-        other: of the other, where it was run.
-    """
+    """Targets, arms, what a cache buys, and a plot."""
     rows = arms(report)
     ran = {} if other is None else {"measured": "its figures are below", "met": True}
     reached = [row | (ran if row["target"] == REVERSE_RUNS else {}) for row in report["targets"]]

@@ -1,7 +1,4 @@
-"""What was aimed at between the real pair, beside what was measured.
-
-Knows the report's fields and the names of what was learnt.
-"""
+"""The real pair's targets, beside what was measured."""
 
 from __future__ import annotations
 
@@ -15,13 +12,7 @@ REVERSE_RUNS = "the reverse direction runs by the same commands"
 
 
 def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str, Any]]:
-    """Each target with what was measured and whether it was met.
-
-    Args:
-        report: of one direction, without them.
-        coded: the rank that codecs and controls are tried at.
-        reverse: where the other direction's report is written.
-    """
+    """Each target with what was measured and whether it was met."""
     arms = {(arm["name"], arm["seed"]): arm for arm in report["arms"]}
     squeezed, whole = f"rank {coded} + KL", "full + KL"
     rows = []

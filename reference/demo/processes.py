@@ -1,7 +1,4 @@
-"""Child processes of the demo: started, waited for, read, and ended, whatever happens in between.
-
-Knows console scripts, readiness lines and signals; knows nothing of what the children compute.
-"""
+"""Child processes: started, waited for, read, and ended, whatever happens in between."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """A TCP relay that counts: what a client sends to a server passes through and is added up.
 
-Knows sockets and numbers of bytes; knows nothing of gRPC, frames or encryption, so what it counts
-is what a network would carry above TCP. Linux also says how many segments went each way on the
-client's connections, acknowledgements included: with them it counts what IP carries. Runs its event
-loop in a thread of its own.
+It counts what a network would carry above TCP. Linux also tells how many segments went each way on
+the client's connections, acknowledgements included: with them it counts what IP carries. Its event
+loop runs in a thread of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The pictures and questions that every arm gets, with the truth about each.
+"""The pictures and questions that are asked, with the truth about each.
 
-Knows the yard (pictures by the same `yard://` source that the agent opens, truths by its scenes);
-knows nothing of models or bytes.
+Pictures come from the same `yard://` source that the agent opens, truths from its scenes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The projector bench's figures for people: targets, tables, plots, the table of the docs.
+"""The projector bench's tables, targets and plots.
 
-`python -m benchmarks.projectors_page` writes the table into docs/model-engineer.md from
-`build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if it is not the
-report's. Measures nothing.
+`python -m benchmarks.projectors_page` writes the tables into docs/model-engineer.md from
+`build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if they are not the
+report's.
 """
 
 from __future__ import annotations
@@ -175,10 +175,6 @@ def hardiest(report: Report, least: float = 0.3) -> Rows:
 
     Relative to what the cloud keeps that sees the pictures.
 
-    Args:
-        report: with its `means`.
-        least: mean retention on test below which a map is left out: it has nothing to lose.
-
     Returns:
         `family`, `test` and `shifted` (retention, means over the edge models) and `by_edge` (both
         of each), the best share kept first.
@@ -296,7 +292,7 @@ def parts(report: Report) -> list[Part]:
 
 
 def tables(report: Report) -> list[Part]:
-    """What the docs hold: accuracy per family, what is left under shift, targets."""
+    """What the docs hold: accuracy per family, what a shift leaves, targets."""
     edges = list(report["controls_by_edge"])
     found: dict[tuple[str, int | str], dict[str, dict[str, Any]]] = {}
     for row in report["means"]:

@@ -27,8 +27,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import command
-from benchmarks import projectors_machine as machine
-from benchmarks import projectors_page as page
+from benchmarks.projectors import machine, page
 from projector.bundle.files import write_files
 from projector.bundle.load import Bundle
 from projector.maps import Family, Map
@@ -118,12 +117,7 @@ class Journal:
     """What an earlier run has finished: one JSON line per figure, under all that determines it."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
-        """Reads it; a line that was cut short is dropped.
-
-        Args:
-            path: of the file, made if missing.
-            fresh: forget what is there.
-        """
+        """Reads it; a line that was cut short is dropped."""
         self.path, self.found, self.seconds = path, {}, 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
@@ -238,10 +232,6 @@ class EdgeModel:
         """Moments of all thirds but one (None: of all), and the seconds they took.
 
         What a fit chooses is judged on the third left out.
-
-        Args:
-            seed: the third that is left out.
-            focus: whether tokens are weighed by what the answers depend on.
         """
         folds = self._folds(focus)
         chosen = [folds[i] for i in range(FOLDS) if i != seed]
@@ -284,15 +274,7 @@ def bits(right: Sequence[bool]) -> str:
 
 
 def row(edge: EdgeModel, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
-    """One line of the table.
-
-    Args:
-        edge: its pairs, questions and native answers.
-        made: a map of either sort (`projector.training.train.Trainable`).
-        name: what the table calls it.
-        seed: which pictures it was fitted to.
-        seconds: that fitting took.
-    """
+    """One line of the table."""
     answers, corpus = edge.answers(made), edge.corpora["test"]
     test, shifted = answers["test"], answers["shifted"]
     fit = reconstruction(made, corpus)
@@ -370,7 +352,7 @@ def trained(
 
 
 def shipped(edge: EdgeModel) -> dict[str, Any] | None:
-    """The reference bundle for this edge, latents not rounded; None where there is none for it."""
+    """The reference bundle for this edge, latents not rounded; None if there is no such bundle."""
     try:
         bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", edge.source.layout, edge.target.layout)
         half = CloudHalf.from_bytes(bundle.cloud.weights)
@@ -394,10 +376,6 @@ def shipped(edge: EdgeModel) -> dict[str, Any] | None:
 
 def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     """Maps trained as a bundle's is, by `reference.build_bundle --seed N --train-only`.
-
-    Args:
-        edge: of which; maps of other models are left out.
-        seed: the bundle's own, whose map is in the table already.
 
     Returns:
         Digest of each, and what makes its row.

@@ -1,7 +1,7 @@
 """What `make bench-projectors` measures of the machine: times beside a rival, damage, throughput.
 
-Knows arrays, bundles, packages and clocks. Knows no pictures and no answers. Times are the least
-disturbed of several rounds: what else the machine does must not decide which of two is faster.
+Each time is the least disturbed of several rounds, so that other work on the machine does not
+decide which of two is faster.
 """
 
 from __future__ import annotations
@@ -61,12 +61,7 @@ def ridge_over_gemm() -> dict[str, float]:
 
 
 def ort_over_eager(bundle: Bundle, members: Iterable[tuple[str, Map]]) -> list[dict[str, Any]]:
-    """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, on a thread each.
-
-    Args:
-        bundle: the default one, measured at three batch sizes.
-        members: names and maps, measured at batch 1.
-    """
+    """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, on a thread each."""
     torch.set_num_threads(1)
     half = CloudHalf.from_bytes(bundle.cloud.weights).eval()
     info, wide = bundle.info, half.config.up_rank
@@ -116,13 +111,7 @@ def _times(
 
 
 def bit_flips(bundle: Bundle, state: KVState, folder: Path) -> dict[str, dict[str, int]]:
-    """Single bits of the default bundle and of a memory package flipped, unsigned both.
-
-    Args:
-        bundle: the default one; bits are drawn from each of its files.
-        state: what an edge model made of a picture.
-        folder: where the package may lie.
-    """
+    """Single bits of the default bundle and of a memory package flipped, unsigned both."""
     files = read_files(bundle.path)
     load = loader(bundle.info.source, bundle.info.target)
     load(files)

@@ -1,0 +1,1 @@
+"""`make bench-projectors`: every family of maps on every edge model."""
