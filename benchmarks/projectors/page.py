@@ -1,6 +1,6 @@
 """The projector bench's tables, targets and plots.
 
-`python -m benchmarks.projectors_page` writes the tables into docs/model-engineer.md from
+`python -m benchmarks.projectors.page` writes the tables into docs/model-engineer.md from
 `build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if they are not the
 report's.
 """
@@ -25,7 +25,7 @@ from projector.validation.validate import PRECISIONS
 from reference.report.parts import Part, Plot, Table, html, markdown, percent
 from reference.report.plot import QUIET, plot
 
-NAME = "projectors_page"
+NAME = "projectors.page"
 _MEANS = (
     *("accuracy", "accuracy_shifted", "agreement", "cosine", "mse", "rel_l2", "r2_k", "r2_v"),
     *("bound_violations", "bound_over_actual", "estimate_over_actual", "retention", "fit_seconds"),

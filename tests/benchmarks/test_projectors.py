@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import docs, projectors
-from benchmarks import projectors_page as page
-from benchmarks.projectors import CLOSED, DEFAULT, Journal, label
+from benchmarks import docs
+from benchmarks.projectors import __main__ as projectors
+from benchmarks.projectors import arms, page
+from benchmarks.projectors.journal import Journal
+from benchmarks.projectors.members import CLOSED, DEFAULT, label
 from projector.maps.low_rank import LowRank
 from projector.maps.mix import Mix
 from reference.report.parts import markdown, show
@@ -238,7 +240,7 @@ def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_
     }
     for tag in abouts:
         (tmp_path / f"map-edge-a-{tag}").mkdir()
-        (tmp_path / f"map-edge-a-{tag}" / projectors.TRAINED).write_text(tag)
+        (tmp_path / f"map-edge-a-{tag}" / arms.TRAINED).write_text(tag)
 
     class Read:
         @staticmethod
@@ -252,5 +254,5 @@ def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_
     edge: Any = SimpleNamespace(
         name="edge-a", source=vlm("s"), target=vlm("t"), args=Namespace(trainings=tmp_path)
     )
-    ((digest, make),) = projectors.trained_apart(edge, seed=0)
+    ((digest, make),) = arms.trained_apart(edge, seed=0)
     assert len(digest) == 64 and make() == ("again", page.BUNDLED, 1, 120.0)

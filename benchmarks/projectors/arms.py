@@ -1,0 +1,194 @@
+"""A line of the table for each map, and the controls that it stands beside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from projector.bundle.load import Bundle
+
+from benchmarks.projectors import page
+from benchmarks.projectors.edge import EdgeModel
+from benchmarks.projectors.members import DEFAULT
+from projector.maps import Family, Map
+from projector.maps.cloud_half import CloudHalf
+from projector.maps.trainable import LowRankMap
+from projector.training.fit import edge_answers, untrained_edge_states
+from projector.training.train import Trainer, TrainSettings
+from projector.validation.bounds import Bound, through_fp8
+from projector.validation.estimate import clustered, same_answer
+from projector.validation.validate import PRECISIONS, reconstruction
+from protos.errors import BridgeError, FitError
+from reference.build_bundle import TRAINED
+from reference.demo.halves import BUNDLES
+
+NO_BOUND: dict[str, float | None] = dict.fromkeys(
+    ("bound_violations", "bound_over_actual", "estimate_over_actual")
+)
+
+
+def bits(right: Sequence[bool]) -> str:
+    """Right and wrong answers as a text, kept so that any two maps can be compared in pairs."""
+    return "".join("01"[one] for one in right)
+
+
+def row(edge: EdgeModel, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
+    """One line of the table."""
+    answers, corpus = edge.answers(made), edge.corpora["test"]
+    test, shifted = answers["test"], answers["shifted"]
+    fit = reconstruction(made, corpus)
+    return {
+        "edge_model": edge.name,
+        "family": name,
+        "rank": made.rank if isinstance(made, Map) else made.down.shape[1],
+        "seed": seed,
+        "params": sum(p.numel() for p in made.parameters()),
+        "accuracy": float(np.mean(test.right)),
+        "interval": clustered(
+            [float(r) for r in test.right], edge.judges["test"].pictures
+        ).to_json(),
+        "accuracy_shifted": float(np.mean(shifted.right)),
+        "agreement": float(np.mean(test.full)),
+        "cosine": fit["whole"]["cosine"],
+        "mse": fit["whole"]["mse"],
+        "rel_l2": fit["whole"]["relative_l2"],
+        "r2_k": fit["keys"]["r2"],
+        "r2_v": fit["values"]["r2"],
+        "fit_seconds": round(seconds, 3),
+        "right": bits(test.right),
+    }
+
+
+def bounds(edge: EdgeModel, made: Map) -> dict[str, float | None]:
+    """How a map's bound fares on test, calibrated on validation; nothing where it has no bound."""
+    try:
+        bound = Bound.calibrate(made, edge.calibration)
+    except FitError:
+        return NO_BOUND  # no exact norm
+    codec = through_fp8(made, edge.calibration)
+    found = bound.check(made, edge.corpora["test"], codec)
+    return {
+        "bound_violations": found["violations"],
+        "bound_over_actual": found["bound_over_actual"],
+        "estimate_over_actual": found["estimate_over_actual"],
+    }
+
+
+def closed(
+    edge: EdgeModel, member: Family, seed: int, dtype: str = "float32", focus: bool = False
+) -> tuple[Map, float]:
+    """A closed form, its weights rounded to a type, and the seconds that it took."""
+    moments, gathered = edge.moments(seed, focus)
+    begun = time.perf_counter()
+    made = member.build(edge.source.layout, edge.target.layout, moments)
+    seconds = gathered + time.perf_counter() - begun
+    return (made if dtype == "float32" else made.in_precision(PRECISIONS[dtype])), seconds
+
+
+def trained(
+    edge: EdgeModel, member: Family, steps: tuple[int, int], name: str
+) -> tuple[Map, float]:
+    """A map trained by gradient: reconstruction, then through the frozen model; and its seconds."""
+    moments, gathered = edge.moments(None)
+    begun = time.perf_counter()
+    torch.manual_seed(0)
+    made = member.build(edge.source.layout, edge.target.layout, moments)
+    # What starts from its closed form is moved with care: a high rate undoes it first.
+    settings = TrainSettings(
+        reconstruct_steps=steps[0], task_steps=steps[1], rate=1e-3, task_rate=2e-4
+    )
+    trainer = Trainer(
+        made,
+        edge.corpora["train"],
+        edge.target,
+        edge.data["train"].questions,
+        settings,
+        edge.work / "".join(c if c.isalnum() else "-" for c in name),
+        about=json.dumps([*edge.about, name, asdict(member)]),
+    )
+    trainer.run()
+    return made.eval(), gathered + time.perf_counter() - begun
+
+
+def shipped(edge: EdgeModel) -> dict[str, Any] | None:
+    """The reference bundle for this edge, latents not rounded; None if there is no such bundle."""
+    try:
+        bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", edge.source.layout, edge.target.layout)
+        half = CloudHalf.from_bytes(bundle.cloud.weights)
+    except BridgeError as error:
+        print(f"{edge.name}: no bundle in the table: {error.message}", file=sys.stderr)
+        return None
+    encoder = bundle.encoder
+    x_mean, x_scale = torch.from_numpy(encoder.x_mean), torch.from_numpy(encoder.x_scale)
+    made = LowRankMap(
+        x_mean,
+        x_scale,
+        x_mean.expand(edge.source.layout.tokens, -1),
+        torch.from_numpy(encoder.projection),
+        torch.ones(encoder.rank),
+        half,
+    )
+    training = bundle.certificate.get("training", {})
+    minutes = training.get("minutes", 0.0)
+    return row(edge, made.eval(), page.BUNDLED, training.get("seed", 0), 60.0 * minutes)
+
+
+def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Maps trained as a bundle's is, by `reference.build_bundle --seed N --train-only`.
+
+    Returns:
+        Digest of each, and what makes its row.
+    """
+    layouts = [vlm.layout.fingerprint for vlm in (edge.source, edge.target)]
+    found: dict[int, tuple[str, Callable[[], dict[str, Any]]]] = {}
+    for path in sorted(edge.args.trainings.glob(f"map-{edge.name}-*/{TRAINED}")):
+        blob = path.read_bytes()
+        made, about = LowRankMap.from_bytes(blob)
+        other = about["settings"]["seed"]
+        if about.get("models") == layouts and other != seed:
+            minutes = 60.0 * about["minutes"]
+            make = partial(row, edge, made.eval(), page.BUNDLED, other, minutes)
+            found[other] = hashlib.sha256(blob).hexdigest(), make
+    return list(found.values())
+
+
+def controls(edge: EdgeModel) -> dict[str, Any]:
+    """What must do badly, and what it is measured against, per split."""
+    moments, _ = edge.moments(0)
+    made = DEFAULT.build(edge.source.layout, edge.target.layout, moments)
+    found: dict[str, Any] = {}
+    for part, judge in edge.judges.items():
+        judge.trainer.map = made
+        floor = untrained_edge_states(
+            edge.path, made, edge.corpora[part], edge.data[part], edge.target
+        )
+        arms = {"cloud_image": judge.native(), **judge.controls(floor)}
+        right, where = judge.other_labels()
+        found[part] = {name: float(np.mean(arm.right)) for name, arm in arms.items()} | {
+            "other_picture_labels": float(np.mean(right)),
+            "other_picture_where_labels_tell": float(
+                np.mean([arms["other_picture"].right[i] for i in where])
+            ),
+            "right": bits(arms["cloud_image"].right),
+            "pictures": judge.pictures,
+        }
+    return found
+
+
+def alone(edge: EdgeModel) -> dict[str, float]:
+    """The edge model's own answers, share right per split: what a map has to beat."""
+    found = {}
+    for part, judge in edge.judges.items():
+        asked = [(one.picture, one.text) for one in judge.asked]
+        given = edge_answers(edge.source, edge.data[part], asked)
+        right = [same_answer(a, one.answer) for a, one in zip(given, judge.asked, strict=True)]
+        found[part] = float(np.mean(right))
+    return found
