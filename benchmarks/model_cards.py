@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.compare.arms import seeing
+from benchmarks.compare.arms import blind, seeing
 from projector.models.vlm import VLM
 from projector.validation.estimate import by_group, clustered
 from reference.demo.halves import MODELS
@@ -52,18 +52,7 @@ def measure(path: Path, test: TestSet, subkinds: Sequence[str]) -> dict[str, obj
     vlm = VLM.load(path)
     with tqdm(total=2 * len(test.asked), desc=path.name, unit="question") as bar:
         seen = test.right(seeing(vlm, test.pictures, test.asked, lambda n: bar.update(n) and None))
-        prefix = vlm.constant_prefix()
-        blind = []
-        for start in range(0, len(test.asked), 64):
-            asked = test.asked[start : start + 64]
-            layers = [
-                (k.expand(len(asked), -1, -1, -1), v.expand(len(asked), -1, -1, -1))
-                for k, v in prefix
-            ]
-            ids = [vlm.question_ids(question.text) for question in asked]
-            blind += [vlm.text(row) for row in vlm.answer(layers, ids, 8)]
-            bar.update(len(asked))
-    unseen = test.right(blind)
+        unseen = test.right(blind(vlm, test.asked, lambda n: bar.update(n) and None))
     kinds = [question.kind for question in test.asked]
     whole = clustered([float(s) for s in seen], test.clusters)
     config = vlm.model.config

@@ -116,15 +116,7 @@ class Pair:
 
     def blind(self, test: TestSet, progress: Progress) -> list[str]:
         """Answers of the large model without a picture: constant prefix, then the question."""
-
-        def caches(rows: Sequence[int]) -> list[LayerCache]:
-            size = len(rows)
-            return [
-                (key.expand(size, -1, -1, -1), value.expand(size, -1, -1, -1))
-                for key, value in self.cloud.constant_prefix()
-            ]
-
-        return _answer(self.cloud, caches, [(q.picture, q.text) for q in test.asked], progress)
+        return blind(self.cloud, test.asked, progress)
 
     def edge_only(self, test: TestSet, progress: Progress) -> list[str]:
         """Answers of the small model itself, which sees the picture."""
@@ -206,6 +198,19 @@ def seeing(
 
     def caches(rows: Sequence[int]) -> list[LayerCache]:
         return vlm.prefill([pictures[row] for row in rows], attention=False).layers()
+
+    return _answer(vlm, caches, [(q.picture, q.text) for q in asked], progress)
+
+
+def blind(vlm: VLM, asked: Sequence[Asked], progress: Progress) -> list[str]:
+    """Answers of a model without a picture: constant prefix, then the question."""
+
+    def caches(rows: Sequence[int]) -> list[LayerCache]:
+        size = len(rows)
+        return [
+            (key.expand(size, -1, -1, -1), value.expand(size, -1, -1, -1))
+            for key, value in vlm.constant_prefix()
+        ]
 
     return _answer(vlm, caches, [(q.picture, q.text) for q in asked], progress)
 

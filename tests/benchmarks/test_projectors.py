@@ -249,8 +249,8 @@ def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_
             made = SimpleNamespace(eval=blob.decode)
             return made, {**about, "minutes": 2.0, "settings": {"seed": about["seed"]}}
 
-    monkeypatch.setattr(projectors, "LowRankMap", Read)
-    monkeypatch.setattr(projectors, "row", lambda _, *what: what)
+    monkeypatch.setattr(arms, "LowRankMap", Read)
+    monkeypatch.setattr(arms, "row", lambda _, *what: what)
     edge: Any = SimpleNamespace(
         name="edge-a", source=vlm("s"), target=vlm("t"), args=Namespace(trainings=tmp_path)
     )
