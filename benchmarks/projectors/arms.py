@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from projector.bundle.load import Bundle
 
 from benchmarks.projectors import page
 from benchmarks.projectors.edge import EdgeModel
 from benchmarks.projectors.members import DEFAULT
+from projector.bundle.load import Bundle
 from projector.maps import Family, Map
 from projector.maps.cloud_half import CloudHalf
 from projector.maps.trainable import LowRankMap

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from projector.bundle.files import write_files
 
+from projector.bundle.files import write_files
 from projector.maps.moments import Moments
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, collect
