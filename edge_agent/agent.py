@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from edge_agent.encode import Clock
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
@@ -55,16 +54,16 @@ def new_request_id() -> bytes:
 
 @dataclass
 class Summary:
-    """What a run came to.
+    """Counts of one run.
 
     Attributes:
-        captures: taken from the source.
-        questions: that ended, one record each (a failed capture counts as one).
-        answered: by the service.
-        fallbacks: that the small model answered because the service could not.
-        failed: without an answer.
-        payload_bytes: of the frames of answered questions.
-        first_error: the first that left a question without an answer.
+        captures: captures taken from the source.
+        questions: questions that ended, one record each (a failed capture counts as one).
+        answered: questions that the service answered.
+        fallbacks: questions that the small model answered because the service could not.
+        failed: questions without an answer.
+        payload_bytes: payload of the frames whose questions were answered.
+        first_error: the first error that left a question without an answer; None without one.
     """
 
     captures: int = 0
@@ -94,11 +93,11 @@ class Agent:
             answer with the small model from that.
         feedback_point: operating point of what is sent back; empty for the bundle's own.
         edge_only_too: also answer with the small model.
-        edge_fallback: answer with the small model where the service could not.
-        controller: chooses the operating point where the plan leaves that open.
+        edge_fallback: let the small model answer if the service could not.
+        controller: chooses the operating point if the plan does not name one.
         on_capture: called when a capture has ended, for a progress bar.
-        done: what an earlier run answered; it is left out.
-        new_id: makes the request ids of Ask; a frame's is derived.
+        done: what an earlier run answered; it is not asked again.
+        new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
     """
 
@@ -119,7 +118,7 @@ class Agent:
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
     new_id: Callable[[], bytes] = new_request_id
-    clock: Clock = time.perf_counter
+    clock: Callable[[], float] = time.perf_counter
     summary: Summary = field(default_factory=Summary)
     _stopping: bool = field(default=False, repr=False)
     _fatal: Exception | None = field(default=None, repr=False)
@@ -163,9 +162,9 @@ class Agent:
         return self.summary
 
     async def _connect(self) -> None:
-        """Agree on a session, and see to it that the settings fit it.
+        """Agree on a session and check that the settings fit it.
 
-        Where the small model answers what the service cannot, the run starts without one.
+        With `edge_fallback` the run starts without a session if there is no server.
         """
         patience_s = _PATIENCE_S if self.edge_fallback else None
         try:
@@ -197,7 +196,7 @@ class Agent:
         return capture
 
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
-        """See the picture or text, wait for credit, and leave the rest to a task."""
+        """Run the small model, wait for credit, and leave the rest to a task."""
         asked = self.questions or capture.questions
         questions = tuple(q for q in asked if not self.done.holds(capture, q))
         if asked and not questions:
@@ -286,7 +285,7 @@ class Agent:
     async def _in_time(
         self, coming: Awaitable[Ended], unanswered: Callable[[], Outcome]
     ) -> Ended | Outcome:
-        """Wait no longer than the objective, where the small model answers what comes too late."""
+        """Wait, with `edge_fallback` no longer than the latency objective."""
         objective_s = self.controller.latency_s if self.controller is not None else None
         if objective_s is None or not self.edge_fallback:
             return await coming
@@ -298,7 +297,7 @@ class Agent:
             return dataclasses.replace(unanswered(), error=error)
 
     async def _hold_and_recall(self, maker: FrameMaker, questions: tuple[str, ...]) -> None:
-        """The server holds the frame; what it sends back of it answers every question here."""
+        """The server holds the frame and sends its state back; that answers every question here."""
         held = await self._scenes.hold(Request("", maker))
         back, sight = await self._recall(maker, held)
         carried = held.outcome if isinstance(held, Scene) else held
@@ -312,7 +311,7 @@ class Agent:
     async def _recall(
         self, maker: FrameMaker, held: Scene | Outcome
     ) -> tuple[Outcome, Sight | None]:
-        """How asking for the state ended, and that state in the small model."""
+        """Ask for the server's state and put it into the small model; None if that failed."""
         if isinstance(held, Outcome):
             return held, None
         back = await self._scenes.feedback(held, self.new_id(), self.feedback_point)
@@ -424,5 +423,5 @@ class Agent:
 
 
 def _unanswered(request: Request) -> Outcome:
-    """How a request stands as long as there is no answer."""
+    """The outcome of a request that nobody waits for any longer."""
     return Outcome(request.request_id, sealed=request.sealed)

@@ -51,7 +51,7 @@ def run_agent(
         chosen: the settings.
         source: of captures.
         on_record: gets every record.
-        done: what an earlier run answered; it is left out.
+        done: what an earlier run answered; it is not asked again.
 
     Returns:
         0, or the exit code of the first error that left a question without an answer.
@@ -191,7 +191,7 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
 
 
 class Progress:
-    """A bar on standard error, one step a capture; where it is not wanted, a log line at times."""
+    """A bar on standard error, one step a capture; without a bar, a log line now and then."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
 
 
 def model_path(chosen: Settings) -> Path:
-    """Where the small model's checkpoint is.
+    """The directory of the small model's checkpoint.
 
     Raises:
         ConfigError: the settings name none.

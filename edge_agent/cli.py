@@ -1,7 +1,7 @@
 """The console script `edge-agent`: run over a source, ask about one picture, inspect a model.
 
-Knows flags, exit codes and what is printed where: records and results on standard output, logs, the
-progress bar and errors on standard error. Flags are made from the settings, so each has one home.
+Records and results go to standard output; logs, the progress bar and errors to standard error.
+Flags are made from the settings (`settings.py`), so each has one home.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from protos.errors import ConfigError, PictureError, SourceError
 from protos.process import console
 
-# What the `edge` extra brings. Where it lacks, `main` says so and nothing below runs.
+# The `edge` extra brings these. If one is missing, `main` names it and nothing below runs.
 _missing: ModuleNotFoundError | None = None
 try:
     from edge_agent import settings
@@ -95,7 +95,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _bounded(source: Source, chosen: Settings) -> Source:
-    """A source of files decodes no more than the setting allows."""
+    """A folder decodes no larger pictures than the setting allows."""
     if isinstance(source, Folder):
         return replace(source, max_pixels=chosen.max_picture_pixels)
     return source
@@ -153,7 +153,7 @@ def _no_command(args: argparse.Namespace) -> int:
 
 
 def _check(chosen: Settings) -> int:
-    """Find, without loading the model or calling the server, what a run would stumble over."""
+    """Check what can be checked without loading the model or calling the server."""
     model_path(chosen)
     if chosen.source:
         open_source(chosen.source)
@@ -188,8 +188,8 @@ def _parser() -> configuration.Parser:
         prog="edge-agent",
         description="The device side of Neural Bridge: a small model sees a picture or reads a\n"
         "text, a few latents of its cache travel, the large model in the cloud answers.",
-        epilog="exit codes: 0 where every question was answered, otherwise that of the first "
-        f"error;\n{console.INTERRUPTED} or {console.TERMINATED} where a second SIGINT or SIGTERM "
+        epilog="exit codes: 0 if every question was answered, else that of the first "
+        f"error;\n{console.INTERRUPTED} or {console.TERMINATED} if a second SIGINT or SIGTERM "
         f"cut the run short:\n{console.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -208,7 +208,7 @@ def _parser() -> configuration.Parser:
     feedback = _command(
         commands,
         "feedback",
-        "one picture, one question, answered here from the state that the server sends back",
+        "one picture, one question: answered here from the state that the server sends back",
         _ask,
     )
     _add_settings(feedback, leave_out=_OF_A_RUN)
@@ -217,8 +217,10 @@ def _parser() -> configuration.Parser:
         command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP, BMP or TIFF file")
         command.add_argument("question", nargs="?", help="asked about the picture")
         command.add_argument("--question", dest="asked", metavar="QUESTION", help="the same")
-        command.add_argument("--text", help="a text in the picture's place")
-        command.add_argument("--text-file", type=Path, metavar="FILE", help="likewise, in UTF-8")
+        command.add_argument("--text", help="a text instead of a picture")
+        command.add_argument(
+            "--text-file", type=Path, metavar="FILE", help="a file with such a text, in UTF-8"
+        )
         command.add_argument("--json", action="store_true", help="print the whole record instead")
 
     inspect = _command(

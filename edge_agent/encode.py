@@ -22,15 +22,13 @@ from protos.limits import Limits
 from protos.points import OperatingPoint
 from protos.state import KVState
 
-Clock = Callable[[], float]
-
 
 def encode_state(
     state: KVState,
     encoder: Encoder,
     point: OperatingPoint,
     plan: Plan,
-    clock: Clock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
     base: Base | None = None,
     fresh: npt.NDArray[np.bool_] | None = None,
 ) -> Frame:
@@ -77,7 +75,7 @@ def encode_picture(
     point: OperatingPoint,
     plan: Plan,
     limits: Limits,
-    clock: Clock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Frame:
     """Encode the picture itself, no larger than the server takes.
 

@@ -16,7 +16,7 @@ from protos.points import OperatingPoint
 
 @dataclass(frozen=True)
 class Frame:
-    """What travels of one capture, or would have travelled.
+    """What is sent of one capture, or would have been.
 
     Attributes:
         point: the operating point it was made at.
@@ -30,7 +30,7 @@ class Frame:
         base: number of the frame that a delta frame changes; None for a key frame.
         differences: the payload holds differences to the base.
         risk: probability that the frame's answer differs from the picture's; of a picture in a
-            frame's place, that frame's. None where the guard did not look.
+            frame's place, that frame's. None if the guard did not look.
         fallback: why the guard sends this picture instead of a frame; else empty.
         refused: why the guard sends neither frame nor picture; None if this may go.
     """
@@ -56,7 +56,7 @@ class Frame:
 
 
 def check_size(frame: Frame, limits: Limits) -> None:
-    """Refuse here what the server would refuse.
+    """Refuse a frame that the server would refuse.
 
     Raises:
         FrameTooLargeError: the payload or the grid is over the server's limit.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
-from edge_agent.encode import Clock, encode_picture, encode_state
+from edge_agent.encode import encode_picture, encode_state
 from edge_agent.frame import Frame, check_size
 from edge_agent.guard import DEGENERATE, AnswerRisk, in_its_place, nothing_to_see, within_limit
 from edge_agent.metrics import Metrics
@@ -33,7 +34,7 @@ class FrameMaker:
         plan: how its frames are made.
         metrics: stage times and distortions go there.
         clock: seconds.
-        controller: chooses the operating point where the plan leaves that open.
+        controller: chooses the operating point if the plan does not name one.
 
     Attributes:
         prefill_ms: time that the small model took, milliseconds; 0 before it ran.
@@ -50,7 +51,7 @@ class FrameMaker:
         model: EdgeModel,
         plan: Plan,
         metrics: Metrics,
-        clock: Clock = time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter,
         controller: PointController | None = None,
     ) -> None:
         seen: Seen

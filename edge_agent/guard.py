@@ -34,7 +34,7 @@ class Guard:
 
     Attributes:
         mode: off; measure (the risk is reported, nothing follows); edge_only (over the limit the
-            frame is made more faithful, and where that is not enough the small model answers);
+            frame is made more faithful, and if that is not enough the small model answers);
             picture (the same, but the picture is sent before the small model answers).
         limit: probability of another answer that is accepted; None takes the encoder's own.
     """
@@ -43,7 +43,7 @@ class Guard:
     limit: float | None = None
 
     def watches(self, encoder: Encoder) -> bool:
-        """Whether frames made with this encoder are looked at."""
+        """Whether the risk of frames made with this encoder is measured."""
         return self.mode != "off" and encoder.risk is not None
 
     def acts(self) -> bool:
@@ -56,8 +56,8 @@ class AnswerRisk:
     """Probability that a frame's answer differs from its picture's, for one picture and question.
 
     Attributes:
-        encoder: with a risk model.
-        text: empty where no question is known.
+        encoder: brings the risk model, if it has one.
+        text: the question; empty if none is known.
         first_token: the small model's distribution for the first token of its own answer, or None.
         moved: latents of all tokens, less the centre, `[T, r]`.
     """
@@ -83,7 +83,7 @@ class AnswerRisk:
         return float(self.encoder.risk.risk(found))
 
     def cause(self, lost: Distortion, limit: float) -> Cause | None:
-        """Why the risk is over the limit: what the frame loses, or the picture itself; or None."""
+        """Why the risk is over the limit: the frame's losses or the picture; None if it is not."""
         if self.of(lost) <= limit:
             return None
         faithful = replace(lost, quantize=0.0, dropped_attention=0.0)
@@ -98,7 +98,7 @@ def within_limit(
     session: Session,
     at: Callable[[OperatingPoint], Frame],
 ) -> Frame:
-    """The frame itself if its risk is within the limit, or what takes its place.
+    """The frame itself if its risk is within the limit, else what takes its place.
 
     Args:
         frame: as it was first made, with its risk.
@@ -151,7 +151,7 @@ def _picture_point(guard: Guard, session: Session) -> OperatingPoint | None:
 def more_faithful(
     point: OperatingPoint, points: Mapping[str, OperatingPoint], ladder: Sequence[str]
 ) -> list[OperatingPoint]:
-    """Points to try one after the other: more bits for as many tokens first, then more tokens.
+    """Points to try in this order: first more bits for as many tokens, then more tokens.
 
     Args:
         point: where the frame is now.
@@ -171,7 +171,7 @@ def more_faithful(
 
 
 def refusal(cause: Cause, risk: float, limit: float) -> BridgeError:
-    """The error that stands for a frame that is not to be sent."""
+    """The error of a frame that is not sent."""
     kind = UnfamiliarError if cause == UNFAMILIAR else DistortionError
     return kind(
         f"from this frame the answer would differ from the picture's with probability {risk:.2f}, "
@@ -180,5 +180,5 @@ def refusal(cause: Cause, risk: float, limit: float) -> BridgeError:
 
 
 def nothing_to_see(reason: str) -> BridgeError:
-    """The error that stands for a frame of a picture that shows nothing."""
+    """The error of a picture that shows nothing."""
     return DegenerateError(f"the picture shows nothing to answer from: {reason}")

@@ -1,4 +1,4 @@
-"""The file of records: one JSON line an answer, and what an earlier run has answered already."""
+"""The file of records: one JSON line per record, and what an earlier run answered in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protos.process.files import expanded, without_mark
 
 
 class RecordWriter:
-    """Appends records to a file, or to standard output for `-`; a line at a time.
+    """Appends records to a file, or to standard output for `-`, one line each.
 
     A line that an earlier run left half written is ended first.
 
@@ -46,7 +46,7 @@ class RecordWriter:
         """Write one line and flush it, so that a reader sees whole records only.
 
         Raises:
-            DiskFullError: the file cannot take it; the run ends, as what follows would be lost.
+            DiskFullError: the file cannot take it; the run ends, or later records would be lost.
         """
         try:
             self._file.write(record.to_json() + "\n")
@@ -72,21 +72,21 @@ class Answered:
 
     Attributes:
         contents: of each capture's name and question, the contents that were asked about.
-        times: likewise when they were captured, where a record of old names no content.
+        times: of old records without a content digest, the time of capture instead.
     """
 
     contents: frozenset[tuple[str, str, str]] = frozenset()
     times: frozenset[tuple[str, str, float]] = frozenset()
 
     def holds(self, capture: Capture, question: str) -> bool:
-        """Whether this very picture or text was asked that; another one of its name was not."""
+        """Whether this very picture or text was asked that; one of the same name does not count."""
         named = (capture.name, question)
         at = round(capture.captured_at, 6)
         return (*named, capture.content) in self.contents or (*named, at) in self.times
 
 
 def answered(output: str) -> Answered:
-    """What a file of records holds answers to, whoever gave them.
+    """The questions that a file of records has answers to, from either model.
 
     Lines that are no records, such as half a line, are passed over.
 

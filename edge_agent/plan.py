@@ -1,4 +1,4 @@
-"""How frames are to be made, and at which operating point the next one travels."""
+"""The plan: how frames are made, and at which operating point the next one travels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Plan:
-    """How frames are to be made, whatever the session.
+    """How frames are made, in any session.
 
     Attributes:
         point: auto, or an operating point's name.

@@ -1,7 +1,6 @@
-"""The small model on the device: a picture or text in, its `KVState` out; its own answer too.
+"""Prefill: the small model reads a picture or text; its `KVState` comes out, and its own answer.
 
-The only module of the agent behind which torch is imported, and only once a model is loaded. Knows
-nothing of latents or the network.
+The only module of the agent that imports torch, and only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sight:
-    """What the small model makes of one picture or text.
+    """What the small model has read: one picture or text, in its cache.
 
     Attributes:
         state: the image tokens' cache, RoPE removed; of a text, one token for each of the large
             model's.
         answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
         first_token: question to the distribution over the vocabulary for that answer's first token,
-            `[V]`; None where the model cannot say.
+            `[V]`; None if the model cannot say.
         fresh: of a text, the tokens that do not repeat the one before, `[tokens]`: what travels.
         tokenizer: of a text, digest of the large model's tokenizer, to whose tokens it is aligned.
     """
@@ -56,7 +55,7 @@ Seen = Image.Image | str
 
 
 class EdgeModel(Protocol):
-    """What the agent needs of a model."""
+    """What the agent needs from a small model."""
 
     @property
     def layout(self) -> KVLayout:
@@ -66,7 +65,7 @@ class EdgeModel(Protocol):
         """Run the model over one picture or text."""
 
     def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
-        """Take a picture's state from what a server sent back, instead of seeing the picture."""
+        """Take a picture's state from what a server sent back, without reading the picture."""
 
 
 class LocalModel:
@@ -180,7 +179,7 @@ class TextModel:
         return Sight(state, answer, fresh=fresh(place), tokenizer=self._digest)
 
     def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
-        """There is no way back for texts.
+        """Refuse: states of texts are not sent back.
 
         Raises:
             NoFeedbackError: always.

@@ -22,7 +22,7 @@ from protos.errors import (
 )
 
 GUARDED = (DistortionError, UnfamiliarError, DegenerateError)
-"""Errors by which the guard keeps a frame back: the small model answers, whatever else is set."""
+"""Errors by which the guard keeps a frame back: the small model then answers in any case."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class AnswerRecord:
     """How one question about one capture ended.
 
     Attributes:
-        request_id: hexadecimal; the same in both sides' logs. Empty where nothing was sent.
+        request_id: hexadecimal; the same in both sides' logs. Empty if nothing was sent.
         capture: the capture's name in its source.
         captured_at: seconds since the Unix epoch.
-        content: digest of the picture's pixels or of the text; empty where the capture failed.
-        question: as asked; empty where the capture itself failed.
+        content: digest of the picture's pixels or of the text; empty if the capture failed.
+        question: as asked; empty if the capture itself failed.
         answer: the service's answer, or in feedback mode the small model's from the service's
-            state; None where there is none.
+            state; None without an answer.
         edge_answer: the small model's own answer, if it was asked for.
-        frame_number: number of the frame in its session; None where nothing was sent.
+        frame_number: number of the frame in its session; None if nothing was sent.
         point: operating point that the frame was sent at.
         tokens: image tokens of the whole grid; 0 for a picture.
         kept_tokens: tokens whose latents were sent.
@@ -51,15 +51,15 @@ class AnswerRecord:
             ttft, total).
         distortion: quantize, dropped_attention, latent_residual, unfamiliarity.
         feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
-            the service sent back (`round_trip` where the small model saw the picture too); None
-            where it sent none.
+            the service sent back (`round_trip` if the small model saw the picture too); None if
+            it sent none.
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
             degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
             the picture, or, with an error, the small model's.
-        risk: probability that the frame is answered otherwise than its picture would be; None where
-            the guard did not look.
+        risk: probability that the frame's answer differs from the picture's; None if the guard did
+            not look.
         warnings: names of what an answer should not be trusted for: `degenerate`, the picture shows
             nothing to answer from (one flat colour, one side over 64 times the other).
         error: None, or `code`, `name` and `message` of what ended the question.
@@ -164,7 +164,7 @@ def record_of_failure(capture: Capture, error: BridgeError) -> AnswerRecord:
 
 
 def cause_of(error: BridgeError) -> str:
-    """The design's word for why the service's answer is missing."""
+    """Why the service's answer is missing, as a record's `fallback` names it."""
     if isinstance(error, (*GUARDED, LateError)):
         return error.name
     if 200 <= error.code < 300:
@@ -191,7 +191,7 @@ def _server_ms(outcome: Outcome) -> dict[str, float]:
 
 
 def _warnings(maker: FrameMaker, outcome: Outcome) -> tuple[str, ...]:
-    """What this side and the service warn of, each once."""
+    """Warnings of both sides, each once."""
     mine = (DEGENERATE,) if maker.degenerate else ()
     theirs = outcome.answer.warnings if outcome.answer is not None else ()
     return tuple(dict.fromkeys((*mine, *theirs)))

@@ -1,7 +1,7 @@
-"""Every setting of the agent: its name, type, default, meaning and where its value came from.
+"""Every setting of the agent: its name, type, default and meaning.
 
 Flags beat the environment (`NEURAL_BRIDGE_EDGE_*`), which beats the TOML file, which beats the
-defaults (`protos/process/settings.py`). Knows nothing of models or the network.
+defaults (`protos/process/settings.py`).
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Settings(configuration.TypedSettings):
     )
     questions: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="question asked about every picture, repeatable; without any, each capture's "
+        description="question asked about every picture, repeatable; without one, each capture's "
         "own questions are asked (environment: a JSON list, or one question a line)",
     )
     question_mode: Literal["infer", "ask", "feedback"] = Field(
         "infer",
         description="infer: each question travels with the frame; ask: the frame once, then each "
-        "question about it by Ask; feedback: the frame once, then the server's own state of it "
-        "comes back and the small model answers from that (for bundles that have a way back)",
+        "question about it by Ask; feedback: the frame once, then the server sends its own "
+        "state of it back and the small model answers from that (for bundles with feedback)",
     )
     feedback_point: str = Field(
         "",
         max_length=64,
-        description="operating point of the state that is sent back; without it the bundle's own",
+        description="operating point of the state that is sent back; default: the bundle's own",
     )
     point: str = Field(
         "auto",
@@ -76,13 +76,13 @@ class Settings(configuration.TypedSettings):
         128,
         ge=1,
         le=1024,
-        description="for a model that reads texts: the longest, in tokens of either model; the "
-        "bundle's",
+        description="for a model that reads texts: the longest text, in tokens of either model; "
+        "must be the bundle's",
     )
     highest_point: str | None = Field(
         None,
         min_length=1,
-        description="most expensive operating point that auto climbs to; without it the server's "
+        description="most expensive operating point that auto climbs to; default: the server's "
         "default and advice",
     )
     latency_objective_ms: float | None = Field(
@@ -90,14 +90,15 @@ class Settings(configuration.TypedSettings):
         gt=0.0,
         le=600_000.0,
         description="longest time from sending a frame to its answer, milliseconds: auto keeps to "
-        "it by cheaper points and by sending less often; without it auto stays where it is",
+        "it by cheaper points and by sending less often; without an objective auto stays "
+        "where it is",
     )
     distortion_limit: float | None = Field(
         None,
         gt=0.0,
         le=10.0,
         description="largest mean distortion (relative error of the latents, and attention "
-        "dropped) of a point that auto may choose; without it any",
+        "dropped) of a point that auto may choose; default: no limit",
     )
     picture_codec: Literal["png", "jpeg", "webp"] = Field(
         "webp", description="file format of the picture point"
@@ -113,13 +114,13 @@ class Settings(configuration.TypedSettings):
     )
     max_picture_pixels: pictures.MaxPicturePixels = pictures.MAX_PIXELS
     selector: str | None = Field(
-        None, description="token selector; without it the one named by the bundle"
+        None, description="token selector; default: the one that the bundle names"
     )
     token_budget: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="tokens kept per picture; without it the operating point's own",
+        description="tokens kept per picture; default: the operating point's own",
     )
     token_threshold: float | None = Field(
         None,
@@ -144,14 +145,14 @@ class Settings(configuration.TypedSettings):
         None,
         ge=0,
         le=65535,
-        description="port of /metrics, /healthz and /readyz; 0 takes a free one, none without it",
+        description="port of /metrics, /healthz and /readyz; 0 takes a free one; default: no port",
     )
     metrics_host: str = Field("127.0.0.1", description="address that port is bound to")
     state_dir: Path | None = Field(
         None,
-        description="directory in which encoders are kept, by digest; without it "
-        "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, and where that cannot be "
-        "written, memory",
+        description="directory in which encoders are kept, by digest; default: "
+        "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, or memory if that cannot be "
+        "written",
     )
     give_up_s: float | None = Field(
         None,
@@ -165,7 +166,7 @@ class Settings(configuration.TypedSettings):
         None,
         ge=0,
         le=1_000_000,
-        description="times that a frame is sent again; without it as often as fits into give_up_s",
+        description="times that a frame is sent again; default: as often as fits into give_up_s",
     )
     backoff_s: float = Field(
         0.2, gt=0.0, le=60.0, description="upper end of the first pause between attempts, seconds"
@@ -184,15 +185,15 @@ class Settings(configuration.TypedSettings):
     )
     guard: Literal["off", "measure", "edge_only", "picture"] = Field(
         "measure",
-        description="what follows where a frame would probably be answered otherwise than its "
-        "picture: measure only reports it; edge_only sends more bits, then more tokens, then lets "
+        description="what follows when a frame's answer would probably differ from the picture's: "
+        "measure only reports it; edge_only sends more bits, then more tokens, then lets "
         "the small model answer; picture sends the picture itself before that",
     )
     guard_limit: float | None = Field(
         None,
         ge=0.0,
         le=1.0,
-        description="probability of another answer that the guard accepts; without it the "
+        description="probability of a different answer that the guard accepts; default: the "
         "bundle's own",
     )
     edge_only_too: bool = Field(
@@ -200,11 +201,11 @@ class Settings(configuration.TypedSettings):
     )
     edge_fallback: bool = Field(
         False,
-        description="where the service gives no answer, answer with the small model (marked as "
+        description="if the service gives no answer, answer with the small model (marked as "
         "a fallback, with its cause)",
     )
     progress: bool | None = Field(
-        None, description="progress bar on standard error; without it, on a terminal only"
+        None, description="progress bar on standard error; default: on a terminal only"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"

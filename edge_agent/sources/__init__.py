@@ -1,7 +1,6 @@
 """Where captures come from: a family of sources, found by the scheme of a URI.
 
-Knows how a capture looks and how to find the factory for a scheme (entry points of the group
-`neural_bridge.sources`). Knows nothing of models, encoders or the network.
+A scheme's factory is an entry point of the group `neural_bridge.sources`.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*):")
 
 @dataclass(frozen=True)
 class Capture:
-    """One picture or text as it left its source, or the reason why there is none.
+    """One picture or text as its source made it, or the reason why there is none.
 
     Attributes:
         name: unique within its source; a file's name, a camera's frame label.
-        picture: RGB, or another mode of 8 bits a sample, which is laid over white; None for a text,
-            or when `error` says why it could not be had.
+        picture: RGB, or another mode of 8 bits a sample, which is laid over white; None for a text
+            or an error.
         captured_at: seconds since the Unix epoch.
-        questions: what the source itself wants to know about it; may be empty.
+        questions: that the source itself asks about it; may be empty.
         error: set exactly when there is neither picture nor text.
         text: for a model that reads texts.
     """

@@ -1,8 +1,7 @@
 """A directory of pictures or texts (`.txt`, or the lines of `texts.jsonl`), or one file.
 
-Knows file formats and their order; what a model engineer keeps beside them (questions, labels) is
-passed over. A file that does not decode becomes a capture with an error, so that one bad file
-never ends a run.
+Files that a model engineer keeps beside them (questions, labels) are passed over. A file that does
+not decode becomes a capture with an error, so that one bad file never ends a run.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Ima
 
     Args:
         path: a PNG, JPEG, WebP, BMP or TIFF file.
-        max_pixels: that are decoded at most.
+        max_pixels: most pixels that are decoded.
 
     Raises:
         PictureError: the file cannot be read, is in no known format, is damaged or too large, or
@@ -45,7 +44,7 @@ def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Ima
 
 
 def read_text(path: Path) -> str:
-    """Decode a UTF-8 file; blanks around the text are no part of it.
+    """Decode a UTF-8 file, without the blanks around its text.
 
     Raises:
         ContextError: the file cannot be read, is longer than a mebibyte, or is no UTF-8.
@@ -97,10 +96,10 @@ class Folder:
     """The regular files of one directory, sorted by name; hidden files are passed over.
 
     Attributes:
-        files: of one capture each.
+        files: one capture each.
         lines: captures of `texts.jsonl`, which come first.
-        max_pixels: of a picture that are decoded at most.
-        skipped: how many entries of the directory were passed over, by what they are.
+        max_pixels: most pixels of a picture that are decoded.
+        skipped: number of entries of the directory that were passed over, by kind.
     """
 
     files: tuple[Path, ...]

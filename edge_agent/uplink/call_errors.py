@@ -23,9 +23,9 @@ _LOOKS, _LOOK_S = 20, 0.01
 
 
 def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
-    """Turn a failed call into the typed error that it stands for.
+    """Turn a failed call into its typed error.
 
-    The trailer `nb-error-code` decides; without it (no server of ours answered) the status does.
+    The trailer `nb-error-code` decides; without it (another program answered) the status does.
     """
     text = error.details() or error.code().name
     trailer = error.trailing_metadata()
@@ -55,7 +55,7 @@ def cap_in(error: FrameTooLargeError) -> int | None:
 
 
 async def unhidden(call: Any, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-    """What a stream ended with, where a write into its end has put INTERNAL in front of it."""
+    """The stream's real status when a late write masked it with INTERNAL."""
     for _ in range(_LOOKS):
         if error.code() != grpc.StatusCode.INTERNAL:
             break

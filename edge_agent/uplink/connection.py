@@ -70,7 +70,7 @@ class Connection:
         on_open: called whenever a stream was opened: the new session may allow more.
 
     Attributes:
-        session: agreed last; None before, and where the server does not know it any more.
+        session: agreed last; None before, and once the server has forgotten it.
         stream: opened last; None before.
     """
 
@@ -164,7 +164,7 @@ class Connection:
         return typed
 
     async def feedback_decoder(self, stream: Stream) -> FeedbackDecoder:
-        """The edge's half of the session's way back, fetched once; see `negotiate`."""
+        """The decoder for the session's feedback, fetched once; see `negotiate`."""
         return await feedback_decoder(
             stream.channel,
             stream.session,
@@ -216,7 +216,7 @@ class Connection:
             return Stream(session, channels, call, events or call)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
-        """The Events call; None where events have to come on the frames' own connection."""
+        """The Events call; None if events have to come on the frames' own connection."""
         try:
             return await open_events(channel, session, self._policy.connect_timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -236,7 +236,7 @@ class Connection:
         return self._by_proxy(typed) if isinstance(typed, OfflineError) else typed
 
     def _by_proxy(self, error: OfflineError) -> OfflineError:
-        """The error, with the proxy that stood on the way."""
+        """The error, with the HTTP proxy on the way named."""
         proxy = getattr(self._dial, "proxy", "")
         if not proxy or proxy in error.message:
             return error
@@ -282,7 +282,7 @@ class Connection:
         silent = stream.heard_at == float("-inf")
         if isinstance(broken, UnknownSessionError) or (
             # A write to a call that the server has just ended hides the server's status, which may
-            # have been "unknown session": where the stream never spoke, negotiate again.
+            # have been "unknown session": if the stream never spoke, negotiate again.
             silent and isinstance(broken, EngineUnavailableError) and not self._closed
         ):
             self.forget(stream.session)
@@ -292,7 +292,7 @@ class Connection:
         stream.fail(broken)
 
     async def _end_events(self, stream: Stream) -> None:
-        """Where the events have a call of their own: end it with the Infer call."""
+        """If the events have a call of their own, end it with the Infer call."""
         if stream.events is not stream.call:
             await stream.call.code()
             stream.events.cancel()

@@ -72,7 +72,7 @@ class Uplink:
         policy: retries and time limits.
         in_flight: most frames at once; the server's own limit holds too.
         clock: seconds, monotonic.
-        sleep: waits for so many seconds.
+        sleep: waits that many seconds.
         controller: is told of every frame that leaves and ends; may hold frames back.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Encoders kept on disk under their digest, so that a device fetches each one once.
 
-Knows files and SHA-256; knows nothing of what an encoder holds. A file that does not match its name
-is never handed out.
+A file that does not match its name is never handed out.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class EncoderStore:
 
     @classmethod
     def of_user(cls, environ: Mapping[str, str]) -> EncoderStore:
-        """A directory in the user's home; memory where there is no home, or none to write to."""
+        """A directory in the user's home; memory if there is none that can be written."""
         base = environ.get("XDG_STATE_HOME") or "~/.local/state"
         try:
             directory = expanded(Path(base)) / "neural-bridge" / "edge"
@@ -45,7 +44,7 @@ class EncoderStore:
         return cls(directory if os.access(directory, os.W_OK | os.X_OK) else None)
 
     def get(self, digest: str) -> bytes | None:
-        """Return the blob of that digest, or None where it is absent or damaged on disk."""
+        """Return the blob of that digest, or None if it is absent or damaged on disk."""
         if self.directory is None:
             return self._held.get(digest)
         path = self._path(self.directory, digest)
@@ -64,10 +63,10 @@ class EncoderStore:
     def put(self, digest: str, blob: bytes) -> None:
         """Check the blob against its digest and keep it (written aside, then renamed).
 
-        Of others the newest seven stay, and of what was written half nothing.
+        The seven others used last stay; the rest and half-written files are removed.
 
         Raises:
-            BundleCorruptError: the blob's SHA-256 is another one.
+            BundleCorruptError: the blob has another SHA-256.
             DiskFullError: there is no room.
             ConfigError: the directory cannot be written.
         """

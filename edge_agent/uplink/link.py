@@ -14,12 +14,12 @@ _WINDOW = 24
 _APART_BYTES = 32.0
 """Two requests closer in size than this say nothing about the rate."""
 _PAIRS = 4
-"""Pairs of requests of different size from which on a rate is believed."""
+"""Pairs of requests of different size that it takes to believe a rate."""
 _FORGET = 0.997
-"""What is left, per request, of an old rate that nothing confirms: a link gets another try."""
+"""Factor per request by which an unconfirmed rate fades, so that a link gets another try."""
 _JITTER_QUANTILE = 0.9
 _MEMORY_S = 30.0
-"""Time constant in which a slow spell is forgotten: what a climb has to reckon with."""
+"""Time constant in which a slow spell is forgotten; until then a climb allows for it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Waiting:
 class Link:
     """The uplink's delay and rate, from what was sent and when it ended.
 
-    A request's time on the link, the server's own left out, is modelled as `rtt + queued / rate`,
+    A request's time on the link, without the server's own, is modelled as `rtt + queued / rate`,
     `queued` being its bytes and those sent before it that had not left. The rate is the median
     over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
     one outage moves neither for long. Not thread safe; `PointController` holds the lock.
@@ -65,7 +65,7 @@ class Link:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate; infinite while no request was large enough to tell."""
+        """The rate; infinite until a request was large enough to tell."""
         return 1.0 / self._seconds_per_byte if self._seconds_per_byte > 0 else float("inf")
 
     def sent(self, key: Hashable, size: int, at: float) -> None:
@@ -79,7 +79,7 @@ class Link:
     def lost(self, key: Hashable, at: float) -> None:
         """A request will not end: its stream broke, or its sender gave up at `at`.
 
-        Where it had taken longer than expected by then, that much is known of the link.
+        If it had taken longer than expected by then, that much is known of the link.
         """
         waiting = self._waiting.get(key)
         if waiting is None:
@@ -90,7 +90,7 @@ class Link:
             del self._waiting[key]
 
     def ended(self, key: Hashable, at: float, server_s: float) -> None:
-        """A request's terminal event came at `at`, after the server had worked on it so long."""
+        """A request's terminal event came at `at`; the server had worked `server_s` on it."""
         waiting = self._waiting.pop(key, None)
         if waiting is None:
             return
@@ -118,7 +118,7 @@ class Link:
         return (size + self._queued(at)) * self._pace(at, cautious)
 
     def delay(self, size: float, at: float) -> float:
-        """Seconds until a request of `size` bytes, sent at `at`, would end, as most do."""
+        """Seconds until a request of `size` bytes, sent at `at`, would end (the median)."""
         return self.unloaded_s + self.queue_s(size, at)
 
     def silent(self, at: float) -> bool:
@@ -132,21 +132,22 @@ class Link:
     def in_time(self, size: float, at: float, objective_s: float, cautious: bool = False) -> float:
         """Share of requests of `size` bytes, sent at `at`, that would end in time.
 
-        As many as would have with the delays of late, less what their bytes took: while a link
-        comes and goes the share falls for every size alike, on a narrow one for the large sizes.
+        It is the share of recent requests that would have, with their bytes' time replaced by that
+        of `size`: on a link that comes and goes it falls for every size alike, on a narrow one for
+        the large sizes.
 
         Args:
             size: bytes.
             at: seconds.
             objective_s: what is in time, seconds from sending.
-            cautious: at the slowest rate of late, not at the present one.
+            cautious: at the slowest recent rate instead of the present one.
         """
         left_s = objective_s - self.queue_s(size, at, cautious) - self._server_s
         within = int(np.searchsorted(self._rest, left_s, side="right"))
         return (within + 1) / (len(self._rest) + 1)
 
     def load(self, size: float, at: float, cautious: bool = False) -> float:
-        """Share of the rate that requests of `size` bytes, as often as now, would take."""
+        """Share of the rate that requests of `size` bytes would take, if sent as often as now."""
         return size * self._pace(at, cautious) / max(self._interval_s, 1e-3)
 
     def _pace(self, at: float, cautious: bool) -> float:
@@ -166,7 +167,7 @@ class Link:
         return at - waiting.at > expected + self._server_s
 
     def _queued(self, at: float) -> int:
-        """Bytes that have not left by `at`, those of requests that the server works on left out."""
+        """Bytes that have not left by `at`, without requests that the server works on."""
         return sum(w.size for w in self._waiting.values() if not self._at_server(w, at))
 
     def _at_server(self, waiting: _Waiting, at: float) -> bool:

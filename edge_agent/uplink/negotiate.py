@@ -1,7 +1,7 @@
 """Agree with a server: Negotiate, then the encoder, from disk or by FetchEncoder.
 
 Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) → `FetchEncoder` (if not)
-→ `Session`. The edge's half of the way back is fetched by the same call once it is wanted.
+→ `Session`. The decoder for feedback is fetched by the same call, once it is needed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def negotiate(
     timeout_s: float = 10.0,
     before: Session | None = None,
 ) -> Session:
-    """Open a session and see to it that its encoder is at hand.
+    """Open a session and have its encoder at hand.
 
     Args:
         channel: an open channel to the server.
@@ -57,11 +57,11 @@ async def negotiate(
         store: where encoders are kept on disk.
         metrics: counts negotiations and fetches.
         timeout_s: for each of the two calls, seconds.
-        before: the session before, if any; its encoder is used again where it is the same.
+        before: the session before, if any; its encoder is used again if it is the same.
 
     Raises:
-        BridgeError: the server's refusal, typed; OfflineError where nobody answers;
-            BundleCorruptError where the encoder does not match its digest.
+        BridgeError: the server's refusal, typed; OfflineError if nobody answers;
+            BundleCorruptError if the encoder does not match its digest.
     """
     stub = bridge_pb2_grpc.BridgeStub(channel)
     request = bridge_pb2.NegotiateRequest(
@@ -134,7 +134,7 @@ async def feedback_decoder(
     metrics: Metrics,
     timeout_s: float = 10.0,
 ) -> FeedbackDecoder:
-    """The edge's half of the session's way back, fetched once.
+    """The decoder for the session's feedback, fetched once.
 
     Args:
         channel: an open channel to the server.
@@ -145,16 +145,16 @@ async def feedback_decoder(
         timeout_s: for the call, seconds.
 
     Raises:
-        NoFeedbackError: the session's bundle has no way back.
+        NoFeedbackError: the session's bundle has no feedback.
         IncompatibleLayoutError: it is for another pair of models.
-        BundleCorruptError, BundleFormatError: it is not what its digest names, or no such half.
-        BridgeError: the server's refusal, typed; OfflineError where nobody answers.
+        BundleCorruptError, BundleFormatError: its bytes do not match its digest, or are no decoder.
+        BridgeError: the server's refusal, typed; OfflineError if nobody answers.
     """
     if session.feedback_decoder is not None:
         return session.feedback_decoder
     if not session.feedback_decoder_digest:
         raise NoFeedbackError(
-            f"bundle {session.bundle_id!r} of the server has no way back: its map goes from the "
+            f"bundle {session.bundle_id!r} of the server has no feedback: its map goes from the "
             "edge to the cloud only"
         )
     stub = bridge_pb2_grpc.BridgeStub(channel)
@@ -167,7 +167,7 @@ async def feedback_decoder(
     fits = made.target_fingerprint in layout.fingerprints
     if made.source_fingerprint != target.fingerprint or not fits:
         raise IncompatibleLayoutError(
-            f"the server's way back leads from the layout {made.source_fingerprint[:12]}… to "
+            f"the server's feedback leads from the layout {made.source_fingerprint[:12]}… to "
             f"{made.target_fingerprint[:12]}…; its model has {wanted[0][:12]}…, this agent's model "
             f"{layout.model_id!r} has {wanted[1][:12]}…"
         )
@@ -183,14 +183,14 @@ async def _blob(
     metrics: Metrics,
     timeout_s: float,
 ) -> bytes:
-    """A half of the bundle by its digest, from disk or else from the server."""
+    """A file of the bundle by its digest, from disk or else from the server."""
     blob = store.get(digest)
     if blob is None:
         metrics.encoder_fetches.inc()
         blob = await _fetch(stub, session_id, digest, timeout_s)
         try:
             store.put(digest, blob)
-        except DiskFullError as error:  # it is at hand all the same
+        except DiskFullError as error:  # it is in memory, so the run goes on
             structlog.get_logger(component="edge_agent").warning("not_kept", cause=str(error))
     return blob
 

@@ -1,4 +1,4 @@
-"""How a request ended, and what the server sent back of a scene that it was asked for."""
+"""How a request ended; with feedback, the state that the server sent back."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from protos.neuralbridge.v1 import bridge_pb2
 
 @dataclass(frozen=True)
 class Returned:
-    """What the server sent back of a scene that it holds: its own state, for the small model.
+    """The server's own state of a scene that it holds, sent back for the small model.
 
     Attributes:
-        decoder: the edge's half of the way back.
+        decoder: makes a state of the small model from the latents.
         latents: as decoded, `[M, r + 1]`.
         point: name of the operating point.
         payload_bytes: of the frame that carried it.
         distortion: as the server measured it.
-        round_trip: see `protos.distortion`, where the small model saw the picture too.
+        round_trip: see `protos.distortion`; None if the small model did not see the picture.
     """
 
     decoder: FeedbackDecoder
@@ -39,9 +39,9 @@ class Outcome:
     """How a request ended.
 
     Attributes:
-        request_id: empty where it never got one.
+        request_id: empty if it never got one.
         answer: the service's answer; None for a held scene and for an error.
-        error: what ended it otherwise.
+        error: what ended it without an answer; None if nothing did.
         sealed: what was sent last; None if nothing was.
         message_bytes: size of the last message sent.
         uplink_ms: from the last send to the terminal event, milliseconds.

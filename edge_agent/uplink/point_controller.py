@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from edge_agent.uplink.link import Link
 
-Clock = Callable[[], float]
-
 
 @dataclass(frozen=True)
 class Rung:
@@ -26,8 +24,8 @@ class Rung:
         name: of the operating point.
         wire_bytes: uplink bytes of one frame, mean.
         accuracy: share of questions answered right, 0..1.
-        distortion: relative error of the latents that travel and the share of attention that does
-            not, as one: the root of the sum of their squares.
+        distortion: root of the sum of squares of two figures: the relative error of the latents
+            that travel, and the share of attention that does not.
     """
 
     name: str
@@ -39,8 +37,8 @@ class Rung:
 def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
     """The rungs that no cheaper one reaches, by rising bytes and accuracy.
 
-    Nor is there one that brings fewer right answers per byte than a dearer one: even where the link
-    carries only some of the frames, the dearer one then gives more of them.
+    Skips rungs that bring fewer right answers per byte than a dearer one: even if the link carries
+    only some of the frames, the dearer one gives more right answers.
     """
     front: list[Rung] = []
     for rung in sorted(rungs, key=lambda r: (r.wire_bytes, -r.accuracy)):
@@ -62,11 +60,12 @@ class PointController:
     """Picks the rung that brings the most right answers in time, within the distortion limit.
 
     A rung's worth is its accuracy times the share of its frames that the link as measured would
-    carry in time. Down at once, to the rung that is worth most; up by one rung after `dwell_s`, and
-    only where the next one is worth as much within `headroom` of the objective and of the rate. A
-    rung that was left because it was too much is tried again after a pause that doubles each time,
-    up to `hold_max_s`. While the link is silent, down to the advised rung and no further: if it is
-    down, no rung gets through, and the frames that wait should be few bytes when it is back.
+    carry in time. The controller steps down at once, to the rung that is worth most. It climbs by
+    one rung after `dwell_s`, and only if the next one is worth as much within `headroom` of the
+    objective and of the rate. A rung that was too much is tried again after a pause that doubles
+    each time, up to `hold_max_s`. While the link is silent it steps down to the advised rung and no
+    further: no rung gets through a link that is down, and the frames that wait should be few bytes
+    when it is back.
 
     Args:
         latency_s: objective from sending a frame to its answer, seconds; None: any.
@@ -84,7 +83,7 @@ class PointController:
         self,
         latency_s: float | None = None,
         distortion: float | None = None,
-        clock: Clock = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
         dwell_s: float = 1.0,
         headroom: float = 0.5,
         margin: float = 0.8,
@@ -139,10 +138,10 @@ class PointController:
     def may_send(self, rungs: Sequence[Rung]) -> bool:
         """Whether the cheapest of `rungs`, sent now, need not wait for long behind others.
 
-        False only while something is admitted or on its way, whose end is to ask again: a frame
-        that waits in the uplink's queue makes others late, one that waits at the source does not.
-        Not because the link is slow to answer, which no waiting mends. Nor because it is silent: it
-        may be back the next moment, and of the frames on their way by then the last are in time.
+        False only while something is admitted or on its way, because its end asks again. A frame
+        that waits in the uplink's queue makes others late; one that waits at the source does not.
+        A link that is slow to answer holds nothing back, since no waiting mends it. Nor does a
+        silent one: it may be back the next moment, and then the last frames sent are in time.
         Before anything is known of the link, frames go one by one.
         """
         if self.latency_s is None or not rungs:
@@ -161,12 +160,12 @@ class PointController:
             return link.queue_s((1 + self._admitted) * size, now) <= room_s
 
     def admit(self) -> None:
-        """A frame may go: until it is `sent` it counts as on its way."""
+        """A frame may go: it counts as on its way even before it is `sent`."""
         with self._lock:
             self._admitted += 1
 
     def settle(self, admitted: int) -> None:
-        """No more than so many frames are admitted any longer: one was given up unsent."""
+        """Correct the count of admitted frames: one was given up unsent."""
         with self._lock:
             self._admitted = min(self._admitted, admitted)
 
@@ -176,12 +175,12 @@ class PointController:
         Args:
             rungs: as the server offers them, in any order.
             highest: name of the most expensive one that may be chosen.
-            start: name of the one to begin on, where it can be chosen; else the highest.
+            start: name of the one to begin on if it can be chosen; else the highest.
 
         Returns:
-            Its name. Where nothing is known of `highest`, or there is neither objective nor limit,
-            that itself. Where no rung up to it is within the distortion limit, the cheapest beyond
-            it that is; where none is, the one with the least distortion.
+            Its name. `highest` itself if it was not measured, or without objective and limit. If no
+            rung up to it is within the distortion limit, the cheapest beyond it that is; if none
+            is, the one with the least distortion.
         """
         top = next((r for r in rungs if r.name == highest), None)
         with self._lock:
@@ -193,11 +192,11 @@ class PointController:
             return self._current
 
     def unmet(self, rungs: Sequence[Rung], highest: str) -> str:
-        """What of the objective and the limit cannot be kept to with these rungs; empty if nothing.
+        """Why these rungs cannot keep to the objective or the limit; empty if they can.
 
         Args:
             rungs: as for `choose`.
-            highest: likewise.
+            highest: as for `choose`.
         """
         if self.latency_s is None and self.distortion is None:
             return ""

@@ -1,4 +1,4 @@
-"""When a request goes again: which failures, how often, after which pause."""
+"""When a request is sent again: after which failures, how often, after which pause."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RetryPolicy:
 
 
 class Refused(Exception):
-    """The server's word on one request; its flag, not the error's class, says what to do next."""
+    """The server refused one request; its flag, not the error's class, says whether to retry."""
 
     def __init__(self, error: BridgeError, retryable: bool) -> None:
         super().__init__(str(error))

@@ -1,6 +1,6 @@
 """Scenes: a frame that the server holds, the questions about it, and its state sent back.
 
-Where the server lost a scene, its frame is sent again under another id, then the question.
+If the server lost a scene, its frame is sent again under another id, then the question.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Scenes:
         """Send a frame without a question, for `ask`; hold `credit` around this.
 
         Returns:
-            The scene; or, where it could not be held, the outcome with its error.
+            The scene; or, if it could not be held, the outcome with its error.
         """
         outcome = await self._uplink.deliver(request)
         if outcome.error is not None or outcome.sealed is None or outcome.session is None:
@@ -72,7 +72,7 @@ class Scenes:
     async def ask(
         self, scene: Scene, request_id: bytes, question: str, max_new_tokens: int
     ) -> Outcome:
-        """Ask about a held scene; where the server lost it, hold it again and ask again.
+        """Ask about a held scene; if the server lost it, hold it again and ask again.
 
         Args:
             scene: from `hold`.
@@ -92,12 +92,12 @@ class Scenes:
         )
 
     async def feedback(self, scene: Scene, request_id: bytes, point: str = "") -> Outcome:
-        """Have the server send back its own state of a held scene; otherwise as `ask`.
+        """Have the server send back its own state of a held scene; retries like `ask`.
 
         Args:
             scene: from `hold`.
             request_id: of this request, 8 to 16 bytes.
-            point: name of an operating point of the way back; empty for its default.
+            point: name of an operating point for feedback; empty for the bundle's default.
 
         Returns:
             The outcome, with `returned`; an error is in `Outcome.error`, never raised.
@@ -114,7 +114,7 @@ class Scenes:
         request_id: bytes,
         call: Callable[[Stream, int, Sent], Awaitable[Outcome]],
     ) -> Outcome:
-        """Call about a held scene; where the server lost it, hold it again and call again."""
+        """Call about a held scene; if the server lost it, hold it again and call again."""
         sent = Sent(request_id)
 
         async def once() -> Outcome:

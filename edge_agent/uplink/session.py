@@ -33,14 +33,14 @@ class Session:
     """What both sides hold constant while a session lasts.
 
     Attributes:
-        points: operating points by name, the server's own.
+        points: the server's operating points by name.
         advised: the point that the server advised last, or its default.
         max_in_flight: the server's credit, changed by its advice.
         max_message_bytes: longest request; the server's limit, or the lower cap of a proxy.
         target_layout_json: the large model's cache layout, as the server sent it.
-        feedback_decoder_digest: of the edge's half of the way back; empty where there is none.
-        feedback_decoder: that half, once it was wanted.
-        doubt: what the bundle's certificate does not vouch for, in the server's words.
+        feedback_decoder_digest: of the decoder for feedback; empty if the bundle has none.
+        feedback_decoder: that decoder, once it was fetched.
+        doubt: what the bundle's certificate leaves open, in the server's words.
     """
 
     session_id: bytes
@@ -91,7 +91,7 @@ class Session:
 
     @property
     def base(self) -> Base | None:
-        """The newest accepted frame; None before there is one, or where it is too long ago."""
+        """The newest accepted frame; None if there is none, or too many frames came since."""
         with self._lock:
             if self._base is None or self._behind(self._base.frame_number) > _FARTHEST:
                 return None
@@ -113,7 +113,7 @@ class Session:
                 self._base = None
 
     def forget_advice(self) -> None:
-        """The server's default point and credit again."""
+        """Go back to the server's default point and credit."""
         self.advised, self.max_in_flight = self.default_point, self.limits.max_in_flight
 
     def _behind(self, frame_number: int) -> int:
@@ -134,7 +134,7 @@ class Session:
             )
 
     def check_message(self, size_bytes: int) -> None:
-        """Refuse a request that would end the stream, and with it everyone else's.
+        """Refuse a request that is too large: it would end the stream for all others.
 
         Raises:
             FrameTooLargeError: it is longer than this session carries.

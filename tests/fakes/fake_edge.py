@@ -15,12 +15,14 @@ from edge_agent.prefill import Sight
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.retry import RetryPolicy
+from edge_agent.uplink.session import Session
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
 from protos.entropy.tables import EntropyTables
 from protos.errors import PictureError
 from protos.layout import KVLayout, RopeSpec
-from protos.points import RAW_KV_FP8, OperatingPoint
+from protos.limits import Limits
+from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint
 from protos.process import logs
 from protos.state import KVState
 
@@ -144,3 +146,27 @@ def fake_uplink(
         clock=sleep.clock,
         sleep=sleep,
     )
+
+
+def make_session(**changes: Any) -> Session:
+    """A session that nobody negotiated, with the points of `make_encoder` and a picture point."""
+    encoder = make_encoder()
+    points = {point.name: point for point in (*encoder.points, PICTURE)}
+    limits = changes.pop("limits", Limits())
+    held: dict[str, Any] = {
+        "session_id": bytes(16),
+        "constants": bytes(32),
+        "bundle_id": "b",
+        "bundle_version": "1",
+        "bundle_digest": "2" * 64,
+        "encoder_digest": "3" * 64,
+        "encoder": encoder,
+        "limits": limits,
+        "points": points,
+        "default_point": "fp8",
+        "ladder": ("low", "fp8"),
+        "advised": "fp8",
+        "max_in_flight": limits.max_in_flight,
+        "max_message_bytes": limits.max_request_bytes,
+    }
+    return Session(**(held | changes))

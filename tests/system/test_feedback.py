@@ -205,7 +205,7 @@ def test_a_bundle_without_a_way_back_is_a_typed_error_and_its_exit_code(
     with running_server(pair.cloud_path, [pair.one_way]) as running:
         run = feedback(pair, running, tmp_path, 0)
     assert run.returncode == NoFeedbackError.exit_code
-    assert "no_feedback" in run.stderr and "has no way back" in run.stderr
+    assert "no_feedback" in run.stderr and "has no feedback" in run.stderr
     assert "Traceback" not in run.stderr and run.stdout == ""
 
 
