@@ -1,0 +1,109 @@
+"""Feedback: send the large model's own state of a scene that is held, compressed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from cloud_server.engine.jobs import Compressed, Job
+from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.under_way import UnderWay
+from cloud_server.metrics import Metrics
+from projector.codec.feedback import point_of
+from protos.distortion import Distortion
+from protos.errors import BridgeError, EngineUnavailableError, FrameTooLargeError
+from protos.feedback import parse_feedback_request, seal_response
+from protos.header import Header
+from protos.limits import Limits
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import OperatingPoint
+from protos.process.logs import Logger
+
+
+class FeedbackSender:
+    """The RPC Feedback.
+
+    Args:
+        limits: what may be sent.
+        sessions: the sessions held.
+        under_way: takes the request.
+        metrics: what is counted.
+        refusals: where refusals are counted.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        sessions: Sessions,
+        under_way: UnderWay,
+        metrics: Metrics,
+        refusals: Refusals,
+        log: Logger,
+    ) -> None:
+        self._limits, self._sessions, self._under_way = limits, sessions, under_way
+        self._metrics, self._refusals, self._log = metrics, refusals, log
+
+    async def feedback(self, raw: bytes, context: Any) -> pb.FeedbackResponse:
+        """The state of one scene."""
+        received_ns = time.monotonic_ns()
+        self._metrics.received_bytes.labels("feedback").inc(len(raw))
+        try:
+            request = parse_feedback_request(raw)
+            session = self._sessions.get(request.session_id)
+            self._sessions.check(request, session)
+            constants, point = session.back_constants, point_of(session.terms.back, request.point)
+            job = Job(
+                id=self._under_way.next_id(),
+                session=session.id.hex(),
+                frame_number=request.frame_number,
+                request_id=request.request_id.hex(),
+                question="",
+                max_new_tokens=1,
+                received_ns=received_ns,
+                bundle=session.offer.bundle_digest,
+                back=point.index,
+            )
+            said = await self._under_way.wait_for(job)
+            if not isinstance(said, Compressed):
+                raise EngineUnavailableError("the engine sent something else back; ask again")
+            response = self._response(said, session, request, point, constants)
+        except BridgeError as error:
+            await self._refusals.abort(context, error, "Feedback")
+        self._metrics.feedbacks.labels(point.name).inc()
+        self._log.info(
+            "sent back",
+            request_id=job.request_id,
+            session=job.session,
+            frame=job.frame_number,
+            point=point.name,
+            payload_bytes=len(response.frame.payload),
+            total_ms=round((time.monotonic_ns() - received_ns) / 1e6, 3),
+        )
+        return response
+
+    def _response(
+        self,
+        said: Compressed,
+        session: Session,
+        request: pb.FeedbackRequest,
+        point: OperatingPoint,
+        constants: bytes,
+    ) -> pb.FeedbackResponse:
+        """The frame that carries a compressed state; its size is bounded as a frame's is."""
+        if len(said.body) > self._limits.max_payload_bytes:
+            raise FrameTooLargeError(
+                f"the state takes {len(said.body)} bytes at point '{point.name}', "
+                f"{self._limits.max_payload_bytes} may be sent: ask for a coarser point"
+            )
+        target = session.terms.target
+        tokens = target.tokens if target is not None else 0
+        distortion = Distortion(said.quantize, 0.0, said.latent_residual, said.unfamiliarity)
+        header = Header(point.index, request.frame_number, np.ones(tokens, np.bool_), 0, distortion)
+        for stage in ("queue", "compress"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+        self._metrics.sent_back_bytes.labels(point.name).observe(len(said.body))
+        return seal_response(constants, request.request_id, header, said.body)

@@ -1,0 +1,298 @@
+"""Receive: the Infer and Events streams, from a request's bytes to a job for the engine.
+
+A request's way: parse and bound (`parse_infer_request`) → session → digest → operating point →
+known already? → credit → admission. A bad frame gets its `Refused` and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from cloud_server.engine.jobs import Job
+from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.tell import Outbox, Stream, Teller
+from cloud_server.frontend.under_way import UnderWay
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from cloud_server.throttle import Throttle
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.digest import derived_id
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    FrameMalformedError,
+    OverloadedError,
+    UnknownQuantizerError,
+    UnknownSessionError,
+)
+from protos.header import Header, frame_number_of
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import OperatingPoint
+from protos.process.logs import Logger
+from protos.refusals import refused
+from protos.requests import Parsed, id_of, parse_infer_request
+
+_BUSY, _CALM = 0.75, 0.25
+"""Shares of the queue at which clients are advised to send less, and to send as before."""
+
+
+class Receiver:
+    """The RPCs Infer and Events.
+
+    Args:
+        settings: limits and sizes.
+        sessions: the sessions held.
+        under_way: takes requests.
+        teller: hears the engine, and writes to clients.
+        metrics: what is counted.
+        refusals: where refusals are counted.
+        log: a bound logger.
+        few: lets the first log lines of a kind pass.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        under_way: UnderWay,
+        teller: Teller,
+        metrics: Metrics,
+        refusals: Refusals,
+        log: Logger,
+        few: Throttle,
+    ) -> None:
+        self._limits, self._queue_requests = settings.limits, settings.queue_requests
+        self._sessions, self._under_way, self._teller = sessions, under_way, teller
+        self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
+        self._apart: dict[bytes, Outbox] = {}  # of the Events calls, by session id
+
+    # ------------------------------------------------------------------ streams
+
+    async def infer(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """Take frames, many at a time, and stream their events."""
+        metadata = dict(context.invocation_metadata() or ())
+        session_id = metadata.get(SESSION_METADATA_KEY, b"")
+        try:
+            session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
+        except UnknownSessionError as error:
+            await self._refusals.abort(context, error, "Infer")
+        apart = self._apart.get(session.id)
+        if metadata.get(EVENTS_APART[0]) != EVENTS_APART[1]:
+            apart = None
+        elif apart is None:
+            missing = "no Events call is open in this session: open one first"
+            await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
+        stream = Stream(apart)
+        reader = asyncio.create_task(self._read(requests, stream, session))
+        cancelled = True
+        try:
+            if apart is None:
+                await self._teller.write(stream.outbox, context)
+            elif not await _first(stream.ended, apart.closed):
+                cancelled = False
+                gone = EngineUnavailableError("the Events call of this session is gone")
+                await self._refusals.abort(context, gone, "Infer")
+            await reader
+        finally:
+            reader.cancel()
+            self._under_way.leave(stream.abandon(), context, cancelled)
+
+    async def events(self, raw: bytes, context: Any) -> None:
+        """Stream the events of a session's Infer calls that ask for it."""
+        try:
+            try:
+                request = pb.EventsRequest.FromString(raw)
+            except DecodeError as error:
+                raise FrameMalformedError(f"not an EventsRequest: {error}") from error
+            session = self._sessions.get(request.session_id)
+        except BridgeError as error:
+            await self._refusals.abort(context, error, "Events")
+        outbox, before = Outbox(), self._apart.get(session.id)
+        self._apart[session.id] = outbox
+        if before is not None:
+            before.put(None)
+        try:
+            await context.send_initial_metadata(())
+            await self._teller.write(outbox, context)
+        finally:
+            outbox.closed.set()
+            if self._apart.get(session.id) is outbox:
+                del self._apart[session.id]
+
+    async def _read(self, requests: AsyncIterator[bytes], stream: Stream, session: Session) -> None:
+        """Take a stream's requests one by one; what is wrong with one is told in its place."""
+        try:
+            async for raw in requests:
+                received_ns = time.monotonic_ns()
+                self._metrics.received_bytes.labels("infer").inc(len(raw))
+                self._advise(stream, session)
+                try:
+                    self._take(raw, stream, session.id, received_ns)
+                except BridgeError as error:
+                    request_id, frame_number = _identify(raw, session.constants)
+                    self._refusals.note(error, request_id, frame_number)
+                    stream.outbox.put(
+                        pb.InferEvent(
+                            request_id=request_id,
+                            frame_number=frame_number,
+                            refused=refused(error),
+                        )
+                    )
+                await stream.outbox.room()
+        finally:
+            stream.half_closed = True
+            stream.end_if_done()
+
+    # ------------------------------------------------------------------ one request
+
+    def _take(self, raw: bytes, stream: Stream, session_id: bytes, received_ns: int) -> None:
+        parsed = parse_infer_request(raw, self._limits)
+        request, header, _ = parsed
+        session = self._sessions.get(session_id)
+        self._sessions.check(request, session)
+        point = _point_of(header, session)
+        request_id = request.request_id or derived_id(session.constants, header.frame_number)
+        digest, question = request.frame.digest, request.question
+        known = self._under_way.answers.find(
+            session.id, request_id, header.frame_number, question, digest
+        )
+        if isinstance(known, pb.Answer):
+            self._metrics.answers_from_memory.inc()
+            stream.outbox.put(
+                pb.InferEvent(request_id=request_id, frame_number=header.frame_number, answer=known)
+            )
+            return
+        if isinstance(known, Computation):
+            self._under_way.join(known)
+            if request_id not in stream.waiting:
+                stream.follow(known)
+            return
+        if len(stream.waiting) >= self._limits.max_in_flight:
+            raise OverloadedError(
+                f"{len(stream.waiting)} requests of this stream have no answer yet, "
+                f"{self._limits.max_in_flight} may: wait for one to end",
+                cause="credit",
+            )
+        self._observe(parsed, point)
+        computation = Computation(request_id, header.frame_number, question, received_ns, digest)
+        computation.distortion = header.distortion.to_proto()
+        computation.fallback = header.cause
+        job = self._job(parsed, session, point, request_id, received_ns)
+        hear = partial(self._teller.hear, session, computation, job)
+        self._under_way.submit(session.id, computation, job, hear)
+        stream.follow(computation)
+
+    def _job(
+        self,
+        parsed: Parsed,
+        session: Session,
+        point: OperatingPoint,
+        request_id: bytes,
+        received_ns: int,
+    ) -> Job:
+        request, header, body = parsed
+        return Job(
+            id=self._under_way.next_id(),
+            session=session.id.hex(),
+            frame_number=header.frame_number,
+            request_id=request_id.hex(),
+            question=request.question,
+            max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
+            received_ns=received_ns,
+            bundle=session.offer.bundle_digest,
+            point=point.index,
+            kept=header.kept.tobytes(),
+            body=body,
+            base=-1 if header.base is None else header.base,
+            differences=int(header.differences),
+        )
+
+    # ------------------------------------------------------------------ advice and counts
+
+    def _advise(self, stream: Stream, session: Session) -> None:
+        """Tell a client when the queue has become long, or short again, what suits it now.
+
+        Under load that is a quarter of the credit: few frames wait then, and those that are sent
+        are answered while they are new. The point is the bundle's default both times: pictures cost
+        the engine more, a coarser point would cost answers and save it nothing.
+        """
+        share = self._under_way.depth / self._queue_requests
+        if stream.advised_less == (share > _CALM if stream.advised_less else share >= _BUSY):
+            return
+        stream.advised_less = not stream.advised_less
+        most = self._limits.max_in_flight
+        advice = pb.RateAdvice(
+            point=session.terms.default_point,
+            max_in_flight=max(1, most // 4) if stream.advised_less else most,
+            cause="load",
+        )
+        stream.outbox.put(pb.InferEvent(rate_advice=advice))
+        if self._few.passes("rate advice"):
+            self._log.info("rate advice", session=session.id.hex(), credit=advice.max_in_flight)
+
+    def _observe(self, parsed: Parsed, point: OperatingPoint) -> None:
+        metrics, (request, header, body) = self._metrics, parsed
+        metrics.frames.labels(point.name).inc()
+        metrics.frame_kinds.labels("key" if header.base is None else "delta").inc()
+        metrics.payload_bytes.labels(point.name).observe(len(body))
+        if request.question:
+            metrics.questions.labels("infer").inc()
+        if header.cause:
+            metrics.fallbacks.labels(header.cause).inc()
+        if point.kind != "picture":
+            metrics.kept_tokens.observe(header.kept_tokens)
+            metrics.quantization_error.observe(header.distortion.quantize)
+            metrics.dropped_attention.observe(header.distortion.dropped_attention)
+            metrics.latent_residual.observe(header.distortion.latent_residual)
+            metrics.unfamiliarity.observe(header.distortion.unfamiliarity)
+
+
+async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
+    """Wait for either; whether it was the first."""
+    waits = {asyncio.create_task(one.wait()), asyncio.create_task(other.wait())}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return one.is_set()
+
+
+def _point_of(header: Header, session: Session) -> OperatingPoint:
+    """The session's operating point of a frame, whose grid it checks.
+
+    Raises:
+        UnknownQuantizerError: the session has no such point.
+        FrameMalformedError: the grid is not the edge model's.
+    """
+    point = session.terms.points.get(header.operating_point)
+    if point is None:
+        known = ", ".join(f"{p.index} ({p.name})" for p in session.terms.points.values())
+        raise UnknownQuantizerError(
+            f"the frame is at operating point {header.operating_point}; this session has {known}"
+        )
+    most = session.source.tokens
+    whole = header.tokens <= most if session.source.of_text else header.tokens == most
+    if point.kind != "picture" and not whole:
+        raise FrameMalformedError(
+            f"the frame's grid has {header.tokens} tokens; edge model "
+            f"'{session.source.model_id}' has {most}"
+        )
+    return point
+
+
+def _identify(raw: bytes, constants: bytes) -> tuple[bytes, int]:
+    """Whose refusal it is, as far as a bad request tells: its id and frame number."""
+    try:
+        request = pb.InferRequest.FromString(raw)
+    except DecodeError:
+        return b"", 0
+    return id_of(request, constants), frame_number_of(request.frame.header) or 0

@@ -1,0 +1,217 @@
+"""Tell: what the engine says of a request becomes the events that its client reads.
+
+engine event → `Teller.hear` → `Computation.emit` → `Stream.follow` → `Outbox` → `Teller.write`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
+from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.under_way import UnderWay
+from cloud_server.metrics import Metrics
+from protos.errors import BridgeError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process.logs import Logger
+from protos.refusals import refused
+
+_MAX_OUTBOX = 256
+
+
+class Outbox:
+    """What one stream still has to write; its reader waits while it is long."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
+        self._filled, self._drained = asyncio.Event(), asyncio.Event()
+        self.closed = asyncio.Event()
+        self._drained.set()
+
+    def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
+        """Append an event of a computation; None ends the stream."""
+        self._events.append((event, computation))
+        self._filled.set()
+        if len(self._events) >= _MAX_OUTBOX:
+            self._drained.clear()
+
+    async def get(self) -> tuple[pb.InferEvent | None, Computation | None]:
+        """Wait for the next event."""
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+        if len(self._events) <= _MAX_OUTBOX // 2:
+            self._drained.set()
+        return self._events.popleft()
+
+    async def room(self) -> None:
+        """Wait until it is short."""
+        await self._drained.wait()
+
+
+class Stream:
+    """One Infer stream: its outbox and the requests that have no terminal event yet.
+
+    Args:
+        apart: the outbox of the session's Events call, where the client reads events there.
+    """
+
+    def __init__(self, apart: Outbox | None = None) -> None:
+        self.outbox = apart or Outbox()
+        self.waiting: dict[bytes, tuple[Computation, Any]] = {}
+        self.half_closed = False
+        self.advised_less = False
+        self.ended = asyncio.Event()
+        self._apart = apart is not None
+
+    def follow(self, computation: Computation) -> None:
+        """Pass a computation's events on, until its terminal one."""
+
+        def pass_on(event: pb.InferEvent) -> None:
+            self.outbox.put(event, computation)
+            kind = event.WhichOneof("event")
+            if kind in ("answer", "refused") or (kind == "accepted" and not computation.question):
+                self.waiting.pop(computation.request_id, None)
+                computation.leave(pass_on)
+                self.end_if_done()
+
+        self.waiting[computation.request_id] = (computation, pass_on)
+        computation.listen(pass_on)
+
+    def end_if_done(self) -> None:
+        """Close the outbox once nothing can come any more."""
+        if self.half_closed and not self.waiting:
+            self.ended.set()
+            if not self._apart:
+                self.outbox.put(None)
+
+    def abandon(self) -> list[Computation]:
+        """The client is gone; returns the computations that nobody listens to any more."""
+        waiting, self.waiting = self.waiting, {}
+        for computation, listener in waiting.values():
+            computation.leave(listener)
+        return [computation for computation, _ in waiting.values() if not computation.heard]
+
+
+class Teller:
+    """Turns the engine's events into the client's.
+
+    Args:
+        metrics: what is counted and timed.
+        sessions: where scenes' reports are kept.
+        under_way: where computations end.
+        refusals: where refusals are counted.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        sessions: Sessions,
+        under_way: UnderWay,
+        refusals: Refusals,
+        log: Logger,
+    ) -> None:
+        self._metrics, self._sessions, self._under_way = metrics, sessions, under_way
+        self._refusals, self._log = refusals, log
+
+    def hear(
+        self, session: Session, computation: Computation, job: Job, said: JobEvent | BridgeError
+    ) -> None:
+        """Take what the engine, or the way to it, says of a computation's job."""
+        if isinstance(said, Failed):
+            said = said.error
+        if isinstance(said, BridgeError):
+            self._refusals.note(said, computation.request_id, computation.frame_number)
+            self._under_way.end(session.id, computation, None)
+            computation.emit(refused=refused(said))
+        elif isinstance(said, Accepted):
+            self._accepted(session, computation, job, said)
+        elif isinstance(said, TokenMade):
+            computation.emit(token=pb.Token(text=said.text, index=said.index))
+        elif isinstance(said, Answered):
+            self._answered(session, computation, job, said)
+
+    def _accepted(
+        self, session: Session, computation: Computation, job: Job, said: Accepted
+    ) -> None:
+        timings = computation.timings
+        timings.queue_ms = said.queue_s * 1e3
+        timings.decode_ms = said.decode_s * 1e3
+        timings.project_ms = said.project_s * 1e3
+        timings.inject_ms = said.inject_s * 1e3
+        for stage in ("queue", "decode", "project", "inject"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+        computation.warnings = said.warnings
+        for name in said.warnings:
+            self._metrics.warnings.labels(name).inc()
+            self._log.warning(
+                name, request_id=job.request_id, session=job.session, frame=job.frame_number
+            )
+        self._sessions.worked(session)
+        self._sessions.remember_report(
+            session,
+            computation.frame_number,
+            computation.distortion,
+            computation.fallback,
+            computation.warnings,
+        )
+        if not computation.question:
+            self._under_way.end(session.id, computation, None)
+        computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
+
+    def _answered(
+        self, session: Session, computation: Computation, job: Job, said: Answered
+    ) -> None:
+        timings = computation.timings
+        if not job.has_frame:
+            timings.queue_ms = said.queue_s * 1e3
+            self._metrics.stage_seconds.labels("queue").observe(said.queue_s)
+        timings.prefill_ms, timings.generate_ms = said.prefill_s * 1e3, said.generate_s * 1e3
+        self._metrics.stage_seconds.labels("prefill").observe(said.prefill_s)
+        self._metrics.stage_seconds.labels("generate").observe(said.generate_s)
+        self._metrics.generated_tokens.inc(said.tokens)
+        self._metrics.answers.labels(session.offer.bundle_id).inc()
+        answer = pb.Answer(
+            text=said.text,
+            tokens=said.tokens,
+            timings=timings,
+            distortion=computation.distortion,
+            fallback=computation.fallback,
+            warnings=computation.warnings,
+        )
+        self._under_way.end(session.id, computation, answer)
+        self._log.info(
+            "answered",
+            request_id=job.request_id,
+            session=job.session,
+            frame=job.frame_number,
+            point=job.point,
+            tokens=said.tokens,
+            total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
+        )
+        computation.emit(answer=answer)
+
+    async def write(self, outbox: Outbox, context: Any) -> None:
+        """Write a stream's events until it ends, and take the time when each leaves."""
+        while True:
+            event, computation = await outbox.get()
+            if event is None:
+                return
+            if computation is not None and event.HasField("answer"):
+                computation.left(event)
+            await context.write(event)
+            if computation is not None and event.HasField("token"):
+                computation.left(event)
+            elif computation is not None and event.HasField("answer"):
+                self.observe(event.answer)
+
+    def observe(self, answer: pb.Answer) -> None:
+        """Count the times of an answer that has left."""
+        self._metrics.first_token_seconds.observe(answer.timings.ttft_ms / 1e3)
+        self._metrics.answer_seconds.observe(answer.timings.total_ms / 1e3)

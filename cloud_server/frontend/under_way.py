@@ -1,0 +1,217 @@
+"""Requests under way: taken and not ended, with who waits for them and whether anyone still does.
+
+Knows admission, answers and callers' connections; knows nothing of what a request brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine
+from typing import Any
+
+from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
+from cloud_server.engine.link import FrontLink, Sink
+from cloud_server.frontend.admission import Admission
+from cloud_server.frontend.answers import Answers, Computation
+from cloud_server.frontend.peers import Connections
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from protos.errors import BridgeError, EngineUnavailableError, UnknownSessionError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import PICTURE_POINT
+
+
+class UnderWay:
+    """Gives requests to the engine, and lets go of those that nobody wants any more.
+
+    Args:
+        settings: limits and sizes.
+        link: the way to the engine.
+        metrics: what is counted.
+
+    Attributes:
+        answers: running computations and remembered answers.
+        engine_ready: whether an engine takes requests.
+        draining: whether nothing new is taken.
+    """
+
+    def __init__(self, settings: Settings, link: FrontLink, metrics: Metrics) -> None:
+        self._link, self._metrics = link, metrics
+        self._connections = Connections()
+        self._admission = Admission(
+            link,
+            settings.queue_requests,
+            settings.session_requests,
+            settings.engine_requests or 2 * settings.batch_size,
+            settings.batch_size,
+            settings.resend_window_s,
+        )
+        self.answers = Answers(settings.answer_memory, settings.answer_memory_bytes)
+        self._ids = itertools.count(1)
+        self._awaited = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.engine_ready = False
+        self.draining = False
+        metrics.queue_depth.set_function(lambda: self._admission.depth)
+        metrics.left_queue.set_function(lambda: self._admission.waiting_for_nobody)
+
+    # ------------------------------------------------------------------ taken
+
+    @property
+    def depth(self) -> int:
+        """Requests held for the engine, unanswered."""
+        return self._admission.depth
+
+    def start(self) -> None:
+        """Begin to give requests to the engine."""
+        self._admission.start()
+
+    def next_id(self) -> int:
+        """An id for a new job."""
+        return next(self._ids)
+
+    def submit(self, session: bytes, computation: Computation, job: Job, sink: Sink) -> None:
+        """Take a request that is computed for whoever listens to its computation.
+
+        Args:
+            session: its id.
+            computation: to be begun.
+            job: for the engine.
+            sink: hears the engine's events.
+
+        Raises:
+            EngineUnavailableError: there is no engine, or the service is going down.
+            OverloadedError: there is no place for it.
+        """
+        self._require_engine()
+
+        def dropped() -> None:
+            self._metrics.left.labels("never_back").inc()
+            self.end(session, computation, None)
+
+        computation.request = self._admission.submit(
+            job, job.session, sink, dropped, job.point == PICTURE_POINT
+        )
+        self.answers.begin(session, computation)
+        self._idle.clear()
+
+    async def wait_for(self, job: Job) -> JobEvent:
+        """Take a request that ends with one event, and wait for that.
+
+        Raises:
+            BridgeError: the engine refused it; or as `submit`.
+        """
+        self._require_engine()
+        done: asyncio.Future[JobEvent | BridgeError] = asyncio.get_running_loop().create_future()
+
+        def hear(said: JobEvent | BridgeError) -> None:
+            if not done.done():  # the client may be gone
+                done.set_result(said)
+
+        request = self._admission.submit(job, job.session, hear, lambda: None)
+        self._awaited += 1
+        self._idle.clear()
+        try:
+            said = await done
+        finally:
+            self._admission.withdraw(request)
+            self._awaited -= 1
+            self._rest()
+        if isinstance(said, Failed):
+            said = said.error
+        if isinstance(said, BridgeError):
+            raise said
+        return said
+
+    def join(self, computation: Computation) -> None:
+        """A request id that is being computed has come again."""
+        self._metrics.joined.inc()
+        if computation.request is not None:
+            self._admission.rejoin(computation.request)
+
+    def _require_engine(self) -> None:
+        if self.draining:
+            raise EngineUnavailableError("this service is going down; send the frame elsewhere")
+        if not self.engine_ready:
+            raise EngineUnavailableError("the engine is starting; send the frame again")
+
+    # ------------------------------------------------------------------ left and ended
+
+    def leave(self, computations: list[Computation], context: Any, cancelled: bool = True) -> None:
+        """The last who waited for these are gone.
+
+        After an exceeded deadline or a cancellation nobody wants them. After a connection that
+        broke, whoever it was will send them again: until then they go last. gRPC does not tell the
+        two apart, the system's table of connections does.
+        """
+        if not computations:
+            return
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s <= 0:
+            self._withdraw(computations, "deadline")
+            return
+        for computation in computations:
+            if computation.request is not None:
+                self._admission.leave(computation.request)
+        if not cancelled:
+            self._metrics.left.labels("lost").inc(len(computations))
+            return
+
+        async def look(peer: str) -> None:
+            if await self._connections.gone(peer):
+                self._metrics.left.labels("lost").inc(len(computations))
+            else:
+                self._withdraw([c for c in computations if not c.heard], "cancelled")
+
+        self._later(look(context.peer()))
+
+    def _withdraw(self, computations: list[Computation], how: str) -> None:
+        for computation in computations:
+            if computation.request is not None and computation.request.state != "over":
+                self._metrics.left.labels(how).inc()
+                self._admission.withdraw(computation.request)
+                self.answers.end(bytes.fromhex(computation.request.job.session), computation, None)
+        self._rest()
+
+    def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
+        """A computation is over; an answer, if there is one, is remembered."""
+        self.answers.end(session, computation, answer)
+        self._rest()
+
+    def forget(self, session: bytes) -> None:
+        """A session is no longer held: refuse what it waits for, so that it negotiates again."""
+        self._admission.end(
+            session.hex(),
+            UnknownSessionError("this service no longer holds that session: negotiate again"),
+        )
+        self.answers.forget(session)
+        self._later(self._link.tell(Forget(session.hex())))
+
+    def _rest(self) -> None:
+        """Something is over; perhaps it was the last."""
+        if not self.answers.running and not self._awaited:
+            self._idle.set()
+
+    # ------------------------------------------------------------------ the end
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new; wait for what is under way. True if it all ended in time."""
+        self.draining = True
+        self._admission.forget_left()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Give the engine nothing more."""
+        await self._admission.stop()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
