@@ -1,6 +1,15 @@
-"""The service: receive → decode → project → inject → answer.
+"""The service. One frame, from its bytes to its answer, and what each process and thread may touch:
 
-Two processes: a front end (gRPC, sessions, metrics; no tensor library) and one engine per device,
-which owns the large model. Knows the contract (`protos`) and the base and serving modules of
-`projector`; knows nothing of the edge agent or of any reference model.
+    front end, one asyncio thread: sessions, queues, answers; never a tensor library
+      Receiver._read → ._take      frontend/receive.py     parse, digest, point, credit
+      UnderWay.submit → Admission  frontend/under_way.py   fair turns; FrontLink.submit (ZeroMQ)
+    engine, thread `engine-link`: the socket and two queues, so that heartbeats go on
+      EngineLink._run              engine/link.py          Job in, events out
+    engine, main thread: the model, scenes and latents; in engine/process.py, step by step
+      TransformersEngine.step      engine/transformers.py  decode → project → inject → answer,
+                                                           each a file of that name in engine/
+    engine, thread `pictures`: files and pixels, never the weights (engine/reader.py)
+    front end again: Teller.hear → Computation → Outbox → Teller.write (frontend/tell.py)
+
+A third process, the spare (engine/spare.py), has everything loaded and makes engines by fork.
 """
