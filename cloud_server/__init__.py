@@ -1,4 +1,4 @@
-"""The service. One frame, from its bytes to its answer, and what each process and thread may touch:
+"""The service. One frame, from its bytes to its answer, and what each process and thread may touch.
 
     front end, one asyncio thread: sessions, queues, answers; never a tensor library
       Receiver._read → ._take      frontend/receive.py     parse, digest, point, credit

@@ -114,7 +114,7 @@ RECIPES = {
                 ),
             ),
         ),
-        ("tests/cloud_server/test_engine_contract.py", (("NAMES = [", '"capitals", '),)),
+        ("tests/cloud_server/engine/test_contract.py", (("NAMES = [", '"capitals", '),)),
         "capitals or under_contract",
     ),
 }

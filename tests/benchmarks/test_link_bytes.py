@@ -11,8 +11,8 @@ from edge_agent.uplink.dial import dial_insecure
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from reference.demo.relay import Relay
-from tests.cloud_server.test_service import Edge, running
-from tests.cloud_server.test_service import paths as paths  # noqa: PLC0414 - a fixture
+from tests.cloud_server.conftest import paths as paths  # noqa: PLC0414 - a fixture
+from tests.cloud_server.front_end import Edge, running
 
 FRAMES = 60
 GRPC_AND_HTTP2_BYTES = 5 + 9

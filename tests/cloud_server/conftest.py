@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +62,17 @@ def client(server: stage.Server) -> Iterator[stage.Client]:
         made = stage.Client(channel)
         made.negotiate()
         yield made
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "bundle.json").write_text("{}")
+    return {"model": tmp_path, "bundles": [tmp_path]}
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """Socket paths are short; the directories of tests may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 from PIL import Image
 
+from cloud_server.engine.jobs import Offer
 from cloud_server.settings import PREFIX
 from projector.codec.encoder import Encoder
 from protos.calls import SESSION_METADATA_KEY
@@ -26,7 +27,7 @@ from protos.header import Header, pack_header
 from protos.layout import KVLayout, RopeSpec
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.points import PICTURE_POINT, RAW_KV_FP8, OperatingPoint
+from protos.points import PICTURE_POINT, RAW_KV_FP8, OperatingPoint, points_to_json
 from protos.quantize import QUANTIZERS
 from protos.requests import seal
 from protos.state import KVState
@@ -306,3 +307,21 @@ def running_server(
             process.wait()
         reader.join(timeout=5)
         process.stdout.close()
+
+
+def offer() -> Offer:
+    """Of a bundle that no engine has."""
+    made = encoder()
+    return Offer(
+        bundle_id="fake",
+        bundle_version="1",
+        bundle_digest="b" * 64,
+        encoder_digest=made.digest,
+        source_fingerprint=SOURCE.fingerprint,
+        source_layout_json=SOURCE.to_json(),
+        target_layout_json="{}",
+        operating_points_json=points_to_json(made.points),
+        default_point="fp8",
+        ladder=["uniform", "fp8"],
+        encoder=made.to_bytes(),
+    )

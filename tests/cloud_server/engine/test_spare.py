@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,8 @@ from cloud_server.engine import supervisor
 from cloud_server.engine.spawn import FromSpare
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
-from tests.cloud_server.test_service import Running, paths, running
-
-__all__ = ["paths"]
-
-PAUSE = threading.Event()
-
-
-def children(parent: int) -> dict[int, str]:
-    """Process ids and command lines of a process's children."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-            except (OSError, ValueError):
-                continue  # it has ended
-    return found
-
-
-def spare_of(front_end: int) -> int:
-    (spare,) = [pid for pid, command in children(front_end).items() if "--spare" in command]
-    return spare
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if holds():
-            return
-        PAUSE.wait(0.05)
-    raise AssertionError("it never came to be")
+from tests.cloud_server.front_end import Running, running
+from tests.cloud_server.processes import PAUSE, alive, children, spare_of, until
 
 
 async def _died_and_back(server: Running, restarts: int) -> None:

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_server.frontend import canary
 from cloud_server.frontend.canary import SESSION
-from tests.cloud_server.test_service import Running, make, paths, running  # noqa: F401
-from tests.cloud_server.test_spare import spare_of
+from tests.cloud_server.front_end import Running, make, running
+from tests.cloud_server.processes import spare_of
 
 
 async def asked(server: Running, outcome: str) -> float:

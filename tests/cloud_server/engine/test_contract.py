@@ -25,6 +25,8 @@ from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
 NAMES = ["transformers"]
+
+
 LAST = (Answered, Failed, Dropped)
 
 

@@ -1,0 +1,25 @@
+"""The running batch."""
+
+from __future__ import annotations
+
+import torch
+
+from cloud_server.engine.batch import RunningBatch
+from projector.models.vlm import VLM
+from tests.cloud_server.conftest import Files
+
+
+def test_columns_that_no_row_sees_any_more_are_cut_out(files: Files) -> None:
+    vlm = VLM.load(files.model)
+    batch: RunningBatch[str] = RunningBatch(vlm)
+    layout = vlm.layout
+    shape = (layout.layers, 1, layout.kv_heads, layout.tokens, layout.head_dim)
+    torch.manual_seed(0)
+    scene = vlm.scene_cache(torch.randn(shape), torch.randn(shape))
+    batch.join(scene, [vlm.question_ids("what " * 50)], ["long"], [1])
+    batch.join(scene, [vlm.question_ids("Q")], ["short"], [8])
+    held = scene[0][0].shape[2]
+    batch.leave()
+    assert [row.owner for row in batch.rows] == ["short"]
+    width = batch._layers[0][0].shape[2]
+    assert width == held + len(vlm.question_ids("Q"))

@@ -1,0 +1,121 @@
+"""The front end on the test's own event loop, with an engine that has no model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import aiohttp
+import grpc
+
+from cloud_server.engine.spawn import spawn_engine
+from cloud_server.frontend.service import Service
+from cloud_server.settings import load
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from tests.cloud_server import stage
+
+FAST = {
+    "port": 0,
+    "metrics_port": 0,
+    "engine": "fake",
+    "heartbeat_s": 0.05,
+    "restart_backoff_s": 0.01,
+    "drain_s": 0.1,
+    "log_level": "error",
+}
+
+
+class Edge(stage.Client):
+    """A client on the event loop."""
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)
+
+    async def meet(self) -> pb.NegotiateResponse:
+        self.session = await super().negotiate()
+        reply: pb.NegotiateResponse = self.session
+        return reply
+
+    def open(self) -> Any:
+        return bridge_pb2_grpc.BridgeStub(self.channel).Infer(metadata=self.metadata, timeout=120)
+
+    async def say(self, question: str, seed: int = 0) -> pb.InferEvent:
+        """One request on a stream of its own; its last event."""
+        call = self.open()
+        await call.write(self.frame(seed=seed, question=question))
+        await call.done_writing()
+        events = [event async for event in call]
+        last: pb.InferEvent = events[-1]
+        return last
+
+
+class Running:
+    def __init__(self, service: Service, task: asyncio.Task[None], ready: dict[str, Any]) -> None:
+        self.service, self.task = service, task
+        self.port, self.metrics_port = ready["port"], ready["metrics_port"]
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.port}",
+            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
+        )
+
+    async def edge(self) -> Edge:
+        edge = Edge(self.channel)
+        await edge.meet()
+        return edge
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.metrics_port}{path}") as reply,
+        ):
+            return reply.status, await reply.text()
+
+    async def metric(self, name: str) -> float:
+        lines = (await self.get("/metrics"))[1].splitlines()
+        found = [
+            line.split()[1] for line in lines if line.startswith(f"neural_bridge_cloud_{name} ")
+        ]
+        return float(found[0]) if found else 0.0
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        async def poll() -> None:
+            while not await holds():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(poll(), 120)
+
+
+def make(paths: dict[str, Any], announce: Callable[[str], None], **settings: Any) -> Service:
+    return Service(
+        load(paths | FAST | settings, environ={}),
+        announce,
+        partial(spawn_engine, module="tests.cloud_server.fake_engine"),
+    )
+
+
+@asynccontextmanager
+async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Running]:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    service = make(paths, lines.put_nowait, **settings)
+    task = asyncio.create_task(service.run())
+    line = asyncio.create_task(lines.get())
+    await asyncio.wait({task, line}, return_when=asyncio.FIRST_COMPLETED, timeout=120)
+    if task.done():
+        line.cancel()
+        await task
+    made = Running(service, task, json.loads(line.result()))
+    try:
+        yield made
+    finally:
+        await made.channel.close()
+        service.stop()
+        await task
+
+
+async def at_least(value: Any, least: float) -> bool:
+    return bool(await value >= least)

@@ -1,0 +1,285 @@
+"""Requests of Infer streams: credit, advice, ids, events on a call apart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from protos.calls import EVENTS_APART
+from protos.digest import derived_id
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from tests.cloud_server.front_end import running
+
+
+def test_a_request_beyond_the_credit_is_refused_as_overload_and_may_be_sent_again(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, max_in_flight=2) as server:
+            edge = await server.edge()
+            call = edge.open()
+            for seed in range(3):
+                await call.write(edge.frame(seed=seed, question="hold"))
+            seen = []
+            while not seen or not seen[-1].HasField("refused"):
+                seen.append(await call.read())
+            assert seen[-1].refused.code == 501 and seen[-1].refused.retryable
+            assert seen[-1].frame_number == 2
+            assert (await edge.say("release", seed=9)).HasField("answer")
+            answered = set()
+            while len(answered) < 2:
+                event = await call.read()
+                if event.HasField("answer"):
+                    answered.add(event.frame_number)
+            await call.write(edge.frame(seed=2, number=2, question="count 1"))
+            while event.frame_number != 2 or not event.HasField("answer"):
+                event = await call.read()
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("id_left_out", [False, True])
+def test_another_frame_under_a_used_number_and_id_never_gets_the_first_ones_answer(
+    paths: dict[str, Any], id_left_out: bool
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            id = b"" if id_left_out else b"12345678"
+
+            async def say(seed: int, question: str) -> pb.InferEvent:
+                call = edge.open()
+                await call.write(edge.frame(seed, question, number=5, request_id=id))
+                await call.done_writing()
+                return [event async for event in call][-1]
+
+            assert not (await say(1, "count 2")).answer.from_memory
+            assert (await say(1, "count 2")).answer.from_memory, "it was resent unchanged"
+            other = await say(2, "count 2")
+            assert other.refused.code == 203 and not other.refused.retryable
+            assert (await say(1, "count 2")).answer.from_memory
+
+    asyncio.run(scene())
+
+
+def test_requests_beyond_the_queue_are_refused_whatever_their_stream(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, queue_requests=2) as server:
+            edge = await server.edge()
+            call = edge.open()
+            for seed in range(2):
+                await call.write(edge.frame(seed=seed, question="hold"))
+                await call.read()
+            refused = (await edge.say("release")).refused
+            assert refused.code == 501 and refused.retryable
+            assert await server.metric("queue_depth") == 2
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_long_queue_lowers_the_credit_and_a_short_one_gives_it_back(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, queue_requests=4, max_in_flight=8) as server:
+            edge = await server.edge()
+            call = edge.open()
+            advised: list[pb.RateAdvice] = []
+            held = 0
+
+            async def heard(done: Callable[[pb.InferEvent], bool]) -> None:
+                event = await call.read()
+                while not done(event):
+                    if event.HasField("rate_advice"):
+                        assert not event.request_id
+                        advised.append(event.rate_advice)
+                    event = await call.read()
+
+            for seed in range(3):
+                await call.write(edge.frame(seed=seed, question="hold"))
+                await heard(lambda e: e.HasField("accepted"))
+                held += 1
+            await call.write(edge.frame(seed=3, question="count 1"))
+            await heard(lambda e: e.HasField("answer") and e.frame_number == 3)
+            (less,) = advised
+            assert (less.max_in_flight, less.cause) == (2, "load")
+            assert less.point == edge.session.default_point
+            assert (await edge.say("release", seed=9)).HasField("answer")
+            for _ in range(held):
+                await heard(lambda e: e.HasField("answer"))
+            await call.write(edge.frame(seed=4, question="count 1"))
+            await heard(lambda e: e.HasField("answer"))
+            assert [a.max_in_flight for a in advised] == [2, 8]
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_request_without_an_id_is_known_by_its_session_and_frame_number(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            request = edge.frame(seed=1, question="count 1", request_id=b"")
+            told = derived_id(edge.session.session_constants, 1)
+            calls = [edge.open(), edge.open()]
+            for call in calls:
+                await call.write(request)
+                while not (event := await call.read()).HasField("answer"):
+                    assert event.request_id == told
+                assert event.request_id == told
+                assert event.answer.from_memory == (call is calls[1])
+            await calls[1].write(edge.frame(seed=1, number=1, question="another", request_id=b""))
+            again = await calls[1].read()
+            assert again.refused.code == 203 and again.request_id == told
+            blank = edge.frame(seed=2, question="  ", request_id=b"")
+            await calls[1].write(blank)
+            refused = await calls[1].read()
+            assert refused.refused.code == 401
+            assert refused.request_id == derived_id(edge.session.session_constants, 2)
+            for call in calls:
+                call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_events_apart_come_on_their_own_call_and_end_their_infer_calls_when_it_goes(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            stub = bridge_pb2_grpc.BridgeStub(server.channel)
+
+            def infer() -> Any:
+                return stub.Infer(metadata=(*edge.metadata, EVENTS_APART), timeout=120)
+
+            async def open_events() -> Any:
+                request = pb.EventsRequest(session_id=edge.session.session_id)
+                call = stub.Events(request, timeout=120)
+                await call.initial_metadata()
+                return call
+
+            async def end(call: Any) -> tuple[grpc.StatusCode, str]:
+                code, trailer = await call.code(), dict(await call.trailing_metadata())
+                return code, trailer.get("nb-error-code", "")
+
+            assert await end(infer()) == (grpc.StatusCode.UNAVAILABLE, "502")
+            events, first, second = await open_events(), infer(), infer()
+            await first.write(edge.frame(seed=1, question="count 1"))
+            await second.write(edge.frame(seed=2, question="count 1"))
+            answered = set()
+            while answered != {1, 2}:
+                event = await events.read()
+                if event.HasField("answer"):
+                    answered.add(event.frame_number)
+            await first.done_writing()
+            assert await first.read() is grpc.aio.EOF and await first.code() == grpc.StatusCode.OK
+            held = edge.frame(seed=3, question="hold")
+            await second.write(held)
+            assert (await events.read()).HasField("accepted")
+            newer = await open_events()
+            assert await events.read() is grpc.aio.EOF
+            assert await end(second) == (grpc.StatusCode.UNAVAILABLE, "502")
+            third = infer()
+            await third.write(held)
+            assert (await newer.read()).HasField("accepted")
+            assert (await edge.say("release")).HasField("answer")
+            while not (event := await newer.read()).HasField("answer"):
+                pass
+            assert event.request_id == held.request_id
+            assert await server.metric("joined_requests_total") == 1
+            newer.cancel()
+            assert await end(third) == (grpc.StatusCode.UNAVAILABLE, "502")
+            assert await end(stub.Events(pb.EventsRequest(session_id=bytes(16)))) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "303",
+            )
+
+    asyncio.run(scene())
+
+
+def test_a_message_above_grpcs_own_cap_ends_its_stream_and_no_answer_is_lost(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            held, elsewhere = (
+                edge.frame(seed=1, question="hold"),
+                edge.frame(seed=2, question="hold"),
+            )
+            cut, other = edge.open(), edge.open()
+            await cut.write(held)
+            await other.write(elsewhere)
+            assert (await cut.read()).HasField("accepted")
+            assert (await other.read()).HasField("accepted")
+            huge = edge.frame(seed=3)
+            huge.frame.payload = bytes(edge.session.limits.max_picture_bytes + (17 << 20))
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await cut.write(huge)
+                await cut.read()
+            assert ended.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"larger than max ({huge.ByteSize()} vs. " in str(ended.value.details())
+            assert "nb-error-code" not in dict(ended.value.trailing_metadata())
+            again = edge.open()
+            await again.write(held)
+            assert (await again.read()).HasField("accepted")
+            await edge.say("release", seed=9)
+            for call, request in ((again, held), (other, elsewhere)):
+                while not (event := await call.read()).HasField("answer"):
+                    pass
+                assert event.request_id == request.request_id
+                call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_frame_number_that_is_taken_is_refused_by_name_and_the_scene_stays(
+    paths: dict[str, Any],
+) -> None:
+    async def work() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            first = edge.frame(seed=1, number=7, question="count 1")
+            call = edge.open()
+
+            async def end(request: pb.InferRequest) -> pb.InferEvent:
+                await call.write(request)
+                while True:
+                    event = await call.read()
+                    if event.WhichOneof("event") in ("answer", "refused"):
+                        return event  # type: ignore[no-any-return]
+
+            assert (await end(first)).HasField("answer")
+            refused = (await end(edge.frame(seed=2, number=7, question="count 1"))).refused
+            assert refused.code == 308 and refused.name == "frame_number"
+            assert "7" in refused.message and not refused.retryable
+            assert first.request_id.hex() in refused.message
+            assert (await end(first)).answer.from_memory
+            bad = edge.frame(seed=3, number=8, question="no")
+            assert (await end(bad)).refused.code == 401
+            assert (await end(edge.frame(seed=3, number=8, question="count 1"))).HasField("answer")
+            another = await server.edge()
+            assert (await another.say("count 1", seed=7)).HasField("answer")
+            assert (await edge.say("die", seed=9)).refused.code == 502
+
+            async def back() -> bool:
+                return (await edge.say("count 1", seed=10)).HasField("answer")
+
+            await server.until(back)
+            again = edge.frame(seed=2, number=7, question="count 1")
+            assert (await end(again)).HasField("answer"), "nothing is held under it any more"
+            call.cancel()
+
+    asyncio.run(work())

@@ -1,0 +1,123 @@
+"""Which sessions are held: floods push out their own."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from typing import Any
+
+from cloud_server.frontend.sessions import Reports, Session, Sessions
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.quantize import QUANTIZERS
+from tests.cloud_server import stage
+from tests.cloud_server.front_end import Edge, running
+
+
+def test_devices_that_work_keep_their_sessions_through_a_flood_of_empty_ones(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        few = {"sessions": 4, "fresh_sessions": 16, "negotiations_per_s": 0.0}
+        async with running(paths, **few) as server:
+            working = [await server.edge() for _ in range(4)]
+            for edge in working:
+                assert (await edge.say("count 1")).HasField("answer")
+            flood = Edge(server.channel)
+            for _ in range(200):
+                await flood.meet()
+            for edge in working:
+                assert (await edge.say("count 1", seed=1)).HasField("answer")
+            assert await server.metric("sessions") == 4 + 16
+            assert await server.metric("fresh_sessions") == 16
+            assert await server.metric("sessions_dropped_total") == 200 - 16
+
+    asyncio.run(scene())
+
+
+def _sessions(most: int, fresh: int, memory: int = 1 << 20) -> tuple[Sessions, list[Session]]:
+    dropped: list[Session] = []
+    made = Sessions(most, fresh, memory, dropped.append)
+    made.offer([stage.offer()])
+    return made, dropped
+
+
+def _open(sessions: Sessions, peer: str) -> Session:
+    return sessions.open(stage.SOURCE, tuple(QUANTIZERS), "", peer)
+
+
+def test_a_new_device_survives_a_flood_from_another_address() -> None:
+    sessions, dropped = _sessions(8, 8)
+    quiet = _open(sessions, "10.0.0.1")
+    for _ in range(100):
+        _open(sessions, "10.0.0.2")
+    assert sessions.get(quiet.id) is quiet
+    assert {session.peer for session in dropped} == {"10.0.0.2"}
+
+
+def test_an_address_that_makes_its_sessions_work_pushes_out_its_own() -> None:
+    sessions, dropped = _sessions(8, 8)
+    quiet = [_open(sessions, f"10.0.0.{i}") for i in range(4)]
+    for session in quiet:
+        sessions.worked(session)
+    for _ in range(100):
+        sessions.worked(_open(sessions, "10.0.0.9"))
+    assert {session.peer for session in dropped} == {"10.0.0.9"}
+    assert len(sessions) == 8
+
+
+def test_among_addresses_of_one_session_each_the_longest_unused_goes_first() -> None:
+    sessions, dropped = _sessions(3, 8)
+    made = [_open(sessions, f"10.0.0.{i}") for i in range(4)]
+    for session in made[:3]:
+        sessions.worked(session)
+    sessions.get(made[0].id)
+    sessions.worked(made[3])
+    assert dropped == [made[1]]
+
+
+def test_a_session_takes_no_more_memory_than_it_is_counted_with() -> None:
+    sessions, _ = _sessions(10_000, 10_000, memory=256 << 10)
+    for index in range(64):
+        _open(sessions, f"10.0.1.{index}")
+    report = pb.DistortionReport(quantize=0.5, dropped_attention=0.5, latent_residual=0.5)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    made = [_open(sessions, f"10.0.{i // 200}.{i % 200}") for i in range(2000)]
+    assert (tracemalloc.get_traced_memory()[0] - before) / len(made) < 2048
+    before = tracemalloc.get_traced_memory()[0]
+    for session in made[:100]:
+        for number in range(100):
+            sessions.remember_report(session, number, report, "", [])
+    assert tracemalloc.get_traced_memory()[0] - before < 256 << 10
+    tracemalloc.stop()
+    assert sessions.report(made[99], 99)[0] == report
+
+
+def test_reports_of_all_sessions_together_are_bounded() -> None:
+    reports = Reports(100)
+    for number in range(1000):
+        reports.put((b"%d" % (number % 7), number), (pb.DistortionReport(), "", []))
+    assert len(reports) == 100
+    assert reports.get((b"%d" % (999 % 7), 999)) is not None and reports.get((b"0", 0)) is None
+
+
+def test_a_session_pushed_out_by_newer_ones_is_refused_with_303_and_negotiates_again(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, sessions=1) as server:
+            first = await server.edge()
+            call = first.open()
+            await call.write(first.frame(seed=1, question="count 1"))
+            while not (await call.read()).HasField("answer"):
+                pass
+            assert (await (await server.edge()).say("count 1")).HasField("answer")
+            await call.write(first.frame(seed=2, question="count 1"))
+            event = await call.read()
+            assert event.refused.code == 303 and event.refused.retryable
+            call.cancel()
+            await first.meet()
+            assert (await first.say("count 2")).answer.tokens == 2
+            assert await server.metric("sessions") == 1
+
+    asyncio.run(scene())
