@@ -20,7 +20,7 @@ from protos.errors import NoFeedbackError
 def compress(
     work: Work, scene: Scene, scenes: SceneMemory, bundle: Bundle | None, model: VLM | LM
 ) -> Compressed:
-    """A scene's state, as the model holds it, through the bundle's way back.
+    """A scene's state, as the model holds it, encoded by the bundle's feedback half.
 
     Args:
         work: its job names the operating point.
@@ -44,7 +44,7 @@ def compress(
         model.positions,
         torch.full((1, tokens), 1 / tokens),
     )[0]
-    encoded = encoder.encode(state, encoder.point(job.back), np.ones(tokens, dtype=np.bool_))
+    encoded = encoder.encode(state, encoder.point(job.feedback), np.ones(tokens, dtype=np.bool_))
     return Compressed(
         job=job.id,
         queue_s=work.queue_s,

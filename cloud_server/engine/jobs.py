@@ -1,4 +1,4 @@
-"""What the front end and the engine say to each other: jobs down, what became of them up.
+"""The messages between the front end and the engine: jobs down, events up.
 
 Knows names, fields and their bytes: a message is a JSON header, then raw buffers for the fields
 that are bytes (no pickle). Knows no socket and no tensor library.
@@ -8,7 +8,7 @@ that are bytes (no pickle). Knows no socket and no tensor library.
       │ ◀── Offer, Offer, …, Ready (or Broken) ─── │
       │ ─── Job ──────────────────────────────────▶│
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
-      │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for the way back
+      │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
       │ ─── Cancel ───────────────────────────────▶│   Dropped, if it still could
       │ ─── Forget (a session's scenes) ──────────▶│
       │ ─── Shutdown ─────────────────────────────▶│
@@ -32,7 +32,7 @@ MAX_HEADER_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Job:
-    """A frame with or without a question; or of a scene that is held, a question or the way back.
+    """A frame with or without a question; or a question about a held scene; or its feedback.
 
     Attributes:
         id: counts up over the life of the front end.
@@ -42,15 +42,14 @@ class Job:
         question: empty to just hold the scene.
         max_new_tokens: at most so many tokens, at least 1.
         received_ns: when the request's last byte was there (the host's monotonic clock).
-        bundle: digest of the bundle that decodes the frame, or encodes the way back; empty where
-            there is neither.
-        point: index of the frame's operating point; -1 where there is no frame.
+        bundle: digest of the bundle that decodes the frame, or encodes the feedback; else empty.
+        point: index of the frame's operating point; -1 without a frame.
         kept: which tokens of the frame's grid the body holds, one byte (0 or 1) a token.
         body: what the quantizer wrote, or a picture file.
         base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
         differences: 1 if the body holds differences to the base.
-        back: index of the operating point at which the scene's own state is to be sent back; -1
-            where it is not.
+        feedback: index of the operating point at which the scene's own state is to be sent to the
+            edge; -1 if it is not.
         hold: 0 if the frame's scene is for this question alone, and takes no other one's place.
     """
 
@@ -67,12 +66,12 @@ class Job:
     body: bytes = b""
     base: int = -1
     differences: int = 0
-    back: int = -1
+    feedback: int = -1
     hold: int = 1
 
     @property
     def has_frame(self) -> bool:
-        """False for a question about a scene that is held, and for its way back."""
+        """False for a question about a scene that is held, and for feedback."""
         return self.point >= 0
 
     @property
@@ -116,10 +115,10 @@ class Offer:
 
     Attributes:
         encoder: the edge half, as `FetchEncoder` sends it.
-        reverse_decoder: the edge's half of the way back, likewise; empty where there is none.
-        reverse_points_json: operating points of the way back; empty where there is none.
-        verdict: whether the bundle's map beats its controls, as its certificate says
-            (`projector.bundle.certificate`); empty where it does.
+        feedback_decoder: the edge's half of feedback, as `FetchEncoder` sends it; empty without.
+        feedback_points_json: operating points of feedback; empty without.
+        verdict: empty if the certificate says that the bundle's map beats its controls; else what
+            it says (`projector.bundle.certificate`).
         why: the reason for a verdict.
     """
 
@@ -134,20 +133,20 @@ class Offer:
     default_point: str
     ladder: list[str]
     encoder: bytes
-    reverse_decoder: bytes = b""
-    reverse_points_json: str = ""
+    feedback_decoder: bytes = b""
+    feedback_points_json: str = ""
     verdict: str = ""
     why: str = ""
 
     @property
     def doubt(self) -> str:
-        """What the certificate does not vouch for, in words; empty where it does."""
+        """What the certificate does not vouch for, in words; else empty."""
         return f"{self.verdict}: {self.why}" if self.verdict else ""
 
     @property
-    def reverse_decoder_digest(self) -> str:
-        """SHA-256 hex, empty where there is no way back."""
-        return hashlib.sha256(self.reverse_decoder).hexdigest() if self.reverse_decoder else ""
+    def feedback_decoder_digest(self) -> str:
+        """SHA-256 hex; empty if the bundle has no feedback."""
+        return hashlib.sha256(self.feedback_decoder).hexdigest() if self.feedback_decoder else ""
 
 
 @dataclass(frozen=True)
@@ -229,11 +228,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class Compressed:
-    """Last event of a job for the way back: the state that the engine holds of the scene.
+    """Last event of a job for feedback: the state that the engine holds of the scene.
 
     Attributes:
         compress_s: un-rotating and encoding it.
-        quantize: see `protos.distortion`, as the other two, in the cloud's latents.
+        quantize: in the cloud's latents, like the next two; defined in `protos.distortion`.
         body: what the quantizer wrote of every token.
     """
 
@@ -251,7 +250,7 @@ class Failed:
     """Last event of a job that the engine refused.
 
     Attributes:
-        retry_after_s: when it may be sent again; 0 where that is not known.
+        retry_after_s: when it may be sent again; 0 if that is not known.
         cause: of an `OverloadedError`.
     """
 

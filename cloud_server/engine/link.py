@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import queue
-import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -42,79 +38,10 @@ from cloud_server.engine.jobs import (
     pack,
     unpack,
 )
-from protos.errors import BridgeError, ConfigError, EngineUnavailableError
-from protos.process.files import temporary_folder
+from protos.errors import BridgeError, EngineUnavailableError
 
-_MAX_SOCKET_PATH = 100
-_ELSEWHERE = "give --engine-socket-dir, a short path that this user may write (or set TMPDIR)"
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes what becomes of one job: its events, or the error that the link itself ended it with."""
-
-
-class SocketDirectory:
-    """An owner-only directory for sockets, held by one front end at a time.
-
-    Args:
-        path: created if it is not there; `None` makes a temporary one, removed by `close`.
-
-    Raises:
-        ConfigError: others can open it, it is not ours, its path is too long for a socket, or
-            another front end uses it.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._temporary = path is None
-        if path is None:
-            path = temporary_folder("neural-bridge-", _ELSEWHERE)
-        else:
-            path = path.absolute()
-            try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"engine socket directory {path}: {error.strerror}") from error
-            entry = path.stat()
-            if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.geteuid():
-                raise ConfigError(f"engine socket directory {path} belongs to another user")
-            if entry.st_mode & 0o077:
-                raise ConfigError(
-                    f"engine socket directory {path} is open to others; run chmod 700 on it"
-                )
-        self.path = path
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/engine.sock"):
-            self._remove()
-            raise ConfigError(
-                f"engine socket directory {path}: the path is too long for a socket "
-                f"(at most {_MAX_SOCKET_PATH - len('/engine.sock')} bytes): {_ELSEWHERE}"
-            )
-        try:
-            self._lock: IO[bytes] = (path / "lock").open("wb")
-        except OSError as error:
-            self._remove()
-            raise ConfigError(
-                f"engine socket directory {path} cannot be written: {error.strerror or error}: "
-                f"{_ELSEWHERE}"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ConfigError(
-                f"engine socket directory {path} is in use by another cloud-server"
-            ) from error
-
-    @property
-    def engine_address(self) -> str:
-        """Where the front end listens for its engine."""
-        return f"ipc://{self.path / 'engine.sock'}"
-
-    def close(self) -> None:
-        """Let go of the directory."""
-        self._lock.close()
-        self._remove()
-
-    def _remove(self) -> None:
-        if self._temporary:
-            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class FrontLink:

@@ -80,8 +80,8 @@ def offer(bundle: Bundle) -> Offer:
         default_point=names[info.default_point],
         ladder=[names[index] for index in info.ladder],
         encoder=bundle.encoder.to_bytes(),
-        reverse_decoder=feedback.decoder.to_bytes() if feedback else b"",
-        reverse_points_json=points_to_json(feedback.decoder.points) if feedback else "",
+        feedback_decoder=feedback.decoder.to_bytes() if feedback else b"",
+        feedback_points_json=points_to_json(feedback.decoder.points) if feedback else "",
         verdict="" if verdict.good else verdict.state,
         why=verdict.why,
     )

@@ -13,11 +13,11 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from cloud_server.engine.jobs import Broken, Message, Offer, Ready, Shutdown, Status
 from cloud_server.engine.link import FrontLink
 from cloud_server.engine.spawn import EngineProcess, Spawn
-from cloud_server.frontend.descriptors import Reserve
 from cloud_server.settings import Settings
 from protos.errors import BridgeError, EngineUnavailableError, from_code
 from protos.process.logs import Logger
@@ -33,6 +33,7 @@ class Supervisor:
     Args:
         settings: time limits and back-off.
         spawn: starts the process.
+        lent: a context in which descriptors held in reserve are free, to start a process with.
         on_ready: called with the bundles that a freshly started engine offers.
         on_lost: called when the engine is gone.
         on_status: called with each of the engine's heartbeats.
@@ -43,12 +44,13 @@ class Supervisor:
         self,
         settings: Settings,
         spawn: Spawn,
+        lent: Callable[[], AbstractContextManager[None]],
         on_ready: Callable[[list[Offer]], None],
         on_lost: Callable[[], None],
         on_status: Callable[[Status], None],
         log: Logger,
     ) -> None:
-        self._settings, self._spawn, self._log = settings, spawn, log
+        self._settings, self._spawn, self._lent, self._log = settings, spawn, lent, log
         self._on_ready, self._on_lost, self._on_status = on_ready, on_lost, on_status
         self._offers: list[Offer] = []
         self._status: Status | None = None
@@ -87,10 +89,6 @@ class Supervisor:
             BridgeError: the very first engine says that it cannot start, with its reason;
                 EngineUnavailableError if it dies silently several times in a row.
         """
-        with contextlib.closing(Reserve()) as reserve:
-            await self._keep(link, reserve)
-
-    async def _keep(self, link: FrontLink, reserve: Reserve) -> None:
         settings = self._settings
         was_ready, failures = False, 0
         while not self._stopping:
@@ -98,7 +96,7 @@ class Supervisor:
             self._offers, self._status, self._broken = [], None, None
             link.expect(identity)
             started = time.monotonic()
-            reason = await self._live(identity, link, reserve, started)
+            reason = await self._live(identity, link, started)
             if not reason:
                 return
             came_up, self.ready = self.ready, False
@@ -124,10 +122,10 @@ class Supervisor:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._pause.wait(), pause)
 
-    async def _live(self, identity: str, link: FrontLink, reserve: Reserve, started: float) -> str:
+    async def _live(self, identity: str, link: FrontLink, started: float) -> str:
         """One engine's life, from its start; returns why it ended, or nothing if it was stopped."""
         try:
-            with reserve.lent():
+            with self._lent():
                 process = await self._spawn(identity)
         except (OSError, RuntimeError) as error:
             # No descriptors, memory, processes or threads left: there may be some in a while.

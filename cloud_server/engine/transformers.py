@@ -361,7 +361,7 @@ class TransformersEngine(Engine):
         """Find the scene that a job without a frame is about; send its state back if asked to."""
         try:
             work.scene = self._scenes.get(work.job.scene)
-            if work.job.back >= 0:
+            if work.job.feedback >= 0:
                 bundle, _ = self._bundles.get(work.job.bundle, (None, None))
                 made = feedback.compress(work, work.scene, self._scenes, bundle, self._model)
                 self._emit(made)

@@ -55,7 +55,8 @@ class FeedbackSender:
             request = parse_feedback_request(raw)
             session = self._sessions.get(request.session_id)
             self._sessions.check(request, session)
-            constants, point = session.back_constants, point_of(session.terms.back, request.point)
+            constants = session.feedback_constants
+            point = point_of(session.terms.feedback, request.point)
             job = Job(
                 id=self._under_way.next_id(),
                 session=session.id.hex(),
@@ -65,7 +66,7 @@ class FeedbackSender:
                 max_new_tokens=1,
                 received_ns=received_ns,
                 bundle=session.offer.bundle_digest,
-                back=point.index,
+                feedback=point.index,
             )
             said = await self._under_way.wait_for(job)
             if not isinstance(said, Compressed):

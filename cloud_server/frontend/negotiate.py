@@ -113,12 +113,12 @@ class Negotiator:
             operating_points_json=points_to_json(terms.points.values()),
             default_point=terms.default_point,
             ladder=terms.ladder,
-            reverse_decoder_digest=offer.reverse_decoder_digest if terms.back else "",
+            reverse_decoder_digest=offer.feedback_decoder_digest if terms.feedback else "",
             bundle_doubt=offer.doubt,
         )
 
     async def fetch_encoder(self, raw: bytes, context: Any) -> AsyncIterator[pb.Chunk]:
-        """Send the edge half of the session's bundle, or the edge's half of its way back."""
+        """Send the edge half of the session's bundle, or of its feedback."""
         try:
             try:
                 request = pb.FetchEncoderRequest.FromString(raw)
@@ -126,8 +126,8 @@ class Negotiator:
                 raise FrameMalformedError(f"not a FetchEncoderRequest: {error}") from error
             offer = self._sessions.get(request.session_id).offer
             halves = {offer.encoder_digest: offer.encoder}
-            if offer.reverse_decoder:
-                halves[offer.reverse_decoder_digest] = offer.reverse_decoder
+            if offer.feedback_decoder:
+                halves[offer.feedback_decoder_digest] = offer.feedback_decoder
             if request.encoder_digest not in halves:
                 raise FrameMalformedError(
                     f"no encoder {request.encoder_digest[:64]!r} in this session; Negotiate named "

@@ -20,7 +20,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud_server.engine.jobs import Offer, Status
-from cloud_server.engine.link import FrontLink, SocketDirectory
+from cloud_server.engine.link import FrontLink
+from cloud_server.engine.socket_directory import SocketDirectory
 from cloud_server.engine.spawn import Spawn, spawn_engine
 from cloud_server.engine.supervisor import Supervisor
 from cloud_server.frontend import descriptors
@@ -181,6 +182,7 @@ class Service:
         supervisor = Supervisor(
             settings,
             spawn,
+            lambda: reserve.lent(),
             on_ready,
             on_lost,
             on_status,
@@ -212,6 +214,7 @@ class Service:
             server = self._server(bridge, checks, most)
             port = await self._bind(server)
             self._log.info("listening", port=port, connections=most, descriptors=descriptor_limit)
+            reserve = descriptors.Reserve()
             keeper = asyncio.create_task(supervisor.run(link))
             up = asyncio.create_task(came_up.wait())
             await asyncio.wait({keeper, stopping, up}, return_when=asyncio.FIRST_COMPLETED)
@@ -233,6 +236,7 @@ class Service:
                 await supervisor.stop(link)
                 await asyncio.wait({keeper})
                 failure = keeper.exception()
+                reserve.close()
             await http.stop()
             await bridge.close()
             await link.stop()

@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
+from cloud_server.frontend.terms import Terms, terms_of
 from protos.calls import SESSION_METADATA_KEY
 from protos.digest import SESSION_ID_BYTES, session_constants, verify
 from protos.errors import (
@@ -23,87 +25,13 @@ from protos.errors import (
     FrameCorruptError,
     IncompatibleLayoutError,
     NoFeedbackError,
-    UnknownQuantizerError,
     UnknownSessionError,
 )
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
-from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint, points_from_json
 from protos.quantize import QUANTIZERS
 
-Request: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
-Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
-"""A scene's distortion, why it is a picture, and warnings."""
-REPORT_BYTES = 1024
-"""Of memory for one report that is kept, with what the tables around it take; measured: 630."""
-_REPORTS_OF_ONE = 1024
-
-
-class Reports:
-    """Scenes' reports, of all sessions together; the session that has most loses its oldest.
-
-    Args:
-        most: how many are kept.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...]]] = {}
-        self._order: Crowd[bytes, tuple[bytes, int]] = Crowd()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def put(self, scene: tuple[bytes, int], report: Report) -> None:
-        """Keep a scene's report, by session id and frame number."""
-        distortion, fallback, warnings = report
-        if scene in self._held:
-            self._order.touch(scene)
-        else:
-            self._order.add(scene[0], scene)
-        self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings)
-        if self._order.size(scene[0]) > _REPORTS_OF_ONE:
-            self._drop(self._order.oldest(scene[0]))
-        elif len(self._held) > self._most:
-            self._drop(self._order.next_to_go())
-
-    def get(self, scene: tuple[bytes, int]) -> Report | None:
-        """A scene's report, if it is kept."""
-        if scene not in self._held:
-            return None
-        distortion, fallback, warnings = self._held[scene]
-        return pb.DistortionReport.FromString(distortion), fallback, list(warnings)
-
-    def forget(self, session: bytes) -> None:
-        """A session is over: nothing of it is kept."""
-        for scene in self._order.group(session):
-            self._drop(scene)
-
-    def _drop(self, scene: tuple[bytes, int]) -> None:
-        self._order.remove(scene)
-        del self._held[scene]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What sessions of the same edge model and codecs have in common.
-
-    Attributes:
-        source: the edge model's cache layout.
-        points: operating points that both sides can do, by index.
-        default_point: name of the point to start with.
-        ladder: names of points, fewest bytes first.
-        target: the large model's cache layout, where the bundle has a way back.
-        back: operating points of the way back that the edge can decode; empty where there are none.
-    """
-
-    offer: Offer
-    source: KVLayout
-    points: dict[int, OperatingPoint]
-    default_point: str
-    ladder: list[str]
-    target: KVLayout | None = None
-    back: tuple[OperatingPoint, ...] = ()
+Sealed: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
 
 
 @dataclass(eq=False)
@@ -135,8 +63,8 @@ class Session:
         return self.terms.source
 
     @property
-    def back_constants(self) -> bytes:
-        """The key of what is sent back, in which the cloud's model is the source.
+    def feedback_constants(self) -> bytes:
+        """The key of feedback frames, whose source is the cloud's model.
 
         Raises:
             NoFeedbackError: the bundle has no way back.
@@ -214,7 +142,7 @@ class Sessions:
         known = frozenset(codecs) & frozenset(QUANTIZERS)
         terms = self._terms.get((source.fingerprint, known))
         if terms is None:
-            terms = self._terms[source.fingerprint, known] = _terms(offer, source, known)
+            terms = self._terms[source.fingerprint, known] = terms_of(offer, source, known)
         session_id = secrets.token_bytes(SESSION_ID_BYTES)
         session = Session(
             id=session_id,
@@ -274,7 +202,7 @@ class Sessions:
         """A scene's distortion, fallback and warnings; empty if they are not remembered."""
         return self._reports.get((session.id, frame_number)) or (pb.DistortionReport(), "", [])
 
-    def check(self, request: Request, session: Session) -> None:
+    def check(self, request: Sealed, session: Session) -> None:
         """Check a request's digest; where it does not match, say why as exactly as can be told.
 
         Raises:
@@ -287,7 +215,7 @@ class Sessions:
         except FrameCorruptError as corrupt:
             raise self._diagnose(request, session) or corrupt from None
 
-    def _diagnose(self, request: Request, session: Session) -> BridgeError | None:
+    def _diagnose(self, request: Sealed, session: Session) -> BridgeError | None:
         here, mine = session.offer, session.source.fingerprint
 
         def sealed_for(fingerprint: str, bundle_digest: str) -> bool:
@@ -346,33 +274,3 @@ class Sessions:
             f"no bundle maps the cache of edge model '{source.model_id}' "
             f"({source.fingerprint[:12]}…) to this service's model: {' | '.join(told)}"
         )
-
-
-def _terms(offer: Offer, source: KVLayout, codecs: Collection[str]) -> Terms:
-    """What sessions of this edge model and these codecs agree on.
-
-    Raises:
-        UnknownQuantizerError: the edge can encode none of the bundle's operating points.
-    """
-    points = {p.index: p for p in points_from_json(offer.operating_points_json)}
-    for reserved in (RAW_KV_FP8,) if source.of_text else (RAW_KV_FP8, PICTURE):
-        points.setdefault(reserved.index, reserved)
-    usable = {i: p for i, p in points.items() if p.kind == "picture" or p.quantizer in codecs}
-    if all(p.kind == "picture" for p in usable.values()):
-        wanted = ", ".join(sorted({p.quantizer for p in points.values()}))
-        raise UnknownQuantizerError(
-            f"the edge can encode {sorted(codecs)}; the bundle's operating points need one of "
-            f"{wanted} (fp8_e4m3 is the simplest)"
-        )
-    names = {p.name for p in usable.values()}
-    ladder = [name for name in offer.ladder if name in names]
-    default = offer.default_point
-    if default not in names:
-        default = ladder[0] if ladder else next(iter(usable.values())).name
-    back: tuple[OperatingPoint, ...] = ()
-    target = None
-    if offer.reverse_points_json:
-        target = KVLayout.from_json(offer.target_layout_json)
-        every = points_from_json(offer.reverse_points_json)
-        back = tuple(point for point in every if point.quantizer in codecs)
-    return Terms(offer, source, usable, default, ladder, target, back)

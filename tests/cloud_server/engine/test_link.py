@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -13,30 +12,10 @@ from cloud_server.engine import link
 from cloud_server.engine.jobs import (
     Status,
 )
-from cloud_server.engine.link import EngineLink, SocketDirectory
-from protos.errors import ConfigError
+from cloud_server.engine.link import EngineLink
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.processes import alive, children, until
-
-
-def test_the_socket_directory_is_the_owners_alone(short_dir: Path) -> None:
-    directory = SocketDirectory(short_dir / "new")
-    assert os.stat(directory.path).st_mode & 0o777 == 0o700
-    with pytest.raises(ConfigError, match="in use"):
-        SocketDirectory(short_dir / "new")
-    directory.close()
-    SocketDirectory(short_dir / "new").close()
-    (short_dir / "open").mkdir(mode=0o755)
-    os.chmod(short_dir / "open", 0o755)
-    with pytest.raises(ConfigError, match="chmod 700"):
-        SocketDirectory(short_dir / "open")
-    with pytest.raises(ConfigError, match="too long"):
-        SocketDirectory(short_dir / ("x" * 100))
-    temporary = SocketDirectory(None)
-    assert temporary.path.is_dir()
-    temporary.close()
-    assert not temporary.path.exists()
 
 
 def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end_silent(

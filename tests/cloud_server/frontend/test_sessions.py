@@ -6,7 +6,7 @@ import asyncio
 import tracemalloc
 from typing import Any
 
-from cloud_server.frontend.sessions import Reports, Session, Sessions
+from cloud_server.frontend.sessions import Session, Sessions
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.quantize import QUANTIZERS
 from tests.cloud_server import stage
@@ -91,14 +91,6 @@ def test_a_session_takes_no_more_memory_than_it_is_counted_with() -> None:
     assert tracemalloc.get_traced_memory()[0] - before < 256 << 10
     tracemalloc.stop()
     assert sessions.report(made[99], 99)[0] == report
-
-
-def test_reports_of_all_sessions_together_are_bounded() -> None:
-    reports = Reports(100)
-    for number in range(1000):
-        reports.put((b"%d" % (number % 7), number), (pb.DistortionReport(), "", []))
-    assert len(reports) == 100
-    assert reports.get((b"%d" % (999 % 7), 999)) is not None and reports.get((b"0", 0)) is None
 
 
 def test_a_session_pushed_out_by_newer_ones_is_refused_with_303_and_negotiates_again(

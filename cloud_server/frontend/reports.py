@@ -1,0 +1,59 @@
+"""What is remembered of held scenes for later answers about them, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from cloud_server.frontend.crowd import Crowd
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
+"""A scene's distortion, why it is a picture, and warnings."""
+REPORT_BYTES = 1024
+"""Of memory for one report that is kept, with what the tables around it take; measured: 630."""
+_REPORTS_OF_ONE = 1024
+
+
+class Reports:
+    """Scenes' reports, of all sessions together; the session that has most loses its oldest.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...]]] = {}
+        self._order: Crowd[bytes, tuple[bytes, int]] = Crowd()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, scene: tuple[bytes, int], report: Report) -> None:
+        """Keep a scene's report, by session id and frame number."""
+        distortion, fallback, warnings = report
+        if scene in self._held:
+            self._order.touch(scene)
+        else:
+            self._order.add(scene[0], scene)
+        self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings)
+        if self._order.size(scene[0]) > _REPORTS_OF_ONE:
+            self._drop(self._order.oldest(scene[0]))
+        elif len(self._held) > self._most:
+            self._drop(self._order.next_to_go())
+
+    def get(self, scene: tuple[bytes, int]) -> Report | None:
+        """A scene's report, if it is kept."""
+        if scene not in self._held:
+            return None
+        distortion, fallback, warnings = self._held[scene]
+        return pb.DistortionReport.FromString(distortion), fallback, list(warnings)
+
+    def forget(self, session: bytes) -> None:
+        """A session is over: nothing of it is kept."""
+        for scene in self._order.group(session):
+            self._drop(scene)
+
+    def _drop(self, scene: tuple[bytes, int]) -> None:
+        self._order.remove(scene)
+        del self._held[scene]
