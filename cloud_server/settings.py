@@ -123,7 +123,7 @@ class Settings(configuration.TypedSettings):
         8192,
         ge=1,
         le=10_000_000,
-        description="sessions kept that have brought none yet; beyond it likewise",
+        description="sessions kept that have brought none yet; beyond it the same",
     )
     session_memory_bytes: int = Field(
         64 << 20,

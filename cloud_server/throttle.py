@@ -1,6 +1,6 @@
 """Bounded rates: of log lines of one kind (`Throttle`), and of what one caller may do (`Buckets`).
 
-Knows counts and a clock that it is handed; knows nothing of what is logged or done.
+Knows counts and a clock that it is handed; nothing of what is logged or done.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an engine is: takes jobs, works in steps, says what becomes of each job.
+"""The base of all engines: takes jobs, works in steps, emits events of each job.
 
-Knows jobs and their events; knows no tensor library, no socket and no thread. One step is the
-smallest piece of work between two looks at the inbox, so that jobs can join a running batch.
+Knows no tensor library, socket or thread. A step is the smallest piece of work between two looks at
+the inbox, so that jobs can join a running batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Engine(ABC):
     """Base of the family.
 
     The calls, in order: `prepare`, if a spare makes engines by fork; `load`; then `submit`,
-    `cancel`, `forget` and `step` for ever.
+    `cancel`, `forget` and `step`, over and over.
 
     A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
     `Compressed`, `Failed` or `Dropped`.
@@ -33,7 +33,7 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read what `load` would, as far as a fork can share it.
+        """Read the part of what `load` reads that a fork can share.
 
         Called at most once, in a thread that ends before the fork; what is made here may hold no
         thread, socket or device. `load` is then called in the fork.

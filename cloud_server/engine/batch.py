@@ -1,8 +1,8 @@
 """A running batch of greedy answers: rows join after their question's prefill, leave when done.
 
-Knows the decoder's forward pass and masks; knows nothing of jobs, frames or words. Rows of
-different lengths share one cache: each sees only its own columns (a mask says which), and carries
-its own positions. Columns that no row sees any more are cut out.
+Rows of different lengths share one cache. Each sees only its own columns (a mask says which) and
+carries its own positions. Columns that no row sees any more are cut out. Knows the decoder's
+forward pass and masks; knows nothing of jobs, frames or words.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 `FrontLink` (asyncio) is a ROUTER that knows one engine at a time, by the identity it was started
 with; what an earlier engine still says is not heard. `EngineLink` (a thread) is a DEALER. Both send
-heartbeats; silence for too long means that the other is gone. Knows jobs and bytes; knows nothing
-of models, sessions or gRPC.
+heartbeats; silence for too long means that the other is gone. Knows messages and bytes only.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from cloud_server.engine.jobs import (
 from protos.errors import BridgeError, EngineUnavailableError
 
 Sink = Callable[[JobEvent | BridgeError], None]
-"""Takes what becomes of one job: its events, or the error that the link itself ended it with."""
+"""Takes the events of one job, or the error that the link itself ended it with."""
 
 
 class FrontLink:
@@ -98,11 +97,11 @@ class FrontLink:
             raise
 
     def abandon(self, job: int) -> None:
-        """Wait no longer for what becomes of a job."""
+        """Listen no more to a job."""
         self._jobs.pop(job, None)
 
     async def tell(self, message: Forget | Cancel | Shutdown) -> None:
-        """Send something that has no answer; where there is no engine, there is nothing to tell."""
+        """Send a message that has no answer; without an engine nothing is sent."""
         with contextlib.suppress(EngineUnavailableError):
             await self._send(message)
 

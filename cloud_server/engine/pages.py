@@ -4,7 +4,7 @@ Scenes live for minutes and the tensors of a step for milliseconds. Mixed in one
 holes that nothing fits: an engine that held 268 MB grew past 4 GB. Here a page never goes back to
 the heap. It is written, given back and written again.
 
-Knows shapes and pages. Does not know: scenes, latents, sessions, who has a page.
+Knows shapes and pages; knows nothing of scenes, latents or sessions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The engine process: says hello, loads, then works job by job until told to leave.
 
-The order of a life: link (heartbeats from the first moment) → load → offers, ready → steps. What
-goes wrong while loading is told to the front end, and ends the process with that error's code.
-Started by `cloud_server.engine.supervisor`; not meant to be started by hand.
+In order: link (heartbeats from the first moment) → load → offers, ready → steps. An error while
+loading is told to the front end, and the process ends with its code. Started by
+`cloud_server.engine.supervisor`; not meant to be started by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from protos.process.memory import keep_heap_compact, resident_bytes
 
 
 class _Process:
-    """The engine, its link and what both need to know of each other."""
+    """The engine and its link."""
 
     def __init__(self, settings: Settings, address: str) -> None:
         self._settings, self._address = settings, address
@@ -39,7 +39,7 @@ class _Process:
         logs.adopt_libraries(self._log)
 
     def prepare(self) -> None:
-        """Do what a spare does before there is an engine; `live` says what went wrong."""
+        """Read what forks can share; an error is told by `live`."""
         try:
             self._engine = engines.build(self._settings, lambda event: self._link.send(event))
             self._engine.prepare()

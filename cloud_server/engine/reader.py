@@ -1,8 +1,8 @@
-"""Pictures become what the model takes in a thread of their own, while the engine's steps go on.
+"""A thread that reads pictures and prepares them for the model, while the engine's steps go on.
 
-One picture at a time, one of each session in turn. Each session has a bucket of pixels a second,
-charged as a file comes by what its structure says, before anything is decoded: a small file may
-take long to read. Knows files and pixels; of the model it knows the function that prepares for it.
+One picture at a time, one of each session in turn. Each session has a bucket of pixels a second. A
+file is charged when it comes, by its structure, before anything is decoded: a small file may take
+long to read.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ them writes. It talks to the front end by lines:
     stdout  ──▶ {"waiting": pid} every second until there is an engine, {"started": pid},
                 {"ended": pid, "status": exit code or minus the signal}
 
-A fork copies one thread. So `prepare` runs in a thread of its own, which takes its helpers (OpenMP
-keeps them by thread) along when it ends; nothing that starts threads for good may be in it.
+A fork copies one thread only. So `prepare` runs in a thread of its own: OpenMP keeps its helper
+threads by thread, and they end with it. Nothing that starts lasting threads may be in `prepare`.
 
-Knows processes and pipes. Does not know: models, jobs, sockets.
+Knows processes and pipes; knows nothing of models, jobs or sockets.
 """
 
 from __future__ import annotations

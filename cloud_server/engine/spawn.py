@@ -1,7 +1,7 @@
 """How engine processes are started: afresh each time, or by a spare that has everything loaded.
 
-Knows processes and the lines that a spare speaks (`spare.py`). Knows nothing of heartbeats, jobs or
-when to start one.
+Knows processes and the lines that a spare writes (`spare.py`). When to start one is for
+`supervisor.py` to say.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Afresh:
 
 
 class _Forked:
-    """An engine that a spare makes; until it has, the spare stands for it."""
+    """An engine that a spare makes; until then its process id is the spare's."""
 
     def __init__(self, spare: asyncio.subprocess.Process) -> None:
         self._spare, self._ended = spare, asyncio.Event()
@@ -214,9 +214,9 @@ class FromSpare:
 
 
 async def _bury(engine: int) -> None:
-    """Wait for an engine whose spare is gone, where that makes it a child of this process.
+    """Wait for an engine whose spare is gone, if that made it a child of this process.
 
-    The first process of a container inherits it so, and nobody else would ever ask how it ended.
+    The first process of a container inherits it, and nobody else would ever ask how it ended.
     """
     with contextlib.suppress(ChildProcessError):  # it is another's
         while os.waitpid(engine, os.WNOHANG) == (0, 0):

@@ -1,7 +1,7 @@
 """The engine process's keeper: starts it, watches it, starts it again after a pause.
 
-Knows processes, heartbeats and back-off (full jitter). Knows nothing of requests: what was under
-way is ended by `FrontLink.lose`, and the edge resends it.
+Knows processes, heartbeats and back-off (full jitter). Requests under way are ended by
+`FrontLink.lose`, and the edge resends them.
 """
 
 from __future__ import annotations

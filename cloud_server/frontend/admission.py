@@ -6,11 +6,11 @@
               left (served last, until its time is up)
 
 Each caller has a queue of its own. The engine is given only what it can soon take up, one request
-of each caller in turn, so whoever fills the queue waits for itself. Where all places are taken, the
-caller that holds most of them loses its newest one to a caller that holds fewer.
+of each caller in turn, so a caller that fills the queue waits for itself. When all places are
+taken, the caller that holds most of them loses its newest one to a caller that holds fewer.
 
-A caller is a session. Where callers are grouped (by tenant, with quotas), the group's name goes
-into `Request.caller`, and nothing else here changes.
+A caller is a session. To group callers (by tenant, with quotas), put the group's name into
+`Request.caller`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Request:
 
     Attributes:
         job: what the engine is given.
-        sink: hears what becomes of it; nobody once it was withdrawn.
+        sink: hears its events, until it is withdrawn.
         dropped: called when it ends because nobody came back for it.
         caller: whose turn and place it takes.
         picture: whether it is a picture, of which the engine takes fewer at a time.
@@ -145,7 +145,7 @@ class Admission:
         return request
 
     def leave(self, request: Request) -> None:
-        """Its caller is gone, perhaps to come back: it is served last, and not for ever."""
+        """Its caller is gone and may come back: serve it last, and drop it when its time is up."""
         if request.left or request.state == "over":
             return
         self._vacate(request)

@@ -1,7 +1,7 @@
 """One request, one answer: requests that are being computed, and answers that are remembered.
 
-A repeated request id joins its running computation, or is answered from memory; nothing is computed
-twice while it is known. Knows events and listeners; knows no engine and no stream.
+A repeated request id joins its running computation, or is answered from memory: nothing known is
+computed twice. Knows events and listeners; knows no engine and no stream.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Remembered:
 class Answers:
     """The computations under way and a bounded memory of answers.
 
-    Where it is full, the session that has most answers in it loses its longest unused one.
+    When it is full, the session that has most answers in it loses its longest unused one.
 
     Args:
         most: answers remembered.

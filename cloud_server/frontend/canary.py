@@ -1,10 +1,9 @@
-"""Whether the engine really answers: a question of our own now and then, on a scene of its own.
+"""The canary: asks the engine a question now and then, to see whether it really answers.
 
-Right after an engine has started, and then whenever nothing was answered for a while, the mean
-state of one bundle travels to the engine as a device's frame does, with a question; one token of
-an answer is enough, and the scene is not held. Any answer that a device gets meanwhile counts as
-well, so that a busy service is asked nothing. Knows the link, bundles and time; knows no gRPC and
-no session of a device.
+It asks right after an engine has started, and then whenever nothing was answered for a while. The
+mean state of one bundle goes to the engine as a device's frame does, with a question. One token of
+an answer is enough; the scene is not held. A device's answer counts as well, so a busy service is
+asked nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Who has to go where room is short: the longest unused entry of whoever holds the most.
+"""Who has to go when a store is full: the longest unused name of the largest group.
 
-Knows names and groups of names; knows nothing of what they stand for. All but `group` takes
-constant time. With every group of the same size it is "the longest unused goes first"; whoever
-floods a store pushes out its own.
+So a caller that floods a store pushes out its own entries. Groups of equal size go by last use. All
+but `group` takes constant time.
 """
 
 from __future__ import annotations

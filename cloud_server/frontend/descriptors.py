@@ -2,8 +2,8 @@
 
     limit = open at start + reserve + metrics connections + gRPC connections
 
-Each gRPC connection takes one descriptor. Without a cap a stranger who connects often enough takes
-them all, and then an engine that dies cannot be started again: that takes pipes and files.
+Each gRPC connection takes one descriptor. Without a cap, a stranger who connects often enough takes
+them all. Then an engine that dies cannot be started again, because that takes pipes and files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LEAST = 4
 
 
 def raise_limit(highest: int = HIGHEST) -> int:
-    """Raise the soft limit of open files as far as the hard one lets; returns the new limit."""
+    """Raise the soft limit of open files towards the hard one; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = highest if hard == resource.RLIM_INFINITY else min(hard, highest)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

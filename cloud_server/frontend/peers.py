@@ -1,6 +1,6 @@
 """Who is at the other end: a caller's address, and whether its connection is still there.
 
-Knows gRPC's names of peers and Linux's table of TCP connections; knows nothing of calls.
+Reads gRPC's names of peers and Linux's table of TCP connections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOGETHER_S = 0.02
 
 
 def address_of(peer: str) -> str:
-    """Whom a peer's calls are counted to: its IPv4 address, or the /64 of its IPv6 address.
+    """The address that a peer's calls are counted to: its IPv4 address, or the /64 of its IPv6 one.
 
     Args:
         peer: as gRPC names it, such as `ipv4:10.0.0.7:4711` or `ipv6:%5B2001:db8::7%5D:4711`.
@@ -59,7 +59,7 @@ class Connections:
         self._looking: asyncio.Task[frozenset[Address] | None] | None = None
 
     async def gone(self, peer: str) -> bool:
-        """Whether the peer's connection has ended; where that cannot be told, it has."""
+        """Whether the peer's connection has ended; true if that cannot be told."""
         address = _split(peer)
         if address is None:
             return not peer.startswith("unix:")
@@ -75,7 +75,7 @@ class Connections:
 
 
 def _established(tables: tuple[Path, ...]) -> frozenset[Address] | None:
-    """Remote ends of established connections; None where there is no such table."""
+    """Remote ends of established connections; None without such a table."""
     held: set[Address] = set()
     read = False
     for table in tables:

@@ -290,7 +290,7 @@ def _point_of(header: Header, session: Session) -> OperatingPoint:
 
 
 def _identify(raw: bytes, constants: bytes) -> tuple[bytes, int]:
-    """Whose refusal it is, as far as a bad request tells: its id and frame number."""
+    """The id and frame number of a bad request, if they can be read."""
     try:
         request = pb.InferRequest.FromString(raw)
     except DecodeError:

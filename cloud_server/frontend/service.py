@@ -1,7 +1,7 @@
 """The front-end process: puts gRPC port, HTTP port, link and supervisor together and runs them.
 
-The order of a life: sockets → supervisor starts the engine → gRPC and HTTP ports → readiness line →
-SIGTERM: nothing new, what is under way ends, the engine leaves. Never touches a tensor library.
+In order: sockets → HTTP and gRPC ports → supervisor starts the engine → readiness line → SIGTERM:
+nothing new is taken, requests under way end, the engine leaves. Never touches a tensor library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a session stands for, and which sessions are held.
+"""The sessions held: two bounded sets, those that brought a good frame and those that have not yet.
 
-Knows offers, digests and operating points. Two bounded sets: sessions that never brought a good
-frame, and those that did, which a flood of the former cannot push out. Where one is full, the peer
-that holds most of it loses its longest unused session. Knows no socket and no clock.
+A flood of new sessions cannot push out those that work. When a set is full, the peer that holds
+most of it loses its longest unused session. Knows no socket and no clock.
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ class Sessions:
         return self._reports.get((session.id, frame_number)) or (pb.DistortionReport(), "", [])
 
     def check(self, request: Sealed, session: Session) -> None:
-        """Check a request's digest; where it does not match, say why as exactly as can be told.
+        """Check a request's digest; if it does not match, say why as exactly as possible.
 
         Raises:
             BundleVersionError: it was sealed for the other bundle that the edge said it holds.

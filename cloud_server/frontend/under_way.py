@@ -1,6 +1,6 @@
-"""Requests under way: taken and not ended, with who waits for them and whether anyone still does.
+"""Requests under way: taken and not ended. Gives them to the engine, and lets unwanted ones go.
 
-Knows admission, answers and callers' connections; knows nothing of what a request brought.
+Knows admission, answers and callers' connections; knows nothing of what a request carries.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class UnderWay:
         return next(self._ids)
 
     def submit(self, session: bytes, computation: Computation, job: Job, sink: Sink) -> None:
-        """Take a request that is computed for whoever listens to its computation.
+        """Take a request; all who listen to its computation hear of it.
 
         Args:
             session: its id.
@@ -141,11 +141,11 @@ class UnderWay:
     # ------------------------------------------------------------------ left and ended
 
     def leave(self, computations: list[Computation], context: Any, cancelled: bool = True) -> None:
-        """The last who waited for these are gone.
+        """Let go of computations whose last listener is gone.
 
-        After an exceeded deadline or a cancellation nobody wants them. After a connection that
-        broke, whoever it was will send them again: until then they go last. gRPC does not tell the
-        two apart, the system's table of connections does.
+        After an exceeded deadline or a cancellation nobody wants them. After a broken connection
+        the client will send them again: until then they go last. gRPC does not tell the two apart,
+        the system's table of connections does.
         """
         if not computations:
             return
