@@ -1,7 +1,7 @@
 """Every setting of the service: its name, type, default, meaning and where its value came from.
 
 Flags beat the environment (`NEURAL_BRIDGE_CLOUD_*`), which beats the TOML file, which beats the
-defaults (`protos/process/settings.py`). Knows nothing of models or the network.
+defaults (`protos/process/settings.py`).
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Settings(configuration.TypedSettings):
     )
     engine_socket_dir: Path | None = Field(
         None,
-        description="owner-only directory of the sockets between front end and engine; without "
-        "it a temporary one",
+        description="owner-only directory of the socket between front end and engine; by default a "
+        "temporary one",
     )
     batch_size: int = Field(
         16, ge=1, le=4096, description="questions that are answered in one running batch"
@@ -97,7 +97,7 @@ class Settings(configuration.TypedSettings):
         30.0,
         gt=0.0,
         le=3600.0,
-        description="requests whose connection broke wait so long, last in the queue, to be sent "
+        description="requests whose connection broke wait last in the queue for so long to be sent "
         "again, seconds",
     )
     scene_memory_bytes: int = Field(
@@ -110,7 +110,7 @@ class Settings(configuration.TypedSettings):
         4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
     )
     answer_memory_bytes: int = Field(
-        16 << 20, ge=1 << 10, description="memory of those answers, in bytes"
+        16 << 20, ge=1 << 10, description="memory of the answers kept, in bytes"
     )
     sessions: int = Field(
         65536,
@@ -123,12 +123,13 @@ class Settings(configuration.TypedSettings):
         8192,
         ge=1,
         le=10_000_000,
-        description="sessions kept that have brought none yet; beyond it the same",
+        description="new sessions kept, which brought no good frame yet; beyond it the address "
+        "that has most loses its longest unused one",
     )
     session_memory_bytes: int = Field(
         64 << 20,
         ge=1 << 10,
-        description="what is remembered of all sessions' scenes beside the engine, in bytes",
+        description="memory of the front end for all sessions' scenes, in bytes",
     )
     negotiations_per_s: float = Field(
         50.0,
@@ -201,7 +202,7 @@ class Settings(configuration.TypedSettings):
         20.0,
         gt=0.0,
         le=600.0,
-        description="time for the answer to that, after which the connection is closed, seconds",
+        description="a connection that does not say so within this time is closed, seconds",
     )
     idle_connection_s: float = Field(
         300.0,
@@ -216,7 +217,7 @@ class Settings(configuration.TypedSettings):
         description="log lines of one kind of refusal per interval; more are told as a count",
     )
     log_interval_s: float = Field(
-        10.0, gt=0.0, le=3600.0, description="length of that interval, seconds"
+        10.0, gt=0.0, le=3600.0, description="interval of --log-burst, seconds"
     )
     heartbeat_s: float = Field(
         1.0,
@@ -247,10 +248,13 @@ class Settings(configuration.TypedSettings):
         "seconds; without an answer to that the service is not ready; 0 asks none",
     )
     canary_timeout_s: float = Field(
-        60.0, gt=0.0, le=3600.0, description="longest wait for the answer to that question, seconds"
+        60.0,
+        gt=0.0,
+        le=3600.0,
+        description="longest wait for an answer to our own question, seconds",
     )
     canary_question: str = Field(
-        "What is this?", min_length=1, max_length=200, description="that question"
+        "What is this?", min_length=1, max_length=200, description="our own question"
     )
     restart_backoff_s: float = Field(
         0.2, gt=0.0, le=60.0, description="upper end of the first pause before a restart, seconds"
