@@ -30,7 +30,7 @@ from projector.serving.backends import CloudFiles
 from projector.serving.export import export
 from projector.training.corpus import Corpus, collect
 from projector.training.train import Trainer, TrainSettings, closed_form
-from projector.validation.validate import reconstruction
+from projector.validation.reconstruction import reconstruction
 from protos.errors import BridgeError, BundleLayoutError, ConfigError
 from reference.calibrate import calibrate, certified
 from reference.split import HELD_OUT, Split, pairs_folder

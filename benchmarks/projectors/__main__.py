@@ -52,8 +52,8 @@ from projector.maps.low_rank import LowRank
 from projector.maps.mix import Mix
 from projector.maps.ridge import Ridge
 from projector.models.vlm import VLM
+from projector.validation.answers import PRECISIONS
 from projector.validation.estimate import clustered
-from projector.validation.validate import PRECISIONS
 from reference.demo.halves import BUNDLES, MODELS
 from reference.report.parts import show
 

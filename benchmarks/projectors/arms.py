@@ -23,9 +23,10 @@ from projector.maps.cloud_half import CloudHalf
 from projector.maps.trainable import LowRankMap
 from projector.training.fit import edge_answers, untrained_edge_states
 from projector.training.train import Trainer, TrainSettings
+from projector.validation.answers import PRECISIONS
 from projector.validation.bounds import Bound, through_fp8
 from projector.validation.estimate import clustered, same_answer
-from projector.validation.validate import PRECISIONS, reconstruction
+from projector.validation.reconstruction import reconstruction
 from protos.errors import BridgeError, FitError
 from reference.build_bundle import TRAINED
 from reference.demo.halves import BUNDLES

@@ -21,7 +21,7 @@ from projector.training.dataset import Dataset
 from projector.training.fit import moments_of
 from projector.training.sensitivity import token_weights
 from projector.training.train import Trainer, TrainSettings
-from projector.validation.validate import Answers, Validator
+from projector.validation.answers import Answers, Validator
 from reference.export_yard import export
 
 SPLITS = ("test", "shifted")

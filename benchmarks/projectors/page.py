@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from benchmarks import docs
 from benchmarks.command import REPORTS
 from projector.bundle.certificate import GRADES, TIERS, grade, tier
+from projector.validation.answers import PRECISIONS
 from projector.validation.literature import COVERAGE
-from projector.validation.validate import PRECISIONS
 from reference.report.parts import Part, Plot, Table, html, markdown, percent
 from reference.report.plot import QUIET, plot
 

@@ -36,7 +36,7 @@ from projector.models.lm import LM
 from projector.training.corpus import Corpus
 from projector.training.ragged import present
 from projector.validation.estimate import clustered, paired
-from projector.validation.validate import reconstruction
+from projector.validation.reconstruction import reconstruction
 from protos.errors import ModelError
 from protos.quantize import get as quantizer
 

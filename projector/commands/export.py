@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     from projector.maps import ServedMap
     from projector.serving.backends import CloudFiles
     from projector.serving.export import export
-    from projector.validation.validate import PRECISIONS
+    from projector.validation.answers import PRECISIONS
 
     data = open_data(args.data, args.max_picture_pixels)
     preflight.models(args)

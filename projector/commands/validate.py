@@ -56,9 +56,10 @@ def _run(args: argparse.Namespace) -> int:
     from projector.training.dataset import Texts
     from projector.training.fit import edge_answers, untrained_edge_states
     from projector.training.train import Trainer, TrainSettings
-    from projector.validation import validate
+    from projector.validation.answers import Validator
     from projector.validation.cost import costs
     from projector.validation.estimate import same_answer
+    from projector.validation.validate import arm_count, validate
 
     data = open_data(args.data, args.max_picture_pixels)
     map_bytes(args.map)
@@ -70,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     corpus = open_corpus(data, source, target, args.corpus)
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(made, corpus, target, data.questions, TrainSettings(), args.out / "state")
-    judge = validate.Validator(trainer, corpus, data, args.questions)
+    judge = Validator(trainer, corpus, data, args.questions)
     with tables.doing("a map from an untrained edge model"):
         floor = untrained_edge_states(args.source, judge.map, corpus, data, target)
     count = len(judge.asked)
@@ -82,9 +83,9 @@ def _run(args: argparse.Namespace) -> int:
         x = corpus.x[asked.picture : asked.picture + 1]
         seen = (data.text if isinstance(data, Texts) else data.picture)(asked.picture)
         spent = costs(trainer, x, seen, asked.text, args.watts)
-    arms = judge.arms(floor)
+    arms = arm_count(judge, floor)
     with tables.doing(f"{count} questions, {arms} arms", arms * len(corpus)) as judge.told:
-        report = judge.report(floor, right, spent)
+        report = validate(judge, floor, right, spent)
     report["map"] = identity_of(args.map, made)
     report["judged_at"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     report["seen_in_training"] = seen_of(args.map, data, len(corpus))

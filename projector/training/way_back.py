@@ -29,8 +29,8 @@ from projector.models.vlm import VLM
 from projector.training.corpus import Corpus
 from projector.training.dataset import Dataset
 from projector.training.train import Trainer, TrainSettings
+from projector.validation.answers import Answers, Validator
 from projector.validation.estimate import clustered, paired
-from projector.validation.validate import Answers, Validator
 from protos.errors import FitError
 from protos.state import KVState
 

@@ -66,12 +66,14 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any]:
         report: of `Validator.report`, `costs` included where they were measured.
 
     Returns:
-        `tasks[]`, `configurations[]`, `costs[]` (each with `published` and `measured`, the latter
-        None where there is nothing to put there), and `statements[]` with `holds`.
+        `tasks[]` (empty unless a question of theirs was asked), `configurations[]`, `costs[]` (each
+        with `published` and `measured`, None without a measurement), and `statements[]` with
+        `holds`.
     """
     amplified, accuracy = report["attention_amplification"], report["accuracy"]
     native = accuracy["native"]["mean"]
     distances = report["distortion_by_arm"]
+    asked = any(task.ours in amplified for task in TASKS)
     tasks = [
         {
             "task": task.name,
@@ -90,6 +92,7 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any]:
             },
         }
         for task in TASKS
+        if asked
     ]
     configurations = [
         {

@@ -223,6 +223,7 @@ def test_a_report_of_nothing_says_that_it_cannot_be_judged(
     page = (again / "report.html").read_text()
     for text in (shown, page):
         assert "CANNOT BE JUDGED: the large model is right in 0.0%" in text
+        assert "fire detection" in text, "its questions are those of the literature"
         row = next(line for line in re.split(r"\n|</tr>", text) if "loses two points" in line)
         assert "cannot be judged" in row and "yes" not in row
     assert "tier cannot be judged and grade cannot be judged by answers" in shown

@@ -29,7 +29,9 @@ from projector.training.fit import moments_of
 from projector.training.ragged import present
 from projector.training.sensitivity import token_weights
 from projector.training.train import Trainer, TrainSettings
-from projector.validation.validate import Validator, reconstruction
+from projector.validation.answers import Validator
+from projector.validation.reconstruction import reconstruction
+from projector.validation.validate import by_rank
 from protos.errors import (
     BundleFormatError,
     BundleLayoutError,
@@ -199,7 +201,7 @@ def test_a_map_of_texts_is_shown_cut_to_lower_ranks(
     texts_of = open_folder(data)
     mapped = load((made / "map.safetensors").read_bytes(), source.layout, target.layout)
     trainer: Any = Trainer(mapped, corpus, target, texts_of.questions, TrainSettings(), tmp_path)
-    cut = Validator(trainer, corpus, texts_of)._by_rank(0.0, 1.0)  # texts end where they end
+    cut = by_rank(Validator(trainer, corpus, texts_of), 0.0, 1.0)  # texts end where they end
     assert [row["rank"] for row in cut] == [4]
     assert 0 <= cut[0]["accuracy"] <= 1
 

@@ -17,7 +17,7 @@ from projector.maps.trainable import LowRankMap, Way, _bits
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, flat_states
 from projector.training.train import Trainer, TrainSettings, closed_form
-from projector.validation.validate import reconstruction
+from projector.validation.reconstruction import reconstruction
 from protos.entropy.tables import EntropyTables
 from protos.errors import BundleFormatError
 from protos.quantize import UniformQuantizer
