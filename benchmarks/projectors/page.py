@@ -1,6 +1,6 @@
 """The projector bench's tables, targets and plots.
 
-`python -m benchmarks.projectors.page` writes the tables into docs/model-engineer.md from
+`python -m benchmarks.projectors.page` writes the tables into docs/maps.md from
 `build/bench/projectors.json`; with `--check` it changes nothing and ends with 1 if they are not the
 report's.
 """
@@ -443,7 +443,7 @@ def make(given: argparse.Namespace) -> Mapping[Path, str]:
 
 def main() -> int:
     """Command line."""
-    page, report = docs.DOCS / "model-engineer.md", REPORTS / "projectors.json"
+    page, report = docs.DOCS / "maps.md", REPORTS / "projectors.json"
     return docs.main(NAME, make, "bench-projectors", report=report, page=page)
 
 

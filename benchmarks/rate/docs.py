@@ -1,6 +1,6 @@
-"""The rate bench's tables in README.md and docs/rate.md, from `build/bench/rate.json`.
+"""The rate bench's tables in docs/rate.md, from `build/bench/rate.json`.
 
-`python -m benchmarks.rate.docs` writes them and the plots beside docs/rate.md; with `--check` it
+`python -m benchmarks.rate.docs` writes them and the plots beside that page; with `--check` it
 changes nothing and ends with 1 if the tables are not the report's.
 """
 
@@ -23,7 +23,7 @@ from reference.report.parts import Part, Plot, Table, markdown, percent, points
 NAME = "rate.docs"
 
 
-def readme(report: Report) -> str:
+def summary(report: Report) -> str:
     """The targets and what was measured, by edge model."""
     edges = list(report["bundles"])
     best = report["within_two_points"]
@@ -325,17 +325,17 @@ def _times(ratio: float | None) -> str:
 
 
 def make(given: argparse.Namespace) -> dict[Path, str]:
-    """Both tables, and the plots."""
+    """The summary, every row, and the plots."""
     report = json.loads(given.report.read_text(encoding="utf-8"))
     made = parts(report)
     drawn = {given.page.with_name(p.file): p.svg for p in made if isinstance(p, Plot)}
-    return {given.readme: readme(report), given.page: markdown(made), **drawn}
+    return {given.page: f"{summary(report)}\n\n{markdown(made)}", **drawn}
 
 
 def main() -> int:
     """Command line."""
     page, report = docs.DOCS / "rate.md", REPORTS / "rate.json"
-    return docs.main(NAME, make, "bench-rate", report=report, readme=docs.README, page=page)
+    return docs.main(NAME, make, "bench-rate", report=report, page=page)
 
 
 if __name__ == "__main__":

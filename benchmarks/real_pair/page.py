@@ -189,7 +189,7 @@ def make(given: argparse.Namespace) -> dict[Path, str]:
 def main() -> int:
     """Command line."""
     return docs.main(
-        NAME, make, "bench-real", reports=REPORTS, page=docs.DOCS / "model-engineer.md"
+        NAME, make, "bench-real", reports=REPORTS, page=docs.DOCS / "real-pair.md"
     )
 
 

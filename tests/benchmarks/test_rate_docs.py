@@ -85,7 +85,7 @@ def report(**over: Any) -> dict[str, Any]:
 
 
 def test_each_figure_stands_beside_its_target() -> None:
-    table = docs.readme(report())
+    table = docs.summary(report())
     for text in ("**34** (small)", "5.6×", "≥ 8×", "2.0×, 5.5×", "7.1×; 1.8×, 1.5×", "0.84 (0.81"):
         assert text in table
     assert "(avif small, 307), over our payload | 9.0× |" in table
@@ -100,7 +100,7 @@ def test_what_was_not_reached_or_not_measured_is_said() -> None:
         sequences_within_two_points={"video": None, "edge-a": None},
         tensors={"edge-a": {"cachegen": None, "rows": []}},
     )
-    lines = docs.readme(bare).splitlines()[3:10]
+    lines = docs.summary(bare).splitlines()[3:10]
     assert [line.split("|")[2].strip() for line in lines] == ["none"] * 7
 
 
@@ -116,19 +116,19 @@ def test_the_page_has_every_row_once_and_seeds_as_a_mean() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rate.json").write_text(json.dumps(report()))
-    for name in ("README.md", "page.md"):
-        (tmp_path / name).write_text(f"before\n{begin(docs.NAME)}\n<!-- /results -->\nafter\n")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{begin(docs.NAME)}\n<!-- /results -->\nafter\n")
     return tmp_path
 
 
 def test_a_table_that_is_out_of_date_is_found_and_written(folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.rate.docs", "--report", str(folder / "rate.json")]
-    command += ["--readme", str(folder / "README.md"), "--page", str(folder / "page.md")]
+    command += ["--page", str(folder / "page.md")]
     assert subprocess.run([*command, "--check"], check=False).returncode == 1
-    assert "before\n" + begin(docs.NAME) + "\n<!--" in (folder / "README.md").read_text()
+    assert "before\n" + begin(docs.NAME) + "\n<!--" in (folder / "page.md").read_text()
     assert subprocess.run(command, check=False).returncode == 0
     assert subprocess.run([*command, "--check"], check=False).returncode == 0
-    text = (folder / "README.md").read_text()
+    text = (folder / "page.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "**34**" in text
     assert "<svg" in (folder / "rate.svg").read_text()
     assert "<svg" in (folder / "rate-chain.svg").read_text()
