@@ -17,7 +17,7 @@ from projector.bundle.certificate import CANNOT_BE_JUDGED
 from projector.commands.arguments import add_pair_command, add_text_tokens, count, whole
 from projector.commands.inputs import corpus_size, open_corpus, open_data
 from projector.commands.models import open_models
-from projector.report import tables
+from projector.report import bundle_page, tables
 from projector.training import preflight
 from protos.errors import ConfigError
 from protos.process.progress import note
@@ -177,7 +177,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         default_point=made.default_point,
         ladder=made.ladder,
     )
-    tables.show_bundle(Bundle.load(args.out, source.layout, target.layout))
+    bundle_page.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
     if not made.judged:
         note(

@@ -12,7 +12,7 @@ from projector.commands.arguments import add_command, add_json, add_trusted
 from projector.commands.as_json import bundle_json
 from projector.commands.bundles import bundles_in, intact, trusted_keys
 from projector.commands.settings import PREFIX, check, settings_of
-from projector.report import tables
+from projector.report import bundle_page
 from protos.errors import BridgeError, BundleMissingError, ConfigError
 from protos.process import console
 
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(
             json.dumps(
-                [bundle_json(one) | {"judged": tables.judged(one).to_json()} for one in found]
+                [bundle_json(one) | {"judged": bundle_page.judged(one).to_json()} for one in found]
                 + [
                     {
                         "path": str(path),
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
             )
         )
     elif found:
-        tables.show_catalogue(found, folder)
+        bundle_page.show_catalogue(found, folder)
     for _, refusal in refused:
         console.complain("projector", refusal)
     return refused[0][1].exit_code if refused else 0

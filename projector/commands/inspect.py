@@ -10,7 +10,7 @@ from projector.commands.arguments import add_bundle, add_command, add_json, add_
 from projector.commands.as_json import bundle_json
 from projector.commands.bundles import bundle_folder, intact, trusted_keys
 from projector.commands.settings import check, settings_of
-from projector.report import tables
+from projector.report import bundle_page
 
 
 def register(commands: Any) -> None:
@@ -41,5 +41,5 @@ def _run(args: argparse.Namespace) -> int:
         said = bundle_json(bundle) | {"certificate": bundle.certificate}
         print(json.dumps(said, indent=2))
     else:
-        tables.show_bundle(bundle)
+        bundle_page.show_bundle(bundle)
     return 0

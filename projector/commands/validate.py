@@ -51,7 +51,7 @@ def register(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from projector.bundle.files import write_files
     from projector.maps.bidirectional import BidirectionalMap
-    from projector.report import validate_page
+    from projector.report import validate_page, validate_tables
     from projector.training import way_back
     from projector.training.dataset import Texts
     from projector.training.fit import edge_answers, untrained_edge_states
@@ -108,6 +108,6 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report, indent=1))
     else:
-        validate_page.show(report)
+        validate_tables.show(report)
         print(f"wrote {args.out / 'report.json'} and {args.out / 'report.html'}")
     return 0

@@ -23,7 +23,7 @@ from projector.commands.settings import PREFIX, Settings
 from projector.commands.train import SETTINGS
 from projector.maps import FAMILIES
 from projector.models.vlm import VLM
-from projector.report.tables import CONTROLS, MAPS
+from projector.report.bundle_page import CONTROLS, MAPS
 from protos.errors import (
     ERRORS,
     BundleCorruptError,

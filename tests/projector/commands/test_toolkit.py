@@ -28,7 +28,7 @@ from projector.maps import load
 from projector.maps.bidirectional import Bidirectional
 from projector.maps.moments import Moments
 from projector.models.vlm import VLM
-from projector.report import validate_page
+from projector.report import validate_page, validate_words
 from projector.training import distributed
 from projector.training.corpus import collect, write_shard
 from projector.training.dataset import LEAST_QUESTIONS, Dataset, write_questions
@@ -289,8 +289,8 @@ def test_what_a_map_has_seen_is_known_by_its_bytes_whatever_it_is_called(
     assert seen_of(made, Dataset(held), 2) == 1
     assert seen_of(made / "map.safetensors", Dataset(held), 1) == 0, "000.png comes first"
     assert seen_of(tmp_path, Dataset(held), 2) is None
-    assert "not known" in str(validate_page.seen({"pictures": 2, "seen_in_training": None}))
-    assert validate_page.seen({"pictures": 2, "seen_in_training": 0}) is None
+    assert "not known" in str(validate_words.seen({"pictures": 2, "seen_in_training": None}))
+    assert validate_words.seen({"pictures": 2, "seen_in_training": 0}) is None
 
 
 def test_too_few_questions_give_no_figure(judge: Validator) -> None:
