@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from projector.codec.risk import RiskModel
 from projector.models.vlm import VLM
 from projector.validation.estimate import LEAST_EVENTS, auroc, paired, same_answer
 from protos.errors import ConfigError
+from protos.process.files import write_file
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.terminal import Terminal
 from reference.demo.testset import Asked
@@ -86,9 +88,9 @@ def collect(
             path = folder / f"{split}-{first:06d}.npz"
             if not path.exists():
                 made = _block(pair, split, first)
-                with path.with_suffix(".part").open("wb") as file:
-                    np.savez(file, **vars(made))
-                path.with_suffix(".part").replace(path)
+                blob = io.BytesIO()
+                np.savez(blob, **vars(made))
+                write_file(path, [blob.getbuffer()])
             with np.load(path) as stored:
                 parts.append(GuardRows(**{name: stored[name] for name in stored.files}))
             advance(1)

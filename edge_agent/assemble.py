@@ -16,7 +16,6 @@ from tqdm import tqdm
 from edge_agent import settings
 from edge_agent.agent import Agent, Summary
 from edge_agent.guard import Guard
-from edge_agent.health import HealthServer
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PictureCodec
@@ -34,6 +33,7 @@ from protos.errors import ConfigError, ModelError
 from protos.process import console, logs, threads
 from protos.process.environment import service_links
 from protos.process.files import expanded
+from protos.process.health import HealthServer
 from protos.process.progress import EVERY_S, Waiting, on_terminal
 
 _GIVE_UP_S = 180.0

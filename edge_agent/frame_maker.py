@@ -146,11 +146,7 @@ class FrameMaker:
         metrics.frames_coded.labels("key" if frame.base is None else "delta").inc()
         metrics.payload_bytes.labels(frame.point.name).observe(len(frame.payload))
         if frame.distortion is not None:
-            metrics.kept_tokens.observe(frame.kept_tokens)
-            metrics.quantization_error.observe(frame.distortion.quantize)
-            metrics.dropped_attention.observe(frame.distortion.dropped_attention)
-            metrics.latent_residual.observe(frame.distortion.latent_residual)
-            metrics.unfamiliarity.observe(frame.distortion.unfamiliarity)
+            metrics.observe_state(frame.kept_tokens, frame.distortion)
 
     def _risk(self, session: Session, question: str) -> AnswerRisk:
         sight = self._see()

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from projector.bundle.files import write_files
 from projector.bundle.write import write_bundle
 from projector.calibration.calibrate import COARSENESS, make_encoder
 from projector.codec.encoder import Encoder
@@ -32,6 +31,7 @@ from projector.training.corpus import Corpus, collect
 from projector.training.train import Trainer, TrainSettings, closed_form
 from projector.validation.reconstruction import reconstruction
 from protos.errors import BridgeError, BundleLayoutError, ConfigError
+from protos.process.files import write_files
 from reference.calibrate import calibrate, certified
 from reference.split import HELD_OUT, Split, pairs_folder
 

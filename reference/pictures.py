@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from projector.models.pictures import read
+from protos.process.files import write_file
 from reference.yard import Scenes, render, sample_scenes
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,10 +44,9 @@ class Pictures:
             scenes = sample_scenes(split, start, BLOCK)
             path = folder / f"{split}-{start:06d}.npy"
             if not path.exists():
-                temporary = path.with_suffix(f".{random.random()}.tmp")
-                with temporary.open("wb") as file:
-                    np.save(file, render(scenes))
-                temporary.replace(path)
+                blob = io.BytesIO()
+                np.save(blob, render(scenes))
+                write_file(path, [blob.getbuffer()])
             self.blocks.append(np.load(path, mmap_mode="r"))
             self.scenes.append(scenes)
 

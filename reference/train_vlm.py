@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from projector.bundle.files import write_files
 from projector.models.autocast import products
+from protos.process.files import write_files
 from protos.process.progress import Progress, note
 from protos.process.stopping import Stopped, Stopping
 from reference import zoo

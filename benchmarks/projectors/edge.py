@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from projector.bundle.files import write_files
 from projector.maps.moments import Moments
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, collect
@@ -22,6 +21,7 @@ from projector.training.fit import moments_of
 from projector.training.sensitivity import token_weights
 from projector.training.train import Trainer, TrainSettings
 from projector.validation.answers import Answers, Validator
+from protos.process.files import write_files
 from reference.export_yard import export
 
 SPLITS = ("test", "shifted")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from protos.process.files import write_file
+
 FORMAT = 2
 
 
@@ -72,9 +74,7 @@ class Keep:
             "seconds": round(wall - inner[0], 1),
             "cpu_seconds": round(used - inner[1], 1),
         }
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps({"spent": spent, "found": found}))
-        draft.replace(path)
+        write_file(path, json.dumps({"spent": spent, "found": found}).encode())
 
 
 def _cpu() -> float:

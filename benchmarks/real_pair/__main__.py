@@ -38,6 +38,7 @@ from projector.training.ragged import present
 from projector.validation.estimate import clustered, paired
 from projector.validation.reconstruction import reconstruction
 from protos.errors import ModelError
+from protos.process.files import write_file
 from protos.quantize import get as quantizer
 
 TEXT_TOKENS = 224
@@ -96,9 +97,7 @@ class Bench:
         if name not in self.rows:
             begun = time.monotonic()
             self.rows[name] = make() | {"seconds": round(time.monotonic() - begun, 1)}
-            draft = self.kept.with_suffix(".part")
-            draft.write_text(json.dumps({"about": self.about, "rows": self.rows}))
-            draft.replace(self.kept)
+            write_file(self.kept, json.dumps({"about": self.about, "rows": self.rows}).encode())
             print(f"bench-real: {name}: {_shown(self.rows[name])}", flush=True)
         return self.rows[name]
 

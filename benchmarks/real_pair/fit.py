@@ -6,6 +6,7 @@ folds, of which each seed leaves another out.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from projector.maps.moments import Moments
 from projector.maps.ridge import MatrixMap, Ridge
 from protos.errors import FitError
 from protos.layout import KVLayout
+from protos.process.files import write_file
 
 _SPARE = 64  # directions more than asked for, in the randomised decomposition
 _POWER = 4
@@ -29,15 +31,14 @@ _LEAST_EXPLAINED = 0.05  # of a head's variance; less tells nothing worth stretc
 
 def keep(moments: Moments, path: Path) -> None:
     """Write moments in float32, whole or not at all."""
-    draft = path.with_suffix(".part")
     arrays: dict[str, Any] = {
         name: value.astype(np.float32) if value.ndim > 1 else value
         for name, value in vars(moments).items()
         if isinstance(value, np.ndarray)
     }
-    with draft.open("wb") as stream:
-        np.savez(stream, count=moments.count, **arrays)
-    draft.replace(path)
+    blob = io.BytesIO()
+    np.savez(blob, count=moments.count, **arrays)
+    write_file(path, [blob.getbuffer()])
 
 
 def kept(path: Path) -> Moments:

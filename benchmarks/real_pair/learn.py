@@ -28,7 +28,6 @@ from tqdm import tqdm
 from benchmarks.real_pair import diverse
 from benchmarks.real_pair.diverse import Lesson, Words
 from benchmarks.real_pair.fit import closed_forms, keep, kept, source_columns
-from projector.bundle.files import write_files
 from projector.maps import load
 from projector.maps.base import Map, write
 from projector.maps.closed_form import Statistics
@@ -44,6 +43,7 @@ from projector.training.sensitivity import measure
 from projector.training.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
 from projector.training.train import Trainer, TrainSettings
 from protos.errors import CorpusError
+from protos.process.files import write_files
 
 FULL = 0
 """Stands for the whole matrix among ranks."""

@@ -248,11 +248,7 @@ class Receiver:
         if header.cause:
             metrics.fallbacks.labels(header.cause).inc()
         if point.kind != "picture":
-            metrics.kept_tokens.observe(header.kept_tokens)
-            metrics.quantization_error.observe(header.distortion.quantize)
-            metrics.dropped_attention.observe(header.distortion.dropped_attention)
-            metrics.latent_residual.observe(header.distortion.latent_residual)
-            metrics.unfamiliarity.observe(header.distortion.unfamiliarity)
+            metrics.observe_state(header.kept_tokens, header.distortion)
 
 
 async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:

@@ -27,7 +27,6 @@ from cloud_server.engine.supervisor import Supervisor
 from cloud_server.frontend import descriptors
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.canary import Canary
-from cloud_server.health import HealthServer
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
 from cloud_server.throttle import Throttle
@@ -36,7 +35,8 @@ from protos.errors import BridgeError, ConfigError
 from protos.process.addresses import Address
 from protos.process.console import ReaderGoneError
 from protos.process.environment import service_links
-from protos.process.files import write_whole
+from protos.process.files import write_file, writing
+from protos.process.health import HealthServer
 from protos.process.logs import Logger, adopt_libraries, configure
 from protos.process.memory import MemoryWatch, resident_bytes
 
@@ -188,23 +188,25 @@ class Service:
             on_status,
             self._log,
         )
-        http = HealthServer(
-            metrics.registry,
-            not_ready,
-            settings.metrics_connections,
-            settings.handshake_timeout_s,
-        )
         canary = Canary(settings, link, metrics, self._log, answering)
         asking = asyncio.create_task(canary.run())
         await link.start()
         bridge.start()
         stopping = asyncio.create_task(self._stop.wait())
+        http: HealthServer | None = None
         server: grpc.aio.Server | None = None
         keeper: asyncio.Task[None] | None = None
         failure: BaseException | None = None
         try:
             tell_health(False)
-            metrics_port = await http.start(settings.metrics_host, settings.metrics_port)
+            http = HealthServer(
+                metrics.registry,
+                not_ready,
+                settings.metrics_host,
+                settings.metrics_port,
+                settings.metrics_connections,
+                settings.handshake_timeout_s,
+            )
             most = descriptors.connections(
                 descriptor_limit,
                 descriptors.open_now(),
@@ -220,7 +222,7 @@ class Service:
             await asyncio.wait({keeper, stopping, up}, return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
             if came_up.is_set():
-                self._ready(port, metrics_port)
+                self._ready(port, http.port)
                 await asyncio.wait({keeper, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 tell_health(False)
@@ -237,7 +239,8 @@ class Service:
                 await asyncio.wait({keeper})
                 failure = keeper.exception()
                 reserve.close()
-            await http.stop()
+            if http is not None:
+                await asyncio.to_thread(http.close)
             await bridge.close()
             await link.stop()
             self._log.info("stopped")
@@ -293,7 +296,8 @@ class Service:
     def _ready(self, port: int, metrics_port: int) -> None:
         line = json.dumps({"event": "ready", "port": port, "metrics_port": metrics_port})
         if self._settings.ready_file is not None:
-            write_whole(self._settings.ready_file, line + "\n", "ready file")
+            with writing(f"ready file {self._settings.ready_file}"):
+                write_file(self._settings.ready_file, f"{line}\n".encode())
         self._log.info("ready", port=port, metrics_port=metrics_port)
         self._announce(line)
 

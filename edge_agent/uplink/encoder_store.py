@@ -10,18 +10,15 @@ import errno
 import hashlib
 import os
 import re
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from protos.errors import BundleCorruptError, ConfigError, DiskFullError
-from protos.process.files import expanded
+from protos.process.files import NO_ROOM, drop_drafts, expanded, write_file
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_ROOM = (*NO_ROOM, errno.EROFS, errno.EIO)
 _KEPT = 8
-_HALF_WRITTEN_S = 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,16 +80,7 @@ class EncoderStore:
         path = self._path(directory, digest)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            handle, aside = tempfile.mkstemp(dir=directory, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(blob)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(aside, path)
-            except OSError:
-                Path(aside).unlink(missing_ok=True)
-                raise
+            write_file(path, blob, mode=0o600)
             self._prune(directory, path)
         except OSError as error:
             kind = DiskFullError if error.errno in _NO_ROOM else ConfigError
@@ -102,10 +90,7 @@ class EncoderStore:
             ) from error
 
     def _prune(self, directory: Path, newest: Path) -> None:
-        now = time.time()
-        for part in directory.glob("*.part"):
-            if now - part.stat().st_mtime > _HALF_WRITTEN_S:
-                part.unlink(missing_ok=True)
+        drop_drafts(directory)
         others = (path for path in directory.glob("*.safetensors") if path != newest)
         ages = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
         for path in ages[_KEPT - 1 :]:

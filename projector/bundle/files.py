@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from projector.bundle.refusals import refusal
-from protos.errors import ConfigError, DiskFullError
 from protos.process.folders import open_file
 
 DESCRIPTION = "bundle.json"
@@ -86,38 +82,3 @@ def require_whole(graph: bytes, folder: Path) -> None:
     """
     if b"location" in graph:
         raise refusal("604.11", f"{folder / GRAPH} may name a file that is not in the bundle")
-
-
-def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
-    """Write all of some files or none of them.
-
-    Args:
-        folder: made if need be.
-        contents: all written beside their places first, then put there in this order.
-        gone: files to remove in between.
-
-    Raises:
-        DiskFullError: there is no room; what was there still is.
-        ConfigError: they cannot be written for another reason.
-    """
-    drafts = {name: folder / (name + ".part") for name in contents}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draft in drafts.items():
-            with draft.open("wb") as stream:
-                stream.write(contents[name])
-                stream.flush()
-                os.fsync(stream.fileno())
-        for name in gone:
-            (folder / name).unlink(missing_ok=True)
-        for name, draft in drafts.items():
-            os.replace(draft, folder / name)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = sum(map(len, contents.values()))
-            raise DiskFullError(f"no room for {size} bytes in {folder}") from error
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
-    finally:
-        for draft in drafts.values():
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)

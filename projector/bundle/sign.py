@@ -5,22 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from projector.bundle.describe import FORMAT, canonical_json, describe
-from projector.bundle.files import (
-    DESCRIPTION,
-    SIGNATURE,
-    Reader,
-    files_of,
-    read_at_most,
-    verified,
-    write_files,
-)
+from projector.bundle.files import DESCRIPTION, SIGNATURE, Reader, files_of, read_at_most, verified
 from projector.bundle.keys import Signature, SigningKey, TrustedKeys, check
 from projector.bundle.refusals import refusal
 from projector.models.foreign import in_words
-from protos.errors import (
-    FrameMalformedError,
-    SignatureError,
-)
+from protos.errors import FrameMalformedError, SignatureError
+from protos.process.files import write_files
 from protos.strict_json import read_json
 
 _MAX_SIGNATURE_BYTES = 1024

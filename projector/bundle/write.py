@@ -21,7 +21,6 @@ from projector.bundle.files import (
     GRAPH,
     SIGNATURE,
     require_whole,
-    write_files,
 )
 from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
@@ -31,6 +30,7 @@ from protos.errors import (
 )
 from protos.layout import KVLayout
 from protos.points import points_to_json
+from protos.process.files import write_files
 
 
 def write_bundle(

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.files import write_files
 from projector.bundle.load import Bundle
 from projector.commands.arguments import add_bundle, add_command, add_json
 from projector.commands.bundles import bundle_folder
@@ -16,6 +15,7 @@ from projector.commands.settings import check, settings_of
 from projector.report import tables
 from projector.serving import engine
 from protos.errors import ConfigError
+from protos.process.files import write_files
 
 PLAN = "engine.plan"
 REPORT = "build-report.json"

@@ -128,9 +128,9 @@ def _ask(
     between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
 ) -> Rows:
     """Every question, from frames and from pictures; what was asked before is read from files."""
-    from projector.bundle.files import write_files
     from projector.calibration.disagreement import FORMAT, Rows, lesson_points
     from projector.calibration.unusual import unusual
+    from protos.process.files import write_files
 
     bare = hashlib.sha256(replace(bundle.encoder, risk=None).to_bytes() + bundle.cloud.weights)
     plan: list[Any] = [FORMAT, data.digest, data.questions_digest, bare.hexdigest()]

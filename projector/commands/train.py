@@ -119,7 +119,6 @@ def _train(args: argparse.Namespace) -> int:
 def _train_one(args: argparse.Namespace) -> int:
     import torch
 
-    from projector.bundle.files import write_files
     from projector.maps import base, family
     from projector.maps.bidirectional import BidirectionalMap
     from projector.maps.metric import Metric
@@ -130,6 +129,7 @@ def _train_one(args: argparse.Namespace) -> int:
     from projector.training.fit import held_out_accuracy, held_out_controls, moments_of, split
     from projector.training.sensitivity import measure, token_weights
     from projector.training.train import Trainer, TrainSettings, plot_losses
+    from protos.process.files import write_files
 
     cls = family(args.family)
     member = configured(cls, args.set)

@@ -49,7 +49,6 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from projector.bundle.files import write_files
     from projector.maps.bidirectional import BidirectionalMap
     from projector.report import validate_page, validate_tables
     from projector.training import way_back
@@ -60,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     from projector.validation.cost import costs
     from projector.validation.estimate import same_answer
     from projector.validation.validate import arm_count, validate
+    from protos.process.files import write_files
 
     data = open_data(args.data, args.max_picture_pixels)
     map_bytes(args.map)

@@ -26,7 +26,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from projector.bundle.files import write_files
 from projector.maps.cloud_half import Boundaries
 from projector.maps.moments import Moments
 from projector.maps.trainable import WHOLE, Way
@@ -34,6 +33,7 @@ from projector.models.foreign import in_words
 from projector.models.rope import apply_rotation
 from protos.errors import BundleFormatError, BundleLayoutError, FitError, FrameMalformedError
 from protos.layout import KVLayout
+from protos.process.files import write_files
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +34,7 @@ from projector.models.cache import LayerCache
 from projector.models.foreign import in_words
 from protos import layout, rotation, state
 from protos.errors import ModelError, SelfCheckError
+from protos.process.files import write_file
 
 if TYPE_CHECKING:
     from projector.models.frozen import FrozenModel
@@ -444,14 +444,7 @@ def _write(file: Path | None, found: Figures) -> bool:
         return False
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "w") as stream:
-                json.dump({**asdict(found), "key": file.stem}, stream)
-            os.replace(name, file)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_file(file, json.dumps({**asdict(found), "key": file.stem}).encode(), mode=0o600)
     except OSError:
         return False
     return True

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from projector.bundle.load import Bundle
 from projector.package.contents import Package, PackageInfo
-from projector.package.files import room
 from projector.package.form import BUNDLE, FEEDBACK
 from projector.package.state_cache import StateCache
 from projector.package.tensors import Floats
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
 from protos.layout import KVLayout
+from protos.process.files import writing
 
 if TYPE_CHECKING:
     from projector.models.vlm import VLM
@@ -52,7 +52,7 @@ def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) 
         )
     else:
         with tempfile.TemporaryDirectory() as folder:
-            with room(folder):
+            with writing(f"the package's bundle to {folder}"):
                 for name in (*BUNDLE, *FEEDBACK):
                     if name in package.members:
                         (Path(folder) / Path(name).name).write_bytes(package.members[name])

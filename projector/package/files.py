@@ -6,13 +6,10 @@ the archive, nor whom to trust.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import secrets
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +31,11 @@ from projector.package.metadata import Metadata
 from projector.package.tensors import array_specs, mask_specs, read_mask, spec_bytes, tensor_header
 from protos.errors import (
     ConfigError,
-    DiskFullError,
     PackageCorruptError,
     PackageFormatError,
     SignatureError,
 )
+from protos.process.files import write_file, writing
 
 
 def write(package: Package, path: str | Path, overwrite: bool = False) -> None:
@@ -53,21 +50,8 @@ def write(package: Package, path: str | Path, overwrite: bool = False) -> None:
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} exists already")
     parts = list(pack({**package.members, PROVENANCE: package.info.provenance.to_bytes()}))
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    with room(target):
-        try:
-            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                for part in parts:
-                    view = memoryview(part)
-                    while view:
-                        view = view[os.write(file, view) :]
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
+    with writing(target):
+        write_file(target, parts)
 
 
 def read(path: str | Path) -> Package:
@@ -166,14 +150,3 @@ def _check_bundle(blob: Blob, w_matrix: WMatrix, members: Mapping[str, tuple[int
         or plain.get("files") != files
     ):
         raise PackageFormatError(f"the embedded bundle is not the one that {CONFIG} names")
-
-
-@contextmanager
-def room(path: str | Path) -> Iterator[None]:
-    """Turn what an operating system says of a write into one of ours."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no room to write {path}; nothing was left there") from error
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from protos.errors import ConfigError, DiskFullError
+from protos.process.files import drop_drafts, write_file
 
 Floats = npt.NDArray[np.float32]
 
@@ -113,16 +112,10 @@ class StateCache:
         if len(blob) > self.most_bytes:
             return
         self._make_room(len(blob))
-        draft: str | None = None
         try:
-            handle, draft = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                file.write(blob)
-            os.replace(draft, path)
+            write_file(path, blob, mode=0o600)
             self._make_room(0)  # another process may have filled it meanwhile
         except OSError as error:
-            if draft is not None:
-                Path(draft).unlink(missing_ok=True)
             raise DiskFullError(f"{path} could not be written: {error}") from error
 
     def size_bytes(self) -> int:
@@ -130,10 +123,7 @@ class StateCache:
         return sum(size for _, size, _ in self._entries())
 
     def _make_room(self, wanted: int) -> None:
-        for part in self.folder.glob("*.part"):
-            with contextlib.suppress(OSError):  # its own process may have renamed it
-                if time.time() - part.stat().st_mtime > _HALF_WRITTEN_S:
-                    part.unlink()
+        drop_drafts(self.folder)
         entries = sorted(self._entries())
         held = sum(size for _, size, _ in entries)
         for _, size, path in entries:

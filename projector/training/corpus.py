@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from projector.bundle.files import write_files
 from projector.models.foreign import foreign, plain_file
 from projector.models.vlm import VLM
 from projector.training import preflight
 from projector.training.ragged import Ragged
 from protos.errors import CorpusError
 from protos.layout import KVLayout
+from protos.process.files import write_files
 from protos.process.progress import Progress
 
 SHARD_PICTURES = 256

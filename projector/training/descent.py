@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projector.bundle.files import write_files
 from projector.training import distributed, preflight
 from protos.errors import ConfigError, FitError
+from protos.process.files import write_files
 from protos.process.folders import open_file
 from protos.process.progress import Progress, note
 from protos.process.stopping import Stopped, Stopping

@@ -12,7 +12,6 @@ of every `main`.
 from __future__ import annotations
 
 import asyncio
-import errno
 import io
 import os
 import select
@@ -23,13 +22,12 @@ from typing import Any
 
 from protos.errors import ERRORS, BridgeError, ConfigError, DiskFullError
 from protos.process import logs, threads
-from protos.process.files import settle_temporary
+from protos.process.files import NO_ROOM, settle_temporary
 from protos.process.stopping import Stopped
 
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE_S = 2.0
 """How long a full pipe is waited for; once it has not moved, not again until it does."""
 OURS = ("protos", "projector", "edge_agent", "cloud_server", "reference")

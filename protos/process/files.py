@@ -1,19 +1,115 @@
-"""Text files as people make them, files written whole or not at all, folders for a while.
+"""Files written whole or not at all, text files as people make them, temporary folders.
 
-Knows bytes, encodings and paths. A byte-order mark of UTF-8 is no part of a text; another encoding
-is refused by its name.
+`write_file` and `write_files` are the only atomic writes of the project. A byte-order mark of UTF-8
+is no part of a text; another encoding is refused by its name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
 import tempfile
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
-from protos.errors import BridgeError, ConfigError
+from protos.errors import BridgeError, ConfigError, DiskFullError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MARK = b"\xef\xbb\xbf"
+_HALF_WRITTEN_S = 3600.0
+
+Content = bytes | Iterable[bytes | memoryview]
+
+
+def write_file(path: Path, content: Content, mode: int = 0o666) -> None:
+    """Write a file that is never seen half written; others may write it at the same time.
+
+    Args:
+        path: the file, in a folder that is there.
+        content: all of it, or its parts.
+        mode: permissions, less the process's umask.
+
+    Raises:
+        OSError: it cannot be written; what was there still is, and nothing else is left.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        _write(draft, content, os.O_EXCL, mode)
+        os.replace(draft, path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
+    """Write all of some files or none of them; nobody else writes to the folder meanwhile.
+
+    Args:
+        folder: made if need be.
+        contents: all written beside their places first, then put there in this order.
+        gone: files to remove in between.
+
+    Raises:
+        DiskFullError: there is no room; what was there still is.
+        ConfigError: they cannot be written for another reason.
+    """
+    drafts = {name: folder / (name + ".part") for name in contents}
+    with writing(f"{sum(map(len, contents.values()))} bytes in {folder}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, draft in drafts.items():
+                _write(draft, contents[name], os.O_TRUNC)
+            for name in gone:
+                (folder / name).unlink(missing_ok=True)
+            for name, draft in drafts.items():
+                os.replace(draft, folder / name)
+        finally:
+            for draft in drafts.values():
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turn what the system says of a write into a typed error.
+
+    Args:
+        what: is written, for the message.
+
+    Raises:
+        DiskFullError: there is no room.
+        ConfigError: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFullError(f"no room to write {what}: {error.strerror}") from error
+        raise ConfigError(f"cannot write {what}: {error.strerror or error}") from error
+
+
+def drop_drafts(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder, an hour later."""
+    for draft in folder.glob("*.part"):
+        with contextlib.suppress(OSError):  # its own process may have put it in its place
+            if time.time() - draft.stat().st_mtime > _HALF_WRITTEN_S:
+                draft.unlink()
+
+
+def _write(draft: Path, content: Content, flag: int, mode: int = 0o666) -> None:
+    """Write a draft down to the disk."""
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flag, mode)
+    try:
+        for part in (content,) if isinstance(content, bytes) else content:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(file, view) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def without_mark(raw: bytes, named: object, kind: type[BridgeError] = ConfigError) -> bytes:
@@ -48,26 +144,6 @@ def text_of(raw: bytes, named: object, kind: type[BridgeError] = ConfigError) ->
         return without_mark(raw, named, kind).decode()
     except UnicodeDecodeError as error:
         raise kind(f"{named} cannot be read as a text: {error}") from error
-
-
-def write_whole(path: Path, text: str, what: str) -> None:
-    """Write a file that is never seen half written.
-
-    Args:
-        path: the file.
-        text: all of it.
-        what: what it is, for the message.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise ConfigError(f"{what} {path} cannot be written: {error.strerror or error}") from error
 
 
 def temporary_folder(prefix: str, instead: str) -> Path:

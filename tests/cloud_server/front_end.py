@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import aiohttp
 import grpc
 
 from cloud_server.engine.spawn import spawn_engine
@@ -18,6 +17,7 @@ from cloud_server.settings import load
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
+from tests.fakes.pages import fetch
 
 FAST = {
     "port": 0,
@@ -69,11 +69,7 @@ class Running:
         return edge
 
     async def get(self, path: str) -> tuple[int, str]:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{self.metrics_port}{path}") as reply,
-        ):
-            return reply.status, await reply.text()
+        return await asyncio.to_thread(fetch, self.metrics_port, path)
 
     async def metric(self, name: str) -> float:
         lines = (await self.get("/metrics"))[1].splitlines()

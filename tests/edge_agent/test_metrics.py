@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from prometheus_client import generate_latest
 
 from edge_agent.metrics import Metrics
 
@@ -25,3 +26,9 @@ def test_the_metrics_show_the_agents_memory_as_it_is_now() -> None:
     before = shown()
     block = np.ones(128 << 20, dtype=np.uint8)
     assert shown() > before + block.nbytes / 2
+
+
+def test_a_scrape_shows_what_was_counted() -> None:
+    metrics = Metrics()
+    metrics.answers.inc(3)
+    assert b"neural_bridge_edge_answers_total 3.0\n" in generate_latest(metrics.registry)

@@ -37,12 +37,12 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from projector.bundle.files import write_files
     from projector.heads.head import read
     from projector.heads.judge import judge
     from projector.heads.labels import read_labels
     from projector.heads.lens import through_lens
     from projector.heads.samples import Samples
+    from protos.process.files import write_files
 
     head = read(args.head)
     view = args.view or head.config.view

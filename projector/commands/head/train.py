@@ -52,7 +52,6 @@ def _run(args: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from projector.bundle.files import write_files
     from projector.heads.head import HEAD_FILE, Head, HeadConfig
     from projector.heads.judge import judge
     from projector.heads.labels import read_labels
@@ -60,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     from projector.heads.samples import Samples
     from projector.heads.train import HeadSettings, train
     from projector.heads.views import VIEWS
+    from protos.process.files import write_files
 
     if args.view not in VIEWS:
         raise ConfigError(f"there is no view '{args.view}': expected one of {', '.join(VIEWS)}")

@@ -483,7 +483,7 @@ def test_with_no_room_left_the_earlier_bundle_stays_whole(
     folder: Path, source: KVLayout, target: KVLayout, bundle_parts: dict[str, Any], name: str
 ) -> None:
     (folder / f"{name}.part").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError, match="no room for .* bytes") as caught:
+    with pytest.raises(DiskFullError, match="no room to write .* bytes") as caught:
         write_bundle(folder, **{**bundle_parts, "version": 4})
     assert caught.value.code == 610
     assert Bundle.load(folder, source, target).info.version == 3

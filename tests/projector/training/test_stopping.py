@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from projector.bundle.files import write_files
 from projector.training.descent import Descent, Stage
 from projector.training.train import plot_losses
 from protos.errors import FitError
+from protos.process.files import write_files
 from protos.process.stopping import Stopped, Stopping
 from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import pictures_with_questions, toolkit

@@ -1,0 +1,179 @@
+"""A process's HTTP port: `/metrics`, `/healthz` (it is up), `/readyz` (it can work).
+
+It is `prometheus_client`'s server, on threads of its own. Strangers cannot exhaust it: it takes so
+many connections at once, each for so long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from protos.errors import ConfigError
+from protos.process import addresses
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment  # from Python 3.11 on
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_S = 0.1
+"""How long to accept nobody where the system has no descriptor or memory left."""
+
+
+class HealthServer:
+    """A small HTTP server.
+
+    Args:
+        registry: what `/metrics` shows.
+        not_ready: returns what is still missing, or an empty string once ready; called on any
+            thread.
+        host: address to bind.
+        port: port to bind; 0 takes a free one, `port` then tells which.
+        most: connections at once; more are closed as they come.
+        patience_s: how long a connection may take, seconds; then it is closed.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        not_ready: Callable[[], str],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        most: int = 64,
+        patience_s: float = 10.0,
+    ) -> None:
+        try:
+            sockets = addresses.listen(host, port)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics port {addresses.Address(host, port)} cannot be bound "
+                f"({error.strerror or error}); choose another --metrics-port, or 0 for a free one"
+            ) from error
+        self.host = host
+        self.port = int(sockets[0].getsockname()[1])
+        self._open: dict[socket.socket, float] = {}
+        pages = _pages(registry, not_ready)
+        self._servers = [_Server(one, pages, self._open, most, patience_s) for one in sockets]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, daemon=True) for server in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop serving and give the port back."""
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+        for thread in self._threads:
+            thread.join()
+        for connection in list(self._open):
+            _cut(connection)
+
+
+class _Server(ThreadingWSGIServer):
+    """Serves one listening socket.
+
+    Args:
+        listening: the socket.
+        pages: the application.
+        connections: open ones and when each came; shared by the sockets of one port.
+        most: connections at once.
+        patience_s: how long each may take.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        pages: Callable[..., Any],
+        connections: dict[socket.socket, float],
+        most: int,
+        patience_s: float,
+    ) -> None:
+        address = listening.getsockname()
+        super().__init__(address[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_name, self.server_port = address[:2]
+        self.setup_environ()
+        self.set_app(pages)
+        self._connections, self._most, self._patience_s = connections, most, patience_s
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _SCARCE:
+                time.sleep(_PAUSE_S)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return len(self._connections) < self._most
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        late = time.monotonic() - self._patience_s
+        for connection, since in list(self._connections.items()):
+            if since < late:
+                _cut(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that breaks is nobody's concern."""
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def _pages(registry: CollectorRegistry, not_ready: Callable[[], str]) -> Callable[..., Any]:
+    metrics = make_wsgi_app(registry)
+
+    def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            shown: Iterable[bytes] = metrics(environ, start_response)
+            return shown
+        status, text = "200 OK", "ok"
+        if environ["REQUEST_METHOD"] != "GET":
+            status, text = "405 Method Not Allowed", "use GET"
+        elif path == "/readyz":
+            missing = not_ready()
+            status, text = ("503 Service Unavailable", missing) if missing else (status, "ready")
+        elif path != "/healthz":
+            status, text = "404 Not Found", "try /metrics, /healthz or /readyz"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    def pages(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return page(environ, start_response)
+        page(environ | {"REQUEST_METHOD": "GET"}, start_response)
+        return []
+
+    return pages
+
+
+def _cut(connection: socket.socket) -> None:
+    """End a connection whose thread waits for it; the thread closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,16 @@
+"""A page of a health port, fetched."""
+
+from __future__ import annotations
+
+import http.client
+
+
+def fetch(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path)
+        reply = connection.getresponse()
+        return reply.status, reply.read().decode()
+    finally:
+        connection.close()
