@@ -8,7 +8,7 @@ from protos.process.start import start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script."""
-    return start("cloud_server.cli", "cloud-server", argv)
+    return start("cloud_server.cli", "cloud-server", "cloud", argv)
 
 
 if __name__ == "__main__":

@@ -98,9 +98,6 @@ def _parser() -> configuration.Parser:
         epilog=exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {configuration.installed_version()}"
-    )
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(title="commands", metavar="serve")

@@ -8,7 +8,7 @@ from protos.process.start import start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script."""
-    return start("edge_agent.cli", "edge-agent", argv)
+    return start("edge_agent.cli", "edge-agent", "edge", argv)
 
 
 if __name__ == "__main__":

@@ -15,25 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge_agent import settings
+from edge_agent.assemble import load_model, model_path, run_agent
+from edge_agent.output import Answered, RecordWriter, answered
+from edge_agent.picture import PICTURE
+from edge_agent.plan import AUTO
+from edge_agent.record import AnswerRecord
+from edge_agent.settings import Settings
+from edge_agent.sources import Capture, Source, open_source
+from edge_agent.sources.folder import Folder, read_text
+from projector.codec.select import require as require_selector
 from protos.errors import ConfigError, PictureError, SourceError
 from protos.process import console
-
-# The `edge` extra brings these. If one is missing, `main` names it and nothing below runs.
-_missing: ModuleNotFoundError | None = None
-try:
-    from edge_agent import settings
-    from edge_agent.assemble import load_model, model_path, run_agent
-    from edge_agent.output import Answered, RecordWriter, answered
-    from edge_agent.picture import PICTURE
-    from edge_agent.plan import AUTO
-    from edge_agent.record import AnswerRecord
-    from edge_agent.settings import Settings
-    from edge_agent.sources import Capture, Source, open_source
-    from edge_agent.sources.folder import Folder, read_text
-    from projector.codec.select import require as require_selector
-    from protos.process import settings as configuration
-except ModuleNotFoundError as error:
-    _missing = error
+from protos.process import settings as configuration
 
 _OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
 
@@ -51,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    if _missing is not None:
-        raise _missing
     args = _parser().parse_args(argv)
     return int(args.command(args))
 
@@ -193,8 +185,6 @@ def _parser() -> configuration.Parser:
         f"cut the run short:\n{console.exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"%(prog)s {configuration.installed_version()}"
-    parser.add_argument("--version", action="version", version=version)
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(title="commands", metavar="run | ask | feedback | inspect")

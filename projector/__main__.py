@@ -8,7 +8,7 @@ from protos.process.start import start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script."""
-    return start("projector.commands.cli", "projector", argv)
+    return start("projector.commands.cli", "projector", "align", argv)
 
 
 if __name__ == "__main__":

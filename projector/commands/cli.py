@@ -10,38 +10,27 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from projector.commands import (
+    build,
+    calibrate,
+    catalogue,
+    corpus,
+    export,
+    guard,
+    head,
+    inspect,
+    layout,
+    package,
+    sign,
+    train,
+    validate,
+    verify,
+)
+from projector.commands.arguments import epilog
+from projector.commands.settings import Settings, check, settings_of
 from protos.errors import ConfigError
 from protos.process import console
-
-try:
-    from projector.commands import (
-        build,
-        calibrate,
-        catalogue,
-        corpus,
-        export,
-        guard,
-        head,
-        inspect,
-        layout,
-        package,
-        sign,
-        train,
-        validate,
-        verify,
-    )
-    from projector.commands.arguments import epilog
-    from projector.commands.settings import Settings, check, settings_of
-    from protos.process import settings as configuration
-except ModuleNotFoundError as error:  # no extra is installed: nothing below can be defined
-    _lacks = (error.name or "").partition(".")[0]
-    if _lacks in ("", "projector", "protos"):
-        raise
-    console.say(
-        f"projector: {ConfigError.name}: needs the package {_lacks}: "
-        "pip install 'neural-bridge[align]'"
-    )
-    sys.exit(ConfigError.exit_code)
+from protos.process import settings as configuration
 
 COMMANDS = (
     corpus,
@@ -104,9 +93,6 @@ def _parser() -> configuration.Parser:
             )
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {configuration.installed_version()}"
     )
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)

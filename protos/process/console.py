@@ -63,11 +63,7 @@ def run(program: str, extra: str, command: Callable[[], int]) -> int:
         except BridgeError as error:
             return complain(program, error)
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package in ("", *OURS):
-                raise
-            lack = f"needs the package {package}: pip install 'neural-bridge[{extra}]'"
-            return complain(program, ConfigError(lack))
+            return lacks(program, extra, error)
         except Stopped as stopped:  # it has said how to go on
             return int(str(stopped.code))
         except KeyboardInterrupt:
@@ -86,6 +82,19 @@ def typed(error: OSError) -> BridgeError:
     where = f"{error.filename}: " if error.filename else ""
     kind = DiskFullError if error.errno in NO_ROOM else ConfigError
     return kind(f"{where}{error.strerror or error}")
+
+
+def lacks(program: str, extra: str, error: ModuleNotFoundError) -> int:
+    """Say which package an install lacks; returns the exit code.
+
+    Raises:
+        ModuleNotFoundError: a module of our own is missing.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in ("", *OURS):
+        raise error
+    missing = f"needs the package {package}: pip install 'neural-bridge[{extra}]'"
+    return complain(program, ConfigError(missing))
 
 
 def complain(program: str, error: BridgeError) -> int:

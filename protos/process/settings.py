@@ -248,7 +248,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
 def add_config_flags(
     parser: argparse.ArgumentParser, cls: type[TypedSettings], *, top: bool = True
 ) -> None:
-    """Add `--config FILE` and `--check-config`.
+    """Add `--config FILE`, `--check-config` and, to a program, `--version`.
 
     Args:
         parser: a program's or a command's.
@@ -256,6 +256,9 @@ def add_config_flags(
         top: false for a command whose program takes the two flags as well: its own defaults would
             overwrite what stood before the command.
     """
+    if top:
+        version = f"%(prog)s {installed_version()}"
+        parser.add_argument("--version", action="version", version=version)
     parser.add_argument(
         "--config",
         type=Path,

@@ -13,14 +13,16 @@ from contextlib import suppress
 _INTERRUPTED = 130
 
 
-def start(module: str, program: str, argv: Sequence[str] | None = None) -> int:
+def start(module: str, program: str, extra: str, argv: Sequence[str] | None = None) -> int:
     """Import a program's module and run its `main`.
 
-    Ctrl-C while libraries are imported ends the program as it does later (`console.run`).
+    Ctrl-C while libraries are imported, and a library that is missing, end the program as they do
+    later (`console.run`).
 
     Args:
         module: holds `main`.
         program: its name.
+        extra: the extra of this distribution that brings what the program imports.
         argv: the arguments after the program's name; the process's own by default.
 
     Returns:
@@ -32,4 +34,8 @@ def start(module: str, program: str, argv: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError, AttributeError):
             sys.stderr.write(f"{program}: interrupted\n")
         return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        from protos.process import console
+
+        return console.lacks(program, extra, error)
     return int(main(argv))
