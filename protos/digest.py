@@ -42,11 +42,11 @@ def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest:
 
 
 def derived_id(constants: bytes, frame_number: int) -> bytes:
-    """The id of a request that carries none: 8 bytes that both sides can tell without sending them.
+    """The id of a request that carries none: 8 bytes that both sides derive.
 
     Args:
         constants: `session_constants`.
-        frame_number: Of its frame.
+        frame_number: The frame's number.
     """
     what = b"request" + _LENGTH.pack(frame_number)
     return hashlib.blake2b(what, key=constants, digest_size=REQUEST_ID_BYTES[0]).digest()

@@ -29,8 +29,8 @@ def seal_feedback(
         constants: `digest.session_constants`.
         session_id: 16 bytes.
         request_id: 8 to 16 bytes.
-        frame_number: of a scene that the cloud holds.
-        point: name of an operating point of the way back; empty for its first.
+        frame_number: a scene that the cloud holds.
+        point: name of a feedback point; empty for the first.
     """
     return pb.FeedbackRequest(
         session_id=session_id,
@@ -67,12 +67,12 @@ def seal_response(
 
     Args:
         constants: `digest.session_constants` with the *cloud's* layout for the source.
-        request_id: of the request.
-        header: of the scene; its tokens are the cloud's.
+        request_id: the request's.
+        header: the scene's, in the cloud's tokens.
         body: what the quantizer wrote.
 
     Raises:
-        BridgeError: whatever `header.pack_header` raises.
+        BridgeError: as `header.pack_header`.
     """
     packed, payload = pack_header(header, body)
     digest = frame_digest(constants, request_id, packed, payload, "", 0)
@@ -91,8 +91,8 @@ def open_response(
     Args:
         message: as received.
         constants: as `seal_response` takes it.
-        request_id: of the request that was sent.
-        frame_number: of the scene that was asked for.
+        request_id: the request's.
+        frame_number: the scene that was asked for.
         limits: what the edge accepts.
 
     Returns:
@@ -103,7 +103,7 @@ def open_response(
         FrameCorruptError: the digest does not match: bytes changed on the way, or it answers
             another request, session, model or bundle.
         FrameMalformedError: it is of another scene, a delta frame, or its header is not one.
-        BridgeError: whatever `header.unpack_header` raises.
+        BridgeError: as `header.unpack_header`.
     """
     frame = message.frame
     header, body = unpack_header(frame.header, frame.payload, limits)

@@ -56,12 +56,12 @@ class Header:
         kept: Which grid tokens the payload holds, bool [N]; N is 0 at the picture point.
         capture_delta_ms: Since the session's previous frame was captured.
         distortion: Measured at the edge.
-        base: Of a delta frame, the frame of the session that it changes, at most 65535 before it;
-            `kept` then says which tokens are new. None for a key frame.
+        base: The frame that a delta frame changes, of the same session and at most 65535 before
+            it; `kept` then says which tokens are new. None for a key frame.
         differences: The payload holds differences to the base's latents, not latents.
-        cause: Of a picture that the guard sends in a frame's place, why: distortion, unfamiliar or
-            degenerate.
-        version: Of this layout.
+        cause: Why the guard sent a picture instead of a frame: distortion, unfamiliar or
+            degenerate; empty for a frame.
+        version: Version of the header's layout.
     """
 
     operating_point: int
@@ -209,7 +209,7 @@ def unpack_header(
 
 
 def frame_number_of(header: bytes) -> int | None:
-    """The frame number of a header that may be anything; None where none can be read."""
+    """The frame number of a header that may be damaged; None if it cannot be read."""
     try:
         return _counts(header)[0][1]
     except BridgeError:

@@ -121,16 +121,16 @@ class LayeredRope:
 
     @property
     def rotary_dim(self) -> int:
-        """Of every layer."""
+        """Rotated dimensions of a head, the same in every layer."""
         return self.specs[0].rotary_dim
 
     @property
     def interleaved(self) -> bool:
-        """Of every layer."""
+        """How dimensions are paired, the same in every layer."""
         return self.specs[0].interleaved
 
     def cos_sin(self, positions: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """As of one, with axes in front that fit keys `[layers, kv_heads, T, head_dim]`.
+        """The tables of every layer, with axes that fit keys `[layers, kv_heads, T, head_dim]`.
 
         Args:
             positions: Integers, [T].
@@ -177,7 +177,7 @@ class KVLayout:
             configuration, tokenizer, template and processor settings, the prompt's ids. Empty in
             layouts of version 1.
 
-    A field that has a default is left out of the JSON, hence of the fingerprint, where it holds it.
+    A field that holds its default is left out of the JSON and so of the fingerprint.
 
     Raises:
         FrameMalformedError: A field is out of bounds or contradicts another.
@@ -283,12 +283,12 @@ class KVLayout:
 
     @property
     def of_text(self) -> bool:
-        """Whether it is of texts: one row of at most `tokens`, as many as a text has."""
+        """Whether the model reads texts: one row of at most `tokens` tokens."""
         return self.grid[0] == 1
 
     @property
     def tokens(self) -> int:
-        """Image tokens of one picture; of a text, the most that it may have."""
+        """Image tokens of one picture, or the most tokens of a text."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -312,7 +312,7 @@ class KVLayout:
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of each version, the newest first; what was made for one of them fits this model."""
+        """The fingerprint of each version, newest first; what was made for any fits this model."""
         return tuple(layout.fingerprint for layout in self.versions)
 
     def to_json(self) -> str:

@@ -23,8 +23,8 @@ class Measured:
 
     Attributes:
         payload_bytes: `Frame.payload`, as sent (with a bitmap if it travels there).
-        wire_bytes: An estimate for the uplink: the request without a question, and gRPC's and
-            HTTP/2's framing of it (`wire_bytes`).
+        wire_bytes: Estimate of uplink bytes: the request without a question, in gRPC's and
+            HTTP/2's framing (`requests.wire_bytes`).
         accuracy: Share of questions answered right, 0..1.
         quantize: As headers carry it.
         dropped_attention: As headers carry it.
@@ -63,11 +63,11 @@ class OperatingPoint:
         tokens: Budget of kept tokens, 0 = all.
         rank: Latents per token, the first of the encoder's; 0 where the kind has none.
         steps: Name of the steps in the encoder; empty where none are needed.
-        dead_zone: By how much of a step the edge rounds towards 0 more than it would, 0..0.5: a
-            value of up to 0.5 + dead_zone steps becomes 0. The decoder need not know it.
-        quiet: A token whose squared distance from the usual one at its place, in steps and summed
-            over the latents that travel, is below this travels as that one: all zeros, which cost
-            next to nothing. 0 for none. The decoder need not know it.
+        dead_zone: Values of up to 0.5 + dead_zone steps are rounded to 0; 0..0.5, in steps. The
+            decoder need not know it.
+        quiet: Tokens closer than this to the mean at their position (squared distance in steps,
+            summed over the latents that travel) are sent as zeros, which cost next to nothing. 0
+            sends none so. The decoder need not know it.
         measured: What calibration found; None where nothing was measured.
 
     Raises:

@@ -11,7 +11,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 ERROR_METADATA_KEY = "nb-error-code"
 RETRY_METADATA_KEY = "nb-retry-after-ms"
-_NUMBER = re.compile("[0-9]{1,10}")  # whatever else a server writes there is none
+_NUMBER = re.compile("[0-9]{1,10}")
 
 
 def refused(error: BridgeError) -> pb.Refused:

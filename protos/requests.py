@@ -24,7 +24,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.wire import parse_exactly
 
 _ASK_OVERHEAD_BYTES = 256
-"""Of an AskRequest beside its question, with room for numbers that are longer than they need be."""
+"""Longest AskRequest without its question; its numbers may be written longer than they need be."""
 _GRPC_BYTES = 5 + 9
 """A gRPC message's prefix and the header of the HTTP/2 DATA frame that carries it."""
 
@@ -83,7 +83,7 @@ def wire_bytes(header: Header, body: bytes) -> int:
 
     Args:
         header: As for `pack_header`.
-        body: Likewise.
+        body: As for `pack_header`.
 
     Raises:
         BridgeError: As `pack_header`.
@@ -98,7 +98,7 @@ class Parsed(NamedTuple):
 
     Attributes:
         request: The whole message.
-        header: Of its frame.
+        header: The frame's header.
         body: What the quantizer decodes, or a picture file: the payload without the bitmap.
     """
 
@@ -155,11 +155,11 @@ def parse_ask_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> pb.AskRequ
 
 
 def id_of(request: pb.InferRequest, constants: bytes) -> bytes:
-    """The id of a request that may be anything, as far as it can be told for certain.
+    """The id of a request that may be damaged.
 
     Returns:
-        The one that it carries; the one that both sides derive, if its digest says that the frame
-        number is the one that was sent; otherwise nothing.
+        The id that it carries. If it carries none, the id that both sides derive, where its digest
+        proves the frame number right. Else nothing.
     """
     if request.request_id:
         return request.request_id[: REQUEST_ID_BYTES[1]]

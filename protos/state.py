@@ -80,7 +80,7 @@ class KVState:
         Args:
             x: [tokens, layout.state_dim]: `layout.tokens`, or fewer where the grid is one row (of
                 a text).
-            layout: Of the model whose state it is.
+            layout: The layout of the state's model.
             positions: [tokens].
             attention: [tokens]; uniform if None.
 

@@ -1,10 +1,9 @@
-"""Protobuf messages read so that no bit goes unseen, however a client's library wrote them.
+"""Protobuf messages read so that a digest over their values covers every bit.
 
 Any encoding that protobuf allows is read: fields in any order, default values written out or left
 out, varints longer than they need be. What a plain reader would skip, overwrite or cut off is
-refused by the field's name: unknown fields, a field twice, bits above a field's 32. So two
-encodings that are accepted and differ by one bit never hold the same values, and a digest over the
-values covers every bit.
+refused and named: unknown fields, a field twice, bits above a field's 32. So two accepted encodings
+that differ by one bit never hold the same values.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from protos.errors import FrameMalformedError, FrameTooLargeError
 _VARINT, _BYTES = 0, 2
 _MOST = 0xFFFFFFFF
 _LONGEST_PREFIX, _LONGEST_VALUE = 5, 10
-"""Bytes of a tag or a length, and of a value, that protobuf's own readers take."""
+"""Most bytes of a tag or a length, and of a value, that protobuf's own readers take."""
 _WIRE_TYPES = {
     FieldDescriptor.TYPE_UINT32: _VARINT,
     FieldDescriptor.TYPE_BYTES: _BYTES,
     FieldDescriptor.TYPE_STRING: _BYTES,
     FieldDescriptor.TYPE_MESSAGE: _BYTES,
 }
-"""Of the types that requests with a digest have."""
+"""Wire type of each field type that a request with a digest has."""
 
 
 def parse_exactly(raw: bytes, most: int, kind: Any) -> Any:

@@ -95,7 +95,7 @@ class LaneCoder:
         """Decode some rows.
 
         Args:
-            stream: what `encode` returned, and whatever follows it.
+            stream: what `encode` returned; more may follow it.
             rows: n, how many it holds.
             lanes: as it was coded.
 
@@ -139,7 +139,7 @@ class _Part:
 
     @property
     def slots(self) -> _States:
-        """Of each slot of each table its symbol, frequency - 1 and place: 8, 12 and 12 bits."""
+        """Symbol, frequency - 1 and place (8, 12 and 12 bits) of each slot of each table."""
         if self._slots is None:
             many, alphabet = self.frequency.shape
             flat = self.frequency.reshape(-1)

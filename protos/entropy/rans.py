@@ -30,7 +30,7 @@ _MASK = TOTAL - 1
 _BYTE_FREQUENCY = TOTAL >> 8
 
 Table = tuple[list[int], list[int]]
-"""Of each symbol the start and the frequency."""
+"""Start and frequency of each symbol."""
 
 
 class ClassCoder:

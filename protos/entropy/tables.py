@@ -39,7 +39,7 @@ _LENGTHS = np.array(
 )
 """Length of the code of each frequency, in 16ths of a bit, rounded up."""
 _LONGEST = int(_LENGTHS[1]) + 16 * _BITS_SCALE
-"""Of an escape that is as rare as can be, and its raw bits."""
+"""Length of the rarest escape and its raw bits, in 16ths of a bit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +169,8 @@ class EntropyTables:
             symbols: `round(z / step)`, integers [n, r], a token per row.
             classes: C at most; there are fewer where the sample is small. By default, 1 or 128,
                 whichever codes one half of the sample shorter when fitted to the other.
-            tokens: Of a frame, where known: where it has symbols enough for many coder states side
-                by side, no more classes than those can have are the default.
+            tokens: Tokens of a frame, 0 if unknown. A frame with enough symbols for many coder
+                states side by side has by default no more classes than those can have.
 
         Raises:
             BundleFormatError: The sample is empty, or not integers of 16 bits.

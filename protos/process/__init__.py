@@ -1,4 +1,4 @@
-"""What the processes of both halves do alike: console, logs, files, addresses, child processes.
+"""What the processes of both halves do alike: settings, logs, metrics, health port, files, console.
 
-Knows no model, no frame and no gRPC; imports nothing of ours but `protos.errors`.
+Knows no model and no gRPC.
 """

@@ -23,7 +23,7 @@ def service_links(environ: Mapping[str, str], prefix: str) -> list[str]:
 
     Args:
         environ: the environment.
-        prefix: of the program's settings, in capitals.
+        prefix: what the program's variables begin with, in capitals.
     """
     return sorted(
         name

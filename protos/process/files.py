@@ -150,8 +150,8 @@ def temporary_folder(prefix: str, instead: str) -> Path:
     """Make an owner-only folder for temporary files.
 
     Args:
-        prefix: of its name.
-        instead: what to do where there is nowhere to make it, for the message.
+        prefix: its name's beginning.
+        instead: what the user should do if it cannot be made, for the message.
 
     Raises:
         ConfigError: there is nowhere to make it.
@@ -168,9 +168,9 @@ def temporary_folder(prefix: str, instead: str) -> Path:
 def settle_temporary(environ: MutableMapping[str, str]) -> None:
     """Have this process and its children put temporary files where they can be written.
 
-    Where none of the usual folders can be (a read-only container), the folder of this user's
-    session or shared memory is taken. Where these cannot be either, /tmp stays, so that libraries
-    that only ask for its name go on and what does need a file says why it has none.
+    If none of the usual folders can be written (a read-only container), the folder of this user's
+    session or shared memory is taken. If these cannot be written either, /tmp stays: libraries that
+    only ask for its name go on, and whoever needs a file gets an error that says why.
     """
     try:
         tempfile.gettempdir()

@@ -1,7 +1,6 @@
 """The files of a folder, and what in it is passed over.
 
-Knows what a directory entry is. A pipe or a device never holds up whoever lists or opens it; what
-is passed over is counted, so that it can be said.
+A pipe or a device never holds up whoever lists or opens it. What is passed over is counted.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def list_files(folder: Path) -> Listing:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to be read; whatever else lies there is refused, never waited for.
+    """Open a regular file to be read; a pipe or device is refused, never waited for.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.

@@ -63,7 +63,7 @@ class TypedSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The arguments, above whatever layers `load` names."""
+        """The arguments, above the layers that `load` names."""
         return (init_settings, *_LAYERS.get())
 
 
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
         """Parse; an unknown flag is refused before anything else is said of the command line.
 
         Raises:
-            ConfigError: an unknown flag, or whatever else `error` is called for.
+            ConfigError: an unknown flag, or another mistake that argparse finds.
         """
         typed = list(sys.argv[1:] if args is None else args)
         for text in typed:
@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Sequence[str], shown: str = "{}") -> str:
-    """A question with the known name that comes nearest; nothing where none is near."""
+    """A hint with the known name that is nearest; empty if none is near."""
     begun = [one for one in known if len(name.strip("-")) > 1 and one.startswith(name)]
     near = begun[:1] or difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {shown.format(near[0])}?" if near else ""

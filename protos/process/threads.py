@@ -88,7 +88,7 @@ def choose(wanted: int = 0, share: CpuShare | None = None) -> Threads:
 
     Args:
         wanted: threads in the settings.
-        share: of this process; looked up by default.
+        share: what this process may use; looked up by default.
     """
     share = share or cpu_share()
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()

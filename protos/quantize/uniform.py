@@ -31,7 +31,7 @@ class UniformQuantizer(Quantizer):
     by one.
 
     Args:
-        tables: Of the operating point, from the encoder.
+        tables: The operating point's, from the encoder.
     """
 
     tables: EntropyTables
