@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -18,8 +18,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from projector.bundle.keys import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.limits import Limits
-from protos.process import addresses
 from protos.process import settings as configuration
+from protos.process.settings import Dtype, Host, LogLevel
 
 PREFIX = "NEURAL_BRIDGE_CLOUD_"
 
@@ -35,9 +35,9 @@ class Settings(configuration.TypedSettings):
         description="bundle directory, repeatable: one per edge model, served side by side "
         "(environment: a JSON list, or directories separated by ':')",
     )
-    host: str = Field("127.0.0.1", min_length=1, description="address the gRPC port is bound to")
+    host: Host = Field("127.0.0.1", min_length=1, description="address the gRPC port is bound to")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
-    metrics_host: str = Field(
+    metrics_host: Host = Field(
         "127.0.0.1", min_length=1, description="address the metrics port is bound to"
     )
     metrics_port: int = Field(
@@ -51,9 +51,7 @@ class Settings(configuration.TypedSettings):
     )
     engine: str = Field("transformers", description="what runs the large model: transformers")
     device: str = Field("cpu", description="torch device of the large model (cpu, cuda, cuda:0)")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="number format the large model runs in"
-    )
+    dtype: Dtype = Field("float32", description="number format the large model runs in")
     threads: int = Field(
         0,
         ge=0,
@@ -265,7 +263,7 @@ class Settings(configuration.TypedSettings):
     drain_s: float = Field(
         20.0, ge=0.0, le=3600.0, description="time for requests under way at SIGTERM, seconds"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: LogLevel = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"
     )
 
@@ -277,16 +275,6 @@ class Settings(configuration.TypedSettings):
         if value.lstrip().startswith("["):
             return json.loads(value)
         return [part for part in value.split(os.pathsep) if part]
-
-    @field_validator("log_level", "dtype", mode="before")
-    @classmethod
-    def _any_case(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
-
-    @field_validator("host", "metrics_host")
-    @classmethod
-    def _host(cls, value: str) -> str:
-        return configuration.checked(addresses.host, value)
 
     @property
     def limits(self) -> Limits:

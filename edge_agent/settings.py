@@ -17,6 +17,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from projector.models import pictures
 from protos.process import addresses
 from protos.process import settings as configuration
+from protos.process.settings import ANY_CASE, Dtype, Host, LogLevel
 
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 
@@ -28,9 +29,7 @@ class Settings(configuration.TypedSettings):
 
     model: Path | None = Field(None, description="directory of the small model's checkpoint")
     device: str = Field("cpu", description="torch device of the small model (cpu, cuda, cuda:0)")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="number format the small model runs in"
-    )
+    dtype: Dtype = Field("float32", description="number format the small model runs in")
     threads: int = Field(
         0,
         ge=0,
@@ -100,7 +99,7 @@ class Settings(configuration.TypedSettings):
         description="largest mean distortion (relative error of the latents, and attention "
         "dropped) of a point that auto may choose; default: no limit",
     )
-    picture_codec: Literal["png", "jpeg", "webp"] = Field(
+    picture_codec: Annotated[Literal["png", "jpeg", "webp"], ANY_CASE] = Field(
         "webp", description="file format of the picture point"
     )
     picture_quality: int = Field(
@@ -147,7 +146,7 @@ class Settings(configuration.TypedSettings):
         le=65535,
         description="port of /metrics, /healthz and /readyz; 0 takes a free one; default: no port",
     )
-    metrics_host: str = Field("127.0.0.1", description="address that port is bound to")
+    metrics_host: Host = Field("127.0.0.1", description="address that port is bound to")
     state_dir: Path | None = Field(
         None,
         description="directory in which encoders are kept, by digest; default: "
@@ -183,7 +182,7 @@ class Settings(configuration.TypedSettings):
         le=3600.0,
         description="longest wait for an answer before its frame is sent again, seconds",
     )
-    guard: Literal["off", "measure", "edge_only", "picture"] = Field(
+    guard: Annotated[Literal["off", "measure", "edge_only", "picture"], ANY_CASE] = Field(
         "measure",
         description="what follows when a frame's answer would probably differ from the picture's: "
         "measure only reports it; edge_only sends more bits, then more tokens, then lets "
@@ -207,7 +206,7 @@ class Settings(configuration.TypedSettings):
     progress: bool | None = Field(
         None, description="progress bar on standard error; default: on a terminal only"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: LogLevel = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"
     )
 
@@ -226,11 +225,6 @@ class Settings(configuration.TypedSettings):
         if any(not question.strip() for question in value):
             raise ValueError("a question is blank")
         return value
-
-    @field_validator("log_level", "picture_codec", "dtype", "guard", mode="before")
-    @classmethod
-    def _any_case(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
 
     @field_validator("highest_point")
     @classmethod
@@ -253,11 +247,6 @@ class Settings(configuration.TypedSettings):
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         return configuration.checked(addresses.target, value)
-
-    @field_validator("metrics_host")
-    @classmethod
-    def _host(cls, value: str) -> str:
-        return configuration.checked(addresses.host, value)
 
 
 def load(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from projector.bundle.load import Bundle
@@ -16,10 +16,9 @@ from projector.models import pictures
 from projector.serving import backends
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.process import settings as configuration
+from protos.process.settings import Dtype
 
 PREFIX = "NEURAL_BRIDGE_PROJECTOR_"
-
-_Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 class Settings(configuration.TypedSettings):
@@ -29,9 +28,9 @@ class Settings(configuration.TypedSettings):
 
     source: Path | None = Field(None, description="directory of the edge model's checkpoint")
     target: Path | None = Field(None, description="directory of the cloud model's checkpoint")
-    source_dtype: _Dtype = Field("float32", description="number format the edge model runs in")
-    target_dtype: _Dtype = Field("float32", description="number format the cloud model runs in")
-    dtype: _Dtype = Field("float32", description="number format the model runs in")
+    source_dtype: Dtype = Field("float32", description="number format the edge model runs in")
+    target_dtype: Dtype = Field("float32", description="number format the cloud model runs in")
+    dtype: Dtype = Field("float32", description="number format the model runs in")
     device: str = Field(
         "cpu",
         min_length=1,
@@ -55,11 +54,6 @@ class Settings(configuration.TypedSettings):
         description="CPU threads; 0: as many as the CPU quota, the affinity mask and the cores "
         "allow",
     )
-
-    @field_validator("source_dtype", "target_dtype", "dtype", mode="before")
-    @classmethod
-    def _any_case(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

@@ -19,9 +19,9 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version_of
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 
 from protos.errors import ConfigError
+from protos.process import addresses
 from protos.process.environment import service_links
 from protos.process.files import text_of
 
@@ -73,6 +74,23 @@ class _Toml(TomlConfigSettingsSource):
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         return tomllib.loads(text_of(file_path.read_bytes(), file_path))
 
+
+def checked(read: Callable[[str], str], value: str) -> str:
+    """A value as `read` returns it, for a validator: its typed error is one that pydantic knows.
+
+    Raises:
+        ValueError: `read` refused the value.
+    """
+    try:
+        return read(value)
+    except ConfigError as error:
+        raise ValueError(error.message) from None
+
+
+ANY_CASE = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+Dtype = Annotated[Literal["float32", "float16", "bfloat16"], ANY_CASE]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], ANY_CASE]
+Host = Annotated[str, AfterValidator(lambda text: checked(addresses.host, text))]
 
 S = TypeVar("S", bound=TypedSettings)
 
@@ -317,18 +335,6 @@ def add_setting_flags(
             kind = get_args(kind)[0]
         options["metavar"] = (metavars or {}).get(name) or _metavar(name, kind)
         group.add_argument(*flags, **options)
-
-
-def checked(read: Callable[[str], str], value: str) -> str:
-    """A value as `read` returns it, for a validator: its typed error is one that pydantic knows.
-
-    Raises:
-        ValueError: `read` refused the value.
-    """
-    try:
-        return read(value)
-    except ConfigError as error:
-        raise ValueError(error.message) from None
 
 
 def given_flags(args: argparse.Namespace, cls: type[TypedSettings]) -> dict[str, Any]:
