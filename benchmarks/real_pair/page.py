@@ -188,9 +188,7 @@ def make(given: argparse.Namespace) -> dict[Path, str]:
 
 def main() -> int:
     """Command line."""
-    return docs.main(
-        NAME, make, "bench-real", reports=REPORTS, page=docs.DOCS / "real-pair.md"
-    )
+    return docs.main(NAME, make, "bench-real", reports=REPORTS, page=docs.DOCS / "real-pair.md")
 
 
 if __name__ == "__main__":
