@@ -10,6 +10,7 @@
                                                            each a file of that name in engine/
     engine, thread `pictures`: files and pixels, never the weights (engine/reader.py)
     front end again: Teller.hear → Computation → Outbox → Teller.write (frontend/tell.py)
+    front end, threads of the metrics port: they read figures, and touch nothing else
 
 A third process, the spare (engine/spare.py), has everything loaded and makes engines by fork.
 """
