@@ -35,6 +35,7 @@ from benchmarks.projectors.arms import (
     trained_apart,
 )
 from benchmarks.projectors.edge import CALIBRATION_PICTURES, FOLDS, SPLITS, EdgeModel
+from benchmarks.projectors.figures import summarise
 from benchmarks.projectors.journal import Journal
 from benchmarks.projectors.members import (
     CLOSED,
@@ -210,7 +211,7 @@ def bench(args: argparse.Namespace) -> int:
             for part, figures in found.items()
         }
         report["rows"] += [{k: v for k, v in r.items() if k != "right"} for r in rows]
-        page.summarise(report)
+        summarise(report)
         report["minutes"] = round(journal.seconds / 60, 1)
         command.write(report, args.out, page.page(report))
     show(page.parts(report), Console())

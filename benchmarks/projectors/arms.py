@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.projectors import page
 from benchmarks.projectors.edge import EdgeModel
+from benchmarks.projectors.figures import BUNDLED
 from benchmarks.projectors.members import DEFAULT
 from projector.bundle.load import Bundle
 from projector.maps import Family, Map
@@ -139,7 +139,7 @@ def shipped(edge: EdgeModel) -> dict[str, Any] | None:
     )
     training = bundle.certificate.get("training", {})
     minutes = training.get("minutes", 0.0)
-    return row(edge, made.eval(), page.BUNDLED, training.get("seed", 0), 60.0 * minutes)
+    return row(edge, made.eval(), BUNDLED, training.get("seed", 0), 60.0 * minutes)
 
 
 def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -156,7 +156,7 @@ def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], di
         other = about["settings"]["seed"]
         if about.get("models") == layouts and other != seed:
             minutes = 60.0 * about["minutes"]
-            make = partial(row, edge, made.eval(), page.BUNDLED, other, minutes)
+            make = partial(row, edge, made.eval(), BUNDLED, other, minutes)
             found[other] = hashlib.sha256(blob).hexdigest(), make
     return list(found.values())
 

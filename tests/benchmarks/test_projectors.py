@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import docs
 from benchmarks.projectors import __main__ as projectors
-from benchmarks.projectors import arms, page
+from benchmarks.projectors import arms, figures, page
 from benchmarks.projectors.journal import Journal
 from benchmarks.projectors.members import CLOSED, DEFAULT, label
 from projector.maps.low_rank import LowRank
@@ -101,7 +101,7 @@ def met(found: dict[str, Any], start: str) -> bool:
 
 def test_means_retention_and_targets_follow_from_the_rows() -> None:
     found = report()
-    page.summarise(found)
+    figures.summarise(found)
     ridge = next(r for r in found["means"] if r["family"] == "ridge")
     assert ridge["accuracy"] == pytest.approx(0.91) and ridge["seeds"] == 2
     assert ridge["retention"] == pytest.approx((0.91 - 0.33) / 0.6)
@@ -125,7 +125,7 @@ def test_means_retention_and_targets_follow_from_the_rows() -> None:
 
 def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) -> None:
     found = report()
-    page.summarise(found)
+    figures.summarise(found)
     html, table = page.page(found), markdown(page.tables(found))
     assert html.count("<svg") == 4
     for text in (html, table):
@@ -153,8 +153,8 @@ def test_what_holds_up_under_shift_is_told_by_the_share_of_its_lead_that_is_left
         row("edge-a", "low_rank", 64, 0, 0.63, accuracy_shifted=0.58),  # half of it, on both
         row("edge-a", "zero_pad", 512, 0, 0.33, accuracy_shifted=0.33),  # has nothing to lose
     ]
-    found["means"] = page.means([{**r, "retention": 0.5, "grade": "F"} for r in found["rows"]])
-    first, second = page.hardiest(found)
+    found["means"] = figures.means([{**r, "retention": 0.5, "grade": "F"} for r in found["rows"]])
+    first, second = figures.hardiest(found)
     assert first["family"] == "low_rank r=64" and second["family"] == "ridge"
     assert second["by_edge"]["edge-a"] == pytest.approx((1.0, 0.5))
     assert (second["test"], second["shifted"]) == pytest.approx((1.0, 0.75))
@@ -162,9 +162,9 @@ def test_what_holds_up_under_shift_is_told_by_the_share_of_its_lead_that_is_left
 
 def test_reconstruction_that_does_not_predict_answers_shows_in_the_correlation() -> None:
     rows = [{"cosine": c, "retention": r} for c, r in ((0.1, 0.2), (0.5, 0.6), (0.9, 0.7))]
-    assert page.correlation(rows) == pytest.approx(1.0)
+    assert figures.correlation(rows) == pytest.approx(1.0)
     rows = [{"cosine": c, "retention": r} for c, r in ((0.1, 0.7), (0.5, 0.6), (0.9, 0.2))]
-    assert page.correlation(rows) == pytest.approx(-1.0)
+    assert figures.correlation(rows) == pytest.approx(-1.0)
 
 
 def test_an_interrupted_bench_measures_nothing_twice_and_drops_a_torn_line(tmp_path: Path) -> None:
@@ -255,4 +255,4 @@ def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_
         name="edge-a", source=vlm("s"), target=vlm("t"), args=Namespace(trainings=tmp_path)
     )
     ((digest, make),) = arms.trained_apart(edge, seed=0)
-    assert len(digest) == 64 and make() == ("again", page.BUNDLED, 1, 120.0)
+    assert len(digest) == 64 and make() == ("again", figures.BUNDLED, 1, 120.0)
