@@ -14,7 +14,8 @@
 Threads: the event loop runs the agent and the uplink; it alone touches streams, outcomes and
 records. Worker threads take captures (2), run the small model (3, and its own answers) and make
 frames (5 to 8). Both sides use `FrameMaker`, the models, `PointController`, and the frame numbers
-and base of a `Session`: each has a lock. The thread of `health` only reads metrics.
+and base of a `Session`: each has a lock. The metrics port (`protos/process/health`) has a thread
+that only reads metrics.
 
 Torch is imported only behind `prefill`, once a model is loaded.
 """
