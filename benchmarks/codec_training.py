@@ -12,28 +12,35 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from rich.console import Console
 
 from benchmarks import command
 from projector.calibration import ladder
+from projector.calibration.calibrate import encoder_of
 from projector.calibration.ladder import Judge, Sweep
-from projector.maps.trainable import LowRankMap
+from projector.maps import Map, ServedMap
+from projector.maps.mix import Mix
+from projector.models.autocast import product_type
+from projector.models.vlm import VLM
 from projector.serving import backends
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
-from projector.training.train import Trainer, TrainSettings, closed_form
-from reference.build_bundle import CALIBRATED_ON, Pairs, edge_half, measure, roundings
-from reference.calibrate import PRECISION, QUESTIONS, SAMPLE_PICTURES
+from projector.training.corpus import Corpus, collect
+from projector.training.fit import moments_of
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from reference.demo.halves import MODELS
 from reference.report.parts import Table, percent, show
 from reference.report.plot import QUIET as GREY
 from reference.report.plot import plot
+from reference.split import HELD_OUT, Split, pairs_folder
 
 SCALE, WORTH = 16.0, 0.04
 QUIET, DROP = 8.0, 0.6
@@ -45,29 +52,58 @@ VARIANTS: dict[str, dict[str, float]] = {
 }
 SWEEP = Sweep(coarseness=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0), quiet=(0.0, 6.0, 12.0))
 WITHIN = 0.016
-"""What a default point may lose against the large model's own caches, as `build_bundle` has it."""
+"""What a default point may lose against the large model's own caches, as recipes have it."""
+MEMBER = Mix("factors", {"r": 128, "travels": 32}, width=256, depth=4, order="target")
+"""The map of the recipes."""
+CALIBRATED_ON, SAMPLE_PICTURES = 10240, 1024
+"""Training pictures, at most, for the edge half's tables and for the sweep's."""
+QUESTIONS = 6
 
 
-def start(pairs: Pairs, args: argparse.Namespace) -> tuple[LowRankMap, TrainSettings]:
+@dataclass(frozen=True)
+class Pairs:
+    """Two models and pairs of their caches: to train on, and of validation."""
+
+    source: VLM
+    target: VLM
+    train: Split
+    held_out: Split
+    corpus: Corpus
+    validation: Corpus
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Pairs:
+        """Makes the pairs that are not there yet."""
+        source, target = VLM.load(args.models / args.edge), VLM.load(args.models / "cloud")
+        folder = args.work / pairs_folder(args.edge, source, target)
+        sizes = {"train": args.train_pictures, "validation": HELD_OUT}
+        splits = {name: Split(name, count, args.pool) for name, count in sizes.items()}
+        train, validation = (
+            collect(source, target, splits[name].picture, count, folder / name, name)
+            for name, count in sizes.items()
+        )
+        return cls(source, target, splits["train"], splits["validation"], train, validation)
+
+
+def start(pairs: Pairs, args: argparse.Namespace) -> tuple[Map, TrainSettings]:
     """The map that every variant goes on from, trained without a codec."""
     settings = TrainSettings(
-        rank=32,
-        inner=128,
-        mix_width=256,
-        mix_depth=4,
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
         rate=1.5e-3,
         seed=args.seed,
     )
-    made = closed_form(pairs.corpus, pairs.source.layout, pairs.target, settings)
+    torch.manual_seed(args.seed)
+    moments = moments_of(pairs.corpus, pairs.source, pairs.target, target_gram=False)
+    made = MEMBER.build(pairs.source.layout, pairs.target.layout, moments)
+    made.start_rounding(torch.from_numpy(pairs.corpus.x.mean(axis=0, dtype=np.float32)))
     trainer(made, pairs, settings, args, "start").run()
     return made, settings
 
 
 def trainer(
-    made: LowRankMap, pairs: Pairs, settings: TrainSettings, args: argparse.Namespace, name: str
-) -> Trainer[LowRankMap]:
+    made: Map, pairs: Pairs, settings: TrainSettings, args: argparse.Namespace, name: str
+) -> Trainer[Map]:
     """Trains one map; its state is kept by name."""
     folder = args.work / f"codec-{args.edge}" / name.replace(", ", "-").replace(" ", "-")
     asked = pairs.train.questions
@@ -75,28 +111,29 @@ def trainer(
 
 
 def swept(
-    made: LowRankMap, pairs: Pairs, judged: Trainer[LowRankMap], args: argparse.Namespace
+    made: Map, pairs: Pairs, judged: Trainer[Map], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Right answers unrounded, and at every point of the sweep with its bytes."""
     calibration = pairs.corpus.part(slice(CALIBRATED_ON))
     validation = pairs.validation.part(slice(args.pictures))
-    encoder = edge_half(made, pairs.source, calibration, roundings(SCALE))
-    cloud = copy.deepcopy(made.cloud).eval()
-    files = CloudFiles(weights=cloud.to_bytes(), graph=export(cloud).graph)
+    encoder = encoder_of(made.eval(), calibration.x)
+    files = CloudFiles(weights=made.to_bytes(), graph=export(ServedMap(made)).graph)
     backend = backends.get("onnxruntime")(
         files,
         pairs.target.layout,
         encoder.rank,
         threads=args.threads,
-        tokens=pairs.source.layout.tokens,
+        source=pairs.source.layout,
     )
     questions = pairs.held_out.questions
-    judge = Judge(pairs.source, pairs.target, backend, validation, questions, QUESTIONS, PRECISION)
+    precision = product_type()
+    judge = Judge(pairs.source, pairs.target, backend, validation, questions, QUESTIONS, precision)
     sample = ladder.states_of(pairs.source, calibration.part(slice(SAMPLE_PICTURES)))
     found = ladder.calibrate(encoder, judge, sample, [SWEEP], WITHIN)
     chosen = next(p for p in found.encoder.points if p.index == found.default_point)
+    unrounded = judged.accuracy(validation, questions, lambda x, _y: judged.mapped_layers(x))
     return {
-        "unrounded": measure(judged, validation, pairs.held_out, None),
+        "unrounded": unrounded,
         "native": found.native,
         "default": {"name": chosen.name, **asdict(chosen)["measured"]},
         "points": {name: asdict(one) for name, one in found.tried.items()},
@@ -111,7 +148,7 @@ def swept(
 def bench(args: argparse.Namespace) -> int:
     """Train, sweep, write."""
     torch.set_num_threads(args.threads)
-    pairs = Pairs.of(args.edge, args.train_pictures, "cpu", args)
+    pairs = Pairs.of(args)
     first, settings = start(pairs, args)
     found: dict[str, Any] = {}
     for name, changed in VARIANTS.items():

@@ -6,31 +6,17 @@ Knows the order: the models (independently), then each edge's map to the cloud. 
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 
 from protos.process.stopping import Stopping
-
-LARGE_BATCHES = (
-    *("--pictures", "16384", "--batch", "64", "--reconstruct-steps", "2500"),
-    *("--task-steps", "2900", "--finish-steps", "700"),
-)
-"""Of the second and third edge model: minutes on a GPU; on two cores it was not run."""
+from reference.recipe import ended
 
 
-def mapped(edge: str, device: str, *recipe: str) -> tuple[str, ...]:
-    """Train the map of an edge model and write its bundle."""
-    return ("reference.build_bundle", edge, "--device", device, *recipe)
-
-
-def guarded(edge: str) -> tuple[str, ...]:
-    """Learn what the guard goes by, into the bundle."""
-    bundle = f"reference/bundles/{edge}-cloud"
-    return (
-        *("benchmarks.guard", "--edge", f"reference/models/{edge}", "--bundle", bundle),
-        *("--bundle-out", bundle, "--calibration", "3072", "--pictures", "0"),
-    )
+def bundled(edge: str, device: str) -> tuple[str, ...]:
+    """Make the bundle of an edge model, by its recipe."""
+    out = f"reference/bundles/{edge}-cloud"
+    return ("reference.recipe", edge, "--device", device, "--out", out)
 
 
 def steps(device: str) -> tuple[tuple[str, ...], ...]:
@@ -42,28 +28,13 @@ def steps(device: str) -> tuple[tuple[str, ...], ...]:
     return (
         ("reference.train_vlm", "cloud"),
         ("reference.train_vlm", "edge-a"),
-        mapped("edge-a", device),
-        guarded("edge-a"),
+        bundled("edge-a", device),
         ("reference.train_vlm", "edge-b"),
-        mapped("edge-b", device, *LARGE_BATCHES),
-        guarded("edge-b"),
+        bundled("edge-b", device),
         ("reference.train_vlm", "edge-c"),
-        mapped("edge-c", device, *LARGE_BATCHES),
-        guarded("edge-c"),
+        bundled("edge-c", device),
         ("benchmarks.model_cards",),
     )
-
-
-def _ended(process: subprocess.Popen[bytes], stopping: Stopping) -> int:
-    """The exit code of a step; a SIGTERM that only this process got is handed on."""
-    handed = False
-    while True:
-        try:
-            return process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            if stopping.asked == signal.SIGTERM and not handed:
-                process.send_signal(signal.SIGTERM)
-                handed = True
 
 
 def main() -> int:
@@ -80,7 +51,7 @@ def main() -> int:
         with Stopping(patient=True) as stopping:
             # Ctrl-C reaches the step as well, which keeps its state before it goes.
             process = subprocess.Popen([sys.executable, "-m", *command])
-            code = _ended(process, stopping)
+            code = ended(process, stopping)
         if stopping.asked:
             return 128 + stopping.asked
         if code:

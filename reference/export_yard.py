@@ -2,8 +2,9 @@
 
 Knows the yard and the folder that `projector` reads: pictures, `questions.jsonl`, `labels.jsonl`.
 Besides the questions asked, every other question that the labels answer is written as a control, so
-that a picture can stand in for another. With `--sequences` the pictures are frames of sequences in
-which there is something to track.
+that a picture can stand in for another; with `--questions 0` all of them are asked, and each says
+how likely the yard draws it. A picture that is there is not drawn again. With `--sequences` the
+pictures are frames of sequences in which there is something to track.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from reference.yard import (
     SPLITS,
     Question,
     ask,
+    draw_weight,
     list_questions,
     render,
     sample_scenes,
@@ -42,7 +44,7 @@ def export(folder: Path, split: str, start: int, count: int, questions: int) -> 
         split: of the yard.
         start: index of the first picture.
         count: how many.
-        questions: asked of each picture.
+        questions: asked of each picture; 0 for all there are, with their weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked_rows: Rows = []
@@ -51,11 +53,16 @@ def export(folder: Path, split: str, start: int, count: int, questions: int) -> 
         for first in range(start, start + count, _BLOCK):
             size = min(_BLOCK, start + count - first)
             scenes = sample_scenes(split, first, size)
-            for place, pixels in enumerate(render(scenes)):
-                name = f"{split}-{first + place:06d}.png"
-                Image.fromarray(pixels).save(folder / name, compress_level=1)
-                asked = ask(scenes, place, questions, 0)
-                asked_rows += _questions(name, asked, list_questions(scenes, place))
+            names = [f"{split}-{first + place:06d}.png" for place in range(size)]
+            if not all((folder / name).exists() for name in names):
+                for name, pixels in zip(names, render(scenes), strict=True):
+                    _save(Image.fromarray(pixels), folder / name)
+            for place, name in enumerate(names):
+                listed = list_questions(scenes, place)
+                if questions:
+                    asked_rows += _questions(name, ask(scenes, place, questions, 0), listed)
+                else:
+                    asked_rows += [_weighed(name, q) for q in ask(scenes, place, len(listed), 0)]
                 label_rows += _labels(name, picture_labels(scenes, place))
                 bar.update(1)
     write_questions(folder, asked_rows)
@@ -108,6 +115,13 @@ def export_sequences(folder: Path, split: str, start: int, count: int, questions
     write_labels(folder, label_rows)
 
 
+def _save(picture: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    part = path.with_suffix(".part")
+    picture.save(part, "PNG", compress_level=1)
+    part.replace(path)
+
+
 def _questions(name: str, asked: Sequence[Question], listed: Sequence[Question]) -> Rows:
     known = {q.text for q in asked}
     controls = [q for q in listed if q.text not in known]
@@ -118,6 +132,13 @@ def _questions(name: str, asked: Sequence[Question], listed: Sequence[Question])
 
 def _question(name: str, asked: Question) -> dict[str, object]:
     return {"picture": name, "question": asked.text, "answer": asked.answer, "kind": asked.kind}
+
+
+def _weighed(name: str, asked: Question) -> dict[str, object]:
+    """A question that is drawn in training as `ask` draws it."""
+    weight = draw_weight(asked.subkind, asked.answer)
+    group = f"{asked.subkind} {asked.answer}"
+    return _question(name, asked) | {"weight": weight, "group": group}
 
 
 def _labels(name: str, labels: Mapping[str, str]) -> Rows:
@@ -131,7 +152,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--start", type=int, default=0, help="first picture or sequence")
     parser.add_argument("--count", type=int, default=2048, help="pictures, or sequences")
-    parser.add_argument("--questions", type=int, default=16, help="asked of each picture")
+    parser.add_argument("--questions", type=int, default=16, help="asked of each picture; 0: all")
     parser.add_argument("--sequences", action="store_true", help="frames of sequences, not stills")
     args = parser.parse_args()
     write = export_sequences if args.sequences else export

@@ -239,8 +239,8 @@ def main() -> int:
     parser.add_argument(
         "--trainings",
         type=Path,
-        default=command.ROOT / "build" / "training",
-        help="where reference.build_bundle --train-only left maps of other seeds",
+        default=command.ROOT / "build" / "recipes",
+        help="folder of EDGE*/map, maps that reference.recipe trained with other seeds",
     )
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "projectors")

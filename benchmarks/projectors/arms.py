@@ -17,18 +17,19 @@ import torch
 from benchmarks.projectors.edge import EdgeModel
 from benchmarks.projectors.figures import BUNDLED
 from benchmarks.projectors.members import DEFAULT
+from projector import maps
 from projector.bundle.load import Bundle
 from projector.maps import Family, Map
-from projector.maps.cloud_half import CloudHalf
-from projector.maps.trainable import LowRankMap
+from projector.maps.cloud_half import take_edge_half
 from projector.training.fit import edge_answers, untrained_edge_states
-from projector.training.train import Trainer, TrainSettings
+from projector.training.map_folder import DESCRIPTION, MAP_FILE
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation.answers import PRECISIONS
 from projector.validation.bounds import Bound, through_fp8
 from projector.validation.estimate import clustered, same_answer
 from projector.validation.reconstruction import reconstruction
 from protos.errors import BridgeError, FitError
-from reference.build_bundle import TRAINED
 from reference.demo.halves import BUNDLES
 
 NO_BOUND: dict[str, float | None] = dict.fromkeys(
@@ -41,7 +42,7 @@ def bits(right: Sequence[bool]) -> str:
     return "".join("01"[one] for one in right)
 
 
-def row(edge: EdgeModel, made: Any, name: str, seed: int, seconds: float) -> dict[str, Any]:
+def row(edge: EdgeModel, made: Map, name: str, seed: int, seconds: float) -> dict[str, Any]:
     """One line of the table."""
     answers, corpus = edge.answers(made), edge.corpora["test"]
     test, shifted = answers["test"], answers["shifted"]
@@ -49,7 +50,7 @@ def row(edge: EdgeModel, made: Any, name: str, seed: int, seconds: float) -> dic
     return {
         "edge_model": edge.name,
         "family": name,
-        "rank": made.rank if isinstance(made, Map) else made.down.shape[1],
+        "rank": made.rank,
         "seed": seed,
         "params": sum(p.numel() for p in made.parameters()),
         "accuracy": float(np.mean(test.right)),
@@ -120,43 +121,43 @@ def trained(
 
 
 def shipped(edge: EdgeModel) -> dict[str, Any] | None:
-    """The reference bundle for this edge, latents not rounded; None if there is no such bundle."""
+    """The reference bundle for this edge, latents not rounded; None where there is none for it."""
+    layouts = edge.source.layout, edge.target.layout
     try:
-        bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", edge.source.layout, edge.target.layout)
-        half = CloudHalf.from_bytes(bundle.cloud.weights)
+        bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", *layouts)
+        made = maps.load(bundle.cloud.weights, *layouts)
     except BridgeError as error:
         print(f"{edge.name}: no bundle in the table: {error.message}", file=sys.stderr)
         return None
     encoder = bundle.encoder
-    x_mean, x_scale = torch.from_numpy(encoder.x_mean), torch.from_numpy(encoder.x_scale)
-    made = LowRankMap(
-        x_mean,
-        x_scale,
-        x_mean.expand(edge.source.layout.tokens, -1),
-        torch.from_numpy(encoder.projection),
-        torch.ones(encoder.rank),
-        half,
-    )
+    if maps.is_cloud_half(bundle.cloud.weights):
+        take_edge_half(made, encoder.x_mean, encoder.x_scale, encoder.projection)
     training = bundle.certificate.get("training", {})
     minutes = training.get("minutes", 0.0)
     return row(edge, made.eval(), BUNDLED, training.get("seed", 0), 60.0 * minutes)
 
 
 def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Maps trained as a bundle's is, by `reference.build_bundle --seed N --train-only`.
+    """Maps trained as a bundle's is, by its recipe with another seed.
+
+    Args:
+        edge: of which; maps of other models are left out.
+        seed: the bundle's own, whose map is in the table already.
 
     Returns:
         Digest of each, and what makes its row.
     """
-    layouts = [vlm.layout.fingerprint for vlm in (edge.source, edge.target)]
+    source, target = edge.source.layout, edge.target.layout
     found: dict[int, tuple[str, Callable[[], dict[str, Any]]]] = {}
-    for path in sorted(edge.args.trainings.glob(f"map-{edge.name}-*/{TRAINED}")):
-        blob = path.read_bytes()
-        made, about = LowRankMap.from_bytes(blob)
+    for path in sorted(edge.args.trainings.glob(f"{edge.name}*/map/{DESCRIPTION}")):
+        about = json.loads(path.read_text())
         other = about["settings"]["seed"]
-        if about.get("models") == layouts and other != seed:
-            minutes = 60.0 * about["minutes"]
-            make = partial(row, edge, made.eval(), BUNDLED, other, minutes)
+        models = about["source"], about["target"]
+        if models == (source.fingerprint, target.fingerprint) and other != seed:
+            blob = (path.parent / MAP_FILE).read_bytes()
+            made = maps.load(blob, source, target)
+            seconds = 60.0 * about.get("minutes", 0.0)
+            make = partial(row, edge, made.eval(), BUNDLED, other, seconds)
             found[other] = hashlib.sha256(blob).hexdigest(), make
     return list(found.values())
 

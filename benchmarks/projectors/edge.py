@@ -19,7 +19,8 @@ from projector.training.corpus import Corpus, collect
 from projector.training.dataset import Dataset
 from projector.training.fit import moments_of
 from projector.training.sensitivity import token_weights
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation.answers import Answers, Validator
 from protos.process.files import write_files
 from reference.export_yard import export

@@ -17,7 +17,7 @@ _MEANS = (
 )
 _TASK = " + task loss"
 BUNDLED = "bundle's map"
-"""What `reference.build_bundle` trains: shipped with one seed, others where they were trained."""
+"""What a recipe trains: shipped with one seed, others where they were trained."""
 RANKS = (8, 16, 32, 64, 128)
 LEAST_ABOVE = 0.02
 """Seeing the picture above no picture, for a share of it to mean anything."""

@@ -21,8 +21,7 @@ from projector import package
 from projector.bundle.damage import flips, loader, read_files, tally
 from projector.bundle.describe import BundleInfo
 from projector.bundle.load import Bundle
-from projector.maps import Map, ServedMap
-from projector.maps.cloud_half import CloudHalf
+from projector.maps import Map, ServedMap, load
 from projector.maps.moments import Moments, ridge
 from projector.serving.backends import CloudFiles
 from projector.serving.backends.onnxruntime import OnnxRuntimeBackend
@@ -63,17 +62,18 @@ def ridge_over_gemm() -> dict[str, float]:
 def ort_over_eager(bundle: Bundle, members: Iterable[tuple[str, Map]]) -> list[dict[str, Any]]:
     """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, on a thread each."""
     torch.set_num_threads(1)
-    half = CloudHalf.from_bytes(bundle.cloud.weights).eval()
-    info, wide = bundle.info, half.config.up_rank
+    info = bundle.info
+    own = load(bundle.cloud.weights, info.source, info.target).eval()
+    half, wide = ServedMap(own), own.up_rank
     rows = []
     for batch in (1, 4, 16):
-        times = _times(half, bundle.cloud, info.target, info.source.tokens, info.rank, wide, batch)
+        times = _times(half, bundle.cloud, info.target, info.source, info.rank, wide, batch)
         rows.append({"family": f"bundle {info.id}", "batch": batch, **times})
     for name, made in members:
         served = ServedMap(made.eval())
         files = CloudFiles(weights=made.to_bytes(), graph=export(served).graph)
-        rank, tokens = made.rank, made.source.tokens
-        times = _times(served, files, made.target, tokens, rank, rank, 1)
+        rank = made.rank
+        times = _times(served, files, made.target, made.source, rank, rank, 1)
         rows.append({"family": name, "batch": 1, **times})
     return rows
 
@@ -82,15 +82,15 @@ def _times(
     half: Half,
     files: CloudFiles,
     target: KVLayout,
-    tokens: int,
+    source: KVLayout,
     rank: int,
     wide: int,
     batch: int,
 ) -> dict[str, float]:
-    rng = np.random.default_rng(0)
+    rng, tokens = np.random.default_rng(0), source.tokens
     latents = rng.standard_normal((batch, tokens, rank), dtype=np.float32)
     kept, positions = np.ones((batch, tokens), dtype=np.bool_), np.arange(target.tokens)
-    backend = OnnxRuntimeBackend(files, target, rank, threads=1, tokens=tokens)
+    backend = OnnxRuntimeBackend(files, target, rank, threads=1, source=source)
     cos, sin = (torch.from_numpy(table) for table in target.rope.cos_sin(positions))
     z, mask = torch.from_numpy(latents), torch.ones(batch, tokens)
     inner = torch.randn(batch * target.tokens, wide)

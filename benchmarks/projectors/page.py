@@ -157,7 +157,7 @@ def _foot(report: Report) -> str:
         f" {report['questions_per_picture']} questions each; {pictures['train']} training pictures."
         " A seed leaves out another third of them; maps trained by gradient have one seed, for"
         f" time, all but the {BUNDLED}: seed 0 is the shipped bundle, others were trained by"
-        " `python -m reference.build_bundle EDGE --seed N --train-only`."
+        " its recipe with another `seed`."
         " Differences in points, with picture-clustered 95 % intervals. Lead: what is right above"
         " *blind*, in % of the cloud's that sees the picture"
         + ("" if related is None else f"; its rank correlation with the cosine is {related:.2f}")

@@ -40,8 +40,9 @@ from projector.training.corpus import Corpus
 from projector.training.fit import chunks, untrained
 from projector.training.ragged import present
 from projector.training.sensitivity import measure
+from projector.training.settings import TrainSettings
 from projector.training.texts import SHARD_TEXTS, aligned_states, collect, paired_tokens
-from projector.training.train import Trainer, TrainSettings
+from projector.training.train import Trainer
 from protos.errors import CorpusError
 from protos.process.files import write_files
 

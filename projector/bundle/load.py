@@ -6,7 +6,7 @@ There is no plain load: both live layouts are required.
 |---|---|
 | `bundle.json` | canonical JSON; `digest` covers its other fields, they cover the other files |
 | `edge.safetensors` | the `Encoder` |
-| `cloud.safetensors` | the `CloudHalf` |
+| `cloud.safetensors` | the map, both halves |
 | `cloud.onnx` | the same as a graph |
 | `certificate.json` | what was measured of this bundle |
 | `reverse_encoder.safetensors` | feedback, of maps that go both ways: an `Encoder` of the cloud |
@@ -172,7 +172,7 @@ class Bundle:
             self.info.rank,
             threads=threads,
             device=device,
-            tokens=self.info.source.tokens,
+            source=self.info.source,
         )
 
 

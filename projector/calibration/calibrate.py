@@ -250,8 +250,11 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
         states = _tokens_of(states)
     with torch.no_grad():
         projection = made.down(torch.eye(made.source.state_dim)).numpy().astype(np.float32)
-        mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
-        centre = made.down(made.normal(mean)).numpy().astype(np.float32)
+        if made.rounding is not None:
+            centre = made.centre().numpy().astype(np.float32)  # latents were rounded about it
+        else:
+            mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
+            centre = made.down(made.normal(mean)).numpy().astype(np.float32)
         steps = made.steps().numpy().astype(np.float32)
     if text:
         centre = np.tile(centre, (made.source.tokens, 1))

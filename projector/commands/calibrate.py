@@ -66,6 +66,14 @@ def register(commands: Any) -> None:
     )
     swept.add_argument("--tokens", type=_wholes, metavar="LIST", help="tokens kept; 0 for all")
     swept.add_argument("--ranks", type=_wholes, metavar="LIST", help="latents sent; 0 for all")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        type=lists,
+        metavar="LISTS",
+        help="instead of these lists: several of them in one, such as 'coarseness=2,4 quiet=4,8'; "
+        "may be repeated, and every sweep is tried",
+    )
     fixed = parser.add_argument_group("what is measured beside: frames that all have one size")
     fixed.add_argument(
         "--fixed",
@@ -120,15 +128,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.selector and select.require(args.selector) is TaskAware and not learns:
         raise ConfigError("--selector task_aware learns from pictures: --selector-pictures above 0")
     data, held = (open_data(folder, args.max_picture_pixels) for folder in (args.data, args.held))
-    given = {name: getattr(args, name) for name in ("coarseness", "quiet", "dead_zones")}
-    given |= {name: getattr(args, name) for name in ("tokens", "ranks")}
-    if isinstance(data, Texts):
-        given["quiet"] = given["quiet"] or (0.0,)
-        if any(given["quiet"]) or any(given["tokens"] or ()) or args.selector:
-            raise ConfigError("texts travel whole: no --quiet, no --tokens and no --selector")
-    sweep = ladder.Sweep(**{name: value for name, value in given.items() if value is not None})
+    sweeps = [ladder.Sweep(**lists) for lists in _swept(args, isinstance(data, Texts))]
     info = Bundle.peek(args.bundle)
-    ladder.grid(sweep, info.rank)  # what it refuses, it refuses before anything is run
+    for sweep in sweeps:
+        ladder.grid(sweep, info.rank)  # what it refuses, it refuses before anything is run
     preflight.writable(args.out)
     sizes = [
         corpus_size(folder, len(inputs))
@@ -168,7 +171,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     sample = ladder.states_of(source, corpora[0].part(slice(_SAMPLE_PICTURES)))
     flat = [state.flat() for state in sample]
     encoder = with_fixed(encoder, flat, args.fixed, args.raw_scale, source.layout.head_dim)
-    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, [sweep], args.within)
+    made = ladder.calibrate(encoder, judge(held, corpora[1]), sample, sweeps, args.within)
     info = write_next(
         bundle,
         args.out,
@@ -230,4 +233,44 @@ def _list(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     return read
 
 
+def _swept(args: argparse.Namespace, texts: bool) -> list[dict[str, Any]]:
+    """The lists of each sweep that were given.
+
+    Raises:
+        ConfigError: `--sweep` beside lists of its own, or lists that texts cannot have.
+    """
+    given = {name: getattr(args, name) for name in _LISTS}
+    given = {name: values for name, values in given.items() if values is not None}
+    if args.sweep and given:
+        raise ConfigError(f"--sweep goes without --{next(iter(given)).replace('_', '-')}")
+    every = [dict(one) for one in args.sweep or [given]]
+    for one in every if texts else ():
+        one.setdefault("quiet", (0.0,))
+        if any(one["quiet"]) or any(one.get("tokens", ())) or args.selector:
+            raise ConfigError("texts travel whole: no --quiet, no --tokens and no --selector")
+    return every
+
+
+def lists(text: str) -> dict[str, tuple[float, ...]]:
+    """`coarseness=2,4 quiet=4,8` by name."""
+    found: dict[str, tuple[float, ...]] = {}
+    for part in text.split():
+        name, equals, values = part.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in _LISTS or name in found:
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: expected NAME=LIST, each name once: {', '.join(_LISTS)}"
+            )
+        found[name] = _LISTS[name](values)
+    return found
+
+
 _numbers, _wholes, _names = _list(float), _list(int), _list(str)
+_LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "coarseness": _numbers,
+    "quiet": _numbers,
+    "dead_zones": _numbers,
+    "tokens": _wholes,
+    "ranks": _wholes,
+}
+"""What a sweep is made of."""

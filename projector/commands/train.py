@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ from projector.commands.arguments import (
 )
 from projector.commands.inputs import corpus_size, open_corpus, open_data
 from projector.commands.models import open_models
-from projector.report import tables
 from projector.training import preflight
-from projector.training.map_folder import DESCRIPTION, MAP_FILE, SEEN, map_bytes
+from projector.training.map_folder import MAP_FILE
+from projector.training.settings import TASKS, TrainSettings
 from protos.errors import ConfigError, CorpusError, FitError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "procrustes": ("softness", "weight"),
     "shared": ("weight",),
     "bidirectional": ("weight", "returned"),
-    "mix": ("inner", "config", "width", "depth", "heads"),
+    "factors": ("r", "travels", "weight", "choose"),
+    "mix": ("inner", "config", "width", "depth", "heads", "order"),
     "truncate": (),
     "zero_pad": (),
     "interpolate": (),
@@ -69,16 +70,6 @@ def register(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="a setting of the family, such as r=32; may be repeated",
     )
-    train.add_argument("--reconstruct-steps", type=count, default=0, help="default: %(default)s")
-    train.add_argument("--task-steps", type=count, default=0, help="default: %(default)s")
-    train.add_argument("--task", choices=("kl", "ce", "both"), default="kl", help="task loss")
-    train.add_argument(
-        "--task-weight",
-        type=weight,
-        default=0.0,
-        metavar="L",
-        help="task steps lower MSE + 0.5 (1 - cosine) + L * task loss; 0: the task loss alone",
-    )
     train.add_argument(
         "--directions",
         type=count,
@@ -87,22 +78,14 @@ def register(commands: Any) -> None:
         help="steps move a `ridge` or `low_rank` only in the source's K directions that tell most "
         "of the target, for wide caches; 0: every weight",
     )
-    train.add_argument("--batch", type=whole, default=16, help="pictures; default: %(default)s")
-    train.add_argument("--rate", type=rate, default=1e-3, help="default: %(default)s")
     train.add_argument(
         "--focus",
         action="store_true",
         help="closed forms weigh each token by what the large model's answers depend on; needs "
         "questions to every input",
     )
-    train.add_argument(
-        "--patience",
-        type=count,
-        default=0,
-        help="held-out reports (five in all) without gain after which it ends early; 0: never",
-    )
     train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
-    train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
+    _add_settings(train)
     add_text_tokens(train)
 
 
@@ -117,137 +100,46 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _train_one(args: argparse.Namespace) -> int:
-    import torch
-
-    from projector.maps import base, family
-    from projector.maps.bidirectional import BidirectionalMap
-    from projector.maps.metric import Metric
-    from projector.maps.tuned import Tuned, best_directions, require_count
-    from projector.models.decoder import key_norm_weights
-    from projector.training import distributed, way_back
+    from projector.maps import family
+    from projector.maps.tuned import require_count
+    from projector.models.autocast import quick_kernels
+    from projector.training import distributed
     from projector.training.dataset import Texts
-    from projector.training.fit import held_out_accuracy, held_out_controls, moments_of, split
-    from projector.training.sensitivity import measure, token_weights
-    from projector.training.train import Trainer, TrainSettings, plot_losses
-    from protos.process.files import write_files
+    from projector.training.run import Run
 
     cls = family(args.family)
     member = configured(cls, args.set)
+    settings = TrainSettings(**{one.name: getattr(args, one.name) for one in fields(TrainSettings)})
     if args.directions and cls.name not in ("low_rank", "ridge"):
         raise ConfigError(f"--directions goes with --family low_rank or ridge, not '{cls.name}'")
     data = open_data(args.data, args.max_picture_pixels)
     if isinstance(data, Texts) and not cls.per_token:
         raise FitError(f"'{cls.name}' looks across a grid of tokens, and texts have none")
-    _require_for_training(args, data, member.asks_answers)
+    if settings.rounds and (isinstance(data, Texts) or args.directions):
+        raise ConfigError("steps that round latents are for pictures, and without --directions")
+    _require_for_training(args, settings, data, member.asks_answers)
     source, target = open_models(args, data)
-    whole = open_corpus(data, source, target, args.corpus)
+    if target.device.type == "cpu":
+        quick_kernels()
+    pairs = open_corpus(data, source, target, args.corpus)
     if args.directions:
         widths = source.layout.state_dim, target.layout.state_dim
         require_count(args.directions, getattr(member, "r", 1), widths)
-    training, held = split(whole, args.held_out)
-    settings = TrainSettings(
-        reconstruct_steps=args.reconstruct_steps,
-        task_steps=args.task_steps,
-        task=args.task,
-        task_weight=args.task_weight,
-        batch=args.batch,
-        rate=args.rate,
-        patience=args.patience,
-        seed=args.seed,
+    run = Run(
+        *(member, settings, data, source, target, pairs, args.held_out, args.out),
+        directions=args.directions,
+        focus=args.focus,
     )
-    seen = sorted(data.contents[: len(whole)])  # now, while every one of them is there
-    args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / "state"
-    judge: Trainer[Any] | None = None
-    if args.focus or member.asks_answers:
-        judge = Trainer(None, training, target, data.questions, settings, kept)
-    weights = token_weights(judge) if judge is not None and args.focus else None
-    with tables.doing(f"moments of {len(training)} pairs"):
-        moments = moments_of(training, source, target, weights=weights)
-        if held:
-            moments = replace(moments, held=moments_of(held, source, target, target_gram=False))
-    about = [member.name, asdict(member), source.layout.fingerprint, target.layout.fingerprint]
-    if args.directions:
-        about.append(args.directions)
-    if args.focus:
-        about.append("focus")
-    told = json.dumps([*about, data.digest, data.questions_digest, len(training)], sort_keys=True)
-    details = {
-        "family": member.name,
-        **{f"{member.name}'s {name}": value for name, value in asdict(member).items()},
-        "edge model": source.layout.fingerprint[:12],
-        "cloud model": target.layout.fingerprint[:12],
-        "directions": args.directions,
-        "focus": args.focus,
-        f"digest of the {data.unit}s": data.digest[:12],
-        "digest of the questions": data.questions_digest[:12],
-        f"training {data.unit}s": len(training),
-    }
-    if judge is not None and member.asks_answers:
-        metric = Metric.of(measure(judge), moments.y_stats.scale)
-        moments = replace(moments, metric=metric)
-    torch.manual_seed(args.seed)  # what has no closed form starts from it
-    with tables.doing(f"the closed form of '{member.name}'"):
-        made = member.build(source.layout, target.layout, moments)
-    norm = key_norm_weights(target.decoder, target.layout)
-    if norm is not None:
-        made.take_key_norm(norm, moments)
-    moved: Any = made
-    if args.directions:
-        moved = Tuned(made, best_directions(made, moments, args.directions))
-    trainer = Trainer(
-        moved, training, target, data.questions, settings, kept, about=told, details=details
-    )
-    first = len(training)
-    asks = bool(held) and all(data.asked(i) for i in range(first, first + len(held)))
-
-    def report() -> dict[str, float]:
-        return {"accuracy": held_out_accuracy(trainer, held, data, first)}
-
-    trainer.run(report if asks else None)
-    with tables.doing(f"judging {len(held)} held-out {data.unit}s"):
-        held_out = report() | held_out_controls(trainer, held, data, first) if asks else {}
-    for module in (moved, source.model, target.model):
-        module.to("cpu")  # the way back and the files need no GPU
-    made = moved.merged() if isinstance(moved, Tuned) else made
-    back: dict[str, float] | None = None
-    if isinstance(made, BidirectionalMap) and not whole.ragged:
-        made.fit_back(moments)  # to the way there as training left it
-        kept = args.out / "state-back"
-        back = way_back.train(
-            made, training, held, source, data, settings, kept, trainer.about, details
-        )
-    if distributed.rank():
-        return 0
-    base.write(args.out / MAP_FILE, made)
-    figures = {
-        "family": made.family.name,
-        "config": asdict(made.family),
-        "source": source.layout.fingerprint,
-        "target": target.layout.fingerprint,
-        "parameters": made.parameters_count(),
-        "directions": args.directions,
-        "focus": args.focus,
-        "operator_norm": made.operator_norm(),
-        "ridge_weight": made.ridge_weight,
-        "pictures": len(training),
-        "held_out_pictures": len(held),
-        "settings": asdict(settings),
-        "held_out": held_out,
-    } | ({} if back is None else {"held_out_back": back})
-    of = hashlib.sha256(map_bytes(args.out)).hexdigest()
-    story = (json.dumps(figures, indent=1) + "\n").encode()
-    write_files(args.out, {DESCRIPTION: story, SEEN: "\n".join([of, *seen, ""]).encode()})
-    plot_losses(args.out / "state" / "log.jsonl", args.out / "loss.png")
-    if back is not None:
-        plot_losses(args.out / "state-back" / "log.jsonl", args.out / "loss-back.png")
-        print("the way back: " + json.dumps(back))
-    print(json.dumps(figures["held_out"]))
-    print(f"wrote {args.out / MAP_FILE}")
+    held_out = run.go()
+    if not distributed.rank():
+        print(json.dumps(held_out))
+        print(f"wrote {args.out / MAP_FILE}")
     return 0
 
 
-def _require_for_training(args: argparse.Namespace, data: Dataset, asks_answers: bool) -> None:
+def _require_for_training(
+    args: argparse.Namespace, settings: TrainSettings, data: Dataset, asks_answers: bool
+) -> None:
     """Everything that training would stumble over later; no model is loaded yet.
 
     Raises:
@@ -260,24 +152,23 @@ def _require_for_training(args: argparse.Namespace, data: Dataset, asks_answers:
     training = range(count - held)
     if not training:
         raise CorpusError(f"{count} inputs, {held} of them held out: none to train on")
-    steps = args.reconstruct_steps + args.task_steps
-    if 2 * args.batch > len(training) and steps:
+    if 2 * settings.batch > len(training) and settings.steps:
         raise CorpusError(
-            f"{len(training)} training {data.unit}s: too few for batches of {args.batch} (twice as "
-            "many in steps of reconstruction): make more, or a smaller --batch"
+            f"{len(training)} training {data.unit}s: too few for batches of {settings.batch} "
+            "(twice as many in steps of reconstruction): make more, or a smaller --batch"
         )
-    if args.task_steps:
+    if settings.task_steps or settings.finish_steps:
         preflight.asked(data, training, "--task-steps")
     if args.focus or asks_answers:
         what = "--focus" if args.focus else "metric 'answers'"
         preflight.asked(data, training, what)
-    if args.patience:
+    if settings.patience:
         if not held:
             raise ConfigError(
                 f"--patience needs held-out {data.unit}s with questions: --held-out above 0"
             )
         preflight.asked(data, range(len(training), count), "--patience, which asks those held out,")
-    if not steps and (args.patience or args.task_weight):
+    if not settings.steps and (settings.patience or settings.task_weight):
         raise ConfigError(
             "--patience and --task-weight are of training steps, and there are none: give "
             "--task-steps"
@@ -306,3 +197,29 @@ def configured(cls: type[Family], given: list[str]) -> Family:
         if not isinstance(values[name], kind):
             raise ConfigError(f"--set {text}: expected a value of type {kind.__name__}")
     return cls(**values)
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "count": count,
+    "whole": whole,
+    "weight": weight,
+    "rate": rate,
+    "seed": seed,
+}
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting of a training."""
+    groups: dict[str, Any] = {"": parser.add_argument_group("steps")}
+    for one in fields(TrainSettings):
+        said = one.metadata
+        if said["group"] not in groups:
+            groups[said["group"]] = parser.add_argument_group(said["group"])
+        flag = "--" + one.name.replace("_", "-")
+        kind = said["kind"]
+        options: dict[str, Any] = {"type": _KINDS[kind]} if kind in _KINDS else {"choices": TASKS}
+        if one.name == "task_weight":
+            options["metavar"] = "L"
+        groups[said["group"]].add_argument(
+            flag, default=one.default, help=f"{said['help']}; default: %(default)s", **options
+        )

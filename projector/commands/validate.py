@@ -54,7 +54,8 @@ def _run(args: argparse.Namespace) -> int:
     from projector.training import way_back
     from projector.training.dataset import Texts
     from projector.training.fit import edge_answers, untrained_edge_states
-    from projector.training.train import Trainer, TrainSettings
+    from projector.training.settings import TrainSettings
+    from projector.training.train import Trainer
     from projector.validation.answers import Validator
     from projector.validation.cost import costs
     from projector.validation.estimate import same_answer

@@ -15,11 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from projector import maps as families
+from projector import maps
 from projector.bundle.files import DESCRIPTION
 from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
-from projector.maps.cloud_half import CloudHalf
 from projector.training.corpus import Corpus
 from projector.training.map_folder import map_bytes
 from protos.errors import ConfigError, FitError
@@ -70,7 +69,7 @@ class FrozenMap:
                 default they are not quantized.
 
         Raises:
-            BridgeError: as `Bundle.load` and `families.load`.
+            BridgeError: as `Bundle.load` and `maps.load`.
             FitError: there is neither.
             ConfigError: no such point, or one that carries no latents.
         """
@@ -79,7 +78,7 @@ class FrozenMap:
         if point is not None:
             raise ConfigError(f"{path} is a map, not a bundle: it has no operating points")
         blob = map_bytes(path)
-        made = families.load(blob, source, target)
+        made = maps.load(blob, source, target)
 
         def down(x: Floats, _attention: Floats) -> Sent:
             latents = made.down(made.normal(torch.from_numpy(x)))
@@ -104,11 +103,7 @@ class FrozenMap:
             received = torch.from_numpy(np.stack([latents for latents, _ in sent]))
             return received, torch.from_numpy(np.stack([kept for _, kept in sent])).float()
 
-        weights = bundle.cloud.weights
-        if families.is_map(weights):
-            up = _up_of(families.load(weights, source, target))
-        else:
-            up = CloudHalf.from_bytes(weights).state
+        up = _up_of(maps.load(bundle.cloud.weights, source, target))
         return cls(bundle.info.digest, source, target, encoder.rank, down, up)
 
     def owner(self, view: str) -> str:
@@ -161,9 +156,9 @@ class FrozenMap:
         return found
 
 
-def _up_of(made: families.Map) -> Callable[[Tensor, Tensor], Tensor]:
-    """A family's cloud half; tokens that were not sent are zero already, the mean state."""
-    return lambda latents, _kept: made.states(made.cloud(latents))
+def _up_of(made: maps.Map) -> Callable[[Tensor, Tensor], Tensor]:
+    """A map's cloud half."""
+    return lambda latents, kept: made.states(made.cloud(made.fill(latents, kept)))
 
 
 def _point(encoder: Encoder, name: str) -> OperatingPoint:

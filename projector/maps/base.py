@@ -26,11 +26,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from projector.maps.cloud_half import Boundaries
 from projector.maps.moments import Moments
-from projector.maps.trainable import WHOLE, Way
+from projector.maps.rounding import WHOLE, Rounding, Way, bits
 from projector.models.foreign import in_words
-from projector.models.rope import apply_rotation
 from protos.errors import BundleFormatError, BundleLayoutError, FitError, FrameMalformedError
 from protos.layout import KVLayout
 from protos.process.files import write_files
@@ -39,6 +37,7 @@ Floats = npt.NDArray[np.float32]
 
 METADATA = "neural_bridge_map"
 _POWER_STEPS = 100
+_STEPS_RATE = 4.0  # of the learning rate, for quantization steps
 _LEAST_KEY_WEIGHT = (
     1e-3  # channels that a norm of keys all but removes tell nothing of their length
 )
@@ -59,6 +58,11 @@ class Family(ABC):
     @property
     def asks_answers(self) -> bool:
         """Whether `build` wants to know what the target's answers depend on (`Moments.metric`)."""
+        return False
+
+    @property
+    def needs_target_gram(self) -> bool:
+        """Whether `build` wants the target's Gram matrix (`Moments.yy`)."""
         return False
 
     @abstractmethod
@@ -114,6 +118,7 @@ class Map(nn.Module, ABC):
     def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
         super().__init__()
         self.family, self.source, self.target = family, source, target
+        self.rounding: Rounding | None = None
         for name, width in (("x", source.state_dim), ("y", target.state_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(width))
             self.register_buffer(f"{name}_scale", torch.ones(width))
@@ -129,6 +134,14 @@ class Map(nn.Module, ABC):
         for name, stats in (("x", moments.x_stats), ("y", moments.y_stats)):
             getattr(self, f"{name}_mean").copy_(torch.from_numpy(stats.mean))
             getattr(self, f"{name}_scale").copy_(torch.from_numpy(stats.scale))
+
+    def start_rounding(self, x_place: Tensor) -> None:
+        """From now on learn quantization steps, and what a dropped token becomes.
+
+        Args:
+            x_place: `[N, d_s]`, the mean source state at each place of the grid.
+        """
+        self.rounding = Rounding(self.steps(), x_place)
 
     def take_key_norm(self, weights: Tensor, moments: Moments) -> None:
         """From now on give keys the length that the target's own normalisation gives them.
@@ -170,6 +183,19 @@ class Map(nn.Module, ABC):
         """Numbers per token that travel, r."""
         return self.source.state_dim
 
+    @property
+    def up_rank(self) -> int:
+        """Numbers per token that `up` takes; more than `rank` where a `mix` fills some in."""
+        return self.rank
+
+    def latent(self, z: Tensor) -> Tensor:
+        """What travelled, `[B, N, r]`, to what `up` takes, on the target's grid."""
+        return self.regrid(z)
+
+    def onto(self) -> Tensor | None:
+        """`up` as a matrix `[up_rank, d_r]` on z-scores, if it is one and nothing else."""
+        return None
+
     def weights(self) -> Tensor | None:
         """The whole map as one matrix `[d_s, d_r]` on z-scores, None if it is not linear."""
         return None
@@ -186,7 +212,17 @@ class Map(nn.Module, ABC):
 
     def cloud(self, z: Tensor) -> Tensor:
         """What travelled, `[B, N, r]`, to z-scored target states `[B, M, d_r]`."""
-        return self.up(self.regrid(z))
+        return self.up(self.latent(z))
+
+    def fill(self, z: Tensor, kept: Tensor) -> Tensor:
+        """Latents `[B, N, r]` with the mean, or what was learnt for it, for tokens not kept.
+
+        Args:
+            z: what it holds at such tokens is ignored, NaN too.
+            kept: `[B, N]`, 1 or true for tokens that travelled.
+        """
+        empty = torch.zeros_like(z) if self.rounding is None else self.rounding.empty
+        return torch.where(kept.unsqueeze(-1) > 0.5, z, empty)
 
     def regrid(self, z: Tensor) -> Tensor:
         """Tokens of the source's grid `[B, N, d]` interpolated to the target's `[B, M, d]`."""
@@ -224,21 +260,46 @@ class Map(nn.Module, ABC):
         return self.y_mean, self.y_scale
 
     def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
-        """Target states, and no bits: what travels is whole in training, whatever the way."""
-        return self(x), torch.zeros(())
+        """Target states of latents as they come through, and bits per latent number.
+
+        A map that does not learn to round sends them whole, whatever the way.
+        """
+        if self.rounding is None:
+            return self(x), torch.zeros(())
+        latents, cost = self.down(self.normal(x)), x.new_zeros(())
+        if way.scale:
+            latents, levels = self.rounding.rounded(latents, self.centre(), way)
+            cost = bits(levels if way.kept is None else levels * way.kept.unsqueeze(-1))
+        if way.kept is not None:
+            latents = self.fill(latents, way.kept)
+        return self.states(self.cloud(latents)), cost
+
+    def centre(self) -> Tensor:
+        """The mean latents at each place of the grid, `[N, r]`, of a map that learns to round."""
+        assert self.rounding is not None
+        return self.down(self.normal(self.rounding.x_place))
 
     def groups(self) -> list[dict[str, Any]]:
-        """One group of all parameters, for an optimiser."""
-        return [{"params": list(self.parameters()), "scale": 1.0}]
+        """All parameters, for an optimiser; quantization steps move faster than the rest."""
+        if self.rounding is None:
+            return [{"params": list(self.parameters()), "scale": 1.0}]
+        steps = self.rounding.log_steps
+        rest = [one for one in self.parameters() if one is not steps]
+        return [{"params": rest, "scale": 1.0}, {"params": [steps], "scale": _STEPS_RATE}]
 
     def steps(self) -> Tensor:
-        """Quantization steps `[r]`: one step in any latent moves the target equally far.
+        """Quantization steps `[r]`: learnt, or such that each moves the target equally far.
 
         (Reverse water-filling, on z-scores; exact where the cloud half is linear.)
         """
+        if self.rounding is not None:
+            return self.rounding.steps.detach()
         with torch.no_grad():
             probes = torch.eye(self.rank)[:, None].expand(-1, self.target.tokens, -1)
             still = torch.zeros(1, self.target.tokens, self.rank)
+            probes, still = (
+                nn.functional.pad(one, (0, self.up_rank - self.rank)) for one in (probes, still)
+            )
             moved = (self.up(probes) - self.up(still)).flatten(1).norm(dim=1)
             moved = moved / self.target.tokens**0.5
             least = 1e-3 * float(moved.max()) + 1e-12
@@ -301,51 +362,6 @@ class Map(nn.Module, ABC):
         }
         blob: bytes = save_tensors(tensors, metadata={METADATA: json.dumps(plain, sort_keys=True)})
         return blob
-
-
-class ServedMap(nn.Module):
-    """A map's cloud half between the graph boundaries of a bundle.
-
-    Latents, kept mask and RoPE tables in; the target's rotated cache out.
-    """
-
-    def __init__(self, inner: Map) -> None:
-        super().__init__()
-        self.inner = inner
-
-    @property
-    def boundaries(self) -> Boundaries:
-        """Shapes at both ends."""
-        source, target = self.inner.source, self.inner.target
-        return Boundaries(
-            source.tokens,
-            target.tokens,
-            self.inner.rank,
-            target.rope.rotary_dim,
-            free_tokens=self.inner.family.per_token and self.inner.to_grid is None,
-            rotated_layers=target.layers if target.layer_ropes else 0,
-        )
-
-    def forward(
-        self, latents: Tensor, kept: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The target's cache of the image tokens.
-
-        Args:
-            latents: `[B, N, r]`.
-            kept: `[B, N]`, 1 where the token was sent; the others become the mean state.
-            cos: at the target's positions, as `KVLayout.rotation` makes it.
-            sin: likewise.
-
-        Returns:
-            Keys (rotated) and values, both `[layers, B, kv_heads, M, head_dim]`.
-        """
-        target = self.inner.target
-        filled = torch.where(kept.unsqueeze(-1) > 0.5, latents, torch.zeros_like(latents))
-        states = self.inner.states(self.inner.cloud(filled))
-        shape = (2, target.layers, target.kv_heads, target.head_dim)
-        split = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5)
-        return apply_rotation(split[0], cos, sin, target.rope.interleaved), split[1]
 
 
 def grid_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor | None:
@@ -423,6 +439,8 @@ def read(
             )
     try:
         found = family.make(source, target)
+        if "rounding.log_steps" in tensors:
+            found.rounding = Rounding.blank(found.rank, source.tokens, source.state_dim)
         found.load_state_dict(tensors)
     except (FitError, RuntimeError) as error:
         raise BundleFormatError(f"the map's tensors do not fit its family: {error}") from error

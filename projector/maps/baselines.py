@@ -79,6 +79,11 @@ class Autoencoder(Family):
 
     name: ClassVar[str] = "autoencoder"
 
+    @property
+    def needs_target_gram(self) -> bool:
+        """Always."""
+        return True
+
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
         return AutoencoderMap(self, source, target)

@@ -37,6 +37,11 @@ class Bidirectional(Family):
     weight: float = 1e-3
     returned: float = 0.5
 
+    @property
+    def needs_target_gram(self) -> bool:
+        """Always."""
+        return True
+
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
         if not 0 <= self.returned <= 1:

@@ -19,6 +19,7 @@ from protos.errors import FitError
 from protos.layout import KVLayout
 
 MAX_WIDTH, MAX_DEPTH = 256, 8
+ORDERS = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Mix(Family):
         inner: name of the other member.
         config: its configuration, defaults where it says nothing.
         width: of the block, at most 256.
-        depth: its layers over the source's tokens, before the queries of the target's.
+        depth: its layers.
         heads: attention heads.
+        order: `source`, the layers run over the source's tokens, and then queries at the target's
+            places look at these; `target`, the first layer has the queries, and the others run
+            over the target's tokens.
     """
 
     name: ClassVar[str] = "mix"
@@ -41,6 +45,7 @@ class Mix(Family):
     width: int = 128
     depth: int = 1
     heads: int = 4
+    order: str = "source"
 
     @property
     def member(self) -> Family:
@@ -61,6 +66,11 @@ class Mix(Family):
         """As the other member."""
         return self.member.asks_answers
 
+    @property
+    def needs_target_gram(self) -> bool:
+        """As the other member."""
+        return self.member.needs_target_gram
+
     def make(self, source: KVLayout, target: KVLayout) -> Map:
         """The module."""
         if not (1 <= self.width <= MAX_WIDTH and self.heads >= 1 and self.width % self.heads == 0):
@@ -70,16 +80,25 @@ class Mix(Family):
             )
         if not 1 <= self.depth <= MAX_DEPTH:
             raise FitError(f"a mixing block of {self.depth} layers: expected 1 to {MAX_DEPTH}")
+        if self.order not in ORDERS:
+            raise FitError(f"order '{self.order}': expected one of {', '.join(ORDERS)}")
         return MixMap(self, source, target)
 
 
 class Attend(nn.Module):
-    """One pre-norm layer: queries look at tokens, then an MLP."""
+    """One pre-norm layer: queries look at tokens, then an MLP.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: of queries and tokens.
+        heads: attention heads.
+        one_norm: whether one norm serves queries and tokens.
+    """
+
+    def __init__(self, width: int, heads: int, one_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_query, self.norm_token = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_token = None if one_norm else nn.LayerNorm(width)
         self.norm_mlp = nn.LayerNorm(width)
         self.query, self.merge = nn.Linear(width, width), nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
@@ -87,8 +106,13 @@ class Attend(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """`[B, M, width]` queries over `[B, N, width]` tokens."""
-        query = self._heads(self.query(self.norm_query(queries)))
-        key, value = self.key_value(self.norm_token(tokens)).chunk(2, dim=-1)
+        asking = self.norm_query(queries)
+        if self.norm_token is not None:
+            told = self.norm_token(tokens)
+        else:
+            told = asking if tokens is queries else self.norm_query(tokens)
+        query = self._heads(self.query(asking))
+        key, value = self.key_value(told).chunk(2, dim=-1)
         mixed = functional.scaled_dot_product_attention(query, self._heads(key), self._heads(value))
         x = queries + self.merge(mixed.transpose(1, 2).flatten(-2))
         widened = functional.gelu(self.widen(self.norm_mlp(x)), approximate="tanh")
@@ -108,14 +132,18 @@ class MixMap(Map):
     def __init__(self, family: Mix, source: KVLayout, target: KVLayout) -> None:
         super().__init__(family, source, target)
         self.inner = family.member.make(source, target)
-        width = family.width
+        width, first = family.width, family.order == "target"
         self.inward = nn.Linear(self.inner.rank, width)
-        self.place_source = nn.Parameter(torch.randn(source.tokens, width) * 0.02)
+        self.place_source: nn.Parameter | None = None
+        if not first or self.to_grid is not None:
+            self.place_source = nn.Parameter(torch.randn(source.tokens, width) * 0.02)
         self.place_target = nn.Parameter(torch.randn(target.tokens, width) * 0.02)
-        self.layers = nn.ModuleList(Attend(width, family.heads) for _ in range(family.depth))
-        self.ask = Attend(width, family.heads)
+        self.layers = nn.ModuleList(
+            Attend(width, family.heads, one_norm=first) for _ in range(family.depth)
+        )
+        self.ask = None if first else Attend(width, family.heads)
         self.norm_out = nn.LayerNorm(width)
-        self.outward = nn.Linear(width, self.inner.rank)
+        self.outward = nn.Linear(width, self.inner.up_rank)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
@@ -137,6 +165,11 @@ class MixMap(Map):
         """The other member's."""
         return self.inner.rank
 
+    @property
+    def up_rank(self) -> int:
+        """The other member's."""
+        return self.inner.up_rank
+
     def down(self, x: Tensor) -> Tensor:
         """The other member's edge half."""
         return self.inner.down(x)
@@ -145,11 +178,29 @@ class MixMap(Map):
         """The other member's cloud half."""
         return self.inner.up(z)
 
-    def cloud(self, z: Tensor) -> Tensor:
-        """Mix, bring to the target's grid, then the other member's cloud half."""
-        tokens = self.inward(z) + self.place_source
-        for layer in self.layers:
-            tokens = layer(tokens, tokens)
+    def onto(self) -> Tensor | None:
+        """The other member's."""
+        return self.inner.onto()
+
+    def latent(self, z: Tensor) -> Tensor:
+        """Mix, bring to the target's grid; what did not travel is filled in."""
         placed = self.regrid(z)
-        queries = self.ask(self.inward(placed) + self.place_target, tokens)
-        return self.inner.up(placed + self.outward(self.norm_out(queries)))
+        told: Tensor = self.outward(self.norm_out(self._mixed(z, placed)))
+        rank = z.shape[-1]
+        if told.shape[-1] == rank:
+            return placed + told
+        return torch.cat((placed + told[..., :rank], told[..., rank:]), dim=-1)
+
+    def _mixed(self, z: Tensor, placed: Tensor) -> Tensor:
+        """`[B, M, width]` at the target's places."""
+        queries: Tensor = self.inward(placed) + self.place_target
+        tokens = queries if self.place_source is None else self.inward(z) + self.place_source
+        if self.ask is not None:
+            for layer in self.layers:
+                tokens = layer(tokens, tokens)
+            out: Tensor = self.ask(queries, tokens)
+            return out
+        for layer in self.layers:
+            queries = layer(queries, tokens)
+            tokens = queries
+        return queries

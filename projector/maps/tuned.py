@@ -20,7 +20,7 @@ from projector.maps.closed_form import rank_regression
 from projector.maps.low_rank import LowRankMatrix
 from projector.maps.moments import Moments
 from projector.maps.ridge import MatrixMap, Ridge
-from projector.maps.trainable import WHOLE, Way
+from projector.maps.rounding import WHOLE, Way
 from projector.models.autocast import products
 from protos.errors import FitError
 

@@ -6,10 +6,13 @@ a processor that has it; one that has not computes it a hundred times as slowly 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @cache
@@ -35,13 +38,30 @@ def products(kind: str = "cpu", dtype: torch.dtype | None = None) -> torch.autoc
 
 
 def quick_kernels() -> None:
-    """Chooses the faster float32 kernels for the processor; for a whole process, a bench's.
+    """Chooses the faster float32 kernels for the processor, for a whole process.
 
-    oneDNN's where it has AVX-512 (MKL's are half as fast there on AMD's processors), MKL's where
-    not (a fifth faster on Zen 3). On one with matrix units for it the first may mean bfloat16.
+    oneDNN's where it has AVX-512 (MKL's take up to three times as long there on AMD's processors),
+    MKL's where not (a fifth faster on Zen 3). Not on a processor with matrix units: there the
+    setting means bfloat16.
     """
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    units = any(there for name, there in capabilities().items() if "amx" in name)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and not units:
         torch.set_float32_matmul_precision("medium")
+
+
+@contextmanager
+def trained_attention(kind: str = "cpu") -> Iterator[None]:
+    """Attention that is to be differentiated, by the kernel that is fastest at it.
+
+    On a CPU that is plain matrix products: the fused kernel's backward pass takes two to seven
+    times as long for some dozens of tokens.
+
+    Args:
+        kind: of device.
+    """
+    with sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext():
+        yield
 
 
 def said(dtype: torch.dtype) -> str:

@@ -20,7 +20,7 @@ import torch
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
-from projector.maps.cloud_half import Boundaries
+from projector.maps.served import Boundaries
 from protos.errors import BundleFormatError
 
 Floats = npt.NDArray[np.float32]

@@ -8,13 +8,16 @@ trained on, it also holds `questions.jsonl`, one object a line, with `"text"` in
     {"picture": "a.png", "question": "is there a dog ?", "answer": "yes", "kind": "presence"}
 
 Lines with `"control": true` are never asked; they only say what is true of that picture when it
-stands in for another.
+stands in for another. Where questions are drawn, `"weight"` (1 by default) says how likely one is
+drawn before others, and of the questions of one `"group"` a second is drawn only after one of every
+other group.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ _LONGEST_TEXT = 1 << 20
 _MOST_LINES = 10_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One question about one picture of a dataset."""
 
@@ -51,6 +54,8 @@ class Asked:
     text: str
     answer: str
     kind: str
+    weight: float = 1.0
+    group: str = ""
 
 
 class Dataset:
@@ -186,9 +191,9 @@ class Dataset:
         rows = self._asked[index]
         if not rows:
             raise SourceError(f"{self.folder / QUESTIONS} asks nothing about {self.files[index]}")
-        pairs = [(row.text, row.answer) for row in rows]
         if seed:
-            Random(f"{self.files[index].name} {seed}").shuffle(pairs)
+            rows = _drawn(rows, Random(f"{self.files[index].name} {seed}"), count)
+        pairs = [(row.text, row.answer) for row in rows]
         return (pairs * -(-count // len(pairs)))[:count]
 
     def truth(self, index: int, text: str) -> str | None:
@@ -197,11 +202,13 @@ class Dataset:
 
     def _read_questions(self, path: Path) -> None:
         place = {file.name: index for index, file in enumerate(self.files)}
+        same: dict[str, str] = {}  # a text that many inputs are asked is held once
         for number, line in numbered_lines(path):
             try:
                 row = read_json(line, LONGEST_LINE, f"line {number}")
                 name, text, answer = row[self.unit], row["question"], row["answer"]
                 kind, control = row.get("kind", "all"), row.get("control", False)
+                weight, group = row.get("weight", 1.0), row.get("group", "")
             except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
                 raise SourceError(
                     f"{path}, line {number}: expected an object with {self.unit}, question "
@@ -211,12 +218,42 @@ class Dataset:
                 raise SourceError(
                     f"{path}, line {number}: fields must be text, not empty, in valid Unicode"
                 )
+            if not (isinstance(group, str) and type(weight) in (int, float) and weight > 0):
+                raise SourceError(
+                    f"{path}, line {number}: weight must be a number above 0, group text"
+                )
             if name not in place:
                 raise SourceError(f"{path}, line {number}: there is no {self.unit} '{name}'")
             index = place[name]
+            text, answer, kind, group = (same.setdefault(t, t) for t in (text, answer, kind, group))
             self._truth[index, text] = answer
             if not control:
-                self._asked[index].append(Asked(index, text, answer, kind))
+                self._asked[index].append(Asked(index, text, answer, kind, weight, group))
+
+
+def _drawn(rows: Sequence[Asked], random: Random, count: int) -> list[Asked]:
+    """At least `count` questions in a random order, or all there are.
+
+    Weighted draws without replacement (Efraimidis and Spirakis, 2006), one from each group at a
+    time; a group has the weight of its heaviest question.
+    """
+    drawn = list(rows)
+    if all(row.weight == 1.0 and not row.group for row in rows):
+        random.shuffle(drawn)
+        return drawn
+    groups: dict[object, list[Asked]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        groups[row.group or place].append(row)
+    drawn.clear()
+    while groups and len(drawn) < count:
+        weights = {name: max(row.weight for row in group) for name, group in groups.items()}
+        keys = {name: math.log(1.0 - random.random()) / weights[name] for name in groups}
+        for name in sorted(keys, key=lambda one: -keys[one]):
+            group = groups[name]
+            drawn.append(group.pop(random.randrange(len(group))))
+            if not group:
+                del groups[name]
+    return drawn
 
 
 class Texts(Dataset):

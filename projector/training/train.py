@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,12 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from projector.maps.base import grid_weights
-from projector.maps.closed_form import Statistics, reduced_rank
-from projector.maps.cloud_half import CloudConfig, CloudHalf
-from projector.maps.trainable import WHOLE, LowRankMap, Way
+from projector.maps.rounding import WHOLE, Way
 from projector.models import cache as kv
-from projector.models.autocast import products
+from projector.models.autocast import products, trained_attention
 from projector.models.cache import LayerCache
 from projector.models.lm import LM
 from projector.models.packed import Packed, Scenes
@@ -34,84 +31,14 @@ from projector.models.vlm import VLM
 from projector.training import distributed
 from projector.training.corpus import Corpus
 from projector.training.descent import Descent, Stage, Trained
+from projector.training.settings import TrainSettings
 from protos.errors import FitError
-from protos.layout import KVLayout
 
-TASKS = ("kl", "ce", "both")
 _SHARE_FOR_PAIRS = 0.5  # of a GPU's free memory, at most
+_LEAST_NORM = 1e-8  # as of torch's cosine similarity
 
 Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
 """`questions(picture, count, seed)` gives exactly `count` (question, answer) pairs."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a low-rank map is trained.
-
-    Attributes:
-        rank: r, numbers per token that travel.
-        inner: numbers per token after mixing, at least r; the mixing block fills what did not
-            travel in from the other tokens.
-        mix_width: width of the mixing block; 0 for none.
-        mix_depth: its layers.
-        ridge: regularisation of the closed form.
-        reconstruct_steps: steps of MSE + 0.5 (1 - cosine) on normalised states.
-        task_steps: steps of the task loss through the frozen model.
-        task_weight: what the task loss is multiplied by, added to the loss of reconstruction; 0 for
-            the task loss alone.
-        batch: pictures per task step (twice as many per reconstruction step).
-        questions: questions per picture and task step.
-        rate: peak learning rate; four times it for the quantization steps.
-        task_rate: the same in the task stage; 0 for half of `rate`.
-        finish_steps: steps after the task stage, with the same loss, rounded at `finish_scale`
-            throughout, by a fresh optimiser at `finish_rate`.
-        finish_scale: as `step_scale`.
-        finish_rate: peak learning rate of these steps.
-        finish_weight: as `rate_weight`, in these steps.
-        step_scale: latents are rounded at so many times the map's steps from the second quarter of
-            the task stage on; 0 for never.
-        quiet: squared levels below which a token travels as the usual one at its place, wherever
-            latents are rounded.
-        drop: of the tokens of each picture a share drawn between 0 and this does not travel,
-            wherever latents are rounded.
-        rate_weight: nats of KL that one bit per latent number is worth, from the third quarter on.
-        penalty_weight: of the map's own penalty (orthogonality of `low_rank`).
-        task: `kl` to the frozen model's own answer distribution, `ce` to its likeliest answer, or
-            `both`.
-        patience: reports without a better held-out answer accuracy after which the task stage ends;
-            0 for never. The best map reported is the one that is left.
-        seed: of everything random.
-    """
-
-    rank: int = 32
-    inner: int = 64
-    mix_width: int = 128
-    mix_depth: int = 1
-    ridge: float = 1e-3
-    reconstruct_steps: int = 1200
-    task_steps: int = 1500
-    batch: int = 16
-    questions: int = 8
-    rate: float = 1e-3
-    task_rate: float = 0.0
-    finish_steps: int = 0
-    finish_scale: float = 0.0
-    finish_rate: float = 2e-4
-    finish_weight: float = 0.0
-    step_scale: float = 0.0
-    quiet: float = 0.0
-    drop: float = 0.0
-    rate_weight: float = 0.0
-    penalty_weight: float = 0.01
-    task: str = "kl"
-    task_weight: float = 0.0
-    patience: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a task loss that does not exist."""
-        if self.task not in TASKS:
-            raise FitError(f"task loss '{self.task}': expected one of {', '.join(TASKS)}")
 
 
 class Trainable(Trained, Protocol):
@@ -135,58 +62,6 @@ class Trainable(Trained, Protocol):
 
     def penalty(self) -> Tensor:
         """A scalar that training keeps small."""
-
-
-def closed_form(
-    corpus: Corpus, source: KVLayout, target: VLM, settings: TrainSettings
-) -> LowRankMap:
-    """Starts a map from reduced-rank regression, on interpolated states between two grids.
-
-    Steps are 1 / sigma_i: an error of one step in any latent then moves the normalised target state
-    equally far (reverse water-filling).
-
-    Args:
-        corpus: paired caches.
-        source: the small model's layout.
-        target: the frozen large model.
-        settings: rank, inner width and mixing block.
-    """
-    between = grid_weights(source.grid, target.layout.grid)
-    x_stats, y_stats = Statistics.of(corpus.x), Statistics.of(corpus.y)
-    inner = max(settings.inner, settings.rank) if settings.mix_width else settings.rank
-    fit = reduced_rank(
-        corpus.x,
-        corpus.y,
-        x_stats,
-        y_stats,
-        inner,
-        settings.ridge,
-        None if between is None else between.numpy(),
-    )
-    torch.manual_seed(settings.seed)
-    config = CloudConfig.of(
-        target.layout,
-        rank=settings.rank,
-        mix_width=settings.mix_width,
-        mix_depth=settings.mix_depth,
-        inner=inner,
-        tokens_in=0 if between is None else source.tokens,
-    )
-    cloud = CloudHalf(
-        config,
-        between=between,
-        up=torch.from_numpy(fit.up),
-        y_mean=torch.from_numpy(y_stats.mean),
-        y_scale=torch.from_numpy(y_stats.scale),
-    )
-    return LowRankMap(
-        torch.from_numpy(x_stats.mean),
-        torch.from_numpy(x_stats.scale),
-        torch.from_numpy(corpus.x.mean(axis=0, dtype=np.float32)),
-        torch.from_numpy(fit.down[:, : settings.rank].copy()),
-        torch.from_numpy(1.0 / fit.singular[: settings.rank]),
-        cloud,
-    )
 
 
 M = TypeVar("M", bound=Trainable)
@@ -275,13 +150,15 @@ class Trainer(Generic[M]):
         layout = self.target.layout
         states = states.to(self.device)
         there = ~states[..., 0].isnan()
-        states = torch.where(there[..., None], states, 0.0)
+        whole = bool(there.all())
+        if not whole:
+            states = torch.where(there[..., None], states, 0.0)
         shape = (2, layout.layers, layout.kv_heads, layout.head_dim)
         keys, values = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5).unbind(0)
         cos, sin = (table[..., : keys.shape[-2], :] for table in (self.cos, self.sin))
         keys = apply_rotation(keys, cos, sin, layout.rope.interleaved)
         made = kv.scene_layers(self.prefix, keys, values)
-        if bool(there.all()):
+        if whole:
             return made
         return Scenes(made, there.sum(dim=1) + self.prefix[0][0].shape[2])
 
@@ -366,9 +243,10 @@ class Trainer(Generic[M]):
         self.spent_s = descent.spent_s
 
     def _loss(self, step: int, stage: str, begun: int, rng: np.random.Generator) -> Tensor:
-        if stage == "reconstruct":
-            return self._reconstruct(rng)
-        return self._task(step, rng, *self._rounding(stage, begun))
+        with trained_attention(self.device.type):
+            if stage == "reconstruct":
+                return self._reconstruct(rng)
+            return self._task(step, rng, *self._rounding(stage, begun))
 
     def _batch(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         chosen = np.sort(rng.choice(len(self.corpus), size, replace=False))
@@ -388,11 +266,11 @@ class Trainer(Generic[M]):
     def _reconstruct(self, rng: np.random.Generator) -> Tensor:
         chosen, x = self._batch(rng, 2 * self.settings.batch)
         mean, scale = self.map.y_stats
-        want = (self._rows(1, chosen) - mean) / scale
+        want = self._rows(1, chosen).sub_(mean).div_(scale)  # a copy of its own, and a large one
         there = ~x[..., 0].isnan()
         if not bool(there.all()):  # one row of all the tokens that are there
             x, want = x[there][None], want[there][None]
-        return _apart(self.map.predict(x), want) + (
+        return apart(self.map.predict(x), want) + (
             self.settings.penalty_weight * self.map.penalty()
         )
 
@@ -417,7 +295,7 @@ class Trainer(Generic[M]):
             want = self._rows(1, chosen)
             there = ~want[..., 0].isnan()
             got, want = ((s[there] - mean) / spread for s in (states, want))
-            loss = settings.task_weight * loss + _apart(got, want)
+            loss = settings.task_weight * loss + apart(got, want)
         return loss + rate_weight * bits + settings.penalty_weight * self.map.penalty()
 
     def _kept(self, rng: np.random.Generator, x: Tensor) -> Tensor | None:
@@ -464,9 +342,34 @@ def _kept_there(corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor] |
     return torch.from_numpy(corpus.x).to(device), torch.from_numpy(corpus.y).to(device)
 
 
-def _apart(got: Tensor, want: Tensor) -> Tensor:
-    """`MSE + 0.5 (1 - cosine)` of z-scored states `[..., d_r]`."""
-    return F.mse_loss(got, want) + 0.5 * (1 - F.cosine_similarity(got, want, dim=-1).mean())
+class _Apart(torch.autograd.Function):
+    """`apart`, in few passes over large tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, got: Tensor, want: Tensor) -> Tensor:
+        off = (got - want).flatten()
+        square = torch.dot(off, off) / off.numel()
+        inner, own, other = (
+            torch.einsum("...d,...d->...", a, b) for a, b in ((got, want), (got, got), (want, want))
+        )
+        own, other = own.sqrt().clamp(min=_LEAST_NORM), other.sqrt().clamp(min=_LEAST_NORM)
+        cosine = inner / (own * other)
+        ctx.save_for_backward(got, want, own, other, cosine)
+        return square + 0.5 * (1 - cosine.mean())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        got, want, own, other, cosine = ctx.saved_tensors
+        share, turn = 2 / got.numel(), 0.5 / cosine.numel()
+        of_got = grads[0] * (share + turn * cosine / own.square())
+        of_want = grads[0] * (share + turn / (own * other))
+        return (got * of_got.unsqueeze(-1)).addcmul_(want, of_want.unsqueeze(-1), value=-1), None
+
+
+def apart(got: Tensor, want: Tensor) -> Tensor:
+    """`MSE + 0.5 (1 - cosine)` of z-scored states `[..., d_r]`; gradients flow into the first."""
+    found: Tensor = _Apart.apply(got, want)  # type: ignore[no-untyped-call]
+    return found
 
 
 def plot_losses(log: Path, picture: Path) -> None:

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from projector.bundle.feedback import Feedback
 from projector.calibration.calibrate import feedback_of
 from projector.maps.bidirectional import BidirectionalMap
-from projector.maps.trainable import WHOLE, Way
+from projector.maps.rounding import WHOLE, Way
 from projector.models.lm import LM
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus
 from projector.training.dataset import Dataset
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation.answers import Answers, Validator
 from projector.validation.estimate import clustered, paired
 from protos.errors import FitError

@@ -1,6 +1,14 @@
 """The yard: rendered camera pictures with questions, the world of the reference and its tests."""
 
-from reference.yard.questions import ANSWERS, VOCABULARY, Question, ask, list_questions, true_answer
+from reference.yard.questions import (
+    ANSWERS,
+    VOCABULARY,
+    Question,
+    ask,
+    draw_weight,
+    list_questions,
+    true_answer,
+)
 from reference.yard.render import render
 from reference.yard.scene import (
     COLOURS,
@@ -25,6 +33,7 @@ __all__ = [
     "Scenes",
     "Sequence",
     "ask",
+    "draw_weight",
     "list_questions",
     "render",
     "sample_scenes",

@@ -74,20 +74,24 @@ def ask(scenes: Scenes, index: int, count: int, seed: int) -> list[Question]:
     are hazards, 20 % counting and 55 % about the scene.
     """
     rng = Random(f"{scenes.split} {scenes.index[index]} {seed}")
-    weights = _weights()
     cells: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for question in list_questions(scenes, index):
         cells[question.subkind, question.answer].append(question)
     chosen: list[Question] = []
     while cells and len(chosen) < count:
         # Weighted draws without replacement (Efraimidis and Spirakis, 2006), one from each cell.
-        keys = {c: math.log(1.0 - rng.random()) / weights.get(c, 1.0) for c in cells}
+        keys = {c: math.log(1.0 - rng.random()) / draw_weight(*c) for c in cells}
         for cell in sorted(keys, key=lambda c: -keys[c])[: count - len(chosen)]:
             candidates = cells[cell]
             chosen.append(candidates.pop(rng.randrange(len(candidates))))
             if not candidates:
                 del cells[cell]
     return chosen
+
+
+def draw_weight(subkind: str, answer: str) -> float:
+    """How likely a question of that sort with that answer is drawn before one of another."""
+    return _weights().get((subkind, answer), 1.0)
 
 
 def list_questions(scenes: Scenes, index: int) -> list[Question]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks import codec_training
 from projector.calibration.ladder import grid
-from projector.training.train import TrainSettings
+from projector.training.settings import TrainSettings
 from reference.report.parts import show
 
 

@@ -233,23 +233,18 @@ def test_maps_of_other_seeds_are_found_and_those_of_other_models_or_the_bundles_
     def vlm(fingerprint: str) -> Any:
         return SimpleNamespace(layout=SimpleNamespace(fingerprint=fingerprint))
 
-    abouts = {
-        "again": {"models": ["s", "t"], "seed": 1},
-        "own": {"models": ["s", "t"], "seed": 0},
-        "other": {"models": ["s", "u"], "seed": 2},
-    }
-    for tag in abouts:
-        (tmp_path / f"map-edge-a-{tag}").mkdir()
-        (tmp_path / f"map-edge-a-{tag}" / arms.TRAINED).write_text(tag)
+    abouts = {"again": ("s", "t", 1), "own": ("s", "t", 0), "other": ("s", "u", 2)}
+    for tag, (source, target, seed) in abouts.items():
+        folder = tmp_path / f"edge-a-{tag}" / "map"
+        folder.mkdir(parents=True)
+        about = {"source": source, "target": target, "settings": {"seed": seed}, "minutes": 2.0}
+        (folder / arms.DESCRIPTION).write_text(json.dumps(about))
+        (folder / arms.MAP_FILE).write_text(tag)
 
-    class Read:
-        @staticmethod
-        def from_bytes(blob: bytes) -> tuple[Any, dict[str, Any]]:
-            about = abouts[blob.decode()]
-            made = SimpleNamespace(eval=blob.decode)
-            return made, {**about, "minutes": 2.0, "settings": {"seed": about["seed"]}}
+    def read(blob: bytes, *_: Any) -> Any:
+        return SimpleNamespace(eval=blob.decode)
 
-    monkeypatch.setattr(arms, "LowRankMap", Read)
+    monkeypatch.setattr(arms.maps, "load", read)
     monkeypatch.setattr(arms, "row", lambda _, *what: what)
     edge: Any = SimpleNamespace(
         name="edge-a", source=vlm("s"), target=vlm("t"), args=Namespace(trainings=tmp_path)

@@ -25,8 +25,9 @@ from projector.maps.ridge import Ridge
 from projector.maps.tuned import Tuned
 from projector.models.lm import LM
 from projector.training.dataset import open_folder
+from projector.training.settings import TrainSettings
 from projector.training.texts import collect
-from projector.training.train import Trainer, TrainSettings
+from projector.training.train import Trainer
 from protos.errors import CorpusError, FitError, ModelError
 from reference.report.parts import markdown
 from tests.fakes.tiny_models import subword_tokenizer, tiny_gemma3, tiny_lm

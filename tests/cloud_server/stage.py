@@ -98,13 +98,15 @@ def random_cloud(target: KVLayout) -> Any:
     """A cloud half with random maps: answers mean nothing, but depend on every latent."""
     import torch
 
-    from projector.maps.cloud_half import CloudConfig, CloudHalf
+    from projector.maps import ServedMap
+    from projector.maps.factors import Factors
     from projector.serving.backends import CloudFiles
     from projector.serving.export import export
 
     torch.manual_seed(3)
-    half = CloudHalf(CloudConfig.of(target, RANK)).eval()
-    return CloudFiles(weights=half.to_bytes(), graph=export(half).graph)
+    made = Factors(r=RANK).make(SOURCE, target).eval()
+    torch.nn.init.normal_(made.get_parameter("onward"), std=RANK**-0.5)
+    return CloudFiles(weights=made.to_bytes(), graph=export(ServedMap(made)).graph)
 
 
 def write_random_bundle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from projector.bundle.feedback import Feedback
 from projector.bundle.write import write_bundle
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
-from projector.maps.cloud_half import CloudConfig, CloudHalf
+from projector.maps import Family, Map, ServedMap
+from projector.maps.factors import Factors, FactorsMap
+from projector.maps.mix import Mix, MixMap
 from projector.models.vlm import VLM
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
@@ -110,33 +113,47 @@ def encoder(source: KVLayout) -> Encoder:
     return make_encoder(source)
 
 
-def make_half(target: KVLayout, mix_width: int = 32, **over: Any) -> CloudHalf:
+def make_map(source: KVLayout, target: KVLayout, mix_width: int = 32, inner: int = RANK) -> Map:
+    """A map of random weights, `RANK` numbers a token, as the reference bundles' are."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    config = CloudConfig.of(target, RANK, mix_width=mix_width, **over)
-    half = CloudHalf(
-        config,
-        up=normal(config.up_rank, target.state_dim),
-        y_mean=normal(target.state_dim),
-        y_scale=normal(target.state_dim).abs(),
-        empty=normal(RANK),
-    )
-    if half.mix is not None:
-        torch.nn.init.normal_(half.mix.outward.weight, std=0.1, generator=generator)
-    return half.eval()
+    plain: Family = Factors(r=inner, travels=RANK)
+    if mix_width:
+        config = asdict(plain)
+        plain = Mix(inner="factors", config=config, width=mix_width, order="target")
+    torch.manual_seed(0)
+    made = plain.make(source, target)
+    made.start_rounding(torch.zeros(source.tokens, source.state_dim))
+    with torch.no_grad():
+        made.y_mean.copy_(normal(target.state_dim))
+        made.y_scale.copy_(normal(target.state_dim).abs())
+        assert made.rounding is not None
+        made.rounding.empty.copy_(normal(RANK))
+        factors = made.inner if isinstance(made, MixMap) else made
+        assert isinstance(factors, FactorsMap)
+        factors.inward.copy_(normal(source.state_dim, RANK))
+        factors.onward.copy_(normal(inner, target.state_dim))
+        if isinstance(made, MixMap):
+            torch.nn.init.normal_(made.outward.weight, std=0.1, generator=generator)
+    return made.eval()
+
+
+def cloud_files(made: Map) -> CloudFiles:
+    """A map in both of a bundle's forms."""
+    return CloudFiles(weights=made.to_bytes(), graph=export(ServedMap(made)).graph)
 
 
 @pytest.fixture(scope="session")
-def half(target: KVLayout) -> CloudHalf:
-    return make_half(target)
+def made_map(source: KVLayout, target: KVLayout) -> Map:
+    return make_map(source, target)
 
 
 @pytest.fixture(scope="session")
 def bundle_parts(
-    source: KVLayout, target: KVLayout, encoder: Encoder, half: CloudHalf
+    source: KVLayout, target: KVLayout, encoder: Encoder, made_map: Map
 ) -> dict[str, Any]:
     return {
         "id": "tiny",
@@ -144,7 +161,7 @@ def bundle_parts(
         "source": source,
         "target": target,
         "encoder": encoder,
-        "cloud": CloudFiles(weights=half.to_bytes(), graph=export(half).graph),
+        "cloud": cloud_files(made_map),
         "certificate": {"agreement": 0.5},
         "default_point": 1,
         "ladder": (0, 1, 254),

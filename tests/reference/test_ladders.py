@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from projector.bundle.load import Bundle
-from projector.calibration.ladder import grid, hull
-from reference.calibrate import HERE, sweeps
+from projector.calibration.ladder import Sweep, grid, hull
+from projector.commands.calibrate import lists
+from reference.recipe import HERE, RECIPES, Recipe
 
 BUNDLES = sorted((HERE / "bundles").iterdir())
 
@@ -46,9 +47,11 @@ def test_the_guard_of_every_committed_bundle_has_something_to_go_by(folder: Path
     assert risk is not None and 0 < risk.limit < 1 and risk.weights.any()
 
 
-@pytest.mark.parametrize("tokens", [36, 64])
-def test_a_sweep_varies_bits_quiet_tokens_ranks_and_token_budgets(tokens: int) -> None:
-    plans = {plan[0].name: plan for sweep in sweeps(tokens) for plan in grid(sweep, 32)}
+@pytest.mark.parametrize("edge, tokens", [("edge-a", 36), ("edge-b", 64), ("edge-c", 36)])
+def test_a_recipe_sweeps_bits_quiet_tokens_ranks_and_token_budgets(edge: str, tokens: int) -> None:
+    given = Recipe.read(RECIPES / f"{edge}.toml").flags["calibrate"]["sweep"]
+    sweeps: list[Sweep] = [Sweep(**lists(text)) for text in given]  # type: ignore[arg-type]
+    plans = {plan[0].name: plan for sweep in sweeps for plan in grid(sweep, 32)}
     points = [point for point, _ in plans.values()]
     assert {factor for _, factor in plans.values()} == {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}
     assert {p.tokens for p in points} == {0, tokens // 3, tokens // 2}

@@ -298,9 +298,9 @@ def test_everything_is_trained_before_the_map_that_needs_it() -> None:
     order = [step[:2] for step in everything.steps("cpu")]
     trained = [step[1] for step in order if step[0] == "reference.train_vlm"]
     assert sorted(trained) == NAMES
-    bundles = [step[1] for step in order if step[0] == "reference.build_bundle"]
+    bundles = [step[1] for step in order if step[0] == "reference.recipe"]
     assert bundles == ["edge-a", "edge-b", "edge-c"]
     for name in bundles:
-        bundle = order.index(("reference.build_bundle", name))
+        bundle = order.index(("reference.recipe", name))
         for needed in (name, "cloud"):
             assert order.index(("reference.train_vlm", needed)) < bundle

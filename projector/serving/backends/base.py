@@ -24,7 +24,7 @@ class CloudFiles:
     """A bundle's cloud half in both of its forms.
 
     Attributes:
-        weights: a safetensors blob (`CloudHalf.to_bytes`).
+        weights: a safetensors blob (`Map.to_bytes`).
         graph: an ONNX model with inputs latents, kept, cos, sin and outputs keys, values.
     """
 
@@ -41,7 +41,7 @@ class Backend(ABC):
         rank: numbers per latent.
         threads: intra-operator threads; 0 for as many as fit (`protos.process.threads`).
         device: where it runs, as the library names devices.
-        tokens: image tokens of the source's grid, N; 0 where it is the target's.
+        source: the layout that latents are of; None where its grid is the target's.
 
     Raises:
         BundleFormatError: the files are not what the backend can run.
@@ -57,11 +57,12 @@ class Backend(ABC):
         rank: int,
         threads: int = 1,
         device: str = "cpu",
-        tokens: int = 0,
+        source: KVLayout | None = None,
     ) -> None:
         self.target, self.rank, self.device = target, rank, device
         self.threads = choose(threads).count
-        self.tokens = tokens or target.tokens
+        self.source = source
+        self.tokens = target.tokens if source is None else source.tokens
         self._tables: tuple[bytes, Floats, Floats] | None = None
         self._open(files)
 

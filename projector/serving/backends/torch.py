@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from projector import maps as families
-from projector.maps.cloud_half import CloudHalf
+from projector import maps
 from projector.serving.backends.base import Backend, CloudFiles, Floats
 from protos.errors import BundleFormatError, BundleLayoutError, ConfigError
 
@@ -33,22 +32,13 @@ class TorchBackend(Backend):
             raise ConfigError(f"torch has no device '{self.device}' here: {error}") from error
 
     def _read(self, weights: bytes) -> Any:
-        """The default's own module, or any family's between the same boundaries."""
-        if families.is_map(weights):
-            try:
-                made = families.load(weights, None, self.target)
-            except BundleLayoutError as error:
-                raise BundleFormatError(f"cloud.safetensors: {error}") from error
-            return families.ServedMap(made).eval()
-        half = CloudHalf.from_bytes(weights)
-        made_for, target = half.config, self.target
-        theirs = (made_for.layers, made_for.kv_heads, made_for.head_dim)
-        if theirs != (target.layers, target.kv_heads, target.head_dim):
-            raise BundleFormatError(
-                f"the cloud half is for (layers, heads, head_dim) {theirs}, the bundle says "
-                f"{(target.layers, target.kv_heads, target.head_dim)}"
-            )
-        return half
+        """Any family's map between the graph's boundaries."""
+        source = self.source if maps.is_cloud_half(weights) else None
+        try:
+            made = maps.load(weights, source, self.target)
+        except BundleLayoutError as error:
+            raise BundleFormatError(f"cloud.safetensors: {error}") from error
+        return maps.ServedMap(made).eval()
 
     def _run(
         self, latents: Floats, kept: Floats, cos: Floats, sin: Floats

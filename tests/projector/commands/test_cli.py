@@ -38,7 +38,7 @@ from protos.layout import KVLayout
 from protos.points import Measured
 from tests.projector.conftest import POINTS, make_encoder
 
-# What `reference.build_bundle` writes.
+# What the bundles of an earlier form hold.
 CERTIFICATE = {
     "split": "validation",
     "pictures": 512,

@@ -34,7 +34,8 @@ from projector.training.corpus import collect, write_shard
 from projector.training.dataset import LEAST_QUESTIONS, Dataset, write_questions
 from projector.training.fit import split
 from projector.training.map_folder import seen_of
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation import literature
 from projector.validation.answers import Validator
 from projector.validation.diagnostics import principal

@@ -18,6 +18,7 @@ from projector.maps import FAMILIES, Family, Map, ServedMap, family, load
 from projector.maps.base import METADATA
 from projector.maps.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.maps.bidirectional import Bidirectional, BidirectionalMap
+from projector.maps.factors import Factors
 from projector.maps.linear import Linear
 from projector.maps.low_rank import LowRank, LowRankMatrix
 from projector.maps.mix import Mix
@@ -25,6 +26,7 @@ from projector.maps.mlp import MLP
 from projector.maps.moments import Moments
 from projector.maps.procrustes import Procrustes, orthogonality, polar
 from projector.maps.ridge import Ridge
+from projector.maps.rounding import Way
 from projector.maps.shared import Shared
 from projector.serving.export import compare, export, probe
 from protos.errors import BundleFormatError, BundleLayoutError, FitError
@@ -45,6 +47,9 @@ MEMBERS: list[Family] = [
     Bidirectional(),
     Mix(inner="low_rank", config={"r": 6}, width=16, heads=2),
     Mix(inner="ridge", width=16, heads=2),
+    Factors(r=6),
+    Factors(r=6, travels=4),
+    Mix("factors", {"r": 6, "travels": 4}, width=16, depth=2, heads=2, order="target"),
     Truncate(),
     ZeroPad(),
     Interpolate(),
@@ -55,7 +60,7 @@ LAYOUTS = [
     (layout(layers=3, kv_heads=2, head_dim=4, grid=(2, 2)), layout(2, 2, 16, (3, 4), theta=5e5)),
 ]
 LINEAR = (
-    *(LowRank, Ridge, Procrustes, Shared, Bidirectional),
+    *(LowRank, Factors, Ridge, Procrustes, Shared, Bidirectional),
     *(Truncate, ZeroPad, Interpolate, Autoencoder),
 )
 
@@ -370,6 +375,53 @@ def test_a_mixing_block_changes_nothing_until_it_has_learnt() -> None:
     torch.testing.assert_close(mixed(states(mixed)), inside(states(inside)), atol=1e-5, rtol=1e-5)
 
 
+def test_factors_are_low_rank_and_travel_with_unit_variance() -> None:
+    one, x, _ = fitted(Factors(r=6))
+    same, _, _ = fitted(LowRank(r=6, spread=False))
+    torch.testing.assert_close(one(states(one)), same(states(same)), atol=1e-4, rtol=1e-4)
+    latents = one.down(torch.from_numpy(x).float()).detach().numpy()
+    np.testing.assert_allclose(latents.T @ latents / len(x), np.eye(6), atol=0.02)
+    norms = one.get_parameter("onward").norm(dim=1)
+    torch.testing.assert_close(one.steps(), norms.detach().reciprocal())
+
+
+def test_a_mix_fills_in_what_did_not_travel() -> None:
+    """Untrained it leaves zeros there; trained, they depend on what did travel."""
+    one, _, _ = fitted(Mix("factors", {"r": 6, "travels": 4}, 16, 2, 2, "target"))
+    alone, _, _ = fitted(Factors(r=6, travels=4))
+    assert (one.rank, one.up_rank) == (4, 6)
+    torch.testing.assert_close(one(states(one)), alone(states(one)), atol=1e-5, rtol=1e-5)
+    torch.nn.init.normal_(one.get_parameter("outward.weight"))
+    z = torch.randn(2, one.source.tokens, 4)
+    assert (one.latent(z)[..., 4:].std(dim=(0, 1)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_member_may_learn_to_round(which: int) -> None:
+    """With a step of nothing what comes through is what was sent; steps and all are kept."""
+    source, target = LAYOUTS[which]
+    for member in MEMBERS:
+        one, _, _ = fitted(member, which)
+        x = states(one)
+        whole = one(x)
+        one.start_rounding(x.mean(dim=0))
+        steps = one.steps()
+        torch.testing.assert_close(one.travel(x)[0], whole)
+        fine, _ = one.travel(x, Way(1e-5))
+        torch.testing.assert_close(fine, whole, atol=1e-2, rtol=1e-3)
+        coarse, cost = one.travel(x, Way(2.0))
+        assert float(cost) > 0
+        dropped, _ = one.travel(x, Way(2.0, kept=torch.zeros(x.shape[:2], dtype=torch.bool)))
+        torch.testing.assert_close(dropped[0], dropped[1])
+        assert not torch.allclose(coarse, whole), member
+        fast = [g for g in one.groups() if g["scale"] == 4.0]
+        assert [
+            p is one.get_parameter("rounding.log_steps") for g in fast for p in g["params"]
+        ] == [True]
+        again = load(one.to_bytes(), source, target)
+        assert torch.equal(again.steps(), steps) and torch.equal(again.centre(), one.centre())
+
+
 def test_narrower_weights_cost_little_and_say_so() -> None:
     one, x, _ = fitted(LowRank(r=6))
     full = one(states(one))
@@ -398,6 +450,9 @@ def test_narrower_weights_cost_little_and_say_so() -> None:
         (MLP(hidden=10**12), "expected 1 to 65536"),
         (Mix(inner="mix"), "a mix around a mix"),
         (Mix(inner="low_rnk"), "did you mean 'low_rank'"),
+        (Mix(order="both"), "order 'both': expected one of source, target"),
+        (Factors(r=33), "rank 33: expected 1 to 32"),
+        (Factors(r=6, travels=7), "7 of 6 numbers travel"),
     ],
 )
 def test_an_impossible_configuration_says_what_is_wrong(member: Family, said: str) -> None:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from projector.maps.cloud_half import CloudConfig, CloudHalf
-from projector.serving import backends, export
+from projector.maps import Map, ServedMap
+from projector.maps.mix import Mix
+from projector.serving import backends
 from projector.serving.backends import Backend, CloudFiles
 from protos.errors import BundleFormatError, ConfigError, FrameMalformedError
 from protos.layout import KVLayout
 from protos.rotation import rotate
 from protos.state import KVState
-from tests.projector.conftest import GPU, RANK, make_half
+from tests.projector.conftest import GPU, RANK, cloud_files, make_map
 
 RUNNABLE = ["onnxruntime", "torch"]
 PLACES = [("onnxruntime", "cpu"), ("torch", "cpu"), pytest.param("torch", "cuda", marks=GPU)]
@@ -23,9 +24,11 @@ START = 7
 
 
 @pytest.fixture(scope="module", params=[0, 32], ids=["no mixing", "mixing"])
-def made(request: pytest.FixtureRequest, target: KVLayout) -> tuple[CloudHalf, CloudFiles]:
-    half = make_half(target, mix_width=request.param)
-    return half, CloudFiles(weights=half.to_bytes(), graph=export.export(half).graph)
+def made(
+    request: pytest.FixtureRequest, source: KVLayout, target: KVLayout
+) -> tuple[Map, CloudFiles]:
+    one = make_map(source, target, mix_width=request.param)
+    return one, cloud_files(one)
 
 
 def frame(target: KVLayout, batch: int = 3) -> tuple[Any, Any, Any]:
@@ -42,19 +45,19 @@ def open_backend(name: str, files: CloudFiles, target: KVLayout, device: str = "
 @pytest.mark.parametrize("name, device", PLACES)
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_every_backend_computes_the_formula(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, device: str, batch: int
+    made: tuple[Map, CloudFiles], target: KVLayout, name: str, device: str, batch: int
 ) -> None:
     """Reference in float64 NumPy, rotation by `protos.layout`."""
     half, files = made
     latents, kept, positions = frame(target, batch)
     keys, values = open_backend(name, files, target, device).project(latents, kept, positions)
-    filled = np.where(kept[..., None], latents, half.empty.detach().numpy())
-    z = filled.astype(np.float64)
-    if half.mix is not None:
-        with torch.inference_mode():
-            z = half.mix.double()(*[torch.from_numpy(z)] * 2).numpy()
-            half.mix.float()
-    up, mean, scale = (t.detach().double().numpy() for t in (half.up, half.y_mean, half.y_scale))
+    onto, rounding = half.onto(), half.rounding
+    assert onto is not None and rounding is not None
+    filled = np.where(kept[..., None], latents, rounding.empty.detach().numpy())
+    with torch.inference_mode():
+        z = half.double().latent(torch.from_numpy(filled.astype(np.float64))).numpy()
+        half.float()
+    up, mean, scale = (t.detach().double().numpy() for t in (onto, half.y_mean, half.y_scale))
     y = (z @ up) * scale + mean
     for row in range(batch):
         state = KVState.from_flat(y[row], target, positions)
@@ -66,7 +69,7 @@ def test_every_backend_computes_the_formula(
 
 @pytest.mark.parametrize("name, device", PLACES)
 def test_what_a_dropped_row_holds_does_not_matter(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str, device: str
+    made: tuple[Map, CloudFiles], target: KVLayout, name: str, device: str
 ) -> None:
     backend = open_backend(name, made[1], target, device)
     latents, kept, positions = frame(target)
@@ -79,7 +82,7 @@ def test_what_a_dropped_row_holds_does_not_matter(
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_wrong_shapes_are_refused_at_the_door(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+    made: tuple[Map, CloudFiles], target: KVLayout, name: str
 ) -> None:
     backend = open_backend(name, made[1], target)
     latents, kept, positions = frame(target)
@@ -102,7 +105,7 @@ def test_a_cloud_half_that_cannot_run_is_a_format_error(target: KVLayout, name: 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_device_that_is_not_there_is_a_config_error(
-    made: tuple[CloudHalf, CloudFiles], target: KVLayout, name: str
+    made: tuple[Map, CloudFiles], target: KVLayout, name: str
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -116,50 +119,37 @@ def test_every_backend_is_known() -> None:
         backends.get("nosuch")
 
 
-def test_tensorrt_says_what_it_lacks(made: tuple[CloudHalf, CloudFiles], target: KVLayout) -> None:
+def test_tensorrt_says_what_it_lacks(made: tuple[Map, CloudFiles], target: KVLayout) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match="tensorrt"):
         open_backend("tensorrt", made[1], target)
 
 
-def test_a_mixing_block_changes_nothing_before_training_and_mixes_after(target: KVLayout) -> None:
-    config = CloudConfig.of(target, RANK, mix_width=32)
-    half = CloudHalf(config)
-    assert half.mix is not None
+@pytest.mark.parametrize("order", ["source", "target"])
+def test_a_mixing_block_changes_nothing_before_training_and_mixes_after(
+    source: KVLayout, target: KVLayout, order: str
+) -> None:
+    config = {"r": RANK}
+    half: Any = Mix(inner="factors", config=config, width=32, order=order).make(source, target)
     z = torch.randn(2, target.tokens, RANK)
     with torch.no_grad():
-        torch.testing.assert_close(half.mix(z, z), z)
-        torch.nn.init.normal_(half.mix.outward.weight)
+        torch.testing.assert_close(half.latent(z), z)
+        torch.nn.init.normal_(half.outward.weight)
         moved = z.clone()
         moved[:, 3] += 1.0
-        change = (half.mix(moved, moved) - half.mix(z, z)).abs().amax(dim=(0, 2))
+        change = (half.latent(moved) - half.latent(z)).abs().amax(dim=(0, 2))
     assert (change > 1e-6).all(), "every token hears of a change in one"
 
 
-def test_the_map_can_be_trained_end_to_end(target: KVLayout) -> None:
-    half = make_half(target).train()
+def test_the_map_can_be_trained_end_to_end(source: KVLayout, target: KVLayout) -> None:
+    one = make_map(source, target).train()
     latents, kept, positions = frame(target)
     cos, sin = (torch.from_numpy(a) for a in target.rope.cos_sin(positions))
-    keys, values = half(torch.from_numpy(latents), torch.from_numpy(kept), cos, sin)
+    keys, values = ServedMap(one)(torch.from_numpy(latents), torch.from_numpy(kept), cos, sin)
     (keys.square().mean() + values.square().mean()).backward()
-    for name, parameter in half.named_parameters():
+    edge_half = {"inner.inward", "rounding.log_steps"}
+    for name, parameter in one.named_parameters():
+        if name in edge_half:
+            continue
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"rank": 0},
-        {"mix_width": 512},
-        {"mix_width": 30},
-        {"rotary_dim": 3},
-        {"rotary_dim": 64},
-        {"inner": 2, "mix_width": 32},
-        {"inner": 99},
-    ],
-)
-def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
-    fields = {"rank": 4, "layers": 1, "kv_heads": 1, "head_dim": 8, "tokens": 9}
-    with pytest.raises(BundleFormatError):
-        CloudConfig(**{**fields, **wrong})

@@ -23,7 +23,7 @@ from projector.bundle.load import Bundle
 from projector.commands import build, sign
 from projector.serving import backends, engine
 from projector.serving.backends import CloudFiles
-from projector.serving.export import export, export_fp8
+from projector.serving.export import export_fp8
 from protos.errors import (
     BundleCorruptError,
     BundleFormatError,
@@ -33,7 +33,7 @@ from protos.errors import (
 )
 from protos.layout import KVLayout
 from protos.process import settings as configuration
-from tests.projector.conftest import RANK, make_half
+from tests.projector.conftest import RANK, cloud_files, make_map
 
 REFERENCE = Path(__file__).parents[3] / "reference/bundles/edge-a-cloud"
 needs_rtx = pytest.mark.skipif(
@@ -54,9 +54,8 @@ needs_no_gpu = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=[0, 32], ids=["no mixing", "mixing"])
-def files(request: pytest.FixtureRequest, target: KVLayout) -> CloudFiles:
-    half = make_half(target, mix_width=request.param)
-    return CloudFiles(weights=half.to_bytes(), graph=export(half).graph)
+def files(request: pytest.FixtureRequest, source: KVLayout, target: KVLayout) -> CloudFiles:
+    return cloud_files(make_map(source, target, mix_width=request.param))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from projector.maps.moments import Moments
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, flat_states
 from projector.training.sensitivity import FLOOR, second_moments, token_weights
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from protos.errors import FitError
 from tests.fakes.tiny_models import picture
 

@@ -28,7 +28,8 @@ from projector.training.dataset import Dataset, Texts, open_folder, write_questi
 from projector.training.fit import moments_of
 from projector.training.ragged import present
 from projector.training.sensitivity import token_weights
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation.answers import Validator
 from projector.validation.reconstruction import reconstruction
 from projector.validation.validate import by_rank

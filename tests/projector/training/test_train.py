@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from projector.maps.trainable import LowRankMap, Way, _bits
+from projector.maps import Map, load
+from projector.maps.mix import Mix
+from projector.maps.rounding import Rounding, Way, bits
 from projector.models.vlm import VLM
 from projector.training.corpus import Corpus, flat_states
-from projector.training.train import Trainer, TrainSettings, closed_form
+from projector.training.fit import moments_of
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer, apart
 from projector.validation.reconstruction import reconstruction
 from protos.entropy.tables import EntropyTables
 from protos.errors import BundleFormatError
@@ -25,11 +30,8 @@ from tests.fakes.tiny_models import picture
 from tests.projector.conftest import GPU
 
 PICTURES = 48
+MEMBER = Mix("factors", {"r": 12, "travels": 6}, width=16, depth=2, order="target")
 SETTINGS = TrainSettings(
-    rank=6,
-    inner=12,
-    mix_width=16,
-    mix_depth=2,
     reconstruct_steps=6,
     task_steps=8,
     batch=4,
@@ -56,57 +58,73 @@ def questions(index: int, count: int, seed: int) -> list[tuple[str, str]]:
 def trainer(
     corpus: Corpus, vlms: dict[str, VLM], folder: Path, settings: TrainSettings = SETTINGS
 ) -> Trainer:
-    target = vlms["llava-llama"]
-    lowrank = closed_form(corpus, vlms["idefics3"].layout, target, settings)
-    return Trainer(lowrank, corpus, target, questions, settings, folder)
+    made = start(corpus, vlms["idefics3"], vlms["llava-llama"])
+    return Trainer(made, corpus, vlms["llava-llama"], questions, settings, folder)
+
+
+def start(corpus: Corpus, source: VLM, target: VLM) -> Map:
+    """The closed form of `MEMBER`, which learns to round."""
+    torch.manual_seed(0)
+    moments = moments_of(corpus, source, target, target_gram=False)
+    made = MEMBER.build(source.layout, target.layout, moments)
+    made.start_rounding(torch.from_numpy(corpus.x.mean(axis=0, dtype=np.float32)))
+    return made
+
+
+def rounding_of(made: Map) -> Rounding:
+    assert made.rounding is not None
+    return made.rounding
+
+
+def latents_of(made: Map, corpus: Corpus, count: int = PICTURES) -> torch.Tensor:
+    return made.down(made.normal(torch.from_numpy(corpus.x[:count].astype(np.float32))))
 
 
 @pytest.fixture(scope="module")
-def lowrank(corpus: Corpus, vlms: dict[str, VLM]) -> LowRankMap:
-    return closed_form(corpus, vlms["idefics3"].layout, vlms["llava-llama"], SETTINGS)
+def made(corpus: Corpus, vlms: dict[str, VLM]) -> Map:
+    return start(corpus, vlms["idefics3"], vlms["llava-llama"])
 
 
-def test_rounding_in_training_is_what_the_codec_does(lowrank: LowRankMap, corpus: Corpus) -> None:
-    latents = lowrank.latents(torch.from_numpy(corpus.x[:5].astype(np.float32)))
-    centre = lowrank.centre.detach().numpy()
-    steps = 3.0 * lowrank.steps.detach().numpy()
+def test_rounding_in_training_is_what_the_codec_does(made: Map, corpus: Corpus) -> None:
+    latents = latents_of(made, corpus, 5)
+    centre = made.centre().detach().numpy()
+    steps = 3.0 * made.steps().numpy()
     moved = latents.detach().numpy() - centre
     tables = EntropyTables.fit(np.rint(moved / steps).astype(np.int64).reshape(-1, 6))
     codec = UniformQuantizer(tables)
     received = [codec.decode(codec.encode(z, steps), len(z), 6, steps) + centre for z in moved]
-    rounded, levels = lowrank.rounded(latents, 3.0)
+    rounded, levels = rounding_of(made).rounded(latents, made.centre(), Way(3.0))
     np.testing.assert_allclose(rounded.detach().numpy(), received, atol=1e-4)
     assert float((rounded - latents).detach().abs().max()) > 0.1 * steps.min()
     np.testing.assert_allclose(levels.detach().numpy(), moved / steps, atol=1e-4)
 
 
-def test_the_centre_is_the_mean_latent_of_each_place(lowrank: LowRankMap, corpus: Corpus) -> None:
-    latents = lowrank.latents(torch.from_numpy(corpus.x.astype(np.float32)))
-    torch.testing.assert_close(lowrank.centre, latents.mean(0), atol=2e-3, rtol=0)
+def test_the_centre_is_the_mean_latent_of_each_place(made: Map, corpus: Corpus) -> None:
+    latents = latents_of(made, corpus)
+    torch.testing.assert_close(made.centre(), latents.mean(0), atol=2e-3, rtol=0)
 
 
 def test_rounding_lets_the_gradient_through_to_projection_and_steps(
-    lowrank: LowRankMap, corpus: Corpus
+    made: Map, corpus: Corpus
 ) -> None:
-    rounded, _ = lowrank.rounded(
-        lowrank.latents(torch.from_numpy(corpus.x[:5].astype(np.float32))), 3.0
-    )
-    lowrank.zero_grad()
+    rounding = rounding_of(made)
+    rounded, _ = rounding.rounded(latents_of(made, corpus, 5), made.centre(), Way(3.0))
+    made.zero_grad()
     rounded.pow(2).sum().backward()
-    for parameter in (lowrank.down, lowrank.log_steps):
+    for parameter in (made.get_parameter("inner.inward"), rounding.log_steps):
         assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
 
 
 def test_bits_are_zero_for_the_usual_token_and_grow_with_the_levels() -> None:
     levels = torch.zeros(2, 3, 4)
-    assert float(_bits(levels)) == 0
+    assert float(bits(levels)) == 0
     levels[0, 1, 2] = 1.0
-    one = float(_bits(levels))
+    one = float(bits(levels))
     assert one == pytest.approx(1 / levels.numel())
     levels[0, 1, 2] = -7.0
-    assert float(_bits(levels)) == pytest.approx(3 * one)
+    assert float(bits(levels)) == pytest.approx(3 * one)
     levels.requires_grad_()
-    _bits(levels).backward()
+    bits(levels).backward()
     assert levels.grad is not None and float(levels.grad[0, 1, 2]) < 0
 
 
@@ -124,13 +142,13 @@ def test_training_lowers_both_losses_and_logs_each_step(
 
 def test_paying_for_bits_leaves_fewer(corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path) -> None:
     spent = []
-    x = torch.from_numpy(corpus.x.astype(np.float32))
     for weight in (0.0, 3.0):
         settings = replace(SETTINGS, task_steps=100, rate_weight=weight, rate=2e-2)
-        made = trainer(corpus, vlms, tmp_path / str(weight), settings)
-        made.run()
-        _, levels = made.map.rounded(made.map.latents(x), settings.step_scale)
-        spent.append(float(_bits(levels.detach())))
+        run = trainer(corpus, vlms, tmp_path / str(weight), settings)
+        run.run()
+        rounding, way = rounding_of(run.map), Way(settings.step_scale)
+        _, levels = rounding.rounded(latents_of(run.map, corpus), run.map.centre(), way)
+        spent.append(float(bits(levels.detach())))
     assert spent[1] < 0.8 * spent[0]
 
 
@@ -139,17 +157,19 @@ def test_quiet_and_dropped_tokens_travel_as_they_will_be_sent(
 ) -> None:
     made = trainer(corpus, vlms, tmp_path).map
     x = torch.from_numpy(corpus.x[:4].astype(np.float32))
-    latents, levels = made.rounded(made.latents(x), 4.0)
+    rounding, whole = rounding_of(made), latents_of(made, corpus, 4)
+    latents, levels = rounding.rounded(whole, made.centre(), Way(4.0))
     squares = levels.square().sum(dim=-1)
     limit = float(squares.median())
-    sent, _ = made.rounded(made.latents(x), 4.0, quiet=limit)
+    sent, _ = rounding.rounded(whole, made.centre(), Way(4.0, quiet=limit))
     quiet = squares < limit
     assert quiet.any() and not quiet.all()
-    usual = made.centre.expand_as(sent)
+    usual = made.centre().expand_as(sent)
     assert torch.allclose(sent[quiet], usual[quiet], atol=1e-5)
     assert torch.allclose(sent[~quiet], latents[~quiet])
     sent.sum().backward()  # a quiet token may grow loud again
-    assert made.down.grad is not None and float(made.down.grad.abs().sum()) > 0
+    inward = made.get_parameter("inner.inward")
+    assert inward.grad is not None and float(inward.grad.abs().sum()) > 0
 
     kept = torch.ones(x.shape[:2], dtype=torch.bool)
     kept[:, 1] = False
@@ -174,7 +194,7 @@ def test_training_that_drops_tokens_differs_and_repeats(
     ):
         made = trainer(corpus, vlms, tmp_path / name, settings)
         made.run()
-        blobs.append(made.map.to_bytes({}))
+        blobs.append(made.map.to_bytes())
     assert blobs[1] == blobs[2] and len(set(blobs)) == 3
 
 
@@ -239,36 +259,64 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(
     assert [row["step"] for row in rows] == [*range(14), *range(15)]
 
 
-def test_a_trained_map_is_kept_whole_with_how_it_was_trained(lowrank: LowRankMap) -> None:
-    again, about = LowRankMap.from_bytes(lowrank.to_bytes({"minutes": 1.5}))
-    assert about == {"minutes": 1.5}
-    kept, made = lowrank.state_dict(), again.state_dict()
-    assert list(kept) == list(made)
-    assert all(torch.equal(kept[name], made[name]) for name in kept)
+def test_a_map_that_learnt_to_round_is_kept_whole(made: Map) -> None:
+    blob = made.to_bytes()
+    again = load(blob, made.source, made.target)
+    kept, read = made.state_dict(), again.state_dict()
+    assert list(kept) == list(read) and "rounding.log_steps" in kept
+    assert all(torch.equal(kept[name], read[name]) for name in kept)
+    for wrong in (b"", b"junk" * 9, blob[:-4]):
+        with pytest.raises(BundleFormatError, match="not a map"):
+            load(wrong, made.source, made.target)
 
 
-def test_what_is_no_trained_map_is_refused(lowrank: LowRankMap) -> None:
-    for blob in (b"", b"junk" * 9, lowrank.cloud.to_bytes(), lowrank.to_bytes({})[:-4]):
-        with pytest.raises(BundleFormatError, match="not a trained map"):
-            LowRankMap.from_bytes(blob)
+def test_a_map_that_does_not_round_is_trained_as_before(
+    corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
+) -> None:
+    """Rounding is the map's own: without it a way changes nothing and costs nothing."""
+    source, target = vlms["idefics3"], vlms["llava-llama"]
+    plain = start(corpus, source, target)
+    plain.rounding = None
+    x = torch.from_numpy(corpus.x[:4].astype(np.float32))
+    states, cost = plain.travel(x, Way(4.0, quiet=9.0))
+    assert torch.equal(states, plain(x)) and float(cost) == 0
+    assert [group["scale"] for group in plain.groups()] == [1.0]
+
+
+def test_the_loss_of_reconstruction_is_torchs_own_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    got, want = torch.randn(3, 5, 40, dtype=torch.float64), torch.randn(3, 5, 40).double()
+    want[0, 0] = 0
+    got[1, 1] *= 1e-3
+    gradients = []
+    for loss in (
+        apart,
+        lambda a, b: F.mse_loss(a, b) + 0.5 * (1 - F.cosine_similarity(a, b, dim=-1).mean()),
+    ):
+        one = got.clone().requires_grad_()
+        value = loss(one, want)
+        value.backward()
+        gradients.append((value.detach(), one.grad))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @GPU
 def test_a_gpu_trains_what_the_cpu_trains(
     corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
 ) -> None:
-    source = vlms["idefics3"].layout
+    source = vlms["idefics3"]
     losses, models = {}, {}
     for device in ("cpu", "cuda"):
         target = models[device] = VLM.load(vlms["llava-llama"].path, device)
-        made = closed_form(corpus, source, target, SETTINGS)
+        made = start(corpus, source, target)
         Trainer(made, corpus, target, questions, SETTINGS, tmp_path / device).run()
-        assert made.down.device.type == device
+        assert made.x_mean.device.type == device
         rows = (tmp_path / device / "log.jsonl").read_text().splitlines()
         losses[device] = [json.loads(row)["loss"] for row in rows]
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.02)
 
-    here = closed_form(corpus, source, models["cpu"], SETTINGS)
+    here = start(corpus, source, models["cpu"])
     Trainer(here, corpus, models["cpu"], questions, SETTINGS, tmp_path / "cuda").run()
     state = torch.load(tmp_path / "cuda" / "map.pt", map_location="cpu", weights_only=True)["map"]
     assert all(torch.equal(state[name], tensor) for name, tensor in here.state_dict().items())

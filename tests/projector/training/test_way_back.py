@@ -17,7 +17,7 @@ from projector.training import way_back
 from projector.training.corpus import Corpus, collect
 from projector.training.dataset import Dataset
 from projector.training.fit import moments_of, split
-from projector.training.train import TrainSettings
+from projector.training.settings import TrainSettings
 from protos.errors import FitError
 from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import pictures_with_questions, toolkit
