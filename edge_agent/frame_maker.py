@@ -20,7 +20,8 @@ from edge_agent.prefill import EdgeModel, Seen, Sight
 from edge_agent.sources import Capture
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.session import Base, Session
-from projector.models.pictures import as_rgb, degenerate
+from projector.models.blankness import degenerate
+from projector.models.pictures import as_rgb
 from protos.errors import ContextError, PictureError
 from protos.points import OperatingPoint
 

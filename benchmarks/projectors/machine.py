@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.damage import flips, loader, read_files, tally
 from benchmarks.timing import least_seconds
 from projector import package
-from projector.bundle.damage import flips, loader, read_files, tally
 from projector.bundle.describe import BundleInfo
 from projector.bundle.load import Bundle
 from projector.maps import Map, ServedMap, load

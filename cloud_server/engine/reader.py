@@ -20,7 +20,7 @@ from PIL import Image
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.picture import charge_of, open_picture
 from cloud_server.throttle import Buckets
-from projector.models.pictures import DEGENERATE, degenerate
+from projector.models.blankness import DEGENERATE, degenerate
 from protos.errors import BridgeError, OverloadedError, PictureError
 
 Prepared = TypeVar("Prepared")

@@ -32,7 +32,7 @@ from cloud_server.settings import Settings
 from projector.bundle.load import Bundle
 from projector.codec.deltas import Held
 from projector.models.lm import LM
-from projector.models.vlm import Prepared
+from projector.models.pixels import Prepared
 from projector.serving.backends import Backend
 from protos.errors import (
     BridgeError,

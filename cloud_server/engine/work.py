@@ -10,7 +10,7 @@ from PIL import Image
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.reader import Read
 from cloud_server.engine.scenes import Scene
-from projector.models.vlm import Prepared
+from projector.models.pixels import Prepared
 
 Picture: TypeAlias = Image.Image | Prepared
 

@@ -13,7 +13,7 @@ from projector.commands.arguments import add_bundle, add_command, add_json
 from projector.commands.bundles import bundle_folder
 from projector.commands.settings import check, settings_of
 from projector.report import tables
-from projector.serving import engine
+from projector.serving import tensorrt_build
 from protos.errors import ConfigError
 from protos.process.files import write_files
 
@@ -41,12 +41,12 @@ def register(commands: Any) -> None:
         dest="engine_target",
         required=True,
         metavar="GPU",
-        help=f"what will run it: {', '.join(engine.TARGETS)} (the GPU in this machine)",
+        help=f"what will run it: {', '.join(tensorrt_build.TARGETS)} (the GPU in this machine)",
     )
     build.add_argument(
         "--fp8",
         action="store_true",
-        help=f"store the weights in FP8 E4M3 (sm{engine.FP8_CAPABILITY} or later)",
+        help=f"store the weights in FP8 E4M3 (sm{tensorrt_build.FP8_CAPABILITY} or later)",
     )
     build.add_argument(
         "--out",
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = bundle_folder(args.bundle, chosen)
     if args.check_config:
         return check(chosen, bundles=[folder])
-    engine.require_target(args.engine_target, fp8=args.fp8)
+    tensorrt_build.require_target(args.engine_target, fp8=args.fp8)
     info = Bundle.peek(folder)
     graph = Bundle.load(folder, info.source, info.target).cloud.graph
     about: dict[str, Any] = {"bundle": info.id, "version": info.version, "digest": info.digest}
@@ -71,10 +71,10 @@ def _run(args: argparse.Namespace) -> int:
         with tables.doing(f"storing the weights of {info.id} in FP8"):
             graph, about["fp8_parity"] = _with_fp8(graph)
     with tables.doing(f"compiling {info.id} for {args.engine_target}"):
-        plan, report = engine.build(
+        plan, report = tensorrt_build.build(
             graph,
             args.engine_target,
-            engine.cloud_shapes(info.target, info.rank, info.source.tokens),
+            tensorrt_build.cloud_shapes(info.target, info.rank, info.source.tokens),
         )
     about |= {"build": dataclasses.asdict(report)}
     text = json.dumps(about, indent=2) + "\n"

@@ -24,7 +24,7 @@ from projector.models.checkpoint import COPY
 from projector.models.decoder import attention_mask
 from projector.models.output import Output
 from projector.models.rope import unrotate
-from projector.models.self_check import Figures, Witness
+from projector.models.witness import Figures, Witness
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
 

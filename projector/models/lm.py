@@ -31,9 +31,9 @@ from projector.models.frozen import (
 )
 from projector.models.layout import layout_of
 from projector.models.output import Output
-from projector.models.self_check import Witness
 from projector.models.supported import refuse_unsupported
 from projector.models.tokens import CHARACTERS_PER_TOKEN, Reader, Tokens
+from projector.models.witness import Witness
 from protos.errors import (
     ContextError,
     QuestionError,

@@ -39,9 +39,9 @@ from projector.models.frozen import (
 from projector.models.layout import grid_of, layout_of
 from projector.models.output import Output
 from projector.models.pictures import as_rgb
-from projector.models.self_check import Witness
 from projector.models.supported import refuse_unsupported
 from projector.models.template import rehearse
+from projector.models.witness import Witness
 from protos.errors import (
     ModelError,
     PictureError,

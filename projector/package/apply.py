@@ -16,7 +16,6 @@ import numpy.typing as npt
 from projector.bundle.load import Bundle
 from projector.package.contents import Package, PackageInfo
 from projector.package.form import BUNDLE, FEEDBACK
-from projector.package.state_cache import StateCache
 from projector.package.tensors import Floats
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
 from protos.layout import KVLayout
@@ -142,7 +141,6 @@ def answer(
     backend: str = "onnxruntime",
     threads: int = 1,
     device: str = "cpu",
-    cache: StateCache | None = None,
 ) -> str:
     """What the target model says of a picture that it never saw.
 
@@ -155,19 +153,10 @@ def answer(
         backend: what runs the cloud half.
         threads: of the backend.
         device: of the backend.
-        cache: where transformed states are kept from one question to the next.
 
     Raises:
         BridgeError: as `project`; QuestionError, QuestionTooLongError: the question.
     """
     ids = vlm.question_ids(question)
-    made_of = package.info.provenance.digest, bundle.digest, "float32"
-    held = cache.get(*made_of) if cache else None
-    if held is None:
-        keys, values = project(package, bundle, vlm.positions, backend, threads, device)
-        if cache:
-            cache.put(*made_of, keys, values)
-    else:
-        check_fit(package.info, bundle)
-        keys, values = held
+    keys, values = project(package, bundle, vlm.positions, backend, threads, device)
     return vlm.text(vlm.answer(vlm.scene_cache(keys, values), [ids], max_new_tokens)[0])

@@ -12,10 +12,7 @@ from projector.commands.bundles import bundle_folder, trusted_keys
 from projector.commands.models import open_vlm
 from projector.commands.settings import check, required, settings_of
 from projector.package import SUFFIX
-from projector.package.state_cache import StateCache
 from protos.process.console import printable
-
-_CACHE_BYTES = 1 << 30
 
 
 def register(commands: Any) -> None:
@@ -52,13 +49,6 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--max-new-tokens", type=whole, default=16, metavar="N", help="(%(default)s)"
     )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="FOLDER",
-        help="keep transformed states here (at most 1 GiB), so that the next question about this "
-        "package projects nothing",
-    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -84,7 +74,6 @@ def _run(args: argparse.Namespace) -> int:
         chosen.backend,
         chosen.threads,
         chosen.backend_device,
-        StateCache(args.cache, _CACHE_BYTES) if args.cache else None,
     )
     print(printable(said))
     return 0

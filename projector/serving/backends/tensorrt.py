@@ -1,6 +1,6 @@
 """The TensorRT backend, for a machine with an NVIDIA GPU (TensorRT or TensorRT-RTX).
 
-The engine is compiled by `projector/serving/engine.py` when the backend is opened (under a second
+The engine is compiled by `projector/serving/tensorrt_build.py` when the backend is opened (under a second
 for graphs of this size) and serves batches from 1 to 64. Buffers are torch's. Vendor packages are
 imported when a backend is opened.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, ClassVar
 
-from projector.serving import engine
+from projector.serving import tensorrt_build
 from projector.serving.backends.base import Backend, CloudFiles, Floats
 from protos.errors import BundleFormatError, ConfigError
 
@@ -21,7 +21,7 @@ class TensorRTBackend(Backend):
     name: ClassVar[str] = "tensorrt"
 
     def _open(self, files: CloudFiles) -> None:
-        self._trt = engine.load_library()
+        self._trt = tensorrt_build.load_library()
         try:
             self._torch: Any = importlib.import_module("torch")
         except ImportError as error:
@@ -29,9 +29,9 @@ class TensorRTBackend(Backend):
         if not self._torch.cuda.is_available():
             raise ConfigError("the backend 'tensorrt' needs an NVIDIA GPU; torch sees none")
         self._gpu = self._torch.device(self.device if self.device != "cpu" else "cuda")
-        shapes = engine.cloud_shapes(self.target, self.rank, self.tokens)
+        shapes = tensorrt_build.cloud_shapes(self.target, self.rank, self.tokens)
         with self._torch.cuda.device(self._gpu):
-            plan, self.report = engine.build(files.graph, engine.NATIVE, shapes)
+            plan, self.report = tensorrt_build.build(files.graph, tensorrt_build.NATIVE, shapes)
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -42,9 +42,9 @@ class TensorRTBackend(Backend):
     def _run(
         self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
     ) -> tuple[Floats, Floats]:
-        if len(latents) > engine.MAX_BATCH:
+        if len(latents) > tensorrt_build.MAX_BATCH:
             raise ConfigError(
-                f"the engine serves batches up to {engine.MAX_BATCH}, not {len(latents)}"
+                f"the engine serves batches up to {tensorrt_build.MAX_BATCH}, not {len(latents)}"
             )
         torch, target = self._torch, self.target
         shape = (target.layers, len(latents), target.kv_heads, target.tokens, target.head_dim)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from cloud_server.engine import reader
 from cloud_server.engine.jobs import Accepted, Dropped, Failed, TokenMade
-from projector.models.vlm import VLM, Prepared
+from projector.models.pixels import Prepared
+from projector.models.vlm import VLM
 from protos.errors import OverloadedError, PictureError
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files

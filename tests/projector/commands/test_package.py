@@ -470,23 +470,3 @@ def test_check_config_loads_nothing(
     assert not (tmp_path / "x").exists() and not (tmp_path / "k").exists()
     code, _, _ = run("apply", file, "q", "--bundle", tmp_path, "--check-config")
     assert code == BundleMissingError.exit_code
-
-
-def test_a_second_question_about_a_package_projects_nothing(
-    run: Run,
-    file: Path,
-    vlms: dict[str, VLM],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = ["apply", file, "what is left", "--target", vlms["llava-llama"].path]
-    code, direct, _ = run(*asked)
-    assert code == 0
-    cached = [*asked, "--cache", tmp_path / "states"]
-    assert run(*cached)[:2] == (0, direct)
-
-    def never(*_: object) -> None:
-        raise AssertionError("projected again")
-
-    monkeypatch.setattr("projector.package.apply.project", never)
-    assert run(*cached)[:2] == (0, direct)

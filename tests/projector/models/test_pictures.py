@@ -19,6 +19,7 @@ from cloud_server.engine.picture import open_picture
 from edge_agent.picture import PictureCodec
 from edge_agent.sources.folder import Folder
 from projector.models import pictures
+from projector.models.blankness import degenerate
 from projector.training.dataset import Dataset, open_folder
 from protos.errors import PictureError
 
@@ -632,16 +633,16 @@ def test_a_fault_of_a_text_leaves_a_damaged_picture_refused() -> None:
 def test_a_picture_that_shows_nothing_is_told_from_one_that_may(
     size: tuple[int, int], said: str
 ) -> None:
-    assert said in pictures.degenerate(Image.new("RGB", size, (3, 200, 9)))
+    assert said in degenerate(Image.new("RGB", size, (3, 200, 9)))
     strip = Image.fromarray(RGB).resize(size)
-    assert bool(pictures.degenerate(strip)) == (1 in size)
+    assert bool(degenerate(strip)) == (1 in size)
 
 
 def test_a_picture_of_nothing_but_transparency_shows_nothing() -> None:
     for clear in (hidden(7), CLEAR):
         clear.putalpha(0)
-        assert pictures.degenerate(pictures.read(saved(clear, "PNG"))) == "one flat colour"
-    assert not pictures.degenerate(COLOUR)
+        assert degenerate(pictures.read(saved(clear, "PNG"))) == "one flat colour"
+    assert not degenerate(COLOUR)
 
 
 def test_agent_and_toolkit_look_for_the_same_files(tmp_path: Path) -> None:

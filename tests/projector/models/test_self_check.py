@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from projector.models import cache as kv
-from projector.models import rope, self_check
+from projector.models import rope, self_check, self_check_record
 from projector.models.frozen import FrozenModel
 from projector.models.lm import LM
 from projector.models.output import Output
 from projector.models.rope import rope_of
-from projector.models.self_check import TOLERANCES, Figures, cache_folder
+from projector.models.self_check_record import cache_folder
 from projector.models.vlm import VLM
+from projector.models.witness import TOLERANCES, Figures
 from protos.errors import ModelError, SelfCheckError
 from tests.fakes.tiny_models import (
     tiny_gemma3,
@@ -259,7 +260,7 @@ def test_another_version_of_a_library_is_checked_anew(
     load: Callable[..., FrozenModel], counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load("lm-llama")
-    monkeypatch.setattr(self_check, "_version", lambda library: "99")
+    monkeypatch.setattr(self_check_record, "_version", lambda library: "99")
     load("lm-llama")
     assert len(counted) == 2
 

@@ -21,7 +21,7 @@ from projector.bundle.describe import BundleInfo
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
 from projector.commands import build, sign
-from projector.serving import backends, engine
+from projector.serving import backends, tensorrt_build
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export_fp8
 from protos.errors import (
@@ -39,17 +39,17 @@ REFERENCE = Path(__file__).parents[3] / "reference/bundles/edge-a-cloud"
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
 )
-needs_gpu = pytest.mark.skipif(engine.gpu_capability() is None, reason="no NVIDIA GPU")
+needs_gpu = pytest.mark.skipif(tensorrt_build.gpu_capability() is None, reason="no NVIDIA GPU")
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is None
     and (
         importlib.util.find_spec("tensorrt_rtx") is None
-        or f"sm{engine.gpu_capability()}" in engine.IMPOSSIBLE
+        or f"sm{tensorrt_build.gpu_capability()}" in tensorrt_build.IMPOSSIBLE
     ),
     reason="no TensorRT that compiles for this machine's GPU",
 )
 needs_no_gpu = pytest.mark.skipif(
-    engine.gpu_capability() is not None, reason="there is an NVIDIA GPU"
+    tensorrt_build.gpu_capability() is not None, reason="there is an NVIDIA GPU"
 )
 
 
@@ -69,8 +69,8 @@ def fp8(graph: bytes) -> bytes:
 
 
 @pytest.fixture
-def shapes(target: KVLayout) -> engine.Shapes:
-    return engine.cloud_shapes(target, RANK)
+def shapes(target: KVLayout) -> tensorrt_build.Shapes:
+    return tensorrt_build.cloud_shapes(target, RANK)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(**_: Any) -> Any:
         raise AssertionError("the library was asked for what was to be refused before")
 
-    monkeypatch.setattr(engine, "load_library", load)
+    monkeypatch.setattr(tensorrt_build, "load_library", load)
 
 
 # ---------------------------------------------------------------------- compiling
@@ -87,9 +87,9 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_rtx
 @pytest.mark.parametrize("name", ["sm80", "sm86", "sm89", "sm120"])
 def test_a_graph_compiles_for_a_gpu_that_is_not_here(
-    graph: bytes, shapes: engine.Shapes, name: str
+    graph: bytes, shapes: tensorrt_build.Shapes, name: str
 ) -> None:
-    plan, report = engine.build(graph, name, shapes)
+    plan, report = tensorrt_build.build(graph, name, shapes)
     assert plan and report.engine_bytes == len(plan)
     assert report.engine_sha256 == hashlib.sha256(plan).hexdigest()
     assert report.graph_sha256 == hashlib.sha256(graph).hexdigest()
@@ -101,9 +101,9 @@ def test_a_graph_compiles_for_a_gpu_that_is_not_here(
 @needs_rtx
 @pytest.mark.parametrize("name", ["sm89", "sm120"])
 def test_fp8_weights_compile_where_there_is_fp8(
-    graph: bytes, fp8: bytes, shapes: engine.Shapes, name: str
+    graph: bytes, fp8: bytes, shapes: tensorrt_build.Shapes, name: str
 ) -> None:
-    plan, report = engine.build(fp8, name, shapes)
+    plan, report = tensorrt_build.build(fp8, name, shapes)
     assert report.precision == "float32, weights FP8 E4M3"
     assert plan and report.graph_sha256 != hashlib.sha256(graph).hexdigest()
 
@@ -113,22 +113,22 @@ def test_fp8_weights_compile_where_there_is_fp8(
 def test_the_reference_bundle_compiles_and_is_smaller_in_fp8() -> None:
     info = Bundle.peek(REFERENCE)
     graph = Bundle.load(REFERENCE, info.source, info.target).cloud.graph
-    shapes = engine.cloud_shapes(info.target, info.rank)
-    sizes = [len(engine.build(g, "sm89", shapes)[0]) for g in (graph, export_fp8(graph))]
+    shapes = tensorrt_build.cloud_shapes(info.target, info.rank)
+    sizes = [len(tensorrt_build.build(g, "sm89", shapes)[0]) for g in (graph, export_fp8(graph))]
     assert sizes[1] < 0.7 * sizes[0]
 
 
 @needs_rtx
 def test_what_the_library_refuses_is_refused_with_its_reason(
-    graph: bytes, shapes: engine.Shapes
+    graph: bytes, shapes: tensorrt_build.Shapes
 ) -> None:
     with pytest.raises(BundleFormatError, match="cannot parse"):
-        engine.build(b"junk", "sm89", shapes)
+        tensorrt_build.build(b"junk", "sm89", shapes)
     with pytest.raises(BundleFormatError, match="cannot compile the graph for sm89.*Error Code 4"):
-        engine.build(graph, "sm89", {**shapes, "kept": ((1, 5), (2, 5), (3, 5))})
+        tensorrt_build.build(graph, "sm89", {**shapes, "kept": ((1, 5), (2, 5), (3, 5))})
     with pytest.raises(BundleFormatError, match="sm75.*FP32 GEMM is not supported"):
-        engine.build(graph, "sm75", shapes)
-    assert engine.build(graph, "sm86", shapes), "a refusal leaves nothing behind"
+        tensorrt_build.build(graph, "sm75", shapes)
+    assert tensorrt_build.build(graph, "sm86", shapes), "a refusal leaves nothing behind"
 
 
 # ---------------------------------------------------------------------- refused beforehand
@@ -136,47 +136,47 @@ def test_what_the_library_refuses_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("name", ["sm75", "sm80", "sm86"])
 def test_fp8_is_refused_before_compiling_where_there_is_none(
-    fp8: bytes, shapes: engine.Shapes, no_library: None, name: str
+    fp8: bytes, shapes: tensorrt_build.Shapes, no_library: None, name: str
 ) -> None:
     with pytest.raises(BundleFormatError, match=f"FP8 .* '{name}' is {name}: build it without"):
-        engine.build(fp8, name, shapes)
+        tensorrt_build.build(fp8, name, shapes)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"), [("sm87", "Jetson Orin.*JetPack"), ("sm90", "Hopper.*'native'")]
 )
 def test_a_gpu_that_the_library_does_not_know_is_refused_with_the_way_out(
-    graph: bytes, shapes: engine.Shapes, no_library: None, name: str, reason: str
+    graph: bytes, shapes: tensorrt_build.Shapes, no_library: None, name: str, reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        engine.build(graph, name, shapes)
+        tensorrt_build.build(graph, name, shapes)
 
 
 @pytest.mark.parametrize("name", ["", "SM89", "sm99", "cuda", "sm8"])
 def test_an_unknown_target_is_refused_with_those_that_there_are(
-    graph: bytes, shapes: engine.Shapes, no_library: None, name: str
+    graph: bytes, shapes: tensorrt_build.Shapes, no_library: None, name: str
 ) -> None:
     with pytest.raises(ConfigError, match="sm75, sm80, sm86, sm89, sm120, native"):
-        engine.build(graph, name, shapes)
+        tensorrt_build.build(graph, name, shapes)
 
 
 @needs_no_gpu
 def test_native_without_a_gpu_is_refused(
-    graph: bytes, shapes: engine.Shapes, no_library: None
+    graph: bytes, shapes: tensorrt_build.Shapes, no_library: None
 ) -> None:
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
-        engine.build(graph, "native", shapes)
+        tensorrt_build.build(graph, "native", shapes)
 
 
 def test_without_the_library_the_extra_is_named(
-    graph: bytes, shapes: engine.Shapes, monkeypatch: pytest.MonkeyPatch
+    graph: bytes, shapes: tensorrt_build.Shapes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match="'tensorrt-rtx'"):
-        engine.build(graph, "sm89", shapes)
+        tensorrt_build.build(graph, "sm89", shapes)
     with pytest.raises(ConfigError, match="'onnxruntime'"):
-        engine.load_library()
+        tensorrt_build.load_library()
 
 
 # ---------------------------------------------------------------------- native
@@ -227,18 +227,18 @@ class FakeTensorRT(SimpleNamespace):
 def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTensorRT]:
     def set_up(library: str, capability: int, **options: Any) -> FakeTensorRT:
         fake = FakeTensorRT(library, **options)
-        monkeypatch.setattr(engine, "load_library", lambda **_: fake)
-        monkeypatch.setattr(engine, "gpu_capability", lambda: capability)
+        monkeypatch.setattr(tensorrt_build, "load_library", lambda **_: fake)
+        monkeypatch.setattr(tensorrt_build, "gpu_capability", lambda: capability)
         return fake
 
     return set_up
 
 
 def test_native_compiles_for_the_gpu_at_hand_even_one_that_cannot_be_named(
-    graph: bytes, shapes: engine.Shapes, at_hand: Callable[..., FakeTensorRT]
+    graph: bytes, shapes: tensorrt_build.Shapes, at_hand: Callable[..., FakeTensorRT]
 ) -> None:
     fake = at_hand("tensorrt", 87)
-    plan, report = engine.build(graph, "native", shapes)
+    plan, report = tensorrt_build.build(graph, "native", shapes)
     assert plan == b"plan" and report.library == "tensorrt"
     assert (report.target, report.capability) == ("native", "sm87")
     assert not hasattr(fake.config, "num_compute_capabilities")
@@ -246,31 +246,31 @@ def test_native_compiles_for_the_gpu_at_hand_even_one_that_cannot_be_named(
 
 
 def test_native_refuses_fp8_on_a_gpu_without_it(
-    fp8: bytes, shapes: engine.Shapes, at_hand: Callable[..., FakeTensorRT]
+    fp8: bytes, shapes: tensorrt_build.Shapes, at_hand: Callable[..., FakeTensorRT]
 ) -> None:
     at_hand("tensorrt", 87)
     with pytest.raises(BundleFormatError, match="'native' is sm87"):
-        engine.build(fp8, "native", shapes)
+        tensorrt_build.build(fp8, "native", shapes)
     at_hand("tensorrt", 90)
-    assert engine.build(fp8, "native", shapes)[0] == b"plan"
+    assert tensorrt_build.build(fp8, "native", shapes)[0] == b"plan"
 
 
 def test_native_with_the_rtx_library_refuses_what_it_does_not_know(
-    graph: bytes, shapes: engine.Shapes, at_hand: Callable[..., FakeTensorRT]
+    graph: bytes, shapes: tensorrt_build.Shapes, at_hand: Callable[..., FakeTensorRT]
 ) -> None:
     at_hand("tensorrt_rtx", 90)
     with pytest.raises(ConfigError, match="Hopper"):
-        engine.build(graph, "native", shapes)
+        tensorrt_build.build(graph, "native", shapes)
     at_hand("tensorrt_rtx", 121)
-    assert engine.build(graph, "native", shapes)[1].capability == "sm121"
+    assert tensorrt_build.build(graph, "native", shapes)[1].capability == "sm121"
 
 
 def test_native_gives_the_librarys_errors_and_only_those(
-    graph: bytes, shapes: engine.Shapes, at_hand: Callable[..., FakeTensorRT]
+    graph: bytes, shapes: tensorrt_build.Shapes, at_hand: Callable[..., FakeTensorRT]
 ) -> None:
     at_hand("tensorrt", 89, plan=None)
     with pytest.raises(BundleFormatError, match="for native: no kernel image$"):
-        engine.build(graph, "native", shapes)
+        tensorrt_build.build(graph, "native", shapes)
 
 
 @needs_gpu
@@ -281,7 +281,7 @@ def test_an_engine_runs_and_computes_what_torch_does(
     files: CloudFiles, fp8: bytes, target: KVLayout, weights: str, batch: int
 ) -> None:
     if weights == "fp8":
-        if (engine.gpu_capability() or 0) < engine.FP8_CAPABILITY:
+        if (tensorrt_build.gpu_capability() or 0) < tensorrt_build.FP8_CAPABILITY:
             pytest.skip("this GPU has no FP8")
         files = CloudFiles(weights=files.weights, graph=fp8)
     rng = np.random.default_rng(batch)
@@ -299,7 +299,7 @@ def test_an_engine_runs_and_computes_what_torch_does(
 def test_it_imports_no_tensor_library() -> None:
     names = ["torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     script = (
-        "import projector.serving.engine, projector.commands.build, sys; "
+        "import projector.serving.tensorrt_build, projector.commands.build, sys; "
         f"print([m for m in {names} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

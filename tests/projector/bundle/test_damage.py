@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from projector.bundle import damage
-from projector.bundle.damage import Files
+from benchmarks import damage
+from benchmarks.damage import Files
 from projector.bundle.files import DESCRIPTION, FILES, SIGNATURE
 from projector.bundle.keys import SigningKey, TrustedKeys
 from projector.bundle.load import Bundle

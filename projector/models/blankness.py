@@ -1,0 +1,28 @@
+"""Pictures that show nothing a question could be answered from."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from PIL import Image
+
+DEGENERATE: Final = "degenerate"
+_LONGEST_SHAPE = 64
+_SAME_LEVELS = 2  # grey levels that count as one
+
+
+def degenerate(picture: Image.Image) -> str:
+    """Why a picture shows nothing that a question could be answered from; empty where it may."""
+    width, height = picture.size
+    if max(width, height) > _LONGEST_SHAPE * min(width, height):
+        return f"{width} x {height} pixels, one side is over {_LONGEST_SHAPE} times the other"
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    few = rgb.resize((16, 16), Image.Resampling.NEAREST)
+    if _flat(few) and _flat(rgb):
+        return "one flat colour"
+    return ""
+
+
+def _flat(picture: Image.Image) -> bool:
+    levels: Any = picture.getextrema()
+    return all(high - low <= _SAME_LEVELS for low, high in levels)
