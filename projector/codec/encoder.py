@@ -7,21 +7,18 @@ models, maps, headers, sockets. Imports no torch, so that it runs on a bare edge
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as save_tensors
 
-from projector.codec import select
+from projector.codec import select, texts
 from projector.codec.arrays import Floats, Mask, check_arrays
 from projector.codec.coders import Coders, as_received, check_coding, towards_zero
 from projector.codec.deltas import Held, changed_tokens
-from projector.codec.file_format import coding_tensors, read_tensors, split_tensors
+from projector.codec.file_format import ENCODER, Parts
 from projector.codec.risk import RiskModel, feature_count
 from projector.codec.select.base import Selector
 from projector.codec.select.task_aware import TaskAware
@@ -35,16 +32,12 @@ from protos.errors import (
     IncompatibleLayoutError,
     NonFiniteError,
 )
-from protos.points import OperatingPoint, points_from_json, points_to_json
+from protos.points import OperatingPoint
 from protos.quantize import Quantizer
 from protos.state import KVState
 
-FORMAT = 4
-_METADATA_KEY = "neural_bridge_encoder"
 _LEVELS = ("uniform",)
 """Quantizers that round to whole steps, however far a latent has moved."""
-_FIELDS = ("format", "source_fingerprint", "operating_points", "selector")
-_TEXT = "text"  # a further field, only where it is true
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +150,7 @@ class Encoder:
         object.__setattr__(self, "_blob", self._serialize())
 
     def _check_point(self, point: OperatingPoint) -> None:
-        if self.text and (point.kind == "picture" or point.tokens or point.quiet):
+        if self.text and not texts.sent_whole(point):
             raise BundleFormatError(f"encoder: point '{point.name}' is none of texts, sent whole")
         if point.kind == "picture":
             return
@@ -433,8 +426,7 @@ class Encoder:
         Of a text, each of the others gets what the one before it has.
         """
         if self.text:
-            repeated: Floats = z_hat[np.cumsum(kept) - 1]
-            return repeated
+            return texts.repeat(z_hat, kept)
         grid = np.zeros((len(kept), self.rank), dtype=np.float32)
         grid[kept] = z_hat
         return grid
@@ -446,36 +438,14 @@ class Encoder:
         return self._blob
 
     def _serialize(self) -> bytes:
-        tensors: dict[str, npt.NDArray[Any]] = {
-            name: np.ascontiguousarray(getattr(self, name))
-            for name in (
-                "x_mean",
-                "x_scale",
-                "projection",
-                "reconstruction",
-                "centre",
-                "latent_mean",
-                "latent_inv_cov",
-                "raw_scale",
-            )
-        }
+        arrays = {name: getattr(self, name) for name in ENCODER.arrays}
         if self.task_weights is not None:
-            tensors["task_weights"] = np.ascontiguousarray(self.task_weights)
-        if self.risk is not None:
-            for part, array in self.risk.to_arrays().items():
-                tensors[f"risk/{part}"] = np.ascontiguousarray(array)
-        tensors |= coding_tensors(self.steps, self.entropy)
-        plain = {
-            "format": FORMAT,
-            "source_fingerprint": self.source_fingerprint,
-            "operating_points": json.loads(points_to_json(self.points)),
-            "selector": self.selector,
-        }
-        if self.text:
-            plain[_TEXT] = True
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-        blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
-        return blob
+            arrays["task_weights"] = self.task_weights
+        fields = {"source_fingerprint": self.source_fingerprint, "selector": self.selector}
+        text = {"text": True} if self.text else {}
+        risk = self.risk.to_arrays() if self.risk is not None else {}
+        parts = Parts(fields | text, self.points, arrays, self.steps, self.entropy, risk)
+        return ENCODER.write(parts)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Encoder:
@@ -484,42 +454,16 @@ class Encoder:
         Raises:
             BundleFormatError: too large, not safetensors, or not exactly an encoder.
         """
-        plain, tensors = read_tensors("encoder", blob, _METADATA_KEY, _FIELDS, FORMAT, (_TEXT,))
-        if plain.get(_TEXT, True) is not True:
-            raise BundleFormatError(f"encoder: '{_TEXT}' is left out where it is not true")
-        arrays, steps, entropy = split_tensors(tensors)
-        risky = {
-            name.partition("/")[2]: arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith("risk/")
-        }
-        expected = {
-            "x_mean",
-            "x_scale",
-            "projection",
-            "reconstruction",
-            "centre",
-            "latent_mean",
-            "latent_inv_cov",
-            "raw_scale",
-        }
-        optional = {"task_weights"}
-        if not expected <= set(arrays) <= expected | optional:
-            raise BundleFormatError(
-                f"encoder: missing {sorted(expected - set(arrays))}, "
-                f"unexpected {sorted(set(arrays) - expected - optional)}"
-            )
-        try:
-            points = points_from_json(json.dumps(plain["operating_points"]))
-        except FrameMalformedError as error:
-            raise BundleFormatError(f"encoder: {error}") from error
+        parts = ENCODER.read(blob)
+        if parts.fields.get("text", True) is not True:
+            raise BundleFormatError("encoder: 'text' is left out where it is not true")
         return cls(
-            source_fingerprint=str(plain["source_fingerprint"]),
-            points=points,
-            selector=str(plain["selector"]),
-            steps=steps,
-            risk=RiskModel.from_arrays(risky) if risky else None,
-            entropy=entropy,
-            text=_TEXT in plain,
-            **arrays,
+            source_fingerprint=str(parts.fields["source_fingerprint"]),
+            points=parts.points,
+            selector=str(parts.fields["selector"]),
+            steps=parts.steps,
+            risk=RiskModel.from_arrays(parts.risk) if parts.risk else None,
+            entropy=parts.entropy,
+            text="text" in parts.fields,
+            **parts.arrays,
         )

@@ -1,29 +1,23 @@
-"""The edge's half of the way back: what the cloud made of its own state, to the edge's (NumPy).
+"""Feedback on the edge: a state that the cloud sent back becomes one of the edge's model (NumPy).
 
-Knows: latents, the weighing of tokens, the edge model's statistics. Does not know: models, headers,
-digests, sockets. Imports no torch, so that it runs on a bare edge device.
-
-The cloud's half is an `Encoder` over the cloud's layout. Its last latent of a token is no content
-but the logit of the token's weight. Weighing and token-wise products commute, so the weights, which
-need all tokens, are applied here, after the latents have travelled.
+The cloud encodes its state with an `Encoder` of its own layout. A token's last latent is the logit
+of the token's weight. Weighing tokens needs all of them, so it is done here, after they have
+travelled; it commutes with products of one token.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as save_tensors
 
 from projector.codec.arrays import Floats, Mask, check_arrays
 from projector.codec.coders import Coders, check_coding
 from projector.codec.encoder import Encoder
-from projector.codec.file_format import coding_tensors, read_tensors, split_tensors
+from projector.codec.file_format import FEEDBACK_DECODER, Parts
 from protos import distortion
 from protos.entropy.tables import EntropyTables
 from protos.errors import (
@@ -34,13 +28,9 @@ from protos.errors import (
     UnknownQuantizerError,
 )
 from protos.layout import KVLayout
-from protos.points import OperatingPoint, points_from_json, points_to_json
+from protos.points import OperatingPoint
 from protos.state import KVState
 
-FORMAT = 1
-_METADATA_KEY = "neural_bridge_reverse_decoder"
-_FIELDS = ("format", "source_fingerprint", "target_fingerprint", "operating_points")
-_WHAT = "feedback decoder"
 _HEADER_ROOM_BYTES = 64
 
 
@@ -83,20 +73,24 @@ class FeedbackDecoder:
         r, d = self.up.shape if self.up.ndim == 2 else (0, 0)
         m = len(self.centre) if self.centre.ndim else 0
         if not (r and d and m and self.points):
-            raise BundleFormatError(f"{_WHAT}: no points, or empty arrays")
+            raise BundleFormatError(f"{FEEDBACK_DECODER.what}: no points, or empty arrays")
         wanted = {"centre": (m, r + 1), "up": (r, d), "mean": (d,), "scale": (d,)}
         arrays = {name: getattr(self, name) for name in wanted}
         if self.regrid is not None:
             n = len(self.regrid) if self.regrid.ndim else 0
             arrays["regrid"], wanted["regrid"] = self.regrid, (max(1, n), m)
-        check_arrays(_WHAT, arrays, wanted, positive=("scale",))
-        check_coding(_WHAT, r + 1, self.steps, self.entropy)
-        object.__setattr__(self, "_coders", Coders(_WHAT, self.entropy))
+        check_arrays(FEEDBACK_DECODER.what, arrays, wanted, positive=("scale",))
+        check_coding(FEEDBACK_DECODER.what, r + 1, self.steps, self.entropy)
+        object.__setattr__(self, "_coders", Coders(FEEDBACK_DECODER.what, self.entropy))
         for point in self.points:
             if point.kind != "latent" or point.rank not in (0, r + 1):
-                raise BundleFormatError(f"{_WHAT}: point '{point.name}' is none of {r + 1} latents")
+                raise BundleFormatError(
+                    f"{FEEDBACK_DECODER.what}: point '{point.name}' is none of {r + 1} latents"
+                )
             if point.quantizer != "none" and point.steps not in self.steps:
-                raise BundleFormatError(f"{_WHAT}: point '{point.name}' has no steps")
+                raise BundleFormatError(
+                    f"{FEEDBACK_DECODER.what}: point '{point.name}' has no steps"
+                )
             self._coders.of(point, r + 1)
         object.__setattr__(self, "_blob", self._serialize())
 
@@ -226,21 +220,14 @@ class FeedbackDecoder:
         return self._blob
 
     def _serialize(self) -> bytes:
-        tensors: dict[str, npt.NDArray[Any]] = {
-            name: np.ascontiguousarray(array)
-            for name in ("centre", "up", "mean", "scale", "regrid")
-            if (array := getattr(self, name)) is not None
-        }
-        plain = {
-            "format": FORMAT,
+        names = (*FEEDBACK_DECODER.arrays, *FEEDBACK_DECODER.more_arrays)
+        arrays = {name: a for name in names if (a := getattr(self, name)) is not None}
+        fields = {
             "source_fingerprint": self.source_fingerprint,
             "target_fingerprint": self.target_fingerprint,
-            "operating_points": json.loads(points_to_json(self.points)),
         }
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-        tensors |= coding_tensors(self.steps, self.entropy)
-        blob: bytes = save_tensors(tensors, metadata={_METADATA_KEY: text})
-        return blob
+        parts = Parts(fields, self.points, arrays, self.steps, self.entropy, risk={})
+        return FEEDBACK_DECODER.write(parts)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> FeedbackDecoder:
@@ -249,25 +236,14 @@ class FeedbackDecoder:
         Raises:
             BundleFormatError: too large, not safetensors, or not exactly a feedback decoder.
         """
-        plain, tensors = read_tensors(_WHAT, blob, _METADATA_KEY, _FIELDS, FORMAT)
-        arrays, steps, entropy = split_tensors(tensors)
-        needed = {"centre", "up", "mean", "scale"}
-        if set(arrays) - {"regrid"} != needed:
-            raise BundleFormatError(
-                f"{_WHAT}: missing {sorted(needed - set(arrays))}, unexpected "
-                f"{sorted(set(arrays) - needed - {'regrid'})}"
-            )
-        try:
-            points = points_from_json(json.dumps(plain["operating_points"]))
-        except FrameMalformedError as error:
-            raise BundleFormatError(f"{_WHAT}: {error}") from error
+        parts = FEEDBACK_DECODER.read(blob)
         return cls(
-            source_fingerprint=str(plain["source_fingerprint"]),
-            target_fingerprint=str(plain["target_fingerprint"]),
-            points=points,
-            steps=steps,
-            entropy=entropy,
-            **arrays,
+            source_fingerprint=str(parts.fields["source_fingerprint"]),
+            target_fingerprint=str(parts.fields["target_fingerprint"]),
+            points=parts.points,
+            steps=parts.steps,
+            entropy=parts.entropy,
+            **parts.arrays,
         )
 
 

@@ -1,8 +1,7 @@
 """The TensorRT backend, for a machine with an NVIDIA GPU (TensorRT or TensorRT-RTX).
 
-The engine is compiled by `projector/serving/tensorrt_build.py` when the backend is opened (under a second
-for graphs of this size) and serves batches from 1 to 64. Buffers are torch's. Vendor packages are
-imported when a backend is opened.
+Opening it compiles the engine (`projector/serving/tensorrt_build.py`): under a second for graphs of
+this size. It serves batches of 1 to 64. Buffers are torch's; vendor packages are imported then.
 """
 
 from __future__ import annotations

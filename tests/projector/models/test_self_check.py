@@ -20,6 +20,7 @@ from projector.models import rope, self_check, self_check_record
 from projector.models.frozen import FrozenModel
 from projector.models.lm import LM
 from projector.models.output import Output
+from projector.models.prompt import Prompt
 from projector.models.rope import rope_of
 from projector.models.self_check_record import cache_folder
 from projector.models.vlm import VLM
@@ -101,7 +102,7 @@ def test_every_family_is_checked_when_loaded_and_answers_as_its_stock_forward(
 
 def _causal_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token types dropped, as once: a picture's tokens do not see the later ones."""
-    monkeypatch.setattr(VLM, "_learn_marks", lambda self, blank: None)
+    monkeypatch.setattr(Prompt, "_learn_marks", lambda self, blank, asked: None)
 
 
 def _plain_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,11 +205,11 @@ def test_a_library_that_computes_something_else_is_found_out(
 
 def _without_types(see: Any) -> Any:
     def seen(self: VLM, *args: Any, **kwargs: Any) -> Any:
-        marks, self._marks = self._marks, {}
+        marks, self.prompt.marks = self.prompt.marks, {}
         try:
             return see(self, *args, **kwargs)
         finally:
-            self._marks = marks
+            self.prompt.marks = marks
 
     return seen
 

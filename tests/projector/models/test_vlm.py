@@ -154,10 +154,10 @@ def test_received_attention_is_what_eager_attention_gives(vlm: VLM) -> None:
     config = vlm.decoder.config
     before = config._attn_implementation
     cue = vlm.processor.tokenizer.convert_tokens_to_ids("assistant")
-    ids = vlm.prefix_ids + [vlm._image_id] * vlm.image_tokens + vlm._cue
-    assert cue in vlm._cue
-    pixels = vlm._pixels([picture(7), picture(8)])
-    image = (torch.tensor([ids, ids]) == vlm._image_id).long()
+    ids = vlm.prefix_ids + [vlm.prompt.image_id] * vlm.image_tokens + vlm.prompt.cue
+    assert cue in vlm.prompt.cue
+    pixels = vlm.pixels.of_pictures([picture(7), picture(8)])
+    image = (torch.tensor([ids, ids]) == vlm.prompt.image_id).long()
     marks = {"token_type_ids": image} if vlm.model.config.model_type == "gemma3" else {}
     try:
         config._attn_implementation = "eager"
@@ -316,7 +316,7 @@ def test_a_blank_question_is_refused(vlm: VLM, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["{image} what ?", "where <eos>"])
 def test_a_question_cannot_smuggle_in_reserved_tokens(vlm: VLM, text: str) -> None:
-    for image in (vlm.processor.image_token, vlm._image_text):
+    for image in (vlm.processor.image_token, vlm.prompt.image_text):
         with pytest.raises(QuestionError, match="reserved"):
             vlm.question_ids(text.format(image=image))
 
