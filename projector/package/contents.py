@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from projector.bundle import keys
 from projector.bundle.keys import Signature
@@ -23,15 +24,13 @@ from projector.package.form import (
     MAX_BYTES,
     PROVENANCE,
     Blob,
+    Sha256,
     canonical,
     parse,
     require,
     require_fields,
-    require_number,
     require_same,
-    require_sha256,
-    require_text,
-    require_whole,
+    require_types,
 )
 from projector.package.metadata import Metadata
 from projector.package.tensors import Mask, decode, read_codes, read_mask
@@ -45,6 +44,8 @@ DERIVATIONS = {
     "select": "fewer tokens",
 }
 """What a package may be of its parent."""
+Size = Annotated[int, Field(ge=0, le=MAX_BYTES)]
+"""Bytes of a member."""
 _SIGNED = b"neural-bridge memory package\n"
 
 
@@ -60,19 +61,15 @@ class WMatrix:
         embedded: whether its files are in the package.
     """
 
-    bundle_id: str
-    bundle_version: int
-    bundle_digest: str
-    rank: int
+    bundle_id: Annotated[str, Field(max_length=256)]
+    bundle_version: Annotated[int, Field(ge=0, le=1 << 53)]
+    bundle_digest: Sha256
+    rank: Annotated[int, Field(ge=1, le=1 << 24)]
     embedded: bool
 
     def __post_init__(self) -> None:
         """Raises PackageFormatError: a field is unusable."""
-        require_text(self.bundle_id, 256, "bundle_id")
-        require_whole(self.bundle_version, 0, 1 << 53, "bundle_version")
-        require_sha256(self.bundle_digest, "bundle_digest")
-        require_whole(self.rank, 1, 1 << 24, "rank")
-        require(isinstance(self.embedded, bool), "embedded is true or false")
+        require_types(self)
 
     @classmethod
     def from_bytes(cls, blob: Blob) -> WMatrix:
@@ -97,28 +94,24 @@ class Provenance:
         signature: over `digest`, if signed.
     """
 
-    creator: str
-    parent: str | None
+    creator: Annotated[str, Field(min_length=1, max_length=256)]
+    parent: Sha256 | None
     derivation: tuple[str, ...]
-    royalty_percent: float
-    members: Mapping[str, tuple[int, str]] = field(repr=False)
+    royalty_percent: Annotated[float, Field(ge=0, le=100)]
+    members: Mapping[str, tuple[Size, Sha256]] = field(repr=False)
     signature: Signature | None = None
 
     def __post_init__(self) -> None:
         """Raises PackageFormatError: a field is unusable."""
-        require_text(self.creator, 256, "creator", least=1)
-        if self.parent is not None:
-            require_sha256(self.parent, "parent")
-        known = all(isinstance(kind, str) and kind in DERIVATIONS for kind in self.derivation)
+        require_types(self)
         require(
-            known and list(self.derivation) == sorted(set(self.derivation)),
+            list(self.derivation) == sorted(set(self.derivation) & set(DERIVATIONS)),
             f"a derivation lists some of {', '.join(DERIVATIONS)}, in order, each once",
         )
         require(
             (self.parent is None) == (not self.derivation),
             "a package has both a parent and a derivation, or neither",
         )
-        require_number(self.royalty_percent, 0, 100, "royalty_percent")
 
     @property
     def digest(self) -> str:
@@ -162,12 +155,10 @@ class Provenance:
         require(isinstance(members, dict), "members is a table")
         for entry in members.values():
             require_fields(entry, ["bytes", "sha256"], "a member")
-            require_whole(entry["bytes"], 0, MAX_BYTES, "a member's size")
-            require_sha256(entry["sha256"], "a member's digest")
         if signature is not None:
             require_fields(signature, ["key", "value"], "signature")
-            for part in signature.values():
-                require_text(part, 128, "a signature")
+            parts = signature.values()
+            require(all(isinstance(part, str) for part in parts), "a signature is two texts")
         require(isinstance(plain["derivation"], list), "derivation is a list")
         made = cls(
             **{name: plain[name] for name in names}

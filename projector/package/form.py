@@ -1,19 +1,20 @@
 """The form of a package: its members, its limits, and the one way in which it writes JSON.
 
-Knows names, orders and sizes, and how a field of JSON is checked. Does not know what the fields
-mean, nor the archive around them.
+Names, orders and sizes, and how fields of JSON are checked (pydantic, strictly).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
@@ -81,46 +82,50 @@ def require_same(blob: Blob, plain: Mapping[str, Any], name: str) -> None:
 
 
 def require(condition: bool, message: str) -> None:
-    """PackageFormatError unless the condition holds; so do those below."""
+    """PackageFormatError unless the condition holds."""
     if not condition:
         raise PackageFormatError(message)
 
 
 def require_fields(plain: Any, names: Sequence[str], what: str) -> None:
-    """An object with these fields and no others."""
+    """PackageFormatError unless a value is an object with these fields and no others."""
     require(isinstance(plain, dict), f"{what} must be an object")
     missing, extra = sorted(set(names) - set(plain)), sorted(set(plain) - set(names))
     require(not missing and not extra, f"{what}: missing {missing}, unexpected {extra}")
 
 
-def require_text(value: Any, most: int, what: str, least: int = 0) -> None:
-    """A text of `least` to `most` characters."""
-    fits = isinstance(value, str) and least <= len(value) <= most
-    require(fits, f"{what} is a text of {least}..{most} characters")
-
-
-def require_whole(value: Any, least: int, most: int, what: str) -> None:
-    """A whole number in a range, bounds included."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    require(fits, f"{what} is a whole number in {least}..{most}, not {str(value)[:40]}")
-
-
-def require_number(value: Any, least: float, most: float, what: str) -> None:
-    """A number in a range, bounds included."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-    require(fits, f"{what} is a number in {least:g}..{most:g}, not {str(value)[:40]}")
-
-
-def require_sha256(value: Any, what: str) -> None:
-    """A SHA-256 in hex."""
-    fits = isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value, re.ASCII))
-    require(fits, f"{what} is a SHA-256 in 64 hex digits")
-
-
-def require_time(value: Any, what: str) -> None:
-    """A time in UTC, `2026-01-31T12:00:00Z`."""
+def require_types(record: Any) -> None:
+    """PackageFormatError unless each field of a dataclass is what its annotation says, strictly."""
     try:
-        same = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (TypeError, ValueError):
-        same = None
-    require(same == value and same is not None, f"{what} is a time like 2026-01-31T12:00:00Z")
+        _model_of(record.__class__).model_validate(vars(record))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise PackageFormatError(
+            f"{place}: {first['msg']}, not {str(first['input'])[:40]}"
+        ) from error
+
+
+@functools.cache
+def _model_of(kind: Any) -> type[BaseModel]:
+    hints = get_type_hints(kind, include_extras=True)
+    fields: dict[str, Any] = {one.name: (hints[one.name], ...) for one in dataclasses.fields(kind)}
+    strict = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    return create_model(kind.__name__, __config__=strict, **fields)
+
+
+def _in_utc(value: str) -> str:
+    form = "%Y-%m-%dT%H:%M:%SZ"
+    try:
+        same = datetime.strptime(value, form).strftime(form) == value
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError("a time is written like 2026-01-31T12:00:00Z")
+    return value
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""In hex."""
+Time = Annotated[str, AfterValidator(_in_utc)]
+"""In UTC, `2026-01-31T12:00:00Z`."""

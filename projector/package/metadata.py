@@ -7,9 +7,10 @@ from.
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from projector.package.form import (
     CODECS,
@@ -17,19 +18,19 @@ from projector.package.form import (
     MAX_NUMBERS,
     METADATA,
     Blob,
+    Sha256,
+    Time,
     parse,
     require,
     require_fields,
-    require_number,
     require_same,
-    require_sha256,
-    require_text,
-    require_time,
-    require_whole,
+    require_types,
 )
 from protos.errors import PackageFormatError
 
 TIERS = ("platinum", "gold", "silver", "bronze")
+Side = Annotated[int, Field(ge=1, le=1024)]
+"""Rows or columns of a grid."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,12 @@ class Model:
         fingerprint: SHA-256 hex of its cache layout.
     """
 
-    model_id: str
-    fingerprint: str
+    model_id: Annotated[str, Field(max_length=256)]
+    fingerprint: Sha256
 
     def __post_init__(self) -> None:
         """Raises PackageFormatError: a field is unusable."""
-        require_text(self.model_id, 256, "model_id")
-        require_sha256(self.fingerprint, "a model's fingerprint")
+        require_types(self)
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,15 @@ class Certification:
     """
 
     tier: str
-    epsilon: float
-    retention: float
-    verified_at: str
-    report: str
+    epsilon: Annotated[float, Field(ge=0, le=1e9)]
+    retention: Annotated[float, Field(ge=0, le=2)]
+    verified_at: Time
+    report: Annotated[str, Field(max_length=1024)]
 
     def __post_init__(self) -> None:
         """Raises PackageFormatError: a field is unusable."""
+        require_types(self)
         require(self.tier in TIERS, f"tier {self.tier!r} is none of {', '.join(TIERS)}")
-        require_number(self.epsilon, 0, 1e9, "epsilon")
-        require_number(self.retention, 0, 2, "retention")
-        require_time(self.verified_at, "verified_at")
-        require_text(self.report, 1024, "report")
 
     @classmethod
     def from_plain(cls, plain: Any) -> Certification:
@@ -109,40 +106,29 @@ class Metadata:
         certification: if the map was certified.
     """
 
-    id: str
-    version: int
-    created: str
-    description: str
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    version: Annotated[int, Field(ge=1, le=1 << 31)]
+    created: Time
+    description: Annotated[str, Field(max_length=4096)]
     source: Model
     target: Model
-    layers: int
-    kv_heads: int
-    head_dim: int
-    grid: tuple[int, int]
-    tokens: int
+    layers: Annotated[int, Field(ge=1, le=1024)]
+    kv_heads: Annotated[int, Field(ge=1, le=1024)]
+    head_dim: Annotated[int, Field(ge=1, le=4096)]
+    grid: tuple[Side, Side]
+    tokens: Annotated[int, Field(ge=1)]
     codec: str
-    transformation_quality: float | None = None
+    transformation_quality: Annotated[float, Field(ge=0, le=1)] | None = None
     certification: Certification | None = None
 
     def __post_init__(self) -> None:
         """Raises PackageFormatError: a field is unusable."""
-        require(
-            isinstance(self.id, str) and bool(re.fullmatch(r"[\w.-]{1,128}", self.id, re.ASCII)),
-            f"a package's id has 1..128 letters, digits, '.', '_' or '-', not {self.id!r}",
-        )
-        require_whole(self.version, 1, 1 << 31, "version")
-        require_time(self.created, "created")
-        require_text(self.description, 4096, "description")
-        for name, most in (("layers", 1024), ("kv_heads", 1024), ("head_dim", 4096)):
-            require_whole(getattr(self, name), 1, most, name)
-        for side in self.grid:
-            require_whole(side, 1, 1024, "a side of the grid")
-        require_whole(self.tokens, 1, self.grid_tokens, "tokens")
+        require_types(self)
+        most = self.grid_tokens
+        require(self.tokens <= most, f"{self.tokens} tokens of a grid of {most}")
         require(self.codec in CODECS, f"codec {self.codec!r} is none of {', '.join(CODECS)}")
         numbers = self.layers * self.kv_heads * self.head_dim * self.grid_tokens
         require(numbers <= MAX_NUMBERS, f"{numbers} keys, at most {MAX_NUMBERS} are read")
-        if self.transformation_quality is not None:
-            require_number(self.transformation_quality, 0, 1, "transformation_quality")
 
     @property
     def grid_tokens(self) -> int:
