@@ -240,7 +240,7 @@ def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
     [
         # What a device's vendor installs (torch) is the only import that the extra leaves out.
         (("protos", "edge_agent", *BASE), ("edge", "dev"), {"torch"}),
-        (("protos", "cloud_server", *BASE, *SERVING), ("cloud", "align", "dev"), {"tensorrt"}),
+        (("protos", "cloud_server", *ROOMS), ("cloud", "align", "dev"), {"tensorrt"}),
     ],
     ids=["edge", "cloud"],
 )
