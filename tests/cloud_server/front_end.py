@@ -115,3 +115,12 @@ async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Runni
 
 async def at_least(value: Any, least: float) -> bool:
     return bool(await value >= least)
+
+
+async def let_go_of(server: Running) -> float:
+    """Requests that ended with their call. (A client may cancel just before its deadline is up.)"""
+    told = [
+        await server.metric(f'left_requests_total{{how="{how}"}}')
+        for how in ("cancelled", "deadline")
+    ]
+    return sum(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -29,8 +30,9 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.points import PICTURE_POINT, RAW_KV_FP8, OperatingPoint, points_to_json
 from protos.quantize import QUANTIZERS
-from protos.requests import seal
+from protos.requests import seal, seal_ask
 from protos.state import KVState
+from tests.fakes.pages import fetch
 
 RANK = 6
 DEVICE = {name: value for name, value in os.environ.items() if name == PREFIX + "DEVICE"}
@@ -230,6 +232,12 @@ class Client:
         )
         return list(call(iter(raw), metadata=self.metadata, timeout=120))
 
+    def ask(self, number: int, question: str, limit: int = 6) -> list[pb.InferEvent]:
+        """Another question about the scene of that number."""
+        constants, session = self.session.session_constants, self.session.session_id
+        request = seal_ask(constants, session, self.request_id(), number, question, limit)
+        return list(self.stub.Ask(request, timeout=30))
+
     def answer(self, request: pb.InferRequest) -> pb.Answer:
         events = self.infer(request)
         assert events[-1].HasField("answer"), events
@@ -258,6 +266,15 @@ class Server:
     port: int
     metrics_port: int
     log: list[str] = field(repr=False)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of the metrics port."""
+        return fetch(self.metrics_port, path)
+
+    def metric(self, name: str) -> float:
+        """A metric's value, by its whole name and labels; 0 if it is not there."""
+        found = re.findall(rf"^{re.escape(name)} (\S+)$", self.get("/metrics")[1], re.M)
+        return float(found[0]) if found else 0.0
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from protos import errors
-from protos.digest import derived_id, frame_digest, session_constants
+from protos.digest import derived_id, session_constants
 from protos.header import FIXED, Header, pack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.requests import seal, seal_ask
@@ -287,73 +287,6 @@ def test_a_frame_of_another_request_cannot_be_replayed_under_a_new_id(
     request.request_id = client.request_id()
     (event,) = client.infer(request)
     assert event.refused.code == errors.FrameCorruptError.code
-
-
-def test_an_ask_with_a_blank_question_fails_with_its_code(client: stage.Client) -> None:
-    client.infer(client.frame(seed=5, question=""))
-    request = pb.AskRequest(
-        session_id=client.session.session_id,
-        frame_number=5,
-        request_id=client.request_id(),
-        question="  ",
-        digest=b"12345678",
-    )
-    with pytest.raises(grpc.RpcError) as failure:
-        list(client.stub.Ask(request, timeout=20))
-    assert dict(failure.value.trailing_metadata())["nb-error-code"] == "401"
-    assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_an_ask_whose_question_was_changed_on_the_way_is_refused(client: stage.Client) -> None:
-    client.infer(client.frame(seed=5, question=""))
-    digest = frame_digest(
-        client.session.session_constants, b"12345678", struct.pack("<I", 5), b"", "what ?", 4
-    )
-    request = pb.AskRequest(
-        session_id=client.session.session_id,
-        frame_number=5,
-        request_id=b"12345678",
-        question="where ?",
-        max_new_tokens=4,
-        digest=digest,
-    )
-    with pytest.raises(grpc.RpcError) as failure:
-        list(client.stub.Ask(request, timeout=20))
-    assert dict(failure.value.trailing_metadata())["nb-error-code"] == "202"
-
-
-def test_a_stranger_and_another_protocol_version_are_refused_at_the_door(
-    server: stage.Server,
-) -> None:
-    with server.channel() as channel:
-        stranger = stage.Client(channel, stage.STRANGER)
-        with pytest.raises(grpc.RpcError) as failure:
-            stranger.negotiate()
-        assert dict(failure.value.trailing_metadata())["nb-error-code"] == "301"
-        assert "weights" in str(failure.value.details())
-        assert "edge-a" in str(failure.value.details())
-        request = pb.NegotiateRequest(
-            protocol_version=9, source_layout_json=stage.SOURCE.to_json(), codecs=["fp8_e4m3"]
-        )
-        with pytest.raises(grpc.RpcError) as failure:
-            stranger.stub.Negotiate(request, timeout=20)
-        assert dict(failure.value.trailing_metadata())["nb-error-code"] == "305"
-        with pytest.raises(grpc.RpcError) as failure:
-            stranger.stub.Negotiate(
-                pb.NegotiateRequest(protocol_version=1, source_layout_json="{}"), timeout=20
-            )
-        assert dict(failure.value.trailing_metadata())["nb-error-code"] == "203"
-
-
-def test_an_edge_that_can_encode_nothing_useful_is_told_what_it_would_need(
-    server: stage.Server,
-) -> None:
-    with server.channel() as channel:
-        client = stage.Client(channel, codecs=("morse",))
-        with pytest.raises(grpc.RpcError) as failure:
-            client.negotiate()
-        assert dict(failure.value.trailing_metadata())["nb-error-code"] == "205"
-        assert "fp8_e4m3" in str(failure.value.details())
 
 
 def test_a_stream_without_a_session_fails_with_303(client: stage.Client) -> None:

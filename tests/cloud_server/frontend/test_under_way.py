@@ -11,18 +11,8 @@ import pytest
 
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.requests import seal_ask
 from reference.demo.relay import Relay
-from tests.cloud_server.front_end import Running, at_least, running
-
-
-async def _let_go(server: Running) -> float:
-    """Requests that ended with their call. (A client may cancel just before its deadline is up.)"""
-    told = [
-        await server.metric(f'left_requests_total{{how="{how}"}}')
-        for how in ("cancelled", "deadline")
-    ]
-    return sum(told)
+from tests.cloud_server.front_end import Running, at_least, let_go_of, running
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
@@ -46,7 +36,7 @@ def test_after_a_cancel_or_a_deadline_every_place_is_free_in_queue_and_engine(
                 return await server.metric("queue_depth") == 0
 
             await server.until(free)
-            await server.until(lambda: at_least(_let_go(server), 8))
+            await server.until(lambda: at_least(let_go_of(server), 8))
             assert (await edge.say("count 3", seed=100)).answer.tokens == 3
 
             async def let_go() -> bool:  # the engine too
@@ -155,24 +145,3 @@ async def _positive(value: Awaitable[float]) -> bool:
 
 async def _draining(server: Running) -> bool:
     return (await server.get("/readyz")) == (503, "draining\n")
-
-
-def test_an_ask_whose_deadline_passes_frees_its_place(paths: dict[str, Any]) -> None:
-    async def work() -> None:
-        async with running(paths) as server:
-            edge = await server.edge()
-            assert (await edge.say("", seed=1)).HasField("accepted")
-            session = edge.session
-            ask = seal_ask(session.session_constants, session.session_id, bytes(8), 1, "hold", 6)
-            call = bridge_pb2_grpc.BridgeStub(server.channel).Ask(ask, timeout=0.5)
-            with pytest.raises(grpc.aio.AioRpcError):
-                while True:
-                    await call.read()
-
-            async def free() -> bool:
-                return await server.metric("queue_depth") == 0
-
-            await server.until(free)
-            assert await _let_go(server) == 1
-
-    asyncio.run(work())
