@@ -19,13 +19,21 @@ from projector.codec.feedback import FeedbackDecoder
 from projector.maps import Family, Map, ServedMap
 from projector.maps.factors import Factors, FactorsMap
 from projector.maps.mix import Mix, MixMap
+from projector.maps.ridge import Ridge
 from projector.models.vlm import VLM
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
+from projector.training.corpus import collect
+from projector.training.dataset import Dataset, write_questions
+from projector.training.fit import moments_of
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
+from projector.validation.answers import Validator
 from protos.entropy.tables import EntropyTables
 from protos.layout import KVLayout
 from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint
 from tests.fakes.tiny_models import (
+    picture,
     tiny_gemma3_vlm,
     tiny_idefics3,
     tiny_internvl,
@@ -33,6 +41,7 @@ from tests.fakes.tiny_models import (
     tiny_ovis2,
     tiny_smolvlm,
 )
+from tests.fakes.toolkit import WORDS, toolkit
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "idefics3": tiny_idefics3,
@@ -198,3 +207,69 @@ def bundle_info(bundle_parts: dict[str, Any], tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("bundle")
     info: BundleInfo = write_bundle(path, **bundle_parts)
     return path, info
+
+
+# ---------------------------------------------------------------------- a pair for the commands
+
+PICTURES = 64
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    return tiny_idefics3(folder), tiny_llava(folder, text="llama")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows: list[dict[str, object]] = []
+    for index in range(PICTURES):
+        name = f"{index:03d}.png"
+        picture(index).save(folder / name)
+        for k in range(6):
+            question = f"what is {WORDS[k % 4]} {k}"
+            rows.append(
+                {
+                    "picture": name,
+                    "question": question,
+                    "answer": WORDS[(index + k) % 4],
+                    "kind": "even" if k % 2 else "odd",
+                }
+            )
+    write_questions(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(models: tuple[Path, Path]) -> Any:
+    return toolkit(models)
+
+
+@pytest.fixture(scope="session")
+def corpus(run: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    assert run("corpus", data, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(run: Any, data: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("map")
+    flags = ("--family", "mix", "--set", "width=16", "--set", 'config={"r": 8}')
+    steps = ("--reconstruct-steps", "4", "--task-steps", "4", "--batch", "4")
+    assert run("train", data, corpus, folder, *flags, *steps) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judge(models: tuple[Path, Path], data: Path, corpus: Path, tmp_path_factory: Any) -> Validator:
+    source, target = VLM.load(models[0]), VLM.load(models[1])
+    pictures = Dataset(data)
+    pairs = collect(source, target, pictures.picture, PICTURES, corpus, inputs=pictures.digest)
+    plain = Ridge(spread=False)  # at the least error, so that rounding can only lose
+    member = plain.build(source.layout, target.layout, moments_of(pairs, source, target))
+    trainer = Trainer(
+        member, pairs, target, pictures.questions, TrainSettings(), tmp_path_factory.mktemp("s")
+    )
+    return Validator(trainer, pairs, pictures)

@@ -1,10 +1,8 @@
-"""Nothing is said of a map where nothing can be said: no grade at chance, no yes at zero."""
+"""A verdict, a grade and a tier, as good as the figures: no grade at chance, no yes at zero."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,13 @@ from projector.bundle.certificate import (
     UNKNOWN,
     WORSE,
     Judged,
+    grade,
     grade_of_answers,
     tier,
     verdict_of,
 )
-from projector.commands import cli
-from projector.training.dataset import write_questions
-from projector.validation import literature
-from protos.errors import UselessMapError
-from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
-from tests.fakes.toolkit import toolkit
 
 ROOT = Path(__file__).resolve().parents[3]
-PICTURES = 64
 
 
 def arm(mean: float, half: float = 0.02) -> dict[str, float]:
@@ -167,133 +159,40 @@ def test_the_reference_bundles_beat_their_controls(name: str) -> None:
     assert verdict_of(certificate, points[plain["default_point"]]).state == GOOD
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., int]]:
-    """A map judged by questions that nobody can answer: every arm is at 0 %."""
-    folder = tmp_path_factory.mktemp("honest")
-    run = toolkit((tiny_idefics3(folder), tiny_llava(folder, text="llama")))
-    data = folder / "data"
-    data.mkdir()
-    rows: list[dict[str, object]] = []
-    for index in range(PICTURES):
-        picture(index).save(data / f"{index:03d}.png")
-        rows += [
-            {
-                "picture": f"{index:03d}.png",
-                "question": f"what is {k}",
-                "answer": f"never {index} so",
-                "kind": ("hazard", "counting", "scene")[k % 3],
-            }
-            for k in range(6)
-        ]
-    write_questions(data, rows)
-    assert run("corpus", data, folder / "corpus") == 0
-    assert run("train", data, folder / "corpus", folder / "map", "--family", "ridge") == 0
-    return folder, run
-
-
-@pytest.fixture(scope="module")
-def judged(stage: Any) -> dict[str, Any]:
-    folder, run = stage
-    assert run("validate", folder / "map", folder / "data", folder / "corpus", folder / "r") == 0
-    found: dict[str, Any] = json.loads((folder / "r" / "report.json").read_text())
-    return found
-
-
-def test_a_report_of_nothing_says_that_it_cannot_be_judged(
-    stage: Any, judged: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, run = stage
-    assert {a["mean"] for n, a in judged["accuracy"].items() if n != "edge_only"} == {0.0}
-    assert judged["verdict"] == UNJUDGED
-    for name in ("retention", "tier_by_answers", "grade_by_answers"):
-        assert judged[name] is None
-    said = {row["claim"]: row["holds"] for row in judged["literature"]["statements"]}
-    about_answers = [
-        claim for claim in said if re.search(r"loses|gains|FP8 costs|grade by|every task's", claim)
+def test_grades_and_tiers_are_the_published_thresholds() -> None:
+    assert [grade(c, m) for c, m in ((0.96, 0.005), (0.96, 0.02), (0.86, 0.04), (0.5, 0.0))] == [
+        *("A", "B", "C", "F")
     ]
-    assert len(about_answers) == 5
-    assert [said[claim] for claim in about_answers] == [None] * 5, "neither yes nor no"
-    tasks = {row["task"]: row["measured"] for row in judged["literature"]["tasks"]}
-    assert tasks.pop("object tracking (5 classes)") is None, "counting is not tracking"
-    assert [measured["within"] for measured in tasks.values()] == [None, None]
-    again = folder / "again"
-    assert run("validate", folder / "map", folder / "data", folder / "corpus", again) == 0
-    shown = capsys.readouterr().out
-    page = (again / "report.html").read_text()
-    for text in (shown, page):
-        assert "CANNOT BE JUDGED: the large model is right in 0.0%" in text
-        assert "fire detection" in text, "its questions are those of the literature"
-        row = next(line for line in re.split(r"\n|</tr>", text) if "loses two points" in line)
-        assert "cannot be judged" in row and "yes" not in row
-    assert "tier cannot be judged and grade cannot be judged by answers" in shown
+    assert [tier(r) for r in (0.99, 0.96, 0.92, 0.85, 0.5)] == [
+        *("platinum", "gold", "silver", "bronze", "none")
+    ]
 
 
-def test_a_map_of_no_use_is_exported_by_force_alone_and_says_so(
-    stage: Any, judged: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, run = stage
-    written = ("export", folder / "map", folder / "data", folder / "corpus", folder / "bundle")
-    given = (*written, "--report", folder / "r" / "report.json")
-    capsys.readouterr()
-    assert run(*given) == UselessMapError.exit_code == 17
-    told = capsys.readouterr().err
-    assert told.startswith("projector: useless_map: ") and "cannot be judged" in told
-    assert "--force" in told and not (folder / "bundle").exists()
-    assert run(*given, "--force") == 0
-    certificate = json.loads((folder / "bundle" / "certificate.json").read_text())
-    assert certificate["forced"]["verdict"] == UNJUDGED and certificate["forced"]["why"]
-    capsys.readouterr()
-    assert cli.main(["catalogue", str(folder), "--json"]) == 0
-    (listed,) = json.loads(capsys.readouterr().out)
-    assert listed["judged"]["verdict"] == UNJUDGED
-    assert listed["judged"]["tier_by_answers"] is None
-    assert cli.main(["inspect", str(folder / "bundle")]) == 0
-    assert "cannot be judged" in capsys.readouterr().out
-
-
-def test_a_report_of_a_good_map_is_exported_as_before(
-    stage: Any, judged: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One from before verdicts were written too: only its intervals are looked at."""
-    folder, run = stage
-    good = {**judged, "tier_by_answers": "gold", "pictures": 512}
-    for name in ("differences", "verdict", "why", "pictures_asked"):
-        del good[name]
-    for name, found in good["accuracy"].items():
-        high = name in ("native", "mapped")
-        good["accuracy"][name] = arm(0.9 if high else 0.3) | {k: 0.0 for k in found if k == "x"}
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps(good))
-    written = ("export", folder / "map", folder / "data", folder / "corpus", tmp_path / "bundle")
-    assert run(*written, "--report", path) == 0
-    certificate = json.loads((tmp_path / "bundle" / "certificate.json").read_text())
-    assert "forced" not in certificate
-
-
-def test_statements_hold_again_where_a_map_is_good(judged: dict[str, Any]) -> None:
-    good = {
-        **judged,
-        **{"verdict": GOOD, "grade_by_answers": "A", "grade_by_reconstruction": "A"},
-        "accuracy": {name: arm(0.9) for name in judged["accuracy"]} | {"edge_only": arm(0.5)},
+def test_catalogue_shows_tier_and_grade_of_both_forms_of_certificate() -> None:
+    reference = {
+        "accuracy": {"coarse": 0.9, "float": 0.93},
+        "controls": {"cloud_image": 0.95, "blind": 0.3},
+        "reconstruction": {"cosine": 0.52},
     }
-    said = {row["claim"]: row["holds"] for row in literature.statements(good)}
-    assert said["projecting loses two points on the cloud alone"] is True
-    assert said["projecting gains two points on the edge alone"] is True
-
-
-def test_nothing_good_is_said_of_a_map_that_another_picture_replaces(
-    judged: dict[str, Any],
-) -> None:
-    idle = {
-        **judged,
-        "verdict": WORSE,
-        "accuracy": {name: arm(0.5) for name in judged["accuracy"]} | {"edge_only": arm(0.1)},
+    found = Judged.of(reference, "coarse").to_json()
+    assert found["retention"] == pytest.approx(0.6 / 0.65)
+    assert (found["tier_by_answers"], found["grade_by_reconstruction"]) == ("silver", "F")
+    means = {"mapped": 0.94, "native": 0.95, "blind": 0.3}
+    report = {
+        "accuracy": {name: {"mean": mean} for name, mean in means.items()},
+        "reconstruction": {"whole": {"cosine": 0.96, "mse": 0.02}},
     }
-    said = {row["claim"]: row["holds"] for row in literature.statements(idle)}
-    assert said["projecting loses two points on the cloud alone"] is None
-    assert said["projecting gains two points on the edge alone"] is None
-    idle["accuracy"] |= {"native": arm(0.9), "edge_only": arm(0.8)}
-    said = {row["claim"]: row["holds"] for row in literature.statements(idle)}
-    assert said["projecting loses two points on the cloud alone"] is False
-    assert said["projecting gains two points on the edge alone"] is False
+    assert Judged.of({**report, "seen_in_training": 0}, "fp8").seen == 0
+    calibrated = {"seen_in_training": 3}
+    assert Judged.of({**report, "seen_in_training": 0, "calibration": calibrated}, "fp8").seen == 3
+    assert Judged.of({**report, "calibration": calibrated}, "fp8").seen is None
+    found = Judged.of(report, "fp8").to_json()
+    assert (found["tier_by_answers"], found["grade_by_reconstruction"]) == ("platinum", "B")
+    for odd in (
+        {},
+        {"accuracy": 3, "reconstruction": "x"},
+        {"accuracy": {"mapped": {"mean": "x"}}},
+    ):
+        said = Judged.of(odd, "fp8").to_json()
+        assert said["retention"] is None and said["tier_by_answers"] is None
+        assert said["grade_by_reconstruction"] is None

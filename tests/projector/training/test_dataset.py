@@ -1,14 +1,16 @@
-"""Questions about the inputs of a folder, drawn as its lines say."""
+"""A folder of inputs: what is broken is named, questions are drawn as its lines say."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from projector.training.dataset import Dataset, write_questions
-from protos.errors import SourceError
+from protos.errors import PictureError, SourceError
 from tests.fakes.tiny_models import picture
 
 QUESTION = {"picture": "a.png", "answer": "yes"}
@@ -41,3 +43,30 @@ def test_a_weight_that_is_none_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(SourceError, match="line 1: weight must be a number above 0"):
         folder(tmp_path, [{"question": "a", **wrong}])
+
+
+def test_a_picture_that_is_broken_inside_is_refused_by_its_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # more than one IDAT chunk
+    Image.fromarray(noise).save(tmp_path / "broken.png")
+    whole = (tmp_path / "broken.png").read_bytes()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    (tmp_path / "broken.png").write_bytes(whole[:second] + b"\x01DAT" + whole[second + 4 :])
+    with pytest.raises(PictureError, match=r"broken\.png"):
+        Dataset(tmp_path).picture(0)
+
+
+def test_questions_about_pictures_that_are_not_there_are_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    picture(0).save(tmp_path / "a.png")
+    for row in (
+        '{"picture": "b.png", "question": "q", "answer": "a"}',
+        '{"picture": "a.png", "question": "q"}',
+        '{"picture": "a.png", "question": "", "answer": "a"}',
+        "[]",
+        "{",
+    ):
+        (tmp_path / "questions.jsonl").write_text(row + "\n")
+        with pytest.raises(SourceError, match="line 1"):
+            Dataset(tmp_path)
