@@ -107,8 +107,8 @@ def epilog(examples: Sequence[str]) -> str:
     """The end of a help page: examples and exit codes."""
     lines = "\n".join(f"  {example}" for example in examples)
     return (
-        f"examples:\n{lines}\n\nexit codes: 0 where all is well, otherwise that of the first "
-        f"error;\n{console.INTERRUPTED} where interrupted:\n{console.exit_codes()}"
+        f"examples:\n{lines}\n\nexit codes: 0 if all went well, else that of the first error;\n"
+        f"{console.INTERRUPTED} if interrupted:\n{console.exit_codes()}"
     )
 
 

@@ -80,9 +80,9 @@ def _no_command(args: argparse.Namespace) -> int:
 def _parser() -> configuration.Parser:
     parser = configuration.Parser(
         prog="projector",
-        description="What a model's KV cache looks like, what a bundle holds, and whether the two "
-        "fit.\nFlags beat the environment, which beats the configuration file, which beats the "
-        "defaults.",
+        description="Train a map between the KV caches of two models, judge it, and write, inspect "
+        "and sign the\nbundle that serves it. Flags beat the environment, which beats the "
+        "configuration file, which\nbeats the defaults.",
         epilog=epilog(
             (
                 "projector layout models/edge-a",

@@ -22,8 +22,13 @@ def register(commands: Any) -> None:
         "projector corpus photos/ corpus/ --source models/edge-a --target models/cloud",
     )
     corpus.add_argument("data", type=Path, metavar="DATA", help="folder of pictures, or of texts")
-    corpus.add_argument("corpus", type=Path, metavar="CORPUS", help="folder of the shards; resumes")
-    corpus.add_argument("--count", type=whole, help="first so many of them (default: all)")
+    corpus.add_argument(
+        "corpus",
+        type=Path,
+        metavar="CORPUS",
+        help="folder of the shards; a run that was stopped goes on",
+    )
+    corpus.add_argument("--count", type=whole, help="only the first of them (default: all)")
     add_text_tokens(corpus)
 
 

@@ -44,8 +44,8 @@ def register(commands: Any) -> None:
     export.add_argument(
         "--force",
         action="store_true",
-        help="write it although the report says that the map is no better than its controls, or "
-        "that this cannot be judged; the bundle says so for ever",
+        help="write the bundle even if the report says that the map is no better than its "
+        "controls or cannot be judged; the bundle records it",
     )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=whole, default=1, help="default: %(default)s")
@@ -53,7 +53,8 @@ def register(commands: Any) -> None:
         "--precision",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="of the stored weights (the report says what each loses); default: %(default)s",
+        help="number format of the stored weights (the report says what each loses); default: "
+        "%(default)s",
     )
 
 

@@ -1,9 +1,7 @@
-"""`projector guard`: a bundle learns to tell which frames would be answered otherwise.
+"""`projector guard`: a bundle's guard learns when a frame's answer differs from the picture's.
 
-Knows flags, files and what is printed. Does not know: how answers are compared
-(`projector/calibration/disagreement.py`), how a risk is learnt
-(`projector/calibration/learn_risk.py`). Models are loaded, and torch imported, only when the
-command runs.
+Answers are compared in `projector/calibration/disagreement.py`, the risk is learnt in
+`projector/calibration/learn_risk.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def register(commands: Any) -> None:
     parser = add_pair_command(
         commands,
         "guard",
-        "teach a bundle which frames the large model would answer otherwise than their pictures",
+        "teach a bundle's guard to tell when a frame's answer differs from the picture's",
         _guard,
         "projector guard bundles/calibrated held-out/ bundles/guarded "
         "--source models/edge-a --target models/cloud",
@@ -51,27 +49,36 @@ def register(commands: Any) -> None:
     parser.add_argument("held", type=Path, metavar="HELD", help="held-out pictures and questions")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the guarded bundle")
     parser.add_argument(
-        "--work", type=Path, help="folder of what was asked so far; resumes (default: HELD-asked)"
+        "--work",
+        type=Path,
+        help="folder that keeps what was asked, so that a stopped run goes on (default: "
+        "HELD-asked)",
     )
     parser.add_argument(
-        "--questions", type=whole, default=6, help="per picture, at most; default: %(default)s"
+        "--questions",
+        type=whole,
+        default=6,
+        help="questions per picture, at most; default: %(default)s",
     )
     parser.add_argument(
         "--within",
         type=rate,
         default=0.015,
-        help="accuracy that answers from frames may lose against those from pictures before the "
-        "guard steps in: it sets the limit; default: %(default)s",
+        help="accuracy that frames may lose against pictures; this sets the guard's limit; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--unusual",
         type=rate,
         default=0.5,
-        help="share of the pictures that are darkened, blurred, tilted and so on, for the guard to "
-        "know the unfamiliar by; 0 where HELD has such pictures itself; default: %(default)s",
+        help="share of pictures that are first darkened, blurred or tilted, so that the guard "
+        "learns what is unfamiliar; 0 if HELD has such pictures itself; default: %(default)s",
     )
     parser.add_argument(
-        "--answer-tokens", type=whole, default=16, help="at most; default: %(default)s"
+        "--answer-tokens",
+        type=whole,
+        default=16,
+        help="tokens of an answer, at most; default: %(default)s",
     )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 
@@ -88,7 +95,9 @@ def _guard(args: argparse.Namespace) -> int:
 
     data = open_data(args.held, args.max_picture_pixels)
     if isinstance(data, Texts):
-        raise ConfigError("the guard is of pictures: texts travel whole, with none in their place")
+        raise ConfigError(
+            "the guard is for pictures: a text travels whole, and no picture could replace it"
+        )
     data.require_questions(args.questions)
     held = args.held.resolve()
     work = args.work or held.with_name(held.name + "-asked")
@@ -97,7 +106,7 @@ def _guard(args: argparse.Namespace) -> int:
     preflight.writable(args.out)
     source, target = open_models(args, data)
     if not isinstance(source, VLM) or not isinstance(target, VLM):
-        raise ConfigError("the guard is of pictures, and these models read texts")
+        raise ConfigError("the guard is for pictures, and these models read texts")
     bundle = Bundle.load(args.bundle, source.layout, target.layout)
     backend = bundle.backend("onnxruntime", threads=torch.get_num_threads())
     between = Comparison(source, target, bundle.encoder, backend, args.answer_tokens)
@@ -127,7 +136,7 @@ def _guard(args: argparse.Namespace) -> int:
 def _ask(
     between: Comparison, bundle: Bundle, data: Dataset, args: argparse.Namespace, work: Path
 ) -> Rows:
-    """Every question, from frames and from pictures; what was asked before is read from files."""
+    """Ask every question from frames and from pictures; earlier answers are read from files."""
     from projector.calibration.disagreement import FORMAT, Rows, lesson_points
     from projector.calibration.unusual import unusual
     from protos.process.files import write_files
@@ -179,9 +188,9 @@ def _ask(
 
 
 def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
-    """What a certificate says of its guard.
+    """What a certificate says of its guard, cross-fitted.
 
-    Of each half of the pictures, by a risk and a limit that the other half taught.
+    Each half of the pictures is judged by the risk and limit learnt from the other half.
     """
     from projector.validation.estimate import LEAST_EVENTS, auroc, clustered
 
@@ -222,7 +231,7 @@ def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    heads = ("operating point", "#questions", "#answered otherwise", "#risk, mean")
+    heads = ("operating point", "#questions", "#answers that differ", "#risk, mean")
     shown = [
         (name, one["questions"], f"{100 * one['disagree']:.1f} %", f"{100 * one['risk']:.1f} %")
         for name, one in found["by_point"].items()
@@ -245,7 +254,7 @@ def _show(found: dict[str, Any]) -> None:
         [
             tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
             tables.table(
-                "answers that are right of the picture as it was",
+                "right answers about the unchanged picture",
                 ("", "#mean", "#low", "#high"),
                 right,
             ),

@@ -28,9 +28,9 @@ class Settings(configuration.TypedSettings):
 
     source: Path | None = Field(None, description="directory of the edge model's checkpoint")
     target: Path | None = Field(None, description="directory of the cloud model's checkpoint")
-    source_dtype: Dtype = Field("float32", description="number format the edge model runs in")
-    target_dtype: Dtype = Field("float32", description="number format the cloud model runs in")
-    dtype: Dtype = Field("float32", description="number format the model runs in")
+    source_dtype: Dtype = Field("float32", description="number format that the edge model runs in")
+    target_dtype: Dtype = Field("float32", description="number format that the cloud model runs in")
+    dtype: Dtype = Field("float32", description="number format that the model runs in")
     device: str = Field(
         "cpu",
         min_length=1,
@@ -38,7 +38,7 @@ class Settings(configuration.TypedSettings):
         "the GPU of each process's number",
     )
     bundles: Path | None = Field(
-        None, description="directory of bundles; a BUNDLE that is no path is looked for in it"
+        None, description="directory of bundles; a BUNDLE that is not a path is looked up in it"
     )
     backend: str = Field(
         "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
@@ -71,7 +71,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def check(chosen: Settings, models: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> int:
-    """Find, without loading a model, what a command would stumble over."""
+    """Do `--check-config`: print the settings, or what a command would stumble over; load nothing.
+
+    Raises:
+        BridgeError: a model or a bundle that is none, a folder or a backend that is not there.
+    """
     for model in (chosen.source, chosen.target, *models):
         if model is not None and not (model / "config.json").is_file():
             raise ModelError(f"{model} holds no config.json: it is not a checkpoint")

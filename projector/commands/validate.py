@@ -36,12 +36,15 @@ def register(commands: Any) -> None:
     validate.add_argument("data", type=Path, metavar="DATA", help="held-out pictures and questions")
     validate.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
     validate.add_argument("out", type=Path, metavar="OUT", help="folder of the report")
-    validate.add_argument("--questions", type=whole, default=6, help="per picture")
+    validate.add_argument(
+        "--questions", type=whole, default=6, help="questions per picture; default: %(default)s"
+    )
     validate.add_argument(
         "--watts",
         type=power,
         default=15.0,
-        help="of one busy core, for the energy figures: stated, not measured; default: %(default)s",
+        help="watts of one busy core, for the energy figures: stated, not measured; default: "
+        "%(default)s",
     )
     add_reverse_rank(validate)
     add_text_tokens(validate)

@@ -90,11 +90,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_once(bundle: Bundle, chosen: Settings) -> None:
-    """Project the mean picture, and another by the graph and the weights that a bundle holds both.
+    """Project the mean picture; project another by graph and by weights and compare the two.
 
     Raises:
         ConfigError: the backend or its device is missing.
-        BundleFormatError: it cannot run the cloud half, what comes out is no cache, or graph and
+        BundleFormatError: it cannot run the cloud half, its output is not a cache, or graph and
             weights differ.
     """
     info = bundle.info

@@ -139,7 +139,7 @@ def _points_table(bundle: Bundle) -> Any:
 
 
 def _measured_tables(info: BundleInfo) -> list[Any]:
-    """What calibration measured, one row per point, cheapest first; nothing where it did not."""
+    """What calibration measured, one row per point, cheapest first; no table without it."""
     measured = [(p, p.measured) for p in info.points if p.measured is not None]
     if not measured:
         return []
@@ -167,7 +167,7 @@ def _measured_tables(info: BundleInfo) -> list[Any]:
 
 
 def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
-    """What a picture takes: as measured, or exactly where it is the same for every picture."""
+    """Bytes of a picture: as measured, or exact for points whose pictures all take the same."""
     if point.measured is not None:
         return _number(point.measured.payload_bytes)
     certified = _section(bundle.certificate, "payload_bytes").get(point.name)
@@ -220,12 +220,12 @@ _HELD_OUT = {0: "", None: "*"}
 
 
 def judged(bundle: Bundle) -> Judged:
-    """What the certificate says of the map, at the default point where it is told apart."""
+    """What the certificate says of the map, at the default point if it tells points apart."""
     return Judged.of(bundle.certificate, _default_point(bundle.info))
 
 
 def signed(bundle: Bundle) -> str:
-    """By whom, and whether anybody asked if that key is trusted."""
+    """Who signed it, and whether that key was compared with trusted ones."""
     if bundle.signer is not None:
         return f"{bundle.signer}, trusted"
     return "nobody" if bundle.key is None else f"{bundle.key[:12]}…, trust not asked for"
@@ -269,8 +269,8 @@ def show_catalogue(found: Sequence[Bundle], folder: Path) -> None:
         ]
     )
     print(
-        "kept: of the native answers above blind, so tier and grade; fit: by reconstruction; *: "
-        "not known to be of inputs that the map was not made from; !: NOT HELD OUT, some were"
+        "kept: share of the native cache's gain over blind, which sets tier and grade; fit: grade "
+        "by reconstruction; *: not known to be held out; !: NOT HELD OUT, the map saw some of it"
     )
 
 

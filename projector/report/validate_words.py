@@ -9,7 +9,7 @@ from projector.bundle.certificate import CANNOT_BE_JUDGED, GOOD
 
 
 def doubted(report: Mapping[str, Any]) -> str | None:
-    """What is to be said of a map that cannot be judged, or is no better than its controls."""
+    """The warning about a map that cannot be judged or is no better than its controls, or None."""
     if report["verdict"] == GOOD:
         return None
     return f"{report['verdict'].upper()}: {report['why']}"
@@ -21,7 +21,7 @@ def grade_text(grade: str | None) -> str:
 
 
 def seen(report: Mapping[str, Any]) -> str | None:
-    """What is to be said where a map is judged on what it was made from; None where it is not."""
+    """The warning about a map judged on pictures that it was made from; None if it was not."""
     count = report.get("seen_in_training")
     if count is None:
         return (
@@ -37,7 +37,7 @@ def seen(report: Mapping[str, Any]) -> str | None:
 
 
 def agreed(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How the map's answers stand to the native ones: name and figure."""
+    """The map's answers compared with the native ones: name and figure."""
     agreement, gap = report["agreement"], report["mapped_minus_native"]
     other = report["other_picture_labels"]
     rows = [
@@ -61,7 +61,7 @@ def agreed(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What can be wrong with a map besides its answers: name, figure, what is wanted."""
+    """Diagnostics of a map: name, figure, what is wanted."""
     found, fit, trip = report["diagnostics"], report["reconstruction"], report["round_trip"]
     rank, condition = found["effective_rank"], found["condition_number"]
     flagged = " FLAGGED" if found.get("condition_flagged") else ""

@@ -1,7 +1,4 @@
-"""What a long command needs, looked at before its first step.
-
-Knows files, folders, free space and what a data set asks. Loads no model; imports no torch.
-"""
+"""What a long command needs, checked before its first step. Loads no model, imports no torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What was published of such maps, and ours beside it, in the published tables' own shape.
+"""Published figures of such maps with ours beside them, in the shape of the published tables.
 
-Knows the published figures and what `validate.Validator.report` returns. Measures nothing. Whether
-a published statement holds here is computed; where the published arithmetic cannot hold anywhere,
-that is said beside it.
+Measures nothing: it reads what `validate` returns, and computes whether each published statement
+holds here. A statement whose arithmetic cannot hold anywhere says so.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any]:
     """The published tables with our figures in them.
 
     Args:
-        report: of `Validator.report`, `costs` included where they were measured.
+        report: of `validate`, with `costs` if they were measured.
 
     Returns:
         `tasks[]` (empty unless a question of theirs was asked), `configurations[]`, `costs[]` (each
@@ -141,8 +140,8 @@ def _costs(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
 def statements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the literature says, what was measured, and whether it holds here.
 
-    `holds` is None where that cannot be judged: of questions that no picture is needed for, of a
-    map that is no better than its controls, or where there was nothing to divide by.
+    `holds` is None if that cannot be judged: the questions need no picture, the map is no better
+    than its controls, or there is nothing to divide by.
     """
     good, judged = (report["verdict"] in states for states in ((GOOD,), (GOOD, WORSE)))
     found: list[dict[str, Any]] = []

@@ -219,7 +219,7 @@ def by_rank(judge: Validator, floor: float, above: float) -> list[dict[str, Any]
 
 
 def _worst(judge: Validator, mapped: Answers, most: int = 10) -> list[dict[str, Any]]:
-    """The pictures with the largest KL, and the questions that were answered otherwise."""
+    """The pictures with the largest KL, and the questions whose answers differ."""
     total: dict[int, float] = {}
     for one, kl in zip(judge.asked, mapped.kl, strict=True):
         total[one.picture] = total.get(one.picture, 0.0) + kl

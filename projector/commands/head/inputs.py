@@ -21,7 +21,9 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote, or a bundle")
     parser.add_argument("data", type=Path, metavar="DATA", help="pictures and labels.jsonl")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
-    parser.add_argument("--point", help="operating point of a bundle; default: not quantized")
+    parser.add_argument(
+        "--point", help="operating point of a bundle; default: latents that are not quantized"
+    )
 
 
 def open_inputs(args: argparse.Namespace, data: Dataset) -> tuple[Corpus, FrozenMap]:
@@ -34,14 +36,14 @@ def open_inputs(args: argparse.Namespace, data: Dataset) -> tuple[Corpus, Frozen
     from projector.training.dataset import Texts
 
     if isinstance(data, Texts):
-        raise ConfigError(f"a head is of pictures, and {args.data} holds texts")
+        raise ConfigError(f"heads read pictures, and {args.data} holds texts")
     source, target = open_models(args, data)
     frozen = FrozenMap.open(args.map, source.layout, target.layout, args.point)
     return open_corpus(data, source, target, args.corpus), frozen
 
 
 def in_a_line(figures: dict[str, Any]) -> str:
-    """One line: the accuracy, its interval, and what needs no head."""
+    """One line: the accuracy with its interval, and the figures that need no head."""
     from projector.training.dataset import LEAST_QUESTIONS
 
     def percent(name: str) -> str:
@@ -55,5 +57,5 @@ def in_a_line(figures: dict[str, Any]) -> str:
         f"{figures['task']} from {figures['view']} states: {percent('accuracy')} right "
         f"({low:.1f} to {high:.1f}) of {figures['samples']}; {', '.join(floors)}"
         + (f"; {figures['verdict']}: {figures['why']}" if figures["why"] else "")
-        + (f"; too few to go by: a report wants {LEAST_QUESTIONS}" if few else "")
+        + (f"; too few to judge by: a report takes {LEAST_QUESTIONS}" if few else "")
     )

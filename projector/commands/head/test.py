@@ -29,8 +29,8 @@ def register(commands: Any) -> None:
     test.add_argument("head", type=Path, metavar="HEAD", help="what `head train` wrote")
     test.add_argument(
         "--view",
-        help="let a head of the large model's own state look at the projected one (default: what "
-        "it was trained on)",
+        help="states to look at: a head trained on the large model's own (native) may look at "
+        "projected ones; default: those it was trained on",
     )
     test.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     test.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -62,7 +62,10 @@ def _run(args: argparse.Namespace) -> int:
     else:
         head.require(frozen.owners(view), f"the owner of these {view} states")
     if labels.objects != (len(head.config.classes) if head.config.tracks else 0):
-        raise FitError(f"'{head.config.task}' here is about {labels.objects} objects, the head not")
+        raise FitError(
+            f"the labels of '{head.config.task}' track {labels.objects} objects, the head "
+            f"{len(head.config.classes) if head.config.tracks else 0}"
+        )
     with tables.doing(f"the {view} states", len(corpus)) as told:
         states = through_lens(head, frozen, view, corpus, told)
     figures = judge(head, Samples.of(states, labels, head.config.classes))

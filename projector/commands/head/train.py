@@ -31,20 +31,37 @@ def register(commands: Any) -> None:
         "--view native --source models/edge-a --target models/cloud",
     )
     add_inputs(train)
-    train.add_argument("out", type=Path, metavar="OUT", help="folder of the head; resumes")
+    train.add_argument(
+        "out", type=Path, metavar="OUT", help="folder of the head; a run that was stopped goes on"
+    )
     train.add_argument("--task", required=True, help="name of the labels to learn (labels.jsonl)")
     train.add_argument(
         "--view", default="projected", help="projected, native, edge or latents; default: projected"
     )
     train.add_argument(
-        "--components", type=whole, default=128, help="of a token's state; default: %(default)s"
+        "--components",
+        type=whole,
+        default=128,
+        help="numbers per token that the head sees; default: %(default)s",
     )
-    train.add_argument("--width", type=whole, default=64, help="hidden; default: %(default)s")
+    train.add_argument(
+        "--width", type=whole, default=64, help="of the hidden layer; default: %(default)s"
+    )
     train.add_argument("--steps", type=whole, default=600, help="at most; default: %(default)s")
     train.add_argument("--batch", type=whole, default=64, help="samples; default: %(default)s")
     train.add_argument("--rate", type=rate, default=2e-3, help="default: %(default)s")
-    train.add_argument("--patience", type=count, default=8, help="reports of 20; 0: never")
-    train.add_argument("--held-out", type=rate, default=0.1, help="share that decides when to end")
+    train.add_argument(
+        "--patience",
+        type=count,
+        default=8,
+        help="end after this many of the 20 reports without gain; 0: never; default: %(default)s",
+    )
+    train.add_argument(
+        "--held-out",
+        type=rate,
+        default=0.1,
+        help="share of the samples, held out to decide when to end; default: %(default)s",
+    )
     train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 
 

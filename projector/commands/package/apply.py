@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         ),
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="the file")
-    parser.add_argument("question", metavar="QUESTION", help="in words")
+    parser.add_argument("question", metavar="QUESTION", help="the question, in words")
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     package = packages.read(args.package)
     if trusted is not None:
         packages.require_trusted(package.info, trusted)
-    # What does not fit is said before a model is loaded.
+    # A bundle that does not fit is refused before a model is loaded.
     packages.fitting_bundle(package, folder, package.info.metadata.target.fingerprint)
     vlm = open_vlm(model, chosen, chosen.target_dtype)
     bundle = packages.fitting_bundle(package, folder, vlm.layout)

@@ -62,7 +62,7 @@ def register(commands: Any) -> None:
         "--parent", type=Path, metavar="PACKAGE", help="an earlier package that this one continues"
     )
     parser.add_argument(
-        "--codec", choices=CODECS, default=CODECS[0], help="of keys and values (%(default)s)"
+        "--codec", choices=CODECS, default=CODECS[0], help="codec of keys and values (%(default)s)"
     )
     add_making(parser)
 
@@ -86,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(folder, vlm.layout, bundle.info.target)
     state = vlm.states(vlm.prefill([picture]))[0]
     kept = selector.keep(state, budget=args.tokens, threshold=args.share)
-    # The bundle's figures are of all tokens; of fewer nobody has measured any.
+    # The bundle's figures hold for all tokens; nobody measured fewer.
     quality, certificate = (_quality(bundle), certified(bundle)) if kept.all() else (None, None)
     made = packages.create(
         state,
@@ -109,9 +109,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def certified(bundle: Bundle) -> Certification | None:
-    """What a bundle's own certificate says of its map, if it was judged on what it had not seen.
+    """What a bundle's certificate says of its map, if that was judged on held-out data.
 
-    None where it was not, or where the certificate lacks any part of that.
+    None if it was not, or if the certificate lacks any part of this.
     """
     if seen_in_training(bundle.certificate) != 0:
         return None
@@ -132,6 +132,6 @@ def certified(bundle: Bundle) -> Certification | None:
 
 
 def _quality(bundle: Bundle) -> float | None:
-    """Certified accuracy, at the default point where that was measured; None if there is none."""
+    """Certified accuracy, at the default point if that was measured; None if nothing was."""
     name = bundle.encoder.point(bundle.info.default_point).name
     return Judged.of(bundle.certificate, name).accuracy

@@ -33,7 +33,7 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "derive",
-        "make a package of another: fewer tokens, another codec, bundle or description",
+        "make a package from another: fewer tokens, another codec, bundle or description",
         _run,
         ("bundles",),
         (
@@ -50,7 +50,9 @@ def register(commands: Any) -> None:
         metavar="BUNDLE",
         help="another bundle for the same source: a folder, or a name in --bundles",
     )
-    parser.add_argument("--codec", choices=CODECS, help="of keys and values, if it is to change")
+    parser.add_argument(
+        "--codec", choices=CODECS, help="codec of keys and values (default: the parent's)"
+    )
     add_making(parser)
 
 
@@ -89,9 +91,9 @@ def _run(args: argparse.Namespace) -> int:
 def _best(
     selector: Selector, parent: Package, budget: int | None, share: float | None
 ) -> npt.NDArray[np.bool_]:
-    """The tokens that score highest among those that the parent carries.
+    """The highest-scoring tokens among those that the parent carries.
 
-    At most `budget`, and the fewest that hold `share` of the mass of what the parent carries.
+    At most `budget`, and the fewest that hold `share` of the mass that the parent carries.
     """
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"a share lies in (0, 1], not {share}")

@@ -24,7 +24,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--creator", required=True, metavar="NAME", help="who makes it")
     parser.add_argument("--description", metavar="TEXT", help="what it is about")
     parser.add_argument(
-        "--tokens", type=whole, metavar="N", help="keep at most so many tokens (default: all)"
+        "--tokens", type=whole, metavar="N", help="most tokens to keep (default: all)"
     )
     parser.add_argument(
         "--share",
@@ -35,7 +35,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selector",
         choices=sorted(select.SELECTORS),
-        help=f"which tokens go first (default: the bundle's, or {select.DEFAULT})",
+        help=f"chooses the tokens to keep (default: the bundle's, or {select.DEFAULT})",
     )
     parser.add_argument("--embed", action="store_true", help="put the bundle into the package")
     parser.add_argument(

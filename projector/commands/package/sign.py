@@ -33,7 +33,9 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write another file instead of this one"
     )
-    parser.add_argument("--replace", action="store_true", help="take another's signature away")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace the signature of another key"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
 
 

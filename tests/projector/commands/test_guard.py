@@ -119,7 +119,7 @@ def test_a_bundle_learns_its_guard_and_keeps_all_else(
     flags = ("--within", "0.05", "--work", work, "--answer-tokens", "1")
     assert run("guard", bundle, data, out, *flags) == 0
     told = capsys.readouterr().out
-    assert "answered otherwise" in told and "version 2" in told
+    assert "answers that differ" in told and "version 2" in told
     source, target = between.source, between.target
     before, made = pair[1], Bundle.load(out, source.layout, target.layout)
     assert made.encoder.risk is not None and made.info.version == before.info.version + 1
