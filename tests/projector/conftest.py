@@ -21,6 +21,7 @@ from projector.maps.factors import Factors, FactorsMap
 from projector.maps.mix import Mix, MixMap
 from projector.maps.ridge import Ridge
 from projector.models.vlm import VLM
+from projector.serving import tensorrt_build
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export
 from projector.training.corpus import collect
@@ -32,6 +33,7 @@ from projector.validation.answers import Validator
 from protos.entropy.tables import EntropyTables
 from protos.layout import KVLayout
 from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint
+from tests.fakes.tensorrt import FakeTensorRT
 from tests.fakes.tiny_models import (
     picture,
     tiny_gemma3_vlm,
@@ -207,6 +209,25 @@ def bundle_info(bundle_parts: dict[str, Any], tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("bundle")
     info: BundleInfo = write_bundle(path, **bundle_parts)
     return path, info
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(**_: Any) -> Any:
+        raise AssertionError("the library was asked for what was to be refused before")
+
+    monkeypatch.setattr(tensorrt_build, "load_library", load)
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTensorRT]:
+    def set_up(library: str, capability: int, **options: Any) -> FakeTensorRT:
+        fake = FakeTensorRT(library, **options)
+        monkeypatch.setattr(tensorrt_build, "load_library", lambda **_: fake)
+        monkeypatch.setattr(tensorrt_build, "gpu_capability", lambda: capability)
+        return fake
+
+    return set_up
 
 
 # ---------------------------------------------------------------------- a pair for the commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from projector.bundle.describe import BundleInfo
 from projector.bundle.write import write_bundle
+from projector.commands import build, sign
 from projector.commands.cli import main
 from projector.commands.settings import PREFIX, Settings
 from projector.models.vlm import VLM
+from protos.process import settings as configuration
 
 # What bundles of an earlier form hold.
 CERTIFICATE = {
@@ -74,3 +77,30 @@ def bundle(written: tuple[Path, BundleInfo], tmp_path: Path) -> Path:
 @pytest.fixture
 def pair(vlms: dict[str, VLM]) -> list[object]:
     return ["--source", vlms["idefics3"].path, "--target", vlms["llava-llama"].path]
+
+
+Printed = Callable[..., str]
+"""Standard output of `projector ARGUMENTS`; its errors pass on."""
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printed:
+    """What a command prints; its errors pass on, as `projector.commands.cli.main` expects."""
+    monkeypatch.delenv("NEURAL_BRIDGE_PROJECTOR_BUNDLES", raising=False)
+
+    def call(*arguments: object) -> str:
+        parser = configuration.Parser(prog="projector")
+        parser.set_defaults(config=None, check_config=False)
+        commands = parser.add_subparsers()
+        for command in (build, sign):
+            command.register(commands)
+        args: argparse.Namespace = parser.parse_args([str(argument) for argument in arguments])
+        assert args.command(args) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def tiny(bundle_info: tuple[Path, BundleInfo], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_info[0], tmp_path / "bundles" / "tiny"))

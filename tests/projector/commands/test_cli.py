@@ -166,9 +166,10 @@ def test_bad_input_ends_with_its_error_and_no_traceback(
 
 @pytest.mark.parametrize("threads", ["-1", "1.5", "many", "999999999"])
 def test_threads_are_a_number_within_reason(
-    run: Any, data: Path, corpus: Path, capsys: Any, threads: str
+    data: Path, corpus: Path, models: tuple[Path, Path], capsys: Any, threads: str
 ) -> None:
-    assert run("corpus", data, corpus, "--threads", threads) == code_of("config")
+    pair = ("--source", models[0], "--target", models[1], "--threads", threads)
+    assert main([*map(str, ("corpus", data, corpus, *pair))]) == code_of("config")
     assert "_" not in capsys.readouterr().err.splitlines()[-1].partition("error")[2]
 
 

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
-import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from projector.bundle.describe import BundleInfo
-from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
-from projector.commands import build, sign
 from projector.serving import backends, tensorrt_build
 from projector.serving.backends import CloudFiles
 from projector.serving.export import export_fp8
 from protos.errors import (
-    BundleCorruptError,
     BundleFormatError,
-    BundleMissingError,
     ConfigError,
-    DiskFullError,
 )
 from protos.layout import KVLayout
-from protos.process import settings as configuration
+from tests.fakes.tensorrt import FakeTensorRT, needs_rtx
 from tests.projector.conftest import RANK, cloud_files, make_map
 
 REFERENCE = Path(__file__).parents[3] / "reference/bundles/edge-a-cloud"
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
-)
 needs_gpu = pytest.mark.skipif(tensorrt_build.gpu_capability() is None, reason="no NVIDIA GPU")
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is None
@@ -71,14 +57,6 @@ def fp8(graph: bytes) -> bytes:
 @pytest.fixture
 def shapes(target: KVLayout) -> tensorrt_build.Shapes:
     return tensorrt_build.cloud_shapes(target, RANK)
-
-
-@pytest.fixture
-def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(**_: Any) -> Any:
-        raise AssertionError("the library was asked for what was to be refused before")
-
-    monkeypatch.setattr(tensorrt_build, "load_library", load)
 
 
 # ---------------------------------------------------------------------- compiling
@@ -182,58 +160,6 @@ def test_without_the_library_the_extra_is_named(
 # ---------------------------------------------------------------------- native
 
 
-class FakeTensorRT(SimpleNamespace):
-    """Stands for a library on a machine with a GPU; keeps what it was asked for."""
-
-    def __init__(self, name: str, plan: bytes | None = b"plan") -> None:
-        class Logger:
-            ERROR, INTERNAL_ERROR = "error", "internal"
-
-        self.config = SimpleNamespace(add_optimization_profile=lambda profile: None)
-        self.shapes: dict[str, Any] = {}
-        profile = SimpleNamespace(
-            set_shape=lambda name, *three: self.shapes.__setitem__(name, three)
-        )
-
-        def refuse(network: Any, config: Any) -> bytes | None:
-            if plan is None:
-                self.log.log("error", "no kernel image")
-                self.log.log("warning", "not shown")
-            return plan
-
-        def builder(log: Any) -> Any:
-            self.log = log
-            return SimpleNamespace(
-                create_network=lambda flags: "network",
-                create_builder_config=lambda: self.config,
-                create_optimization_profile=lambda: profile,
-                build_serialized_network=refuse,
-            )
-
-        super().__init__(
-            __name__=name,
-            __version__="10.3.0",
-            ILogger=Logger,
-            Builder=builder,
-            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
-            OnnxParser=lambda network, log: SimpleNamespace(parse=lambda graph: True),
-        )
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-@pytest.fixture
-def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTensorRT]:
-    def set_up(library: str, capability: int, **options: Any) -> FakeTensorRT:
-        fake = FakeTensorRT(library, **options)
-        monkeypatch.setattr(tensorrt_build, "load_library", lambda **_: fake)
-        monkeypatch.setattr(tensorrt_build, "gpu_capability", lambda: capability)
-        return fake
-
-    return set_up
-
-
 def test_native_compiles_for_the_gpu_at_hand_even_one_that_cannot_be_named(
     graph: bytes, shapes: tensorrt_build.Shapes, at_hand: Callable[..., FakeTensorRT]
 ) -> None:
@@ -304,128 +230,3 @@ def test_it_imports_no_tensor_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-# ---------------------------------------------------------------------- the commands
-
-
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What a command prints; its errors pass on, as `projector.commands.cli.main` expects."""
-    monkeypatch.delenv("NEURAL_BRIDGE_PROJECTOR_BUNDLES", raising=False)
-
-    def call(*arguments: object) -> str:
-        parser = configuration.Parser(prog="projector")
-        parser.set_defaults(config=None, check_config=False)
-        commands = parser.add_subparsers()
-        for command in (build, sign):
-            command.register(commands)
-        args: argparse.Namespace = parser.parse_args([str(argument) for argument in arguments])
-        assert args.command(args) == 0
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def bundle(bundle_info: tuple[Path, BundleInfo], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bundle_info[0], tmp_path / "bundles" / "tiny"))
-
-
-@needs_rtx
-def test_build_writes_the_engine_and_a_report(run: Run, bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "engine"
-    said = run("build", bundle, "--target", "sm86", "--out", out)
-    assert said.startswith(f"{out / 'engine.plan'}: ") and "not executed" in said
-    assert sorted(file.name for file in out.iterdir()) == ["build-report.json", "engine.plan"]
-    report = json.loads((out / "build-report.json").read_text())
-    info = Bundle.peek(bundle)
-    assert report["digest"] == info.digest and report["build"]["target"] == "sm86"
-    assert report["build"]["graph_sha256"] == info.files["cloud.onnx"][1]
-    plan = (out / "engine.plan").read_bytes()
-    assert report["build"]["engine_sha256"] == hashlib.sha256(plan).hexdigest()
-    assert report["build"]["executed"] is False and "fp8_parity" not in report
-
-
-@needs_rtx
-def test_build_with_fp8_reports_how_far_the_graph_is_from_float32(
-    run: Run, bundle: Path, tmp_path: Path
-) -> None:
-    given = ("build", "tiny", "--bundles", bundle.parent, "--target", "sm89", "--fp8")
-    shown = json.loads(run(*given, "--out", tmp_path / "engine", "--json"))
-    assert shown == json.loads((tmp_path / "engine" / "build-report.json").read_text())
-    assert 0 < shown["fp8_parity"]["relative_l2"] < 0.04
-    assert "relative L2 error 0.0" in run(*given, "--out", tmp_path / "engine")
-
-
-def test_build_refuses_before_it_writes(
-    run: Run, bundle: Path, tmp_path: Path, no_library: None
-) -> None:
-    out = tmp_path / "engine"
-    with pytest.raises(BundleFormatError, match="FP8"):
-        run("build", bundle, "--target", "sm86", "--fp8", "--out", out)
-    with pytest.raises(ConfigError, match="Hopper"):
-        run("build", bundle, "--target", "sm90", "--out", out)
-    with pytest.raises(BundleMissingError):
-        run("build", tmp_path / "none", "--target", "sm89", "--out", out)
-    with pytest.raises(ConfigError, match="--target"):
-        run("build", bundle, "--out", out)
-    (bundle / "cloud.onnx").write_bytes(b"")
-    with pytest.raises(BundleCorruptError):
-        run("build", bundle, "--target", "sm89", "--out", out)
-    assert not out.exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_build_with_no_room_leaves_no_engine(
-    run: Run, bundle: Path, tmp_path: Path, at_hand: Callable[..., FakeTensorRT]
-) -> None:
-    at_hand("tensorrt", 89)
-    (tmp_path / "engine.plan.part").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError):
-        run("build", bundle, "--target", "native", "--out", tmp_path)
-    assert not list(tmp_path.glob("engine*")) and not list(tmp_path.glob("build*"))
-    run("build", bundle, "--target", "native", "--out", tmp_path)
-    assert (tmp_path / "engine.plan").read_bytes() == b"plan"
-
-
-def test_sign_makes_a_key_once_and_signs(
-    run: Run, bundle: Path, tmp_path: Path, source: KVLayout, target: KVLayout
-) -> None:
-    key = tmp_path / "key.pem"
-    with pytest.raises(ConfigError, match="cannot read"):
-        run("sign", bundle, "--key", key)
-    said = run("sign", bundle, "--key", key, "--create")
-    assert said.startswith("tiny version 3 is signed; ") and '"NAME" = "' in said
-    shown = json.loads(run("sign", bundle, "--key", key, "--json"))
-    trusted = tmp_path / "trusted.toml"
-    trusted.write_text(f'[keys]\n"build" = "{shown["key"]}"\n')
-    loaded = Bundle.load(bundle, source, target, trusted=TrustedKeys.load(trusted))
-    assert loaded.signer == "build" and loaded.digest == shown["digest"]
-    with pytest.raises(ConfigError, match="File exists"):
-        run("sign", bundle, "--key", key, "--create")
-
-
-def test_sign_refuses_a_damaged_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
-    (bundle / "certificate.json").write_text("{}")
-    with pytest.raises(BundleCorruptError):
-        run("sign", bundle, "--key", tmp_path / "key.pem", "--create")
-    assert not (bundle / "signature.json").exists()
-    with pytest.raises(BundleMissingError):
-        run("sign", tmp_path, "--key", tmp_path / "other.pem", "--create")
-    assert not (tmp_path / "other.pem").exists()
-
-
-@pytest.mark.parametrize("given", [["build", "--target", "sm86", "--out", "x"], ["sign", "--key"]])
-def test_check_config_changes_nothing(
-    run: Run, bundle: Path, tmp_path: Path, given: list[str], no_library: None
-) -> None:
-    name, *rest = [*given, "k"] if given[0] == "sign" else given
-    shown = json.loads(run(name, bundle, *rest, "--check-config"))
-    assert shown["bundles"] is None
-    assert not (bundle / "signature.json").exists() and not Path("x").exists()
-    with pytest.raises(BundleMissingError):
-        run(name, tmp_path / "none", *rest, "--check-config")

@@ -9,7 +9,8 @@ import torch
 from projector.maps.bidirectional import Bidirectional
 from projector.maps.moments import Moments
 from projector.report import validate_page
-from projector.training.train import Trainer, TrainSettings
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from projector.validation.answers import Validator
 from projector.validation.validate import validate
 
