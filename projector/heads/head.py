@@ -179,7 +179,7 @@ class Head(nn.Module):
             tensors: dict[str, Tensor] = load_tensors(blob)
             header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
             config = _config(json.loads(header["__metadata__"][METADATA]))
-            with torch.device("meta"):  # sizes are the file's word: nothing is allocated on it
+            with torch.device("meta"):  # the file names the sizes: nothing is allocated on its word
                 head = cls(config)
             head.load_state_dict(tensors, assign=True)
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, FitError) as error:
@@ -221,7 +221,7 @@ def _dropped(x: Tensor, keep: float) -> Tensor:
 
 
 def _config(plain: dict[str, Any]) -> HeadConfig:
-    """A configuration from JSON; what is not as it was written is refused."""
+    """A configuration from JSON; any field of another type is refused."""
     kinds = {"task": str, "view": str, "owner": str, "tracks": bool, "classes": list, "grid": list}
     for field in fields(HeadConfig):
         if type(plain[field.name]) is not kinds.get(field.name, int):

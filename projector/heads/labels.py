@@ -68,12 +68,12 @@ class Labels:
 
     @property
     def objects(self) -> int:
-        """Objects to choose from, K; 0 where nothing is tracked."""
+        """Objects to choose from, K; 0 if nothing is tracked."""
         return int(self.places.shape[2])
 
     @property
     def clusters(self) -> Ints:
-        """`[S]`, equal for samples that are not independent: of one picture, of one sequence."""
+        """`[S]`, equal for samples that are not independent: one picture's, or one sequence's."""
         return self.before[:, 0] if self.objects else self.pictures
 
     def take(self, rows: npt.NDArray[Any]) -> Labels:
@@ -105,7 +105,7 @@ class Labels:
         return self.take(~held), self.take(held)
 
     def within(self, pictures: int) -> Labels:
-        """The samples all pictures of which are among the dataset's first so many.
+        """The samples whose pictures are all among the first `pictures` of the dataset.
 
         Raises:
             CorpusError: there is none.
@@ -181,13 +181,13 @@ def _row(plain: Mapping[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
     if not 2 <= places.shape[1] <= _MOST_OBJECTS:
         raise ValueError(f"{places.shape[1]} objects to choose from: expected 2 to {_MOST_OBJECTS}")
     if label not in {str(k + 1) for k in range(places.shape[1])}:
-        raise ValueError(f"label '{label}' is no number from 1 to {places.shape[1]}")
+        raise ValueError(f"label '{label}' is not a number from 1 to {places.shape[1]}")
     return row
 
 
 def _same_shape(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     if first["places"].shape != other["places"].shape:
-        raise ValueError("as many pictures and objects are expected in every line of a task")
+        raise ValueError("every line of a task must have the same number of pictures and objects")
 
 
 def _points(given: Any, name: str) -> Floats:

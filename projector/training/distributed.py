@@ -1,7 +1,7 @@
 """Several processes train one map: each takes its share of a batch, gradients are averaged.
 
 Knows torch's process group, if there is one (`torchrun` says so in the environment). Does not know:
-losses, maps. Alone, everything here does nothing.
+losses, maps. In a single process everything here does nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def size() -> int:
 
 
 def device(name: str) -> str:
-    """The torch device that this process computes on, where all are told the same name."""
+    """The torch device that this process computes on, from the name that all are given."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if name == "cuda" and local is not None else name
 

@@ -51,7 +51,7 @@ def aligned_states(source: LM, texts: list[tuple[Tokens, Tokens]]) -> list[npt.N
 
 
 def fresh_of(source: LM, target: LM, text: Text, count: int) -> list[npt.NDArray[np.bool_]]:
-    """Of the first texts, which of the target's tokens travel, `[target tokens]` each."""
+    """Which of the target's tokens travel, `[target tokens]` for each of the first texts."""
     pairs = (paired_tokens(source, target, text(index)) for index in range(count))
     return [fresh(align(mine, theirs)) for mine, theirs in pairs]
 

@@ -108,7 +108,7 @@ class Bound:
 
 
 def conformal_rank(frames: int) -> int:
-    """Which of so many errors, the smallest being 1, is the 99 % quantile of a further frame's.
+    """Rank, from 1 at the smallest, of the error that is a further frame's 99 % quantile.
 
     From 299 frames on the one of rank n - j that at least 99 % of all frames are below in 95 of 100
     calibrations: j is the largest with `P(Binomial(n, 0.01) <= j) <= 0.05` (Vovk, 2012,
@@ -175,7 +175,7 @@ def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
         raise FitError(
             f"the cloud half of '{made.family.name}' is not one linear map per token"
             f"{' (the target normalises its keys)' if made.target.qk_norm else ''}: it has no "
-            "exact norm, and a norm found by trying would be no guarantee"
+            "exact norm, and an estimated norm guarantees nothing"
         )
     with torch.no_grad():
         eye = torch.eye(made.rank)[None]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST_EVENTS = 10
-"""Of each of two sorts, for a figure of how well they are told apart."""
+"""Least events of each of two sorts, for a figure of how well they are told apart."""
 _RESAMPLES = 4000
 _CHUNK = 500
 _SEED = 20240501
@@ -82,7 +82,7 @@ def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float
 
 
 def same_answer(given: str, truth: str) -> bool:
-    """Whether an answer is right: equal but for case, outer blanks and a final full stop."""
+    """Whether an answer is right: equal up to case, outer blanks and a final full stop."""
     return _plain(given) == _plain(truth)
 
 
