@@ -75,14 +75,14 @@ RECIPES = {
         (
             "projector/maps/__init__.py",
             (
-                ("from projector.maps.bidirectional import Bidirectional\n", MAP),
+                ("from projector.maps.factors import Factors\n", MAP),
                 ("    for cls in (\n", "        LeastSquares,\n"),
             ),
         ),
         (
             "tests/projector/maps/test_families.py",
             (
-                ("from projector.maps.bidirectional import Bidirectional, BidirectionalMap\n", MAP),
+                ("from projector.maps.factors import Factors\n", MAP),
                 ("MEMBERS: list[Family] = [\n", "    LeastSquares(),\n"),
                 ("LINEAR = (\n", "    LeastSquares,\n"),
             ),
