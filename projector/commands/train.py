@@ -20,6 +20,7 @@ from projector.commands.arguments import (
 )
 from projector.commands.inputs import corpus_size, open_corpus, open_data
 from projector.commands.models import open_models
+from projector.models.foreign import importing
 from projector.training import preflight
 from projector.training.map_folder import MAP_FILE
 from projector.training.settings import TASKS, TrainSettings
@@ -28,23 +29,6 @@ from protos.errors import ConfigError, CorpusError, FitError
 if TYPE_CHECKING:
     from projector.maps import Family
     from projector.training.dataset import Dataset
-
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "linear": ("weight",),
-    "mlp": ("hidden",),
-    "low_rank": ("r", "start", "weight", "spread", "choose", "metric"),
-    "ridge": ("weight", "layers", "best_layers", "spread", "choose"),
-    "procrustes": ("softness", "weight"),
-    "shared": ("weight",),
-    "bidirectional": ("weight", "returned"),
-    "factors": ("r", "travels", "weight", "choose"),
-    "mix": ("inner", "config", "width", "depth", "heads", "order"),
-    "truncate": (),
-    "zero_pad": (),
-    "interpolate": (),
-    "autoencoder": (),
-}
-"""What `--set` takes of each family, for `--help`, which loads no torch; a test holds it true."""
 
 
 def register(commands: Any) -> None:
@@ -59,10 +43,13 @@ def register(commands: Any) -> None:
     )
     train.add_argument("data", type=Path, metavar="DATA", help="the corpus's pictures")
     train.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
-    train.add_argument("out", type=Path, metavar="OUT", help="folder of the map; resumes")
-    train.add_argument("--family", default="low_rank", help="see below; default: %(default)s")
-    listed = "\n".join(f"  {name:<14}{', '.join(of)}".rstrip() for name, of in SETTINGS.items())
-    train.epilog = f"families, and what --set takes of each:\n{listed}\n\n{train.epilog}"
+    train.add_argument(
+        "out", type=Path, metavar="OUT", help="folder of the map; a run that was stopped goes on"
+    )
+    train.add_argument("--family", default="low_rank", help="of the map; default: %(default)s")
+    train.add_argument(
+        "--families", action=_ListFamilies, help="list the families and what --set takes of each"
+    )
     train.add_argument(
         "--set",
         action="append",
@@ -87,6 +74,21 @@ def register(commands: Any) -> None:
     train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
     _add_settings(train)
     add_text_tokens(train)
+
+
+class _ListFamilies(argparse.Action):
+    """Prints each family with its settings and their defaults, and ends; imports torch for it."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(nargs=0, **given)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        with importing("listing the families"):
+            from projector.maps import FAMILIES
+        for name, cls in FAMILIES.items():
+            settings = (f"{setting}={value}" for setting, value in asdict(cls()).items())
+            print(f"{name:<14}{' '.join(settings)}".rstrip())
+        parser.exit()
 
 
 def _train(args: argparse.Namespace) -> int:

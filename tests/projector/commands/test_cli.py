@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -14,8 +13,6 @@ import pytest
 from projector.commands import cli
 from projector.commands.cli import main
 from projector.commands.settings import PREFIX, Settings
-from projector.commands.train import SETTINGS
-from projector.maps import FAMILIES
 from protos.errors import (
     ERRORS,
     BundleMissingError,
@@ -41,19 +38,6 @@ def test_calibrate_refuses_what_it_cannot_do_before_it_reads_anything(
     names = ("bundle", "data", "corpus", "held", "held-corpus", "out")
     code, _, err = program("calibrate", *names, "--source", "s", "--target", "t", *flags)
     assert code == ConfigError.exit_code and said in err
-
-
-def test_train_help_lists_every_family_and_its_settings(
-    program: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert {
-        name: tuple(field.name for field in dataclasses.fields(cls))
-        for name, cls in FAMILIES.items()
-    } == SETTINGS
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in FAMILIES) and "best_layers" in shown
 
 
 def test_settings_come_from_file_and_environment(

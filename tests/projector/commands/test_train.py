@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from projector.commands import cli
+from projector.maps import FAMILIES
 from tests.fakes.toolkit import code_of
 from tests.projector.conftest import GPU, PICTURES
 
@@ -228,3 +230,18 @@ def test_training_that_was_killed_goes_on_to_the_same_map(
     assert taken[-1] == 65 and taken.count(0) == 1, "it began again instead of going on"
     for name in ("map.safetensors", "training.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_families_lists_every_family_and_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--families"])
+    assert ended.value.code == 0
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    shown = {name: "".join(rest) for name, *rest in rows}
+    assert set(shown) == set(FAMILIES)
+    for name, cls in FAMILIES.items():
+        assert all(f"{one.name}=" in shown[name] for one in fields(cls)), name
+    assert "best_layers=" in shown["ridge"]
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert "--families" in capsys.readouterr().out
