@@ -1,9 +1,8 @@
-"""How good a map is in a letter and in a metal, whether that can be said, and where it is said.
+"""What a certificate allows to be said of a map: a grade, a tier, or that it cannot be judged.
 
-Knows thresholds and the two forms of a certificate. Measures nothing; needs no tensor library.
-
-A letter is only given where answers show something: where the large model's own cache answers
-better than no picture at all does. A map that does no better than its controls has none of it.
+A grade by answers is given only where the large model answers better from its own cache than
+without any picture. A map that does not beat its controls gets the worst one. Nothing is measured
+here; both forms of a certificate are read.
 """
 
 from __future__ import annotations

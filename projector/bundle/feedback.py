@@ -18,7 +18,7 @@ from protos.errors import BridgeError
 
 @dataclass(frozen=True)
 class Feedback:
-    """The way back, from the cloud's states to the edge's.
+    """Feedback: a state of the cloud to one of the edge.
 
     Attributes:
         encoder: the cloud's half; its source is the cloud's layout.
@@ -55,6 +55,6 @@ def feedback_in(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> F
     ):
         raise refusal(
             "604.10",
-            f"{folder}: the halves of the way back are not for these models, or each other",
+            f"{folder}: the halves of the feedback are not for these models, or not for each other",
         )
     return Feedback(encoder, decoder)

@@ -1,10 +1,7 @@
-"""Who made this: Ed25519 signatures against a pinned list of keys.
+"""Ed25519 keys: signing, and checking signatures against a pinned list of keys.
 
-Knows keys, bytes and the list of trusted keys. Does not know what is signed. The arithmetic is the
-`cryptography` library's, imported once something is signed or checked; here are only the files and
-the refusals.
-
-A private key is a PEM file that only its owner can read. Trusted keys are a TOML file:
+The arithmetic is the `cryptography` library's, imported once something is signed or checked. A
+private key is a PEM file that only its owner can read. Trusted keys are a TOML file:
 
     [keys]
     "build server" = "base64 of the 32-byte public key"
@@ -126,7 +123,7 @@ class TrustedKeys:
         """Read the list.
 
         Raises:
-            ConfigError: no such file, or not such a list.
+            ConfigError: no such file, or no list of keys.
         """
         try:
             plain = tomllib.loads(text_of(_read(path), path))

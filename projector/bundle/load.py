@@ -60,7 +60,7 @@ class Bundle:
         path: where it lies.
         signer: name of the trusted key that signed it; None where trusted keys were not required.
         key: public key of who signed it, trusted or not; None where nobody did.
-        feedback: the way back; None where the map has none.
+        feedback: both its halves; None for a map that goes one way only.
     """
 
     info: BundleInfo

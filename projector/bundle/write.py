@@ -63,7 +63,7 @@ def write_bundle(
         certificate: anything JSON can hold.
         default_point: index of the operating point to start with.
         ladder: indices from the cheapest to the most faithful; by default in the encoder's order.
-        feedback: the way back, where the map has one.
+        feedback: both its halves, for a map that goes both ways.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -124,8 +124,8 @@ def write_next(
         path: as `write_bundle`.
         encoder: as `write_bundle`.
         certificate: as `write_bundle`; the bundle's own by default.
-        default_point: likewise.
-        ladder: likewise.
+        default_point: the bundle's own by default.
+        ladder: the bundle's own by default.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.

@@ -1,7 +1,6 @@
 """The edge half of a bundle: one picture's state to a frame's payload, and back to latents (NumPy).
 
-Knows: the statistics, the projection, the operating points and their quantizers. Does not know:
-models, maps, headers, sockets. Imports no torch, so that it runs on a bare edge device.
+Imports no torch, so that it runs on a bare edge device.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class Encoder:
         entropy: per steps name, for points whose quantizer is `uniform`.
         task_weights: of the selector `task_aware`, `[r]`, not negative; None where calibration did
             not learn them.
-        risk: how likely a frame is answered otherwise than its picture; None where calibration did
-            not learn it.
+        risk: how likely a frame's answer differs from its picture's; None if calibration did not
+            learn it.
         text: frames are of texts: each has as many tokens as the text has for the target, at most
             N, and one that is not sent stands for the same source token as the one before it. The
             kept bitmap is thus the alignment of the two tokenizers.
@@ -151,7 +150,7 @@ class Encoder:
 
     def _check_point(self, point: OperatingPoint) -> None:
         if self.text and not texts.sent_whole(point):
-            raise BundleFormatError(f"encoder: point '{point.name}' is none of texts, sent whole")
+            raise BundleFormatError(f"encoder: point '{point.name}' does not send texts whole")
         if point.kind == "picture":
             return
         if point.kind == "latent":

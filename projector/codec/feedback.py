@@ -85,7 +85,7 @@ class FeedbackDecoder:
         for point in self.points:
             if point.kind != "latent" or point.rank not in (0, r + 1):
                 raise BundleFormatError(
-                    f"{FEEDBACK_DECODER.what}: point '{point.name}' is none of {r + 1} latents"
+                    f"{FEEDBACK_DECODER.what}: point '{point.name}' does not send {r + 1} latents"
                 )
             if point.quantizer != "none" and point.steps not in self.steps:
                 raise BundleFormatError(
@@ -166,7 +166,7 @@ class FeedbackDecoder:
         point = next((p for p in self.points if p.index == index), None)
         if point is None or len(kept) != self.tokens:
             raise FrameMalformedError(
-                f"a frame at point {index} of {len(kept)} tokens; the way back has the points "
+                f"a frame at point {index} of {len(kept)} tokens; the feedback has the points "
                 f"{', '.join(f'{p.index} ({p.name})' for p in self.points)} and {self.tokens}"
             )
         count = int(np.count_nonzero(kept))
@@ -187,12 +187,12 @@ class FeedbackDecoder:
             positions: of its image tokens, `[N]`.
 
         Raises:
-            IncompatibleLayoutError: the way back is for another edge model.
+            IncompatibleLayoutError: it is for another edge model.
             NonFiniteError: the latents are so large that the state overflows.
         """
         if self.target_fingerprint not in layout.fingerprints:
             raise IncompatibleLayoutError(
-                f"the way back leads to the layout {self.target_fingerprint[:12]}…, this agent's "
+                f"the feedback is for the layout {self.target_fingerprint[:12]}…, this agent's "
                 f"model {layout.model_id!r} has {layout.fingerprint[:12]}…"
             )
         with np.errstate(over="ignore", invalid="ignore"):
@@ -248,7 +248,7 @@ class FeedbackDecoder:
 
 
 def point_of(points: tuple[OperatingPoint, ...], name: str) -> OperatingPoint:
-    """The point of that name among those of a way back, the first for an empty name.
+    """The feedback point of that name; for an empty name, the first.
 
     Raises:
         UnknownQuantizerError: there is none.
@@ -257,4 +257,4 @@ def point_of(points: tuple[OperatingPoint, ...], name: str) -> OperatingPoint:
         if not name or point.name == name:
             return point
     known = ", ".join(point.name for point in points)
-    raise UnknownQuantizerError(f"the way back has no point {name[:64]!r}; it has {known}")
+    raise UnknownQuantizerError(f"the feedback has no point {name[:64]!r}; it has {known}")

@@ -1,9 +1,8 @@
-"""How likely the large model would answer otherwise from a frame than from its picture (NumPy).
+"""How likely a frame's answer differs from its picture's (NumPy).
 
-Knows: four distortion figures, a question's words, how sure the small model is of its own answer,
-and the moments of a picture's latents; one logistic regression over them, learnt at calibration
-(`projector/calibration/learn_risk.py`) and carried in the encoder. Does not know: what is done
-about it.
+One logistic regression over four distortion figures, the question's words, how sure the small model
+is of its own answer, and the moments of a picture's latents. Calibration learns it
+(`projector/calibration/learn_risk.py`); the encoder carries it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The attention that tokens receive, measured while a decoder runs (torch, transformers).
-
-Knows: fused attention's queries and keys, eager attention's weights. Does not know: models,
-pictures, which tokens are worth keeping.
-"""
+"""The attention that tokens receive, measured while a decoder runs (torch, transformers)."""
 
 from __future__ import annotations
 

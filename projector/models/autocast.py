@@ -1,7 +1,7 @@
-"""Which type the frozen models' products are computed in where a little rounding does no harm.
+"""Autocast dtype of the frozen models: bfloat16 where the processor has it, else float32.
 
-Knows what a device multiplies natively. Knows no models. bfloat16 doubles the speed of training on
-a processor that has it; one that has not computes it a hundred times as slowly as float32.
+bfloat16 doubles the speed of training on a processor that has it; one that has not computes it a
+hundred times as slowly as float32.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def to_states(
 
     Args:
         keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at `positions`.
-        values: likewise.
+        values: of the same shape.
         layout: the model's layout.
         positions: `[tokens]`.
         attention: received attention, `[batch, tokens]`.
@@ -86,7 +86,7 @@ def scene_layers(prefix: Sequence[LayerCache], keys: Tensor, values: Tensor) -> 
     Args:
         prefix: per layer `[1, kv_heads, prefix_tokens, head_dim]`.
         keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at the target's positions.
-        values: likewise.
+        values: of the same shape.
     """
     batch = keys.shape[1]
     return [

@@ -1,7 +1,6 @@
 """A frozen local decoder: its cache, answers from a cache, and how its keys are rotated.
 
-Knows: the decoder's forward pass, its cache, greedy decoding. Does not know: pictures, processors,
-prompts, latents, maps, the wire. `VLM` and `LM` are what reads pictures and texts with it.
+`VLM` reads pictures with it, `LM` reads texts.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Prefilled:
 
     Attributes:
         keys: per layer `[batch, kv_heads, prefix_tokens + N, head_dim]`, rotated.
-        values: likewise.
+        values: of the same shapes.
         prefix_tokens: tokens before the picture.
         attention: received attention of the image tokens `[batch, N]`, each row sums to 1; `None`
             where the prefill was told not to measure it.
@@ -250,7 +249,7 @@ class FrozenModel(ABC):
 
         Args:
             keys: `[layers, batch, kv_heads, N, head_dim]`, rotated at `positions`.
-            values: likewise.
+            values: of the same shapes.
         """
         with torch.inference_mode():
             return kv.scene_layers(

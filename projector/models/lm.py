@@ -1,8 +1,7 @@
 """One text-only language model: texts in, their cache out; a cache and a question in, words out.
 
-Knows: checkpoints, tokenizers, the model's own forward pass. Does not know: latents, maps, corpora,
-the wire. A text's cache never depends on the question, which follows it on a line of its own and
-is tokenized by itself. No chat template is applied.
+A text's cache never depends on the question, which follows it on a line of its own and is tokenized
+by itself. No chat template is applied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A model's own way from last hidden states to logits: its head, scales, caps and masks (torch).
-
-Knows a transformers model's top-level forward. Does not know: caches, prompts, losses.
-"""
+"""A model's own way from last hidden states to logits: its head, scales, caps and masks (torch)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Many questions behind one cached scene in a single forward pass (torch).
 
-Knows token ids, masks and positions. Knows nothing about pictures, maps or losses. Question q of a
-picture sees the scene and itself, never another question, so each is answered as if it were alone.
+Question q of a picture sees the scene and itself, never another question, so each is answered as if
+it were alone.
 """
 
 from __future__ import annotations

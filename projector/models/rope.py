@@ -119,7 +119,7 @@ def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) ->
         keys: `[..., tokens, head_dim]`; `[layers, (batch,) kv_heads, tokens, head_dim]` for tables
             that differ by layer.
         cos: `[tokens, rotary_dim]`, or `[layers, 1, tokens, rotary_dim]`.
-        sin: likewise.
+        sin: of the same shape.
         interleaved: whether a pair is two neighbouring channels.
     """
     if cos.ndim > 2 and keys.ndim > cos.ndim:

@@ -1,7 +1,7 @@
 """A text as a tokenizer reads it, and how two tokenizers' readings of it line up (NumPy).
 
-Knows tokenizers and character offsets. Knows no model and no cache. `align` says which of the
-small model's tokens stands for each of the large model's; `fresh` is what a frame carries of it.
+`align` says which of the small model's tokens stands for each of the large model's; `fresh` is what
+a frame carries of it.
 """
 
 from __future__ import annotations

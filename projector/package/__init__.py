@@ -1,7 +1,5 @@
 """Memory packages: one file that carries what a model saw to another model.
 
-Knows: every byte of a `.neural-bridge` file, what it says of itself, who signed it, whom it is
-derived from. Does not know: flags, where the time and the ids come from, how a map was trained.
 Needs no tensor library; `answer` is handed a model.
 
 The calls, in order: `create` or `derive`, `sign`, `write`; then `verify` or `read`, `answer`.
@@ -10,7 +8,7 @@ The calls, in order: `create` or `derive`, `sign`, `write`; then `verify` or `re
 |---|---|
 | `metadata.json` | format, id, version, created, description, models, shape, codec, certification |
 | `kv_cache/keys.safetensors` | un-rotated keys of the kept tokens: `codes` times `scale` |
-| `kv_cache/values.safetensors` | the values, likewise |
+| `kv_cache/values.safetensors` | values, in the same form |
 | `kv_cache/attention_mask.safetensors` | `kept`, `attention`, `positions` of all tokens, `grid` |
 | `w_matrix/config.json` | id, version, digest and rank of the bundle that projects it |
 | `w_matrix/…` | that bundle's files, where it is embedded |

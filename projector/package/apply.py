@@ -1,8 +1,4 @@
-"""Using a package: its bundle, the target's cache, an answer.
-
-Knows what must fit what. Does not know how a model is loaded (`answer` is handed one), nor how a
-package is read.
-"""
+"""Using a package: its bundle, the target's cache, an answer."""
 
 from __future__ import annotations
 

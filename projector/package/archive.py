@@ -1,7 +1,6 @@
 """The archive: ZIP without compression (APPNOTE 6.3), of which only one form is accepted.
 
-Knows headers, directory, checksums and sizes; reads no more than the file has. Does not know what
-the members mean.
+No more is read than the file has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Who signed a package, and whom it is derived from, up to the root.
 
-Knows signatures, trusted keys and what a step of a chain may change. Does not know how a file is
-read, nor what a derivation makes of keys and values (`make.carried`).
+`make.carried` says what a derivation makes of keys and values.
 """
 
 from __future__ import annotations

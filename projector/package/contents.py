@@ -1,8 +1,4 @@
-"""What a package holds and says of itself, whole and in memory.
-
-Knows the bundle that it names, whom it is derived from, its digest and the cache in it. Does not
-know files, nor how a package is made.
-"""
+"""What a package holds and says of itself, whole and in memory."""
 
 from __future__ import annotations
 

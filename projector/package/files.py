@@ -1,8 +1,4 @@
-"""Package files: written whole or not at all, read only if every member fits the others.
-
-Knows what the members must say of each other, and what a disk can say. Does not know a header of
-the archive, nor whom to trust.
-"""
+"""Package files: written whole or not at all, read only if every member fits the others."""
 
 from __future__ import annotations
 

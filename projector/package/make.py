@@ -1,7 +1,6 @@
 """Making packages: of a model's cache, or of another package.
 
-Knows what goes into one and what a derivation changes. Does not know files, where the time and the
-ids come from, which tokens are worth keeping.
+The caller chooses the tokens, and brings the time and the ids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What `metadata.json` says: the thought, its models and its shape.
-
-Knows the fields and what they may hold. Does not know the tensors, nor whom a package is derived
-from.
-"""
+"""What `metadata.json` says: the thought, its models and its shape."""
 
 from __future__ import annotations
 
@@ -97,8 +93,8 @@ class Metadata:
         source: the model whose cache it is.
         target: the model that its bundle projects to.
         layers: of the source's cache.
-        kv_heads: likewise.
-        head_dim: likewise.
+        kv_heads: of the source's cache.
+        head_dim: of the source's cache.
         grid: image tokens as (rows, columns), kept or not.
         tokens: those that are kept.
         codec: how keys and values are written, one of `CODECS`.

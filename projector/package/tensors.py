@@ -1,7 +1,6 @@
 """The tensors of a package: safetensors files of which only one form is accepted.
 
-Knows their names, shapes, codecs and scales. Does not know the archive that they lie in; blobs that
-are read here have had their size and head compared.
+Blobs that are read here have had their size and head compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""A cloud half as an ONNX graph, checked before anyone serves it (torch, onnx, onnxruntime).
-
-Knows: the graph's names and shapes, and its variant with FP8 weights. Does not know: bundles,
-files, engines.
-"""
+"""A cloud half as an ONNX graph, and the same with FP8 weights; checked before anyone serves it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A graph compiled by TensorRT, for the GPU at hand or for one that is elsewhere.
 
-Knows: TensorRT's builder and what each target can do. Does not know: how a graph is made (it
-imports neither torch nor onnx), bundles, how an engine is run.
+Imports neither torch nor onnx.
 
 | Target | GPUs | TensorRT-RTX 1.7 compiles for it |
 |---|---|---|

@@ -1,7 +1,6 @@
 """The family of serving backends: what runs a bundle's cloud half.
 
-Knows the members by name and imports each only when asked for it: a process that serves with one
-need not have the others installed.
+A member is imported only when it is asked for, so that a process needs the packages of one alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a serving backend is: latents in, the target's rotated cache out.
-
-Knows shapes and RoPE tables. Does not know: bundles, models, sockets.
-"""
+"""What a serving backend is: latents in, the target's rotated cache out."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_frame_that_does_not_fit_is_a_typed_error(feedback: Feedback) -> None:
 
 def test_another_edge_model_is_refused(feedback: Feedback) -> None:
     other = dataclasses.replace(EDGE, weights_digest="z" * 8)
-    with pytest.raises(IncompatibleLayoutError, match="leads to the layout"):
+    with pytest.raises(IncompatibleLayoutError, match="is for the layout"):
         feedback.decoder.state(np.zeros((16, 5), np.float32), other, np.arange(6))
 
 
