@@ -147,13 +147,13 @@ def add_text_tokens(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reverse_rank(parser: argparse.ArgumentParser) -> None:
-    """How much of a way back is used."""
+def add_feedback_rank(parser: argparse.ArgumentParser) -> None:
+    """How much is sent as feedback."""
     parser.add_argument(
-        "--reverse-rank",
+        "--feedback-rank",
         type=count,
         default=0,
-        help="numbers per token of the way back of a map that goes both ways; 0 for all it has",
+        help="numbers per token of the feedback of a map that goes both ways; 0: all it has",
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from projector.commands.arguments import add_pair_command, add_reverse_rank, add_text_tokens, whole
+from projector.commands.arguments import add_feedback_rank, add_pair_command, add_text_tokens, whole
 from projector.commands.inputs import corpus_size, open_corpus, open_data
 from projector.commands.models import open_models
 from projector.models.foreign import in_words
@@ -39,7 +39,7 @@ def register(commands: Any) -> None:
     export.add_argument(
         "--report", type=Path, required=True, metavar="FILE", help="report.json of `validate`"
     )
-    add_reverse_rank(export)
+    add_feedback_rank(export)
     add_text_tokens(export)
     export.add_argument(
         "--force",
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
     with tables.doing("calibrating the edge half, exporting the cloud half"):
         encoder = encoder_of(made, corpus.x)
-        feedback = feedback_of(made, corpus.y, args.reverse_rank)
+        feedback = feedback_of(made, corpus.y, args.feedback_rank)
         exported = export(ServedMap(made))
     info = write_bundle(
         args.out,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from projector.commands.arguments import (
+    add_feedback_rank,
     add_pair_command,
-    add_reverse_rank,
     add_text_tokens,
     power,
     whole,
@@ -46,7 +46,7 @@ def register(commands: Any) -> None:
         help="watts of one busy core, for the energy figures: stated, not measured; default: "
         "%(default)s",
     )
-    add_reverse_rank(validate)
+    add_feedback_rank(validate)
     add_text_tokens(validate)
     validate.add_argument("--json", action="store_true", help="print the report instead of tables")
 
@@ -54,7 +54,7 @@ def register(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from projector.maps.bidirectional import BidirectionalMap
     from projector.report import validate_page, validate_tables
-    from projector.training import way_back
+    from projector.training import feedback
     from projector.training.dataset import Texts
     from projector.training.fit import edge_answers, untrained_edge_states
     from projector.training.settings import TrainSettings
@@ -97,14 +97,14 @@ def _run(args: argparse.Namespace) -> int:
         args.device = "cpu"  # the way back needs no GPU
         reader, _ = open_models(args, data)
         with tables.doing("the edge model's answers from what comes back"):
-            report["way_back"] = way_back.judge(
+            report["way_back"] = feedback.judge(
                 judge.map,
                 corpus,
                 reader,
                 data,
                 args.questions,
                 args.out / "state",
-                args.reverse_rank,
+                args.feedback_rank,
             )
     page = validate_page.html(report, data)
     text = json.dumps(report, indent=1) + "\n"

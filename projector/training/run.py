@@ -25,7 +25,7 @@ from projector.models.decoder import key_norm_weights
 from projector.models.lm import LM
 from projector.models.vlm import VLM
 from projector.report import tables
-from projector.training import distributed, way_back
+from projector.training import distributed, feedback
 from projector.training.corpus import Corpus
 from projector.training.dataset import Dataset
 from projector.training.fit import held_out_accuracy, held_out_controls, moments_of, split
@@ -158,7 +158,7 @@ class Run:
             return None
         made.fit_back(moments)
         folder = self.out / "state-back"
-        return way_back.train(
+        return feedback.train(
             made,
             *self.parts,
             self.source,

@@ -13,7 +13,7 @@ import torch
 from projector.maps.bidirectional import Bidirectional, BidirectionalMap
 from projector.maps.moments import Moments
 from projector.models.vlm import VLM
-from projector.training import way_back
+from projector.training import feedback
 from projector.training.corpus import Corpus, collect
 from projector.training.dataset import Dataset
 from projector.training.fit import moments_of, split
@@ -98,9 +98,9 @@ def test_training_moves_the_way_back_alone_lowers_its_error_and_goes_on_after_a_
         made = both_ways(pair)
         with torch.no_grad():
             made.compress.mul_(0.3)
-        worse = way_back.errors(made, training)
-        figures = way_back.train(made, training, held, source, pictures, settings, folder, "one")
-        better = way_back.errors(made, training)
+        worse = feedback.errors(made, training)
+        figures = feedback.train(made, training, held, source, pictures, settings, folder, "one")
+        better = feedback.errors(made, training)
         assert all(better[name] < 0.95 * worse[name] for name in worse)
         assert 0 <= figures["accuracy"] <= 1
         return made
@@ -118,7 +118,7 @@ def test_training_moves_the_way_back_alone_lowers_its_error_and_goes_on_after_a_
 def test_a_way_back_that_leads_to_the_mean_answers_like_the_mean(pair: Any, tmp_path: Path) -> None:
     source, _, pictures, corpus, _ = pair
     made = both_ways(pair)
-    found = way_back.judge(made, corpus, source, pictures, 6, tmp_path)
+    found = feedback.judge(made, corpus, source, pictures, 6, tmp_path)
     assert found["questions"] == 6 * PICTURES
     assert set(found["accuracy"]) == {
         *("own", "returned", "sent", "from_picture"),
@@ -126,12 +126,12 @@ def test_a_way_back_that_leads_to_the_mean_answers_like_the_mean(pair: Any, tmp_
     }
     assert found["weights"] == pytest.approx(1.0)
     assert 0 < found["bytes"] < 4 * corpus.y.shape[1] * (found["rank"] + 1)
-    narrow = way_back.judge(made, corpus, source, pictures, 6, tmp_path, rank=2)
+    narrow = feedback.judge(made, corpus, source, pictures, 6, tmp_path, rank=2)
     assert narrow["rank"] == 2 and narrow["bytes"] < found["bytes"]
     assert narrow["accuracy"]["own"] == found["accuracy"]["own"]
     with torch.no_grad():
         made.compress.mul_(1e-6)
-    lost = way_back.judge(made, corpus, source, pictures, 6, tmp_path)
+    lost = feedback.judge(made, corpus, source, pictures, 6, tmp_path)
     assert lost["accuracy"]["returned"] == lost["accuracy"]["mean_state"]
     assert lost["errors"]["round_trip"] == pytest.approx(1.0, abs=1e-3)
     assert lost["kl_nats"] > found["kl_nats"]
@@ -148,7 +148,7 @@ def test_the_commands_train_and_judge_both_ways(
         *("round_trip", "from_picture", "accuracy", "own", "blind")
     }
     assert (out / "loss-back.png").read_bytes().startswith(b"\x89PNG")
-    assert run("validate", out, data, corpus, tmp_path / "report", "--reverse-rank", 4) == 0
+    assert run("validate", out, data, corpus, tmp_path / "report", "--feedback-rank", 4) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["way_back"]["rank"] == 4
     assert run("validate", out, data, corpus, tmp_path / "whole") == 0

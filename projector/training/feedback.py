@@ -1,4 +1,4 @@
-"""Trains and judges the way back: the edge model answers from what comes back to it (torch).
+"""Trains and judges feedback: the edge model answers from the state that comes back (torch).
 
 Knows a map that goes both ways, pairs, the frozen edge model, questions. Does not know: headers,
 sockets, bundles. Turned round, a way back is a map from the cloud's states to the edge's, so the
@@ -83,7 +83,7 @@ class Backwards(nn.Module):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldStates:
     """What the cloud may hold of n pictures, `[2n, M, d_r]`: its own states, then the map's.
 
     Made when it is indexed, by an array of rows.
@@ -140,7 +140,7 @@ def train(
     """
     n, first = len(training), len(training)
     pairs = Corpus(
-        Held(made, training),
+        HeldStates(made, training),
         np.concatenate((training.x, training.x)),
         np.concatenate((training.attention, training.attention)),
     )
