@@ -368,7 +368,7 @@ def test_a_start_does_not_need_a_folder_for_what_was_found(
         def refuse(*_: Any, **__: Any) -> Any:
             raise OSError(30, "Read-only file system")
 
-        monkeypatch.setattr("tempfile.mkstemp", refuse)
+        monkeypatch.setattr("os.replace", refuse)
     elif obstacle == "null device":
         monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     else:
