@@ -76,7 +76,7 @@ RECIPES = {
             "projector/maps/__init__.py",
             (
                 ("from projector.maps.factors import Factors\n", MAP),
-                ("    for cls in (\n", "        LeastSquares,\n"),
+                ("for _member in (\n", "    LeastSquares,\n"),
             ),
         ),
         (

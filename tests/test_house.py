@@ -80,19 +80,19 @@ def _module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
+def modules() -> Iterator[tuple[str, Path]]:
     for package in sorted(OURS - {"tests"}):
         for path in sorted((ROOT / package).rglob("*.py")):
             yield _module_name(path), path
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     """A module or a package of ours, not a name inside one."""
     path = ROOT.joinpath(*name.split("."))
     return path.with_suffix(".py").is_file() or path.is_dir()
 
 
-def _imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
+def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
     """Every dotted name that the file imports, at any depth, relative imports resolved."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -106,7 +106,7 @@ def _imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
                 base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                yield node.lineno, full if _is_ours(full) else base
+                yield node.lineno, full if is_ours(full) else base
 
 
 def wrong_arrows(name: str, imports: Iterator[tuple[int, str]]) -> list[str]:
@@ -131,7 +131,7 @@ def test_picture_files_are_read_in_one_place() -> None:
     """Elsewhere a file would look otherwise: orientation, transparency, depth, colour profile."""
     strays = [
         f"{name}:{node.lineno}"
-        for name, path in _modules()
+        for name, path in modules()
         if name not in OPENS_PICTURES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
@@ -142,7 +142,7 @@ def test_picture_files_are_read_in_one_place() -> None:
 
 
 def test_no_import_points_the_wrong_way() -> None:
-    wrong = [w for name, path in _modules() for w in wrong_arrows(name, _imports(name, path))]
+    wrong = [w for name, path in modules() for w in wrong_arrows(name, imports(name, path))]
     assert not wrong, "\n".join(wrong)
 
 
@@ -175,9 +175,9 @@ def test_the_walk_reads_relative_and_nested_imports(tmp_path: Path) -> None:
     source += "def f():\n    import torch\n"
     path = tmp_path / "layout.py"
     path.write_text(source)
-    assert [t for _, t in _imports("protos.layout", path)] == [
-        "protos.errors" if _is_ours("protos.errors") else "protos",
-        "projector.models.cache" if _is_ours("projector.models.cache") else "projector",
+    assert [t for _, t in imports("protos.layout", path)] == [
+        "protos.errors" if is_ours("protos.errors") else "protos",
+        "projector.models.cache" if is_ours("projector.models.cache") else "projector",
         "torch",
     ]
 
@@ -226,9 +226,9 @@ def test_the_edge_install_brings_nothing_of_the_cloud() -> None:
 def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
     """From import name to the first place that imports it, over the modules under `prefixes`."""
     found: dict[str, str] = {}
-    for name, path in _modules():
+    for name, path in modules():
         if any(_matches(name, p) for p in prefixes):
-            for line, target in _imports(name, path):
+            for line, target in imports(name, path):
                 top = target.split(".")[0]
                 if top not in OURS and top not in sys.stdlib_module_names:
                     found.setdefault(top, f"{name}:{line}")

@@ -1,13 +1,8 @@
-"""The families of maps between two cache spaces, by name.
-
-Knows the members. Does not know how they are trained beyond their closed forms.
-"""
+"""The families of maps between two cache spaces, by name; and how a written map is read."""
 
 from __future__ import annotations
 
-import difflib
-
-from projector.maps.base import METADATA, Family, Map, read
+from projector.maps.base import FAMILIES, METADATA, Family, Map, family, read
 from projector.maps.baselines import Autoencoder, Interpolate, Truncate, ZeroPad
 from projector.maps.bidirectional import Bidirectional
 from projector.maps.cloud_half import CLOUD_HALF, read_cloud_half
@@ -20,27 +15,24 @@ from projector.maps.procrustes import Procrustes
 from projector.maps.ridge import Ridge
 from projector.maps.served import ServedMap
 from projector.maps.shared import Shared
-from protos.errors import FitError
 from protos.layout import KVLayout
 
-FAMILIES: dict[str, type[Family]] = {
-    cls.name: cls
-    for cls in (
-        Linear,
-        MLP,
-        LowRank,
-        Factors,
-        Ridge,
-        Procrustes,
-        Shared,
-        Bidirectional,
-        Mix,
-        Truncate,
-        ZeroPad,
-        Interpolate,
-        Autoencoder,
-    )
-}
+for _member in (
+    Linear,
+    MLP,
+    LowRank,
+    Factors,
+    Ridge,
+    Procrustes,
+    Shared,
+    Bidirectional,
+    Mix,
+    Truncate,
+    ZeroPad,
+    Interpolate,
+    Autoencoder,
+):
+    FAMILIES[_member.name] = _member
 
 __all__ = [
     "FAMILIES",
@@ -52,19 +44,6 @@ __all__ = [
     "is_map",
     "load",
 ]
-
-
-def family(name: str) -> type[Family]:
-    """The family of that name.
-
-    Raises:
-        FitError: there is none (the message names the nearest).
-    """
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise FitError(f"there is no family '{name}' (there are {', '.join(FAMILIES)}){hint}")
-    return FAMILIES[name]
 
 
 def is_map(blob: bytes) -> bool:

@@ -5,13 +5,14 @@ Knows layouts, static statistics, bytes. Does not know: corpora, models, questio
 A family member is a dataclass (its configuration) and a module (its weights) in one file. The
 calls, in order: `Family.build` makes the module for two layouts and fits what has a closed form;
 gradient training may follow; `Map.to_bytes` and `load` keep it; `ServedMap` gives it the graph
-boundaries of a bundle. To add a member: a file, a line in `FAMILIES`, a line in the contract
-test's list.
+boundaries of a bundle. To add a member: a file, a line in `projector/maps/__init__.py`, a line in
+the contract test's list.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -94,6 +95,23 @@ class Family(ABC):
         with torch.no_grad():
             made.fit(moments)
         return made
+
+
+FAMILIES: dict[str, type[Family]] = {}
+"""The members by name. `projector/maps/__init__.py` lists them."""
+
+
+def family(name: str) -> type[Family]:
+    """The family of that name.
+
+    Raises:
+        FitError: there is none (the message names the nearest).
+    """
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise FitError(f"there is no family '{name}' (there are {', '.join(FAMILIES)}){hint}")
+    return FAMILIES[name]
 
 
 class Map(nn.Module, ABC):

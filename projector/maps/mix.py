@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projector.maps.base import Family, Map, configured
+from projector.maps.base import Family, Map, configured, family
 from projector.maps.moments import Moments
 from protos.errors import FitError
 from protos.layout import KVLayout
@@ -54,8 +54,6 @@ class Mix(Family):
         Raises:
             FitError: there is none of that name, or it mixes too.
         """
-        from projector.maps import family  # the registry lists this file
-
         if self.inner == self.name:
             raise FitError("a mix around a mix: name another family inside")
         cls = family(self.inner)
