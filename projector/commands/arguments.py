@@ -1,4 +1,4 @@
-"""How a command is added to `projector`, the arguments that several take, and their types."""
+"""Adds commands to `projector`: arguments that several share, and argument types."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PAIR = ("source", "target", "device", "max_picture_pixels", "threads")
 """The settings of a command that runs both models."""
 
 Run = Callable[[argparse.Namespace], int]
-"""A command: from what was typed to an exit code."""
+"""Runs a command: takes the parsed arguments, returns the exit code."""
 T = TypeVar("T", int, float)
 
 
 def _called(name: str) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
-    """What argparse calls a type in its message: "invalid whole number value: 'x'"."""
+    """Name a type for argparse's messages: "invalid whole number value: 'x'"."""
 
     def named(read: Callable[[str], T]) -> Callable[[str], T]:
         read.__name__ = name
@@ -45,8 +45,8 @@ def add_command(
     Args:
         commands: what `add_subparsers` returned.
         name: what is typed.
-        text: what it does, from a verb on.
-        run: from what was typed to an exit code.
+        text: what it does; starts with a verb.
+        run: takes the parsed arguments, returns the exit code.
         settings: the program's settings that are flags of this command.
         examples: command lines.
     """
@@ -86,12 +86,12 @@ def add_group(commands: Any, name: str, text: str, inner: Sequence[str], *exampl
     Args:
         commands: what `add_subparsers` returned.
         name: what is typed.
-        text: what its commands do, from a verb on.
+        text: what its commands do; starts with a verb.
         inner: the names of its commands.
         examples: command lines.
 
     Returns:
-        What takes the parsers of its commands.
+        The action that takes its commands' parsers.
     """
 
     def none(args: argparse.Namespace) -> int:
@@ -113,19 +113,19 @@ def epilog(examples: Sequence[str]) -> str:
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle that a command is about."""
+    """Add BUNDLE, the bundle that a command is about."""
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, or its name in --bundles"
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """JSON in the place of what is for people."""
+    """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON instead")
 
 
 def add_trusted(parser: argparse.ArgumentParser) -> None:
-    """Whose signatures are accepted."""
+    """Add --trusted, the keys whose signatures are accepted."""
     parser.add_argument(
         "--trusted",
         type=Path,
@@ -136,24 +136,24 @@ def add_trusted(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_tokens(parser: argparse.ArgumentParser) -> None:
-    """How long a text may be, of commands that take texts."""
+    """Add --text-tokens, the longest text that a command takes."""
     parser.add_argument(
         "--text-tokens",
         type=text_tokens,
         default=128,
         metavar="N",
-        help="longest text that is taken, in tokens, at most 1024; it is part of both layouts; "
+        help="longest text, in tokens (at most 1024); it is part of both layouts; "
         "default: %(default)s",
     )
 
 
 def add_feedback_rank(parser: argparse.ArgumentParser) -> None:
-    """How much is sent as feedback."""
+    """Add --feedback-rank, the size of the feedback."""
     parser.add_argument(
         "--feedback-rank",
         type=count,
         default=0,
-        help="numbers per token of the feedback of a map that goes both ways; 0: all it has",
+        help="numbers per token of the feedback, for a map with a way back; 0: all it has",
     )
 
 
@@ -186,7 +186,7 @@ def seed(text: str) -> int:
 
 @_called("whole number")
 def text_tokens(text: str) -> int:
-    """As `--text-tokens` takes it: what a layout's grid can hold."""
+    """A value of `--text-tokens`: at most what a layout's grid can hold."""
     value = whole(text)
     if value > MAX_GRID_SIDE:
         raise argparse.ArgumentTypeError(f"{text}: a text has at most {MAX_GRID_SIDE} tokens")

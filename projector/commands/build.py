@@ -26,7 +26,7 @@ def register(commands: Any) -> None:
     build = add_command(
         commands,
         "build",
-        "compile a bundle's cloud half with TensorRT for a GPU, which need not be here",
+        "compile a bundle's cloud half with TensorRT for a GPU (of this machine or another)",
         _run,
         ("bundles",),
         (
@@ -35,7 +35,7 @@ def register(commands: Any) -> None:
         ),
     )
     add_bundle(build)
-    # `target` is a setting, and another thing: the cloud model.
+    # Not `target`: that is the setting for the cloud model.
     build.add_argument(
         "--target",
         dest="engine_target",

@@ -1,4 +1,4 @@
-"""Bundles that a command is given: where they lie, and that every byte is as it was written."""
+"""Finds the bundles that a command is given, and verifies every byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from protos.errors import BundleMissingError
 
 
 def bundle_folder(given: Path, chosen: Settings) -> Path:
-    """The folder of a bundle: as given, or of that name in `--bundles`."""
+    """The folder of a bundle: the path given, or the folder of that name in `--bundles`."""
     if chosen.bundles is not None and not given.exists():
         inside = chosen.bundles / given
         if inside.exists():
@@ -22,7 +22,7 @@ def bundle_folder(given: Path, chosen: Settings) -> Path:
 
 
 def intact(path: Path, trusted: TrustedKeys | None = None) -> Bundle:
-    """A bundle whose every byte is verified; whether it fits any live model is not asked."""
+    """Load a bundle and verify every byte; it is not compared with any live model."""
     info = Bundle.peek(path)
     return Bundle.load(path, info.source, info.target, trusted=trusted)
 
@@ -33,7 +33,7 @@ def trusted_keys(args: argparse.Namespace) -> TrustedKeys | None:
 
 
 def bundles_in(folder: Path) -> list[Path]:
-    """Folders with a bundle: the folder itself, those in it, and those in these."""
+    """Folders with a bundle: the folder itself and two levels below it."""
     if not folder.is_dir():
         raise BundleMissingError(f"{folder} is not a folder")
     patterns = (DESCRIPTION, f"*/{DESCRIPTION}", f"*/*/{DESCRIPTION}")

@@ -1,8 +1,7 @@
 """`projector calibrate`: the rate ladder of a bundle, measured on held-out pictures or texts.
 
-Knows flags, files and what is printed. Does not know: how a point is measured or chosen
-(`projector/calibration/ladder.py`). Models are loaded (and torch imported) only when the command
-runs.
+`projector/calibration/ladder.py` measures the points and chooses among them. Models are loaded (and
+torch imported) only when the command runs.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ def register(commands: Any) -> None:
         "--coarseness", type=_numbers, metavar="LIST", help="steps, in multiples of the finest"
     )
     swept.add_argument(
-        "--quiet", type=_numbers, metavar="LIST", help="squared steps below which a token is sent "
-        "as the usual one at its place"
+        "--quiet", type=_numbers, metavar="LIST", help="a token nearer than this to the mean at "
+        "its position (squared, in steps) is sent as zeros"
     )  # fmt: skip
     swept.add_argument(
         "--dead-zones", type=_numbers, metavar="LIST", help="steps rounded further towards 0"
@@ -71,10 +70,10 @@ def register(commands: Any) -> None:
         action="append",
         type=lists,
         metavar="LISTS",
-        help="instead of these lists: several of them in one, such as 'coarseness=2,4 quiet=4,8'; "
-        "may be repeated, and every sweep is tried",
+        help="instead of these flags: several lists in one, such as 'coarseness=2,4 quiet=4,8'; "
+        "may be repeated: every sweep is tried",
     )
-    fixed = parser.add_argument_group("what is measured beside: frames that all have one size")
+    fixed = parser.add_argument_group("points beside the sweep, with frames of one size")
     fixed.add_argument(
         "--fixed",
         type=_names,
@@ -85,21 +84,22 @@ def register(commands: Any) -> None:
     fixed.add_argument(
         "--raw-scale",
         choices=("tensor", "head", "channel", "token"),
-        help="what shares an FP8 scale of the raw cache (a token's travels); default: the bundle's",
+        help="what shares one FP8 scale in the raw cache (scales of tokens are sent); default: the "
+        "bundle's",
     )
     parser.add_argument(
         "--within",
         type=float,
         default=0.016,
-        help="accuracy that the default point may lose against the large model's own caches; "
+        help="accuracy that the default point may lose against the cloud model's own caches; "
         "default: %(default)s",
     )
     parser.add_argument(
         "--selector-pictures",
         type=count,
         default=128,
-        help="training pictures with questions that the selector task_aware learns from; 0: it "
-        "is not learnt, nor for texts; default: %(default)s",
+        help="training pictures with questions that the selector task_aware learns from; 0: do "
+        "not learn it (texts never do); default: %(default)s",
     )
     add_text_tokens(parser)
     parser.add_argument("--selector", help="selector of token budgets (default: the bundle's own)")
@@ -131,7 +131,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     sweeps = [ladder.Sweep(**lists) for lists in _swept(args, isinstance(data, Texts))]
     info = Bundle.peek(args.bundle)
     for sweep in sweeps:
-        ladder.grid(sweep, info.rank)  # what it refuses, it refuses before anything is run
+        ladder.grid(sweep, info.rank)  # refuses bad lists before anything is run
     preflight.writable(args.out)
     sizes = [
         corpus_size(folder, len(inputs))
@@ -164,7 +164,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     encoder = bundle.encoder
     if args.selector_pictures and not isinstance(data, Texts):
         learnt_from = corpora[0].part(slice(args.selector_pictures))
-        with tables.doing("learning what the selector task_aware goes by"):
+        with tables.doing("learning the selector task_aware"):
             weights = ladder.learn_task_weights(judge(data, learnt_from), encoder)
         encoder = replace(encoder, task_weights=weights)
     encoder = replace(encoder, selector=args.selector or encoder.selector)
@@ -184,21 +184,21 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
     if not made.judged:
         note(
-            f"projector: the ladder {CANNOT_BE_JUDGED}: the large model is right in "
+            f"projector: the ladder {CANNOT_BE_JUDGED}: the cloud model is right in "
             f"{made.native:.1%} from its own caches and in {made.blind:.1%} without any input"
         )
     if bundle.encoder.risk is not None:
-        print("its guard was of the points before: teach it again with `projector guard`")
+        print("its guard was learnt for the old points: learn it again with `projector guard`")
     return 0
 
 
 def _certificate(
     bundle: Bundle, made: Calibrated, pictures: int, questions: int, again: int
 ) -> dict[str, Any]:
-    """The bundle's certificate, with what was tried; what it said of points now gone is dropped.
+    """The bundle's certificate with this calibration; figures of points now gone are dropped.
 
-    The accuracy of the point to start with is added, and how much of what it was measured on was
-    `again` among the training data.
+    It holds the accuracy of the default point, all that was tried, and `again`: how many held-out
+    inputs are training data too.
     """
     gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
     kept: dict[str, Any] = {k: v for k, v in bundle.certificate.items() if k != "guard"}
@@ -273,4 +273,4 @@ _LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "tokens": _wholes,
     "ranks": _wholes,
 }
-"""What a sweep is made of."""
+"""The lists of a sweep."""

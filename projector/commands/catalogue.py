@@ -1,4 +1,4 @@
-"""`projector catalogue`: list the bundles of a folder, and what each was judged to be worth."""
+"""`projector catalogue`: list the bundles of a folder with their grades and tiers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def register(commands: Any) -> None:
         ("projector catalogue bundles", f"{PREFIX}BUNDLES=bundles projector catalogue --json"),
     )
     catalogue.add_argument(
-        "folder", nargs="?", type=Path, metavar="FOLDER", help="instead of --bundles"
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="folder to list (default: --bundles)"
     )
     add_json(catalogue)
     add_trusted(catalogue)

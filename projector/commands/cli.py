@@ -1,4 +1,4 @@
-"""The console script `projector`: its commands, one file each, and the code it ends with.
+"""The console script `projector`; each command has a file of its own.
 
 Results go to standard output, errors to standard error. No command imports torch before it runs.
 """
@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; the process's own by default.
 
     Returns:
-        0, or the exit code of the error that was met first (`protos/errors.py`).
+        0, or the exit code of the first error (`protos/errors.py`).
     """
     return console.run("projector", "align", lambda: _run(_parser().parse_args(argv)))
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Run a command; what the library notes, such as a model's self-check, is a line each."""
+    """Run a command; log lines of the library (a model's self-check, for one) are printed."""
     log = logging.getLogger("projector")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler()]

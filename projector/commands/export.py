@@ -1,4 +1,4 @@
-"""`projector export`: write a judged map, with that judgement, as a bundle to serve."""
+"""`projector export`: write a map and its validation as a bundle to serve."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.report} judges {args.map} between other models: judge it again")
     dtype = {"float32": torch.float32, **PRECISIONS}[args.precision]
     corpus = open_corpus(data, source, target, args.corpus)
-    made = made.in_precision(dtype)  # the graph holds the numbers that the weights are stored as
+    made = made.in_precision(dtype)  # the graph must hold the stored numbers
     with tables.doing("calibrating the edge half, exporting the cloud half"):
         encoder = encoder_of(made, corpus.x)
         feedback = feedback_of(made, corpus.y, args.feedback_rank)
@@ -120,7 +120,7 @@ def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
 
     Raises:
         FitError: there is no map.
-        ConfigError: it is no such report.
+        ConfigError: it is not such a report.
     """
     from protos.strict_json import read_json
 
@@ -144,7 +144,7 @@ def _read_report(path: Path, map_path: Path) -> dict[str, Any]:
 
 
 def _certificate(report: dict[str, Any]) -> dict[str, Any]:
-    """What a bundle carries of a report: no single pictures and no single frames."""
+    """The part of a report that a bundle carries: nothing about single pictures or frames."""
     kept = {key: value for key, value in report.items() if key != "worst_pictures"}
     bound = {key: value for key, value in report["bound"].items() if key != "frames"}
     return {**kept, "bound": bound}

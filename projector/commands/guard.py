@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from projector.training.dataset import Dataset
 
 _PICTURES = 8
-"""Asked about at a time, and kept together."""
+"""Pictures asked about at a time, and kept in one file."""
 
 
 def register(commands: Any) -> None:
@@ -51,8 +51,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        help="folder that keeps what was asked, so that a stopped run goes on (default: "
-        "HELD-asked)",
+        help="folder that keeps the answers, so that a stopped run goes on (default: HELD-asked)",
     )
     parser.add_argument(
         "--questions",
@@ -188,7 +187,7 @@ def _ask(
 
 
 def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
-    """What a certificate says of its guard, cross-fitted.
+    """A certificate's figures of the guard, cross-fitted.
 
     Each half of the pictures is judged by the risk and limit learnt from the other half.
     """

@@ -1,4 +1,4 @@
-"""What a command reads: a folder of pictures or texts, and the pairs both models made of it."""
+"""Inputs of commands: a folder of pictures or texts, and the corpus that both models made of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_data(folder: Path, max_pixels: int) -> Dataset:
-    """The pictures or texts of a folder; what is passed over in it is said.
+    """Open a folder of pictures or texts; print which files are passed over.
 
     Raises:
         SourceError: as `open_folder`.
@@ -36,7 +36,7 @@ def make_corpus(
     """Run both models over the first `count` inputs (all by default); shards made before are kept.
 
     Raises:
-        CorpusError: the models do not both read what the folder holds; as `collect` else.
+        CorpusError: the models do not both read what the folder holds, or as `collect`.
     """
     from projector.models.lm import LM
     from projector.models.vlm import VLM
@@ -65,13 +65,13 @@ def open_corpus(data: Dataset, source: Model, target: Model, folder: Path) -> Co
     """The pairs that `projector corpus` made of these inputs.
 
     Raises:
-        CorpusError: there is none, or it is of other inputs or models.
+        CorpusError: there is no corpus, or it is of other inputs or models.
     """
     return make_corpus(data, source, target, folder, corpus_size(folder, len(data)))
 
 
 def corpus_size(folder: Path, most: int | None = None) -> int:
-    """Pictures or texts in a corpus, as its last shard says; at most `most`.
+    """Number of pictures or texts in a corpus, as its last shard says; at most `most`.
 
     Raises:
         CorpusError: there is no shard, or the last cannot be read.

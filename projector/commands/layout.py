@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
         type=text_tokens,
         default=0,
         metavar="N",
-        help="of a text-only language model: the longest text that is taken (default: 128)",
+        help="longest text of a text-only language model, in tokens (default: 128)",
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
-    """Both models, as readers of what the folder holds."""
+    """Load both models, to read pictures or texts as the folder holds them."""
     preflight.models(args)
     with importing("running a model"):
         import torch
@@ -47,7 +47,7 @@ def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
 
 
 def open_vlm(model: Path, chosen: Settings, dtype: str) -> VLM:
-    """One vision-language model."""
+    """Load one vision-language model."""
     with importing("running a model"):
         import torch
         from transformers.utils import logging
@@ -63,7 +63,7 @@ def open_vlm(model: Path, chosen: Settings, dtype: str) -> VLM:
 def live_layout(
     model: Path, device: str, dtype: str, threads: int, text_tokens: int = 0
 ) -> KVLayout:
-    """The layout of a checkpoint as it loads here; of a text-only model, for so many tokens."""
+    """The layout of a checkpoint as loaded here; a text-only model gets `text_tokens` tokens."""
     with importing("a model's layout"):
         import torch
         from transformers.utils import logging
@@ -71,7 +71,7 @@ def live_layout(
         from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
         from projector.models.vlm import VLM
     quiet: Callable[[], None] = logging.disable_progress_bar
-    quiet()  # `tables.doing` says it, on terminals only
+    quiet()  # `tables.doing` shows progress instead, on terminals only
     tables.threads(threads, torch.set_num_threads)
     with tables.doing(f"loading {model}"):
         if text_tokens or reads_only_texts(model):

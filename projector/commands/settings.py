@@ -34,8 +34,8 @@ class Settings(configuration.TypedSettings):
     device: str = Field(
         "cpu",
         min_length=1,
-        description="torch device that models run on, such as cuda; `train` under torchrun takes "
-        "the GPU of each process's number",
+        description="torch device that models run on, such as cuda; under torchrun, process i of "
+        "`train` takes GPU i",
     )
     bundles: Path | None = Field(
         None, description="directory of bundles; a BUNDLE that is not a path is looked up in it"
@@ -57,7 +57,7 @@ class Settings(configuration.TypedSettings):
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """What a command was given, over environment, file and defaults.
+    """A command's settings: flags over environment over file over defaults.
 
     Raises:
         ConfigError: a value that a setting does not take.
@@ -71,10 +71,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def check(chosen: Settings, models: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> int:
-    """Do `--check-config`: print the settings, or what a command would stumble over; load nothing.
+    """Run `--check-config`: print the settings or raise the first problem; load nothing.
 
     Raises:
-        BridgeError: a model or a bundle that is none, a folder or a backend that is not there.
+        BridgeError: a model or a bundle is invalid, a folder or a backend is missing.
     """
     for model in (chosen.source, chosen.target, *models):
         if model is not None and not (model / "config.json").is_file():

@@ -34,7 +34,7 @@ def register(commands: Any) -> None:
         "--key", type=Path, required=True, metavar="FILE", help="the private key, in PEM"
     )
     sign.add_argument(
-        "--create", action="store_true", help="make the key first; refused where FILE exists"
+        "--create", action="store_true", help="make the key first; refused if FILE exists"
     )
     add_json(sign)
 
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = bundle_folder(args.bundle, chosen)
     if args.check_config:
         return check(chosen, bundles=[folder])
-    info = Bundle.peek(folder)  # no key is made for what is no bundle
+    info = Bundle.peek(folder)  # fails before a key is made, unless this is a bundle
     key = SigningKey.create(args.key) if args.create else SigningKey.load(args.key)
     signature = sign_bundle(folder, key)
     if args.json:

@@ -46,9 +46,9 @@ def register(commands: Any) -> None:
     train.add_argument(
         "out", type=Path, metavar="OUT", help="folder of the map; a run that was stopped goes on"
     )
-    train.add_argument("--family", default="low_rank", help="of the map; default: %(default)s")
+    train.add_argument("--family", default="low_rank", help="family of map; default: %(default)s")
     train.add_argument(
-        "--families", action=_ListFamilies, help="list the families and what --set takes of each"
+        "--families", action=_ListFamilies, help="list the families and their settings for --set"
     )
     train.add_argument(
         "--set",
@@ -62,14 +62,14 @@ def register(commands: Any) -> None:
         type=count,
         default=0,
         metavar="K",
-        help="steps move a `ridge` or `low_rank` only in the source's K directions that tell most "
-        "of the target, for wide caches; 0: every weight",
+        help="steps train a `ridge` or `low_rank` only in the K source directions that explain the "
+        "target best, for wide caches; 0: every weight",
     )
     train.add_argument(
         "--focus",
         action="store_true",
-        help="closed forms weigh each token by what the large model's answers depend on; needs "
-        "questions to every input",
+        help="closed forms weigh each token by how much the cloud model's answers depend on it; "
+        "needs questions to every input",
     )
     train.add_argument("--held-out", type=rate, default=0.1, help="share of pictures held out")
     _add_settings(train)
@@ -142,10 +142,10 @@ def _train_one(args: argparse.Namespace) -> int:
 def _require_for_training(
     args: argparse.Namespace, settings: TrainSettings, data: Dataset, asks_answers: bool
 ) -> None:
-    """Everything that training would stumble over later; no model is loaded yet.
+    """Check all that training needs, before any model is loaded.
 
     Raises:
-        ConfigError, CorpusError, SourceError: what lacks, by name, and what to do.
+        ConfigError, CorpusError, SourceError: names what is missing and what to do.
     """
     preflight.models(args)
     preflight.writable(args.out)
@@ -211,7 +211,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting of a training."""
+    """Add a flag for each training setting."""
     groups: dict[str, Any] = {"": parser.add_argument_group("steps")}
     for one in fields(TrainSettings):
         said = one.metadata

@@ -20,7 +20,10 @@ from protos.process.console import printable
 
 _TWINS = {"onnxruntime": "torch", "torch": "onnxruntime"}
 _MOST_APART = 1e-3
-"""Of the largest number, on the same latents: ten times what every family's graph is held to."""
+"""Largest difference of graph and weights on the same latents, relative to the largest number.
+
+Ten times what every family's graph is tested for.
+"""
 
 
 def register(commands: Any) -> None:
@@ -58,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
         return check(chosen, bundles=[path])
     models = [required(chosen, "source"), required(chosen, "target")]
     trusted = trusted_keys(args)
-    # What is wrong with it alone is said before any model is loaded.
+    # Check the bundle by itself before any model is loaded.
     info = intact(path, trusted).info
     backends.get(chosen.backend)
     dtypes = [chosen.source_dtype, chosen.target_dtype]
@@ -100,7 +103,7 @@ def _run_once(bundle: Bundle, chosen: Settings) -> None:
     info = bundle.info
     backend = bundle.backend(chosen.backend, chosen.threads, chosen.backend_device)
     tokens = info.target.tokens
-    sent = tokens if info.source.of_text else info.source.tokens  # of another grid than the target
+    sent = tokens if info.source.of_text else info.source.tokens  # the source has its own grid
     latents = np.broadcast_to(bundle.encoder.latent_mean, (1, sent, info.rank))
     seen = latents, np.ones((1, sent), dtype=np.bool_), np.arange(tokens, dtype=np.int64)
     keys, values = backend.project(*seen)

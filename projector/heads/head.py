@@ -1,10 +1,9 @@
 """Task heads: small classifiers on a picture's states, with everything below frozen (torch).
 
-Knows states, labels, places in a picture. Does not know: models, maps, pictures, flags.
-
-Two sorts. A picture head pools tokens by learned queries and classifies (fire or none, how many,
-which scene). A tracking head takes the states where objects were pointed out in earlier pictures
-and where one is marked in this one, and says which of them it is; their order means nothing.
+There are two kinds. A picture head pools tokens by learned queries and classifies the picture (fire
+or none, how many, which scene). A tracking head reads the states where objects were marked in
+earlier pictures and where one is marked in this picture. It says which of those objects this is;
+their order means nothing.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ class HeadConfig:
 
     Attributes:
         task: name of the labels it was trained on.
-        classes: their names; numbers from 1 where an object is tracked.
+        classes: names of the classes; numbers from 1 for a tracking head.
         tracks: whether it is a tracking head.
         view: what it looks at, one of `views.VIEWS`.
-        owner: digest of the map, bundle or model whose states these are.
+        owner: digest of the map, bundle or model that makes the states.
         dim: numbers per token, d.
         grid: rows and columns of tokens.
-        components: numbers per token behind the lens, p.
-        width: of the hidden layer.
-        queries: of a picture head.
+        components: numbers per token after the lens, p.
+        width: size of the hidden layer.
+        queries: number of learned queries of a picture head.
     """
 
     task: str
@@ -65,7 +64,7 @@ class HeadConfig:
     queries: int = 8
 
     def __post_init__(self) -> None:
-        """Check the door.
+        """Check classes and sizes.
 
         Raises:
             FitError: fewer than two classes, or a size out of range.
@@ -83,8 +82,9 @@ class HeadConfig:
 class Head(nn.Module):
     """A head's weights: a lens fitted in closed form, then pooling and two trained layers.
 
-    The lens takes z-scores of a token's d numbers to its first p principal components, of variance
-    1; 128 of them hold all that the large reference model's answers need (`docs/log.md`).
+    The lens projects z-scores of a token's d numbers onto the first p principal components, scaled
+    to variance 1. 128 of them keep all that the reference cloud model's answers need
+    (`docs/log.md`).
     """
 
     mean: Tensor
@@ -118,13 +118,13 @@ class Head(nn.Module):
         self.lens.copy_(axes / scale[:, None] / (deviation + 1e-3 * deviation[0]))
 
     def through_lens(self, states: Floats) -> Floats:
-        """States `[n, N, d]` to what the trained layers see, `[n, N, p]`."""
+        """Project states `[n, N, d]` through the lens: the trained layers' input, `[n, N, p]`."""
         with torch.inference_mode():
             seen: Floats = ((torch.from_numpy(states) - self.mean) @ self.lens).numpy()
         return seen
 
     def logits(self, samples: Samples, rows: Ints, keep: float = 1.0) -> Tensor:
-        """Logits `[B, classes]` of some samples; hidden numbers are dropped unless `keep` is 1."""
+        """Logits `[B, classes]` of the samples `rows`; dropout keeps a share `keep` (1: all)."""
         labels = samples.labels
         now = torch.from_numpy(samples.states[labels.pictures[rows]])
         if not self.config.tracks:
@@ -153,7 +153,7 @@ class Head(nn.Module):
         return feature
 
     def _at(self, x: Tensor, places: Tensor) -> Tensor:
-        """States `[..., K, d]` about places `[..., K, 2]` (x, y from 0 to 1): a soft window."""
+        """States averaged by a soft window around places `[..., K, 2]` (x, y from 0 to 1)."""
         rows, columns = self.config.grid
         row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         centres = torch.stack([column + 0.5, row + 0.5], dim=-1).view(-1, 2)
@@ -179,7 +179,7 @@ class Head(nn.Module):
             tensors: dict[str, Tensor] = load_tensors(blob)
             header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
             config = _config(json.loads(header["__metadata__"][METADATA]))
-            with torch.device("meta"):  # the file names the sizes: nothing is allocated on its word
+            with torch.device("meta"):  # allocates nothing: the file states the sizes
                 head = cls(config)
             head.load_state_dict(tensors, assign=True)
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, FitError) as error:
@@ -205,8 +205,8 @@ def read(path: Path) -> Head:
     """Read a head from its file or folder.
 
     Raises:
-        FitError: there is none.
-        BundleFormatError: it is not one.
+        FitError: there is no such file.
+        BundleFormatError: it is not a head.
     """
     file = path / HEAD_FILE if path.is_dir() else path
     try:

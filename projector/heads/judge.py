@@ -1,4 +1,4 @@
-"""What a head is worth: its accuracy on samples it never saw, beside what needs no head (torch)."""
+"""Judges a head: accuracy on held-out samples, beside baselines that need no head (torch)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def predictions(head: Head, samples: Samples) -> Ints:
 
 
 def judge(head: Head, samples: Samples) -> dict[str, Any]:
-    """Figures on samples that the head never saw, beside what needs no head.
+    """Figures on held-out samples, beside baselines that need no head.
 
     Returns:
         `accuracy` with its interval (clustered by picture, or by sequence), `majority` (always the
-        commonest class of training), `nearest` where objects are tracked (the one last seen
-        nearest to the mark), `above` (accuracy minus the better of these), `other_picture` (the
-        head on another picture's states), accuracies by class and by kind, and the `verdict` with
-        its reason: whether the head does more than all of these.
+        commonest class of training), `nearest` for tracking (the object last seen nearest to the
+        mark), `above` (accuracy minus the better of these two), `other_picture` (the head on
+        another picture's states), accuracies by class and by kind, and the `verdict` with its
+        reason: whether the head beats all of these.
     """
     labels, truth = samples.labels, samples.targets
     clusters = labels.clusters.tolist()
@@ -82,12 +82,12 @@ def judge(head: Head, samples: Samples) -> dict[str, Any]:
 def verdict(
     clusters: int, classes: int, accuracy: float, above: Estimate, other: Estimate
 ) -> Verdict:
-    """Whether a head does more than what needs no head.
+    """Whether a head beats the baselines that need no head.
 
     Args:
-        clusters: pictures or sequences.
-        classes: of the samples.
-        accuracy: of the head.
+        clusters: number of pictures or sequences.
+        classes: number of classes among the samples.
+        accuracy: the head's accuracy.
         above: accuracy minus that of the commonest class, or of the nearest place.
         other: accuracy minus that on another picture's states.
     """

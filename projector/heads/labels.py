@@ -1,17 +1,18 @@
 """Labels of pictures for task heads, and of objects marked in a sequence of pictures.
 
-Knows files. Knows no model. A dataset's folder holds `labels.jsonl`, one object a line:
+A dataset's folder holds `labels.jsonl`, one object a line:
 
     {"picture": "a.png", "task": "fire", "label": "yes"}
 
-A tracking task says which of the objects pointed out in earlier pictures a marked one is: `places`
-has a list per earlier picture of as many [x, y] as there are objects, `mark` is in the picture
-itself, all from 0 to 1, right and down from the top left; the label is the object's number, from 1:
+In a tracking task several objects are marked in earlier pictures, and one of them in this picture.
+`places` lists the [x, y] of every object for each earlier picture. `mark` is the place in this
+picture. All run from 0 to 1, right and down from the top left. The label says which object is
+marked, counted from 1:
 
     {"picture": "c.png", "task": "track", "label": "2", "before": ["a.png", "b.png"],
      "places": [[[0.1, 0.4], [0.7, 0.2]], [[0.1, 0.4], [0.6, 0.3]]], "mark": [0.5, 0.4]}
 
-Any line may have a `kind`, by which figures are also given apart.
+Any line may have a `kind`; figures are then given per kind too.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class Labels:
     """S labelled samples of one task.
 
     Attributes:
-        task: its name.
-        pictures: `[S]`, the picture judged, by its place in the dataset.
+        task: name of the task.
+        pictures: `[S]`, index in the dataset of the picture judged.
         labels: S class names.
-        kinds: S names.
-        before: `[S, F]`, earlier pictures; F is 0 where nothing is tracked.
+        kinds: S kinds.
+        before: `[S, F]`, indices of earlier pictures; F is 0 unless objects are tracked.
         places: `[S, F, K, 2]`, where the K objects are in them.
         mark: `[S, 2]`, where the marked object is in the picture judged.
     """
@@ -73,7 +74,7 @@ class Labels:
 
     @property
     def clusters(self) -> Ints:
-        """`[S]`, equal for samples that are not independent: one picture's, or one sequence's."""
+        """Cluster of each sample, `[S]`: samples of one picture, or of one sequence, share it."""
         return self.before[:, 0] if self.objects else self.pictures
 
     def take(self, rows: npt.NDArray[Any]) -> Labels:
@@ -108,7 +109,7 @@ class Labels:
         """The samples whose pictures are all among the first `pictures` of the dataset.
 
         Raises:
-            CorpusError: there is none.
+            CorpusError: there is no such sample.
         """
         inside = self.take((np.c_[self.pictures, self.before] < pictures).all(axis=1))
         if not len(inside):
@@ -120,8 +121,8 @@ def read_labels(data: Dataset, task: str) -> Labels:
     """One task's samples, in the file's order.
 
     Raises:
-        SourceError: no such file, no such task in it (the message names the nearest), or a line
-            that is not as the module says; its number is in the message.
+        SourceError: no such file, no such task in it (the message names the nearest), or a
+            malformed line (the message has its number).
     """
     path = data.folder / LABELS
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A head's lens, over a corpus: fitted on pictures of training, then every picture through it."""
+"""Fit a head's lens on a corpus, and project the corpus's pictures through it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def through_lens(
     corpus: Corpus,
     told: Callable[[int], None] = lambda _: None,
 ) -> npt.NDArray[np.float32]:
-    """Every picture of a corpus as a head sees it, `[n, N, p]`."""
+    """Every picture of a corpus after the head's lens, `[n, N, p]`."""
     seen = []
     for part in frozen.look(view, corpus):
         seen.append(head.through_lens(part))

@@ -34,7 +34,7 @@ class Samples:
         """Join labels to states.
 
         Raises:
-            FitError: a label that is no class of the head.
+            FitError: a label is not one of the head's classes.
         """
         place = {name: index for index, name in enumerate(classes)}
         unknown = sorted(set(labels.labels) - set(place))

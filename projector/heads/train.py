@@ -26,12 +26,12 @@ class HeadSettings:
     """How a head is trained.
 
     Attributes:
-        steps: at most.
+        steps: most training steps.
         batch: samples per step.
         rate: peak learning rate.
         decay: weight decay.
-        patience: reports (twenty in all) without better held-out accuracy before it ends; 0: never.
-        seed: of everything random.
+        patience: end after this many of the 20 reports without better held-out accuracy; 0: never.
+        seed: seed of everything random.
     """
 
     steps: int = 600
@@ -50,7 +50,7 @@ def train(
     Args:
         head: changed in place; its lens is fitted.
         training: samples to learn from.
-        held: samples that decide when to stop, none of a picture trained on.
+        held: samples that decide when to stop; they share no picture with `training`.
         settings: how long and how fast.
         folder: where checkpoint and log are kept.
 

@@ -1,7 +1,4 @@
-"""What a task head may look at: a picture's state in four spaces, all below it frozen (torch).
-
-Knows maps, bundles and paired caches. Does not know: heads, labels, flags.
-"""
+"""Views: the four states of a picture that a head can look at, map and models frozen (torch)."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from protos.points import OperatingPoint
 from protos.state import KVState
 
 VIEWS = ("projected", "native", "edge", "latents")
-"""The map's output; the large model's own state; the small model's; what travels between them."""
+"""The map's output, the cloud model's own state, the edge model's state, and the latents."""
 
 _BATCH = 32
 
@@ -41,11 +38,11 @@ class FrozenMap:
 
     Attributes:
         digest: SHA-256 of the map's bytes, or the bundle's digest.
-        source: layout of the small model.
-        target: layout of the large one.
+        source: layout of the edge model.
+        target: layout of the cloud model.
         rank: numbers per token that travel.
-        down: source states `[B, N, d_s]` and received attention `[B, N]` to what travels.
-        up: what travelled to target states `[B, M, d_r]`, keys un-rotated.
+        down: turns source states `[B, N, d_s]` and received attention `[B, N]` into what is sent.
+        up: turns what was sent into target states `[B, M, d_r]`, keys un-rotated.
     """
 
     digest: str
@@ -59,18 +56,18 @@ class FrozenMap:
     def open(
         cls, path: Path, source: KVLayout, target: KVLayout, point: str | None = None
     ) -> FrozenMap:
-        """Open a map (`projector train`) or a bundle, for the layouts that are running.
+        """Open a map (`projector train`) or a bundle, for the layouts of the running models.
 
         Args:
             path: the map's file or folder, or the bundle's folder.
-            source: the small model's layout.
-            target: the large one's.
-            point: operating point of a bundle, whose coding the latents then pass through; by
-                default they are not quantized.
+            source: the edge model's layout.
+            target: the cloud model's layout.
+            point: operating point of a bundle: latents pass through its coding. By default they are
+                not quantized.
 
         Raises:
             BridgeError: as `Bundle.load` and `maps.load`.
-            FitError: there is neither.
+            FitError: the path holds neither.
             ConfigError: no such point, or one that carries no latents.
         """
         if (path / DESCRIPTION).is_file():
@@ -111,7 +108,7 @@ class FrozenMap:
         return self.owners(view)[0]
 
     def owners(self, view: str) -> tuple[str, ...]:
-        """`owner`, then by which name an older version knew it."""
+        """`owner`, then the name that older versions gave it."""
         own = {"native": self.target.fingerprints, "edge": self.source.fingerprints}
         return own.get(view, (self.digest,))
 
@@ -122,12 +119,12 @@ class FrozenMap:
     def look(
         self, view: str, corpus: Corpus, pictures: npt.NDArray[np.int64] | None = None
     ) -> Iterator[Floats]:
-        """The states of pictures of a corpus in one view, `[b, tokens, d]` at a time.
+        """Yield a corpus's states in one view, `[b, tokens, d]` at a time.
 
         Args:
             view: one of `VIEWS`.
             corpus: pairs of this map's models.
-            pictures: which, in their order; by default all.
+            pictures: indices of pictures, in order; by default all.
 
         Raises:
             ConfigError: no such view.
@@ -171,7 +168,7 @@ def _point(encoder: Encoder, name: str) -> OperatingPoint:
 def _through(
     encoder: Encoder, point: OperatingPoint, layout: KVLayout, x: Floats, attention: Floats
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """One picture's latents as the other side reads them, and which tokens were sent."""
+    """One picture's latents as the cloud reads them, and which tokens were sent."""
     positions = np.arange(layout.tokens, dtype=np.int64)
     encoded = encoder.encode(KVState.from_flat(x, layout, positions, attention), point)
     received = encoder.decode(encoded.payload, encoded.kept, point)

@@ -1,4 +1,4 @@
-"""What `projector inspect` and `projector catalogue` show of bundles and their certificates."""
+"""Shows bundles and their certificates, for `projector inspect` and `projector catalogue`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from protos.quantize import UniformQuantizer
 MAPS = {
     "closed_form": "least squares alone, before any training",
     "float": "latents that are not quantized",
-    "native": "the large model's own cache",
+    "native": "the cloud model's own cache",
     "mapped": "the map's cache",
     "mapped_fp8": "the map's cache, latents in FP8",
     "mapped_float16": "the map's cache, its weights in float16",
     "mapped_bfloat16": "the map's cache, its weights in bfloat16",
     "edge_only": "the edge model by itself",
 }
-"""What a certificate's accuracies measure, besides the operating points by name."""
+"""The arms of a certificate's accuracies, beside the operating points."""
 CONTROLS = {
-    "cloud_image": "the large model sees the picture itself",
+    "cloud_image": "the cloud model sees the picture itself",
     "blind": "the question alone",
     "mean_state": "the mean picture's latents for every picture",
     "other_picture": "the latents of another picture",
     "untrained_map": "a random map of the same shape",
     "untrained_edge": "a map fitted to an untrained edge model",
 }
-"""What a certificate's controls measure."""
+"""The controls of a certificate."""
 
 _INTERVAL = {"mean", "low", "high"}
 """Keys of an estimate with its confidence interval."""
@@ -45,7 +45,7 @@ _SHOWN_ENTRIES = 2
 
 
 def show_bundle(bundle: Bundle) -> None:
-    """Print what a bundle holds and what was measured of it.
+    """Print a bundle's content and the figures measured of it.
 
     Raises:
         ConfigError: rich is missing.
@@ -139,7 +139,7 @@ def _points_table(bundle: Bundle) -> Any:
 
 
 def _measured_tables(info: BundleInfo) -> list[Any]:
-    """What calibration measured, one row per point, cheapest first; no table without it."""
+    """The ladder as calibration measured it, cheapest point first; no table if it never ran."""
     measured = [(p, p.measured) for p in info.points if p.measured is not None]
     if not measured:
         return []
@@ -167,7 +167,7 @@ def _measured_tables(info: BundleInfo) -> list[Any]:
 
 
 def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
-    """Bytes of a picture: as measured, or exact for points whose pictures all take the same."""
+    """Bytes of a picture: measured, or exact for a point whose frames have one size."""
     if point.measured is not None:
         return _number(point.measured.payload_bytes)
     certified = _section(bundle.certificate, "payload_bytes").get(point.name)
@@ -220,7 +220,7 @@ _HELD_OUT = {0: "", None: "*"}
 
 
 def judged(bundle: Bundle) -> Judged:
-    """What the certificate says of the map, at the default point if it tells points apart."""
+    """The certificate's verdict on the map, at the default point if it has figures per point."""
     return Judged.of(bundle.certificate, _default_point(bundle.info))
 
 

@@ -1,7 +1,4 @@
-"""What `projector package inspect` and `verify` show, as tables, lines and JSON.
-
-Knows `PackageInfo` and `Link`, and what of them is for people. Reads and verifies nothing.
-"""
+"""Shows memory packages as tables, lines and JSON, for `projector package inspect` and `verify`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from protos.process.console import printable
 
 
 def chain_plain(chain: Sequence[Link]) -> dict[str, Any]:
-    """A verified chain, from the package to its root, as JSON can hold it."""
+    """A verified chain, from the package to its root, as JSON."""
     return {
         "digest": chain[0].info.digest,
         "signed": chain[0].info.provenance.signature is not None,
@@ -34,7 +31,7 @@ def chain_plain(chain: Sequence[Link]) -> dict[str, Any]:
 
 
 def print_chain(chain: Sequence[Link]) -> None:
-    """A line per package of a verified chain."""
+    """Print a line per package of a verified chain."""
     for link in chain:
         said = link.info.provenance
         if link.signer is not None:
@@ -52,7 +49,7 @@ def print_chain(chain: Sequence[Link]) -> None:
 
 
 def print_info(info: PackageInfo) -> None:
-    """A row per thing that a package says of itself."""
+    """Print what a package says of itself, a row each."""
     meta, said, certified = info.metadata, info.provenance, info.metadata.certification
     quality = meta.transformation_quality
     rows: list[tuple[str, object]] = [

@@ -18,10 +18,10 @@ _PIPED_COLUMNS = 120
 
 @contextlib.contextmanager
 def doing(what: str, total: int = 0, unit: str = "picture") -> Iterator[Callable[[int], None]]:
-    """Say on standard error what takes so long, and how far it is where its length is known.
+    """Show on standard error what is running, and how far it is if `total` is given.
 
     Yields:
-        What takes how many more are done.
+        A function to call with how many more are done.
     """
     if total:
         with Progress(printable(what), total, unit) as progress:
@@ -34,7 +34,7 @@ def doing(what: str, total: int = 0, unit: str = "picture") -> Iterator[Callable
 def threads(wanted: int, *setters: Callable[[int], object]) -> None:
     """Choose the CPU threads (`protos.process.threads.use`); say so on a terminal.
 
-    A setting that asks for more than there is gets a warning everywhere.
+    A setting above the number of CPUs gives a warning, on a terminal or not.
     """
     chosen = use(wanted, *setters)
     if chosen.warning:

@@ -56,7 +56,7 @@ def _layers(rows: list[dict[str, Any]]) -> str:
     figure, axes = pyplot.subplots(figsize=(7, 3))
     for part in ("keys", "values"):
         axes.plot([r["layer"] for r in rows], [r[part]["r2"] for r in rows], "o-", label=part)
-    axes.set_xlabel("layer of the large model")
+    axes.set_xlabel("layer of the cloud model")
     axes.set_ylabel("R²")
     axes.legend()
     return _png(figure)

@@ -1,4 +1,4 @@
-"""What is said of a validation in words and figures, on a terminal and on the page alike."""
+"""A validation in words and figures, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def doubted(report: Mapping[str, Any]) -> str | None:
 
 
 def grade_text(grade: str | None) -> str:
-    """A grade or tier; of a map that cannot be judged, that it cannot."""
+    """A grade or tier, or that the map cannot be judged."""
     return CANNOT_BE_JUDGED if grade is None else grade
 
 
 def seen(report: Mapping[str, Any]) -> str | None:
-    """The warning about a map judged on pictures that it was made from; None if it was not."""
+    """The warning that a map was judged on pictures that it was made from, or None."""
     count = report.get("seen_in_training")
     if count is None:
         return (
@@ -80,7 +80,7 @@ def diagnosed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def yes_no(holds: bool | None) -> str:
-    """A statement's answer."""
+    """Whether a statement holds, in a word."""
     return CANNOT_BE_JUDGED if holds is None else "yes" if holds else "NO"
 
 

@@ -1,7 +1,7 @@
-"""What the frozen large model answers from a map's cache, from its own, and from controls (torch).
+"""Answers of the frozen target model from a map's cache, its own cache, and the controls (torch).
 
-A figure of answers is never made without its controls, and never from fewer than 384 questions
-(5 points either way at 95 %).
+Accuracy is always reported with its controls, and from at least 384 questions (5 points either way
+at 95 %).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from projector.validation.bounds import through_fp8
 from protos.errors import CorpusError
 
 _BATCH = 32
-_KEPT_BYTES = 1 << 28  # of native logits, which every arm is compared with
+_KEPT_BYTES = 1 << 28  # kept of native logits: every arm is compared with them
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """Narrower types that a map's weights may be stored in."""
 
 States = npt.NDArray[np.floating]
 Make = Callable[[npt.NDArray[np.float32], States, range], Sequence[LayerCache]]
-"""From source states `[B, N, d_s]`, target states `[B, M, d_r]` and the pictures to a cache."""
+"""Makes a cache from source states `[B, N, d_s]`, target states `[B, M, d_r]` and the pictures."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Answers:
 
     Attributes:
         right: every answer token is the likeliest one (an exact match, under teacher forcing).
-        first: the answer's first token is what the native cache gives.
+        first: the answer's first token is the native cache's.
         full: all its tokens are.
         kl: KL of the native answer distribution from this one, nats, summed over the answer.
         variation: total variation distance of the first token's distributions, 0 to 1.
@@ -64,7 +64,7 @@ class Validator:
         dataset: pictures and questions.
         per_picture: questions asked of each picture.
         first: index of the corpus's first picture in the dataset.
-        told: is told of how many more pictures an arm was asked.
+        told: called with how many more pictures an arm was asked about.
     """
 
     trainer: Trainer[Any]
@@ -97,7 +97,7 @@ class Validator:
 
     @property
     def map(self) -> Any:
-        """The map, on the CPU: only what the target is asked needs another device."""
+        """The map, on the CPU; only the target runs on another device."""
         made = self.trainer.map
         return made if self.trainer.device.type == "cpu" else copy.deepcopy(made).to("cpu")
 
@@ -120,7 +120,7 @@ class Validator:
         return found
 
     def _packed(self, rows: Sequence[Sequence[Asked]]) -> Packed:
-        """As many questions for each picture; `_take` drops the repeated ones again."""
+        """Pad every picture to the same number of questions; `_take` drops the repeated ones."""
         most = max(map(len, rows))
         some = next(row for row in rows if row)
         full = [(list(row) * most)[:most] if row else [some[0]] * most for row in rows]
@@ -215,10 +215,10 @@ class Validator:
         return self.answers(make)
 
     def other_labels(self) -> tuple[list[bool], list[int]]:
-        """What the next picture's labels would score, where the dataset says what they are.
+        """The score of the next picture's labels, on questions that the dataset answers for it.
 
         Returns:
-            Whether they are right, and the indices of the questions concerned.
+            Whether they are right, and the indices of those questions.
         """
         right, where = [], []
         for index, one in enumerate(self.asked):
@@ -230,7 +230,7 @@ class Validator:
         return right, where
 
     def controls(self, untrained_edge: npt.NDArray[np.floating] | None) -> dict[str, Answers]:
-        """Every arm that must do badly.
+        """Answers of every control: the arms that must do badly.
 
         Args:
             untrained_edge: target states `[n, M, d_r]` of a map fitted to a random edge model.

@@ -2,12 +2,10 @@
 
 `||y - C(z')|| <= ||y - C(z)|| + Lip(C) ||z - z'||`. The second term is guaranteed where C is linear
 (its exact operator norm). The first is statistical: a split-conformal quantile over held-out frames
-(Vovk et al., 2005), from 299 frames on one that covers 99 % of frames in 95 of 100 calibrations
-(Vovk, 2012), void under shift. Both are loose, so steering uses the expected error
+(Vovk et al., 2005). From 299 frames on it covers 99 % of frames in 95 of 100 calibrations (Vovk,
+2012). It is void under shift. Both terms are loose, so steering uses the expected error
 `||J||_F / sqrt(d) ||z - z'||` instead. Norms are Frobenius norms over a frame, in z-scores of the
 target.
-
-Knows a map, pairs and a way to quantize latents. Does not know: bits, the wire.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ _BATCH = 64
 _CALIBRATION = 128
 
 Quantize = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""Latents `[..., r]` to what the other side reads."""
+"""Turns latents `[..., r]` into what the cloud reads."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Bound:
     """A calibrated bound for one map.
 
     Attributes:
-        lipschitz: exact operator norm of the cloud half on a frame's latents: of one token's, as
-            tokens are mapped one by one, times that of the interpolation between two grids.
+        lipschitz: exact operator norm of the cloud half on a frame's latents: the norm for one
+            token (tokens are mapped one by one) times that of the interpolation between two grids.
         expected: `||J||_F / sqrt(d)` over a frame's d latents.
         residual: conformal 99 % quantile of `||y - C(z)||` (`conformal_rank`).
         frames: how many frames it was calibrated on.
@@ -59,8 +57,8 @@ class Bound:
         """From held-out frames that the map was not fitted to.
 
         Raises:
-            FitError: too few frames for the level (fewer than 99), or a cloud half that is not
-                linear or whose tokens look at each other: it has no exact norm.
+            FitError: too few frames for the level (fewer than 99), or a cloud half without an
+                exact norm: it is not linear, or its tokens depend on each other.
         """
         matrix = cloud_matrix(made)
         if len(corpus) < math.ceil(LEVEL / (1 - LEVEL) - 1e-9):
@@ -78,11 +76,10 @@ class Bound:
 
         Returns:
             `coverage` (share of frames within the bound), `violations` (1 - coverage),
-            `bound_over_actual`, `estimate_over_actual` (of the error that quantization adds), both
-            means over frames that have an error, None where none has, `guarantee_violations` (must
-            be 0: `||C(z) - C(z')||` above `Lip(C) ||z - z'||`), and `frames`: `actual`, `bound`,
-            `added` and `estimate` of each (`added` is the error that quantization adds, which
-            `estimate` is of).
+            `guarantee_violations` (`||C(z) - C(z')||` above `Lip(C) ||z - z'||`: must be 0), and
+            `frames`: `actual`, `bound`, `added` and `estimate` of each. `added` is the error that
+            quantization adds, `estimate` its expected value. `bound_over_actual` and
+            `estimate_over_actual` are means over frames that have an error, None if none has.
         """
         actual, added, moved = frame_errors(made, corpus, quantize)
         bound = self.residual + self.lipschitz * moved
@@ -108,11 +105,12 @@ class Bound:
 
 
 def conformal_rank(frames: int) -> int:
-    """Rank, from 1 at the smallest, of the error that is a further frame's 99 % quantile.
+    """Rank of the calibration error that is the 99 % quantile of further frames; 1: the smallest.
 
-    From 299 frames on the one of rank n - j that at least 99 % of all frames are below in 95 of 100
-    calibrations: j is the largest with `P(Binomial(n, 0.01) <= j) <= 0.05` (Vovk, 2012,
-    arXiv:1209.2673). Of fewer none has such a rank, and it is the one that covers 99 % on average.
+    From 299 frames on it is n - j: in 95 of 100 calibrations at least 99 % of all frames lie below
+    that error. j is the largest with `P(Binomial(n, 0.01) <= j) <= 0.05` (Vovk, 2012,
+    arXiv:1209.2673). With fewer frames no rank does that; it is then the rank that covers 99 % on
+    average.
     """
     chance, exceeding, most = LEVEL**frames, 0.0, -1
     while exceeding + chance <= 1 - CONFIDENCE:
@@ -169,7 +167,7 @@ def cloud_matrix(made: Map) -> npt.NDArray[np.float64]:
     """The cloud half as a matrix `[r, d_r]`, tokens already on the target's grid.
 
     Raises:
-        FitError: it is not linear, or its tokens look at each other.
+        FitError: it is not linear, or its tokens depend on each other.
     """
     if made.weights() is None or made.target.qk_norm:
         raise FitError(

@@ -1,9 +1,8 @@
-"""What an answer costs from a projected cache and from the input itself (torch, batch 1).
+"""Cost of an answer from a projected cache and from the input itself (torch, batch 1).
 
-Knows a map, the large model, clocks. Does not know: answers' worth, the wire. CPU time is this
-process's, over all threads; energy is that time times a stated wattage, an estimate and no
-measurement, and none is made of a GPU. FLOPs are counted by torch over matrix products,
-convolutions and attention.
+CPU time is this process's, over all threads. Energy is that time times a stated wattage: an
+estimate, given on a CPU only. FLOPs are counted by torch over matrix products, convolutions and
+attention.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ def costs(
         trainer: holds the map and the frozen target.
         x: the source states `[1, N, d_s]` of one picture or text.
         seen: that picture or text.
-        question: asked of it.
-        watts: of one busy core.
-        rounds: medians over so many; the two arms in turn.
+        question: the question about it.
+        watts: power of one busy core.
+        rounds: figures are medians over so many rounds, the two arms in turn.
 
     Returns:
         `watts`, `device`, and `projected` and `full` with `latency_ms`, `cpu_s`, `energy_j` (None

@@ -1,4 +1,4 @@
-"""What can be wrong with a map besides its answers: rank, condition, amplification (torch)."""
+"""Diagnostics of a map beside its answers: rank, condition, amplification (torch)."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ def diagnostics(made: Any) -> dict[str, Any]:
 
 
 def principal(made: Map, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A linear map taken apart by what it explains of some states: `W = U diag(s) V`.
+    """Principal components of a linear map's predictions on some states: `W = U diag(s) V`.
 
-    Cut after k components it is the best map of rank k to the map's own predictions (as in
-    reduced-rank regression; Izenman, 1975).
+    The first k components are the best map of rank k to these predictions (as in reduced-rank
+    regression; Izenman, 1975).
 
     Args:
         made: a linear map.
         x: z-scored source states `[n, d_s]`.
 
     Returns:
-        `U [d_s, k]`, `s [k]`, `V [k, d_r]`, without what no state of the sample tells.
+        `U [d_s, k]`, `s [k]`, `V [k, d_r]`, without components that the sample does not determine.
     """
     weights = made.weights()
     if weights is None:
         raise FitError(f"'{made.family.name}' is not linear: it has no principal components")
-    # The components of the predictions are those of W: no d_s x d_s covariance is taken apart.
+    # The components of the predictions are those of W: no d_s x d_s covariance is decomposed.
     given = x.double() / len(x) ** 0.5
     if isinstance(made, LowRankMatrix):
-        # On an orthonormal basis of what U spans a prediction has r numbers.
+        # In an orthonormal basis of U's span a prediction has r numbers.
         basis, onward = torch.linalg.qr(made.u.double())
         _, s, v = torch.linalg.svd(given @ (made.v * made.sigma).double() @ onward.T, False)
         v = v @ basis.T
@@ -83,9 +83,9 @@ def amplification(
 ) -> dict[str, dict[str, float | None]]:
     """Measured `C_attn = D_task / delta_rel` per kind of question.
 
-    Whether a kind is within the limit is said of those that are `telling`; None for the others.
-    `D_task` is the mean total variation distance between the answers' distributions from the
-    native and from the projected cache; `delta_rel` the mean relative L2 error of the states.
+    `within_0.1` is None for kinds that are not in `telling`. `D_task` is the mean total variation
+    distance between the answers' distributions from the native and from the projected cache;
+    `delta_rel` the mean relative L2 error of the states.
     """
     grouped: dict[str, list[float]] = {}
     for value, kind in zip(variation, kinds, strict=True):

@@ -1,8 +1,7 @@
-"""From single answers to figures: accuracy, differences, percentiles, intervals.
+"""Figures from single answers: accuracy, differences, percentiles, intervals.
 
-Knows arrays of right and wrong; knows nothing of models, bytes or files. Questions about one
-picture are not independent, so every interval resamples pictures (a clustered bootstrap, Efron
-1979), never questions.
+Questions about one picture are not independent, so every interval resamples pictures (a clustered
+bootstrap, Efron 1979), never questions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST_EVENTS = 10
-"""Least events of each of two sorts, for a figure of how well they are told apart."""
+"""An AUROC is reported only with at least this many rows with the event, and as many without."""
 _RESAMPLES = 4000
 _CHUNK = 500
 _SEED = 20240501
@@ -105,7 +104,7 @@ def auroc(score: npt.NDArray[np.floating], event: npt.NDArray[np.bool_]) -> floa
 
 
 def pareto(points: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of the points that no cheaper one reaches, by rising `bytes` and `accuracy`."""
+    """Indices of the points that beat every cheaper one, by rising `bytes` and `accuracy`."""
     order = sorted(range(len(points)), key=lambda i: (points[i]["bytes"], -points[i]["accuracy"]))
     front: list[int] = []
     for i in order:

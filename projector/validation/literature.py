@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         name: as published.
-        ours: the kind of question that is the same task here; None where no question is.
+        ours: our kind of question for the same task; None if we have none.
         c_attn: published amplification.
         d_task: published distortion.
     """
@@ -37,7 +37,7 @@ class Task:
 
 TASKS = (
     Task("fire detection (2 classes)", "hazard", 6.4, 0.068),
-    # Which of five objects a marked one is: a task of heads (`projector head`), no question's.
+    # Judged with a task head (`projector head`), not with questions.
     Task("object tracking (5 classes)", None, 8.2, 0.087),
     Task("scene understanding (20 classes)", "scene", 9.5, 0.101),
 )
@@ -55,7 +55,7 @@ SENT_BYTES = {"projected": 512, "full": 51_200}
 LATENCY_MS = {"projected": 18.0, "full": 120.0}
 ENERGY_J = {"projected": 0.48, "full": 48.0}
 
-_OF_ITS_SIZE = 2.0  # a bound above so many times the error is not taken for the error
+_OF_ITS_SIZE = 2.0  # a bound up to so many times the error is called "of the size of the error"
 
 
 def beside(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def statements(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append({"claim": claim, "measured": measured, "holds": holds})
 
     def unless_idle(holds: bool) -> bool | None:
-        """Nothing good is said of a map that another picture's cache replaces as well."""
+        """`holds`; None if the map cannot be judged, or instead of True if it is not good."""
         return holds if good or (judged and not holds) else None
 
     accuracy, amplified = report["accuracy"], report["attention_amplification"]

@@ -23,8 +23,8 @@ def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
 
     Returns:
         `whole` and `layers[]`, each with `cosine` (mean over tokens), `mse`, `relative_l2`
-        (`||y - y'|| / ||y||`), `r2`, the last two None of states that are all alike; `epsilon`, the
-        RMSE over all numbers.
+        (`||y - y'|| / ||y||`), `r2`; the last two are None if all states are alike. And `epsilon`,
+        the RMSE over all numbers.
     """
     mean, scale = made.y_stats
     width = corpus.y.shape[-1]
@@ -81,7 +81,7 @@ def reconstruction(made: Any, corpus: Corpus) -> dict[str, Any]:
 
 
 def _share(error: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> float | None:
-    """An error as a share of what there was to tell; None where there was nothing."""
+    """An error as a share of the whole; None if the whole is 0."""
     return float(error.sum() / whole.sum()) if whole.sum() > 0 else None
 
 

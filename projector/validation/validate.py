@@ -1,7 +1,6 @@
-"""Everything that is said of a map, as `report.json` holds it (torch).
+"""Judges a map in full: the content of `report.json` (torch).
 
-Calls what judges each side of it: `answers`, `reconstruction`, `bounds`, `diagnostics`,
-`literature`.
+It gathers the figures of `answers`, `reconstruction`, `bounds`, `diagnostics` and `literature`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from projector.validation.reconstruction import reconstruction
 from protos.errors import FitError
 
 LEAST_OF_A_KIND = 30
-"""Questions of a kind, for anything to be said of it."""
+"""Fewest questions of a kind for a verdict on it."""
 _SPREAD_PICTURES = 256
 
 
@@ -37,13 +36,13 @@ def validate(
     edge_only: list[bool] | None = None,
     costs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything, as `report.json` holds it.
+    """Judge a map: the whole of `report.json`.
 
     Args:
         judge: asks the questions.
         untrained_edge: as `controls` takes it.
         edge_only: whether the edge model's own answer is right, one per question.
-        costs: of `cost.costs`.
+        costs: what `cost.costs` returned.
     """
     native, mapped = judge.native(), judge.mapped()
     arms = {"native": native, "mapped": mapped}
@@ -141,7 +140,7 @@ def arm_count(judge: Validator, untrained_edge: npt.NDArray[np.floating] | None)
 
 
 def _telling(judge: Validator, native: Answers, blind: Answers) -> set[str]:
-    """Kinds of question of which the native cache answers more than no picture does."""
+    """Kinds of question that the native cache answers better than no picture does."""
     found = set()
     for kind in {one.kind for one in judge.asked}:
         rows = [i for i, one in enumerate(judge.asked) if one.kind == kind]
@@ -197,9 +196,9 @@ def by_rank(judge: Validator, floor: float, above: float) -> list[dict[str, Any]
     x = torch.from_numpy(judge.corpus.x[:_SPREAD_PICTURES].astype(np.float32))
     with torch.no_grad():
         seen = made.regrid(made.normal(x)).flatten(0, 1)
-        u, s, v = principal(made, seen[~seen[:, 0].isnan()])  # texts end where they end
+        u, s, v = principal(made, seen[~seen[:, 0].isnan()])  # NaN past a text's end
         bias = made.cloud(made.down(torch.zeros(1, made.source.tokens, made.source.state_dim)))
-        bias = bias[:, :1]  # every token's
+        bias = bias[:, :1]  # the same for every token
     found = []
     for rank in lower_ranks(made):
         if rank >= len(s):

@@ -1,4 +1,4 @@
-"""What `projector head train` and `test` share: what they read, and how a head is shown."""
+"""What `projector head train` and `test` share: their inputs, and the line they print."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """The map and what a head is asked about."""
+    """Add MAP, DATA, CORPUS and --point."""
     parser.add_argument("map", type=Path, metavar="MAP", help="what `train` wrote, or a bundle")
     parser.add_argument("data", type=Path, metavar="DATA", help="pictures and labels.jsonl")
     parser.add_argument("corpus", type=Path, metavar="CORPUS", help="what `corpus` made of them")
@@ -43,7 +43,7 @@ def open_inputs(args: argparse.Namespace, data: Dataset) -> tuple[Corpus, Frozen
 
 
 def in_a_line(figures: dict[str, Any]) -> str:
-    """One line: the accuracy with its interval, and the figures that need no head."""
+    """One line: the accuracy with its interval, and the baselines that need no head."""
     from projector.training.dataset import LEAST_QUESTIONS
 
     def percent(name: str) -> str:

@@ -29,8 +29,8 @@ def register(commands: Any) -> None:
     test.add_argument("head", type=Path, metavar="HEAD", help="what `head train` wrote")
     test.add_argument(
         "--view",
-        help="states to look at: a head trained on the large model's own (native) may look at "
-        "projected ones; default: those it was trained on",
+        help="states to judge on; default: those it was trained on; a head trained on native "
+        "states may be judged on projected ones",
     )
     test.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     test.add_argument("--json", action="store_true", help="print the figures as JSON")

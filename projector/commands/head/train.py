@@ -45,10 +45,12 @@ def register(commands: Any) -> None:
         help="numbers per token that the head sees; default: %(default)s",
     )
     train.add_argument(
-        "--width", type=whole, default=64, help="of the hidden layer; default: %(default)s"
+        "--width", type=whole, default=64, help="hidden layer's size; default: %(default)s"
     )
-    train.add_argument("--steps", type=whole, default=600, help="at most; default: %(default)s")
-    train.add_argument("--batch", type=whole, default=64, help="samples; default: %(default)s")
+    train.add_argument("--steps", type=whole, default=600, help="most steps; default: %(default)s")
+    train.add_argument(
+        "--batch", type=whole, default=64, help="samples per step; default: %(default)s"
+    )
     train.add_argument("--rate", type=rate, default=2e-3, help="default: %(default)s")
     train.add_argument(
         "--patience",
@@ -60,7 +62,7 @@ def register(commands: Any) -> None:
         "--held-out",
         type=rate,
         default=0.1,
-        help="share of the samples, held out to decide when to end; default: %(default)s",
+        help="share of the samples held out to decide when to end; default: %(default)s",
     )
     train.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 

@@ -20,7 +20,7 @@ _MAX_JSON_BYTES = 1 << 20
 
 
 def add_making(parser: argparse.ArgumentParser) -> None:
-    """What `create` and `derive` have in common."""
+    """Add the flags that `create` and `derive` share."""
     parser.add_argument("--creator", required=True, metavar="NAME", help="who makes it")
     parser.add_argument("--description", metavar="TEXT", help="what it is about")
     parser.add_argument(
@@ -63,7 +63,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
 
 
 def certification_in(path: Path | None) -> Certification | None:
-    """What `--certification` names.
+    """Read the file that `--certification` names.
 
     Raises:
         ConfigError: it cannot be read, or is no such JSON object.
@@ -97,7 +97,7 @@ def save(made: Package, key: SigningKey | None, args: argparse.Namespace) -> int
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse a file that may not be written, before anything slow is done for it.
+    """Refuse an output file that must not be written, before anything slow is done.
 
     Raises:
         ConfigError: it exists and is not to be replaced, or its folder does not exist.

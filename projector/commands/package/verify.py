@@ -20,7 +20,7 @@ def register(commands: Any) -> None:
     parser = add_command(
         commands,
         "verify",
-        "verify every byte of a package, who signed it, and whom it is derived from",
+        "verify every byte of a package, who signed it, and what it is derived from",
         _run,
         examples=(
             f"projector package verify yard{SUFFIX}",
