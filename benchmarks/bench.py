@@ -69,7 +69,7 @@ def sweep(cloud: VLM, test: TestSet, terminal: Terminal) -> tuple[float, list[di
 
 
 def frontier(rows: Sequence[dict[str, Any]], reference: float, most: int) -> list[PictureCodec]:
-    """The codecs worth measuring on test: `most` of them, some where accuracy falls below −2."""
+    """The codecs worth measuring on test: at most `most`, some of them near the limit `WITHIN`."""
     chosen = thin(rows, pareto(rows), most, reference - WITHIN)
     return [PictureCodec(rows[i]["codec"], rows[i]["quality"], rows[i]["size_px"]) for i in chosen]
 

@@ -1,9 +1,9 @@
-"""How many frames one core codes, and how many it decodes.
+"""How many frames per second one core encodes and decodes.
 
 Edge: everything after the prefill (select, project, quantize, measure, code, header, seal,
-serialize). Cloud: parse, verify, header, decode. Beside them the entropy coder alone, against
-constriction (native code) with the same symbols and probabilities. Each time is the best of several
-rounds on one thread, in CPU time. `--cameras` adds what delta frames save.
+serialize). Cloud: parse, verify, header, decode. The entropy coder alone is compared with
+constriction (native code) on the same symbols and probabilities. Each time is the best of several
+rounds on one thread, in CPU time. `--cameras` also measures what delta frames save.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONSTANTS = bytes(CONSTANTS_BYTES)
 def ways(
     encoder: Encoder, point: OperatingPoint, states: Sequence[KVState]
 ) -> tuple[dict[str, Any], tuple[Callable[[], object], Callable[[], object]]]:
-    """An operating point's sizes, and what is timed: all states there, and all back.
+    """An operating point's sizes, and the two timed calls: encode all states, decode all frames.
 
     Returns:
         `point`, `payload_bytes`, `request_bytes`; the two calls.
@@ -82,12 +82,12 @@ def ways(
 
 
 def over(run: Callable[..., object], *arguments: Sequence[Any]) -> Callable[[], object]:
-    """One call that makes all of them, arguments drawn from the sequences in step."""
+    """One call that makes a call per element of the sequences, which are read in step."""
     return lambda: [run(*some) for some in zip(*arguments, strict=True)]
 
 
 def speeds(frames: int, there: float, back: float) -> dict[str, int]:
-    """Frames per second, from the seconds that all of them took."""
+    """Frames per second, from the seconds that all frames took."""
     return {
         "encoded_per_second": round(frames / there),
         "decoded_per_second": round(frames / back),
@@ -100,11 +100,11 @@ def measure_coder(
     """The entropy coder of a `uniform` point against constriction's ANS coder.
 
     Both code classes and symbols of every frame's whole grid, rounded without a dead zone. The
-    rival's models of the symbols are looked up for it beforehand, in decoding too, where our coder
-    has to read each token's class first.
+    rival gets its probability models looked up beforehand, in decoding too; our coder has to read
+    each token's class first.
 
     Returns:
-        `point`, `symbols` (of a frame, without classes), and for `ours` and `constriction` each
+        `point`, `symbols` (per frame, without classes), and for `ours` and `constriction` each
         `bytes`, `encoded_per_second`, `decoded_per_second` (frames).
     """
     quantizer = encoder.quantizer(point)
@@ -122,7 +122,7 @@ def measure_coder(
         p = tables.frequency[classes].reshape(-1, tables.escape + 1) / TOTAL
         theirs.append((classes.astype(np.int32), symbols.reshape(-1).astype(np.int32), p))
     family = constriction.stream.model.Categorical(perfect=True)
-    # A table of one symbol is none to constriction: one more that never comes.
+    # constriction refuses a table of one symbol: add one that never occurs.
     prior = constriction.stream.model.Categorical(np.append(tables.prior, 0) / TOTAL, perfect=True)
 
     def their_stream(classes: Any, symbols: Any, p: npt.NDArray[np.float64]) -> Any:
@@ -161,12 +161,12 @@ def measure_coder(
 def measure_deltas(
     encoder: Encoder, point: OperatingPoint, cameras: Sequence[Sequence[KVState]]
 ) -> dict[str, Any]:
-    """Header and payload of frames of fixed cameras, each a delta to the frame before it.
+    """Sizes of delta frames of fixed cameras, each a delta to the frame before it.
 
     Returns:
-        `point`, `key_bytes` (every frame a key frame), `bytes`, `key_frames` among all `frames`,
-        `tokens` of a delta, share of `differences`, and the latents' error, `key_error` and
-        `error`. Bytes, tokens and errors are means.
+        `point`, `key_bytes` (if every frame is a key frame), `bytes`, `key_frames` among all
+        `frames`, `tokens` of a delta, share of `differences`, and the latents' error, `key_error`
+        and `error`. Bytes (header and payload), tokens and errors are means.
     """
     plan = Plan()
     keys: list[Frame] = []
@@ -206,7 +206,7 @@ def measure_deltas(
 def measure(
     encoder: Encoder, default_point: int, states: Sequence[KVState], rounds: int = 10
 ) -> dict[str, Any]:
-    """Every operating point but pictures, and the coder at the default one.
+    """Every operating point except the picture point, and the coder at the default point.
 
     Returns:
         `machine`, `frames`, `default_point`, `frames_per_second_one_core` (edge side, default
@@ -234,7 +234,7 @@ def measure(
 def of_bundle(
     edge: Path, bundle: Path, pictures: int, rounds: int, cameras: int = 0
 ) -> dict[str, Any]:
-    """`measure` of a bundle on validation pictures, and `deltas` where there are cameras."""
+    """`measure` for a bundle on validation pictures, and `deltas` if cameras are given."""
     model = VLM.load(edge)
     loaded = Bundle.load(bundle, model.layout, Bundle.peek(bundle).target)
     shown = TestSet.load("validation", pictures, 1).pictures
@@ -296,10 +296,10 @@ def main() -> int:
     """Command line."""
     parser = command.parser("codec_speed", __doc__)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--edge", type=Path, default=EDGE_MODEL, help="the small model")
+    parser.add_argument("--edge", type=Path, default=EDGE_MODEL, help="the edge model")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="its bundle")
-    parser.add_argument("--pictures", type=int, default=64, help="of the validation split")
-    parser.add_argument("--rounds", type=int, default=10, help="of which the best counts")
+    parser.add_argument("--pictures", type=int, default=64, help="validation pictures")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds; the best counts")
     parser.add_argument(
         "--out", type=Path, default=command.REPORTS / "codec-speed.json", help="the report"
     )

@@ -1,7 +1,7 @@
-"""What it buys to train a map with its codec in the loop.
+"""What training a map with its codec in the loop gains.
 
-One map, trained without a codec, is carried on for the same number of steps in four ways: still
-without one; with its latents rounded and a price on bits; with quiet tokens silenced as well; with
+One map, trained without a codec, is trained on for the same number of steps in four ways: still
+without a codec; with latents rounded and bits priced; with quiet tokens sent as zeros too; with
 tokens dropped at random instead. Each is then swept over roundings and quiet tokens on validation
 pictures, as a bundle is. An interrupted run goes on where it stopped.
 """
@@ -52,17 +52,17 @@ VARIANTS: dict[str, dict[str, float]] = {
 }
 SWEEP = Sweep(coarseness=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0), quiet=(0.0, 6.0, 12.0))
 WITHIN = 0.016
-"""What a default point may lose against the large model's own caches, as recipes have it."""
+"""Accuracy that a default point may lose against the cloud's own caches, as in the recipes."""
 MEMBER = Mix("factors", {"r": 128, "travels": 32}, width=256, depth=4, order="target")
 """The map of the recipes."""
 CALIBRATED_ON, SAMPLE_PICTURES = 10240, 1024
-"""Training pictures, at most, for the edge half's tables and for the sweep's."""
+"""Most training pictures for the edge half's tables, and for the sweep's."""
 QUESTIONS = 6
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two models and pairs of their caches: to train on, and of validation."""
+    """Two models and pairs of their caches, for training and for validation."""
 
     source: VLM
     target: VLM
@@ -86,7 +86,7 @@ class Pairs:
 
 
 def start(pairs: Pairs, args: argparse.Namespace) -> tuple[Map, TrainSettings]:
-    """The map that every variant goes on from, trained without a codec."""
+    """The map that every variant starts from, trained without a codec."""
     settings = TrainSettings(
         reconstruct_steps=args.reconstruct_steps,
         task_steps=args.task_steps,
@@ -104,7 +104,7 @@ def start(pairs: Pairs, args: argparse.Namespace) -> tuple[Map, TrainSettings]:
 def trainer(
     made: Map, pairs: Pairs, settings: TrainSettings, args: argparse.Namespace, name: str
 ) -> Trainer[Map]:
-    """Trains one map; its state is kept by name."""
+    """The trainer of one map; its state is kept by name."""
     folder = args.work / f"codec-{args.edge}" / name.replace(", ", "-").replace(" ", "-")
     asked = pairs.train.questions
     return Trainer(made, pairs.corpus, pairs.target, asked, settings, folder)
@@ -113,7 +113,7 @@ def trainer(
 def swept(
     made: Map, pairs: Pairs, judged: Trainer[Map], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Right answers unrounded, and at every point of the sweep with its bytes."""
+    """Accuracy without rounding, and accuracy and bytes at every point of the sweep."""
     calibration = pairs.corpus.part(slice(CALIBRATED_ON))
     validation = pairs.validation.part(slice(args.pictures))
     encoder = encoder_of(made.eval(), calibration.x)
@@ -191,7 +191,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def draw(report: dict[str, Any]) -> str:
-    """Right answers against bytes, the hull of every variant, as SVG."""
+    """Accuracy against bytes, the hull of every variant, as SVG."""
     variants = report["variants"]
 
     def drawn(axes: Axes) -> None:
@@ -208,7 +208,7 @@ def draw(report: dict[str, Any]) -> str:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Every variant's default point and single points."""
+    """Table of every variant's default point and single points."""
     names = ("x1", "x4", "x4-q6", "x6-q12")
     rows = []
     for variant, one in report["variants"].items():
@@ -224,11 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("codec_training", __doc__)
     parser.add_argument("--edge", default="edge-c", help="edge model; default: %(default)s")
     parser.add_argument("--train-pictures", type=int, default=10240, help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=512, help="judged on; %(default)s")
+    parser.add_argument("--pictures", type=int, default=512, help="to judge on; %(default)s")
     parser.add_argument("--reconstruct-steps", type=int, default=1500, help="%(default)s")
     parser.add_argument("--task-steps", type=int, default=600, help="without codec; %(default)s")
-    parser.add_argument("--steps", type=int, default=500, help="of each variant; %(default)s")
-    parser.add_argument("--rate", type=float, default=4e-4, help="of each; %(default)s")
+    parser.add_argument("--steps", type=int, default=500, help="per variant; %(default)s")
+    parser.add_argument("--rate", type=float, default=4e-4, help="per variant; %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", type=Path, default=MODELS)

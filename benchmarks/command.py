@@ -1,4 +1,4 @@
-"""What all benchmarks' commands do alike: where reports go, how they are written, exit codes."""
+"""Shared by all benchmark commands: where reports go, how they are written, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
     bench: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, measure, and turn an error of ours into one line and its exit code."""
+    """Parse, measure, and turn a `BridgeError` into one line and its exit code."""
     given = parser.parse_args(argv)
     try:
         return bench(given)
@@ -37,7 +37,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def command(name: str) -> str:
-    """What gives the same report again."""
+    """The command line that gives the same report again."""
     return " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
 
 

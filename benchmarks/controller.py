@@ -2,10 +2,10 @@
 
 `python -m benchmarks.controller` runs the agent's own `PointController` with a simulated clock: a
 camera, a first-in first-out uplink of changing rate, a server of constant time. The traces are
-**synthetic** (made here from seeds, shaped like what is published of 4G and 5G uplinks), unless
-`--trace` names recorded ones in Mahimahi's format (Winstein et al., 2013): on each line the
-millisecond at which one packet of 1,500 bytes could leave. Frames answered after the objective
-count as wrong, answered ones by their point's measured accuracy.
+**synthetic** (made here from seeds, shaped like published 4G and 5G uplinks), unless `--trace`
+names recorded ones in Mahimahi's format (Winstein et al., 2013): each line is the millisecond at
+which one packet of 1,500 bytes could leave. A frame answered after the objective counts as wrong;
+one answered in time counts by its point's measured accuracy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PACKET_BYTES = 1500
 RECORDED_RTT_S = 0.06
 LONGEST_TRACE_S = 24 * 3600
 FRAMING_BYTES = 42.0
-"""Of a picture on the wire that is not the file (docs/log.md, "half of the framing")."""
+"""Bytes of a picture on the wire beside the file (docs/log.md, "half of the framing")."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -59,8 +59,8 @@ class Trace:
 
     Attributes:
         name: for tables.
-        bytes_per_s: `[steps]`, 0 while it is down.
-        rtt_s: `[steps]`, without queueing.
+        bytes_per_s: `[steps]`, rate; 0 while it is down.
+        rtt_s: `[steps]`, round-trip time without queueing.
     """
 
     name: str
@@ -70,13 +70,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Run:
-    """What one arm came to on one trace.
+    """Figures of one arm on one trace.
 
     Attributes:
-        score: mean over all frames of accuracy, 0 for a frame that was late or never sent.
-        late_share: of frames.
-        bytes_per_frame: mean of those sent.
-        switches: between points.
+        score: mean accuracy over all frames; a frame that was late or never sent counts 0.
+        late_share: share of frames that were late.
+        bytes_per_frame: mean over the frames sent.
+        switches: number of changes of the point.
     """
 
     score: float
@@ -133,14 +133,14 @@ def traces(seconds: int, seed: int) -> list[Trace]:
 
 
 def recorded(path: Path, share: float, seconds: int) -> list[Trace]:
-    """A recorded uplink, cut into pieces; a rest of less than half a piece is left out.
+    """A recorded uplink, cut into pieces; a rest shorter than half a piece is left out.
 
-    A recording holds no round trips: they are `RECORDED_RTT_S`.
+    A recording holds no round-trip times: `RECORDED_RTT_S` is used.
 
     Args:
-        path: a text file, on each line when one packet could leave, in ms, never falling.
-        share: of the recorded rate that is the camera's, above 0 and at most 1.
-        seconds: the length of a piece; a shorter recording is one piece.
+        path: a text file; each line is when one packet could leave, in ms, never falling.
+        share: the camera's share of the recorded rate, above 0 and at most 1.
+        seconds: length of a piece; a shorter recording is one piece.
 
     Raises:
         ConfigError: the file holds no such times.
@@ -162,12 +162,11 @@ def recorded(path: Path, share: float, seconds: int) -> list[Trace]:
 
 
 def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, start: str = "") -> Run:
-    """One camera over one trace; `fixed` names the point, None lets the controller choose.
+    """Simulate one camera over one trace; `fixed` names the point, None: the controller chooses.
 
-    It begins on `start`, as an agent does on the point that the server advises. A frame that comes
-    while `IN_FLIGHT` are on their way, or that is held back because it would wait behind others
-    (with a fixed point too), waits until a request ends, as in the agent; those that the camera has
-    meanwhile are never sent.
+    It begins on `start`, as an agent begins on the point that the server advises. As in the agent,
+    a frame waits until a request ends if `IN_FLIGHT` are on their way, or if it would queue behind
+    others (with a fixed point too). Frames that the camera takes meanwhile are never sent.
     """
     by_name = {rung.name: rung for rung in rungs}
     offered = [rung for rung in rungs if rung.name != PICTURE]  # as `Session.rungs`
@@ -221,14 +220,14 @@ def simulate(trace: Trace, rungs: Sequence[Rung], fixed: str | None = None, star
 
 
 def ladder(bundle: Path, pictures: int) -> tuple[list[Rung], str]:
-    """The bundle's latent points as its calibration measured them (validation), and the picture.
+    """The bundle's latent points as calibration measured them (on validation), and the picture.
 
-    The picture's bytes are WebP's at quality 80, its accuracy the calibration's for the picture
-    itself, so that point is flattered a little, in every arm alike.
+    The picture's bytes are those of WebP at quality 80; its accuracy is the calibration's for the
+    picture itself. That flatters the picture point a little, in every arm.
 
     Args:
         bundle: a bundle's folder.
-        pictures: of validation, whose size as WebP is taken.
+        pictures: number of validation pictures whose WebP size is measured.
 
     Returns:
         The rungs, and the name of the bundle's default point.
@@ -261,9 +260,9 @@ def measure(rungs: Sequence[Rung], start: str, drawn: Iterable[Trace]) -> dict[s
     """Every arm on every trace; the controller begins on `start`.
 
     Returns:
-        `adaptive` and `best_fixed` (mean score over the names of traces; the fixed point is chosen
-        with hindsight, on these very traces), `best_fixed_point`, and `traces` by name: arm to its
-        figures, means over the traces of a name.
+        `adaptive` and `best_fixed` (mean score over the kinds of trace; the fixed point is chosen
+        with hindsight, on these traces), `best_fixed_point`, and `traces`: by kind and arm, mean
+        figures over the traces of that kind.
     """
     arms: list[str | None] = [None, *(rung.name for rung in rungs)]
     found: dict[str, dict[str, list[Run]]] = {}
@@ -347,14 +346,14 @@ def main() -> int:
     """Command line."""
     parser = command.parser("controller", __doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the reference")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="whose WebP size is taken")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="measured as WebP")
     parser.add_argument("--seconds", type=_above_zero, default=SECONDS, help="length of a trace")
     parser.add_argument("--seeds", type=_above_zero, default=5, help="draws of every trace")
     parser.add_argument(
         "--trace", type=Path, nargs="+", help="recorded uplinks, in Mahimahi's format"
     )
     parser.add_argument(
-        "--share", type=_share, default=1.0, help="of a recorded uplink that is the camera's"
+        "--share", type=_share, default=1.0, help="the camera's share of a recorded uplink"
     )
     parser.add_argument("--out", type=Path, default=command.REPORTS / "controller.json")
     return command.run(parser, bench)

@@ -1,7 +1,7 @@
-"""Damages a bundle in every way at hand and counts what loading accepts all the same.
+"""Damages a bundle in many ways and counts how often loading still accepts it.
 
-Knows: a bundle's files as bytes, and the one loading path (`Bundle.load_from`). Does not know: what
-the bytes mean. Whatever is accepted here is a hole; the expected count is zero.
+It treats a bundle's files as bytes and loads them by `Bundle.load_from`, as everything else does.
+Each acceptance is a hole; the expected count is zero.
 
 | Kind | Damaged |
 |---|---|
@@ -42,11 +42,11 @@ Place = tuple[str | int, ...]
 
 @dataclass
 class Tally:
-    """What became of one kind of damage.
+    """Result of one kind of damage.
 
     Attributes:
-        tried: damaged bundles that were offered to the loader.
-        accepted: what was done to those that it took.
+        tried: number of damaged bundles that were offered to the loader.
+        accepted: for each bundle that it took, what was done to it.
     """
 
     tried: int = 0
@@ -54,7 +54,7 @@ class Tally:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """A bundle's files, the signature with them where there is one."""
+    """A bundle's files, with its signature if it has one."""
     names = (DESCRIPTION, *FILES, *FEEDBACK_FILES, SIGNATURE)
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
@@ -89,13 +89,13 @@ def survey(
     Args:
         load: from `loader`.
         one: a valid bundle's files.
-        other: those of another valid bundle for the same two models.
-        signed: both are, and `load` requires it.
-        most: about how many bits and lengths are tried of each file, drawn at random; None for all.
-        seed: of what is drawn.
+        other: files of another valid bundle for the same two models.
+        signed: both are signed, and `load` requires it.
+        most: about how many bits and lengths to try per file, drawn at random; None for all.
+        seed: seed of these draws.
 
     Returns:
-        Per kind of damage what was tried, and what was accepted.
+        Per kind of damage, what was tried and what was accepted.
 
     Raises:
         BridgeError: `one` or `other` is not valid to begin with.
@@ -113,7 +113,7 @@ def survey(
 
 
 def tally(load: Load, cases: Iterable[Case]) -> Tally:
-    """Offer damaged bundles; an exception that is no `BridgeError` passes on, as no refusal is."""
+    """Offer damaged bundles; only a `BridgeError` is a refusal, other exceptions propagate."""
     result = Tally()
     for done, files in cases:
         result.tried += 1
@@ -164,7 +164,7 @@ def mixed_fields(one: Files, other: Files, reseal: bool) -> Iterator[Case]:
     Args:
         one: a bundle's files.
         other: another's.
-        reseal: also with the digest made to fit again, which only a signature can reveal.
+        reseal: also with the digest computed anew, which only a signature can reveal.
     """
     ours, theirs = (json.loads(files[DESCRIPTION]) for files in (one, other))
     for path in _differing(ours, theirs):

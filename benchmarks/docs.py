@@ -1,4 +1,4 @@
-"""The one writer of measured tables into documents, between two marker lines.
+"""Writes measured tables into documents, between two marker lines.
 
 `python -m benchmarks.NAME` writes; with `--check` it changes nothing and ends with 1 if a document
 does not say what the report says.
@@ -46,9 +46,9 @@ def main(
     """Command line.
 
     Args:
-        name: of the module.
-        make: from the flags to what each file gets: a Markdown file the table between its markers,
-            another file (a plot) the whole.
+        name: name of the module.
+        make: takes the flags, returns each file's content: for Markdown the table between its
+            markers, for another file (a plot) the whole file.
         measured_by: the target of `make` that writes the report.
         paths: flags with their defaults.
     """

@@ -1,10 +1,10 @@
 """How well the guard works on pictures unlike those it was calibrated on.
 
-Learns the risk model and its limit on validation pictures, half of them made unusual. Then asks
-about test and shifted pictures, half and half: does the risk predict that the frame's answer
-differs from the picture's, and what do answers and bytes become when the guard sends the picture
-instead? Figures are at the default point; `by_point` also has another of the ladder's.
-`--bundle-out` writes the bundle with the risk model; `--installed` looks at the bundle's own.
+It learns the risk model and its limit on validation pictures, half of them made unusual. Then it
+asks about test and shifted pictures, half and half. Does the risk predict that the frame's answer
+differs from the picture's? What are accuracy and bytes when the guard sends the picture instead?
+Figures are at the default point; `by_point` also has another point of the ladder. `--bundle-out`
+writes the bundle with the risk model; `--installed` evaluates the bundle's own.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from reference.yard import ask, render, sample_scenes
 BLOCK = 32
 QUESTIONS = 6
 FIRST_VALIDATION = 1024
-"""Before it lie the pictures on which the map's own choices were made."""
+"""The map's own choices were made on the pictures before this one."""
 UNUSUAL_SHARE = 0.5
 WITHIN = 0.010
-"""Accuracy that the limit may cost on the calibration's pictures: half of the target, as pictures
-in use are unusual in other ways than those."""
+"""Accuracy that the limit may cost on the calibration's pictures: half of the target, since real
+pictures are unusual in other ways."""
 TARGET = 0.02
 FIGURES = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity")
 
@@ -66,10 +66,10 @@ class GuardRows(disagreement.Rows):
     """Answers to questions about some pictures; one row per question and point.
 
     Attributes:
-        right_sent: from the picture as it would be sent (WebP); on the calibration's pictures not
-            asked, as from the picture, `[n]`.
-        right_edge: of the small model, `[n]`.
-        sent_bytes: of that WebP, `[n]`.
+        right_sent: whether the answer from the picture as it would be sent (WebP) is right, `[n]`;
+            not asked on the calibration's pictures, where it is that from the picture itself.
+        right_edge: whether the edge model's answer is right, `[n]`.
+        sent_bytes: size of that WebP, `[n]`.
     """
 
     right_sent: Bools
@@ -80,7 +80,7 @@ class GuardRows(disagreement.Rows):
 def collect(
     pair: Pair, split: str, start: int, count: int, folder: Path, show: Terminal
 ) -> GuardRows:
-    """Ask about pictures of the yard; blocks that are in `folder` already are read from there."""
+    """Ask about pictures of the yard; blocks that `folder` holds already are read from it."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     with show.stage(f"{split}: from frames and from pictures", -(-count // BLOCK)) as advance:
@@ -144,7 +144,7 @@ def _block(pair: Pair, split: str, first: int) -> GuardRows:
 def certainty(
     vlm: VLM, pictures: Sequence[Image.Image], asked: Sequence[Asked]
 ) -> npt.NDArray[np.float32]:
-    """The small model's distributions for the first token of its own answers, `[Q, V]`."""
+    """The edge model's distributions for the first token of its own answers, `[Q, V]`."""
     layers = vlm.prefill(pictures, attention=False).layers()
     rows = [q.picture for q in asked]
     ids = [vlm.question_ids(q.text) for q in asked]
@@ -152,14 +152,14 @@ def certainty(
 
 
 def _quiet(_: int) -> None:
-    """Progress is shown by the block."""
+    """Ignores progress: it is shown per block."""
 
 
 # -- figures ---------------------------------------------------------------------------------------
 
 
 def outcome(rows: GuardRows, over: Bools) -> dict[str, float]:
-    """What answers and bytes become when rows `over` the limit are sent as pictures."""
+    """Accuracy and bytes when the rows `over` the limit are sent as pictures."""
     right = np.where(over, rows.right_sent, rows.right_frame)
     sent = np.where(over, rows.sent_bytes, rows.frame_bytes)
     edge = np.where(over, rows.right_edge, rows.right_frame)
@@ -172,7 +172,7 @@ def outcome(rows: GuardRows, over: Bools) -> dict[str, float]:
 
 
 def _auroc(score: npt.NDArray[np.floating], differs: Bools) -> float | None:
-    """Rounded; None where too few answers differ, or too few agree."""
+    """AUROC, rounded; None if too few answers differ, or too few agree."""
     some = int(differs.sum())
     if min(some, len(differs) - some) < LEAST_EVENTS:
         return None
@@ -180,7 +180,7 @@ def _auroc(score: npt.NDArray[np.floating], differs: Bools) -> float | None:
 
 
 def examine(risk: RiskModel, sets: dict[str, GuardRows]) -> dict[str, Any]:
-    """The guard's figures on the mix of the sets and on each apart."""
+    """The guard's figures on the mix of the sets and on each set."""
     sets = {"mixed": GuardRows.join(list(sets.values())), **sets}
     scores = {name: risk.risk(rows.found) for name, rows in sets.items()}
     mixed, score = sets["mixed"], scores["mixed"]
@@ -225,7 +225,7 @@ def examine(risk: RiskModel, sets: dict[str, GuardRows]) -> dict[str, Any]:
 
 
 def parts(report: dict[str, Any]) -> list[Part]:
-    """A row for each set of pictures, and what every limit would give."""
+    """A row for each set of pictures, and a plot over all limits."""
     rows = []
     for name, guarded in report["at_limit"].items():
         told = report["auroc" if name == "mixed" else f"auroc_{name}"]
@@ -296,7 +296,7 @@ def made_for(pair: Pair) -> str:
 
 
 def bare(encoder: Encoder) -> bytes:
-    """The edge half without its guard: what frames are made by."""
+    """The edge half without its guard: the part that makes frames."""
     return replace(encoder, risk=None).to_bytes()
 
 
@@ -333,7 +333,7 @@ def evaluate(
 
 
 def by_point(risk: RiskModel, bundle: Bundle, rows: GuardRows) -> dict[str, dict[str, float]]:
-    """Whether the risk is as large as answers differ, at each operating point, in ladder order."""
+    """Mean risk beside the share of answers that differ, at each point, in ladder order."""
     said = risk.risk(rows.found)
     return {
         bundle.encoder.point(index).name: {
@@ -377,12 +377,12 @@ def bench(given: argparse.Namespace) -> int:
 def main() -> int:
     """Command line."""
     parser = command.parser("guard", (__doc__ or "").split("\n")[0])
-    parser.add_argument("--calibration", type=int, default=1536, help="pictures of validation")
+    parser.add_argument("--calibration", type=int, default=1536, help="validation pictures")
     parser.add_argument(
-        "--pictures", type=int, default=512, help="of test and of shifted; 0: learn only"
+        "--pictures", type=int, default=512, help="of test, and of shifted; 0: learn only"
     )
     parser.add_argument(
-        "--installed", action="store_true", help="look at the bundle's own risk model"
+        "--installed", action="store_true", help="evaluate the bundle's own risk model"
     )
     parser.add_argument("--edge", type=Path, default=EDGE_MODEL)
     parser.add_argument("--cloud", type=Path, default=CLOUD_MODEL)

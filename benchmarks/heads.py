@@ -1,11 +1,11 @@
 """`make bench-heads`: task heads on the reference bundle: fire, count, track and scene.
 
 Every head is trained on the train split with the map frozen, and judged on pictures and sequences
-of other splits. A seed draws a head's start and its batches. Arms: `cloud_only` (the large model's
-own state), `edge_only` (the small model's), `latents` (what travels), `projected` (the map's
+of other splits. A seed sets a head's initial weights and its batches. Arms: `cloud_only` (the cloud
+model's own state), `edge_only` (the edge model's), `latents` (what travels), `projected` (the map's
 output), `projected_sent` (the same through the default operating point), `transferred` (the head of
-`cloud_only`, as it is, on `projected_sent`). Controls: the commonest class, for tracking the
-nearest place, and `other_picture` (the head of `projected`, given another picture's states).
+`cloud_only`, unchanged, on `projected_sent`). Controls: the commonest class, the nearest place (for
+tracking), and `other_picture` (the head of `projected`, given another picture's states).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ARMS = {
 TRANSFERRED, OTHER = "transferred", "other_picture"
 _QUESTIONS = 6
 _HELD_OUT = 0.1
-_LENS = 0.8  # share of the training pictures, none held out, that lenses are fitted to
+_LENS = 0.8  # lenses are fitted to this share of the training pictures, none of them held out
 _FRAMES = 3
 
 Floats = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ class Part:
     def __init__(
         self, split: str, count: int, sequences: bool, pair: tuple[VLM, VLM], work: Path
     ) -> None:
-        """Writes the pictures and collects the pairs; what is there is not made again."""
+        """Writes the pictures and collects the pairs; existing ones are not made again."""
         name = f"{split}-{'sequences-' if sequences else ''}{count}"
         folder = work / name
         if not (folder / "labels.jsonl").exists():
@@ -149,7 +149,7 @@ class TaughtEdge:
             yield {**place, **judge(head, samples), **extra}
 
     def _head(self, part: Part, task: str, view: str, sent: bool, seed: int) -> Head:
-        """A head to be trained; the lens of its states is fitted once for all tasks and seeds."""
+        """An untrained head; the lens of its states is fitted once for all tasks and seeds."""
         frozen, (training, _) = self.maps[sent], part.labels(task).split(_HELD_OUT)
         names = (
             map(str, range(1, training.objects + 1)) if training.objects else set(training.labels)
@@ -177,14 +177,14 @@ class TaughtEdge:
         return head
 
     def _states(self, head: Head, part: Part, view: str, sent: bool) -> Floats:
-        """What a head sees of a part, kept for the next task and seed."""
+        """A part's states after the lens, kept for the next task and seed."""
         key = (id(part), head.config.view, head.config.tracks, view, sent)
         if key not in self._seen:
             self._seen[key] = through_lens(head, self.maps[sent], view, part.corpus)
         return self._seen[key]
 
     def relative_l2(self, split: str) -> float:
-        """`||y - y'|| / ||y||` of what arrives, in z-scores of the target, over stills."""
+        """`||y - y'|| / ||y||` of arriving states, in z-scores of the target, over stills."""
         corpus, frozen = self.judging[split, False].corpus, self.maps[True]
         some = self.training[False].corpus.y[:256].astype(np.float32)
         mean, scale = some.mean(axis=(0, 1)), some.std(axis=(0, 1)) + 1e-6
@@ -205,7 +205,7 @@ def _variation(head: Head, native: Samples, other: Samples) -> float:
 
 
 def amplification(rows: list[dict[str, Any]], relative_l2: dict[str, float]) -> dict[str, Any]:
-    """How much the head's answers move (D_task), and per unit of error in the states (C)."""
+    """How much the head's answers move (D_task), and how much per unit of state error (C)."""
     found: dict[str, Any] = {}
     for row in rows:
         if "variation" in row:
@@ -242,9 +242,9 @@ def main() -> int:
     parser.add_argument("--edges", nargs="*", default=["edge-a"], help="default: edge-a")
     parser.add_argument("--splits", nargs="*", default=["test", "shifted"])
     parser.add_argument("--pictures", type=int, default=2000, help="to train on")
-    parser.add_argument("--test-pictures", type=int, default=500, help="of each split")
+    parser.add_argument("--test-pictures", type=int, default=500, help="per split")
     parser.add_argument("--sequences", type=int, default=800, help="to train on")
-    parser.add_argument("--test-sequences", type=int, default=250, help="of each split")
+    parser.add_argument("--test-sequences", type=int, default=250, help="per split")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "heads")

@@ -1,8 +1,8 @@
 """What a frame costs on the link at a camera's rate, above TCP and with IP's headers.
 
-The reference pair at its default point, one frame with a question a second, through a counting
-relay. HTTP/2 frames are counted by type, so a ping or window update that small frames draw is seen.
-One large upload follows, which needs the windows that those updates would have opened.
+The reference pair sends one frame with a question a second, at its default point, through a
+counting relay. HTTP/2 frames are counted by type, so pings and window updates that small frames
+cause show up. One large upload follows: it needs the windows that such updates would open.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Http2Frames:
 
     Attributes:
         up: frames that clients sent, by type.
-        down: frames that clients were sent.
+        down: frames that clients were sent, by type.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def measure(
     service: Service, relay: Relay, frames: Http2Frames, shots: Sequence[Shot], pause_s: float
 ) -> dict[str, Any]:
     """Send frames one after the other, each with a question, and count what passes."""
-    service.infer(shots[:1], ["what is left of the red car ?"])  # pays for what comes once
+    service.infer(shots[:1], ["what is left of the red car ?"])  # pays for what is sent only once
     time.sleep(min(pause_s, 1.0))
     before, up, down = relay.counts(), frames.up.copy(), frames.down.copy()
     message_bytes = 0
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("link_bytes", __doc__)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--pause-s", type=float, default=1.0, help="between frames")
-    parser.add_argument("--upload-bytes", type=int, default=3 << 20, help="of the large upload")
+    parser.add_argument("--upload-bytes", type=int, default=3 << 20, help="the upload's size")
     return command.run(parser, bench, argv)
 
 

@@ -1,7 +1,7 @@
 """The results table of the README, from `build/bench/report.json`.
 
-`python -m benchmarks.readme_table` writes it; with `--check` it changes nothing and ends with 1 if
-the README's table is not the report's.
+`python -m benchmarks.readme_table` writes it. With `--check` it changes nothing and ends with 1 if
+the README's table differs from the report's.
 """
 
 from __future__ import annotations

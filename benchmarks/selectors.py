@@ -1,8 +1,8 @@
 """Which tokens to keep: every selector at every budget, on validation pictures.
 
-Everything goes through the served path: `Encoder.encode`, the bundle's backend, the frozen large
-model. Random and uniform are in every table and plot, and so is what needs no selector: all tokens
-sent, the quiet ones as zeros.
+Everything goes through the served path: `Encoder.encode`, the bundle's backend, the frozen cloud
+model. Every table and plot also has random, uniform, and a variant without a selector: all tokens
+are sent, the quiet ones as zeros.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _plain(point: OperatingPoint, found: Found, whole: Found) -> dict[str, Any]:
 
 
 def winners(made: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per budget the selector with the most right answers, and how the default does there."""
+    """Per budget, the selector with the most right answers, beside the default selector."""
     best = {}
     for budget in sorted({row["budget"] for row in made if row["budget"]}):
         here = {r["selector"]: r["accuracy"] for r in made if r["budget"] == budget}
@@ -110,7 +110,7 @@ def parts(report: dict[str, Any]) -> list[Part]:
             [(name, *(percent(by_budget[name, b]) for b in budgets)) for name in SELECTORS],
         ),
         Table(
-            "All tokens, those that are quieter than a limit sent as zeros",
+            "All tokens; those quieter than a limit are sent as zeros",
             ("#quiet below", "#bytes", "#right, %"),
             [
                 (f"{row['quiet']:g}", f"{row['payload_bytes']:.1f}", percent(row["accuracy"]))
@@ -148,7 +148,7 @@ def _plot(report: dict[str, Any], by: str, label: str) -> str:
                 markersize=3.5,
             )
         axes.axhline(
-            100 * report["native"], color=GREY, linewidth=0.8, label="large model, own cache"
+            100 * report["native"], color=GREY, linewidth=0.8, label="cloud model, own cache"
         )
         axes.set_xlabel(label)
         axes.set_ylabel("right answers, %")

@@ -1,10 +1,10 @@
-"""Whether memory stays where it should: the real service, a real agent and a client, for long.
+"""Soak test of memory: the real service, a real agent and a client run for a long time.
 
 The agent watches a fixed camera and sends delta frames with questions. The client sends frames with
-questions, pictures, and asks again about scenes that are held; its frames push older scenes out all
-the time. Every second the memory of the front end, the engine and the agent is read. It fails if
-the engine is ever above its base and caps by more than 15 %, or was started again, or if the front
-end or the agent has grown by more than 15 % from the first half of the run to its end.
+questions, sends pictures, and asks again about held scenes; its frames keep pushing older scenes
+out. Every second the memory of the front end, the engine and the agent is read. The test fails if
+the engine ever exceeds its base plus caps by more than 15 % or was restarted, or if the front end
+or the agent has grown by more than 15 % from the first half of the run to its end.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Soak:
     """What was measured.
 
     Attributes:
-        caps_bytes: of scenes and latents together, as set.
-        samples: in order; the first is of processes that have answered nothing.
+        caps_bytes: the set caps of scenes and latents together.
+        samples: in order; the first is from before the first answer.
     """
 
     caps_bytes: int
@@ -127,7 +127,7 @@ def soak(
     latent_bytes: int = 64 << 20,
     say: Any = print,
 ) -> dict[str, Any]:
-    """Run until that many answers, or minutes, whichever is given.
+    """Run for a number of answers or of minutes, whichever is given.
 
     Returns:
         `Soak.figures`, with every sample.
@@ -223,7 +223,7 @@ def _drive(
 
 
 def _read(metrics: str) -> dict[str, int]:
-    """What a sample takes of the service's own metrics."""
+    """The numbers of a sample that come from the service's metrics."""
     with urllib.request.urlopen(metrics, timeout=30) as page:
         lines = page.read().decode().splitlines()
     values = {}
@@ -243,7 +243,7 @@ def _read(metrics: str) -> dict[str, int]:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Run a soak; 1 if memory did not stay where it should."""
+    """Run a soak; returns 1 if memory exceeded a limit."""
     report = soak(
         args.out,
         answers=args.answers,

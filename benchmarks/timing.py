@@ -1,4 +1,4 @@
-"""How long calls take on a machine that other work disturbs, each beside the others."""
+"""Times several calls against each other on a machine that other work disturbs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def least_seconds(
 ) -> list[float]:
     """Seconds of each call on one thread, the best of several rounds that take all in turn.
 
-    A shared machine's slow moments last for seconds: in turn they meet all calls alike. What a
-    second thread of NumPy's waits would count as CPU time. (torch keeps a count of its own.)
+    A shared machine's slow moments last for seconds; taken in turn, all calls meet them alike. One
+    thread, because the waiting of a second NumPy thread would count as CPU time. (torch has its own
+    thread count.)
 
     Args:
-        rounds: how often each is called.
-        calls: without arguments.
-        what: they are, for the progress bar.
+        rounds: how often each call is made.
+        calls: functions without arguments.
+        what: name of the calls, for the progress bar.
         clock: seconds; by default the CPU time of this process.
     """
     best = [float("inf")] * len(calls)

@@ -3,7 +3,7 @@
 Reads like a notebook: cells begin with `# %%`, and editors that know them run one at a time.
 """
 
-# %% The small model, the large model, and the bundle that leads from one to the other.
+# %% The edge model, the cloud model, and the bundle that maps one cache to the other.
 import html
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def draw(step: str, told: str, numbers: npt.ArrayLike) -> None:
 lightness = np.asarray(picture.convert("L").resize((6, 6)))
 draw("source", f"{capture.name}, {picture.width} x {picture.height} pixels: lightness", lightness)
 
-# %% prefill: the small model reads the picture once. Its cache, keys un-rotated, is the state x.
+# %% prefill: the edge model reads the picture once. Its cache, keys un-rotated, is the state x.
 (state,) = small.states(small.prefill([picture]))
 x = state.flat()
 draw("prefill", f"{len(x)} tokens of {x.shape[1]} numbers: attention received", state.attention)
@@ -68,43 +68,43 @@ selector = encoder.selecting()
 kept = selector.keep(state, point.tokens)
 draw("select", f"{selector.name} keeps {kept.sum()} of {len(kept)} tokens: 1 is kept", kept)
 
-# %% encode: z = Vᵀ·N(x), its distance from the usual z at each place rounded to steps and coded.
+# %% encode: z = Vᵀ·N(x); its distance from the mean z at each position is rounded to steps, coded.
 z = encoder.project(x)
 encoded = encoder.encode(state, point, kept)
 steps_away = np.linalg.norm((z - encoder.centre) / encoder.steps[point.steps], axis=1)
 told = f"{encoder.rank} numbers a token, {len(encoded.payload)} bytes in all"
-draw("encode", f"{told}: distance from the usual token, in steps", steps_away)
+draw("encode", f"{told}: distance from the mean token, in steps", steps_away)
 
-# %% send: a header of some bytes says which tokens these are, and what was lost.
+# %% send: a short header says which tokens these are, and what was lost.
 sent = Header(point.index, frame_number=0, kept=kept, distortion=encoded.distortion)
 header, body = pack_header(sent, encoded.payload)
 told = f"header {header.hex()}, body {body.hex()}: about {wire_bytes(sent, encoded.payload)} bytes"
 draw("send", f"{told} on the wire", kept)
 
-# %% decode: the cloud reads the latents back; a token that did not travel is the usual one.
+# %% decode: the cloud reads the latents back; a token that was not sent gets the mean.
 frame, payload = unpack_header(header, body)
 latents = encoder.scatter(encoder.decode(payload, frame.kept, point), frame.kept)
 known = np.where(frame.kept[:, None], latents, encoder.centre)
 lost = np.linalg.norm(known - z, axis=1) / np.linalg.norm(z, axis=1)
 draw("decode", "error of each latent, 1 is as large as the latent itself", lost)
 
-# %% project: latents become the large model's keys and values, keys rotated to its positions.
+# %% project: latents become the cloud model's keys and values, keys rotated to its positions.
 backend = bundle.backend()
 keys, values = backend.project(latents[None], frame.kept[None], large.positions)
 attention = torch.from_numpy(state.attention)[None]
 cache = torch.from_numpy(keys), torch.from_numpy(values)
 (projected,) = to_states(*cache, large.layout, large.positions, attention)
-(own,) = large.states(large.prefill([picture]))  # what the large model holds if it sees the picture
+(own,) = large.states(large.prefill([picture]))  # the cloud model's own cache of the picture
 apart = np.linalg.norm(projected.flat() - own.flat(), axis=1) / np.linalg.norm(own.flat(), axis=1)
 draw("project", f"{own.flat().shape[1]} numbers a token: distance from its own cache", apart)
 
-# %% inject: the projected tokens stand behind the large model's own first tokens.
+# %% inject: the projected tokens follow the cloud model's own first tokens.
 scene = large.scene_cache(keys, values)
 first = int(large.positions[0])
 told = f"{len(large.positions)} tokens behind {first} of its own: their positions"
 draw("inject", told, large.positions)
 
-# %% answer: the large model answers. Which tokens does its answer hang on? Leave out one at a time.
+# %% answer: the cloud model answers. Which tokens matter? Leave out one at a time.
 question = capture.questions[0]
 without = np.repeat(frame.kept[None], len(kept), axis=0) & ~np.eye(len(kept), dtype=np.bool_)
 many = backend.project(np.repeat(latents[None], len(kept), axis=0), without, large.positions)

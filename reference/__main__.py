@@ -1,6 +1,6 @@
 """Re-trains everything the repository ships: `python -m reference`, or `make reference`.
 
-Knows the order: the models (independently), then each edge's map to the cloud. Each step resumes.
+First the models, each by itself, then each edge's map to the cloud. Each step resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def steps(device: str) -> tuple[tuple[str, ...], ...]:
 
 
 def main() -> int:
-    """Runs every step in a process of its own; stops at the first that fails."""
+    """Run every step in a process of its own; stop at the first that fails."""
     parser = argparse.ArgumentParser(prog="python -m reference", description=__doc__)
     parser.add_argument("--device", default="cpu", help="where maps are trained, such as cuda")
     parser.add_argument("--list", action="store_true", help="show the steps and stop")

@@ -1,10 +1,10 @@
-"""Writes pictures of the yard and what is known of them: `python -m reference.export_yard`.
+"""Writes pictures of the yard with questions and labels: `python -m reference.export_yard`.
 
-Knows the yard and the folder that `projector` reads: pictures, `questions.jsonl`, `labels.jsonl`.
-Besides the questions asked, every other question that the labels answer is written as a control, so
-that a picture can stand in for another; with `--questions 0` all of them are asked, and each says
-how likely the yard draws it. A picture that is there is not drawn again. With `--sequences` the
-pictures are frames of sequences in which there is something to track.
+The folder is as `projector` reads it: pictures, `questions.jsonl`, `labels.jsonl`. Every question
+that the labels answer but that is not asked is written as a control, so that a picture can stand in
+for another. With `--questions 0` all are asked, each with its probability of being drawn. Existing
+pictures are not drawn again. With `--sequences` the pictures are frames of sequences that have
+something to track.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def export(folder: Path, split: str, start: int, count: int, questions: int) -> 
 
     Args:
         folder: made if missing.
-        split: of the yard.
+        split: split of the yard.
         start: index of the first picture.
-        count: how many.
-        questions: asked of each picture; 0 for all there are, with their weights.
+        count: number of pictures.
+        questions: questions about each picture; 0 for all there are, with their weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked_rows: Rows = []
@@ -74,10 +74,10 @@ def export_sequences(folder: Path, split: str, start: int, count: int, questions
 
     Args:
         folder: made if missing.
-        split: of the yard.
-        start: number of the first sequence looked at; those with nothing to track are left out.
-        count: how many are written.
-        questions: asked of each frame.
+        split: split of the yard.
+        start: number of the first sequence tried; those with nothing to track are left out.
+        count: number of sequences written.
+        questions: questions about each frame.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked_rows: Rows = []
@@ -135,7 +135,7 @@ def _question(name: str, asked: Question) -> dict[str, object]:
 
 
 def _weighed(name: str, asked: Question) -> dict[str, object]:
-    """A question that is drawn in training as `ask` draws it."""
+    """A question with the weight by which `ask` draws it."""
     weight = draw_weight(asked.subkind, asked.answer)
     group = f"{asked.subkind} {asked.answer}"
     return _question(name, asked) | {"weight": weight, "group": group}
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--start", type=int, default=0, help="first picture or sequence")
     parser.add_argument("--count", type=int, default=2048, help="pictures, or sequences")
-    parser.add_argument("--questions", type=int, default=16, help="asked of each picture; 0: all")
+    parser.add_argument("--questions", type=int, default=16, help="per picture; 0: all")
     parser.add_argument("--sequences", action="store_true", help="frames of sequences, not stills")
     args = parser.parse_args()
     write = export_sequences if args.sequences else export

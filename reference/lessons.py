@@ -1,7 +1,4 @@
-"""What a reference VLM is taught: pictures, questions and each image token's labels, as tensors.
-
-Knows the yard and a processor's tokens. Knows no weights and no losses.
-"""
+"""Training batches of the reference VLMs: pictures, questions, each image token's labels."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class Batch:
     about: Tensor
     """[B, Q, N]: share of the question's objects in each image token's cell"""
     answered: Tensor
-    """[B, Q, N]: the same of the objects that are the answer, where the answer is one of them"""
+    """[B, Q, N]: the same for the objects that are the answer, if it is an object"""
     words: Tensor
     """[B, Q, S, N]: the same for each word that names objects of the picture; zeros elsewhere"""
     cells: dict[str, Tensor]
@@ -91,7 +88,7 @@ def named_slots(scenes: Scenes, place: int, *, corners: bool = False) -> dict[st
     Args:
         scenes: a block of scenes.
         place: the picture's place in it.
-        corners: whether "top-left" and its like name what is there.
+        corners: whether "top-left" and the other corners name the objects there.
     """
     found: dict[str, list[int]] = {}
     for slot in range(int(scenes.n_objects[place])):
@@ -113,7 +110,7 @@ def named_slots(scenes: Scenes, place: int, *, corners: bool = False) -> dict[st
 
 
 class Tokens:
-    """A processor's tokens around a picture, read off its chat template once per text."""
+    """A processor's tokens around a picture, from its chat template, once per text."""
 
     def __init__(self, processor: Any, image_token_id: int) -> None:
         """Finds the fixed tokens before and of the picture.
@@ -169,14 +166,14 @@ def collate(
     """Assembles one batch.
 
     Args:
-        pictures: the split.
-        indices: which pictures.
+        pictures: pictures of a split.
+        indices: which of them.
         tokens: the model's tokens.
         grid: the model's image tokens.
         questions: Q, questions per picture.
-        seed: which questions are asked of each picture.
-        lossy_rng: draws picture codecs, or None to leave the pictures as they are.
-        finely: also label what a corner's name and an answer stand for.
+        seed: decides the questions of each picture.
+        lossy_rng: draws picture codecs; None leaves the pictures as they are.
+        finely: also label the objects that a corner's name and an answer stand for.
 
     Returns:
         The batch and its questions.

@@ -1,7 +1,4 @@
-"""The yard's pictures for training: rendered once, kept on disk, worn by picture codecs if wished.
-
-Knows the yard. Knows no model.
-"""
+"""The yard's pictures for training: rendered once, kept on disk, optionally damaged by codecs."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ BLOCK = 256
 
 
 class Pictures:
-    """Rendered pictures of one split, kept on disk: every epoch and both models reuse them."""
+    """Rendered pictures of one split, kept on disk for every epoch and every model."""
 
     def __init__(self, split: str, count: int, folder: Path) -> None:
         """Renders what is missing.
 
         Args:
             split: a split of the yard.
-            count: how many pictures, a multiple of 256.
+            count: number of pictures, a multiple of 256.
             folder: where the rendered blocks are kept.
         """
         self.split, self.count = split, count
@@ -60,7 +57,7 @@ class Pictures:
 
 
 def lossy(picture: Pixels, rng: random.Random) -> Pixels:
-    """Passes a picture through a random picture codec, as pictures found in the world have been.
+    """Passes a picture through a random picture codec, as real pictures have been.
 
     Args:
         picture: [H, W, 3] uint8.

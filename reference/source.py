@@ -1,7 +1,7 @@
 """The yard as a camera: `yard://test?start=0&count=50&questions=6`, with questions to each picture.
 
-With `sequence=3` the pictures are consecutive frames of one fixed camera, else each is of another
-scene. Knows the yard and what a source is. Knows nothing of models or the network.
+With `sequence=3` the pictures are consecutive frames of one fixed camera; else each shows another
+scene.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Yard:
     Attributes:
         split: one of `reference.yard.SPLITS`.
         start: index of the first picture or frame.
-        count: how many.
-        questions: asked of each picture.
+        count: number of pictures or frames.
+        questions: questions about each picture.
         sequence: number of the sequence; None for stills.
     """
 
@@ -62,7 +62,7 @@ class Yard:
         return self.split if self.sequence is None else f"{self.split}/sequence-{self.sequence:06d}"
 
     def _block(self, first: int, size: int) -> tuple[Scenes, Callable[[int], list[Question]]]:
-        """What to render, and who asks about the picture at a place in it."""
+        """A block's scenes, and the function that gives the questions about a place in it."""
         if self.sequence is None:
             scenes = sample_scenes(self.split, first, size)
             return scenes, lambda place: ask(scenes, place, self.questions, _SEED)

@@ -1,7 +1,4 @@
-"""A split of the yard as `projector` wants it, and where pairs made of it are kept.
-
-Knows the yard and its rendered blocks; knows nothing of maps or bundles.
-"""
+"""A split of the yard as a dataset of `projector`, and the folder where its pairs are kept."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ from reference.pictures import Pictures
 from reference.yard import ask, true_answer
 
 HELD_OUT = 512
-"""Pictures of validation on which choices are made."""
+"""Validation pictures on which choices are made."""
 
 
 class Split:
-    """A split of the yard as `projector` wants it: picture i, and questions about picture i."""
+    """A split of the yard as a dataset of `projector`: picture i and the questions about it."""
 
     def __init__(self, split: str, count: int, pool: Path) -> None:
         """Renders what is missing.
 
         Args:
             split: a split of the yard.
-            count: how many pictures, a multiple of 256.
-            pool: where rendered blocks are kept.
+            count: number of pictures, a multiple of 256.
+            pool: folder of rendered blocks.
         """
         self.pictures = Pictures(split, count, pool)
 
@@ -42,11 +39,11 @@ class Split:
         return (pairs * count)[:count]
 
     def other_labels(self, index: int, other: int, text: str) -> str | None:
-        """What the labels of picture `other` answer to a question."""
+        """The answer to a question by the labels of picture `other`."""
         _, scenes, place = self.pictures[other]
         return true_answer(scenes, place, text)
 
 
 def pairs_folder(name: str, source: VLM, target: VLM) -> str:
-    """Name of the folder of an edge model's pairs, one for each pair of models."""
+    """Name of the folder that holds the pairs of two models."""
     return f"corpus-{name}-{source.layout.fingerprint[:8]}-{target.layout.fingerprint[:8]}"

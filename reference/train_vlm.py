@@ -1,8 +1,8 @@
 """Trains one reference VLM on the yard, from scratch: `python -m reference.train_vlm edge-a`.
 
-Knows one model at a time. Knows no other model: nothing is distilled and no weight, vocabulary or
-auxiliary head is shared. First the image tokens are taught to show what is there, then everything
-together. Checkpoints every five minutes and where it is stopped, and resumes.
+Each model is trained alone: nothing is distilled from another, and no weight, vocabulary or
+auxiliary head is shared. First the image tokens learn to show what is there, then everything is
+trained together. It writes a checkpoint every five minutes and when it is stopped, and resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from reference.pictures import Pictures
 from reference.trainee import Trainee
 
 BLIND_EVERY = 10
-"""Joint steps from one that also asks without the picture to the next."""
+"""One joint step in so many also asks without the picture."""
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     Args:
         trainee: the model.
         pictures: a held-out split.
-        count: how many pictures.
+        count: number of pictures.
         questions: questions per picture.
 
     Returns:
@@ -202,9 +202,10 @@ def train(name: str, args: argparse.Namespace) -> None:
 
 
 def _rate(step: int, reading: int, answering: int, steps: int) -> float:
-    """Constant while only reading is taught; then a warm-up and a cosine to 2 % per stage.
+    """Learning-rate factor: constant while reading is taught, then per stage a warm-up and cosine.
 
-    The second of these restarts at 60 % (warm restarts: Loshchilov and Hutter, 2017).
+    Each cosine falls to 2 %. The second stage restarts at 60 % (warm restarts: Loshchilov and
+    Hutter, 2017).
     """
     if step < reading:
         return min(1.0, (step + 1) / 200)

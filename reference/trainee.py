@@ -1,9 +1,9 @@
 """A reference VLM with the heads and losses that only its training uses.
 
-Knows one model and its lessons. Three losses, all from the scene's own labels: cross-entropy of the
-answers (several questions packed behind one picture), linear heads that read each image token's
-objects (dropped after training), and a few attention heads taught to look at the objects named and
-asked about.
+There are three losses, all from the scene's own labels: cross-entropy of the answers (several
+questions packed behind one picture), linear heads that read each image token's objects (dropped
+after training), and a few attention heads taught to look at the objects that are named and asked
+about.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from reference.yard import COLOURS, KINDS
 class Trainee(nn.Module):
     """A VLM with the heads that only training uses."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Tokens, recipe: zoo.Recipe) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, recipe: zoo.ModelRecipe) -> None:
         """Wraps a model.
 
         Args:
             model: an image-text-to-text model with a `text_model` or `language_model`.
             tokens: its tokens.
-            recipe: its grid, and which layers are taught where to look.
+            recipe: the model's grid, and the layers that are taught where to look.
         """
         super().__init__()
         self.model, self.tokens, self.recipe = model, tokens, recipe
@@ -105,7 +105,7 @@ class Trainee(nn.Module):
         single = (cells["count"] == 1).float()
         per_offset = F.smooth_l1_loss(offset, cells["offset"], reduction="none", beta=0.1).mean(-1)
         loss = loss + (per_offset * single).sum() / single.sum().clamp(min=1) * 2
-        # Without this a tower with relative positions only leaves the decoder guessing where.
+        # A tower with relative positions only would not tell the decoder where a token lies.
         place = torch.arange(image.shape[1]).expand(len(image), -1)
         columns = self.recipe.grid[1]
         for part, target in ((row, place // columns), (column, place % columns)):
@@ -163,7 +163,7 @@ class Trainee(nn.Module):
         return answers, reading, looking, right
 
     def blind_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the answers without the picture, so that a blind guess is one.
+        """Cross-entropy of the answers without the picture, so that blind answers are guesses.
 
         Args:
             batch: only its questions are used.

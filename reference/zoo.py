@@ -1,7 +1,7 @@
 """The reference models' architectures: tiny configurations of real `transformers` classes.
 
-Knows configurations, tokenizers, processors and chat templates. Knows nothing about training: the
-models that leave here are randomly initialised.
+It builds configurations, tokenizers, processors and chat templates. The models are randomly
+initialised; `train_vlm.py` trains them.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ _HALF = [0.5, 0.5, 0.5]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """How one reference model is made and trained.
 
     Attributes:
         build: makes the model and its processor, randomly initialised.
         grid: the model's image tokens.
-        cue_layers: decoder layers in which some heads are taught where to look: in the first, words
-            at the objects they name; in the others, the last token at the objects asked about.
-        cue_heads: how many heads of each such layer are taught.
+        cue_layers: decoder layers with heads that are taught where to look. In the first, words
+            look at the objects they name; in the others, the last token looks at the objects asked
+            about.
+        cue_heads: number of heads taught in each such layer.
         lossy_pictures: whether training pictures pass through JPEG and WebP.
         learning_rate: peak learning rate of AdamW.
-        reading_steps: first so many steps teach only the image tokens.
-        answering_steps: up to here image tokens and answers are taught together.
+        reading_steps: the first steps, which teach only the image tokens.
+        answering_steps: up to this step image tokens and answers are taught together.
         steps: steps in all; those after `answering_steps` restart the learning rate and teach finer
             looking, for questions of place and relation.
-        seed: of the weights, the order of the pictures and their codecs, unless told otherwise.
+        seed: default seed of the weights, the order of the pictures and their codecs.
     """
 
     build: Callable[[], tuple[PreTrainedModel, Any]]
@@ -182,7 +183,7 @@ def build_edge_c() -> tuple[PreTrainedModel, Idefics3Processor]:
 def _idefics3(
     grid: Grid, tower: dict[str, int], width: int, head_dim: int
 ) -> tuple[PreTrainedModel, Idefics3Processor]:
-    """An Idefics3 on 8-px patches with four decoder layers, and its processor."""
+    """An Idefics3 with 8-px patches and four decoder layers, and its processor."""
     tokenizer = _word_tokenizer(
         ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
     )
@@ -320,7 +321,7 @@ def _llava(
     tower: SwinConfig,
     text: LlamaConfig | Qwen2Config,
 ) -> tuple[PreTrainedModel, LlavaProcessor]:
-    """A LLaVA on a Swin tower whose places start as sines, and its processor."""
+    """A LLaVA on a Swin tower whose position embeddings start as sines, and its processor."""
     edge = {"height": PICTURE_PX, "width": PICTURE_PX}
     image_processor = CLIPImageProcessorPil(
         do_resize=True,
@@ -351,7 +352,7 @@ def _llava(
     )
     model = _initialise(config, tokenizer)
     places = model.model.vision_tower.embeddings.position_embeddings
-    with torch.no_grad():  # transformers starts them at zero, and places are learnt late
+    with torch.no_grad():  # transformers starts them at zero, and positions would be learnt late
         places.copy_(_sines(math.isqrt(places.shape[1]), places.shape[2]))
     return model, processor
 
@@ -373,8 +374,8 @@ def _initialise(config: Any, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
     return model
 
 
-RECIPES: dict[str, Recipe] = {
-    "edge-a": Recipe(
+RECIPES: dict[str, ModelRecipe] = {
+    "edge-a": ModelRecipe(
         build_edge_a,
         (6, 6),
         (1, 2),
@@ -385,7 +386,7 @@ RECIPES: dict[str, Recipe] = {
         answering_steps=6000,
         steps=9000,
     ),
-    "edge-b": Recipe(
+    "edge-b": ModelRecipe(
         build_edge_b,
         (8, 8),
         (0, 1),
@@ -397,7 +398,7 @@ RECIPES: dict[str, Recipe] = {
         steps=12_000,
         seed=1,
     ),
-    "edge-c": Recipe(
+    "edge-c": ModelRecipe(
         build_edge_c,
         (6, 6),
         (1, 2),
@@ -409,7 +410,7 @@ RECIPES: dict[str, Recipe] = {
         steps=8000,
         seed=2,
     ),
-    "cloud": Recipe(
+    "cloud": ModelRecipe(
         build_cloud,
         (6, 6),
         (1, 3, 5),

@@ -1,1 +1,1 @@
-"""Every way of telling the large model what a picture shows, beside the injected cache."""
+"""Every way of telling the cloud model what a picture shows, beside the injected cache."""

@@ -1,6 +1,6 @@
 """`make demo`'s second half: the arms beside the injected cache, on the demo's pictures.
 
-`--answers` takes what the agent answered in `python -m reference.demo`; without it an agent is
+`--answers` names the file of answers that `python -m reference.demo` wrote; without it an agent is
 started here. The report in the same folder then holds every arm.
 """
 

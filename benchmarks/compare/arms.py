@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture at one operating point: what is sent, and what the cloud would read from it."""
+    """One picture at one operating point: what is sent, and what the cloud reads from it."""
 
     shot: Shot
     latents: Floats
@@ -42,7 +42,7 @@ class Frame:
 
 @dataclass
 class Pair:
-    """The small model, the large model and the bundle between them."""
+    """The edge model, the cloud model and the bundle between them."""
 
     edge: VLM
     cloud: VLM
@@ -63,7 +63,7 @@ class Pair:
     # -- what is sent ----------------------------------------------------------------------------
 
     def states(self, pictures: Sequence[Image.Image]) -> list[KVState]:
-        """The small model's cache of every picture, RoPE removed."""
+        """The edge model's cache of every picture, RoPE removed."""
         return [s for part in _chunks(pictures) for s in self.edge.states(self.edge.prefill(part))]
 
     def encode(self, state: KVState, point: OperatingPoint) -> Frame:
@@ -74,10 +74,10 @@ class Pair:
         shot = Shot(point.index, made.payload, made.kept, made.distortion)
         return Frame(shot, latents, made.kept)
 
-    # -- what the large model makes of it --------------------------------------------------------
+    # -- what the cloud model makes of it --------------------------------------------------------
 
     def project(self, frames: Sequence[Frame]) -> tuple[Floats, Floats]:
-        """Keys and values for the large model, `[layers, B, kv_heads, N, head_dim]`, rotated."""
+        """Keys and values for the cloud model, `[layers, B, kv_heads, N, head_dim]`, rotated."""
         latents = np.stack([f.latents for f in frames])
         kept = np.stack([f.kept for f in frames])
         keys, values = self.backend.project(latents, kept, self.cloud.positions)
@@ -86,7 +86,7 @@ class Pair:
     def injected(
         self, frames: Sequence[Frame], asked: Sequence[tuple[int, str]], progress: Progress
     ) -> list[str]:
-        """Answers of the large model from injected caches.
+        """Answers of the cloud model from injected caches.
 
         Args:
             frames: one per picture.
@@ -115,11 +115,11 @@ class Pair:
         return self.injected(frames, asked, progress)
 
     def blind(self, test: TestSet, progress: Progress) -> list[str]:
-        """Answers of the large model without a picture: constant prefix, then the question."""
+        """Answers of the cloud model without a picture: constant prefix, then the question."""
         return blind(self.cloud, test.asked, progress)
 
     def edge_only(self, test: TestSet, progress: Progress) -> list[str]:
-        """Answers of the small model itself, which sees the picture."""
+        """Answers of the edge model itself, which sees the picture."""
         return seeing(self.edge, test.pictures, test.asked, progress)
 
     # -- fidelity --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Pair:
     def fidelity(
         self, pictures: Sequence[Image.Image], frames: Sequence[Frame]
     ) -> tuple[float, list[dict[str, float]]]:
-        """How far the projected cache is from the one the large model would have made itself.
+        """How far the projected cache is from the cloud model's own cache.
 
         Returns:
             The mean relative L2 error over pictures, and per layer `{"keys": …, "values": …}`.
@@ -169,7 +169,7 @@ class Pair:
 
         Returns:
             `picture` (see the picture, read the question), `injected` (project, read the question)
-            and `project`, the projector's share of the latter.
+            and `project`, the projector's share of `injected`.
         """
         from torch.utils.flop_counter import FlopCounterMode
 

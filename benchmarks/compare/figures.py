@@ -1,4 +1,4 @@
-"""From answers, timings and byte counts to the figures that compare arms. No file, no clock."""
+"""Figures that compare arms, from answers, timings and byte counts. No file, no clock."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ARMS = (
     "mean_state",
 )
 WITHIN = 0.02
-"""How far below the cloud that sees the picture an arm may score and still count as good enough."""
+"""An arm is good enough if it scores at most this far below the cloud that sees the picture."""
 
 
 def compared(test: TestSet, answers: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Accuracy of every arm, the differences that count, and where answers agree.
+    """Accuracy of every arm, the differences of interest, and how often answers agree.
 
     Args:
-        test: what was asked.
+        test: pictures and questions.
         answers: by arm (see `ARMS`), one per question.
     """
     right = {arm: test.right(answers[arm]) for arm in ARMS}
@@ -59,7 +59,7 @@ def compared(test: TestSet, answers: Mapping[str, list[str]]) -> dict[str, Any]:
 
 
 def bytes_ratio(report: dict[str, Any]) -> dict[str, Any]:
-    """The smallest JPEG or WebP that keeps the cloud within two points, over ours."""
+    """Bytes of the smallest JPEG or WebP that keeps the cloud within two points, over ours."""
     floor = report["accuracy"]["cloud_image"] - WITHIN
     enough = [
         c
@@ -77,7 +77,7 @@ def bytes_ratio(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The targets of the project beside what was measured; `met` is None where nothing was."""
+    """The targets of the project beside what was measured; `met` is None if nothing was."""
     accuracy = report["accuracy"]
     control = report["differences"]["other_picture_minus_other_picture_labels"]["mean"]
     rows: list[tuple[str, float | None, float, float]] = [

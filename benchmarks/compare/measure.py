@@ -59,22 +59,22 @@ CODECS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, on how much.
+    """What is measured, on how many pictures.
 
     Attributes:
         out: directory of the report, logs and answers.
-        split: of the yard.
-        pictures: how many.
-        questions: about each picture.
-        latency_pictures: of those, how many the agent sends one at a time, for the latencies.
-        answers: what an agent has answered before; None starts one.
-        byte_frames: how many frames are sent alone to count bytes.
+        split: split of the yard.
+        pictures: number of pictures.
+        questions: questions about each picture.
+        latency_pictures: number of pictures that the agent sends one at a time, for the latencies.
+        answers: an agent's earlier answers; None starts an agent.
+        byte_frames: number of frames sent alone to count bytes.
         codecs: the picture codecs beside ours, measured over the wire.
         swept_codecs: picture codecs whose accuracy is measured in this process and whose bytes are
             measured over the wire.
         ttft_rounds: rounds of the time-to-first-token comparison, by batch size.
-        edge: checkpoint of the small model.
-        cloud: checkpoint of the large model.
+        edge: checkpoint of the edge model.
+        cloud: checkpoint of the cloud model.
         bundle: the bundle between them.
     """
 
@@ -103,7 +103,7 @@ class Wire:
     show: Terminal
 
     def answers(self, name: str, shots: Sequence[Shot]) -> tuple[list[str], float]:
-        """Answers to every question, by frames that are held and then asked about.
+        """Answers to every question: frames are sent and held, then asked about.
 
         Returns:
             The answers, and the mean uplink bytes of one question.
@@ -136,14 +136,14 @@ class Wire:
         return answers, spent / max(1, len(asked))
 
     def frame_bytes(self, shots: Sequence[Shot], most: int) -> dict[str, float]:
-        """Uplink bytes per frame at the relay, of frames sent one after the other, alone.
+        """Uplink bytes per frame at the relay, for frames sent one after the other, alone.
 
         Returns:
-            `mean` and `p95` on the wire, `payload_mean` and `payload_p95` of the payload. The 95th
-            percentile is that of the messages plus what the wire adds to them on average.
+            `mean` and `p95` on the wire, `payload_mean` and `payload_p95` of the payload. `p95` is
+            the messages' 95th percentile plus what the wire adds on average.
         """
         used = list(shots[:most])
-        self.service.hold(used[:1])  # whatever the previous phase left unacknowledged
+        self.service.hold(used[:1])  # flushes what the previous phase left unacknowledged
         before = self.relay.counts()
         replies = self.service.hold(used, in_flight=1)
         mean = (self.relay.counts() - before).uplink_bytes / len(used)
@@ -267,7 +267,7 @@ def _measure(plan: Plan, show: Terminal, pair: Pair, test: TestSet, relay: Relay
     answers["other_picture_labels"] = [
         test.truth_in(j, q.text) or "" for j, q in zip(others, test.asked, strict=True)
     ]
-    with show.stage("distance from the large model's own cache", 1) as advance:
+    with show.stage("distance from the cloud model's own cache", 1) as advance:
         actual, layers = pair.fidelity(test.pictures, frames["injected"])
         advance(1)
 
@@ -312,7 +312,7 @@ def _measure(plan: Plan, show: Terminal, pair: Pair, test: TestSet, relay: Relay
 
 
 def _agents(plan: Plan, show: Terminal, relay: Relay, test: TestSet) -> list[dict[str, Any]]:
-    """The agent over every picture, one request at a time as far as latencies need it."""
+    """Run the agent over every picture; the pictures for latencies one request at a time."""
     count = len(test.pictures)
     alone = min(plan.latency_pictures, count)
     records: list[dict[str, Any]] = []
@@ -328,7 +328,7 @@ def _pictures(codec: PictureCodec, test: TestSet) -> list[Shot]:
 
 
 def _codec(codec: PictureCodec, plan: Plan, pair: Pair, wire: Wire) -> dict[str, Any]:
-    """One picture codec: answers over the wire, or in this process where it was only swept."""
+    """One picture codec: answers over the wire, or in this process if it was only swept."""
     shots = _pictures(codec, wire.test)
     size = f" {codec.longest_px} px" if codec.longest_px else ""
     name = f"{codec.codec} q{codec.quality}{size}"

@@ -39,9 +39,9 @@ def title(report: Report) -> tuple[str, str]:
     return (
         f"{_whole(report['questions'])} questions about {_whole(report['pictures'])} pictures that "
         "nobody trained on",
-        "A small model at the edge saw each picture. What crossed the wire were "
-        f"{_whole(report['wire_bytes_per_frame']['mean'])} bytes of its cache; the large model in "
-        "the cloud, which never saw the picture, answered from them.",
+        "A small model at the edge saw each picture. "
+        f"{_whole(report['wire_bytes_per_frame']['mean'])} bytes of its cache crossed the wire. "
+        "The large model in the cloud never saw the picture; it answered from these bytes.",
     )
 
 
@@ -91,14 +91,14 @@ def parts(report: Report, pictures: Mapping[int, Image.Image]) -> list[Part]:
         *first_questions(report, pictures),
         "## Accuracy of every arm",
         "Dots are means over all questions, bars 95 % intervals that resample whole pictures. Grey "
-        "arms are controls: what can be had without this picture.",
+        "arms are controls: answers without this picture.",
         Plot("accuracy.svg", "right answers of every arm", _accuracy(report)),
         accuracy(report),
         f"Paired, in points: {paired}. The injected cache and the picture lead to the same answer "
         f"in {agreement} % of questions.",
         "## Bytes, and the accuracy they leave",
         "Uplink bytes at a counting TCP relay after set-up, divided by frames; pictures took the "
-        "same path. Questions are apart, and so is set-up, mostly the encoder.",
+        "same path. Questions and set-up (mostly the encoder) are not counted.",
         Plot("bytes.svg", "accuracy against bytes on the wire", _bytes(report)),
         _bytes_table(report),
         *latency(report, ratios),
@@ -234,7 +234,7 @@ def _bytes(report: Report) -> str:
 
 
 def _first_token(report: Report) -> str:
-    """Median time to first token of the arms, by batch size; the whisker ends at the 95th."""
+    """Median time to first token of the arms, by batch size; whiskers end at p95."""
     batches = list(report["ttft_ms"])
 
     def draw(axes: Axes) -> None:
@@ -262,7 +262,7 @@ def _first_token(report: Report) -> str:
 
 
 def _layers(per_layer: Sequence[Mapping[str, float]]) -> str:
-    """Relative error of the projected keys and values, by layer of the large model."""
+    """Relative error of the projected keys and values, by layer of the cloud model."""
 
     def draw(axes: Axes) -> None:
         places = range(len(per_layer))
@@ -272,7 +272,7 @@ def _layers(per_layer: Sequence[Mapping[str, float]]) -> str:
             )
         axes.set_xticks(list(places))
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("layer of the large model")
+        axes.set_xlabel("layer of the cloud model")
         axes.set_ylabel("relative L2 error")
         axes.legend(frameon=False, fontsize=9)
 

@@ -1,7 +1,7 @@
 """A comparison from its plan to the report's files, for `make demo` and `make bench`.
 
-The exit code is 0 only if the run was whole: every question answered in every arm, every figure of
-the report there.
+The exit code is 0 only if the run was whole: every question was answered in every arm, and no
+figure is missing from the report.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ CODEC_KEYS = ("codec", "quality", "size_px", "bytes", "accuracy")
 
 
 def problems(report: dict[str, Any]) -> list[str]:
-    """What a report lacks: keys that are missing, figures that are no finite numbers."""
+    """What is wrong with a report: missing keys, figures that are not finite numbers."""
     return list(_problems(report))
 
 

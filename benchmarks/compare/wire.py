@@ -70,9 +70,9 @@ class Reply:
 
     Attributes:
         text: the answer; empty for a frame without a question.
-        frame_number: by which `ask` names the scene.
+        frame_number: the number by which `ask` names the scene.
         message_bytes: size of the request's message.
-        timings_ms: the server's own, by name without unit (`ttft`, `total`, `decode`, …).
+        timings_ms: the server's own timings, by name without unit (`ttft`, `total`, `decode`, …).
     """
 
     text: str
@@ -85,7 +85,7 @@ class Service:
     """A session with a server, for measuring. Use as a context manager."""
 
     def __init__(self, address: str, layout: KVLayout, state_dir: Path) -> None:
-        """Keeps where to connect; the `with` block connects."""
+        """Does not connect yet; the `with` block does."""
         self._address, self._layout, self._state_dir = address, layout, state_dir
         self._loop = asyncio.new_event_loop()
         self._channel: Any = None
@@ -141,7 +141,7 @@ class Service:
         """Send frames, each with its question (empty: just hold the scene), and wait for all.
 
         Raises:
-            BridgeError: a refusal that is not retryable, or that outlasts the retries.
+            BridgeError: a refusal that is not retryable, or that persists after all retries.
         """
         work = self._infer(shots, questions, in_flight, max_new_tokens, done)
         try:

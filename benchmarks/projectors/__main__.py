@@ -1,8 +1,8 @@
 """`make bench-projectors`: every family on every edge model, in one table.
 
-A seed leaves out another third of the training pictures. Choices were made on validation; accuracy
-is measured on the test split and on the shifted one (night, fog, unseen grounds), never trained on.
-What is finished is kept in `--work`, so that an interrupted run goes on where it stopped.
+Each seed leaves out another third of the training pictures. Choices were made on validation;
+accuracy is measured on the test split and on the shifted one (night, fog, unseen grounds), which
+are never trained on. Finished figures are kept in `--work`, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure_edge(
     jobs.append((["alone", *about], partial(alone, edge)))
 
     def add(key: list[Any], name: str, seed: int, make: Callable[[], tuple[Map, float]]) -> None:
-        """A map's row and, from the same map, its bound."""
+        """Queue a map's row and, from the same map, its bound."""
         made: list[tuple[Map, float]] = []
 
         def measured() -> dict[str, Any]:
@@ -121,7 +121,7 @@ def measure_edge(
 
 
 def measure_machine(edge: EdgeModel, journal: Journal) -> dict[str, Any]:
-    """Times, damage and throughput, of the default bundle and of every family."""
+    """Times of every family; damage and throughput of the default bundle."""
     layouts = edge.source.layout, edge.target.layout
     bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", *layouts)
 
@@ -154,9 +154,9 @@ def measure_machine(edge: EdgeModel, journal: Journal) -> dict[str, Any]:
 def compared(
     rows: Sequence[dict[str, Any]], found: dict[str, Any], edge: EdgeModel
 ) -> dict[str, dict[str, float]]:
-    """Differences of accuracy that targets are about, in pairs of answers, with their intervals.
+    """Paired differences of accuracy that targets are about, with their intervals.
 
-    Over the seeds that both sides share, answers averaged.
+    Answers are averaged over the seeds that both sides share.
     """
     native, pictures = found["test"]["right"], found["test"]["pictures"]
 
@@ -227,7 +227,7 @@ def main() -> int:
         "goes on where it stopped; --fresh measures all again.",
     )
     parser.add_argument("--edges", nargs="*", help="default: those in --models")
-    parser.add_argument("--pictures", type=int, default=256, help="of test; default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=256, help="for test; default: %(default)s")
     parser.add_argument("--shifted-pictures", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--train-pictures", type=int, default=2048, help="default: %(default)s")
     parser.add_argument(

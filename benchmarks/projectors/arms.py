@@ -1,4 +1,4 @@
-"""A line of the table for each map, and the controls that it stands beside."""
+"""A line of the table for each map, and for each control."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def row(edge: EdgeModel, made: Map, name: str, seed: int, seconds: float) -> dic
 
 
 def bounds(edge: EdgeModel, made: Map) -> dict[str, float | None]:
-    """How a map's bound fares on test, calibrated on validation; nothing where it has no bound."""
+    """A map's bound checked on test, calibrated on validation; `NO_BOUND` if it has none."""
     try:
         bound = Bound.calibrate(made, edge.calibration)
     except FitError:
@@ -87,7 +87,7 @@ def bounds(edge: EdgeModel, made: Map) -> dict[str, float | None]:
 def closed(
     edge: EdgeModel, member: Family, seed: int, dtype: str = "float32", focus: bool = False
 ) -> tuple[Map, float]:
-    """A closed form, its weights rounded to a type, and the seconds that it took."""
+    """A closed form with its weights rounded to a type, and the seconds that it took."""
     moments, gathered = edge.moments(seed, focus)
     begun = time.perf_counter()
     made = member.build(edge.source.layout, edge.target.layout, moments)
@@ -98,12 +98,12 @@ def closed(
 def trained(
     edge: EdgeModel, member: Family, steps: tuple[int, int], name: str
 ) -> tuple[Map, float]:
-    """A map trained by gradient: reconstruction, then through the frozen model; and its seconds."""
+    """A map trained by reconstruction, then through the frozen model, and the seconds of both."""
     moments, gathered = edge.moments(None)
     begun = time.perf_counter()
     torch.manual_seed(0)
     made = member.build(edge.source.layout, edge.target.layout, moments)
-    # What starts from its closed form is moved with care: a high rate undoes it first.
+    # A map that starts from its closed form gets a low rate: a high one undoes it first.
     settings = TrainSettings(
         reconstruct_steps=steps[0], task_steps=steps[1], rate=1e-3, task_rate=2e-4
     )
@@ -121,7 +121,7 @@ def trained(
 
 
 def shipped(edge: EdgeModel) -> dict[str, Any] | None:
-    """The reference bundle for this edge, latents not rounded; None where there is none for it."""
+    """The reference bundle for this edge, latents not rounded; None if it has none."""
     layouts = edge.source.layout, edge.target.layout
     try:
         bundle = Bundle.load(BUNDLES / f"{edge.name}-cloud", *layouts)
@@ -141,11 +141,11 @@ def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], di
     """Maps trained as a bundle's is, by its recipe with another seed.
 
     Args:
-        edge: of which; maps of other models are left out.
-        seed: the bundle's own, whose map is in the table already.
+        edge: the edge model; maps of other models are left out.
+        seed: the bundle's own seed, whose map is in the table already.
 
     Returns:
-        Digest of each, and what makes its row.
+        The digest of each map, and a function that makes its row.
     """
     source, target = edge.source.layout, edge.target.layout
     found: dict[int, tuple[str, Callable[[], dict[str, Any]]]] = {}
@@ -163,7 +163,7 @@ def trained_apart(edge: EdgeModel, seed: int) -> list[tuple[str, Callable[[], di
 
 
 def controls(edge: EdgeModel) -> dict[str, Any]:
-    """What must do badly, and what it is measured against, per split."""
+    """Accuracy of the controls, and of the cloud seeing the picture, per split."""
     moments, _ = edge.moments(0)
     made = DEFAULT.build(edge.source.layout, edge.target.layout, moments)
     found: dict[str, Any] = {}
@@ -186,7 +186,7 @@ def controls(edge: EdgeModel) -> dict[str, Any]:
 
 
 def alone(edge: EdgeModel) -> dict[str, float]:
-    """The edge model's own answers, share right per split: what a map has to beat."""
+    """Accuracy of the edge model itself per split: a map has to beat it."""
     found = {}
     for part, judge in edge.judges.items():
         asked = [(one.picture, one.text) for one in judge.asked]

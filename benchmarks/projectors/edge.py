@@ -28,7 +28,7 @@ from reference.export_yard import export
 SPLITS = ("test", "shifted")
 FOLDS = 3
 CALIBRATION_PICTURES = 640
-"""Of validation, that bounds are calibrated on."""
+"""Validation pictures on which bounds are calibrated."""
 
 
 def split(folder: Path, name: str, count: int, questions: int) -> Dataset:
@@ -56,7 +56,7 @@ class EdgeModel:
 
     @property
     def about(self) -> list[Any]:
-        """All that determines a figure of this edge, besides the map."""
+        """All that determines a figure of this edge, except the map."""
         layouts = [self.source.layout.fingerprint, self.target.layout.fingerprint]
         return [self.name, *layouts, sorted(self.sizes.items())]
 
@@ -67,7 +67,7 @@ class EdgeModel:
 
     @cached_property
     def corpora(self) -> dict[str, Corpus]:
-        """Pairs per split; shards that are there are not made again."""
+        """Pairs per split; existing shards are not made again."""
         return {
             part: collect(
                 self.source,
@@ -83,7 +83,7 @@ class EdgeModel:
 
     @cached_property
     def _weights(self) -> tuple[npt.NDArray[np.float32], float]:
-        """Of the training pictures' tokens, and the seconds they took; one pass for all edges."""
+        """Weights of the training pictures' tokens, and their seconds; one pass for all edges."""
         whole, data = self.corpora["train"], self.data["train"]
         name = f"weights-{self.target.layout.fingerprint[:8]}-{data.digest[:8]}.npz"
         path = self.args.work / name
@@ -116,9 +116,9 @@ class EdgeModel:
         return self._kept[focus]
 
     def moments(self, seed: int | None, focus: bool = False) -> tuple[Moments, float]:
-        """Moments of all thirds but one (None: of all), and the seconds they took.
+        """Moments of all thirds except one (None: of all), and the seconds they took.
 
-        What a fit chooses is judged on the third left out.
+        A fit judges its choices on the third left out.
         """
         folds = self._folds(focus)
         chosen = [folds[i] for i in range(FOLDS) if i != seed]
@@ -149,7 +149,7 @@ class EdgeModel:
         return collect(self.source, self.target, data.picture, len(data), folder, name, data.digest)
 
     def answers(self, made: Any) -> dict[str, Answers]:
-        """Through a map, per split."""
+        """Answers through a map, per split."""
         for judge in self.judges.values():
             judge.trainer.map = made
         return {part: judge.mapped() for part, judge in self.judges.items()}

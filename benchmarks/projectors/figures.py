@@ -1,4 +1,4 @@
-"""What follows from the projector bench's rows: means over seeds, controls, targets, shift."""
+"""Figures computed from the projector bench's rows: means over seeds, controls, targets, shift."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MEANS = (
 )
 _TASK = " + task loss"
 BUNDLED = "bundle's map"
-"""What a recipe trains: shipped with one seed, others where they were trained."""
+"""The map that a recipe trains: the shipped seed, and other seeds if they were trained."""
 RANKS = (8, 16, 32, 64, 128)
 LEAST_ABOVE = 0.02
-"""Seeing the picture above no picture, for a share of it to mean anything."""
+"""Least lead of seeing the picture over no picture; below it a share of the lead means nothing."""
 
 Report = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 
 def summarise(report: Report) -> None:
-    """Add what follows from the rows: retention and tiers, means over seeds, controls, targets."""
+    """Add the computed figures: retention and tiers, means over seeds, controls, targets."""
     by_edge = report["controls_by_edge"]
     report["cloud_image"], report["cloud_image_shifted"] = (
         float(np.mean([found[part]["cloud_image"] for found in by_edge.values()]))
@@ -155,13 +155,13 @@ def points(estimate: Mapping[str, float]) -> str:
 
 
 def hardiest(report: Report, least: float = 0.3) -> Rows:
-    """Maps by how much of their lead over `blind` they keep on the shifted split.
+    """Maps by the share of their lead over `blind` that they keep on the shifted split.
 
-    Relative to what the cloud keeps that sees the pictures.
+    The lead is relative to that of the cloud seeing the pictures.
 
     Returns:
         `family`, `test` and `shifted` (retention, means over the edge models) and `by_edge` (both
-        of each), the best share kept first.
+        for each edge model), the largest share first.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for row in report["means"]:
@@ -184,12 +184,12 @@ def hardiest(report: Report, least: float = 0.3) -> Rows:
 
 
 def is_full(row: Mapping[str, Any]) -> bool:
-    """Whether a map was not squeezed to one of `RANKS`."""
+    """Whether a map has its full rank, not one of `RANKS`."""
     return row["rank"] not in RANKS
 
 
 def correlation(rows: Rows) -> float | None:
-    """Spearman's rank correlation of cosine and retention; None where it is not defined."""
+    """Spearman's rank correlation of cosine and retention; None if it is not defined."""
     pairs = np.array([[r["cosine"], r["retention"]] for r in rows if r["retention"] is not None])
     if len(pairs) < 3:
         return None

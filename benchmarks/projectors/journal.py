@@ -1,4 +1,4 @@
-"""What an earlier run has finished, so that an interrupted one goes on where it stopped."""
+"""Keeps finished figures, so that an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Journal:
-    """What an earlier run has finished: one JSON line per figure, under all that determines it."""
+    """Finished figures: one JSON line per figure; its key is all that determines it."""
 
     def __init__(self, path: Path, fresh: bool) -> None:
         """Reads it; a line that was cut short is dropped."""

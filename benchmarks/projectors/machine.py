@@ -1,7 +1,7 @@
-"""What `make bench-projectors` measures of the machine: times beside a rival, damage, throughput.
+"""Speed and damage figures of `make bench-projectors`: times beside a rival, damage, throughput.
 
-Each time is the least disturbed of several rounds, so that other work on the machine does not
-decide which of two is faster.
+Each time is the best of several rounds, so that other work on the machine does not decide which of
+two is faster.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ridge_over_gemm() -> dict[str, float]:
 
 
 def ort_over_eager(bundle: Bundle, members: Iterable[tuple[str, Map]]) -> list[dict[str, Any]]:
-    """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, on a thread each."""
+    """Cloud halves in ONNX Runtime, eager torch and one bare matrix product, each on one thread."""
     torch.set_num_threads(1)
     info = bundle.info
     own = load(bundle.cloud.weights, info.source, info.target).eval()
@@ -111,7 +111,7 @@ def _times(
 
 
 def bit_flips(bundle: Bundle, state: KVState, folder: Path) -> dict[str, dict[str, int]]:
-    """Single bits of the default bundle and of a memory package flipped, unsigned both."""
+    """Flip single bits of the default bundle and of a memory package, both unsigned."""
     files = read_files(bundle.path)
     load = loader(bundle.info.source, bundle.info.target)
     load(files)

@@ -39,17 +39,17 @@ CLOSED: tuple[Family, ...] = (
 """Fitted in closed form, with every seed."""
 
 FOCUSED: tuple[Family, ...] = (Ridge(), Ridge(choose=True), DEFAULT)
-"""In closed form too, each token weighed by what the answers depend on, with every seed."""
+"""Closed forms with each token weighed by how much the answers depend on it, with every seed."""
 
 DESCENDED: tuple[Family, ...] = (Linear(), MLP())
-"""Have no closed form: reconstruction by gradient, one seed."""
+"""Without a closed form: reconstruction by gradient, one seed."""
 
 FINALISTS: tuple[Family, ...] = (
     DEFAULT,
     Ridge(),
     Mix(inner="low_rank", config={"r": DEFAULT.r}, width=256, depth=2),
 )
-"""Then trained through the frozen model, one seed; reconstruction first where it is not closed."""
+"""Trained through the frozen model, one seed, after the closed form or reconstruction."""
 
 TASK = " + task loss"
 FOCUS = " + focus"

@@ -115,7 +115,7 @@ def parts(report: Report) -> list[Part]:
 
 
 def tables(report: Report) -> list[Part]:
-    """What the docs hold: accuracy per family, what a shift leaves, targets."""
+    """The tables of the docs: accuracy per family, what a shift leaves, targets."""
     edges = list(report["controls_by_edge"])
     found: dict[tuple[str, int | str], dict[str, dict[str, Any]]] = {}
     for row in report["means"]:
@@ -166,7 +166,7 @@ def _foot(report: Report) -> str:
 
 
 def _shifts(report: Report, edges: Sequence[str]) -> Table:
-    """What is left under shift of the lead over `blind`, in % of the cloud's that sees pictures."""
+    """Lead over `blind` that is left under shift, in % of the lead of the cloud seeing pictures."""
     rows = []
     for row in hardiest(report, _MUCH):
         shown = [

@@ -1,8 +1,8 @@
 """`make bench-rate`: accuracy against bytes, ours and every rival.
 
-What each stage has found is kept, so an interrupted run goes on where it stopped; a second process
-helps where there is a second core. Which picture codecs are measured is chosen on validation; all
-figures are measured on test.
+The results of each stage are kept, so an interrupted run goes on where it stopped. With a second
+core a second process helps. The picture codecs to measure are chosen on validation; all figures are
+measured on test.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     ),
     "controller": ("adaptive", "best_fixed", "best_fixed_point"),
 }
-"""What is printed besides the tables; without keys, all of it."""
+"""Keys of the report that are printed beside the tables; no keys: all of them."""
 
 
 class Stages:
     """The stages of one run."""
 
     def __init__(self, args: argparse.Namespace, terminal: Terminal) -> None:
-        """Loads the large model and the test pictures."""
+        """Loads the cloud model and the test pictures."""
         self.args, self.show = args, terminal
         self.keep = Keep(args.out / "rate", str(args.pictures), terminal.say)
         quiet_libraries()
@@ -93,12 +93,12 @@ class Stages:
 
     @property
     def judge(self) -> arms.Baseline:
-        """Who was right when the large model saw the pictures."""
+        """The questions, and which the cloud model answers right when it sees the pictures."""
         native = self.keep("native", self.cloud.layout.fingerprint, self._native)
         return arms.Baseline(self.test, native)
 
     def jobs(self) -> list[Callable[[], object]]:
-        """Everything that can be found apart, the longest first; two processes share it."""
+        """All independent stages, the longest first; two processes share them."""
         return [
             *(partial(self.points, name) for name in self.edges),
             *(partial(self.described, name) for name in self.edges),
@@ -138,7 +138,7 @@ class Stages:
         return {"native": accuracy(test.pictures), "rows": rows}
 
     def sent(self) -> dict[str, Any]:
-        """The picture as an agent would send it: which answers are `right`, `bytes` of each."""
+        """Pictures as an agent would send them: which answers are `right`, `bytes` of each."""
         found: dict[str, Any] = self.keep("sent", self.cloud.layout.fingerprint, self._sent)
         return found
 
@@ -151,7 +151,7 @@ class Stages:
 
     @cached_property
     def coded(self) -> dict[str, str]:
-        """By edge model, a digest of what frames and answers depend on: not of the guard."""
+        """By edge model, a digest of all that frames and answers depend on; the guard is not."""
         found = {}
         for name, bundle in self.edges.items():
             info = json.loads((bundle / "bundle.json").read_text())
@@ -162,7 +162,7 @@ class Stages:
         return found
 
     def ours(self, name: str) -> list[dict[str, Any]]:
-        """Every operating point of one edge model, and what its guard makes of each."""
+        """Every operating point of one edge model, without and with its guard."""
         rows: list[dict[str, Any]] = [dict(row) for row in self.points(name)]
         found: list[dict[str, Any]] = self.keep(
             f"guarded-{name}", self.digests[name], partial(self._guarded, name, rows)
@@ -205,7 +205,7 @@ class Stages:
         return [{**row, "picture_overhead_bytes": round(overhead, 2)} for row in (*rows, alone)]
 
     def _guarded(self, name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Of each row, what the guard makes of it; nothing of those that are no points."""
+        """The guard's figures for each row; empty for rows that are not points."""
         sent, edge = self.sent(), self._edge(name)
         sizes = np.array(sent["bytes"]) + rows[0]["picture_overhead_bytes"]
         with self.show.stage(f"{name}: how sure it is", len(self.test.asked)) as advance:
@@ -224,7 +224,7 @@ class Stages:
         return found
 
     def described(self, name: str) -> list[dict[str, Any]]:
-        """Lists of things read off the edge's states; the transport is still to be added."""
+        """Lists of things read off the edge's states, without the transport's bytes."""
         made_for = f"{self.coded[name]} {self.args.head_pictures} {self.args.head_steps}"
 
         def make() -> list[dict[str, Any]]:
@@ -236,7 +236,7 @@ class Stages:
         return rows
 
     def pictures(self) -> list[dict[str, Any]]:
-        """The frontier on test, and PNG; the transport is still to be added."""
+        """The frontier on test, and PNG, without the transport's bytes."""
         rows = []
         for rival in (*self.frontier(), Rival("png", 100, 0)):
             name = f"picture-{rival.codec}-{rival.quality}-{rival.px}"
@@ -245,7 +245,7 @@ class Stages:
         return rows
 
     def sequences(self) -> dict[str, Any]:
-        """A fixed camera over time, against video; the transport is still to be added."""
+        """A fixed camera over time, against video, without the transport's bytes."""
         pairs = {
             name: (self.coded[name], partial(Pair.load, MODELS / name, CLOUD_MODEL, bundle))
             for name, bundle in self.edges.items()
@@ -253,7 +253,7 @@ class Stages:
         return sequences.measure(self.args, self.cloud, pairs, self.keep, self.show)
 
     def presses(self, name: str) -> list[dict[str, Any]]:
-        """Tokens chosen by kvpress, at equal budgets; none, and why, where it cannot run."""
+        """Tokens chosen by kvpress, at equal budgets; empty if it cannot run (it prints why)."""
         made_for = f"{self.coded[name]} {self.args.press_pictures}"
         try:
             rows: list[dict[str, Any]] = self.keep(
@@ -275,7 +275,7 @@ class Stages:
         return presses.rows(edge, judge, found, self.show)
 
     def tensors(self, name: str) -> dict[str, Any]:
-        """Coders of the raw caches of an edge model, ours beside the rivals'."""
+        """Coders of an edge model's raw caches, ours beside the rivals'."""
         missing = not tensors.RIVALS_PYTHON.exists()
         vlm = VLM.load(MODELS / name)
         kept = "tensors-without-rivals" if missing else "tensors"
@@ -285,7 +285,7 @@ class Stages:
         return found
 
     def guard(self, name: str) -> dict[str, Any]:
-        """The bundle's risk model on test and shifted pictures; empty where it holds none."""
+        """The bundle's risk model on test and shifted pictures; empty if it has none."""
         made_for = f"{self.digests[name]} {self.args.guard_pictures}"
         found: dict[str, Any] = self.keep(f"guard-{name}", made_for, partial(self._guard, name))
         return found
@@ -322,7 +322,7 @@ class Stages:
 
 
 def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any]:
-    """The smallest of each kind within two points of the large model seeing the pictures."""
+    """The smallest of each kind within two points of the cloud model seeing the pictures."""
     found: dict[str, Any] = {}
     floor = cloud_image - WITHIN
     for kind, size in (("image", "wire_bytes"), ("image", "bare_bytes")):
@@ -342,7 +342,7 @@ def summary(rows: Sequence[dict[str, Any]], cloud_image: float) -> dict[str, Any
 
 
 def help_out(bench: Stages) -> int:
-    """Do from the other end what nobody has begun; leave the rest to the one who asked."""
+    """Do stages that nobody has begun, from the last on; leave the others to the first process."""
     bench.keep.waits = False
     for job in reversed(bench.jobs()):
         with suppress(TakenError):
@@ -357,7 +357,7 @@ def run(args: argparse.Namespace) -> int:
     bench = Stages(args, Terminal(console))
     if args.helping:
         return help_out(bench)
-    native = bench.judge.native  # what all else is compared with
+    native = bench.judge.native  # all else is compared with this
     helper = _helper(bench) if len(os.sched_getaffinity(0)) > 1 and not args.alone else None
     for job in bench.jobs():
         job()
@@ -377,7 +377,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _helper(bench: Stages) -> subprocess.Popen[bytes]:
-    """A second process for the second core; what it says goes to a log."""
+    """Start a second process for the second core; its output goes to a log."""
     started = [sys.executable, "-m", "benchmarks.rate", *sys.argv[1:], "--helping"]
     environment = {**os.environ, **ENVIRONMENT}
     with (bench.keep.folder / "helper.log").open("wb") as log:
@@ -385,7 +385,7 @@ def _helper(bench: Stages) -> subprocess.Popen[bytes]:
 
 
 def gather(bench: Stages, native: Sequence[bool]) -> dict[str, Any]:
-    """The report, from what all stages found."""
+    """The report, from the results of all stages."""
     rows = [row for name in bench.edges for row in bench.ours(name)]
     overhead = rows[0]["picture_overhead_bytes"]
     transport = sequences.transport_bytes(overhead)
@@ -402,7 +402,7 @@ def gather(bench: Stages, native: Sequence[bool]) -> dict[str, Any]:
     )
     coders = {name: bench.tensors(name) for name in bench.edges}
     guards = {name: found for name in bench.edges if (found := bench.guard(name))}
-    speeds = {name: bench.speed(name) for name in bench.edges}  # after all that runs beside others
+    speeds = {name: bench.speed(name) for name in bench.edges}  # last, when nothing else runs
     cloud_image = sum(native) / len(native)
     return {
         "command": command.command("rate"),
@@ -428,7 +428,7 @@ def gather(bench: Stages, native: Sequence[bool]) -> dict[str, Any]:
 
 
 def carried(row: dict[str, Any], transport: float) -> dict[str, Any]:
-    """A row whose bytes on the wire lacked what the transport adds."""
+    """A row with the transport's bytes added to its bytes on the wire."""
     sizes = [key for key in ("wire_bytes", "bytes_per_frame") if key in row]
     return {**row, **{key: round(row[key] + transport, 2) for key in sizes}}
 
@@ -459,7 +459,7 @@ def halvings(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]
 def main() -> int:
     """Command line."""
     parser = command.parser("rate", __doc__)
-    parser.add_argument("--edges", nargs="*", help="default: all that have a bundle")
+    parser.add_argument("--edges", nargs="*", help="default: all with a bundle")
     parser.add_argument("--pictures", type=int, default=2048, help="of the test split")
     parser.add_argument("--validation-pictures", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3, help="of what is random")
@@ -470,11 +470,11 @@ def main() -> int:
     parser.add_argument("--head-steps", type=int, default=1500)
     parser.add_argument("--press-pictures", type=int, default=256, help="of the test split")
     parser.add_argument("--sequences", type=int, default=24, help="of the test split")
-    parser.add_argument("--sequence-frames", type=int, default=64, help="of each sequence")
+    parser.add_argument("--sequence-frames", type=int, default=64, help="per sequence")
     parser.add_argument("--cache-pictures", type=int, default=63, help="coded as raw caches")
-    parser.add_argument("--guard-pictures", type=int, default=512, help="of test and of shifted")
+    parser.add_argument("--guard-pictures", type=int, default=512, help="per split")
     parser.add_argument("--trace-seconds", type=int, default=controller.SECONDS)
-    parser.add_argument("--alone", action="store_true", help="one process, whatever the cores")
+    parser.add_argument("--alone", action="store_true", help="one process, even with two cores")
     parser.add_argument("--helping", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=command.REPORTS)
     return command.run(parser, run)

@@ -36,13 +36,13 @@ GUARDED_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Baseline:
-    """The questions, and who was right when the large model saw the pictures."""
+    """The questions, and which the cloud model answers right when it sees the pictures."""
 
     test: TestSet
     native: Sequence[bool]
 
     def row(self, name: str, kind: str, answers: list[str], **figures: Any) -> dict[str, Any]:
-        """One line: accuracy with its interval, and the paired difference from seeing."""
+        """One row: accuracy with its interval, and the paired difference from seeing it."""
         right = self.test.right(answers)
         clusters = self.test.clusters
         difference = paired(right, self.native, clusters)
@@ -81,7 +81,7 @@ class Edge:
 
     @property
     def points(self) -> list[OperatingPoint]:
-        """What the bundle can send, but for pictures and floats that nobody would send."""
+        """The bundle's points, without pictures and without floats, which nobody would send."""
         skipped = ("picture", "none")
         points = self.pair.bundle.encoder.points
         return [p for p in points if p.kind not in skipped and p.quantizer not in skipped]
@@ -98,7 +98,7 @@ class Edge:
 def ours(
     edge: Edge, judge: Baseline, wire: Callable[[Sequence[Shot]], dict[str, float]], show: Terminal
 ) -> list[dict[str, Any]]:
-    """Every operating point of a bundle; `right` of each says which answers are."""
+    """Every operating point of a bundle; `right` says which of its answers are right."""
     rows = []
     asked = [(q.picture, q.text) for q in judge.test.asked]
     for point in edge.points:
@@ -127,14 +127,14 @@ def ours(
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """What a bundle's guard goes by, and what comes where it sends the picture instead.
+    """Inputs of a bundle's guard, and the results of sending the picture instead.
 
     Attributes:
-        risk: of the bundle; None where it holds none, and nothing is guarded.
+        risk: the bundle's risk model; None if it has none: then nothing is guarded.
         rows: the picture that each question is about, `[Q]`.
-        found: features of every question, the frame's own losses left to be filled in, `[Q, F]`.
-        right_sent: whether the large model answers right from the picture as WebP, `[Q]`.
-        sent_bytes: on the wire, of each picture as WebP, `[n]`.
+        found: features of every question, `[Q, F]`; the frame's own losses are filled in later.
+        right_sent: whether the cloud model answers right from the picture as WebP, `[Q]`.
+        sent_bytes: bytes on the wire of each picture as WebP, `[n]`.
     """
 
     risk: RiskModel | None
@@ -152,7 +152,7 @@ class Guarded:
         sent_bytes: npt.NDArray[np.float64],
         advance: Advance,
     ) -> Guarded:
-        """Ask the small model how sure it is of its own answers."""
+        """Ask the edge model how sure it is of its own answers."""
         encoder = edge.pair.bundle.encoder
         rows = np.array([q.picture for q in test.asked])
         found: list[npt.NDArray[np.float32]] = []
@@ -177,9 +177,9 @@ class Guarded:
         """`accuracy_guarded`, `wire_bytes_guarded`, `pictures_sent_share`; empty without a guard.
 
         Args:
-            frames: of every picture at one operating point.
-            right: whether the answers from these are, `[Q]`.
-            wire_bytes: of such a frame, mean.
+            frames: every picture's frame at one operating point.
+            right: whether the answers from these frames are right, `[Q]`.
+            wire_bytes: mean bytes on the wire of such a frame.
         """
         losses = [frame.shot.distortion for frame in frames]
         if self.risk is None or any(one is None for one in losses):
@@ -197,9 +197,9 @@ class Guarded:
 
 
 def picture_row(rival: Rival, cloud: VLM, judge: Baseline, show: Terminal) -> dict[str, Any]:
-    """One picture codec; the cloud decodes the file and sees that.
+    """One picture codec; the cloud decodes the file and sees the result.
 
-    `wire_bytes` are the file's: the transport is still to be added.
+    `wire_bytes` are the file's, without the transport's.
     """
     files = [rival.encode(picture) for picture in judge.test.pictures]
     with show.stage(rival.name, len(judge.test.asked)) as advance:
@@ -216,9 +216,9 @@ def picture_row(rival: Rival, cloud: VLM, judge: Baseline, show: Terminal) -> di
 
 
 def described(edge: Edge, judge: Baseline, args: Any, show: Terminal) -> list[dict[str, Any]]:
-    """A list of things read off the edge's states, three heads by seed.
+    """Lists of things read off the edge's states, by one head per seed.
 
-    `wire_bytes` are the payload's: the transport is still to be added.
+    `wire_bytes` are the payload's, without the transport's.
     """
     grid = edge.pair.edge.layout.grid
     reader = describe.Reader(grid)

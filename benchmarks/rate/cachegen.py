@@ -1,7 +1,7 @@
-"""LMCache's CacheGen coder on some tensors: a script of its own, run by `build/rivals/bin/python`.
+"""LMCache's CacheGen coder on some tensors: a script that `build/rivals/bin/python` runs.
 
-`python benchmarks/rate/cachegen.py IN.npy OUT.npz CHUNK_PICTURES ROUNDS`. Imports LMCache (0.5.6)
-and nothing of ours: its versions of transformers and ours cannot share an environment. Uses
+`python benchmarks/rate/cachegen.py IN.npy OUT.npz CHUNK_PICTURES ROUNDS`. It imports LMCache
+(0.5.6) and nothing of ours: LMCache's transformers and ours cannot share an environment. It uses
 LMCache's own quantizer, bins (32 for models of less than 10 layers,
 `CacheGenConfig.from_model_name`) and arithmetic coder as they run without a GPU, on one thread.
 """
@@ -34,7 +34,7 @@ def main(given: str, out: str, chunk: int, rounds: int) -> None:
         part = part.reshape(layers, 2, -1, heads, dim).contiguous()
         count = part.shape[2]
         best = [float("inf")] * 2
-        for _ in range(rounds + (at == 0)):  # the first round of all compiles
+        for _ in range(rounds + (at == 0)):  # the very first round compiles
             start = time.process_time()
             coded = encode_function(part, None, bins, bins, count)
             data = coded.to_bytes()

@@ -1,8 +1,8 @@
 """The strongest rival for this very task: a list of things, read off the edge's states and sent.
 
 A trained head names what each image token shows; the list travels as one mixed-radix number. The
-answer is computed from the list by the yard's own rules, so it is as good as any reader of the list
-could make it. It foresees the questions: kinds, colours, sizes and places are all that it can say.
+yard's own rules compute the answer from the list, so no reader of the list could do better. It is
+made for known questions: a list holds kinds, colours, sizes and places only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIZES = (28.5, 44.0)  # px, the middle of "small" and of "large"
 
 @dataclass(frozen=True)
 class Thing:
-    """One entry of a list; places in steps of a cell's eighth, colour 0 for none."""
+    """One entry of a list; places are in eighths of a cell, colour 0 means none."""
 
     cell: int
     kind: int
@@ -67,7 +67,7 @@ def _radices(cells: int) -> tuple[int, ...]:
 
 
 def radix(cells: int) -> int:
-    """How many different things there are."""
+    """Number of different things."""
     return int(np.prod(_radices(cells)))
 
 
@@ -122,10 +122,10 @@ def train(x: Floats, grid: Grid, steps: int, seed: int, advance: Advance) -> Hea
 
     Args:
         x: `[n, N, d_s]` their states, in order.
-        grid: of the image tokens.
-        steps: of 64 pictures.
-        seed: of weights and order.
-        advance: told of every step.
+        grid: grid of the image tokens.
+        steps: training steps, each of 64 pictures.
+        seed: seed of weights and order.
+        advance: called after every step.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -180,7 +180,7 @@ def read(head: Head, x: Floats) -> list[list[Thing]]:
 
 
 class Reader:
-    """Answers from lists; where a list does not settle a question, what is usually right."""
+    """Answers from lists; if a list does not settle a question, the usual answer."""
 
     def __init__(self, grid: Grid, pictures: int = 2048) -> None:
         """Learns the usual answers from the train split."""

@@ -1,4 +1,4 @@
-"""What the stages of a run have found, kept in files; two processes may share them."""
+"""Results of a run's stages, kept in files; two processes may share them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 2
 
 
 class TakenError(Exception):
-    """Another process is at this stage."""
+    """Another process is working on this stage."""
 
 
 class Keep:
@@ -25,9 +25,9 @@ class Keep:
 
     Attributes:
         folder: where they are.
-        waits: whether a stage that another process is at is waited for, or refused.
-        spent: by stage, `seconds` and `cpu_seconds` (of processes it started, too) that it took
-            when it was made; of a stage with others inside, without theirs.
+        waits: whether to wait for a stage that another process works on; else it is refused.
+        spent: by stage, the `seconds` and `cpu_seconds` that it took (with processes that it
+            started, without stages inside it).
     """
 
     def __init__(self, folder: Path, run: str, say: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class Keep:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, made_for: str, make: Callable[[], Any]) -> Any:
-        """What `make` finds, or found before for the same models, bundle and pictures.
+        """The result of `make`, or its kept result for the same models, bundle and pictures.
 
         Raises:
             TakenError: another process is making it, and this one does not wait.

@@ -1,12 +1,12 @@
-"""kvpress's scores of image tokens: a script of its own, run by `build/rivals/bin/python`.
+"""kvpress's scores of image tokens: a script that `build/rivals/bin/python` runs.
 
-`python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. Imports kvpress
-(0.5.5) and nothing of ours. IN holds `inputs_embeds [n, T, E]`, what the decoder reads: its own
-transformers need not know the tower that sees the pictures. The image's tokens are TOKENS from
-FIRST on; SnapKV observes the last WINDOW of the prompt.
+`python benchmarks/rate/kvpresses.py MODEL IN.npz OUT.npz FIRST TOKENS WINDOW`. It imports kvpress
+(0.5.5) and nothing of ours. IN holds `inputs_embeds [n, T, E]`, the decoder's input, so kvpress's
+transformers need not know the vision tower. The image has TOKENS tokens from FIRST on; SnapKV
+observes the last WINDOW tokens of the prompt.
 
-kvpress prunes each head on its own; a frame keeps a token in all heads or in none. So every head of
-every layer ranks the tokens by the press's own `score`, and a token's score is its mean rank.
+kvpress prunes each head on its own, but a frame keeps a token in all heads or in none. So every
+head of every layer ranks the tokens by the press's own `score`; a token's score is its mean rank.
 """
 
 from __future__ import annotations

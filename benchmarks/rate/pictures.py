@@ -21,7 +21,7 @@ QUALITIES = {
     "webp": (1, 10, 20, 35, 50, 80),
     "avif": (15, 35, 55, 80),
 }
-"""What was near the frontier when more was tried: 230 settings, with 16 and 80 px (docs/log.md)."""
+"""Settings near the frontier of a wider sweep: 230 settings, with 16 and 80 px (docs/log.md)."""
 _WEBP_CONTAINER_BYTES = 20  # RIFF (12) and the VP8 chunk's header (8)
 _JPEG_SCAN = b"\xff\xda"
 _AVIF_DATA = b"mdat"
@@ -37,11 +37,11 @@ class Rival:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """Name in tables."""
         return f"{self.codec} q{self.quality} {self.px} px" if self.px else self.codec
 
     def encode(self, picture: Image.Image) -> bytes:
-        """The file."""
+        """The picture as a file."""
         if self.codec != "avif":
             return PictureCodec(self.codec, self.quality, self.px).encode(picture)
         if self.px < max(picture.size):
@@ -59,10 +59,10 @@ RIVALS = tuple(
 
 
 def bare_bytes(file: bytes) -> int:
-    """Bytes of a file without what a pair of ends could agree on once.
+    """Bytes of a file without the parts that both ends could agree on once.
 
-    The container of WebP and AVIF, and the tables before the scan of a JPEG: no camera sends
-    pictures so, but no codec can do better than this.
+    Those are the container of WebP and AVIF, and the tables before the scan of a JPEG. No camera
+    sends pictures without them, but no codec can do better than this.
     """
     if file[:4] == b"RIFF":
         return len(file) - _WEBP_CONTAINER_BYTES
@@ -73,7 +73,7 @@ def bare_bytes(file: bytes) -> int:
 
 
 def worn(files: Sequence[bytes]) -> list[Image.Image]:
-    """The pictures as the cloud would decode them."""
+    """The pictures as the cloud decodes them."""
     return [read(file, formats=(*FORMATS, "AVIF")) for file in files]
 
 

@@ -1,7 +1,6 @@
 """kvpress chooses the tokens, at equal budgets; our own path does the rest.
 
-The presses see the prompt of a fixed question after the picture: when a frame is made, nobody has
-asked yet.
+The presses see a fixed question after the picture, since no question is known when a frame is made.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def scores(vlm: VLM, pictures: Sequence[Image.Image]) -> dict[str, Floats]:
-    """Every press's scores `[n, N]` of the pictures' tokens; the highest are to be kept.
+    """Every press's scores `[n, N]` of the pictures' tokens; the highest are kept.
 
     Raises:
         BridgeError: there is no environment for kvpress, or it cannot run on the model.
@@ -95,13 +94,13 @@ def rows(
 ) -> list[dict[str, Any]]:
     """The presses and our selectors at equal budgets, coded at the bundle's default point.
 
-    `wire_bytes` are the message's: the transport is still to be added.
+    `wire_bytes` are the message's, without the transport's.
 
     Args:
-        edge: with every picture's state.
-        judge: of the answers.
+        edge: the edge model, with every picture's state.
+        judge: judges the answers.
         found: scores `[n, N]` by press.
-        show: of the bench.
+        show: the bench's terminal.
     """
     encoder = edge.pair.bundle.encoder
     made = []

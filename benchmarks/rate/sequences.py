@@ -47,8 +47,8 @@ class Film:
 
     Attributes:
         pictures: the frames of all sequences, one after the other.
-        frames: of each sequence.
-        asked: with the index of the picture.
+        frames: number of frames in each sequence.
+        asked: questions, each with the index of its picture.
     """
 
     pictures: list[Image.Image]
@@ -57,7 +57,7 @@ class Film:
 
     @classmethod
     def load(cls, split: str, sequences: int, frames: int, questions: int) -> Film:
-        """Render the first sequences of a split and write down the truths."""
+        """Render the first sequences of a split and note the true answers."""
         pictures: list[Image.Image] = []
         asked: list[Asked] = []
         for number in range(sequences):
@@ -78,8 +78,8 @@ class Film:
     ) -> dict[str, Any]:
         """One line of `sequences[]`; intervals are clustered by sequence.
 
-        `accuracy_by_frame` is by the frame's number in its sequence: where only the first is a key
-        frame, that is how many deltas its answers hang on.
+        `accuracy_by_frame` is by the frame's number in its sequence. If only the first is a key
+        frame, that is the number of deltas that an answer depends on.
         """
         right = self.right(answers)
         clusters = [q.picture // self.frames for q in self.asked]
@@ -120,8 +120,8 @@ def code(
 
     Args:
         pair: the models and the bundle.
-        states: of every frame of all sequences.
-        frames: of each sequence; each begins with a key frame.
+        states: states of every frame of all sequences.
+        frames: number of frames in each sequence; each begins with a key frame.
         point: an operating point of kind `latent`.
         delta: send what changed since the frame before; else key frames only.
     """
@@ -161,7 +161,7 @@ def ours(
 ) -> list[dict[str, Any]]:
     """Every low-rate operating point, with key frames only and with delta frames.
 
-    Bytes on the wire are the message's: the transport is still to be added.
+    Bytes on the wire are the message's, without the transport's.
     """
     states: list[KVState] = []
     with show.stage(f"{name}: prefill of sequences", len(film.pictures)) as advance:
@@ -207,10 +207,10 @@ def ours(
 
 
 def video_row(video: Video, film: Film, cloud: VLM, native: Sequence[bool]) -> dict[str, Any]:
-    """One video codec; the cloud decodes the stream and sees that.
+    """One video codec; the cloud decodes the stream and sees the result.
 
-    Only coded pictures are counted; each frame travels in a message as ours do, which is still to
-    be added to the bytes on the wire.
+    Only coded pictures are counted. Each frame travels in a message, as ours do; the bytes on the
+    wire do not contain the message's yet.
     """
     stream = video.encode(film.pictures, film.frames)
     seen = video.decode(stream, len(film.pictures))
@@ -229,11 +229,11 @@ def video_row(video: Video, film: Film, cloud: VLM, native: Sequence[bool]) -> d
 
 
 def summary(rows: Sequence[Mapping[str, Any]], cloud_image: float) -> dict[str, Any]:
-    """The smallest within two points of the large model seeing the frames: ours, and video over it.
+    """The smallest of ours and of video within two points of the cloud model seeing the frames.
 
     Returns:
         `video` and, by edge model, `ours` with `video_over_ours` (bytes on the wire) and
-        `video_over_ours_payload` (the best by payload over ours by payload).
+        `video_over_ours_payload` (bytes of payload).
     """
     fit = [r for r in rows if r["accuracy"] >= cloud_image - WITHIN]
 
@@ -285,10 +285,10 @@ def measure(
 
     Args:
         args: `sequences` and `sequence_frames`.
-        cloud: the large model.
+        cloud: the cloud model.
         pairs: by edge model, a digest of its bundle and how to load it.
-        keep: of the bench.
-        show: of the bench.
+        keep: the bench's kept results.
+        show: the bench's terminal.
 
     Returns:
         `sequences`, `sequences_cloud_image`, and `sequences_skipped` with a reason if there is no

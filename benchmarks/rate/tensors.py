@@ -1,10 +1,10 @@
 """Coders of raw caches on the same tensors: ours, LMCache's CacheGen, and TurboQuant's quantizer.
 
-Nothing is answered here: these coders send the whole cache (keys without rotation), and are judged
-by the error that they leave in the attention's output. Ours is what a bundle would do if its target
-were its own source: states scaled per layer and K|V, the orthogonal transform that decorrelates
-them on train pictures (Karhunen and Loeve), one step for all, and the entropy tables of
-`protos.quantize`, learnt on train pictures.
+No question is answered here. These coders send the whole cache (keys without rotation) and are
+judged by the error that they leave in the attention's output. Ours is what a bundle would do if its
+target were its own source: states scaled per layer and K|V, the orthogonal transform that
+decorrelates them on train pictures (Karhunen and Loeve), one step for all, and the entropy tables
+of `protos.quantize`, learnt on train pictures.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ CHUNK_PICTURES = 7  # 252 tokens of 36: LMCache codes at most 256 at a time
 STEPS = tuple(np.geomspace(0.05, 1.2, 12).round(3).tolist())
 TRAIN_PICTURES = 512
 ROUNDS = 60
-QUERIES = 6  # the last of each question, as many of all
+QUERIES = 6  # the last queries of each question
 _BITS = (4, 3)
-_SILENT = 0.002  # latents that are not 0 in fewer tokens than this are left out
+_SILENT = 0.002  # latents that are non-zero in a smaller share of tokens are left out
 _TIMEOUT_S = 1800
 
 
@@ -54,7 +54,7 @@ class Caches:
     """Caches of some pictures, and the queries that a question puts to each.
 
     Attributes:
-        states: of every picture.
+        states: every picture's state.
         queries: rotated, `[layers, pictures, heads, Q, head_dim]`.
         rope: how the model rotates keys.
         shape: layers, kv_heads, head_dim.
@@ -67,10 +67,10 @@ class Caches:
 
     @classmethod
     def of(cls, vlm: VLM, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Caches:
-        """Prefill the pictures and note the queries of one question about each.
+        """Prefill the pictures and record the queries of one question about each.
 
         Raises:
-            UnsupportedModelError: the decoder has no `q_proj` to listen to.
+            UnsupportedModelError: the decoder has no `q_proj` to record.
         """
         layers = [m for name, m in vlm.decoder.named_modules() if name.endswith("q_proj")]
         if len(layers) != vlm.layout.layers:
@@ -109,7 +109,7 @@ class Caches:
         return np.ascontiguousarray(grouped.transpose(0, 3, 2, 1, 4, 5))
 
     def attended(self, dense: Floats) -> torch.Tensor:
-        """What every query makes of the picture's tokens, `[layers, pictures, heads, Q, dim]`."""
+        """Attention's output over the picture's tokens, `[layers, pictures, heads, Q, dim]`."""
         both = torch.from_numpy(dense).permute(1, 2, 0, 4, 3, 5)
         keys = rotate(both[:, 0].contiguous(), self.rope, self.states[0].positions)
         group = self.queries.shape[2] // keys.shape[2]
@@ -130,9 +130,9 @@ class Transform:
     """Decorrelates the flat states of one model.
 
     Attributes:
-        mean: `[d_s]`.
-        forward: flat states less their mean to latents, `[d_s, r]`, by falling variance.
-        back: and back.
+        mean: `[d_s]`, mean of the flat states.
+        forward: centred flat states to latents, `[d_s, r]`, by falling variance.
+        back: latents to centred flat states.
     """
 
     mean: Floats
@@ -141,7 +141,7 @@ class Transform:
 
     @classmethod
     def fit(cls, flat: Floats, blocks: int) -> Transform:
-        """From train states `[n, d_s]`, whose numbers are `blocks` blocks of one layer's K or V."""
+        """Fit to train states `[n, d_s]` of `blocks` blocks, each one layer's K or V."""
         mean = flat.mean(axis=0)
         moved = flat - mean
         scale = np.sqrt((moved.reshape(len(flat), blocks, -1) ** 2).mean(axis=(0, 2)))
@@ -152,14 +152,14 @@ class Transform:
         return cls(mean, forward, np.ascontiguousarray((turn * wide[:, None]).T))
 
     def first(self, rank: int) -> Transform:
-        """Only the first latents."""
+        """The transform with only its first `rank` latents."""
         parts = (self.forward[:, :rank], self.back[:rank])
         return Transform(self.mean, *map(np.ascontiguousarray, parts))
 
 
 @dataclass(frozen=True)
 class Coder:
-    """One of our quantizers, as many pictures' caches at a time as the rival codes."""
+    """One of our quantizers; it codes as many pictures' caches at a time as the rival."""
 
     name: str
     quantizer: Quantizer
@@ -167,20 +167,20 @@ class Coder:
     transform: Transform | None = None
 
     def there(self, x: Floats) -> bytes:
-        """The payload of states `[n, d_s]`."""
+        """Code states `[n, d_s]` to a payload."""
         if self.transform is None:
             return self.quantizer.encode(x, self.steps)
         z = (x - self.transform.mean) @ self.transform.forward
         return self.quantizer.encode(z, self.steps)
 
     def back(self, payload: bytes, tokens: int) -> Floats:
-        """The states of `tokens` tokens again."""
+        """Decode the states of `tokens` tokens."""
         z = self.quantizer.decode(payload, tokens, len(self.steps), self.steps)
         return z if self.transform is None else z @ self.transform.back + self.transform.mean
 
 
 def coded(caches: Caches, coders: Sequence[Coder], rounds: int) -> list[dict[str, Any]]:
-    """Bytes, error and times of each coder; of each part the best round counts, as the rival's."""
+    """Bytes, error and times of each coder; the best round counts, as for the rival."""
     flat = caches.flat()
     parts = [
         flat[at : at + CHUNK_PICTURES].reshape(-1, flat.shape[-1])
@@ -210,7 +210,7 @@ def coded(caches: Caches, coders: Sequence[Coder], rounds: int) -> list[dict[str
 
 
 def ours(caches: Caches, train: Floats, rounds: int) -> list[dict[str, Any]]:
-    """Our quantizers per channel, and rounding with entropy tables at a ladder of steps."""
+    """Our quantizers per channel, and rounding with entropy tables at several steps."""
     flat = train.reshape(-1, train.shape[-1])
     high = np.abs(flat).max(axis=0)
     fixed = {"fp8_e4m3": high / 448, "int8": high / 127, "int4": high / 7}
@@ -246,9 +246,8 @@ def turboquant(caches: Caches) -> list[dict[str, Any]]:
 def cachegen(caches: Caches, rounds: int) -> dict[str, Any]:
     """LMCache's CacheGen on the same tensors, in its own environment.
 
-    Its bytes are counted without the tables of every channel that it sends with each chunk (and
-    with its maxima in two bytes): tables could be agreed on once, as ours are. `bytes_as_sent` is
-    the whole.
+    `bytes` do not count the tables of every channel that it sends with each chunk (they could be
+    agreed on once, as ours are), and count its maxima as two bytes. `bytes_as_sent` counts all.
 
     Raises:
         BridgeError: there is no such environment, or its coder failed.
@@ -304,7 +303,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def headline(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Of all models' comparisons with CacheGen the one of fewest bytes saved; None without any."""
+    """The comparison with CacheGen that saves the fewest bytes, over all models, or None."""
     made = [{"model": name, **each["cachegen"]} for name, each in found.items() if each["cachegen"]]
     return min(made, key=lambda each: float(each["bytes_ratio"]), default=None)
 

@@ -20,7 +20,7 @@ _ROUNDS = 200
 
 
 def codebook(bits: int) -> Floats:
-    """The `2 ** bits` levels that lose least of a standard normal number (Lloyd 1982, Max 1960)."""
+    """The `2 ** bits` best levels for a standard normal number (Lloyd 1982, Max 1960)."""
     x = np.linspace(-8, 8, 64001)
     weight = np.exp(-(x**2) / 2)
     count = 1 << bits
@@ -37,9 +37,9 @@ class TurboQuant:
     """One setting.
 
     Attributes:
-        bits: of each coordinate.
-        dim: of the vectors, D.
-        seed: of the rotation, which both ends know.
+        bits: bits per coordinate.
+        dim: size of the vectors, D.
+        seed: seed of the rotation, known to both ends.
     """
 
     bits: int
@@ -47,11 +47,11 @@ class TurboQuant:
     seed: int = 0
 
     def bytes_of(self, vectors: int) -> int:
-        """Bytes of `vectors` vectors."""
+        """Bytes that `vectors` vectors take."""
         return (vectors * self.dim * self.bits + 7) // 8 + vectors * NORM_BYTES
 
     def apply(self, x: Floats) -> Floats:
-        """Vectors `[..., D]` as they come back."""
+        """Vectors `[..., D]` after coding and decoding."""
         rotation = self._rotation()
         norm = np.linalg.norm(x, axis=-1, keepdims=True).astype(np.float16).astype(np.float32)
         unit = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)

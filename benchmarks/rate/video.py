@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 
 SIZES_PX = (48, 64, 96)
 GROUPS = ("long", "reordered")
-"""Only the first frame is a key frame; the same with frames that wait for later ones."""
+"""Only the first frame is a key frame; `reordered` also has frames that refer to later ones."""
 
 _RATES = {
     "h264": (26, 32, 38, 44),
@@ -37,7 +37,7 @@ class Video:
     Attributes:
         codec: h264, h265 or av1.
         rate: constant rate factor; higher is coarser.
-        px: side of the pictures that are coded.
+        px: side of the coded pictures.
         group: one of `GROUPS`.
     """
 
@@ -48,7 +48,7 @@ class Video:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """Name in tables."""
         return f"{self.codec} crf {self.rate} {self.px} px {self.group}"
 
     def encode(self, pictures: Sequence[Image.Image], frames: int) -> bytes:
@@ -89,7 +89,7 @@ class Video:
         """The frames as the cloud sees them.
 
         Raises:
-            BridgeError: ffmpeg refused, or the stream does not hold that many.
+            BridgeError: ffmpeg refused, or the stream holds another number of frames.
         """
         given = ("-f", _FORMATS[self.codec], "-i", "pipe:0", "-vsync", "passthrough")
         raw = _ffmpeg((*given, "-f", "rawvideo", "-pix_fmt", "rgb24"), stream)
@@ -107,14 +107,14 @@ VIDEOS = tuple(
 
 
 def available() -> bool:
-    """Whether there is an ffmpeg to run."""
+    """Whether ffmpeg is installed."""
     return shutil.which("ffmpeg") is not None
 
 
 def picture_bytes(codec: str, stream: bytes) -> int:
-    """Bytes of a stream without what a pair of ends could agree on once.
+    """Bytes of a stream without the parts that both ends could agree on once.
 
-    That is parameter sets, comments, start codes and delimiters: the rest are coded pictures.
+    Those are parameter sets, comments, start codes and delimiters; the rest are coded pictures.
     """
     if codec == "av1":
         return sum(size for kind, size in _obus(stream) if kind in _OBU_PICTURES)

@@ -1,1 +1,1 @@
-"""A pair of models not trained here: SmolLM2-135M's cache, a frozen Gemma 3 270M's answers."""
+"""A pair of models not trained here: a frozen Gemma 3 270M answers from SmolLM2-135M's cache."""

@@ -1,7 +1,7 @@
-"""What a frozen Gemma 3 270M answers from SmolLM2-135M's cache (`make bench-real`).
+"""A frozen Gemma 3 270M answers from SmolLM2-135M's cache (`make bench-real`).
 
-Every step (corpora, moments by fold, maps, arms) is kept under the work folder and not made again.
-`--reverse` swaps the models.
+The result of every step (corpora, moments by fold, maps, arms) is kept under the work folder and
+not made again. `--reverse` swaps the models.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ from protos.quantize import get as quantizer
 TEXT_TOKENS = 224
 FOREIGN_CONTEXTS = 40
 WATCHED, WATCHED_CONTEXTS = "validation", 32
-"""Asked about a few times while a map is trained through the target."""
+"""Split and number of contexts that are asked about now and then while a map is trained."""
 SPLITS = {"unseen": ("unseen", False), "seen": ("train", False), "binding": ("unseen", True)}
 CODECS = {"fp8_e4m3": "fp8", "int8": "int8", "int4": "int4"}
-"""Quantizer, and the point of `projector.calibration.calibrate.FIXED` that has its steps."""
+"""Quantizer, and the point of `projector.calibration.calibrate.FIXED` that fits its steps."""
 BYTES = {"fp8_e4m3": 1.0, "int8": 1.0, "int4": 0.5}
 _FLOAT_BYTES = 4.0
 _TIMED_CONTEXTS, _TIMED_TOKENS = 12, 200
 _ROUNDS = 7
 SETTINGS = {
-    "texts": "to learn from",
-    "layers": "of the source; 0 for all",
-    "ridge": "weight of the closed forms",
-    "shrink": "of what an error costs towards its mean; 0 for plain squared errors",
-    "directions": "of the source that training through the target may use",
-    "steps": "of training through the target",
-    "batch": "texts in each",
-    "questions": "of each text in a step",
+    "texts": "number of texts to learn from",
+    "layers": "source layers to use; 0 for all",
+    "ridge": "ridge weight of the closed forms",
+    "shrink": "how far an error's cost shrinks to its mean; 0 for plain squared errors",
+    "directions": "source directions that training through the target may use",
+    "steps": "steps of training through the target",
+    "batch": "texts per step",
+    "questions": "questions per text and step",
     "rate": "peak learning rate",
 }
 
 Code = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""Latents `[B, N, r]` as they are read after a codec."""
+"""Passes latents `[B, N, r]` through a codec."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Bench:
     """One direction of the pair.
 
     Attributes:
-        args: of the command line.
+        args: the command line's arguments.
         learner: makes the corpora and the maps.
     """
 
@@ -83,7 +83,7 @@ class Bench:
     _judges: dict[str, tuple[Judge, Corpus]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Reads what earlier runs left."""
+        """Reads the results of earlier runs."""
         plan = asdict(self.learner.settings)
         about = [*({**plan, "ranks": list(plan["ranks"])}.values()), self.args.contexts]
         named = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
@@ -93,7 +93,7 @@ class Bench:
         self.about = about
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A row, made or remembered."""
+        """A row: kept from an earlier run, or made now."""
         if name not in self.rows:
             begun = time.monotonic()
             self.rows[name] = make() | {"seconds": round(time.monotonic() - begun, 1)}
@@ -109,7 +109,7 @@ class Bench:
         for split in (*SPLITS, *facts.FOREIGN):
             self._fixed(split)
         ranks = (self.learner.settings.coded, FULL)
-        self._judge(WATCHED)  # now, so that its corpus is not on the training's time
+        self._judge(WATCHED)  # now, so that training's time does not include its corpus
         tuned = {rank: self.learner.tuned(rank, self._watched) for rank in ranks}
         for seed in range(self.args.seeds):
             names = [f"{split}/{arm}/{seed}" for split in SPLITS for arm in self.closed]
@@ -129,11 +129,11 @@ class Bench:
 
     @property
     def closed(self) -> list[str]:
-        """Names of the closed forms' arms."""
+        """Names of the arms of closed forms."""
         return [_closed(rank) for rank in (FULL, *self.learner.settings.ranks)]
 
     def _watched(self, made: Map) -> float:
-        """Accuracy on contexts of words that neither training nor the benchmark has."""
+        """Accuracy on contexts whose words are neither in training nor in the benchmark."""
         judge, corpus = self._judge(WATCHED)
         return float(np.mean(judge.answers(_through(made, corpus, judge))))
 
@@ -220,7 +220,7 @@ class Bench:
         )
         closed = self.learner.maps(0)
         for rank in (FULL, coded):
-            if made.target.qk_norm:  # what their length is worth
+            if made.target.qk_norm:  # measures what their length is worth
                 short = copy.deepcopy(closed[rank])
                 short.key_lengths.zero_()
                 self._arm(split, f"{_closed(rank)}, keys as predicted", 0, short)
@@ -362,7 +362,7 @@ def _closed(rank: int) -> str:
 def _through(
     made: Map, corpus: Corpus, judge: Judge, code: Code | None = None, shift: int = 0
 ) -> Make:
-    """Caches that a map makes of what the source read; of the context `shift` further, if any."""
+    """Caches that a map makes from the source's states of the context `shift` further on."""
 
     def make(chosen: range) -> Any:
         x = corpus.x[[(i + shift) % len(corpus) for i in chosen]].astype(np.float32)

@@ -1,8 +1,8 @@
-"""Short texts of many different words, to learn a map between two language models from.
+"""Short texts of many different words, for learning a map between two language models.
 
-Three kinds in turn: facts about words of two vocabularies, lists of such words, and pieces of the
+There are three kinds: facts about words of two vocabularies, lists of such words, and pieces of the
 standard library's docstrings. None holds a word that the benchmark holds out. Each comes with
-questions: of facts, what the benchmark asks; of the others, what comes next when they are repeated.
+questions. About facts they are the benchmark's; about the others: which words come next?
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LONGEST_PIECE = 160  # characters, some 35 tokens
 _TOKEN = re.compile("[\u0120\u2581]([A-Za-z]{3,})")
 _MOST_FACTS = 6
 _TARGET_SHARE = 0.2
-_HELD = 16  # one word in so many is kept for choosing
-_SHARED = 0.2  # of the contexts of facts say the same relation of several people
+_HELD = 16  # one word in so many is kept for validation
+_SHARED = 0.2  # share of contexts of facts that state one relation of several people
 _TRAINING_NAMES = 0.3
-_FULL = 3  # one step in so many asks in full
+_FULL = 3  # one step in so many asks full questions
 _LEAD, _REPEATED, _REPEATS = 3, 4, 8  # words before the first question, in it; questions of a text
 
 
@@ -70,7 +70,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 Asked = tuple[str, str]
-"""What is asked, and what comes next."""
+"""A question, and the words that come next."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Lesson:
 
     Attributes:
         text: what both models read.
-        brief: what can be asked in a few tokens: the beginning of something that the text says.
-        full: the benchmark's kind of questions, if the text answers any.
+        brief: questions of a few tokens: the beginning of something that the text says.
+        full: questions of the benchmark's kind, if the text answers any.
     """
 
     text: str
@@ -90,7 +90,7 @@ class Lesson:
     def questions(self, count: int, seed: int) -> list[Asked]:
         """Exactly `count` of one kind, the same for the same seed; every third seed asks in full.
 
-        All questions of a batch are as long as its longest, so that kinds are not mixed.
+        Kinds are not mixed, since a batch pads all questions to its longest.
         """
         asked = self.full if self.full and seed % _FULL == 0 else self.brief
         rng = Random(f"{seed} {self.text}")
@@ -109,9 +109,10 @@ class Words:
     """Words to draw from.
 
     Attributes:
-        source: what the source reads as one token, in alphabetical order.
-        target: what only the target does.
-        held: what both do and no training text holds: choices are made on contexts of these.
+        source: words that the source reads as one token, in alphabetical order.
+        target: words that only the target reads as one token.
+        held: words that both read as one token and that no training text holds: choices are made
+            on contexts of these.
     """
 
     source: tuple[str, ...]
@@ -136,13 +137,13 @@ class Words:
         return cls(first, second, tuple(sorted(w for w in mine & theirs if w.lower() in apart)))
 
     def draw(self, rng: Random, count: int) -> list[str]:
-        """So many words for training, hardly ever one twice; four in five are the source's."""
+        """Draw `count` training words, rarely one twice; four in five are the source's."""
         pools = [self.target if rng.random() < _TARGET_SHARE else self.source for _ in range(count)]
         return [rng.choice(pool or self.source) for pool in pools]
 
 
 def validation(count: int, seed: int, words: Words) -> list[Context]:
-    """Contexts like the benchmark's of words that no training text and no split of it holds."""
+    """Contexts like the benchmark's, in words that neither training nor its splits hold."""
     names = [word for word in words.held if word.istitle()]
     values = [word for word in words.held if word.islower()]
     return [_validation(Random(f"validation {seed} {i}"), names, values) for i in range(count)]
@@ -162,9 +163,10 @@ def _validation(rng: Random, names: Sequence[str], values: Sequence[str]) -> Con
 
 
 def make(count: int, seed: int, words: Words) -> list[Lesson]:
-    """So many lessons, the same for the same seed, words and Python's version.
+    """Make `count` lessons, the same for the same seed, words and version of Python.
 
-    Of ten, five are facts about drawn words, one about training's own, two are lists and two prose.
+    Five in ten are facts about drawn words, one is facts about training's own words, two are lists
+    and two prose.
     """
     return [_KINDS[i % len(_KINDS)](Random(f"diverse {seed} {i}"), words) for i in range(count)]
 

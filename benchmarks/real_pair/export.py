@@ -1,8 +1,8 @@
-"""Writes the real pair's texts as folders that `projector` reads, questions beside them.
+"""Writes the real pair's texts and questions as folders that `projector` reads.
 
-`python -m benchmarks.real_pair.export lessons/ --lessons 1500` writes what is learnt from, and
-`… held/ --facts unseen --count 100` contexts in words that no lesson holds. Files of your own
-beside `texts.jsonl` are read with them.
+`python -m benchmarks.real_pair.export lessons/ --lessons 1500` writes training texts, and
+`… held/ --facts unseen --count 100` writes contexts in words that no training text holds.
+`projector` also reads your own files beside `texts.jsonl`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = tuple[str, list[tuple[str, str]]]
 
 
 def write(folder: Path, rows: Iterable[Row]) -> int:
-    """Texts with their questions into a folder; how many."""
+    """Write texts with their questions into a folder; returns their number."""
     texts: dict[str, str] = {}
     asked: list[dict[str, object]] = []
     for index, (text, pairs) in enumerate(rows):
@@ -36,7 +36,7 @@ def write(folder: Path, rows: Iterable[Row]) -> int:
 
 
 def lessons(count: int, words: Words) -> list[Row]:
-    """What is learnt from: diverse facts, lists, prose."""
+    """The training texts: diverse facts, lists, prose."""
     return [(one.text, [*one.brief, *one.full]) for one in diverse.make(count, 0, words)]
 
 
@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path)
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--lessons", type=int, metavar="N", help="write N texts to learn from")
+    kind.add_argument("--lessons", type=int, metavar="N", help="write N training texts")
     kind.add_argument("--facts", choices=facts.SPLITS, help="contexts of a split")
-    parser.add_argument("--count", type=int, default=100, help="of contexts; default: %(default)s")
+    parser.add_argument("--count", type=int, default=100, help="contexts; default: %(default)s")
     parser.add_argument("--binding", action="store_true", help="several people share a relation")
     parser.add_argument("--pair", type=Path, default=FOLDER, help="where `make real-pair` wrote")
     args = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Short contexts of facts and questions about them: what the real pair is judged on.
 
-The words of a split (names, and what is said of them) occur in no other split, in no plural either;
-only the sentences' own words are shared. `binding` contexts say the same relation of several
-people, so that an answer needs to know who.
+The words of a split (names and values) occur in no other split, not even as a plural; only the
+sentences' own words are shared. `binding` contexts state the same relation of several people, so
+that an answer must tell who is who.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Relation:
 
     Attributes:
         fact: a sentence with `{name}` and `{value}`.
-        question: with `{name}`; the answer follows it.
-        values: of each split.
-        space: what stands between the question and its answer.
+        question: a question with `{name}`; the answer follows it.
+        values: the values of each split.
+        space: text between the question and its answer.
     """
 
     fact: str
@@ -194,7 +194,7 @@ class Question:
         text: what is asked.
         candidates: the words.
         relation: what kind of fact it asks for.
-        space: what stands between it and its answer.
+        space: text between the question and its answer.
     """
 
     text: str
@@ -205,7 +205,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Context:
-    """A text and what is asked of it."""
+    """A text and the questions about it."""
 
     text: str
     questions: tuple[Question, ...]
@@ -217,7 +217,7 @@ def make(split: str, count: int, seed: int, binding: bool = False) -> list[Conte
 
 
 def foreign(language: str, count: int, seed: int) -> list[Context]:
-    """Contexts in a language that no training text is in: four facts, each asked for."""
+    """Contexts in a language of no training text: four facts, and a question about each."""
     names, relations = FOREIGN[language]
     made = []
     for index in range(count):

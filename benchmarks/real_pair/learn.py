@@ -1,8 +1,8 @@
-"""What is learnt between two language models, step by step, each kept and not made again.
+"""Learns maps between two language models, step by step; each step's result is kept.
 
-The calls, in order: `corpus` runs both models over texts; `maps` fits closed forms; `tuned` carries
-one on through the frozen target; `untrained_maps` are closed forms of what a source of random
-weights reads. Nothing here sees a word that the benchmark holds out.
+The calls, in order: `corpus` runs both models over texts; `maps` fits closed forms; `tuned` trains
+one on through the frozen target; `untrained_maps` fits closed forms to a source with random
+weights. Nothing here sees a word that the benchmark holds out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from protos.errors import CorpusError
 from protos.process.files import write_files
 
 FULL = 0
-"""Stands for the whole matrix among ranks."""
+"""The rank that stands for the whole matrix."""
 FOLDS = 4
 _UNTRAINED = "untrained "
 _UNTRAINED_SEED = 2
@@ -64,15 +64,15 @@ class Settings:
     """How maps are learnt.
 
     Attributes:
-        ranks: numbers per token of the squeezed maps; the second is looked at most.
-        texts: to learn from.
-        layers: of the source; 0 for all.
-        ridge: weight of the closed forms.
+        ranks: numbers per token of the low-rank maps; codecs and controls are tried at the second.
+        texts: number of texts to learn from.
+        layers: source layers to use; 0 for all.
+        ridge: ridge weight of the closed forms.
         shrink: as `Metric.of`; 0 for plain squared errors.
-        directions: of the source, that training through the target may use.
-        steps: of it.
+        directions: source directions that training through the target may use.
+        steps: steps of that training.
         batch: texts per step.
-        questions: of each.
+        questions: questions per text and step.
         rate: peak learning rate.
     """
 
@@ -89,11 +89,11 @@ class Settings:
 
     @property
     def coded(self) -> int:
-        """The rank that codecs and controls are tried at."""
+        """The rank at which codecs and controls are tried."""
         return self.ranks[1]
 
     def named(self, *fields: str) -> str:
-        """A file's name that says these settings."""
+        """A file name that states these settings."""
         return "-".join(f"{name}{getattr(self, name):g}" for name in fields)
 
 
@@ -104,7 +104,7 @@ class Learner:
     Attributes:
         source: the model whose cache is projected.
         target: the frozen model that answers.
-        work: where every step is kept.
+        work: folder that keeps every step's result.
         settings: how maps are learnt.
     """
 
@@ -113,20 +113,20 @@ class Learner:
     work: Path
     settings: Settings
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Seconds of each step, by the settings that it was made with, earlier runs included."""
+    """Seconds of each step, by its settings, earlier runs included."""
     _noting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        """Reads what earlier runs left."""
+        """Reads the results of earlier runs."""
         self.work.mkdir(parents=True, exist_ok=True)
         if (self.work / _SECONDS).exists():
             self.spent = json.loads((self.work / _SECONDS).read_text())
 
     @contextmanager
     def timed(self, step: str, fields: Sequence[str]) -> Iterator[None]:
-        """Adds the seconds that a step takes to what was spent on it with such settings.
+        """Adds a step's seconds to those spent on it with the same settings.
 
-        They are written every few seconds, so that a step that is killed is counted as well.
+        They are written every few seconds, so that a killed step is counted too.
         """
         plan, begun, over = self.settings.named(*fields), time.monotonic(), threading.Event()
         before = self.spent.get(step, {}).get(plan, 0.0)
@@ -151,7 +151,7 @@ class Learner:
             note()
 
     def minutes(self) -> dict[str, float]:
-        """What each step took with these settings; a step that nobody timed is not in it."""
+        """Minutes of each step with these settings; a step that was not timed is missing."""
         plans = [self.settings.named(*fields) for fields in (_TEXTS, _CLOSED, _CLOSED + _TUNED)]
         return {
             step: round(found[plan] / 60, 2)
@@ -163,7 +163,7 @@ class Learner:
     # -- pairs -------------------------------------------------------------------------------------
 
     def corpus(self, name: str, texts: Sequence[str], source: LM | None = None) -> Corpus:
-        """Both models' caches of some texts; of another source instead of its own, if given."""
+        """Both models' caches of some texts; `source` replaces the learner's own source."""
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         if source is not None:  # its layout is that of the trained one
             name, digest = _UNTRAINED + name, _UNTRAINED + digest
@@ -182,19 +182,19 @@ class Learner:
 
     @cached_property
     def words(self) -> Words:
-        """Of both vocabularies."""
+        """The words of both vocabularies."""
         return Words.of(*(model.tokenizer.get_vocab() for model in (self.source, self.target)))
 
     @cached_property
     def lessons(self) -> list[Lesson]:
-        """What is learnt from."""
+        """The training texts."""
         return diverse.make(self.settings.texts, 0, self.words)
 
     def claim(self) -> None:
-        """Writes down whose work folder this is.
+        """Marks the work folder as this learner's.
 
         Raises:
-            CorpusError: it holds what was learnt from other lessons.
+            CorpusError: it holds results of other lessons.
         """
         told = "\n".join(one.text for one in self.lessons)
         digest = hashlib.sha256(told.encode()).hexdigest()
@@ -234,7 +234,7 @@ class Learner:
     # -- closed forms ------------------------------------------------------------------------------
 
     def moments(self, without: int) -> Moments:
-        """Of the lessons, without one fold of them; each fold's are made once."""
+        """Moments of the lessons without one fold; each fold's moments are made once."""
 
         def pairs(chosen: npt.NDArray[np.bool_]) -> Iterator[tuple[States, ...]]:
             return chunks(self.training.part(chosen), self.source.layout, self.target.layout)
@@ -270,13 +270,13 @@ class Learner:
         return second
 
     def shares(self) -> dict[str, list[float]]:
-        """What part of the answers' Fisher information each layer's keys and values hold."""
+        """Share of the answers' Fisher information in each layer's keys and values."""
         traces = np.trace(self.sensitivity(), axis1=1, axis2=2)
         keys, values = (traces / traces.sum()).reshape(2, -1).tolist()
         return {"keys": keys, "values": values}
 
     def metric(self, y_stats: Statistics) -> Metric | None:
-        """What an error of the target's state costs its answers; None for its own variance."""
+        """What an error of the target's state costs its answers; None: its own variance counts."""
         plan = self.settings
         if not plan.shrink:
             return None
@@ -302,7 +302,7 @@ class Learner:
         directions: int,
         paths: dict[int, Path],
     ) -> Tensor:
-        """Writes the closed forms that moments give; returns the directions found."""
+        """Fits and writes closed forms from moments; returns the directions found."""
         source, target, plan = self.source.layout, self.target.layout, self.settings
         columns = source_columns(source, plan.layers or source.layers)
         made, best = closed_forms(
@@ -329,9 +329,9 @@ class Learner:
         return made
 
     def untrained_maps(self) -> dict[int, Map]:
-        """As `maps(0)` of the whole matrix and the rank looked at most, of such a source.
+        """As `maps(0)`, from the untrained source: the whole matrix and the rank `coded`.
 
-        Its states are not kept: they are made as their moments are.
+        Its states are not kept, only their moments.
         """
         ranks = (FULL, self.settings.coded)
         paths = {rank: self._path(f"untrained-{rank}") for rank in ranks}
@@ -357,7 +357,7 @@ class Learner:
         return self.work / f"{name}-{self.settings.named(*_CLOSED)}.safetensors"
 
     def directions(self, seed: int) -> Tensor:
-        """What `maps` found of the source's best directions, `[d_s, k]`."""
+        """The source's best directions, as `maps` found them, `[d_s, k]`."""
         return torch.from_numpy(np.load(self._directions(seed), allow_pickle=False))
 
     def _directions(self, seed: int) -> Path:
@@ -366,7 +366,7 @@ class Learner:
     # -- through the frozen target -----------------------------------------------------------------
 
     def tuned(self, rank: int, report: Callable[[Map], float] | None = None) -> Map:
-        """A closed form carried on by the KL of answers through the frozen target."""
+        """A closed form trained on by the KL of answers through the frozen target."""
         source, target, plan = self.source.layout, self.target.layout, self.settings
         path = self._path(f"tuned-{rank}-{plan.named(*_TUNED)}")
         if not path.exists():

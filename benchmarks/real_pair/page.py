@@ -1,8 +1,8 @@
 """The real pair's tables and plot for the documents.
 
 `python -m benchmarks.real_pair.page` writes both from `build/bench/real_pair.json` (and the other
-direction's report where there is one); with `--check` it changes nothing and ends with 1 if the
-table is not the reports'.
+direction's report, if it exists). With `--check` it changes nothing and ends with 1 if the table
+differs from the reports.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def arms(report: Report) -> list[dict[str, Any]]:
 
 
 def parts(report: Report, other: Report | None) -> list[Part]:
-    """Targets, arms, what a cache buys, and a plot."""
+    """Targets, arms, the time that a cache saves, and a plot."""
     rows = arms(report)
     ran = {} if other is None else {"measured": "its figures are below", "met": True}
     reached = [row | (ran if row["target"] == REVERSE_RUNS else {}) for row in report["targets"]]

@@ -31,7 +31,7 @@ def targets(report: dict[str, Any], coded: int, reverse: Path) -> list[dict[str,
         arms[squeezed, 0]["acc_unseen"]["mean"] - arms[f"{squeezed}, int4", 0]["acc_unseen"]["mean"]
     )
     told = all(arms[name, 0].get("gap_recovered_unseen") is not None for name in (squeezed, whole))
-    met = told and lost <= 1.0  # of nothing, nothing can be lost
+    met = told and lost <= 1.0  # without a gap nothing can be lost
     row("INT4 latents within 1 point of float", f"{-lost:+.1f} points", met)
     apart = arms["another context", 0]["minus_floor_unseen"]
     mean, low, high = (100 * apart[key] for key in ("mean", "low", "high"))

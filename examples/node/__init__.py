@@ -1,1 +1,1 @@
-"""A client in JavaScript, written from bridge.proto alone, and what it needs of Python."""
+"""A client in JavaScript, written from bridge.proto alone, and the Python that it needs."""

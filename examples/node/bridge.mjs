@@ -21,7 +21,7 @@ export class Refused extends Error {
     Object.assign(this, { code, retryable });
   }
 
-  /** Of a call that failed: the code is in the trailing metadata, if the service sent it. */
+  /** From a failed call: the code is in the trailing metadata, if the service sent it. */
   static ofCall(error) {
     const code = Number(error.metadata?.get("nb-error-code")[0] ?? 0);
     const status = grpc.status[error.code] ?? "UNKNOWN";
@@ -37,8 +37,8 @@ const AGAIN = new Set([303, 306, 501, 502, 503]);
 export class Bridge {
   /**
    * @param {string} server host:port
-   * @param {string} layoutJson the small model's cache layout
-   * @param {(line: string) => void} say told of every step
+   * @param {string} layoutJson the edge model's cache layout
+   * @param {(line: string) => void} say gets a line for every step
    */
   constructor(server, layoutJson, say) {
     const options = { keepCase: true, longs: Number, defaults: true, oneofs: true };
@@ -57,7 +57,7 @@ export class Bridge {
 
   // ------------------------------------------------------------------------------------- sessions
 
-  /** Negotiate, and fetch the encoder if it is another one than before. */
+  /** Negotiate, and fetch the encoder if it has changed. */
   open() {
     return this.#retry(() => this.#open());
   }
@@ -142,7 +142,7 @@ export class Bridge {
     });
   }
 
-  /** Another question about a frame that `infer` sent; sends it again where it is not held. */
+  /** Another question about a frame that `infer` sent; sends it again if its scene is gone. */
   async ask(frame, pack, question) {
     const requestId = randomBytes(8);
     return this.#retry(async () => {
@@ -220,7 +220,7 @@ export class Bridge {
     return stream;
   }
 
-  /** Again after a pause, with full jitter; in a new session after 303. */
+  /** Retries after a pause with full jitter; in a new session after error 303. */
   async #retry(work) {
     for (let attempt = 0; ; attempt++) {
       try {

@@ -28,7 +28,7 @@ export function canonicalFloat(x) {
   return plain.includes(".") ? plain : `${plain}.0`;
 }
 
-/** JSON with sorted keys, no spaces, only ASCII; `float` says whether numbers are written as such. */
+/** JSON with sorted keys, no spaces, only ASCII; `float`: whether numbers are written as floats. */
 export function canonicalJson(value, float = false) {
   if (Array.isArray(value)) return `[${value.map((v) => canonicalJson(v, float)).join(",")}]`;
   if (typeof value === "number") return float ? canonicalFloat(value) : String(value);

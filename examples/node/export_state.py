@@ -1,10 +1,10 @@
-"""Writes what a small model holds of one picture, for a client that cannot run the model.
+"""Writes an edge model's cache of one picture, for a client that cannot run the model.
 
     python -m examples.node.export_state --model MODEL --source SOURCE --out FOLDER
 
 The folder gets `picture.png` and `state.safetensors`: the cache as the model keeps it, keys rotated
 (`keys` and `values`, float32 [layers, kv_heads, N, head_dim]), each token's position (`positions`,
-int64 [N]), the attention that it received (`attention`, float32 [N]), and in the metadata the
+int64 [N]) and the attention that it received (`attention`, float32 [N]). The metadata hold the
 cache's layout (`source_layout_json`).
 """
 
@@ -29,8 +29,8 @@ def write_state(state: KVState, layout: KVLayout, path: Path) -> None:
     """Write one picture's cache.
 
     Args:
-        state: keys un-rotated.
-        layout: of the model.
+        state: the cache, keys un-rotated.
+        layout: the model's layout.
         path: the safetensors file.
     """
     tensors = {
@@ -44,11 +44,11 @@ def write_state(state: KVState, layout: KVLayout, path: Path) -> None:
 
 
 def export(model: Path, source: str, out: Path) -> Capture:
-    """Run the model over a source's first picture, write its cache and the picture itself.
+    """Run the model over a source's first picture; write its cache and the picture itself.
 
     Raises:
         SourceError: the source's first capture is no picture.
-        BridgeError: whatever the model or the source say.
+        BridgeError: an error of the model or the source.
     """
     capture = next(iter(open_source(source)))
     if capture.error is not None:
@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, help="a small vision-language model")
-    parser.add_argument("--source", required=True, help="its first picture is taken")
+    parser.add_argument("--model", type=Path, required=True, help="a vision-language model")
+    parser.add_argument("--source", required=True, help="source; its first picture is taken")
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     given = parser.parse_args(arguments)
     try:

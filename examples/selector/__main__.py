@@ -1,6 +1,6 @@
-"""A service, and the device's agent twice: with its own selector, and with one from outside.
+"""Runs a service, and the device's agent twice: with its own selector and with `centre.py`'s.
 
-Prints which 12 of a picture's 36 tokens each keeps, and what the service answers from them.
+Prints which 12 of a picture's 36 tokens each selector keeps, and the service's answers from them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_S = 300.0
 
 
 def seen() -> KVState:
-    """What the small model makes of the picture."""
+    """The edge model's cache of the picture."""
     (capture,) = open_source(SOURCE)
     if capture.picture is None:
         raise SourceError(f"{SOURCE} is no picture")

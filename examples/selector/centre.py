@@ -1,4 +1,4 @@
-"""A selector of one's own: whoever imports this module can choose it by its name."""
+"""A selector of one's own: importing this module makes it known by its name."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from protos.state import KVState
 
 @dataclass(frozen=True)
 class Centre(Selector):
-    """Tokens near the middle of the picture, for a camera that is aimed at what matters."""
+    """Keeps the tokens nearest the middle of the picture, where an aimed camera sees its object."""
 
     name: ClassVar[str] = "centre"
 

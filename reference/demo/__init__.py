@@ -1,1 +1,1 @@
-"""The demo: a cloud server and an edge agent as processes of their own, and what they send."""
+"""The demo: a cloud server and an edge agent, each its own process, and a report."""

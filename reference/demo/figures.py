@@ -1,4 +1,4 @@
-"""From an agent's records to figures: answers, latencies, bytes, distortion. No file, no clock."""
+"""Figures from an agent's records: answers, latencies, bytes, distortion. No file, no clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def agent_texts(records: Records, test: TestSet) -> tuple[list[str], list[str]]:
     if missing := answers.count(None):
         problems.append(f"{missing} of {len(answers)} questions have no answer from the agent")
     if fallbacks := sum(1 for r in records if r.get("fallback")):
-        problems.append(f"{fallbacks} answers are not the projected frame's")
+        problems.append(f"{fallbacks} answers are not from the projected frame")
     return [answer or "" for answer in answers], problems
 
 
@@ -33,7 +33,7 @@ def accuracies(test: TestSet, answers: Mapping[str, list[str]]) -> dict[str, Any
     """Right answers by arm, with intervals that resample pictures, and by kind of question.
 
     Args:
-        test: what was asked.
+        test: pictures and questions.
         answers: by arm, one per question.
     """
     right = {arm: test.right(given) for arm, given in answers.items()}
@@ -59,11 +59,11 @@ def sequential(records: Records, test: TestSet) -> Records:
 
 
 def latencies(records: Records) -> dict[str, dict[str, float]]:
-    """Per stage, ms; `uplink` is what the round trip takes beyond the server's own total."""
+    """Latency per stage, ms; `uplink` is the round trip minus the server's own total."""
     edge = [r["edge_ms"] for r in records]
     server = [r["server_ms"] for r in records]
     made = [e["prefill"] + e["select"] + e["encode"] for e in edge]
-    # A picture is prefilled, selected and encoded once, whatever is asked about it.
+    # A picture is prefilled, selected and encoded once, however many questions it gets.
     once = list({r["capture"]: r["edge_ms"] for r in records}.values())
     stages = {
         "edge_prefill": [e["prefill"] for e in once],
@@ -80,7 +80,7 @@ def latencies(records: Records) -> dict[str, dict[str, float]]:
 
 
 def distortions(records: Records) -> dict[str, float]:
-    """What each step loses, means over the agent's frames."""
+    """Distortion of each step, means over the agent's frames."""
     figures = [r["distortion"] for r in records if r.get("distortion")]
 
     def mean(name: str) -> float:

@@ -1,7 +1,7 @@
-"""The two halves as processes: how each is started, and what an agent's run leaves.
+"""Starts the service and the agent as processes, and reads what an agent's run leaves.
 
-The model files, the commands and the environment are the same for the demo and for whatever
-measures. No model is loaded here.
+The demo and the benchmarks use the same model files, commands and environment. No model is loaded
+here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Opens pages of this machine: no proxy is asked for them."""
+"""Opens pages of this machine, never through a proxy."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def cloud_server(
     """A service on free loopback ports; `with` starts it, `ready` waits for it.
 
     Args:
-        log: gets what it says.
-        more: of its command line.
-        model: the large model.
-        bundle: the one that it serves.
-        threads: of its engine.
+        log: file for its standard error.
+        more: further command-line arguments.
+        model: the cloud model.
+        bundle: the bundle that it serves.
+        threads: CPU threads of its engine.
     """
     serve = ["cloud_server", "serve", "--model", str(model), "--bundles", str(bundle)]
     serve += ["--port", "0", "--metrics-port", "0", "--threads", str(threads), *more]
@@ -92,12 +92,12 @@ def agent_answers(
     """Let an agent ask every question of a source and read its records.
 
     Args:
-        address: of the service, host:port.
-        source: of pictures and questions, such as `yard://test?count=60`.
-        total: how many questions those are.
-        out: gets the answers, the log, the last metrics page.
-        model: the small model.
-        show: progress.
+        address: the service, host:port.
+        source: source of pictures and questions, such as `yard://test?count=60`.
+        total: number of questions.
+        out: folder for the answers, the log, the last metrics page.
+        model: the edge model.
+        show: shows progress.
         in_flight: requests at once.
 
     Raises:
@@ -133,13 +133,13 @@ def agent_answers(
 
 
 def read_answers(path: Path, in_flight: int = 1) -> list[dict[str, Any]]:
-    """An agent's records; each is told how many requests were on their way at once."""
+    """An agent's records; each also says how many requests were in flight at once."""
     with path.open(encoding="utf-8") as file:
         return [{**json.loads(line), "_in_flight": in_flight} for line in file]
 
 
 def keep_page(url: str, path: Path) -> None:
-    """Keep a copy of a metrics page, for when its process is gone; without one, nothing is lost."""
+    """Keep a copy of a metrics page for when its process is gone, if the page can be read."""
     try:
         with _DIRECT.open(url, timeout=2) as page:
             path.write_bytes(page.read())
@@ -150,8 +150,8 @@ def keep_page(url: str, path: Path) -> None:
 def threads() -> int:
     """Threads of each process that runs a model: half of the cores.
 
-    A client, a relay, a front end and an engine share the machine; with as many threads as cores in
-    each, they wait for one another and every latency measures that.
+    A client, a relay, a front end and an engine share the machine. With as many threads as cores in
+    each they wait for one another, and the latencies would measure that.
     """
     return max(1, choose().share.threads // 2)
 

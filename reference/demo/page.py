@@ -1,4 +1,4 @@
-"""What the demo shows, as parts of a report. Computes no figure."""
+"""The demo's report, as parts. Computes no figure."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def _mean(report: Report) -> str:
 
 
 def incomplete(report: Report) -> list[Part]:
-    """What was left unanswered or unmeasured; nothing where the run was whole."""
+    """What was left unanswered or unmeasured; nothing if the run was whole."""
     return [] if report["whole"] else ["## This run was not whole", *report["problems"]]
 
 
 def first_questions(report: Report, pictures: Mapping[int, Image.Image]) -> list[Part]:
-    """The first questions with every answer that was given to them."""
+    """The first questions, each with the answer of every arm."""
     rows = report["first_questions"]
     arms = [arm for arm in ARM_NAMES if arm in rows[0]]
     split = report["made"]["split"]
@@ -136,7 +136,7 @@ def accuracy(report: Report) -> Table:
 
 
 def latency(report: Report, more: Iterable[tuple[str, ...]] = ()) -> list[Part]:
-    """Where the time goes, medians laid end to end; `more` are further rows of the table."""
+    """Where the time goes: median latency of each stage; `more` are further rows of the table."""
     found = report["latency_ms"]
     rows: list[tuple[str, ...]] = []
     start, total = 0.0, max(found["total"]["p50"], 1e-9)
@@ -159,7 +159,7 @@ def latency(report: Report, more: Iterable[tuple[str, ...]] = ()) -> list[Part]:
 
 
 def distortion(report: Report) -> list[Part]:
-    """What every step loses."""
+    """The distortion of every step."""
     found = report["distortion"]
     rows = [(name, f"{found[name]:.3f}", said) for name, said in LOSSES.items() if name in found]
     table = Table("Distortion per stage", ("stage", "#figure", "is"), rows)
@@ -167,7 +167,7 @@ def distortion(report: Report) -> list[Part]:
 
 
 def how(report: Report, more: Sequence[tuple[str, str]] = ()) -> list[Part]:
-    """The machine, how long it took, what the figures are of; `more` are further rows."""
+    """The machine, the duration, the inputs; `more` are further rows."""
     made = report["made"]
     rows = [
         ("machine", f"{made['machine']}; Python {made['python']}"),

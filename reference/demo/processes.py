@@ -37,12 +37,12 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Keeps what to start; the `with` block starts it.
+        """Does not start it yet; the `with` block does.
 
         Args:
-            name: for messages.
-            arguments: of `python -m`, the module first.
-            log: gets standard error.
+            name: its name in messages.
+            arguments: arguments of `python -m`, the module first.
+            log: file for standard error.
             environment: added to this process's own.
         """
         self.name, self.log = name, log

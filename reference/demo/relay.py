@@ -1,7 +1,7 @@
-"""A TCP relay that counts: what a client sends to a server passes through and is added up.
+"""A TCP relay that counts the bytes between a client and a server.
 
-It counts what a network would carry above TCP. Linux also tells how many segments went each way on
-the client's connections, acknowledgements included: with them it counts what IP carries. Its event
+It counts what a network carries above TCP. Linux also reports the segments that went each way on
+the client's connections, acknowledgements included; with them it counts what IP carries. Its event
 loop runs in a thread of its own.
 """
 
@@ -23,10 +23,10 @@ _SEGMENTS = struct.Struct("=II")
 _SEGMENTS_AT = 136
 """Where Linux's `struct tcp_info` has `tcpi_segs_out` and `tcpi_segs_in`."""
 IP_HEADER_BYTES = 52
-"""Of one segment: IPv4 (20), TCP (20) and its timestamps (12), as Linux sends them."""
+"""Header bytes of one segment: IPv4 (20), TCP (20) and its timestamps (12), as Linux sends them."""
 
 Tap = Callable[[int, bool, bytes], None]
-"""Gets every piece that passes: number of the connection, whether it goes up, the bytes."""
+"""Gets every piece that passes: the connection's number, whether it goes up, the bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Counts:
 
     @property
     def uplink_ip_bytes(self) -> int:
-        """What the client sent, with the headers of IP and TCP; acknowledgements included."""
+        """Bytes that the client sent, with IP and TCP headers and acknowledgements."""
         return self.uplink_bytes + IP_HEADER_BYTES * self.uplink_segments
 
     @property
     def downlink_ip_bytes(self) -> int:
-        """What the client was sent, with the headers of IP and TCP."""
+        """Bytes that the client was sent, with IP and TCP headers and acknowledgements."""
         return self.downlink_bytes + IP_HEADER_BYTES * self.downlink_segments
 
     def __sub__(self, earlier: Counts) -> Counts:
@@ -62,16 +62,16 @@ class Counts:
 class Relay:
     """Listens on a free loopback port and passes every connection on to one server.
 
-    Use as a context manager. `counts()` may be called from any thread; `mark(name)` keeps the
-    totals of this moment, and `between(a, b)` tells what passed from one mark to another.
+    Use as a context manager. `counts()` may be called from any thread. `mark(name)` keeps the
+    totals of this moment, and `between(a, b)` returns what passed between two marks.
     """
 
     def __init__(self, server: str, tap: Tap | None = None) -> None:
-        """Keeps where to connect to; nothing is opened before the `with` block.
+        """Opens nothing yet; the `with` block does.
 
         Args:
             server: host:port of the real server.
-            tap: gets a copy of every piece, in the relay's thread.
+            tap: called with a copy of every piece, in the relay's thread.
 
         Raises:
             ConfigError: `server` is not host:port.
@@ -161,7 +161,7 @@ class Relay:
             far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
         except OSError:
             self._ended(client)
-            writer.close()  # the client sees what it would see of a server that is not there
+            writer.close()  # the client sees the same as if no server were there
             return
         pumps = (
             self._pump(number, reader, far_writer, True),
@@ -203,7 +203,7 @@ class Relay:
 
 
 def _segments(client: socket.socket) -> tuple[int, int]:
-    """Segments sent and received on a connection; none where the system does not tell."""
+    """Segments sent and received on a connection; 0 if the system does not report them."""
     if not hasattr(socket, "TCP_INFO"):
         return 0, 0
     try:

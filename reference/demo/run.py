@@ -1,8 +1,8 @@
 """The demo, start to end: a service, an agent that asks through a counting relay, a report.
 
 In order: the service starts → the agent answers every question about every picture, one at a time
-→ its records become figures → tables, `report.json` and `report.html`. Needs the small model, the
-large one and the bundle as files, and loads none of them itself.
+→ its records become figures → tables, `report.json` and `report.html`. Needs both models and the
+bundle as files, and loads none of them itself.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Demo:
-    """What is asked about, between which models.
+    """Pictures, models and bundle of a run.
 
     Attributes:
         out: folder of the report, answers and logs.
-        pictures: how many of the test split.
-        questions: about each.
-        edge: checkpoint of the small model.
-        cloud: checkpoint of the large model.
+        pictures: number of pictures of the test split.
+        questions: questions about each.
+        edge: checkpoint of the edge model.
+        cloud: checkpoint of the cloud model.
         bundle: the bundle between them.
     """
 
@@ -62,7 +62,7 @@ class Demo:
 
 
 def run(demo: Demo, terminal: Terminal) -> int:
-    """Run it, print the tables, write the report.
+    """Run the demo, print the tables, write the report.
 
     Returns:
         0 if every question was answered from its frame, else 1.
@@ -83,7 +83,7 @@ def run(demo: Demo, terminal: Terminal) -> int:
 
 
 def measure(demo: Demo, test: TestSet, terminal: Terminal) -> dict[str, Any]:
-    """Let the agent answer, and count: the report as `report.json` holds it."""
+    """Let the agent answer, and measure: the report as `report.json` holds it."""
     started = time.monotonic()
     terminal.say("starting the cloud server (front end and engine)")
     with cloud_server(
@@ -130,7 +130,7 @@ def measure(demo: Demo, test: TestSet, terminal: Terminal) -> dict[str, Any]:
 
 
 def circumstances(split: str) -> dict[str, Any]:
-    """What anyone needs to know to get the same figures: command, machine, versions."""
+    """How to get the same figures again: command, machine, versions."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec else ""
     cores = len(os.sched_getaffinity(0))
@@ -145,13 +145,13 @@ def circumstances(split: str) -> dict[str, Any]:
 
 
 def finish(report: dict[str, Any], out: Path, made: str, terminal: Terminal) -> None:
-    """Write `report.json` and the page, and say what went wrong and where everything is.
+    """Write `report.json` and the page; print what went wrong and where everything is.
 
     Args:
-        report: to be written.
-        out: folder.
-        made: the page; empty where figures are missing.
-        terminal: told.
+        report: the report to write.
+        out: its folder.
+        made: the page; empty if figures are missing.
+        terminal: prints.
     """
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=not made)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -169,9 +169,9 @@ def _title(report: dict[str, Any]) -> tuple[str, str]:
     count = f"{report['questions']:,} questions about {report['pictures']:,} pictures"
     return (
         f"{count} that nobody trained on",
-        "A small model at the edge saw each picture. What it sent of one were "
-        f"{report['payload_bytes_per_frame']['mean']:.0f} bytes of its cache; the large model in "
-        "the cloud, which never saw the picture, answered from them.",
+        "A small model at the edge saw each picture and sent "
+        f"{report['payload_bytes_per_frame']['mean']:.0f} bytes of its cache. The large model in "
+        "the cloud never saw the picture; it answered from these bytes.",
     )
 
 

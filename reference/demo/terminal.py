@@ -1,4 +1,4 @@
-"""What the demo and whatever measures show while they run, and the command line that they share."""
+"""Progress of the demo and the benchmarks on a terminal, and the command line that they share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def arguments(
     parser.add_argument("--pictures", type=int, default=pictures, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=out, help="folder; default: %(default)s")
     parser.add_argument("--edge", type=Path, default=edge, help="checkpoint of the edge model")
-    parser.add_argument("--cloud", type=Path, default=cloud, help="checkpoint of the cloud's")
+    parser.add_argument("--cloud", type=Path, default=cloud, help="checkpoint of the cloud model")
     parser.add_argument("--bundle", type=Path, default=bundle, help="bundle between them")
     return parser
 

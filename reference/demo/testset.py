@@ -1,6 +1,6 @@
-"""The pictures and questions that are asked, with the truth about each.
+"""The pictures and questions of a run, with the true answers.
 
-Pictures come from the same `yard://` source that the agent opens, truths from its scenes.
+Pictures come from the same `yard://` source that the agent opens, true answers from its scenes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class TestSet:
     """The first `count` pictures of a split, with the questions that the source itself asks.
 
     Attributes:
-        split: of the yard.
+        split: split of the yard.
         pictures: RGB, in order.
-        names: of the captures, as the agent reports them.
-        asked: every question, those of one picture next to each other.
+        names: names of the captures, as the agent reports them.
+        asked: every question, grouped by picture.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
@@ -46,16 +46,16 @@ class TestSet:
 
     @classmethod
     def load(cls, split: str, count: int, questions: int) -> TestSet:
-        """Render the pictures and write down the truths.
+        """Render the pictures and note the true answers.
 
         Args:
             split: "validation", "test" or "shifted".
-            count: how many pictures.
-            questions: how many about each.
+            count: number of pictures.
+            questions: questions about each.
 
         Raises:
             SourceError: the source refuses the split or the count.
-            RuntimeError: a question of the source has no truth in its scene.
+            RuntimeError: a question of the source has no answer in its scene.
         """
         uri = source_uri(split, count, questions)
         captures = list(open_source(uri))
@@ -81,15 +81,15 @@ class TestSet:
         return self._answers[picture]
 
     def truth_in(self, picture: int, text: str) -> str | None:
-        """The true answer to `text` asked about `picture`; None where the scene gives none."""
+        """The true answer to `text` asked about `picture`; None if the scene gives none."""
         found = self._known(picture).get(text)
         return found[1] if found else None
 
     def others(self) -> list[int]:
-        """For every question, the next picture (around the end) in which it has an answer.
+        """For every question, the next picture (wrapping around) in which it has an answer.
 
-        So the control "another picture's cache" is never asked what its picture cannot say. Where
-        no other picture answers a question, the very next one is named.
+        So the control "another picture's cache" is only asked what its picture can answer. If no
+        other picture answers a question, it is the very next one.
         """
         count = len(self.pictures)
         chosen = []

@@ -33,9 +33,9 @@ class Table:
     """A table.
 
     Attributes:
-        title: above it; a table without one is for pages only.
-        heads: one for each column; one that begins with `#` is set to the right.
-        rows: cells, shown as `str` does.
+        title: printed above it; a table without a title is for pages only.
+        heads: one for each column; a column whose head begins with `#` is aligned right.
+        rows: cells, shown by `str`.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Plot:
     """A drawing.
 
     Attributes:
-        file: its name where it is kept in a file.
+        file: its file's name, if it is kept in one.
         alt: what it shows, in words.
         svg: the drawing, from `reference.report.plot.plot`.
     """
@@ -67,12 +67,12 @@ def bold(row: Iterable[object]) -> tuple[str, ...]:
 
 
 def judged(met: bool | None, yes: str = "met", no: str = "missed") -> str:
-    """A cell that says whether something was reached; a dash where it was not measured."""
+    """A cell that says whether a target was met; a dash if it was not measured."""
     return "–" if met is None else f"{_RIGHT} {yes}" if met else f"{_WRONG} {no}"
 
 
 def percent(share: float) -> str:
-    """A share as a number of percent, without the sign."""
+    """A share in percent, without the sign."""
     return f"{100 * share:.1f}"
 
 
@@ -143,10 +143,10 @@ def html(
     """One HTML page, plots and pictures inside it.
 
     Args:
-        title: of the page.
+        title: the page's title.
         lead: the paragraph under it.
-        parts: in order.
-        tiles: the few figures that matter most, each with what it is.
+        parts: the parts, in order.
+        tiles: the few figures that matter most, each with its meaning.
     """
     sections: list[tuple[str, list[str]]] = []
     for part in parts:

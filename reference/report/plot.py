@@ -1,4 +1,4 @@
-"""One way to draw: a function that gets matplotlib's axes becomes an SVG element.
+"""Draws plots: calls a function with matplotlib's axes and returns an SVG element.
 
 Text stays text: it can be searched and takes the page's font. Black becomes `currentColor`, so a
 plot reads on light and on dark. The same figures give the same SVG.

@@ -1,4 +1,4 @@
-"""The yard: rendered camera pictures with questions, the world of the reference and its tests."""
+"""The yard: rendered camera pictures with questions, for the reference models and their tests."""
 
 from reference.yard.questions import (
     ANSWERS,

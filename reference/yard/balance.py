@@ -1,8 +1,9 @@
 """Fits `assets/question_weights.json`: `python -m reference.yard.balance`.
 
-`questions.ask` draws from cells (sort of question, answer) by weight. Here the weights are raised
-where a cell is asked too seldom and lowered where too often (proportional fitting), on pictures
-of the training split, until each sort has its share and its answers are as even as they can be.
+`questions.ask` draws from cells (sort of question, answer) by weight. This fits the weights on
+pictures of the training split: it raises the weight of a cell that is asked too rarely and lowers
+that of a cell asked too often (proportional fitting), until each sort has its share and its answers
+are as even as possible.
 """
 
 from __future__ import annotations

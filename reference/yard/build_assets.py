@@ -1,7 +1,7 @@
 """Makes the pictures in `assets/` from Debian packages: `python -m reference.yard.build_assets`.
 
-Knows where each photograph and each sprite comes from and under which licence; knows nothing of
-scenes. It needs `apt-get` and `dpkg-deb`, and is run once: its results are committed.
+It states the origin and licence of each photograph and sprite. It needs `apt-get` and `dpkg-deb`,
+and is run once: its results are committed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EMOJI = {
     "worker": "👷", "dog": "🐕", "cat": "🐈", "horse": "🐎", "crate": "📦", "barrel": "🛢",
     "ladder": "🪜", "barrier": "🚧", "tree": "🌳", "wrench": "🔧", "fire": "🔥", "smoke": "💨",
 }  # fmt: skip
-NARROW = ("person", "ladder")  # these fill their cell, or they would be too thin to recognise
+NARROW = ("person", "ladder")  # these fill their cell; else they would be too thin to recognise
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ PHOTOGRAPHS: dict[str, tuple[Photograph, ...]] = {
 FONT_PACKAGE = "fonts-noto-color-emoji"
 FONT_LICENCE = "OFL-1.1"
 SPDX = {"GPL-2+": "GPL-2.0-or-later", "LGPL-3 (metadata.json)": "LGPL-3.0-only"}
-"""The SPDX id of each licence that Debian or a wallpaper's metadata names in another way."""
+"""SPDX ids of licences that Debian or a wallpaper's metadata names in another way."""
 FONT_PATH = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 

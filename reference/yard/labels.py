@@ -1,7 +1,4 @@
-"""What task heads are taught of the yard: fire or none, how many, what sort of scene, which object.
-
-Knows scenes and sequences. Knows nothing of pixels, models or files.
-"""
+"""Labels of the yard for task heads: fire or none, how many, what sort of scene, which object."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from reference.yard.sequence import CLEAR, GONE, Sequence
 HAZARDS = ("calm", "smoke", "fire", "fire and smoke")
 CROWDS = (*GROUPS, "goods", "mixed")
 SCENES = tuple(f"{hazard}, {crowd}" for hazard in HAZARDS for crowd in CROWDS)
-"""The twenty classes of `scene`: what burns, and which sort of object there is most of."""
+"""The twenty classes of `scene`: what burns, and the most frequent sort of object."""
 
 BEFORE, NOW = (0, 12), 48
-"""Frames in which tracked objects are pointed out, and the frame of the marked one."""
+"""Frames in which the tracked objects are marked, and the frame in which one is marked again."""
 CANDIDATES = 5
 
 _GROUP = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
@@ -62,7 +59,7 @@ def picture_labels(scenes: Scenes, index: int) -> dict[str, str]:
 
 
 def frame_labels(sequence: Sequence, frame: int) -> dict[str, str]:
-    """`picture_labels` of a frame, those left out that hang on a half-hidden object."""
+    """`picture_labels` of a frame, without those that depend on a half-hidden object."""
     clear, most = (picture_labels(sequence.seen(least), frame) for least in (CLEAR, GONE))
     return {task: label for task, label in clear.items() if most.get(task) == label}
 
@@ -70,9 +67,10 @@ def frame_labels(sequence: Sequence, frame: int) -> dict[str, str]:
 def tracks(sequence: Sequence) -> list[Track]:
     """The tracking samples of a sequence that starts at frame 0 and reaches `NOW`.
 
-    Of the objects that can be made out in all frames of `BEFORE`, the first five are candidates.
-    One sample for each that has moved since and can still be made out, and for as many that stand
-    still, drawn at random. None where there are fewer than five, or none of them moves.
+    Candidates are the first five objects that can be made out in all frames of `BEFORE`. There is
+    one sample for each of them that has moved since and can still be made out, and one for as many
+    that stand still, drawn at random. A sequence with fewer than five, or none that moves, gives no
+    sample.
     """
     clear = sequence.share >= CLEAR
     candidates = np.flatnonzero(clear[list(BEFORE)].all(axis=0))[:CANDIDATES]

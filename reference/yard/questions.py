@@ -1,8 +1,8 @@
 """Questions about a scene, each with a one-word answer that a person could give from the picture.
 
-Knows scenes, not pixels. Every question that can be asked without ambiguity is listed first, then
-some are drawn with the weights of `assets/question_weights.json` (made by `balance.py`), which even
-out the answers of each sort of question so that guessing without the picture does badly.
+First every question that can be asked without ambiguity is listed. Then some are drawn with the
+weights of `assets/question_weights.json` (made by `balance.py`), which even out the answers of each
+sort of question, so that guessing without the picture does badly.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ VOCABULARY = tuple(
 WEIGHTS_FILE = ASSETS / "question_weights.json"
 
 MIDLINE_PX = 8.0  # a centre this close to a midline is in no quadrant
-NEAR_PX, FAR_PX = 45.0, 65.0  # a person nearer than the one is near, farther than the other not
+NEAR_PX, FAR_PX = 45.0, 65.0  # a person nearer than NEAR_PX is near, one farther than FAR_PX is not
 ASIDE_PX = 14.0  # least difference for left of, above
-CLOSEST_RATIO = 0.65  # the nearest against the second nearest
+CLOSEST_RATIO = 0.65  # distance of the nearest over that of the second nearest, at most
 
 _MIDDLE = PICTURE_PX / 2
 _LOOKALIKE = {"red": "fire", "yellow": "fire", "green": "tree", "white": "smoke"}
@@ -70,8 +70,8 @@ class _Object:
 def ask(scenes: Scenes, index: int, count: int, seed: int) -> list[Question]:
     """Up to `count` distinct questions about picture `index` of `scenes` (fewer if it has no more).
 
-    The same scene, count and seed give the same questions. Of many pictures' questions about 25 %
-    are hazards, 20 % counting and 55 % about the scene.
+    The same scene, count and seed give the same questions. On average about 25 % are about hazards,
+    20 % about counts and 55 % about the scene.
     """
     rng = Random(f"{scenes.split} {scenes.index[index]} {seed}")
     cells: dict[tuple[str, str], list[Question]] = defaultdict(list)
@@ -90,7 +90,7 @@ def ask(scenes: Scenes, index: int, count: int, seed: int) -> list[Question]:
 
 
 def draw_weight(subkind: str, answer: str) -> float:
-    """How likely a question of that sort with that answer is drawn before one of another."""
+    """Weight by which a question of that sort with that answer is drawn."""
     return _weights().get((subkind, answer), 1.0)
 
 
@@ -116,7 +116,7 @@ def list_questions(scenes: Scenes, index: int) -> list[Question]:
 
 
 def true_answer(scenes: Scenes, index: int, text: str) -> str | None:
-    """What the labels of picture `index` answer to a question, None if it cannot be asked of it."""
+    """The answer to a question by the labels of picture `index`; None if it cannot be asked."""
     found = (q.answer for q in list_questions(scenes, index) if q.text == text)
     return next(found, None)
 

@@ -1,6 +1,6 @@
 """Renders scenes to camera pictures: ground, shadows, objects, light, blur, sensor noise.
 
-Knows nothing of questions. Geometry is done a picture at a time by Pillow, light on whole batches.
+Pillow does the geometry, a picture at a time; light is computed on whole batches.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ TINTS = {
 TINT_SHARE = 0.85  # the rest is the sprite's own colour
 _OWN_SATURATION = 0.25
 
-_CELL_PX = 64  # side of a sprite's cell, of which an ordinary sprite fills _SPRITE_PX
+_CELL_PX = 64  # side of a sprite's cell; an ordinary sprite fills _SPRITE_PX of it
 _SPRITE_PX = 56
-_SMALL_CELL_PX = 40  # small objects are drawn from a reduced sprite, or they would alias
+_SMALL_CELL_PX = 40  # small objects are drawn from a reduced sprite; else they would alias
 _SMALL_BELOW_PX = 36
 _GROUND_PX = 512
 _GROUND_CONTRAST = 0.60
@@ -62,7 +62,7 @@ def render(scenes: Scenes, noise: bool = True) -> Pixels:
 
 
 def _draw(scenes: Scenes, index: int) -> Image.Image:
-    """Ground, shadows and objects of one scene; the small are in front of the large."""
+    """Draws ground, shadows and objects of one scene; small objects are in front of large ones."""
     picture = _draw_ground(scenes, index)
     count = int(scenes.n_objects[index])
     size = scenes.size_px[index, :count]

@@ -1,8 +1,8 @@
 """What stands in a yard: kinds, colours, and scenes drawn at random from a split.
 
-Knows where every object is; knows nothing of pixels (`render.py`) or words (`questions.py`).
-Picture i of a split is always the same one, however it is batched: a counter-based generator is
-keyed by the split and by the block of 256 pictures that i falls in.
+`render.py` draws scenes, `questions.py` asks about them. Picture i of a split is always the same
+one, however it is batched: a counter-based generator is keyed by the split and by the block of 256
+pictures that holds i.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _sample_block(split: str, block: int) -> Scenes:
     small_px, large_px = (rng.uniform(*r, large.shape) for r in (_SMALL_PX, _LARGE_PX))
     size_px = np.where(large, large_px, small_px)
     x, y, placed = _place(rng, size_px, np.arange(MAX_OBJECTS) < n_objects[:, None])
-    order = np.argsort(~placed, axis=1, kind="stable")  # the few not placed leave no gap
+    order = np.argsort(~placed, axis=1, kind="stable")  # moves the few not placed to the end
     present = np.take_along_axis(placed, order, axis=1)
 
     def slots(values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -176,7 +176,7 @@ def _sample_kinds(rng: np.random.Generator) -> tuple[Ints, Ints]:
     copies = np.minimum(copies, room)
     rank = rng.random((_BLOCK, _ORDINARY))
     people = [KINDS.index(kind) for kind in GROUPS["people"]]
-    rank[:, people] -= 0.4 * fire[:, None]  # else few pictures have both a fire and a person
+    rank[:, people] -= 0.4 * fire[:, None]  # else few pictures would have both a fire and a person
     others = np.argsort(rank, axis=1)
     slot = np.arange(MAX_OBJECTS)
     kind = np.take_along_axis(others, np.maximum(slot - copies[:, None] + 1, 0), axis=1)
@@ -188,7 +188,7 @@ def _sample_kinds(rng: np.random.Generator) -> tuple[Ints, Ints]:
 
 
 def _sample_colours(rng: np.random.Generator, kind: Ints) -> Ints:
-    """Colours [256, 6]; in some scenes one is favoured, so that counting it is not trivial."""
+    """Colours [256, 6]; some scenes favour one, so that counting it is not trivial."""
     colour = rng.integers(len(COLOURS), size=kind.shape)
     favoured = rng.integers(len(COLOURS), size=(_BLOCK, 1))
     takes = rng.random(kind.shape) < 0.6 * (rng.random((_BLOCK, 1)) < 0.5)
@@ -199,7 +199,7 @@ def _sample_colours(rng: np.random.Generator, kind: Ints) -> Ints:
 def _place(
     rng: np.random.Generator, size_px: NDArray[np.float64], wanted: Bools
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Bools]:
-    """Centres x, y and whether a place was found, [256, 6] each: the first of 32 that is free."""
+    """Centres x, y (the first free one of 32) and whether one was found, [256, 6] each."""
     x, y = np.zeros_like(size_px), np.zeros_like(size_px)
     placed = np.zeros_like(wanted)
     rows = np.arange(_BLOCK)

@@ -1,8 +1,8 @@
 """A fixed camera over time: one ground, drifting light, new noise per frame, a few things moving.
 
-Knows how the objects of a scene move and which of them can be made out; knows nothing of pixels
-(`render.py`) or words (`questions.py`). Frame t of a sequence is always the same one, however the
-frames are batched: every path and every drift is a function of time.
+It says how the objects of a scene move and which of them can be made out. Frame t of a sequence is
+always the same one, however the frames are batched: every path and every drift is a function of
+time.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from reference.yard.scene import (
     sample_scenes,
 )
 
-CLEAR = 0.45  # share of an object that must show for it to be there
-GONE = 0.05  # share below which it is not there; in between nobody is asked about it
+CLEAR = 0.45  # an object counts as there if this share of it shows
+GONE = 0.05  # and as not there below this share; in between no question depends on it
 
 _FIRST_SCENE = 1 << 25  # stills come before, sequences after
 _MOST = 1 << 24
 _BLOCK = 256
 _KEY = 0x4D4F5645  # "MOVE"
 _MOVERS = [KINDS.index(kind) for group in GROUPS.values() for kind in group]
-_MOVING = 0.6  # chance of each object that can move, of at most three
+_MOVING = 0.6  # probability that an object that can move does so; at most three do
 _REACH_PX = (30.0, 110.0)
 _SPEED_PX = (0.8, 2.5)  # per frame, on average over a loop
 _STOPS = 3  # standstills per loop
@@ -72,9 +72,9 @@ class Sequence:
         return np.where(np.take_along_axis(present, order, axis=1), order, -1)
 
     def seen(self, least: float = CLEAR) -> Scenes:
-        """The frames with only the objects of which the share `least` shows: what is true of them.
+        """The frames with only the objects that show at least the share `least`.
 
-        A label, not to be rendered: what is half out of the picture is not in it.
+        These are labels, not scenes to render: an object half out of the picture is missing.
         """
         slots = self.identities(least)
         there = slots >= 0
@@ -89,7 +89,7 @@ class Sequence:
     def ask(self, frame: int, count: int, seed: int) -> list[Question]:
         """Up to `count` distinct questions about a frame, as `questions.ask` draws them.
 
-        Only those whose answer does not hang on an object that is half hidden or half out.
+        Only questions whose answer does not depend on an object that is half hidden or half out.
         """
         clear = self._one(frame, CLEAR)
         unsure = (self.share[frame] >= GONE) & (self.share[frame] < CLEAR)
@@ -112,9 +112,9 @@ class Sequence:
 def sample_sequence(split: str, number: int, start: int, count: int) -> Sequence:
     """Frames `start` to `start + count - 1` of sequence `number` of a split.
 
-    At frame 0 all objects stand where the scene's generator put them; from there up to three of the
-    vehicles, animals and people go back and forth on smooth loops, out of the picture and in again,
-    past the others. No sequence shares its scene with a still of any split.
+    At frame 0 all objects stand where the scene's generator put them. From there up to three of the
+    vehicles, animals and people move back and forth on smooth loops, past the others, out of the
+    picture and in again. No sequence shares its scene with a still of any split.
 
     Raises:
         ValueError: an unknown split, a number or a range that is not possible.
@@ -164,7 +164,7 @@ def _paths(rng: np.random.Generator, base: Scenes, time: Doubles) -> tuple[Bools
     reach = rng.uniform(*_REACH_PX, MAX_OBJECTS) * moving
     turn = rng.uniform(*_SPEED_PX, MAX_OBJECTS) / np.maximum(reach, 1.0) * (np.pi / 2)
     heading, phase, pause, aside = rng.random((4, MAX_OBJECTS)) * 2 * np.pi
-    # The phase never runs backwards: its speed is turn * (1 + cos(...)), zero at each standstill.
+    # The phase never decreases: its speed is turn * (1 + cos(...)), zero at each standstill.
     walked = turn * time[:, None]
     walked = walked + (np.sin(_STOPS * walked + pause) - np.sin(pause)) / _STOPS
     along = reach * (np.sin(walked + phase) - np.sin(phase))
