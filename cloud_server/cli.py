@@ -1,8 +1,7 @@
 """`cloud-server`: the service's command line.
 
-Knows flags, exit codes and where output goes: the readiness line on standard output, logs and
-errors on standard error. Imports what the `cloud` extra brings inside its functions, so that
-`main` can say what an install lacks.
+The readiness line goes to standard output, logs and errors to standard error. Packages of the
+`cloud` extra are imported inside functions, so that `main` can say which one is missing.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def _no_command(given: argparse.Namespace) -> int:
 
 
 def _check(settings: Settings) -> int:
-    """Look at everything that can be checked without loading the model."""
+    """Check everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
     from projector.bundle.load import Bundle
     from projector.serving.backends import BACKENDS

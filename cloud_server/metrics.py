@@ -45,16 +45,16 @@ class Metrics(MetricSet):
             self.stage_seconds.labels(stage)
         self.first_token_seconds = self.histogram(
             "first_token_seconds",
-            "Last byte of a request received, to the first token of its answer leaving",
+            "From a request's last byte received to its answer's first token sent",
             _SECONDS,
         )
         self.answer_seconds = self.histogram(
-            "answer_seconds", "Last byte of a request received, to its answer leaving", _SECONDS
+            "answer_seconds", "From a request's last byte received to its answer sent", _SECONDS
         )
         self.frames = self.counter("frames_total", "Intact frames received, by point", "point")
         self.fallbacks = self.counter(
             "fallbacks_total",
-            "Pictures received in the place of frames (distortion, unfamiliar, degenerate)",
+            "Pictures received instead of frames (distortion, unfamiliar, degenerate)",
             "cause",
         )
         self.warnings = self.counter(
@@ -99,7 +99,7 @@ class Metrics(MetricSet):
         for how in LEFT:
             self.left.labels(how)
         self.sessions_dropped = self.counter(
-            "sessions_dropped_total", "Sessions that others pushed out, or whose bundle went"
+            "sessions_dropped_total", "Sessions pushed out by others, or whose bundle is gone"
         )
         self.negotiations = self.counter(
             "negotiations_total", "Sessions opened, by bundle", "bundle"

@@ -95,8 +95,8 @@ class Settings(configuration.TypedSettings):
         30.0,
         gt=0.0,
         le=3600.0,
-        description="requests whose connection broke wait last in the queue for so long to be sent "
-        "again, seconds",
+        description="how long a request whose connection broke waits, last in the queue, to be "
+        "sent again, seconds",
     )
     scene_memory_bytes: int = Field(
         256 << 20, ge=1 << 10, description="scenes kept in the engine for later questions, in bytes"
@@ -114,14 +114,14 @@ class Settings(configuration.TypedSettings):
         65536,
         ge=1,
         le=10_000_000,
-        description="sessions kept that brought a good frame; beyond it the address that has most "
+        description="sessions kept that brought a good frame; above that the address that has most "
         "loses its longest unused one",
     )
     fresh_sessions: int = Field(
         8192,
         ge=1,
         le=10_000_000,
-        description="new sessions kept, which brought no good frame yet; beyond it the address "
+        description="new sessions kept, which brought no good frame yet; above that the address "
         "that has most loses its longest unused one",
     )
     session_memory_bytes: int = Field(
@@ -173,7 +173,7 @@ class Settings(configuration.TypedSettings):
         ge=0,
         le=1_000_000,
         description="gRPC connections at once (an agent has two); more are closed as they come; 0 "
-        "takes as many as the limit of open files lets",
+        "takes as many as the limit of open files allows",
     )
     metrics_connections: int = Field(
         64,
@@ -188,7 +188,7 @@ class Settings(configuration.TypedSettings):
         10.0,
         gt=0.0,
         le=600.0,
-        description="a connection that says nothing of its protocol for so long is closed, seconds",
+        description="a connection that does not start HTTP/2 in this time is closed, seconds",
     )
     keepalive_s: float = Field(
         60.0,
@@ -200,19 +200,19 @@ class Settings(configuration.TypedSettings):
         20.0,
         gt=0.0,
         le=600.0,
-        description="a connection that does not say so within this time is closed, seconds",
+        description="a connection that does not answer that in this time is closed, seconds",
     )
     idle_connection_s: float = Field(
         300.0,
         gt=0.0,
         le=86400.0,
-        description="a connection without any call is closed after so long, seconds",
+        description="a connection without any call is closed after this time, seconds",
     )
     log_burst: int = Field(
         10,
         ge=1,
         le=1_000_000,
-        description="log lines of one kind of refusal per interval; more are told as a count",
+        description="log lines of one kind of refusal per interval; more are logged as a count",
     )
     log_interval_s: float = Field(
         10.0, gt=0.0, le=3600.0, description="interval of --log-burst, seconds"
@@ -232,8 +232,8 @@ class Settings(configuration.TypedSettings):
     spare: bool = Field(
         True,
         description="keep a process with the model loaded, from which an engine that died is "
-        "replaced at once; the two share the memory of the weights (on a GPU it holds the imported "
-        "libraries alone)",
+        "replaced at once; the two share the memory of the weights (on a GPU it holds only the "
+        "imported libraries)",
     )
     engine_start_s: float = Field(
         600.0, gt=0.0, le=7200.0, description="longest time an engine may take to load, seconds"
@@ -242,7 +242,7 @@ class Settings(configuration.TypedSettings):
         30.0,
         ge=0.0,
         le=3600.0,
-        description="after so long without an answer the engine is asked a question of our own, "
+        description="after this time without an answer the engine is asked a question of our own, "
         "seconds; without an answer to that the service is not ready; 0 asks none",
     )
     canary_timeout_s: float = Field(
@@ -304,7 +304,7 @@ class Settings(configuration.TypedSettings):
         return self.model
 
     def check_paths(self) -> None:
-        """Look at what the settings point to, without loading it.
+        """Check what the settings point to, without loading it.
 
         Raises:
             ConfigError: no model or no bundle is set.
@@ -334,7 +334,7 @@ def load(
     Args:
         flags: values given on the command line, by setting name; absent names were not given.
         config: TOML file with setting names as its keys; the variable NEURAL_BRIDGE_CLOUD_CONFIG
-            names it where no flag does.
+            names it if no flag does.
         environ: the environment; the process's own by default.
 
     Raises:

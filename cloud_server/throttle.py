@@ -1,6 +1,6 @@
 """Bounded rates: of log lines of one kind (`Throttle`), and of what one caller may do (`Buckets`).
 
-Knows counts and a clock that it is handed; nothing of what is logged or done.
+The clock is passed in.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Throttle:
         self._timer: asyncio.TimerHandle | None = None
 
     def passes(self, kind: str) -> bool:
-        """Count one event; whether it is to be told by itself. Call it on the event loop.
+        """Count one event; returns whether it passes. Call it on the event loop.
 
         Args:
-            kind: one of few; what a stranger chooses does not belong in it.
+            kind: one of a few; never a text that a stranger chooses.
         """
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._interval_s, self.flush)
@@ -40,7 +40,7 @@ class Throttle:
         return self._seen[kind] <= self._most
 
     def flush(self) -> None:
-        """End the interval: tell what was only counted."""
+        """End the interval: report what was only counted."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -48,7 +48,7 @@ Ended = TypeVar("Ended")
 
 
 def new_request_id() -> bytes:
-    """Eight random bytes."""
+    """Make a request id: eight random bytes."""
     return secrets.token_bytes(8)
 
 
@@ -63,7 +63,7 @@ class Summary:
         fallbacks: questions that the small model answered because the service could not.
         failed: questions without an answer.
         payload_bytes: payload of the frames whose questions were answered.
-        first_error: the first error that left a question without an answer; None without one.
+        first_error: the first error that left a question without an answer, or None.
     """
 
     captures: int = 0
@@ -91,12 +91,12 @@ class Agent:
         ask_mode: hold each frame once and put its questions by Ask.
         feedback_mode: hold each frame once, have the server send back its own state of it, and
             answer with the small model from that.
-        feedback_point: operating point of what is sent back; empty for the bundle's own.
+        feedback_point: operating point of the feedback; empty: the bundle's default.
         edge_only_too: also answer with the small model.
         edge_fallback: let the small model answer if the service could not.
         controller: chooses the operating point if the plan does not name one.
         on_capture: called when a capture has ended, for a progress bar.
-        done: what an earlier run answered; it is not asked again.
+        done: questions that an earlier run answered; they are not asked again.
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
     """
@@ -285,7 +285,7 @@ class Agent:
     async def _in_time(
         self, coming: Awaitable[Ended], unanswered: Callable[[], Outcome]
     ) -> Ended | Outcome:
-        """Wait, with `edge_fallback` no longer than the latency objective."""
+        """Wait for the outcome; with `edge_fallback` no longer than the latency objective."""
         objective_s = self.controller.latency_s if self.controller is not None else None
         if objective_s is None or not self.edge_fallback:
             return await coming
@@ -368,12 +368,12 @@ class Agent:
         """Turn what happened into one record.
 
         Args:
-            maker: of the capture's frames.
-            question: asked.
+            maker: makes the capture's frames.
+            question: the question asked.
             outcome: how it ended.
             carried: the outcome of the request that carried the frame.
-            edge: the small model's answer, on its way.
-            kept_back: the frame that the guard did not let go.
+            edge: the small model's answer, still being made.
+            kept_back: the frame that the guard did not send.
         """
         edge_answer, edge_only_ms = await edge
         fallback, error = "", outcome.error

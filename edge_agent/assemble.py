@@ -49,9 +49,9 @@ def run_agent(
 
     Args:
         chosen: the settings.
-        source: of captures.
+        source: yields the captures.
         on_record: gets every record.
-        done: what an earlier run answered; it is not asked again.
+        done: questions that an earlier run answered; they are not asked again.
 
     Returns:
         0, or the exit code of the first error that left a question without an answer.
@@ -224,7 +224,7 @@ class Progress:
 
 
 def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
-    """The first SIGINT or SIGTERM ends the run after what is in flight; the second at once."""
+    """The first SIGINT or SIGTERM ends the run once open requests end; the second ends it now."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 
@@ -244,8 +244,8 @@ def model_path(chosen: Settings) -> Path:
     """The directory of the small model's checkpoint.
 
     Raises:
-        ConfigError: the settings name none.
-        ModelError: it is no checkpoint.
+        ConfigError: the settings name no model.
+        ModelError: the directory holds no checkpoint.
     """
     if chosen.model is None:
         raise ConfigError(
@@ -262,6 +262,6 @@ def load_model(chosen: Settings, log: logs.Logger | None = None) -> EdgeModel:
     used = use_threads(chosen.threads)
     if log is not None:
         threads.tell(used, log)
-    # Off a terminal standard error holds JSON lines alone.
+    # Without a terminal, standard error holds only JSON lines.
     with Waiting(f"loading {path}") if on_terminal() else nullcontext():
         return load(path, chosen.device, chosen.dtype, chosen.target_tokenizer, chosen.text_tokens)

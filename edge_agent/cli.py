@@ -29,7 +29,7 @@ from protos.errors import ConfigError, PictureError, SourceError
 from protos.process import console
 from protos.process import settings as configuration
 
-_OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings, not a question's
+_OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings that only `run` has
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; the process's own by default.
 
     Returns:
-        0, or the exit code of the error that was met first (`protos/errors.py`).
+        0, or the exit code of the first error (`protos/errors.py`).
     """
     return console.run("edge-agent", "edge", lambda: _main(argv))
 
@@ -95,7 +95,7 @@ def _bounded(source: Source, chosen: Settings) -> Source:
 
 def _question(args: argparse.Namespace) -> str:
     if args.picture is not None and (args.text is not None or args.text_file is not None):
-        if args.asked is None and args.question is None:  # a text given by flag has no place
+        if args.asked is None and args.question is None:  # the one argument is the question
             args.picture, args.asked = None, str(args.picture)
     given = [text for text in (args.question, args.asked) if text is not None]
     if len(given) != 1:
@@ -209,7 +209,7 @@ def _parser() -> configuration.Parser:
         command.add_argument("--question", dest="asked", metavar="QUESTION", help="the same")
         command.add_argument("--text", help="a text instead of a picture")
         command.add_argument(
-            "--text-file", type=Path, metavar="FILE", help="a file with such a text, in UTF-8"
+            "--text-file", type=Path, metavar="FILE", help="a UTF-8 file with that text"
         )
         command.add_argument("--json", action="store_true", help="print the whole record instead")
 

@@ -1,4 +1,4 @@
-"""Encode: a `KVState` to a payload of latents, or the picture itself to a file; timed.
+"""Encode: make a payload of latents from a `KVState`, or a file from the picture; both timed.
 
 Pure: no network, no torch. Latents, quantizer and distortion are `projector.codec.encoder`'s.
 """
@@ -34,7 +34,7 @@ def encode_state(
 ) -> Frame:
     """Choose the tokens to keep and encode them, both timed.
 
-    With a base this is a delta frame, unless most of what is known would travel anyway.
+    With a base the frame is a delta frame, unless most of the latents would travel anyway.
 
     Args:
         state: one picture's cache, RoPE removed.
@@ -42,11 +42,11 @@ def encode_state(
         point: a latent or raw point.
         plan: selector, budget and threshold.
         clock: seconds, for the two timings.
-        base: the frame to change; only for a latent point.
-        fresh: of a text, the tokens that travel.
+        base: the frame that a delta frame changes; only for a latent point.
+        fresh: for a text, the tokens that travel.
 
     Raises:
-        ConfigError: the selector is unknown, or there is one for a text.
+        ConfigError: the selector is unknown, or the plan names one for a text.
         NonFiniteError: the state holds NaN or infinity.
     """
     start = clock()
@@ -83,7 +83,7 @@ def encode_picture(
         picture: RGB.
         point: the picture point.
         plan: file format, quality and size.
-        limits: the server's.
+        limits: the server's limits.
         clock: seconds, for the timing.
     """
     start = clock()

@@ -16,7 +16,7 @@ from protos.points import OperatingPoint
 
 @dataclass(frozen=True)
 class Frame:
-    """What is sent of one capture, or would have been.
+    """What is sent for one capture, or would be sent if the guard allowed it.
 
     Attributes:
         point: the operating point it was made at.
@@ -28,11 +28,11 @@ class Frame:
         encode_ms: time to encode them, or the picture, milliseconds.
         held: what the service knows after the frame; None for a picture.
         base: number of the frame that a delta frame changes; None for a key frame.
-        differences: the payload holds differences to the base.
-        risk: probability that the frame's answer differs from the picture's; of a picture in a
-            frame's place, that frame's. None if the guard did not look.
+        differences: whether the payload holds differences to the base.
+        risk: probability that the frame's answer differs from the picture's. A picture sent
+            instead of a frame has that frame's risk. None if the guard did not measure it.
         fallback: why the guard sends this picture instead of a frame; else empty.
-        refused: why the guard sends neither frame nor picture; None if this may go.
+        refused: why the guard sends neither frame nor picture; None if this may be sent.
     """
 
     point: OperatingPoint

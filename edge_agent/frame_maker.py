@@ -1,7 +1,7 @@
-"""One capture to its frames: prefill once, encode once per encoder and point, ask the guard.
+"""Makes the frames of one capture: prefill once, encode once per encoder and point, ask the guard.
 
-Pure but for the model it is handed: no network, no disk. However many questions, sessions and
-resends there are, a capture is seen once and encoded once per encoder and operating point.
+A capture is seen once, and encoded once per encoder and operating point, however many questions,
+sessions and resends there are. No network, no disk.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from protos.points import OperatingPoint
 
 
 class FrameMaker:
-    """One capture and everything that has been made of it; safe to use from several threads.
+    """One capture and everything made from it; safe to use from several threads.
 
     Args:
         capture: with a picture or a text.
         model: the small model.
         plan: how its frames are made.
-        metrics: stage times and distortions go there.
+        metrics: gets stage times and distortions.
         clock: seconds.
         controller: chooses the operating point if the plan does not name one.
 
     Attributes:
         prefill_ms: time that the small model took, milliseconds; 0 before it ran.
-        degenerate: why no question can be answered from this picture; empty if one may be, and for
+        degenerate: why no question can be answered from this picture; empty if it can, and for
             texts.
 
     Raises:
-        BridgeError: the capture has neither picture nor text: why.
+        BridgeError: the capture has neither picture nor text; the error says why.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FrameMaker:
         self._risks: dict[tuple[str, str], AnswerRisk] = {}
 
     def see(self) -> Sight:
-        """Run the small model over the picture or text, the first time that it is asked for.
+        """Run the small model over the picture or text; later calls return the first result.
 
         Raises:
             PictureError: the model's processor refuses the picture.
@@ -88,7 +88,7 @@ class FrameMaker:
 
     @property
     def sight(self) -> Sight | None:
-        """What the small model has made of the picture; None while it was not asked to."""
+        """What `see` returned; None before it was called."""
         return self._sight
 
     def edge_answer(self, question: str) -> tuple[str, float]:
@@ -112,7 +112,7 @@ class FrameMaker:
 
         Args:
             session: brings the encoder, the points and the frame that a delta frame changes.
-            question: that the frame is for; empty if none is known.
+            question: the question that the frame is for; empty if none is known.
             key: send no delta frame, whatever the plan says.
 
         Raises:
@@ -142,7 +142,7 @@ class FrameMaker:
         return frame
 
     def count(self, frame: Frame) -> None:
-        """Count a frame that goes; what the guard tried in its place is not counted."""
+        """Count a frame that is sent; frames that the guard tried and rejected do not count."""
         metrics = self._metrics
         metrics.frames_coded.labels("key" if frame.base is None else "delta").inc()
         metrics.payload_bytes.labels(frame.point.name).observe(len(frame.payload))

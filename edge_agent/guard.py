@@ -1,4 +1,4 @@
-"""The guard: what follows when a frame's answer would probably differ from the picture's.
+"""The guard: decides what to do if a frame's answer would probably differ from the picture's.
 
 Over the limit it tries, in order: more bits → more tokens → the picture, if the operator allows it
 → the small model's own answer (`agent` gives it).
@@ -30,13 +30,13 @@ DEGENERATE: Cause = "degenerate"
 
 @dataclass(frozen=True)
 class Guard:
-    """How much risk is taken, and what follows.
+    """How much risk is accepted, and what is done above that.
 
     Attributes:
-        mode: off; measure (the risk is reported, nothing follows); edge_only (over the limit the
-            frame is made more faithful, and if that is not enough the small model answers);
-            picture (the same, but the picture is sent before the small model answers).
-        limit: probability of another answer that is accepted; None takes the encoder's own.
+        mode: off; measure (only report the risk); edge_only (over the limit, make the frame more
+            faithful; if that is not enough, the small model answers); picture (the same, but try
+            the picture before the small model answers).
+        limit: largest accepted probability of a different answer; None: the encoder's own.
     """
 
     mode: Mode = "measure"
@@ -47,7 +47,7 @@ class Guard:
         return self.mode != "off" and encoder.risk is not None
 
     def acts(self) -> bool:
-        """Whether anything follows from a risk."""
+        """Whether a risk over the limit changes what is sent."""
         return self.mode in ("edge_only", "picture")
 
 
@@ -98,13 +98,13 @@ def within_limit(
     session: Session,
     at: Callable[[OperatingPoint], Frame],
 ) -> Frame:
-    """The frame itself if its risk is within the limit, else what takes its place.
+    """The frame itself if its risk is within the limit, else its replacement.
 
     Args:
         frame: as it was first made, with its risk.
         lost: its losses.
-        risk: of the picture and the question.
-        guard: that acts.
+        risk: the risk of this picture and question.
+        guard: a guard that acts.
         session: brings the points and the risk model's own limit.
         at: makes the same capture's frame at another point.
     """
@@ -120,7 +120,7 @@ def within_limit(
             if better.distortion is None or risk.of(better.distortion) > (limit or 0.0):
                 continue
             if picture_point is not None and len(at(picture_point).payload) <= len(better.payload):
-                break  # the picture costs no more, and says all
+                break  # the picture costs no more and loses nothing
             return replace(better, risk=risk.of(better.distortion))
     error = refusal(cause, frame.risk or 0.0, limit or 0.0)
     return in_its_place(frame, cause, error, guard, session, at)
@@ -134,7 +134,7 @@ def in_its_place(
     session: Session,
     at: Callable[[OperatingPoint], Frame],
 ) -> Frame:
-    """The picture in a frame's place if it may be sent, or else the frame, refused with `error`."""
+    """The picture instead of the frame if it may be sent; else the frame, refused with `error`."""
     picture_point = _picture_point(guard, session)
     if picture_point is not None:
         return replace(at(picture_point), risk=frame.risk, fallback=cause)
@@ -154,9 +154,9 @@ def more_faithful(
     """Points to try in this order: first more bits for as many tokens, then more tokens.
 
     Args:
-        point: where the frame is now.
-        points: of the session, by name.
-        ladder: their names from the fewest bytes to the most.
+        point: the frame's present point.
+        points: the session's points, by name.
+        ladder: their names, fewest bytes first.
     """
     if point.name not in ladder:
         return []

@@ -20,8 +20,8 @@ class Metrics(MetricSet):
         super().__init__(registry)
         self.stage_seconds = self.histogram(
             "stage_seconds",
-            "Time spent in one stage of one frame (uplink: sent until its terminal event; "
-            "feedback: asked for the state until it is injected)",
+            "Time spent in one stage of one frame (uplink: from sending to the terminal event; "
+            "feedback: from asking for the state to injecting it)",
             _SECONDS,
             "stage",
         )
@@ -32,7 +32,7 @@ class Metrics(MetricSet):
         )
         self.captures = self.counter("captures_total", "Captures taken from the source")
         self.capture_errors = self.counter(
-            "capture_errors_total", "Captures that were no picture or could not be encoded", "error"
+            "capture_errors_total", "Captures that could not be read or encoded", "error"
         )
         self.entries_skipped = self.counter(
             "source_entries_skipped_total", "Entries of the source's folder passed over", "kind"
@@ -47,7 +47,7 @@ class Metrics(MetricSet):
             "sent_bytes_total", "Message bytes written to a stream, resends included"
         )
         self.risk = self.histogram(
-            "risk_ratio", "Probability that a frame is answered otherwise than its picture", RATIO
+            "risk_ratio", "Probability that a frame's answer differs from the picture's", RATIO
         )
         self.warnings = self.counter(
             "warnings_total", "Captures that show nothing to answer from (degenerate)", "cause"
@@ -74,7 +74,7 @@ class Metrics(MetricSet):
         )
         self.round_trip = self.histogram(
             "round_trip_ratio",
-            "Squared error of the state sent back, of the small model's own state",
+            "Squared error of the state sent back, relative to the small model's own state",
             RATIO,
         )
         self.refusals = self.counter(
@@ -89,7 +89,7 @@ class Metrics(MetricSet):
         self.reconnects = self.counter("reconnects_total", "Streams opened after the first")
         self.negotiations = self.counter("negotiations_total", "Sessions agreed with a server")
         self.encoder_fetches = self.counter(
-            "encoder_fetches_total", "Encoders fetched, not found in the state directory"
+            "encoder_fetches_total", "Encoders fetched because the state directory had none"
         )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self.gauge("connected", "1 while a stream to the server is open")

@@ -1,4 +1,4 @@
-"""The file of records: one JSON line per record, and what an earlier run answered in it."""
+"""The file of records, one JSON line each; also tells which questions it already answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RecordWriter:
     def close(self) -> None:
         """Close the file, if it is one."""
         if self._own:
-            with contextlib.suppress(OSError):  # what could not be written was told by `write`
+            with contextlib.suppress(OSError):  # `write` has reported it
                 self._file.close()
 
 
@@ -71,15 +71,15 @@ class Answered:
     """What an earlier run answered.
 
     Attributes:
-        contents: of each capture's name and question, the contents that were asked about.
-        times: of old records without a content digest, the time of capture instead.
+        contents: capture name, question, content digest of each answered record.
+        times: for old records without a digest: capture name, question, time of capture.
     """
 
     contents: frozenset[tuple[str, str, str]] = frozenset()
     times: frozenset[tuple[str, str, float]] = frozenset()
 
     def holds(self, capture: Capture, question: str) -> bool:
-        """Whether this very picture or text was asked that; one of the same name does not count."""
+        """Whether the question was answered for this very content; the name alone does not do."""
         named = (capture.name, question)
         at = round(capture.captured_at, 6)
         return (*named, capture.content) in self.contents or (*named, at) in self.times
@@ -91,7 +91,7 @@ def answered(output: str) -> Answered:
     Lines that are no records, such as half a line, are passed over.
 
     Raises:
-        ConfigError: it is standard output, cannot be read, or is in another encoding than UTF-8.
+        ConfigError: it is standard output, cannot be read, or is not UTF-8.
     """
     if output == "-":
         raise ConfigError("resume needs a file: give --output FILE, the one of the run before")
@@ -117,7 +117,7 @@ def answered(output: str) -> Answered:
 
 
 def _torn(path: Path) -> bool:
-    """Whether a file's last line has no end."""
+    """Whether a file's last line has no line end."""
     if not path.is_file() or not path.stat().st_size:
         return False
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ class PictureCodec:
     Attributes:
         codec: png, jpeg or webp.
         quality: 1 to 100, for JPEG and WebP.
-        longest_px: longest side after a reduction; 0 keeps the size. Never enlarges.
+        longest_px: larger pictures are reduced to this longest side, pixels; 0 keeps the size.
     """
 
     codec: str = "webp"
@@ -33,7 +33,7 @@ class PictureCodec:
     def encode(self, picture: Image.Image) -> bytes:
         """Return the file's bytes."""
         picture = as_rgb(picture).copy()
-        picture.info = {}  # nothing is to be applied by the service that the edge did not see
+        picture.info = {}  # the service must not apply metadata that the edge did not apply
         longest = max(picture.size)
         if 0 < self.longest_px < longest:
             scale = self.longest_px / longest

@@ -28,7 +28,7 @@ class Plan:
         picture: how the picture point makes its file.
         max_new_tokens: longest answer.
         delta: send only what changed since the last frame that was accepted.
-        guard: how much risk of another answer is taken, and what follows.
+        guard: how much risk is accepted, and what is done above that.
     """
 
     point: str = AUTO
@@ -49,11 +49,11 @@ def choose_point(
 
     Args:
         plan: names a point, or auto.
-        session: brings the points, what was measured of them and the server's advice.
-        controller: chooses at auto; without it the highest point that the plan allows.
+        session: brings the points, their measurements and the server's advice.
+        controller: chooses if the plan says auto; without one, auto is the highest point allowed.
 
     Raises:
-        ConfigError: the server has no point of that name; the message lists those it has.
+        ConfigError: the server has no point of that name; the message lists its points.
     """
     name = plan.point
     if name == AUTO:

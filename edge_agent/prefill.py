@@ -1,4 +1,4 @@
-"""Prefill: the small model reads a picture or text; its `KVState` comes out, and its own answer.
+"""Prefill: the small model reads a picture or text, and gives its `KVState` and its own answer.
 
 The only module of the agent that imports torch, and only when a model is loaded.
 """
@@ -34,13 +34,13 @@ class Sight:
     """What the small model has read: one picture or text, in its cache.
 
     Attributes:
-        state: the image tokens' cache, RoPE removed; of a text, one token for each of the large
-            model's.
+        state: the image tokens' cache, RoPE removed; for a text, one token per token of the large
+            model.
         answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
         first_token: question to the distribution over the vocabulary for that answer's first token,
             `[V]`; None if the model cannot say.
-        fresh: of a text, the tokens that do not repeat the one before, `[tokens]`: what travels.
-        tokenizer: of a text, digest of the large model's tokenizer, to whose tokens it is aligned.
+        fresh: for a text, which tokens travel, `[tokens]`: those that do not repeat the one before.
+        tokenizer: for a text, digest of the large model's tokenizer (it is aligned to its tokens).
     """
 
     state: KVState
@@ -65,7 +65,7 @@ class EdgeModel(Protocol):
         """Run the model over one picture or text."""
 
     def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
-        """Take a picture's state from what a server sent back, without reading the picture."""
+        """Make a picture's state from a server's feedback, without reading the picture."""
 
 
 class LocalModel:
@@ -84,7 +84,7 @@ class LocalModel:
         """Prefill one picture; the prefilled cache stays for the model's own answers.
 
         Raises:
-            PictureError: the model's processor refuses the picture, or it is a text.
+            PictureError: the model's processor refuses the picture, or a text is given.
         """
         vlm = self._vlm
         if isinstance(seen, str):
@@ -131,8 +131,8 @@ class TextModel:
 
     Args:
         lm: the small model.
-        reader: the large model's tokenizer; without it nothing but the layout can be had.
-        digest: of that tokenizer.
+        reader: the large model's tokenizer; without it only `layout` works.
+        digest: that tokenizer's digest.
     """
 
     def __init__(self, lm: LM, reader: Reader | None = None, digest: str = "") -> None:
@@ -145,11 +145,11 @@ class TextModel:
         return self._lm.layout
 
     def see(self, seen: Seen) -> Sight:
-        """Read one text; its state has the token that stands for each of the large model's.
+        """Read one text; its state has one token per token of the large model.
 
         Raises:
-            ContextError: one of the two tokenizers cannot take the text, or it is a picture.
-            ConfigError: the large model's tokenizer is not at hand.
+            ContextError: one of the two tokenizers cannot take the text, or a picture is given.
+            ConfigError: the large model's tokenizer is missing.
         """
         lm = self._lm
         if self._reader is None:
@@ -208,15 +208,15 @@ def load(
     Args:
         path: a vision-language model, or a language model for texts.
         device: a torch device.
-        dtype: what it runs in.
-        target_tokenizer: for texts, a folder with the large model's tokenizer; not needed to look
-            at the layout.
-        text_tokens: for texts, the longest; the bundle's.
+        dtype: number format it runs in.
+        target_tokenizer: for texts, a folder with the large model's tokenizer; not needed for the
+            layout alone.
+        text_tokens: for texts, the longest, in tokens; must be the bundle's.
 
     Raises:
-        ModelError: torch or transformers is missing, or a path is not what it should be.
+        ModelError: torch or transformers is missing, or a path holds no usable model or tokenizer.
         UnsupportedModelError: the model's cache cannot be described (named in the message).
-        ContextError: such texts would outgrow the model's windows.
+        ContextError: texts of that length do not fit into the model's context windows.
     """
     with importing("the small model"):  # torch: the build for this device, the vendor's on a Jetson
         from transformers.utils import logging as transformers_logging

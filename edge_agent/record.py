@@ -1,4 +1,4 @@
-"""What the consumer gets: one `AnswerRecord` per question, made of how its request ended."""
+"""What the consumer gets: one `AnswerRecord` per question, which says how its request ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from protos.errors import (
 )
 
 GUARDED = (DistortionError, UnfamiliarError, DegenerateError)
-"""Errors by which the guard keeps a frame back: the small model then answers in any case."""
+"""Errors of a frame that the guard does not send; the small model then always answers."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class AnswerRecord:
         tokens: image tokens of the whole grid; 0 for a picture.
         kept_tokens: tokens whose latents were sent.
         payload_bytes: the frame's payload.
-        message_bytes: the request's message with everything in it; in ask mode the question's
-            alone (the frame travelled once, for all questions).
-        attempts: times that the request was sent.
+        message_bytes: size of the request's whole message; in ask mode of the question's message
+            only (the frame travelled once, for all questions).
+        attempts: how many times the request was sent.
         edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
         server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
             ttft, total).
         distortion: quantize, dropped_attention, latent_residual, unfamiliarity.
         feedback: in feedback mode `point`, `payload_bytes` and distortion figures of the state that
-            the service sent back (`round_trip` if the small model saw the picture too); None if
-            it sent none.
+            the service sent back (with `round_trip` if the small model saw the picture too); None
+            if it sent none.
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
             degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
             the picture, or, with an error, the small model's.
         risk: probability that the frame's answer differs from the picture's; None if the guard did
-            not look.
-        warnings: names of what an answer should not be trusted for: `degenerate`, the picture shows
-            nothing to answer from (one flat colour, one side over 64 times the other).
+            not measure it.
+        warnings: reasons not to trust the answer: `degenerate`, the picture shows nothing to answer
+            from (one flat colour, or one side over 64 times the other).
         error: None, or `code`, `name` and `message` of what ended the question.
     """
 
@@ -93,7 +93,7 @@ class AnswerRecord:
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
         line = json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
-        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair is no text
+        return line.encode(errors="backslashreplace").decode()  # no UTF-8 for half a surrogate pair
 
 
 def record_of(
@@ -109,14 +109,14 @@ def record_of(
     """Turn what happened to one question into its record.
 
     Args:
-        maker: of the capture's frames.
-        question: asked.
+        maker: makes the capture's frames.
+        question: the question asked.
         outcome: how it ended.
         carried: the outcome of the request that carried the frame.
         edge_answer: the small model's own answer, if there is one.
         edge_only_ms: its time, milliseconds.
         fallback: why the answer is not the projected frame's; else empty.
-        kept_back: the frame that the guard did not let go.
+        kept_back: the frame that the guard did not send.
     """
     capture, answer, sealed = maker.capture, outcome.answer, carried.sealed
     sent = sealed.frame if sealed else None

@@ -1,4 +1,4 @@
-"""Select: which of a picture's tokens travel; by a rule of `projector.codec.select`."""
+"""Select: choose which of a picture's tokens travel, by a selector of `projector.codec.select`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def keep_tokens(
     Args:
         state: one picture's cache, RoPE removed.
         encoder: names the selector, unless the plan does.
-        point: its budget of tokens, unless the plan has one.
+        point: sets the token budget, unless the plan does.
         plan: selector, budget and threshold.
-        fresh: of a text, the tokens that travel.
+        fresh: for a text, the tokens that travel.
 
     Raises:
         ConfigError: the selector is unknown, or the plan selects tokens of a text.

@@ -68,8 +68,8 @@ class Settings(configuration.TypedSettings):
     )
     target_tokenizer: Path | None = Field(
         None,
-        description="for a model that reads texts: directory of the large model's tokenizer, to "
-        "whose tokens texts are aligned",
+        description="for a model that reads texts: directory of the large model's tokenizer (texts "
+        "are aligned to its tokens)",
     )
     text_tokens: int = Field(
         128,
@@ -138,7 +138,7 @@ class Settings(configuration.TypedSettings):
     )
     output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
     resume: bool = Field(
-        False, description="leave out what the output already holds an answer to (`run`)"
+        False, description="skip questions that the output already answers (`run`)"
     )
     metrics_port: int | None = Field(
         None,
@@ -236,7 +236,7 @@ class Settings(configuration.TypedSettings):
     @field_validator("token_budget", "token_threshold")
     @classmethod
     def _one_budget(cls, value: float | None, info: ValidationInfo) -> float | None:
-        # Fields are read in their order, and the limit stands before both.
+        # Fields are validated in their order: the limit is declared before both.
         if value is not None and info.data.get("distortion_limit") is not None:
             raise ValueError(
                 "not with --distortion-limit, which is of operating points as they were measured"
@@ -259,7 +259,7 @@ def load(
     Args:
         flags: values given on the command line, by setting name; absent names were not given.
         config: TOML file with setting names as its keys; the variable NEURAL_BRIDGE_EDGE_CONFIG
-            names it where no flag does.
+            names it if no flag does.
         environ: the environment; the process's own by default.
 
     Raises:

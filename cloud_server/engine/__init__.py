@@ -1,6 +1,6 @@
 """The family of engines: what runs the large model inside the engine process.
 
-Knows the members by name; importing this package imports none of them (nor any tensor library).
+Importing this package imports no engine and no tensor library.
 """
 
 from __future__ import annotations

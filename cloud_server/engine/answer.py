@@ -1,6 +1,6 @@
-"""Answer: prefill of the questions over their scenes, then one token a step for every answer.
+"""Answer: prefill the questions over their scenes, then make one token a step for every answer.
 
-Knows questions, answers and the running batch (`batch.py`); knows nothing of frames.
+The running batch itself is in `batch.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from projector.models.frozen import FrozenModel
 
 
 class Answering:
-    """The answers in the making.
+    """The answers being made.
 
     Args:
         model: its weights are not changed.
@@ -44,10 +44,10 @@ class Answering:
     def prefill(
         self, group: Sequence[Work], layers: Sequence[LayerCache], started: float
     ) -> Iterator[TokenMade | Answered]:
-        """Run questions over their scenes; what there is to say after it.
+        """Run questions over their scenes; yields the events that follow.
 
         Args:
-            group: works with their question's ids.
+            group: the work of each question, tokenized.
             layers: per layer keys and values `[group, kv_heads, prefix + N, head_dim]`.
             started: when the group's cache began to be put together (`time.perf_counter`).
         """
@@ -63,11 +63,11 @@ class Answering:
         return self._say(rows)
 
     def step(self) -> Iterator[TokenMade | Answered]:
-        """Make one more token for every answer; what there is to say after it."""
+        """Make one more token for every answer; yields the events that follow."""
         return self._say(self._batch.step())
 
     def cancel(self, job: int) -> bool:
-        """End a job's answer; whether it was being made."""
+        """End a job's answer; returns whether it was being made."""
         for row in self._batch.rows:
             if row.owner.job.id == job:
                 row.done = True
@@ -76,7 +76,7 @@ class Answering:
         return False
 
     def _say(self, rows: Sequence[Row[Work]]) -> Iterator[TokenMade | Answered]:
-        """What each row has that was not told yet; then free the rows that are done."""
+        """Yield what each row has that was not sent yet; then free the rows that are done."""
         for row in rows:
             work, text = row.owner, self._model.text(row.tokens)
             if row.fresh:

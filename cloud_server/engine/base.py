@@ -1,7 +1,7 @@
 """The base of all engines: takes jobs, works in steps, emits events of each job.
 
-Knows no tensor library, socket or thread. A step is the smallest piece of work between two looks at
-the inbox, so that jobs can join a running batch.
+A step is the smallest piece of work between two looks at the inbox, so that jobs can join a running
+batch. The base uses no tensor library, socket or thread.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Engine(ABC):
     `Compressed`, `Failed` or `Dropped`.
 
     Attributes:
-        wake: an engine that works on something between steps calls it, from any thread, when there
-            is a step to do.
+        wake: called by an engine that works between steps, from any thread, when there is a step
+            to do.
     """
 
     wake: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read the part of what `load` reads that a fork can share.
+        """Do the part of `load` whose result a fork can share.
 
         Called at most once, in a thread that ends before the fork; what is made here may hold no
         thread, socket or device. `load` is then called in the fork.
@@ -56,11 +56,11 @@ class Engine(ABC):
 
     @abstractmethod
     def cancel(self, job: int, begun: bool) -> None:
-        """Let go of a job, with `Dropped` as its last event; one that has ended stays so.
+        """Drop a job, with `Dropped` as its last event; a job that has ended is left alone.
 
         Args:
             job: its id.
-            begun: also if it has begun; its scene stays held if it was accepted.
+            begun: drop it even if it has begun; its scene stays held if it was accepted.
         """
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def model_id(self) -> str:
-        """Of the loaded model."""
+        """The loaded model's id."""
 
     @abstractmethod
     def status(self) -> Status:

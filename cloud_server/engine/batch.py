@@ -1,8 +1,8 @@
 """A running batch of greedy answers: rows join after their question's prefill, leave when done.
 
 Rows of different lengths share one cache. Each sees only its own columns (a mask says which) and
-carries its own positions. Columns that no row sees any more are cut out. Knows the decoder's
-forward pass and masks; knows nothing of jobs, frames or words.
+carries its own positions. Columns that no row sees any more are cut out. Only token ids, caches and
+masks here: no jobs, frames or words.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Row(Generic[Owner]):
     """One answer being made.
 
     Attributes:
-        owner: whose it is.
-        limit: at most so many tokens.
-        position: of the next token in the model's sequence.
-        tokens: made so far, the end token left out.
+        owner: what the answer belongs to.
+        limit: most tokens to make.
+        position: the next token's position in the model's sequence.
+        tokens: made so far, without the end token.
         done: it ended, by the end token or at its limit.
-        fresh: the last call made a token for it (the end token is none).
+        fresh: the last call made a token for it (the end token does not count).
     """
 
     owner: Owner
@@ -43,7 +43,7 @@ class Row(Generic[Owner]):
 
 
 class RunningBatch(Generic[Owner]):
-    """Rows in the making.
+    """The rows being made.
 
     Args:
         model: its weights are not changed.
@@ -70,7 +70,7 @@ class RunningBatch(Generic[Owner]):
         Args:
             scenes: per layer keys and values `[group, kv_heads, prefix + N, head_dim]`; never
                 written to.
-            questions: ids that follow the picture, one list per row.
+            questions: token ids that follow the picture, one list per row.
             owners: one per row.
             limits: most tokens, one per row, each at least 1.
 

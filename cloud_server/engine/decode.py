@@ -1,6 +1,6 @@
-"""Decode: a frame's payload becomes the latents that are known of its scene.
+"""Decode: turn a frame's payload into the latents of its scene.
 
-A delta frame changes what an earlier frame of its session left, so latents are kept.
+A delta frame changes the latents of an earlier frame of its session, so latents are kept.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _log = structlog.get_logger(component="engine")
 
 
 def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
-    """What is known of a scene after its frame; kept for delta frames to come.
+    """The latents known of a scene after its frame; they are kept for later delta frames.
 
     Args:
-        job: with a frame that holds latents.
-        encoder: of the frame's bundle.
-        latents: what earlier frames left.
+        job: its frame holds latents.
+        encoder: the encoder of the frame's bundle.
+        latents: the latents of earlier frames.
 
     Raises:
-        MissingKeyFrameError: the frame that it changes is not held.
-        BridgeError: whatever the codec says of the payload.
+        MissingKeyFrameError: the base of a delta frame is not held.
+        BridgeError: the codec refuses the payload.
     """
     raw = job.point == RAW_KV_FP8_POINT and all(p.index != RAW_KV_FP8_POINT for p in encoder.points)
     point = RAW_KV_FP8 if raw else encoder.point(job.point)
@@ -37,7 +37,7 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
         z_hat = encoder.decode(job.body, kept, point, base, bool(job.differences))
         now = encoder.hold(z_hat, kept, base)
     except (ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
-        # A codec that trips over untrusted bytes must not take everyone's engine down.
+        # A codec that fails on untrusted bytes must not take everyone's engine down.
         _log.exception("a codec failed", request_id=job.request_id, point=point.name)
         raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
     if job.hold:
@@ -46,7 +46,7 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
 
 
 def _base(job: Job, latents: LatentMemory) -> Held | None:
-    """What a delta frame changes; None for a key frame."""
+    """The latents that a delta frame changes; None for a key frame."""
     if job.base < 0:
         return None
     try:

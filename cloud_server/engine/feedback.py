@@ -26,11 +26,11 @@ def compress(
         work: its job names the operating point.
         scene: held in `scenes`.
         scenes: where the engine holds scenes.
-        bundle: of the job, if it is loaded.
-        model: whose cache it is.
+        bundle: the job's bundle, if it is loaded.
+        model: the model that made the scene's cache.
 
     Raises:
-        NoFeedbackError: the bundle is not loaded, or has no way back.
+        NoFeedbackError: the bundle is not loaded, or has no feedback.
     """
     started, job = time.perf_counter(), work.job
     if bundle is None or bundle.feedback is None:

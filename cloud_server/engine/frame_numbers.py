@@ -1,8 +1,8 @@
 """Which request owns a frame number: the one that brought the scene held under it.
 
 If another request took the number meanwhile, it would replace the scene, and questions about it
-would be answered from another picture. Once the scene is gone the number is free again, so memory
-is bounded by that of the scenes.
+would be answered from another picture. Once the scene is gone the number is free again, so the
+table grows with the scenes held and no further.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class FrameNumbers:
     """Request ids by the scenes that they brought.
 
     Args:
-        held: whether something is held under that name.
+        held: tells whether a scene of that name is held.
     """
 
     def __init__(self, held: Callable[[Name], bool]) -> None:
@@ -32,10 +32,10 @@ class FrameNumbers:
         return len(self._owners)
 
     def check(self, name: Name, request_id: str) -> None:
-        """Refuse a number that is another request's.
+        """Refuse a number that another request owns.
 
         Raises:
-            FrameNumberError: a scene of that name, of another request, is held.
+            FrameNumberError: another request's scene is held under that name.
         """
         owner = self._owners.get(name)
         if owner in (None, request_id) or not (name in self._now or self._held(name)):
@@ -46,7 +46,7 @@ class FrameNumbers:
         )
 
     def claim(self, name: Name, request_id: str) -> None:
-        """A request brings a scene in the present step.
+        """Note that a request brings a scene in the present step.
 
         Raises:
             FrameNumberError: as `check`.
@@ -56,11 +56,11 @@ class FrameNumbers:
         self._now.add(name)
 
     def release(self, name: Name) -> None:
-        """It failed."""
+        """The request failed: its claim is over."""
         self._now.discard(name)
 
     def end_step(self) -> None:
-        """What the step brought is held by now."""
+        """End the step: the scenes that it brought are held now."""
         self._now.clear()
         if len(self._owners) > self._prune_at:
             self._owners = {name: id for name, id in self._owners.items() if self._held(name)}

@@ -1,7 +1,7 @@
 """Inject: projected keys and values become scenes in the large model's own cache.
 
 `hold` copies them into the engine's pages, in the model's dtype and on its device. `behind_prefix`
-puts scenes that are asked about behind the model's own prefix. The keys come rotated from the map.
+puts scenes that are asked about behind the model's own prefix. The map has rotated the keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def hold(scenes: SceneMemory, group: Sequence[Work], keys: Tensor, values: Tenso
     """Hold the scenes of a group of frames; each `Work.scene` says where.
 
     Args:
-        scenes: where to.
+        scenes: where they are held.
         group: the frames.
         keys: rotated, `[layers, group, kv_heads, N, head_dim]`.
         values: as the keys.
@@ -40,7 +40,7 @@ def hold(scenes: SceneMemory, group: Sequence[Work], keys: Tensor, values: Tenso
 def behind_prefix(
     model: FrozenModel, scenes: SceneMemory, group: Sequence[Scene]
 ) -> list[LayerCache]:
-    """The model's prefix, then scenes of as many tokens each.
+    """The model's prefix, followed by scenes of equal length.
 
     Returns:
         Per layer, keys and values `[group, kv_heads, prefix + N, head_dim]`.

@@ -1,7 +1,7 @@
 """The messages between the front end and the engine: jobs down, events up.
 
-Knows names, fields and their bytes: a message is a JSON header, then raw buffers for the fields
-that are bytes (no pickle). Knows no socket and no tensor library.
+A message is a JSON header, then raw buffers for the fields that are bytes (no pickle). The sockets
+are in `link.py`.
 
     front end                                    engine
       │ ◀── Status (loading) ───────────────────── │   also the heartbeat, both ways
@@ -9,7 +9,7 @@ that are bytes (no pickle). Knows no socket and no tensor library.
       │ ─── Job ──────────────────────────────────▶│
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
-      │ ─── Cancel ───────────────────────────────▶│   Dropped, if it still could
+      │ ─── Cancel ───────────────────────────────▶│   Dropped, unless it came too late
       │ ─── Forget (a session's scenes) ──────────▶│
       │ ─── Shutdown ─────────────────────────────▶│
 """
@@ -40,17 +40,17 @@ class Job:
         frame_number: which scene of the session.
         request_id: hex; for logs.
         question: empty to just hold the scene.
-        max_new_tokens: at most so many tokens, at least 1.
-        received_ns: when the request's last byte was there (the host's monotonic clock).
+        max_new_tokens: longest answer in tokens, at least 1.
+        received_ns: when the request's last byte arrived (the host's monotonic clock).
         bundle: digest of the bundle that decodes the frame, or encodes the feedback; else empty.
         point: index of the frame's operating point; -1 without a frame.
         kept: which tokens of the frame's grid the body holds, one byte (0 or 1) a token.
         body: what the quantizer wrote, or a picture file.
         base: frame number of the session's frame that a delta frame changes; -1 for a key frame.
         differences: 1 if the body holds differences to the base.
-        feedback: index of the operating point at which the scene's own state is to be sent to the
-            edge; -1 if it is not.
-        hold: 0 if the frame's scene is for this question alone, and takes no other one's place.
+        feedback: index of the operating point for sending the scene's state to the edge; -1 for no
+            feedback.
+        hold: 0 if the frame's scene is for this question only and replaces no other scene.
     """
 
     id: int
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def scene(self) -> tuple[str, int]:
-        """Under which name the scene is held."""
+        """The name under which the scene is held."""
         return self.session, self.frame_number
 
     @property
@@ -115,10 +115,10 @@ class Offer:
 
     Attributes:
         encoder: the edge half, as `FetchEncoder` sends it.
-        feedback_decoder: the edge's half of feedback, as `FetchEncoder` sends it; empty without.
-        feedback_points_json: operating points of feedback; empty without.
-        verdict: empty if the certificate says that the bundle's map beats its controls; else what
-            it says (`projector.bundle.certificate`).
+        feedback_decoder: the edge's half of feedback, as `FetchEncoder` sends it; may be empty.
+        feedback_points_json: operating points of feedback; may be empty.
+        verdict: empty if the certificate says that the bundle's map beats its controls; else its
+            verdict (`projector.bundle.certificate`).
         why: the reason for a verdict.
     """
 
@@ -140,7 +140,7 @@ class Offer:
 
     @property
     def doubt(self) -> str:
-        """What the certificate does not vouch for, in words; else empty."""
+        """Why the certificate does not vouch for the map, in words; empty if it does."""
         return f"{self.verdict}: {self.why}" if self.verdict else ""
 
     @property
@@ -171,7 +171,7 @@ class Status:
 
     Attributes:
         step_s: how long the engine has been in its present step; 0 between steps.
-        log_lines_dropped: since the engine process started.
+        log_lines_dropped: count since the engine process started.
         pool_bytes: memory set aside for scenes and latents, used or free.
         cap_bytes: what scenes, latents and the running batch may take.
         resident_bytes: memory of the whole process that is in RAM.
@@ -193,7 +193,7 @@ class Accepted:
     """The frame is decoded and its scene is held. Last event of a job without a question.
 
     Attributes:
-        queue_s: received until the engine took it up.
+        queue_s: from receipt until the engine took it up.
         warnings: names of reasons not to rely on answers about the scene.
     """
 
@@ -231,9 +231,9 @@ class Compressed:
     """Last event of a job for feedback: the state that the engine holds of the scene.
 
     Attributes:
-        compress_s: un-rotating and encoding it.
+        compress_s: time to un-rotate and encode it.
         quantize: in the cloud's latents, like the next two; defined in `protos.distortion`.
-        body: what the quantizer wrote of every token.
+        body: what the quantizer wrote for all tokens.
     """
 
     job: int
@@ -262,7 +262,7 @@ class Failed:
 
     @property
     def error(self) -> BridgeError:
-        """The error that it stands for."""
+        """The error that this message carries."""
         error = from_code(self.code, self.message)
         if isinstance(error, OverloadedError):
             error.retry_after_s, error.cause = self.retry_after_s, self.cause

@@ -1,6 +1,6 @@
-"""What delta frames change: the latents of scenes, kept in pages within a bound.
+"""The latents of scenes, for delta frames to change: kept in pages, within a bound.
 
-Knows names, sizes and pages; a copy in is a copy out, bit for bit. Knows no job, bundle or model.
+Latents are copied in and out, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LATENT_PAGE_BYTES = 1024
 
 @dataclass(frozen=True, eq=False)
 class _Latents:
-    """Where the latents `[tokens, rank]` and the tokens known of one frame are."""
+    """The pages of one frame's latents `[tokens, rank]` and of which tokens are known."""
 
     tokens: int
     rank: int
@@ -27,10 +27,10 @@ class _Latents:
 
 
 class LatentMemory:
-    """What is known of the scenes that delta frames change; the longest unused goes first.
+    """The latents known of each scene; when full, the longest unused goes first.
 
     Args:
-        max_bytes: of all of them together. The newest is held even if it alone is larger.
+        max_bytes: bound for all of them together. The newest is held even if it alone is larger.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -42,12 +42,12 @@ class LatentMemory:
 
     @property
     def bytes(self) -> int:
-        """Of what is held, whole pages."""
+        """Bytes of what is held, in whole pages."""
         return self._store.bytes
 
     @property
     def pool_bytes(self) -> int:
-        """Of all pages, used or free."""
+        """Bytes of all pages, used or free."""
         return self._pool.bytes
 
     def put(self, name: Name, held: Held) -> None:
@@ -69,7 +69,7 @@ class LatentMemory:
         self._store.put(name, _Latents(tokens, rank, pages), size)
 
     def get(self, name: Name) -> Held:
-        """A copy of what is known.
+        """A copy of the latents known.
 
         Raises:
             UnknownSceneError: it is not held (any more).

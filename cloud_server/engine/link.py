@@ -1,8 +1,8 @@
-"""The way between the front end and its engine: ZeroMQ over a socket only the owner can open.
+"""The link between the front end and its engine: ZeroMQ over a socket that only its owner can open.
 
-`FrontLink` (asyncio) is a ROUTER that knows one engine at a time, by the identity it was started
-with; what an earlier engine still says is not heard. `EngineLink` (a thread) is a DEALER. Both send
-heartbeats; silence for too long means that the other is gone. Knows messages and bytes only.
+`FrontLink` (asyncio) is a ROUTER that talks to one engine at a time, by the identity it was started
+with; messages of an earlier engine are ignored. `EngineLink` (a thread) is a DEALER. Both send
+heartbeats; silence for too long means that the other is gone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FrontLink:
     Args:
         address: where to listen.
         heartbeat_s: pause between heartbeats.
-        notice: called with what concerns no single job: `Offer`, `Ready`, `Broken`, `Status`.
+        notice: called with messages about no single job: `Offer`, `Ready`, `Broken`, `Status`.
     """
 
     def __init__(self, address: str, heartbeat_s: float, notice: Callable[[Message], None]) -> None:
@@ -84,7 +84,7 @@ class FrontLink:
         self.last_heard = time.monotonic()
 
     async def submit(self, job: Job, sink: Sink) -> None:
-        """Give the engine a job; `sink` then hears of it until it ends.
+        """Give the engine a job; `sink` then gets its events until it ends.
 
         Raises:
             EngineUnavailableError: there is no engine to give it to.
@@ -97,7 +97,7 @@ class FrontLink:
             raise
 
     def abandon(self, job: int) -> None:
-        """Listen no more to a job."""
+        """Ignore a job's events from now on."""
         self._jobs.pop(job, None)
 
     async def tell(self, message: Forget | Cancel | Shutdown) -> None:
@@ -246,7 +246,7 @@ class EngineLink:
         while not (self._stop.is_set() and self._outbox.empty()):
             now = time.monotonic()
             if now >= next_beat:
-                held_up = now - next_beat > 2 * self._heartbeat_s + 1.0  # what came is unread
+                held_up = now - next_beat > 2 * self._heartbeat_s + 1.0  # messages may wait unread
                 silent = now - heard > self._timeout_s and not held_up
                 socket.send_multipart(pack(self._status()))
                 next_beat = now + self._heartbeat_s

@@ -1,4 +1,4 @@
-"""Load: the large model, the bundles checked against it, and what is offered of each."""
+"""Load: the large model, the bundles checked against it, and the offer of each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from protos.points import points_to_json
 
 
 def load_model(settings: Settings) -> VLM | LM:
-    """The model of the settings; one of texts takes those of the longest bundle.
+    """Load the settings' model; a text model takes texts as long as the longest of any bundle.
 
     Raises:
         ModelError, UnsupportedModelError: it cannot be used.
-        ContextError: the longest text of a bundle would outgrow its windows.
+        ContextError: the longest text of a bundle does not fit into its windows.
     """
     where = settings.model_path, settings.device, settings.dtype
     if not reads_only_texts(settings.model_path):
@@ -29,14 +29,15 @@ def load_model(settings: Settings) -> VLM | LM:
 
 
 def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:
-    """The bundles of the settings, each checked against the live model.
+    """Load the settings' bundles, each checked against the live model.
 
     Args:
         settings: where they are, and whose signatures are trusted.
         target: the live model's cache layout.
 
     Raises:
-        BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
+        BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle
+            cannot be used.
         SignatureError: trusted keys are set and none of them signed a bundle.
         ConfigError: two bundles are for the same edge model.
     """
@@ -55,7 +56,7 @@ def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:
 
 
 def batch_bytes(settings: Settings, model: VLM | LM) -> int:
-    """Most that the running batch takes: its caches, those of the next step, and of a join."""
+    """Most bytes of the running batch: its caches, those of the next step, and those of a join."""
     longest = len(model.prefix_ids) + model.layout.tokens + model.max_question_tokens
     rows = settings.batch_size * (longest + settings.max_new_tokens)
     key = model.constant_prefix()[0][0]
@@ -64,7 +65,7 @@ def batch_bytes(settings: Settings, model: VLM | LM) -> int:
 
 
 def offer(bundle: Bundle) -> Offer:
-    """What the front end tells edges of a bundle."""
+    """What the front end tells edges about a bundle."""
     info, feedback = bundle.info, bundle.feedback
     names = {point.index: point.name for point in info.points}
     verdict = verdict_of(bundle.certificate, names[info.default_point])

@@ -21,9 +21,9 @@ def with_mean_frame(job: Job, encoder: Encoder, layout: KVLayout, point: Operati
 
     Args:
         job: names the bundle.
-        encoder: of the bundle.
-        layout: of the edge model's cache.
-        point: to encode at.
+        encoder: the bundle's encoder.
+        layout: the edge model's cache layout.
+        point: the operating point to encode at.
     """
     mean = np.broadcast_to(encoder.x_mean, (layout.tokens, len(encoder.x_mean)))
     encoded = encoder.encode(KVState.from_flat(mean, layout, np.arange(layout.tokens)), point)

@@ -1,10 +1,8 @@
-"""Memory of what the engine holds: a few big blocks, cut into pages of one shape.
+"""Memory for what the engine holds: a few big blocks, cut into pages of one shape.
 
 Scenes live for minutes and the tensors of a step for milliseconds. Mixed in one heap, they leave
 holes that nothing fits: an engine that held 268 MB grew past 4 GB. Here a page never goes back to
 the heap. It is written, given back and written again.
-
-Knows shapes and pages; knows nothing of scenes, latents or sessions.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class PagePool:
         return len(self._blocks) * self._per_block * self.page_bytes
 
     def take(self, count: int) -> list[int]:
-        """Numbers of so many pages, which are the caller's until `give`; they hold anything."""
+        """Take pages; returns their numbers. They are the caller's until `give`, and not zeroed."""
         while len(self._free) < count:
             first = len(self._blocks) * self._per_block
             block = torch.empty(

@@ -1,8 +1,8 @@
 """The picture point's payload: a PNG, JPEG or WebP file becomes a picture, within bounds.
 
-A small file may take long to read: by its pixels, by passes over them (a JPEG file's scans), or by
-what is around them (thousands of PNG chunks, each a profile to be inflated). `charge_of` looks at
-the file's structure alone, in time that a bound on its pieces limits.
+A small file may take long to read: it may hold many pixels, many passes over them (a JPEG file's
+scans), or much beside them (thousands of PNG chunks, each a profile to inflate). `charge_of` looks
+only at the file's structure, and at no more than a bounded number of pieces.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from projector.models import pictures
 from protos.errors import PictureError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_MOST_PIECES = 300  # of a file, but for pixels; a profile alone may take 255 of a JPEG file
-_MOST_PIXEL_PIECES = 16384  # some write one for each row
+_MOST_PIECES = 300  # of a file, beside its pixels; one profile may take 255 in a JPEG file
+_MOST_PIXEL_PIECES = 16384  # some encoders write one per row
 _COMPRESSED = b"iCCP", b"zTXt", b"iTXt"
-_INFLATED = 1 << 20  # pixels that each is charged as: it may hold as many bytes
+_INFLATED = 1 << 20  # pixels charged for each of these: it may inflate to as many bytes
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-_NO_SIZES = b"\xc4\xc8\xcc"  # among the markers of frames, those that are none
+_NO_SIZES = b"\xc4\xc8\xcc"  # these markers lie among those of frames but start none
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _MOST_SCANS, _USUAL_SCANS = 100, 10
 """Scans of a JPEG file; a usual progressive one passes over its pixels about ten times."""
 
 
 def charge_of(file: bytes) -> tuple[int, int]:
-    """Pixels of a picture, and as how many it is charged; nothing is decoded.
+    """A picture's pixels, and the pixels that it is charged as; nothing is decoded.
 
     Raises:
-        PictureError: not such a file, or one made of more pieces than pictures are.
+        PictureError: not such a file, or one of more pieces than ordinary pictures have.
     """
     if file.startswith(_PNG) and len(file) >= 24:
         return _png(file)
@@ -62,9 +62,9 @@ def _jpeg(file: bytes) -> tuple[int, int]:
     while (found := _MARKER.search(file, place)) is not None:
         stray, place, marker = found.start() - place, found.end(), file[found.end() - 1]
         if marker == _EOI and scans:
-            break  # what follows are further pictures
+            break  # more pictures follow
         if not scans:
-            others += 1 + stray  # Pillow takes each byte that belongs to nothing by itself
+            others += 1 + stray  # Pillow reads stray bytes one by one
         scans += marker == _SOS
         _require_usual(others, 0)
         if scans > _MOST_SCANS:
@@ -101,6 +101,6 @@ def open_picture(file: bytes, max_px: int) -> Image.Image:
         An RGB picture.
 
     Raises:
-        PictureError: not such a file, damaged, too large, or of a depth that cannot be told.
+        PictureError: not such a file, damaged, too large, or of unknown depth.
     """
     return pictures.read(file, formats=pictures.WIRE_FORMATS, max_side=max_px)

@@ -15,7 +15,7 @@ from protos.errors import PictureError
 
 
 def prepare_picture(model: VLM | LM, picture: Image.Image) -> Picture:
-    """What the model takes of a picture; called in the reader's thread.
+    """Prepare a picture for the model; called in the reader's thread.
 
     Raises:
         PictureError: the model reads texts.
@@ -27,10 +27,10 @@ def prefill_pictures(model: VLM | LM, pictures: Sequence[Picture]) -> tuple[Tens
     """Keys (rotated) and values of a group of pictures that were prepared to the same shapes.
 
     Returns:
-        Each `[layers, group, kv_heads, N, head_dim]`, the image tokens alone.
+        Each `[layers, group, kv_heads, N, head_dim]`, image tokens only.
 
     Raises:
-        PictureError: the model reads texts, or one of the pictures cannot be seen.
+        PictureError: the model reads texts, or cannot process one of the pictures.
     """
     made = _seeing(model).prefill(pictures, attention=False)
     start = made.prefix_tokens

@@ -1,7 +1,7 @@
 """The engine process: says hello, loads, then works job by job until told to leave.
 
 In order: link (heartbeats from the first moment) → load → offers, ready → steps. An error while
-loading is told to the front end, and the process ends with its code. Started by
+loading is sent to the front end, and the process ends with its code. Started by
 `cloud_server.engine.supervisor`; not meant to be started by hand.
 """
 
@@ -39,7 +39,7 @@ class _Process:
         logs.adopt_libraries(self._log)
 
     def prepare(self) -> None:
-        """Read what forks can share; an error is told by `live`."""
+        """Read what forks can share; `live` reports an error."""
         try:
             self._engine = engines.build(self._settings, lambda event: self._link.send(event))
             self._engine.prepare()
@@ -47,7 +47,7 @@ class _Process:
             self._failure = error
 
     def live(self, identity: str) -> int:
-        """Load what `prepare` has not, and work; returns the exit code."""
+        """Load what `prepare` did not, then work; returns the exit code."""
         settings = self._settings
         self._link = EngineLink(
             self._address,
@@ -114,7 +114,7 @@ class _Process:
 
 
 def _leave() -> None:
-    """The front end is gone: nobody waits for anything."""
+    """End at once: the front end is gone, so nobody waits for anything."""
     os._exit(0)
 
 
@@ -135,7 +135,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="cloud-server-engine", description=__doc__)
     parser.add_argument("--address", required=True, help="where the front end listens")
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--identity", help="who this engine is to the front end")
+    who.add_argument("--identity", help="the front end's name for this engine")
     who.add_argument("--spare", action="store_true", help="load, and fork engines when asked to")
     parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
     given = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Project: the latents of a group of frames become the large model's keys and values.
+"""Project: turn the latents of a group of frames into the large model's keys and values.
 
 The bundle's backend does it in one call: mix tokens, U·s, rotate the keys to their positions.
 """
@@ -22,7 +22,8 @@ class Projected(NamedTuple):
     """A group of frames in the large model's cache format.
 
     Attributes:
-        finite: of each frame, whether its projected cache is; the others are left out below.
+        finite: for each frame, whether its projected cache is finite; the other frames are left
+            out of `keys` and `values`.
         keys: rotated, `[layers, finite frames, kv_heads, N, head_dim]`.
         values: as the keys.
     """
@@ -38,10 +39,10 @@ def project(
     """Project a group of frames of one bundle; texts are padded to the longest.
 
     Args:
-        bundle: of the frames.
-        backend: of the bundle.
+        bundle: the frames' bundle.
+        backend: the bundle's backend.
         frames: latents `[tokens, rank]` and which tokens are known `[tokens]`.
-        positions: of the image (or text) tokens in the large model's prompt, `[N]`.
+        positions: where the image (or text) tokens stand in the large model's prompt, `[N]`.
     """
     shape = (len(frames), bundle.info.source.tokens)
     latents = np.zeros((*shape, bundle.info.rank), dtype=np.float32)

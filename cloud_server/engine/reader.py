@@ -29,11 +29,11 @@ _log = structlog.get_logger(component="engine")
 
 @dataclass(frozen=True)
 class Read(Generic[Prepared]):
-    """A picture that was read, or the error that it ended in.
+    """A picture that was read, or the error of reading it.
 
     Attributes:
         taken_ns: when its turn came (monotonic clock).
-        seconds: what reading took.
+        seconds: how long reading took.
         warnings: names of what is unusual about it.
     """
 
@@ -46,10 +46,10 @@ class Read(Generic[Prepared]):
 
 
 class PictureReader(Generic[Prepared]):
-    """The thread and what goes through it.
+    """The thread, the pictures that wait for it, and the pictures it has read.
 
     Args:
-        prepare: from a picture to what the model takes; called in the thread.
+        prepare: makes the model's input from a picture; called in the thread.
         max_px: largest width and height.
         px_per_s: pixels that a session may have read per second; 0 for no bound.
         burst_px: pixels that it may have read at once.
@@ -89,7 +89,7 @@ class PictureReader(Generic[Prepared]):
         """Have a picture read.
 
         Raises:
-            OverloadedError: its session has had as many pixels read as it may for now.
+            OverloadedError: its session may have no more pixels read for now.
             PictureError: it is no picture.
         """
         self._charge(job)
@@ -101,7 +101,7 @@ class PictureReader(Generic[Prepared]):
         self._come.release()
 
     def cancel(self, job: int, begun: bool) -> bool:
-        """Let go of a picture; whether it was here and is gone now."""
+        """Drop a picture; returns whether it was here."""
         with self._lock:
             for session, jobs in self._waiting.items():
                 if jobs.pop(job, None) is not None:
@@ -119,7 +119,7 @@ class PictureReader(Generic[Prepared]):
             return bool(here)
 
     def take(self, most: int) -> list[Read[Prepared]]:
-        """Pictures that were read, in order, at most so many."""
+        """Pictures that were read, in order, at most `most`."""
         with self._lock:
             taken, self._read = self._read[:most], self._read[most:]
         return taken
@@ -137,7 +137,7 @@ class PictureReader(Generic[Prepared]):
                 session, jobs = self._waiting.popitem(last=False)
                 _, job = jobs.popitem(last=False)
                 if jobs:
-                    self._waiting[session] = jobs  # the others' turn is before its next
+                    self._waiting[session] = jobs  # the other sessions come first
                 self._now = job.id
             read = self._one(job)
             with self._lock:
@@ -159,7 +159,7 @@ class PictureReader(Generic[Prepared]):
             prepared = self._prepare(picture)
         except BridgeError as error:
             failed = error
-        except Exception as error:  # a library that trips over a stranger's file ends no thread
+        except Exception as error:  # a stranger's file must not end the thread
             _log.exception("a picture tripped its reader", request_id=job.request_id)
             failed = PictureError(f"the picture cannot be read: {error}")
         seconds = time.perf_counter() - started
@@ -168,7 +168,7 @@ class PictureReader(Generic[Prepared]):
     def _charge(self, job: Job) -> None:
         pixels, charge = charge_of(job.body)
         if pixels > self._max_px**2:
-            return  # it is refused by its size
+            return  # `open_picture` refuses it for its size
         wait_s = self._budget.take(job.session, charge)
         if wait_s:
             raise OverloadedError(

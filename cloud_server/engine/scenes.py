@@ -1,6 +1,6 @@
 """The scenes held for questions: keys and values in pages, within a bound.
 
-Knows names, sizes and pages; a copy in is a copy out, bit for bit. Knows no job, bundle or model.
+Keys and values are copied in and out, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Scene:
 
 
 class SceneMemory:
-    """Scenes by name, the longest unused goes first.
+    """Scenes by name; when full, the longest unused goes first.
 
     A scene that the present step uses keeps its pages until `end_step`, even if a newer one takes
     its place in the store meanwhile.
 
     Args:
-        max_bytes: of all scenes together. The newest is held even if it alone is larger.
+        max_bytes: bound for all scenes together. The newest is held even if it alone is larger.
         like: any key or value of the model, for dtype and device.
-        layers: of the model.
-        kv_heads: of the model.
-        head_dim: of the model.
-        page_tokens: tokens of a page; scenes of as many, or of a multiple, waste nothing.
+        layers: the model's layers.
+        kv_heads: the model's key-value heads.
+        head_dim: the model's dimensions per head.
+        page_tokens: tokens of a page; scenes of a multiple of it waste nothing.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class SceneMemory:
 
     @property
     def bytes(self) -> int:
-        """Of the scenes held, whole pages."""
+        """Bytes of the scenes held, in whole pages."""
         return self._store.bytes
 
     @property
     def pool_bytes(self) -> int:
-        """Of all pages, used or free."""
+        """Bytes of all pages, used or free."""
         return self._pool.bytes
 
     def put(self, name: Name | None, keys: Tensor, values: Tensor, use: bool) -> Scene:
         """Hold a scene; one of the same name is replaced.
 
         Args:
-            name: of the scene; None for one of this step alone, which drops no other.
+            name: the scene's name; None for a scene of this step only, which replaces no other.
             keys: `[layers, kv_heads, tokens, head_dim]`, of any dtype and device.
             values: as the keys.
             use: whether this step reads it.
@@ -119,7 +119,7 @@ class SceneMemory:
         self._store.forget(session)
 
     def end_step(self) -> None:
-        """Nothing of this step is read any more."""
+        """End the step: nothing that it used is read any more."""
         self._in_use.clear()
         for scene in self._late:
             self._pool.give(scene.pages)

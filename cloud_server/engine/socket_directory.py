@@ -1,4 +1,4 @@
-"""The folder of the engine's socket: its owner's alone, and one front end's at a time."""
+"""The folder of the engine's socket: only its owner opens it, one front end uses it at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SocketDirectory:
     """An owner-only directory for sockets, held by one front end at a time.
 
     Args:
-        path: created if it is not there; `None` makes a temporary one, removed by `close`.
+        path: created if it does not exist; `None` makes a temporary one, removed by `close`.
 
     Raises:
         ConfigError: others can open it, it is not ours, its path is too long for a socket, or

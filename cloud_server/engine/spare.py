@@ -1,17 +1,15 @@
 """The spare: a process that has everything loaded and makes engines by fork.
 
-What costs an engine's start is importing libraries and reading weights. The spare does both once
-and then waits; each engine is a fork of it, ready in a moment, and shares its memory until one of
+An engine's start is slow because it imports libraries and reads weights. The spare does both once
+and then waits. Each engine is a fork of it, ready in a moment, and shares its memory until one of
 them writes. It talks to the front end by lines:
 
     stdin   ◀── the identity of the engine to make (end of file: the front end is gone)
     stdout  ──▶ {"waiting": pid} every second until there is an engine, {"started": pid},
                 {"ended": pid, "status": exit code or minus the signal}
 
-A fork copies one thread only. So `prepare` runs in a thread of its own: OpenMP keeps its helper
-threads by thread, and they end with it. Nothing that starts lasting threads may be in `prepare`.
-
-Knows processes and pipes; knows nothing of models, jobs or sockets.
+A fork copies one thread only. So `prepare` runs in a thread of its own: OpenMP's helper threads
+belong to that thread and end with it. `prepare` must start no thread that outlives it.
 """
 
 from __future__ import annotations
@@ -37,19 +35,19 @@ def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
     """Prepare, then fork an engine for each identity that is asked for, one at a time.
 
     Args:
-        prepare: loads; what it raises ends the spare.
+        prepare: loads; an error in it ends the spare.
         live: an engine's life, in the fork; given the identity, returns the exit code.
 
     Returns:
         0, when the front end is gone.
     """
     replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    os.dup2(2, 1)  # what a library prints must not look like a reply
     wake, alarm = os.pipe()
     for end in (wake, alarm):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(alarm)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, or nothing wakes us
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing wakes us
     failed: list[BaseException] = []
     prepared = threading.Event()
 
@@ -95,7 +93,7 @@ def keep(prepare: Callable[[], None], live: Callable[[str], int]) -> int:
 
 
 def _reply(replies: int, **said: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the end of stdin says so too
+    with contextlib.suppress(BrokenPipeError):  # the end of stdin tells us too
         os.write(replies, json.dumps(said).encode() + b"\n")
 
 
@@ -103,7 +101,7 @@ def _fork(live: Callable[[str], int], identity: str, pipes: tuple[int, ...]) -> 
     """Start an engine; returns its process id, in the spare only."""
     logs.drain()
     gc.collect()
-    gc.freeze()  # or the first collection in the fork would write to, and so copy, every page
+    gc.freeze()  # else the first collection in the fork writes to, and so copies, every page
     spare = os.getpid()
     pid = os.fork()
     if pid:

@@ -1,7 +1,6 @@
-"""How engine processes are started: afresh each time, or by a spare that has everything loaded.
+"""Starts engine processes: a new one each time, or a fork of a spare that has everything loaded.
 
-Knows processes and the lines that a spare writes (`spare.py`). When to start one is for
-`supervisor.py` to say.
+`spare.py` is the other end of the lines read here. `supervisor.py` decides when to start one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _BURY_S = 0.05
 
 
 class EngineProcess(Protocol):
-    """An engine process, as `asyncio.subprocess.Process` is one."""
+    """An engine process, with the methods of `asyncio.subprocess.Process` that are used here."""
 
     @property
     def pid(self) -> int:
@@ -48,23 +47,23 @@ class Spawn(Protocol):
         """The process id of the spare; 0 without one."""
 
     async def __call__(self, identity: str) -> EngineProcess:
-        """Start one that calls itself by this identity.
+        """Start one with this identity.
 
         Raises:
             OSError: there are no descriptors, memory or processes left.
         """
 
     async def close(self) -> None:
-        """End what is kept for later starts; the next start is from nothing."""
+        """End what is kept for later starts; the next start loads everything again."""
 
 
 def spawn_engine(settings: Settings, address: str, module: str = _MODULE) -> Spawn:
-    """The way of starting engines that the settings ask for.
+    """Choose how engines are started, by the settings.
 
     Args:
         settings: handed on as JSON.
         address: where the front end listens.
-        module: a module that is run as a program by this interpreter.
+        module: the module that this interpreter runs as the engine.
     """
     command = (
         *(sys.executable, "-m", module, "--address", address),
@@ -77,7 +76,7 @@ class Afresh:
     """Every engine is a new process that loads everything.
 
     Args:
-        command: of an engine, without its identity.
+        command: an engine's command line, without its identity.
     """
 
     spare_pid = 0
@@ -123,7 +122,7 @@ class _Forked:
         os.kill(self.pid, signal.SIGKILL)
 
     def hear(self, said: dict[str, int]) -> None:
-        """Take what the spare says of it."""
+        """Take what the spare says about it."""
         if "started" in said:
             self.pid = said["started"]
         elif said.get("ended") == self.pid:
@@ -140,8 +139,8 @@ class FromSpare:
     """Engines are forks of a spare, which is started with the first of them.
 
     Args:
-        command: of an engine, without its identity.
-        silent_s: a spare that has an engine to make and says nothing for so long is ended.
+        command: an engine's command line, without its identity.
+        silent_s: a spare that owes an engine and is silent for this long, seconds, is ended.
     """
 
     def __init__(self, command: tuple[str, ...], silent_s: float = _SILENT_S) -> None:
@@ -169,7 +168,7 @@ class FromSpare:
             self._listener = asyncio.create_task(self._listen(self._spare))
         engine = self._engine = _Forked(self._spare)
         assert self._spare.stdin is not None  # it is a pipe
-        with contextlib.suppress(ConnectionError):  # then its end is about to be heard
+        with contextlib.suppress(ConnectionError):  # then `_listen` is about to see its end
             self._spare.stdin.write(f"{identity}\n".encode())
             await self._spare.stdin.drain()
         return engine
@@ -201,24 +200,24 @@ class FromSpare:
             self._engine.end(code)
 
     async def _line(self, spare: asyncio.subprocess.Process) -> bytes:
-        """What the spare says next; one that owes an engine and says nothing is ended."""
+        """The spare's next line; a spare that owes an engine and stays silent is ended."""
         assert spare.stdout is not None  # it is a pipe
         while True:
             asked = time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
                 return await asyncio.wait_for(spare.stdout.readline(), self._silent_s)
-            held_up = time.monotonic() - asked > 2 * self._silent_s  # we were: it may have spoken
+            held_up = time.monotonic() - asked > 2 * self._silent_s  # then it may have spoken
             if self._engine is not None and self._engine.awaited and not held_up:
                 with contextlib.suppress(ProcessLookupError):
                     spare.kill()
 
 
 async def _bury(engine: int) -> None:
-    """Wait for an engine whose spare is gone, if that made it a child of this process.
+    """Wait for an engine whose spare is gone, if it became a child of this process.
 
-    The first process of a container inherits it, and nobody else would ever ask how it ended.
+    The first process of a container inherits such engines, and nobody else would wait for them.
     """
-    with contextlib.suppress(ChildProcessError):  # it is another's
+    with contextlib.suppress(ChildProcessError):  # it is another process's child
         while os.waitpid(engine, os.WNOHANG) == (0, 0):
             os.kill(engine, signal.SIGKILL)
             await asyncio.sleep(_BURY_S)

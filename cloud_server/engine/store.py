@@ -1,6 +1,6 @@
-"""A store of what frames left, bounded in bytes: the longest unused entry goes first.
+"""A store of entries by scene, bounded in bytes: the longest unused entry goes first.
 
-Knows names and sizes; an entry may be anything.
+An entry may be anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Store(Generic[Entry]):
     """Entries by the name of their scene.
 
     Args:
-        max_bytes: of all entries together. The newest is held even if it alone is larger.
+        max_bytes: bound for all entries together. The newest is held even if it alone is larger.
         dropped: called with each entry that is no longer held.
     """
 
@@ -50,7 +50,7 @@ class Store(Generic[Entry]):
             self._drop(next(iter(self._held)))
 
     def get(self, name: Name) -> Entry:
-        """The entry of that name, which counts as a use of it.
+        """The entry of that name; this counts as a use.
 
         Raises:
             UnknownSceneError: it is not held (any more).

@@ -1,7 +1,6 @@
-"""The engine process's keeper: starts it, watches it, starts it again after a pause.
+"""Keeps the engine running: starts it, watches its heartbeats, restarts it (full-jitter back-off).
 
-Knows processes, heartbeats and back-off (full jitter). Requests under way are ended by
-`FrontLink.lose`, and the edge resends them.
+When the engine is gone, `FrontLink.lose` ends the requests under way, and the edge resends them.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Supervisor:
         return self._process.pid if self._process is not None else 0
 
     def notice(self, message: Message) -> None:
-        """Take what the engine says of itself (see `FrontLink`)."""
+        """Take the engine's messages about itself (see `FrontLink`)."""
         if isinstance(message, Status):
             self._status = message
             self._on_status(message)
@@ -107,7 +106,7 @@ class Supervisor:
                 return
             self._log.error("engine lost", reason=reason)
             if not came_up:
-                await self._spawn.close()  # what it is made from may be what is wrong with it
+                await self._spawn.close()  # the spare itself may be at fault
             healthy = came_up and time.monotonic() - started > _HEALTHY_S
             failures = 1 if healthy else failures + 1
             if not was_ready and self._broken is not None:
@@ -128,7 +127,7 @@ class Supervisor:
             with self._lent():
                 process = await self._spawn(identity)
         except (OSError, RuntimeError) as error:
-            # No descriptors, memory, processes or threads left: there may be some in a while.
+            # No descriptors, memory, processes or threads left: there may be some later.
             return f"the engine process cannot be started ({error})"
         self._process = process
         self._log.info("engine started", pid=process.pid, restarts=self.restarts)
@@ -157,12 +156,12 @@ class Supervisor:
                 process.kill()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), _GRACE_S)
-        if process.returncode is None:  # a spare that stands still tells of no end
+        if process.returncode is None:  # a spare that hangs reports no end
             await self._spawn.close()
             await process.wait()
 
     async def _watch(self, process: EngineProcess, link: FrontLink, started: float) -> str:
-        """Until the process is gone or has to go; returns why."""
+        """Watch until the process ended or must be ended; returns why."""
         settings = self._settings
         while True:
             asked = time.monotonic()

@@ -1,7 +1,7 @@
 """The embedded engine: one frozen `transformers` model in this process, worked in steps.
 
 A step: waiting jobs join as a group (`decode` → `project` → `inject` → `answer.prefill`), then
-every running answer gets one more token (`answer.step`). Knows no socket.
+every running answer gets one more token (`answer.step`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._settings, self._emit = settings, emit
         self._waiting: deque[Job] = deque()
-        self._scenes: SceneMemory  # by `load`, which knows the model's shapes
+        self._scenes: SceneMemory  # made by `load`, which knows the model's shapes
         self._latents = LatentMemory(settings.latent_memory_bytes)
         self._read_bundles: list[Bundle] = []
         self._pictures: PictureReader[Picture] = PictureReader(
@@ -72,7 +72,7 @@ class TransformersEngine(Engine):
     # -- loading ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Read the model and the bundles; on a GPU nothing, as its driver survives no fork.
+        """Read the model and the bundles; on a GPU read nothing: its driver survives no fork.
 
         Raises:
             BridgeError: as `load`.
@@ -85,10 +85,11 @@ class TransformersEngine(Engine):
 
         Raises:
             ModelError, UnsupportedModelError: the model cannot be used.
-            BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle.
+            BundleMissingError, BundleCorruptError, BundleLayoutError, BundleFormatError: a bundle
+                cannot be used.
             SignatureError: trusted keys are set and none of them signed a bundle.
-            ConfigError: two bundles are for the same edge model, or the backend cannot be had.
-            ContextError: the longest text of a bundle would outgrow the model's windows.
+            ConfigError: two bundles are for the same edge model, or the backend is not available.
+            ContextError: the longest text of a bundle does not fit into the model's windows.
         """
         settings = self._settings
         used = threads.use(settings.threads, torch.set_num_threads)
@@ -107,7 +108,7 @@ class TransformersEngine(Engine):
             layout.layers,
             layout.kv_heads,
             layout.head_dim,
-            # every picture has as many tokens, texts have from one to the longest
+            # all pictures have the same number of tokens, texts have one to the longest
             min(layout.tokens, _TEXT_PAGE_TOKENS) if isinstance(self._model, LM) else layout.tokens,
         )
         self._cap_bytes = (
@@ -119,7 +120,7 @@ class TransformersEngine(Engine):
         return [load.offer(bundle) for bundle in self._read_bundles]
 
     def _read(self) -> None:
-        """What needs no thread: the model, its prefix, the bundles checked against it."""
+        """Read what starts no thread: the model, its prefix, the bundles checked against it."""
         settings = self._settings
         threads.use(settings.threads, torch.set_num_threads)
         self._model = load.load_model(settings)
@@ -131,7 +132,7 @@ class TransformersEngine(Engine):
         """Answer the questions of `warm_up`.
 
         Raises:
-            BridgeError: what an answer failed with.
+            BridgeError: the error of the answer that failed.
         """
         said: list[JobEvent] = []
         emit, self._emit = self._emit, said.append
@@ -153,7 +154,7 @@ class TransformersEngine(Engine):
 
     @property
     def model_id(self) -> str:
-        """Of the loaded model."""
+        """The loaded model's id."""
         return self._model.layout.model_id
 
     # -- jobs come and go ------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class TransformersEngine(Engine):
         return waiting or len(self._answering) > 0
 
     def submit(self, job: Job) -> None:
-        """Take a job; it joins at a later step, a picture once it was read."""
+        """Take a job; it joins at a later step, a picture after it was read."""
         if job.point == PICTURE_POINT:
             try:
                 self._numbers.check(job.scene, job.request_id)
@@ -176,7 +177,7 @@ class TransformersEngine(Engine):
             self._waiting.append(job)
 
     def cancel(self, job: int, begun: bool) -> None:
-        """Let go of a job: of one that waits, and if it may have begun, of its answer too."""
+        """Drop a job that waits; with `begun`, also one whose picture or answer is being made."""
         if self._pictures.cancel(job, begun) or self._leaves(job, begun):
             self._emit(Dropped(job))
 
@@ -202,7 +203,7 @@ class TransformersEngine(Engine):
         return name in self._scenes or name in self._latents
 
     def _prepare_picture(self, picture: Image.Image) -> Picture:
-        """In the reader's thread."""
+        """Called in the reader's thread."""
         return prepare_picture(self._model, picture)
 
     def status(self) -> Status:
@@ -255,7 +256,7 @@ class TransformersEngine(Engine):
         for work in asking:
             if not work.job.has_frame:
                 self._recall(work)
-        by_length: dict[int, list[tuple[Work, Scene]]] = {}  # one length, but for texts
+        by_length: dict[int, list[tuple[Work, Scene]]] = {}  # pictures have one length
         for work in asking:
             if work.scene is not None and work.job.question and self._fits(work, work.scene):
                 by_length.setdefault(work.scene.tokens, []).append((work, work.scene))
@@ -331,7 +332,7 @@ class TransformersEngine(Engine):
         except PictureError as error:
             if len(pictures) == 1:
                 self._fail(pictures[0][0], error)
-            else:  # one of them spoils the group
+            else:  # one bad picture fails the group
                 for pair in pictures:
                     self._prefill_pictures([pair])
             return
@@ -381,10 +382,10 @@ class TransformersEngine(Engine):
 
 
 def _picture(read: Read[Picture]) -> Picture:
-    """What was read.
+    """The picture that was read.
 
     Raises:
-        BridgeError: what reading it ended in.
+        BridgeError: the error of reading it.
     """
     if read.prepared is None:
         raise read.error or PictureError("the picture was not read")

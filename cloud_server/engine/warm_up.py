@@ -1,7 +1,7 @@
-"""Warm-up: jobs that take every way through the engine once, before it says that it is ready.
+"""Warm-up: jobs that take every path through the engine once, before it reports ready.
 
-The first use of each library allocates, compiles and starts threads. What a full batch takes
-belongs to what the engine holds at rest. An engine that cannot answer these cannot answer anything.
+The first use of each library allocates, compiles and starts threads. The memory of a full batch
+counts as held at rest. An engine that cannot answer these jobs cannot answer anything.
 """
 
 from __future__ import annotations

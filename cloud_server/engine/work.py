@@ -21,15 +21,15 @@ class Work:
 
     Attributes:
         taken_ns: when it was taken up (the host's monotonic clock).
-        read: at the picture point, the picture or the error that reading it ended in.
+        read: at the picture point, the picture or the error of reading it.
         question: its token ids.
         decode_s: from payload to latents, or from file to picture.
         warnings: names of reasons not to rely on answers about the scene.
-        tokens: of a text; 0 for all tokens of a picture.
+        tokens: number of tokens of a text; 0 for all tokens of a picture.
         scene: where the injected scene is, until its question was prefilled.
-        prefill_s: of the question.
+        prefill_s: time of the question's prefill.
         prefilled_ns: when that was done (the host's monotonic clock).
-        told: what was said of the answer so far.
+        told: the part of the answer that was sent so far.
     """
 
     job: Job
@@ -46,5 +46,5 @@ class Work:
 
     @property
     def queue_s(self) -> float:
-        """Received until taken up."""
+        """Seconds from receipt until taken up."""
         return max(0.0, (self.taken_ns - self.job.received_ns) / 1e9)

@@ -6,7 +6,7 @@
               left (served last, until its time is up)
 
 Each caller has a queue of its own. The engine is given only what it can soon take up, one request
-of each caller in turn, so a caller that fills the queue waits for itself. When all places are
+of each caller in turn, so a caller that fills the queue delays only itself. When all places are
 taken, the caller that holds most of them loses its newest one to a caller that holds fewer.
 
 A caller is a session. To group callers (by tenant, with quotas), put the group's name into
@@ -43,10 +43,10 @@ class Request:
 
     Attributes:
         job: what the engine is given.
-        sink: hears its events, until it is withdrawn.
+        sink: gets its events, until it is withdrawn.
         dropped: called when it ends because nobody came back for it.
-        caller: whose turn and place it takes.
-        picture: whether it is a picture, of which the engine takes fewer at a time.
+        caller: the caller whose turn and place it takes.
+        picture: whether it is a picture; the engine takes fewer of these at a time.
     """
 
     job: Job
@@ -73,9 +73,9 @@ class Admission:
     Args:
         link: the way to the engine.
         places: requests held at once, in the queue and in the engine.
-        share: of those, the most that one caller may hold.
+        share: most of those places that one caller may hold.
         given: requests that the engine is given at once.
-        pictures: of those, the most that are pictures.
+        pictures: most of those that may be pictures.
         window_s: how long a request whose caller is gone is kept for the caller to come back.
     """
 
@@ -99,7 +99,7 @@ class Admission:
         self._task: asyncio.Task[None] | None = None
         self._told: set[asyncio.Task[None]] = set()
         self.depth = 0
-        """Places taken; those of callers that are gone are free to be taken."""
+        """Places taken, without those of callers that are gone: these are free to be taken."""
 
     @property
     def waiting_for_nobody(self) -> int:
@@ -116,7 +116,7 @@ class Admission:
             self._forget(request)
 
     async def stop(self) -> None:
-        """Give nothing more."""
+        """Give the engine nothing more."""
         self.forget_left()
         if self._task is not None:
             self._task.cancel()
@@ -145,7 +145,7 @@ class Admission:
         return request
 
     def leave(self, request: Request) -> None:
-        """Its caller is gone and may come back: serve it last, and drop it when its time is up."""
+        """The caller is gone and may come back: serve the request last, drop it after a while."""
         if request.left or request.state == "over":
             return
         self._vacate(request)
@@ -170,7 +170,7 @@ class Admission:
             self._enqueue(request, first=True)
 
     def withdraw(self, request: Request) -> None:
-        """Nobody wants it any more: its place is free at once, in the engine too."""
+        """Nobody wants the request any more: free its place at once, in the engine too."""
         if request.state == "over":
             return
         was, request.state = request.state, "over"
@@ -221,10 +221,10 @@ class Admission:
             del self._callers[request.caller]
 
     def _make_room(self, places: int) -> None:
-        """Free a place for a caller that holds so many.
+        """Free a place for a caller that holds `places`.
 
         Raises:
-            OverloadedError: no other caller holds more than one more.
+            OverloadedError: no other caller holds at least two more.
         """
         if self._left:
             self._forget(next(iter(self._left)))
@@ -277,7 +277,7 @@ class Admission:
                     self._heard(request, error)
 
     def _next(self) -> Request | None:
-        """Whose turn it is; that request counts as given from now on."""
+        """The request whose turn it is; it counts as given from now on."""
         if len(self._given) >= self._most_given:
             return None
         for _ in range(len(self._turns)):
@@ -325,7 +325,7 @@ class Admission:
         request.sink(said)
 
     def _came_back(self, request: Request) -> None:
-        """The engine had not begun it."""
+        """The engine gave it back without having begun it."""
         request.state = "queued"
         if request.left:
             self._left[request] = None

@@ -1,7 +1,7 @@
 """One request, one answer: requests that are being computed, and answers that are remembered.
 
 A repeated request id joins its running computation, or is answered from memory: nothing known is
-computed twice. Knows events and listeners; knows no engine and no stream.
+computed twice.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Computation:
     """A request on its way through the engine, and everyone who waits for it.
 
     Args:
-        request_id: of the request.
-        frame_number: of its frame, or of the scene it asks about.
+        request_id: the request's id.
+        frame_number: number of its frame, or of the scene it asks about.
         question: may be empty.
-        received_ns: when its last byte was there (monotonic).
-        digest: of its frame's bytes; empty for a question about a scene that is held.
+        received_ns: when its last byte arrived (monotonic).
+        digest: digest of its frame's bytes; empty for a question about a scene that is held.
 
     Attributes:
-        request: its way to the engine.
+        request: what admission holds for it.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Computation:
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
-        """Hear every event, those of the past first."""
+        """Add a listener; it gets every event, past ones first."""
         for event in self._past:
             listener(event)
         self._listeners.append(listener)
 
     def leave(self, listener: Listener) -> None:
-        """Hear no more."""
+        """Remove a listener."""
         if listener in self._listeners:
             self._listeners.remove(listener)
 
@@ -78,7 +78,7 @@ class Computation:
         answer: pb.Answer | None = None,
         refused: pb.Refused | None = None,
     ) -> None:
-        """Tell everyone of one event."""
+        """Send one event to every listener."""
         event = pb.InferEvent(
             request_id=self.request_id,
             frame_number=self.frame_number,
@@ -112,7 +112,7 @@ class _Remembered:
 
     @property
     def bytes(self) -> int:
-        """About what it takes, with its keys and Python's own overhead."""
+        """About how many bytes it takes, with its keys and Python's own overhead."""
         return int(self.answer.ByteSize()) + len(self.question) + _ENTRY_BYTES
 
 
@@ -123,7 +123,7 @@ class Answers:
 
     Args:
         most: answers remembered.
-        most_bytes: of all of them together.
+        most_bytes: bound for all of them together.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -146,7 +146,7 @@ class Answers:
         question: str,
         digest: bytes = b"",
     ) -> Computation | pb.Answer | None:
-        """What is known of a request: its computation, its answer (marked so), or nothing.
+        """A request's computation, its answer (marked as from memory), or nothing.
 
         Raises:
             FrameMalformedError: the id belongs to another question or frame of this session.
@@ -176,11 +176,11 @@ class Answers:
         return answer
 
     def begin(self, session: bytes, computation: Computation) -> None:
-        """A computation is under way."""
+        """Note that a computation is under way."""
         self._running[session, computation.request_id] = computation
 
     def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
-        """A computation is over; an answer, if there is one, is remembered."""
+        """Note that a computation is over; an answer, if there is one, is remembered."""
         key = (session, computation.request_id)
         self._running.pop(key, None)
         if answer is None:
@@ -196,7 +196,7 @@ class Answers:
             self._drop(self._order.next_to_go())
 
     def forget(self, session: bytes) -> None:
-        """A session is over: nothing of it is remembered."""
+        """Forget the answers of a session that is over."""
         for key in self._order.group(session):
             self._drop(key)
 

@@ -1,7 +1,7 @@
-"""The gRPC service `neuralbridge.v1.Bridge`: which room answers which call.
+"""The gRPC service `neuralbridge.v1.Bridge`: which module answers which call.
 
 `negotiate`, `receive`, `ask` and `feedback` take calls; `under_way` gives requests to the engine,
-`tell` passes its events on, `refuse` says no. Nothing here touches a tensor library.
+`tell` passes its events on, `refuse` sends errors. Nothing here touches a tensor library.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Bridge:
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
 
-        Requests arrive as raw bytes, so that a bad one is ours to refuse.
+        Requests arrive as raw bytes, so that this service refuses a bad one itself.
         """
         event = pb.InferEvent.SerializeToString
         methods = {
@@ -99,7 +99,7 @@ class Bridge:
 
     @property
     def draining(self) -> bool:
-        """Whether nothing new is taken."""
+        """Whether new requests are refused, because the service ends."""
         return self._under_way.draining
 
     def start(self) -> None:
@@ -127,12 +127,12 @@ class Bridge:
         return await self._under_way.drain(timeout_s)
 
     async def close(self) -> None:
-        """Give the engine nothing more, and tell the log what was only counted so far."""
+        """Give the engine nothing more, and log what was only counted so far."""
         await self._under_way.stop()
         self._few.flush()
 
     def _session_dropped(self, session: Session) -> None:
-        """Others pushed it out, or its bundle went: nothing of it is kept."""
+        """A session was pushed out by others, or its bundle is gone: keep nothing of it."""
         self._under_way.forget(session.id)
         self._metrics.sessions_dropped.inc()
 
@@ -141,7 +141,7 @@ class Bridge:
 
 
 async def _shadow(_: AsyncIterator[bytes], context: Any) -> NoReturn:
-    """Declared, not served."""
+    """Declared in the proto, but not served."""
     await context.abort(
         grpc.StatusCode.UNIMPLEMENTED,
         "this service does not measure shadowed pictures: send them to Infer at the picture "

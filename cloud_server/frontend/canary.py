@@ -25,22 +25,22 @@ from protos.layout import KVLayout
 from protos.process.logs import Logger
 
 SESSION = "canary"
-"""No session of a device is called so: theirs are hexadecimal."""
+"""The canary's session; devices' sessions are hexadecimal, so none has this name."""
 
 _NOT_YET = "no question was answered yet"
 _AGAIN_S = 5.0
-"""Pause after a question that had no answer, where `canary_s` is no shorter."""
+"""Pause after a question without an answer, unless `canary_s` is shorter."""
 
 
 class Canary:
     """Asks, and says what keeps the service from being ready.
 
     Args:
-        settings: how often, how long, what.
+        settings: how often to ask, how long to wait, what to ask.
         link: the way to the engine.
         metrics: what is counted.
         log: a bound logger.
-        changed: called when `failing` is no longer what it was.
+        changed: called when `failing` has changed.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class Canary:
         try:
             outcome, why = await self._answer(offer, started)
         except BridgeError as error:
-            # What was asked may not suit this model; that is an answer of the engine too.
+            # The question may not suit this model; such a refusal is an answer too.
             refused = 400 <= error.code < 500
             outcome = "refused" if refused else "failed"
             why = "" if refused else f"a question of our own failed: {error.message}"
             if refused:
                 self._log.warning("canary refused", bundle=offer.bundle_id, cause=error.message)
         if not self._up.is_set():
-            return  # the engine went away meanwhile, which is known
+            return  # the engine went away meanwhile: `engine_down` was told
         self._metrics.canaries.labels(outcome).inc()
         self._say(why)
 
     async def _answer(self, offer: Offer, started: float) -> tuple[str, str]:
-        """How it ended, and what is wrong with that.
+        """Ask, and wait; returns the outcome and what is wrong (empty if nothing is).
 
         Raises:
             BridgeError: the engine refused, or is gone.

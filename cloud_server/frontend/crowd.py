@@ -1,7 +1,7 @@
-"""Who has to go when a store is full: the longest unused name of the largest group.
+"""Which name goes when a store is full: the longest unused one of the largest group.
 
 So a caller that floods a store pushes out its own entries. Groups of equal size go by last use. All
-but `group` takes constant time.
+methods but `group` take constant time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Crowd(Generic[Group, Key]):
         self._sizes[len(members)].move_to_end(group)
 
     def remove(self, key: Key) -> None:
-        """Let go of a name."""
+        """Remove a name."""
         group = self._group_of.pop(key)
         members = self._members[group]
         del members[key]

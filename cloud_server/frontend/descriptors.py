@@ -50,7 +50,7 @@ def connections(limit: int, held: int, metrics: int, wanted: int) -> int:
         wanted: the setting; 0 takes as many as fit.
 
     Raises:
-        ConfigError: fewer fit than are wanted, or next to none.
+        ConfigError: fewer fit than are wanted, or too few to serve.
     """
     room = limit - held - RESERVE - metrics
     if room < max(wanted, _LEAST):
@@ -64,7 +64,7 @@ def connections(limit: int, held: int, metrics: int, wanted: int) -> int:
 
 
 class Reserve:
-    """Descriptors held back, and let go of while something that must not fail needs some.
+    """Descriptors held back, and freed while something that must not fail needs some.
 
     Args:
         size: how many.
@@ -85,7 +85,7 @@ class Reserve:
             self._take()
 
     def close(self) -> None:
-        """Let go of them."""
+        """Free them for good."""
         while self._held:
             os.close(self._held.pop())
 

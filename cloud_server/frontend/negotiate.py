@@ -36,7 +36,7 @@ class Negotiator:
 
     Args:
         settings: limits, and how often one address may open a session.
-        sessions: where they are opened.
+        sessions: where sessions are opened.
         metrics: what is counted.
         refusals: where refusals are counted.
         log: a bound logger.

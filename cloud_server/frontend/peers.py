@@ -17,18 +17,18 @@ _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 _ESTABLISHED = "01"
 _IPV6_NETWORK = 64
 _TOGETHER_S = 0.02
-"""Calls that end within so long of each other share one look at the table."""
+"""Calls that end within this time of each other share one look at the table."""
 
 
 def address_of(peer: str) -> str:
-    """The address that a peer's calls are counted to: its IPv4 address, or the /64 of its IPv6 one.
+    """The address that a peer's calls count for: its IPv4 address, or the /64 of its IPv6 address.
 
     Args:
         peer: as gRPC names it, such as `ipv4:10.0.0.7:4711` or `ipv6:%5B2001:db8::7%5D:4711`.
     """
     found = _split(peer)
     if found is None:
-        return peer.partition(":")[0]  # a socket in the file system: all of one machine
+        return peer.partition(":")[0]  # a Unix socket: one name for all its callers
     ip = ipaddress.ip_address(found[0])
     if ip.version == 4:
         return str(ip)
@@ -92,7 +92,7 @@ def _established(tables: tuple[Path, ...]) -> frozenset[Address] | None:
 
 
 def _address(text: str) -> Address:
-    """What `/proc/net/tcp` writes as the address's words in the machine's order, `:`, the port."""
+    """Read an address of `/proc/net/tcp`: its words in the machine's byte order, `:`, the port."""
     words, _, port = text.partition(":")
     packed = bytes.fromhex(words)
     if sys.byteorder == "little":

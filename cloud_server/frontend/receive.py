@@ -41,7 +41,7 @@ from protos.refusals import refused
 from protos.requests import Parsed, id_of, parse_infer_request
 
 _BUSY, _CALM = 0.75, 0.25
-"""Shares of the queue at which clients are advised to send less, and to send as before."""
+"""Shares of the queue at which clients are advised to send less, and to send as much as before."""
 
 
 class Receiver:
@@ -72,7 +72,7 @@ class Receiver:
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
-        self._apart: dict[bytes, Outbox] = {}  # of the Events calls, by session id
+        self._apart: dict[bytes, Outbox] = {}  # outboxes of the Events calls, by session id
 
     # ------------------------------------------------------------------ streams
 
@@ -128,7 +128,7 @@ class Receiver:
                 del self._apart[session.id]
 
     async def _read(self, requests: AsyncIterator[bytes], stream: Stream, session: Session) -> None:
-        """Take a stream's requests one by one; what is wrong with one is told in its place."""
+        """Take a stream's requests one by one; a bad one gets its error, and the stream goes on."""
         try:
             async for raw in requests:
                 received_ns = time.monotonic_ns()
@@ -218,11 +218,11 @@ class Receiver:
     # ------------------------------------------------------------------ advice and counts
 
     def _advise(self, stream: Stream, session: Session) -> None:
-        """Tell a client when the queue has become long, or short again, what suits it now.
+        """Advise a client when the queue has become long, or short again.
 
-        Under load that is a quarter of the credit: few frames wait then, and those that are sent
+        Under load it gets a quarter of the credit: few frames wait then, and those that are sent
         are answered while they are new. The point is the bundle's default both times: pictures cost
-        the engine more, a coarser point would cost answers and save it nothing.
+        the engine more, and a coarser point would lose right answers and save no time.
         """
         share = self._under_way.depth / self._queue_requests
         if stream.advised_less == (share > _CALM if stream.advised_less else share >= _BUSY):
@@ -252,7 +252,7 @@ class Receiver:
 
 
 async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
-    """Wait for either; whether it was the first."""
+    """Wait for either event; returns whether `one` is set."""
     waits = {asyncio.create_task(one.wait()), asyncio.create_task(other.wait())}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -263,7 +263,7 @@ async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
 
 
 def _point_of(header: Header, session: Session) -> OperatingPoint:
-    """The session's operating point of a frame, whose grid it checks.
+    """A frame's operating point in the session; checks the frame's grid too.
 
     Raises:
         UnknownQuantizerError: the session has no such point.

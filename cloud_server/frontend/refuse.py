@@ -44,10 +44,10 @@ class Refusals:
         """End a call with an error.
 
         Args:
-            context: of the call.
-            error: why.
-            call: its name.
-            noted: the error was counted and logged already.
+            context: the call's context.
+            error: why it ends.
+            call: the call's name.
+            noted: whether the error was counted and logged already.
         """
         if not noted:
             self._count(error)

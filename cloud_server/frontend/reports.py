@@ -1,4 +1,4 @@
-"""What is remembered of held scenes for later answers about them, in bounded memory."""
+"""Reports of held scenes, kept for later answers about them, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
 """A scene's distortion, why it is a picture, and warnings."""
 REPORT_BYTES = 1024
-"""Of memory for one report that is kept, with what the tables around it take; measured: 630."""
+"""Bytes of memory for one report kept, with its share of the tables around it; measured: 630."""
 _REPORTS_OF_ONE = 1024
 
 
@@ -50,7 +50,7 @@ class Reports:
         return pb.DistortionReport.FromString(distortion), fallback, list(warnings)
 
     def forget(self, session: bytes) -> None:
-        """A session is over: nothing of it is kept."""
+        """Drop the reports of a session that is over."""
         for scene in self._order.group(session):
             self._drop(scene)
 

@@ -42,9 +42,9 @@ from protos.process.memory import MemoryWatch, resident_bytes
 
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
-"""How far above the limit a message may be and still be refused by name, alone."""
+"""A message up to this far above the limit is refused alone; beyond it gRPC ends the stream."""
 _LOOKAHEAD_BYTES = 1 << 20
-"""HTTP/2 window of each stream: what a client may send ahead of what was read."""
+"""HTTP/2 window of each stream: how much a client may send before the service has read it."""
 
 
 class Service:
@@ -53,7 +53,7 @@ class Service:
     Args:
         settings: checked with `Settings.check_paths` by `run`.
         announce: called once with the readiness line.
-        spawn: given the settings and the link's address, says how an engine process is started.
+        spawn: given the settings and the link's address, returns how engine processes are started.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Service:
             directory.close()
 
     def _unexpected(self, few: Throttle, context: dict[str, Any]) -> None:
-        """What the event loop reports: without descriptors that is each connection, each time."""
+        """Log what the event loop reports; without descriptors it reports every connection."""
         message, error = str(context.get("message", "")), context.get("exception")
         if few.passes(message):
             self._log.error(
@@ -250,8 +250,8 @@ class Service:
     def _server(
         self, bridge: Bridge, checks: health.aio.HealthServicer, connections: int
     ) -> grpc.aio.Server:
-        # gRPC ends the whole stream of a message above its own cap, so that one is further up: what
-        # lies between is refused like any bad frame, and its neighbours go on.
+        # A message above gRPC's own cap ends the whole stream, so that cap is higher than ours: a
+        # message between the two is refused like any bad frame, and the stream goes on.
         settings = self._settings
         most = settings.limits.max_request_bytes + _MARGIN_BYTES
         server = grpc.aio.server(
@@ -260,8 +260,8 @@ class Service:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                # A peer that is gone without a word, or that never said one, is let go of. It is
-                # `ping_timeout_ms` that says when; `keepalive_timeout_ms` changes nothing.
+                # Close the connection of a peer that vanished, or that never spoke.
+                # `ping_timeout_ms` decides when; `keepalive_timeout_ms` changes nothing.
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
                 ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_s)),
@@ -269,8 +269,8 @@ class Service:
                 ("grpc.max_connection_idle_ms", _ms(settings.idle_connection_s)),
                 ("grpc.max_allowed_incoming_connections", connections),
                 ("grpc.max_concurrent_streams", settings.max_calls),
-                # Bandwidth probes cost a PING, its answer and a window update for most frames. What
-                # they would find out is said instead, so that large uploads need not wait.
+                # Bandwidth probes cost a PING, its answer and a window update for most frames. A
+                # fixed window replaces them, so that large uploads need not wait.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
             ]
@@ -325,7 +325,7 @@ def _ms(seconds: float) -> int:
 
 
 def _announce(line: str) -> None:
-    """Print the readiness line; a service is no less ready where nobody can read it."""
+    """Print the readiness line; if it cannot be written, the service runs on."""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The sessions held: two bounded sets, those that brought a good frame and those that have not yet.
 
 A flood of new sessions cannot push out those that work. When a set is full, the peer that holds
-most of it loses its longest unused session. Knows no socket and no clock.
+most of it loses its longest unused session.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Session:
     Attributes:
         terms: shared by all sessions like this one.
         peer: the address that opened it.
-        known_digest: of the bundle that the edge said it holds; empty if none.
+        known_digest: digest of the bundle that the edge said it holds; empty if none.
     """
 
     __slots__ = ("constants", "id", "known_digest", "peer", "terms")
@@ -66,7 +66,7 @@ class Session:
         """The key of feedback frames, whose source is the cloud's model.
 
         Raises:
-            NoFeedbackError: the bundle has no way back.
+            NoFeedbackError: the bundle has no feedback.
         """
         target = self.terms.target
         if target is None:
@@ -83,7 +83,7 @@ class Sessions:
     Args:
         most: sessions held that brought a good frame.
         most_fresh: sessions held that have not yet.
-        memory_bytes: of what is remembered of their scenes, all sessions together.
+        memory_bytes: bound for the reports of their scenes, all sessions together.
         dropped: called with each session that is no longer held.
     """
 
@@ -122,8 +122,8 @@ class Sessions:
         Args:
             source: its live cache layout.
             codecs: quantizers that the edge can encode.
-            known_digest: of the bundle that the edge holds already; empty if none. Another one than
-                the one served is no reason to refuse: the edge fetches the new encoder.
+            known_digest: digest of the bundle that the edge holds; empty if none. If another bundle
+                is served, nothing is refused: the edge fetches the new encoder.
             peer: the caller's address.
 
         Raises:
@@ -157,7 +157,7 @@ class Sessions:
         return session
 
     def get(self, session_id: bytes) -> Session:
-        """The session of that id, which counts as a use of it.
+        """The session of that id; this counts as a use.
 
         Raises:
             UnknownSessionError: it is not held (any more).
@@ -177,7 +177,7 @@ class Sessions:
         return session
 
     def worked(self, session: Session) -> None:
-        """A session brought a good frame: those that never did cannot push it out any more."""
+        """A session brought a good frame: sessions that never did cannot push it out any more."""
         if session.id not in self._fresh:
             return
         self._fresh.remove(session.id)

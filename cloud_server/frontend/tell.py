@@ -1,4 +1,4 @@
-"""Tell: what the engine says of a request becomes the events that its client reads.
+"""Tell: turn the engine's events for a request into the events that its client reads.
 
 engine event → `Teller.hear` → `Computation.emit` → `Stream.follow` → `Outbox` → `Teller.write`
 """
@@ -25,7 +25,7 @@ _MAX_OUTBOX = 256
 
 
 class Outbox:
-    """What one stream still has to write; its reader waits while it is long."""
+    """Events that one stream still has to write; while it is long, no more requests are read."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
@@ -58,7 +58,7 @@ class Stream:
     """One Infer stream: its outbox and the requests that have no terminal event yet.
 
     Args:
-        apart: the outbox of the session's Events call, where the client reads events there.
+        apart: the outbox of the session's Events call, if the client reads its events there.
     """
 
     def __init__(self, apart: Outbox | None = None) -> None:
@@ -123,7 +123,7 @@ class Teller:
     def hear(
         self, session: Session, computation: Computation, job: Job, said: JobEvent | BridgeError
     ) -> None:
-        """Take what the engine, or the way to it, says of a computation's job."""
+        """Take an event of a computation's job, or the error that ended it."""
         if isinstance(said, Failed):
             said = said.error
         if isinstance(said, BridgeError):

@@ -1,7 +1,4 @@
-"""Requests under way: taken and not ended. Gives them to the engine, and lets unwanted ones go.
-
-Knows admission, answers and callers' connections; knows nothing of what a request carries.
-"""
+"""Requests under way, from taken to ended: gives them to the engine, drops unwanted ones."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from protos.points import PICTURE_POINT
 
 
 class UnderWay:
-    """Gives requests to the engine, and lets go of those that nobody wants any more.
+    """Gives requests to the engine, and drops those that nobody wants any more.
 
     Args:
         settings: limits and sizes.
@@ -33,7 +30,7 @@ class UnderWay:
     Attributes:
         answers: running computations and remembered answers.
         engine_ready: whether an engine takes requests.
-        draining: whether nothing new is taken.
+        draining: whether new requests are refused, because the service ends.
     """
 
     def __init__(self, settings: Settings, link: FrontLink, metrics: Metrics) -> None:
@@ -74,13 +71,13 @@ class UnderWay:
         return next(self._ids)
 
     def submit(self, session: bytes, computation: Computation, job: Job, sink: Sink) -> None:
-        """Take a request; all who listen to its computation hear of it.
+        """Take a request; all who listen to its computation get its events.
 
         Args:
-            session: its id.
-            computation: to be begun.
-            job: for the engine.
-            sink: hears the engine's events.
+            session: the session's id.
+            computation: the computation to begin.
+            job: the engine's job for it.
+            sink: gets the engine's events.
 
         Raises:
             EngineUnavailableError: there is no engine, or the service is going down.
@@ -127,7 +124,7 @@ class UnderWay:
         return said
 
     def join(self, computation: Computation) -> None:
-        """A request id that is being computed has come again."""
+        """A request that is being computed has come again: its caller is back."""
         self._metrics.joined.inc()
         if computation.request is not None:
             self._admission.rejoin(computation.request)
@@ -141,7 +138,7 @@ class UnderWay:
     # ------------------------------------------------------------------ left and ended
 
     def leave(self, computations: list[Computation], context: Any, cancelled: bool = True) -> None:
-        """Let go of computations whose last listener is gone.
+        """Drop, or serve last, computations whose last listener is gone.
 
         After an exceeded deadline or a cancellation nobody wants them. After a broken connection
         the client will send them again: until then they go last. gRPC does not tell the two apart,

@@ -31,7 +31,7 @@ class Capture:
         picture: RGB, or another mode of 8 bits a sample, which is laid over white; None for a text
             or an error.
         captured_at: seconds since the Unix epoch.
-        questions: that the source itself asks about it; may be empty.
+        questions: the source's own questions about it; may be empty.
         error: set exactly when there is neither picture nor text.
         text: for a model that reads texts.
     """
@@ -45,7 +45,7 @@ class Capture:
 
     @cached_property
     def content(self) -> str:
-        """Digest of the picture (size and pixels) or text; empty without, or if undecodable."""
+        """Digest of the picture (size and pixels) or text; empty if there is none to read."""
         if self.text is not None:
             return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
         if self.picture is None:

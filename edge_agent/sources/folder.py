@@ -38,16 +38,16 @@ def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Ima
 
     Raises:
         PictureError: the file cannot be read, is in no known format, is damaged or too large, or
-            has samples whose depth cannot be told.
+            has samples of unknown depth.
     """
     return pictures.read(path, max_pixels=max_pixels)
 
 
 def read_text(path: Path) -> str:
-    """Decode a UTF-8 file, without the blanks around its text.
+    """Decode a UTF-8 file and strip the whitespace around its text.
 
     Raises:
-        ContextError: the file cannot be read, is longer than a mebibyte, or is no UTF-8.
+        ContextError: the file cannot be read, is longer than a mebibyte, or is not UTF-8.
     """
     try:
         with open_file(path) as file:
@@ -63,7 +63,7 @@ def read_lines(path: Path) -> tuple[Capture, ...]:
     """The texts of a file of `{"name": "a", "text": "…"}`, one a line.
 
     Raises:
-        SourceError: the file cannot be read, is too long, or in another encoding than UTF-8.
+        SourceError: the file cannot be read, is too long, or is not UTF-8.
     """
     try:
         written = path.stat().st_mtime

@@ -1,4 +1,4 @@
-"""From a failed gRPC call to the typed error that it stands for."""
+"""Turns a failed gRPC call into its typed error."""
 
 from __future__ import annotations
 

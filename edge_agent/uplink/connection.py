@@ -49,7 +49,7 @@ FATAL = (
     ProtocolVersionError,
     NoFeedbackError,
 )
-"""Errors that every further frame would meet as well: they end the run."""
+"""Errors that every later frame would get too: they end the run."""
 
 
 async def _nothing() -> None:
@@ -70,8 +70,8 @@ class Connection:
         on_open: called whenever a stream was opened: the new session may allow more.
 
     Attributes:
-        session: agreed last; None before, and once the server has forgotten it.
-        stream: opened last; None before.
+        session: the session agreed last; None before, and once the server has forgotten it.
+        stream: the stream opened last; None before.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Connection:
             return await asyncio.shield(self._opening)
         except BridgeError as error:
             if self._opened and not error.retryable and not isinstance(error, FATAL):
-                # What was agreed before cannot be agreed now: the other side may be mended.
+                # This server agreed to a session before, so its fault may be repaired: try again.
                 raise Refused(error, retryable=True) from error
             raise
 
@@ -175,7 +175,7 @@ class Connection:
         )
 
     def _dead(self, stream: Stream) -> bool:
-        """Whether requests went up and nothing has come down for as long as one may take."""
+        """Whether requests went up and nothing came down for a whole answer timeout."""
         asked = stream.asked_at
         return asked is not None and self._clock() - asked >= self._policy.answer_timeout_s
 
@@ -212,7 +212,7 @@ class Connection:
                 metadata += (EVENTS_APART,)
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
-            session.forget_advice()  # it was a stream's, and that one is gone
+            session.forget_advice()  # advice belongs to a stream, and that one is gone
             return Stream(session, channels, call, events or call)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
@@ -226,7 +226,7 @@ class Connection:
                 if unknown:
                     self.forget(session)
                 raise typed from error
-            # An older server, or a load balancer that takes each connection elsewhere.
+            # An older server, or a load balancer that sends each connection to another server.
             self._apart = False
             self._log.info("one_connection", cause=str(typed))
             return None
@@ -241,8 +241,8 @@ class Connection:
         if not proxy or proxy in error.message:
             return error
         return OfflineError(
-            f"{error.message}; on the way stands the HTTP proxy {proxy}: to go past it, name the "
-            "server in no_proxy"
+            f"{error.message}; the connection goes through the HTTP proxy {proxy}: to bypass it, "
+            "name the server in no_proxy"
         )
 
     async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
@@ -308,7 +308,7 @@ class Connection:
             self._log.info("rate_advice", point=advice.point, cause=advice.cause)
             return
         if kind == "refused" and not event.request_id:
-            # Bytes changed on the way, so the server cannot tell whose they were.
+            # Bytes changed on the way, so the server cannot tell which request it was.
             stream.end_all(EngineUnavailableError(f"damaged on the way: {event.refused.message}"))
             return
         waiting = stream.waiting.get(event.request_id)
@@ -334,6 +334,6 @@ async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: fl
         call.cancel()
         raise OfflineError(f"no word from the server within {timeout_s:g} s") from error
     if call.done():
-        await call.read()  # raises what it ended with
+        await call.read()  # raises the status it ended with
         raise OfflineError("the server ended the call of events at once")
     return call

@@ -38,7 +38,7 @@ from protos.neuralbridge.v1 import bridge_pb2
 from protos.process.logs import Logger
 from protos.refusals import refusal_of
 
-_DAMAGED = 3  # times that a request goes again because its bytes changed on the way
+_DAMAGED = 3  # how often a request is sent again because its bytes changed on the way
 
 
 @dataclass
@@ -196,7 +196,7 @@ class Uplink:
     def refusal(
         self, refused: bridge_pb2.Refused, session: Session, sent: Sent
     ) -> BridgeError | Refused:
-        """What to raise for the server's refusal, and whether to try again."""
+        """The error to raise for the server's refusal; `Refused` says whether to try again."""
         error = refusal_of(refused)
         if isinstance(error, UnknownSceneError):
             return error
@@ -257,7 +257,7 @@ class Uplink:
             await asyncio.wait({exchange})
             for done in (exchange, future):
                 if done.done() and not done.cancelled():
-                    done.exception()  # looked at, so that the loop does not report it as lost
+                    done.exception()  # read, or asyncio reports it as never retrieved
             await self._wake()  # the link is free again, though the credit is still held
 
     def _measured(self, request_id: bytes, event: bridge_pb2.InferEvent) -> None:
@@ -276,7 +276,7 @@ class Uplink:
                 await stream.call.write(sealed.message)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             await stream.read_out()
-            if not future.done():  # `fail` did not reach this request, so it is none of its doing
+            if not future.done():  # the stream had ended before this request expected an event
                 raise EngineUnavailableError(f"the stream broke: {stream.broken}") from error
             return await future
         self.metrics.frames_sent.labels(sealed.frame.point.name).inc()

@@ -1,4 +1,4 @@
-"""How a channel to the server is made; only what leaves this machine goes through a proxy."""
+"""Makes channels to the server; only connections that leave this machine go through a proxy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from protos.process.proxies import proxy_of
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off
     ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.max_send_message_length", -1),  # a session's own limit holds, `Session.check_message`
-    ("grpc.http2.bdp_probe", 0),  # its pings cost a thin uplink more than they find out
+    ("grpc.max_send_message_length", -1),  # `Session.check_message` enforces the limit
+    ("grpc.http2.bdp_probe", 0),  # its pings cost a narrow uplink more than they gain
 ]
 
 Dial = Callable[[], grpc.aio.Channel]
@@ -40,10 +40,10 @@ class InsecureDial:
 
 
 def dial_insecure(address: str, environ: Mapping[str, str] = os.environ) -> InsecureDial:
-    """A factory of plain-text channels; only what leaves this machine goes through a proxy.
+    """A factory of plain-text channels; only connections that leave this machine use a proxy.
 
     Raises:
-        ConfigError: it is no address.
+        ConfigError: `address` is not an address.
     """
     target = addresses.target(address)
     return InsecureDial(target, proxy_of(target, environ))

@@ -31,7 +31,7 @@ class EncoderStore:
 
     @classmethod
     def of_user(cls, environ: Mapping[str, str]) -> EncoderStore:
-        """A directory in the user's home; memory if there is none that can be written."""
+        """A directory in the user's home; memory if none can be written."""
         base = environ.get("XDG_STATE_HOME") or "~/.local/state"
         try:
             directory = expanded(Path(base)) / "neural-bridge" / "edge"
@@ -45,7 +45,7 @@ class EncoderStore:
         if self.directory is None:
             return self._held.get(digest)
         path = self._path(self.directory, digest)
-        if not path.is_file():  # reading a pipe would wait
+        if not path.is_file():  # reading a pipe would block
             return None
         try:
             blob = path.read_bytes()
@@ -54,13 +54,13 @@ class EncoderStore:
         if hashlib.sha256(blob).hexdigest() != digest:
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # the newest is the one used last
+            os.utime(path)  # `_prune` takes this as the time of last use
         return blob
 
     def put(self, digest: str, blob: bytes) -> None:
         """Check the blob against its digest and keep it (written aside, then renamed).
 
-        The seven others used last stay; the rest and half-written files are removed.
+        The seven other encoders used last are kept; older ones and half-written files are removed.
 
         Raises:
             BundleCorruptError: the blob has another SHA-256.

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 _WINDOW = 24
-"""Requests that the link's estimate rests on: two and a half seconds at ten frames a second."""
+"""Requests that the estimate uses, the latest ones: 2.5 s at ten frames a second."""
 _APART_BYTES = 32.0
 """Two requests closer in size than this say nothing about the rate."""
 _PAIRS = 4
-"""Pairs of requests of different size that it takes to believe a rate."""
+"""Pairs of requests of different size needed before a rate is trusted."""
 _FORGET = 0.997
 """Factor per request by which an unconfirmed rate fades, so that a link gets another try."""
 _JITTER_QUANTILE = 0.9
 _MEMORY_S = 30.0
-"""Time constant in which a slow spell is forgotten; until then a climb allows for it."""
+"""Time constant with which a slow spell is forgotten; until then a climb allows for it."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Link:
 
     A request's time on the link, without the server's own, is modelled as `rtt + queued / rate`,
     `queued` being its bytes and those sent before it that had not left. The rate is the median
-    over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of what is left:
+    over pairs of recent requests (Theil 1950, Sen 1968), the round trip the median of the rest:
     one outage moves neither for long. Not thread safe; `PointController` holds the lock.
 
     Attributes:
-        overdue_s: seconds that the request that ended last had taken, if that was longer than
+        overdue_s: duration of the request that ended last, seconds, if it was longer than
             expected; else 0.
     """
 
@@ -79,7 +79,7 @@ class Link:
     def lost(self, key: Hashable, at: float) -> None:
         """A request will not end: its stream broke, or its sender gave up at `at`.
 
-        If it had taken longer than expected by then, that much is known of the link.
+        If it was overdue by then, the time it took counts as measured.
         """
         waiting = self._waiting.get(key)
         if waiting is None:
@@ -95,7 +95,7 @@ class Link:
         if waiting is None:
             return
         if server_s > 0 and server_s >= at - waiting.at:
-            return  # it was worked on before it was sent (again): nothing is known of its way
+            return  # an earlier sending was answered: this one's time on the link is unknown
         self.overdue_s = at - waiting.at if self._overdue(waiting, at) else 0.0
         self._server.append(max(0.0, server_s))
         self._server_s = float(np.median(self._server))
@@ -110,7 +110,7 @@ class Link:
 
     @property
     def unloaded_s(self) -> float:
-        """Seconds that most requests would take if no byte took any."""
+        """Seconds that most requests would take if their bytes took no time."""
         return self._rtt_s + self._server_s
 
     def queue_s(self, size: float, at: float, cautious: bool = False) -> float:
@@ -132,15 +132,14 @@ class Link:
     def in_time(self, size: float, at: float, objective_s: float, cautious: bool = False) -> float:
         """Share of requests of `size` bytes, sent at `at`, that would end in time.
 
-        It is the share of recent requests that would have, with their bytes' time replaced by that
-        of `size`: on a link that comes and goes it falls for every size alike, on a narrow one for
-        the large sizes.
+        Estimated from recent requests, with the time of their bytes replaced by that of `size`. On
+        a link that comes and goes the share falls for every size, on a narrow link for large sizes.
 
         Args:
             size: bytes.
             at: seconds.
-            objective_s: what is in time, seconds from sending.
-            cautious: at the slowest recent rate instead of the present one.
+            objective_s: seconds from sending that still count as in time.
+            cautious: use the slowest recent rate instead of the present one.
         """
         left_s = objective_s - self.queue_s(size, at, cautious) - self._server_s
         within = int(np.searchsorted(self._rest, left_s, side="right"))

@@ -38,7 +38,7 @@ from protos.points import points_from_json
 from protos.process.settings import installed_version
 from protos.quantize import QUANTIZERS
 
-_LONGEST_DOUBT = 1000  # of the server's words, in characters
+_LONGEST_DOUBT = 1000  # most characters kept of the server's `doubt`
 
 
 async def negotiate(
@@ -49,7 +49,7 @@ async def negotiate(
     timeout_s: float = 10.0,
     before: Session | None = None,
 ) -> Session:
-    """Open a session and have its encoder at hand.
+    """Open a session and get its encoder.
 
     Args:
         channel: an open channel to the server.
@@ -57,7 +57,7 @@ async def negotiate(
         store: where encoders are kept on disk.
         metrics: counts negotiations and fetches.
         timeout_s: for each of the two calls, seconds.
-        before: the session before, if any; its encoder is used again if it is the same.
+        before: the previous session, if any; its encoder is reused if it is the same.
 
     Raises:
         BridgeError: the server's refusal, typed; OfflineError if nobody answers;

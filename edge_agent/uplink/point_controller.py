@@ -1,9 +1,9 @@
-"""The controller: at which operating point the next frame travels.
+"""The controller: chooses the operating point of the next frame.
 
 It weighs the link as measured (`link`) against the points as calibrated. Calls, in order, for every
-frame: `may_send` until it is so → `admit` → `choose` → `sent` → `ended` or `lost`; `settle` when a
-place among those in flight is given back. Takes its clock from outside, so that a simulation runs
-the very code that a device does.
+frame: `may_send` until it is true → `admit` → `choose` → `sent` → `ended` or `lost`; `settle` when
+a frame gives its place in flight back. The clock is passed in, so that a simulation runs the same
+code as a device.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Rung:
 
 
 def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
-    """The rungs that no cheaper one reaches, by rising bytes and accuracy.
+    """The rungs worth choosing, by rising bytes and accuracy; skips those that another one beats.
 
-    Skips rungs that bring fewer right answers per byte than a dearer one: even if the link carries
-    only some of the frames, the dearer one gives more right answers.
+    A rung is skipped if a cheaper one is as accurate, or if it lies below the rung with the most
+    right answers per byte: even if the link carries only some frames, that rung gives more.
     """
     front: list[Rung] = []
     for rung in sorted(rungs, key=lambda r: (r.wire_bytes, -r.accuracy)):
@@ -50,7 +50,7 @@ def climbable(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
 
 @dataclass
 class _Hold:
-    """A rung that was too much: not before `until`, and longer the next time."""
+    """A rung that was too much: not tried again before `until`; the next hold is longer."""
 
     until: float
     length_s: float
@@ -68,12 +68,12 @@ class PointController:
     when it is back.
 
     Args:
-        latency_s: objective from sending a frame to its answer, seconds; None: any.
-        distortion: largest `Rung.distortion` that may be chosen; None: any.
+        latency_s: objective from sending a frame to its answer, seconds; None: no objective.
+        distortion: largest `Rung.distortion` that may be chosen; None: no limit.
         clock: seconds, monotonic.
         dwell_s: least time between a change and a climb.
         headroom: share of the objective, and of the rate, that the next rung may take.
-        margin: share of the objective within which a frame must be expected to end, to be sent.
+        margin: a frame is sent only if it should end within this share of the objective.
         hold_s: first pause before a rung that was too much is tried again.
         hold_max_s: longest such pause.
         on_switch: called with the names of the rung left (empty at first) and the one chosen.
@@ -136,13 +136,13 @@ class PointController:
             self._link.lost(key, self._clock())
 
     def may_send(self, rungs: Sequence[Rung]) -> bool:
-        """Whether the cheapest of `rungs`, sent now, need not wait for long behind others.
+        """Whether the cheapest of `rungs`, sent now, would not wait long behind others.
 
         False only while something is admitted or on its way, because its end asks again. A frame
         that waits in the uplink's queue makes others late; one that waits at the source does not.
-        A link that is slow to answer holds nothing back, since no waiting mends it. Nor does a
-        silent one: it may be back the next moment, and then the last frames sent are in time.
-        Before anything is known of the link, frames go one by one.
+        A link that is slow to answer holds nothing back: waiting would not help. Nor does a silent
+        one: it may be back the next moment, and then the last frames sent are in time. Before
+        anything is known of the link, frames go one by one.
         """
         if self.latency_s is None or not rungs:
             return True
@@ -160,7 +160,7 @@ class PointController:
             return link.queue_s((1 + self._admitted) * size, now) <= room_s
 
     def admit(self) -> None:
-        """A frame may go: it counts as on its way even before it is `sent`."""
+        """Let a frame go: it counts as on its way even before it is `sent`."""
         with self._lock:
             self._admitted += 1
 
@@ -175,12 +175,12 @@ class PointController:
         Args:
             rungs: as the server offers them, in any order.
             highest: name of the most expensive one that may be chosen.
-            start: name of the one to begin on if it can be chosen; else the highest.
+            start: name of the one to begin on, if it can be chosen; else begin on the highest.
 
         Returns:
-            Its name. `highest` itself if it was not measured, or without objective and limit. If no
-            rung up to it is within the distortion limit, the cheapest beyond it that is; if none
-            is, the one with the least distortion.
+            The rung's name: `highest` if that was not measured, or without objective and limit. If
+            no rung up to `highest` is within the distortion limit: the cheapest dearer rung that
+            is, or else the rung with the least distortion.
         """
         top = next((r for r in rungs if r.name == highest), None)
         with self._lock:
@@ -201,9 +201,9 @@ class PointController:
         if self.latency_s is None and self.distortion is None:
             return ""
         if not rungs:
-            return f"no operating point was measured, so nothing is chosen among: all is {highest}"
+            return f"no operating point was measured, so auto always takes {highest}"
         if all(rung.name != highest for rung in rungs):
-            return f"{highest} was not measured, so nothing is chosen among: all is {highest}"
+            return f"{highest} was not measured, so auto always takes {highest}"
         limit = self._limit
         least = min(rungs, key=lambda r: r.distortion)
         if least.distortion > limit:

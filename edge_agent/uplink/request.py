@@ -38,15 +38,15 @@ class Sealed:
 class Request:
     """One request on its way.
 
-    Its id is the one that its first session and frame number derive, so the id travels only when
-    the request is sealed again in another session.
+    The first session and frame number derive its id, so the id travels only when the request is
+    sealed again in another session.
 
     Attributes:
         question: empty if the frame is only to be held.
         maker: makes the frame.
         request_id: empty until it is sealed for the first time.
         sealed: as it was sealed last; None before, and once its base was lost.
-        kept_back: the frame that the guard did not let go, if there is one.
+        kept_back: the frame that the guard did not send, if there is one.
     """
 
     question: str
@@ -78,7 +78,7 @@ class Request:
             session.accepted(Base(sealed.frame_number, sealed.frame.held))
 
     def base_lost(self, session: Session) -> None:
-        """The service does not hold the frame that this one changes: be a key frame next."""
+        """The service does not hold the frame that this one changes: send a key frame next."""
         sealed = self._in(session)
         if sealed is not None and sealed.frame.base is not None:
             session.lost(sealed.frame.base)

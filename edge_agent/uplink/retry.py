@@ -1,4 +1,4 @@
-"""When a request is sent again: after which failures, how often, after which pause."""
+"""When a request is sent again: after which failures, how often, and after which pause."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RetryPolicy:
         retries: attempts after the first; None: as many as fit into `give_up_s`.
         backoff_s: base, seconds.
         backoff_max_s: upper end of any pause, seconds.
-        answer_timeout_s: after which a request without a terminal event is sent again, seconds.
-        connect_timeout_s: for each call of a negotiation, seconds.
+        answer_timeout_s: a request without a terminal event is sent again after this, seconds.
+        connect_timeout_s: longest wait for each call of a negotiation, seconds.
     """
 
     give_up_s: float = 180.0
@@ -62,7 +62,7 @@ class Retries:
         metrics: counts retries by cause.
         log: structured logger.
         clock: seconds, monotonic.
-        sleep: waits for so many seconds.
+        sleep: waits that many seconds.
     """
 
     policy: RetryPolicy

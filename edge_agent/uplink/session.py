@@ -1,4 +1,4 @@
-"""What both sides hold constant while a session lasts, and what it remembers of its frames."""
+"""A session: what both sides agreed on, and what the edge remembers of its frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protos.limits import Limits
 from protos.points import OperatingPoint
 
 _FARTHEST = (1 << 16) - 1024
-"""How far a base may lie behind; the header takes 2^16 - 1, and frames may overtake each other."""
+"""Most frames a base may lie behind; the header takes 2^16 - 1, and frames may overtake others."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Session:
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """What calibration measured of the points that send latents or the raw cache."""
+        """Calibration's measurements of the points that send latents or the raw cache."""
         return tuple(
             Rung(
                 name,
@@ -120,7 +120,7 @@ class Session:
         return (self._frames - frame_number) % (1 << 32)
 
     def require_tokenizer(self, digest: str) -> None:
-        """Refuse a text aligned to other tokens than the large model's.
+        """Refuse a text that is not aligned to the large model's tokens.
 
         Raises:
             IncompatibleLayoutError: the digest is of another tokenizer.
@@ -137,7 +137,7 @@ class Session:
         """Refuse a request that is too large: it would end the stream for all others.
 
         Raises:
-            FrameTooLargeError: it is longer than this session carries.
+            FrameTooLargeError: it is larger than this session allows.
         """
         if size_bytes > self.max_message_bytes:
             raise FrameTooLargeError(

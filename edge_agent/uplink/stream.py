@@ -83,8 +83,8 @@ class Stream:
     def end_all(self, error: BridgeError) -> None:
         """End the attempts of all who wait; the stream itself may go on."""
         if not error.retryable and len(self.waiting) > 1:
-            # Each goes again. A request above the cap is then refused here, by `check_message`;
-            # any other culprit, which is unknown, goes until it is alone or its retries end.
+            # All are sent again. `check_message` then refuses a request above the cap. No other
+            # culprit can be named: it is sent until it is alone or its retries end.
             error = EngineUnavailableError(f"the stream broke: {error}")
         for waiting in self.waiting.values():
             if not waiting.future.done():
@@ -92,7 +92,7 @@ class Stream:
         self.waiting.clear()
 
     async def read_out(self) -> None:
-        """Wait until the reader of a call that has ended knows why, and has told all who wait."""
+        """The call has ended: wait until the reader knows why and has told all who wait."""
         if self.reader is not None:
             await asyncio.wait({self.reader}, timeout=1.0)
             self.call.cancel()
