@@ -1,4 +1,4 @@
-"""The attention that tokens receive, measured while a decoder runs (torch, transformers)."""
+"""Measures the attention that image tokens receive while a decoder runs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from protos.errors import UnsupportedModelError
 
 _ATTENTION = "neural_bridge"
 _MOST_LOGITS = 1 << 22
-"""Attention logits that measuring holds at once, 16 MiB of them."""
+"""Most attention logits computed at once: 16 MiB."""
 
 
 @dataclass
 class Received:
     """Adds up, layer by layer, the attention that image tokens receive while a prefill runs.
 
-    Fused attention returns no weights. They are computed again from its own queries and keys, for
-    the queries that can see a token of the picture only, some rows at a time: never more than one
-    layer, and never more than `_MOST_LOGITS` numbers.
+    Fused attention returns no weights, so they are computed again from its queries and keys: only
+    for queries that see a token of the picture, a block of rows at a time. At most one layer and
+    `_MOST_LOGITS` numbers are held.
 
     Attributes:
-        start: place of the first image token.
+        start: position of the first image token.
         tokens: image tokens, N.
-        layers: how many were seen.
+        layers: layers measured.
         sums: what each token receives from other tokens, summed over layers, mean over heads,
             `[batch, N]`.
-        seen_by: by how many queries each token is seen, itself excepted, `[N]`.
-        early: by how many of them that come before it, in a picture that sees itself both ways.
+        seen_by: number of other queries that see each token, `[N]`.
+        early: those of them that come before the token (bidirectional attention in the picture).
     """
 
     start: int
@@ -54,10 +54,10 @@ class Received:
         softcap: float | None,
         mask: Tensor | None = None,
     ) -> None:
-        """One layer's queries `[B, heads, T, D]` and keys `[B, kv_heads, T, D]`, both rotated.
+        """Add one layer: queries `[B, heads, T, D]`, keys `[B, kv_heads, T, D]`, both rotated.
 
-        `mask` `[B, 1, T, T]` says what each query sees, as fused attention takes it: true, or no
-        large negative number. None for all that is not later.
+        `mask` `[B, 1, T, T]` says what each query sees, as fused attention takes it: bool, or
+        added to the logits (a large negative number hides a key). None: causal.
         """
         batch, heads, length, dim = query.shape
         group = heads // key.shape[1]
@@ -82,7 +82,7 @@ class Received:
         self.layers += 1
 
     def add(self, weights: Tensor, at: Tensor) -> None:
-        """Mean weights `[B, rows, T]` of the queries at the places `at`."""
+        """Add weights `[B, rows, T]` (mean over heads) of the queries at positions `at`."""
         columns = torch.arange(self.start, self.start + self.tokens, device=weights.device)
         received = weights[..., self.start : self.start + self.tokens].float()
         early = ((received[0] > 0) & (columns > at[:, None])).sum(dim=0)
@@ -94,7 +94,7 @@ class Received:
     def shares(self) -> Tensor:
         """Shares `[batch, N]`: each token's sum per query that can see it, rows normalised to 1.
 
-        (An early token is not favoured for being seen by more.)
+        (More queries see an early token; that gives it no larger share.)
         """
         if self.sums is None or self.seen_by is None:
             raise UnsupportedModelError("the decoder's attention could not be measured")
@@ -108,9 +108,9 @@ _received: contextvars.ContextVar[Received | None] = contextvars.ContextVar(
 
 
 def measured_attention(implementation: str) -> str | None:
-    """The name of an attention that does what `implementation` does and is measured besides.
+    """Register fused attention that is also measured; return its name.
 
-    None where there is no fused attention of that name: eager attention returns its weights.
+    None if `implementation` is not fused: eager attention returns its weights.
     """
     if implementation.startswith(_ATTENTION):
         return implementation
@@ -140,7 +140,7 @@ def measured_attention(implementation: str) -> str | None:
 
 @contextlib.contextmanager
 def measuring(received: Received | None) -> Iterator[Received | None]:
-    """Have fused attention tell `received` what it attends to."""
+    """Within this context, fused attention reports its queries and keys to `received`."""
     token = _received.set(received)
     try:
         yield received

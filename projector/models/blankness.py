@@ -1,4 +1,4 @@
-"""Pictures that show nothing a question could be answered from."""
+"""Finds pictures that cannot answer any question."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from PIL import Image
 
 DEGENERATE: Final = "degenerate"
 _LONGEST_SHAPE = 64
-_SAME_LEVELS = 2  # grey levels that count as one
+_SAME_LEVELS = 2  # grey levels this close count as one colour
 
 
 def degenerate(picture: Image.Image) -> str:
-    """Why a picture shows nothing that a question could be answered from; empty where it may."""
+    """Why the picture cannot answer any question; empty if it can."""
     width, height = picture.size
     if max(width, height) > _LONGEST_SHAPE * min(width, height):
         return f"{width} x {height} pixels, one side is over {_LONGEST_SHAPE} times the other"

@@ -1,6 +1,6 @@
-"""A transformers cache on one side, `KVState` on the other.
+"""Converts between a transformers cache and `KVState`.
 
-Nothing else in the product touches a transformers cache.
+No other module touches a transformers cache.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def read_cache(cache: Any) -> list[LayerCache]:
 
 
 def new_cache(layers: Sequence[LayerCache] = ()) -> Any:
-    """A transformers cache over the given tensors, which it never writes to.
+    """A transformers cache that starts from the given tensors and never writes to them.
 
-    Built without a config, so that every layer is a plain growing one.
+    Built without a config, so every layer simply grows.
     """
-    from transformers import DynamicCache  # here, so that maps may use this module's rotation alone
+    from transformers import DynamicCache  # imported late: maps use only this module's rotation
 
     return DynamicCache(list(layers)) if layers else DynamicCache()
 
@@ -43,12 +43,12 @@ def to_states(
     positions: npt.NDArray[np.int64],
     attention: Tensor,
 ) -> list[KVState]:
-    """One `KVState` per picture, or per text of as many tokens.
+    """One `KVState` per row of the batch: a picture, or a text.
 
     Args:
         keys: `[layers, batch, kv_heads, tokens, head_dim]`, rotated at `positions`.
         values: of the same shape.
-        layout: the model's layout.
+        layout: of the model.
         positions: `[tokens]`.
         attention: received attention, `[batch, tokens]`.
     """
@@ -81,7 +81,7 @@ def from_states(
 
 
 def scene_layers(prefix: Sequence[LayerCache], keys: Tensor, values: Tensor) -> list[LayerCache]:
-    """Put the target's own cache of everything before the picture in front of injected tokens.
+    """Prepend the target's own cache of the prefix to the injected tokens, per layer.
 
     Args:
         prefix: per layer `[1, kv_heads, prefix_tokens, head_dim]`.

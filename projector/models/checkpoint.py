@@ -1,8 +1,8 @@
-"""A checkpoint's folder: looked over by ourselves first, then read by the libraries it is for.
+"""Checks a checkpoint's folder, then loads it with transformers.
 
-Every refusal names the file, what is wrong with it and what to do. In order: `check_files` (what
-would hang or mislead a library: pipes, folders, links to nothing, broken JSON, weights that are not
-there), `read_config`, `read_processor` or `read_tokenizer`, `read_weights`.
+Every refusal names the file, what is wrong with it and what to do. Order of the calls:
+`check_files` (finds what would hang or mislead a library: pipes, folders, broken links, broken
+JSON, missing weights), `read_config`, `read_processor` or `read_tokenizer`, `read_weights`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 COPY = "copy the checkpoint again, or save it again with `save_pretrained`"
-"""What to do about a file that is damaged."""
+"""What to do about a damaged file."""
 
 _JSON = (
     CONFIG,
@@ -63,20 +63,20 @@ _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _COUNTS = re.compile(r"(^|_)(layers?|depth|blocks?)$")
 _SETTINGS_OF_PICTURES = ("processor_config.json", "preprocessor_config.json")
 _MOST_SIDE = 1 << 15
-_MAY_BE_INFINITE = {CONFIG}  # some write a limit that is none as Infinity
+_MAY_BE_INFINITE = {CONFIG}  # some write "no limit" as Infinity
 _MOST_BYTES = 1 << 28
 _MOST_TEMPLATE_BYTES = 1 << 20
 _FEWEST_LAYERS_REFUSED = 256
-_MOST_PER_BYTE = 4  # numbers of a model per byte of its weights; packed in four bits it is two
-_ROOM = 1 << 26  # numbers that no weights hold, such as tables of positions
+_MOST_PER_BYTE = 4  # parameters per byte of weights; packed in four bits it is two
+_ROOM = 1 << 26  # numbers that are not in the weights, such as position tables
 
 
 def check_files(folder: Path) -> None:
-    """Refuse files that no library should be let near, or that a better message can be given for.
+    """Refuse files that would hang or mislead a library, or whose fault we can name better.
 
     Raises:
-        ModelError: the folder is none; a file is a folder, a pipe or cannot be read; JSON is none,
-            or holds NaN; the weights are missing, truncated or elsewhere.
+        ModelError: not a folder; a file is a folder, a pipe or unreadable; a file is not JSON or
+            holds NaN; the weights are missing, truncated or in another folder.
     """
     with foreign(folder, "give a checkpoint's folder"):
         if not folder.is_dir():
@@ -98,10 +98,10 @@ def _check_each(folder: Path, names: Sequence[str]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint.
+    """A JSON object from a checkpoint's file.
 
     Raises:
-        ModelError: it cannot be read, is too large, no JSON, no object, or holds NaN.
+        ModelError: it cannot be read, is too large, is not a JSON object, or holds NaN.
     """
     plain_file(file, COPY, most=_MOST_BYTES)
 
@@ -118,7 +118,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_weights(folder: Path, names: list[str]) -> None:
-    """That each file of weights is whole, and that the index names no other."""
+    """Check that each weights file is whole, and that the index names no other file."""
     held = [name for name in names if name.endswith(".safetensors")]
     if not held and INDEX not in names:
         raise ModelError(
@@ -149,7 +149,7 @@ def _check_weights(folder: Path, names: list[str]) -> None:
 
 
 def _tensors(folder: Path) -> int:
-    """How many tensors the weights hold."""
+    """Number of tensors in the weights."""
     found = 0
     for file in sorted(folder.glob("*.safetensors")):
         with foreign(file, COPY), safe_open(str(file), "np") as opened:
@@ -161,11 +161,11 @@ def _tensors(folder: Path) -> int:
 
 
 def read_config(folder: Path) -> Any:
-    """A checkpoint's configuration, its files looked over.
+    """Check a checkpoint's files and read its configuration.
 
     Raises:
-        ModelError: as `check_files`; or the configuration is not one, or has impossible values.
-        UnsupportedModelError: transformers knows no such model.
+        ModelError: as `check_files`; or the configuration is invalid or has impossible values.
+        UnsupportedModelError: transformers does not know the model type.
     """
     check_files(folder)
     file = folder / CONFIG
@@ -185,17 +185,17 @@ def read_config(folder: Path) -> Any:
 
 
 def sees_pictures(config: Any) -> bool:
-    """Whether a model of this configuration is of an image-text-to-text class."""
+    """Whether transformers has an image-text-to-text class for this configuration."""
     return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def reads_texts(config: Any) -> bool:
-    """Whether a model of this configuration is of a causal class."""
+    """Whether transformers has a causal language-model class for this configuration."""
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _check_counts(plain: Any, file: Path, tensors: int) -> None:
-    """Refuse more layers than the weights can have: building them would never end."""
+    """Refuse more layers than the weights can hold: building them would never end."""
     most = max(tensors, _FEWEST_LAYERS_REFUSED)
     for name, value in _numbers(plain):
         if _COUNTS.search(name) and value > most:
@@ -222,7 +222,7 @@ def read_tokenizer(folder: Path) -> Any:
     """A checkpoint's tokenizer; its other files are not needed.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: the tokenizer is missing or cannot be read.
     """
     _check_tokenizer_files(folder)
     with foreign(folder, COPY), _naming(folder, (_tokenizer_fault,)):
@@ -230,7 +230,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def read_processor(folder: Path) -> Any:
-    """A checkpoint's processor: its picture processor, tokenizer and chat template.
+    """A checkpoint's processor: image processor, tokenizer and chat template.
 
     Raises:
         ModelError: one of them is missing or cannot be read.
@@ -246,12 +246,12 @@ def read_processor(folder: Path) -> Any:
             _check_sizes(folder / name)
     _check_class(folder)
     with foreign(folder, COPY), _naming(folder, (_tokenizer_fault, _pictures_fault)):
-        processor: Any = AutoProcessor  # its functions have no types
+        processor: Any = AutoProcessor  # its methods are untyped
         return processor.from_pretrained(str(folder), **_LOCAL)
 
 
 def _check_class(folder: Path) -> None:
-    """Refuse a class of processor that this transformers lacks, or lacks a package for."""
+    """Refuse a processor class that this transformers lacks, or that needs a missing package."""
     for name in (*_SETTINGS_OF_PICTURES, "tokenizer_config.json"):
         file = folder / name
         named = read_json(file).get("processor_class") if file.is_file() else None
@@ -274,10 +274,10 @@ def _check_class(folder: Path) -> None:
 
 
 def _check_sizes(file: Path) -> None:
-    """Refuse pictures of a million pixels a side, or as many tokens: one would fill the memory."""
+    """Refuse image sizes or token counts so large that one picture would fill the memory."""
     plain = read_json(file)
     images = plain.get("image_processor", plain)
-    by_area = isinstance(images, dict) and "merge_size" in images  # its edges are areas
+    by_area = isinstance(images, dict) and "merge_size" in images  # its edges hold areas
     for name, value in _numbers(plain):
         area = "pixels" in name or (by_area and name.endswith("_edge"))
         if value > _MOST_SIDE and not area and not name.endswith(("_id", "_ids")):
@@ -287,7 +287,7 @@ def _check_sizes(file: Path) -> None:
 
 
 def template_file(folder: Path) -> Path:
-    """Where a processor's chat template comes from."""
+    """The file that holds a processor's chat template."""
     for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
         file = folder / name
         if file.is_file() and (name.startswith("chat") or "chat_template" in read_json(file)):
@@ -307,7 +307,7 @@ def _check_tokenizer_files(folder: Path) -> None:
 
 @contextmanager
 def _naming(folder: Path, faults: Sequence[Callable[[Path], None]]) -> Iterator[None]:
-    """Where a library fails over a folder, try its parts, so that the message names the file."""
+    """When a library fails on a folder, check its files one by one, so the error names the file."""
     try:
         yield
     except Exception as met:
@@ -338,7 +338,7 @@ def _pictures_fault(folder: Path) -> None:
 
 
 def settings_file(folder: Path) -> Path:
-    """Where a processor's settings for pictures are."""
+    """The file that holds a processor's image settings."""
     newer, older = (folder / name for name in _SETTINGS_OF_PICTURES)
     return older if older.is_file() else newer
 
@@ -347,17 +347,17 @@ def settings_file(folder: Path) -> Path:
 
 
 def read_weights(folder: Path, auto: Any, dtype: str, device: str = "cpu") -> Any:
-    """A checkpoint's model, every tensor of it, on its device and ready to run.
+    """Load a checkpoint's model, all tensors, on its device, in evaluation mode.
 
     Args:
-        folder: the checkpoint, of which `read_config` has taken the configuration.
-        auto: the `Auto` class that builds it.
+        folder: the checkpoint, already checked by `read_config`.
+        auto: the transformers `Auto` class that builds it.
         dtype: one of `DTYPES`.
         device: a torch device.
 
     Raises:
-        ModelError: another dtype; weights that do not fit the configuration or are not all there;
-            or the device cannot be used.
+        ModelError: unknown dtype; the weights do not fit the configuration or are incomplete; the
+            device cannot be used.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype '{dtype}' is unknown; use float32, bfloat16 or float16")
@@ -384,7 +384,7 @@ def read_weights(folder: Path, auto: Any, dtype: str, device: str = "cpu") -> An
             f"{name}: the weights hold {list(held)}, the configuration says {list(said_so)}; {COPY}"
         )
     missing = sorted(info["missing_keys"])
-    if missing:  # it would be left at random values
+    if missing:  # transformers would leave it at random values
         raise ModelError(
             f"the weights of {folder} lack {len(missing)} tensors that {CONFIG} describes, such as "
             f"{missing[0]}; {COPY}"
@@ -396,10 +396,10 @@ def read_weights(folder: Path, auto: Any, dtype: str, device: str = "cpu") -> An
 
 @contextmanager
 def first_runs(model: Any, folder: Path) -> Iterator[None]:
-    """For what is asked of a loaded model before it is used: its parts, its prompt, its cache.
+    """Wrap the first uses of a loaded model (its parts, prompt and cache) in typed errors.
 
     Raises:
-        UnsupportedModelError: its class lacks what every decoder here must have.
+        UnsupportedModelError: its class lacks a part that every decoder here needs.
         ModelError: it cannot be run on its device.
     """
     kind, device = model.config.model_type, model.device
@@ -414,9 +414,9 @@ def first_runs(model: Any, folder: Path) -> Iterator[None]:
 
 
 def _check_size(folder: Path, auto: Any) -> None:
-    """Refuse a configuration that describes far more numbers than the weights hold.
+    """Refuse a configuration with far more parameters than the weights hold.
 
-    `transformers` takes memory for all of them before it compares shapes.
+    transformers allocates all of them before it compares shapes.
     """
     file = folder / CONFIG
     held = sum(part.stat().st_size for part in folder.glob("*.safetensors"))
@@ -433,7 +433,7 @@ def _check_size(folder: Path, auto: Any) -> None:
 
 
 def _check_layers(file: Path, model: Any, unexpected: Iterable[str]) -> None:
-    """Refuse weights of layers that the configuration leaves out; the model would be cut short."""
+    """Refuse weights with layers that the configuration omits: the model would be cut short."""
     lists = {
         tuple(name.split(".")[-2:]): len(module)
         for name, module in model.named_modules()
@@ -452,7 +452,7 @@ def _check_layers(file: Path, model: Any, unexpected: Iterable[str]) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No report on standard error: what matters of it is in the exception."""
+    """Silence reports on standard error; the exception says what matters."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
     try:

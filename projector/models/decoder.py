@@ -13,19 +13,19 @@ from protos.layout import KVLayout
 def decoder_of(model: Any) -> Any:
     """The text decoder (layers + rotary embedding, no head) inside an image-text-to-text model."""
     decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "config") else model.base_model  # a head of that name
+    return decoder if hasattr(decoder, "config") else model.base_model  # a head with that name
 
 
 def attention_mask(decoder: Any, seen: Tensor) -> Tensor:
-    """A 4-D mask in the form that the decoder's attention takes; it hands 4-D masks on as they are.
+    """A 4-D attention mask in the decoder's own form; decoders pass 4-D masks on unchanged.
 
     Args:
-        decoder: of `decoder_of`.
-        seen: bool `[batch, 1, queries, keys]`, true where a query sees a key; each query sees one.
+        decoder: from `decoder_of`.
+        seen: bool `[batch, 1, queries, keys]`, true if a query sees a key; each query sees a key.
 
     Returns:
-        `seen` itself for SDPA. Eager attention adds its mask to the logits, so there it is zero
-        where seen and the least finite number elsewhere, in the decoder's dtype.
+        `seen` itself for SDPA. For eager attention, which adds the mask to the logits: 0 where
+        seen and the lowest finite number elsewhere, in the decoder's dtype.
     """
     if decoder.config._attn_implementation != "eager":
         return seen
@@ -42,21 +42,21 @@ def head_dim_of(text_config: Any) -> int:
 
 
 def key_norm_weights(decoder: Any, layout: KVLayout) -> Tensor | None:
-    """What each channel of a head's keys is multiplied by after they were normalised.
+    """The weights of the key norm (QK norm), per layer and channel.
 
     Args:
-        decoder: as `decoder_of` gives it.
+        decoder: from `decoder_of`.
         layout: of its cache.
 
     Returns:
-        `[layers, head_dim]` on the CPU; None where keys are not normalised head by head.
+        `[layers, head_dim]` on the CPU; None if keys are not normalised per head.
     """
     if not layout.qk_norm:
         return None
     norms: list[Any] = [getattr(layer.self_attn, "k_norm", None) for layer in decoder.layers]
     if any(getattr(getattr(n, "weight", None), "shape", None) != (layout.head_dim,) for n in norms):
         return None
-    with torch.no_grad():  # ones have a root mean square of 1: what comes out is the weights
+    with torch.no_grad():  # ones have a root mean square of 1, so the norm returns its weights
         ones = (torch.ones_like(norm.weight) for norm in norms)
         each = [norm(one).float() for norm, one in zip(norms, ones, strict=True)]
         return torch.stack(each).cpu()

@@ -41,19 +41,19 @@ def weights_digest(path: Path) -> str:
 
 
 def tokenizer_digest(path: Path) -> str:
-    """SHA-256 hex over the files that decide the prompt: tokenizer, template, processor."""
+    """SHA-256 hex over the files that shape the prompt: tokenizer, template, processor."""
     return _files_digest([Path(path) / n for n in _TOKENIZER_FILES if (Path(path) / n).is_file()])
 
 
 def settings_digest(path: Path, prompt: Any) -> str:
-    """SHA-256 hex over every setting that a cache or the prompt before it depends on.
+    """SHA-256 hex over every setting that affects the cache or the prompt before it.
 
-    The files themselves are digested, whatever they say: which of their fields changes a cache is
-    the library's business, and one that does not costs a bundle's re-export at worst.
+    Whole files are digested: which of their fields affect a cache is the library's business. A
+    field that does not affect it costs a bundle's re-export at worst.
 
     Args:
         path: a checkpoint folder.
-        prompt: what the model's prompt was found to be, as anything JSON can hold.
+        prompt: what was learnt of the model's prompt, JSON-serialisable.
     """
     folder = Path(path)
     found = {file for pattern in _SETTINGS for file in folder.glob(pattern)}

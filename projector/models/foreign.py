@@ -1,7 +1,7 @@
-"""The one guard around libraries of others: what they raise becomes a typed error.
+"""Turns exceptions of third-party libraries into typed errors.
 
-Such an error names a file (or a device, or a package), what was wrong with it and what to do. The
-library's own exception stays chained to it. Imports no library itself.
+The error names a file (or device, or package), what was wrong and what to do. The library's own
+exception stays chained to it. This module imports no such library.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _MOST_WORDS = 300
 def foreign(
     what: Path | str, advice: str, error: type[BridgeError] = ModelError, mixed: bool = False
 ) -> Iterator[None]:
-    """Turn whatever the libraries called inside raise into `error`.
+    """Raise `error` for any exception that a library raises inside.
 
     Args:
-        what: the file, or whatever else is at fault; begins the message.
+        what: the file, or whatever is at fault; starts the message.
         advice: what to do; ends the message.
         error: the class to raise.
-        mixed: the block holds lines of our own too; what one of them raised, other than torch's
-            and the disk's errors, is a mistake of ours and stays what it is.
+        mixed: the block also has our own code. What our code raises is our mistake and passes
+            through unchanged, except errors from torch and the disk.
     """
     try:
         yield
@@ -56,10 +56,10 @@ def foreign(
 
 @contextmanager
 def importing(who: str) -> Iterator[None]:
-    """Turn a library that is missing, or that clashes with another, into a `ModelError`.
+    """Raise a `ModelError` for a library that is missing or clashes with another.
 
     Args:
-        who: begins the message, such as "the small model".
+        who: starts the message, such as "the small model".
     """
     try:
         yield
@@ -75,11 +75,11 @@ def importing(who: str) -> Iterator[None]:
 def plain_file(
     file: Path, advice: str, error: type[BridgeError] = ModelError, most: int = 1 << 62
 ) -> None:
-    """Refuse what a library cannot read as a file, or would wait for: a pipe, a folder, nothing.
+    """Refuse a path that is not a readable plain file: a pipe, a folder, or missing.
 
     Raises:
-        BridgeError: `error`, if it is missing, empty, no regular file, longer than `most` bytes or
-            not ours to read.
+        BridgeError: `error`, if the file is missing, empty, not regular, longer than `most` bytes
+            or not readable by us.
     """
     with foreign(file, advice, error):
         status = file.stat()  # follows links
@@ -94,15 +94,15 @@ def plain_file(
             found = f"it has {status.st_size} bytes, at most {most} are read"
         if found:
             raise error(f"{file}: {found}; {advice}")
-        with file.open("rb"):  # whether it may be read at all
+        with file.open("rb"):  # checks the permission to read
             pass
 
 
 def lacking(met: BaseException) -> str | None:
-    """The package at the root of a failed import and what to do; None if it is something else.
+    """Why an import failed, and what to do: names the package; None for any other exception.
 
-    `transformers` answers every failed import inside itself with one of its own that names no
-    package: the cause is looked for behind it.
+    `transformers` replaces a failed import with an error of its own that names no package, so the
+    exception's causes are searched.
     """
     chain = _chain(met)
     if not any(isinstance(one, ImportError) for one in chain):
@@ -113,7 +113,7 @@ def lacking(met: BaseException) -> str | None:
         return None if package in _OURS else f"needs the package {package}: pip install {package}"
     clashing = _package(root.__traceback__)
     asked = _REQUIRES.search(str(root))
-    if asked is not None:  # `requires_backends` says it in a page of words
+    if asked is not None:  # `requires_backends` writes a page of text
         return (
             f"needs the package {asked[2].lower()} (for {asked[1]}), which is not installed: "
             "install the build of it that fits this torch"
@@ -128,7 +128,7 @@ def lacking(met: BaseException) -> str | None:
 
 
 def in_words(met: BaseException) -> str:
-    """What an exception says, in words: no class, no bare key, one line."""
+    """An exception's message on one line, without its class or a bare key."""
     if isinstance(met, KeyError):
         return f"it lacks {_quoted(met.args[0])}" if met.args else "it lacks a field"
     if isinstance(met, RecursionError):
@@ -142,11 +142,11 @@ def in_words(met: BaseException) -> str:
     if isinstance(met, OSError) and met.strerror:
         return met.strerror[:1].lower() + met.strerror[1:]
     field = _FIELD.search(str(met))
-    if field is not None:  # a validator's page about one value
+    if field is not None:  # a validator's page of text about one value
         return f"the field '{field[1]}' cannot be {field[2] or field[3]}"[:_MOST_WORDS]
     lines = [line.strip() for line in _ESCAPES.sub("", str(met)).splitlines() if line.strip()]
     words = lines[0] if lines else ""
-    for line in lines[1:]:  # a validator's reason is on a line of its own
+    for line in lines[1:]:  # a validator gives the reason on a line of its own
         if _ERROR_NAME.match(line):
             words = f"{words.rstrip(':')}: {line}" if words else line
             break
@@ -156,7 +156,7 @@ def in_words(met: BaseException) -> str:
     if isinstance(met, (TypeError, AttributeError, IndexError)):
         told = "" if _OF_PYTHON.search(words) else f" ({words})"
         return f"a value has the wrong type or is missing{told}"
-    if "huggingface.co" in words:  # it would look for the rest on the network
+    if "huggingface.co" in words:  # it tried to download the missing part
         return "a part that it needs is missing or damaged"
     return words or "it is damaged"
 
@@ -166,7 +166,7 @@ def _quoted(key: object) -> str:
 
 
 def _chain(met: BaseException) -> list[BaseException]:
-    """An exception, what caused it, what caused that; at most a hundred."""
+    """An exception, its cause, that one's cause, and so on; at most a hundred."""
     chain = [met]
     while len(chain) < 100:
         last = chain[-1]
@@ -180,7 +180,7 @@ def _chain(met: BaseException) -> list[BaseException]:
 
 
 def _modules(trace: TracebackType | None) -> list[str]:
-    """Top-level packages of the frames, outermost first."""
+    """Top-level packages of a traceback's frames, outermost first."""
     names = []
     while trace is not None:
         names.append(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
@@ -189,14 +189,14 @@ def _modules(trace: TracebackType | None) -> list[str]:
 
 
 def _package(trace: TracebackType | None) -> str | None:
-    """The innermost package that is neither ours nor one of those that all imports go through."""
+    """The innermost package in the traceback, except ours and those that every import uses."""
     known = (*_OURS, *_BETWEEN, "", "__main__", "tests")
     names = [n for n in _modules(trace) if n not in known and n not in sys.stdlib_module_names]
     return names[-1] if names else None
 
 
 def _ours(met: BaseException) -> bool:
-    """Whether a line of our own code raised it, and not a library's extension under that line."""
+    """Whether our own code raised it, not a library's compiled extension called from our code."""
     if isinstance(met, (RuntimeError, OSError, MemoryError)) and not isinstance(
         met, (RecursionError, NotImplementedError)
     ):

@@ -1,4 +1,4 @@
-"""A frozen local decoder: its cache, answers from a cache, and how its keys are rotated.
+"""A frozen local decoder: its cache, its answers from a cache, and how it rotates keys.
 
 `VLM` reads pictures with it, `LM` reads texts.
 """
@@ -27,21 +27,21 @@ from projector.models.witness import Figures, Witness
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
 
-_SHIFT = 37  # positions by which the rotation witness moves its tokens
+_SHIFT = 37  # positions by which the rotation check shifts its tokens
 _SAME_KEYS = 0.3  # relative: measured up to 0.04 in bfloat16, 0.5 and more without RoPE
 _WITNESSES = 16
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The cache of some pictures, as the model left it.
+    """The cache of some pictures, as the model computed it.
 
     Attributes:
         keys: per layer `[batch, kv_heads, prefix_tokens + N, head_dim]`, rotated.
         values: of the same shapes.
         prefix_tokens: tokens before the picture.
         attention: received attention of the image tokens `[batch, N]`, each row sums to 1; `None`
-            where the prefill was told not to measure it.
+            if the prefill did not measure it.
     """
 
     keys: list[Tensor]
@@ -60,10 +60,10 @@ OnToken = Callable[[int, int, int], None]
 
 @dataclass
 class FrozenModel(ABC):
-    """A frozen decoder with everything that its cache needs said about it.
+    """A frozen decoder with all that its cache needs.
 
-    `checked` is what its self-check found; `rotation_error` by how much of themselves un-rotated
-    keys change with their position, at most.
+    `checked` holds the figures of its self-check. `rotation_error` is the largest relative change
+    of un-rotated keys when their position changes.
     """
 
     model: Any
@@ -87,23 +87,23 @@ class FrozenModel(ABC):
 
     @abstractmethod
     def answer_ids(self, text: str) -> list[int]:
-        """The ids of an answer as it is trained on."""
+        """The ids of an answer, as training uses them."""
 
     @abstractmethod
     def witnesses(self) -> Iterator[Witness]:
-        """What its self-check runs it on."""
+        """The inputs of its self-check."""
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder's weights are."""
+        """The device of the decoder's weights."""
         device: torch.device = self.decoder.device
         return device
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the model's own output path makes of last hidden states; differentiable.
+        """Logits from last hidden states, through the model's own output path; differentiable.
 
         Args:
-            hidden: `[..., E]`, as `run` gives them.
+            hidden: `[..., E]`, from `run`.
 
         Returns:
             `[..., vocabulary]`, scaled and capped as the model does.
@@ -122,16 +122,15 @@ class FrozenModel(ABC):
         positions: Tensor | None = None,
         prompt: bool = True,
     ) -> Tensor:
-        """The decoder over tokens behind a cache, which it extends.
+        """Run the decoder over tokens that follow a cache, and extend the cache.
 
         Args:
             ids: `[B, T]`.
-            cache: as `kv.new_cache` makes it.
-            mask: bool `[B or 1, 1, T, held + T]`, true where a token sees another; None for all
-                that are not later.
-            positions: `[B, T]`; None for those that follow the cache.
-            prompt: whether the tokens are the prompt's, not those that the model made itself: it
-                may read the same token differently beside a picture.
+            cache: from `cache.new_cache`.
+            mask: bool `[B or 1, 1, T, held + T]`, true where a token sees another; None: causal.
+            positions: `[B, T]`; None: those after the cache.
+            prompt: whether the tokens are from the prompt. If the model made them itself, it may
+                embed the same token differently beside a picture.
 
         Returns:
             Last hidden states `[B, T, E]`.
@@ -151,16 +150,16 @@ class FrozenModel(ABC):
         return hidden
 
     def _embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of tokens, some of which the model replaces by others beside a picture."""
+        """Token embeddings, with those that the model replaces beside a picture."""
         made: Tensor = self.decoder.get_input_embeddings()(ids)
         for token, embedding in self._seen_as.items():
             made = torch.where((ids == token).unsqueeze(-1), embedding.to(made.device), made)
         return made
 
     def _take_over_attention(self) -> None:
-        """Route the decoder's fused attention, if it uses one, through one that is measured.
+        """Route the decoder's fused attention, if it has one, through a measured version.
 
-        A decoder that calls SDPA by itself, as Falcon does, passes it by: it runs eagerly.
+        A decoder that calls SDPA itself (Falcon) bypasses the route, so it runs eager attention.
         """
         config = self.decoder.config
         name = measured_attention(config._attn_implementation)
@@ -176,10 +175,10 @@ class FrozenModel(ABC):
             config._attn_implementation = "eager"
 
     def _check_rotation(self, ids: Sequence[int]) -> None:
-        """Refuse a layer whose un-rotated keys change with the position of the same tokens.
+        """Refuse a layer whose un-rotated keys change with the tokens' position.
 
-        A witness for every rotation that a configuration does not name: layers without RoPE or
-        with one of their own, ALiBi, positions added to the embeddings.
+        This catches rotations that a configuration does not name: layers without RoPE or with one
+        of their own, ALiBi, position embeddings.
         """
         ids = list(ids[:_WITNESSES]) or [0]
         starts = (0, _SHIFT)
@@ -208,7 +207,7 @@ class FrozenModel(ABC):
                     )
 
     def _check_finite(self, layers: Sequence[LayerCache]) -> None:
-        """Refuse a cache with NaN or infinity in it, and name the weights that hold them."""
+        """Refuse a cache that holds NaN or infinity; name the weights that hold them."""
         if all(bool(torch.isfinite(part).all()) for layer in layers for part in layer):
             return
         broken = [n for n, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
@@ -220,7 +219,7 @@ class FrozenModel(ABC):
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decode answer tokens, special tokens left out, outer blanks stripped."""
+        """Decode answer tokens without special tokens and outer whitespace."""
         decoded: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return decoded.strip()
 
@@ -245,7 +244,7 @@ class FrozenModel(ABC):
         keys: Tensor | npt.NDArray[np.float32],
         values: Tensor | npt.NDArray[np.float32],
     ) -> list[LayerCache]:
-        """The cache of a scene the model never saw: its own constant prefix, then the given tokens.
+        """The cache of a scene that the model never saw: its own constant prefix, then the tokens.
 
         Args:
             keys: `[layers, batch, kv_heads, N, head_dim]`, rotated at `positions`.
@@ -270,7 +269,7 @@ class FrozenModel(ABC):
         Args:
             cache_layers: per layer keys and values `[batch, kv_heads, T, head_dim]`.
             questions: ids from `question_ids`, one list per row.
-            max_new_tokens: at most so many tokens, the end token not counted.
+            max_new_tokens: at most this many tokens, the end token not counted.
             on_token: called for every token as soon as it is known.
 
         Returns:
@@ -311,7 +310,7 @@ class FrozenModel(ABC):
         questions: Sequence[str],
         max_new_tokens: int = 16,
     ) -> list[str]:
-        """`answer`, in words on both sides."""
+        """`answer` with texts for questions and answers."""
         ids = [self.question_ids(question) for question in questions]
         return [self.text(row) for row in self.answer(cache_layers, ids, max_new_tokens)]
 
@@ -323,10 +322,10 @@ class Generation:
         self.model, self.cache, self.held = model, cache, held
         self.lengths = torch.tensor(lengths, device=model.device)
         self.even = min(lengths) == max(lengths)
-        self.width = 0  # tokens that the cache holds after the shared ones, padding included
+        self.width = 0  # cached tokens after the shared ones, padding included
 
     def forward(self, ids: Tensor) -> Tensor:
-        """First forward over padded suffixes `[B, T]`; causal, so right padding is unseen."""
+        """First forward over padded suffixes `[B, T]`; causal, so no token sees the padding."""
         batch, width = ids.shape
         steps = torch.arange(width, device=ids.device)
         mask = torch.ones(width, self.held + width, dtype=torch.bool, device=ids.device)
@@ -379,7 +378,7 @@ def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer.
 
     Raises:
-        ModelError: the generation settings name something else than tokens.
+        ModelError: the generation settings name something that is not a token.
     """
     given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = given if isinstance(given, list) else [given]

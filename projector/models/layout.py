@@ -1,4 +1,4 @@
-"""A live model's cache, described: its `KVLayout`."""
+"""Describes a live model's cache as a `KVLayout`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protos.layout import KVLayout
 
 
 def windows_of(text: Any) -> tuple[int, ...]:
-    """How many tokens back each layer sees, 0 for all; empty where no window is ever reached."""
+    """How many tokens back each layer sees, 0 for all; empty if no window is ever reached."""
     if not slides(text):
         return ()
     types = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
@@ -39,13 +39,13 @@ def grid_of(tokens: int, path: Path) -> tuple[int, int]:
 
 
 def layout_of(model: Any, path: str | Path, grid: tuple[int, int], prompt: Any = None) -> KVLayout:
-    """Describe a live model's cache; `refuse_unsupported` has taken its configuration.
+    """Describe a live model's cache. Call `refuse_unsupported` on its configuration first.
 
     Args:
         model: a loaded model.
         path: the checkpoint folder it was loaded from (its files are digested).
         grid: rows and columns of one picture's tokens; one row of the longest text.
-        prompt: as of `settings_digest`.
+        prompt: as in `settings_digest`.
 
     Raises:
         UnsupportedModelError: see `rope_of`.
