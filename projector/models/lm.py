@@ -1,7 +1,7 @@
-"""One text-only language model: texts in, their cache out; a cache and a question in, words out.
+"""A text-only language model: it turns texts into caches, and answers questions from a cache.
 
-A text's cache never depends on the question, which follows it on a line of its own and is tokenized
-by itself. No chat template is applied.
+A text's cache never depends on the question: the question follows on its own line and is tokenized
+separately. No chat template is applied.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class LM(FrozenModel):
             path: a folder written by `save_pretrained` (safetensors weights, fast tokenizer).
             device: a torch device.
             dtype: `float32`, `bfloat16` or `float16`.
-            text_tokens: the longest text that is taken; part of the layout.
+            text_tokens: tokens of the longest text accepted; part of the layout.
 
         Raises:
             ModelError: the folder is not a usable checkpoint.
-            UnsupportedModelError: the model is one that a cache layout cannot describe, by name.
-            ContextError: such a text would outgrow the model's windows.
+            UnsupportedModelError: a cache layout cannot describe the model; the error names why.
+            ContextError: such a text would not fit the model's windows.
         """
         folder = Path(path)
         _refuse(checkpoint.read_config(folder))
@@ -92,11 +92,11 @@ class LM(FrozenModel):
 
         Args:
             model: in evaluation mode.
-            tokenizer: its own.
-            path: its folder.
-            text_tokens: as of `load`.
-            known: whether they are just what the folder holds, so that an earlier self-check of
-                that folder counts.
+            tokenizer: of the model.
+            path: folder of the checkpoint.
+            text_tokens: as in `load`.
+            known: whether model and tokenizer are exactly what the folder holds; then an earlier
+                self-check of that folder counts.
 
         Raises:
             ModelError, UnsupportedModelError, ContextError: as `load`.
@@ -133,7 +133,7 @@ class LM(FrozenModel):
         return lm
 
     def _check_cache(self, ids: list[int]) -> None:
-        """Run a text; refuse a cache that the layout misdescribes."""
+        """Run a text; refuse a model whose cache is not as the layout says."""
         layout = self.layout
         layers = self.context([ids])
         self._check_finite(layers)
@@ -146,10 +146,10 @@ class LM(FrozenModel):
         self._check_rotation([*self.prefix_ids, *ids, *range(4, 12)])
 
     def witnesses(self) -> Iterator[Witness]:
-        """Rows of tokens drawn at random, of several lengths, and questions drawn too.
+        """Random token rows of several lengths, with random questions.
 
         Raises:
-            SelfCheckError: the tokenizer makes other ids of a text than this class does.
+            SelfCheckError: the tokenizer turns a text into other ids than this class does.
         """
         draw = np.random.default_rng(0)
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
@@ -182,7 +182,7 @@ class LM(FrozenModel):
 
         Raises:
             ContextError: it is empty, holds one of the tokenizer's reserved tokens, or has more
-                tokens than the layout says.
+                tokens than the layout allows.
         """
         return self.reader.read(text)
 
@@ -190,7 +190,7 @@ class LM(FrozenModel):
         """The ids that follow the text: the question on a line of its own.
 
         Raises:
-            QuestionError: blank, or holding one of the tokenizer's reserved tokens.
+            QuestionError: it is blank, or holds one of the tokenizer's reserved tokens.
             QuestionTooLongError: more than `max_question_tokens`.
         """
         if not text.strip():
@@ -209,29 +209,29 @@ class LM(FrozenModel):
         return ids
 
     def answer_ids(self, text: str) -> list[int]:
-        """The ids of an answer as it is trained on: nothing after it."""
+        """The ids of an answer, as training uses them: nothing follows it."""
         return list(self.tokenizer(" " + text, add_special_tokens=False)["input_ids"])
 
     # -- the sending side ------------------------------------------------------------------------
 
     def context(self, rows: Sequence[Sequence[int]]) -> list[LayerCache]:
-        """The cache of some texts behind the constant prefix, as the model leaves it.
+        """The cache of some texts after the constant prefix, as the model computed it.
 
         Args:
-            rows: ids of `tokens`, of any lengths.
+            rows: ids from `tokens`, of any lengths.
 
         Returns:
-            Per layer keys (rotated) and values `[B, kv_heads, prefix + longest, head_dim]`; what
-            lies past a row's own tokens means nothing.
+            Per layer keys (rotated) and values `[B, kv_heads, prefix + longest, head_dim]`. Past a
+            row's own tokens they are padding.
         """
         ids = [[*self.prefix_ids, *row] for row in rows]
         cache = kv.new_cache()
-        with torch.inference_mode():  # causal, so padding to the right is unseen
+        with torch.inference_mode():  # causal, so no token sees the padding on the right
             self.run(padded(ids, self.device), cache)
         return kv.read_cache(cache)
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[KVState]:
-        """The texts' own tokens with RoPE removed, one state per row; attention is not measured."""
+        """The texts' own tokens with RoPE removed, one state per row, without attention."""
         layers = self.context(rows)
         start = len(self.prefix_ids)
         keys, values = (torch.stack(part)[:, :, :, start:] for part in zip(*layers, strict=True))
@@ -250,7 +250,7 @@ class LM(FrozenModel):
 
     @property
     def positions(self) -> npt.NDArray[np.int64]:
-        """Where the tokens of the longest text stand, `[N]`."""
+        """Positions of the longest text's tokens, `[N]`."""
         start = len(self.prefix_ids)
         return np.arange(start, start + self.layout.tokens, dtype=np.int64)
 
@@ -262,11 +262,11 @@ class LM(FrozenModel):
         questions: Sequence[Sequence[int]],
         max_new_tokens: int = 16,
     ) -> list[list[int]]:
-        """Greedy answers by the model that reads the texts: one forward over both.
+        """Greedy answers of the model when it reads the texts itself, in one forward pass.
 
         Args:
-            rows: ids of `tokens`, one text per row.
-            questions: ids of `question_ids`, one per row.
+            rows: ids from `tokens`, one text per row.
+            questions: ids from `question_ids`, one per row.
             max_new_tokens: as `answer`.
         """
         ids = [
@@ -282,11 +282,11 @@ class LM(FrozenModel):
 
 
 def reads_only_texts(path: str | Path) -> bool:
-    """Whether a checkpoint is a language model, which `LM` loads and `VLM` does not.
+    """Whether a checkpoint is a text-only language model, for `LM` and not for `VLM`.
 
     Raises:
         ModelError: the folder is not a checkpoint.
-        UnsupportedModelError: transformers knows no such model, or neither kind of it.
+        UnsupportedModelError: transformers does not know the model, or knows it as neither kind.
     """
     config = checkpoint.read_config(Path(path))
     if checkpoint.sees_pictures(config):

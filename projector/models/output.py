@@ -1,4 +1,4 @@
-"""A model's own way from last hidden states to logits: its head, scales, caps and masks (torch)."""
+"""Computes logits from last hidden states as the model does: head, scales, caps and masks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PROBES = 4
 
 
 class Output:
-    """Runs everything of a model that comes after its decoder, by the model's own forward.
+    """Runs the part of a model after its decoder, through the model's own forward.
 
-    The forward is that of a shallow twin: the same class, configuration and head, with a body that
-    hands back the embeddings that it is given. So each family's factor or cap (Granite, Cohere,
-    Gemma 2, …) applies as its own code says, and nothing here names one.
+    It runs a shallow twin: the same class, configuration and head, with a body that returns the
+    embeddings it is given. So each family's factor or cap (Granite, Cohere, Gemma 2, …) applies as
+    its own code says, and nothing here names a family.
 
     Args:
-        model: as `transformers` loaded it; neither it nor its weights are changed.
+        model: as loaded by transformers; the model and its weights stay unchanged.
 
     Raises:
-        UnsupportedModelError: it has no body apart from its head.
+        UnsupportedModelError: the model has no body separate from its head.
     """
 
     def __init__(self, model: Any) -> None:
@@ -59,21 +59,21 @@ class Output:
         return logits.view(*hidden.shape[:-1], -1)
 
     def _adds_nothing(self) -> bool:
-        """Whether the forward gives just what the head gives, for small states and for large ones.
+        """Whether the forward equals the head alone, for small hidden states and for large ones.
 
-        Most families' does; the head alone saves the forward's 20 microseconds a token.
+        That holds for most families; the head alone saves 20 microseconds a token.
         """
         weight = self._head.weight
         draw = torch.Generator().manual_seed(0)
         noise = torch.randn(_PROBES, weight.shape[1], generator=draw).to(weight.device)
-        with torch.inference_mode():  # a cap shows in large logits, a factor or a mask in any
+        with torch.inference_mode():  # large states reveal a cap; any states, a factor or a mask
             return all(
                 torch.equal(self._head(hidden), self._own(hidden))
                 for hidden in ((noise * scale).to(weight.dtype) for scale in (1.0, 1e3))
             )
 
     def of(self, tokens: Tensor) -> Output:
-        """The same for some tokens only, in their order: cheaper where the vocabulary is large.
+        """The same for some tokens only, in their order: faster with a large vocabulary.
 
         Args:
             tokens: ids `[n]`.
@@ -91,7 +91,7 @@ class Output:
 
 
 class _Body(nn.Module):
-    """Stands where the model's body does; what the body says of itself, it says too."""
+    """Stands in for the model's body and copies its attributes."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Body(nn.Module):
 
 
 class _Given:
-    """What a body returns: last hidden states, and nothing else that a forward may ask for."""
+    """A body's output: last hidden states, and None for whatever else a forward reads."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden

@@ -1,7 +1,7 @@
 """Many questions behind one cached scene in a single forward pass (torch).
 
-Question q of a picture sees the scene and itself, never another question, so each is answered as if
-it were alone.
+Each question sees the scene and itself, never another question, so each is answered as if it were
+alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Scenes(list[LayerCache]):
     """The cached layers of a batch whose rows hold different numbers of tokens.
 
     Attributes:
-        lengths: tokens of each row, the constant prefix included, `[B]`; what the layers hold past
-            them is not looked at.
+        lengths: tokens of each row, the constant prefix included, `[B]`; layers are not read past
+            them.
     """
 
     def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
@@ -37,8 +37,8 @@ class Packed:
     """B pictures with Q questions each, every question padded to S tokens.
 
     Attributes:
-        ids: `[B, Q * S]` question tokens followed by the answer's, its last left out.
-        labels: `[B, Q * S]` the token to predict next where it belongs to the answer, else -100.
+        ids: `[B, Q * S]` each question's tokens, then its answer's without the last.
+        labels: `[B, Q * S]` the next token where it is part of the answer, else -100.
         questions: Q.
     """
 
@@ -52,12 +52,12 @@ class Packed:
         rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
         device: torch.device | None = None,
     ) -> Packed:
-        """Packs (question ids, answer ids) pairs, the same number for each picture.
+        """Pack (question ids, answer ids) pairs, the same number for each picture.
 
         Args:
             rows: per picture, per question: ids from `VLM.question_ids`, and the answer's ids with
                 the end token.
-            device: where the model is that is to read them.
+            device: of the model that reads them.
         """
         count = len(rows[0])
         longest = max(len(q) + len(a) - 1 for row in rows for q, a in row)
@@ -71,7 +71,7 @@ class Packed:
         return cls(ids.flatten(1).to(device), labels.flatten(1).to(device), count)
 
     def logits(self, model: FrozenModel, layers: Sequence[LayerCache]) -> Tensor:
-        """Logits at every labelled place, in row-major order; arguments as of `hidden`.
+        """Logits at every labelled position, in row-major order; arguments as in `hidden`.
 
         Returns:
             `[labels != -100, vocabulary]` float32, from the model's own output path.
@@ -79,7 +79,7 @@ class Packed:
         return model.logits(self.hidden(model, layers)).float()
 
     def hidden(self, model: FrozenModel, layers: Sequence[LayerCache]) -> Tensor:
-        """Last hidden states at every labelled place, in row-major order.
+        """Last hidden states at every labelled position, in row-major order.
 
         Args:
             model: the frozen model.
@@ -106,12 +106,12 @@ class Packed:
         return hidden[self.labels != IGNORED]
 
     def exactly_right(self, logits: Tensor) -> Tensor:
-        """Which questions every answer token of which is the most likely one, `[B, Q]` bool.
+        """Which questions have the right token most likely at every position of the answer.
 
-        Under teacher forcing this equals an exact match of the greedy answer.
+        `[B, Q]` bool. Under teacher forcing this equals an exact match of the greedy answer.
 
         Args:
-            logits: as `logits` returns them.
+            logits: from `logits`.
         """
         wanted = self.labels != IGNORED
         wrong = torch.zeros_like(self.labels)

@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits, scaled by the depth that the file declares."""
+"""Scales picture samples of more than 8 bits by the depth that the file declares."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 from projector.models.picture_file import open_picture, png_chunks, stream_of
 from protos.errors import PictureError
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF tags
 _MAX_SAMPLE = 341, 281  # SMaxSampleValue, MaxSampleValue
 SIGNED, _FLOATING = 2, 3
-_PACKED = 12  # bits of a sample of TIFF that leave none unused
+_PACKED = 12  # TIFF sample size, in bits, that is packed without unused bits
 _FULL = (1 << 16) - 1
-_ROWS = 256  # of samples of more than 8 bits at a time
+_ROWS = 256  # rows of deep samples scaled at a time
 
 Samples = npt.NDArray[Any]
 
@@ -32,7 +32,7 @@ def _raw_mode(opened: Image.Image) -> str:
 
 
 def scale_key(opened: Image.Image) -> None:
-    """Give the transparent grey of a PNG file of 2 or 4 bits as the level that its pixels have."""
+    """Rescale the transparent grey of a 2 or 4 bit PNG file to the level of its pixels."""
     step = {"L;2": 85, "L;4": 17}.get(_raw_mode(opened))
     if step and "transparency" in opened.info:
         opened.info["transparency"] *= step
@@ -48,12 +48,12 @@ def is_deep(opened: Image.Image) -> bool:
 def deep_planes(
     opened: Image.Image, file: Path | bytes, formats: Sequence[str], name: str
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Samples scaled to 8 bits by the depth that the file declares: colours, and opacity."""
+    """Colour and opacity samples, scaled to 8 bits by the depth that the file declares."""
     raw, key = _raw_mode(opened), opened.info.get("transparency")
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     bits = 16 if opened.format == "PNG" else _bits(tags)
     if opened.mode.startswith(("I", "F")):
-        opened.load()  # NumPy would hide what is wrong with it
+        opened.load()  # raises what NumPy would hide
         samples = np.asarray(opened)[..., None]
         samples = samples.view(np.uint32) if bits == 32 else samples
     elif tags.get(_PLANAR) == 2:
@@ -85,7 +85,7 @@ def deep_planes(
         if alpha is not None and mask is not None:
             opaque = np.clip(alpha[rows] / np.float64(full), 0, 1)
             mask[rows] = np.rint(255 * opaque)
-            if raw.startswith("RGBa"):  # colours were multiplied by it
+            if raw.startswith("RGBa"):  # colours are premultiplied
                 scaled /= np.where(opaque > 0, opaque, 1)[..., None]
         if tags.get(_PHOTOMETRIC) == 0:
             scaled = 1 - scaled
@@ -97,13 +97,13 @@ def deep_planes(
 def _samples(opened: Image.Image, file: Path | bytes, formats: Sequence[str], raw: str) -> Samples:
     """Colours of 16 bits, `[height, width, channels]`.
 
-    Pillow makes 8 bits of them, the upper ones. Told that their bytes are in the other order, it
-    makes the lower ones.
+    Pillow keeps the upper 8 bits. Told that the byte order is the other one, it keeps the lower 8,
+    so two reads give all 16.
     """
     if raw == "LA;16B":
         return _unpacked(opened, "RGBA").view(">u2")  # two bytes of grey, two of opacity
     stem, order = raw.replace("RGBa", "RGBA").split(";16")
-    if order not in ("L", "B"):  # of this machine
+    if order not in ("L", "B"):  # native byte order
         order = "L" if sys.byteorder == "little" else "B"
     made = _unpacked(opened, f"{stem};16{order}").astype(np.uint16)
     made <<= 8
@@ -113,13 +113,13 @@ def _samples(opened: Image.Image, file: Path | bytes, formats: Sequence[str], ra
 
 
 def _unpacked(opened: Image.Image, raw: str) -> npt.NDArray[np.uint8]:
-    """Decode with another unpacker than the file's own."""
+    """Decode with another raw mode than the file's own."""
     file: Any = opened
     file.tile = [
         tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
         for tile in file.tile
     ]
-    file.load()  # NumPy would hide what is wrong with it
+    file.load()  # raises what NumPy would hide
     return np.asarray(file)
 
 
@@ -127,20 +127,20 @@ def _require_levels(colours: Samples, name: str) -> None:
     least, most = colours.min(), colours.max()
     if not (least >= 0 and np.isfinite(most)):
         raise PictureError(
-            f"{name} holds samples from {least:g} to {most:g}; levels of light are not negative "
-            "and finite: save it in 8 bits"
+            f"{name} holds samples from {least:g} to {most:g}; levels of light are finite and not "
+            "negative: save it in 8 bits"
         )
 
 
 def _png_white(colours: Samples, bits: int | None, name: str) -> int:
-    """Which sample of 16 bits is white, by sBIT: `bits` of them count.
+    """The 16-bit sample that is white, by the sBIT chunk: `bits` of the sample are significant.
 
-    The standard has samples of fewer bits shifted up to fill 16; cameras leave them as they are.
-    Only the second kind stays below 2^bits throughout.
+    The standard shifts samples of fewer bits up to fill 16; cameras leave them unshifted. Only
+    unshifted samples all stay below 2^bits.
     """
     most = int(colours.max())
     if bits is None:
-        if most >> 15 or not most or (colours >> 8 == colours & 255).all():  # or from 8 bits
+        if most >> 15 or not most or (colours >> 8 == colours & 255).all():  # or widened from 8
             return _FULL
         raise _undeclared(name, 16, most, "PNG's sBIT chunk")
     own = (1 << bits) - 1
@@ -155,7 +155,7 @@ def _png_white(colours: Samples, bits: int | None, name: str) -> int:
 
 
 def _significant_bits(file: Path | bytes) -> int | None:
-    """Bits of a PNG file's colours that count, by its sBIT chunk."""
+    """Significant bits of a PNG file's colours, from its sBIT chunk."""
     with stream_of(file) as stream:
         for kind, _, length in png_chunks(stream):
             if kind == b"IDAT":
@@ -168,7 +168,7 @@ def _significant_bits(file: Path | bytes) -> int | None:
 
 
 def _bits(tags: Mapping[int, Any]) -> int:
-    """Bits of a TIFF file's samples that hold a level of light; 0 for floating point."""
+    """Bits of light level per sample in a TIFF file; 0 for floating point."""
     kind = first_of(tags.get(SAMPLE_FORMAT, 1))
     if kind == _FLOATING:
         return 0
@@ -176,17 +176,17 @@ def _bits(tags: Mapping[int, Any]) -> int:
 
 
 def _tiff_white(colours: Samples, tags: Mapping[int, Any], bits: int, name: str) -> float:
-    """Which sample of a TIFF file is white.
+    """The sample that is white in a TIFF file.
 
-    A largest value that is no 2^n - 1 was measured of this very picture and says nothing.
+    A declared maximum other than 2^n - 1 was measured on this picture, so it does not count.
     """
     most, full = float(colours.max()), (1 << bits) - 1
     named = (first_of(tags[tag]) for tag in _MAX_SAMPLE if tag in tags)
     declared = next((float(v) for v in named if v > 0 and float(np.log2(v + 1)).is_integer()), 0.0)
     if declared and most > declared:
         raise PictureError(
-            f"{name} declares {declared:g} as its largest sample, and holds {most:g}: declare "
-            "2^bits - 1 of what its samples have"
+            f"{name} declares {declared:g} as its largest sample, but holds {most:g}: declare "
+            "2^bits - 1 for the bits that its samples have"
         )
     if declared or not most:
         return declared or 1
@@ -204,5 +204,5 @@ def _undeclared(name: str, bits: int, most: float, by: str) -> PictureError:
 
 
 def first_of(value: Any) -> Any:
-    """The value of a TIFF tag, the first where it has several."""
+    """A TIFF tag's value, or its first value if it has several."""
     return value[0] if isinstance(value, tuple) else value

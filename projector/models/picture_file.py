@@ -1,4 +1,4 @@
-"""Picture files as streams: opened by Pillow, or a PNG file read chunk by chunk."""
+"""Opens picture files as streams: with Pillow, or a PNG file chunk by chunk."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PIXEL_CHUNKS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"
 
 @contextmanager
 def open_picture(file: Path | bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
-    """From a stream: a file that Pillow knows by name it maps, and skews turned TIFF files."""
+    """Open from a stream: Pillow memory-maps a file given by name, and skews turned TIFF files."""
     with stream_of(file) as stream, Image.open(stream, formats=tuple(formats)) as opened:
         yield opened
 
 
 def stream_of(file: Path | bytes) -> BinaryIO:
-    """The bytes of a picture file, from where it is or from memory."""
+    """A picture file's bytes as a stream, from disk or from memory."""
     return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
 
 
 def less_metadata(file: Path | bytes, kinds: Sequence[bytes]) -> bytes | None:
-    """A PNG file's pixels, and its intact chunks of these kinds; None for other files."""
+    """A PNG file with its pixels and its intact chunks of these kinds only; None if not PNG."""
     with stream_of(file) as stream:
         if stream.read(len(_PNG)) != _PNG:
             return None
@@ -44,7 +44,7 @@ def less_metadata(file: Path | bytes, kinds: Sequence[bytes]) -> bytes | None:
 
 
 def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and length of the chunks of a PNG file; none of other files."""
+    """Kind, offset and length of each chunk of a PNG file; nothing for other files."""
     if stream.read(len(_PNG)) != _PNG:
         return
     while len(head := stream.read(8)) == 8:

@@ -1,8 +1,8 @@
-"""One rule from a picture file to RGB, wherever a picture is read.
+"""Reads any picture file to RGB by one rule.
 
 The agent's sources, the toolkit's data sets and the service's picture point all read files here, so
-a file looks the same to each. For clients in other languages bridge.proto has the rule in words
-(PICTURE FILES). Needs Pillow, NumPy and pydantic, no torch.
+a file looks the same to each. bridge.proto states the rule for clients in other languages (PICTURE
+FILES). Needs Pillow, NumPy and pydantic, not torch.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ SUFFIXES: Final = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-"""The files that folders are searched for, each with its format. What is read is what a file holds,
+"""File endings searched for in folders, with their formats. A file is read by its content,
 whatever its name says."""
 FORMATS: Final = tuple(dict.fromkeys(SUFFIXES.values()))
 WIRE_FORMATS: Final = ("PNG", "JPEG", "WEBP")
-"""What may travel at the picture point."""
+"""Formats that may travel at the picture point."""
 MAX_PIXELS: Final = 1 << 25
-"""Pixels that are decoded at most, unless a setting says otherwise."""
+"""Most pixels decoded, unless a setting says otherwise."""
 MOST_PIXELS: Final = 1 << 27
-"""The most that a setting may allow; Pillow itself refuses files of 179 million."""
+"""The most that the setting allows; Pillow itself refuses files of 179 million."""
 MaxPicturePixels = Annotated[
     int,
     Field(
@@ -56,11 +56,11 @@ MaxPicturePixels = Annotated[
         "a half, a quarter or an eighth of its size, any other file is refused",
     ),
 ]
-"""The setting `max_picture_pixels`, for whichever program has it; its default is `MAX_PIXELS`."""
+"""The setting `max_picture_pixels`, for every program that has it; default `MAX_PIXELS`."""
 BACKGROUND: Final = 255
 """Grey level behind transparent pixels: white."""
 
-_MPO = "MPO"  # what Pillow calls a JPEG file with further pictures behind the first
+_MPO = "MPO"  # Pillow's name for a JPEG file with more pictures after the first
 _ORIENTATION = 0x0112
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,21 +88,21 @@ def read(
 ) -> Image.Image:
     """Decode a picture file to RGB, upright, in sRGB, over white.
 
-    The first frame or page of several. Sizes are checked before anything is decoded. JPEG files of
-    more than `max_pixels` are decoded at a half, a quarter or an eighth of their size.
+    Of several frames or pages, the first. Sizes are checked before anything is decoded. JPEG files
+    of more than `max_pixels` are decoded at a half, a quarter or an eighth of their size.
 
     Args:
-        file: where it is, or all of its bytes.
-        formats: of Pillow's; other files are refused.
-        max_side: longest width and height; no JPEG file is made smaller to fit. None: any.
+        file: path, or all bytes of the file.
+        formats: Pillow's names of the formats accepted.
+        max_side: longest width and height; JPEG files are not shrunk to fit. None: any.
         max_pixels: width times height, as decoded.
 
     Returns:
         A picture of mode RGB without metadata.
 
     Raises:
-        PictureError: not such a file, damaged, too large, or with samples whose depth cannot be
-            told; what was wrong and what to do.
+        PictureError: not such a file, damaged, too large, or its sample depth is unknown; the
+            message says what was wrong and what to do.
     """
 
     def decode(whole: Path | bytes, name: str) -> Image.Image:
@@ -112,10 +112,10 @@ def read(
 
 
 def size(file: Path | bytes, *, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
-    """Width and height of a picture file as its header has them; nothing is decoded.
+    """Width and height from a picture file's header; nothing is decoded.
 
     Raises:
-        PictureError: as `read`, of what the header can tell.
+        PictureError: as `read`, as far as the header tells.
     """
 
     def look(whole: Path | bytes, _: str) -> tuple[int, int]:
@@ -128,11 +128,11 @@ def size(file: Path | bytes, *, formats: Sequence[str] = FORMATS) -> tuple[int, 
 def _guarded(
     file: Path | bytes, formats: Sequence[str], work: Callable[[Path | bytes, str], Result]
 ) -> Result:
-    """Do something with a file, given its name for messages; whatever fails is a PictureError."""
+    """Run `work` on a file with its name for messages; turn every failure into a PictureError."""
     name = f"the payload of {len(file)} bytes" if isinstance(file, bytes) else Path(file).name
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata, large sizes: decided here
+            warnings.simplefilter("ignore")  # damaged metadata and large sizes are handled here
             return _patiently(file, lambda whole: work(whole, name))
     except BridgeError:
         raise
@@ -140,18 +140,18 @@ def _guarded(
         if not (file if isinstance(file, bytes) else file.stat().st_size):
             raise PictureError(f"{name} is empty: no picture was written to it") from error
         raise PictureError(
-            f"{name} is not a picture that can be read: no {', '.join(formats)} file, or of a kind "
-            "that is not supported: save it as an ordinary PNG or JPEG"
+            f"{name} cannot be read as a picture: it is not a {', '.join(formats)} file, or its "
+            "variant is not supported: save it as an ordinary PNG or JPEG"
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large to be decoded: {error}") from error
-    except Exception as error:  # a decoder that trips over untrusted bytes may raise anything
+    except Exception as error:  # a decoder may raise anything on untrusted bytes
         said = str(error) or type(error).__name__
         raise PictureError(f"{name} cannot be read as a picture: {said}") from error
 
 
 def _patiently(file: Path | bytes, work: Callable[[Path | bytes], Result]) -> Result:
-    """No fault of a PNG file's metadata costs the picture, though Pillow refuses the whole file."""
+    """Run `work`; retry a PNG file without its damaged metadata, over which Pillow refuses it."""
     try:
         return work(file)
     except (UnidentifiedImageError, ValueError):
@@ -179,16 +179,16 @@ def _read(
     picture = _over_white(_in_srgb(colour, icc), mask)
     if turn is not None:  # Pillow turns TIFF files itself
         picture = picture.transpose(turn)
-    picture.info = {}  # or a copy that is saved would bring profile and orientation a second time
+    picture.info = {}  # else a saved copy would apply profile and orientation a second time
     return picture
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture in memory that did not come from `read`, as RGB over white; itself if it is that.
+    """A picture from memory (not from `read`) as RGB over white; unchanged if it is that already.
 
     Raises:
-        PictureError: it cannot be decoded, or its samples have more than 8 bits: nothing says which
-            one is white.
+        PictureError: it cannot be decoded; or its samples have more than 8 bits, and nothing says
+            which one is white.
     """
     try:
         picture.load()
@@ -216,7 +216,7 @@ def _over_white(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
 
 
 def _fit(opened: Image.Image, name: str, max_side: int | None, max_pixels: int) -> None:
-    """Refuse what is too large; have large JPEG files decoded smaller."""
+    """Refuse pictures that are too large; decode large JPEG files at a smaller size."""
     width, height = opened.size
     if max_side is not None:
         if max(width, height) > max_side:
@@ -230,7 +230,7 @@ def _fit(opened: Image.Image, name: str, max_side: int | None, max_pixels: int) 
         shrink = next((s for s in (1, 2, 4) if width * height <= max_pixels * s * s), 8)
         if shrink > 1:
             opened.draft(None, (max(1, width // shrink), max(1, height // shrink)))
-        # All coefficients of a progressive one are held at once, whatever size it is decoded at.
+        # A progressive JPEG holds all coefficients at once, whatever size it is decoded at.
         most *= 4 if "progressive" in opened.info else 64
     if width * height > most:
         raise PictureError(
@@ -242,12 +242,12 @@ def _fit(opened: Image.Image, name: str, max_side: int | None, max_pixels: int) 
 def _orientation(opened: Image.Image) -> Any:
     try:
         return opened.getexif().get(_ORIENTATION)
-    except Exception:  # what EXIF says is damaged: the picture is as it is stored
+    except Exception:  # damaged EXIF: the picture stays as it is stored
         return None
 
 
 def _planes(opened: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
-    """Colours of 8 bits (L, RGB or CMYK), and how opaque they are."""
+    """Colours of 8 bits (L, RGB or CMYK), and the opacity."""
     opened.load()
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     if first_of(tags.get(SAMPLE_FORMAT, 1)) == SIGNED:
@@ -264,7 +264,7 @@ def _planes(opened: Image.Image, name: str) -> tuple[Image.Image, Image.Image | 
 
 
 def _in_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """Through the file's colour profile; left as it is where that is broken or does not fit."""
+    """Apply the file's colour profile; skip a profile that is broken or does not fit."""
     plain = picture if picture.mode == "RGB" else None
     if icc:
         try:
@@ -275,12 +275,12 @@ def _in_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
             if not _changes_nothing(to_srgb, picture.mode):
                 return to_srgb.apply(picture)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
-            pass  # the rule: such a profile counts as none
+            pass  # the rule: ignore such a profile
     return plain if plain is not None else picture.convert("RGB")
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a profile is sRGB under another name: no pixel is to change by mere rounding."""
+    """Whether a profile is sRGB by another name: then rounding must not change any pixel."""
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":
         probe = Image.fromarray(levels[None])

@@ -1,4 +1,4 @@
-"""What a model's forward needs of a picture besides token ids: its processor's tensors."""
+"""Turns pictures into the tensors that a model's forward takes besides token ids."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from protos.errors import PictureError
 
 _NO_PIXELS = MARKS | {
     *("input_ids", "attention_mask"),
-    *("rows", "cols", "num_patches", "num_crops", "grids"),  # the processor's own, for its text
+    *("rows", "cols", "num_patches", "num_crops", "grids"),  # only for the processor's own text
 }
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One picture as `VLM.prepare` made it: what the model's forward needs besides ids."""
+    """One picture from `VLM.prepare`: what the model's forward needs besides ids."""
 
     pixels: dict[str, Tensor]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Pictures of equal shapes can be seen together."""
+        """Shapes of the tensors; pictures with equal shapes can form one batch."""
         return tuple(tuple(value.shape) for value in self.pixels.values())
 
 
 class Pixels:
-    """Pictures to tensors, by the image processor alone where that gives the same."""
+    """Pictures to tensors, by the image processor alone if that gives the same result."""
 
     def __init__(self, prompt: Prompt) -> None:
-        """Tries both ways on one picture."""
+        """Try both ways on one picture."""
         self.prompt = prompt
         self.alone = False
         self.alone = self._suffices_alone()
@@ -61,7 +61,7 @@ class Pixels:
         return {k: v for k, v in made.items() if k not in _NO_PIXELS and isinstance(v, Tensor)}
 
     def _suffices_alone(self) -> bool:
-        """Whether the image processor alone gives what the whole processor gives; it is faster."""
+        """Whether the image processor alone (faster) gives the whole processor's result."""
         blank = Image.new("RGB", (64, 64), (90, 120, 150))
         whole = self.prompt.inputs("Q", blank)
         alone = self.of_pictures([blank], alone=True)

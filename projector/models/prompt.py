@@ -1,7 +1,7 @@
 """The prompt of a vision-language model, as token ids around one picture.
 
-It has four parts: what stands before the picture, the image tokens, a fixed tail and the question.
-The parts are learnt from what the processor makes of two probes, never typed by hand.
+It has four parts: the text before the picture, the image tokens, a fixed tail and the question.
+They are learnt from the processor's output for two probes, never typed by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from projector.models.template import rehearse
 from protos.errors import ModelError, UnsupportedModelError
 
 MARKS = frozenset({"token_type_ids", "mm_token_type_ids"})
-"""What processors say of each token besides its id."""
+"""What processors return for each token besides its id."""
 _SPLITS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan", "do_split_image")
 _TEMPLATE_ADVICE = "use the chat template that the model was published with"
 _PROBES = ("Q", "What is left of it?")
@@ -32,14 +32,14 @@ class Prompt:
     Attributes:
         processor: the model's own.
         path: its folder, for messages.
-        image_id: token id of a place of the picture.
+        image_id: id of the image token.
         image_text: that token's text.
-        reserved: what a question must not hold.
+        reserved: texts that a question must not hold.
         before: ids before the picture.
         image_tokens: tokens that one picture takes.
-        cue: ids behind the picture where the question is empty.
-        marks: per name in `MARKS` that the model asks for, its values up to the last image token,
-            and its value for every later token.
+        cue: ids after the picture when the question is empty.
+        marks: per name in `MARKS` that the model takes: its values up to the last image token, and
+            its one value for all later tokens.
     """
 
     processor: Any = field(repr=False)
@@ -62,12 +62,12 @@ class Prompt:
             processor: the model's own.
             config: the model's configuration.
             path: its folder.
-            asked: parameters of the model's forward.
+            asked: parameter names of the model's forward.
 
         Raises:
-            ModelError: no image processor, no chat template, or one that does not work.
-            UnsupportedModelError: pictures are not a fixed number of tokens in one block that
-                stands before the question.
+            ModelError: there is no image processor, no chat template, or a broken one.
+            UnsupportedModelError: a picture is not a fixed number of tokens, in one block before
+                the question.
         """
         if getattr(processor, "image_processor", None) is None:
             raise ModelError(
@@ -104,7 +104,7 @@ class Prompt:
             )
         if self._split(_PROBES[0], Image.new("RGB", (160, 48), (90, 120, 150)))[1] != count:
             raise UnsupportedModelError(
-                f"the processor of {self.path} gives a picture more tokens or fewer by its shape; "
+                f"the processor of {self.path} makes the token count depend on a picture's shape; "
                 f"{_splitting(self.processor, self.path)}"
             )
         self.before, self.image_tokens = prefix, count
@@ -112,7 +112,7 @@ class Prompt:
         fixed = tail[: len(tail) - len(bare[0])]
         if all(
             fixed + b == t for b, t in zip(bare, (tail, tail2), strict=True)
-        ):  # the usual case: the tail of the prompt can be tokenized on its own
+        ):  # the usual case: the prompt's tail can be tokenized on its own
             self._tail, self._tail_alone = fixed, True
         else:
             self._tail_alone = False
@@ -120,9 +120,9 @@ class Prompt:
         self._learn_marks(blank, asked)
 
     def _learn_marks(self, blank: Image.Image, asked: Collection[str]) -> None:
-        """What the processor says of each token besides its id, where the model asks for it.
+        """Learn what the processor returns for each token besides its id, if the model takes it.
 
-        Gemma 3 is told by it which tokens are a picture's and see each other both ways.
+        From this, Gemma 3 knows which tokens are a picture's and see each other both ways.
         """
         made = self.inputs(_PROBES[1], blank)
         end = len(self.before) + self.image_tokens
@@ -131,12 +131,12 @@ class Prompt:
             if len(set(row[end:])) > 1:
                 raise UnsupportedModelError(
                     f"the processor of {self.path} marks the question's tokens in more than one "
-                    f"way ({name}); their cache cannot be told from their ids"
+                    f"way ({name}); ids alone do not determine their cache"
                 )
             self.marks[name] = row[:end], row[-1]
 
     def inputs(self, text: str, picture: Image.Image) -> Any:
-        """What the processor makes of a picture with a question: all that the model is given."""
+        """The processor's output for a picture with a question: all of the model's inputs."""
         prompt = self.render(text)
         advice = f"{checkpoint.COPY}; or use a model whose processor takes one picture per prompt"
         with foreign(checkpoint.settings_file(self.path), advice):
@@ -149,7 +149,7 @@ class Prompt:
             raise ModelError(self._no_image_token(self.render(text)))
         if at[-1] - at[0] + 1 != len(at):
             raise UnsupportedModelError(
-                f"the processor of {self.path} lays one picture out in {len(at)} tokens that are "
+                f"the processor of {self.path} turns one picture into {len(at)} tokens that are "
                 f"not one contiguous block; {_splitting(self.processor, self.path)}"
             )
         return ids[: at[0]], len(at), ids[at[-1] + 1 :]
@@ -164,7 +164,7 @@ class Prompt:
         return rendered
 
     def _no_image_token(self, prompt: str) -> str:
-        """Why a prompt with a picture has no image token in it, and what to do."""
+        """Why a prompt with a picture holds no image token, and what to do."""
         placeholder = _placeholder(self.processor)
         mine = self.processor.tokenizer.convert_tokens_to_ids(placeholder)
         if placeholder not in prompt:
@@ -185,7 +185,7 @@ class Prompt:
         )
 
     def _bare(self, text: str) -> list[int]:
-        """Ids of the rendered prompt after the picture's placeholder."""
+        """Ids of the rendered prompt after the image placeholder."""
         after = self.render(text).split(_placeholder(self.processor), 1)[-1]
         ids: list[int] = self.processor.tokenizer(
             self.image_text + after, add_special_tokens=False
@@ -200,13 +200,13 @@ class Prompt:
 
 
 def _check_template(processor: Any, path: Path) -> None:
-    """Refuse a processor without a chat template, or with one that does not end.
+    """Refuse a processor without a chat template, or whose template does not end.
 
     Raises:
-        ModelError: either.
+        ModelError: in both cases.
     """
     template = getattr(processor, "chat_template", None)
-    if isinstance(template, dict):  # several by name: the one that is used without a name
+    if isinstance(template, dict):  # several by name: the default one is used
         template = template.get("default")
     if not template:
         raise ModelError(
@@ -220,7 +220,7 @@ def _check_template(processor: Any, path: Path) -> None:
 
 
 def _splitting(processor: Any, path: Path) -> str:
-    """What to do about a picture in several pieces: a switch that is on, or another model."""
+    """How to keep a picture in one piece: turn a switch off, or use another model."""
     images = processor.image_processor
     file = checkpoint.settings_file(path)
     for switch in _SPLITS:
@@ -237,7 +237,7 @@ def _placeholder(processor: Any) -> str:
 
 
 def _reserved(processor: Any, image_id: int) -> set[str]:
-    """What a question must not hold: special tokens, those for pictures included."""
+    """Texts that a question must not hold: special tokens, image tokens included."""
     tokenizer = processor.tokenizer
     added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     named = {_placeholder(processor), str(tokenizer.convert_ids_to_tokens(image_id))}

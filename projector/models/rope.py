@@ -1,4 +1,4 @@
-"""Rotary embeddings: a model's own, measured; applied to keys and removed from them."""
+"""Rotary embeddings: measures a model's own, applies them to keys and removes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protos.layout import LayeredRope, RopeSpec
 
 
 def parameters_by_layer_type(text: Any) -> dict[str | None, dict[str, Any]]:
-    """RoPE parameters by type of layer, in the order of the layers; under `None` if all share."""
+    """RoPE parameters per layer type, in layer order; under `None` if all layers share them."""
     rope = dict(getattr(text, "rope_parameters", None) or {})
     kinds = dict.fromkeys(getattr(text, "layer_types", None) or [])
     if not kinds or not all(isinstance(rope.get(kind), dict | NoneType) for kind in kinds):
@@ -28,7 +28,7 @@ def parameters_by_layer_type(text: Any) -> dict[str | None, dict[str, Any]]:
 
 
 def ropes_of(model: Any) -> tuple[list[RopeSpec], tuple[int, ...]]:
-    """The model's different rotations, and which of them each layer uses; none if all use one.
+    """The model's different rotations, and each layer's index into them (none if one is used).
 
     Raises:
         UnsupportedModelError: as `rope_of`.
@@ -42,11 +42,11 @@ def ropes_of(model: Any) -> tuple[list[RopeSpec], tuple[int, ...]]:
 
 
 def rope_of(model: Any, kind: str | None = None) -> RopeSpec:
-    """A rotary embedding, as measured: the model's own frequencies, checked by its own rotation.
+    """Measure a rotary embedding: the model's own frequencies, checked by its own rotation.
 
     Args:
         model: a loaded model.
-        kind: the type of layer, for decoders that rotate by type.
+        kind: the layer type, for decoders that rotate differently by type.
 
     Raises:
         UnsupportedModelError: the decoder has no rotary embedding, or rotates in a way that is
@@ -80,9 +80,7 @@ def rope_of(model: Any, kind: str | None = None) -> RopeSpec:
         cos, sin = rotary(*where) if kind is None else rotary(*where, kind)
         try:
             _, rotated = apply(key.to(cos.device), key.to(cos.device), cos, sin)
-        except (
-            RuntimeError
-        ):  # it wants the rotated channels only, and leaves the rest to its caller
+        except RuntimeError:  # it takes only the rotated channels; its caller keeps the rest
             part = key[..., :rotary_dim].to(cos.device)
             rotated = torch.cat((apply(part, part, cos, sin)[1].cpu(), key[..., rotary_dim:]), -1)
     for interleaved in (False, True):
