@@ -114,8 +114,8 @@ def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) ->
     """Turn the first `cos.shape[-1]` channels of `keys`; differentiable.
 
     Args:
-        keys: `[..., tokens, head_dim]`; `[layers, (batch,) kv_heads, tokens, head_dim]` for tables
-            that differ by layer.
+        keys: `[..., tokens, head_dim]`; with tables that differ by layer,
+            `[layers, (batch,) kv_heads, tokens, head_dim]`.
         cos: `[tokens, rotary_dim]`, or `[layers, 1, tokens, rotary_dim]`.
         sin: of the same shape.
         interleaved: whether a pair is two neighbouring channels.
@@ -134,7 +134,7 @@ def apply_rotation(keys: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) ->
 
 
 def rotate(keys: Tensor, rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64]) -> Tensor:
-    """Apply RoPE to un-rotated `keys`, as `apply_rotation` takes them, in float32."""
+    """Apply RoPE to un-rotated `keys` (shapes as in `apply_rotation`), in float32."""
     cos, sin = cos_sin(rope, positions, keys)
     return apply_rotation(keys.float(), cos, sin, rope.interleaved)
 
@@ -142,6 +142,6 @@ def rotate(keys: Tensor, rope: RopeSpec | LayeredRope, positions: npt.NDArray[np
 def unrotate(
     keys: Tensor, rope: RopeSpec | LayeredRope, positions: npt.NDArray[np.int64]
 ) -> Tensor:
-    """Remove RoPE from `keys`, as `apply_rotation` takes them, in float32; differentiable."""
+    """Remove RoPE from `keys` (shapes as in `apply_rotation`), in float32; differentiable."""
     cos, sin = (torch.from_numpy(t).to(keys.device) for t in rope.inverse(positions))
     return apply_rotation(keys.float(), cos, sin, rope.interleaved)

@@ -1,9 +1,9 @@
-"""Whether a model answers from its rebuilt cache as `transformers` answers with the whole prompt.
+"""Checks that a model answers from its rebuilt cache as transformers answers from the whole prompt.
 
-Every model is checked when it is loaded, on a few inputs: the stock forward over all that the
-processor makes, against the constant prefix, the cache that was extracted, un-rotated, rotated and
-rebuilt, and the question. A model that differs from what its layout says would answer wrongly in
-silence, so it is refused with its figures. What was found is kept, so that a second start is quick.
+Every model is checked when it is loaded, on a few inputs. The stock forward gets the whole prompt
+from the processor. Our arm gets the constant prefix, the extracted cache (un-rotated, rotated and
+rebuilt) and the question. A model that differs from its layout would give wrong answers without any
+error, so it is refused with its figures. Results are kept, so that a second start is quick.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from projector.models.witness import TOLERANCES, Figures, Witness
 from protos.errors import ModelError, SelfCheckError
 
 GREEDY = 4
-"""Tokens that each answer is followed for."""
-_MASKED = -1e30  # a logit below it is of a token that the model rules out
+"""Tokens of each answer that are compared."""
+_MASKED = -1e30  # the model rules out tokens with a lower logit
 
 
 def require(model: FrozenModel, witnesses: Callable[[], Iterable[Witness]], kept: bool) -> Figures:
-    """Check a model, unless it is known to be good here.
+    """Check a model, unless an earlier check of it on this machine is kept.
 
     Args:
         model: just loaded.
-        witnesses: what to check it on.
-        kept: whether what an earlier check found may be used, and is kept: the files that the
-            layout names the digests of are what was loaded.
+        witnesses: inputs to check it on.
+        kept: whether results may be read from disk and written to it. Only true if exactly the
+            files digested in the layout were loaded.
 
     Raises:
-        SelfCheckError: it answers differently from its cache.
-        ModelError: its stock forward cannot run what its own processor makes.
+        SelfCheckError: its answers from its cache differ.
+        ModelError: its stock forward cannot run the output of its own processor.
     """
     dtype = model.layout.cache_dtype
     file = place(model) if kept else None
@@ -57,8 +57,8 @@ def require(model: FrozenModel, witnesses: Callable[[], Iterable[Witness]], kept
         _say("error", "self_check_failed", said, "")
         raise SelfCheckError(
             f"{model.layout.model_id} answers differently from its own cache than `transformers` "
-            f"does with the whole prompt: {found}. Its answers would be wrong in silence, so it is "
-            "not used; take a model of another family, or dtype float32 if it runs in another"
+            f"does with the whole prompt: {found}. Its answers would be wrong without any error, "
+            "so it is not used; take a model of another family, or float32 if another dtype is set"
         )
     held = known or write_record(file, found)
     level = "info" if found.telling else "warning"
@@ -68,7 +68,7 @@ def require(model: FrozenModel, witnesses: Callable[[], Iterable[Witness]], kept
 
 
 def _say(level: str, event: str, said: Mapping[str, Any], sentence: str) -> None:
-    """To the process's log; where no process has set one up, in plain words to Python's own."""
+    """Log to the process's log; if none is set up, a plain sentence to Python's logging."""
     if structlog.is_configured():
         getattr(structlog.get_logger(component="self_check"), level)(event, **said)
     elif sentence:
@@ -76,12 +76,12 @@ def _say(level: str, event: str, said: Mapping[str, Any], sentence: str) -> None
 
 
 def _passed(model: FrozenModel, found: Figures, known: bool) -> str:
-    """What a command line says of it; nothing where an earlier start has said it."""
+    """The sentence for a command line; empty if an earlier start has said it."""
     name = model.layout.model_id
     if not found.telling:
         return (
-            f"{name} answers alike whatever it is shown: whether its cache is read rightly cannot "
-            "be told from its answers"
+            f"{name} gives the same answers whatever it is shown, so they cannot tell whether its "
+            "cache is read correctly"
         )
     if known:
         return ""
@@ -90,10 +90,10 @@ def _passed(model: FrozenModel, found: Figures, known: bool) -> str:
 
 @torch.inference_mode()
 def measure(model: FrozenModel, witnesses: Iterable[Witness]) -> Figures:
-    """Run every witness both ways.
+    """Run every witness through both arms.
 
     Raises:
-        ModelError: the stock forward cannot run what the model's own processor makes.
+        ModelError: the stock forward cannot run the output of the model's own processor.
     """
     allowed = TOLERANCES[model.layout.cache_dtype]
     largest = {"variation": 0.0, "logit": 0.0, "cache": 0.0}
@@ -125,10 +125,10 @@ def measure(model: FrozenModel, witnesses: Iterable[Witness]) -> Figures:
 
 
 def apart(mine: Tensor, its: Tensor) -> tuple[float, float]:
-    """Total variation of two distributions, and the largest difference of their logits `[V]`.
+    """Total variation of two distributions, and largest difference of their logits, `[V]` each.
 
-    The difference is in standard deviations of the second's logits. Tokens that both rule out do
-    not count; one that only one of them does makes the difference infinite, as NaN does.
+    The difference is in standard deviations of the second logits. A token that both rule out does
+    not count; a token that only one rules out, and NaN, make the difference infinite.
     """
     ruled_out = its <= _MASKED
     if not torch.equal(ruled_out, mine <= _MASKED):
@@ -140,9 +140,9 @@ def apart(mine: Tensor, its: Tensor) -> tuple[float, float]:
 
 
 def _caches_apart(mine: Sequence[LayerCache], its: Sequence[LayerCache]) -> float:
-    """Largest difference of a token's keys or values in a layer, in norms of the median token.
+    """Largest difference of one token's keys or values in a layer, relative to the median norm.
 
-    It shows a wrong cache also where the layers above it, or small logits, hide it in answers.
+    It reveals a wrong cache even if higher layers, or small logits, hide it in the answers.
     """
     worst = 0.0
     for layer, other in zip(mine, its, strict=True):
@@ -157,7 +157,7 @@ def _caches_apart(mine: Sequence[LayerCache], its: Sequence[LayerCache]) -> floa
 
 
 def _ours(model: FrozenModel, witness: Witness) -> tuple[list[Tensor], list[int]]:
-    """Logits of the first tokens, and the greedy ones, from the rebuilt cache."""
+    """Logits of the first tokens, and the greedy tokens, from the rebuilt cache."""
     held = witness.layers[0][0].shape[2]
     cache = kv.new_cache(witness.layers)
     generation = Generation(model, cache, held, [len(witness.question)])
@@ -174,23 +174,23 @@ def _ours(model: FrozenModel, witness: Witness) -> tuple[list[Tensor], list[int]
 
 
 def _seen(model: FrozenModel, witness: Witness) -> Tensor:
-    """Logits of the first token by the arm that sees or reads for itself."""
+    """Logits of the first token when the model sees or reads the input itself."""
     return model.logits(witness.whole())[0].float()
 
 
 def _stock(
     model: FrozenModel, witness: Witness, chosen: Sequence[int]
 ) -> tuple[list[Tensor], list[LayerCache]]:
-    """Logits of the stock model over the whole prompt, then behind each token but the last.
+    """The stock model's logits after the whole prompt, then after each token but the last.
 
-    And the cache that it made of the prompt.
+    Also returns its cache of the prompt.
     """
     stock = model.model
     inputs = {name: value.to(model.device) for name, value in witness.inputs.items()}
     for name, value in inputs.items():
         if value.is_floating_point():
             inputs[name] = value.to(model.decoder.dtype)
-    # logits of every token of a prompt over a large vocabulary can take more room than the weights
+    # logits for every token of a prompt can take more memory than the weights
     last = {"logits_to_keep": 1} if "logits_to_keep" in signature(stock.forward).parameters else {}
     try:
         out = stock(**inputs, use_cache=True, **last)

@@ -1,4 +1,4 @@
-"""What an earlier self-check found, kept on disk so that a second start is quick."""
+"""Keeps the result of a self-check on disk, so that a second start is quick."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from protos import layout as layouts
 from protos import rotation, state
 from protos.process.files import write_file
 
-_CHECK = "projector.models.self_check"  # by name: it imports this module
+_CHECK = "projector.models.self_check"  # by name, as that module imports this one
 _OURS = (
     *(attention, cache, decoder, frozen, layout, output, rope, witness),
     *(layouts, rotation, state),
@@ -38,7 +38,7 @@ _LIBRARIES = ("transformers", "tokenizers", "torch", "torchvision", "numpy", "pi
 
 
 def cache_folder() -> Path | None:
-    """Where what was found is kept: under XDG_CACHE_HOME, or `~/.cache`; None without a home."""
+    """Folder of the records: under XDG_CACHE_HOME, or `~/.cache`; None without a home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
@@ -48,7 +48,7 @@ def cache_folder() -> Path | None:
 
 
 def place(model: FrozenModel) -> Path | None:
-    """The file for this model on this device with this code."""
+    """The record's path for this model, device and code; None without a folder."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -77,9 +77,9 @@ def _version(library: str) -> str:
 
 
 def _code(model: FrozenModel) -> str:
-    """Digest of the code that a check runs: ours, and every forward of the model's modules.
+    """Digest of the code that a check runs: ours, and the forwards of the model's modules.
 
-    A version number does not change while somebody works on the code.
+    A version number would not change while someone edits the code.
     """
     modules = {__name__, _CHECK, *(cls.__module__ for cls in type(model).__mro__[:-1])}
     modules |= {holder.__name__ for holder in _OURS}
@@ -100,8 +100,8 @@ def _code(model: FrozenModel) -> str:
 
 
 def _digest_code(name: str, value: Any, digest: Any) -> None:
-    value = getattr(value, "__func__", value)  # of a class method
-    value = getattr(value, "fget", value)  # of a property
+    value = getattr(value, "__func__", value)  # for a class method
+    value = getattr(value, "fget", value)  # for a property
     code = value if isinstance(value, types.CodeType) else None
     if code is None and callable(value):
         code = getattr(unwrap(value), "__code__", None)
@@ -117,15 +117,15 @@ def _digest_code(name: str, value: Any, digest: Any) -> None:
 
 
 def read_record(file: Path | None, dtype: str) -> Figures | None:
-    """What is kept there for just this check, if it is our own, whole and good."""
+    """The recorded figures of exactly this check; None unless the file is ours, whole and good."""
     try:
         if file is None or not file.is_file():  # reading a pipe would wait
             return None
         with file.open() as stream:
-            if os.fstat(stream.fileno()).st_uid != os.geteuid():  # somebody else's word
+            if os.fstat(stream.fileno()).st_uid != os.geteuid():  # written by another user
                 return None
             plain = json.loads(stream.read(_MOST_CHARACTERS))
-        if plain.pop("key") != file.stem:  # a result of another model under this one's name
+        if plain.pop("key") != file.stem:  # another model's record under this name
             return None
         found = Figures(**plain)
         whole = {n: type(v) for n, v in plain.items()} == {n: _TYPES[n] for n in _TYPES}
@@ -135,7 +135,7 @@ def read_record(file: Path | None, dtype: str) -> Figures | None:
 
 
 def write_record(file: Path | None, found: Figures) -> bool:
-    """Keep it, whole or not at all; a disk that takes nothing costs the next start its time."""
+    """Write the record whole or not at all; return whether it was written."""
     if file is None:
         return False
     try:

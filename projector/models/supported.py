@@ -1,4 +1,4 @@
-"""Which model configurations are taken, and which are refused by name."""
+"""Refuses model configurations that a cache layout cannot describe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from projector.models.rope import parameters_by_layer_type
 from protos.errors import UnsupportedModelError
 
 OTHER_MODEL = "use a model whose decoder has plain RoPE and full causal attention"
-"""What to do about a model that the product cannot use."""
+"""What to do when the product cannot use a model."""
 
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 _LINEAR_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "ssm", "hybrid"}
-# families that rotate keys in their sliding layers only; the second set, only if it has a window
+# families that rotate keys only in sliding-window layers; the second set, only if there is a window
 _ROPE_WHERE_SLIDING = {"afmoe", "cohere2", "cohere2_moe", "flint"}
 _ROPE_WHERE_SLIDING_IF_ANY = {"exaone4", "exaone_moe", "kolibri1"}
 _SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
@@ -21,17 +21,17 @@ _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
 def refuse_unsupported(config: Any, windows: bool = False) -> None:
-    """Refuse, by name, what `KVLayout` cannot describe.
+    """Refuse whatever `KVLayout` cannot describe, and name it.
 
     Args:
-        config: the configuration of the whole model (not only its text part).
-        windows: whether sliding windows are taken, to be kept wider than any context.
+        config: configuration of the whole model, not only of its text part.
+        windows: accept sliding windows (the caller keeps them wider than any context).
 
     Raises:
-        UnsupportedModelError: multimodal RoPE, a bidirectional prefix, an encoder-decoder or
-            cross-attention, chunked or (unless taken) sliding windows, MLA, linear attention or
-            none, layers that differ, without RoPE or sharing another layer's cache, frequencies
-            that depend on the length.
+        UnsupportedModelError: multimodal RoPE; a bidirectional prefix; an encoder-decoder or
+            cross-attention; attention in chunks, or sliding windows unless accepted; MLA; linear
+            attention or none; layers that differ, lack RoPE or share another layer's cache; RoPE
+            frequencies that depend on the length.
     """
     text = config.get_text_config(decoder=True)
     kind = config.model_type
@@ -66,7 +66,7 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
     try:
         lora_rank = getattr(text, "kv_lora_rank", None)
         sizes = [getattr(text, name, None) for name in _SIZES]
-    except RuntimeError:  # transformers has no one answer: each layer has its own
+    except RuntimeError:  # transformers has no single answer: layers differ
         refuse("layers that differ from each other in their heads")
     if lora_rank:
         refuse("MLA (a compressed cache)")
@@ -94,13 +94,13 @@ def refuse_unsupported(config: Any, windows: bool = False) -> None:
     for one in parameters_by_layer_type(text).values():
         way = one.get("rope_type", "default")
         if not isinstance(way, str):
-            refuse(f"RoPE of a type that is no name ({way!r})")
+            refuse(f"RoPE whose type is not a name ({way!r})")
         if way not in _STATIC_ROPE:
             refuse(f"'{way}' RoPE (frequencies that may depend on the length)")
 
 
 def _places_by_picture(config: Any) -> bool:
-    """Whether the model's class computes positions from the picture's shape."""
+    """Whether the model's class computes positions from the picture's shape (M-RoPE)."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     cls = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)

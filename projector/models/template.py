@@ -1,8 +1,8 @@
-"""A chat template is a stranger's program: it is run once with counted steps before it is used.
+"""Rehearses a chat template, which is untrusted code, with counted steps before it is used.
 
-`transformers` runs templates in Jinja's sandbox, which keeps them from files and from Python, but
-not from running for ever or filling the memory. The rehearsal counts loops, calls and sizes.
-Afterwards `transformers` renders the same program with the same kind of message.
+transformers runs templates in Jinja's sandbox. That keeps them from files and from Python, but not
+from endless loops or filling the memory. The rehearsal counts loops, calls and sizes; afterwards
+transformers renders the same template with the same kind of message.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from protos.errors import ModelError
 
 MOST_STEPS = 50_000
-"""Turns of loops and calls; the reference models' templates take 4 for one message."""
+"""Most loop turns and calls; the reference models' templates take 4 for one message."""
 _TIMES = [
     datetime(2023 + i, 1 + i, 1 + 2 * i, 2 * i, 5 * i, 4 * i, 7 * i, timezone.utc)
     for i in range(12)
 ]
-"""All differ in every part, microseconds too; every weekday is among them."""
+"""Times that differ in every part, microseconds too, and include every weekday."""
 MOST_CHARACTERS = 1 << 20
-"""Of what comes out, and of any text, list or number of repeats on the way."""
+"""Longest output, and longest text, list or repeat on the way."""
 
 
 class _Unbounded(Exception):
-    """The template takes more steps or room than it may."""
+    """The template takes too many steps or too much room."""
 
 
 class _Generation(Extension):
-    """The tag `generation`, which marks an answer's words in templates for training."""
+    """The tag `generation`, which training templates put around an answer."""
 
     tags = {"generation"}
 
@@ -47,7 +47,7 @@ class _Generation(Extension):
 
 
 class _Counted(ImmutableSandboxedEnvironment):
-    """A sandbox in which every turn of a loop, call, product and assignment is checked."""
+    """A sandbox that checks every loop turn, call, product and assignment."""
 
     intercepted_binops = frozenset(["*", "**", "%", "+", "//"])
 
@@ -55,7 +55,7 @@ class _Counted(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # or constants are computed while compiling, uncounted
+            optimized=False,  # else constants are computed uncounted while compiling
             extensions=[_Generation, loopcontrols],
         )
         self._left = MOST_STEPS
@@ -106,7 +106,7 @@ class _Counted(ImmutableSandboxedEnvironment):
         self._step()
         sizes = [len(v) if isinstance(v, (str, list, tuple)) else v for v in (left, right)]
         whole = all(isinstance(size, int) for size in sizes)
-        if operator == "%" and isinstance(left, str):  # a width of a million blanks
+        if operator == "%" and isinstance(left, str):  # such as a width of a million spaces
             self._checked(max(map(int, re.findall("[0-9]+", left)), default=0))
         elif operator == "*" and whole:
             self._checked(sizes[0] * sizes[1])
@@ -127,13 +127,13 @@ def rehearse(template: str, file: Path, names: Mapping[str, str]) -> None:
     """Run a chat template over one message of a picture and a question, with counted steps.
 
     Args:
-        template: its text.
+        template: the template's text.
         file: where it was read, for the message.
-        names: the special tokens that it may write, by name.
+        names: special tokens that it may write, by name.
 
     Raises:
-        ModelError: it does not end within `MOST_STEPS`, or makes too much; or it writes another
-            prompt at another time.
+        ModelError: it takes more than `MOST_STEPS` steps or writes too much; or its prompt changes
+            with the time.
     """
     made: set[str | type[Exception]] = set()
     for now in _TIMES:
@@ -144,7 +144,7 @@ def rehearse(template: str, file: Path, names: Mapping[str, str]) -> None:
                 f"{file}: the chat template was stopped: {error}; use the template that the model "
                 "was published with"
             ) from error
-        except Exception as error:  # wrong at any time: that is said where it is rendered
+        except Exception as error:  # fails at any time, so rendering reports it later
             made.add(type(error))
     if len(made) > 1:
         raise ModelError(
@@ -155,7 +155,7 @@ def rehearse(template: str, file: Path, names: Mapping[str, str]) -> None:
 
 
 def _json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    """As `transformers` has it for templates; Jinja's own takes fewer arguments."""
+    """Like transformers' `tojson` for templates; Jinja's own takes fewer arguments."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 

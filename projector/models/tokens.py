@@ -1,7 +1,7 @@
-"""A text as a tokenizer reads it, and how two tokenizers' readings of it line up (NumPy).
+"""Reads texts with a tokenizer, and aligns the tokens of two tokenizers (NumPy).
 
-`align` says which of the small model's tokens stands for each of the large model's; `fresh` is what
-a frame carries of it.
+`align` finds the small model's token for each token of the large model. `fresh` finds the tokens
+that a frame must carry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from protos.errors import ContextError, ModelError
 
 CHARACTERS_PER_TOKEN = 32
-"""No tokenizer packs more into one, on average over a whole text."""
+"""No tokenizer packs more characters into a token, on average over a whole text."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Tokens:
     """One text as a model reads it.
 
     Attributes:
-        ids: `[T]`, without what the tokenizer puts before every text.
-        ends: where each token ends in the text, in characters, `[T]`.
+        ids: `[T]`, without tokens that the tokenizer puts before every text.
+        ends: end of each token in the text, in characters, `[T]`.
     """
 
     ids: list[int]
@@ -32,17 +32,17 @@ class Tokens:
 
 
 def align(source: Tokens, target: Tokens) -> npt.NDArray[np.int64]:
-    """The source token that stands for each target token: the last one that covers its end.
+    """Index of the source token for each target token: the last one that covers its end.
 
-    Causal to a character: what a target token has read, its source token has read too, and of the
-    character that it ends in all the bytes, where a tokenizer splits it.
+    Causal to the character: the source token has read all that the target token has read,
+    including every byte of a last character that a tokenizer splits.
 
     Args:
-        source: of a text.
-        target: of the same text.
+        source: the source's tokens of a text.
+        target: the target's tokens of the same text.
 
     Returns:
-        Indices into the source's tokens, `[target tokens]`, never falling.
+        Indices of source tokens, `[target tokens]`, never decreasing.
     """
     first = np.searchsorted(source.ends, target.ends, side="left")
     covered = source.ends[np.minimum(first, len(source.ends) - 1)]
@@ -50,12 +50,12 @@ def align(source: Tokens, target: Tokens) -> npt.NDArray[np.int64]:
 
 
 def fresh(aligned: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which target tokens stand for another source token than the one before, `[target tokens]`.
+    """Which target tokens have another source token than the one before, `[target tokens]` bool.
 
-    A frame sends only those; the rest repeat what came last.
+    A frame sends only those; the others repeat the last one sent.
 
     Args:
-        aligned: of `align`.
+        aligned: from `align`.
     """
     found: npt.NDArray[np.bool_] = np.diff(aligned, prepend=-1) != 0
     return found
@@ -63,11 +63,11 @@ def fresh(aligned: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Texts to a model's tokens, refused where the model could not read them.
+    """Turns texts into a model's tokens; refuses texts that the model cannot read.
 
     Attributes:
-        tokenizer: a fast one.
-        most: the longest text, in tokens.
+        tokenizer: a fast tokenizer.
+        most: tokens of the longest text.
         reserved: the tokenizer's special tokens.
     """
 
@@ -77,7 +77,7 @@ class Reader:
 
     @classmethod
     def of(cls, tokenizer: Any, path: object, most: int) -> Reader:
-        """For a loaded tokenizer; `path` is where it was saved.
+        """A reader for a loaded tokenizer; `path` is its folder.
 
         Raises:
             ModelError: it has no character offsets.
@@ -90,16 +90,16 @@ class Reader:
         return cls(tokenizer, most, tuple(sorted(str(t) for t in tokenizer.all_special_tokens)))
 
     def held(self, text: str) -> str | None:
-        """The first reserved token that a text holds."""
+        """The first reserved token in a text; None if there is none."""
         return next((token for token in self.reserved if token in text), None)
 
     def read(self, text: str) -> Tokens:
         """A text as the model reads it.
 
         Raises:
-            ContextError: it is empty, holds one of the tokenizer's reserved tokens or a sign that
-                it has no token for, or has more tokens than fit; a text that is far too long is
-                not tokenized at all.
+            ContextError: it is empty, holds a reserved token or a character that the tokenizer
+                has no token for, or has too many tokens. A text that is far too long is not even
+                tokenized.
         """
         if not text.strip():
             raise ContextError("the text is empty")
@@ -124,5 +124,5 @@ class Reader:
 
 
 def sound(text: str) -> bool:
-    """Whether a text can be written as UTF-8: one with half of a surrogate pair cannot."""
+    """Whether a text can be encoded as UTF-8: half of a surrogate pair cannot."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)

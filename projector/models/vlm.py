@@ -1,7 +1,7 @@
-"""One vision-language model: pictures in, its cache out; a cache and a question in, words out.
+"""A vision-language model: it turns pictures into caches, and answers questions from a cache.
 
-The calls in the order of a frame: `prefill` and `states` on the sending side, `scene_cache` and
-`answer` on the answering side. `answer_pictures` is the same model seeing the picture.
+Calls in the order of a frame: `prefill` and `states` on the sending side, `scene_cache` and
+`answer` on the answering side. `answer_pictures` answers with the pictures in sight.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from protos.state import KVState
 
 @dataclass
 class VLM(FrozenModel):
-    """A frozen local image-text-to-text model with everything that its cache needs said about it.
+    """A frozen local image-text-to-text model with all that its cache needs.
 
     Build it with `VLM.load`.
     """
@@ -74,7 +74,7 @@ class VLM(FrozenModel):
 
         Raises:
             ModelError: the folder is not a usable checkpoint.
-            UnsupportedModelError: the model is one that a cache layout cannot describe, by name.
+            UnsupportedModelError: a cache layout cannot describe the model; the error names why.
         """
         folder = Path(path)
         config = checkpoint.read_config(folder)
@@ -95,10 +95,10 @@ class VLM(FrozenModel):
 
         Args:
             model: in evaluation mode.
-            processor: its own.
-            path: its folder.
-            known: whether they are just what the folder holds, so that an earlier self-check of
-                that folder counts.
+            processor: of the model.
+            path: folder of the checkpoint.
+            known: whether model and processor are exactly what the folder holds; then an earlier
+                self-check of that folder counts.
 
         Raises:
             ModelError, UnsupportedModelError: as `load`.
@@ -128,9 +128,9 @@ class VLM(FrozenModel):
         return vlm
 
     def _learn_embeddings(self) -> None:
-        """Which tokens the model reads beside a picture as something else than their own embedding.
+        """Find the tokens whose embedding the model replaces beside a picture.
 
-        Ovis2 frames a picture with tokens that have embeddings of their own among the visual ones.
+        Ovis2 puts tokens around a picture that have their own embeddings among the visual ones.
         """
         ids = self.prefix_ids + [self.prompt.image_id] * self.image_tokens + self.prompt.cue
         noted: list[Tensor] = []
@@ -161,7 +161,7 @@ class VLM(FrozenModel):
                 raise UnsupportedModelError(
                     f"{self.layout.model_id} reads the token "
                     f"'{self.tokenizer.convert_ids_to_tokens(token)}' beside a picture in more "
-                    "than one way; its cache cannot be told from its ids"
+                    "than one way; ids alone do not determine its cache"
                 )
             self._seen_as[token] = given.clone()
 
@@ -173,7 +173,7 @@ class VLM(FrozenModel):
             yield
 
     def _check_cache(self) -> None:
-        """Run the constant prefix and one picture; refuse a cache that the layout misdescribes."""
+        """Run the constant prefix and one picture; refuse a cache unlike the layout."""
         layout = self.layout
         with self._fitting():
             made = self.prefill([Image.new("RGB", (64, 64), (90, 120, 150))])
@@ -193,10 +193,10 @@ class VLM(FrozenModel):
         self._check_rotation(self.prefix_ids + self.prompt.cue)
 
     def witnesses(self) -> Iterator[Witness]:
-        """Pictures of several shapes, each with questions, as the processor makes prompts of them.
+        """Pictures of several shapes with questions, as the processor's prompts.
 
         Raises:
-            SelfCheckError: the processor makes other ids of a prompt than this class does.
+            SelfCheckError: the processor turns a prompt into other ids than this class does.
         """
         before = self.prefix_ids + [self.prompt.image_id] * self.image_tokens
         for name, picture, texts in _witnesses():
@@ -213,9 +213,9 @@ class VLM(FrozenModel):
                 ids = before + question
                 if inputs["input_ids"][0].tolist() != ids:
                     raise SelfCheckError(
-                        f"the processor of {self.path} makes other tokens of '{text}' behind a "
+                        f"the processor of {self.path} makes other tokens of '{text}' after a "
                         "picture than of the question alone; its chat template or tokenizer "
-                        "joins them"
+                        "merges the two"
                     )
                 yield Witness(
                     f"'{text}' about {name}",
@@ -249,7 +249,7 @@ class VLM(FrozenModel):
         """The ids that follow the last image token: the question and the cue to answer.
 
         Raises:
-            QuestionError: blank, or holding one of the tokenizer's reserved tokens.
+            QuestionError: it is blank, or holds one of the tokenizer's reserved tokens.
             QuestionTooLongError: more than `max_question_tokens`.
         """
         if not text.strip():
@@ -271,7 +271,7 @@ class VLM(FrozenModel):
         return ids
 
     def answer_ids(self, text: str) -> list[int]:
-        """The ids of an answer as it is trained on, the end token included."""
+        """The ids of an answer, as training uses them, with the end token."""
         ids = self.tokenizer(" " + text, add_special_tokens=False)["input_ids"]
         return [*ids, self.tokenizer.eos_token_id]
 
@@ -283,13 +283,13 @@ class VLM(FrozenModel):
         """Run the model over the prompt up to the last image token, one row per picture.
 
         Args:
-            pictures: any size and mode, the model's own processor resizes and normalises them; or
-                all from `prepare`, of equal shapes.
+            pictures: any size and mode (the model's own processor resizes and normalises them), or
+                all from `prepare`, with equal shapes.
             attention: also run the fixed tail of the prompt (the cue to answer) and measure the
                 attention that the image tokens receive.
 
         Raises:
-            PictureError: no picture, or one the processor cannot take.
+            PictureError: there is no picture, or the processor cannot take one.
         """
         after = self.prompt.cue if attention else []
         ids = self.prefix_ids + [self.prompt.image_id] * self.image_tokens + after
@@ -324,10 +324,10 @@ class VLM(FrozenModel):
             return kv.to_states(keys, values, self.layout, self.positions, attention)
 
     def prepare(self, picture: Image.Image) -> Image.Image | Prepared:
-        """Do for one picture what needs no model, so that `prefill` need not; from any thread.
+        """Do the part of `prefill` that needs no model, for one picture; safe in any thread.
 
-        Where the image processor alone does not suffice, nothing can be done beforehand: tokenizers
-        belong to one thread.
+        Returns the picture unchanged if the image processor alone does not suffice: tokenizers
+        are tied to one thread.
 
         Raises:
             PictureError: the processor cannot take it.
@@ -341,7 +341,7 @@ class VLM(FrozenModel):
         cache: Any,
         attentions: bool = False,
     ) -> Any:
-        """The whole model, vision included, over right-padded `ids`, into `cache`; no head."""
+        """Run the whole model, vision included, over right-padded `ids`, into `cache`; no head."""
         if not pictures:
             raise PictureError("no picture was given")
         device = self.device
@@ -367,7 +367,7 @@ class VLM(FrozenModel):
         max_new_tokens: int = 16,
         on_token: OnToken | None = None,
     ) -> list[list[int]]:
-        """Greedy answers by the model that sees the pictures: one forward over both.
+        """Greedy answers of the model when it sees the pictures, in one forward pass.
 
         Args:
             pictures: one per row.
@@ -389,7 +389,7 @@ class VLM(FrozenModel):
 
 
 def _witnesses() -> Iterator[tuple[str, Image.Image, tuple[str, ...]]]:
-    """Pictures that differ everywhere, by name, and what is asked about each."""
+    """Pictures that differ in every way, with their names and questions."""
     draw = np.random.default_rng(0)
     blocks = draw.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     noise = draw.integers(0, 256, (48, 40, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What a self-check runs a model on, what it found, and how far rounding may take it."""
+"""A self-check's inputs, its figures, and how much rounding may change them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two computations of the same answer may be apart.
+    """The most that two computations of one answer may differ.
 
     Attributes:
         variation: total variation between two distributions over the vocabulary.
         logit: largest difference of a logit, in standard deviations of the logits.
-        cache: largest difference of a token's keys or values in a layer, of a usual token's.
-        rotation: largest difference of a layer's un-rotated keys that another position makes,
-            relative.
+        cache: largest difference of a token's keys or values in a layer, in median norms.
+        rotation: largest relative difference of a layer's un-rotated keys between two positions.
     """
 
     variation: float
@@ -37,7 +36,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(variation=0.02, logit=0.05, cache=0.1, rotation=0.02),
     "bfloat16": Tolerance(variation=0.15, logit=0.4, cache=0.3, rotation=0.1),
 }
-"""By the type that a model runs in. Products are summed in another order: that much is rounding."""
+"""By the model's dtype. Sums run in another order, so this much is rounding."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ class Witness:
     """One input of a check.
 
     Attributes:
-        name: for the message.
-        about: name of the picture or text; witnesses of the same question tell them apart.
-        inputs: what the stock forward is given, one row.
-        layers: the rebuilt cache of the picture or text behind the constant prefix.
+        name: for messages.
+        about: name of the picture or text; questions about different ones are compared.
+        inputs: inputs of the stock forward, one row.
+        layers: the rebuilt cache of the picture or text after the constant prefix.
         question: ids that follow it.
-        whole: last hidden state `[1, E]` of the model's other arm, which sees or reads it itself.
+        whole: last hidden state `[1, E]` when the model sees or reads the input itself.
     """
 
     name: str
@@ -66,15 +65,15 @@ class Figures:
     """What a check found, the worst over all witnesses.
 
     Attributes:
-        dtype: the type that the model runs in.
-        variation: total variation of a token's distribution, the first's or a later one's.
+        dtype: dtype that the model runs in.
+        variation: total variation of a token's distribution, the first token's or a later one's.
         logit: largest difference of a logit, in standard deviations of the logits.
-        cache: largest difference of a token's keys or values in a layer, of a usual token's.
-        rotation: largest difference of a layer's un-rotated keys that another position makes.
-        greedy: greedy tokens that are the stock forward's too.
-        tokens: of so many.
-        apart: total variation that another picture or text makes; where it is 0, wrong caches
-            could not have been told from right ones.
+        cache: largest difference of a token's keys or values in a layer, in median norms.
+        rotation: largest relative difference of a layer's un-rotated keys between two positions.
+        greedy: greedy tokens that agree with the stock forward.
+        tokens: greedy tokens compared.
+        apart: total variation between two pictures or texts; 0 means that the check could not
+            tell a wrong cache from a right one.
         worst: name of the witness that differs most.
     """
 
@@ -90,7 +89,7 @@ class Figures:
 
     @property
     def good(self) -> bool:
-        """Whether they are within what rounding explains (NaN is not)."""
+        """Whether all figures are within rounding (NaN is not)."""
         allowed = TOLERANCES[self.dtype]
         return (
             self.variation <= allowed.variation
@@ -101,7 +100,7 @@ class Figures:
 
     @property
     def telling(self) -> bool:
-        """Whether another picture's cache would have been told from the right one."""
+        """Whether the check could tell another picture's cache from the right one."""
         return self.apart > TOLERANCES[self.dtype].variation
 
     def __str__(self) -> str:
