@@ -1,1 +1,1 @@
-"""The edge half in NumPy: which tokens travel, how they are coded, how far to trust them."""
+"""The edge half in NumPy: it selects tokens, codes them and estimates the risk."""

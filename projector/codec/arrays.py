@@ -1,4 +1,4 @@
-"""The float32 arrays that halves are made of, and the check of their shapes at the door."""
+"""Checks shapes and numbers of the float32 arrays in a half."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_arrays(
     """Require float32 arrays of these shapes, finite, and above 0 where named in `positive`.
 
     Raises:
-        BundleFormatError: one of them is not; `what` begins the message.
+        BundleFormatError: an array is not as required; `what` begins the message.
     """
     for name, array in arrays.items():
         if array.shape != wanted[name] or array.dtype != np.float32:

@@ -1,4 +1,4 @@
-"""The quantizers of one half, and the rounding that they are given."""
+"""The quantizers of one half, and the dead zone in their rounding."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from protos.points import OperatingPoint
 from protos.quantize import Quantizer, UniformQuantizer
 
 _MOST_CODED = 1 << 25
-"""Frequencies in all coders of a half: some 300 MB; the reference's have under half a million."""
+"""Most frequencies in all coders of a half: some 300 MB; the reference has under half a million."""
 
 
 def towards_zero(moved: Floats, steps: Floats, point: OperatingPoint) -> Floats:
-    """Numbers that a quantizer rounds to the levels that the point asks for.
+    """Move latents so that a quantizer's rounding gives the levels that the point asks for.
 
-    Levels nearer 0 are likelier, hence cheaper, than they are wrong: with a dead zone each
-    threshold lies `0.5 + dead_zone` steps above the level below it, as video coders round; and
-    tokens quieter than `quiet` say nothing at all.
+    Levels near 0 are cheap to code. With a dead zone, as in video coders, the threshold between
+    two levels lies `0.5 + dead_zone` steps from the level nearer 0. Tokens quieter than `quiet`
+    become zeros.
 
     Args:
-        moved: latents less their place's centre, `[T, r]`.
+        moved: latents minus the centre at their position, `[T, r]`.
         steps: `[r]`.
-        point: its dead zone and what counts as quiet.
+        point: gives `dead_zone` and `quiet`.
     """
     if not point.dead_zone and not point.quiet:
         return moved
@@ -43,10 +43,10 @@ def towards_zero(moved: Floats, steps: Floats, point: OperatingPoint) -> Floats:
 def check_coding(
     what: str, rank: int, steps: Mapping[str, Floats], entropy: Mapping[str, EntropyTables]
 ) -> None:
-    """Require steps `[rank]` above 0, and entropy tables for as many latents.
+    """Require steps `[rank]` above 0, and entropy tables of the same rank.
 
     Raises:
-        BundleFormatError: they are not such.
+        BundleFormatError: they are not.
     """
     named = {f"steps/{name}": array for name, array in steps.items()}
     check_arrays(what, named, dict.fromkeys(named, (rank,)), positive=named)
@@ -56,25 +56,25 @@ def check_coding(
 
 
 class Coders:
-    """The quantizers of one half, each built once; points that code alike share one."""
+    """The quantizers of one half, each built once. Points with the same coding share one."""
 
     def __init__(self, what: str, entropy: Mapping[str, EntropyTables]) -> None:
-        """Builds none yet.
+        """Builds no quantizer yet.
 
         Args:
-            what: whose they are, for messages.
-            entropy: per steps name.
+            what: name of the half, for messages.
+            entropy: tables per steps name.
         """
         self._what, self._entropy = what, entropy
         self._made: dict[tuple[str, str, str, int], Quantizer] = {}
         self._numbers = 0
 
     def of(self, point: OperatingPoint, width: int) -> Quantizer:
-        """A point's quantizer, of the first `width` numbers of a token.
+        """A point's quantizer for the first `width` numbers of a token.
 
         Raises:
             BundleFormatError: it is unknown, its tables are missing, or all coders together would
-                take far more memory than any half in use.
+                take far too much memory.
         """
         key = point.quantizer, point.steps, point.kind, width
         if key not in self._made:
@@ -100,7 +100,7 @@ class Coders:
 
 
 def as_received(quantizer: Quantizer, payload: bytes, z: Floats, steps: Floats) -> Floats:
-    """What the other side will decode; the entropy coder is lossless, so it need not run."""
+    """What the other side will decode. The entropy coder is lossless, so it is not run."""
     if isinstance(quantizer, UniformQuantizer):
         rounded: Floats = np.rint(z / steps) * steps
         return rounded

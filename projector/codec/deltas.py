@@ -1,4 +1,4 @@
-"""Delta frames: what the cloud knows of a scene, and which tokens have moved since."""
+"""Delta frames: what the cloud knows of a scene, and which tokens have moved since then."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from projector.codec.arrays import Floats, Mask
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What the cloud knows of a scene: what a delta frame changes.
+    """The latents that the cloud knows of a scene, the base of the next delta frame.
 
     Attributes:
-        latents: as decoded, 0 where no token is known, `[N, r]`.
+        latents: as decoded, 0 for unknown tokens, `[N, r]`.
         kept: which tokens are known, `[N]`.
     """
 
@@ -23,11 +23,11 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of both arrays, in bytes."""
         return self.latents.nbytes + self.kept.nbytes
 
     def changed(self, z_hat: Floats, kept: Mask) -> Held:
-        """With other latents `[T_kept, r]` for the tokens of `kept [N]`."""
+        """A copy with new latents `[T_kept, r]` for the tokens in `kept [N]`."""
         latents = self.latents.copy()
         latents[kept] = z_hat
         return Held(latents, self.kept | kept)
@@ -36,10 +36,10 @@ class Held:
 def changed_tokens(
     latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats, quiet: float
 ) -> Mask:
-    """Which tokens a delta frame has to hold, `[N]`.
+    """Which tokens a delta frame must hold, `[N]`.
 
-    Those new, and those more than a step off, unless all that changed counts as quiet: it would
-    travel as no change.
+    Those are new tokens, and tokens that moved by more than a step unless the change is quiet (it
+    would be sent as zeros). If there are none, the token that moved most.
     """
     levels = np.abs(latents - origin)[:, : len(steps)] / steps
     off = levels.max(axis=1)

@@ -1,6 +1,6 @@
-"""The edge half of a bundle: one picture's state to a frame's payload, and back to latents (NumPy).
+"""The edge half of a bundle: from a state to a frame's payload, and back to latents (NumPy).
 
-Imports no torch, so that it runs on a bare edge device.
+Imports no torch, so it runs on a bare edge device.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _LEVELS = ("uniform",)
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One picture, coded.
+    """One encoded picture.
 
     Attributes:
         kept: which grid tokens the payload holds, `[N]`.
-        payload: what the quantizer wrote (no bitmap).
+        payload: the quantizer's output, without the bitmap.
         z: latents of those tokens before quantization, `[T_kept, r]`.
-        distortion: what was lost, as the header carries it.
-        held: what the cloud will know.
-        differences: the payload holds differences to the base.
+        distortion: the losses, as in the header.
+        held: what the cloud knows after this frame.
+        differences: whether the payload holds differences to the base.
     """
 
     kept: Mask
@@ -62,36 +62,35 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """What the edge needs of a bundle. `z = ((x - x_mean) / x_scale) @ projection`.
+    """The edge half. `z = ((x - x_mean) / x_scale) @ projection`.
 
-    What travels is `z - centre`: how far each token is from the usual one at its place.
+    `z - centre` travels: each latent's distance from the mean at its position.
 
     Attributes:
-        source_fingerprint: of the layout that the statistics were taken from.
-        points: the operating points, those of kind `picture` excepted or not.
-        selector: name of the selector that keeps a point's token budget.
+        source_fingerprint: of the edge model's layout.
+        points: the operating points; those of kind `picture` may be left out.
+        selector: name of the selector that fills a point's token budget.
         x_mean: `[d_s]`.
         x_scale: `[d_s]`, above 0.
         projection: `[d_s, r]`.
-        reconstruction: latents back to normalised states, `[r, d_s]`; only the figure of how much
-            the latents hold depends on it.
-        centre: the mean latents of each place of the grid, `[N, r]`.
+        reconstruction: from latents back to normalised states, `[r, d_s]`; used only to measure
+            the latent residual.
+        centre: mean latents at each grid position, `[N, r]`.
         latent_mean: `[r]`.
         latent_inv_cov: `[r, r]`.
         raw_scale: steps of the raw state for points of kind `raw_kv`, `[d_s]`.
         steps: per steps name, `[r]`.
-        entropy: per steps name, for points whose quantizer is `uniform`.
-        task_weights: of the selector `task_aware`, `[r]`, not negative; None where calibration did
-            not learn them.
-        risk: how likely a frame's answer differs from its picture's; None if calibration did not
-            learn it.
-        text: frames are of texts: each has as many tokens as the text has for the target, at most
-            N, and one that is not sent stands for the same source token as the one before it. The
-            kept bitmap is thus the alignment of the two tokenizers.
+        entropy: tables per steps name, for points whose quantizer is `uniform`.
+        task_weights: weights of the selector `task_aware`, `[r]`, not negative; None if
+            calibration did not learn them.
+        risk: the risk model; None if calibration did not learn it.
+        text: whether frames carry texts. Each then has as many tokens as the text has in the
+            target's tokenizer, at most N. A token that is not sent has the same source token as
+            the one before it, so the kept bitmap is the alignment of the two tokenizers.
 
     Raises:
-        BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
-            whose steps or tables are missing.
+        BundleFormatError: contradicting shapes, numbers that are not finite, or a point without
+            steps or tables.
     """
 
     source_fingerprint: str
@@ -114,7 +113,7 @@ class Encoder:
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the door once; `encode` and `decode` trust what is inside."""
+        """Check everything once; `encode` and `decode` trust it."""
         d, r = self.projection.shape if self.projection.ndim == 2 else (0, 0)
         wanted = {
             "x_mean": (d,),
@@ -193,7 +192,7 @@ class Encoder:
         """The operating point of that index.
 
         Raises:
-            FrameMalformedError: there is none.
+            FrameMalformedError: the index is unknown.
         """
         for point in self.points:
             if point.index == index:
@@ -204,7 +203,7 @@ class Encoder:
         )
 
     def quantizer(self, point: OperatingPoint) -> Quantizer:
-        """The point's quantizer, built once.
+        """The point's quantizer; each is built once.
 
         Raises:
             BundleFormatError: as `Coders.of`.
@@ -212,15 +211,15 @@ class Encoder:
         return self._coders.of(point, self.width(point))
 
     def width(self, point: OperatingPoint) -> int:
-        """Numbers per token that travel at a point: the first so many latents, or `d_s`."""
+        """Numbers per token that travel at a point: the first latents, or all `d_s`."""
         return self.state_dim if point.kind == "raw_kv" else point.rank or self.rank
 
     def has_levels(self, point: OperatingPoint) -> bool:
-        """Whether a point rounds latents to whole steps: delta frames pay there only."""
+        """Whether a point rounds latents to whole steps; only then do delta frames save bytes."""
         return point.kind == "latent" and point.quantizer in _LEVELS
 
     def steps_of(self, point: OperatingPoint) -> Floats:
-        """The steps, as many as `width`, that the point quantizes with."""
+        """The point's quantization steps, `width` of them."""
         if point.kind == "raw_kv":
             return self.raw_scale
         if point.quantizer == "none":
@@ -228,10 +227,10 @@ class Encoder:
         return self.steps[point.steps][: self.width(point)]
 
     def selecting(self, name: str | None = None) -> Selector:
-        """A selector of that name; by default the encoder's own.
+        """The selector of that name; by default the encoder's own.
 
         Raises:
-            ConfigError: there is none, or it needs weights that this encoder does not hold.
+            ConfigError: it is unknown, or needs weights that this encoder lacks.
         """
         wanted = name or self.selector
         if select.require(wanted) is not TaskAware:
@@ -245,14 +244,14 @@ class Encoder:
 
     @cached_property
     def _statistics(self) -> tuple[npt.NDArray[np.float64], ...]:
-        """What distortions are measured with, in the type they are summed in: converted once."""
+        """The statistics for distortion figures in float64, converted once."""
         kept = (self.reconstruction, self.latent_mean, self.latent_inv_cov)
         return tuple(array.astype(np.float64) for array in kept)
 
     # -- a frame ---------------------------------------------------------------------------------
 
     def normalise(self, x: Floats) -> Floats:
-        """Flat states `[T, d_s]` in units of the calibration's deviation."""
+        """Z-score flat states `[T, d_s]` with the calibration's mean and deviation."""
         normal: Floats = (x - self.x_mean) / self.x_scale
         return normal
 
@@ -268,26 +267,26 @@ class Encoder:
         kept: Mask | None = None,
         base: Held | None = None,
     ) -> Encoded:
-        """Select, project, quantize, and measure what was lost.
+        """Select, project and quantize; measure the losses.
 
-        With a base, only tokens whose latents are more than a step from what the cloud knows of
-        them travel (at least the one that moved most), as themselves or as differences to the
-        base, whichever is shorter. At points that have levels each known token is thus within
-        max(1, sqrt(quiet)) steps of the truth (without a dead zone, half a step where it was sent
-        loud) however long the chain of deltas is; at others nearly everything travels.
+        With a base, only tokens travel that are new or more than a step from what the cloud
+        knows, or else the one that moved most. They travel as themselves or as differences to
+        the base, whichever is shorter. At points with levels, each known token then stays within
+        max(1, sqrt(quiet)) steps of the truth however long the chain of deltas is (within half a
+        step if it was sent loud and without a dead zone). At other points nearly all tokens travel.
 
         Args:
             state: one picture.
             point: an operating point of kind `latent` or `raw_kv`.
             kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget,
-                and all of a text are sent.
-            base: what the cloud knows of the scene, for a delta frame.
+                and texts are sent whole.
+            base: what the cloud knows of the scene; makes a delta frame.
 
         Raises:
-            IncompatibleLayoutError: the state is not of the model that the encoder is for.
+            IncompatibleLayoutError: the state is from another model than the encoder is for.
             NonFiniteError: the state holds NaN or infinity.
-            ConfigError: the point sends a picture, nothing is kept, or a point that sends no
-                latents has a base.
+            ConfigError: the point sends a picture, nothing is kept, or there is a base but the
+                point sends no latents.
         """
         if point.kind == "picture":
             raise ConfigError(f"point '{point.name}' sends the picture: there is nothing to encode")
@@ -310,7 +309,7 @@ class Encoder:
                 f"the encoder is for {self.tokens} image tokens, the state has {state.tokens}"
             )
         if self.text and not (kept[0] and base is None):
-            raise ConfigError("a text's first token travels always, and there are no delta frames")
+            raise ConfigError("a text always sends its first token, and has no delta frames")
         centre = self.centre[: state.tokens]
         normal = self.normalise(x)
         latents = normal @ self.projection
@@ -352,7 +351,7 @@ class Encoder:
         return 1 <= tokens <= self.tokens if self.text else tokens == self.tokens
 
     def _code(self, z: Floats, origin: Floats, point: OperatingPoint) -> tuple[bytes, Floats]:
-        """The payload of some tokens' latents `[T, r]` from an origin, and how they arrive."""
+        """Code latents `[T, r]` from an origin; return the payload and what it decodes to."""
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         width = len(steps)
         moved = towards_zero((z - origin)[:, :width], steps, point)
@@ -362,12 +361,12 @@ class Encoder:
         return payload, received
 
     def _origin(self, base: Held) -> Floats:
-        """What differences are to, `[N, r]`."""
+        """The latents that differences start from, `[N, r]`."""
         origin: Floats = np.where(base.kept[:, None], base.latents, self.centre)
         return origin
 
     def hold(self, z_hat: Floats, kept: Mask, base: Held | None = None) -> Held:
-        """What the cloud knows after a frame, from the latents that it carried `[T_kept, r]`."""
+        """What the cloud knows after a frame with the latents `[T_kept, r]`."""
         if base is None:
             every = np.ones_like(kept) if self.text else kept
             return Held(self.scatter(z_hat, kept), every)
@@ -381,19 +380,19 @@ class Encoder:
         base: Held | None = None,
         differences: bool = False,
     ) -> Floats:
-        """The latents that a frame carries (the cloud's side), `[T_kept, r]`, finite.
+        """Decode a frame's latents (on the cloud's side), `[T_kept, r]`, finite.
 
         Args:
             payload: as received, without the bitmap.
             kept: which tokens it holds, `[N]`.
             point: of the frame.
-            base: of a delta frame, what the cloud knows.
-            differences: the payload holds differences to the base.
+            base: for a delta frame, what the cloud knows.
+            differences: whether the payload holds differences to the base.
 
         Raises:
-            BridgeError: whatever the quantizer says of the payload.
-            FrameMalformedError: the point sends a picture, the grid is another, or a point that
-                sends no latents has a base.
+            BridgeError: the quantizer's error about the payload.
+            FrameMalformedError: the point sends a picture, the grid differs, or there is a base
+                but the point sends no latents.
         """
         if point.kind == "picture":
             raise FrameMalformedError(f"point '{point.name}' carries a picture, not latents")
@@ -402,7 +401,7 @@ class Encoder:
                 f"the frame has a grid of {len(kept)} tokens, the encoder one of {self.tokens}"
             )
         if self.text and not (kept[0] and base is None):
-            raise FrameMalformedError("a frame of a text holds its first token, and is no delta")
+            raise FrameMalformedError("a text's frame holds its first token and is no delta frame")
         tokens = int(np.count_nonzero(kept))
         quantizer, steps = self.quantizer(point), self.steps_of(point)
         if point.kind == "raw_kv":
@@ -411,7 +410,7 @@ class Encoder:
             return self.project(quantizer.decode(payload, tokens, self.state_dim, steps))
         origin = self._origin(base) if base is not None and differences else self.centre
         origin = origin[: len(kept)]
-        # Finite latents far beyond any that an encoder writes may overflow here.
+        # Finite latents may overflow here, but none that an encoder writes.
         with np.errstate(over="ignore"):
             latents = origin[kept]
             latents[:, : len(steps)] += quantizer.decode(payload, tokens, len(steps), steps)
@@ -420,9 +419,9 @@ class Encoder:
         return latents
 
     def scatter(self, z_hat: Floats, kept: Mask) -> Floats:
-        """Latents of the kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere.
+        """Put latents of kept tokens `[T_kept, r]` on the whole grid `[N, r]`, 0 elsewhere.
 
-        Of a text, each of the others gets what the one before it has.
+        In a text, each other token gets the latents of the token before it.
         """
         if self.text:
             return texts.repeat(z_hat, kept)
@@ -433,7 +432,7 @@ class Encoder:
     # -- bytes -----------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """A safetensors blob; equal encoders give equal bytes."""
+        """Serialise to a safetensors blob; equal encoders give equal bytes."""
         return self._blob
 
     def _serialize(self) -> bytes:
@@ -448,14 +447,14 @@ class Encoder:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Encoder:
-        """Read what `to_bytes` wrote, trusting nothing.
+        """Read untrusted bytes in the form that `to_bytes` writes.
 
         Raises:
-            BundleFormatError: too large, not safetensors, or not exactly an encoder.
+            BundleFormatError: too large, not safetensors, or not exactly an encoder's parts.
         """
         parts = ENCODER.read(blob)
         if parts.fields.get("text", True) is not True:
-            raise BundleFormatError("encoder: 'text' is left out where it is not true")
+            raise BundleFormatError("encoder: 'text' must be left out unless it is true")
         return cls(
             source_fingerprint=str(parts.fields["source_fingerprint"]),
             points=parts.points,

@@ -1,8 +1,8 @@
-"""Feedback on the edge: a state that the cloud sent back becomes one of the edge's model (NumPy).
+"""The edge's half of feedback: decodes a state that the cloud sent back (NumPy).
 
 The cloud encodes its state with an `Encoder` of its own layout. A token's last latent is the logit
-of the token's weight. Weighing tokens needs all of them, so it is done here, after they have
-travelled; it commutes with products of one token.
+of its weight. The softmax needs all tokens, so it runs here, after transport; it commutes with
+matrix products on single tokens.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _HEADER_ROOM_BYTES = 64
 
 @dataclass(frozen=True, eq=False)
 class FeedbackDecoder:
-    """`x = scale * regrid (M softmax_tokens(a) * (z up)) + mean`, `(z, a)` the latents of a token.
+    """`x = scale * regrid (M softmax_tokens(a) * (z up)) + mean`, where `(z, a)` is a token.
 
     Attributes:
-        source_fingerprint: of the cloud's layout, whose states were encoded.
-        target_fingerprint: of the edge's layout, whose states are made.
+        source_fingerprint: of the cloud's layout; its states were encoded.
+        target_fingerprint: of the edge's layout; its states are made.
         points: the operating points, all of kind `latent`; the first is the default.
-        centre: what is added to the latents that travelled, `[M, r + 1]`.
+        centre: added to the latents that travelled, `[M, r + 1]`.
         steps: per steps name, `[r + 1]`.
-        entropy: per steps name, for points whose quantizer is `uniform`.
+        entropy: tables per steps name, for points whose quantizer is `uniform`.
         up: `[r, d_s]`, to z-scored states of the edge.
         mean: `[d_s]`.
         scale: `[d_s]`, above 0.
-        regrid: the edge's token grid from the cloud's, `[N, M]`; None where they are the same.
+        regrid: from the cloud's token grid to the edge's, `[N, M]`; None if they are equal.
 
     Raises:
-        BundleFormatError: shapes that contradict each other, numbers that are not finite, a point
-            whose steps or tables are missing.
+        BundleFormatError: contradicting shapes, numbers that are not finite, or a point without
+            steps or tables.
     """
 
     source_fingerprint: str
@@ -69,7 +69,7 @@ class FeedbackDecoder:
     _blob: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the door once."""
+        """Check everything once."""
         r, d = self.up.shape if self.up.ndim == 2 else (0, 0)
         m = len(self.centre) if self.centre.ndim else 0
         if not (r and d and m and self.points):
@@ -105,7 +105,7 @@ class FeedbackDecoder:
         scale: Floats,
         regrid: Floats | None,
     ) -> FeedbackDecoder:
-        """The half that decodes what `encoder` codes."""
+        """The half that decodes what `encoder` encodes."""
         return cls(
             source_fingerprint=encoder.source_fingerprint,
             target_fingerprint=target.fingerprint,
@@ -138,21 +138,21 @@ class FeedbackDecoder:
 
     @property
     def max_payload_bytes(self) -> int:
-        """No payload of any of its points is longer: float32 latents and a bitmap."""
+        """Longest payload of any point, in bytes: float32 latents and a bitmap."""
         return 4 * self.tokens * self.rank + (self.tokens + 7) // 8 + _HEADER_ROOM_BYTES
 
     def point(self, name: str) -> OperatingPoint:
-        """The point of that name, the default for an empty one.
+        """The point of that name; the default point for an empty name.
 
         Raises:
-            UnknownQuantizerError: there is none.
+            UnknownQuantizerError: the name is unknown.
         """
         return point_of(self.points, name)
 
     # -- a frame ---------------------------------------------------------------------------------
 
     def decode(self, body: bytes, kept: Mask, index: int) -> Floats:
-        """The latents that a frame carries, 0 for dropped tokens: `[M, r + 1]`, finite.
+        """Decode a frame's latents, 0 for dropped tokens: `[M, r + 1]`, finite.
 
         Args:
             body: the payload without its bitmap.
@@ -160,8 +160,8 @@ class FeedbackDecoder:
             index: of the operating point.
 
         Raises:
-            FrameMalformedError: no such point, or another grid.
-            BridgeError: whatever the quantizer says of the payload.
+            FrameMalformedError: the point is unknown, or the grid differs.
+            BridgeError: the quantizer's error about the payload.
         """
         point = next((p for p in self.points if p.index == index), None)
         if point is None or len(kept) != self.tokens:
@@ -187,7 +187,7 @@ class FeedbackDecoder:
             positions: of its image tokens, `[N]`.
 
         Raises:
-            IncompatibleLayoutError: it is for another edge model.
+            IncompatibleLayoutError: the feedback is for another edge model.
             NonFiniteError: the latents are so large that the state overflows.
         """
         if self.target_fingerprint not in layout.fingerprints:
@@ -202,7 +202,7 @@ class FeedbackDecoder:
         return KVState.from_flat(x, layout, positions)
 
     def normal(self, latents: Floats) -> Floats:
-        """The edge's states in z-scores, `[N, d_s]`, from `[M, r + 1]` latents."""
+        """The edge's states as z-scores, `[N, d_s]`, from latents `[M, r + 1]`."""
         logits = latents[:, -1] - latents[:, -1].max()
         share = np.exp(logits) / np.exp(logits).sum() * self.tokens
         weighed = latents[:, :-1] * share[:, None]
@@ -210,13 +210,13 @@ class FeedbackDecoder:
         return small
 
     def round_trip(self, latents: Floats, state: KVState) -> float:
-        """`distortion.round_trip` of the edge's own state, from what came back of it."""
+        """`distortion.round_trip`: the edge's own state against the one that came back."""
         return distortion.round_trip((state.flat() - self.mean) / self.scale, self.normal(latents))
 
     # -- bytes -----------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """A safetensors blob; equal decoders give equal bytes."""
+        """Serialise to a safetensors blob; equal decoders give equal bytes."""
         return self._blob
 
     def _serialize(self) -> bytes:
@@ -231,10 +231,10 @@ class FeedbackDecoder:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> FeedbackDecoder:
-        """Read what `to_bytes` wrote, trusting nothing.
+        """Read untrusted bytes in the form that `to_bytes` writes.
 
         Raises:
-            BundleFormatError: too large, not safetensors, or not exactly a feedback decoder.
+            BundleFormatError: too large, not safetensors, or not exactly a decoder's parts.
         """
         parts = FEEDBACK_DECODER.read(blob)
         return cls(
@@ -248,10 +248,10 @@ class FeedbackDecoder:
 
 
 def point_of(points: tuple[OperatingPoint, ...], name: str) -> OperatingPoint:
-    """The feedback point of that name; for an empty name, the first.
+    """The feedback point of that name; the first one for an empty name.
 
     Raises:
-        UnknownQuantizerError: there is none.
+        UnknownQuantizerError: the name is unknown.
     """
     for point in points:
         if not name or point.name == name:

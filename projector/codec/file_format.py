@@ -1,7 +1,7 @@
-"""The files of halves: `edge.safetensors` and the two `reverse_*.safetensors`, one form for all.
+"""The file format of halves: `edge.safetensors` and the two `reverse_*.safetensors`.
 
-One safetensors blob. Its metadata holds a JSON object with the plain fields, its tensors are the
-arrays, `steps/NAME`, `entropy/NAME/PART` and, in an encoder, `risk/PART`.
+Each is one safetensors blob. Its metadata holds a JSON object with the plain fields. Its tensors
+are the arrays, `steps/NAME`, `entropy/NAME/PART` and, in an encoder, `risk/PART`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a file holds, read but not yet checked against each other.
+    """A file's contents, read but not yet checked against each other.
 
     Attributes:
-        fields: the plain fields, format and points left out.
+        fields: the plain fields, without format and points.
         points: the operating points.
-        arrays: the arrays by name.
-        steps: per steps name.
-        entropy: per steps name.
-        risk: arrays of the risk; empty where there are none.
+        arrays: arrays by name.
+        steps: arrays per steps name.
+        entropy: tables per steps name.
+        risk: arrays of the risk model; may be empty.
     """
 
     fields: Mapping[str, Any]
@@ -53,17 +53,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class HalfFile:
-    """The form of one kind of half.
+    """The file format of one kind of half.
 
     Attributes:
         what: its name in messages.
-        key: of the JSON object in the blob's metadata.
+        key: name of the JSON object in the blob's metadata.
         version: the format that is written and read.
         fields: plain fields besides `format` and `operating_points`.
-        arrays: those that must be there.
-        more_fields: those that may be there.
-        more_arrays: those that may be there.
-        risk: whether arrays of a risk may be there.
+        arrays: required arrays.
+        more_fields: optional fields.
+        more_arrays: optional arrays.
+        risk: whether arrays of a risk model are allowed.
     """
 
     what: str
@@ -92,7 +92,7 @@ class HalfFile:
         return blob
 
     def read(self, blob: bytes) -> Parts:
-        """Read what `write` wrote, trusting nothing.
+        """Read untrusted bytes in the form that `write` writes.
 
         Raises:
             BundleFormatError: too large, not safetensors, or other fields or arrays.
@@ -127,7 +127,7 @@ class HalfFile:
         return Parts(plain, points, arrays, steps, entropy, risk)
 
     def _load(self, blob: bytes) -> tuple[dict[str, Any], Arrays]:
-        """The JSON object without its format, and the tensors."""
+        """The JSON object without its format field, and the tensors."""
         what = self.what
         if not 8 <= len(blob) <= MAX_BYTES:
             raise BundleFormatError(f"{what}: {len(blob)} bytes, at most {MAX_BYTES} are read")
@@ -139,7 +139,7 @@ class HalfFile:
             plain = read_json(header["__metadata__"][self.key], _HEADER_BYTES, what)
             tensors: Arrays = load_tensors(blob)
         except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise BundleFormatError(f"no {what}: {in_words(error)}") from error
+            raise BundleFormatError(f"not a valid {what}: {in_words(error)}") from error
         names = ("format", "operating_points", *self.fields)
         if not isinstance(plain, dict) or set(plain) - set(self.more_fields) != set(names):
             raise BundleFormatError(f"{what}: its metadata must hold exactly {', '.join(names)}")

@@ -1,7 +1,7 @@
-"""How likely a frame's answer differs from its picture's (NumPy).
+"""The risk: the probability that the frame's answer differs from the picture's (NumPy).
 
-One logistic regression over four distortion figures, the question's words, how sure the small model
-is of its own answer, and the moments of a picture's latents. Calibration learns it
+It is one logistic regression over four distortion figures, the question's words, the small model's
+confidence in its own answer, and moments of the picture's latents. Calibration learns it
 (`projector/calibration/learn_risk.py`); the encoder carries it.
 """
 
@@ -29,14 +29,14 @@ _LEAST = 1e-4
 def features(
     figures: Distortion, question: str, first_token: Floats | None, moved: Floats
 ) -> Floats:
-    """What the risk is computed from, `[136 + 4 r]`; NaN where something is not known.
+    """The features of the risk, `[136 + 4 r]`; NaN for unknown ones.
 
     Args:
-        figures: of the frame.
-        question: empty where none is known.
+        figures: the frame's distortion.
+        question: empty if unknown.
         first_token: the small model's distribution over its vocabulary for the first token of its
-            own answer; None where it was not asked.
-        moved: latents of all tokens before quantization, less the encoder's centre, `[T, r]`.
+            own answer; None if it was not asked.
+        moved: latents of all tokens before quantization, minus the encoder's centre, `[T, r]`.
     """
     words = np.full(WORDS, np.nan if not question else 0.0)
     for word in question.split():
@@ -54,7 +54,7 @@ def features(
 
 
 def losses_of(figures: Distortion) -> Floats:
-    """The features that are a frame's own, the first four: all others are the question's."""
+    """The first four features, which depend on the frame; the others depend on the question."""
     losses = (
         figures.quantize,
         figures.dropped_attention,
@@ -65,7 +65,7 @@ def losses_of(figures: Distortion) -> Floats:
 
 
 def feature_count(rank: int) -> int:
-    """Number of features for latents of that rank."""
+    """Number of features for latents of rank `rank`."""
     return _FIGURES + WORDS + _CERTAINTY + _MOMENTS * rank
 
 
@@ -74,13 +74,13 @@ class RiskModel:
     """`P(disagree) = 1 / (1 + exp(-(bias + weights . features)))`.
 
     Attributes:
-        mean: of the features at calibration, in place of those that are not known, `[F]`.
+        mean: mean features at calibration, used for unknown ones, `[F]`.
         weights: `[F]`.
         bias: intercept.
-        limit: risk above which calibration advises to fall back, 0..1.
+        limit: above this risk, calibration advises the fallback, 0..1.
 
     Raises:
-        BundleFormatError: shapes that differ, numbers that are not finite, a limit out of bounds.
+        BundleFormatError: different shapes, numbers that are not finite, a limit out of bounds.
     """
 
     mean: Floats
@@ -100,23 +100,23 @@ class RiskModel:
             raise BundleFormatError("risk: a number is not finite, or the limit not in 0..1")
 
     def risk(self, found: Floats) -> Floats:
-        """Probability of another answer, for features `[..., F]`."""
+        """Probability of a different answer, for features `[..., F]`."""
         known = np.where(np.isfinite(found), found, self.mean).astype(np.float64)
         score = np.clip(known @ self.weights.astype(np.float64) + self.bias, -50.0, 50.0)
         chance: Floats = (1.0 / (1.0 + np.exp(-score))).astype(np.float32)
         return chance
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """As tensors of the encoder."""
+        """The encoder's tensors for the risk."""
         constants = np.array([self.bias, self.limit], dtype=np.float32)
         return {"mean": self.mean, "weights": self.weights, "constants": constants}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> RiskModel:
-        """Read what `to_arrays` gave.
+        """Read what `to_arrays` returned.
 
         Raises:
-            BundleFormatError: not exactly that.
+            BundleFormatError: the arrays are not exactly those.
         """
         if set(arrays) != {"mean", "weights", "constants"} or arrays["constants"].shape != (2,):
             raise BundleFormatError(f"risk: holds {sorted(arrays)}")

@@ -1,8 +1,7 @@
-"""What frames of texts do differently: as many tokens as the text has, and no deltas.
+"""Frames of texts: one token per token of the text, and no delta frames.
 
-A text has one token for each token of the target's tokenizer. A token that is not sent stands for
-the same source token as the one before it, so the kept bitmap is the alignment of the two
-tokenizers.
+A text has one token per token of the target's tokenizer. A token that is not sent has the same
+source token as the one before it, so the kept bitmap is the alignment of the two tokenizers.
 """
 
 from __future__ import annotations
@@ -19,6 +18,6 @@ def sent_whole(point: OperatingPoint) -> bool:
 
 
 def repeat(z_hat: Floats, kept: Mask) -> Floats:
-    """Latents of all tokens `[N, r]` from those that were sent `[T_kept, r]`."""
+    """Latents of all tokens `[N, r]` from those sent `[T_kept, r]`; others repeat the last one."""
     repeated: Floats = z_hat[np.cumsum(kept) - 1]
     return repeated

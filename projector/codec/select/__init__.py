@@ -1,7 +1,7 @@
-"""Which image tokens travel: a family of scores over one picture's state (NumPy).
+"""Selectors: each scores the image tokens of a picture's state; the best travel (NumPy).
 
-To add a selector: a file with a class that has `score`, a line in `SELECTORS`, and a line in the
-list of the contract test (`tests/projector/codec/test_select.py`).
+To add one: a file with a class that has `score`, a line in `SELECTORS`, and a line in the list of
+the contract test (`tests/projector/codec/test_select.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from projector.codec.select.value_aware import ValueAware
 from protos.errors import ConfigError
 
 DEFAULT = "key_diversity"
-"""Of new encoders: most right answers at nearly every budget (`python -m benchmarks.selectors`)."""
+"""Default of new encoders: most right answers at nearly every token budget
+(`python -m benchmarks.selectors`)."""
 
 
 SELECTORS: dict[str, type[Selector]] = {
@@ -36,14 +37,14 @@ SELECTORS: dict[str, type[Selector]] = {
         Random,
     )
 }
-"""Name to class; `task_aware` alone takes something of a bundle (see `Encoder.selecting`)."""
+"""Name to class. Only `task_aware` takes arrays from a bundle (see `Encoder.selecting`)."""
 
 
 def require(name: str) -> type[Selector]:
-    """The class of that name.
+    """The selector class of that name.
 
     Raises:
-        ConfigError: there is none; the message names the nearest.
+        ConfigError: the name is unknown; the message suggests the nearest.
     """
     if name not in SELECTORS:
         near = difflib.get_close_matches(name, SELECTORS, n=1)
@@ -55,10 +56,10 @@ def require(name: str) -> type[Selector]:
 
 
 def get(name: str) -> Selector:
-    """The selector of that name, with its default settings.
+    """A selector with its default settings, by name.
 
     Raises:
-        ConfigError: there is none, or it is made of a bundle's weights.
+        ConfigError: the name is unknown, or the selector needs a bundle's weights.
     """
     member = require(name)
     if member is TaskAware:

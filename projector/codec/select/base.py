@@ -1,4 +1,4 @@
-"""What a selector is: a score for every image token, and the choice of tokens by that score."""
+"""The base class of selectors: a score for each image token, and the choice by that score."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ Floats = npt.NDArray[np.float32]
 
 
 class Selector(ABC):
-    """Scores image tokens; the higher the score, the later a token is dropped."""
+    """Scores image tokens; tokens with high scores are dropped last."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def score(self, state: KVState) -> Scores:
-        """Score every token: finite and not negative, `[tokens]`."""
+        """Score every token, `[tokens]`: finite and not negative."""
 
     def mass(self, state: KVState) -> Scores:
-        """What a threshold accumulates, `[tokens]`, sums to 1: by default the score's shares."""
+        """Each token's share for `threshold`, `[tokens]`, sums to 1; by default from the score."""
         return _shares(self.score(state))
 
     def keep(
         self, state: KVState, budget: int | None = None, threshold: float | None = None
     ) -> Kept:
-        """Choose tokens by falling score; ties go to the token that comes first.
+        """Choose the tokens with the highest scores; at a tie, the earlier token.
 
         Args:
             state: one picture.
-            budget: keep at most so many tokens; `None` or 0 for all.
-            threshold: keep the fewest tokens whose mass reaches this share, in (0, 1]; with a
-                budget too, whichever keeps fewer.
+            budget: keep at most this many tokens; `None` or 0 keeps all.
+            threshold: keep the fewest tokens whose mass reaches this share, in (0, 1]. With a
+                budget too, the stricter of the two counts.
 
         Returns:
             Mask `[tokens]` with at least one token kept.
 
         Raises:
-            ConfigError: a negative budget, or a threshold outside (0, 1].
+            ConfigError: the budget is negative, or the threshold is outside (0, 1].
         """
         if budget is not None and budget < 0:
             raise ConfigError(f"a token budget is 0 (all) or more, not {budget}")

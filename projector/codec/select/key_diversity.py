@@ -27,7 +27,7 @@ class KeyDiversity(Selector):
 
 
 def _unit(vectors: Floats) -> Floats:
-    """Vectors of length 1 along the last axis; zeros stay zeros."""
+    """Scale vectors to length 1 along the last axis; zeros stay zeros."""
     size = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: Floats = np.divide(vectors, size, out=np.zeros_like(vectors), where=size > 0)
     return unit

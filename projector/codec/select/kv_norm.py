@@ -13,15 +13,15 @@ from protos.state import KVState
 
 @dataclass(frozen=True)
 class KVNorm(Selector):
-    """How much longer a token's key and value are than the other tokens' in the same head."""
+    """How much longer a token's key and value are than those of other tokens in the same head."""
 
     name: ClassVar[str] = "kv_norm"
 
     def score(self, state: KVState) -> Scores:
-        """Mean over layers, heads, keys and values of norms in z-scores over the picture.
+        """Mean z-score of the norms, over layers, heads, keys and values.
 
-        In z-scores no head outweighs the others by its scale. From the lowest score up, so that
-        none is negative; rotation does not change norms.
+        Z-scores over the picture give each head equal weight. The lowest score is shifted to 0.
+        Norms do not depend on RoPE.
         """
         norms = np.stack([_norms(state.keys), _norms(state.values)])
         spread = norms.std(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Selection by received attention as published: early tokens are favoured."""
+"""Selection by received attention as published, which favours early tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from protos.state import KVState
 class RawFocus(Selector):
     """Plain column sums of the attention, as published (H2O, arXiv:2306.14048).
 
-    Kept to compare with: under a causal mask early tokens are seen by more queries and win.
+    Kept for comparison: under a causal mask, more queries see an early token, so it wins.
     """
 
     name: ClassVar[str] = "raw_focus"
 
     def score(self, state: KVState) -> Scores:
-        """The mean per query times the picture's queries from the token itself on."""
+        """Mean attention per query, times the queries from the token to the end of the picture."""
         seen_by = np.arange(state.tokens, 0, -1, dtype=np.float32)
         raw: Scores = state.attention * seen_by
         return raw

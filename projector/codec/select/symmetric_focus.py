@@ -1,4 +1,4 @@
-"""Selection by received attention, counted fairly for early and late tokens."""
+"""Selection by received attention, corrected for how many queries see a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection by what dropping a token costs the large model, as calibration learnt it."""
+"""Selection by how much dropping a token costs the large model, as learnt in calibration."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from protos.state import KVState
 
 @dataclass(frozen=True, eq=False)
 class TaskAware(Selector):
-    """How much dropping a token raises the large model's loss, as calibration learnt it.
+    """The rise of the large model's loss when a token is dropped, as learnt in calibration.
 
-    The loss is taken as a sum over dropped tokens of a weighted square of what is lost with each:
-    how far its latents are from those that stand in for it. (A diagonal second-order model of the
-    loss, as in LeCun et al. 1989, in latents instead of weights.)
+    The loss is a sum over dropped tokens: the weighted square of the difference between a token's
+    latents and those that stand in for it. (A diagonal second-order model of the loss, as in LeCun
+    et al. 1989, in latents instead of weights.)
 
     Attributes:
         normal_mean: `[d_s]` of the states.
         normal_scale: `[d_s]`.
         projection: `[d_s, r]` on normalised states.
-        empty: what a dropped token is read as, `[N, r]`.
-        weights: of each latent's square, `[r]`, not negative.
+        empty: the latents that stand in for a dropped token, `[N, r]`.
+        weights: weight of each latent's square, `[r]`, not negative.
     """
 
     normal_mean: Floats

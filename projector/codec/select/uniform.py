@@ -12,7 +12,7 @@ from projector.codec.select.base import Scores, Selector, even
 from protos.state import KVState
 
 _UNIFORM_STEPS = 64
-"""Steps of the recurrence per token after which places still missing are taken in order."""
+"""Steps of the recurrence per token; then the positions still missing follow in order."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Uniform(Selector):
     name: ClassVar[str] = "uniform"
 
     def score(self, state: KVState) -> Scores:
-        """Additive recurrence over rows and columns (R2 sequence): every budget is spread out."""
+        """Additive recurrence over rows and columns (R2 sequence): spread out at every budget."""
         return _spread(state.grid)
 
     def mass(self, state: KVState) -> Scores:
@@ -34,11 +34,11 @@ class Uniform(Selector):
 def _spread(grid: tuple[int, int]) -> Scores:
     rows, columns = grid
     tokens = rows * columns
-    root = 1.32471795724474602596  # of x**3 = x + 1; M. Roberts, 2018
+    root = 1.32471795724474602596  # solves x**3 = x + 1; M. Roberts, 2018
     step = np.arange(_UNIFORM_STEPS * tokens)
     row = (rows * ((0.5 + step / root) % 1)).astype(np.int64)
     column = (columns * ((0.5 + step / root**2) % 1)).astype(np.int64)
-    place = np.concatenate([row * columns + column, np.arange(tokens)])  # whatever was not met
+    place = np.concatenate([row * columns + column, np.arange(tokens)])  # then those not reached
     _, first = np.unique(place, return_index=True)
     score = np.empty(tokens, dtype=np.float32)
     score[np.argsort(first)] = np.arange(tokens, 0, -1)
