@@ -1,1 +1,1 @@
-"""What training leaves and serving loads: files, digests, signatures, certificate."""
+"""Bundles: files, digests, signatures and certificates."""

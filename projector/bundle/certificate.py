@@ -1,8 +1,8 @@
-"""What a certificate allows to be said of a map: a grade, a tier, or that it cannot be judged.
+"""Judges a map by its certificate: a grade, a tier, or "cannot be judged".
 
-A grade by answers is given only where the large model answers better from its own cache than
-without any picture. A map that does not beat its controls gets the worst one. Nothing is measured
-here; both forms of a certificate are read.
+A grade by answers is given only if the large model answers better from its own cache than without
+any picture. A map that does not beat its controls gets the worst grade. Nothing is measured here;
+certificates of reports and of reference bundles are both read.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ def grade(cosine: float, mse: float) -> str:
 
 
 CONTROLS = ("blind", "mean_state", "other_picture")
-"""What a map has to beat: no picture, the mean state, another picture's cache."""
+"""What a good map must beat: no picture, the mean state, another picture's cache."""
 LEAST_PICTURES = 10
-"""That questions are about: an interval over fewer says nothing."""
+"""Fewest pictures with questions; an interval over fewer is meaningless."""
 ROOM = 0.5
-"""Share of the large model's lead over a control. A map whose interval reaches up to it may well be
-good, however far down the interval reaches too."""
+"""Share of the large model's lead over a control. A map may still be good if its interval reaches
+this share, however low the interval starts."""
 CANNOT_BE_JUDGED = "cannot be judged"
 GOOD, WORSE, UNJUDGED, UNKNOWN = (
     *("beats its controls", "no better than its controls"),
     *(CANNOT_BE_JUDGED, "not known"),
 )
-_WIDTH = 1.96  # deviations of a 95 % interval
+_WIDTH = 1.96  # standard deviations in half of a 95 % interval
 
 
 def grade_of_answers(retention: float | None) -> str | None:
-    """A grade by answers, A to F: retention held to the least values that cosines are held to.
+    """A grade by answers, A to F; retention needs the values that `grade` needs of cosines.
 
     Args:
-        retention: of the native accuracy above the blind floor; None where it cannot be judged.
+        retention: share of the native accuracy above the blind floor; None if it cannot be judged.
     """
     if retention is None:
         return None
@@ -51,7 +51,7 @@ def grade_of_answers(retention: float | None) -> str | None:
 
 
 def tier(retention: float | None) -> str | None:
-    """The certificate's tier, by answers; `none` below bronze, None where it cannot be judged."""
+    """The certificate's tier by answers; `none` below bronze, None if it cannot be judged."""
     if retention is None:
         return None
     return next((name for name, least in TIERS if retention >= least), "none")
@@ -59,11 +59,11 @@ def tier(retention: float | None) -> str | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a map's answers say that it is good for anything.
+    """Whether a map's answers beat its controls.
 
     Attributes:
         state: `GOOD`, `WORSE`, `UNJUDGED` or `UNKNOWN`.
-        why: figures, in words; empty for `GOOD`.
+        why: the figures in words; empty for `GOOD`.
     """
 
     state: str
@@ -71,12 +71,12 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether nothing has to be said."""
+        """Whether the map beats its controls."""
         return self.state == GOOD
 
     @property
     def judged(self) -> bool:
-        """Whether figures of answers mean anything."""
+        """Whether the answers' figures are meaningful."""
         return self.state in (GOOD, WORSE)
 
     def __str__(self) -> str:
@@ -85,27 +85,27 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A share of right answers and half of its 95 % interval."""
+    """A share of right answers, and half the width of its 95 % interval."""
 
     mean: float
     half: float = 0.0
 
     def minus(self, other: _Figure) -> tuple[float, float]:
-        """The interval of the difference, as if the two were independent."""
+        """The interval of the difference, treating the two as independent."""
         apart, half = self.mean - other.mean, math.hypot(self.half, other.half)
         return apart - half, apart + half
 
 
 def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
-    """What a report's or a certificate's figures allow to be said.
+    """Judge a map by the figures in a report or a certificate.
 
-    Differences on the same questions count where they were kept (`differences`), else intervals or,
-    where a figure is a bare share, the interval that as many answers as pictures would have. A map
-    whose interval over a control reaches below zero is no better than that control if the interval
-    ends below half of the large model's own lead; if it reaches further, nobody can tell.
+    Uses differences on the same questions if they were kept (`differences`), else intervals. For a
+    bare share, the interval is that of as many answers as pictures. If the interval of the map's
+    lead over a control reaches below zero, the map does not beat that control. It is no better if
+    the interval also ends below `ROOM` of the large model's own lead, else it cannot be judged.
 
     Args:
-        certificate: untrusted in its form; whatever is no figure counts as not said.
+        certificate: untrusted; a value that is not a figure counts as missing.
         point: name of the operating point that is served.
     """
     pictures = certificate.get("pictures_asked", certificate.get("pictures"))
@@ -140,7 +140,7 @@ def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
         return Verdict(UNKNOWN, f"there are no figures of answers ({', '.join(lacks)})")
     if 0 < count < LEAST_PICTURES:
         return Verdict(
-            UNJUDGED, f"the questions are about {count} inputs, and it takes {LEAST_PICTURES}"
+            UNJUDGED, f"the questions are about {count} inputs, at least {LEAST_PICTURES} needed"
         )
     kept = _table(certificate, "differences")
 
@@ -166,21 +166,21 @@ def verdict_of(certificate: Mapping[str, Any], point: str) -> Verdict:
         why = f"right in {right.mean:.1%}, beside {', '.join(losing)}"
         if hopeless:
             return Verdict(WORSE, why)
-        return Verdict(UNJUDGED, f"{why}: these questions do not tell whether it is better")
+        return Verdict(UNJUDGED, f"{why}: these questions do not show whether it is better")
     return Verdict(GOOD)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a certificate says of a bundle's map; None where it says nothing.
+    """A bundle's figures from its certificate; None for missing ones.
 
     Attributes:
         accuracy: share of right answers through the map.
-        native: through the large model's own cache.
-        blind: without any.
+        native: share from the large model's own cache.
+        blind: share without any picture.
         grade: by reconstruction.
-        seen: as `seen_in_training`.
-        verdict: whether the figures of answers mean anything, and whether the controls are beaten.
+        seen: from `seen_in_training`.
+        verdict: whether the figures of answers are meaningful and the controls are beaten.
     """
 
     accuracy: float | None
@@ -192,10 +192,10 @@ class Judged:
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any], point: str) -> Judged:
-        """Of a report of `projector validate`, or of a reference bundle's certificate.
+        """Read a report of `projector validate`, or a reference bundle's certificate.
 
         Args:
-            certificate: untrusted in its form; whatever is no figure counts as not said.
+            certificate: untrusted; a value that is not a figure counts as missing.
             point: name of the bundle's default operating point.
         """
         measured, controls = _table(certificate, "accuracy"), _table(certificate, "controls")
@@ -203,10 +203,10 @@ class Judged:
         whole = _table(fit, "whole") or fit
         cosine, mse = _share(whole.get("cosine")), _number(whole.get("mse"))
         by_cosine = None if cosine is None else grade(cosine, 0.0)
-        known = by_cosine if by_cosine == "F" else None  # F whatever the MSE
+        known = by_cosine if by_cosine == "F" else None  # then it is F whatever the MSE
         if "mapped" in measured:
             right, native, blind = (_mean(measured, n) for n in ("mapped", "native", "blind"))
-            if point in measured:  # calibrated since: what is served is that point
+            if point in measured:  # calibrated later: that point is served
                 right = _share(measured[point])
         else:
             right = _share(measured.get(point, measured.get("float")))
@@ -222,7 +222,7 @@ class Judged:
 
     @property
     def retention(self) -> float | None:
-        """Share of the native accuracy above the blind floor; None where it cannot be judged."""
+        """Share of the native accuracy above the blind floor; None if it cannot be judged."""
         if self.accuracy is None or self.native is None or self.blind is None:
             return None
         if not self.verdict.judged:
@@ -231,7 +231,7 @@ class Judged:
         return (self.accuracy - self.blind) / above if above > 0 else None
 
     def to_json(self) -> dict[str, Any]:
-        """As `projector catalogue --json` prints it."""
+        """Plain values, as in `projector catalogue --json`."""
         letter, metal = answered(self.retention, self.verdict)
         return {
             "accuracy": self.accuracy,
@@ -248,17 +248,17 @@ class Judged:
 
 
 def answered(retention: float | None, verdict: Verdict) -> tuple[str | None, str | None]:
-    """Grade and tier by answers: the worst for a map that does not beat its controls."""
+    """Grade and tier by answers; the worst of both for a map that does not beat its controls."""
     if verdict.state == WORSE:
         return "F", "none"
     return grade_of_answers(retention), tier(retention)
 
 
 def seen_in_training(certificate: Mapping[str, Any]) -> int | None:
-    """How many inputs a bundle was judged or calibrated on that it was made from; None: not known.
+    """Number of inputs that trained a bundle and also judged or calibrated it; None: not known.
 
     Args:
-        certificate: untrusted in its form.
+        certificate: untrusted.
     """
     counts = [certificate.get("seen_in_training")]
     calibration = _table(certificate, "calibration")

@@ -1,6 +1,6 @@
-"""`bundle.json`: the description of a bundle, read and checked, and its one canonical form.
+"""Reads, checks and writes `bundle.json`, the description of a bundle, in its one canonical form.
 
-Its `digest` covers its other fields; they cover the other files. So every bit is accounted for.
+`digest` covers the description's other fields, and they cover the other files.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What `bundle.json` says.
+    """The contents of `bundle.json`.
 
     Attributes:
         id: name of the bundle.
-        version: counts up with every training of the same id.
-        digest: SHA-256 hex over the description, hence over everything.
+        version: increases with every training of the same id.
+        digest: SHA-256 hex over the description, and through it over all files.
         source: the edge model's layout.
         target: the cloud model's layout.
         rank: numbers per latent.
         points: the operating points.
-        default_point: index of the one to start with.
+        default_point: index of the point to start with.
         ladder: indices, from the cheapest to the most faithful.
-        files: per file its size in bytes and SHA-256 hex.
+        files: size in bytes and SHA-256 hex of each file.
     """
 
     id: str
@@ -70,21 +70,21 @@ class BundleInfo:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its files, in their order, the description left out."""
+        """Names of its files in their order, without the description."""
         return tuple(name for name in (*FILES, *FEEDBACK_FILES) if name in self.files)
 
 
 def canonical_json(plain: Mapping[str, Any]) -> bytes:
-    """The one form in which `bundle.json` and `signature.json` are accepted."""
+    """The only form in which `bundle.json` and `signature.json` are accepted."""
     return (json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def parse_object(blob: bytes, file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON object from a file's bytes.
 
     Raises:
-        BundleCorruptError: no JSON, a key twice, or NaN.
-        BundleFormatError: no object.
+        BundleCorruptError: it is not JSON, repeats a key or holds NaN.
+        BundleFormatError: it is not an object.
     """
     try:
         plain = read_json(blob, len(blob), file.name)
@@ -100,11 +100,11 @@ def parse_object(blob: bytes, file: Path) -> dict[str, Any]:
 
 
 def describe(blob: bytes, folder: Path) -> BundleInfo:
-    """What the bytes of `bundle.json` say, once they are proven whole and canonical.
+    """Parse the bytes of `bundle.json` once they are verified and canonical.
 
     Raises:
-        BundleCorruptError: altered.
-        BundleFormatError: another format, or a field that cannot be.
+        BundleCorruptError: it was altered.
+        BundleFormatError: another format, or a field with an impossible value.
     """
     file = folder / DESCRIPTION
     plain = parse_object(blob, file)
@@ -135,9 +135,9 @@ def describe(blob: bytes, folder: Path) -> BundleInfo:
         version, rank = _integer(plain["version"]), _integer(plain["rank"])
         name = plain["id"]
         if _integer(plain["format"]) != FORMAT or version < 0:
-            raise ValueError("a format or version that cannot be")
+            raise ValueError("an impossible format or version")
         if not isinstance(name, str) or not 1 <= len(name) <= _MAX_ID or not name.isprintable():
-            raise ValueError(f"an id is a printable text of 1 to {_MAX_ID} characters")
+            raise ValueError(f"an id must be a printable text of 1 to {_MAX_ID} characters")
         default = _integer(plain["default_point"])
         ladder = tuple(_integer(index) for index in plain["ladder"])
     except (FrameMalformedError, KeyError, TypeError, ValueError, AttributeError) as error:

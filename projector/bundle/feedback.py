@@ -1,4 +1,4 @@
-"""The two halves that send a state back: the cloud's encodes it, the edge's decodes it."""
+"""The two halves of feedback: the cloud's encodes a state, the edge's decodes it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from protos.errors import BridgeError
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback: a state of the cloud to one of the edge.
+    """Both halves of feedback.
 
     Attributes:
-        encoder: the cloud's half; its source is the cloud's layout.
+        encoder: the cloud's half; its source layout is the cloud's.
         decoder: the edge's half.
     """
 
@@ -30,10 +30,10 @@ class Feedback:
 
 
 def feedback_in(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> Feedback | None:
-    """The halves among a bundle's files; None for a map that goes one way only.
+    """Read the feedback halves from a bundle's files; None if the map goes one way only.
 
     Raises:
-        BundleFormatError: they are not two such halves, or not of this bundle's models.
+        BundleFormatError: they are not such halves, or not for this bundle's models.
     """
     if FEEDBACK_ENCODER not in blobs:
         return None
@@ -55,6 +55,6 @@ def feedback_in(blobs: Mapping[str, bytes], info: BundleInfo, folder: Path) -> F
     ):
         raise refusal(
             "604.10",
-            f"{folder}: the halves of the feedback are not for these models, or not for each other",
+            f"{folder}: the feedback halves are not for these models, or not for each other",
         )
     return Feedback(encoder, decoder)

@@ -1,4 +1,4 @@
-"""Which files a bundle has, and reading one of them with its size and digest checked."""
+"""A bundle's files, and reading one with its size and digest checked."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ EDGE, CLOUD, GRAPH, CERTIFICATE = (
     "certificate.json",
 )
 FILES = (EDGE, CLOUD, GRAPH, CERTIFICATE)
-"""What every bundle holds besides its description."""
+"""Files of every bundle, besides its description."""
 FEEDBACK_ENCODER, FEEDBACK_DECODER = "reverse_encoder.safetensors", "reverse_decoder.safetensors"
 FEEDBACK_FILES = (FEEDBACK_ENCODER, FEEDBACK_DECODER)
-"""What one of a map that goes both ways holds as well."""
+"""More files, if the map goes both ways."""
 
 Reader = Callable[[str, int], bytes]
-"""A file's name and the most bytes to read, to its bytes; raises `OSError`."""
+"""Takes a file's name and the most bytes to read; returns its bytes or raises `OSError`."""
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
 
 
 def files_of(folder: Path) -> Reader:
-    """Reads the files of a folder."""
+    """A reader of a folder's files."""
 
     def read(name: str, most: int) -> bytes:
-        with open_file(folder / name) as stream:  # a pipe is not waited for
+        with open_file(folder / name) as stream:  # does not wait for a pipe
             return stream.read(most)
 
     return read
@@ -42,7 +42,7 @@ def files_of(folder: Path) -> Reader:
 def read_at_most(
     read: Reader, folder: Path, name: str, most: int = _MAX_DESCRIPTION_BYTES
 ) -> bytes:
-    """A file's bytes.
+    """Read a file's bytes.
 
     Raises:
         BundleMissingError: it cannot be read.
@@ -60,7 +60,7 @@ def read_at_most(
 
 
 def verified(read: Reader, folder: Path, name: str, size: int, digest: str) -> bytes:
-    """A file's bytes, of that size and SHA-256.
+    """Read a file's bytes and check their size and SHA-256.
 
     Raises:
         BundleMissingError: it cannot be read.
@@ -75,10 +75,10 @@ def verified(read: Reader, folder: Path, name: str, size: int, digest: str) -> b
 
 
 def require_whole(graph: bytes, folder: Path) -> None:
-    """Refuse a graph with external data, whose bytes no digest of the bundle covers.
+    """Refuse a graph that names external data, which no digest of the bundle covers.
 
-    Such a tensor names its file under the key `location` (ONNX, TensorProto.external_data). The
-    word is looked for as it is, since a protobuf field can be written in more than one way.
+    Such a tensor names its file under the key `location` (ONNX, TensorProto.external_data). The raw
+    bytes are searched for that word, since a protobuf field can be written in several ways.
     """
     if b"location" in graph:
         raise refusal("604.11", f"{folder / GRAPH} may name a file that is not in the bundle")

@@ -1,7 +1,7 @@
-"""Ed25519 keys: signing, and checking signatures against a pinned list of keys.
+"""Ed25519 keys: signing, and checking signatures against a list of trusted keys.
 
-The arithmetic is the `cryptography` library's, imported once something is signed or checked. A
-private key is a PEM file that only its owner can read. Trusted keys are a TOML file:
+The `cryptography` library does the arithmetic; it is imported only when needed. A private key is a
+PEM file that only its owner can read. Trusted keys are a TOML file:
 
     [keys]
     "build server" = "base64 of the 32-byte public key"
@@ -34,7 +34,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature and the public key that it claims to be of.
+    """A signature and the public key that it claims to come from.
 
     Attributes:
         key: base64 of the 32-byte public key.
@@ -46,10 +46,10 @@ class Signature:
 
 
 class SigningKey:
-    """A private key."""
+    """A private key for signing."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
-        """Wraps a key of the library."""
+        """Wrap a key of the library."""
         self._key = key
 
     @classmethod
@@ -82,8 +82,8 @@ class SigningKey:
         """Read what `create` wrote.
 
         Raises:
-            ConfigError: no such file, or no unencrypted Ed25519 key in PEM; or `cryptography` is
-                missing.
+            ConfigError: the file is missing or is not an unencrypted Ed25519 key in PEM; or
+                `cryptography` is missing.
         """
         _need_cryptography()
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -95,12 +95,12 @@ class SigningKey:
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigError(f"{path} is not an unencrypted private key in PEM") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"{path} is a key of another kind, expected Ed25519")
+            raise ConfigError(f"{path} is a key of another type, expected Ed25519")
         return cls(key)
 
     @property
     def public(self) -> str:
-        """Base64 of the public key, as the list of trusted keys holds it."""
+        """Base64 of the public key, as in the list of trusted keys."""
         return base64.b64encode(self._key.public_key().public_bytes_raw()).decode()
 
     def sign(self, message: bytes) -> Signature:
@@ -110,10 +110,10 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """The pinned list.
+    """The list of trusted keys.
 
     Attributes:
-        names: base64 public key to the name it is known by.
+        names: name of each key, by the base64 of its public key.
     """
 
     names: dict[str, str]
@@ -123,7 +123,7 @@ class TrustedKeys:
         """Read the list.
 
         Raises:
-            ConfigError: no such file, or no list of keys.
+            ConfigError: the file is missing or is not a list of keys.
         """
         try:
             plain = tomllib.loads(text_of(_read(path), path))
@@ -145,7 +145,7 @@ class TrustedKeys:
             ConfigError: `cryptography` is missing.
         """
         if signature is None:
-            raise SignatureError("not signed, and only what a trusted key signed is accepted")
+            raise SignatureError("not signed, and a trusted key's signature is required")
         name = self.names.get(signature.key)
         if name is None:
             known = ", ".join(sorted(self.names.values()))
@@ -157,10 +157,10 @@ class TrustedKeys:
 
 
 def check(message: bytes, signature: Signature) -> None:
-    """Whether a signature is that of the key it names; says nothing of whom that key belongs to.
+    """Check a signature against the key that it names, not whose key that is.
 
     Raises:
-        SignatureError: it is not.
+        SignatureError: it does not match.
         ConfigError: `cryptography` is missing.
     """
     _need_cryptography()
@@ -171,7 +171,7 @@ def check(message: bytes, signature: Signature) -> None:
     try:
         key.verify(_decoded(signature.value, SIGNATURE_BYTES, "signature"), message)
     except InvalidSignature as error:
-        raise SignatureError("the signature does not fit what was signed: altered") from error
+        raise SignatureError("the signature does not match what was signed: altered") from error
 
 
 def _need_cryptography() -> None:

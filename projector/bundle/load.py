@@ -1,17 +1,17 @@
-"""Loading a bundle for the two models that are running, every byte verified.
+"""Loads a bundle for the two models that are running, and verifies every byte.
 
-There is no plain load: both live layouts are required.
+Both live layouts are required; there is no load without them.
 
 | File | Holds |
 |---|---|
-| `bundle.json` | canonical JSON; `digest` covers its other fields, they cover the other files |
+| `bundle.json` | canonical JSON; `digest` covers its other fields, which cover the other files |
 | `edge.safetensors` | the `Encoder` |
 | `cloud.safetensors` | the map, both halves |
-| `cloud.onnx` | the same as a graph |
+| `cloud.onnx` | the map's cloud half as a graph |
 | `certificate.json` | what was measured of this bundle |
-| `reverse_encoder.safetensors` | feedback, of maps that go both ways: an `Encoder` of the cloud |
-| `reverse_decoder.safetensors` | with it: the `FeedbackDecoder` of the edge |
-| `signature.json` | of signed bundles: an Ed25519 signature of `bundle.json` |
+| `reverse_encoder.safetensors` | feedback, for maps that go both ways: the cloud's `Encoder` |
+| `reverse_decoder.safetensors` | feedback, for the same maps: the edge's `FeedbackDecoder` |
+| `signature.json` | if signed: an Ed25519 signature of `bundle.json` |
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Bundle:
     Attributes:
         info: the description.
         encoder: the edge half.
-        cloud: the cloud half, both forms.
+        cloud: the cloud half, as weights and as graph.
         certificate: what was measured.
-        path: where it lies.
-        signer: name of the trusted key that signed it; None where trusted keys were not required.
-        key: public key of who signed it, trusted or not; None where nobody did.
-        feedback: both its halves; None for a map that goes one way only.
+        path: its folder.
+        signer: name of the trusted key that signed it; None if trusted keys were not required.
+        key: public key of the signer, trusted or not; None if unsigned.
+        feedback: both feedback halves; None for a map that goes one way only.
     """
 
     info: BundleInfo
@@ -74,16 +74,16 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 hex that stands for the whole bundle."""
+        """SHA-256 hex over the whole bundle."""
         return self.info.digest
 
     @classmethod
     def peek(cls, path: str | Path) -> BundleInfo:
-        """Read and verify the description only, to find out which models a bundle is for.
+        """Read and verify only the description, to learn which models a bundle is for.
 
         Raises:
-            BundleMissingError: there is no bundle.
-            BundleFormatError: it is of another format version.
+            BundleMissingError: the bundle is missing.
+            BundleFormatError: it has another format version.
             BundleCorruptError: the description was altered.
         """
         folder = Path(path)
@@ -98,22 +98,22 @@ class Bundle:
         version: int | None = None,
         trusted: TrustedKeys | None = None,
     ) -> Bundle:
-        """Load a bundle for the two models that are running, verifying every byte.
+        """Load a bundle for the two models that are running, and verify every byte.
 
         Args:
             path: the bundle's folder.
-            source: the edge model's live layout, or its fingerprint as negotiated.
-            target: the cloud model's live layout, or its fingerprint as the engine reports it.
+            source: the edge model's live layout, or its negotiated fingerprint.
+            target: the cloud model's live layout, or the fingerprint that the engine reports.
             version: require this version.
-            trusted: require a signature by one of these keys. Without them a bundle need not be
-                signed, but a signature that is there must be whole and fit.
+            trusted: require a signature by one of these keys. Without them a bundle may be
+                unsigned, but a signature that exists must still be valid.
 
         Raises:
             BundleMissingError: the folder or one of its files is missing.
             BundleFormatError: another format, or parts that contradict each other.
             BundleCorruptError: a size or digest differs: truncated or altered.
             BundleLayoutError: it was trained for another source or target model.
-            BundleVersionError: it is not of the required version.
+            BundleVersionError: it does not have the required version.
             SignatureError: unsigned, signed by another key, or altered since.
         """
         folder = Path(path)
@@ -129,7 +129,7 @@ class Bundle:
         version: int | None = None,
         trusted: TrustedKeys | None = None,
     ) -> Bundle:
-        """`load` from anywhere; each file is read once. `path` is what the messages call it.
+        """`load` from any reader; each file is read once. Messages call it `path`.
 
         Raises:
             BridgeError: as `load`.
@@ -162,7 +162,7 @@ class Bundle:
         """Open the cloud half.
 
         Raises:
-            ConfigError: no such backend, or what it needs is missing.
+            ConfigError: the backend is unknown, or lacks something it needs.
             BundleFormatError: it cannot run the cloud half.
         """
         made = backends.get(name)

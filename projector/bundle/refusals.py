@@ -1,4 +1,4 @@
-"""Every reason for which loading a bundle refuses, by number."""
+"""All reasons why loading refuses a bundle, by number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "602.1": (BundleCorruptError, "a file is longer than stated"),
     "602.2": (BundleCorruptError, "a file is shorter than stated"),
     "602.3": (BundleCorruptError, "a file does not match its SHA-256"),
-    "602.4": (BundleCorruptError, "a JSON file is no JSON, repeats a key, or holds NaN"),
+    "602.4": (BundleCorruptError, "a JSON file is not JSON, repeats a key, or holds NaN"),
     "602.5": (BundleCorruptError, "bundle.json does not match its own digest"),
     "602.6": (BundleCorruptError, "bundle.json is not in canonical form"),
     "603.1": (BundleLayoutError, "trained for another edge model"),
@@ -29,22 +29,22 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "604.4": (BundleFormatError, "a field of bundle.json has an impossible value"),
     "604.5": (BundleFormatError, "the default point or the ladder names an unknown point"),
     "604.6": (BundleFormatError, "bundle.json lists other files, or an impossible size"),
-    "604.7": (BundleFormatError, "the edge half is no encoder"),
+    "604.7": (BundleFormatError, "the edge half is not an encoder"),
     "604.8": (BundleFormatError, "the edge half and bundle.json contradict each other"),
-    "604.9": (BundleFormatError, "a half of the feedback is not what it should be"),
+    "604.9": (BundleFormatError, "a half of the feedback is invalid"),
     "604.10": (BundleFormatError, "the feedback and bundle.json contradict each other"),
-    "604.11": (BundleFormatError, "cloud.onnx takes weights from outside of the bundle"),
+    "604.11": (BundleFormatError, "cloud.onnx takes weights from outside the bundle"),
     "605.1": (SignatureError, "signature.json is not in its canonical form"),
-    "605.2": (SignatureError, "the signature does not fit bundle.json"),
+    "605.2": (SignatureError, "the signature does not match bundle.json"),
     "605.3": (SignatureError, "trusted keys are required and there is no signature"),
     "605.4": (SignatureError, "signed by a key that is not trusted"),
 }
-"""Every reason for which loading refuses: the error's code and a number, which ends the message.
+"""Reasons by number. A number extends the error's code, and the message ends with it.
 
-Like the codes, a number is never reused.
+A number is never reused, like the codes.
 """
 
 
 def refusal(number: str, message: str) -> BridgeError:
-    """The error of that row of `REFUSALS`."""
+    """The error for a number in `REFUSALS`."""
     return REFUSALS[number][0](f"{message} [{number}]")

@@ -1,4 +1,4 @@
-"""`signature.json`: who signed a bundle, written and checked."""
+"""Writes and checks `signature.json`, the signature of a bundle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from protos.process.files import write_files
 from protos.strict_json import read_json
 
 _MAX_SIGNATURE_BYTES = 1024
-_SIGNED = b"neural-bridge bundle 1\n"  # what a key signs for a bundle passes for nothing else
+_SIGNED = b"neural-bridge bundle 1\n"  # prefix: a bundle's signature is valid for nothing else
 
 
 def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
-    """Verify a bundle's bytes, then sign it; a signature that is there is replaced.
+    """Verify a bundle's bytes, then sign it; replaces an earlier signature.
 
     Raises:
-        BundleMissingError: there is no bundle, or one of its files is missing.
-        BundleFormatError: it is of another format.
+        BundleMissingError: the bundle or one of its files is missing.
+        BundleFormatError: it has another format.
         BundleCorruptError: it was altered.
         DiskFullError: there is no room for the signature.
     """
@@ -44,9 +44,9 @@ def _signature_file(signature: Signature) -> bytes:
 def signed_by(
     read: Reader, folder: Path, description: bytes, trusted: TrustedKeys | None
 ) -> tuple[str | None, str | None]:
-    """The key that signed it, and its name among the trusted.
+    """The key that signed a bundle, and its name if it is trusted.
 
-    What is in the file must be right even if no key is trusted.
+    The file must be valid even if no keys are trusted.
     """
     file = folder / SIGNATURE
     try:
@@ -54,7 +54,7 @@ def signed_by(
     except FileNotFoundError as error:
         if trusted is None:
             return None, None
-        raise refusal("605.3", f"{folder} is not signed, and only trusted keys' are") from error
+        raise refusal("605.3", f"{folder} is not signed, a trusted key must sign it") from error
     except OSError as error:
         raise refusal("601.1", f"no bundle file {file}: {error.strerror}") from error
     try:

@@ -1,1 +1,1 @@
-"""A cloud half made ready to run: ONNX graph, TensorRT engine, backends."""
+"""Prepares a cloud half for serving: ONNX graph and TensorRT plan."""

@@ -1,4 +1,4 @@
-"""A cloud half as an ONNX graph, and the same with FP8 weights; checked before anyone serves it."""
+"""Exports a cloud half as an ONNX graph, also with FP8 weights, and checks the graph."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ INPUTS = ("latents", "kept", "cos", "sin")
 OUTPUTS = ("keys", "values")
 OPSET = 18
 OPSET_RANGE = (9, 25)
-"""TensorRT's parser takes any opset and fails later; these are the ones it documents."""
+"""The opsets that TensorRT documents; its parser takes any and fails later."""
 FP8_OPSET, _FP8_IR = 19, 9
-"""The first opset, and the first file format, that knows FP8."""
+"""The first opset and file format that support FP8."""
 FP8_MAX = 448.0
-"""The largest number of E4M3."""
+"""The largest E4M3 number."""
 FP8_LEAST_WEIGHTS = 256
-"""A smaller matrix stays float32: its scales and nodes would outweigh what is saved."""
+"""A smaller matrix stays float32: scales and nodes would take more than FP8 saves."""
 _FREE_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far one graph's outputs are from another's, the worse of keys and values.
+    """Difference between two graphs' outputs, the worse of keys and values.
 
     Attributes:
         relative_l2: `|a - b| / |b|`.
@@ -50,7 +50,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX graph and how close it is to the torch module it came from.
+    """An ONNX graph and its difference from the torch module.
 
     Attributes:
         graph: the serialized model.
@@ -68,25 +68,25 @@ class Half(Protocol):
 
     @property
     def boundaries(self) -> Boundaries:
-        """Shapes at both ends."""
+        """Shapes of its inputs and outputs."""
 
     def eval(self) -> Any:
-        """As of any module."""
+        """Switch to evaluation mode, as in `torch.nn.Module`."""
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Keys and values, both `[layers, B, kv_heads, M, head_dim]`."""
 
 
 def export(half: Half, tolerance: float = 1e-4) -> Exported:
-    """Export, check and compare.
+    """Export a cloud half to ONNX, check the graph and compare it with the module.
 
     Args:
         half: the trained cloud half, of any family.
-        tolerance: largest parity error accepted.
+        tolerance: largest parity error allowed.
 
     Raises:
-        BundleFormatError: the graph fails the checker, has an opset outside 9..25, or does not
-            compute what the module computes.
+        BundleFormatError: the graph fails the checker, has an opset outside 9..25, or differs from
+            the module.
     """
     half = half.eval()
     dynamic_tokens = half.boundaries.free_tokens
@@ -104,11 +104,11 @@ def export(half: Half, tolerance: float = 1e-4) -> Exported:
         axes["cos"], axes["sin"] = {at: "tokens"}, {at: "tokens"}
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter that needs no further package is deprecated
+        warnings.simplefilter("ignore")  # the exporter without extra packages is deprecated
         torch.onnx.export(
-            half,  # type: ignore[arg-type]  # a module, whatever else it is
+            half,  # type: ignore[arg-type]  # the protocol does not say that it is a module
             tuple(torch.from_numpy(array) for array in sample.values()),
-            stream,  # type: ignore[arg-type]  # it takes streams; its stub says paths
+            stream,  # type: ignore[arg-type]  # the stub allows paths only
             dynamo=False,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
@@ -126,10 +126,10 @@ def export(half: Half, tolerance: float = 1e-4) -> Exported:
 
 
 def check(graph: bytes) -> None:
-    """Full ONNX check, and the opset's range.
+    """Run the full ONNX check, and check the opset.
 
     Raises:
-        BundleFormatError: either fails.
+        BundleFormatError: the graph fails one of them.
     """
     try:
         model = onnx.load_from_string(graph)
@@ -153,7 +153,7 @@ def check(graph: bytes) -> None:
 
 
 def probe(half: Half, batch: int, seed: int) -> dict[str, Floats]:
-    """Random graph inputs, with some tokens dropped and NaN in their place."""
+    """Random inputs of the graph; some tokens are dropped and hold NaN."""
     rng = np.random.default_rng(seed)
     ends = half.boundaries
     latents = rng.standard_normal((batch, ends.tokens_in, ends.rank), dtype=np.float32)
@@ -180,16 +180,16 @@ def compare(half: Half, graph: bytes, inputs: dict[str, Floats]) -> float:
 def export_fp8(graph: bytes) -> bytes:
     """The same graph with the weights of its matrix products in FP8 E4M3.
 
-    Written node by node, since torch's exporter folds FP8 weights back to float32. A weight becomes
-    `FLOAT8E4M3FN`, one scale per output channel: in its `DequantizeLinear` where it is a matrix.
-    That operator knows one axis only, so a stack of matrices is dequantized with scale 1 and the
-    product multiplied by the scales. Arithmetic, biases and everything else stay float32.
+    Built node by node, since torch's exporter folds FP8 weights back to float32. A weight becomes
+    `FLOAT8E4M3FN` with one scale per output channel. For a matrix, `DequantizeLinear` applies the
+    scale. For a stack of matrices it cannot (it knows one axis), so it uses scale 1 and the product
+    is multiplied by the scales. Arithmetic, biases and all else stay float32.
 
     Args:
         graph: any float32 graph that passes `check`.
 
     Raises:
-        BundleFormatError: the graph is not valid, or has no weights to store in FP8.
+        BundleFormatError: the graph is invalid, or has no weights to store in FP8.
     """
     check(graph)
     model = onnx.load_from_string(graph)
@@ -219,7 +219,7 @@ def export_fp8(graph: bytes) -> bytes:
                 helper.make_node("Mul", [unscaled, f"{name}.scale"], [product], f"{product}.scaled")
             )
     if not stored:
-        raise BundleFormatError("the graph multiplies by no weights that FP8 would make smaller")
+        raise BundleFormatError("the graph has no weights in its products that FP8 would shrink")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     _drop_unused(model)
@@ -229,9 +229,9 @@ def export_fp8(graph: bytes) -> bytes:
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session that also runs FP8 graphs, on one CPU thread.
+    """Open an ONNX Runtime session that also runs FP8 graphs, on one CPU thread.
 
-    By default it would fuse FP8 weights into an operator that it does not have.
+    The default would fuse FP8 weights into an operator that ONNX Runtime lacks.
     """
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -241,7 +241,7 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 def parity(graph: bytes, reference: bytes, batch: int = 16, seed: int = 0) -> Parity:
-    """How far `graph` is from `reference` in ONNX Runtime, on random inputs of its shapes."""
+    """Compare `graph` with `reference` in ONNX Runtime, on random inputs of its shapes."""
     one, other = session(graph), session(reference)
     shapes = {value.name: value.shape for value in other.get_inputs()}
     (_, tokens, rank), (*layers, _, rotary) = shapes["latents"], shapes["cos"]
@@ -262,7 +262,7 @@ def parity(graph: bytes, reference: bytes, batch: int = 16, seed: int = 0) -> Pa
 
 
 def _converted(model: ModelProto) -> ModelProto:
-    """The graph in FP8's opset; the converter renames free dimensions and notes every shape."""
+    """The graph in the FP8 opset, with its own dimension names, which the converter changes."""
     newer: ModelProto = version_converter.convert_version(model, FP8_OPSET)
     del newer.graph.output[:], newer.graph.value_info[:]
     newer.graph.output.extend(model.graph.output)
@@ -271,7 +271,7 @@ def _converted(model: ModelProto) -> ModelProto:
 
 
 def _weights(model: ModelProto) -> dict[str, Floats]:
-    """Names that a product may use to the constant behind them; the exporter merges equal ones."""
+    """Constants by every name that a product may use for them; the exporter merges equal ones."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -289,13 +289,13 @@ def _weights(model: ModelProto) -> dict[str, Floats]:
 
 
 def _stored(model: ModelProto, name: str, weight: Floats, inner: int) -> NodeProto:
-    """Add a weight in FP8 with its scales; the node that makes float32 of it again.
+    """Add a weight in FP8 with its scales; return the node that dequantizes it.
 
     Args:
-        model: gets the constants.
-        name: what their names start with.
+        model: receives the constants.
+        name: prefix of their names.
         weight: a matrix or a stack of matrices.
-        inner: the axis that the product sums over; its maximum gives an output channel's scale.
+        inner: the axis that the product sums over. The maximum along it scales an output channel.
     """
     scale = np.abs(weight).max(axis=inner, keepdims=True) / np.float32(FP8_MAX)
     scale = np.where(scale > 0, scale, np.float32(1))
@@ -321,7 +321,7 @@ def _stored(model: ModelProto, name: str, weight: Floats, inner: int) -> NodePro
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Drop constants that nothing reads any more: the float32 weights."""
+    """Drop constants that no node reads any more: the float32 weights."""
     outputs = {value.name for value in model.graph.output}
     while True:
         read = {name for node in model.graph.node for name in node.input} | outputs

@@ -1,19 +1,19 @@
-"""A graph compiled by TensorRT, for the GPU at hand or for one that is elsewhere.
+"""Compiles a graph with TensorRT, for the GPU in this machine or for another one.
 
 Imports neither torch nor onnx.
 
 | Target | GPUs | TensorRT-RTX 1.7 compiles for it |
 |---|---|---|
-| `sm75` | Turing (T4, RTX 20) | float32 products: no, it says so; FP8: no |
+| `sm75` | Turing (T4, RTX 20) | nothing: it refuses float32 products and has no FP8 |
 | `sm80` | A100, A30 | float32 |
 | `sm86` | A10, A40, RTX 30 | float32 |
 | `sm89` | L4, L40, RTX 40 | float32, FP8 weights |
 | `sm120` | RTX 50, RTX PRO | float32, FP8 weights |
-| `native` | the one in this machine | what its compute capability allows |
+| `native` | the GPU in this machine | whatever its compute capability allows |
 
 A named target needs TensorRT-RTX and no GPU. `native` needs the GPU; classic TensorRT is preferred
-where both are installed. Compiling says that a graph can be an engine, not that the engine computes
-what the graph does: nothing is executed here.
+if both are installed. Nothing is executed here: a plan that compiles may still compute something
+else than the graph.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ MAX_BATCH = 64
 BEST_BATCH = 16
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""Per input its smallest, best and largest shape."""
+"""Smallest, best and largest shape of each input."""
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was compiled, by what, for what.
+    """The record of one compilation.
 
     Attributes:
         library: `tensorrt` or `tensorrt_rtx`.
         version: of the library.
-        target: as asked for.
-        capability: such as `sm89`; of the GPU at hand for `native`.
+        target: as requested.
+        capability: such as `sm89`; for `native`, of the GPU in this machine.
         precision: `float32` (products may run in TF32, the library's default), or
             `float32, weights FP8 E4M3`.
         graph_sha256: of the graph.
-        engine_sha256: of the engine.
-        engine_bytes: its size.
-        seconds: that compiling took.
-        executed: whether the engine was run. Always false: `projector verify` does that.
+        engine_sha256: of the plan.
+        engine_bytes: size of the plan.
+        seconds: compile time.
+        executed: whether the plan was run. Always false: `projector verify` runs it.
     """
 
     library: str
@@ -81,7 +81,7 @@ class Report:
 
 
 def build(graph: bytes, target: str, shapes: Shapes) -> tuple[bytes, Report]:
-    """Compile an ONNX graph; whether its weights are FP8 is read from the graph.
+    """Compile an ONNX graph to a plan. The graph says whether its weights are FP8.
 
     Args:
         graph: a serialized ONNX model.
@@ -89,10 +89,10 @@ def build(graph: bytes, target: str, shapes: Shapes) -> tuple[bytes, Report]:
         shapes: from `cloud_shapes`.
 
     Returns:
-        The engine ("plan") and the report.
+        The plan and the report.
 
     Raises:
-        ConfigError: no such target, or the library or the GPU that it needs is missing.
+        ConfigError: the target is unknown, or its library or GPU is missing.
         BundleFormatError: the target cannot run the graph, or the library refuses it.
     """
     fp8 = holds_fp8(graph)
@@ -135,13 +135,13 @@ def holds_fp8(graph: bytes) -> bool:
 
 
 def load_library(rtx_only: bool = False) -> Any:
-    """The `tensorrt` module, or `tensorrt_rtx` where only that is installed.
+    """The `tensorrt` module, or `tensorrt_rtx` if only that is installed.
 
     Args:
-        rtx_only: only the latter will do: it compiles for a GPU that is not there.
+        rtx_only: accept only `tensorrt_rtx`, which compiles for GPUs in other machines.
 
     Raises:
-        ConfigError: neither is.
+        ConfigError: it is not installed.
     """
     for name in ("tensorrt_rtx",) if rtx_only else ("tensorrt", "tensorrt_rtx"):
         try:
@@ -153,17 +153,17 @@ def load_library(rtx_only: bool = False) -> Any:
     if rtx_only:
         raise ConfigError(
             "compiling for a named target needs the package tensorrt-rtx: install the extra "
-            "'tensorrt-rtx', or build for 'native' on the machine that will run the engine"
+            "'tensorrt-rtx', or build for 'native' on the machine that will run the plan"
         )
     raise ConfigError(
-        "an engine needs the package tensorrt (or tensorrt-rtx): install the extra 'tensorrt', or "
+        "a plan needs the package tensorrt (or tensorrt-rtx): install the extra 'tensorrt', or "
         "serve with 'onnxruntime'"
     )
 
 
 @functools.cache
 def gpu_capability() -> int | None:
-    """The first NVIDIA GPU's compute capability, such as 89; None where the driver sees none."""
+    """The first NVIDIA GPU's compute capability, such as 89; None if the driver sees none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -180,15 +180,15 @@ def gpu_capability() -> int | None:
 
 
 def require_target(target: str, fp8: bool = False) -> int:
-    """The compute capability that a target stands for; compiles nothing.
+    """The compute capability of a target; compiles nothing.
 
     Args:
         target: one of `TARGETS`.
-        fp8: the graph's weights are FP8.
+        fp8: whether the graph's weights are FP8.
 
     Raises:
-        ConfigError: no such target, or the GPU of `native` is not there.
-        BundleFormatError: it cannot do FP8.
+        ConfigError: the target is unknown, or `native` finds no GPU.
+        BundleFormatError: the target does not support FP8.
     """
     if target == NATIVE:
         found = gpu_capability()
@@ -207,7 +207,7 @@ def require_target(target: str, fp8: bool = False) -> int:
 
 def _require_known(target: str) -> None:
     if target in IMPOSSIBLE:
-        raise ConfigError(f"no engine for the target '{target}' ({IMPOSSIBLE[target]})")
+        raise ConfigError(f"no plan can be built for '{target}' ({IMPOSSIBLE[target]})")
     if target not in CAPABILITIES:
         raise ConfigError(f"there is no target '{target}' (there are {', '.join(TARGETS)})")
 
@@ -216,7 +216,7 @@ def _compile(trt: Any, graph: bytes, shapes: Shapes, named: str | None) -> bytes
     log = _log(trt)
     log.messages.clear()
     builder = trt.Builder(log)
-    # Strongly typed: the numbers' types are the graph's, the builder chooses none of its own.
+    # Strongly typed: number types come from the graph; the builder chooses none.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
@@ -233,14 +233,14 @@ def _compile(trt: Any, graph: bytes, shapes: Shapes, named: str | None) -> bytes
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        said = "; ".join(log.messages) or "it does not say why"
+        said = "; ".join(log.messages) or "it gives no reason"
         raise BundleFormatError(f"TensorRT cannot compile the graph for {named or NATIVE}: {said}")
     return bytes(plan)
 
 
 @functools.cache
 def _log(trt: Any) -> Any:
-    """Keeps what the library complains about; one for ever, as it never lets go of the first."""
+    """Keeps the library's complaints. Only one is made: the library never releases the first."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
