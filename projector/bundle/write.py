@@ -1,4 +1,4 @@
-"""Writing a bundle: from its parts, or from another bundle with a new edge half."""
+"""Writes a bundle: from its parts, or from another bundle with a new edge half."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ def write_bundle(
     ladder: Sequence[int] | None = None,
     feedback: Feedback | None = None,
 ) -> BundleInfo:
-    """Write a bundle, unsigned; whatever happens, no half-written one can be loaded.
+    """Write an unsigned bundle; a half-written one can never be loaded.
 
-    All files are written beside their places first. Only then is an earlier bundle's description
-    removed, and the new one's put in place last.
+    All files are first written next to their final places. Then an earlier bundle's description is
+    removed, the files move into place, and the new description moves last.
 
     Args:
-        path: a folder, made if need be; files of an earlier bundle in it are replaced.
+        path: a folder, created if missing; files of an earlier bundle in it are replaced.
         id: name of the bundle.
-        version: counts up.
+        version: increases with each bundle of the same id.
         source: the edge model's layout.
         target: the cloud model's layout.
         encoder: the edge half.
         cloud: the cloud half, as weights and as graph.
-        certificate: anything JSON can hold.
+        certificate: any JSON-serialisable value.
         default_point: index of the operating point to start with.
-        ladder: indices from the cheapest to the most faithful; by default in the encoder's order.
-        feedback: both its halves, for a map that goes both ways.
+        ladder: indices from cheapest to most faithful point; by default the encoder's order.
+        feedback: both halves, for a map that goes both ways.
 
     Raises:
         BundleFormatError: the parts contradict each other.
-        DiskFullError: there is no room; an earlier bundle in the folder is still whole.
+        DiskFullError: there is no room; an earlier bundle in the folder stays whole.
         ConfigError: the folder cannot be written for another reason.
     """
     if encoder.source_fingerprint != source.fingerprint or encoder.state_dim != source.state_dim:
@@ -117,15 +117,15 @@ def write_next(
     default_point: int | None = None,
     ladder: Sequence[int] | None = None,
 ) -> BundleInfo:
-    """Write a bundle again with another edge half, one version up; all else stays, unsigned.
+    """Write a bundle again, unsigned, with another edge half and the next version number.
 
     Args:
-        bundle: what is written again.
-        path: as `write_bundle`.
-        encoder: as `write_bundle`.
-        certificate: as `write_bundle`; the bundle's own by default.
-        default_point: the bundle's own by default.
-        ladder: the bundle's own by default.
+        bundle: the bundle to write again.
+        path: as in `write_bundle`.
+        encoder: as in `write_bundle`.
+        certificate: as in `write_bundle`; by default the bundle's own.
+        default_point: by default the bundle's own.
+        ladder: by default the bundle's own.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.

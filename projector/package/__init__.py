@@ -1,6 +1,6 @@
 """Memory packages: one file that carries what a model saw to another model.
 
-Needs no tensor library; `answer` is handed a model.
+Needs no tensor library; the caller gives `answer` a model.
 
 The calls, in order: `create` or `derive`, `sign`, `write`; then `verify` or `read`, `answer`.
 
@@ -11,13 +11,13 @@ The calls, in order: `create` or `derive`, `sign`, `write`; then `verify` or `re
 | `kv_cache/values.safetensors` | values, in the same form |
 | `kv_cache/attention_mask.safetensors` | `kept`, `attention`, `positions` of all tokens, `grid` |
 | `w_matrix/config.json` | id, version, digest and rank of the bundle that projects it |
-| `w_matrix/…` | that bundle's files, where it is embedded |
+| `w_matrix/…` | that bundle's files, if it is embedded |
 | `provenance.json` | creator, parent, derivation, royalty, digests of the others, signature |
 
-The file is a ZIP archive without compression, of which only one form is accepted: the reader builds
-headers, JSON and tensor headers anew from what they said and compares, members against their
-SHA-256, and `provenance.json` against its own `digest`. That digest names the package; it leaves
-out the signature, which signs it. So every bit is accounted for, signed or not.
+The file is a ZIP archive without compression, in one canonical form. The reader rebuilds headers,
+JSON and tensor headers from what it parsed and compares them with the file. It checks members
+against their SHA-256, and `provenance.json` against its own `digest`. That digest names the
+package. It covers everything except the signature, which signs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Using a package: its bundle, the target's cache, an answer."""
+"""Uses a package: finds its bundle, projects its cache, answers a question."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) 
     """The bundle that a package names, for the model at hand.
 
     Args:
-        package: what will be projected.
-        path: the bundle's folder; `None` for the one embedded in the package.
+        package: the package to project.
+        path: the bundle's folder; `None` for the bundle embedded in the package.
         target: the target model's live layout, or its fingerprint.
 
     Raises:
-        ConfigError: no path, and nothing is embedded.
+        ConfigError: there is no path and no embedded bundle.
         BundleLayoutError: the package, the bundle and the target model do not fit each other.
-        BundleVersionError: they fit, but it is another bundle than the package was made for.
-        DiskFullError: no room to unpack the embedded one.
-        BridgeError: whatever `Bundle.load` says.
+        BundleVersionError: they fit, but the package was made for another bundle.
+        DiskFullError: no room to unpack the embedded bundle.
+        BridgeError: any error of `Bundle.load`.
     """
     source = package.info.metadata.source.fingerprint
     if path is not None:
@@ -60,8 +60,9 @@ def check_fit(info: PackageInfo, bundle: Bundle) -> None:
     """Require the bundle that a package was made for.
 
     Raises:
-        BundleLayoutError: it is for another source or target, or the package lies on its shape.
-        BundleVersionError: it is another bundle of the same models.
+        BundleLayoutError: it is for another source or target, or the package's shape contradicts
+            its stated source.
+        BundleVersionError: it is another bundle for the same models.
     """
     meta, ours = info.metadata, bundle.info
     for side, model, layout in (
@@ -77,7 +78,7 @@ def check_fit(info: PackageInfo, bundle: Bundle) -> None:
     theirs = ours.source
     if shape != (theirs.layers, theirs.kv_heads, theirs.head_dim, theirs.grid):
         raise BundleLayoutError(
-            f"the package says it is of {theirs.model_id}, but carries (layers, heads, head_dim, "
+            f"the package says it is from {theirs.model_id}, but carries (layers, heads, head_dim, "
             f"grid) = {shape}"
         )
     if info.w_matrix.bundle_digest != bundle.digest:
@@ -96,13 +97,13 @@ def project(
     threads: int = 1,
     device: str = "cpu",
 ) -> tuple[Floats, Floats]:
-    """The thought in the target's cache.
+    """Project a package's tokens into the target's cache.
 
     Args:
         package: what to project.
-        bundle: the one it was made for.
+        bundle: the bundle that the package was made for.
         positions: of the image tokens in the target's prompt, `[N]`.
-        backend: what runs the cloud half.
+        backend: runs the cloud half.
         threads: of the backend.
         device: of the backend.
 
@@ -138,20 +139,20 @@ def answer(
     threads: int = 1,
     device: str = "cpu",
 ) -> str:
-    """What the target model says of a picture that it never saw.
+    """The target model's answer about a picture that it never saw.
 
     Args:
-        package: what to ask about.
-        bundle: the one it was made for.
+        package: the package to ask about.
+        bundle: the bundle that the package was made for.
         vlm: the target model.
-        question: in words.
-        max_new_tokens: longest answer.
-        backend: what runs the cloud half.
+        question: the question.
+        max_new_tokens: longest answer, in tokens.
+        backend: runs the cloud half.
         threads: of the backend.
         device: of the backend.
 
     Raises:
-        BridgeError: as `project`; QuestionError, QuestionTooLongError: the question.
+        BridgeError: as `project`; QuestionError, QuestionTooLongError: an unusable question.
     """
     ids = vlm.question_ids(question)
     keys, values = project(package, bundle, vlm.positions, backend, threads, device)

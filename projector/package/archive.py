@@ -1,6 +1,6 @@
-"""The archive: ZIP without compression (APPNOTE 6.3), of which only one form is accepted.
+"""The archive of a package: ZIP without compression (APPNOTE 6.3), in one canonical form.
 
-No more is read than the file has.
+Reading never allocates more than the file's size.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _LOCAL = struct.Struct("<I5H3I2H")
 _CENTRAL = struct.Struct("<I6H3I5H2I")
 _END = struct.Struct("<I4H2IH")
 _MAGIC = (0x04034B50, 0x02014B50, 0x06054B50)
-_VERSION, _UNIX, _DATE = 20, 3 << 8, 1 << 5 | 1  # 1 January 1980, the format's zero
+_VERSION, _UNIX, _DATE = 20, 3 << 8, 1 << 5 | 1  # 1 January 1980, ZIP's first date
 _MODE = (stat.S_IFREG | 0o644) << 16
 _MAX_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A member's place in the archive, and the two headers that say so.
+    """A member's place in the archive; makes its two headers.
 
     Attributes:
-        name: of the member.
-        size: in bytes.
-        crc: CRC-32 of them.
-        at: where its local header begins.
+        name: the member's name.
+        size: its size in bytes.
+        crc: CRC-32 of its bytes.
+        at: offset of its local header.
     """
 
     name: str
@@ -44,25 +44,25 @@ class Entry:
 
     @property
     def local(self) -> bytes:
-        """The header before its bytes."""
+        """The local header, before its bytes."""
         head = (_MAGIC[0], _VERSION, 0, 0, 0, _DATE, self.crc, self.size, self.size)
         return _LOCAL.pack(*head, len(self.name), 0) + self.name.encode()
 
     @property
     def central(self) -> bytes:
-        """Its entry of the directory."""
+        """Its entry in the central directory."""
         head = (_MAGIC[1], _UNIX | _VERSION, _VERSION, 0, 0, 0, _DATE, self.crc)
         tail = (self.size, self.size, len(self.name), 0, 0, 0, 0, _MODE, self.at)
         return _CENTRAL.pack(*head, *tail) + self.name.encode()
 
     @property
     def data(self) -> int:
-        """Where its bytes begin."""
+        """Offset of its first byte."""
         return self.at + _LOCAL.size + len(self.name)
 
     @property
     def end(self) -> int:
-        """Where they end."""
+        """Offset after its last byte."""
         return self.data + self.size
 
 
@@ -87,7 +87,7 @@ def pack(members: Mapping[str, Blob]) -> Iterator[Blob]:
 
 
 def read_entries(file: int, size: int) -> list[Entry]:
-    """The archive's directory, once it is certain that the writer would have made the same."""
+    """Read the archive's directory; the writer must have made the same one."""
     if size > MAX_BYTES:
         raise PackageFormatError(f"{size} bytes, at most {MAX_BYTES} are read")
     length = min(size, _MAX_TAIL_BYTES)
@@ -97,7 +97,7 @@ def read_entries(file: int, size: int) -> list[Entry]:
     )
     at = length - _END.size - directory
     if magic != _MAGIC[2] or at < 0:
-        raise PackageCorruptError("no package, or truncated, or something follows it")
+        raise PackageCorruptError("not a package, or truncated, or something follows it")
     entries: list[Entry] = []
     for _ in range(min(count, max(map(len, ORDERS)))):
         if at + _CENTRAL.size > length - _END.size:
@@ -110,8 +110,8 @@ def read_entries(file: int, size: int) -> list[Entry]:
         at = end
     names = tuple(entry.name for entry in entries)
     if names not in ORDERS:
-        raise PackageFormatError(f"it holds {list(names)}, which are not the members of a package")
-    # The sizes add up to the file that is there, so no more than that is ever allocated.
+        raise PackageFormatError(f"it holds {list(names)}, not the members of a package")
+    # The sizes add up to the file's size, so no more than that is ever allocated.
     if entries[-1].end + directory + _END.size != size:
         raise PackageCorruptError(f"its members do not add up to its {size} bytes")
     if not tail.endswith(_tail(entries)):
@@ -125,7 +125,7 @@ def read_entries(file: int, size: int) -> list[Entry]:
 
 
 def read_member(file: int, entry: Entry, keep: bool) -> tuple[memoryview | None, str]:
-    """A member's bytes (or none, where they need not be kept) and SHA-256, its CRC checked."""
+    """A member's bytes (None unless `keep`) and SHA-256; its CRC is checked."""
     buffer = memoryview(bytearray(entry.size if keep else min(entry.size, _CHUNK_BYTES)))
     digest, crc, done = hashlib.sha256(), 0, 0
     while done < entry.size:
@@ -143,7 +143,7 @@ def read_member(file: int, entry: Entry, keep: bool) -> tuple[memoryview | None,
 
 
 def read_exactly(file: int, count: int, at: int) -> bytes:
-    """So many bytes from an offset on, or PackageCorruptError."""
+    """Read `count` bytes at an offset; PackageCorruptError if there are fewer."""
     blob = os.pread(file, count, at)
     if len(blob) != count:
         raise PackageCorruptError("it ends early: truncated")

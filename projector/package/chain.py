@@ -1,6 +1,6 @@
-"""Who signed a package, and whom it is derived from, up to the root.
+"""Verifies a package's signature, and its chain of parents up to the root.
 
-`make.carried` says what a derivation makes of keys and values.
+`make.carried` recomputes the keys and values of a derived package.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MAX_CHAIN = 64
 _ANNOTATIONS = ("description", "transformation_quality", "certification")
 _REWRITES = {"select", "requantize"}
 _UNMEASURED = {*_REWRITES, "retarget"}
-"""After which a quality or certification of the parent's says nothing."""
+"""Derivations after which the parent's quality or certification no longer holds."""
 _MAX_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True)
 class Link:
-    """One verified package of a chain.
+    """One verified package in a chain.
 
     Attributes:
-        path: where it lies.
-        info: what it says.
-        signer: the trusted name of who signed it; `None` where no trust was asked for.
+        path: its file.
+        info: its description.
+        signer: name of the trusted key that signed it; `None` if trust was not required.
     """
 
     path: Path
@@ -51,11 +51,11 @@ def verify(path: str | Path, trusted: TrustedKeys | None = None) -> Link:
 
     Args:
         path: the file.
-        trusted: accept only what one of these keys signed.
+        trusted: require a signature by one of these keys.
 
     Raises:
         BridgeError: as `read`.
-        SignatureError: not signed, or not by a trusted key.
+        SignatureError: it is unsigned, or no trusted key signed it.
     """
     file = Path(path)
     info, _ = load(file)
@@ -74,18 +74,18 @@ def verify_chain(
 
     Args:
         path: the file.
-        among: files, and folders of `*.neural-bridge` files, to find the parents in.
+        among: files, and folders of `*.neural-bridge` files, to search for the parents.
         trusted: every package of the chain must be signed by one of these keys.
 
     Returns:
         From the package to its root.
 
     Raises:
-        ConfigError: a parent is not there.
+        ConfigError: a parent was not found.
         PackageCorruptError: a parent was altered.
-        PackageFormatError: a step is not what its derivation says, or the chain is too long.
-            Where it says that tokens or codec are others, both packages are read into memory.
-        BridgeError: as `verify`, of any package of the chain.
+        PackageFormatError: a package differs from its parent in more or less than its derivation
+            says, or the chain is too long.
+        BridgeError: as `verify`, for any package in the chain.
     """
     chain = [verify(path, trusted)]
     claimed: dict[str, list[Path]] = {}
@@ -115,13 +115,13 @@ def require_trusted(info: PackageInfo, trusted: TrustedKeys) -> str:
     """The name of the trusted key that signed a package.
 
     Raises:
-        SignatureError: not signed, or not by a trusted key.
+        SignatureError: it is unsigned, or no trusted key signed it.
     """
     return trusted.verify(signed_message(info.digest), info.provenance.signature)
 
 
 def sign(package: Package, key: SigningKey) -> Package:
-    """The same package, signed; its digest stays, an earlier signature goes."""
+    """The same package with a new signature, which replaces an earlier one; its digest stays."""
     info = package.info
     signature = key.sign(signed_message(info.digest))
     provenance = dataclasses.replace(info.provenance, signature=signature)
@@ -129,7 +129,7 @@ def sign(package: Package, key: SigningKey) -> Package:
 
 
 def _first_intact(copies: Sequence[Path], digest: str, trusted: TrustedKeys | None) -> Link:
-    """The first of some copies that verifies, or what is wrong with the first of them."""
+    """The first copy that verifies; raises the first copy's error if none does."""
     first: BridgeError | None = None
     for file in copies:
         try:
@@ -143,9 +143,9 @@ def _first_intact(copies: Sequence[Path], digest: str, trusted: TrustedKeys | No
 
 
 def _check_step(child: Link, parent: Link) -> None:
-    """Require that a package differs from its parent in what its derivation says, and only that.
+    """Require that a package differs from its parent exactly as its derivation says.
 
-    What a selection or another codec makes of the parent's arrays is computed again, to the bit.
+    A selection or another codec is recomputed from the parent's arrays and compared bit for bit.
     """
     ours, kinds = child.info, set(child.info.provenance.derivation)
     if "continue" in kinds:
@@ -176,7 +176,7 @@ def _check_step(child: Link, parent: Link) -> None:
 
 
 def _carries(child: Link, parent: Link) -> bool:
-    """Whether a package's mask, keys and values are what its parent's become."""
+    """Whether mask, keys and values are exactly those derived from the parent's."""
     made, given = read(child.path), read(parent.path)
     if (made.info.digest, given.info.digest) != (child.info.digest, parent.info.digest):
         raise PackageCorruptError(f"{child.path} or {parent.path} was replaced while it was read")

@@ -1,4 +1,4 @@
-"""What a package holds and says of itself, whole and in memory."""
+"""A package's contents and its description, whole and in memory."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from protos.state import KVState
 
 DERIVATIONS = {
     "annotate": "another description, certification or quality",
-    "continue": "a new thought that follows an earlier one",
+    "continue": "a new picture that follows an earlier one",
     "requantize": "another codec",
     "retarget": "another bundle",
     "select": "fewer tokens",
 }
-"""What a package may be of its parent."""
+"""How a package may differ from its parent."""
 Size = Annotated[int, Field(ge=0, le=MAX_BYTES)]
-"""Bytes of a member."""
+"""The bytes of a member."""
 _SIGNED = b"neural-bridge memory package\n"
 
 
 @dataclass(frozen=True)
 class WMatrix:
-    """The bundle that projects the thought, as `w_matrix/config.json` names it.
+    """The bundle that projects the package, as `w_matrix/config.json` names it.
 
     Attributes:
         bundle_id: its id.
         bundle_version: its version.
-        bundle_digest: SHA-256 hex over all of it.
+        bundle_digest: SHA-256 hex over the whole bundle.
         rank: numbers per latent.
         embedded: whether its files are in the package.
     """
@@ -79,15 +79,15 @@ class WMatrix:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a package comes from, and the digests that hold it together.
+    """A package's origin, and the digests of its members.
 
     Attributes:
         creator: who made it.
-        parent: digest of the package that it is derived from; `None` for a root.
-        derivation: what was changed, names of `DERIVATIONS` in order; empty for a root.
-        royalty_percent: what the creator asks of whoever derives from it, 0..100.
-        members: per member of the archive but this one, its size in bytes and SHA-256 hex.
-        signature: over `digest`, if signed.
+        parent: digest of the package that it was derived from; `None` for a root.
+        derivation: what was changed, names from `DERIVATIONS` in order; empty for a root.
+        royalty_percent: what the creator asks of anyone who derives from it, 0..100.
+        members: size in bytes and SHA-256 hex of every other member of the archive.
+        signature: signature of `digest`; `None` if unsigned.
     """
 
     creator: Annotated[str, Field(min_length=1, max_length=256)]
@@ -102,11 +102,11 @@ class Provenance:
         require_types(self)
         require(
             list(self.derivation) == sorted(set(self.derivation) & set(DERIVATIONS)),
-            f"a derivation lists some of {', '.join(DERIVATIONS)}, in order, each once",
+            f"a derivation must list some of {', '.join(DERIVATIONS)}, in order, each once",
         )
         require(
             (self.parent is None) == (not self.derivation),
-            "a package has both a parent and a derivation, or neither",
+            "a package must have both a parent and a derivation, or neither",
         )
 
     @property
@@ -118,7 +118,7 @@ class Provenance:
         ).hexdigest()
 
     def to_plain(self, digest: str | None = None) -> dict[str, Any]:
-        """What `provenance.json` holds, with `digest` in its place."""
+        """The object in `provenance.json`, with `digest` added."""
         return {
             "creator": self.creator,
             "parent": self.parent,
@@ -137,25 +137,25 @@ class Provenance:
 
     @classmethod
     def from_bytes(cls, blob: Blob) -> Provenance:
-        """Read `provenance.json`, trusting nothing.
+        """Read an untrusted `provenance.json`.
 
         Raises:
-            PackageFormatError: fields that are unusable.
+            PackageFormatError: a field is unusable.
             PackageCorruptError: it does not match its own digest, or is not in canonical form.
-            SignatureError: its signature does not fit.
+            SignatureError: its signature does not match.
         """
         plain = parse(blob, PROVENANCE)
         names = [entry.name for entry in dataclasses.fields(cls)]
         require_fields(plain, [*names, "digest"], PROVENANCE)
         members, signature = plain["members"], plain["signature"]
-        require(isinstance(members, dict), "members is a table")
+        require(isinstance(members, dict), "members must be an object")
         for entry in members.values():
             require_fields(entry, ["bytes", "sha256"], "a member")
         if signature is not None:
             require_fields(signature, ["key", "value"], "signature")
             parts = signature.values()
-            require(all(isinstance(part, str) for part in parts), "a signature is two texts")
-        require(isinstance(plain["derivation"], list), "derivation is a list")
+            require(all(isinstance(part, str) for part in parts), "a signature must be two texts")
+        require(isinstance(plain["derivation"], list), "derivation must be a list")
         made = cls(
             **{name: plain[name] for name in names}
             | {
@@ -172,7 +172,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class PackageInfo:
-    """What a package says of itself.
+    """A package's description: its three JSON members.
 
     Attributes:
         metadata: `metadata.json`.
@@ -190,7 +190,7 @@ class PackageInfo:
         return self.provenance.digest
 
     def to_plain(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """All of it, as JSON-serialisable values."""
         return {
             "digest": self.digest,
             "metadata": self.metadata.to_plain(),
@@ -204,8 +204,8 @@ class Package:
     """A whole package in memory. Build it with `create`, `derive` or `read`.
 
     Attributes:
-        info: what it says of itself.
-        members: the archive's members by name, in order, `provenance.json` left out.
+        info: its description.
+        members: the archive's members by name, in order, without `provenance.json`.
     """
 
     info: PackageInfo
@@ -217,7 +217,7 @@ class Package:
         return read_mask(self.members[MASK], self.info.metadata)[2]
 
     def state(self) -> KVState:
-        """The source's un-rotated cache, keys and values of dropped tokens at 0.
+        """The source's un-rotated cache; keys and values of dropped tokens are 0.
 
         Raises:
             PackageFormatError: a number in it is NaN or infinite.
@@ -235,5 +235,5 @@ class Package:
 
 
 def signed_message(digest: str) -> bytes:
-    """What a signature of the package of this digest is over."""
+    """The message that a signature of the package with this digest signs."""
     return _SIGNED + digest.encode()

@@ -1,4 +1,4 @@
-"""Package files: written whole or not at all, read only if every member fits the others."""
+"""Writes package files whole or not at all, and reads them with every member checked."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from protos.process.files import write_file, writing
 
 
 def write(package: Package, path: str | Path, overwrite: bool = False) -> None:
-    """Write a package; it is there whole, or not at all.
+    """Write a package, whole or not at all.
 
     Raises:
         ConfigError: the file exists and may not be replaced, or its folder cannot be written.
         DiskFullError: no room; nothing is left behind.
-        PackageFormatError: larger than `MAX_BYTES`.
+        PackageFormatError: it is larger than `MAX_BYTES`.
     """
     target = Path(path)
     if target.exists() and not overwrite:
@@ -51,28 +51,28 @@ def write(package: Package, path: str | Path, overwrite: bool = False) -> None:
 
 
 def read(path: str | Path) -> Package:
-    """Read a package and verify every byte of it, whoever signed it.
+    """Read a package and verify every byte; any signer, or none, is accepted.
 
     Raises:
         ConfigError: no such file.
         PackageCorruptError: altered, truncated, followed by something, or not in canonical form.
-        PackageFormatError: of another format, or parts that contradict each other.
-        SignatureError: signed, but the signature does not fit.
+        PackageFormatError: another format, or parts that contradict each other.
+        SignatureError: the signature does not match.
     """
     return Package(*load(Path(path), keep=True))
 
 
 def peek(path: str | Path) -> PackageInfo:
-    """What a package claims to be; keys, values and an embedded bundle are not looked at.
+    """Read a package's description; keys, values and an embedded bundle are not checked.
 
     Raises:
-        BridgeError: as `read`, for the parts that are looked at.
+        BridgeError: as `read`, for the parts that are read.
     """
     return load(Path(path), whole=False)[0]
 
 
 def load(path: Path, keep: bool = False, whole: bool = True) -> tuple[PackageInfo, dict[str, Any]]:
-    """Verify a file; `keep` its members, or hash them in passing, or (not `whole`) leave some."""
+    """Verify a file; `keep` its members or only hash them; if not `whole`, skip the large ones."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -96,7 +96,7 @@ def _verified(
     provenance = Provenance.from_bytes(blob or b"")
     table = {name: entry.size for name, entry in entries.items()}
     if table != {name: length for name, (length, _) in provenance.members.items()}:
-        raise PackageCorruptError(f"{PROVENANCE} lists other members than there are")
+        raise PackageCorruptError(f"{PROVENANCE} does not list the members that the file holds")
     blobs: dict[str, Blob | None] = {}
 
     def take(name: str, hold: bool) -> Blob:
@@ -109,7 +109,7 @@ def _verified(
     metadata = Metadata.from_bytes(take(METADATA, True))
     w_matrix = WMatrix.from_bytes(take(CONFIG, True))
     if w_matrix.embedded != (BUNDLE[0] in entries):
-        raise PackageFormatError(f"{CONFIG} is wrong on whether the bundle is embedded")
+        raise PackageFormatError(f"{CONFIG} contradicts whether a bundle is embedded")
     if w_matrix.embedded:
         _check_bundle(take(BUNDLE[0], True), w_matrix, provenance.members)
     for name, specs in (
@@ -130,7 +130,7 @@ def _verified(
 
 
 def _check_bundle(blob: Blob, w_matrix: WMatrix, members: Mapping[str, tuple[int, str]]) -> None:
-    """Require that an embedded bundle is the one that is named, and that its files are its own."""
+    """Require that an embedded bundle is the one named, and that its files belong to it."""
     plain = parse(blob, BUNDLE[0])
     rest = {key: value for key, value in plain.items() if key != "digest"}
     digest = hashlib.sha256(canonical(rest)).hexdigest()

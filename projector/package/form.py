@@ -1,6 +1,6 @@
-"""The form of a package: its members, its limits, and the one way in which it writes JSON.
+"""A package's form: member names and their order, limits, and canonical JSON.
 
-Names, orders and sizes, and how fields of JSON are checked (pydantic, strictly).
+JSON fields are checked strictly, by pydantic.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ METADATA, PROVENANCE, CONFIG = "metadata.json", "provenance.json", "w_matrix/con
 KEYS, VALUES = "kv_cache/keys.safetensors", "kv_cache/values.safetensors"
 MASK = "kv_cache/attention_mask.safetensors"
 MAX_BYTES = (1 << 32) - 1
-"""Largest package: what an archive can say without extensions."""
+"""Largest package: the most that ZIP holds without extensions."""
 MAX_NUMBERS = 1 << 29
-"""Most keys (or values) of a package, dropped tokens counted."""
+"""Most keys (or values) in a package, dropped tokens included."""
 
 ARRAYS = (KEYS, VALUES)
 BUNDLE = tuple(f"w_matrix/{name}" for name in (DESCRIPTION, *FILES))
-"""Members of an embedded bundle."""
+"""Members of every embedded bundle."""
 FEEDBACK = tuple(f"w_matrix/{name}" for name in FEEDBACK_FILES)
-"""Members behind them where its map goes both ways."""
+"""More members, if its map goes both ways."""
 BEFORE = (METADATA, KEYS, VALUES, MASK, CONFIG)
-"""Members before them."""
+"""Members before the bundle's."""
 ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), BUNDLE, (*BUNDLE, *FEEDBACK))}
 MAX_JSON_BYTES = {METADATA: 1 << 16, CONFIG: 1 << 16, PROVENANCE: 1 << 16, BUNDLE[0]: 1 << 20}
 CODEC_FORMS: dict[str, tuple[str, npt.DTypeLike, float]] = {
@@ -47,24 +47,24 @@ CODEC_FORMS: dict[str, tuple[str, npt.DTypeLike, float]] = {
     "float16": ("F16", np.dtype("<f2"), 32768.0),
     "float32": ("F32", np.dtype("<f4"), 0.0),
 }
-"""Safetensors' name, NumPy's, and the code of a channel's largest number (0: unscaled)."""
+"""Per codec: dtype in safetensors, in NumPy, code of a channel's largest number (0: unscaled)."""
 CODECS = tuple(CODEC_FORMS)
 
 
 def canonical(plain: Mapping[str, Any]) -> bytes:
-    """JSON as the writer writes it; PackageFormatError: a number is not finite."""
+    """JSON in the writer's form; PackageFormatError: a number is not finite."""
     try:
         return (json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    except ValueError as error:  # 1e999 is read as infinity
+    except ValueError as error:  # Python reads 1e999 as infinity
         raise PackageFormatError(f"a number that is not finite ({error})") from error
 
 
 def parse(blob: Blob, name: str) -> dict[str, Any]:
-    """The JSON object that the member `name` holds, trusting nothing.
+    """Read the JSON object in the untrusted member `name`.
 
     Raises:
-        PackageCorruptError: no JSON, or too long.
-        PackageFormatError: no object.
+        PackageCorruptError: it is not JSON, or is too long.
+        PackageFormatError: it is not an object.
     """
     try:
         plain = read_json(bytes(blob), MAX_JSON_BYTES[name], name)
@@ -76,7 +76,7 @@ def parse(blob: Blob, name: str) -> dict[str, Any]:
 
 
 def require_same(blob: Blob, plain: Mapping[str, Any], name: str) -> None:
-    """PackageCorruptError unless a member is what the writer makes of what it says."""
+    """PackageCorruptError unless the writer would write `plain` as exactly these bytes."""
     if blob != canonical(plain):
         raise PackageCorruptError(f"{name} is not as the writer would have written it: altered")
 
@@ -95,7 +95,7 @@ def require_fields(plain: Any, names: Sequence[str], what: str) -> None:
 
 
 def require_types(record: Any) -> None:
-    """PackageFormatError unless each field of a dataclass is what its annotation says, strictly."""
+    """PackageFormatError unless each field of a dataclass strictly has its annotated type."""
     try:
         _model_of(record.__class__).model_validate(vars(record))
     except ValidationError as error:
@@ -121,7 +121,7 @@ def _in_utc(value: str) -> str:
     except ValueError:
         same = False
     if not same:
-        raise ValueError("a time is written like 2026-01-31T12:00:00Z")
+        raise ValueError("a time must be written like 2026-01-31T12:00:00Z")
     return value
 
 

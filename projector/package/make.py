@@ -1,6 +1,6 @@
-"""Making packages: of a model's cache, or of another package.
+"""Makes packages: from a model's cache, or from another package.
 
-The caller chooses the tokens, and brings the time and the ids.
+The caller chooses the tokens, and gives the time and the ids.
 """
 
 from __future__ import annotations
@@ -66,23 +66,23 @@ def create(
     Args:
         state: keys un-rotated.
         kept: tokens to carry, `[N]`.
-        source: layout of the model whose state it is.
-        bundle: the one that will project it.
+        source: layout of the state's model.
+        bundle: the bundle that will project it.
         id: name of the package.
         created: UTC, `2026-01-31T12:00:00Z`.
         creator: who makes it.
-        description: what it is about.
-        version: counts up.
+        description: what the picture shows, for people.
+        version: increases with each package of the same id.
         codec: `fp8_e4m3` (a scale per layer, head and dimension), `float16` or `float32`.
         embed: put the bundle's files into the package, so that it needs nothing else.
-        royalty_percent: what the creator asks of whoever derives from it.
+        royalty_percent: what the creator asks of anyone who derives from it.
         transformation_quality: share of right answers through the bundle, 0..1.
         certification: of the bundle.
         parent: digest of an earlier package that this one continues.
 
     Raises:
         BundleLayoutError: the bundle is for another source.
-        PackageFormatError: a field is unusable, the state is not of the layout, nothing is kept.
+        PackageFormatError: a field is unusable, the state is not of the layout, no token is kept.
         NonFiniteError: the state holds NaN or infinity.
         BundleCorruptError: the bundle's files were altered since it was loaded.
     """
@@ -140,19 +140,19 @@ def derive(
     transformation_quality: float | None = None,
     certification: Certification | None = None,
 ) -> Package:
-    """Make a package of another one: fewer tokens, another codec, bundle or description.
+    """Make a package from another one: fewer tokens, another codec, bundle or description.
 
-    What is not changed is carried over bit for bit; so are the parent's quality and certification,
-    unless tokens, codec or bundle are others: nobody has measured those then. The derivation names
-    what was changed.
+    All else is copied from the parent bit for bit. The parent's quality and certification are
+    dropped if tokens, codec or bundle change, since nobody has measured the result. The derivation
+    names the changes.
 
     Args:
-        parent: what it is made of.
+        parent: the package to derive from.
         id: name of the new package.
         created: UTC.
         creator: who makes it.
-        royalty_percent: what the creator asks.
-        version: counts up.
+        royalty_percent: what the creator asks of anyone who derives from it.
+        version: increases with each package of the same id.
         description: instead of the parent's.
         kept: tokens to carry `[N]`, all of them among the parent's.
         codec: instead of the parent's.
@@ -162,7 +162,7 @@ def derive(
         certification: instead of the parent's.
 
     Raises:
-        ConfigError: nothing is changed, or tokens are asked for that the parent does not carry.
+        ConfigError: nothing changes, or `kept` has tokens that the parent does not carry.
         BundleLayoutError: the bundle is for another source.
         PackageFormatError, BundleCorruptError: as `create`.
     """
@@ -171,7 +171,7 @@ def derive(
     kinds = set()
     kept = theirs if kept is None else kept
     if kept.shape != theirs.shape or (kept & ~theirs).any() or not kept.any():
-        raise ConfigError("a derived package keeps some of its parent's tokens, and no others")
+        raise ConfigError("a derived package must keep some of its parent's tokens and no others")
     new = dataclasses.replace(
         old,
         id=id,
@@ -220,16 +220,16 @@ def derive(
 def carried(
     members: Mapping[str, Blob], old: Metadata, new: Metadata, kept: Mask
 ) -> dict[str, bytes]:
-    """Mask, keys and values of a derived package, which its parent alone determines.
+    """Mask, keys and values of a derived package; the parent alone determines them.
 
     Args:
-        members: the parent's.
-        old: its metadata.
-        new: the derived package's, with its codec.
-        kept: tokens that are carried `[N]`, all of them among the parent's.
+        members: members of the parent.
+        old: the parent's metadata.
+        new: the derived package's metadata, which names its codec.
+        kept: tokens to carry `[N]`, all of them among the parent's.
 
     Raises:
-        PackageFormatError: the parent's cannot be read.
+        PackageFormatError: the parent's members cannot be read.
     """
     positions, attention, theirs = read_mask(members[MASK], old)
     made = {MASK: mask_blob(positions, attention, kept, new)}

@@ -1,4 +1,4 @@
-"""What `metadata.json` says: the thought, its models and its shape."""
+"""`metadata.json`: a package's description, models and shape."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from protos.errors import PackageFormatError
 
 TIERS = ("platinum", "gold", "silver", "bronze")
 Side = Annotated[int, Field(ge=1, le=1024)]
-"""Rows or columns of a grid."""
+"""Most rows or columns of a grid."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that a package is from or for.
+    """The source or target model of a package.
 
     Attributes:
         model_id: name, for people.
@@ -48,15 +48,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Certification:
-    """What was certified of the map that serves the package.
+    """The certified quality of the package's map.
 
     Attributes:
         tier: one of `TIERS`.
-        epsilon: relative error of the transformation, 0 or more: a bound, or what was measured on
+        epsilon: relative error of the projection, 0 or more: a bound, or a figure measured on
             held-out pairs, as the report says.
-        retention: share of the large model's own accuracy that is kept, 0..2.
+        retention: share of the large model's own accuracy that the map keeps, 0..2.
         verified_at: UTC, `2026-01-31T12:00:00Z`.
-        report: the report or the digest that says so.
+        report: the report with these figures, or its digest.
     """
 
     tier: str
@@ -72,10 +72,10 @@ class Certification:
 
     @classmethod
     def from_plain(cls, plain: Any) -> Certification:
-        """From a JSON object with exactly these fields.
+        """Read a JSON object with exactly these fields.
 
         Raises:
-            PackageFormatError: it is none.
+            PackageFormatError: it is not such an object.
         """
         require_fields(plain, [entry.name for entry in dataclasses.fields(cls)], "certification")
         return cls(**plain)
@@ -83,23 +83,23 @@ class Certification:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What `metadata.json` says.
+    """The contents of `metadata.json`.
 
     Attributes:
         id: name of the package: letters, digits, `.`, `_` and `-`.
-        version: counts up, from 1.
+        version: increases with each package of the same id, from 1.
         created: UTC, `2026-01-31T12:00:00Z`.
-        description: what the thought is about, for people.
-        source: the model whose cache it is.
+        description: what the picture shows, for people.
+        source: the model that made the cache.
         target: the model that its bundle projects to.
         layers: of the source's cache.
         kv_heads: of the source's cache.
         head_dim: of the source's cache.
-        grid: image tokens as (rows, columns), kept or not.
-        tokens: those that are kept.
-        codec: how keys and values are written, one of `CODECS`.
+        grid: rows and columns of all image tokens, kept or not.
+        tokens: number of kept tokens.
+        codec: format of keys and values, one of `CODECS`.
         transformation_quality: share of right answers through the bundle, 0..1, if known.
-        certification: if the map was certified.
+        certification: of the map; None if it was not certified.
     """
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
@@ -137,7 +137,7 @@ class Metadata:
         return self.tokens / self.grid_tokens
 
     def to_plain(self) -> dict[str, Any]:
-        """What `metadata.json` holds."""
+        """The object in `metadata.json`."""
         plain = dataclasses.asdict(self)
         shape = {name: plain.pop(name) for name in ("layers", "kv_heads", "head_dim", "codec")}
         shape["grid"] = list(plain.pop("grid"))
@@ -150,11 +150,11 @@ class Metadata:
 
     @classmethod
     def from_bytes(cls, blob: Blob) -> Metadata:
-        """Read `metadata.json`, trusting nothing.
+        """Read an untrusted `metadata.json`.
 
         Raises:
-            PackageFormatError: another format version, or fields that are unusable.
-            PackageCorruptError: not in canonical form.
+            PackageFormatError: another format version, or an unusable field.
+            PackageCorruptError: it is not in canonical form.
         """
         plain = parse(blob, METADATA)
         if plain.get("format") != FORMAT:
@@ -168,7 +168,7 @@ class Metadata:
         shape, certified = plain["kv_cache"], plain["certification"]
         require_fields(shape, nested, "kv_cache")
         grid = shape["grid"]
-        require(isinstance(grid, list) and len(grid) == 2, "a grid is [rows, columns]")
+        require(isinstance(grid, list) and len(grid) == 2, "a grid must be [rows, columns]")
         for side in ("source", "target"):
             require_fields(plain[side], ["model_id", "fingerprint"], side)
         made = cls(

@@ -1,6 +1,6 @@
-"""The tensors of a package: safetensors files of which only one form is accepted.
+"""The tensors of a package: safetensors files in one canonical form.
 
-Blobs that are read here have had their size and head compared.
+The caller has already checked the size and header of every blob read here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from protos.quantize.fp8_e4m3 import to_fp8
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Spec = tuple[str, str, tuple[int, ...]]
-"""Name, safetensors' dtype, shape."""
+"""Name, safetensors dtype, shape."""
 _DTYPE_BYTES = {"F8_E4M3": 1, "F16": 2, "F32": 4, "I64": 8, "BOOL": 1}
 
 
 def array_specs(meta: Metadata) -> list[Spec]:
-    """The tensors of the keys, and of the values."""
+    """Tensors in the keys' file, and in the values' file."""
     return [
         ("scale", "F32", (meta.layers, meta.kv_heads, 1, meta.head_dim)),
         (
@@ -39,7 +39,7 @@ def array_specs(meta: Metadata) -> list[Spec]:
 
 
 def mask_specs(meta: Metadata) -> list[Spec]:
-    """The tensors of the mask."""
+    """Tensors in the mask's file."""
     tokens = (meta.grid_tokens,)
     return [
         ("positions", "I64", tokens),
@@ -55,7 +55,7 @@ def spec_bytes(spec: Spec) -> int:
 
 
 def tensor_header(specs: Sequence[Spec]) -> bytes:
-    """The head of a safetensors file of these tensors, one after the other."""
+    """Header of a safetensors file with these tensors, one after the other."""
     plain, at = {}, 0
     for spec in specs:
         name, dtype, shape = spec
@@ -81,12 +81,12 @@ def encode(array: Floats, codec: str, name: str) -> tuple[npt.NDArray[Any], Floa
 
 
 def array_blob(codes: npt.NDArray[Any], scale: Floats, meta: Metadata) -> bytes:
-    """The file of what `encode` made."""
+    """The file's bytes for the output of `encode`."""
     return b"".join((tensor_header(array_specs(meta)), scale.tobytes(), codes.tobytes()))
 
 
 def read_codes(blob: Blob, meta: Metadata) -> tuple[npt.NDArray[Any], Floats]:
-    """What `encode` made, as written; the blob's size and head have been checked."""
+    """Read the output of `encode` back; the blob's size and header have been checked."""
     scale_spec, codes_spec = specs = array_specs(meta)
     at = len(tensor_header(specs))
     scale = np.frombuffer(blob, "<f4", math.prod(scale_spec[2]), at).reshape(scale_spec[2])
@@ -95,7 +95,7 @@ def read_codes(blob: Blob, meta: Metadata) -> tuple[npt.NDArray[Any], Floats]:
 
 
 def decode(codes: npt.NDArray[Any], scale: Floats, codec: str, name: str) -> Floats:
-    """What `encode` was given, as far as its codec kept it; PackageFormatError: not finite."""
+    """Undo `encode`, up to the codec's loss; PackageFormatError: not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         plain = FP8_VALUES[codes] if codec == "fp8_e4m3" else codes.astype(np.float32)
         array: Floats = plain * scale
@@ -107,7 +107,7 @@ def decode(codes: npt.NDArray[Any], scale: Floats, codec: str, name: str) -> Flo
 def mask_blob(
     positions: npt.NDArray[np.int64], attention: Floats, kept: Mask, meta: Metadata
 ) -> bytes:
-    """The file of the mask; PackageFormatError: it contradicts `meta`."""
+    """The mask's file as bytes; PackageFormatError: it contradicts `meta`."""
     arrays = (
         positions.astype("<i8"),
         np.array(meta.grid, dtype="<i8"),
