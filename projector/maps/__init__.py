@@ -1,4 +1,4 @@
-"""The families of maps between two cache spaces, by name; and how a written map is read."""
+"""The families of maps between two cache spaces, by name, and `load` for all of them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ __all__ = [
 
 
 def is_map(blob: bytes) -> bool:
-    """Whether a blob claims to be what `Map.to_bytes` wrote."""
+    """Whether a blob claims to come from `Map.to_bytes`."""
     return _claims(blob, METADATA)
 
 
 def is_cloud_half(blob: bytes) -> bool:
-    """Whether a blob claims to be of an earlier form, a cloud half alone."""
+    """Whether a blob claims to be an earlier form, a cloud half alone."""
     return _claims(blob, CLOUD_HALF)
 
 
@@ -62,10 +62,10 @@ def _claims(blob: bytes, name: str) -> bool:
 
 
 def load(blob: bytes, source: KVLayout | None, target: KVLayout) -> Map:
-    """Read what `Map.to_bytes` wrote, or an earlier cloud half, for the layouts that are running.
+    """Read a blob from `Map.to_bytes`, or an earlier cloud half, for the running layouts.
 
-    Without a source the map's own is taken: the cloud half of a bundle, whose source was checked.
-    An earlier cloud half names none.
+    Without a source, the map's own source counts: for the cloud half of a bundle, it was checked
+    before. An earlier cloud half needs a source, since it names none.
 
     Raises:
         BundleFormatError: not such a blob, or tensors that do not fit its configuration.

@@ -1,12 +1,12 @@
-"""What a map between two cache spaces is: `y = C(D(x))`, edge half D, cloud half C (torch).
+"""The base classes of maps: `y = C(D(x))`, edge half D, cloud half C (torch).
 
-Knows layouts, static statistics, bytes. Does not know: corpora, models, questions.
+Nothing here needs a corpus, a model or a question.
 
-A family member is a dataclass (its configuration) and a module (its weights) in one file. The
-calls, in order: `Family.build` makes the module for two layouts and fits what has a closed form;
-gradient training may follow; `Map.to_bytes` and `load` keep it; `ServedMap` gives it the graph
-boundaries of a bundle. To add a member: a file, a line in `projector/maps/__init__.py`, a line in
-the contract test's list.
+A member of the family is a dataclass (its configuration) and a module (its weights) in one file.
+The calls, in order: `Family.build` makes the module for two layouts and fits its closed form, if
+it has one; gradient training may follow; `Map.to_bytes` and `load` store it; `ServedMap` gives it
+a bundle's graph inputs and outputs. To add a member: a file, a line in
+`projector/maps/__init__.py`, a line in the contract test's list.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ Floats = npt.NDArray[np.float32]
 
 METADATA = "neural_bridge_map"
 _POWER_STEPS = 100
-_STEPS_RATE = 4.0  # of the learning rate, for quantization steps
+_STEPS_RATE = 4.0  # factor on the learning rate of quantization steps
 _LEAST_KEY_WEIGHT = (
-    1e-3  # channels that a norm of keys all but removes tell nothing of their length
+    1e-3  # channels with a smaller key-norm weight say nothing about the key's length
 )
 
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """A member's configuration."""
+    """A family of maps: its configuration."""
 
     name: ClassVar[str]
     closed: ClassVar[bool] = True
-    """Whether `build` leaves a fitted map; otherwise it leaves a start for gradient training."""
+    """Whether `build` returns a fitted map; otherwise, a start for gradient training."""
     per_token: ClassVar[bool] = True
-    """Whether each token is mapped alone, so that it takes any number of them."""
+    """Whether each token is mapped alone, so that any number of tokens is accepted."""
     absent: ClassVar[dict[str, Any]] = {}
-    """What a map written before a setting existed had in its place, where not the default."""
+    """Values of later settings for maps written before them, if they differ from the defaults."""
 
     @property
     def asks_answers(self) -> bool:
-        """Whether `build` wants to know what the target's answers depend on (`Moments.metric`)."""
+        """Whether `build` wants a metric of the target's answers (`Moments.metric`)."""
         return False
 
     @property
@@ -68,27 +68,27 @@ class Family(ABC):
 
     @abstractmethod
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module for two layouts, unfitted.
+        """Make the unfitted module for two layouts.
 
         Raises:
             FitError: the configuration is impossible for these layouts.
         """
 
     def build(self, source: KVLayout, target: KVLayout, moments: Moments) -> Map:
-        """The module, fitted as far as a closed form goes.
+        """Make the module and fit its closed form.
 
         Args:
             source: the edge model's layout, `d_s` per token.
-            target: the cloud model's, `d_r` per token.
+            target: the cloud model's layout, `d_r` per token.
             moments: of training pairs.
 
         Raises:
-            FitError: the configuration is impossible here, or the system singular.
+            FitError: the configuration is impossible for these layouts, or the system singular.
         """
         if (moments.d_s, moments.d_r) != (source.state_dim, target.state_dim):
             raise FitError(
                 f"the pairs are {moments.d_s} -> {moments.d_r} wide, the layouts "
-                f"{source.state_dim} -> {target.state_dim}: they are of other models"
+                f"{source.state_dim} -> {target.state_dim}: they are from other models"
             )
         made = self.make(source, target)
         made.take_statistics(moments)
@@ -105,7 +105,7 @@ def family(name: str) -> type[Family]:
     """The family of that name.
 
     Raises:
-        FitError: there is none (the message names the nearest).
+        FitError: the name is unknown; the message suggests the nearest.
     """
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, n=1)
@@ -115,12 +115,12 @@ def family(name: str) -> type[Family]:
 
 
 class Map(nn.Module, ABC):
-    """A member's weights.
+    """A map: its weights.
 
     Attributes:
         family: its configuration.
-        source: layout of the states it takes.
-        target: layout of the states it gives.
+        source: layout of its input states.
+        target: layout of its output states.
         x_mean: `[d_s]`; with `x_scale`, `y_mean [d_r]` and `y_scale` the static statistics.
     """
 
@@ -131,7 +131,7 @@ class Map(nn.Module, ABC):
     key_inverse: Tensor
     key_lengths: Tensor
     ridge_weight: float | None = None
-    """What the closed form was regularised with, in this process."""
+    """Ridge weight of the closed form, if it was fitted in this process."""
 
     def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
         super().__init__()
@@ -148,27 +148,27 @@ class Map(nn.Module, ABC):
             self.register_buffer("key_lengths", torch.zeros(target.layers, target.kv_heads))
 
     def take_statistics(self, moments: Moments) -> None:
-        """Static statistics from training pairs."""
+        """Set the static statistics from training pairs."""
         for name, stats in (("x", moments.x_stats), ("y", moments.y_stats)):
             getattr(self, f"{name}_mean").copy_(torch.from_numpy(stats.mean))
             getattr(self, f"{name}_scale").copy_(torch.from_numpy(stats.scale))
 
     def start_rounding(self, x_place: Tensor) -> None:
-        """From now on learn quantization steps, and what a dropped token becomes.
+        """From now on, learn quantization steps and the latents of a dropped token.
 
         Args:
-            x_place: `[N, d_s]`, the mean source state at each place of the grid.
+            x_place: `[N, d_s]`, the mean source state at each grid position.
         """
         self.rounding = Rounding(self.steps(), x_place)
 
     def take_key_norm(self, weights: Tensor, moments: Moments) -> None:
-        """From now on give keys the length that the target's own normalisation gives them.
+        """From now on, give keys the length that the target's own key norm gives them.
 
-        A regression shrinks what it is unsure of; keys that are too short attend too evenly.
+        Regression shrinks uncertain predictions, and keys that are too short flatten attention.
 
         Args:
-            weights: of the target's norm of keys, `[layers, head_dim]`.
-            moments: of training pairs; the mean length is theirs.
+            weights: of the target's key norm, `[layers, head_dim]`.
+            moments: of training pairs; they give the mean length.
         """
         told = weights.abs() > _LEAST_KEY_WEIGHT
         inverse = torch.where(told, 1 / torch.where(told, weights, 1.0), 0.0)
@@ -178,7 +178,7 @@ class Map(nn.Module, ABC):
         self.key_lengths.copy_((keys * inverse.square()[:, None]).sum(-1).sqrt())
 
     def take_key_norm_of(self, other: Map) -> None:
-        """As `take_key_norm`, from a map to the same target."""
+        """As `take_key_norm`, copied from a map to the same target."""
         if self.target.qk_norm:
             self.key_inverse.copy_(other.key_inverse)
             self.key_lengths.copy_(other.key_lengths)
@@ -186,10 +186,10 @@ class Map(nn.Module, ABC):
     # -- what a member defines ---------------------------------------------------------------------
 
     def fit(self, moments: Moments) -> None:
-        """Set the weights from `moments`, in closed form. By default nothing."""
+        """Set the weights from `moments` in closed form; does nothing by default."""
 
     def down(self, x: Tensor) -> Tensor:
-        """The edge half: z-scored states `[..., N, d_s]` to what travels, `[..., N, r]`."""
+        """The edge half: z-scored states `[..., N, d_s]` to latents `[..., N, r]`."""
         return x
 
     @abstractmethod
@@ -203,40 +203,40 @@ class Map(nn.Module, ABC):
 
     @property
     def up_rank(self) -> int:
-        """Numbers per token that `up` takes; more than `rank` where a `mix` fills some in."""
+        """Numbers per token that `up` takes; more than `rank` if a `mix` fills some in."""
         return self.rank
 
     def latent(self, z: Tensor) -> Tensor:
-        """What travelled, `[B, N, r]`, to what `up` takes, on the target's grid."""
+        """Latents that travelled, `[B, N, r]`, to the input of `up`, on the target's grid."""
         return self.regrid(z)
 
     def onto(self) -> Tensor | None:
-        """`up` as a matrix `[up_rank, d_r]` on z-scores, if it is one and nothing else."""
+        """`up` as a matrix `[up_rank, d_r]` on z-scores; None if it is anything else."""
         return None
 
     def weights(self) -> Tensor | None:
-        """The whole map as one matrix `[d_s, d_r]` on z-scores, None if it is not linear."""
+        """The whole map as one matrix `[d_s, d_r]` on z-scores; None if it is not linear."""
         return None
 
     def penalty(self) -> Tensor:
-        """What training keeps small besides the errors; by default nothing."""
+        """The loss term that training adds to the errors; zero by default."""
         return torch.zeros(())
 
     # -- what all have -----------------------------------------------------------------------------
 
     def normal(self, x: Tensor) -> Tensor:
-        """Source states `[..., d_s]` in z-scores."""
+        """Z-score source states `[..., d_s]`."""
         return (x - self.x_mean) / self.x_scale
 
     def cloud(self, z: Tensor) -> Tensor:
-        """What travelled, `[B, N, r]`, to z-scored target states `[B, M, d_r]`."""
+        """Latents that travelled, `[B, N, r]`, to z-scored target states `[B, M, d_r]`."""
         return self.up(self.latent(z))
 
     def fill(self, z: Tensor, kept: Tensor) -> Tensor:
-        """Latents `[B, N, r]` with the mean, or what was learnt for it, for tokens not kept.
+        """Replace the latents `[B, N, r]` of dropped tokens by the mean, or by learnt ones.
 
         Args:
-            z: what it holds at such tokens is ignored, NaN too.
+            z: latents; those of dropped tokens are ignored, NaN too.
             kept: `[B, N]`, 1 or true for tokens that travelled.
         """
         empty = torch.zeros_like(z) if self.rounding is None else self.rounding.empty
@@ -255,10 +255,10 @@ class Map(nn.Module, ABC):
         return self.states(self.predict(x))
 
     def states(self, y: Tensor) -> Tensor:
-        """Z-scored target states `[..., d_r]` as the target holds them.
+        """Scale z-scored target states `[..., d_r]` back to the target's own units.
 
-        Where the target normalises its keys, they lie on ellipsoids `||k / w|| = const`: what was
-        predicted is moved along its ray to where they are (0 lengths: it is left where it is).
+        If the target normalises its keys, they lie on ellipsoids `||k / w|| = const`: a predicted
+        key is moved along its ray onto its ellipsoid (where the stored length is 0, it stays).
         """
         states = y * self.y_scale + self.y_mean
         if not self.target.qk_norm:
@@ -278,9 +278,9 @@ class Map(nn.Module, ABC):
         return self.y_mean, self.y_scale
 
     def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
-        """Target states of latents as they come through, and bits per latent number.
+        """Target states from latents as they arrive, and bits per latent number.
 
-        A map that does not learn to round sends them whole, whatever the way.
+        A map that does not learn to round sends latents unchanged, whatever the way.
         """
         if self.rounding is None:
             return self(x), torch.zeros(())
@@ -293,12 +293,12 @@ class Map(nn.Module, ABC):
         return self.states(self.cloud(latents)), cost
 
     def centre(self) -> Tensor:
-        """The mean latents at each place of the grid, `[N, r]`, of a map that learns to round."""
+        """Mean latents at each grid position, `[N, r]`; only for a map that learns to round."""
         assert self.rounding is not None
         return self.down(self.normal(self.rounding.x_place))
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters, for an optimiser; quantization steps move faster than the rest."""
+        """All parameters, for an optimiser; quantization steps get a higher learning rate."""
         if self.rounding is None:
             return [{"params": list(self.parameters()), "scale": 1.0}]
         steps = self.rounding.log_steps
@@ -306,9 +306,9 @@ class Map(nn.Module, ABC):
         return [{"params": rest, "scale": 1.0}, {"params": [steps], "scale": _STEPS_RATE}]
 
     def steps(self) -> Tensor:
-        """Quantization steps `[r]`: learnt, or such that each moves the target equally far.
+        """Quantization steps `[r]`: learnt, or chosen so that each moves the target equally far.
 
-        (Reverse water-filling, on z-scores; exact where the cloud half is linear.)
+        (Reverse water-filling, on z-scores; exact if the cloud half is linear.)
         """
         if self.rounding is not None:
             return self.rounding.steps.detach()
@@ -339,8 +339,8 @@ class Map(nn.Module, ABC):
         """Largest factor by which the map stretches a difference of z-scored source frames.
 
         The largest singular value, by power iteration on `W W^T` in float64, times `grid_norm` (a
-        frame's map is the Kronecker product of the two); None where the map is not linear (one that
-        gives keys a length is not) and has no such number.
+        frame's map is the Kronecker product of the two). None if the map is not linear; a map that
+        sets the keys' length is not.
         """
         weights = self.weights()
         if weights is None or self.target.qk_norm:
@@ -353,7 +353,7 @@ class Map(nn.Module, ABC):
         return self.grid_norm * float((vector @ (gram @ vector)).clamp(min=0).sqrt())
 
     def in_precision(self, dtype: torch.dtype) -> Map:
-        """A copy whose weights were rounded to a narrower float type; it still runs in float32."""
+        """A copy with weights rounded to a narrower float type; it still runs in float32."""
         other = copy.deepcopy(self)
         with torch.no_grad():
             for parameter in other.parameters():
@@ -361,11 +361,11 @@ class Map(nn.Module, ABC):
         return other
 
     def to_bytes(self, dtype: torch.dtype = torch.float32) -> bytes:
-        """The weights as safetensors, the configuration and both layouts in the metadata.
+        """Serialise weights to safetensors, with configuration and both layouts as metadata.
 
         Args:
-            dtype: of the weights as they are stored; statistics stay float32, and what is read runs
-                in float32 again.
+            dtype: stored dtype of the weights; statistics stay float32, and a map that is read
+                runs in float32 again.
         """
         plain = {
             "family": self.family.name,
@@ -385,7 +385,7 @@ class Map(nn.Module, ABC):
 def grid_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor | None:
     """Bilinear weights from one row-major token grid to another, `[M, N]`; None if they are equal.
 
-    Centres of cells are aligned, as pictures are resized.
+    Cell centres are aligned, as in resizing a picture.
     """
     if source == target:
         return None
@@ -407,10 +407,10 @@ F = TypeVar("F", bound=Family)
 
 
 def configured(cls: type[F], config: dict[str, Any]) -> F:
-    """A family's dataclass from what JSON held of it.
+    """A family's dataclass from its JSON form.
 
     Raises:
-        BundleFormatError: fields that the dataclass does not have, or values of another type.
+        BundleFormatError: unknown fields, or values of the wrong type.
     """
     defaults = asdict(cls())
     if not isinstance(config, dict) or not set(config) <= set(defaults):
@@ -428,9 +428,9 @@ def read(
     target: KVLayout,
     families: dict[str, type[Family]],
 ) -> Map:
-    """Read what `Map.to_bytes` wrote, for the layouts that are running.
+    """Read a blob from `Map.to_bytes`, for the running layouts.
 
-    Without a source the map's own is taken: the cloud half of a bundle, whose source was checked.
+    Without a source, the map's own source counts: for the cloud half of a bundle, it was checked.
 
     Raises:
         BundleFormatError: not such a blob, or tensors that do not fit its configuration.
@@ -470,7 +470,7 @@ def write(path: Path, made: Map) -> None:
 
     Raises:
         FitError: it holds NaN or infinity.
-        DiskFullError: there is no room; an earlier map is still whole.
+        DiskFullError: there is no room; an earlier map stays whole.
         ConfigError: it cannot be written for another reason.
     """
     bad = [name for name, t in made.state_dict().items() if not bool(torch.isfinite(t).all())]

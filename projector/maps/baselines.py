@@ -1,8 +1,8 @@
-"""What the literature rejects, so that it can be shown by how much: four ways not to align.
+"""Four baselines that the literature rejects: they map caches without aligning them.
 
-`truncate` and `zero_pad` copy numbers to the same index, `interpolate` stretches the source's
-vector to the target's length, `autoencoder` takes the source for the code of a target's
-autoencoder. None looks at which source goes with which target.
+`truncate` and `zero_pad` copy numbers to the same index. `interpolate` stretches the source's
+vector to the target's length. `autoencoder` takes the source as the code of a target's autoencoder.
+None of them learns which source goes with which target.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from protos.layout import KVLayout
 
 @dataclass(frozen=True)
 class Truncate(Family):
-    """The first `min(d_s, d_r)` numbers repeated over the target until it is full."""
+    """The first `min(d_s, d_r)` numbers, repeated until the target is full."""
 
     name: ClassVar[str] = "truncate"
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         made = MatrixMap(self, source, target)
         index = torch.arange(target.state_dim)
         with torch.no_grad():
@@ -36,12 +36,12 @@ class Truncate(Family):
 
 @dataclass(frozen=True)
 class ZeroPad(Family):
-    """The source's numbers first, zeros (the mean) after them."""
+    """The source's numbers, followed by zeros (the mean)."""
 
     name: ClassVar[str] = "zero_pad"
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         made = MatrixMap(self, source, target)
         with torch.no_grad():
             made.matrix.copy_(torch.eye(source.state_dim, target.state_dim))
@@ -55,7 +55,7 @@ class Interpolate(Family):
     name: ClassVar[str] = "interpolate"
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         made = MatrixMap(self, source, target)
         d_s, d_r = source.state_dim, target.state_dim
         place = np.linspace(0, d_s - 1, d_r)
@@ -71,21 +71,21 @@ class Interpolate(Family):
 
 @dataclass(frozen=True)
 class Autoencoder(Family):
-    """The target's linear autoencoder (its principal components), fed with the source as its code.
+    """The target's linear autoencoder (its principal components), with the source as its code.
 
     The optimal linear autoencoder of width k spans the first k principal components (Baldi and
-    Hornik, 1989). The source's z-scores take the place of the components in order.
+    Hornik, 1989). The source's z-scores replace the components, in order.
     """
 
     name: ClassVar[str] = "autoencoder"
 
     @property
     def needs_target_gram(self) -> bool:
-        """Always."""
+        """True: the fit uses it."""
         return True
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         return AutoencoderMap(self, source, target)
 
 

@@ -1,6 +1,6 @@
-"""`bidirectional`: edge to cloud and back; the way back weighs tokens by attention.
+"""`bidirectional`: maps edge to cloud and back; the way back weighs tokens by attention.
 
-The way back lets the cloud send a compressed state to the edge (feedback, corrections).
+The way back lets the cloud send a compressed state to the edge (feedback).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from protos.layout import KVLayout
 class Bidirectional(Family):
     """`expand = W x`; `compress = W_q (y * M softmax_tokens(w_a . y))`, both on z-scores.
 
-    The literature's softmax is not multiplied by the number of tokens M; then a frame's states
-    shrink with its length, so it is here. With `w_a = 0`, where training starts, it weighs evenly.
+    The literature does not multiply its softmax by the number of tokens M, so states shrink with
+    longer frames; here it is multiplied. Training starts at `w_a = 0`, with equal weights.
 
     Attributes:
         weight: ridge weight of both ways.
-        returned: share, in the fit of the way back, of states that the way there made; the others
-            are the target's own. (The cloud holds either, by what it was sent.)
+        returned: share of states made by the forward map in the fit of the way back; the others
+            are the target's own. (The cloud holds one or the other.)
     """
 
     name: ClassVar[str] = "bidirectional"
@@ -39,11 +39,11 @@ class Bidirectional(Family):
 
     @property
     def needs_target_gram(self) -> bool:
-        """Always."""
+        """True: the fit uses it."""
         return True
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         if not 0 <= self.returned <= 1:
             raise FitError(f"a share of {self.returned} returned states: expected 0 to 1")
         return BidirectionalMap(self, source, target)
@@ -68,10 +68,10 @@ class BidirectionalMap(MatrixMap):
         self.fit_back(moments)
 
     def fit_back(self, moments: Moments) -> None:
-        """The way back in closed form, for the way there as it is; weighs tokens evenly."""
+        """Fit the way back in closed form for the current forward map, with equal token weights."""
         xx, xy = moments.normalised()
         w, share = self.matrix.detach().double().numpy(), self.family.returned
-        made = xx @ w  # covariance of the source with what the way there makes of it
+        made = xx @ w  # covariance of the source with the forward map's output
         yy = (1 - share) * moments.target_covariance() + share * (w.T @ made)
         yx = (1 - share) * xy.T + share * made.T
         back = ridge(yy, np.ascontiguousarray(yx), self.family.weight)
@@ -80,7 +80,7 @@ class BidirectionalMap(MatrixMap):
             self.attend.zero_()
 
     def shares(self, normal: Tensor) -> Tensor:
-        """Weights of tokens `[B, M]`, of mean 1, from z-scored target states `[B, M, d_r]`."""
+        """Token weights `[B, M]` with mean 1, from z-scored target states `[B, M, d_r]`."""
         return torch.softmax(normal @ self.attend, dim=-1) * normal.shape[-2]
 
     def to_edge(self, small: Tensor) -> Tensor:

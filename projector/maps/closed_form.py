@@ -1,7 +1,4 @@
-"""Reduced-rank regression between two cache spaces, in closed form (NumPy).
-
-Knows moments and matrices. Knows nothing about models or training by gradient.
-"""
+"""Reduced-rank regression between two cache spaces, in closed form (NumPy)."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ from protos.errors import FitError
 
 Floats = npt.NDArray[np.float32]
 
-_WHOLE = 2048  # wider, and a full decomposition costs more than everything else
-_SPARE = 64  # directions more than asked for
+_WHOLE = 2048  # for wider matrices, a full decomposition costs more than all else
+_SPARE = 64  # extra directions, beyond those asked for
 _POWER = 4
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Static per-dimension statistics of one cache space, over tokens of many pictures."""
+    """Mean and deviation of each dimension of one cache space, over tokens of many pictures."""
 
     mean: Floats
     scale: Floats
 
     def normalise(self, states: npt.NDArray[np.floating]) -> Floats:
-        """Z-scores of `[..., d]`, float32."""
+        """Z-scores of `states [..., d]`, float32."""
         return (states.astype(np.float32) - self.mean) / self.scale
 
 
@@ -37,18 +34,18 @@ def rank_regression(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Reduced-rank regression (Izenman, 1975): argmin ||y - x W||^2 over W of a given rank.
 
-    With S = L L^T and W = S^-1 C, the singular vectors U of L^T W give `down = L^-T U_r`, so that
-    latents have unit variance, and `up = diag(s_r) V_r^T`.
+    With S = L L^T and W = S^-1 C, the singular vectors U of L^T W give `down = L^-T U_r` (so the
+    latents have unit variance) and `up = diag(s_r) V_r^T`.
 
     Args:
         xx: covariance S of z-scored source states, `[d_s, d_s]`.
-        xy: C of these and z-scored target states, `[d_s, d_r]`.
+        xy: covariance C of z-scored source and target states, `[d_s, d_r]`.
         rank: r.
         ridge: added to the diagonal of S, whose mean is about 1.
 
     Returns:
-        `down [d_s, r]`, `up [r, d_r]` and the singular values of the whitened full-rank map: all of
-        them, or the leading ones of a wide map.
+        `down [d_s, r]`, `up [r, d_r]` and the singular values of the whitened full-rank map: all
+        of them, or only the leading ones if the map is wide.
 
     Raises:
         FitError: the regularised covariance is singular.
@@ -74,11 +71,11 @@ def rank_regression(
 def leading(
     matrix: npt.NDArray[np.float64], count: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The first terms of a singular value decomposition, by random probes (Halko et al., 2011).
+    """The leading terms of a singular value decomposition, by random probes (Halko et al., 2011).
 
     Args:
         matrix: `[m, n]`.
-        count: how many; the last of them are less exact.
+        count: number of terms; the last ones are less exact.
 
     Returns:
         As `numpy.linalg.svd`: `[m, count]`, `[count]`, `[count, n]`.

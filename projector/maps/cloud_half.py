@@ -1,7 +1,7 @@
-"""Reads cloud halves as bundles held them before there was one kind of map.
+"""Reads cloud halves in the earlier form, from before all maps had one form.
 
-Such a blob holds `up`, `empty`, the target's statistics and perhaps a mixing block, and nothing of
-the edge half, which is the bundle's encoder. What is read computes the same.
+Such a blob holds `up`, `empty`, the target's statistics and perhaps a mixing block, but not the
+edge half, which is the bundle's encoder. The map that is read computes the same.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from protos.errors import BundleFormatError, FitError
 from protos.layout import KVLayout
 
 CLOUD_HALF = "cloud_half"
-"""The metadata's key in such a blob."""
+"""Metadata key of such a blob."""
 
 
 @dataclass(frozen=True)
 class CloudConfig:
-    """What such a blob says of itself.
+    """The configuration in such a blob.
 
     Attributes:
-        rank: numbers per token that travelled.
+        rank: numbers per token that travel.
         layers: layers of the target.
         kv_heads: key/value heads of the target.
         head_dim: channels per head of the target.
         tokens: image tokens of the target's grid, M.
         rotary_dim: channels of a head that RoPE turns; 0 for all.
         interleaved: the target's RoPE pairs neighbouring channels.
-        mix_width: width of the mixing block; 0 for none.
+        mix_width: width of the mixing block; 0: no block.
         mix_depth: its layers.
-        mix_heads: attention heads of each.
+        mix_heads: attention heads of each layer.
         mix_expand: width of their MLPs, in multiples of `mix_width`; always 2.
-        inner: numbers per token after mixing; 0 stands for `rank`.
-        tokens_in: image tokens of the source's grid, N; 0 where it is the target's.
+        inner: numbers per token after mixing; 0 means `rank`.
+        tokens_in: image tokens of the source's grid, N; 0 means as many as the target's.
     """
 
     rank: int
@@ -64,10 +64,10 @@ class CloudConfig:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> CloudConfig:
-        """From JSON.
+        """Read the JSON form.
 
         Raises:
-            ValueError: other fields, or values of another type.
+            ValueError: unknown or missing fields, or values of the wrong type.
         """
         known = {field.name for field in fields(cls)}
         if set(raw) | {"tokens_in"} != known:
@@ -79,7 +79,7 @@ class CloudConfig:
 
     @property
     def family(self) -> Family:
-        """The member of today that computes the same."""
+        """The current family that computes the same."""
         inside = Factors(r=self.inner or self.rank, travels=self.rank)
         if not self.mix_width:
             return inside
@@ -93,7 +93,7 @@ class CloudConfig:
         )
 
     def require(self, source: KVLayout, target: KVLayout) -> None:
-        """Refuse a blob of other shapes than a bundle's layouts.
+        """Refuse a blob whose shapes differ from a bundle's layouts.
 
         Raises:
             BundleFormatError: the message names both.
@@ -121,16 +121,16 @@ class CloudConfig:
 
 
 def read_cloud_half(blob: bytes, source: KVLayout, target: KVLayout) -> Map:
-    """The map between two layouts that computes what the cloud half does; its edge half is zero.
+    """The map that computes what a cloud half computes; its edge half is zero.
 
     Args:
         blob: the bundle's `cloud.safetensors`.
         source: the bundle's source layout.
-        target: its target layout.
+        target: the bundle's target layout.
 
     Raises:
-        BundleFormatError: not such a blob, tensors that do not fit its configuration, or shapes
-            that are not those of the layouts.
+        BundleFormatError: not such a blob, or its tensors do not fit its configuration, or its
+            shapes do not fit the layouts.
     """
     try:
         tensors: dict[str, Tensor] = load_tensors(blob)
@@ -159,7 +159,7 @@ def read_cloud_half(blob: bytes, source: KVLayout, target: KVLayout) -> Map:
 
 
 def take_edge_half(made: Map, mean: Floats, scale: Floats, projection: Floats) -> None:
-    """Complete what `read_cloud_half` gave by what the bundle's encoder holds.
+    """Complete a map from `read_cloud_half` with the edge half from the bundle's encoder.
 
     Args:
         made: changed in place.
@@ -175,7 +175,7 @@ def take_edge_half(made: Map, mean: Floats, scale: Floats, projection: Floats) -
 
 
 def _renamed(tensors: Mapping[str, Tensor], config: CloudConfig) -> dict[str, Tensor]:
-    """The blob's tensors under today's names."""
+    """The blob's tensors under their current names."""
     mixed = bool(config.mix_width)
     found = {
         "y_mean": tensors["y_mean"],

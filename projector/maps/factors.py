@@ -1,4 +1,4 @@
-"""`factors`: reduced-rank regression as two plain factors, of which a `mix` may fill in a part."""
+"""`factors`: reduced-rank regression as two plain factors; a `mix` may fill in some latents."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from protos.layout import KVLayout
 
 @dataclass(frozen=True)
 class Factors(Family):
-    """Latents of unit variance travel; no normal form, no bias and no penalty, unlike `low_rank`.
+    """Latents have unit variance. Unlike `low_rank`: no normal form, no bias, no penalty.
 
     Attributes:
         r: numbers per token that the cloud half takes.
-        travels: how many of them travel. A `mix` around this map fills in the others from the
-            other tokens; without one they are zero. 0: all.
+        travels: how many of them travel; 0: all. A `mix` around this map fills in the rest from
+            other tokens; without a `mix` they are zero.
         weight: ridge weight of the regression.
-        choose: whether the weight is the one that fits held-out pairs best instead.
+        choose: use the weight that fits held-out pairs best, instead of `weight`.
     """
 
     name: ClassVar[str] = "factors"
@@ -35,7 +35,7 @@ class Factors(Family):
     choose: bool = False
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         most = min(source.state_dim, target.state_dim)
         if not 1 <= self.r <= most:
             raise FitError(
@@ -71,7 +71,7 @@ class FactorsMap(Map):
 
     @property
     def up_rank(self) -> int:
-        """R."""
+        """Numbers per token that `up` takes, r."""
         return self.family.r
 
     def down(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class FactorsMap(Map):
         return z @ self.onward
 
     def latent(self, z: Tensor) -> Tensor:
-        """On the target's grid, zeros for what did not travel."""
+        """Latents on the target's grid, with zeros for those that did not travel."""
         placed = super().latent(z)
         missing = self.up_rank - self.rank
         return functional.pad(placed, (0, missing)) if missing else placed
@@ -93,5 +93,5 @@ class FactorsMap(Map):
         return self.onward
 
     def weights(self) -> Tensor:
-        """The product of what travels, `[d_s, d_r]`."""
+        """The product over the latents that travel, `[d_s, d_r]`."""
         return self.inward @ self.onward[: self.rank]

@@ -1,7 +1,7 @@
-"""`linear` (V1): one matrix, a learnable residual, a LayerNorm over the whole target.
+"""`linear` (V1): one matrix, a learnable residual, and a LayerNorm over the whole target.
 
-The norm makes every token's state equally long, so key norms are lost (they are restored only per
-dimension, by the static statistics), and near zero the map is not Lipschitz.
+The norm gives every token's state the same length, so key norms are lost (the static statistics
+restore them only per dimension). Near zero the map is not Lipschitz.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from protos.layout import KVLayout
 class Linear(Family):
     """V1 of the literature: `y = LayerNorm(W x + residual)`, no bias.
 
-    `d_s d_r + d_r` parameters and the norm's `2 d_r`: 2,101,248 + 8,192 at 512 -> 4096.
+    `d_s d_r + d_r` parameters, plus the norm's `2 d_r`: 2,101,248 + 8,192 at 512 -> 4096.
 
     Attributes:
-        weight: ridge weight of the start.
+        weight: ridge weight of the starting point.
     """
 
     name: ClassVar[str] = "linear"
@@ -32,7 +32,7 @@ class Linear(Family):
     weight: float = 1e-3
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         return LinearMap(self, source, target)
 
 
@@ -48,7 +48,7 @@ class LinearMap(Map):
         self.norm = nn.LayerNorm(target.state_dim)
 
     def fit(self, moments: Moments) -> None:
-        """Start from ridge regression, the norm's gain at the deviation of its predictions."""
+        """Start from ridge regression; the norm's gain is the deviation of its predictions."""
         xx, xy = moments.normalised()
         solved = ridge(xx, xy, self.family.weight)
         self.project.weight.copy_(torch.from_numpy(solved.T.copy()).float())

@@ -1,4 +1,4 @@
-"""`low_rank`, the W-Matrix: `W = U diag(s) V^T + b`; `V^T` runs at the edge, the rest above."""
+"""`low_rank`, the W-Matrix: `W = U diag(s) V^T + b`; `V^T` runs on the edge."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ METRICS = ("variance", "answers")
 
 @dataclass(frozen=True)
 class LowRank(Family):
-    """r numbers per token travel; `r (d_s + d_r + 1) + d_r` parameters.
+    """Sends r numbers per token; has `r (d_s + d_r + 1) + d_r` parameters.
 
     Attributes:
         r: numbers per token.
         start: `regression`, reduced-rank regression (Izenman, 1975), or `covariance`, the truncated
             SVD of the centred cross-covariance `C = y^T x / n`, each component with its own gain.
         weight: ridge weight of the regression.
-        spread: as of `ridge`; of the regression only.
-        choose: likewise.
-        metric: which errors the r numbers are spent on: all of a z-scored state alike (`variance`),
-            or what the frozen target's `answers` depend on (`projector/training/sensitivity.py`).
+        spread: as in `ridge`; only for the regression.
+        choose: as in `ridge`; only for the regression.
+        metric: the errors that the fit minimises: all dimensions of a z-scored state equally
+            (`variance`), or those that the frozen target's `answers` depend on
+            (`projector/training/sensitivity.py`).
     """
 
     name: ClassVar[str] = "low_rank"
@@ -47,11 +48,11 @@ class LowRank(Family):
 
     @property
     def asks_answers(self) -> bool:
-        """Where its metric is of answers."""
+        """True for the metric `answers`."""
         return self.metric == "answers"
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         most = min(source.state_dim, target.state_dim)
         if not 1 <= self.r <= most:
             raise FitError(
@@ -78,7 +79,7 @@ class LowRankMatrix(Map):
         self.bias = nn.Parameter(torch.zeros(target.state_dim))
 
     def fit(self, moments: Moments) -> None:
-        """Orthonormal U and V, from either start."""
+        """Fit with orthonormal U and V, from either start."""
         xx, xy = moments.normalised()
         r = self.family.r
         if self.family.start == "regression":
@@ -90,7 +91,7 @@ class LowRankMatrix(Map):
                 up = metric.times(up, -0.5)
             if self.family.spread:
                 up = up * head_gains(self.target, down.T @ xx @ down, up)
-            # W = down up; QR of both sides leaves a small matrix to take apart.
+            # W = down up; QR of both sides leaves a small matrix for the SVD.
             q_down, r_down = np.linalg.qr(down)
             q_up, r_up = np.linalg.qr(up.T)
             left, sigma, right = np.linalg.svd(r_down @ r_up.T)
@@ -103,10 +104,10 @@ class LowRankMatrix(Map):
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)).float())
 
     def metric(self, moments: Moments) -> Metric | None:
-        """What an error of the target costs; None for its own variance.
+        """The cost of errors in the target; None for the metric `variance`.
 
         Raises:
-            FitError: it was asked for and not measured.
+            FitError: the metric `answers` was not measured.
         """
         if self.family.metric == "variance":
             return None
@@ -116,7 +117,7 @@ class LowRankMatrix(Map):
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Numbers per token, r."""
         return self.family.r
 
     def down(self, x: Tensor) -> Tensor:
@@ -132,6 +133,6 @@ class LowRankMatrix(Map):
         return (self.v * self.sigma) @ self.u.T
 
     def penalty(self) -> Tensor:
-        """`||U^T U - I||_F + ||V^T V - I||_F`, which training keeps small."""
+        """`||U^T U - I||_F + ||V^T V - I||_F`; training keeps it small."""
         eye = torch.eye(self.rank, device=self.u.device)
         return sum(((side.T @ side - eye).norm() for side in (self.u, self.v)), torch.zeros(()))

@@ -1,7 +1,6 @@
-"""A quadratic cost of errors of a target state, block by block (NumPy).
+"""A quadratic cost of errors in a target state, block by block (NumPy).
 
-Knows eigenvalues. Does not know where the second moments come from
-(`projector/training/sensitivity.py`).
+`projector/training/sensitivity.py` measures the second moments that it is made from.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ SHRINK = 0.1
 
 @dataclass(frozen=True)
 class Metric:
-    """What an error of a z-scored target state costs: one quadratic form per layer, K and V apart.
+    """Cost of an error in a z-scored target state: a quadratic form per layer, for K and for V.
 
     Attributes:
-        values: eigenvalues, `[2 layers, w]`, `w` numbers to a layer's keys or values.
+        values: eigenvalues, `[2 layers, w]`; a layer's keys, or values, are `w` numbers.
         vectors: eigenvectors, `[2 layers, w, w]`.
     """
 
@@ -31,13 +30,13 @@ class Metric:
 
     @classmethod
     def of(cls, second: Doubles, scale: Floats, shrink: float = SHRINK) -> Metric:
-        """From second moments of gradients at the target's states.
+        """Build the form from second moments of gradients at the target's states.
 
         Args:
             second: `[2 layers, w, w]`.
             scale: the target's deviations, `[d_r]`.
-            shrink: of a block's mean eigenvalue, and so much of the mean over all blocks, are added
-                to its eigenvalues, so that no error is free.
+            shrink: this share of the block's mean eigenvalue, and of the mean over all blocks, is
+                added to each eigenvalue, so that no error is free.
         """
         blocks, width, _ = second.shape
         by = scale.reshape(blocks, width).astype(np.float64)
@@ -47,7 +46,7 @@ class Metric:
         return cls(values + shrink * (each + each.mean()), vectors)
 
     def times(self, rows: Doubles, power: float) -> Doubles:
-        """`rows [n, d_r]` times the form's power."""
+        """`rows [n, d_r]` times a power of the form."""
         blocks, width = self.values.shape
         parts = rows.reshape(len(rows), blocks, width).swapaxes(0, 1)
         turned = (parts @ self.vectors) * self.values[:, None] ** power

@@ -1,7 +1,7 @@
-"""`mix`: tokens look at each other in latent space, between the halves of any other map.
+"""`mix`: attention between tokens in latent space, between the halves of any other map.
 
-With queries at the target's positions it also maps one token grid to another; interpolating the
-latents is what it starts from and must beat.
+With queries at the target's positions it also maps one token grid to another. It starts from
+interpolated latents and must beat them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ORDERS = ("source", "target")
 
 @dataclass(frozen=True)
 class Mix(Family):
-    """A residual transformer block around another member; has no operator norm.
+    """A residual transformer block around another family's map; has no operator norm.
 
     Attributes:
-        inner: name of the other member.
-        config: its configuration, defaults where it says nothing.
+        inner: name of the other family.
+        config: its configuration; missing fields get their defaults.
         width: of the block, at most 256.
-        depth: its layers.
+        depth: number of layers.
         heads: attention heads.
-        order: `source`, the layers run over the source's tokens, and then queries at the target's
-            places look at these; `target`, the first layer has the queries, and the others run
+        order: `source`: the layers run over the source's tokens, then queries at the target's
+            positions attend to them. `target`: the queries come first, then the other layers run
             over the target's tokens.
     """
 
@@ -49,10 +49,10 @@ class Mix(Family):
 
     @property
     def member(self) -> Family:
-        """The other member's configuration.
+        """The other family's configuration.
 
         Raises:
-            FitError: there is none of that name, or it mixes too.
+            FitError: the name is unknown, or is `mix` itself.
         """
         if self.inner == self.name:
             raise FitError("a mix around a mix: name another family inside")
@@ -61,16 +61,16 @@ class Mix(Family):
 
     @property
     def asks_answers(self) -> bool:
-        """As the other member."""
+        """As the other family."""
         return self.member.asks_answers
 
     @property
     def needs_target_gram(self) -> bool:
-        """As the other member."""
+        """As the other family."""
         return self.member.needs_target_gram
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         if not (1 <= self.width <= MAX_WIDTH and self.heads >= 1 and self.width % self.heads == 0):
             raise FitError(
                 f"a mixing width of {self.width} with {self.heads} heads: expected at most "
@@ -84,12 +84,12 @@ class Mix(Family):
 
 
 class Attend(nn.Module):
-    """One pre-norm layer: queries look at tokens, then an MLP.
+    """One pre-norm layer: queries attend to tokens, then an MLP.
 
     Args:
         width: of queries and tokens.
         heads: attention heads.
-        one_norm: whether one norm serves queries and tokens.
+        one_norm: whether queries and tokens share one norm.
     """
 
     def __init__(self, width: int, heads: int, one_norm: bool = False) -> None:
@@ -103,7 +103,7 @@ class Attend(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """`[B, M, width]` queries over `[B, N, width]` tokens."""
+        """Queries `[B, M, width]` attend to tokens `[B, N, width]`."""
         asking = self.norm_query(queries)
         if self.norm_token is not None:
             told = self.norm_token(tokens)
@@ -123,7 +123,7 @@ class Attend(nn.Module):
 
 
 class MixMap(Map):
-    """Weights of `mix`: the other member's, and the block's."""
+    """The other map and the mixing block."""
 
     family: Mix
 
@@ -146,42 +146,42 @@ class MixMap(Map):
         nn.init.zeros_(self.outward.bias)
 
     def take_statistics(self, moments: Moments) -> None:
-        """Of both maps."""
+        """Set the statistics of both maps."""
         super().take_statistics(moments)
         self.inner.take_statistics(moments)
 
     def fit(self, moments: Moments) -> None:
-        """The other member's closed form; the block changes nothing yet."""
+        """Fit the other map in closed form; the block does nothing yet."""
         self.inner.fit(moments)
 
     def penalty(self) -> Tensor:
-        """The other member's."""
+        """As the other map."""
         return self.inner.penalty()
 
     @property
     def rank(self) -> int:
-        """The other member's."""
+        """As the other map."""
         return self.inner.rank
 
     @property
     def up_rank(self) -> int:
-        """The other member's."""
+        """As the other map."""
         return self.inner.up_rank
 
     def down(self, x: Tensor) -> Tensor:
-        """The other member's edge half."""
+        """The other map's edge half."""
         return self.inner.down(x)
 
     def up(self, z: Tensor) -> Tensor:
-        """The other member's cloud half."""
+        """The other map's cloud half."""
         return self.inner.up(z)
 
     def onto(self) -> Tensor | None:
-        """The other member's."""
+        """As the other map."""
         return self.inner.onto()
 
     def latent(self, z: Tensor) -> Tensor:
-        """Mix, bring to the target's grid; what did not travel is filled in."""
+        """Mix latents, move them to the target's grid, and fill in those that did not travel."""
         placed = self.regrid(z)
         told: Tensor = self.outward(self.norm_out(self._mixed(z, placed)))
         rank = z.shape[-1]
@@ -190,7 +190,7 @@ class MixMap(Map):
         return torch.cat((placed + told[..., :rank], told[..., rank:]), dim=-1)
 
     def _mixed(self, z: Tensor, placed: Tensor) -> Tensor:
-        """`[B, M, width]` at the target's places."""
+        """Mixed latents `[B, M, width]` at the target's positions."""
         queries: Tensor = self.inward(placed) + self.place_target
         tokens = queries if self.place_source is None else self.inward(z) + self.place_source
         if self.ask is not None:

@@ -1,4 +1,4 @@
-"""`mlp` (V2): two layers with a GELU between, and a LayerNorm over the whole target."""
+"""`mlp` (V2): two layers with a GELU between them, and a LayerNorm over the whole target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MLP(Family):
     """V2 of the literature: `y = LayerNorm(W2 GELU(W1 x))`; has no operator norm.
 
     Attributes:
-        hidden: width between the layers.
+        hidden: width between the two layers.
     """
 
     name: ClassVar[str] = "mlp"
@@ -27,7 +27,7 @@ class MLP(Family):
     hidden: int = 1024
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         if not 1 <= self.hidden <= MAX_HIDDEN:
             raise FitError(f"an mlp of hidden width {self.hidden}: expected 1 to {MAX_HIDDEN}")
         return MLPMap(self, source, target)

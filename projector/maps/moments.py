@@ -1,8 +1,7 @@
-"""What one pass over paired caches leaves: counts, means and Gram matrices (NumPy).
+"""Counts, sums and Gram matrices from one pass over paired caches (NumPy).
 
-Knows sums of products. Knows nothing about maps. One pass serves every regularisation, rank and
-choice of layers, and 100,000 pairs need no more memory than one chunk of them. Chunks are
-multiplied in float32 and added up in float64.
+One pass serves every regularisation, rank and choice of layers. 100,000 pairs need no more memory
+than one chunk. Chunks are multiplied in float32 and summed in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 States = npt.NDArray[np.floating]
 
 RIDGE_WEIGHTS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-12, 1))
-"""What is tried where the weight is chosen: 1e-6 to 1, in units of a dimension's variance."""
+"""Ridge weights to choose from: 1e-6 to 1, in units of a dimension's variance."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,15 @@ class Moments:
     """Sums over n paired states `x [d_s]`, `y [d_r]`.
 
     Attributes:
-        count: n, tokens (not pictures); the sum of their weights, where they have any.
+        count: n, the number of tokens (not pictures), or the sum of their weights.
         x_sum: `[d_s]`.
         y_sum: `[d_r]`.
         xx: `[d_s, d_s]`, sum of outer products.
         xy: `[d_s, d_r]`.
         y_square: `[d_r]`, sum of squares.
-        yy: `[d_r, d_r]`, only where it was asked for.
-        metric: what an error of the target costs; None for its own variance.
-        held: of other pictures, which a fit makes its choices by; None for these same sums.
+        yy: `[d_r, d_r]`, only if requested.
+        metric: the cost of errors in the target; None for the target's own variance.
+        held: moments of other pictures, for choices made in a fit; None to use these.
     """
 
     count: float
@@ -57,9 +56,9 @@ class Moments:
         """One pass over chunks of pairs.
 
         Args:
-            pairs: chunks `x [..., d_s]` and `y [..., d_r]` of as many states; a third array `[...]`
-                weighs each pair.
-            target_gram: whether to keep `yy`.
+            pairs: chunks of `x [..., d_s]` and `y [..., d_r]` with equal counts; an optional third
+                array `[...]` weighs each pair.
+            target_gram: whether to collect `yy`.
 
         Raises:
             CorpusError: no pairs, chunks of unequal length or width, NaN or infinity.
@@ -94,7 +93,7 @@ class Moments:
         return cls(count, *total)
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of both samples together, none held out; `yy` where both have it."""
+        """Moments of both samples together, none held out; `yy` only if both have it."""
         return Moments(
             self.count + other.count,
             self.x_sum + other.x_sum,
@@ -131,8 +130,8 @@ class Moments:
         """Covariances of z-scored states.
 
         Args:
-            x_stats: in whose units; by default this sample's own.
-            y_stats: likewise.
+            x_stats: mean and deviation for the source; by default this sample's own.
+            y_stats: the same for the target.
 
         Returns:
             `S_xx [d_s, d_s]` and `S_xy [d_s, d_r]`, per pair.
@@ -146,7 +145,7 @@ class Moments:
         """Covariance of the z-scored target, `[d_r, d_r]`.
 
         Raises:
-            FitError: it was not collected.
+            FitError: `yy` was not collected.
         """
         if self.yy is None:
             raise FitError("this fit needs the target's Gram matrix: collect with target_gram")
@@ -156,7 +155,7 @@ class Moments:
     def squared_error(self, weights: States, x_stats: Statistics, y_stats: Statistics) -> Doubles:
         """Mean squared error of `y ≈ x @ weights` on these pairs, per target dimension `[d_r]`.
 
-        In z-scores of the statistics that the map was fitted with; needs no pass over the pairs.
+        In z-scores of the given statistics, those of the fit; needs no pass over the pairs.
         """
         xx, xy = self.normalised(x_stats, y_stats)
         w = weights.astype(np.float64)
@@ -190,17 +189,17 @@ def _second(
 
 
 def best_weight(moments: Moments) -> float:
-    """The ridge weight of `RIDGE_WEIGHTS` whose map fits the held-out pairs best.
+    """The weight in `RIDGE_WEIGHTS` whose ridge map fits the held-out pairs best.
 
-    One eigendecomposition of the source's covariance serves all of them. A weight that does not
-    exceed twice the rounding errors of a singular covariance (they show as negative eigenvalues) is
-    not tried: the system could not be solved with it.
+    One eigendecomposition of the source's covariance serves all weights. A singular covariance has
+    rounding errors, seen as negative eigenvalues. Weights up to twice those errors are skipped: the
+    system could not be solved with them.
 
     Args:
-        moments: of training pairs, those held out beside them.
+        moments: of training pairs, with held-out moments.
 
     Raises:
-        FitError: none are held out, or no weight is large enough.
+        FitError: there are no held-out moments, or no weight is large enough.
     """
     if moments.held is None:
         raise FitError("a ridge weight is chosen on held-out pairs, and none are held out")
@@ -214,7 +213,7 @@ def best_weight(moments: Moments) -> float:
         fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
         errors.append(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
     if not usable:
-        raise FitError("the source's covariance is not one: its rounding errors exceed any ridge")
+        raise FitError("the source's covariance is invalid: its rounding errors exceed any ridge")
     return usable[int(np.argmin(errors))]
 
 

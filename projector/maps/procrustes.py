@@ -1,4 +1,4 @@
-"""`procrustes`: an orthogonal matrix, or a ridge matrix drawn towards its polar factor."""
+"""`procrustes`: an orthogonal matrix, or a ridge matrix pulled towards its polar factor."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from protos.layout import KVLayout
 
 @dataclass(frozen=True)
 class Procrustes(Family):
-    """The orthogonal Procrustes solution (Schönemann, 1966), scaled, or a soft constraint.
+    """The scaled orthogonal Procrustes solution (Schönemann, 1966), or a soft form of it.
 
     With `C = x^T y / n = P S R^T` the solution is `Q = P R^T`, times `tr(S) / tr(x^T x / n)`. The
-    literature this grew from calls the polar factor of W by that name; that is the soft form.
+    literature on such maps gives that name to the polar factor of W, which is the soft form.
 
     Attributes:
         softness: 0 for the Procrustes solution; above it, `softness * W + (1 - softness) * Q` with
@@ -33,7 +33,7 @@ class Procrustes(Family):
     weight: float = 1e-3
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         if not 0 <= self.softness <= 1:
             raise FitError(f"a softness of {self.softness}: expected 0 to 1")
         return ProcrustesMap(self, source, target)
@@ -65,7 +65,7 @@ def polar(matrix: Doubles) -> Doubles:
 
 
 def orthogonality(matrix: Doubles) -> float:
-    """How far from orthogonal: `||W W^T / s - I||_F / sqrt(d)`, s its mean squared singular value.
+    """Distance from orthogonal: `||W W^T / s - I||_F / sqrt(d)`, s its mean squared singular value.
 
     0 for a scaled orthogonal matrix.
     """

@@ -1,4 +1,4 @@
-"""`ridge`: the full matrix in closed form; also the choice of source layers."""
+"""`ridge`: one full matrix in closed form, with a choice of source layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from protos.errors import FitError
 from protos.layout import KVLayout
 
 LAYER_CHOICES = ("all", "best", "last")
-_MOST_GAIN = 4.0  # of a head that is hardly predicted: more would be noise
+_MOST_GAIN = 4.0  # for a poorly predicted head; more would amplify noise
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Ridge(Family):
     """`W = argmin ||y - x W||^2 + weight ||W||_F^2` on z-scores.
 
     Attributes:
-        weight: in units of the mean variance of a source dimension.
-        choose: whether the weight is the one that fits held-out pairs best instead.
-        layers: which source layers each target layer is predicted from: `all`; `best`, the
-            `best_layers` that alone fit it best on held-out pictures; `last`, as many as
-            `best_layers`, aligned from the last layer downwards.
+        weight: ridge weight, in units of the mean variance of a source dimension.
+        choose: use the weight that fits held-out pairs best, instead of `weight`.
+        layers: the source layers that predict each target layer: `all`; `best`, the `best_layers`
+            that each fit it best alone on held-out pictures; `last`, `best_layers` of them,
+            aligned from the last layer down.
         best_layers: k.
-        spread: whether each head's prediction is stretched about its mean to vary as much as the
-            target does: least squares pulls towards the mean, which flattens attention.
+        spread: stretch each head's prediction about its mean until it varies as much as the
+            target. Least squares pulls predictions towards the mean, which flattens attention.
     """
 
     name: ClassVar[str] = "ridge"
@@ -43,7 +43,7 @@ class Ridge(Family):
     choose: bool = False
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         if self.layers not in LAYER_CHOICES:
             raise FitError(f"layers '{self.layers}': expected one of {', '.join(LAYER_CHOICES)}")
         if not 1 <= self.best_layers <= source.layers and self.layers != "all":
@@ -54,7 +54,7 @@ class Ridge(Family):
 
 
 class MatrixMap(Map):
-    """One matrix on z-scores; what all closed forms without a norm share."""
+    """One matrix on z-scores; the base of all closed forms without a norm."""
 
     def __init__(self, family: Family, source: KVLayout, target: KVLayout) -> None:
         super().__init__(family, source, target)
@@ -62,7 +62,7 @@ class MatrixMap(Map):
         self.matrix = nn.Parameter(start)
 
     def fit(self, moments: Moments) -> None:
-        """Ridge regression, from the chosen layers."""
+        """Ridge regression from the chosen layers."""
         if isinstance(self.family, Ridge):
             fitted = fit_ridge(self.family, self, moments)
             if self.family.spread:
@@ -74,15 +74,15 @@ class MatrixMap(Map):
         return z @ self.matrix
 
     def weights(self) -> Tensor:
-        """The matrix."""
+        """The matrix `[d_s, d_r]` on z-scores."""
         return self.matrix
 
 
 def head_gains(target: KVLayout, xx: Doubles, weights: Doubles) -> Doubles:
-    """What makes each head of a linear prediction vary as much as the target's head, `[d_r]`.
+    """Gains that make each head of a linear prediction vary as much as the target, `[d_r]`.
 
     Args:
-        target: its layout.
+        target: the target's layout.
         xx: covariance of z-scored source states, `[d_s, d_s]`.
         weights: `[d_s, d_r]`, to z-scored target states.
 
@@ -102,7 +102,7 @@ def layer_of(layout: KVLayout) -> npt.NDArray[np.int64]:
 
 
 def fit_ridge(family: Ridge, made: Map, moments: Moments) -> Doubles:
-    """The matrix `[d_s, d_r]` with the family's choice of layers."""
+    """The ridge matrix `[d_s, d_r]` with the family's choice of layers."""
     weight = best_weight(moments) if family.choose else family.weight
     made.ridge_weight = weight
     xx, xy = moments.normalised()
@@ -126,7 +126,7 @@ def _groups(
     of_source: npt.NDArray[np.int64],
     of_target: npt.NDArray[np.int64],
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Per target layer: its source layers and its columns."""
+    """For each target layer, its source layers and its columns."""
     deep, wide = made.source.layers, made.target.layers
     xx, xy = moments.normalised()
     if family.layers == "last":
@@ -141,7 +141,7 @@ def _groups(
         for one in range(deep):
             rows = np.flatnonzero(of_source == one)
             alone = ridge(xx[np.ix_(rows, rows)], xy[rows], weight)
-            # How much less is left of the target than of its mean: |y|^2 - |y - x W|^2.
+            # Gain over predicting the mean: |y|^2 - |y - x W|^2.
             apart = 2 * judged_xy[rows] - judged_xx[np.ix_(rows, rows)] @ alone
             gained = np.einsum("dr,dr->r", alone, apart)
             explained[one] = np.bincount(of_target, weights=gained, minlength=wide)

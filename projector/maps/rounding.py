@@ -1,7 +1,4 @@
-"""What comes through while a map is trained: latents rounded as the codec will round them (torch).
-
-Knows latents, steps and what a bit costs. Does not know: maps, corpora, questions.
-"""
+"""Rounds latents in training as the codec will round them, and estimates their bits (torch)."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Way:
-    """What happens to latents between the two halves of a map while it is trained.
+    """How latents travel between the two halves of a map in training.
 
     Attributes:
-        scale: they are rounded to multiples of so many steps; 0: they are not rounded.
-        quiet: tokens whose squared levels sum to less than this travel as the mean at their place,
-            as at an operating point; only where latents are rounded.
-        kept: which tokens travel, bool `[B, N]`; None for all. The others become `empty`.
+        scale: latents are rounded to multiples of this many steps; 0: no rounding.
+        quiet: tokens whose squared levels sum to less than this are sent as the mean at their
+            position, as at an operating point; only if latents are rounded.
+        kept: tokens that travel, bool `[B, N]`; None for all. The others become `empty`.
     """
 
     scale: float = 0.0
@@ -31,18 +28,18 @@ WHOLE = Way()
 
 
 class Rounding(nn.Module):
-    """Quantization steps that are trained with a map, and what stands for a dropped token.
+    """Quantization steps that are trained with a map, and the latents of a dropped token.
 
     Attributes:
-        log_steps: `[r]`.
-        empty: `[r]`.
-        x_place: `[N, d_s]`, the mean source state at each place of the grid.
+        log_steps: log of the steps, `[r]`.
+        empty: latents of a dropped token, `[r]`.
+        x_place: `[N, d_s]`, the mean source state at each grid position.
     """
 
     x_place: Tensor
 
     def __init__(self, steps: Tensor, x_place: Tensor) -> None:
-        """Starts at given steps, `[r]`."""
+        """Start from the given steps, `[r]`."""
         super().__init__()
         self.log_steps = nn.Parameter(steps.log())
         self.empty = nn.Parameter(torch.zeros_like(steps))
@@ -50,7 +47,7 @@ class Rounding(nn.Module):
 
     @classmethod
     def blank(cls, rank: int, tokens: int, state_dim: int) -> Rounding:
-        """One to load weights into."""
+        """An empty instance to load weights into."""
         return cls(torch.ones(rank), torch.zeros(tokens, state_dim))
 
     @property
@@ -59,14 +56,14 @@ class Rounding(nn.Module):
         return self.log_steps.exp()
 
     def rounded(self, latents: Tensor, centre: Tensor, way: Way) -> tuple[Tensor, Tensor]:
-        """Latents as the other side will read them, and their levels before rounding.
+        """Latents as the cloud will decode them, and their levels before rounding.
 
-        The gradient goes straight through the rounding, and to the steps (Esser et al. 2020,
-        arXiv:1902.08153); added noise instead would drown latents below half a step.
+        The gradient passes straight through the rounding, and to the steps (Esser et al. 2020,
+        arXiv:1902.08153). Added noise would instead drown latents below half a step.
 
         Args:
             latents: `[B, N, r]`.
-            centre: `[N, r]`, the mean at each place.
+            centre: `[N, r]`, the mean at each position.
             way: how they are rounded.
         """
         quantum = self.steps * way.scale
@@ -78,10 +75,10 @@ class Rounding(nn.Module):
 
 
 def bits(levels: Tensor) -> Tensor:
-    """About how many bits an entropy coder spends per number of `levels [B, N, r]`.
+    """Approximate bits per number that an entropy coder spends on `levels [B, N, r]`.
 
-    A stand-in with a gradient: log2(1 + distance from the place's mean), so that tokens with
-    nothing to tell collapse onto one symbol. (Rate and distortion trained together as by Balle et
-    al. 2017, arXiv:1611.01704.)
+    A differentiable stand-in: log2(1 + distance from the mean at the position), so that tokens
+    without information collapse to one symbol. (Rate and distortion are trained together as in
+    Balle et al. 2017, arXiv:1611.01704.)
     """
     return torch.log2(1 + levels.abs()).mean()

@@ -1,4 +1,4 @@
-"""A map's cloud half between the graph boundaries of a bundle: latents in, a rotated cache out."""
+"""A map's cloud half as a bundle's graph: latents in, a rotated cache out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from projector.models.rope import apply_rotation
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Shapes at both ends of a cloud half.
+    """Input and output shapes of a cloud half.
 
     Attributes:
         tokens_in: image tokens of the source's grid, N.
-        tokens_out: of the target's, M.
-        rank: numbers per token that travelled.
+        tokens_out: image tokens of the target's grid, M.
+        rank: numbers per token that travel.
         rotary_dim: channels that the target's RoPE turns.
-        free_tokens: whether any number of tokens may go in (as many come out).
-        rotated_layers: layers of the target where their RoPE differs; 0 where one serves all.
+        free_tokens: whether any number of tokens is accepted (as many come out).
+        rotated_layers: number of target layers if their RoPE differs; 0 if they share one.
     """
 
     tokens_in: int
@@ -38,9 +38,9 @@ class Boundaries:
 
 
 class ServedMap(nn.Module):
-    """A map's cloud half between the graph boundaries of a bundle.
+    """A map's cloud half as a bundle's graph.
 
-    Latents, kept mask and RoPE tables in; the target's rotated cache out.
+    It takes latents, kept mask and RoPE tables, and returns the target's rotated cache.
     """
 
     def __init__(self, inner: Map) -> None:
@@ -49,7 +49,7 @@ class ServedMap(nn.Module):
 
     @property
     def boundaries(self) -> Boundaries:
-        """Shapes at both ends."""
+        """Input and output shapes."""
         source, target = self.inner.source, self.inner.target
         return Boundaries(
             source.tokens,
@@ -67,10 +67,10 @@ class ServedMap(nn.Module):
 
         Args:
             latents: `[B, N, r]`.
-            kept: `[B, N]`, 1 where the token was sent; the others become the mean state, or what
+            kept: `[B, N]`, 1 for tokens that were sent; the others become the mean state, or what
                 was learnt for them.
-            cos: at the target's positions, as `KVLayout.rotation` makes it.
-            sin: likewise.
+            cos: at the target's positions, from `KVLayout.rotation`.
+            sin: as `cos`.
 
         Returns:
             Keys (rotated) and values, both `[layers, B, kv_heads, M, head_dim]`.
@@ -82,7 +82,7 @@ class ServedMap(nn.Module):
         if matrix is None or target.qk_norm:
             states = self.inner.states(self.inner.cloud(filled))
             keys, values = states.unflatten(-1, shape).permute(2, 3, 0, 4, 1, 5).unbind(0)
-        else:  # one small product per layer and head lands in the cache's order, without a copy
+        else:  # one small product per layer and head writes the cache's order without a copy
             z = self.inner.latent(filled)[None, :, None]
             y_mean, y_scale = self.inner.y_stats
             up = (matrix * y_scale).view(-1, *shape)

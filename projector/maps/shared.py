@@ -1,4 +1,4 @@
-"""`shared`: one matrix per layer, the same for keys and values; the literature's simplest form."""
+"""`shared`: one matrix per layer, for keys and values alike; the simplest published form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from protos.layout import KVLayout
 
 @dataclass(frozen=True)
 class Shared(Family):
-    """Each target layer from the source layer at its depth, one W for K and V alike.
+    """Maps each target layer from the source layer at its relative depth, one W for K and V.
 
     Attributes:
         weight: ridge weight.
@@ -26,7 +26,7 @@ class Shared(Family):
     weight: float = 1e-3
 
     def make(self, source: KVLayout, target: KVLayout) -> Map:
-        """The module."""
+        """The unfitted map."""
         return SharedMap(self, source, target)
 
 

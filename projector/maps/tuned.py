@@ -1,10 +1,9 @@
-"""A closed form carried on by gradient, in the few directions of the source that tell most (torch).
+"""A closed form trained further by gradient, in the source's most informative directions (torch).
 
-Knows maps and their directions. Does not know: models, losses, corpora. Numbers of a cache are
-highly correlated: descent on a matrix over all of them is slow and forgets what was seldom seen.
-Here the source is first turned to uncorrelated numbers of unit variance, those that tell most of
-the target first (as canonical correlation analysis would, Hotelling, 1936), and only what follows
-is trained.
+Numbers of a cache are highly correlated, so gradient descent on a matrix over all of them is slow
+and forgets rare inputs. Here the source is first turned into uncorrelated numbers of unit variance,
+ordered by how much they tell of the target (as in canonical correlation analysis, Hotelling, 1936).
+Only what follows them is trained.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ from protos.errors import FitError
 
 
 def require_count(count: int, rank: int, widths: tuple[int, int]) -> None:
-    """Refuse more directions than there are, or fewer than a map's rank.
+    """Refuse more directions than exist, or fewer than a map's rank.
 
     Args:
-        count: of directions.
-        rank: of the map that starts from them; 1 for a whole matrix.
+        count: number of directions.
+        rank: of the map at the start; 1 for a whole matrix.
         widths: `d_s, d_r`.
 
     Raises:
-        FitError: a count out of range.
+        FitError: the count is out of range.
     """
     if not rank <= count <= min(widths):
         raise FitError(f"{count} directions: expected {rank} to {min(widths)}")
 
 
 def best_directions(start: Map, moments: Moments, count: int) -> Tensor:
-    """The source's directions that tell most of the target, `[d_s, k]`, the best first.
+    """The source's directions that tell most of the target, best first, `[d_s, k]`.
 
     Args:
-        start: a closed form of these moments, `low_rank` from a regression or `ridge`.
+        start: a closed form from these moments, `low_rank` by regression or `ridge`.
         moments: of training pairs.
         count: k, at least the map's rank if it has one.
 
     Raises:
-        FitError: another family, or a count out of range.
+        FitError: another family, or the count is out of range.
     """
     low = isinstance(start, LowRankMatrix) and start.family.start == "regression"
     if not low and not isinstance(start.family, Ridge):
         raise FitError(
-            f"directions are of 'low_rank' started from a regression or 'ridge', not of "
+            f"only 'low_rank' started from a regression and 'ridge' have directions, not "
             f"'{start.family.name}'"
         )
     xx, xy = moments.normalised()
@@ -70,7 +69,7 @@ class Tuned(nn.Module):
 
     Attributes:
         directions: P, `[d_s, k]`; `x P` has unit variance and no correlations.
-        inner: A, `[k, r]`, or None where nothing is squeezed.
+        inner: A, `[k, r]`; None without a rank limit.
         outer: B, `[r, d_r]`, or `[k, d_r]`.
         base: W, `[d_s, d_r]`, or None.
     """
@@ -79,14 +78,14 @@ class Tuned(nn.Module):
     base: Tensor | None
 
     def __init__(self, start: Map, directions: Tensor) -> None:
-        """Begins at a closed form.
+        """Start from a closed form.
 
         Args:
             start: reduced-rank regression of rank r, or a whole matrix.
-            directions: P; the first r of them are the map's own.
+            directions: P; the first r of them span the map's own.
         """
         super().__init__()
-        self.start = [start]  # in a list: its weights are neither trained nor kept
+        self.start = [start]  # in a list, so its weights are neither trained nor stored
         width, rank = directions.shape[1], start.rank
         self.register_buffer("directions", directions, persistent=False)
         self.inner: nn.Parameter | None = None
@@ -96,7 +95,7 @@ class Tuned(nn.Module):
                 self.inner = nn.Parameter(torch.eye(width, rank))
                 onward = (start.u * start.sigma).T.clone()
                 mine = directions[:, :rank]
-                if not torch.equal(mine, start.v):  # the same span, other latents
+                if not torch.equal(mine, start.v):  # same span, other basis
                     turn = torch.linalg.lstsq(mine.double(), start.v.double()).solution
                     onward = turn.float() @ onward
                 self.outer = nn.Parameter(onward)
@@ -108,7 +107,7 @@ class Tuned(nn.Module):
         self.register_buffer("base", base, persistent=False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Tuned:
-        self.start[0]._apply(fn)  # type: ignore[no-untyped-call]  # another device
+        self.start[0]._apply(fn)  # type: ignore[no-untyped-call]  # follows a change of device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -129,19 +128,19 @@ class Tuned(nn.Module):
         return self.start[0].y_stats
 
     def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
-        """Target states, and no bits: what travels is whole in training, whatever the way."""
+        """Target states and zero bits: in training, latents are never rounded here."""
         return self.start[0].states(self.predict(x)), torch.zeros(())
 
     def penalty(self) -> Tensor:
-        """Nothing."""
+        """No extra loss term: zero."""
         return torch.zeros(())
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters alike."""
+        """All parameters, at one learning rate."""
         return [{"params": list(self.parameters()), "scale": 1.0}]
 
     def merged(self) -> Map:
-        """As a member of the family that it began as."""
+        """The result as a map of the starting family."""
         start = self.start[0]
         made: Map
         with torch.no_grad():

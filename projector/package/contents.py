@@ -132,7 +132,7 @@ class Provenance:
         }
 
     def to_bytes(self) -> bytes:
-        """`provenance.json`."""
+        """The bytes of `provenance.json`."""
         return canonical(self.to_plain(self.digest))
 
     @classmethod

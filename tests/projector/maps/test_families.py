@@ -498,7 +498,7 @@ def test_an_unknown_family_names_the_nearest() -> None:
 
 def test_pairs_of_other_models_are_refused() -> None:
     x, y = pairs(*LAYOUTS[0])
-    with pytest.raises(FitError, match="of other models"):
+    with pytest.raises(FitError, match="from other models"):
         Ridge().build(LAYOUTS[1][0], LAYOUTS[1][1], Moments.of([(x, y)]))
 
 
