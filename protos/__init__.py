@@ -1,4 +1,4 @@
 """The contract between edge and cloud: messages, cache layout, codecs, framing, distortion.
 
-Knows NumPy, protobuf and gRPC. Knows no tensor library, no model and no socket.
+It uses NumPy, protobuf and gRPC, but no tensor library and no model.
 """

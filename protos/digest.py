@@ -1,4 +1,4 @@
-"""The digest that seals a request: a hash keyed with what both sides agreed on once."""
+"""The digest that seals a request: a hash keyed with the session's constants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest: str) -> bytes:
-    """What both sides agreed on once, as the key of every digest.
+    """The key of every digest in a session, made from what both sides agreed on.
 
     Args:
         session_id: 16 bytes.
@@ -95,10 +95,10 @@ def ask_digest(
 def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, constants: bytes) -> None:
     """Check a request's digest against the session's constants.
 
-    That tells damage and mix-ups, not strangers: whoever knows the session's id can make the key.
+    This finds damage and mix-ups, not forgery: whoever knows the session's id can make the key.
 
     Raises:
-        FrameCorruptError: They do not match: bytes changed on the way, or the frame was sealed for
+        FrameCorruptError: It does not match: bytes changed on the way, or the frame was sealed for
             another session, model or bundle.
     """
     if isinstance(request, pb.InferRequest):

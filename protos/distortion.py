@@ -23,7 +23,7 @@ _ONE, _PER_DECADE = 176, 64
 
 @dataclass(frozen=True)
 class Distortion:
-    """What the edge measured of a frame, by the functions below.
+    """The edge's measurements of a frame, by the functions below.
 
     On the wire each figure is one byte on a logarithmic scale: 0, or 0.0018 to 17.1 in steps of
     3.7 %.
@@ -35,7 +35,7 @@ class Distortion:
     unfamiliarity: float = 0.0
 
     def to_bytes(self) -> bytes:
-        """The figures' bytes, each rounded to the nearest of its scale; only 0 becomes 0.
+        """The figures' bytes, each rounded to the nearest value of the scale; only 0 becomes 0.
 
         Raises:
             NonFiniteError: A figure is NaN or infinite.
@@ -174,11 +174,11 @@ def unfamiliarity(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.Arr
 
 
 def round_trip(x_norm: npt.ArrayLike, again: npt.ArrayLike) -> float:
-    """`‖x - x̂‖² / ‖x‖²` of a state that went to the other model's space and came back.
+    """`‖x - x̂‖² / ‖x‖²` for a state that was mapped to the other model and back.
 
     Args:
         x_norm: Normalised states, any shape.
-        again: What came back, as normalised, same shape.
+        again: The states that came back, normalised in the same way, same shape.
 
     Raises:
         FrameMalformedError: The shapes differ.

@@ -1,6 +1,4 @@
-"""Every way in which the bridge says no, in one table.
-
-Knows codes, names, gRPC statuses and process exit codes. Knows neither gRPC nor the wire.
+"""Every typed error: its code, name, gRPC status and exit code.
 
 A code is stable: it is never reused or renumbered, only retired. The hundreds group by cause:
 
@@ -304,7 +302,7 @@ class OverloadedError(BridgeError):
 
     Args:
         message: see `BridgeError`.
-        retry_after_s: when there may be room for it, seconds; 0 where that is not known.
+        retry_after_s: when there may be room for it, seconds; 0 if that is not known.
         cause: what was full, a short word for metrics.
     """
 

@@ -1,4 +1,4 @@
-"""The bytes of the way back: a request for the cloud's state of a scene, and its answer.
+"""The bytes of feedback: a request for the cloud's state of a scene, and the response.
 
 WAY BACK in bridge.proto describes them. Edge: `seal_feedback`, then `open_response`. Cloud:
 `parse_feedback_request`, `digest.verify`, then `seal_response`.
@@ -86,7 +86,7 @@ def open_response(
     frame_number: int,
     limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[Header, bytes]:
-    """Verify and read what `seal_response` wrote, trusting nothing.
+    """Verify and read what `seal_response` wrote; every byte is checked.
 
     Args:
         message: as received.
@@ -102,7 +102,7 @@ def open_response(
         FrameTooLargeError: a field or the grid is larger than the limits.
         FrameCorruptError: the digest does not match: bytes changed on the way, or it answers
             another request, session, model or bundle.
-        FrameMalformedError: it is of another scene, a delta frame, or its header is not one.
+        FrameMalformedError: it is for another scene, is a delta frame, or its header is malformed.
         BridgeError: as `header.unpack_header`.
     """
     frame = message.frame

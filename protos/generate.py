@@ -1,6 +1,6 @@
 """Regenerates the Python stubs of bridge.proto and its table of errors, or checks them.
 
-Knows the compiler (grpcio-tools) and the files it writes. Knows nothing of the messages.
+It needs grpcio-tools.
 
     python -m protos.generate            # write
     python -m protos.generate --check    # exit 1 if a stub differs from what would be written

@@ -30,7 +30,7 @@ MAX_INLINE_TOKENS = 144
 _ALL_KEPT = 0x80
 _DELTA = 0x40
 _DIFFERENCES = 0x20
-# The same bits of a picture's header: why the guard sends it in a frame's place.
+# The same bits in a picture's header say why the guard sends it instead of a frame.
 _CAUSES = {
     "": 0,
     "distortion": _DELTA,
@@ -48,7 +48,7 @@ _COUNTS = (
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """The header of one frame, together with the kept bitmap wherever that travels.
+    """The header of one frame, with the kept bitmap (which may travel in the payload).
 
     Attributes:
         operating_point: Index of the operating point, 0..255.
@@ -58,7 +58,7 @@ class Header:
         distortion: Measured at the edge.
         base: The frame that a delta frame changes, of the same session and at most 65535 before
             it; `kept` then says which tokens are new. None for a key frame.
-        differences: The payload holds differences to the base's latents, not latents.
+        differences: Whether the payload holds differences to the base's latents, not latents.
         cause: Why the guard sent a picture instead of a frame: distortion, unfamiliar or
             degenerate; empty for a frame.
         version: Version of the header's layout.
@@ -247,7 +247,7 @@ def _counts(header: bytes) -> tuple[list[int], int]:
 
     Raises:
         FrameTruncatedError: The header ends within one.
-        FrameMalformedError: One is out of bounds, or longer than it need be.
+        FrameMalformedError: One is out of bounds, or longer than needed.
     """
     at, values = FIXED.size, []
     delta = len(header) > 1 and bool(header[0] & _DELTA) and header[1] != PICTURE_POINT

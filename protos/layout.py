@@ -1,7 +1,4 @@
-"""What a model's key-value cache looks like: shapes, rotations, fingerprint.
-
-Knows no model, no tensor library and no wire.
-"""
+"""What a model's key-value cache looks like: shapes, rotations, fingerprint."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class RopeSpec:
     """How a model rotates its keys.
 
     Attributes:
-        theta: Base of the frequencies, for information: `inv_freq` is what is used.
+        theta: Base of the frequencies, for information only; `inv_freq` is used.
         rotary_dim: How many leading dimensions of a head are rotated (even, <= head_dim).
         interleaved: True if a pair is dimensions (2i, 2i + 1); False if it is (i, i + half).
         scaling: Name of the scaling method ("default", "linear", "llama3", "yarn", …).
@@ -163,15 +160,15 @@ class KVLayout:
         head_dim: Dimensions per head.
         rope: How keys are rotated.
         cache_dtype: Type in which the model keeps its cache.
-        grid: Image tokens as (rows, columns), row-major; of a text-only model one row, as long as
+        grid: Image tokens as (rows, columns), row-major; for a text-only model one row, as long as
             the longest text.
         tokenizer_digest: SHA-256 (hex) of the tokenizer.
         weights_digest: SHA-256 (hex) of the weights.
         more_ropes: Rotations besides `rope`, for models that have one per kind of layer.
         layer_ropes: Which rotation each layer uses: 0 for `rope`, i for `more_ropes[i - 1]`;
-            empty where all use `rope`.
+            empty if all use `rope`.
         windows: How many tokens back each layer sees, itself included; 0 for all of them; empty
-            where no layer has a window that its context could outgrow.
+            if no layer has a window that its context could outgrow.
         qk_norm: Whether keys are normalised before they are rotated.
         settings_digest: SHA-256 (hex) of all else that changes a cache or the prompt before it:
             configuration, tokenizer, template and processor settings, the prompt's ids. Empty in
@@ -225,7 +222,7 @@ class KVLayout:
         self._check_layers()
 
     def _check_layers(self) -> None:
-        """What differs from layer to layer."""
+        """Check the fields that differ from layer to layer."""
         for name in ("more_ropes", "layer_ropes", "windows"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(
@@ -262,15 +259,15 @@ class KVLayout:
 
     @property
     def window(self) -> int | None:
-        """The narrowest window of any layer; below it every layer sees the whole context."""
+        """The narrowest window of any layer; every layer sees the whole of a shorter context."""
         return min((window for window in self.windows if window), default=None)
 
     def require_window(self, tokens: int, what: str) -> None:
-        """Refuse what some layer could not see from end to end.
+        """Refuse a sequence that some layer could not see from end to end.
 
         Args:
-            tokens: How long a sequence is, all of it.
-            what: What it is, for the message.
+            tokens: The sequence's whole length.
+            what: Its name, for the message.
 
         Raises:
             ContextError: It is longer than the narrowest window.
@@ -305,14 +302,14 @@ class KVLayout:
     def versions(self) -> tuple[KVLayout, ...]:
         """This layout as each version of layouts describes it, the newest first.
 
-        Version 1 has no `settings_digest`: two models that differ in a setting alone share its
-        fingerprint. What was made with it stays usable: a live model fits it by that rule.
+        Version 1 has no `settings_digest`: two models that differ only in a setting share its
+        fingerprint. Files made with version 1 stay usable: they fit any model of that fingerprint.
         """
         return (self, replace(self, settings_digest="")) if self.settings_digest else (self,)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """The fingerprint of each version, newest first; what was made for any fits this model."""
+        """The fingerprint of each version, newest first; a file made for any of them fits."""
         return tuple(layout.fingerprint for layout in self.versions)
 
     def to_json(self) -> str:
@@ -329,7 +326,7 @@ class KVLayout:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> KVLayout:
-        """Read what `to_json` wrote, trusting nothing.
+        """Read what `to_json` wrote; everything is checked.
 
         Raises:
             FrameMalformedError: Not JSON, too long, or not exactly the fields of a valid layout.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
-# Tags and lengths of the nested messages; a request is longer than its bounded fields by less.
+# More than the tags and lengths of the nested messages add to a request's bounded fields.
 _FIELD_OVERHEAD_BYTES = 64
 
 

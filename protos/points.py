@@ -1,4 +1,4 @@
-"""Operating points: the ways to send a picture, and what calibration measured of each."""
+"""Operating points: the ways to send a picture, with calibration's measurements of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_MEASURED = 1e9
 
 @dataclass(frozen=True)
 class Measured:
-    """What calibration measured of an operating point: means over held-out pictures.
+    """Calibration's measurements of an operating point: means over held-out pictures.
 
     Attributes:
         payload_bytes: `Frame.payload`, as sent (with a bitmap if it travels there).
@@ -61,14 +61,14 @@ class OperatingPoint:
         kind: "latent", "raw_kv" or "picture".
         quantizer: Name in `protos.quantize.QUANTIZERS`.
         tokens: Budget of kept tokens, 0 = all.
-        rank: Latents per token, the first of the encoder's; 0 where the kind has none.
-        steps: Name of the steps in the encoder; empty where none are needed.
+        rank: Latents per token, the first ones of the encoder's; 0 if the kind has none.
+        steps: Name of the steps in the encoder; empty if none are needed.
         dead_zone: Values of up to 0.5 + dead_zone steps are rounded to 0; 0..0.5, in steps. The
             decoder need not know it.
         quiet: Tokens closer than this to the mean at their position (squared distance in steps,
             summed over the latents that travel) are sent as zeros, which cost next to nothing. 0
-            sends none so. The decoder need not know it.
-        measured: What calibration found; None where nothing was measured.
+            turns this off. The decoder need not know it.
+        measured: What calibration found; None if nothing was measured.
 
     Raises:
         FrameMalformedError: A field is out of bounds.
@@ -157,7 +157,7 @@ RAW_KV_FP8 = OperatingPoint(
 def points_to_json(points: Iterable[OperatingPoint]) -> str:
     """Canonical JSON array of operating points, as `Negotiate` and bundles carry it.
 
-    Fields that a point need not have are left out where they say nothing.
+    Optional fields are left out if they are empty.
     """
     plain = [
         {

@@ -15,7 +15,7 @@ _NUMBER = re.compile("[0-9]{1,10}")
 
 
 def refused(error: BridgeError) -> pb.Refused:
-    """The event that tells the edge of an error (back: `refusal_of`)."""
+    """The event that carries an error to the edge (inverse: `refusal_of`)."""
     return pb.Refused(
         code=error.code,
         name=error.name,
@@ -27,12 +27,12 @@ def refused(error: BridgeError) -> pb.Refused:
 
 
 def refusal_of(refused: pb.Refused) -> BridgeError:
-    """The error that `refused` told of."""
+    """The error that a `Refused` event carries."""
     return _told(refused.code, refused.message, refused.retry_after_ms)
 
 
 def trailer_of(error: BridgeError) -> tuple[tuple[str, str], ...]:
-    """The trailing metadata of a call that ends with an error (back: `error_in`)."""
+    """The trailing metadata of a call that ends with an error (inverse: `error_in`)."""
     told = [(ERROR_METADATA_KEY, str(error.code))]
     if retry_after_ms := _retry_after_ms(error):
         told.append((RETRY_METADATA_KEY, str(retry_after_ms)))
@@ -40,7 +40,7 @@ def trailer_of(error: BridgeError) -> tuple[tuple[str, str], ...]:
 
 
 def error_in(trailer: Iterable[tuple[str, str | bytes]], message: str) -> BridgeError | None:
-    """The error of which a call's trailing metadata tell; None if they tell of none."""
+    """The error in a call's trailing metadata; None if there is none."""
     told = {
         key: int(value)
         for key, value in trailer

@@ -24,7 +24,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.wire import parse_exactly
 
 _ASK_OVERHEAD_BYTES = 256
-"""Longest AskRequest without its question; its numbers may be written longer than they need be."""
+"""Longest AskRequest without its question; its varints may be longer than needed."""
 _GRPC_BYTES = 5 + 9
 """A gRPC message's prefix and the header of the HTTP/2 DATA frame that carries it."""
 
@@ -41,7 +41,7 @@ def seal(
 
     Args:
         constants: `session_constants`.
-        request_id: 8 to 16 bytes; empty for `derived_id`, which need not travel.
+        request_id: 8 to 16 bytes; empty for `derived_id`, which does not travel.
         header: From `pack_header`.
         payload: From `pack_header`.
         question: Empty to just hold the scene.
@@ -172,10 +172,10 @@ def id_of(request: pb.InferRequest, constants: bytes) -> bytes:
 
 
 def check_lengths(message: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest) -> None:
-    """Check the lengths of what identifies a request.
+    """Check the lengths of a request's ids and digest.
 
     Raises:
-        FrameMalformedError: One of them is not as it should be.
+        FrameMalformedError: A length is wrong; the message says what was expected.
     """
     name = message.DESCRIPTOR.name
     least, most = REQUEST_ID_BYTES

@@ -1,4 +1,4 @@
-"""Rotary embeddings of keys, in NumPy: put on and taken off."""
+"""Rotary embeddings of keys, in NumPy: applied and undone."""
 
 from __future__ import annotations
 

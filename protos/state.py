@@ -78,8 +78,8 @@ class KVState:
         """The inverse of `flat`.
 
         Args:
-            x: [tokens, layout.state_dim]: `layout.tokens`, or fewer where the grid is one row (of
-                a text).
+            x: [tokens, layout.state_dim]; tokens is `layout.tokens`, or fewer for a text (a grid of
+                one row).
             layout: The layout of the state's model.
             positions: [tokens].
             attention: [tokens]; uniform if None.

@@ -1,4 +1,4 @@
-"""JSON from a peer: bounded, no NaN, no key twice."""
+"""Reads JSON from a peer: bounded, no NaN, no key twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read_json(text: str | bytes, max_bytes: int, what: str) -> Any:
 
     Args:
         text: The JSON.
-        max_bytes: Longest text that is looked at.
+        max_bytes: Longest text that is read.
         what: What it should be, for the message.
 
     Raises:

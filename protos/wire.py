@@ -1,7 +1,7 @@
-"""Protobuf messages read so that a digest over their values covers every bit.
+"""Reads protobuf messages so that a digest over their values covers every bit.
 
 Any encoding that protobuf allows is read: fields in any order, default values written out or left
-out, varints longer than they need be. What a plain reader would skip, overwrite or cut off is
+out, varints longer than needed. Parts that a plain reader would skip, overwrite or cut off are
 refused and named: unknown fields, a field twice, bits above a field's 32. So two accepted encodings
 that differ by one bit never hold the same values.
 """
@@ -28,11 +28,11 @@ _WIRE_TYPES = {
 
 
 def parse_exactly(raw: bytes, most: int, kind: Any) -> Any:
-    """Read a message, trusting nothing.
+    """Read a message; every byte is checked.
 
     Args:
         raw: As received.
-        most: Longest message that is looked at, bytes.
+        most: Longest message that is read, bytes.
         kind: The message's class; its fields are uint32, bytes, strings and such messages.
 
     Raises:

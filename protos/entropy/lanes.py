@@ -1,8 +1,7 @@
-"""The entropy coder of large payloads: many rANS states side by side, a step of all at a time.
+"""The entropy coder of large payloads: many rANS states side by side, all stepped together.
 
-Knows integers and frequency tables, as `protos.entropy.rans`, whose coder is one state and smaller
-for few symbols. The interleaving is Giesen's (arXiv:1402.3392): 32-bit states, 16-bit words, one
-stream.
+`protos.entropy.rans` has one state and makes fewer bytes of few symbols. The interleaving is
+Giesen's (arXiv:1402.3392): 32-bit states, 16-bit words, one stream.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from protos.errors import FrameMalformedError
 
 MAX_LANES = 4096
 MAX_CONTEXTS = 1024
-"""Tables of one coder: decoding looks all of their 4096 slots up, 16 KiB each."""
+"""Most tables of one coder: decoding keeps all their 4096 slots for look-up, 16 KiB each."""
 
 _LEAST = 8192
 _PER_LANE = 32
@@ -27,9 +26,9 @@ _States = npt.NDArray[np.uint32]
 
 
 def lanes_for(symbols: int) -> int:
-    """How many lanes pay for so many symbols; 0 where a single state is better.
+    """How many lanes to use for that many symbols; 0 if a single state is better.
 
-    A lane costs about three bytes, and a step about the same time however many lanes it has.
+    A lane costs about three bytes. A step takes about the same time for any number of lanes.
     """
     return 0 if symbols < _LEAST else min(symbols // _PER_LANE, MAX_LANES)
 
@@ -37,8 +36,8 @@ def lanes_for(symbols: int) -> int:
 class LaneCoder:
     """Codes a grid of symbols, each with the table of its row's class and its column.
 
-    Symbol i of a part goes to lane `i mod lanes`. The classes, where there are several, are the
-    first part, the symbols in row-major order the second.
+    Symbol i of a part goes to lane `i mod lanes`. The first part is the classes, if there are
+    several; the second is the symbols in row-major order.
 
     Args:
         frequency: `[C, r, S]` integers, each table summing to 4096, C · r at most `MAX_CONTEXTS`.
@@ -97,13 +96,13 @@ class LaneCoder:
         Args:
             stream: what `encode` returned; more may follow it.
             rows: n, how many it holds.
-            lanes: as it was coded.
+            lanes: as for `encode`.
 
         Returns:
-            Classes int64 `[n]`, symbols int64 `[n, r]`, and what follows.
+            Classes int64 `[n]`, symbols int64 `[n, r]`, and the bytes that follow.
 
         Raises:
-            FrameMalformedError: this is not what `encode` returns for n rows.
+            FrameMalformedError: `encode` does not return such a stream for n rows.
         """
         if len(stream) < _STATE_BYTES * lanes:
             raise FrameMalformedError(f"{len(stream)} bytes do not hold {lanes} states")
@@ -158,7 +157,7 @@ def _read(
     words: _States,
     read: int,
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """One symbol of each context; `state` goes on, and so does the number of words read."""
+    """Read one symbol per context; advances `state`, returns symbols and the words read so far."""
     slots, lanes = part.slots, len(state)
     base = contexts << PRECISION_BITS
     found = np.empty(len(contexts), dtype=np.uint32)

@@ -1,6 +1,4 @@
-"""A range asymmetric numeral system: small integers to nearly as many bits as they hold.
-
-Knows integers, frequency tables and which table comes next. Knows nothing of latents or frames.
+"""A range asymmetric numeral system (rANS): codes small integers close to their entropy.
 
 The coder of Duda (arXiv:1311.2540) with 12-bit probabilities and byte-wise renormalisation. Two
 choices keep the overhead of a stream at one or two bytes instead of five: the encoder's state
@@ -36,12 +34,12 @@ Table = tuple[list[int], list[int]]
 class ClassCoder:
     """Codes rows of r symbols; a class, itself coded first, chooses the tables of its whole row.
 
-    The class is coded with `prior`, column j of a row of class c with `frequency[c, j]`: rows that
-    show the same kind of thing have statistics of their own, and within a class one column tells
-    little of the others (a mixture of products whose component is sent). With one class this is a
-    static coder. Which class a row has is the encoder's choice; any decodes.
+    The class is coded with `prior`, column j of a row of class c with `frequency[c, j]`. Rows that
+    show the same kind of thing share statistics, and within a class one column tells little about
+    the others (a mixture of products; the component is sent). With one class this is a static
+    coder. The encoder chooses each row's class; any choice can be decoded.
 
-    The last symbol of every table but the classes' is the escape: it is followed by 16 raw bits.
+    The last symbol of every table, except that of the classes, is the escape: 16 raw bits follow.
 
     Args:
         frequency: [C, r, S] integers, each table summing to 4096, C <= 256, 2 <= S <= 256. A symbol
@@ -151,8 +149,7 @@ class ClassCoder:
             [escapes].
 
         Raises:
-            FrameMalformedError: The stream is not one that `encode` returns for n rows of these
-                tables.
+            FrameMalformedError: `encode` does not return such a stream for n rows of these tables.
         """
         if not stream or not stream[0]:
             raise FrameMalformedError("an entropy-coded stream does not begin with a zero byte")
@@ -207,7 +204,7 @@ class ClassCoder:
         )
 
     def _tables(self, row_class: int) -> list[Table]:
-        """The tables of a row of that class, made when the first such row comes."""
+        """The tables for a row of that class, made when the first such row comes."""
         tables = self._row_tables.get(row_class)
         if tables is None:
             tables = [_table(packed) for packed in self._packed[row_class]]
@@ -224,12 +221,12 @@ def _pack(frequency: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
 def _unpack(
     packed: npt.NDArray[np.uint32],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Start and frequency again."""
+    """The starts and frequencies that `_pack` packed."""
     wide = packed.astype(np.int64)
     return wide >> 16, wide & 0xFFFF
 
 
 def _table(packed: npt.NDArray[np.uint32]) -> Table:
-    """As lists, for decoding."""
+    """One table as lists, which decode faster."""
     start, frequency = _unpack(packed)
     return start.tolist(), frequency.tolist()

@@ -1,6 +1,6 @@
-"""How often each latent takes each rounded value, by classes of tokens.
+"""Frequency tables of rounded latents, by class of token: the coders' tables.
 
-The coders code with these tables; the encoder carries them.
+The encoder file carries them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ROWS_PER_CLASS = 64
 _BITS_SCALE = 16
 _UNCODABLE = 1 << 20
 CLASSES = 128
-"""Classes of tokens that tables are fitted with, where that pays."""
-# A 16th of a bit, in whole numbers: every machine chooses the same classes.
+"""Classes of tokens that tables are fitted with, if that makes shorter codes."""
+# Whole 16ths of a bit, so that every machine chooses the same classes.
 _LENGTHS = np.array(
     [_UNCODABLE]
     + [
@@ -101,7 +101,7 @@ class EntropyTables:
 
     @property
     def escape(self) -> int:
-        """The symbol of every other value."""
+        """The symbol for all values without one of their own."""
         return int(self.frequency.shape[2]) - 1
 
     @cached_property
@@ -124,7 +124,7 @@ class EntropyTables:
         symbols = self._symbols(values)
         step = max(1, _AT_ONCE // (self.rank * self.classes))
         rows = symbols + np.arange(self.rank) * (self.escape + 1)
-        # Whole numbers of 16 bits where sums fit: twice as many at a time.
+        # 16-bit integers if the sums fit: twice as many at a time.
         wide = np.uint16 if self.rank * _LONGEST < 1 << 16 else np.int32
         parts = [
             self._lengths.take(rows[at : at + step], axis=0).sum(axis=1, dtype=wide)
@@ -144,8 +144,8 @@ class EntropyTables:
         return classes, self._with_escapes(classes, self._symbols(values))
 
     def _symbols(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """As if every value in the tables had a frequency above 0."""
-        wrapped = (values - self.offset).view(np.uint64)  # below 0 is far above
+        """The values' symbols, as if every symbol had a frequency above 0."""
+        wrapped = (values - self.offset).view(np.uint64)  # a negative number wraps to a large one
         return np.minimum(wrapped, np.uint64(self.escape)).view(np.int64)
 
     def _with_escapes(
@@ -167,10 +167,10 @@ class EntropyTables:
 
         Args:
             symbols: `round(z / step)`, integers [n, r], a token per row.
-            classes: C at most; there are fewer where the sample is small. By default, 1 or 128,
-                whichever codes one half of the sample shorter when fitted to the other.
-            tokens: Tokens of a frame, 0 if unknown. A frame with enough symbols for many coder
-                states side by side has by default no more classes than those can have.
+            classes: C at most; fewer if the sample is small. By default, 1 or 128, whichever codes
+                one half of the sample shorter when fitted to the other.
+            tokens: Tokens of a frame, 0 if unknown. If a frame has enough symbols for many coder
+                states side by side, the default is no more classes than that coder allows.
 
         Raises:
             BundleFormatError: The sample is empty, or not integers of 16 bits.
@@ -279,8 +279,8 @@ def _classify(symbols: npt.NDArray[np.int64], usual: Floats, classes: int) -> np
 def _normalise(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Integers that sum to 4096, close to proportional.
 
-    What would get less than half of one gets none, and is escaped: dozens of symbols that never
-    come would cost every likely one. The last, the escape, gets at least one.
+    A symbol whose share is below one half gets 0 and is escaped: dozens of symbols that never come
+    would make every likely one dearer. The last symbol, the escape, gets at least 1.
     """
     ideal = weights / weights.sum() * TOTAL
     whole: npt.NDArray[np.int64] = np.rint(ideal).astype(np.int64)

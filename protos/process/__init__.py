@@ -1,4 +1,1 @@
-"""What the processes of both halves do alike: settings, logs, metrics, health port, files, console.
-
-Knows no model and no gRPC.
-"""
+"""What the processes of both halves share: settings, logs, metrics, health port, files, console."""

@@ -1,9 +1,8 @@
-"""Hosts and ports as people type them: one parser, one rule, wherever an address is taken.
+"""Hosts and ports as people type them: one parser for every address.
 
 `name:port`, `10.0.0.2:50051`, `[::1]:50051`: an IPv6 address stands in brackets before its port.
-Where a host is taken alone it may stand with or without brackets. gRPC's own forms (`dns:`,
-`ipv4:`, `ipv6:`, `unix:`) are taken where a server is named. Knows sockets; resolves a name only to
-listen.
+Without a port, brackets are optional. The address of a server may also have one of gRPC's own forms
+(`dns:`, `ipv4:`, `ipv6:`, `unix:`). Names are resolved only by `listen`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def parse(text: str) -> Address:
     """Read `host:port`.
 
     Raises:
-        ConfigError: it is not that; the message says what to write instead.
+        ConfigError: the text is something else; the message says what to write instead.
     """
     _no_scheme(text)
     if text.startswith("["):
@@ -61,13 +60,13 @@ def parse(text: str) -> Address:
 
 
 def host(text: str) -> str:
-    """Read a host alone: a name or an address, an IPv6 one with or without brackets.
+    """Read a host without a port: a name or an address, IPv6 with or without brackets.
 
     Returns:
-        It, without brackets.
+        The host, without brackets.
 
     Raises:
-        ConfigError: it is neither, or a port stands behind it.
+        ConfigError: it is neither, or a port follows it.
     """
     _no_scheme(text)
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
@@ -91,7 +90,7 @@ def port(text: str, whole: str = "") -> int:
     """Read a port that something listens on, 1 to 65535.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is no such port.
     """
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         where = f"{whole!r}: " if whole else ""
@@ -103,7 +102,7 @@ def target(text: str) -> str:
     """Read the address of a server as gRPC takes it: `host:port`, or one of gRPC's own forms.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is no such address.
     """
     form = _GRPC.fullmatch(text)
     if form is None or form[1] == "dns" and form[2].isdigit():  # a host called dns
@@ -127,7 +126,7 @@ def target(text: str) -> str:
 
 
 def loopback(text: str) -> bool:
-    """Whether an address (of `target`) is of this machine, as far as its text tells."""
+    """Whether an address (from `target`) is this machine, as far as its text tells."""
     form = _GRPC.fullmatch(text)
     if form is not None and form[1].startswith("unix"):
         return True
@@ -183,7 +182,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _bracketed(text: str) -> str:
-    """What was probably meant by an IPv6 address without brackets."""
+    """A hint: how an IPv6 address without brackets was probably meant."""
     before, _, after = text.rpartition(":")
     with suppress(ValueError):
         ipaddress.IPv6Address(before)

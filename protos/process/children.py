@@ -16,10 +16,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent ends; a fork of it has to ask again.
+    """Have the kernel kill this process when its parent ends; a fork has to call this again.
 
     Args:
-        parent: its process id; a process whose parent is another one by now ends at once.
+        parent: the parent's process id; if another process is the parent by now, end at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

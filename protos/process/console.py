@@ -1,12 +1,11 @@
 """What every console script does around its command: streams, exit codes, missing packages.
 
-Knows standard streams, signals' exit codes and typed errors; knows no command. `run` is the wrapper
-of every `main`.
+`run` is the wrapper of every `main`.
 
 - A standard stream that was closed before the start counts as /dev/null.
-- Nothing written to standard error ever fails or waits for long: what cannot be written is lost.
-- Standard output carries results: where its reader is gone the process ends as a shell expects
-  (141), and where there is no room it ends with `DiskFullError`.
+- Writing to standard error never fails or waits for long: what cannot be written is lost.
+- Standard output carries results: if its reader is gone the process ends as a shell expects (141),
+  and if there is no room it ends with `DiskFullError`.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141
 _PATIENCE_S = 2.0
-"""How long a full pipe is waited for; once it has not moved, not again until it does."""
+"""How long to wait for a full pipe; after one such wait, not again until it moves."""
 OURS = ("protos", "projector", "edge_agent", "cloud_server", "reference")
 
 
 class ReaderGoneError(Exception):
-    """Whoever read standard output reads no more."""
+    """The reader of standard output is gone."""
 
 
 def run(program: str, extra: str, command: Callable[[], int]) -> int:
-    """Run a console script's command and turn however it ends into an exit code.
+    """Run a console script's command and turn its end into an exit code.
 
     Args:
         program: its name, in front of every complaint.
@@ -112,7 +111,7 @@ def say(text: str) -> None:
 
 
 def printable(value: object) -> str:
-    """Text for a terminal: what could steer the terminal is shown as an escape."""
+    """Text for a terminal: control characters are shown as escapes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
     )
@@ -124,12 +123,12 @@ def exit_codes() -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep libraries' bars and notes off standard error; to be called before they are imported."""
+    """Keep libraries' bars and notes off standard error; call it before they are imported."""
     for name, value in (
         ("GRPC_VERBOSITY", "NONE"),
         ("HF_HUB_OFFLINE", "1"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("ORT_DISABLE_TELEMETRY", "1"),  # it speaks of failures, and to its maker
+        ("ORT_DISABLE_TELEMETRY", "1"),  # it logs failures, and reports to its maker
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TRANSFORMERS_VERBOSITY", "error"),
     ):
@@ -140,7 +139,7 @@ def quiet_libraries() -> None:
 
 
 class _Error(io.TextIOBase):
-    """Standard error that never fails, keeps nothing back and gives a full pipe up."""
+    """Standard error that never fails, never buffers, and gives up on a full pipe."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._descriptor = stream, stream.fileno()
@@ -178,7 +177,7 @@ class _Error(io.TextIOBase):
 
 
 class _Output(io.TextIOBase):
-    """Standard output whose errors are typed; once it fails, what it holds is given up."""
+    """Standard output with typed errors; after a failure its buffer is discarded."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -221,7 +220,7 @@ class _Output(io.TextIOBase):
 
 @contextmanager
 def _streams() -> Iterator[None]:
-    """Standard streams that are there and behave; a test's own ones are left alone."""
+    """Install standard streams that exist and behave; streams of a test are left alone."""
     _open_closed()
     before = sys.stdout, sys.stderr
     if _is_file(sys.stdout):

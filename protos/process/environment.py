@@ -1,7 +1,4 @@
-"""Environment variables that look like settings and are none.
-
-Knows what Kubernetes and Docker inject. Knows no setting.
-"""
+"""Environment variables that look like settings, but that Kubernetes or Docker injected."""
 
 from __future__ import annotations
 

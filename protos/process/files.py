@@ -1,7 +1,7 @@
-"""Files written whole or not at all, text files as people make them, temporary folders.
+"""Files written whole or not at all, text files in UTF-8, temporary folders.
 
-`write_file` and `write_files` are the only atomic writes of the project. A byte-order mark of UTF-8
-is no part of a text; another encoding is refused by its name.
+`write_file` and `write_files` are the only atomic writes of the project. A UTF-8 byte-order mark is
+dropped; another encoding is refused, and the message names it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def write_file(path: Path, content: Content, mode: int = 0o666) -> None:
     """Write a file that is never seen half written; others may write it at the same time.
 
     Args:
-        path: the file, in a folder that is there.
+        path: the file, in a folder that exists.
         content: all of it, or its parts.
         mode: permissions, less the process's umask.
 
     Raises:
-        OSError: it cannot be written; what was there still is, and nothing else is left.
+        OSError: it cannot be written; the old file is unchanged, and no draft is left.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -53,7 +53,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str]
         gone: files to remove in between.
 
     Raises:
-        DiskFullError: there is no room; what was there still is.
+        DiskFullError: there is no room; the old files are unchanged.
         ConfigError: they cannot be written for another reason.
     """
     drafts = {name: folder / (name + ".part") for name in contents}
@@ -74,10 +74,10 @@ def write_files(folder: Path, contents: Mapping[str, bytes], gone: Sequence[str]
 
 @contextlib.contextmanager
 def writing(what: object) -> Iterator[None]:
-    """Turn what the system says of a write into a typed error.
+    """Turn the system's error of a write into a typed error.
 
     Args:
-        what: is written, for the message.
+        what: the thing written, for the message.
 
     Raises:
         DiskFullError: there is no room.
@@ -92,15 +92,15 @@ def writing(what: object) -> Iterator[None]:
 
 
 def drop_drafts(folder: Path) -> None:
-    """Remove what processes that were killed left half written in a folder, an hour later."""
+    """Remove a folder's drafts that are over an hour old: killed processes left them."""
     for draft in folder.glob("*.part"):
-        with contextlib.suppress(OSError):  # its own process may have put it in its place
+        with contextlib.suppress(OSError):  # its writer may have renamed it meanwhile
             if time.time() - draft.stat().st_mtime > _HALF_WRITTEN_S:
                 draft.unlink()
 
 
 def _write(draft: Path, content: Content, flag: int, mode: int = 0o666) -> None:
-    """Write a draft down to the disk."""
+    """Write a draft and sync it to the disk."""
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flag, mode)
     try:
         for part in (content,) if isinstance(content, bytes) else content:
@@ -121,7 +121,7 @@ def without_mark(raw: bytes, named: object, kind: type[BridgeError] = ConfigErro
         kind: the error to raise.
 
     Raises:
-        BridgeError: of that kind, where the bytes are UTF-16 or UTF-32.
+        BridgeError: of that kind, if the bytes are UTF-16 or UTF-32.
     """
     other = _other_encoding(raw)
     if other:
@@ -138,7 +138,7 @@ def text_of(raw: bytes, named: object, kind: type[BridgeError] = ConfigError) ->
         kind: the error to raise.
 
     Raises:
-        BridgeError: of that kind, where they are no UTF-8; another encoding is named.
+        BridgeError: of that kind, if they are not UTF-8; the message names the encoding.
     """
     try:
         return without_mark(raw, named, kind).decode()
@@ -166,7 +166,7 @@ def temporary_folder(prefix: str, instead: str) -> Path:
 
 
 def settle_temporary(environ: MutableMapping[str, str]) -> None:
-    """Have this process and its children put temporary files where they can be written.
+    """Choose a writable folder for temporary files of this process and its children.
 
     If none of the usual folders can be written (a read-only container), the folder of this user's
     session or shared memory is taken. If these cannot be written either, /tmp stays: libraries that

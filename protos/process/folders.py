@@ -1,6 +1,6 @@
-"""The files of a folder, and what in it is passed over.
+"""The files of a folder, and how many of its entries are skipped.
 
-A pipe or a device never holds up whoever lists or opens it. What is passed over is counted.
+Listing or opening never blocks on a pipe or a device.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def said(skipped: Mapping[str, int]) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    """What an entry is if it is no file to be read; None for one."""
+    """The kind of an entry that is not a readable file; None for a file."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

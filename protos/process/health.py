@@ -1,7 +1,7 @@
 """A process's HTTP port: `/metrics`, `/healthz` (it is up), `/readyz` (it can work).
 
-It is `prometheus_client`'s server, on threads of its own. Strangers cannot exhaust it: it takes so
-many connections at once, each for so long.
+It is `prometheus_client`'s server, on threads of its own. Strangers cannot exhaust it: both the
+number of connections and the time of each are limited.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.1
-"""How long to accept nobody where the system has no descriptor or memory left."""
+"""How long to accept nobody when the system has no descriptor or memory left."""
 
 
 class HealthServer:
@@ -137,7 +137,7 @@ class _Server(ThreadingWSGIServer):
                 _cut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is nobody's concern."""
+        """Ignore a connection that breaks."""
 
 
 class _Handler(WSGIRequestHandler):

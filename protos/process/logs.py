@@ -1,8 +1,8 @@
-"""Structured logs: one JSON object a line on standard error, with request ids where there are any.
+"""Structured logs: one JSON object a line on standard error, with the request id if there is one.
 
-Knows how an event is rendered, and how a line leaves without ever failing or holding up the work:
-lines go through a bounded queue to a thread of their own; what cannot be written is dropped and
-counted. Standard output is left to results and the readiness line.
+Logging never fails and never holds up the work: lines go through a bounded queue to a thread of
+their own; a line that cannot be written is dropped and counted. Standard output is for results and
+the readiness line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAST_WORDS_S = 2.0
 
 
 class Stream(Protocol):
-    """Where lines go: what of a text file is used here."""
+    """Where lines go: the methods of a text file that are used here."""
 
     def write(self, text: str, /) -> Any:
         """Write."""
@@ -39,8 +39,8 @@ class Stream(Protocol):
 class Lines:
     """A text file for log lines that never raises and never waits for its reader.
 
-    A stream with a descriptor is written by a thread, so that a reader that stands still holds up
-    nobody; any other stream (of a test) is written at once.
+    A stream with a descriptor is written by a thread, so that a reader that hangs holds up nobody;
+    any other stream (of a test) is written at once.
 
     Args:
         stream: where lines go; `None` drops them all.
@@ -68,11 +68,11 @@ class Lines:
         """Do nothing: lines leave by themselves."""
 
     def forked(self) -> None:
-        """In a process that was forked: the writer, and lines that it had, are the parent's."""
+        """Start anew after a fork: the writer thread and its waiting lines are the parent's."""
         self._waiting, self._news, self._writer = deque(), threading.Condition(), None
 
     def drain(self, timeout_s: float = _LAST_WORDS_S) -> None:
-        """Wait until every line has left, or for so long."""
+        """Wait until every line has left, but no longer than `timeout_s`."""
         with self._news:
             self._news.wait_for(lambda: not self._waiting, timeout_s)
 
@@ -129,7 +129,7 @@ class Lines:
                 raise
 
     def _fileno(self) -> int:
-        found = _descriptor(self._stream)  # asked each time: a closed stream's number is another's
+        found = _descriptor(self._stream)  # read each time: the number of a closed stream is reused
         if found is None:
             raise ValueError("the stream is closed")
         return found
@@ -155,7 +155,7 @@ class _BesideTheBar:
 
 
 class _FromLibraries(logging.Handler):
-    """What libraries log, and Python's warnings, as events like ours."""
+    """Turns libraries' log records, and Python's warnings, into events like ours."""
 
     def __init__(self, log: Logger) -> None:
         super().__init__(logging.WARNING)
@@ -163,7 +163,7 @@ class _FromLibraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on."""
-        with contextlib.suppress(Exception):  # a library's broken message ends nothing
+        with contextlib.suppress(Exception):  # a library's broken message must end nothing
             self._log.log(
                 record.levelno,
                 "library",
@@ -188,7 +188,7 @@ def configure(
 
     Args:
         level: debug, info, warning or error.
-        component: which part of the product speaks; in every line.
+        component: the part of the product that logs; stands in every line.
         stream: where lines go; standard error by default; nowhere if that is closed.
         bar: a progress bar shares standard error.
         on_drop: called for every line that could not be written.
@@ -240,6 +240,6 @@ def forked() -> None:
 
 @atexit.register
 def drain() -> None:
-    """Let the lines that still wait leave, before the process's last words or its end."""
+    """Wait until the waiting lines have left; call it before the process's last output or end."""
     if _current is not None:
         _current.drain()

@@ -1,6 +1,6 @@
-"""What a process has in memory, and how its C library's heap gives memory back.
+"""How much memory a process holds, and how its C library's heap gives memory back.
 
-Knows /proc and glibc; elsewhere it measures less and tunes nothing.
+Made for Linux's /proc and glibc; elsewhere it measures less and tunes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ARENAS = 2
 
 
 MARGIN = 0.15
-"""How far above what it started with, and its caps, a process may be."""
+"""Share by which a process may exceed its base and its caps before `MemoryWatch` warns."""
 
 
 class MemoryWatch:
@@ -35,11 +35,11 @@ class MemoryWatch:
         self.restart()
 
     def restart(self) -> None:
-        """The process is a new one: the next figure is its base."""
+        """Start over with a new process: the next figure is its base."""
         self._base, self._above = 0, False
 
     def see(self, resident: int, caps: int) -> None:
-        """Take a figure; the first is what the process holds before it has done anything.
+        """Take a figure; the first is the base: what the process holds before it did any work.
 
         Args:
             resident: bytes in RAM.
@@ -75,12 +75,12 @@ def resident_bytes(pid: int | None = None) -> int:
 
 
 def keep_heap_compact() -> bool:
-    """Have big buffers returned to the system as soon as they are freed; whether it could be set.
+    """Have big buffers returned to the system once they are freed; returns whether it could be set.
 
     glibc raises its threshold for such buffers, up to 32 MiB, each time one is freed. From then on
-    the tensors of a step come from the heap, and whatever small thing is allocated between two of
-    them keeps the heap from shrinking. A fixed threshold, and few arenas, stop that. What the
-    operator has set in the environment (MALLOC_…_) stays.
+    the tensors of a step come from the heap, and any small allocation between two of them keeps the
+    heap from shrinking. A fixed threshold, and few arenas, stop that. Values that the operator has
+    set in the environment (MALLOC_…_) stay.
     """
     wanted = {
         "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, _THRESHOLD_BYTES),

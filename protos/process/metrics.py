@@ -1,4 +1,4 @@
-"""Prometheus metrics of a process: a registry, a prefix, and what both halves measure of a frame.
+"""Prometheus metrics of a process: a registry, a prefix, and the frame metrics of both halves.
 
 Names end with their base unit (`_seconds`, `_bytes`); `_total` stands only on counters.
 """
@@ -47,7 +47,7 @@ class MetricSet:
         )
 
     def observe_state(self, kept_tokens: int, distortion: Distortion) -> None:
-        """Count what a frame keeps of a cache, and how far it is from it."""
+        """Record how many tokens a frame keeps, and its distortion."""
         self.kept_tokens.observe(kept_tokens)
         self.quantization_error.observe(distortion.quantize)
         self.dropped_attention.observe(distortion.dropped_attention)
@@ -63,5 +63,5 @@ class MetricSet:
         return Gauge(self.prefix + name, text, labels, registry=self.registry)
 
     def histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        """A histogram with those upper bounds."""
+        """A histogram; `buckets` are the upper bounds."""
         return Histogram(self.prefix + name, text, labels, buckets=buckets, registry=self.registry)

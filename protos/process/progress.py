@@ -1,6 +1,6 @@
-"""How far a long job is, on standard error: a bar on a terminal, a line now and then elsewhere.
+"""Progress of a long job, on standard error: a bar on a terminal, else a line now and then.
 
-Knows time and terminals. A standard error that is closed or full costs the report, never the job.
+If standard error is closed or full the report is lost, but the job goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from protos.process import console
 
 FIRST_S, EVERY_S = 2.0, 30.0
-"""After so long the first line is written, then one every so long."""
+"""Seconds until the first line, and between lines after it."""
 
 T = TypeVar("T")
 
@@ -37,10 +37,10 @@ class Progress:
     """A job of known length; a context manager.
 
     Args:
-        what: is done.
+        what: the job's name.
         total: its length.
         unit: what is counted, in the singular.
-        shown: false where another process tells.
+        shown: false if another process reports.
         clock: seconds.
     """
 
@@ -72,7 +72,7 @@ class Progress:
             note(f"{self.what}: {self._count()} in {span(self._clock() - self._begun)}")
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count this many more as done."""
         self.done += count
         self._on_bar(lambda bar: bar.update(count))
         spent = self._clock() - self._begun
@@ -81,7 +81,7 @@ class Progress:
             note(self.line())
 
     def skip(self, count: int) -> None:
-        """So many were done by an earlier run: they say nothing of how long the rest takes."""
+        """Count this many as done by an earlier run; the time estimate ignores them."""
         self.done += count
         self._before += count
 
@@ -92,7 +92,7 @@ class Progress:
         self._on_bar(moved)
 
     def line(self) -> str:
-        """How far it is, and about how long it still takes."""
+        """How far the job is, and about how long it still takes."""
         share = f", {100 * self.done / self.total:.0f} %" if self.total else ""
         fresh = self.done - self._before
         left = (self._clock() - self._begun) / fresh * (self.total - self.done) if fresh else None
@@ -121,10 +121,10 @@ def track(every: Sequence[T], what: str, unit: str = "step") -> Iterator[T]:
 
 
 class Waiting:
-    """A job of unknown length: how long it has taken so far, once that is worth saying.
+    """Reports how long a job of unknown length has taken so far; a context manager.
 
-    On a terminal one line, which goes when the job ends; elsewhere a line after two seconds, then
-    one every half minute. A context manager.
+    On a terminal one line, which is removed when the job ends; elsewhere a line after two seconds,
+    then one every half minute.
     """
 
     def __init__(self, what: str) -> None:

@@ -1,8 +1,8 @@
-"""Which HTTP proxy stands between this machine and a server, by the rule of gRPC.
+"""Which HTTP proxy gRPC uses to reach a server.
 
-gRPC reads grpc_proxy, https_proxy and http_proxy itself, and no_grpc_proxy or no_proxy, and sends
-what they say through the proxy by CONNECT, addresses of this machine too. Here is only who it is,
-for channel options and messages.
+gRPC itself reads grpc_proxy, https_proxy, http_proxy, no_grpc_proxy and no_proxy, and connects
+through that proxy by CONNECT, even to this machine. This module only finds the proxy's name, for
+channel options and messages.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """How every program here is configured: flags > environment > TOML file > defaults.
 
-Knows settings classes in general: their layers, where a bad value came from, and the flags that
-their fields make. Knows no particular setting, no model and no network; imports no torch.
-
 The calls, in order: `add_config_flags` and `add_setting_flags` build the parser, `given_flags`
-takes what was typed, `load` puts it together with the other layers.
+takes the flags typed, `load` merges them with the other layers. An error names where its value came
+from.
 """
 
 from __future__ import annotations
@@ -43,14 +41,14 @@ else:
 
 _LONGEST_SHOWN = 200
 _LAYERS: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("layers", default=())
-"""What `load` puts below the arguments, the strongest first."""
+"""The layers that `load` puts below the arguments, the strongest first."""
 
 
 class TypedSettings(BaseSettings):
     """Base of a program's settings: fields with a type, a default, bounds and a description.
 
     A subclass sets `env_prefix` in its `model_config`. Made directly, it holds the arguments and
-    the defaults, whatever the environment says; `load` is what reads the other layers.
+    the defaults and ignores the environment; only `load` reads the other layers.
     """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
@@ -76,7 +74,7 @@ class _Toml(TomlConfigSettingsSource):
 
 
 def checked(read: Callable[[str], str], value: str) -> str:
-    """A value as `read` returns it, for a validator: its typed error is one that pydantic knows.
+    """Call `read` in a validator: its typed error becomes the ValueError that pydantic expects.
 
     Raises:
         ValueError: `read` refused the value.
@@ -96,17 +94,17 @@ S = TypeVar("S", bound=TypedSettings)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are typed errors, with the exit code of the rest.
+    """An argument parser that raises typed errors, so that their exit codes are like all others.
 
-    Flags are not abbreviated: a later version could have another that begins alike. Of an unknown
-    flag or command the nearest known one is named.
+    Flags cannot be abbreviated: a later version could have another flag with the same beginning.
+    For an unknown flag or command the message names the nearest known one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; an unknown flag is refused before anything else is said of the command line.
+        """Parse; an unknown flag is refused before any other error of the command line.
 
         Raises:
             ConfigError: an unknown flag, or another mistake that argparse finds.
@@ -190,7 +188,7 @@ def load(
         cls: the settings.
         flags: values given on the command line, by setting name; absent names were not given.
         config: TOML file with setting names as its keys; the environment variable of `config`
-            names it where no flag does.
+            names it if no flag does.
         environ: the environment; the process's own by default.
         listing: the command that lists all settings, for the message about an unknown key.
 
@@ -232,7 +230,7 @@ def load(
 
 
 def _toml(cls: type[TypedSettings], path: Path | None) -> TomlConfigSettingsSource:
-    if path is not None and not path.is_file():  # the library takes it for an empty one
+    if path is not None and not path.is_file():  # the library would read it as empty
         raise ConfigError(f"{path}: cannot be read: there is no such file")
     try:
         return _Toml(cls, path)
@@ -271,8 +269,8 @@ def add_config_flags(
     Args:
         parser: a program's or a command's.
         cls: the settings.
-        top: false for a command whose program takes the two flags as well: its own defaults would
-            overwrite what stood before the command.
+        top: false for a command if the program takes the two flags as well: the command's defaults
+            would overwrite flags given before the command.
     """
     if top:
         version = f"%(prog)s {installed_version()}"
@@ -303,7 +301,7 @@ def add_setting_flags(
 ) -> None:
     """Add a flag for each setting, with its description, default and environment variable.
 
-    A flag that is not typed leaves no trace in the namespace. Values stay text: `load` gives them
+    A flag that is not typed is absent from the namespace. Values stay text: `load` gives them
     their type, as it does for the environment. Tuples are repeatable flags, booleans are pairs
     (`--x`, `--no-x`).
 
@@ -311,9 +309,9 @@ def add_setting_flags(
         parser: where they go, in a group of their own.
         cls: the settings.
         only: names of the settings to take; all by default.
-        leave_out: names of those that this command does not use.
+        leave_out: names of the settings that this command does not use.
         aliases: by name, another flag for the same setting (`--question` for `questions`).
-        metavars: by name, what stands for the value where the type's own name says too little.
+        metavars: by name, the placeholder for the value if the type's name says too little.
     """
     group = parser.add_argument_group("settings")
     for name, entry in cls.model_fields.items():

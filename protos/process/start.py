@@ -1,6 +1,6 @@
 """How a console script begins: its module is imported, which can take seconds.
 
-Imports the standard library alone, so that it is there at once.
+It imports only the standard library, so that it is ready at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A long job that is asked to stop: it ends its step, keeps its state and goes.
-
-Knows SIGINT and SIGTERM. Does not know what a step is.
-"""
+"""Stopping a long job with SIGINT or SIGTERM: it ends its step, saves its state and exits."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _ASKS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(SystemExit):
-    """The job has kept its state and goes; the exit code is the shell's for that signal."""
+    """The job has saved its state and exits; the exit code is the shell's for that signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -32,10 +29,10 @@ class Stopping:
     """
 
     def __init__(self, patient: bool = False) -> None:
-        """Prepares.
+        """Install nothing yet; `with` does.
 
         Args:
-            patient: a second signal is passed over, as a launcher such as torchrun repeats what
+            patient: ignore a second signal: a launcher such as torchrun repeats the signal that
                 the terminal has already sent.
         """
         self.asked = 0
@@ -53,7 +50,7 @@ class Stopping:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While files are written a second signal raises, so that drafts are removed."""
+        """While files are written, a second signal raises `Stopped`, so that drafts are removed."""
         if not (self.asked and self._before) or self._patient:
             yield
             return

@@ -1,11 +1,11 @@
-"""How many CPU threads a process should use, and telling its libraries.
+"""Chooses how many CPU threads a process uses, and tells its libraries.
 
 PyTorch, ONNX Runtime and BLAS count the machine's cores. In a container with a quota, or on cores
 that others use too, their threads then wait for one another and everything is many times slower.
 This module asks the control group, the affinity mask and the core count.
 
-Knows Linux's files; elsewhere, and where a file is missing, the core count. Knows no torch: who has
-it passes its setter in.
+On another system than Linux, or if a file is missing, it asks only the core count. It does not
+import torch: the caller passes torch's setter in.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CpuShare:
-    """What this process may use of the machine.
+    """The share of the machine that this process may use.
 
     Attributes:
-        cpus: how many CPUs' time; a quota may be a fraction.
+        cpus: CPU time in CPUs; a quota may be a fraction.
         because: what set the bound, for the log.
     """
 
@@ -39,12 +39,12 @@ class CpuShare:
 
 @dataclass(frozen=True)
 class Threads:
-    """A choice.
+    """The number of threads chosen, and why.
 
     Attributes:
         count: threads to use.
-        share: what there is.
-        wanted: what the settings say; 0 left the choice to us.
+        share: what this process may use.
+        wanted: threads in the settings; 0 left the choice to this module.
     """
 
     count: int
@@ -53,7 +53,7 @@ class Threads:
 
     @property
     def warning(self) -> str:
-        """What is wrong with the setting; empty if nothing is."""
+        """What is wrong with the setting; empty if it is fine."""
         if self.wanted <= self.share.threads:
             return ""
         return (
@@ -84,7 +84,7 @@ def cpu_share(
 
 
 def choose(wanted: int = 0, share: CpuShare | None = None) -> Threads:
-    """The setting, or where it is 0, what fits; `OMP_NUM_THREADS` bounds that as well.
+    """The setting, or if it is 0, as many threads as fit; `OMP_NUM_THREADS` is then a bound too.
 
     Args:
         wanted: threads in the settings.
@@ -98,7 +98,7 @@ def choose(wanted: int = 0, share: CpuShare | None = None) -> Threads:
 
 
 def use(wanted: int, *setters: Callable[[int], object]) -> Threads:
-    """Choose, and tell BLAS and whoever else.
+    """Choose, and set the number in BLAS and by the setters given.
 
     Args:
         wanted: threads in the settings; 0 chooses.
@@ -132,10 +132,10 @@ def limit_blas(count: int) -> None:
 
 
 def wait_politely() -> None:
-    """Have threads that wait for others leave their core; call it before torch is imported.
+    """Have threads that wait for others sleep; call it before torch is imported.
 
-    By default they turn on the spot, and keep the one they wait for from running: on a busy machine
-    an answer then takes 40 times as long. What the operator has set stays.
+    By default they spin, and keep the thread they wait for from running: on a busy machine an
+    answer then takes 40 times as long. Values that the operator has set stay.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -189,7 +189,7 @@ def _unescaped(name: str) -> str:
 
 
 def _bounds(folder: Path) -> Iterator[CpuShare]:
-    """What one group's files say; a missing or unreadable one says nothing."""
+    """The bounds in one group's files; a missing or unreadable file sets none."""
     for line in _lines(folder / "cpu.max"):
         quota, _, period = line.partition(" ")
         cpus = _ratio(quota, period or "100000")
@@ -208,7 +208,7 @@ def _bounds(folder: Path) -> Iterator[CpuShare]:
 
 
 def _ratio(quota: str, period: str) -> float:
-    """CPUs of a quota; 0 without one ('max', -1) or if it is no number."""
+    """CPUs of a quota; 0 if there is none ('max', -1) or it is no number."""
     try:
         return max(0.0, int(quota) / int(period))
     except (ValueError, ArithmeticError):
@@ -216,7 +216,7 @@ def _ratio(quota: str, period: str) -> float:
 
 
 def _cpus_in(listed: str) -> int:
-    """How many CPUs '0-3,8' names; 0 where it is no such list."""
+    """How many CPUs a list such as '0-3,8' names; 0 if it is no such list."""
     total = 0
     for part in listed.split(","):
         first, _, last = part.strip().partition("-")

@@ -1,7 +1,4 @@
-"""The family of quantizers: latents to bytes and back.
-
-Knows the members by name. Knows no frame, no operating point and no bundle.
-"""
+"""The family of quantizers: latents to bytes and back."""
 
 from __future__ import annotations
 
@@ -38,8 +35,8 @@ def get(name: str, tables: EntropyTables | None = None) -> Quantizer:
 
     Args:
         name: A key of `QUANTIZERS`.
-        tables: What `uniform` codes with; ignored by the others. Building it costs about a
-            millisecond, so keep the instance.
+        tables: The tables that `uniform` codes with; ignored by the others. Building `uniform`
+            takes about a millisecond, so keep the instance.
 
     Raises:
         UnknownQuantizerError: No quantizer has that name; the message names the nearest.

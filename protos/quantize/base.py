@@ -1,7 +1,4 @@
-"""What every quantizer is, and what it may be given.
-
-Knows the shape of a frame's latents and when a number is unusable. Knows no particular codec.
-"""
+"""The base of all quantizers; it checks shapes, steps and numbers before a codec sees them."""
 
 from __future__ import annotations
 
@@ -40,8 +37,8 @@ class Quantizer(ABC):
 
         Raises:
             NonFiniteError: A latent or a step is NaN or infinite.
-            FrameMalformedError: The shapes differ, a step is not above 0, or a latent is beyond
-                what the codec can say.
+            FrameMalformedError: The shapes differ, a step is not above 0, or a latent is outside
+                the codec's range.
         """
         latents = np.asarray(z, dtype=np.float32)
         if latents.ndim != 2:
@@ -50,7 +47,7 @@ class Quantizer(ABC):
         return self._encode(latents, _checked(steps, latents.shape[1]))
 
     def decode(self, payload: bytes, tokens: int, rank: int, steps: npt.ArrayLike) -> Floats:
-        """Read back what `encode` wrote, trusting nothing.
+        """Read back what `encode` wrote; every byte is checked.
 
         Args:
             payload: As received, without the bitmap.
@@ -96,7 +93,7 @@ def exact_size(payload: bytes, expected: int) -> None:
 
 
 def in_steps(z: Floats, steps: Floats) -> Floats:
-    """`z / steps`; infinite where that overflows, which the codecs clip or refuse."""
+    """`z / steps`; infinite if that overflows, which the codecs clip or refuse."""
     with np.errstate(over="ignore"):
         quotient: Floats = z / steps
     return quotient

@@ -1,7 +1,7 @@
 """FP8 E4M3 in software: one byte per latent, no tables, always accepted.
 
-Knows the bit layout of E4M3FN (Micikevicius et al., arXiv:2209.05433, table 1): 4 exponent bits
-with bias 7, 3 mantissa bits, no infinities, NaN at 0x7f and 0xff, largest number 448.
+The bit layout is E4M3FN (Micikevicius et al., arXiv:2209.05433, table 1): 4 exponent bits with bias
+7, 3 mantissa bits, no infinities, NaN at 0x7f and 0xff, largest number 448.
 """
 
 from __future__ import annotations

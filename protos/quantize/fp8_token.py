@@ -1,6 +1,6 @@
-"""FP8 E4M3 with one scale per token: the high-rate point where tokens differ in size.
+"""FP8 E4M3 with one scale per token: the high-rate codec for tokens that differ in size.
 
-Knows E4M3FN bytes and little-endian float16 scales, 2 bytes a token.
+Scales are little-endian float16, 2 bytes a token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_SCALE = np.float32(65504.0)
 class Fp8TokenQuantizer(Quantizer):
     """T float16 scales, then one E4M3FN byte of `z / (step * scale)` per latent.
 
-    A token's scale takes its largest latent to 448; beyond what float16 can say it saturates.
+    A token's scale takes its largest latent to 448; a scale beyond float16's range saturates.
     """
 
     name: ClassVar[str] = "fp8_e4m3_token"

@@ -1,6 +1,6 @@
 """INT4: two latents per byte, evenly spaced, clipped.
 
-Knows two's complement nibbles, the low one first.
+Two's complement nibbles, the low one first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""INT8: one signed byte per latent, evenly spaced, clipped.
-
-Knows two's complement bytes.
-"""
+"""INT8: one two's complement byte per latent, evenly spaced, clipped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""No quantization: float32 as it is. The reference that other codecs are compared with.
+"""No quantization: little-endian float32. The reference that other codecs are compared with.
 
-Knows little-endian floats; ignores the steps.
+The steps are ignored.
 """
 
 from __future__ import annotations

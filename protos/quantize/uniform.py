@@ -23,12 +23,11 @@ _LANES_HEADER_BYTES = 4
 
 @dataclass(frozen=True)
 class UniformQuantizer(Quantizer):
-    """`round(z / step)`, rANS coded token by token; raw where that is shorter.
+    """`round(z / step)`, rANS coded token by token; raw if that is shorter.
 
     Each token gets the class that codes it shortest. From 8192 symbols on the coder has many states
-    side by side (`protos.entropy.lanes`): more bytes (three a state), several times as fast. Not
-    with more than 1024 tables of classes and latents: then one state goes through all symbols, one
-    by one.
+    side by side (`protos.entropy.lanes`): more bytes (three a state), several times as fast. With
+    more than 1024 tables (classes times latents) it always has one state.
 
     Args:
         tables: The operating point's, from the encoder.

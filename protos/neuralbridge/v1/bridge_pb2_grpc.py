@@ -101,14 +101,14 @@ class BridgeServicer:
 
     def Events(self, request, context):
         """The events of this session's Infer calls with `nb-events: apart`. One call per session: a newer
-        one ends the older one; where it ends, those Infer calls end too (502).
+        one ends the older one; when it ends, those Infer calls end too (502).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ask(self, request, context):
-        """Another question about a scene that the cloud still holds (304 when it does not).
+        """Another question about a scene that the cloud still holds (304 if it does not).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
