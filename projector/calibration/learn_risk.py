@@ -1,7 +1,4 @@
-"""Learns the risk model: a ridge logistic regression, and the limit that keeps the answers.
-
-Knows features and which answers agreed; knows nothing of models, pictures or files.
-"""
+"""Learns the risk model: a ridge logistic regression, and the limit that keeps accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 RIDGE = 100.0
-"""Of the weights on standardised features, chosen on validation pictures (docs/log.md)."""
+"""Penalty of the weights on standardised features, chosen on validation pictures (docs/log.md)."""
 RISING = (0, 1)
 """Features that can only add risk: what coding loses, and the attention of dropped tokens."""
 _STEPS = 25
@@ -28,12 +25,12 @@ _LEAST_OF_EACH = 10
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """A risk model, and what it would have said of pictures that it had not seen.
+    """A risk model, and its cross-fitted risk of every question.
 
     Attributes:
         risk: fitted to every question.
         crossed: risk of each question by a fit to the other half of the pictures, `[n]`.
-        over: whether that is over the limit which the other half sets, `[n]`.
+        over: whether `crossed` is above the limit that the other half sets, `[n]`.
     """
 
     risk: RiskModel
@@ -61,11 +58,11 @@ def learn(
         disagree: whether the answer from the frame differs from that from the picture, `[n]`.
         pictures: which picture each question is about, `[n]`.
         right_frame: whether the answer from the frame is right, `[n]`.
-        right_picture: whether that from the picture is, `[n]`.
+        right_picture: whether the answer from the picture is right, `[n]`.
         within: accuracy that may be lost, 0..1.
         ridge: weight of the penalty.
-        limiting: which questions the limit is chosen on, `[n]`: those about frames at the point
-            that is usually sent at. All by default.
+        limiting: the questions on which the limit is chosen, `[n]`: those about frames at the
+            default point. All by default.
 
     Raises:
         FitError: too few answers differ, or too few do not, in one half of the pictures.
@@ -110,7 +107,7 @@ def learn(
 def _halves(pictures: npt.NDArray[np.integer], disagree: Bools) -> npt.NDArray[np.int64]:
     """Which half of the pictures each question is about, `[n]`.
 
-    Drawn, with as many pictures that an answer differs about in each.
+    The halves are drawn at random, each with as many pictures for which an answer differs.
     """
     _, place = np.unique(pictures, return_inverse=True)
     differs = np.bincount(place, weights=disagree) > 0
@@ -131,9 +128,9 @@ def logistic(
         x: `[n, F]`; standardised inside, so that the penalty treats all features alike.
         y: 0 or 1, `[n]`.
         ridge: weight of the penalty on the standardised weights.
-        rising: features whose weight is at least 0: one that would be below is left out. (At one
-            operating point a frame that loses more may be of a picture that is easier; a guard
-            that believed so would send coarser frames to be safer.)
+        rising: features whose weight must not be negative: one that would be is left out. (At one
+            operating point a frame that loses more may come from an easier picture; a guard that
+            learnt this would take coarser frames for safer ones.)
     """
     weights, bias = _newton(x, y, ridge)
     against = [index for index in rising if index < len(weights) and weights[index] < 0]

@@ -1,7 +1,6 @@
-"""Pictures made unlike those that a map was trained on: what a guard learns the unfamiliar from.
+"""Alters pictures so that they look unlike training pictures; a guard learns from them.
 
-Knows pixels. Knows no model. Sizes are shares of the shorter side, so that what is done looks the
-same at any resolution.
+Sizes are shares of the shorter side, so that an alteration looks the same at any resolution.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 
 _SIDE = 144
-"""Pixels of the shorter side that the sizes below are of."""
+"""The sizes below are for a shorter side of this many pixels."""
 
 
 def unusual(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One of eleven things that happen to cameras and that few training sets show.
+    """Apply one of eleven alterations that happen to cameras and that few training sets show.
 
     Noise, blur, coarse pixels, poor JPEG, blocks in front, wrong colours, too bright, too dark, low
     contrast, a slanted camera, a closer one.
@@ -53,7 +52,7 @@ def _scale(picture: Image.Image) -> float:
 
 
 def _shrunk(picture: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
-    """At most so many pixels on the shorter side."""
+    """The picture with at most `side` pixels on its shorter side."""
     scale = min(1.0, side / min(picture.size))
     width, height = (max(1, round(length * scale)) for length in picture.size)
     return picture.resize((width, height), how)

@@ -1,7 +1,7 @@
-"""Paired caches of the same inputs: what the small model and the large model made of each.
+"""Paired caches of the same inputs, from the source and the target model.
 
-Knows how pairs are made, stored in shards and read back. Knows nothing about fitting maps. A shard
-is a safetensors file whose metadata names both models; a shard that is there is not made again.
+Pairs are made, stored in shards and read back. A shard is a safetensors file whose metadata names
+both models; an existing shard is not made again.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Corpus:
     """n pictures, N image tokens each; or n texts of at most N tokens.
 
     Attributes:
-        x: `[n, N, d_s]` float16, the source's flat states, keys un-rotated. Of texts, `Ragged`:
+        x: `[n, N, d_s]` float16, the source's flat states, keys un-rotated. `Ragged` for texts:
             read from disk when indexed, NaN past a text's end.
-        y: `[n, N, d_r]` float16, the target's; likewise.
+        y: `[n, N, d_r]` float16, the target's flat states; `Ragged` for texts too.
         attention: `[n, N]` float16, received attention in the source (uniform for texts).
     """
 
@@ -79,9 +79,9 @@ def flat_states(
 
 
 def made_of(source: KVLayout, target: KVLayout, inputs: str) -> list[dict[str, str]]:
-    """What a shard's metadata says it was made of: both models, and the inputs where known.
+    """The metadata of a shard: both models, and the inputs if known.
 
-    The first is for new shards; the others, of earlier versions of layouts, fit as well.
+    The first is for new shards; the others, from earlier versions of layouts, are accepted too.
     """
     about = {"inputs": inputs} if inputs else {}
     return [
@@ -101,17 +101,17 @@ def collect(
     """Runs both models over pictures 0 to count - 1; resumes where an earlier run stopped.
 
     Args:
-        source: the small model.
-        target: the large model.
+        source: the edge model.
+        target: the cloud model.
         picture: gives picture i.
-        count: how many.
-        folder: where the shards are kept.
+        count: number of pictures.
+        folder: folder of the shards.
         what: the name shown on the progress bar.
-        inputs: digest of the pictures, so that shards of others are not taken for these.
+        inputs: digest of the pictures, so that shards of other pictures are not taken for these.
 
     Raises:
-        CorpusError: no pictures; or the folder holds shards of another pair of models or of other
-            pictures, damaged ones, or states that are not finite.
+        CorpusError: no pictures; or the folder holds shards of other models or other pictures,
+            damaged ones, or states that are not finite.
         DiskFullError: there was no room for a shard; the finished ones stay.
     """
     if count < 1:
@@ -142,11 +142,11 @@ def collect(
 
 
 def rows_of(path: Path, pairs: list[dict[str, str]] | None = None) -> int:
-    """How many pictures or texts a shard holds; 0 where there is none.
+    """How many pictures or texts a shard holds; 0 if there is no shard.
 
     Args:
-        path: its place.
-        pairs: one of which it must be, as `made_of` says.
+        path: its path.
+        pairs: metadata as `made_of` gives them; the shard must have one of these.
 
     Raises:
         CorpusError: it cannot be read, or is of others.
@@ -205,10 +205,10 @@ def write_shard(
     """Write a shard whole or not at all.
 
     Args:
-        path: its place.
+        path: its path.
         arrays: its tensors.
         pair: names the models and the inputs.
-        what: the inputs it holds, for the message.
+        what: the inputs that it holds, for the message.
 
     Raises:
         CorpusError: states that are not finite.

@@ -1,16 +1,14 @@
 """Pictures or texts in a folder, and questions about them with their answers.
 
-Knows files. Knows no model. A folder holds pictures, or texts: `.txt` files, `texts.jsonl` with one
-`{"name": "a", "text": "Amp lives in Rome."}` a line, or both. Where answers are to be judged or
-trained on, it also holds `questions.jsonl`, one object a line, with `"text"` in the place of
-`"picture"` where it is about a text:
+A folder holds pictures, or texts: `.txt` files, `texts.jsonl` with one
+`{"name": "a", "text": "Amp lives in Rome."}` a line, or both. To train on answers or to judge them,
+it also needs `questions.jsonl`, one object a line (for a text, `"text"` instead of `"picture"`):
 
     {"picture": "a.png", "question": "is there a dog ?", "answer": "yes", "kind": "presence"}
 
-Lines with `"control": true` are never asked; they only say what is true of that picture when it
-stands in for another. Where questions are drawn, `"weight"` (1 by default) says how likely one is
-drawn before others, and of the questions of one `"group"` a second is drawn only after one of every
-other group.
+Lines with `"control": true` are never asked; they give that picture's true answer when it stands in
+for another. `"weight"` (1 by default) makes a question likelier to be drawn. A second question of
+one `"group"` is drawn only after one of every other group.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ TEXTS = "texts.jsonl"
 _BESIDE = (QUESTIONS, TEXTS, "labels.jsonl")
 LONGEST_LINE = 1 << 16
 LEAST_QUESTIONS = 384
-"""About held-out inputs, for a figure to be made of them."""
+"""Least questions about held-out inputs for a figure."""
 _LONGEST_TEXT = 1 << 20
 _MOST_LINES = 10_000_000
 
@@ -67,8 +65,8 @@ class Dataset:
         """Reads names and questions, no picture yet.
 
         Args:
-            folder: with the pictures.
-            max_pixels: of a picture that are decoded at most.
+            folder: the folder of pictures.
+            max_pixels: most pixels of a picture that is decoded.
 
         Raises:
             SourceError: no such folder, no picture in it, or questions that cannot be read or are
@@ -76,7 +74,7 @@ class Dataset:
         """
         self.folder, self.max_pixels = folder, max_pixels
         self.skipped: dict[str, int] = {}
-        """How many entries of the folder were passed over, by what they are."""
+        """Number of entries that were passed over, by kind."""
         self.files = self._find()
         self._asked: dict[int, list[Asked]] = defaultdict(list)
         self._truth: dict[tuple[int, str], str] = {}
@@ -108,7 +106,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all inputs and their names: whether a corpus was made of these.
+        """SHA-256 over all inputs and their names; ties a corpus to them.
 
         Raises:
             PictureError, SourceError: one of them cannot be read.
@@ -117,7 +115,7 @@ class Dataset:
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """A digest of each input's own bytes, whatever it is called: which were seen before.
+        """A digest of each input's bytes without its name, to tell which were seen before.
 
         Raises:
             PictureError, SourceError: one of them cannot be read.
@@ -143,7 +141,7 @@ class Dataset:
 
     @property
     def questions_digest(self) -> str:
-        """SHA-256 of the questions and answers; of nothing where there are none."""
+        """SHA-256 of the questions and answers; of no bytes if there are none."""
         path = self.folder / QUESTIONS
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
@@ -151,7 +149,7 @@ class Dataset:
         """Picture `index`, RGB, by the rule of `projector/models/pictures.py`.
 
         Raises:
-            PictureError: it is none, too large, or of a depth that cannot be told.
+            PictureError: it is not a picture, too large, or of an unknown depth.
         """
         return pictures.read(self.files[index], max_pixels=self.max_pixels)
 
@@ -160,11 +158,11 @@ class Dataset:
         return self._asked[index]
 
     def require_questions(self, per_input: int, inputs: range | None = None) -> None:
-        """Refuse too few questions to say anything by.
+        """Refuse too few questions for a figure.
 
         Args:
-            per_input: of each input, at most so many count.
-            inputs: which inputs do; all by default.
+            per_input: at most so many questions of each input count.
+            inputs: the inputs that count; all by default.
 
         Raises:
             FitError: fewer than 384.
@@ -182,7 +180,7 @@ class Dataset:
 
         Args:
             index: the picture.
-            count: how many.
+            count: number of pairs.
             seed: 0 takes the first ones of the file, any other draws.
 
         Raises:
@@ -197,12 +195,12 @@ class Dataset:
         return (pairs * -(-count // len(pairs)))[:count]
 
     def truth(self, index: int, text: str) -> str | None:
-        """What is true of picture `index`, asked `text`; None if the file does not say."""
+        """The true answer to `text` about picture `index`; None if the file has none."""
         return self._truth.get((index, text))
 
     def _read_questions(self, path: Path) -> None:
         place = {file.name: index for index, file in enumerate(self.files)}
-        same: dict[str, str] = {}  # a text that many inputs are asked is held once
+        same: dict[str, str] = {}  # a question asked of many inputs is held once
         for number, line in numbered_lines(path):
             try:
                 row = read_json(line, LONGEST_LINE, f"line {number}")
@@ -296,7 +294,7 @@ class Texts(Dataset):
             raise SourceError(f"{path} cannot be read as a text: {error}") from error
 
     def picture(self, index: int) -> Image.Image:
-        """There is none.
+        """Texts have no pictures.
 
         Raises:
             PictureError: always.

@@ -1,8 +1,8 @@
 """Gradient descent on one module that survives kill -9, and keeps its last step on Ctrl-C (torch).
 
-Knows optimisers, learning rates, checkpoints, early stopping, one JSON line per step. Does not
-know: what is trained, on what, or what the losses mean. Under `torchrun` every process takes the
-same steps; the first one writes.
+It handles optimisers, learning rates, checkpoints, early stopping and one JSON line per step; the
+caller brings module and loss. Under `torchrun` every process takes the same steps; the first one
+writes.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _UNREADABLE = (  # what torch's unpickler raises of bytes that it did not write
     *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
 )
 _WARM_STEPS = 50
-_LAST_RATE = 0.03  # share of the peak rate that a stage ends with
+_LAST_RATE = 0.03  # a stage ends with this share of its peak rate
 
 
 class Trained(Protocol):
-    """What descent needs of a module."""
+    """A module that `Descent` can train."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups; `scale` multiplies the learning rate."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of any module."""
+        """As in `nn.Module`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any module."""
+        """As in `nn.Module`."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """As of any module."""
+        """As in `nn.Module`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Stage:
     """A run of steps with one learning-rate schedule: a short rise, then half a cosine.
 
     Attributes:
-        name: as the log calls it.
+        name: its name in the log.
         steps: its length.
         rate: its peak learning rate.
         judged: whether reports in it count for early stopping.
@@ -81,19 +81,19 @@ class Descent:
     Attributes:
         module: changed in place.
         stages: in their order.
-        loss: of a step, `loss(step, stage, begun, rng)`; `begun` is the step's place in its stage,
-            `rng` is the step's own.
-        folder: where `<what>.pt` (the checkpoint) and `log.jsonl` are kept.
-        settings: what a checkpoint must have been made with.
-        about: what is trained on what; a checkpoint of anything else is not resumed.
-        what: name of what is trained.
-        seed: of every step's `rng`.
+        loss: a step's loss, `loss(step, stage, begun, rng)`; `begun` is the step's place in its
+            stage, `rng` is the step's own.
+        folder: folder of `<what>.pt` (the checkpoint) and `log.jsonl`.
+        settings: a checkpoint made with other settings is not resumed.
+        about: digest of the module and its data; a checkpoint of others is not resumed.
+        what: name of the module.
+        seed: seed of every step's `rng`.
         decay: weight decay.
-        reports: how many per stage.
-        patience: reports without a better `accuracy` after which training ends, with the best
-            weights reported; 0 for never.
-        save_every_s: from one checkpoint to the next.
-        details: what `about` says, by name: what has changed since a checkpoint is said by these.
+        reports: reports per stage.
+        patience: reports without a better `accuracy` after which training ends with the best
+            weights reported; 0: never.
+        save_every_s: seconds from one checkpoint to the next.
+        details: parts of `about` by name; messages name those that changed since a checkpoint.
     """
 
     module: Trained
@@ -115,17 +115,17 @@ class Descent:
     def run(self, report: Callable[[], dict[str, float]] | None = None) -> None:
         """All stages, from wherever an earlier run stopped.
 
-        A checkpoint of other settings, or of something else, is kept aside and not gone on from;
-        what has changed is said. SIGINT and SIGTERM end the step under way and keep it.
+        A checkpoint that does not match is renamed, and a message says what has changed. SIGINT and
+        SIGTERM let the step under way finish and keep it.
 
         Args:
             report: extra figures for the log.
 
         Raises:
             FitError: a loss that is not finite, or a checkpoint that cannot be read.
-            DiskFullError: there is no room for a checkpoint, which is looked at before the first
-                step too; the last one is still whole.
-            Stopped: a signal asked for it; the checkpoint is of the step that was under way.
+            DiskFullError: there is no room for a checkpoint (checked before the first step too);
+                the last one is still whole.
+            Stopped: a signal asked for it; the checkpoint holds the step that was under way.
         """
         with Stopping(patient=distributed.size() > 1) as stopping:
             self._run(report, stopping)
@@ -230,7 +230,7 @@ class Descent:
             self.module.load_state_dict(best_weights)
 
     def _changes(self, state: Mapping[str, Any]) -> list[str]:
-        """In what a checkpoint differs from what is trained now, in words."""
+        """How a checkpoint differs from this training, in words."""
         known = state.get("details", {})
         was, now = {**state["settings"], **known}, {**self.settings, **self.details}
         names = [n for n in {**was, **now} if n in self.settings or known or n in state["settings"]]
@@ -242,7 +242,7 @@ class Descent:
         return told or ["the models, the inputs or the shape of what is trained are others"]
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int, stage: Stage, begun: int) -> float:
-        """One step; its loss."""
+        """Take one step; returns its loss."""
         rate = stage.rate * min(1.0, (begun + 1) / _WARM_STEPS)
         fall = 0.5 * (1 + math.cos(math.pi * begun / stage.steps))
         rate *= _LAST_RATE + (1 - _LAST_RATE) * fall
@@ -272,7 +272,7 @@ class Descent:
 
 
 def _aside(path: Path) -> Path:
-    """Give a checkpoint another name, the first that is free."""
+    """Rename a checkpoint to the first free name."""
     number = 1
     while (kept := path.with_name(f"{path.stem}.earlier-{number}{path.suffix}")).exists():
         number += 1
@@ -284,7 +284,7 @@ def _aside(path: Path) -> Path:
 
 
 def _appended(path: Path) -> TextIO:
-    """The end of a file; what is no file is refused, never waited for."""
+    """Open a file to append; anything but a file is refused, never waited for."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "a")
 

@@ -1,7 +1,7 @@
 """Several processes train one map: each takes its share of a batch, gradients are averaged.
 
-Knows torch's process group, if there is one (`torchrun` says so in the environment). Does not know:
-losses, maps. In a single process everything here does nothing.
+It uses torch's process group, if `torchrun` describes one in the environment. In a single process
+everything here does nothing.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def mean_count(count: int) -> float:
-    """The mean of a count over all processes: what a local sum is divided by."""
+    """The mean of a count over all processes, for dividing a local sum."""
     if size() == 1:
         return float(count)
     total = torch.tensor(float(count))

@@ -1,11 +1,10 @@
 """Trains and judges feedback: the edge model answers from the state that comes back (torch).
 
-Knows a map that goes both ways, pairs, the frozen edge model, questions. Does not know: headers,
-sockets, bundles. Turned round, a way back is a map from the cloud's states to the edge's, so the
-same training and the same judge serve it.
+A way back is itself a map, from the cloud's states to the edge's, so the same training and the same
+judge serve it.
 
-The cloud holds one of two sorts of states of a scene: its own, where it was sent the picture, or
-what the map made, where it was sent latents. The way back is trained and judged on both.
+The cloud holds one of two kinds of state of a scene: its own if the picture was sent, the map's if
+latents were sent. The way back is trained and judged on both.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from protos.errors import FitError
 from protos.state import KVState
 
 _BATCH = 64
-_RANKS = (16, 32, 64, 128)  # that the way back is judged at besides its own
-_COMPRESS_RATE, _ATTEND_RATE = 0.1, 0.3  # shares of the peak rate; a closed form moves with care
+_RANKS = (16, 32, 64, 128)  # the way back is judged at these and at its own
+_COMPRESS_RATE, _ATTEND_RATE = 0.1, 0.3  # shares of the peak rate; a closed form needs a low one
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,11 +66,11 @@ class Backwards(nn.Module):
         return self._both[0].normal(self(y))
 
     def travel(self, y: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
-        """The edge's states, and no bits: what travels is whole in training, whatever the way."""
+        """The edge's states, and no bits: training never rounds the feedback, whatever the way."""
         return self(y), torch.zeros(())
 
     def penalty(self) -> Tensor:
-        """Nothing besides the errors."""
+        """0: only errors count."""
         return torch.zeros(())
 
     def groups(self) -> list[dict[str, Any]]:
@@ -93,7 +92,7 @@ class HeldStates:
     pairs: Corpus
 
     def __len__(self) -> int:
-        """Two of each picture."""
+        """The number of rows, 2n."""
         return 2 * len(self.pairs)
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Floats:
@@ -121,14 +120,14 @@ def train(
     """Reconstruction, then through the frozen edge model on its own answers; resumes.
 
     Args:
-        made: its way back is changed in place, the way there is left alone.
-        training: pairs, the dataset's first; of pictures.
+        made: its way back is changed in place, the way there is not.
+        training: pairs of the dataset's first pictures.
         held: the pairs after them, which decide when to stop.
         source: the edge model.
         data: pictures and questions.
         settings: as for the way there.
         folder: where checkpoint and log are kept.
-        about: what is trained on what.
+        about: as `Trainer` takes it.
         details: as `Trainer` takes them.
 
     Returns:
@@ -178,10 +177,10 @@ def train(
 
 
 def errors(made: BidirectionalMap, pairs: Corpus) -> dict[str, float]:
-    """How far what comes back lies from the edge's own states, as shares of their energy.
+    """Error of the returned states against the edge's own, as shares of their energy.
 
     Returns:
-        `round_trip`, of what the map made; `from_picture`, of the cloud's own states.
+        `round_trip`, from the map's states; `from_picture`, from the cloud's own states.
     """
     off, size = np.zeros(2), 0.0
     with torch.no_grad():

@@ -1,7 +1,4 @@
-"""From a corpus to a fitted map: splits by picture, moments, held-out answers, the untrained edge.
-
-Knows corpora, families and models. Does not know: files, flags.
-"""
+"""Steps from a corpus to a fitted map: split, moments, held-out answers, the untrained edge."""
 
 from __future__ import annotations
 
@@ -53,9 +50,9 @@ def chunks(
 
     Args:
         corpus: pairs.
-        source: the small model's layout.
-        target: the large one's.
-        weights: of the target's tokens, `[n, M]`; they come with the pairs then.
+        source: the edge model's layout.
+        target: the cloud model's layout.
+        weights: weights of the target's tokens, `[n, M]`; if given, they come with the pairs.
     """
     across = grid_weights(source.grid, target.grid)
     between = None if across is None else across.numpy()
@@ -71,7 +68,7 @@ def chunks(
 
 
 def _slices(corpus: Corpus) -> list[slice]:
-    """Rows of a corpus that are taken together; of texts as many as fit 8,192 padded tokens."""
+    """Rows of a corpus that are taken together; for texts, as many as fit 8,192 padded tokens."""
     if not corpus.ragged:
         return [slice(begin, begin + _CHUNK) for begin in range(0, len(corpus), _CHUNK)]
     made, begin, longest = [], 0, 0
@@ -91,7 +88,7 @@ def moments_of(
     target_gram: bool = True,
     weights: npt.NDArray[np.float32] | None = None,
 ) -> Moments:
-    """Moments of a corpus, in one pass; its tokens weighted, where weights `[n, M]` are given."""
+    """Moments of a corpus, in one pass; its tokens are weighted if weights `[n, M]` are given."""
     pairs = chunks(corpus, source.layout, target.layout, weights)
     return Moments.of(pairs, target_gram=target_gram)
 
@@ -108,7 +105,7 @@ def held_out_accuracy(trainer: Trainer[Any], held: Corpus, data: Dataset, first:
 def held_out_controls(
     trainer: Trainer[Any], held: Corpus, data: Dataset, first: int
 ) -> dict[str, float]:
-    """What `held_out_accuracy` stands beside: `native` (the target's own cache) and `blind`."""
+    """The controls of `held_out_accuracy`: `native` (the target's own cache) and `blind`."""
 
     def questions(index: int, count: int, seed: int) -> Any:
         return data.questions(first + index, count, seed)
@@ -122,18 +119,18 @@ def held_out_controls(
 def untrained_edge_states(
     model: Path, made: Map, corpus: Corpus, data: Dataset, target: VLM | LM, seed: int = 2
 ) -> npt.NDArray[np.float32]:
-    """Control: target states that the best linear map makes of a *random* edge model's cache.
+    """Control: target states that the best linear map makes from a *random* edge model's cache.
 
-    Half of the pictures are for the fit and predicted by a fit to the other half, and the other way
-    round, so that none is predicted from itself.
+    Each half of the pictures is predicted by a fit to the other half, so that none is predicted
+    from itself.
 
     Args:
         model: the edge model's checkpoint; only its configuration is used.
         made: the map judged, for its layouts.
-        corpus: held-out pairs, whose target states are the ones to predict.
+        corpus: held-out pairs; their target states are predicted.
         data: their pictures or texts, from the first on.
-        target: the large model, whose tokens texts are aligned to.
-        seed: of the random weights.
+        target: the cloud model; texts are aligned to its tokens.
+        seed: seed of the random weights.
 
     Returns:
         `[n, M, d_r]`, NaN past a text's end.
@@ -161,7 +158,7 @@ def untrained_edge_states(
 def _spread(
     tokens: npt.NDArray[np.float32], there: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Tokens `[T, d]` to where they are there, `[B, N, d]`; NaN elsewhere."""
+    """Tokens `[T, d]` put in their places, `[B, N, d]`; NaN elsewhere."""
     out = np.full((*there.shape, tokens.shape[-1]), np.nan, dtype=np.float32)
     out[there] = tokens
     return out
@@ -189,8 +186,8 @@ def untrained(model: Path, seed: int, text_tokens: int | None) -> VLM | LM:
 
     Args:
         model: the checkpoint.
-        seed: of the weights.
-        text_tokens: the longest text, for a language model; None for one of pictures.
+        seed: seed of the weights.
+        text_tokens: the longest text, for a language model; None for a vision-language model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -222,7 +219,7 @@ def edge_answers(
         data: where its pictures or texts are.
         asked: (picture, question) pairs.
         most: longest answer, in tokens.
-        told: is told how many more are answered.
+        told: called with how many more are answered.
     """
     answers = []
     for begin in range(0, len(asked), _BATCH):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAP_FILE = "map.safetensors"
 DESCRIPTION = "training.json"
 SEEN = "seen.txt"
-"""SHA-256 of a map, then digests of all that it was trained on or chosen by, one a line."""
+"""SHA-256 of a map, then digests of all inputs that it was trained on or chosen by, one a line."""
 
 
 def read_map(path: Path, source: VLM | LM, target: VLM | LM) -> Map:
@@ -47,7 +47,7 @@ def map_bytes(path: Path) -> bytes:
 
 
 def seen_of(path: Path, data: Dataset, count: int) -> int | None:
-    """How many of the first inputs a map was trained on or chosen by; None where nothing says."""
+    """How many of the first inputs a map was trained on or chosen by; None if not recorded."""
     folder = path if path.is_dir() else path.parent
     try:
         of, *known = (folder / SEEN).read_text().split()
@@ -60,7 +60,7 @@ def seen_of(path: Path, data: Dataset, count: int) -> int | None:
 
 
 def identity_of(path: Path, made: Map) -> dict[str, Any]:
-    """What ties a report to the one map that it judges."""
+    """Fields of a report that identify the map that it judges."""
     return {
         "family": made.family.name,
         "config": asdict(made.family),
@@ -71,7 +71,7 @@ def identity_of(path: Path, made: Map) -> dict[str, Any]:
 
 
 def same_map(judged: dict[str, Any], now: dict[str, Any], made: Map) -> bool:
-    """Whether a report's map is this one; reports name fingerprints of earlier versions too."""
+    """Whether a report judges this map; fingerprints of earlier versions count too."""
     fits = all(
         judged.get(side) in layout.fingerprints
         for side, layout in (("source", made.source), ("target", made.target))

@@ -1,4 +1,4 @@
-"""What a long command needs, checked before its first step. Loads no model, imports no torch."""
+"""Checks what a long command needs before its first step. Loads no model, imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def models(args: argparse.Namespace) -> None:
-    """Both models are named and are checkpoints.
+    """Check that both models are named and are checkpoints.
 
     Raises:
         ConfigError: one is not named.
@@ -30,7 +30,7 @@ def models(args: argparse.Namespace) -> None:
 
 
 def writable(path: Path) -> None:
-    """A folder, or one that will be made, can be written to.
+    """Check that a folder, or one that will be made, can be written to.
 
     Raises:
         ConfigError: a file is in its way, or it may not be written.
@@ -45,15 +45,15 @@ def writable(path: Path) -> None:
 
 
 def room(folder: Path, size: int, what: str) -> None:
-    """A folder's file system has room.
+    """Check that a folder's file system has room.
 
     Args:
         folder: made if need be.
         size: bytes that will be written.
-        what: is written, for the message.
+        what: name of what is written, for the message.
 
     Raises:
-        DiskFullError: it has not.
+        DiskFullError: it has no room.
     """
     there = folder.absolute()
     while not there.exists():
@@ -66,15 +66,15 @@ def room(folder: Path, size: int, what: str) -> None:
 
 
 def asked(data: Dataset, inputs: range, why: str) -> None:
-    """Something is asked about each of some inputs.
+    """Check that each of some inputs has questions.
 
     Args:
         data: pictures or texts.
         inputs: their indices.
-        why: questions are needed, to begin the message with.
+        why: what needs the questions; the message begins with it.
 
     Raises:
-        ConfigError: there are none about one of them.
+        ConfigError: one of them has no question.
     """
     from projector.training.dataset import QUESTIONS
 

@@ -1,7 +1,6 @@
-"""States of texts of different lengths, read from shards only when they are asked for.
+"""States of texts of different lengths, read from shards only when indexed.
 
-Knows files and rows. Knows nothing about models or maps. A batch is as wide as its longest row;
-the tokens that a shorter row lacks are NaN, in all their numbers.
+A batch is as wide as its longest row; tokens past a shorter row's end are NaN in all their numbers.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Ragged:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """As of the whole in one batch."""
+        """Shape of all rows in one batch."""
         return len(self), int(self.lengths.max(initial=0)), self.width
 
     def part(self, index: Any) -> Ragged:

@@ -1,7 +1,4 @@
-"""One training, from pairs to a map on disk: moments, build, descend, judge, write.
-
-Knows a family's member, pairs, two models and a folder. Does not know: flags, bundles.
-"""
+"""One training, from pairs to a map on disk: moments, build, descend, judge, write."""
 
 from __future__ import annotations
 
@@ -38,17 +35,17 @@ from protos.process.files import write_files
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained on what.
+    """A training: map, models, data and settings.
 
     Attributes:
         member: the family's member.
-        settings: of the steps.
+        settings: settings of the steps.
         data: pictures or texts, with their questions.
         source: the edge model.
         target: the cloud model, frozen.
-        pairs: caches of both, the data's first.
-        held_out: share of the pairs, the last ones, that is not trained on.
-        out: folder of the map, and of the state that a later run goes on from.
+        pairs: caches of both models for the data's first inputs.
+        held_out: share of the pairs (the last ones) that is not trained on.
+        out: folder of the map, and of the state from which a later run goes on.
         directions: as `Tuned`; 0 trains every weight.
         focus: whether closed forms weigh tokens by what answers depend on.
     """
@@ -65,12 +62,12 @@ class Run:
     focus: bool = False
 
     def go(self) -> dict[str, float]:
-        """All of it; resumes.
+        """Run the whole training; resumes.
 
         Returns:
-            Figures of the answers to held-out inputs; nothing where none are asked about.
+            Figures of the answers about held-out inputs; empty if they have no questions.
         """
-        seen = sorted(self.data.contents[: len(self.pairs)])  # now, while all of them are there
+        seen = sorted(self.data.contents[: len(self.pairs)])  # now, before any file goes away
         self.out.mkdir(parents=True, exist_ok=True)
         moments = self.moments()
         made = self.build(moments)
@@ -90,11 +87,11 @@ class Run:
 
     @property
     def state(self) -> Path:
-        """Where checkpoint and log are kept."""
+        """Folder of checkpoint and log."""
         return self.out / "state"
 
     def moments(self) -> Moments:
-        """What the closed form is made of."""
+        """The moments from which the closed form is computed."""
         (training, held), gram = self.parts, self.member.needs_target_gram
         judge: Trainer[Any] | None = None
         if self.focus or self.member.asks_answers:
@@ -114,7 +111,7 @@ class Run:
 
     def build(self, moments: Moments) -> Map:
         """The closed form, or the start of a map that has none."""
-        torch.manual_seed(self.settings.seed)  # what has no closed form starts from it
+        torch.manual_seed(self.settings.seed)  # a map without a closed form starts from it
         with tables.doing(f"the closed form of '{self.member.name}'"):
             made = self.member.build(self.source.layout, self.target.layout, moments)
         norm = key_norm_weights(self.target.decoder, self.target.layout)
@@ -144,7 +141,7 @@ class Run:
         return trainer, moved.merged() if isinstance(moved, Tuned) else made
 
     def judge(self, trainer: Trainer[Any]) -> dict[str, float]:
-        """Answers to held-out inputs, beside their controls."""
+        """Accuracy on held-out inputs, beside its controls."""
         (training, held), unit = self.parts, self.data.unit
         if not self.asks:
             return {}
@@ -153,7 +150,7 @@ class Run:
             return self._accuracy(trainer) | controls
 
     def turn_back(self, made: Map, moments: Moments) -> dict[str, float] | None:
-        """The way back of a map that has one, fitted to the way there as training left it."""
+        """Fit the way back, if the map has one, to the trained way there."""
         if not isinstance(made, BidirectionalMap) or self.pairs.ragged:
             return None
         made.fit_back(moments)
@@ -177,7 +174,7 @@ class Run:
         back: Mapping[str, float] | None,
         spent_s: float,
     ) -> None:
-        """The map, how it came about, what it has seen, and its losses as a picture."""
+        """Write the map, how it was trained, what it has seen, and a plot of its losses."""
         base.write(self.out / MAP_FILE, made)
         training, held = self.parts
         story = {
@@ -207,13 +204,13 @@ class Run:
 
     @property
     def asks(self) -> bool:
-        """Whether every held-out input is asked something."""
+        """Whether every held-out input has a question."""
         training, held = (len(part) for part in self.parts)
         return bool(held) and all(self.data.asked(i) for i in range(training, training + held))
 
     @property
     def about(self) -> str:
-        """What is trained on what: a state of anything else is not gone on from."""
+        """Digest of all that is trained and its data; a state of anything else is not resumed."""
         layouts = (side.layout.fingerprint for side in (self.source, self.target))
         about: list[Any] = [self.member.name, asdict(self.member), *layouts]
         if self.directions:

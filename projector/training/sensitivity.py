@@ -1,8 +1,7 @@
 """What an error of the target's state costs its answers, measured through the frozen model.
 
-Knows a frozen target, pairs and questions about them. Does not know: source states, maps, files.
-Reconstruction counts every number of a state alike; answers do not: in Gemma 3 270M two thirds of
-what they depend on lies in the values of one layer.
+Reconstruction weighs every number of a state alike; answers do not. In Gemma 3 270M two thirds of
+the answers' sensitivity lies in the values of one layer.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Floats = npt.NDArray[np.floating]
 Weights = npt.NDArray[np.float32]
 
 FLOOR = 0.1
-_INPUTS, _BATCH, _ASKED = 960, 16, 4  # what is measured on
+_INPUTS, _BATCH, _ASKED = 960, 16, 4  # inputs, batch size and questions measured
 _ASKED_OF_TOKENS, _CHUNK = 16, 64
 
 
@@ -90,15 +89,15 @@ def token_weights(trainer: Trainer[Any], floor: float = FLOOR) -> Weights:
     """How much the answers depend on each token of each of a trainer's targets.
 
     The trace of the Fisher information at the token's own state, in units of the target's
-    deviations: a regression weighted by it (importance-weighted least squares) spends what it can
-    explain on the few tokens that questions are about.
+    deviations. A regression weighted by it (importance-weighted least squares) fits best the few
+    tokens that questions are about.
 
     Args:
         trainer: holds the frozen target, pairs and questions; its map is not looked at.
-        floor: of the mean weight, added to each, so that no token is free.
+        floor: share of the mean weight that is added to each, so that no token is free.
 
     Returns:
-        `[n, M]` float32 of mean 1; of texts, 0 past their ends.
+        `[n, M]` float32 of mean 1; 0 past a text's end.
 
     Raises:
         FitError: there are no pairs, or no answer depends on any state.
@@ -138,9 +137,9 @@ def _deviations(states: Any) -> Floats:
 def _gradients(
     trainer: Trainer[Any], batches: Iterable[tuple[Floats, Packed]]
 ) -> Iterator[tuple[Floats, Tensor]]:
-    """States and the gradient there of the log-likelihood of answers that the model itself draws.
+    """States, and at them the gradient of the log-likelihood of answers that the model draws.
 
-    NaN where a text has ended (0 of the gradient, then).
+    Past a text's end states are NaN and gradients 0.
     """
     draw = torch.Generator().manual_seed(0)
     for states, packed in batches:

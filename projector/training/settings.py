@@ -27,11 +27,11 @@ class TrainSettings:
     reconstruct_steps: int = _setting(
         0, "count", "steps of MSE + 0.5 (1 - cosine) on z-scored states"
     )
-    task_steps: int = _setting(0, "count", "steps of the task loss through the frozen large model")
+    task_steps: int = _setting(0, "count", "steps of the task loss through the frozen cloud model")
     task: str = _setting(
         "kl",
         "task",
-        "task loss: KL from the large model's own answers, cross-entropy of its likeliest, or both",
+        "task loss: KL from the cloud model's own answers, cross-entropy of its likeliest, or both",
     )
     task_weight: float = _setting(
         0.0,
@@ -41,19 +41,19 @@ class TrainSettings:
     batch: int = _setting(
         16, "whole", "pictures in a task step; a step of reconstruction has twice as many"
     )
-    questions: int = _setting(8, "whole", "questions to each picture of a task step")
+    questions: int = _setting(8, "whole", "questions per picture of a task step")
     rate: float = _setting(1e-3, "rate", "peak learning rate; quantization steps have 4 times it")
     task_rate: float = _setting(0.0, "rate", "peak rate of the task steps; 0: half of --rate")
     penalty_weight: float = _setting(
-        0.01, "weight", "of the family's own penalty (of low_rank: not being orthonormal)"
+        0.01, "weight", "weight of the family's own penalty (low_rank: not being orthonormal)"
     )
     patience: int = _setting(
         0,
         "count",
-        "held-out reports (five a stage) without gain after which it ends early, with the best "
+        "end early after this many held-out reports (five a stage) without gain, with the best "
         "map reported; 0: never",
     )
-    seed: int = _setting(0, "seed", "of everything random")
+    seed: int = _setting(0, "seed", "seed of everything random")
     step_scale: float = _setting(
         0.0,
         "weight",
@@ -70,14 +70,14 @@ class TrainSettings:
     quiet: float = _setting(
         0.0,
         "weight",
-        "tokens whose squared levels sum to less travel as the mean at their place, as at an "
+        "tokens whose squared levels sum to less are sent as the mean at their position, as at an "
         "operating point",
         ROUNDING,
     )
     drop: float = _setting(
         0.0,
         "rate",
-        "a share of each picture's tokens, drawn between 0 and this, does not travel",
+        "a share of each picture's tokens, drawn between 0 and this, is dropped",
         ROUNDING,
     )
     finish_steps: int = _setting(
@@ -88,7 +88,7 @@ class TrainSettings:
     finish_weight: float = _setting(0.0, "weight", "as --rate-weight, in these steps", ROUNDING)
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Refuse settings that contradict each other.
 
         Raises:
             FitError: a task loss that does not exist, or settings of rounding without any.
@@ -108,5 +108,5 @@ class TrainSettings:
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Steps of all stages."""
         return self.reconstruct_steps + self.task_steps + self.finish_steps

@@ -1,9 +1,8 @@
 """Paired caches of the same texts, token by token across two tokenizers.
 
-Knows how pairs are made, aligned, stored in shards and read back. Knows nothing about fitting maps.
-Every row is a token of the target with the source's token that covers its end, so that both sides
-have as many; `projector.training.corpus` does the same for pictures, and shards are named and
-refused alike.
+Every row pairs a token of the target with the source's token that covers its end, so that both
+sides have the same number. `projector.training.corpus` does the same for pictures, with the same
+names of shards and the same errors.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ Text = Callable[[int], str]
 
 
 def paired_tokens(source: LM, target: LM, text: str) -> tuple[Tokens, Tokens]:
-    """A text as both models read it.
+    """A text's tokens in both models.
 
     Raises:
-        ContextError: one of them cannot.
+        ContextError: one of the models cannot read it.
     """
     return source.tokens(text), target.tokens(text)
 
@@ -69,19 +68,19 @@ def collect(
     """Runs both models over texts 0 to count - 1; resumes where an earlier run stopped.
 
     Args:
-        source: the small model.
-        target: the large model.
+        source: the edge model.
+        target: the cloud model.
         text: gives text i.
-        count: how many.
-        folder: where the shards are kept.
+        count: number of texts.
+        folder: folder of the shards.
         what: the name shown on the progress bar.
-        inputs: digest of the texts, so that shards of others are not taken for these.
-        named: what a text is called in messages; its number by default.
+        inputs: digest of the texts, so that shards of other texts are not taken for these.
+        named: gives a text's name for messages; its number by default.
 
     Raises:
         ContextError: a text that one of the models cannot read.
-        CorpusError: no texts; or the folder holds shards of another pair of models or of other
-            texts, damaged ones, or states that are not finite.
+        CorpusError: no texts; or the folder holds shards of other models or other texts, damaged
+            ones, or states that are not finite.
         DiskFullError: there was no room for a shard; the finished ones stay.
     """
     if count < 1:
@@ -134,7 +133,7 @@ def _make(
             texts.append(paired_tokens(source, target, text(index)))
         except ContextError as error:
             raise ContextError(f"text {named(index)}: {error.message}") from error
-    # Texts of about one length together: a batch is padded to its longest.
+    # Batch texts of similar length: a batch is padded to its longest.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][1].ids))
     xs, ys = ([np.empty(0, np.float16)] * len(texts) for _ in range(2))
     for first in range(0, len(texts), _BATCH):

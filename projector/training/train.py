@@ -1,7 +1,6 @@
-"""Trains a map: closed form, then reconstruction, then through the frozen large model.
+"""Trains a map: closed form, then reconstruction, then through the frozen cloud model.
 
-Knows a corpus of paired caches, a frozen target and questions with answers. Knows nothing about
-pictures, bundles or how good the result must be; steps and checkpoints are `descent`'s.
+The losses are here; `descent` takes the steps and keeps the checkpoints.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ from projector.training.descent import Descent, Stage, Trained
 from projector.training.settings import TrainSettings
 from protos.errors import FitError
 
-_SHARE_FOR_PAIRS = 0.5  # of a GPU's free memory, at most
-_LEAST_NORM = 1e-8  # as of torch's cosine similarity
+_SHARE_FOR_PAIRS = 0.5  # largest share of a GPU's free memory
+_LEAST_NORM = 1e-8  # as in torch's cosine similarity
 
 Questions = Callable[[int, int, int], Sequence[tuple[str, str]]]
 """`questions(picture, count, seed)` gives exactly `count` (question, answer) pairs."""
 
 
 class Trainable(Trained, Protocol):
-    """What a trainer needs of a map."""
+    """A map that `Trainer` can train."""
 
     @property
     def y_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the target's states, `[d_r]` each."""
 
     def to(self, device: torch.device) -> Any:
-        """As of any module."""
+        """As in `nn.Module`."""
 
     def predict(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""
 
     def travel(self, x: Tensor, way: Way = WHOLE) -> tuple[Tensor, Tensor]:
-        """Target states `[B, M, d_r]` as the other side would have them, and bits per number.
+        """Target states `[B, M, d_r]` as the cloud would have them, and bits per number.
 
         A map that is not trained for a codec ignores the way.
         """
@@ -85,16 +84,16 @@ class Trainer(Generic[M]):
         """Prepares the frozen side.
 
         Args:
-            made: the map, changed in place and moved to where the target is; None for a trainer
+            made: the map, changed in place and moved to the target's device; None for a trainer
                 that only judges caches.
-            corpus: paired caches; pictures in the order that `questions` knows.
-            target: the frozen large model.
+            corpus: paired caches; pictures in the order of `questions`.
+            target: the frozen cloud model.
             questions: asks about picture i.
             settings: how long and how fast.
-            folder: where state and log are kept.
-            save_every_s: from one checkpoint to the next.
-            about: what is trained on what; a state of anything else is not resumed.
-            details: the same by name, for people.
+            folder: folder of state and log.
+            save_every_s: seconds from one checkpoint to the next.
+            about: digest of the map and its data; a state of others is not resumed.
+            details: parts of `about` by name, for people.
         """
         self.map, self.corpus, self.target = made, corpus, target
         self.questions, self.settings, self.folder = questions, settings, folder
@@ -131,7 +130,7 @@ class Trainer(Generic[M]):
         return self._ids[text]
 
     def answer_ids(self, text: str) -> list[int]:
-        """The tokens of an answer, as the target ends it."""
+        """The tokens of an answer, with the target's end."""
         key = "\0" + text
         if key not in self._ids:
             self._ids[key] = self.target.answer_ids(text)
@@ -144,8 +143,7 @@ class Trainer(Generic[M]):
     def layers(self, states: Tensor) -> list[LayerCache]:
         """The cache of flat target states `[B, N, d_r]`, keys un-rotated; gradients flow.
 
-        Tokens that are NaN are not there (those past a text's end). The states may be on another
-        device than the target.
+        Tokens past a text's end are NaN. The states may be on another device than the target.
         """
         layout = self.target.layout
         states = states.to(self.device)
@@ -192,9 +190,9 @@ class Trainer(Generic[M]):
         Args:
             corpus: held-out pairs.
             questions: asks about picture i of that corpus.
-            make: from source states `[B, N, d_s]` and target states `[B, N, d_r]` to a cache.
+            make: makes a cache from source states `[B, N, d_s]` and target states `[B, N, d_r]`.
             count: questions per picture.
-            limit: at most so many pictures.
+            limit: most pictures.
         """
         right = []
         with torch.no_grad():
@@ -266,9 +264,9 @@ class Trainer(Generic[M]):
     def _reconstruct(self, rng: np.random.Generator) -> Tensor:
         chosen, x = self._batch(rng, 2 * self.settings.batch)
         mean, scale = self.map.y_stats
-        want = self._rows(1, chosen).sub_(mean).div_(scale)  # a copy of its own, and a large one
+        want = self._rows(1, chosen).sub_(mean).div_(scale)  # in place: `_rows` gave a large copy
         there = ~x[..., 0].isnan()
-        if not bool(there.all()):  # one row of all the tokens that are there
+        if not bool(there.all()):  # one row of all present tokens
             x, want = x[there][None], want[there][None]
         return apart(self.map.predict(x), want) + (
             self.settings.penalty_weight * self.map.penalty()
@@ -306,9 +304,10 @@ class Trainer(Generic[M]):
         return torch.from_numpy(rng.random(x.shape[:2]) >= chance).to(x.device)
 
     def _rounding(self, stage: str, begun: int) -> tuple[float, float]:
-        """Steps that latents are rounded at, and what a bit is worth, at a stage's step.
+        """The rounding steps of latents and the price of a bit, at a stage's step.
 
-        Unrounded for a quarter of the task stage; then what a bit is worth rises over the next.
+        For the first quarter of the task stage latents are not rounded; over the second quarter the
+        price of a bit rises.
         """
         settings = self.settings
         if stage == "finish":
@@ -319,7 +318,7 @@ class Trainer(Generic[M]):
         return (settings.step_scale if rounding >= 0 else 0.0), worth
 
     def _answer_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """`[n, vocabulary]` logits at the answers' places to a scalar."""
+        """The task loss, a scalar, from logits `[n, vocabulary]` at the answers' tokens."""
         loss = student.new_zeros(())
         if self.settings.task in ("kl", "both"):
             loss = loss + F.kl_div(
@@ -331,7 +330,7 @@ class Trainer(Generic[M]):
 
 
 def _kept_there(corpus: Corpus, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Both sides of a corpus on a GPU that has room for them; else batches travel one by one."""
+    """Both sides of a corpus on a GPU, if it has room for them; else batches are copied in turn."""
     if device.type != "cuda" or not isinstance(corpus.x, np.ndarray):
         return None
     if not isinstance(corpus.y, np.ndarray):
@@ -376,7 +375,7 @@ def plot_losses(log: Path, picture: Path) -> None:
     """Draw a training log: the loss of every step, smoothed, and held-out accuracy where known.
 
     Args:
-        log: `log.jsonl` of a `Trainer`; nothing is drawn of an empty one.
+        log: `log.jsonl` of a `Trainer`; an empty one is not drawn.
         picture: a PNG.
     """
     import matplotlib
@@ -390,7 +389,7 @@ def plot_losses(log: Path, picture: Path) -> None:
             every.append(json.loads(line))
     if not every:
         return
-    # The last run only; a step that an interruption made it take again counts once.
+    # The last run only; a step repeated after an interruption counts once.
     begun = max((i for i, row in enumerate(every) if row["step"] == 0), default=0)
     rows = list({row["step"]: row for row in every[begun:]}.values())
     figure, axes = pyplot.subplots(figsize=(7, 3.5))
