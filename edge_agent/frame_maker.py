@@ -179,7 +179,7 @@ class FrameMaker:
         metrics, encoder = self._metrics, session.encoder
         if point.kind == "picture":
             if isinstance(self._seen, str):
-                raise ContextError(f"{self.capture.name} is a text: no picture could be sent of it")
+                raise ContextError(f"{self.capture.name} is a text: it has no picture to send")
             frame = encode_picture(self._seen, point, self.plan, session.limits, self._clock)
         else:
             sight = self._see()

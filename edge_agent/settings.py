@@ -239,7 +239,7 @@ class Settings(configuration.TypedSettings):
         # Fields are validated in their order: the limit is declared before both.
         if value is not None and info.data.get("distortion_limit") is not None:
             raise ValueError(
-                "not with --distortion-limit, which is of operating points as they were measured"
+                "not with --distortion-limit, which is about operating points as measured"
             )
         return value
 

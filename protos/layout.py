@@ -246,7 +246,7 @@ class KVLayout:
             set(self.layer_ropes or (0,)) == set(range(len(self.more_ropes) + 1)),
             "every rotation must be some layer's",
         )
-        _check(not self.windows or any(self.windows), "windows must be empty where there is none")
+        _check(not self.windows or any(self.windows), "windows must be empty if no layer has one")
         _check(isinstance(self.qk_norm, bool), "qk_norm must be true or false")
 
     @property

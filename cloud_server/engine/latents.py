@@ -19,7 +19,7 @@ LATENT_PAGE_BYTES = 1024
 
 @dataclass(frozen=True, eq=False)
 class _Latents:
-    """The pages of one frame's latents `[tokens, rank]` and of which tokens are known."""
+    """The pages of one frame: its latents `[tokens, rank]`, and a mask of the tokens known."""
 
     tokens: int
     rank: int

@@ -218,5 +218,5 @@ async def _fetch(stub: Any, session_id: bytes, digest: str, timeout_s: float) ->
 def _limits(message: bridge_pb2.Limits) -> Limits:
     limits = Limits.from_proto(message)
     if min(getattr(limits, entry.name) for entry in fields(limits)) <= 0:
-        raise FrameMalformedError(f"the server announces a limit of nothing: {limits}")
+        raise FrameMalformedError(f"the server announces a limit of 0: {limits}")
     return limits
