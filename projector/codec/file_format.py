@@ -158,7 +158,7 @@ ENCODER = HalfFile(
         *("x_mean", "x_scale", "projection", "reconstruction"),
         *("centre", "latent_mean", "latent_inv_cov", "raw_scale"),
     ),
-    more_fields=("text",),  # only where it is true
+    more_fields=("text",),  # only if it is true
     more_arrays=("task_weights",),
     risk=True,
 )
