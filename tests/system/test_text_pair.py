@@ -21,7 +21,7 @@ from protos.errors import BundleLayoutError, ConfigError, ContextError
 from tests.cloud_server import stage
 from tests.fakes.text_pair import QUESTION, TEXTS, TextPair, in_process, make_pair
 from tests.fakes.tiny_models import picture, tiny_idefics3
-from tests.projector.commands.test_toolkit import code_of
+from tests.fakes.toolkit import code_of
 
 Ask = Callable[..., int]
 LONG = "the " * 25  # 100 of the large model's tokens

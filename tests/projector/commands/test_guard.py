@@ -175,7 +175,7 @@ def test_what_a_guard_cannot_be_learnt_from_is_refused_by_name(
     write_next(read, raw, encoder=read.encoder, default_point=253)
     for arguments, name, said in (
         ((bundle, data, out, "--questions", "2"), "fit", "fewer than 384"),
-        ((bundle, notes, out), "config", "of pictures"),
+        ((bundle, notes, out), "config", "for pictures"),
         ((bundle, tmp_path / "nowhere", out), "source", "not a folder"),
         ((raw, data, out), "config", "raw_kv"),
     ):

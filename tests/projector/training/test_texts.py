@@ -239,7 +239,7 @@ def _check_encoder(encoder: Encoder, source: LM, target: LM) -> None:
     with pytest.raises(FrameMalformedError, match="grid of 129"):
         encoder.decode(b"", np.ones(129, dtype=np.bool_), encoder.point(FLOAT_POINT))
     few = dataclasses.replace(encoder.point(FLOAT_POINT), tokens=3)
-    with pytest.raises(BundleFormatError, match="sent whole"):
+    with pytest.raises(BundleFormatError, match="does not send texts whole"):
         dataclasses.replace(encoder, points=(few,))
     blob = encoder.to_bytes()
     assert Encoder.from_bytes(blob).text
