@@ -6,11 +6,9 @@ First the models, each by itself, then each edge's map to the cloud. Each step r
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 
-from protos.process.stopping import Stopping
-from reference.recipe import ended
+from reference.recipe import run_module
 
 
 def bundled(edge: str, device: str) -> tuple[str, ...]:
@@ -48,13 +46,7 @@ def main() -> int:
         print(f"reference: step {number} of {len(every)}: {' '.join(command)}", flush=True)
         if args.list:
             continue
-        with Stopping(patient=True) as stopping:
-            # Ctrl-C reaches the step as well, which keeps its state before it goes.
-            process = subprocess.Popen([sys.executable, "-m", *command])
-            code = ended(process, stopping)
-        if stopping.asked:
-            return 128 + stopping.asked
-        if code:
+        if code := run_module(command):
             return code
     return 0
 

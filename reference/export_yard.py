@@ -10,6 +10,7 @@ something to track.
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from projector.heads.labels import write_labels
 from projector.training.dataset import write_questions
+from protos.process.files import write_file
 from reference.yard import (
     SPLITS,
     Question,
@@ -116,10 +118,10 @@ def export_sequences(folder: Path, split: str, start: int, count: int, questions
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    part = path.with_suffix(".part")
-    picture.save(part, "PNG", compress_level=1)
-    part.replace(path)
+    """Write a picture as a PNG file, whole or not at all."""
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    write_file(path, file.getvalue())
 
 
 def _questions(name: str, asked: Sequence[Question], listed: Sequence[Question]) -> Rows:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from protos.errors import BridgeError, ConfigError
-from protos.process.files import text_of
+from protos.process.files import text_of, write_files
 from protos.process.stopping import Stopping
 
 if sys.version_info >= (3, 11):
@@ -79,6 +79,9 @@ class Recipe:
         pictures = plain.pop("pictures", None)
         if not isinstance(pictures, dict) or set(pictures) != set(SPLITS):
             raise ConfigError(f"{path}: [pictures] has a count for each of {', '.join(SPLITS)}")
+        for split, count in pictures.items():
+            if type(count) is not int or count < 1:
+                raise ConfigError(f"{path}: pictures.{split} = {count!r}: expected 1 or more")
         if not set(plain) <= set(TABLES) or not all(isinstance(t, dict) for t in plain.values()):
             raise ConfigError(f"{path}: tables are pictures, {', '.join(TABLES)}")
         return cls(path.stem, pictures, plain)
@@ -164,8 +167,7 @@ def run(steps: Sequence[Step], record: Path, common: Sequence[str] = ()) -> int:
     Returns:
         The exit code of the last.
     """
-    record.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    done = _recorded(record)
     anew = False
     for number, step in enumerate(steps, start=1):
         shown = f"recipe: step {number} of {len(steps)}, {step.name}"
@@ -175,19 +177,41 @@ def run(steps: Sequence[Step], record: Path, common: Sequence[str] = ()) -> int:
         anew = True
         command = [*step.command, *(common if step.command[0] == "projector" else ())]
         print(f"{shown}: python -m {shlex.join(command)}", flush=True)
-        with Stopping(patient=True) as stopping:
-            # Ctrl-C reaches the step as well, which keeps its state before it goes.
-            process = subprocess.Popen([sys.executable, "-m", *command])
-            code = ended(process, stopping)
-        if stopping.asked:
-            return 128 + stopping.asked
-        if code:
+        if code := run_module(command):
             return code
         done[step.name] = list(step.command)
-        part = record.with_suffix(".part")
-        part.write_text(json.dumps(done, indent=1) + "\n")
-        part.replace(record)
+        write_files(record.parent, {record.name: (json.dumps(done, indent=1) + "\n").encode()})
     return 0
+
+
+def _recorded(record: Path) -> dict[str, Any]:
+    """The commands that are done; none if there is no record yet.
+
+    Raises:
+        ConfigError: the record is damaged.
+    """
+    try:
+        done = json.loads(text_of(record.read_bytes(), record))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{record}: cannot be read ({error}): remove it to start anew") from error
+    if not isinstance(done, dict):
+        raise ConfigError(f"{record}: is no record of a recipe: remove it to start anew")
+    return done
+
+
+def run_module(command: Sequence[str]) -> int:
+    """Run `python -m command` in a process of its own.
+
+    Returns:
+        Its exit code; 128 plus the signal's number if this process was asked to stop.
+    """
+    with Stopping(patient=True) as stopping:
+        # Ctrl-C reaches the step as well, which keeps its state before it goes.
+        process = subprocess.Popen([sys.executable, "-m", *command])
+        code = ended(process, stopping)
+    return 128 + stopping.asked if stopping.asked else code
 
 
 def ended(process: subprocess.Popen[bytes], stopping: Stopping) -> int:
@@ -227,14 +251,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         mine = args.work / recipe.edge
         out = args.out or mine / f"{recipe.edge}-cloud"
         steps = list(recipe.steps(args.models, args.work, out))
+        if not args.list:
+            return run(steps, mine / "done.json", common)
     except BridgeError as error:
         print(f"recipe: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
-    if args.list:
-        for step in steps:
-            print(shlex.join(("python", "-m", *step.command)))
-        return 0
-    return run(steps, mine / "done.json", common)
+    for step in steps:
+        print(shlex.join(("python", "-m", *step.command)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def add_feedback_rank(parser: argparse.ArgumentParser) -> None:
         "--feedback-rank",
         type=count,
         default=0,
-        help="numbers per token of the feedback, for a map with a way back; 0: all it has",
+        help="numbers per token of the feedback, for a map that goes both ways; 0: all it has",
     )
 
 

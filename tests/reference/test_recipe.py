@@ -62,6 +62,9 @@ def test_a_recipes_map_can_be_made_between_its_models(edge: str) -> None:
             "tables are pictures",
         ),
         ("[", "is not TOML"),
+        ('[pictures]\ntrain = "many"\nvalidation = 1\nguard = 1', "pictures.train = 'many'"),
+        ("[pictures]\ntrain = 1\nvalidation = 0\nguard = 1", "pictures.validation = 0"),
+        ("[pictures]\ntrain = 1\nvalidation = 1\nguard = true", "pictures.guard = True"),
     ],
 )
 def test_what_is_no_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -97,6 +100,15 @@ def test_a_step_that_is_done_is_not_run_again_and_what_follows_a_changed_one_is(
     assert run([writes(tmp_path, "first", "2"), last], record) == 0
     assert [(tmp_path / name).read_text() for name in ("first", "last")] == ["12", "1"]
     assert list(json.loads(record.read_text())) == ["first", "last"]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff\xfe{\0}\0"])
+def test_a_damaged_record_says_so_and_runs_nothing(tmp_path: Path, damage: bytes) -> None:
+    record = tmp_path / "done.json"
+    record.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"done\.json.*"):
+        run([writes(tmp_path, "first")], record)
+    assert not (tmp_path / "first").exists() and record.read_bytes() == damage
 
 
 def test_an_exported_split_asks_everything_and_draws_as_the_yard_draws(tmp_path: Path) -> None:
