@@ -106,7 +106,7 @@ bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture c
 
 bench-guard: $(READY) ## The guard's figures alone: test and shifted pictures, half and half (part of bench-rate)
 	@echo "bench-guard: report in build/bench/guard.json and guard.html; resumes"
-	@$(BIN)/python -m benchmarks.guard --installed
+	@$(BIN)/python -m benchmarks.guard
 
 bench-controller: $(READY) ## The controller alone, on synthetic traces against every fixed point (part of bench-rate)
 	@echo "bench-controller: report in build/bench/controller.json and .svg"

@@ -1,10 +1,9 @@
 """How well the guard works on pictures unlike those it was calibrated on.
 
-It learns the risk model and its limit on validation pictures, half of them made unusual. Then it
-asks about test and shifted pictures, half and half. Does the risk predict that the frame's answer
-differs from the picture's? What are accuracy and bytes when the guard sends the picture instead?
-Figures are at the default point; `by_point` also has another point of the ladder. `--bundle-out`
-writes the bundle with the risk model; `--installed` evaluates the bundle's own.
+It asks about test and shifted pictures, half and half. Does the bundle's risk model, which
+`projector guard` made, predict that the frame's answer differs from the picture's? What are
+accuracy and bytes when the guard sends the picture instead? Figures are at the default point;
+`by_point` also has another point of the ladder.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ from benchmarks.compare.arms import MAX_NEW_TOKENS, Pair, decoded_answers, seein
 from benchmarks.compare.measure import quiet_libraries
 from edge_agent.picture import PictureCodec
 from projector.bundle.load import Bundle
-from projector.bundle.write import write_next
 from projector.calibration import disagreement
-from projector.calibration.learn_risk import learn
-from projector.calibration.unusual import unusual
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel
 from projector.models.vlm import VLM
@@ -49,12 +45,6 @@ from reference.yard import ask, render, sample_scenes
 
 BLOCK = 32
 QUESTIONS = 6
-FIRST_VALIDATION = 1024
-"""The map's own choices were made on the pictures before this one."""
-UNUSUAL_SHARE = 0.5
-WITHIN = 0.010
-"""Accuracy that the limit may cost on the calibration's pictures: half of the target, since real
-pictures are unusual in other ways."""
 TARGET = 0.02
 FIGURES = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity")
 
@@ -98,12 +88,9 @@ def collect(
 
 
 def _block(pair: Pair, split: str, first: int) -> GuardRows:
-    calibrating = split == "validation"
     scenes = sample_scenes(split, first, BLOCK)
     pictures = [Image.fromarray(pixels) for pixels in render(scenes)]
     rng = np.random.default_rng([first, 7])
-    made = [calibrating and rng.random() < UNUSUAL_SHARE for _ in pictures]
-    pictures = [unusual(p, rng) if so else p for p, so in zip(pictures, made, strict=True)]
     asked = [
         Asked(row, q.text, q.subkind, q.answer)
         for row in range(BLOCK)
@@ -119,11 +106,11 @@ def _block(pair: Pair, split: str, first: int) -> GuardRows:
             for _ in range(BLOCK)
         ],
         range(first, first + BLOCK),
-        made,
+        [False] * BLOCK,
     )
     codec = PictureCodec()
     files = [codec.encode(picture) for picture in pictures]
-    sent = None if calibrating else decoded_answers(pair.cloud, files, asked, _quiet)
+    sent = decoded_answers(pair.cloud, files, asked, _quiet)
     edge = seeing(pair.edge, pictures, asked, _quiet)
     about = rows.picture - first
     place = QUESTIONS * about + rows.question
@@ -135,7 +122,7 @@ def _block(pair: Pair, split: str, first: int) -> GuardRows:
 
     return GuardRows(
         **vars(rows),
-        right_sent=rows.right_picture if sent is None else right(sent),
+        right_sent=right(sent),
         right_edge=right(edge),
         sent_bytes=np.array([len(file) for file in files])[about],
     )
@@ -290,7 +277,7 @@ def made_for(pair: Pair) -> str:
     """Names what the rows depend on: the bundle, but not the risk model in it."""
     bundle = pair.bundle
     sent = (bundle.info.default_point, bundle.info.ladder)
-    plan = (disagreement.FORMAT, *sent, BLOCK, QUESTIONS, UNUSUAL_SHARE, MAX_NEW_TOKENS)
+    plan = (disagreement.FORMAT, *sent, BLOCK, QUESTIONS, MAX_NEW_TOKENS)
     parts = (bare(bundle.encoder), bundle.cloud.weights, str(plan).encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
@@ -300,31 +287,17 @@ def bare(encoder: Encoder) -> bytes:
     return replace(encoder, risk=None).to_bytes()
 
 
-def calibrated(pair: Pair, pictures: int, folder: Path, show: Terminal) -> RiskModel:
-    """Learn the risk and its limit on pictures of validation."""
-    rows = collect(pair, "validation", FIRST_VALIDATION, pictures, folder, show)
-    return learn(
-        rows.found,
-        rows.disagree,
-        rows.picture,
-        rows.right_frame,
-        rows.right_picture,
-        WITHIN,
-        limiting=rows.point == pair.bundle.info.default_point,
-    ).risk
-
-
-def evaluate(
-    pair: Pair, risk: RiskModel | None, pictures: int, folder: Path, show: Terminal
-) -> dict[str, Any]:
-    """A risk model's figures on test and shifted pictures.
+def evaluate(pair: Pair, pictures: int, folder: Path, show: Terminal) -> dict[str, Any]:
+    """The figures of the bundle's risk model on test and shifted pictures.
 
     Raises:
         ConfigError: the bundle holds none.
     """
-    risk = risk or pair.bundle.encoder.risk
+    risk = pair.bundle.encoder.risk
     if risk is None:
-        raise ConfigError(f"bundle {pair.bundle.info.id} holds no risk model: see --bundle-out")
+        raise ConfigError(
+            f"bundle {pair.bundle.info.id} holds no risk model: see `projector guard`"
+        )
     splits = ("test", "shifted")
     every = {s: collect(pair, s, 0, pictures, folder, show) for s in splits}
     default = pair.bundle.info.default_point
@@ -346,27 +319,17 @@ def by_point(risk: RiskModel, bundle: Bundle, rows: GuardRows) -> dict[str, dict
     }
 
 
-def install(pair: Pair, risk: RiskModel, out: Path) -> None:
-    """Write the bundle again with the risk model in its edge half, one version up."""
-    write_next(pair.bundle, out, encoder=replace(pair.bundle.encoder, risk=risk))
-
-
 def bench(given: argparse.Namespace) -> int:
-    """Learn unless told not to, evaluate, print, write."""
+    """Evaluate, print, write."""
     console = Console()
     show = Terminal(console)
     quiet_libraries()
     pair = Pair.load(given.edge, given.cloud, given.bundle)
     work = given.work / made_for(pair)
-    risk = None if given.installed else calibrated(pair, given.calibration, work, show)
-    if risk is not None and given.bundle_out is not None:
-        install(pair, risk, given.bundle_out)
-    if not given.pictures:
-        return 0
     report = {
         "command": command.command("guard"),
         "bundle": pair.bundle.digest,
-        **evaluate(pair, risk, given.pictures, work, show),
+        **evaluate(pair, given.pictures, work, show),
     }
     made = parts(report)
     command.write(report, given.out, html("The guard", f"`{report['command']}`", made))
@@ -377,19 +340,10 @@ def bench(given: argparse.Namespace) -> int:
 def main() -> int:
     """Command line."""
     parser = command.parser("guard", (__doc__ or "").split("\n")[0])
-    parser.add_argument("--calibration", type=int, default=1536, help="validation pictures")
-    parser.add_argument(
-        "--pictures", type=int, default=512, help="of test, and of shifted; 0: learn only"
-    )
-    parser.add_argument(
-        "--installed", action="store_true", help="evaluate the bundle's own risk model"
-    )
+    parser.add_argument("--pictures", type=int, default=512, help="of test, and of shifted")
     parser.add_argument("--edge", type=Path, default=EDGE_MODEL)
     parser.add_argument("--cloud", type=Path, default=CLOUD_MODEL)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
-    parser.add_argument(
-        "--bundle-out", type=Path, help="write the bundle with the risk model there"
-    )
     parser.add_argument("--work", type=Path, default=command.ROOT / "build" / "guard")
     parser.add_argument("--out", type=Path, default=command.REPORTS / "guard.json")
     return command.run(parser, bench)

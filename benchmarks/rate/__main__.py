@@ -296,7 +296,7 @@ class Stages:
             self.show.say(f"{name}: its bundle holds no risk model, so nothing is guarded")
             return {}
         folder = self.keep.folder / "guard" / guard.made_for(pair)
-        return guard.evaluate(pair, None, self.args.guard_pictures, folder, self.show)
+        return guard.evaluate(pair, self.args.guard_pictures, folder, self.show)
 
     def controller(self) -> dict[str, Any]:
         """The controller on synthetic traces against every fixed point, of the first edge model."""
