@@ -146,3 +146,30 @@ def test_every_file_and_function_that_a_page_names_is_there(page: str) -> None:
             if function not in named:
                 missing.append(f"{name}: {function}")
     assert not missing, missing
+
+
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.md")
+    if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    path = ROOT / document
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        file, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        there = path.parent / file if file else path
+        if not there.exists() or (heading and heading not in _headings(there)):
+            lost.append(target)
+    assert not lost, lost
+
+
+def _headings(path: Path) -> set[str]:
+    """The anchors that a Markdown file's headings make."""
+    lines = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
