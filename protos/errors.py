@@ -1,4 +1,4 @@
-"""Every typed error: its code, name, gRPC status and exit code.
+"""Every typed error: its code, name, gRPC status, HTTP status and exit code.
 
 A code is stable: it is never reused or renumbered, only retired. The hundreds group by cause:
 
@@ -10,11 +10,27 @@ A code is stable: it is never reused or renumbered, only retired. The hundreds g
 | 4xx   | the question                            | 40-49      |
 | 5xx   | the service or the way to it            | 50-59      |
 | 6xx   | bundles, packages, corpora on disk      | 60-69      |
+| 7xx   | who calls, and what the service keeps   | 70-79      |
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+HTTP_STATUS: dict[str, int] = {
+    "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "FAILED_PRECONDITION": 422,
+    "DATA_LOSS": 422,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNKNOWN": 500,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+"""The HTTP status that goes with a gRPC status."""
 
 
 class BridgeError(Exception):
@@ -43,6 +59,11 @@ class BridgeError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    @property
+    def http_status(self) -> int:
+        """Status of an HTTP response that carries this error."""
+        return HTTP_STATUS[self.grpc_status]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -294,6 +315,14 @@ class ContextError(BridgeError):
     exit_code = 42
 
 
+class RiskError(BridgeError):
+    summary = "An answer about this scene is riskier than the caller accepts; none was made."
+    code = 404
+    name = "risk"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 43
+
+
 # ------------------------------------------------------------------ 5xx: the service
 
 
@@ -342,6 +371,14 @@ class LateError(BridgeError):
     name = "late"
     grpc_status = "DEADLINE_EXCEEDED"
     exit_code = 53
+
+
+class QuarantinedError(BridgeError):
+    summary = "This request ended the engine twice; it is not tried again."
+    code = 505
+    name = "quarantined"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 54
 
 
 # ------------------------------------------------------------------ 6xx: bundles
@@ -429,6 +466,87 @@ class DiskFullError(BridgeError):
     exit_code = 69
 
 
+# ------------------------------------------------------------------ 7xx: callers, state
+
+
+class UnauthenticatedError(BridgeError):
+    summary = "The caller shows no certificate or key that is valid here."
+    code = 701
+    name = "unauthenticated"
+    grpc_status = "UNAUTHENTICATED"
+    exit_code = 70
+
+
+class ForbiddenError(BridgeError):
+    summary = "The caller is known, but its key does not allow this."
+    code = 702
+    name = "forbidden"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 71
+
+
+class EnrolmentError(BridgeError):
+    summary = "A one-time code is wrong, used or expired, or a certificate is not given for it."
+    code = 703
+    name = "enrolment"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 72
+
+
+class CertificateError(BridgeError):
+    summary = (
+        "A certificate or private key is missing, unreadable, expired or of another authority."
+    )
+    code = 704
+    name = "certificate"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 73
+
+
+class MissingError(BridgeError):
+    summary = "There is no tenant, device, key or bundle of that name."
+    code = 705
+    name = "missing"
+    grpc_status = "NOT_FOUND"
+    exit_code = 74
+
+
+class ConflictError(BridgeError):
+    summary = "A name is taken already, or something still refers to what is to be removed."
+    code = 706
+    name = "conflict"
+    grpc_status = "ALREADY_EXISTS"
+    exit_code = 75
+
+
+class StateError(BridgeError):
+    summary = "The service's database cannot be used: gone, locked, full or of another version."
+    code = 707
+    name = "state"
+    grpc_status = "UNAVAILABLE"
+    exit_code = 76
+    retryable = True
+
+
+class BackupError(BridgeError):
+    summary = "A backup is damaged, of another version, or its passphrase is wrong."
+    code = 708
+    name = "backup"
+    grpc_status = "DATA_LOSS"
+    exit_code = 77
+
+
+class ClockError(BridgeError):
+    summary = (
+        "The system's clock is too wrong to check a certificate; set it, or wait for the time."
+    )
+    code = 709
+    name = "clock"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 78
+    retryable = True
+
+
 ERRORS: dict[int, type[BridgeError]] = {
     cls.code: cls
     for cls in (
@@ -460,10 +578,12 @@ ERRORS: dict[int, type[BridgeError]] = {
         QuestionError,
         QuestionTooLongError,
         ContextError,
+        RiskError,
         OverloadedError,
         EngineUnavailableError,
         OfflineError,
         LateError,
+        QuarantinedError,
         BundleMissingError,
         BundleCorruptError,
         BundleLayoutError,
@@ -474,6 +594,15 @@ ERRORS: dict[int, type[BridgeError]] = {
         CorpusError,
         FitError,
         DiskFullError,
+        UnauthenticatedError,
+        ForbiddenError,
+        EnrolmentError,
+        CertificateError,
+        MissingError,
+        ConflictError,
+        StateError,
+        BackupError,
+        ClockError,
     )
 }
 """Code to class, for every error that can travel."""

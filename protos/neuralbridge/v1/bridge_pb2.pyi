@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,21 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_ALARM: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_BACKGROUND: _ClassVar[Priority]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_ALARM: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_BACKGROUND: Priority
+
 class NegotiateRequest(_message.Message):
-    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest")
+    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest", "device")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_SETTINGS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     source_layout_json: str
     codecs: _containers.RepeatedScalarFieldContainer[str]
     agent_version: str
     bundle_digest: str
     source_settings_digest: str
-    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class NegotiateResponse(_message.Message):
     __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest", "bundle_doubt")
@@ -89,16 +103,18 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("request_id", "frame", "question", "max_new_tokens")
+    __slots__ = ("request_id", "frame", "question", "max_new_tokens", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     frame: Frame
     question: str
     max_new_tokens: int
-    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "payload", "digest")
@@ -275,3 +291,37 @@ class ShadowResponse(_message.Message):
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     measured: int
     def __init__(self, measured: _Optional[int] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("code", "request_der", "agent_version")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_DER_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    request_der: bytes
+    agent_version: str
+    def __init__(self, code: _Optional[str] = ..., request_der: _Optional[bytes] = ..., agent_version: _Optional[str] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("request_der", "agent_version")
+    REQUEST_DER_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    request_der: bytes
+    agent_version: str
+    def __init__(self, request_der: _Optional[bytes] = ..., agent_version: _Optional[str] = ...) -> None: ...
+
+class Certificates(_message.Message):
+    __slots__ = ("chain_pem", "roots_pem", "tenant", "device", "now_s", "not_after_s")
+    CHAIN_PEM_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_PEM_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    chain_pem: bytes
+    roots_pem: bytes
+    tenant: str
+    device: str
+    now_s: int
+    not_after_s: int
+    def __init__(self, chain_pem: _Optional[bytes] = ..., roots_pem: _Optional[bytes] = ..., tenant: _Optional[str] = ..., device: _Optional[str] = ..., now_s: _Optional[int] = ..., not_after_s: _Optional[int] = ...) -> None: ...

@@ -70,6 +70,16 @@ class BridgeStub:
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowRequest.SerializeToString,
                 response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowResponse.FromString,
                 _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/neuralbridge.v1.Bridge/Enrol',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/neuralbridge.v1.Bridge/Renew',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
+                _registered_method=True)
 
 
 class BridgeServicer:
@@ -130,6 +140,22 @@ class BridgeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Enrol(self, request, context):
+        """A device's first certificate, for a one-time code (703 if it is wrong, used or expired). On the
+        service's open port: TLS without a client certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """A fresh certificate for the device that calls (701 without a client certificate), and the roots
+        to trust from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BridgeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -167,6 +193,16 @@ def add_BridgeServicer_to_server(servicer, server):
                     servicer.Shadow,
                     request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowRequest.FromString,
                     response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowResponse.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EnrolRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -359,6 +395,60 @@ class Bridge:
             '/neuralbridge.v1.Bridge/Shadow',
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowRequest.SerializeToString,
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Enrol',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.EnrolRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Renew',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Who calls: certificates of devices, keys of applications and operators."""

@@ -1,0 +1,89 @@
+"""A caller of the service, and what it may do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from protos.errors import ConfigError, ForbiddenError
+
+Kind = Literal["device", "application", "operator", "anyone"]
+SCOPES = ("ask", "read", "manage")
+"""What a key may do: ask questions; read devices, scenes and figures; change things."""
+SERVICE_TENANT = "service"
+"""The tenant of the people who run the service: its operators see and manage every tenant."""
+NO_TENANT = "local"
+"""The tenant of every caller of a service without identities."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls.
+
+    Attributes:
+        kind: `anyone` on a service without identities.
+        tenant: name of its tenant.
+        name: the device's or the key's name.
+        scopes: of `SCOPES`; a device has none, it may only do what devices do.
+        devices: names of the tenant's devices that a key is for; None for all of them.
+        credential: serial number (hex) of the certificate, or id of the key; for revocation.
+        not_after_s: when the credential ends, seconds since 1970; infinite if it does not.
+    """
+
+    kind: Kind
+    tenant: str
+    name: str
+    scopes: frozenset[str] = frozenset()
+    devices: frozenset[str] | None = None
+    credential: str = ""
+    not_after_s: float = float("inf")
+
+    @property
+    def of_service(self) -> bool:
+        """Whether it is an operator of the whole service, or the service knows no identities."""
+        return self.kind == "anyone" or (self.kind == "operator" and self.tenant == SERVICE_TENANT)
+
+    def require(self, scope: str) -> None:
+        """Check that it may do what a scope allows.
+
+        Raises:
+            ForbiddenError: it may not.
+        """
+        if scope not in self.scopes:
+            raise ForbiddenError(
+                f"{self.kind} '{self.name}' lacks the scope '{scope}': ask the operator for a key "
+                "that has it"
+            )
+
+    def sees(self, tenant: str, device: str) -> bool:
+        """Whether it may know of a device."""
+        if self.kind == "device":
+            return (tenant, device) == (self.tenant, self.name)
+        if self.of_service:
+            return True
+        return tenant == self.tenant and (self.devices is None or device in self.devices)
+
+
+ANYONE = Caller("anyone", NO_TENANT, "anyone", frozenset(SCOPES))
+"""Every caller of a service without identities."""
+
+
+def checked_name(name: str, what: str) -> str:
+    """Check the name of a tenant, device or key.
+
+    Args:
+        name: as given.
+        what: what it names, for the message.
+
+    Raises:
+        ConfigError: not a name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name[:80]!r}: a name has 1 to 63 lower case letters, digits, '.', '_' or "
+            "'-', and begins with a letter or digit"
+        )
+    return name
