@@ -59,10 +59,12 @@ def frame_digest(
     payload: bytes,
     question: str,
     max_new_tokens: int,
+    priority: int = 0,
 ) -> bytes:
     """The digest of a request: 8 bytes of BLAKE2b (RFC 7693) keyed with the session's constants.
 
     Each part is preceded by its length (uint32, little endian), so bytes cannot move between them.
+    A priority of 0 is no part.
 
     Raises:
         FrameMalformedError: The constants are not 32 bytes.
@@ -77,8 +79,10 @@ def frame_digest(
     except UnicodeEncodeError as error:
         raise QuestionError(f"the question is not valid Unicode: {error}") from error
     state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
-    number = _LENGTH.pack(max_new_tokens)
-    for part in (request_id, header, payload, text, number):
+    parts = [request_id, header, payload, text, _LENGTH.pack(max_new_tokens)]
+    if priority:
+        parts.append(_LENGTH.pack(priority))
+    for part in parts:
         state.update(_LENGTH.pack(len(part)))
         state.update(part)
     return state.digest()
@@ -110,6 +114,7 @@ def verify(request: pb.InferRequest | pb.AskRequest | pb.FeedbackRequest, consta
             request.frame.payload,
             request.question,
             request.max_new_tokens,
+            request.priority,
         )
     else:
         given = request.digest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from protos.calls import PRIORITIES
 from protos.digest import (
     CONSTANTS_BYTES,
     DIGEST_BYTES,
@@ -36,6 +37,7 @@ def seal(
     payload: bytes,
     question: str = "",
     max_new_tokens: int = 0,
+    priority: int = 0,
 ) -> pb.InferRequest:
     """Build the request of one frame, digest included.
 
@@ -46,13 +48,17 @@ def seal(
         payload: From `pack_header`.
         question: Empty to just hold the scene.
         max_new_tokens: 0 for the server's maximum.
+        priority: one of `PRIORITIES`, by its number.
     """
-    digest = frame_digest(constants, request_id, header, payload, question, max_new_tokens)
+    digest = frame_digest(
+        constants, request_id, header, payload, question, max_new_tokens, priority
+    )
     return pb.InferRequest(
         request_id=request_id,
         frame=pb.Frame(header=header, payload=payload, digest=digest),
         question=question,
         max_new_tokens=max_new_tokens,
+        priority=priority,
     )
 
 
@@ -133,6 +139,11 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Parsed:
     _check_request(message, limits)
     if message.question and not message.question.strip():
         raise QuestionError("the question is blank: leave it empty to just hold the scene")
+    if message.priority >= len(PRIORITIES):
+        raise FrameMalformedError(
+            f"priority is {message.priority}: write 0 ({PRIORITIES[0]}), 1 ({PRIORITIES[1]}) or 2 "
+            f"({PRIORITIES[2]})"
+        )
     header, body = unpack_header(message.frame.header, message.frame.payload, limits)
     return Parsed(message, header, body)
 

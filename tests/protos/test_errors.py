@@ -40,10 +40,12 @@ PUBLISHED = {
     401: ("question", 40),
     402: ("question_too_long", 41),
     403: ("context", 42),
+    404: ("risk", 43),
     501: ("overloaded", 50),
     502: ("engine_unavailable", 51),
     503: ("offline", 52),
     504: ("late", 53),
+    505: ("quarantined", 54),
     601: ("bundle_missing", 60),
     602: ("bundle_corrupt", 61),
     603: ("bundle_layout", 62),
@@ -54,6 +56,15 @@ PUBLISHED = {
     608: ("corpus", 67),
     609: ("fit", 68),
     610: ("disk_full", 69),
+    701: ("unauthenticated", 70),
+    702: ("forbidden", 71),
+    703: ("enrolment", 72),
+    704: ("certificate", 73),
+    705: ("missing", 74),
+    706: ("conflict", 75),
+    707: ("state", 76),
+    708: ("backup", 77),
+    709: ("clock", 78),
 }
 
 
@@ -78,6 +89,7 @@ def test_every_error_has_a_real_status_a_metric_safe_name_and_a_usable_exit_code
 ) -> None:
     assert cls.grpc_status in grpc.StatusCode.__members__
     assert cls.grpc_status != "OK"
+    assert 400 <= cls("").http_status < 600
     assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name)
     assert 1 < cls.exit_code < 126
     assert cls.code // 100 == cls.exit_code // 10
@@ -98,4 +110,6 @@ def test_only_errors_that_can_pass_are_retryable() -> None:
         "overloaded",
         "engine_unavailable",
         "offline",
+        "state",
+        "clock",
     }

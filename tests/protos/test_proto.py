@@ -65,6 +65,8 @@ def test_service_and_methods_are_the_published_ones() -> None:
         "Ask": (False, True),
         "Feedback": (False, False),
         "Shadow": (True, False),
+        "Enrol": (False, False),
+        "Renew": (False, False),
     }
     assert all(hasattr(bridge_pb2_grpc.BridgeServicer, name) for name in kinds)
 
@@ -72,7 +74,10 @@ def test_service_and_methods_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("message", "numbers"),
     [
-        (pb.InferRequest, {"request_id": 1, "frame": 2, "question": 3, "max_new_tokens": 4}),
+        (
+            pb.InferRequest,
+            {"request_id": 1, "frame": 2, "question": 3, "max_new_tokens": 4, "priority": 7},
+        ),
         (pb.Frame, {"header": 1, "payload": 2, "digest": 3}),
         (
             pb.InferEvent,

@@ -35,6 +35,7 @@ REQUESTS = {
     "infer, all left out": seal(CONSTANTS, b"", HEADER, PAYLOAD),
     "infer, no id": seal(CONSTANTS, b"", HEADER, PAYLOAD, "what ?"),
     "infer, no question": seal(CONSTANTS, b"\x80\0" * 4, HEADER, PAYLOAD, "", 1),
+    "infer, alarm": seal(CONSTANTS, bytes(8), HEADER, PAYLOAD, "what ?", 8, 1),
     "ask": seal_ask(CONSTANTS, SESSION, b"request-", 300, "what ?", 4),
     "ask of frame 0": seal_ask(CONSTANTS, SESSION, bytes(8), 0, "what ?"),
     "feedback": seal_feedback(CONSTANTS, SESSION, b"request-", 7, "fine"),
@@ -169,7 +170,11 @@ ASK = REQUESTS["ask of frame 0"].SerializeToString()
 @pytest.mark.parametrize(
     ("raw", "kind", "said"),
     [
-        (INFER + field(5, 1), pb.InferRequest, "no field 5.*4 max_new_tokens; send no others"),
+        (
+            INFER + field(5, 1),
+            pb.InferRequest,
+            "no field 5.*4 max_new_tokens, 7 priority; send no others",
+        ),
         (INFER + b"\x2b\x2c", pb.InferRequest, "no field 5"),
         (INFER + field(3, "what ?"), pb.InferRequest, r"question is written twice: write it once"),
         (INFER + field(4, 8), pb.InferRequest, "max_new_tokens is written twice"),

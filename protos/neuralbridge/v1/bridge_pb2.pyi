@@ -1,22 +1,10 @@
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
-    PRIORITY_ALARM: _ClassVar[Priority]
-    PRIORITY_NORMAL: _ClassVar[Priority]
-    PRIORITY_BACKGROUND: _ClassVar[Priority]
-PRIORITY_UNSPECIFIED: Priority
-PRIORITY_ALARM: Priority
-PRIORITY_NORMAL: Priority
-PRIORITY_BACKGROUND: Priority
 
 class NegotiateRequest(_message.Message):
     __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest", "device")
@@ -113,8 +101,8 @@ class InferRequest(_message.Message):
     frame: Frame
     question: str
     max_new_tokens: int
-    priority: Priority
-    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    priority: int
+    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "payload", "digest")
