@@ -1,0 +1,69 @@
+"""`cloud-server serve`: load the large model and the bundles, and serve until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protos.errors import ConfigError
+from protos.process import console
+
+if TYPE_CHECKING:
+    from cloud_server.settings import Settings
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    from cloud_server.settings import PREFIX, Settings
+    from protos.process import settings as configuration
+
+    parser = commands.add_parser(
+        "serve",
+        help="load the large model and the bundles, and serve until SIGTERM",
+        description="Load the large model and the bundles, and serve until SIGTERM. Prints one "
+        'JSON line, {"event": "ready", "port": …, "metrics_port": …}, once it can answer.',
+        epilog="Every flag is also a key of the TOML file (max_in_flight = 16) and an environment "
+        f"variable ({PREFIX}MAX_IN_FLIGHT=16). Flags beat the environment, which beats the "
+        "file.\n\nexit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
+        + console.exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    configuration.add_config_flags(parser, Settings, top=False)
+    configuration.add_setting_flags(parser, Settings)
+    parser.set_defaults(command=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Serve, or check the settings where `--check-config` is given."""
+    from cloud_server.settings import Settings, load
+    from protos.process import settings as configuration
+
+    settings = load(configuration.given_flags(given, Settings), given.config)
+    if given.check_config:
+        return _check(settings)
+    from cloud_server.frontend.service import serve
+
+    serve(settings)
+    return 0
+
+
+def _check(settings: Settings) -> int:
+    """Check everything that can be checked without loading the model."""
+    from cloud_server.engine import check_name
+    from projector.bundle.load import Bundle
+    from projector.serving.backends import BACKENDS
+
+    settings.check_paths()
+    check_name(settings.engine)
+    if settings.backend not in BACKENDS:
+        raise ConfigError(f"no backend '{settings.backend}'; there are {', '.join(BACKENDS)}")
+    served: dict[str, Path] = {}
+    for path in settings.bundles:
+        fingerprint = Bundle.peek(path).source.fingerprint
+        if fingerprint in served:
+            raise ConfigError(f"{served[fingerprint]} and {path} are for the same edge model")
+        served[fingerprint] = path
+    sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
+    return 0
