@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from protos.errors import ConfigError, ForbiddenError
+from protos.identity import NAME, NAME_RULE
 
 Kind = Literal["device", "application", "operator", "anyone"]
 SCOPES = ("ask", "read", "manage")
@@ -15,8 +15,6 @@ SERVICE_TENANT = "service"
 """The tenant of the people who run the service: its operators see and manage every tenant."""
 NO_TENANT = "local"
 """The tenant of every caller of a service without identities."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,6 @@ def checked_name(name: str, what: str) -> str:
     Raises:
         ConfigError: not a name.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what} {name[:80]!r}: a name has 1 to 63 lower case letters, digits, '.', '_' or "
-            "'-', and begins with a letter or digit"
-        )
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{what} {name[:80]!r}: {NAME_RULE}")
     return name
