@@ -22,6 +22,8 @@ FILES = (EDGE, CLOUD, GRAPH, CERTIFICATE)
 FEEDBACK_ENCODER, FEEDBACK_DECODER = "reverse_encoder.safetensors", "reverse_decoder.safetensors"
 FEEDBACK_FILES = (FEEDBACK_ENCODER, FEEDBACK_DECODER)
 """More files, if the map goes both ways."""
+SERVICE_RISK = "service_risk.safetensors"
+"""One more file, if the service has a guard of its own."""
 
 Reader = Callable[[str, int], bytes]
 """Takes a file's name and the most bytes to read; returns its bytes or raises `OSError`."""

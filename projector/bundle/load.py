@@ -11,6 +11,7 @@ Both live layouts are required; there is no load without them.
 | `certificate.json` | what was measured of this bundle |
 | `reverse_encoder.safetensors` | feedback, for maps that go both ways: the cloud's `Encoder` |
 | `reverse_decoder.safetensors` | feedback, for the same maps: the edge's `FeedbackDecoder` |
+| `service_risk.safetensors` | the service's guard, a `RiskModel`; optional |
 | `signature.json` | if signed: an Ed25519 signature of `bundle.json` |
 """
 
@@ -30,6 +31,7 @@ from projector.bundle.files import (
     DESCRIPTION,
     EDGE,
     GRAPH,
+    SERVICE_RISK,
     Reader,
     files_of,
     read_at_most,
@@ -40,6 +42,7 @@ from projector.bundle.keys import TrustedKeys
 from projector.bundle.refusals import refusal
 from projector.bundle.sign import signed_by
 from projector.codec.encoder import Encoder
+from projector.codec.risk import RiskModel, feature_count
 from projector.serving import backends
 from projector.serving.backends import Backend, CloudFiles
 from protos.errors import (
@@ -61,6 +64,7 @@ class Bundle:
         signer: name of the trusted key that signed it; None if trusted keys were not required.
         key: public key of the signer, trusted or not; None if unsigned.
         feedback: both feedback halves; None for a map that goes one way only.
+        service_risk: the service's guard; None if `projector guard` did not learn it.
     """
 
     info: BundleInfo
@@ -71,6 +75,7 @@ class Bundle:
     signer: str | None = None
     key: str | None = None
     feedback: Feedback | None = None
+    service_risk: RiskModel | None = None
 
     @property
     def digest(self) -> str:
@@ -156,6 +161,7 @@ class Bundle:
             signer=signer,
             key=key,
             feedback=feedback_in(blobs, info, path),
+            service_risk=_service_risk(blobs.get(SERVICE_RISK), info, path),
         )
 
     def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
@@ -188,6 +194,22 @@ def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
             "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
         )
     return encoder
+
+
+def _service_risk(blob: bytes | None, info: BundleInfo, folder: Path) -> RiskModel | None:
+    if blob is None:
+        return None
+    try:
+        risk = RiskModel.from_bytes(blob)
+    except BridgeError as error:
+        raise refusal("604.12", f"{folder / SERVICE_RISK}: {error}") from error
+    if len(risk.weights) != feature_count(info.rank):
+        raise refusal(
+            "604.12",
+            f"{folder / SERVICE_RISK}: the risk has {len(risk.weights)} features, not "
+            f"{feature_count(info.rank)}",
+        )
+    return risk
 
 
 def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayout | str) -> None:

@@ -19,11 +19,13 @@ from projector.bundle.files import (
     FEEDBACK_ENCODER,
     FEEDBACK_FILES,
     GRAPH,
+    SERVICE_RISK,
     SIGNATURE,
     require_whole,
 )
 from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
+from projector.codec.risk import RiskModel
 from projector.serving.backends import CloudFiles
 from protos.errors import (
     BundleFormatError,
@@ -46,6 +48,7 @@ def write_bundle(
     default_point: int,
     ladder: Sequence[int] | None = None,
     feedback: Feedback | None = None,
+    service_risk: RiskModel | None = None,
 ) -> BundleInfo:
     """Write an unsigned bundle; a half-written one can never be loaded.
 
@@ -64,6 +67,7 @@ def write_bundle(
         default_point: index of the operating point to start with.
         ladder: indices from cheapest to most faithful point; by default the encoder's order.
         feedback: both halves, for a map that goes both ways.
+        service_risk: the service's guard.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -84,6 +88,8 @@ def write_bundle(
     if feedback is not None:
         contents[FEEDBACK_ENCODER] = feedback.encoder.to_bytes()
         contents[FEEDBACK_DECODER] = feedback.decoder.to_bytes()
+    if service_risk is not None:
+        contents[SERVICE_RISK] = service_risk.to_bytes()
     plain: dict[str, Any] = {
         "format": FORMAT,
         "id": id,
@@ -103,7 +109,8 @@ def write_bundle(
     description = canonical_json(plain)
     info = describe(description, folder)
     feedback_in(contents, info, folder)
-    gone = (DESCRIPTION, SIGNATURE, *(name for name in FEEDBACK_FILES if name not in contents))
+    optional = (*FEEDBACK_FILES, SERVICE_RISK)
+    gone = (DESCRIPTION, SIGNATURE, *(name for name in optional if name not in contents))
     write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)
     return info
 
@@ -116,6 +123,7 @@ def write_next(
     certificate: Mapping[str, Any] | None = None,
     default_point: int | None = None,
     ladder: Sequence[int] | None = None,
+    service_risk: RiskModel | None = None,
 ) -> BundleInfo:
     """Write a bundle again, unsigned, with another edge half and the next version number.
 
@@ -126,6 +134,8 @@ def write_next(
         certificate: as in `write_bundle`; by default the bundle's own.
         default_point: by default the bundle's own.
         ladder: by default the bundle's own.
+        service_risk: by default none, since a guard holds only for the points at which it was
+            learnt.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.
@@ -143,4 +153,5 @@ def write_next(
         default_point=info.default_point if default_point is None else default_point,
         ladder=info.ladder if ladder is None else ladder,
         feedback=bundle.feedback,
+        service_risk=service_risk,
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from projector.codec.encoder import Encoder
-from projector.codec.risk import features
+from projector.codec.risk import features, received_features
 from projector.models.cache import LayerCache
 from projector.models.vlm import VLM
 from projector.serving.backends import Backend
@@ -29,7 +29,7 @@ R = TypeVar("R", bound="Rows")
 Wanted = tuple[str, str]
 """A question and its right answer."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of the rows, their features and `unusual`; rows kept in another are asked again."""
 _COPIED_BYTES = 1 << 28
 """Most bytes of copied caches at a time: every question gets a copy of its picture's."""
@@ -40,7 +40,8 @@ class Rows:
     """One row per question about a frame at one operating point.
 
     Attributes:
-        found: features of the risk, `[n, F]`.
+        found: features of the device's risk, `[n, F]`.
+        received: features of the service's risk, `[n, F]`.
         picture: number of the picture, `[n]`.
         question: number of the question about that picture, `[n]`.
         point: index of the operating point, `[n]`.
@@ -51,6 +52,7 @@ class Rows:
     """
 
     found: npt.NDArray[np.float32]
+    received: npt.NDArray[np.float32]
     picture: npt.NDArray[np.int64]
     question: npt.NDArray[np.int64]
     point: npt.NDArray[np.int64]
@@ -134,7 +136,12 @@ class Comparison:
         given = self._answers(
             self.target.scene_cache(keys, values), at, [texts[question] for question in which]
         )
-        moved = [self.encoder.project(state.flat()) - self.encoder.centre for state in states]
+        centre = self.encoder.centre
+        moved = [self.encoder.project(state.flat()) - centre for state in states]
+        arrived = [
+            latents[frame.kept] - centre[frame.kept]
+            for latents, frame in zip(read, frames, strict=True)
+        ]
         pairs = list(zip(at, which, strict=True))
         return Rows(
             found=np.stack(
@@ -142,6 +149,9 @@ class Comparison:
                     features(frames[f].distortion, texts[q], sure[q], moved[about[q]])
                     for f, q in pairs
                 ]
+            ),
+            received=np.stack(
+                [received_features(frames[f].distortion, texts[q], arrived[f]) for f, q in pairs]
             ),
             picture=np.array(numbers)[row_of[at]],
             question=turns[which],

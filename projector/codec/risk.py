@@ -1,8 +1,9 @@
 """The risk: the probability that the frame's answer differs from the picture's (NumPy).
 
 It is one logistic regression over four distortion figures, the question's words, the small model's
-confidence in its own answer, and moments of the picture's latents. Calibration learns it
-(`projector/calibration/learn_risk.py`); the encoder carries it.
+confidence in its own answer, and moments of the picture's latents. Calibration learns two
+(`projector/calibration/learn_risk.py`): the device's, which the encoder carries, and the service's,
+which knows only what a frame brings: the latents as decoded, the figures, the question.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from protos.distortion import Distortion
 from protos.errors import BundleFormatError
@@ -38,19 +42,44 @@ def features(
             own answer; None if it was not asked.
         moved: latents of all tokens before quantization, minus the encoder's centre, `[T, r]`.
     """
-    words = np.full(WORDS, np.nan if not question else 0.0)
-    for word in question.split():
-        words[zlib.crc32(word.encode()) % WORDS] = 1.0
+    words = _words(question)
     certainty = np.full(_CERTAINTY, np.nan)
     if first_token is not None:
         second, first = np.partition(first_token, -2)[-2:].astype(np.float64)
         spread = -np.sum(first_token * np.log(np.maximum(first_token, 1e-9)), dtype=np.float64)
         certainty[:] = np.log(first + _LEAST), np.log(second + _LEAST), spread, first - second
-    moments = (moved.mean(axis=0), moved.std(axis=0), moved.max(axis=0), moved.min(axis=0))
-    found: Floats = np.concatenate([losses_of(figures), words, certainty, *moments]).astype(
-        np.float32
+    found: Floats = np.concatenate(
+        [losses_of(figures), words, certainty, moments_of(moved)]
+    ).astype(np.float32)
+    return found
+
+
+def received_features(figures: Distortion, question: str, moved: Floats) -> Floats:
+    """The features of the service's risk, `[136 + 4 r]`: what it cannot know is 0.
+
+    Args:
+        figures: the frame's distortion.
+        question: not empty.
+        moved: latents of the kept tokens as decoded, minus the encoder's centre, `[T_kept, r]`.
+    """
+    found = features(figures, question, None, moved)
+    found[_FIGURES + WORDS :][:_CERTAINTY] = 0.0
+    return found
+
+
+def moments_of(moved: Floats) -> Floats:
+    """Mean, standard deviation, largest and smallest of each latent `[T, r]`, `[4 r]`."""
+    found: Floats = np.concatenate(
+        [moved.mean(axis=0), moved.std(axis=0), moved.max(axis=0), moved.min(axis=0)]
     )
     return found
+
+
+def _words(question: str) -> npt.NDArray[np.float64]:
+    words = np.full(WORDS, np.nan if not question else 0.0)
+    for word in question.split():
+        words[zlib.crc32(word.encode()) % WORDS] = 1.0
+    return words
 
 
 def losses_of(figures: Distortion) -> Floats:
@@ -105,6 +134,43 @@ class RiskModel:
         score = np.clip(known @ self.weights.astype(np.float64) + self.bias, -50.0, 50.0)
         chance: Floats = (1.0 / (1.0 + np.exp(-score))).astype(np.float32)
         return chance
+
+    def moments_score(self, moved: Floats) -> float:
+        """The moments' part of the score, for latents `[T, r]`; the engine computes it."""
+        weights = self.weights[_FIGURES + WORDS + _CERTAINTY :].astype(np.float64)
+        return float(moments_of(moved).astype(np.float64) @ weights)
+
+    def of_received(self, figures: Distortion, question: str, moments_score: float) -> float:
+        """The service's risk: `risk` of a frame whose moments were scored by `moments_score`.
+
+        Args:
+            figures: the frame's distortion.
+            question: empty if unknown.
+            moments_score: of the latents as decoded.
+        """
+        rest = np.concatenate([losses_of(figures), _words(question), np.full(_CERTAINTY, np.nan)])
+        count = len(rest)
+        known = np.where(np.isfinite(rest), rest, self.mean[:count])
+        score = known @ self.weights[:count].astype(np.float64) + self.bias + moments_score
+        return float(1.0 / (1.0 + np.exp(-np.clip(score, -50.0, 50.0))))
+
+    def to_bytes(self) -> bytes:
+        """A safetensors blob."""
+        blob: bytes = save_tensors(self.to_arrays())
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> RiskModel:
+        """Read what `to_bytes` returned.
+
+        Raises:
+            BundleFormatError: it is not such a blob.
+        """
+        try:
+            arrays = load_tensors(blob)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise BundleFormatError(f"risk: not a safetensors blob ({error})") from error
+        return cls.from_arrays(arrays)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The encoder's tensors for the risk."""

@@ -201,7 +201,9 @@ def _certificate(
     inputs are training data too.
     """
     gone = {point.name for point in bundle.info.points} - {p.name for p in made.encoder.points}
-    kept: dict[str, Any] = {k: v for k, v in bundle.certificate.items() if k != "guard"}
+    kept: dict[str, Any] = {
+        k: v for k, v in bundle.certificate.items() if k not in ("guard", "service_guard")
+    }
     for name in ("accuracy", "payload_bytes"):
         section = kept.get(name)
         if isinstance(section, dict):

@@ -1,4 +1,6 @@
-"""`projector guard`: a bundle's guard learns when a frame's answer differs from the picture's.
+"""`projector guard`: a bundle's two guards learn when a frame's answer differs from the picture's.
+
+The device's guard knows the picture; the service's knows only what a frame brings.
 
 Answers are compared in `projector/calibration/disagreement.py`, the risk is learnt in
 `projector/calibration/learn_risk.py`.
@@ -40,7 +42,7 @@ def register(commands: Any) -> None:
     parser = add_pair_command(
         commands,
         "guard",
-        "teach a bundle's guard to tell when a frame's answer differs from the picture's",
+        "teach a bundle's guards to tell when a frame's answer differs from the picture's",
         _guard,
         "projector guard bundles/calibrated held-out/ bundles/guarded "
         "--source models/edge-a --target models/cloud",
@@ -79,6 +81,12 @@ def register(commands: Any) -> None:
         default=16,
         help="tokens of an answer, at most; default: %(default)s",
     )
+    parser.add_argument(
+        "--service-only",
+        action="store_true",
+        help="learn only the service's guard; the edge half, and with it the device's guard, "
+        "stays as it is",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 
 
@@ -111,23 +119,34 @@ def _guard(args: argparse.Namespace) -> int:
     between = Comparison(source, target, bundle.encoder, backend, args.answer_tokens)
     rows = _ask(between, bundle, data, args, work)
     default = rows.point == bundle.info.default_point
-    learnt = learn(
-        rows.found,
-        rows.disagree,
-        rows.picture,
-        rows.right_frame,
-        rows.right_picture,
-        args.within,
-        limiting=default,
-    )
-    found = _found(bundle, rows, learnt) | {"unusual_share": args.unusual, "within": args.within}
+
+    def learnt_from(features: npt.NDArray[np.float32]) -> tuple[Learnt, dict[str, Any]]:
+        learnt = learn(
+            features,
+            rows.disagree,
+            rows.picture,
+            rows.right_frame,
+            rows.right_picture,
+            args.within,
+            limiting=default,
+        )
+        told = {"unusual_share": args.unusual, "within": args.within}
+        return learnt, _found(bundle, rows, learnt) | told
+
+    service, certified = learnt_from(rows.received)
+    encoder, certificate = bundle.encoder, {**bundle.certificate, "service_guard": certified}
+    if not args.service_only:
+        device, certificate["guard"] = learnt_from(rows.found)
+        encoder = replace(encoder, risk=device.risk)
+        _show("the device's guard", certificate["guard"])
     info = write_next(
         bundle,
         args.out,
-        encoder=replace(bundle.encoder, risk=learnt.risk),
-        certificate={**bundle.certificate, "guard": found},
+        encoder=encoder,
+        certificate=certificate,
+        service_risk=service.risk,
     )
-    _show(found)
+    _show("the service's guard", certified)
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")
     return 0
 
@@ -229,7 +248,7 @@ def _found(bundle: Bundle, rows: Rows, learnt: Learnt) -> dict[str, Any]:
     }
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(whose: str, found: dict[str, Any]) -> None:
     heads = ("operating point", "#questions", "#answers that differ", "#risk, mean")
     shown = [
         (name, one["questions"], f"{100 * one['disagree']:.1f} %", f"{100 * one['risk']:.1f} %")
@@ -251,7 +270,7 @@ def _show(found: dict[str, Any]) -> None:
     auroc = "cannot be judged" if found["auroc"] is None else f"{found['auroc']:.3f}"
     tables.print_tables(
         [
-            tables.table(f"limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
+            tables.table(f"{whose}: limit {found['limit']:.2f}, AUROC {auroc}", heads, shown),
             tables.table(
                 "right answers about the unchanged picture",
                 ("", "#mean", "#low", "#high"),

@@ -19,6 +19,7 @@ def rows(points: list[int], disagree: list[bool], losses: list[float]) -> GuardR
     numbers = np.arange(count)
     return GuardRows(
         found=found,
+        received=found,
         picture=numbers,
         question=0 * numbers,
         point=np.array(points),

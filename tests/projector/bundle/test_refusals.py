@@ -20,6 +20,7 @@ from projector.bundle.files import (
     FEEDBACK_DECODER,
     FEEDBACK_ENCODER,
     GRAPH,
+    SERVICE_RISK,
     SIGNATURE,
 )
 from projector.bundle.keys import SigningKey, TrustedKeys
@@ -68,6 +69,7 @@ REASONS: dict[str, Callable[[Path], object]] = {
         make_encoder(Bundle.peek(folder).target, points=POINTS[:2]).to_bytes(),
     ),
     "604.11": lambda folder: replace(folder, GRAPH, elsewhere(folder / GRAPH)),
+    "604.12": lambda folder: replace(folder, SERVICE_RISK, b"no risk model"),
     "605.1": lambda folder: edit(folder, SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
     "605.3": lambda folder: (folder / SIGNATURE).unlink(),

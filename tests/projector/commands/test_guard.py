@@ -14,6 +14,7 @@ from projector.bundle.load import Bundle
 from projector.bundle.write import write_next
 from projector.calibration.disagreement import Comparison, Rows, lesson_points
 from projector.calibration.unusual import _UNUSUAL, unusual
+from projector.codec.risk import WORDS, RiskModel
 from projector.models.vlm import VLM
 from projector.training.dataset import Dataset, write_texts
 from projector.validation.estimate import auroc
@@ -90,6 +91,50 @@ def test_rows_say_what_the_large_model_answers_from_each(
     assert rows.frame_bytes[0] == rows.frame_bytes[1] > rows.frame_bytes[2]
 
 
+def test_the_service_s_risk_goes_by_what_a_frame_brings(
+    pair: tuple[Comparison, Bundle], data: Path
+) -> None:
+    between, read = pair
+    picture = Dataset(data).picture(3)
+    point = read.encoder.point(1)
+    rows = between.rows([picture], [[("what is 0", "red"), ("of 1", "a")]], [[point]], [3], [False])
+    encoder = read.encoder
+    state = between.source.states(between.source.prefill([picture]))[0]
+    frame = encoder.encode(state, point)
+    held = encoder.hold(encoder.decode(frame.payload, frame.kept, point), frame.kept)
+    moved = (held.latents - encoder.centre)[frame.kept]
+    rng = np.random.default_rng(0)
+    count = rows.received.shape[1]
+    risk = RiskModel(
+        rng.normal(size=count).astype(np.float32),
+        rng.normal(scale=0.1, size=count).astype(np.float32),
+        -1.0,
+        0.5,
+    )
+    expected = risk.risk(rows.received)
+    certainty = risk.mean[4 + WORDS :][:4] @ risk.weights[4 + WORDS :][:4]
+    for text, known in zip(("what is 0", "of 1"), expected, strict=True):
+        told = risk.of_received(frame.distortion, text, risk.moments_score(moved))
+        odds = np.log(known / (1 - known)) + certainty
+        assert told == pytest.approx(1 / (1 + np.exp(-odds)), rel=1e-4)
+    assert RiskModel.from_bytes(risk.to_bytes()).to_bytes() == risk.to_bytes()
+
+
+def test_the_service_s_guard_alone_leaves_the_edge_half_as_it_is(
+    run: Any,
+    data: Path,
+    bundle: Path,
+    pair: tuple[Comparison, Bundle],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "guarded"
+    flags = ("--within", "0.05", "--work", tmp_path / "asked", "--answer-tokens", "1")
+    assert run("guard", bundle, data, out, *flags, "--service-only") == 0
+    made = Bundle.load(out, pair[0].source.layout, pair[0].target.layout)
+    assert made.encoder.to_bytes() == pair[1].encoder.to_bytes()
+    assert made.service_risk is not None and "guard" not in made.certificate
+
+
 def test_a_picture_is_sent_at_the_default_point_and_at_another(
     pair: tuple[Comparison, Bundle],
 ) -> None:
@@ -124,6 +169,10 @@ def test_a_bundle_learns_its_guard_and_keeps_all_else(
     before, made = pair[1], Bundle.load(out, source.layout, target.layout)
     assert made.encoder.risk is not None and made.info.version == before.info.version + 1
     assert replace(made.encoder, risk=None).to_bytes() == before.encoder.to_bytes()
+    service = made.certificate["service_guard"]
+    assert made.service_risk is not None and before.service_risk is None
+    assert service["limit"] == pytest.approx(made.service_risk.limit, abs=1e-4)
+    assert service["questions"] == PICTURES * QUESTIONS
     assert (made.info.ladder, made.info.default_point) == (
         before.info.ladder,
         before.info.default_point,
@@ -219,7 +268,7 @@ def test_rows_are_joined_and_chosen_field_by_field() -> None:
     def some(at: int) -> Rows:
         values = np.arange(at, at + 3)
         flags = values % 2 == 0
-        return Rows(np.eye(3, dtype=np.float32), *[values] * 3, *[flags] * 3, ~flags, values)
+        return Rows(*[np.eye(3, dtype=np.float32)] * 2, *[values] * 3, *[flags] * 3, ~flags, values)
 
     whole = Rows.join([some(0), some(10)])
     assert len(whole) == 6 and whole.picture.tolist() == [0, 1, 2, 10, 11, 12]
