@@ -30,7 +30,7 @@ from protos.process.logs import Logger
 
 
 class Bridge:
-    """The service, on one engine.
+    """The service (see `Part`).
 
     Args:
         settings: limits and sizes.
@@ -40,7 +40,7 @@ class Bridge:
     """
 
     def __init__(self, settings: Settings, link: FrontLink, metrics: Metrics, log: Logger) -> None:
-        self._metrics, self._log = metrics, log
+        self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self._under_way = under_way = UnderWay(settings, link, metrics)
         self._sessions = sessions = Sessions(
@@ -92,18 +92,8 @@ class Bridge:
 
     # ------------------------------------------------------------------ start, engine, end
 
-    @property
-    def engine_ready(self) -> bool:
-        """Whether an engine takes requests."""
-        return self._under_way.engine_ready
-
-    @property
-    def draining(self) -> bool:
-        """Whether new requests are refused, because the service ends."""
-        return self._under_way.draining
-
-    def start(self) -> None:
-        """Begin to give requests to the engine."""
+    async def start(self) -> None:
+        """See `Part`: begin to give requests to the engine."""
         self._under_way.start()
 
     def engine_up(self, offers: list[Offer]) -> None:
@@ -122,12 +112,14 @@ class Bridge:
         self._under_way.engine_ready = False
         self._metrics.engine_up.set(0)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Take nothing new; wait for what is under way. True if it all ended in time."""
-        return await self._under_way.drain(timeout_s)
+    async def drain(self) -> None:
+        """See `Part`."""
+        self._log.info("draining", under_way=self._under_way.depth)
+        if not await self._under_way.drain(self._drain_s):
+            self._log.warning("drain timed out", under_way=self._under_way.depth)
 
     async def close(self) -> None:
-        """Give the engine nothing more, and log what was only counted so far."""
+        """See `Part`: give the engine nothing more, and log what was only counted so far."""
         await self._under_way.stop()
         self._few.flush()
 

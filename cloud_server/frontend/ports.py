@@ -1,0 +1,159 @@
+"""The front end's ports: gRPC with its options, and the page of metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cloud_server.frontend import descriptors
+from cloud_server.frontend.bridge import Bridge
+from cloud_server.frontend.health import Health
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from protos.calls import SERVICE
+from protos.errors import ConfigError
+from protos.process.addresses import Address
+from protos.process.health import HealthServer
+from protos.process.logs import Logger
+
+_STREAM_GRACE_S = 1.0
+_MARGIN_BYTES = 16 << 20
+"""A message up to this far above the limit is refused alone; beyond it gRPC ends the stream."""
+_LOOKAHEAD_BYTES = 1 << 20
+"""HTTP/2 window of each stream: how much a client may send before the service has read it."""
+
+
+class GrpcPort:
+    """The gRPC server (see `Part`).
+
+    Args:
+        settings: where it listens, and its limits.
+        bridge: the service.
+        health: gRPC's health service.
+        descriptor_limit: descriptors that this process may hold.
+        log: a bound logger.
+
+    Attributes:
+        port: where it listens, once it has started.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bridge: Bridge,
+        health: Health,
+        descriptor_limit: int,
+        log: Logger,
+    ) -> None:
+        self._settings, self._bridge, self._health = settings, bridge, health
+        self._descriptor_limit, self._log = descriptor_limit, log
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """See `Part`."""
+        settings = self._settings
+        most = descriptors.connections(
+            self._descriptor_limit,
+            descriptors.open_now(),
+            settings.metrics_connections,
+            settings.max_connections,
+        )
+        self._server = grpc.aio.server(options=_options(settings, most))
+        self._server.add_generic_rpc_handlers((self._bridge.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.checks, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = await self._bind(self._server)
+        self._log.info(
+            "listening", port=self.port, connections=most, descriptors=self._descriptor_limit
+        )
+
+    async def drain(self) -> None:
+        """See `Part`; calls go on, and `Bridge` refuses what is new."""
+
+    async def close(self) -> None:
+        """See `Part`; calls have a moment to send their last events."""
+        if self._server is not None:
+            await self._server.stop(_STREAM_GRACE_S)
+
+    async def _bind(self, server: grpc.aio.Server) -> int:
+        address = str(Address(self._settings.host, self._settings.port))
+        try:
+            port = server.add_insecure_port(address)
+            await server.start()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"gRPC port {address} cannot be bound; choose another --port, or 0 for a free one"
+            ) from error
+        return int(port)
+
+
+class MetricsPort:
+    """The port of /metrics, /healthz and /readyz (see `Part`).
+
+    Args:
+        settings: where it listens, and its limits.
+        metrics: what it shows.
+        health: what it says of readiness.
+
+    Attributes:
+        port: where it listens, once it has started.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, health: Health) -> None:
+        self._settings, self._metrics, self._health = settings, metrics, health
+        self._server: HealthServer | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """See `Part`."""
+        settings = self._settings
+        self._server = HealthServer(
+            self._metrics.registry,
+            self._health.not_ready,
+            settings.metrics_host,
+            settings.metrics_port,
+            settings.metrics_connections,
+            settings.handshake_timeout_s,
+        )
+        self.port = self._server.port
+
+    async def drain(self) -> None:
+        """See `Part`; it tells of the drain until the end."""
+
+    async def close(self) -> None:
+        """See `Part`."""
+        if self._server is not None:
+            await asyncio.to_thread(self._server.close)
+
+
+def _options(settings: Settings, connections: int) -> list[tuple[str, int]]:
+    # A message above gRPC's own cap ends the whole stream, so that cap is higher than ours: a
+    # message between the two is refused like any bad frame, and the stream goes on.
+    return [
+        ("grpc.max_receive_message_length", settings.limits.max_request_bytes + _MARGIN_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Close the connection of a peer that vanished, or that never spoke.
+        # `ping_timeout_ms` decides when; `keepalive_timeout_ms` changes nothing.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
+        ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_s)),
+        ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
+        ("grpc.max_connection_idle_ms", _ms(settings.idle_connection_s)),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", settings.max_calls),
+        # Bandwidth probes cost a PING, its answer and a window update for most frames. A
+        # fixed window replaces them, so that large uploads need not wait.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
+    ]
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
