@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES, SERVICE_RISK
+from projector.bundle.files import CANARY, DESCRIPTION, FEEDBACK_FILES, FILES, SERVICE_RISK
 from projector.bundle.refusals import refusal
 from projector.models.foreign import in_words
 from protos.errors import (
@@ -71,7 +71,7 @@ class BundleInfo:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its files in their order, without the description."""
-        every = (*FILES, *FEEDBACK_FILES, SERVICE_RISK)
+        every = (*FILES, *FEEDBACK_FILES, SERVICE_RISK, CANARY)
         return tuple(name for name in every if name in self.files)
 
 
@@ -150,12 +150,12 @@ def describe(blob: bytes, folder: Path) -> BundleInfo:
             "604.5",
             f"{file}: its default point or ladder names an unknown point, one twice, or none",
         )
-    complete = set(files) - {SERVICE_RISK} in ({*FILES}, {*FILES, *FEEDBACK_FILES})
+    complete = set(files) - {SERVICE_RISK, CANARY} in ({*FILES}, {*FILES, *FEEDBACK_FILES})
     if not complete or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
         raise refusal(
             "604.6",
             f"{file} must list {', '.join(FILES)} with their sizes, and either both or none of "
-            f"{', '.join(FEEDBACK_FILES)}, and perhaps {SERVICE_RISK}",
+            f"{', '.join(FEEDBACK_FILES)}, and perhaps {SERVICE_RISK} and {CANARY}",
         )
     return BundleInfo(
         id=name,

@@ -24,6 +24,8 @@ FEEDBACK_FILES = (FEEDBACK_ENCODER, FEEDBACK_DECODER)
 """More files, if the map goes both ways."""
 SERVICE_RISK = "service_risk.safetensors"
 """One more file, if the service has a guard of its own."""
+CANARY = "canary.json"
+"""One more file, if the bundle has a canary set."""
 
 Reader = Callable[[str, int], bytes]
 """Takes a file's name and the most bytes to read; returns its bytes or raises `OSError`."""

@@ -12,6 +12,7 @@ Both live layouts are required; there is no load without them.
 | `reverse_encoder.safetensors` | feedback, for maps that go both ways: the cloud's `Encoder` |
 | `reverse_decoder.safetensors` | feedback, for the same maps: the edge's `FeedbackDecoder` |
 | `service_risk.safetensors` | the service's guard, a `RiskModel`; optional |
+| `canary.json` | if there: frames with the answers that they must bring |
 | `signature.json` | if signed: an Ed25519 signature of `bundle.json` |
 """
 
@@ -23,9 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from projector.bundle.canary import CanarySet
 from projector.bundle.describe import BundleInfo, describe, parse_object
 from projector.bundle.feedback import Feedback, feedback_in
 from projector.bundle.files import (
+    CANARY,
     CERTIFICATE,
     CLOUD,
     DESCRIPTION,
@@ -65,6 +68,7 @@ class Bundle:
         key: public key of the signer, trusted or not; None if unsigned.
         feedback: both feedback halves; None for a map that goes one way only.
         service_risk: the service's guard; None if `projector guard` did not learn it.
+        canary: frames to judge it by; None if it has none.
     """
 
     info: BundleInfo
@@ -76,6 +80,7 @@ class Bundle:
     key: str | None = None
     feedback: Feedback | None = None
     service_risk: RiskModel | None = None
+    canary: CanarySet | None = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
@@ -162,6 +167,7 @@ class Bundle:
             key=key,
             feedback=feedback_in(blobs, info, path),
             service_risk=_service_risk(blobs.get(SERVICE_RISK), info, path),
+            canary=CanarySet.from_bytes(blobs[CANARY], info, path) if CANARY in blobs else None,
         )
 
     def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from projector.bundle.canary import CanarySet
 from projector.bundle.describe import FORMAT, BundleInfo, canonical_json, describe
 from projector.bundle.feedback import Feedback, feedback_in
 from projector.bundle.files import (
+    CANARY,
     CERTIFICATE,
     CLOUD,
     DESCRIPTION,
@@ -49,6 +51,7 @@ def write_bundle(
     ladder: Sequence[int] | None = None,
     feedback: Feedback | None = None,
     service_risk: RiskModel | None = None,
+    canary: CanarySet | None = None,
 ) -> BundleInfo:
     """Write an unsigned bundle; a half-written one can never be loaded.
 
@@ -68,6 +71,7 @@ def write_bundle(
         ladder: indices from cheapest to most faithful point; by default the encoder's order.
         feedback: both halves, for a map that goes both ways.
         service_risk: the service's guard.
+        canary: frames that a service judges the bundle by.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -90,6 +94,8 @@ def write_bundle(
         contents[FEEDBACK_DECODER] = feedback.decoder.to_bytes()
     if service_risk is not None:
         contents[SERVICE_RISK] = service_risk.to_bytes()
+    if canary is not None:
+        contents[CANARY] = canary.to_bytes()
     plain: dict[str, Any] = {
         "format": FORMAT,
         "id": id,
@@ -109,7 +115,9 @@ def write_bundle(
     description = canonical_json(plain)
     info = describe(description, folder)
     feedback_in(contents, info, folder)
-    optional = (*FEEDBACK_FILES, SERVICE_RISK)
+    if canary is not None:
+        CanarySet.from_bytes(contents[CANARY], info, folder)
+    optional = (*FEEDBACK_FILES, SERVICE_RISK, CANARY)
     gone = (DESCRIPTION, SIGNATURE, *(name for name in optional if name not in contents))
     write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)
     return info
@@ -124,6 +132,7 @@ def write_next(
     default_point: int | None = None,
     ladder: Sequence[int] | None = None,
     service_risk: RiskModel | None = None,
+    canary: CanarySet | None = None,
 ) -> BundleInfo:
     """Write a bundle again, unsigned, with another edge half and the next version number.
 
@@ -136,6 +145,7 @@ def write_next(
         ladder: by default the bundle's own.
         service_risk: by default none, since a guard holds only for the points at which it was
             learnt.
+        canary: as in `write_bundle`; the bundle's own set does not fit another edge half.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.
@@ -154,4 +164,5 @@ def write_next(
         ladder=info.ladder if ladder is None else ladder,
         feedback=bundle.feedback,
         service_risk=service_risk,
+        canary=canary,
     )

@@ -122,7 +122,7 @@ class Comparison:
         truths = [truth for wanted in asked for _, truth in wanted]
         sure = self._sure(seen.layers(), about, texts)
         native = self.target.prefill(pictures, attention=False).layers()
-        told = self._answers(native, about, texts)
+        told = self.answers(native, about, texts)
         sent = [(row, point) for row, some in enumerate(points) for point in some]
         frames = [self.encoder.encode(states[row], point) for row, point in sent]
         read = [
@@ -133,7 +133,7 @@ class Comparison:
         keys, values = self.backend.project(np.stack(read), kept, self.target.positions)
         row_of = np.array([row for row, _ in sent])
         at, which = np.nonzero(row_of[:, None] == about)  # every frame with each of its questions
-        given = self._answers(
+        given = self.answers(
             self.target.scene_cache(keys, values), at, [texts[question] for question in which]
         )
         centre = self.encoder.centre
@@ -179,7 +179,7 @@ class Comparison:
         found: Floats = np.concatenate(parts)
         return found
 
-    def _answers(
+    def answers(
         self, layers: Sequence[LayerCache], rows: Places, texts: Sequence[str]
     ) -> list[str]:
         """The cloud model's answers, each from the cache row that its question is about."""

@@ -112,6 +112,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from projector.bundle.write import write_next
     from projector.calibration import ladder
     from projector.calibration.calibrate import FIXED, with_fixed
+    from projector.calibration.canary_frames import canary_set
     from projector.codec import select
     from projector.codec.select.task_aware import TaskAware
     from projector.models.lm import LM
@@ -179,6 +180,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         certificate=_certificate(bundle, made, len(corpora[1]), args.questions, again),
         default_point=made.default_point,
         ladder=made.ladder,
+        canary=canary_set(source, target, made.encoder, backend, held, made.default_point),
     )
     bundle_page.show_bundle(Bundle.load(args.out, source.layout, target.layout))
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")

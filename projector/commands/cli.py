@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from projector.commands import (
     build,
     calibrate,
+    canary,
     catalogue,
     corpus,
     export,
@@ -40,6 +41,7 @@ COMMANDS = (
     head,
     calibrate,
     guard,
+    canary,
     build,
     sign,
     package,

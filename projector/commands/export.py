@@ -7,7 +7,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from projector.commands.arguments import add_feedback_rank, add_pair_command, add_text_tokens, whole
+from projector.commands.arguments import (
+    add_feedback_rank,
+    add_pair_command,
+    add_text_tokens,
+    count,
+    whole,
+)
 from projector.commands.inputs import corpus_size, open_corpus, open_data
 from projector.commands.models import open_models
 from projector.models.foreign import in_words
@@ -47,6 +53,13 @@ def register(commands: Any) -> None:
         help="write the bundle even if the report says that the map is no better than its "
         "controls or cannot be judged; the bundle records it",
     )
+    export.add_argument(
+        "--canary-frames",
+        type=count,
+        default=48,
+        help="frames of the canary set, made of the corpus's pictures; 0: none; "
+        "default: %(default)s",
+    )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")
     export.add_argument("--bundle-version", type=whole, default=1, help="default: %(default)s")
     export.add_argument(
@@ -64,7 +77,9 @@ def _run(args: argparse.Namespace) -> int:
     from projector.bundle.certificate import verdict_of
     from projector.bundle.write import write_bundle
     from projector.calibration.calibrate import COARSENESS, FP8_POINT, encoder_of, feedback_of
+    from projector.calibration.canary_frames import canary_set
     from projector.maps import ServedMap
+    from projector.serving import backends
     from projector.serving.backends import CloudFiles
     from projector.serving.export import export
     from projector.validation.answers import PRECISIONS
@@ -94,6 +109,9 @@ def _run(args: argparse.Namespace) -> int:
         encoder = encoder_of(made, corpus.x)
         feedback = feedback_of(made, corpus.y, args.feedback_rank)
         exported = export(ServedMap(made))
+    cloud = CloudFiles(weights=made.to_bytes(dtype), graph=exported.graph)
+    backend = backends.get("onnxruntime")(cloud, target.layout, encoder.rank, source=source.layout)
+    canary = canary_set(source, target, encoder, backend, data, FP8_POINT, args.canary_frames)
     info = write_bundle(
         args.out,
         id=args.id or args.out.name,
@@ -101,16 +119,18 @@ def _run(args: argparse.Namespace) -> int:
         source=source.layout,
         target=target.layout,
         encoder=encoder,
-        cloud=CloudFiles(weights=made.to_bytes(dtype), graph=exported.graph),
+        cloud=cloud,
         certificate={**certificate, "stored_in": args.precision},
         default_point=FP8_POINT,
         ladder=[*range(1, len(COARSENESS) + 1), *(p.index for p in encoder.points if p.index > 9)],
         feedback=feedback,
+        canary=canary,
     )
     print(
         f"wrote bundle {info.id} version {info.version} to {args.out}: rank {info.rank}, graph "
         f"parity {exported.parity:.1e}, tier {certificate['tier_by_answers'] or verdict.state}"
         + (f", way back of rank {feedback.decoder.rank - 1}" if feedback else "")
+        + (f", canary set of {len(canary.frames)} frames" if canary else "")
     )
     return 0
 

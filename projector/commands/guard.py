@@ -95,6 +95,7 @@ def _guard(args: argparse.Namespace) -> int:
 
     from projector.bundle.load import Bundle
     from projector.bundle.write import write_next
+    from projector.calibration.canary_frames import canary_set
     from projector.calibration.disagreement import Comparison
     from projector.calibration.learn_risk import learn
     from projector.models.vlm import VLM
@@ -145,6 +146,7 @@ def _guard(args: argparse.Namespace) -> int:
         encoder=encoder,
         certificate=certificate,
         service_risk=service.risk,
+        canary=canary_set(source, target, encoder, backend, data, bundle.info.default_point),
     )
     _show("the service's guard", certified)
     print(f"wrote bundle {info.id} version {info.version} to {args.out}")

@@ -13,8 +13,9 @@ from typing import Any
 import onnx
 import pytest
 
-from projector.bundle import describe, feedback, files, load, refusals, sign
+from projector.bundle import canary, describe, feedback, files, load, refusals, sign
 from projector.bundle.files import (
+    CANARY,
     CERTIFICATE,
     EDGE,
     FEEDBACK_DECODER,
@@ -70,6 +71,7 @@ REASONS: dict[str, Callable[[Path], object]] = {
     ),
     "604.11": lambda folder: replace(folder, GRAPH, elsewhere(folder / GRAPH)),
     "604.12": lambda folder: replace(folder, SERVICE_RISK, b"no risk model"),
+    "604.13": lambda folder: replace(folder, CANARY, b"{}"),
     "605.1": lambda folder: edit(folder, SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
     "605.3": lambda folder: (folder / SIGNATURE).unlink(),
@@ -107,6 +109,6 @@ def test_every_reason_to_refuse_has_a_number_that_ends_the_message(
 
 def test_every_reason_has_a_test_and_every_test_a_reason() -> None:
     assert set(REASONS) == set(REFUSALS)
-    modules = (describe, feedback, files, load, refusals, sign)
+    modules = (canary, describe, feedback, files, load, refusals, sign)
     source = "".join(map(inspect.getsource, modules))
     assert set(re.findall(r'"(\d{3}\.\d+)"', source)) == set(REASONS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from projector.bundle.canary import CanarySet
 from projector.bundle.load import Bundle
 from projector.bundle.write import write_next
 from projector.calibration.disagreement import Comparison, Rows, lesson_points
@@ -19,6 +20,7 @@ from projector.models.vlm import VLM
 from projector.training.dataset import Dataset, write_texts
 from projector.validation.estimate import auroc
 from protos.errors import ConfigError
+from protos.header import unpack_header
 from tests.fakes.tiny_models import tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import QUESTIONS, code_of, pictures_with_questions, toolkit
 
@@ -282,3 +284,36 @@ def test_auroc_is_the_chance_of_ranking_an_event_higher() -> None:
     assert auroc(np.array([0.9, 0.1, 0.8, 0.2]), event) == 1.0
     assert auroc(np.array([0.5, 0.5, 0.5, 0.5]), event) == 0.5
     assert auroc(np.array([0.1, 0.9, 0.8, 0.2]), event) == 0.25
+
+
+def test_canary_writes_what_the_large_model_says_from_frames_and_from_pictures(
+    run: Any, bundle: Path, data: Path, pair: tuple[Comparison, Bundle], tmp_path: Path
+) -> None:
+    between, before = pair
+    assert run("canary", bundle, data, "--out", tmp_path / "judged", "--frames", 5) == 0
+    made = Bundle.load(tmp_path / "judged", between.source.layout, between.target.layout)
+    assert made.info.version == before.info.version + 1
+    assert made.encoder.digest == before.encoder.digest
+    assert made.canary is not None and len(made.canary.frames) == 5
+    for index, frame in enumerate(made.canary.frames):
+        header, body = unpack_header(frame.header, frame.payload)
+        point = before.encoder.point(header.operating_point)
+        latents = before.encoder.scatter(
+            before.encoder.decode(body, header.kept, point), header.kept
+        )
+        keys, values = between.backend.project(
+            latents[None], header.kept[None], between.target.positions
+        )
+        question = between.target.question_ids(frame.question)
+        said = between.target.answer(between.target.scene_cache(keys, values), [question], 16)
+        assert between.target.text(said[0]) == frame.answer
+        seen = between.target.prefill([Dataset(data).picture(index)], attention=False).layers()
+        told = between.target.answer(seen, [question], 16)
+        assert between.target.text(told[0]) == frame.seen
+
+
+def test_export_writes_a_canary_set_by_itself(bundle: Path) -> None:
+    info = Bundle.peek(bundle)
+    assert "canary.json" in info.files
+    made = CanarySet.from_bytes((bundle / "canary.json").read_bytes(), info, bundle)
+    assert len(made.frames) == 48
