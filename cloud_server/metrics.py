@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from protos.process.metrics import BYTES, MetricSet
+from protos.process.metrics import BYTES, RATIO, MetricSet
 
 STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
 OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations")
@@ -50,6 +50,11 @@ class Metrics(MetricSet):
         )
         self.answer_seconds = self.histogram(
             "answer_seconds", "From a request's last byte received to its answer sent", _SECONDS
+        )
+        self.risk = self.histogram(
+            "risk_ratio",
+            "Probability, by the service's guard, that the picture would be answered differently",
+            RATIO,
         )
         self.frames = self.counter("frames_total", "Intact frames received, by point", "point")
         self.fallbacks = self.counter(

@@ -5,10 +5,13 @@ A delta frame changes the latents of an earlier frame of its session, so latents
 
 from __future__ import annotations
 
+import math
+
 import structlog
 
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.latents import LatentMemory
+from projector.bundle.load import Bundle
 from projector.codec.deltas import Held
 from projector.codec.encoder import Encoder
 from protos.errors import FrameMalformedError, MissingKeyFrameError, UnknownSceneError
@@ -43,6 +46,14 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
     if job.hold:
         latents.put(job.scene, now)
     return now
+
+
+def moments_score(bundle: Bundle, held: Held) -> float:
+    """The service's guard on a scene's latents (`RiskModel.moments_score`); NaN without one."""
+    if bundle.service_risk is None or not held.kept.any():
+        return math.nan
+    moved = held.latents[held.kept] - bundle.encoder.centre[held.kept]
+    return bundle.service_risk.moments_score(moved)
 
 
 def _base(job: Job, latents: LatentMemory) -> Held | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
@@ -120,6 +121,7 @@ class Offer:
         verdict: empty if the certificate says that the bundle's map beats its controls; else its
             verdict (`projector.bundle.certificate`).
         why: the reason for a verdict.
+        service_risk: the service's guard, a `RiskModel` as bytes; may be empty.
     """
 
     bundle_id: str
@@ -137,6 +139,7 @@ class Offer:
     feedback_points_json: str = ""
     verdict: str = ""
     why: str = ""
+    service_risk: bytes = b""
 
     @property
     def doubt(self) -> str:
@@ -195,6 +198,8 @@ class Accepted:
     Attributes:
         queue_s: from receipt until the engine took it up.
         warnings: names of reasons not to rely on answers about the scene.
+        moments_score: of the service's guard (`RiskModel.moments_score`); NaN if the bundle has
+            none, minus infinity for a picture: its answer is the picture's own.
     """
 
     job: int
@@ -203,6 +208,7 @@ class Accepted:
     project_s: float
     inject_s: float
     warnings: list[str] = field(default_factory=list)
+    moments_score: float = math.nan
 
 
 @dataclass(frozen=True)

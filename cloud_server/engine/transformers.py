@@ -6,6 +6,7 @@ every running answer gets one more token (`answer.step`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from cloud_server.engine import feedback, inject, load, warm_up
 from cloud_server.engine.answer import Answering
 from cloud_server.engine.base import Emit, Engine
-from cloud_server.engine.decode import decode
+from cloud_server.engine.decode import decode, moments_score
 from cloud_server.engine.frame_numbers import FrameNumbers
 from cloud_server.engine.jobs import Accepted, Dropped, Failed, Job, JobEvent, Offer, Status, failed
 from cloud_server.engine.latents import LatentMemory
@@ -288,14 +289,16 @@ class TransformersEngine(Engine):
                 if work.read is not None:
                     picture = _picture(work.read)
                     work.decode_s, work.warnings = work.read.seconds, list(work.read.warnings)
+                    work.moments_score = -math.inf
                     shapes = picture.shapes if isinstance(picture, Prepared) else None
                     pictures.setdefault(shapes, []).append((work, picture))
                     continue
                 if job.bundle not in self._bundles:
                     raise FrameMalformedError(f"no bundle {job.bundle[:12]}… is loaded")
-                encoder = self._bundles[job.bundle][0].encoder
-                held = decode(job, encoder, self._latents)
-                work.tokens = len(held.latents) if encoder.text else 0
+                bundle = self._bundles[job.bundle][0]
+                held = decode(job, bundle.encoder, self._latents)
+                work.tokens = len(held.latents) if bundle.encoder.text else 0
+                work.moments_score = moments_score(bundle, held)
                 frames.setdefault(job.bundle, []).append((work, held))
             except FrameNumberError as error:
                 self._fail(work, error)
@@ -355,6 +358,7 @@ class TransformersEngine(Engine):
                     project_s=project_s,
                     inject_s=inject_s,
                     warnings=work.warnings,
+                    moments_score=work.moments_score,
                 )
             )
 

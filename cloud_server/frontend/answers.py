@@ -6,6 +6,7 @@ computed twice.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Computation:
         self.distortion = pb.DistortionReport()
         self.fallback = ""
         self.warnings: list[str] = []
+        self.moments_score = math.nan
         self.request: Request | None = None
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []

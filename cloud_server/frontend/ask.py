@@ -92,9 +92,8 @@ class Asker:
 
     def _begin(self, request: pb.AskRequest, session: Session, received_ns: int) -> Computation:
         made = Computation(request.request_id, request.frame_number, request.question, received_ns)
-        made.distortion, made.fallback, made.warnings = self._sessions.report(
-            session, request.frame_number
-        )
+        report = self._sessions.report(session, request.frame_number)
+        made.distortion, made.fallback, made.warnings, made.moments_score = report
         job = Job(
             id=self._under_way.next_id(),
             session=session.id.hex(),

@@ -7,8 +7,8 @@ from typing import TypeAlias
 from cloud_server.frontend.crowd import Crowd
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
-Report: TypeAlias = tuple[pb.DistortionReport, str, list[str]]
-"""A scene's distortion, why it is a picture, and warnings."""
+Report: TypeAlias = tuple[pb.DistortionReport, str, list[str], float]
+"""A scene's distortion, why it is a picture, warnings, and the guard's score of its moments."""
 REPORT_BYTES = 1024
 """Bytes of memory for one report kept, with its share of the tables around it; measured: 630."""
 _REPORTS_OF_ONE = 1024
@@ -23,7 +23,7 @@ class Reports:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...]]] = {}
+        self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...], float]] = {}
         self._order: Crowd[bytes, tuple[bytes, int]] = Crowd()
 
     def __len__(self) -> int:
@@ -31,12 +31,12 @@ class Reports:
 
     def put(self, scene: tuple[bytes, int], report: Report) -> None:
         """Keep a scene's report, by session id and frame number."""
-        distortion, fallback, warnings = report
+        distortion, fallback, warnings, score = report
         if scene in self._held:
             self._order.touch(scene)
         else:
             self._order.add(scene[0], scene)
-        self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings)
+        self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings), score
         if self._order.size(scene[0]) > _REPORTS_OF_ONE:
             self._drop(self._order.oldest(scene[0]))
         elif len(self._held) > self._most:
@@ -46,8 +46,8 @@ class Reports:
         """A scene's report, if it is kept."""
         if scene not in self._held:
             return None
-        distortion, fallback, warnings = self._held[scene]
-        return pb.DistortionReport.FromString(distortion), fallback, list(warnings)
+        distortion, fallback, warnings, score = self._held[scene]
+        return pb.DistortionReport.FromString(distortion), fallback, list(warnings), score
 
     def forget(self, session: bytes) -> None:
         """Drop the reports of a session that is over."""

@@ -6,6 +6,7 @@ most of it loses its longest unused session.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -192,14 +193,17 @@ class Sessions:
         report: pb.DistortionReport,
         fallback: str,
         warnings: Sequence[str],
+        moments_score: float,
     ) -> None:
-        """Keep a scene's distortion, why it is a picture, and warnings, for later questions."""
+        """Keep a scene's `Report` for later questions."""
         if session.id in self._held:
-            self._reports.put((session.id, frame_number), (report, fallback, list(warnings)))
+            told = (report, fallback, list(warnings), moments_score)
+            self._reports.put((session.id, frame_number), told)
 
     def report(self, session: Session, frame_number: int) -> Report:
-        """A scene's distortion, fallback and warnings; empty if they are not remembered."""
-        return self._reports.get((session.id, frame_number)) or (pb.DistortionReport(), "", [])
+        """A scene's report; empty if it is not remembered."""
+        nothing: Report = (pb.DistortionReport(), "", [], math.nan)
+        return self._reports.get((session.id, frame_number)) or nothing
 
     def check(self, request: Sealed, session: Session) -> None:
         """Check a request's digest; if it does not match, say why as exactly as possible.

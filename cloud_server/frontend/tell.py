@@ -13,6 +13,7 @@ from typing import Any
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.risk import risk_of
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.metrics import Metrics
@@ -148,6 +149,7 @@ class Teller:
         for stage in ("queue", "decode", "project", "inject"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
         computation.warnings = said.warnings
+        computation.moments_score = said.moments_score
         for name in said.warnings:
             self._metrics.warnings.labels(name).inc()
             self._log.warning(
@@ -160,6 +162,7 @@ class Teller:
             computation.distortion,
             computation.fallback,
             computation.warnings,
+            computation.moments_score,
         )
         if not computation.question:
             self._under_way.end(session.id, computation, None)
@@ -184,7 +187,15 @@ class Teller:
             distortion=computation.distortion,
             fallback=computation.fallback,
             warnings=computation.warnings,
+            risk=risk_of(
+                session.terms.risk,
+                computation.distortion,
+                computation.moments_score,
+                computation.question,
+            ),
         )
+        if answer.HasField("risk"):
+            self._metrics.risk.observe(answer.risk)
         self._under_way.end(session.id, computation, answer)
         self._log.info(
             "answered",

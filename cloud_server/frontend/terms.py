@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cloud_server.engine.jobs import Offer
-from protos.errors import (
-    UnknownQuantizerError,
-)
+from projector.codec.risk import RiskModel
+from protos.errors import UnknownQuantizerError
 from protos.layout import KVLayout
 from protos.points import PICTURE, RAW_KV_FP8, OperatingPoint, points_from_json
 
@@ -24,6 +23,7 @@ class Terms:
         ladder: names of points, fewest bytes first.
         target: the large model's cache layout, if the bundle has feedback.
         feedback: operating points of feedback that the edge can decode; may be empty.
+        risk: the service's guard, if the bundle has one.
     """
 
     offer: Offer
@@ -33,6 +33,7 @@ class Terms:
     ladder: list[str]
     target: KVLayout | None = None
     feedback: tuple[OperatingPoint, ...] = ()
+    risk: RiskModel | None = None
 
 
 def terms_of(offer: Offer, source: KVLayout, codecs: Collection[str]) -> Terms:
@@ -62,4 +63,5 @@ def terms_of(offer: Offer, source: KVLayout, codecs: Collection[str]) -> Terms:
         target = KVLayout.from_json(offer.target_layout_json)
         every = points_from_json(offer.feedback_points_json)
         feedback = tuple(point for point in every if point.quantizer in codecs)
-    return Terms(offer, source, usable, default, ladder, target, feedback)
+    risk = RiskModel.from_bytes(offer.service_risk) if offer.service_risk else None
+    return Terms(offer, source, usable, default, ladder, target, feedback, risk)

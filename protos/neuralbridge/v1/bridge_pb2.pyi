@@ -153,7 +153,7 @@ class Token(_message.Message):
     def __init__(self, text: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback", "warnings")
+    __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback", "warnings", "risk")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,7 @@ class Answer(_message.Message):
     FROM_MEMORY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    RISK_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: int
     timings: Timings
@@ -168,7 +169,8 @@ class Answer(_message.Message):
     from_memory: bool
     fallback: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., distortion: _Optional[_Union[DistortionReport, _Mapping]] = ..., from_memory: _Optional[bool] = ..., fallback: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    risk: float
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., distortion: _Optional[_Union[DistortionReport, _Mapping]] = ..., from_memory: _Optional[bool] = ..., fallback: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., risk: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_ms", "decode_ms", "project_ms", "inject_ms", "prefill_ms", "generate_ms", "ttft_ms", "total_ms")

@@ -87,7 +87,7 @@ def test_a_session_takes_no_more_memory_than_it_is_counted_with() -> None:
     before = tracemalloc.get_traced_memory()[0]
     for session in made[:100]:
         for number in range(100):
-            sessions.remember_report(session, number, report, "", [])
+            sessions.remember_report(session, number, report, "", [], 0.5)
     assert tracemalloc.get_traced_memory()[0] - before < 256 << 10
     tracemalloc.stop()
     assert sessions.report(made[99], 99)[0] == report
