@@ -1,0 +1,1 @@
+"""A running service under load: simulated devices, their ledger, the figures and the report."""

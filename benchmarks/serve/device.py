@@ -1,0 +1,282 @@
+"""A simulated device: one connection, one session, one Infer stream, no model.
+
+`connect`, `send` as often as the credit allows, `close`. Every event goes into the ledger's entries.
+A device with `tries` above one sends a request again after a retryable refusal or a broken stream,
+under the same id, as an agent does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from benchmarks.serve.ledger import Entry
+from benchmarks.serve.pool import Pool
+from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.dial import Dial
+from protos.calls import PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY
+from protos.errors import BridgeError, OfflineError, UnknownSessionError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.quantize import QUANTIZERS
+from protos.requests import seal
+
+MAX_NEW_TOKENS = 8
+_CONNECT_S = 20.0
+_PAUSE_S = 0.05
+
+
+class Device:
+    """One device.
+
+    Args:
+        name: its name, for the ledger and where the service knows no identities.
+        dial: makes its channels.
+        pool: what it sends.
+        tries: most attempts of one request.
+        give_up_s: how long a request is sent again.
+        priority: of its requests.
+
+    Attributes:
+        limits: what the service announced.
+        reply: the service's answer to Negotiate.
+        open: requests without a terminal event, by id.
+        strangers: events of requests that this device never sent.
+        ended: called with each request that has ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dial: Dial,
+        pool: Pool,
+        *,
+        tries: int = 1,
+        give_up_s: float = 120.0,
+        priority: int = 0,
+    ) -> None:
+        self.name, self._dial, self._pool = name, dial, pool
+        self._tries, self._give_up_s, self._priority = tries, give_up_s, priority
+        self._frames = 0
+        self._channel: grpc.aio.Channel | None = None
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._again: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()
+        self._sealed: dict[bytes, bytes] = {}
+        self._past: dict[bytes, Entry] = {}
+        self._closing = False
+        self.reply = pb.NegotiateResponse()
+        self.limits = pb.Limits()
+        self.open: dict[bytes, Entry] = {}
+        self.strangers: list[pb.InferEvent] = []
+        self.ended: Callable[[Entry], None] = lambda entry: None
+
+    # ------------------------------------------------------------------ connection
+
+    async def connect(self) -> None:
+        """Negotiate, unless there is a session, and open the stream.
+
+        Raises:
+            BridgeError: the service refused, or nobody answered.
+        """
+        try:
+            if self._channel is None:
+                self._channel = self._dial()
+            if not self.reply.session_id:
+                await self._negotiate(self._channel)
+            infer = self._channel.stream_stream(
+                f"/{SERVICE}/Infer", response_deserializer=pb.InferEvent.FromString
+            )
+            self._call = infer(metadata=((SESSION_METADATA_KEY, self.reply.session_id),))
+            self._reader = asyncio.create_task(self._read(self._call))
+        except BridgeError:
+            await self._hang_up()
+            raise
+
+    async def _negotiate(self, channel: grpc.aio.Channel) -> None:
+        layout = self._pool.layout
+        request = pb.NegotiateRequest(
+            protocol_version=PROTOCOL_VERSION,
+            source_layout_json=layout.versions[-1].to_json(),
+            source_settings_digest=layout.settings_digest,
+            codecs=sorted(QUANTIZERS),
+            agent_version="simulated",
+            device=self.name,
+        )
+        try:
+            stub = bridge_pb2_grpc.BridgeStub(channel)
+            self.reply = await stub.Negotiate(request, timeout=_CONNECT_S)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+        self.limits = self.reply.limits
+
+    async def _hang_up(self) -> None:
+        channel, self._channel, self._call = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    async def _connected(self) -> None:
+        """Open the stream if there is none: one attempt after the other, for all who wait."""
+        if self._call is not None:
+            return
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._reconnect())
+        await asyncio.shield(self._connecting)
+
+    async def _reconnect(self) -> None:
+        deadline = time.monotonic() + self._give_up_s
+        pause = _PAUSE_S
+        while True:
+            try:
+                await self.connect()
+                return
+            except BridgeError as error:
+                if isinstance(error, UnknownSessionError):
+                    self.reply = pb.NegotiateResponse()
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, 1.0)
+
+    # ------------------------------------------------------------------ requests
+
+    def prepare(self, item: int, due: float = 0.0) -> Entry:
+        """A new request, sealed for the present session if there is one."""
+        entry = Entry(os.urandom(8), self.name, item, due)
+        if self.reply.session_id:
+            self._sealed[entry.id] = self._seal(entry)
+        return entry
+
+    def _seal(self, entry: Entry) -> bytes:
+        item = self._pool.items[entry.item]
+        header, payload = item.packed(self._frames)
+        self._frames += 1
+        constants = self.reply.session_constants
+        return seal(
+            constants, entry.id, header, payload, item.question, MAX_NEW_TOKENS, self._priority
+        ).SerializeToString()
+
+    async def send(self, entry: Entry) -> None:
+        """Write a request; its events arrive later.
+
+        Raises:
+            BridgeError: no stream could be opened.
+        """
+        self.open[entry.id] = entry
+        async with self._writing:
+            await self._connected()
+            raw = self._sealed.get(entry.id) or self._seal(entry)
+            self._sealed[entry.id] = raw
+            entry.sent.append(time.monotonic())
+            call = self._call
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(raw)  # if the stream is over, the reader says why
+
+    async def _read(self, call: Any) -> None:
+        cause = "the stream ended"
+        try:
+            async for event in call:
+                self._take(event)
+        except grpc.aio.AioRpcError as error:
+            typed = error_of(error)
+            cause = typed.name
+            if isinstance(typed, UnknownSessionError):
+                self.reply = pb.NegotiateResponse()
+                self._sealed.clear()
+        if self._closing or call is not self._call:
+            return
+        await self._hang_up()
+        for entry in list(self.open.values()):
+            if entry.sent:
+                entry.broken.append(cause)
+                self._send_again(entry, cause)
+
+    def _take(self, event: pb.InferEvent) -> None:
+        kind = event.WhichOneof("event")
+        if kind == "rate_advice":
+            return
+        entry = self.open.get(event.request_id)
+        if entry is None:
+            self._surplus(event)
+            return
+        now = time.monotonic()
+        if kind == "accepted":
+            entry.accepted = entry.accepted or now
+            if not self._pool.items[entry.item].question:
+                self._end(entry, now)
+        elif kind == "token":
+            entry.first_token = entry.first_token or now
+        elif kind == "answer":
+            entry.first_token = entry.first_token or now
+            entry.answers.append(event.answer.text)
+            entry.from_memory += event.answer.from_memory
+            entry.timings = event.answer.timings
+            self._end(entry, now)
+        elif kind == "refused":
+            entry.refusals.append(event.refused.name)
+            again = event.refused.retryable and len(entry.sent) < self._tries
+            if again:
+                self._send_again(entry, event.refused.name, event.refused.retry_after_ms / 1e3)
+            else:
+                entry.cause = event.refused.name
+                self._end(entry, now)
+
+    def _end(self, entry: Entry, now: float) -> None:
+        entry.ended = now
+        self.open.pop(entry.id, None)
+        self._sealed.pop(entry.id, None)
+        self._past[entry.id] = entry
+        self.ended(entry)
+
+    def _surplus(self, event: pb.InferEvent) -> None:
+        """An event of a request that has ended, or that was never sent."""
+        entry = self._past.get(event.request_id)
+        if entry is None:
+            self.strangers.append(event)
+            return
+        entry.surplus += 1
+        if event.HasField("answer"):
+            entry.answers.append(event.answer.text)
+
+    def _send_again(self, entry: Entry, cause: str, after_s: float = 0.0) -> None:
+        if len(entry.sent) >= self._tries or time.monotonic() - entry.sent[0] > self._give_up_s:
+            entry.cause = cause
+            self._end(entry, time.monotonic())
+            return
+        task = asyncio.create_task(self._later(entry, after_s))
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+
+    async def _later(self, entry: Entry, after_s: float) -> None:
+        pause = min(_PAUSE_S * 2.0 ** min(len(entry.sent), 5), 1.0)
+        await asyncio.sleep(after_s + random.uniform(0, pause))
+        try:
+            await self.send(entry)
+        except BridgeError as error:
+            entry.cause = error.name
+            self._end(entry, time.monotonic())
+
+    # ------------------------------------------------------------------ the end
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until nothing is open; what is open then has no end, and counts as lost."""
+        deadline = time.monotonic() + timeout_s
+        while self.open and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End the stream and the connection."""
+        self._closing = True
+        for task in (*self._again, self._connecting, self._reader):
+            if task is not None:
+                task.cancel()
+        await self._hang_up()

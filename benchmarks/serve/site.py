@@ -1,0 +1,100 @@
+"""A service to measure, in processes of its own, and how devices reach it: the one place for both."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.uplink.dial import Dial, dial_insecure
+from protos.process.memory import resident_bytes
+from reference.demo.halves import Ready, cloud_server, ready
+from reference.demo.processes import Child
+
+OPEN = ("--negotiations-per-s", "0", "--log-level", "warning")
+"""All simulated devices share one address; an address's own bound is not what is measured."""
+_PREFIX = "neural_bridge_cloud_"
+
+
+@dataclass
+class Site:
+    """A running service.
+
+    Attributes:
+        server: its front end.
+        at: where it listens.
+    """
+
+    server: Child
+    at: Ready
+
+    def dial(self, device: int) -> Dial:
+        """What makes the channels of a device, by its number."""
+        return dial_insecure(self.at.address)
+
+    def metric(self, name: str) -> float:
+        """A metric's value, by its name without prefix, with labels; 0 if it is not there."""
+        found = re.findall(rf"^{_PREFIX}{re.escape(name)} (\S+)$", self.metrics(), re.M)
+        return float(found[0]) if found else 0.0
+
+    def metrics(self) -> str:
+        """The whole metrics page."""
+        with urllib.request.urlopen(self.at.metrics, timeout=30) as page:
+            text: str = page.read().decode()
+        return text
+
+    def tree(self) -> dict[str, list[int]]:
+        """Process ids: the front end, and its engines (the spare apart)."""
+        below = descendants(self.server.pid)
+        engines = [pid for pid, line in below.items() if "cloud_server.engine.process" in line]
+        spares = [pid for pid in engines if "--spare" in below[pid] and _has_child(pid)]
+        return {
+            "front_end": [self.server.pid],
+            "engine": [pid for pid in engines if pid not in spares],
+            "spare": spares,
+        }
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each kind of process."""
+        return {kind: sum(map(resident_bytes, pids)) for kind, pids in self.tree().items()}
+
+
+@contextmanager
+def site(folder: Path, *flags: str, threads: int = 1) -> Iterator[Site]:
+    """Start a service with the reference model and bundle; it ends with the block."""
+    with cloud_server(folder / "service.log", *OPEN, *flags, threads=threads) as server:
+        yield Site(server, ready(server))
+
+
+def descendants(parent: int) -> dict[int, str]:
+    """Process ids and command lines of a process's children, and theirs."""
+    found: dict[int, str] = {}
+    for child in _children(parent):
+        with contextlib.suppress(OSError):
+            found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+        found |= descendants(child)
+    return found
+
+
+def _children(parent: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _has_child(pid: int) -> bool:
+    return bool(_children(pid))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks: float = (int(fields[11]) + int(fields[12])) / 100
+    return ticks
