@@ -1,6 +1,6 @@
 """A simulated device: one connection, one session, one Infer stream, no model.
 
-`connect`, `send` as often as the credit allows, `close`. Every event goes into the ledger's entries.
+`connect`, `send` as often as the credit allows, `close`. Events go into the ledger's entries.
 A device with `tries` above one sends a request again after a retryable refusal or a broken stream,
 under the same id, as an agent does.
 """
@@ -22,7 +22,7 @@ from benchmarks.serve.pool import Pool
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.dial import Dial
 from protos.calls import PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY
-from protos.errors import BridgeError, OfflineError, UnknownSessionError
+from protos.errors import BridgeError, UnknownSessionError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.quantize import QUANTIZERS
@@ -161,9 +161,11 @@ class Device:
         header, payload = item.packed(self._frames)
         self._frames += 1
         constants = self.reply.session_constants
-        return seal(
+        sealed = seal(
             constants, entry.id, header, payload, item.question, MAX_NEW_TOKENS, self._priority
-        ).SerializeToString()
+        )
+        raw: bytes = sealed.SerializeToString()
+        return raw
 
     async def send(self, entry: Entry) -> None:
         """Write a request; its events arrive later.

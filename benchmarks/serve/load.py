@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -46,7 +47,7 @@ async def fleet(
 
 
 @dataclass
-class Run:
+class Stretch:
     """What one stretch of load measured.
 
     Attributes:
@@ -127,10 +128,10 @@ class Poisson:
         self._sends: set[asyncio.Task[None]] = set()
         self._lags: list[float] = []
 
-    async def run(self, settle_s: float = 20.0) -> Run:
+    async def run(self, settle_s: float = 20.0) -> Stretch:
         """Send everything when it is due, then wait for what is open."""
         for device in self._devices:
-            device.ended = lambda entry, device=device: self._next(device)
+            device.ended = partial(self._ended, device)
         started = time.monotonic() + 0.05
         for entry, after in zip(self._entries, self._after, strict=True):
             entry.due = started + float(after)
@@ -147,7 +148,10 @@ class Poisson:
         for device in self._devices:
             device.ended = lambda entry: None
         lag = float(np.quantile(self._lags, 0.99)) if self._lags else 0.0
-        return Run(self._seconds, self._rate, self._entries, lag)
+        return Stretch(self._seconds, self._rate, self._entries, lag)
+
+    def _ended(self, device: Device, entry: Entry) -> None:
+        self._next(device)
 
     def _next(self, device: Device) -> None:
         waiting = self._waiting[device.name]
@@ -164,7 +168,7 @@ class Poisson:
 
 async def closed_loop(
     devices: Sequence[Device], items: int, under_way: int, seconds: float, warm_s: float = 1.0
-) -> Run:
+) -> Stretch:
     """Keep `under_way` requests on their way, spread over the devices.
 
     What ends in the first `warm_s` is not counted.
@@ -190,7 +194,7 @@ async def closed_loop(
     for device in devices:
         device.ended = lambda entry: None
     counted = [e for e in entries if begun + warm_s <= e.ended <= stop]
-    return Run(seconds, len(counted) / seconds, counted)
+    return Stretch(seconds, len(counted) / seconds, counted)
 
 
 async def calm_answers(device: Device, items: int) -> list[str]:

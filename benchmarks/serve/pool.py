@@ -1,7 +1,7 @@
 """Frames and questions that simulated devices send, made once from pictures of the test split.
 
-`python -m benchmarks.serve.pool FILE` makes a file with the edge model, in a process of its own: the
-process that sends and measures loads no model.
+`python -m benchmarks.serve.pool FILE` makes the file with the edge model, in a process of its own:
+the process that sends and measures loads no model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A service to measure, in processes of its own, and how devices reach it: the one place for both."""
+"""A service to measure, in processes of its own, and how devices reach it."""
 
 from __future__ import annotations
 
