@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -115,7 +116,11 @@ class Bridge:
     async def drain(self) -> None:
         """See `Part`."""
         self._log.info("draining", under_way=self._under_way.depth)
-        if not await self._under_way.drain(self._drain_s):
+        self._negotiator.leaving = True
+        leave = asyncio.gather(self._under_way.drain(), self._receiver.leave())
+        try:
+            await asyncio.wait_for(leave, self._drain_s)
+        except asyncio.TimeoutError:
             self._log.warning("drain timed out", under_way=self._under_way.depth)
 
     async def close(self) -> None:

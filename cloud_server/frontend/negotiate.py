@@ -17,6 +17,7 @@ from cloud_server.throttle import Buckets, Throttle
 from protos.calls import PROTOCOL_VERSION
 from protos.errors import (
     BridgeError,
+    EngineUnavailableError,
     FrameMalformedError,
     OverloadedError,
     ProtocolVersionError,
@@ -41,6 +42,9 @@ class Negotiator:
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
+
+    Attributes:
+        leaving: the service ends; sessions are opened elsewhere.
     """
 
     def __init__(
@@ -56,11 +60,14 @@ class Negotiator:
         self._openings = Buckets(self._per_s, settings.negotiation_burst)
         self._sessions, self._metrics, self._refusals = sessions, metrics, refusals
         self._log, self._few = log, few
+        self.leaving = False
 
     async def negotiate(self, raw: bytes, context: Any) -> pb.NegotiateResponse:
         """Open a session on the bundle that serves the edge's model."""
         peer = address_of(context.peer())
         try:
+            if self.leaving:
+                raise EngineUnavailableError("this service is going down; negotiate elsewhere")
             self._charge(peer)
             request = _read_negotiate(raw)
             source = KVLayout.from_json(request.source_layout_json)

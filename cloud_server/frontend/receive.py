@@ -19,7 +19,7 @@ from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Outbox, Stream, Teller
-from cloud_server.frontend.under_way import UnderWay
+from cloud_server.frontend.under_way import LEAVING, UnderWay
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
@@ -31,7 +31,6 @@ from protos.errors import (
     FrameMalformedError,
     OverloadedError,
     UnknownQuantizerError,
-    UnknownSessionError,
 )
 from protos.header import Header, frame_number_of
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -73,6 +72,9 @@ class Receiver:
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
         self._apart: dict[bytes, Outbox] = {}  # outboxes of the Events calls, by session id
+        self._open: set[Outbox] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
 
     # ------------------------------------------------------------------ streams
 
@@ -81,8 +83,9 @@ class Receiver:
         metadata = dict(context.invocation_metadata() or ())
         session_id = metadata.get(SESSION_METADATA_KEY, b"")
         try:
+            self._under_way.require_staying()
             session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
-        except UnknownSessionError as error:
+        except BridgeError as error:
             await self._refusals.abort(context, error, "Infer")
         apart = self._apart.get(session.id)
         if metadata.get(EVENTS_APART[0]) != EVENTS_APART[1]:
@@ -95,11 +98,14 @@ class Receiver:
         cancelled = True
         try:
             if apart is None:
-                await self._teller.write(stream.outbox, context)
+                await self._write(stream.outbox, context)
             elif not await _first(stream.ended, apart.closed):
                 cancelled = False
                 gone = EngineUnavailableError("the Events call of this session is gone")
                 await self._refusals.abort(context, gone, "Infer")
+            if stream.outbox.leaving and not stream.half_closed:
+                cancelled = False
+                await self._refusals.abort(context, EngineUnavailableError(LEAVING), "Infer")
             await reader
         finally:
             reader.cancel()
@@ -112,6 +118,7 @@ class Receiver:
                 request = pb.EventsRequest.FromString(raw)
             except DecodeError as error:
                 raise FrameMalformedError(f"not an EventsRequest: {error}") from error
+            self._under_way.require_staying()
             session = self._sessions.get(request.session_id)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")
@@ -121,11 +128,29 @@ class Receiver:
             before.put(None)
         try:
             await context.send_initial_metadata(())
-            await self._teller.write(outbox, context)
+            await self._write(outbox, context)
         finally:
             outbox.closed.set()
             if self._apart.get(session.id) is outbox:
                 del self._apart[session.id]
+
+    async def leave(self) -> None:
+        """End every call once its requests have ended and its events are written."""
+        for outbox in list(self._open):
+            outbox.leave()
+        await self._none_open.wait()
+
+    async def _write(self, outbox: Outbox, context: Any) -> None:
+        self._open.add(outbox)
+        self._none_open.clear()
+        if self._under_way.draining:
+            outbox.leave()
+        try:
+            await self._teller.write(outbox, context)
+        finally:
+            self._open.discard(outbox)
+            if not self._open:
+                self._none_open.set()
 
     async def _read(self, requests: AsyncIterator[bytes], stream: Stream, session: Session) -> None:
         """Take a stream's requests one by one; a bad one gets its error, and the stream goes on."""

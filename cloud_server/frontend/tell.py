@@ -26,13 +26,31 @@ _MAX_OUTBOX = 256
 
 
 class Outbox:
-    """Events that one stream still has to write; while it is long, no more requests are read."""
+    """Events that one stream still has to write; while it is long, no more requests are read.
+
+    Attributes:
+        closed: set when the call that writes it has ended.
+        leaving: the service ends: the call ends once its requests have.
+    """
 
     def __init__(self) -> None:
         self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
         self._filled, self._drained = asyncio.Event(), asyncio.Event()
+        self._waiting = 0
         self.closed = asyncio.Event()
+        self.leaving = False
         self._drained.set()
+
+    def leave(self) -> None:
+        """End once no request waits for its terminal event."""
+        self.leaving = True
+        self.expect(0)
+
+    def expect(self, requests: int) -> None:
+        """So many more requests wait for their terminal event; fewer if it is negative."""
+        self._waiting += requests
+        if self.leaving and not self._waiting:
+            self.put(None)
 
     def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
         """Append an event of a computation; None ends the stream."""
@@ -80,8 +98,10 @@ class Stream:
                 self.waiting.pop(computation.request_id, None)
                 computation.leave(pass_on)
                 self.end_if_done()
+                self.outbox.expect(-1)
 
         self.waiting[computation.request_id] = (computation, pass_on)
+        self.outbox.expect(1)
         computation.listen(pass_on)
 
     def end_if_done(self) -> None:
@@ -94,6 +114,7 @@ class Stream:
     def abandon(self) -> list[Computation]:
         """The client is gone; returns the computations that nobody listens to any more."""
         waiting, self.waiting = self.waiting, {}
+        self.outbox.expect(-len(waiting))
         for computation, listener in waiting.values():
             computation.leave(listener)
         return [computation for computation, _ in waiting.values() if not computation.heard]

@@ -18,6 +18,8 @@ from protos.errors import BridgeError, EngineUnavailableError, UnknownSessionErr
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import PICTURE_POINT
 
+LEAVING = "this service is going down; send the frame elsewhere"
+
 
 class UnderWay:
     """Gives requests to the engine, and drops those that nobody wants any more.
@@ -129,9 +131,17 @@ class UnderWay:
         if computation.request is not None:
             self._admission.rejoin(computation.request)
 
-    def _require_engine(self) -> None:
+    def require_staying(self) -> None:
+        """Refuse what is new while the service ends.
+
+        Raises:
+            EngineUnavailableError: it ends.
+        """
         if self.draining:
-            raise EngineUnavailableError("this service is going down; send the frame elsewhere")
+            raise EngineUnavailableError(LEAVING)
+
+    def _require_engine(self) -> None:
+        self.require_staying()
         if not self.engine_ready:
             raise EngineUnavailableError("the engine is starting; send the frame again")
 
@@ -194,15 +204,11 @@ class UnderWay:
 
     # ------------------------------------------------------------------ the end
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Take nothing new; wait for what is under way. True if it all ended in time."""
+    async def drain(self) -> None:
+        """Take nothing new; wait for what is under way."""
         self.draining = True
         self._admission.forget_left()
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        await self._idle.wait()
 
     async def stop(self) -> None:
         """Give the engine nothing more."""

@@ -139,6 +139,41 @@ def test_draining_answers_what_is_under_way_and_takes_nothing_new(
     asyncio.run(scene())
 
 
+def test_a_drain_ends_every_stream_once_its_answers_are_written_and_opens_no_session(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths, drain_s=60.0) as server:
+            edge, idle = await server.edge(), await server.edge()
+            quiet = idle.open()
+            await quiet.write(idle.frame(seed=1, question="count 1"))
+            while not (await quiet.read()).HasField("answer"):
+                pass
+            call = edge.open()
+            await call.write(edge.frame(seed=1, question="hold"))
+            await server.until(lambda: _positive(server.metric("queue_depth")))
+            server.service.stop()
+            await server.until(lambda: _draining(server))
+            assert await quiet.code() == grpc.StatusCode.UNAVAILABLE, "nothing was under way on it"
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await idle.meet()
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert not call.done(), "its request is under way"
+            await call.write(edge.frame(seed=2, question="release"))
+            assert (await _terminal(call)).frame_number == 2  # refused: it is new
+            call.cancel()
+            await server.task
+
+    asyncio.run(scene())
+
+
+async def _terminal(call: Any) -> pb.InferEvent:
+    while True:
+        event: pb.InferEvent = await call.read()
+        if event.WhichOneof("event") in ("answer", "refused"):
+            return event
+
+
 async def _positive(value: Awaitable[float]) -> bool:
     return await value > 0
 
