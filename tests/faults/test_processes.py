@@ -6,10 +6,16 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import Callable
 
 from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site
 from tests.faults.arena import Faults, steady, times
+
+
+def replaced(place: Site, engine: int) -> Callable[[], bool]:
+    """Tells whether an engine is gone and another there."""
+    return lambda: place.tree()["engine"] not in ([engine], [])
 
 
 def test_no_answer_is_lost_or_doubled_when_engines_are_killed_in_mid_decode(
@@ -29,7 +35,7 @@ def test_no_answer_is_lost_or_doubled_when_engines_are_killed_in_mid_decode(
                     continue
                 os.kill(engine, signal.SIGKILL)
                 killed += 1
-                await load.until(lambda: place.tree()["engine"] not in ([engine], []), "an engine")
+                await load.until(replaced(place, engine), "another engine")
             await load.more(16)
         faults.judged("engine killed", killed, load.entries, calm, load.strangers)
         assert load.refusals()["engine_unavailable"] >= killed // 2
@@ -48,7 +54,7 @@ def test_an_engine_that_stands_still_is_replaced_and_its_requests_are_answered(
                 await load.more(8)
                 (engine,) = place.tree()["engine"]
                 os.kill(engine, signal.SIGSTOP)
-                await load.until(lambda: place.tree()["engine"] not in ([engine], []), "an engine")
+                await load.until(replaced(place, engine), "another engine")
             await load.more(16)
         faults.judged("engine stopped", stops, load.entries, calm, load.strangers)
 
