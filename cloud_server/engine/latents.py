@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cloud_server.engine.pages import PagePool
-from cloud_server.engine.store import Name, Store
+from cloud_server.engine.store import Name, SceneStore
 from projector.codec.deltas import Held
 
 LATENT_PAGE_BYTES = 1024
@@ -35,7 +35,7 @@ class LatentMemory:
 
     def __init__(self, max_bytes: int) -> None:
         self._pool = PagePool((LATENT_PAGE_BYTES,), torch.uint8, most_bytes=max_bytes)
-        self._store: Store[_Latents] = Store(max_bytes, self._dropped)
+        self._store: SceneStore[_Latents] = SceneStore(max_bytes, self._dropped)
 
     def __contains__(self, name: object) -> bool:
         return name in self._store

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cloud_server.engine.pages import PagePool
-from cloud_server.engine.store import Name, Store
+from cloud_server.engine.store import Name, SceneStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class SceneMemory:
         self._page_tokens = page_tokens
         shape = (2, layers, kv_heads, page_tokens, head_dim)
         self._pool = PagePool(shape, like.dtype, like.device, max_bytes)
-        self._store: Store[Scene] = Store(max_bytes, self._dropped)
+        self._store: SceneStore[Scene] = SceneStore(max_bytes, self._dropped)
         self._in_use: set[Scene] = set()
         self._late: list[Scene] = []
 

@@ -16,7 +16,7 @@ Name = tuple[str, int]
 """Session (hex) and frame number."""
 
 
-class Store(Generic[Entry]):
+class SceneStore(Generic[Entry]):
     """Entries by the name of their scene.
 
     Args:

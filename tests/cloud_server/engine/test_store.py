@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloud_server.engine.store import Store
+from cloud_server.engine.store import SceneStore
 from protos.errors import (
     UnknownSceneError,
 )
@@ -12,7 +12,7 @@ from protos.errors import (
 
 def test_the_scene_store_counts_bytes_and_replaces_a_scene_of_the_same_name() -> None:
     dropped: list[str] = []
-    store: Store[str] = Store(100, dropped.append)
+    store: SceneStore[str] = SceneStore(100, dropped.append)
     store.put(("s", 1), "a", 60)
     store.put(("s", 1), "b", 30)
     assert (store.get(("s", 1)), store.bytes, len(store)) == ("b", 30, 1)

@@ -1,0 +1,142 @@
+"""Certificates of devices: which were given, which are revoked."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from cloud_server.state import tenants
+from cloud_server.state.directory import Certificate
+from cloud_server.state.store import Transaction
+from cloud_server.state.tables import CertificateRow, DeviceRow, TenantRow
+from protos.errors import EnrolmentError, MissingError
+
+MOST = 8
+"""Certificates that a device may have at once; the next one revokes the oldest."""
+_KEEP_EXPIRED_S = 30 * 86400.0
+
+
+def record(
+    tx: Transaction, tenant: str, device: str, serial: str, fingerprint: str, not_after_s: float
+) -> None:
+    """Note a certificate before it is given away.
+
+    Args:
+        tx: the transaction.
+        tenant: the device's tenant, by name.
+        device: the device, by name.
+        serial: 32 hexadecimal digits, lower case.
+        fingerprint: SHA-256 of its DER, in hexadecimal digits.
+        not_after_s: when it ends, seconds since 1970.
+
+    Raises:
+        EnrolmentError: device or tenant is gone or disabled.
+    """
+    row = tx.session.scalar(
+        select(DeviceRow)
+        .join(TenantRow, TenantRow.id == DeviceRow.tenant_id)
+        .where(
+            TenantRow.name == tenant,
+            DeviceRow.name == device,
+            TenantRow.disabled.is_(False),
+            DeviceRow.disabled.is_(False),
+        )
+    )
+    if row is None:
+        raise EnrolmentError("this device gets no certificate: ask the operator")
+    tx.session.execute(
+        delete(CertificateRow).where(
+            CertificateRow.device_id == row.id,
+            CertificateRow.not_after_s < tx.now_s - _KEEP_EXPIRED_S,
+        )
+    )
+    for old in _valid(tx.session, row, tx.now_s)[MOST - 1 :]:
+        _revoke(tx, old, device)
+    tx.session.add(
+        CertificateRow(
+            serial=serial,
+            device_id=row.id,
+            fingerprint=fingerprint,
+            issued_s=tx.now_s,
+            not_after_s=not_after_s,
+            revoked_s=None,
+        )
+    )
+    tx.audit("certificate.issue", tenant, device, serial=serial, not_after_s=not_after_s)
+
+
+def of(session: Session, tenant: str, device: str) -> list[Certificate]:
+    """A device's certificates, the newest first.
+
+    Raises:
+        MissingError: there is no such tenant.
+    """
+    rows = session.scalars(
+        select(CertificateRow)
+        .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
+        .where(
+            DeviceRow.tenant_id == tenants.find(session, tenant).id,
+            DeviceRow.name == device,
+        )
+        .order_by(CertificateRow.issued_s.desc(), CertificateRow.serial)
+    )
+    return [
+        Certificate(
+            row.serial,
+            tenant,
+            device,
+            row.fingerprint,
+            row.issued_s,
+            row.not_after_s,
+            row.revoked_s,
+        )
+        for row in rows
+    ]
+
+
+def revoke(tx: Transaction, tenant: str, serial: str) -> None:
+    """Revoke one certificate of a tenant's device.
+
+    Raises:
+        MissingError: there is no such tenant or certificate.
+    """
+    found = tx.session.execute(
+        select(CertificateRow, DeviceRow.name)
+        .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
+        .where(
+            CertificateRow.serial == serial,
+            DeviceRow.tenant_id == tenants.find(tx.session, tenant).id,
+        )
+    ).one_or_none()
+    if found is None:
+        raise MissingError(f"tenant '{tenant}' has no certificate {serial[:80]}")
+    row, device = found
+    _revoke(tx, row, device)
+    tx.audit("certificate.revoke", tenant, device, serial=serial)
+
+
+def revoke_all(tx: Transaction, device: DeviceRow) -> int:
+    """Revoke a device's certificates that still count; returns how many."""
+    rows = _valid(tx.session, device, tx.now_s)
+    for row in rows:
+        _revoke(tx, row, device.name)
+    return len(rows)
+
+
+def _valid(session: Session, device: DeviceRow, now_s: float) -> list[CertificateRow]:
+    return list(
+        session.scalars(
+            select(CertificateRow)
+            .where(
+                CertificateRow.device_id == device.id,
+                CertificateRow.revoked_s.is_(None),
+                CertificateRow.not_after_s > now_s,
+            )
+            .order_by(CertificateRow.issued_s.desc(), CertificateRow.serial)
+        )
+    )
+
+
+def _revoke(tx: Transaction, row: CertificateRow, device: str) -> None:
+    row.revoked_s = tx.now_s
+    tx.journal("shut", "certificate", row.serial, device)

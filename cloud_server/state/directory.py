@@ -1,0 +1,377 @@
+"""The read model: who may call and how much, held in memory for hot paths.
+
+A `Directory` is one moment of the database and never changes. `LiveDirectory` replaces it when the
+database's token moves. While the database cannot be read, the last one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cloud_server.identity.caller import Kind
+from cloud_server.state.quota import QUOTA_FIELDS, UNBOUNDED, Quota
+from cloud_server.state.store import Store
+from cloud_server.state.tables import (
+    CertificateRow,
+    ChangeRow,
+    DeviceRow,
+    KeyDeviceRow,
+    KeyRow,
+    QuotaRow,
+    TenantRow,
+)
+from protos.errors import BridgeError
+
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant; times are seconds since 1970."""
+
+    id: str
+    name: str
+    created_s: float
+    disabled: bool
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of a tenant, both by name; times are seconds since 1970."""
+
+    id: str
+    tenant: str
+    name: str
+    created_s: float
+    disabled: bool
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate that a device was given.
+
+    Attributes:
+        serial: 32 hexadecimal digits, lower case.
+        tenant: name of the device's tenant.
+        device: the device's name.
+        fingerprint: SHA-256 of the certificate's DER, in hexadecimal digits.
+        issued_s: when it was given, seconds since 1970.
+        not_after_s: when it ends; the caller compares it with the clock.
+        revoked_s: when it was revoked.
+    """
+
+    serial: str
+    tenant: str
+    device: str
+    fingerprint: str
+    issued_s: float
+    not_after_s: float
+    revoked_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """A bearer key.
+
+    Attributes:
+        id: unlike its name, never used again.
+        tenant: name of its tenant.
+        name: its name within the tenant.
+        kind: `application` or `operator`.
+        scopes: what it may do.
+        devices: names of the devices that it is for; None for all of the tenant.
+        created_s: seconds since 1970.
+        not_after_s: when it ends, infinite if it does not; the caller compares it with the clock.
+        disabled: whether it is shut out.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    kind: Kind
+    scopes: frozenset[str]
+    devices: frozenset[str] | None
+    created_s: float
+    not_after_s: float
+    disabled: bool
+
+
+class Directory:
+    """One moment of the database; every look-up is one of a dictionary.
+
+    Args:
+        token: the database's token at that moment.
+        tenants: every tenant, by name.
+        devices: every device, by tenant and name.
+        certificates: by serial number, those that are not revoked, of enabled devices of enabled
+            tenants.
+        keys: by the SHA-256 of their text, the enabled ones of enabled tenants.
+        quotas: what differs from the defaults: by tenant; `None`, `*` (each device) or a device's
+            name.
+        each_device: default bounds of a device.
+        each_tenant: default bounds of a tenant's devices together.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        tenants: Mapping[str, Tenant],
+        devices: Mapping[tuple[str, str], Device],
+        certificates: Mapping[str, Certificate],
+        keys: Mapping[str, Key],
+        quotas: Mapping[tuple[str, str | None], Mapping[str, float | None]],
+        each_device: Quota,
+        each_tenant: Quota,
+    ) -> None:
+        self.token = token
+        self._tenants, self._devices = tenants, devices
+        self._certificates, self._keys = certificates, keys
+        self._of_tenant: dict[str, list[Device]] = defaultdict(list)
+        for device in devices.values():
+            self._of_tenant[device.tenant].append(device)
+        self._each_device = {
+            tenant: each_device.changed(values)
+            for (tenant, of), values in quotas.items()
+            if of == "*"
+        }
+        self._quotas: dict[tuple[str, str | None], Quota] = {}
+        for (tenant, of), values in quotas.items():
+            if of != "*":
+                usual = each_tenant if of is None else self._each_device.get(tenant, each_device)
+                self._quotas[tenant, of] = usual.changed(values)
+        self._default_device, self._default_tenant = each_device, each_tenant
+
+    @classmethod
+    def load(cls, session: Session, each_device: Quota, each_tenant: Quota) -> Directory:
+        """Read the database in a session that sees one moment of it."""
+        token = session.scalar(select(ChangeRow.token)) or ""
+        tenants = {row.id: row for row in session.scalars(select(TenantRow))}
+        names = {id: row.name for id, row in tenants.items()}
+        shut = {id for id, row in tenants.items() if row.disabled}
+        devices = {
+            id: (Device(id, names[tenant], name, created_s, disabled), tenant in shut or disabled)
+            for id, tenant, name, created_s, disabled in session.execute(
+                select(
+                    DeviceRow.id,
+                    DeviceRow.tenant_id,
+                    DeviceRow.name,
+                    DeviceRow.created_s,
+                    DeviceRow.disabled,
+                ).order_by(DeviceRow.name)
+            ).tuples()
+        }
+        certificates = {}
+        for serial, of, fingerprint, issued_s, not_after_s in session.execute(
+            select(
+                CertificateRow.serial,
+                CertificateRow.device_id,
+                CertificateRow.fingerprint,
+                CertificateRow.issued_s,
+                CertificateRow.not_after_s,
+            ).where(CertificateRow.revoked_s.is_(None))
+        ).tuples():
+            device, out = devices[of]
+            if not out:
+                certificates[serial] = Certificate(
+                    serial, device.tenant, device.name, fingerprint, issued_s, not_after_s
+                )
+        keys = keys_of(session, names, {id: device.name for id, (device, _) in devices.items()})
+        quotas: dict[tuple[str, str | None], Mapping[str, float | None]] = {}
+        for row in session.scalars(select(QuotaRow)):
+            whose = "*" if row.of == "each_device" else None
+            if row.device_id is not None:
+                whose = devices[row.device_id][0].name
+            values = {name: getattr(row, name) for name in QUOTA_FIELDS}
+            quotas[names[row.tenant_id], whose] = values
+        return cls(
+            token,
+            {
+                row.name: Tenant(row.id, row.name, row.created_s, row.disabled)
+                for row in tenants.values()
+            },
+            {(device.tenant, device.name): device for device, _ in devices.values()},
+            certificates,
+            {
+                row.token_sha256: key
+                for row, key in keys
+                if not key.disabled and row.tenant_id not in shut
+            },
+            quotas,
+            each_device,
+            each_tenant,
+        )
+
+    def tenant(self, name: str) -> Tenant | None:
+        """A tenant, enabled or not."""
+        return self._tenants.get(name)
+
+    def tenants(self) -> list[Tenant]:
+        """Every tenant, by name."""
+        return [self._tenants[name] for name in sorted(self._tenants)]
+
+    def device(self, tenant: str, name: str) -> Device | None:
+        """A device, enabled or not."""
+        return self._devices.get((tenant, name))
+
+    def devices(self, tenant: str) -> list[Device]:
+        """A tenant's devices, by name."""
+        return list(self._of_tenant.get(tenant, ()))
+
+    def certificate(self, serial: str) -> Certificate | None:
+        """A certificate that is not revoked and whose device and tenant are enabled."""
+        return self._certificates.get(serial)
+
+    def key(self, sha256: str) -> Key | None:
+        """An enabled key of an enabled tenant, by the SHA-256 of its text."""
+        return self._keys.get(sha256)
+
+    def quota(self, tenant: str, device: str | None = None) -> Quota:
+        """Bounds of one device, or without a device of the whole tenant."""
+        found = self._quotas.get((tenant, device))
+        if found is not None:
+            return found
+        if device is None:
+            return self._default_tenant
+        return self._each_device.get(tenant, self._default_device)
+
+
+def keys_of(
+    session: Session, tenants: Mapping[str, str], devices: Mapping[str, str]
+) -> list[tuple[KeyRow, Key]]:
+    """Every key of some tenants, by name.
+
+    Args:
+        session: reads.
+        tenants: names by id.
+        devices: names by id.
+    """
+    allowed: dict[str, set[str]] = defaultdict(set)
+    for key_id, device_id in session.execute(
+        select(KeyDeviceRow.key_id, KeyDeviceRow.device_id)
+    ).tuples():
+        if device_id in devices:
+            allowed[key_id].add(devices[device_id])
+    rows = session.scalars(select(KeyRow).order_by(KeyRow.name))
+    return [
+        (
+            row,
+            Key(
+                row.id,
+                tenants[row.tenant_id],
+                row.name,
+                "operator" if row.kind == "operator" else "application",
+                frozenset(row.scopes.split()),
+                None if row.every_device else frozenset(allowed[row.id]),
+                row.created_s,
+                float("inf") if row.not_after_s is None else row.not_after_s,
+                row.disabled,
+            ),
+        )
+        for row in rows
+        if row.tenant_id in tenants
+    ]
+
+
+class LiveDirectory:
+    """The newest directory, followed by a thread of its own while `run` runs.
+
+    Args:
+        store: the database.
+        each_device: default bounds of a device.
+        each_tenant: default bounds of a tenant's devices together.
+
+    Attributes:
+        now: replaced as a whole, never changed.
+
+    Raises:
+        StateError: the database cannot be read at the start.
+    """
+
+    def __init__(
+        self, store: Store, each_device: Quota = UNBOUNDED, each_tenant: Quota = UNBOUNDED
+    ) -> None:
+        self._store, self._each_device, self._each_tenant = store, each_device, each_tenant
+        self._callbacks: list[Callable[[], None]] = []
+        self._log = structlog.get_logger(component="directory")
+        self._failing = ""
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self.now = self._load()
+
+    def changed(self, callback: Callable[[], None]) -> None:
+        """Call something in the event loop whenever `now` was replaced."""
+        self._callbacks.append(callback)
+
+    def wake(self) -> None:
+        """Look at once instead of within a second; may be called by any thread."""
+        self._wake.set()
+
+    def stale_seconds(self) -> float:
+        """How old `now` may be: seconds since the database was last found unchanged."""
+        return max(0.0, time.monotonic() - self._checked_s)
+
+    async def run(self) -> None:
+        """Follow the database until cancelled; nothing that happens to it ends this."""
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            for callback in self._callbacks:
+                callback()
+
+        def follow() -> None:
+            # A daemon: a database that never answers must not hold up the end of the process.
+            while not self._stop.is_set():
+                if self._look():
+                    with suppress(RuntimeError):  # the loop is closed
+                        loop.call_soon_threadsafe(tell)
+                self._wake.wait(_POLL_S)
+                self._wake.clear()
+
+        self._stop.clear()
+        threading.Thread(target=follow, name="directory", daemon=True).start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._stop.set()
+            self._wake.set()
+
+    def _look(self) -> bool:
+        """Load the directory anew if the token moved; returns whether it did."""
+        try:
+            asked_s = time.monotonic()
+            if self._store.token() == self.now.token:
+                self._checked_s, moved = asked_s, False
+            else:
+                self.now, moved = self._load(), True
+                self._store.settle_journal()
+        except BridgeError as error:
+            if error.message != self._failing:
+                self._log.error(
+                    "the database cannot be read; the last known state is used",
+                    cause=error.message,
+                )
+            self._failing = error.message
+            return False
+        if self._failing:
+            self._failing = ""
+            self._log.info("the database can be read again")
+        return moved
+
+    def _load(self) -> Directory:
+        began_s = time.monotonic()
+        with self._store.read() as session:
+            loaded = Directory.load(session, self._each_device, self._each_tenant)
+        self._checked_s = began_s
+        self._log.info(
+            "directory loaded", seconds=round(time.monotonic() - began_s, 3), token=loaded.token[:8]
+        )
+        return loaded

@@ -1,0 +1,133 @@
+"""The journal of revocations: a file beside the database that no backup takes back.
+
+One JSON line for each time that something was shut out, let in again or removed, in order. It is
+written before the transaction ends and synced to the disk. When a database is restored, or opened,
+what the journal says last about something shut or removed is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from protos.errors import StateError
+
+Kind = Literal["tenant", "device", "certificate", "key"]
+Event = Literal["shut", "opened", "removed"]
+
+
+@dataclass(frozen=True)
+class Shut:
+    """One line.
+
+    Attributes:
+        event: what happened.
+        kind: of what.
+        id: its id, or a certificate's serial number.
+        name: its name, for people.
+        at_s: when, seconds since 1970.
+    """
+
+    event: Event
+    kind: Kind
+    id: str
+    name: str
+    at_s: float
+
+    def to_line(self) -> bytes:
+        """The line, with its end."""
+        return json.dumps(vars(self), separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Shut | None:
+        """Read a line; None if it is damaged, as the last line is after a power cut."""
+        with contextlib.suppress(ValueError, TypeError):
+            read = cls(**json.loads(line))
+            good = read.event in get_args(Event) and read.kind in get_args(Kind)
+            if good and isinstance(read.id, str) and isinstance(read.name, str):
+                return read
+        return None
+
+
+class Journal:
+    """The journal in one file, readable by its owner alone.
+
+    Args:
+        path: the file; made when there is something to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, events: Sequence[Shut]) -> None:
+        """Add lines, synced to the disk.
+
+        Raises:
+            StateError: they cannot be written.
+        """
+        if not events:
+            return
+        lines = b"".join(event.to_line() for event in events)
+        try:
+            self._write(lines)
+        except OSError as error:
+            raise StateError(
+                f"journal {self.path}: {error.strerror}: nothing was changed, because a revocation "
+                "that is not in the journal would not outlive a restore"
+            ) from error
+
+    def _write(self, lines: bytes) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        file = os.open(self.path, flags, 0o600)
+        try:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                lines = b"\n" + lines  # after a line that a power cut tore
+            try:
+                if os.write(file, lines) != len(lines):
+                    raise OSError(28, "no room for a line")
+                os.fsync(file)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file, size)
+                raise
+        finally:
+            os.close(file)
+        if not size:
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def read(self) -> tuple[list[Shut], int]:
+        """Every line in order, and how many could not be read.
+
+        Raises:
+            StateError: the file is there but cannot be read.
+        """
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return [], 0
+        except OSError as error:
+            raise StateError(f"journal {self.path}: {error.strerror}") from error
+        lines = [line for line in raw.split(b"\n") if line.strip()]
+        events = [Shut.from_line(line) for line in lines]
+        good = [event for event in events if event is not None]
+        return good, len(events) - len(good)
+
+
+def last(events: Iterable[Shut]) -> dict[tuple[Kind, str], Shut]:
+    """What the journal says last of each thing; a removal is final."""
+    latest: dict[tuple[Kind, str], Shut] = {}
+    for event in events:
+        before = latest.get((event.kind, event.id))
+        if before is None or before.event != "removed":
+            latest[event.kind, event.id] = event
+    return latest

@@ -1,0 +1,10 @@
+"""What Alembic runs: the migrations, on the connection that `cloud_server/state/migrate.py` gives.
+
+To write the next one, change `cloud_server/state/tables.py`, then write a file in `versions` by
+hand; `tests/cloud_server/state/test_migrate.py` compares the two.
+"""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+context.run_migrations()

@@ -1,0 +1,183 @@
+"""Every table of the service's database.
+
+Ids are random and never used twice, not even after a restore, so that what was revoked once stays
+revoked. Times are seconds since 1970. A change here needs a migration (`migrations/versions`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
+"""Names sort by their bytes in every database."""
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Every table; constraints have predictable names, for migrations."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ChangeRow(Base):
+    """One row, whose random token is new after each change that directories must see."""
+
+    __tablename__ = "changes"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(String(32))
+
+
+class TenantRow(Base):
+    """A tenant."""
+
+    __tablename__ = "tenants"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(NAME, unique=True)
+    created_s: Mapped[float] = mapped_column(Double)
+    disabled: Mapped[bool]
+
+
+class DeviceRow(Base):
+    """A device of a tenant."""
+
+    __tablename__ = "devices"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(NAME)
+    created_s: Mapped[float] = mapped_column(Double)
+    disabled: Mapped[bool]
+
+
+class CertificateRow(Base):
+    """A certificate that was given to a device; the serial number is its identity."""
+
+    __tablename__ = "certificates"
+    serial: Mapped[str] = mapped_column(String(40), primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"), index=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    issued_s: Mapped[float] = mapped_column(Double)
+    not_after_s: Mapped[float] = mapped_column(Double)
+    revoked_s: Mapped[float | None] = mapped_column(Double)
+
+
+class CodeRow(Base):
+    """A one-time code, of which only the secret's SHA-256 is kept."""
+
+    __tablename__ = "codes"
+    secret_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"), index=True)
+    created_s: Mapped[float] = mapped_column(Double)
+    expires_s: Mapped[float] = mapped_column(Double)
+    used_s: Mapped[float | None] = mapped_column(Double)
+
+
+class KeyRow(Base):
+    """A bearer key of an application or an operator, of which only the SHA-256 is kept."""
+
+    __tablename__ = "keys"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(NAME)
+    kind: Mapped[str] = mapped_column(String(16))
+    scopes: Mapped[str] = mapped_column(String(64))
+    every_device: Mapped[bool]
+    created_s: Mapped[float] = mapped_column(Double)
+    not_after_s: Mapped[float | None] = mapped_column(Double)
+    disabled: Mapped[bool]
+
+
+class KeyDeviceRow(Base):
+    """One device of those that a key is for, unless it is for every device."""
+
+    __tablename__ = "key_devices"
+    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class QuotaRow(Base):
+    """Bounds of a tenant, of each of its devices, or of one device; NULL leaves the default."""
+
+    __tablename__ = "quotas"
+    __table_args__ = (UniqueConstraint("tenant_id", "device_id", "of"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    device_id: Mapped[str | None] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), index=True
+    )
+    of: Mapped[str] = mapped_column(String(16))
+    requests_per_s: Mapped[float | None] = mapped_column(Double)
+    request_burst: Mapped[float | None] = mapped_column(Double)
+    bytes_per_s: Mapped[float | None] = mapped_column(Double)
+    byte_burst: Mapped[float | None] = mapped_column(Double)
+    concurrent: Mapped[int | None] = mapped_column(_NUMBER)
+    scenes: Mapped[int | None] = mapped_column(_NUMBER)
+    weight: Mapped[float | None] = mapped_column(Double)
+
+
+class AuditRow(Base):
+    """Who changed what, and when; names as they were then. `detail` is JSON."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_tenant_id", "tenant", "id"), {"sqlite_autoincrement": True})
+    id: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    at_s: Mapped[float] = mapped_column(Double, index=True)
+    actor: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    tenant: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class BundleVersion(Base):
+    """A bundle's version, and what the operator wants of it."""
+
+    __tablename__ = "bundle_versions"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bundle_id: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(_NUMBER)
+    source: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(Text)
+    wanted: Mapped[str] = mapped_column(String(16))
+    share: Mapped[float] = mapped_column(Double)
+    unjudged: Mapped[bool]
+    order_no: Mapped[int] = mapped_column(_NUMBER)
+    note: Mapped[str] = mapped_column(Text)
+    changed_at: Mapped[float] = mapped_column(Double)
+    changed_by: Mapped[str] = mapped_column(Text)
+
+
+class BundleReport(Base):
+    """What one front end says of one version of a bundle; `figures` is JSON."""
+
+    __tablename__ = "bundle_reports"
+    front_end: Mapped[str] = mapped_column(String(128), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    sessions: Mapped[int] = mapped_column(_NUMBER)
+    memory_bytes: Mapped[int] = mapped_column(_NUMBER)
+    why: Mapped[str] = mapped_column(Text)
+    figures: Mapped[str] = mapped_column(Text)
+    reported_at: Mapped[float] = mapped_column(Double)
