@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector.bundle.keys import TrustedKeys
@@ -48,6 +49,11 @@ class Settings(configuration.TypedSettings):
     )
     ready_file: Path | None = Field(
         None, description="file that gets the readiness line too, once the service is ready"
+    )
+    database: str = Field(
+        "",
+        description="URL of the service's database, sqlite:////folder/state.db or "
+        "postgresql://user@host/name; by default state.db in --directory (SQLite)",
     )
     engine: str = Field("transformers", description="what runs the large model: transformers")
     device: str = Field("cpu", description="torch device of the large model (cpu, cuda, cuda:0)")
@@ -275,6 +281,11 @@ class Settings(configuration.TypedSettings):
         if value.lstrip().startswith("["):
             return json.loads(value)
         return [part for part in value.split(os.pathsep) if part]
+
+    @field_serializer("database")
+    def _without_password(self, value: str) -> str:
+        """The URL as it is shown, and as the engine's process gets it, which opens no database."""
+        return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", value)
 
     @property
     def limits(self) -> Limits:

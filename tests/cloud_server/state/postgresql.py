@@ -125,5 +125,3 @@ def running(programs: Path) -> Iterator[Postgres]:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
