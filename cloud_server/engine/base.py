@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from cloud_server.engine.jobs import Job, JobEvent, Offer, Status
+from cloud_server.engine.jobs import BundleEvent, Job, JobEvent, Load, Offer, Status
 
 Emit = Callable[[JobEvent], None]
 """Takes each event the moment it happens."""
@@ -19,7 +19,7 @@ class Engine(ABC):
     """Base of the family.
 
     The calls, in order: `prepare`, if a spare makes engines by fork; `load`; then `submit`,
-    `cancel`, `forget` and `step`, over and over.
+    `cancel`, `forget`, `load_bundle`, `unload_bundle` and `step`, over and over.
 
     A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
     `Compressed`, `Failed` or `Dropped`.
@@ -27,9 +27,11 @@ class Engine(ABC):
     Attributes:
         wake: called by an engine that works between steps, from any thread, when there is a step
             to do.
+        news: takes what becomes of each bundle that was to be loaded.
     """
 
     wake: Callable[[], None] = staticmethod(lambda: None)
+    news: Callable[[BundleEvent], None] = staticmethod(lambda _: None)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -66,6 +68,17 @@ class Engine(ABC):
     @abstractmethod
     def forget(self, session: str) -> None:
         """Let go of a session's scenes."""
+
+    @abstractmethod
+    def load_bundle(self, asked: Load) -> None:
+        """Load one more bundle, while steps go on.
+
+        A later step brings `news` of it: its `Offer` and `Loaded`, or `NotLoaded`.
+        """
+
+    @abstractmethod
+    def unload_bundle(self, digest: str) -> None:
+        """Let go of a bundle; jobs that name it fail from now on."""
 
     @abstractmethod
     def step(self) -> None:

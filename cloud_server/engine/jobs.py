@@ -11,6 +11,9 @@ are in `link.py`.
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
       │ ─── Cancel ───────────────────────────────▶│   Dropped, unless it came too late
       │ ─── Forget (a session's scenes) ──────────▶│
+      │ ─── Load (one more bundle) ───────────────▶│
+      │ ◀── Offer, Loaded ─────────────────────── │   or NotLoaded
+      │ ─── Unload (a bundle) ────────────────────▶│
       │ ─── Shutdown ─────────────────────────────▶│
 """
 
@@ -106,6 +109,48 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Load a bundle beside the others.
+
+    Attributes:
+        digest: the one that it must have.
+        path: its folder.
+    """
+
+    digest: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Let go of a bundle: no session, job or scene refers to it any more."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle was loaded, and was offered just before.
+
+    Attributes:
+        memory_bytes: by how much the process grew meanwhile.
+    """
+
+    digest: str
+    memory_bytes: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """A bundle could not be loaded, and why; the others are served on."""
+
+    digest: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Shutdown:
     """Leave, now."""
 
@@ -121,6 +166,7 @@ class Offer:
         verdict: empty if the certificate says that the bundle's map beats its controls; else its
             verdict (`projector.bundle.certificate`).
         why: the reason for a verdict.
+        canary: the bundle's canary set, `projector.bundle.canary`; empty if it has none.
         service_risk: the service's guard, a `RiskModel` as bytes; may be empty.
     """
 
@@ -139,6 +185,7 @@ class Offer:
     feedback_points_json: str = ""
     verdict: str = ""
     why: str = ""
+    canary: bytes = b""
     service_risk: bytes = b""
 
     @property
@@ -286,6 +333,10 @@ Message: TypeAlias = (
     Job
     | Forget
     | Cancel
+    | Load
+    | Unload
+    | Loaded
+    | NotLoaded
     | Shutdown
     | Offer
     | Ready
@@ -298,6 +349,7 @@ Message: TypeAlias = (
     | Failed
     | Dropped
 )
+BundleEvent: TypeAlias = Offer | Loaded | NotLoaded
 JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed | Dropped
 
 _KINDS: dict[str, type[Any]] = {
@@ -306,6 +358,10 @@ _KINDS: dict[str, type[Any]] = {
         Job,
         Forget,
         Cancel,
+        Load,
+        Unload,
+        Loaded,
+        NotLoaded,
         Shutdown,
         Offer,
         Ready,

@@ -30,10 +30,12 @@ from cloud_server.engine.jobs import (
     Forget,
     Job,
     JobEvent,
+    Load,
     Message,
     Shutdown,
     Status,
     TokenMade,
+    Unload,
     pack,
     unpack,
 )
@@ -100,7 +102,7 @@ class FrontLink:
         """Ignore a job's events from now on."""
         self._jobs.pop(job, None)
 
-    async def tell(self, message: Forget | Cancel | Shutdown) -> None:
+    async def tell(self, message: Forget | Cancel | Load | Unload | Shutdown) -> None:
         """Send a message that has no answer; without an engine nothing is sent."""
         with contextlib.suppress(EngineUnavailableError):
             await self._send(message)

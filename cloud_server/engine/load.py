@@ -85,5 +85,6 @@ def offer(bundle: Bundle) -> Offer:
         feedback_points_json=points_to_json(feedback.decoder.points) if feedback else "",
         verdict="" if verdict.good else verdict.state,
         why=verdict.why,
+        canary=bundle.canary.to_bytes() if bundle.canary else b"",
         service_risk=bundle.service_risk.to_bytes() if bundle.service_risk else b"",
     )

@@ -16,7 +16,17 @@ from dataclasses import replace
 
 from cloud_server import engine as engines
 from cloud_server.engine.base import Engine
-from cloud_server.engine.jobs import Broken, Cancel, Forget, Job, Ready, Shutdown, Status
+from cloud_server.engine.jobs import (
+    Broken,
+    Cancel,
+    Forget,
+    Job,
+    Load,
+    Ready,
+    Shutdown,
+    Status,
+    Unload,
+)
 from cloud_server.engine.link import EngineLink
 from cloud_server.engine.spare import keep
 from cloud_server.settings import Settings, from_json
@@ -74,7 +84,7 @@ class _Process:
             self._link.stop()
             return error.exit_code
         self._loaded = True
-        engine.wake = self._link.wake
+        engine.wake, engine.news = self._link.wake, self._link.send
         for offer in offers:
             self._link.send(offer)
         self._link.send(Ready(engine.model_id, time.perf_counter() - started))
@@ -92,6 +102,10 @@ class _Process:
                     engine.cancel(message.job, bool(message.begun))
                 elif isinstance(message, Forget):
                     engine.forget(message.session)
+                elif isinstance(message, Load):
+                    engine.load_bundle(message)
+                elif isinstance(message, Unload):
+                    engine.unload_bundle(message.digest)
                 elif isinstance(message, Shutdown):
                     return
                 message = self._link.receive(block=False)

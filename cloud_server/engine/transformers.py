@@ -19,9 +19,20 @@ from torch import Tensor
 from cloud_server.engine import feedback, inject, load, warm_up
 from cloud_server.engine.answer import Answering
 from cloud_server.engine.base import Emit, Engine
+from cloud_server.engine.bundles import LoadedBundles
 from cloud_server.engine.decode import decode, moments_score
 from cloud_server.engine.frame_numbers import FrameNumbers
-from cloud_server.engine.jobs import Accepted, Dropped, Failed, Job, JobEvent, Offer, Status, failed
+from cloud_server.engine.jobs import (
+    Accepted,
+    Dropped,
+    Failed,
+    Job,
+    JobEvent,
+    Load,
+    Offer,
+    Status,
+    failed,
+)
 from cloud_server.engine.latents import LatentMemory
 from cloud_server.engine.prefill_pictures import prefill_pictures, prepare_picture
 from cloud_server.engine.project import project
@@ -67,7 +78,7 @@ class TransformersEngine(Engine):
         )
         self._pictures_read: deque[Read[Picture]] = deque()
         self._numbers = FrameNumbers(self._holds)
-        self._bundles: dict[str, tuple[Bundle, Backend]] = {}
+        self._bundles = LoadedBundles(settings, lambda: self.wake())
         self._log = structlog.get_logger(component="engine")
 
     # -- loading ---------------------------------------------------------------------------------
@@ -97,12 +108,8 @@ class TransformersEngine(Engine):
         threads.tell(used, self._log)
         if not self._read_bundles:
             self._read()
-        for bundle in self._read_bundles:
-            backend = bundle.backend(
-                settings.backend, threads=used.count, device=settings.backend_device
-            )
-            self._bundles[bundle.digest] = (bundle, backend)
         layout = self._model.layout
+        offers = self._bundles.open(self._read_bundles, layout, used.count)
         self._scenes = SceneMemory(
             settings.scene_memory_bytes,
             self._model.constant_prefix()[0][0],
@@ -118,7 +125,7 @@ class TransformersEngine(Engine):
             + load.batch_bytes(settings, self._model)
         )
         self._warm_up()
-        return [load.offer(bundle) for bundle in self._read_bundles]
+        return offers
 
     def _read(self) -> None:
         """Read what starts no thread: the model, its prefix, the bundles checked against it."""
@@ -164,7 +171,7 @@ class TransformersEngine(Engine):
     def busy(self) -> bool:
         """Whether a job waits or an answer is being made."""
         waiting = bool(self._waiting or self._pictures_read) or self._pictures.ready
-        return waiting or len(self._answering) > 0
+        return waiting or len(self._answering) > 0 or self._bundles.ready
 
     def submit(self, job: Job) -> None:
         """Take a job; it joins at a later step, a picture after it was read."""
@@ -200,6 +207,14 @@ class TransformersEngine(Engine):
         self._scenes.forget(session)
         self._latents.forget(session)
 
+    def load_bundle(self, asked: Load) -> None:
+        """Read one more bundle in a thread of its own."""
+        self._bundles.load(asked)
+
+    def unload_bundle(self, digest: str) -> None:
+        """Let go of a bundle."""
+        self._bundles.unload(digest)
+
     def _holds(self, name: Name) -> bool:
         return name in self._scenes or name in self._latents
 
@@ -222,6 +237,8 @@ class TransformersEngine(Engine):
 
     def step(self) -> None:
         """Let waiting jobs join, then make one more token for every running answer."""
+        for news in self._bundles.take():
+            self.news(news)
         group = self._next_group()
         if group:
             self._join(group)
@@ -367,7 +384,7 @@ class TransformersEngine(Engine):
         try:
             work.scene = self._scenes.get(work.job.scene)
             if work.job.feedback >= 0:
-                bundle, _ = self._bundles.get(work.job.bundle, (None, None))
+                bundle = self._bundles.get(work.job.bundle)
                 made = feedback.compress(work, work.scene, self._scenes, bundle, self._model)
                 self._emit(made)
         except BridgeError as error:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.describe import BundleInfo, canonical_json, parse_object
-from projector.bundle.files import CANARY
+from projector.bundle.describe import canonical_json, parse_object
 from projector.bundle.refusals import refusal
 from protos.errors import BridgeError
 from protos.header import unpack_header
 from protos.limits import Limits
+from protos.points import OperatingPoint
 
 _FORMAT = 1
 _MOST_FRAMES = 1024
@@ -68,19 +69,21 @@ class CanarySet:
         )
 
     @classmethod
-    def from_bytes(cls, blob: bytes, info: BundleInfo, folder: Path) -> CanarySet:
+    def from_bytes(
+        cls, blob: bytes, tokens: int, points: Sequence[OperatingPoint], file: Path
+    ) -> CanarySet:
         """Read the file and check each frame against the bundle.
 
         Args:
             blob: the file.
-            info: the bundle's description.
-            folder: named in messages.
+            tokens: of the edge model's grid.
+            points: the bundle's operating points.
+            file: named in messages.
 
         Raises:
             BundleCorruptError: it is not JSON.
             BundleFormatError: another format, or a frame that this bundle cannot decode.
         """
-        file = folder / CANARY
         plain = parse_object(blob, file)
         try:
             if set(plain) != {"format", "max_new_tokens", "frames"} or plain["format"] != _FORMAT:
@@ -90,13 +93,13 @@ class CanarySet:
                 raise ValueError(f"max_new_tokens must be in 1..{_MOST_TOKENS}")
             if not isinstance(rows, list) or not 1 <= len(rows) <= _MOST_FRAMES:
                 raise ValueError(f"expected 1 to {_MOST_FRAMES} frames")
-            made = cls(most, tuple(_frame(row, info) for row in rows))
+            made = cls(most, tuple(_frame(row, tokens, points) for row in rows))
         except (ValueError, KeyError, TypeError, BridgeError) as error:
             raise refusal("604.13", f"{file}: {error}") from error
         return made
 
 
-def _frame(row: Any, info: BundleInfo) -> CanaryFrame:
+def _frame(row: Any, tokens: int, points: Sequence[OperatingPoint]) -> CanaryFrame:
     if not isinstance(row, dict) or set(row) != {"header", "payload", "question", "seen", "answer"}:
         raise ValueError("a frame has the fields header, payload, question, seen and answer")
     if not all(isinstance(v, str) and len(v) <= 2 * _MOST_CHARACTERS for v in row.values()):
@@ -106,9 +109,8 @@ def _frame(row: Any, info: BundleInfo) -> CanaryFrame:
     made = CanaryFrame(
         _bytes(row["header"]), _bytes(row["payload"]), row["question"], row["seen"], row["answer"]
     )
-    tokens = info.source.tokens
     header, _ = unpack_header(made.header, made.payload, Limits(max_tokens=tokens))
-    kinds = {point.index: point.kind for point in info.points}
+    kinds = {point.index: point.kind for point in points}
     if kinds.get(header.operating_point) != "latent" or header.base is not None:
         raise ValueError("a frame is not a key frame of latents at a point of this bundle")
     if header.tokens != tokens:

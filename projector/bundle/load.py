@@ -167,7 +167,7 @@ class Bundle:
             key=key,
             feedback=feedback_in(blobs, info, path),
             service_risk=_service_risk(blobs.get(SERVICE_RISK), info, path),
-            canary=CanarySet.from_bytes(blobs[CANARY], info, path) if CANARY in blobs else None,
+            canary=_canary(blobs.get(CANARY), info, path),
         )
 
     def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
@@ -216,6 +216,12 @@ def _service_risk(blob: bytes | None, info: BundleInfo, folder: Path) -> RiskMod
             f"{feature_count(info.rank)}",
         )
     return risk
+
+
+def _canary(blob: bytes | None, info: BundleInfo, folder: Path) -> CanarySet | None:
+    if blob is None:
+        return None
+    return CanarySet.from_bytes(blob, info.source.tokens, info.points, folder / CANARY)
 
 
 def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayout | str) -> None:

@@ -5,13 +5,20 @@ while; "die" ends the process; "hang" never returns; anything else answers at on
 that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered. The variable
 FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
 FAKE_ENGINE_STARTS is a file that gets a line for each).
+
+A further bundle is a folder with `fake.json`: digest, version, canary, and the answer to every
+question about its frames; all optional.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from cloud_server import engine as engines
 from cloud_server.engine import process as engine_main
@@ -22,13 +29,22 @@ from cloud_server.engine.jobs import (
     Answered,
     Dropped,
     Job,
+    Load,
+    Loaded,
+    NotLoaded,
     Offer,
     Status,
     TokenMade,
     failed,
 )
 from cloud_server.settings import Settings
-from protos.errors import BundleLayoutError, FrameNumberError, QuestionError
+from protos.errors import (
+    BundleCorruptError,
+    BundleLayoutError,
+    BundleMissingError,
+    FrameNumberError,
+    QuestionError,
+)
 from protos.points import points_to_json
 from tests.cloud_server import stage
 
@@ -38,6 +54,8 @@ class FakeEngine(Engine):
         self._emit = emit
         self._jobs: list[Job] = []
         self._held: list[Job] = []
+        self._asked: list[Load] = []
+        self._bundles: dict[str, dict[str, Any]] = {}
         self._scenes: set[tuple[str, int]] = set()
         self._numbers = FrameNumbers(self._scenes.__contains__)
 
@@ -76,6 +94,30 @@ class FakeEngine(Engine):
     def submit(self, job: Job) -> None:
         self._jobs.append(job)
 
+    def load_bundle(self, asked: Load) -> None:
+        self._asked.append(asked)
+
+    def unload_bundle(self, digest: str) -> None:
+        self._bundles.pop(digest, None)
+
+    def _load(self, asked: Load) -> None:
+        try:
+            plain = json.loads((Path(asked.path) / "fake.json").read_text())
+        except OSError as error:
+            self.news(NotLoaded(asked.digest, BundleMissingError.code, str(error)))
+            return
+        self._bundles[asked.digest] = plain
+        canary = json.dumps(plain["canary"]).encode() if "canary" in plain else b""
+        version = str(plain.get("version", 2))
+        digest = plain.get("digest", asked.digest)
+        if digest != asked.digest:
+            self.news(NotLoaded(asked.digest, BundleCorruptError.code, "replaced on disk"))
+            return
+        self.news(
+            replace(stage.offer(), bundle_digest=digest, bundle_version=version, canary=canary)
+        )
+        self.news(Loaded(asked.digest, 1 << 20, 0.001))
+
     def forget(self, session: str) -> None:
         self._scenes -= {scene for scene in self._scenes if scene[0] == session}
 
@@ -88,6 +130,9 @@ class FakeEngine(Engine):
                     return
 
     def step(self) -> None:
+        if self._asked:
+            self._load(self._asked.pop(0))
+            return
         job = self._jobs.pop(0)
         if os.path.exists(os.environ.get("FAKE_ENGINE_SILENT_IF", "")):
             return
@@ -124,11 +169,12 @@ class FakeEngine(Engine):
         for index in range(tokens):
             self._emit(TokenMade(job.id, index, f"{index} "))
         text = " ".join(str(i) for i in range(tokens))
+        text = self._bundles.get(job.bundle, {}).get("answer", text)
         self._emit(Answered(job.id, text, tokens, 0.001, 0.001, 0.001))
 
     @property
     def busy(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs or self._asked)
 
     @property
     def model_id(self) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +15,26 @@ from cloud_server.engine.base import Engine
 from cloud_server.engine.jobs import (
     Accepted,
     Answered,
+    BundleEvent,
     Dropped,
     Failed,
     Job,
     JobEvent,
+    Load,
+    NotLoaded,
     Offer,
     TokenMade,
 )
+from cloud_server.engine.jobs import Loaded as Loaded_
 from cloud_server.settings import load
-from protos.errors import ConfigError, QuestionTooLongError, UnknownSceneError
+from projector.bundle.load import Bundle
+from protos.errors import (
+    BundleCorruptError,
+    BundleMissingError,
+    ConfigError,
+    QuestionTooLongError,
+    UnknownSceneError,
+)
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
@@ -159,3 +173,58 @@ def test_a_job_that_has_ended_stays_so(loaded: Loaded) -> None:
     loaded.engine.cancel(12, begun=True)
     loaded.drain()
     assert loaded.of(12) == before
+
+
+def news_of(loaded: Loaded, *asked: Load) -> list[BundleEvent]:
+    """Ask for bundles while a frame is being answered, and wait for what becomes of them."""
+    news: list[BundleEvent] = []
+    woken = threading.Semaphore(0)
+    loaded.engine.news, loaded.engine.wake = news.append, woken.release
+    for one in asked:
+        loaded.engine.load_bundle(one)
+    for _ in asked:
+        assert woken.acquire(timeout=60)
+        while loaded.engine.busy:
+            loaded.engine.step()
+    return news
+
+
+def test_a_second_version_is_loaded_beside_the_first_and_unloaded_again(
+    loaded: Loaded, files: Files, tmp_path: Path
+) -> None:
+    layouts = {name: getattr(Bundle.peek(files.bundle), name) for name in ("source", "target")}
+    path = stage.write_random_bundle(
+        tmp_path / "two", layouts["target"], layouts["source"], files.cloud, version=2
+    )
+    digest = Bundle.peek(path).digest
+    offer, done = news_of(loaded, Load(digest, str(path)))
+    assert isinstance(offer, Offer) and (offer.bundle_digest, offer.bundle_version) == (digest, "2")
+    assert isinstance(done, Loaded_) and done.digest == digest
+    loaded.drain(replace(loaded.frame(70), bundle=digest), loaded.frame(71))
+    assert isinstance(loaded.of(70)[-1], Answered) and isinstance(loaded.of(71)[-1], Answered)
+    loaded.engine.unload_bundle(digest)
+    loaded.drain(replace(loaded.frame(72), bundle=digest), loaded.frame(73))
+    assert isinstance(loaded.of(72)[-1], Failed) and isinstance(loaded.of(73)[-1], Answered)
+
+
+def test_a_bundle_that_was_swapped_damaged_or_removed_is_not_loaded_and_says_why(
+    loaded: Loaded, files: Files, tmp_path: Path
+) -> None:
+    info = Bundle.peek(files.bundle)
+    damaged = Path(shutil.copytree(files.bundle, tmp_path / "damaged"))
+    with (damaged / "cloud.onnx").open("r+b") as graph:
+        graph.seek(100)
+        graph.write(b"\0\0\0\0\0\0\0\0")
+    news = news_of(
+        loaded,
+        Load("0" * 64, str(files.bundle)),
+        Load("1" * 64, str(tmp_path / "nothing")),
+        Load(info.digest[::-1], str(damaged)),
+    )
+    assert all(isinstance(one, NotLoaded) for one in news)
+    why = {one.digest: (one.code, one.message) for one in news if isinstance(one, NotLoaded)}
+    assert why["0" * 64][0] == BundleCorruptError.code and "replaced on disk" in why["0" * 64][1]
+    assert why["1" * 64][0] == BundleMissingError.code
+    assert why[info.digest[::-1]][0] == BundleCorruptError.code
+    loaded.drain(loaded.frame(74))
+    assert isinstance(loaded.of(74)[-1], Answered), "what was loaded before is served on"

@@ -315,5 +315,6 @@ def test_canary_writes_what_the_large_model_says_from_frames_and_from_pictures(
 def test_export_writes_a_canary_set_by_itself(bundle: Path) -> None:
     info = Bundle.peek(bundle)
     assert "canary.json" in info.files
-    made = CanarySet.from_bytes((bundle / "canary.json").read_bytes(), info, bundle)
+    file = bundle / "canary.json"
+    made = CanarySet.from_bytes(file.read_bytes(), info.source.tokens, info.points, file)
     assert len(made.frames) == 48
