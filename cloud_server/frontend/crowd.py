@@ -1,88 +1,156 @@
-"""Which name goes when a store is full: the longest unused one of the largest group.
+"""Which name goes when a store is full: the longest unused one of the largest owner.
 
-So a caller that floods a store pushes out its own entries. Groups of equal size go by last use. All
-methods but `group` take constant time.
+Owners are nested, such as (tenant, device): the largest tenant loses, and in it the largest device.
+So whoever floods a store pushes out its own entries. Owners of equal size go by last use.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
-Group = TypeVar("Group")
+Path = tuple[str, ...]
+"""Names of an owner, from the outermost on; the same number of them in all of a store."""
 
 
-class Crowd(Generic[Group, Key]):
-    """Names in groups, in the order of their last use."""
+@dataclass(eq=False)
+class _Owner(Generic[Key]):
+    """A tenant, a device, a session.
+
+    Attributes:
+        cost: of all its names together.
+        used: when one of them was used last (a count).
+        owners: the owners within it, by name; empty for an innermost one.
+        names: with the cost of each, the longest unused first; empty for an outer one.
+        order: `(-cost, used, name)` of the owners within, a heap. An entry may be out of date: then
+            the owner has become smaller, or was used, since. What has grown has a newer entry.
+    """
+
+    cost: int = 0
+    used: int = 0
+    owners: dict[str, _Owner[Key]] = field(default_factory=dict)
+    names: OrderedDict[Key, int] = field(default_factory=OrderedDict)
+    order: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def largest(self) -> _Owner[Key]:
+        """The largest owner within, the longest unused if there are several."""
+        while True:
+            cost, used, name = self.order[0]
+            owner = self.owners.get(name)
+            if owner is None:
+                heapq.heappop(self.order)
+            elif (cost, used) != (-owner.cost, owner.used):
+                heapq.heapreplace(self.order, (-owner.cost, owner.used, name))
+            else:
+                return owner
+
+    def grown(self, name: str) -> None:
+        """Note that an owner within has grown."""
+        if len(self.order) > 4 * len(self.owners) + 16:
+            self.order = [(-o.cost, o.used, key) for key, o in self.owners.items()]
+            heapq.heapify(self.order)
+        else:
+            owner = self.owners[name]
+            heapq.heappush(self.order, (-owner.cost, owner.used, name))
+
+
+class Crowd(Generic[Key]):
+    """Names of nested owners, in the order of their last use. Every call takes about log time."""
 
     def __init__(self) -> None:
-        self._group_of: dict[Key, Group] = {}
-        self._members: dict[Group, OrderedDict[Key, None]] = {}
-        self._sizes: dict[int, OrderedDict[Group, None]] = {}
-        self._largest = 0
+        self._all: _Owner[Key] = _Owner()
+        self._path_of: dict[Key, Path] = {}
+        self._uses = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._group_of)
+        return len(self._path_of)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._group_of
+        return key in self._path_of
 
-    def add(self, group: Group, key: Key) -> None:
-        """Take a new name into a group."""
-        members = self._members.setdefault(group, OrderedDict())
-        self._group_of[key] = group
-        members[key] = None
-        self._resized(group, len(members) - 1, len(members))
+    @property
+    def cost(self) -> int:
+        """Of all names together."""
+        return self._all.cost
+
+    def add(self, path: Path, key: Key, cost: int = 1) -> None:
+        """Take a new name of an owner."""
+        self._path_of[key] = path
+        owner, way = self._all, [self._all]
+        for name in path:
+            owner = owner.owners.setdefault(name, _Owner())
+            way.append(owner)
+        owner.names[key] = cost
+        use = next(self._uses)
+        for owner in way:
+            owner.cost += cost
+            owner.used = use
+        for outer, name in zip(way, path, strict=False):
+            outer.grown(name)
 
     def touch(self, key: Key) -> None:
         """A name is used."""
-        group = self._group_of[key]
-        members = self._members[group]
-        members.move_to_end(key)
-        self._sizes[len(members)].move_to_end(group)
+        owner, use = self._all, next(self._uses)
+        for name in self._path_of[key]:
+            owner = owner.owners[name]
+            owner.used = use
+        owner.names.move_to_end(key)
 
     def remove(self, key: Key) -> None:
         """Remove a name."""
-        group = self._group_of.pop(key)
-        members = self._members[group]
-        del members[key]
-        if not members:
-            del self._members[group]
-        self._resized(group, len(members) + 1, len(members))
+        path = self._path_of.pop(key)
+        owner, way = self._all, [self._all]
+        for name in path:
+            owner = owner.owners[name]
+            way.append(owner)
+        cost = owner.names.pop(key)
+        for owner in way:
+            owner.cost -= cost
+        for outer, name in reversed(list(zip(way, path, strict=False))):
+            inner = outer.owners[name]
+            if not inner.owners and not inner.names:
+                del outer.owners[name]
 
-    def group(self, group: Group) -> list[Key]:
-        """A group's names, the longest unused first (in time that grows with their count)."""
-        return list(self._members.get(group, ()))
+    def of(self, *path: str) -> list[Key]:
+        """The names of an innermost owner, the longest unused first."""
+        owner = self._find(path)
+        return list(owner.names) if owner is not None else []
 
-    def size(self, group: Group) -> int:
-        """How many names a group has."""
-        return len(self._members.get(group, ()))
+    def size(self, *path: str) -> int:
+        """The cost of an owner's names."""
+        owner = self._find(path)
+        return owner.cost if owner is not None else 0
 
-    def oldest(self, group: Group) -> Key:
-        """The longest unused name of a group.
+    def oldest(self, *path: str) -> Key:
+        """The longest unused name of an innermost owner.
 
         Raises:
-            KeyError: the group has none.
+            KeyError: it has none.
         """
-        return next(iter(self._members[group]))
+        owner = self._find(path)
+        if owner is None or not owner.names:
+            raise KeyError(path)
+        return next(iter(owner.names))
 
-    def next_to_go(self) -> Key:
-        """The longest unused name of the largest group.
+    def next_to_go(self, *path: str) -> Key:
+        """The longest unused name of the largest owner, of all or within one.
 
         Raises:
             KeyError: there is none.
         """
-        return self.oldest(next(iter(self._sizes[self._largest])))
+        owner = self._find(path)
+        if owner is None or not (owner.owners or owner.names):
+            raise KeyError(path)
+        while owner.owners:
+            owner = owner.largest()
+        return next(iter(owner.names))
 
-    def _resized(self, group: Group, before: int, now: int) -> None:
-        if before:
-            of_size = self._sizes[before]
-            del of_size[group]
-            if not of_size:
-                del self._sizes[before]
-        if now:
-            self._sizes.setdefault(now, OrderedDict())[group] = None
-        self._largest = max(self._largest, now)
-        while self._largest and self._largest not in self._sizes:
-            self._largest -= 1
+    def _find(self, path: Path) -> _Owner[Key] | None:
+        owner: _Owner[Key] | None = self._all
+        for name in path:
+            owner = owner.owners.get(name) if owner is not None else None
+        return owner
