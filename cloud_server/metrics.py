@@ -146,6 +146,10 @@ class Metrics(MetricSet):
         )
         self.scenes = self.gauge("scenes", "Scenes that the engine holds")
         self.scene_bytes = self.gauge("scene_memory_bytes", "Memory of the scenes held")
+        self.held_scenes = self.gauge(
+            "held_scenes", "Scenes whose frames the front end holds, to make them again"
+        )
+        self.held_scene_bytes = self.gauge("held_scene_memory_bytes", "Memory of those frames")
         self.pool_bytes = self.gauge(
             "pool_memory_bytes", "Memory set aside for scenes and latents, used or free"
         )

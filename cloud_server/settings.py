@@ -110,6 +110,15 @@ class Settings(configuration.TypedSettings):
     latent_memory_bytes: int = Field(
         64 << 20, ge=1 << 10, description="decoded frames kept for delta frames to change, in bytes"
     )
+    held_scene_bytes: int = Field(
+        128 << 20,
+        ge=1 << 10,
+        description="frames kept in the front end, so that any engine can make their scenes again, "
+        "in bytes; the largest tenant loses first",
+    )
+    device_scenes: int = Field(
+        64, ge=1, le=1_000_000, description="scenes of one device that are kept so"
+    )
     answer_memory: int = Field(
         4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
     )

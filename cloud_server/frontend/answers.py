@@ -133,7 +133,7 @@ class Answers:
         self.bytes = 0
         self._running: dict[Key, Computation] = {}
         self._answers: dict[Key, _Remembered] = {}
-        self._order: Crowd[bytes, Key] = Crowd()
+        self._order: Crowd[Key] = Crowd()
 
     @property
     def running(self) -> int:
@@ -192,14 +192,14 @@ class Answers:
             computation.frame_number, computation.question, computation.digest, answer
         )
         self._answers[key] = kept
-        self._order.add(session, key)
+        self._order.add((session.hex(),), key)
         self.bytes += kept.bytes
         while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
             self._drop(self._order.next_to_go())
 
     def forget(self, session: bytes) -> None:
         """Forget the answers of a session that is over."""
-        for key in self._order.group(session):
+        for key in self._order.of(session.hex()):
             self._drop(key)
 
     def _drop(self, key: Key) -> None:

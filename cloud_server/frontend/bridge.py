@@ -19,6 +19,7 @@ from cloud_server.frontend.feedback import FeedbackSender
 from cloud_server.frontend.negotiate import Negotiator
 from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Teller
 from cloud_server.frontend.under_way import UnderWay
@@ -36,11 +37,19 @@ class Bridge:
     Args:
         settings: limits and sizes.
         link: the way to the engine.
+        scenes: where accepted frames are held.
         metrics: what is counted.
         log: a bound logger.
     """
 
-    def __init__(self, settings: Settings, link: FrontLink, metrics: Metrics, log: Logger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        link: FrontLink,
+        scenes: HeldScenes,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self._under_way = under_way = UnderWay(settings, link, metrics)
@@ -53,7 +62,7 @@ class Bridge:
         metrics.sessions.set_function(lambda: len(sessions))
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(metrics, log, few)
-        teller = Teller(metrics, sessions, under_way, refusals, log)
+        teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
         self._negotiator = Negotiator(settings, sessions, metrics, refusals, log, few)
         self._receiver = Receiver(
             settings, sessions, under_way, teller, metrics, refusals, log, few

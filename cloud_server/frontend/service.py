@@ -25,6 +25,7 @@ from cloud_server.frontend.engines import Engines
 from cloud_server.frontend.health import Health
 from cloud_server.frontend.parts import Part
 from cloud_server.frontend.ports import GrpcPort, MetricsPort
+from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
 from cloud_server.throttle import Throttle
@@ -105,7 +106,10 @@ class Service:
         engines = Engines(
             settings, directory.engine_address, self._spawn, metrics, log, health.look
         )
-        bridge = Bridge(settings, engines.link, metrics, log)
+        scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
+        metrics.held_scenes.set_function(lambda: len(scenes))
+        metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
+        bridge = Bridge(settings, engines.link, scenes, metrics, log)
         engines.listeners.append(bridge)
         page = MetricsPort(settings, metrics, health)
         port = GrpcPort(settings, bridge, health, descriptor_limit, log)

@@ -93,8 +93,8 @@ class Sessions:
     ) -> None:
         self._most, self._most_fresh, self._dropped = most, most_fresh, dropped
         self._held: dict[bytes, Session] = {}
-        self._fresh: Crowd[str, bytes] = Crowd()
-        self._worked: Crowd[str, bytes] = Crowd()
+        self._fresh: Crowd[bytes] = Crowd()
+        self._worked: Crowd[bytes] = Crowd()
         self._reports = Reports(max(1, memory_bytes // REPORT_BYTES))
         self._offers: dict[str, Offer] = {}
         self._terms: dict[tuple[str, frozenset[str]], Terms] = {}
@@ -152,7 +152,7 @@ class Sessions:
             known_digest=known_digest,
         )
         self._held[session_id] = session
-        self._fresh.add(peer, session_id)
+        self._fresh.add((peer,), session_id)
         if len(self._fresh) > self._most_fresh:
             self._drop(self._held[self._fresh.next_to_go()])
         return session
@@ -182,7 +182,7 @@ class Sessions:
         if session.id not in self._fresh:
             return
         self._fresh.remove(session.id)
-        self._worked.add(session.peer, session.id)
+        self._worked.add((session.peer,), session.id)
         if len(self._worked) > self._most:
             self._drop(self._held[self._worked.next_to_go()])
 

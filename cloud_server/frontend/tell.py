@@ -14,6 +14,7 @@ from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, 
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.risk import risk_of
+from cloud_server.frontend.scenes import HeldScenes, scene_of
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.metrics import Metrics
@@ -126,6 +127,7 @@ class Teller:
     Args:
         metrics: what is counted and timed.
         sessions: where scenes' reports are kept.
+        scenes: where accepted frames are held.
         under_way: where computations end.
         refusals: where refusals are counted.
         log: a bound logger.
@@ -135,11 +137,13 @@ class Teller:
         self,
         metrics: Metrics,
         sessions: Sessions,
+        scenes: HeldScenes,
         under_way: UnderWay,
         refusals: Refusals,
         log: Logger,
     ) -> None:
         self._metrics, self._sessions, self._under_way = metrics, sessions, under_way
+        self._scenes = scenes
         self._refusals, self._log = refusals, log
 
     def hear(
@@ -185,6 +189,8 @@ class Teller:
             computation.warnings,
             computation.moments_score,
         )
+        if job.has_frame:
+            self._scenes.hold(scene_of(session, computation, job), job)
         if not computation.question:
             self._under_way.end(session.id, computation, None)
         computation.emit(accepted=pb.Accepted(distortion=computation.distortion))

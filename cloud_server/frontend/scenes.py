@@ -1,0 +1,299 @@
+"""The scenes held: each accepted frame with its bytes, so that any engine can make its scene again.
+
+A delta frame needs the frames that it builds on, back to its key frame. Such a chain is kept and
+dropped as one. Memory is bounded: the largest tenant loses first, and in it the largest device its
+longest unused chain.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from cloud_server.engine.jobs import Job
+from cloud_server.engine.store import Name
+from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.risk import risk_of
+from cloud_server.frontend.sessions import Session
+from cloud_server.identity.caller import NO_TENANT
+from projector.codec.risk import RiskModel
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+MOST_LINKS = 256
+"""Frames of a chain. A scene behind a longer one cannot be made again: it lives in one engine."""
+ENTRY_BYTES = 3072
+"""Bytes that one scene takes beside those of its frame, with its share of the tables; measured."""
+Device = tuple[str, str]
+"""Tenant and device."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldScene:
+    """What is known of a scene that is held.
+
+    Attributes:
+        session_id: of the session that brought it, hex.
+        scene_id: unguessable.
+        bundle: digest of the bundle that decodes the frame.
+        point: name of the operating point.
+        kept: which tokens of the grid are known, one byte (0 or 1) a token; empty for a picture.
+        grid: rows and columns of the token map.
+        payload_bytes: of this frame; a delta frame's are those of the change.
+        moments_score: of the service's guard, as the engine measured it.
+        risk_model: the service's guard of the bundle, if it has one.
+        fallback: why the device sent a picture; empty if it did not have to.
+        warnings: names of reasons not to rely on answers.
+        accepted_at: when the engine accepted the frame, seconds since 1970.
+        rebuildable: whether another engine could make it again from the bytes held here.
+    """
+
+    tenant: str
+    device: str
+    session_id: str
+    frame_number: int
+    scene_id: str
+    bundle: str
+    bundle_id: str
+    bundle_version: str
+    point: str
+    kept: bytes
+    grid: tuple[int, int]
+    payload_bytes: int
+    distortion: pb.DistortionReport
+    moments_score: float
+    risk_model: RiskModel | None
+    fallback: str
+    warnings: tuple[str, ...]
+    accepted_at: float
+    rebuildable: bool = True
+
+    @property
+    def risk(self) -> float | None:
+        """Risk of an answer to an average question, 0..1; None if nothing estimates it."""
+        return self.risk_of("")
+
+    def risk_of(self, question: str) -> float | None:
+        """Risk of an answer to a question, 0..1; None if nothing estimates it."""
+        return risk_of(self.risk_model, self.distortion, self.moments_score, question)
+
+    @property
+    def name(self) -> Name:
+        """Session and frame number, as engines name it."""
+        return self.session_id, self.frame_number
+
+
+@dataclass(eq=False)
+class _Chain:
+    """A key frame and the delta frames that build on it.
+
+    Attributes:
+        held: names of its scenes that are held.
+        frames: names of all its frames, which later ones may build on.
+        size: bytes of all its frames.
+    """
+
+    device: Device
+    held: set[Name] = field(default_factory=set)
+    frames: set[Name] = field(default_factory=set)
+    size: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Link:
+    """One frame of a chain.
+
+    Attributes:
+        job: makes its scene, without a question.
+        base: the frame that it changes; None for a key frame, and if that frame is not kept.
+        depth: frames before it, back to the key frame.
+        kept: tokens known after it, one byte each.
+        whole: whether the chain reaches back to a key frame.
+    """
+
+    job: Job
+    base: _Link | None
+    depth: int
+    kept: bytes
+    whole: bool
+    chain: _Chain
+
+
+class HeldScenes:
+    """The scenes held, by tenant and device.
+
+    Args:
+        most_bytes: bound for all of them together.
+        most_of: scenes that a device may have; 0 for no bound.
+    """
+
+    def __init__(self, most_bytes: int, most_of: Callable[[str, str], int]) -> None:
+        self._most_bytes, self._most_of = most_bytes, most_of
+        self._scenes: dict[Name, HeldScene] = {}
+        self._links: dict[Name, _Link] = {}
+        self._devices: dict[Device, OrderedDict[Name, None]] = {}  # in the order of acceptance
+        self._crowd: Crowd[_Chain] = Crowd()
+        self._told: list[Callable[[HeldScene], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes all of them take."""
+        return self._crowd.cost
+
+    def bytes_of(self, tenant: str) -> int:
+        """About how many bytes those of a tenant take."""
+        return self._crowd.size(tenant)
+
+    def changed(self, callback: Callable[[HeldScene], None]) -> None:
+        """Have a callback told of each scene that is held from now on."""
+        self._told.append(callback)
+
+    # ------------------------------------------------------------------ looked up
+
+    def latest(self, tenant: str, device: str) -> HeldScene | None:
+        """A device's newest scene."""
+        names = self._devices.get((tenant, device))
+        return self._scenes[next(reversed(names))] if names else None
+
+    def get(self, tenant: str, device: str, scene_id: str) -> HeldScene | None:
+        """A device's scene of that id."""
+        for name in self._devices.get((tenant, device), ()):
+            if self._scenes[name].scene_id == scene_id:
+                return self._scenes[name]
+        return None
+
+    def of(self, tenant: str, device: str | None = None) -> list[HeldScene]:
+        """The scenes of a tenant, or of one of its devices, the newest first."""
+        devices = [(tenant, device)] if device is not None else list(self._devices)
+        scenes = [
+            self._scenes[name]
+            for pair in devices
+            if pair[0] == tenant
+            for name in self._devices.get(pair, ())
+        ]
+        return sorted(scenes, key=lambda scene: scene.accepted_at, reverse=True)
+
+    def owner(self, name: Name) -> str:
+        """The request (hex) that brought the scene of that name; empty if it is not held."""
+        return self._links[name].job.request_id if name in self._scenes else ""
+
+    def frames(self, name: Name) -> list[Job]:
+        """The jobs that make a scene again, in order; empty if it cannot be made again.
+
+        They ask nothing, and their ids are 0.
+        """
+        link = self._links.get(name)
+        if link is None or not link.whole:
+            return []
+        self._crowd.touch(link.chain)
+        jobs = [link.job]
+        while link.base is not None:
+            link = link.base
+            jobs.append(link.job)
+        return jobs[::-1]
+
+    # ------------------------------------------------------------------ held, let go
+
+    def hold(self, scene: HeldScene, job: Job) -> None:
+        """Hold the scene of a frame that an engine accepted.
+
+        Args:
+            scene: its `kept` is that of the frame; a delta frame's base adds to it.
+            job: the frame.
+        """
+        name = scene.name
+        if name in self._scenes and self._links[name].job.request_id == job.request_id:
+            return  # an engine accepted the same frame again
+        self._drop(name)
+        link = self._links[name] = self._link(scene, job)
+        chain = link.chain
+        scene = self._scenes[name] = replace(scene, kept=link.kept, rebuildable=link.whole)
+        names = self._devices.setdefault(chain.device, OrderedDict())
+        names[name] = None
+        chain.held.add(name)
+        chain.frames.add(name)
+        chain.size += len(job.body) + 2 * len(job.kept) + ENTRY_BYTES
+        if chain in self._crowd:
+            self._crowd.remove(chain)
+        self._crowd.add(chain.device, chain, chain.size)
+        most = self._most_of(*chain.device)
+        while most and len(names) > most:
+            self._drop(next(iter(names)))
+        while self._crowd.cost > self._most_bytes:
+            for old in list(self._crowd.next_to_go().held):
+                self._drop(old)
+        if name in self._scenes:
+            for told in self._told:
+                told(scene)
+
+    def forget_device(self, tenant: str, device: str) -> None:
+        """Let go of every scene of a device."""
+        for name in list(self._devices.get((tenant, device), ())):
+            self._drop(name)
+
+    def forget_bundle(self, bundle: str) -> None:
+        """Let go of the scenes of a bundle that is served no more."""
+        for name in [name for name, scene in self._scenes.items() if scene.bundle == bundle]:
+            self._drop(name)
+
+    def _link(self, scene: HeldScene, job: Job) -> _Link:
+        plain = replace(job, id=0, question="", max_new_tokens=1)
+        base = self._links.get((job.session, job.base))
+        kept = job.kept if base is None else _both(base.kept, job.kept)
+        if base is not None and base.whole and base.depth + 1 < MOST_LINKS:
+            return _Link(plain, base, base.depth + 1, kept, True, base.chain)
+        chain = _Chain((scene.tenant, scene.device))
+        return _Link(plain, None, 0, kept, job.base < 0, chain)
+
+    def _drop(self, name: Name) -> None:
+        if self._scenes.pop(name, None) is None:
+            return
+        chain = self._links[name].chain
+        names = self._devices[chain.device]
+        del names[name]
+        if not names:
+            del self._devices[chain.device]
+        chain.held.discard(name)
+        if not chain.held:
+            self._crowd.remove(chain)
+            for frame in chain.frames:
+                if self._links[frame].chain is chain:  # else another frame has the number now
+                    del self._links[frame]
+
+
+def scene_of(session: Session, computation: Computation, job: Job) -> HeldScene:
+    """The scene of a frame that was just accepted."""
+    text, offer = session.source.of_text, session.offer
+    return HeldScene(
+        tenant=NO_TENANT,
+        device=session.peer,
+        session_id=job.session,
+        frame_number=job.frame_number,
+        scene_id=secrets.token_hex(16),
+        bundle=job.bundle,
+        bundle_id=offer.bundle_id,
+        bundle_version=offer.bundle_version,
+        point=session.terms.points[job.point].name,
+        kept=job.kept,
+        grid=(1, len(job.kept)) if text else session.source.grid,
+        payload_bytes=len(job.body),
+        distortion=computation.distortion,
+        moments_score=computation.moments_score,
+        risk_model=session.terms.risk,
+        fallback=computation.fallback,
+        warnings=tuple(computation.warnings),
+        accepted_at=time.time(),
+    )
+
+
+def _both(one: bytes, other: bytes) -> bytes:
+    """Tokens known by either, one byte each."""
+    if len(one) != len(other):
+        return other
+    return (int.from_bytes(one, "big") | int.from_bytes(other, "big")).to_bytes(len(one), "big")
