@@ -24,6 +24,7 @@ from edge_agent.plan import AUTO, Plan, choose_point
 from edge_agent.prefill import EdgeModel, Sight
 from edge_agent.record import GUARDED, AnswerRecord, cause_of, record_of, record_of_failure
 from edge_agent.sources import Capture, Source
+from edge_agent.uplink.caller_bar import BARRING
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.outcome import Outcome
@@ -59,7 +60,7 @@ class Summary:
     Attributes:
         captures: captures taken from the source.
         questions: questions that ended, one record each (a failed capture counts as one).
-        answered: questions that the service answered.
+        answered: questions that the service answered, or frames that it holds.
         fallbacks: questions that the small model answered because the service could not.
         failed: questions without an answer.
         payload_bytes: payload of the frames whose questions were answered.
@@ -92,6 +93,8 @@ class Agent:
         feedback_mode: hold each frame once, have the server send back its own state of it, and
             answer with the small model from that.
         feedback_point: operating point of the feedback; empty: the bundle's default.
+        hold_every_s: only hold frames, one at a time: seconds from one capture to the next. None
+            asks questions.
         edge_only_too: also answer with the small model.
         edge_fallback: let the small model answer if the service could not.
         controller: chooses the operating point if the plan does not name one.
@@ -99,6 +102,7 @@ class Agent:
         done: questions that an earlier run answered; they are not asked again.
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
+        sleep: waits that many seconds.
     """
 
     source: Source
@@ -112,6 +116,7 @@ class Agent:
     ask_mode: bool = False
     feedback_mode: bool = False
     feedback_point: str = ""
+    hold_every_s: float | None = None
     edge_only_too: bool = False
     edge_fallback: bool = False
     controller: PointController | None = None
@@ -119,8 +124,9 @@ class Agent:
     done: Answered = Answered()
     new_id: Callable[[], bytes] = new_request_id
     clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     summary: Summary = field(default_factory=Summary)
-    _stopping: bool = field(default=False, repr=False)
+    _stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _fatal: Exception | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +134,7 @@ class Agent:
 
     def stop(self) -> None:
         """Take no further capture; what is in flight still ends."""
-        self._stopping = True
+        self._stopped.set()
 
     async def run(self) -> Summary:
         """Work through the source.
@@ -141,13 +147,16 @@ class Agent:
         try:
             await self._connect()
             captures = iter(self.source)
-            while not self._stopping and self._fatal is None:
+            while not self._stopped.is_set() and self._fatal is None:
                 capture = await asyncio.to_thread(self._next, captures)
                 if capture is None:
                     break
                 self.summary.captures += 1
                 self.metrics.captures.inc()
+                began = self.clock()
                 await self._start(capture, tasks)
+                if self.hold_every_s is not None:
+                    await self._until_due(began + self.hold_every_s, tasks)
             if tasks:
                 await asyncio.wait(tasks)
         except BaseException:
@@ -170,7 +179,8 @@ class Agent:
         try:
             session = await asyncio.wait_for(self.uplink.connect(), patience_s)
         except (asyncio.TimeoutError, BridgeError) as error:
-            if isinstance(error, BridgeError) and not (self.edge_fallback and error.retryable):
+            passing = isinstance(error, (asyncio.TimeoutError, *BARRING)) or error.retryable
+            if not (self.edge_fallback and passing):
                 raise
             self.log.warning("offline_at_start", cause=str(error) or f"{patience_s:g} s")
             return
@@ -195,15 +205,27 @@ class Agent:
         self.metrics.stage_seconds.labels("read").observe(self.clock() - start)
         return capture
 
+    async def _until_due(self, due: float, tasks: set[asyncio.Task[None]]) -> None:
+        """Wait until the frame is held and it is time for the next capture, or for `stop`."""
+        stopped = asyncio.create_task(self._stopped.wait())
+        pause = asyncio.ensure_future(self.sleep(max(0.0, due - self.clock())))
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+            await asyncio.wait({stopped, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            pause.cancel()
+
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
         """Run the small model, wait for credit, and leave the rest to a task."""
-        asked = self.questions or capture.questions
+        asked = self.questions or capture.questions if self.hold_every_s is None else ()
         questions = tuple(q for q in asked if not self.done.holds(capture, q))
         if asked and not questions:
             self.on_capture()
             return
         try:
-            if capture.error is None and not questions:
+            if capture.error is None and not questions and self.hold_every_s is None:
                 raise ConfigError(
                     f"nothing to ask about {capture.name}: give --question, or a source that "
                     "brings its own"
@@ -219,14 +241,16 @@ class Agent:
         except (PictureError, ContextError) as error:
             self._capture_failed(capture, error)
             return
-        together = self.ask_mode or self.feedback_mode
+        together = self.ask_mode or self.feedback_mode or self.hold_every_s is not None
         groups = [questions] if together else [(question,) for question in questions]
         left = len(groups)
 
         async def one(group: tuple[str, ...], credit: AsyncExitStack) -> None:
             nonlocal left
             async with credit:
-                if self.feedback_mode:
+                if self.hold_every_s is not None:
+                    await self._infer(maker, "")
+                elif self.feedback_mode:
                     await self._hold_and_recall(maker, group)
                 elif self.ask_mode:
                     await self._hold_and_ask(maker, group)
@@ -250,7 +274,7 @@ class Agent:
         error = task.exception()
         if error is None:
             return
-        self._stopping = True
+        self._stopped.set()
         if self._fatal is None:
             self._fatal = (
                 error
@@ -260,7 +284,8 @@ class Agent:
 
     async def _infer(self, maker: FrameMaker, question: str) -> None:
         request = Request(question, maker)
-        edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
+        wanted = self.edge_only_too and question != ""
+        edge = asyncio.create_task(self._edge_answer(maker, question, wanted))
         outcome = await self._in_time(self.uplink.deliver(request), lambda: _unanswered(request))
         await self._record(maker, question, outcome, outcome, edge, request.kept_back)
 
@@ -380,7 +405,7 @@ class Agent:
         if error is None:
             fallback = outcome.answer.fallback if outcome.answer is not None else ""
             fallback = fallback or (carried.sealed.frame.fallback if carried.sealed else "")
-        elif self.edge_fallback or isinstance(error, GUARDED):
+        elif question and (self.edge_fallback or isinstance(error, GUARDED)):
             if edge_answer is None:
                 edge_answer, edge_only_ms = await self._edge_answer(maker, question, True)
             if edge_answer is not None:
@@ -407,8 +432,13 @@ class Agent:
         if error is None:
             summary.answered += 1
             summary.payload_bytes += record.payload_bytes
-            self.metrics.answers.inc()
-            self.log.info("answered", **bound, uplink_ms=round(record.edge_ms["uplink"], 1))
+            uplink_ms = round(record.edge_ms["uplink"], 1)
+            if self.hold_every_s is None:
+                self.metrics.answers.inc()
+                self.log.info("answered", **bound, uplink_ms=uplink_ms)
+            else:
+                self.metrics.scenes_held.inc()
+                self.log.info("held", **bound, uplink_ms=uplink_ms)
         else:
             self.metrics.refusals.labels(error.name).inc()
             self.log.warning("not_answered", **bound, error=error.name, cause=str(error))

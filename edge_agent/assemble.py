@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from tqdm import tqdm
 from edge_agent import settings
 from edge_agent.agent import Agent, Summary
 from edge_agent.guard import Guard
+from edge_agent.identity.enrolled import Enrolled
+from edge_agent.identity.identity_file import IdentityFile
+from edge_agent.identity.renewal import Renewal
+from edge_agent.identity.trust import foreign_roots
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PictureCodec
@@ -25,12 +30,18 @@ from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import Source
 from edge_agent.uplink.delivery import Uplink
-from edge_agent.uplink.dial import dial_insecure
+from edge_agent.uplink.dial import (
+    InsecureDial,
+    SecureDial,
+    dial_insecure,
+    dial_secure,
+)
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.retry import RetryPolicy
 from protos.errors import ConfigError, ModelError
-from protos.process import console, logs, threads
+from protos.identity import name_from
+from protos.process import addresses, console, logs, threads
 from protos.process.environment import service_links
 from protos.process.files import expanded
 from protos.process.health import HealthServer
@@ -113,9 +124,13 @@ async def _drive(
     done: Answered,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
+    dial = choose_dial(chosen)
+    if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):
+        metrics.plain_text.set(1)
+        log.warning("plain_text", server=chosen.server, cause=_why_plain(chosen))
     uplink = Uplink(
         model.layout,
-        dial_insecure(chosen.server),
+        dial,
         _store(chosen, log),
         metrics,
         log,
@@ -129,8 +144,17 @@ async def _drive(
         ),
         chosen.in_flight,
         controller=controller,
+        device=chosen.device_name or name_from(socket.gethostname()),
     )
     uplinks.append(uplink)
+    renewal = None
+    if isinstance(dial, SecureDial) and dial.enrolled is not None:
+        identity = dial.enrolled.now
+        log.info("identity", tenant=identity.tenant, device=identity.device, serial=identity.serial)
+        metrics.certificate_end.set(identity.not_after_s)
+        renewal = Renewal(
+            dial.enrolled, dial, lambda: uplink.connected, metrics, log, chosen.connect_timeout_s
+        )
     plan = Plan(
         chosen.point,
         chosen.highest_point,
@@ -141,6 +165,7 @@ async def _drive(
         chosen.max_new_tokens,
         chosen.delta,
         Guard(chosen.guard, chosen.guard_limit),
+        chosen.priority_number,
     )
     with Progress(len(source), bar, log) as advance:
         agent = Agent(
@@ -155,6 +180,7 @@ async def _drive(
             ask_mode=chosen.question_mode == "ask",
             feedback_mode=chosen.question_mode == "feedback",
             feedback_point=chosen.feedback_point,
+            hold_every_s=chosen.hold_every_s if chosen.question_mode == "hold" else None,
             edge_only_too=chosen.edge_only_too,
             edge_fallback=chosen.edge_fallback,
             controller=controller,
@@ -162,16 +188,72 @@ async def _drive(
             done=done,
         )
         _stop_on_signals(agent, log)
-        return await agent.run()
+        if renewal is None:
+            return await agent.run()
+        renewing = asyncio.create_task(renewal.run())
+        try:
+            summary = await agent.run()
+        finally:
+            renewing.cancel()
+            await asyncio.wait({renewing})
+        if uplink.connection.session is not None:
+            await renewal.turn()  # a short run ends before `renewal.run` looks
+        return summary
+
+
+def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
+    """How the server is reached: in TLS if this device is enrolled or `ca` is given.
+
+    Raises:
+        CertificateError: the identity or the roots cannot be used.
+        ConfigError: `insecure` and `ca` are both given.
+    """
+    if chosen.insecure:
+        if chosen.ca:
+            raise ConfigError("--insecure is plain text, --ca is for TLS: give one of them")
+        return dial_insecure(chosen.server)
+    enrolled = None
+    store = _state(chosen)
+    if store.directory is not None:
+        file = IdentityFile.under(store.directory)
+        if file.stamp is not None:
+            enrolled = Enrolled(file)
+            enrolled.now  # noqa: B018 (reads it: a damaged one ends the start)
+    if enrolled is None and not chosen.ca:
+        return dial_insecure(chosen.server)
+    roots = foreign_roots(chosen.ca) if chosen.ca else b""
+    return dial_secure(chosen.server, enrolled, roots, chosen.server_name)
+
+
+def identity_file(chosen: Settings) -> IdentityFile:
+    """Where this device's identity is, or is to be stored.
+
+    Raises:
+        ConfigError: there is no state directory.
+    """
+    directory = _state(chosen).directory
+    if directory is None:
+        raise ConfigError("no home folder that can be written: give --state-dir")
+    return IdentityFile.under(directory)
+
+
+def _why_plain(chosen: Settings) -> str:
+    if chosen.insecure:
+        return "--insecure: everybody on the way can read and change frames and answers"
+    return "this device is not enrolled: everybody on the way can read and change frames"
 
 
 def _store(chosen: Settings, log: logs.Logger) -> EncoderStore:
-    if chosen.state_dir is not None:
-        return EncoderStore(expanded(chosen.state_dir))
-    store = EncoderStore.of_user(os.environ)
+    store = _state(chosen)
     if store.directory is None:
         log.warning("no_state_dir", cause="no home folder that can be written: give --state-dir")
     return store
+
+
+def _state(chosen: Settings) -> EncoderStore:
+    if chosen.state_dir is not None:
+        return EncoderStore(expanded(chosen.state_dir))
+    return EncoderStore.of_user(os.environ)
 
 
 def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointController:

@@ -1,4 +1,4 @@
-"""The console script `edge-agent`: run over a source, ask about one picture, inspect a model.
+"""The console script `edge-agent`: run over a source, ask about one picture, enrol this device.
 
 Records and results go to standard output; logs, the progress bar and errors to standard error.
 Flags are made from the settings (`settings.py`), so each has one home.
@@ -7,6 +7,7 @@ Flags are made from the settings (`settings.py`), so each has one home.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import settings
-from edge_agent.assemble import load_model, model_path, run_agent
+from edge_agent.assemble import choose_dial, identity_file, load_model, model_path, run_agent
+from edge_agent.identity import show
+from edge_agent.identity.enrol import enrol
 from edge_agent.output import Answered, RecordWriter, answered
 from edge_agent.picture import PICTURE
 from edge_agent.plan import AUTO
@@ -25,11 +28,20 @@ from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.folder import Folder, read_text
 from projector.codec.select import require as require_selector
-from protos.errors import ConfigError, PictureError, SourceError
+from protos.errors import CertificateError, ConfigError, PictureError, SourceError
+from protos.identity import OneTimeCode
 from protos.process import console
 from protos.process import settings as configuration
 
-_OF_A_RUN = ("source", "questions", "question_mode", "output")  # settings that only `run` has
+_OF_A_RUN = (
+    "source",
+    "questions",
+    "question_mode",
+    "hold_every_s",
+    "output",
+)
+"""Settings that only `run` has."""
+_OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,10 +150,53 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _enrol(args: argparse.Namespace) -> int:
+    chosen = _settings(args)
+    if args.check_config:
+        return _check_settings(chosen)
+    typed = sys.stdin.readline() if args.code == "-" else args.code
+    identity = asyncio.run(
+        enrol(
+            chosen.server,
+            OneTimeCode.parse(typed),
+            identity_file(chosen),
+            chosen.ca,
+            chosen.server_name,
+            args.force,
+            chosen.connect_timeout_s,
+        )
+    )
+    print(f"enrolled as {identity.tenant}/{identity.device}; {show.until(identity)}")
+    return 0
+
+
+def _identity(args: argparse.Namespace) -> int:
+    chosen = _settings(args)
+    if args.check_config:
+        return _check_settings(chosen)
+    file = identity_file(chosen)
+    found = file.load()
+    if found is None:
+        raise CertificateError(
+            f"this device is not enrolled ({file.path}): have a code made (cloud-server devices "
+            "add NAME), then: edge-agent enrol --server HOST:PORT --code CODE"
+        )
+    shown = show.figures(found, file.path)
+    print(json.dumps(shown, indent=2) if args.json else show.table(shown))
+    if shown["ended"]:
+        raise CertificateError(
+            "by this device's clock the certificate has ended: have a new code made and enrol "
+            "again (edge-agent enrol --force)"
+        )
+    return 0
+
+
 def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
-    raise ConfigError("no command: run, ask, feedback or inspect (see edge-agent --help)")
+    raise ConfigError(
+        "no command: run, ask, feedback or inspect; enrol or identity (see edge-agent --help)"
+    )
 
 
 def _check(chosen: Settings) -> int:
@@ -151,6 +206,11 @@ def _check(chosen: Settings) -> int:
         open_source(chosen.source)
     if chosen.selector is not None:
         require_selector(chosen.selector)
+    choose_dial(chosen)
+    return _check_settings(chosen)
+
+
+def _check_settings(chosen: Settings) -> int:
     print(json.dumps(chosen.model_dump(mode="json"), indent=2))
     return 0
 
@@ -187,7 +247,9 @@ def _parser() -> configuration.Parser:
     )
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
-    commands = parser.add_subparsers(title="commands", metavar="run | ask | feedback | inspect")
+    commands = parser.add_subparsers(
+        title="commands", metavar="run | ask | feedback | inspect | enrol | identity"
+    )
 
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
     _add_settings(run)
@@ -218,6 +280,27 @@ def _parser() -> configuration.Parser:
     )
     inspect.add_argument("path", nargs="?", type=Path, help="the checkpoint (instead of --model)")
     _add_settings(inspect, only=("model", "device", "dtype", "text_tokens"))
+
+    enrolling = _command(
+        commands, "enrol", "make a key here and get a certificate for a one-time code", _enrol
+    )
+    enrolling.add_argument(
+        "--code",
+        required=True,
+        help="as 'cloud-server devices add' printed it; - reads it from standard input",
+    )
+    enrolling.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the identity that this device has; it stays until the new one is stored",
+    )
+    _add_settings(enrolling, only=_OF_AN_IDENTITY)
+
+    identity = _command(
+        commands, "identity", "show who this device is, at which service, until when", _identity
+    )
+    identity.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_settings(identity, only=("state_dir",))
     return parser
 
 

@@ -59,6 +59,9 @@ class Metrics(MetricSet):
             "cause",
         )
         self.answers = self.counter("answers_total", "Questions answered by the service")
+        self.scenes_held = self.counter(
+            "scenes_held_total", "Frames without a question that the service holds"
+        )
         self.edge_only_answers = self.counter(
             "edge_only_answers_total", "Questions answered by the small model itself"
         )
@@ -90,6 +93,17 @@ class Metrics(MetricSet):
         self.negotiations = self.counter("negotiations_total", "Sessions agreed with a server")
         self.encoder_fetches = self.counter(
             "encoder_fetches_total", "Encoders fetched because the state directory had none"
+        )
+        self.certificate_end = self.gauge(
+            "certificate_end_timestamp_seconds",
+            "When this device's certificate ends, seconds since 1970; 0 if it is not enrolled",
+        )
+        self.renewals = self.counter("renewals_total", "Certificates that were renewed")
+        self.renewal_failures = self.counter(
+            "renewal_failures_total", "Attempts to renew the certificate that failed", "error"
+        )
+        self.plain_text = self.gauge(
+            "plain_text", "1 if frames leave this machine unencrypted (no identity, no --ca)"
         )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self.gauge("connected", "1 while a stream to the server is open")

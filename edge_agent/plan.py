@@ -29,6 +29,7 @@ class Plan:
         max_new_tokens: longest answer.
         delta: send only what changed since the last frame that was accepted.
         guard: how much risk is accepted, and what is done above that.
+        priority: one of `protos.calls.PRIORITIES`, by its number.
     """
 
     point: str = AUTO
@@ -40,6 +41,7 @@ class Plan:
     max_new_tokens: int = 16
     delta: bool = False
     guard: Guard = Guard()
+    priority: int = 0
 
 
 def choose_point(

@@ -15,6 +15,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector.models import pictures
+from protos.calls import PRIORITIES
+from protos.identity import NAME, NAME_RULE
 from protos.process import addresses
 from protos.process import settings as configuration
 from protos.process.settings import ANY_CASE, Dtype, Host, LogLevel
@@ -41,6 +43,24 @@ class Settings(configuration.TypedSettings):
         "127.0.0.1:50051",
         description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms",
     )
+    ca: str = Field(
+        "",
+        description="where the server's certificate comes from, if not from the service's own "
+        "authority: a PEM file of roots, or 'system' for the roots of this system",
+    )
+    server_name: str = Field(
+        "", description="name in the server's certificate; default: the host in --server"
+    )
+    insecure: bool = Field(
+        False,
+        description="plain text, even if this device is enrolled; without it, a device that is "
+        "enrolled or has --ca speaks TLS",
+    )
+    device_name: str = Field(
+        "",
+        description="this device's name at a service without identities; default: made from the "
+        "host's name (an enrolled device has the name in its certificate)",
+    )
     source: str = Field(
         "", description="where pictures come from: a path, folder:///path, yard://test?count=50"
     )
@@ -49,11 +69,23 @@ class Settings(configuration.TypedSettings):
         description="question asked about every picture, repeatable; without one, each capture's "
         "own questions are asked (environment: a JSON list, or one question a line)",
     )
-    question_mode: Literal["infer", "ask", "feedback"] = Field(
+    question_mode: Literal["infer", "ask", "feedback", "hold"] = Field(
         "infer",
         description="infer: each question travels with the frame; ask: the frame once, then each "
         "question about it by Ask; feedback: the frame once, then the server sends its own "
-        "state of it back and the small model answers from that (for bundles with feedback)",
+        "state of it back and the small model answers from that (for bundles with feedback); "
+        "hold: the frame without a question, so that others may ask the service about it",
+    )
+    hold_every_s: float = Field(
+        10.0,
+        ge=0.0,
+        le=86400.0,
+        description="with question_mode hold: seconds from one capture to the next",
+    )
+    priority: Annotated[Literal["alarm", "normal", "background"], ANY_CASE] = Field(
+        "normal",
+        description="which requests the service answers first where not all can be answered: "
+        "alarm before normal before background",
     )
     feedback_point: str = Field(
         "",
@@ -149,7 +181,7 @@ class Settings(configuration.TypedSettings):
     metrics_host: Host = Field("127.0.0.1", description="address that port is bound to")
     state_dir: Path | None = Field(
         None,
-        description="directory in which encoders are kept, by digest; default: "
+        description="directory of this device's identity and of encoders, by digest; default: "
         "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, or memory if that cannot be "
         "written",
     )
@@ -210,6 +242,11 @@ class Settings(configuration.TypedSettings):
         "info", description="least severe event that is logged (JSON lines on standard error)"
     )
 
+    @property
+    def priority_number(self) -> int:
+        """The priority as it travels."""
+        return PRIORITIES.index(self.priority)
+
     @field_validator("questions", mode="before")
     @classmethod
     def _split_questions(cls, value: object) -> object:
@@ -241,6 +278,13 @@ class Settings(configuration.TypedSettings):
             raise ValueError(
                 "not with --distortion-limit, which is about operating points as measured"
             )
+        return value
+
+    @field_validator("device_name")
+    @classmethod
+    def _valid_name(cls, value: str) -> str:
+        if value and not NAME.fullmatch(value):
+            raise ValueError(NAME_RULE)
         return value
 
     @field_validator("server")

@@ -18,7 +18,8 @@ import grpc
 
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.call_errors import error_of
-from edge_agent.uplink.dial import Dial
+from edge_agent.uplink.caller_bar import BARRING, CallerBar
+from edge_agent.uplink.dial import Dial, explained
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.negotiate import feedback_decoder, negotiate
 from edge_agent.uplink.retry import Refused, RetryPolicy
@@ -68,6 +69,7 @@ class Connection:
         policy: time limits.
         clock: seconds, monotonic.
         on_open: called whenever a stream was opened: the new session may allow more.
+        device: this device's name, for a service without identities.
 
     Attributes:
         session: the session agreed last; None before, and once the server has forgotten it.
@@ -84,6 +86,7 @@ class Connection:
         policy: RetryPolicy,
         clock: Callable[[], float] = time.monotonic,
         on_open: Callable[[], Awaitable[None]] = _nothing,
+        device: str = "",
     ) -> None:
         self.session: Session | None = None
         self.stream: Stream | None = None
@@ -95,6 +98,8 @@ class Connection:
         self._policy = policy
         self._clock = clock
         self._on_open = on_open
+        self._device = device
+        self._bar = CallerBar(dial, clock)
         self._before: Session | None = None
         self._opening: asyncio.Task[Stream] | None = None
         self._opened = 0
@@ -124,10 +129,14 @@ class Connection:
                 f"nothing came down for {self._policy.answer_timeout_s:g} s"
             )
         if self._opening is None or self._opening.done():
+            if self._bar.up:
+                raise self._barred()
             self._opening = asyncio.create_task(self._reopen())
             self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             return await asyncio.shield(self._opening)
+        except BARRING as error:
+            raise self._barred() from error
         except BridgeError as error:
             if self._opened and not error.retryable and not isinstance(error, FATAL):
                 # This server agreed to a session before, so its fault may be repaired: try again.
@@ -161,6 +170,8 @@ class Connection:
         typed = self._typed(error)
         if isinstance(typed, UnknownSessionError):
             self.forget(session)
+        if isinstance(typed, BARRING) and self.stream is not None:
+            return self._not_let_in(self.stream, typed)
         return typed
 
     async def feedback_decoder(self, stream: Stream) -> FeedbackDecoder:
@@ -183,17 +194,24 @@ class Connection:
         stream, self.stream = self.stream, None
         if stream is not None:
             await stream.drop(OfflineError("the stream is gone"))
-        stream = self.stream = await self._connect()
+        try:
+            stream = self.stream = await self._connect()
+        except BARRING as error:
+            self._bar.raise_for(error)
+            self._log.error("not_let_in", error=error.name, cause=str(error))
+            raise
         stream.reader = asyncio.create_task(self._read(stream))
         if self._opened:
             self._metrics.reconnects.inc()
         self._opened += 1
+        self._bar.lower()
         self._metrics.connected.set(1)
         await self._on_open()
         return stream
 
     async def _connect(self) -> Stream:
         async with contextlib.AsyncExitStack() as opened:  # closes what a failure leaves open
+            credential = self._bar.credential
             up = self._dial()
             opened.push_async_callback(up.close)
             known = self.session
@@ -213,7 +231,7 @@ class Connection:
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
             session.forget_advice()  # advice belongs to a stream, and that one is gone
-            return Stream(session, channels, call, events or call)
+            return Stream(session, channels, call, events or call, credential)
 
     async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
         """The Events call; None if events have to come on the frames' own connection."""
@@ -233,17 +251,21 @@ class Connection:
 
     def _typed(self, error: grpc.aio.AioRpcError) -> BridgeError:
         typed = error_of(error)
-        return self._by_proxy(typed) if isinstance(typed, OfflineError) else typed
+        return explained(self._dial, typed) if isinstance(typed, OfflineError) else typed
 
-    def _by_proxy(self, error: OfflineError) -> OfflineError:
-        """The error, with the HTTP proxy on the way named."""
-        proxy = getattr(self._dial, "proxy", "")
-        if not proxy or proxy in error.message:
-            return error
-        return OfflineError(
-            f"{error.message}; the connection goes through the HTTP proxy {proxy}: to bypass it, "
-            "name the server in no_proxy"
-        )
+    def _barred(self) -> Refused | BridgeError:
+        """What to raise instead of dialing: a run that never gives up waits, all others end."""
+        error, left_s = self._bar.why
+        patient = self._opened and not self._policy.give_up_s
+        return Refused(error, retryable=True, pause_s=left_s) if patient else error
+
+    def _not_let_in(self, stream: Stream, error: BridgeError) -> BridgeError:
+        """The server does not accept this device any more; or only its certificate of before."""
+        if stream.credential == self._bar.credential:
+            self._bar.raise_for(error)
+            self._log.error("not_let_in", error=error.name, cause=str(error))
+        stream.broken = stream.broken or error
+        return EngineUnavailableError(f"the stream ends: {error}")
 
     async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
         try:
@@ -254,9 +276,10 @@ class Connection:
                 self._metrics,
                 self._policy.connect_timeout_s,
                 self._before,
+                self._device,
             )
         except OfflineError as error:
-            raise self._by_proxy(error) from error
+            raise explained(self._dial, error) from error
         self.session = self._before = session
         self._log.info(
             "session",
@@ -279,6 +302,8 @@ class Connection:
         broken = stream.broken or await stream.ending()
         if isinstance(broken, FrameTooLargeError):
             stream.session.learn_cap(broken)
+        if isinstance(broken, BARRING):
+            broken = self._not_let_in(stream, broken)
         silent = stream.heard_at == float("-inf")
         if isinstance(broken, UnknownSessionError) or (
             # A write to a call that the server has just ended hides the server's status, which may

@@ -74,6 +74,7 @@ class Uplink:
         clock: seconds, monotonic.
         sleep: waits that many seconds.
         controller: is told of every frame that leaves and ends; may hold frames back.
+        device: this device's name, for a service without identities.
 
     Attributes:
         connection: the session and the open stream.
@@ -92,13 +93,14 @@ class Uplink:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         controller: PointController | None = None,
+        device: str = "",
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
         self.clock = clock
         self.controller = controller or PointController(clock=clock)
         self.connection = Connection(
-            layout, dial, store, metrics, log, self.policy, clock, on_open=self._wake
+            layout, dial, store, metrics, log, self.policy, clock, self._wake, device
         )
         self._in_flight = in_flight
         self._sleep = sleep

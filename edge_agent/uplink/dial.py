@@ -1,13 +1,21 @@
-"""Makes channels to the server; only connections that leave this machine go through a proxy."""
+"""Makes channels to the server, in plain text or TLS; says why one cannot be made.
+
+Only connections that leave this machine go through a proxy. gRPC checks certificates by this
+device's clock. What a server refuses during the handshake reaches a client as "Socket closed", so
+`SecureDial.explained` looks at the device's own certificate.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
 
+from edge_agent.identity.enrolled import Enrolled
+from protos.errors import BridgeError, CertificateError, ClockError, OfflineError
 from protos.process import addresses
 from protos.process.proxies import proxy_of
 
@@ -17,6 +25,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", -1),  # `Session.check_message` enforces the limit
     ("grpc.http2.bdp_probe", 0),  # its pings cost a narrow uplink more than they gain
 ]
+
 
 Dial = Callable[[], grpc.aio.Channel]
 
@@ -35,8 +44,123 @@ class InsecureDial:
 
     def __call__(self) -> grpc.aio.Channel:
         """Make a channel; it connects when it is used."""
-        direct = [("grpc.enable_http_proxy", 0)] if addresses.loopback(self.address) else []
-        return grpc.aio.insecure_channel(self.address, options=[*CHANNEL_OPTIONS, *direct])
+        return grpc.aio.insecure_channel(self.address, options=_options(self.address))
+
+    def explained(self, error: OfflineError) -> BridgeError:
+        """The error of a failed call, with what is known of the cause."""
+        if _closed(error):
+            error = OfflineError(
+                f"{error.message}; this connection is in plain text: if the server speaks TLS, "
+                "enrol this device (edge-agent enrol) or give --ca"
+            )
+        return by_proxy(error, self.proxy)
+
+
+@dataclass(frozen=True)
+class SecureDial:
+    """A factory of TLS channels to one server.
+
+    Attributes:
+        address: as `protos.process.addresses.target` returns it.
+        enrolled: the device's identity, which it shows; None shows none.
+        roots_pem: the server's certificate must come from one of these roots; empty: from one of
+            the identity's.
+        server_name: the name in the server's certificate; empty: the host in `address`.
+        proxy: the HTTP proxy on the way there; empty without one.
+        wall: this device's clock, seconds since 1970, for messages.
+    """
+
+    address: str
+    enrolled: Enrolled | None = None
+    roots_pem: bytes = b""
+    server_name: str = ""
+    proxy: str = ""
+    wall: Callable[[], float] = time.time
+
+    def __call__(self) -> grpc.aio.Channel:
+        """Make a channel; it connects when it is used.
+
+        Raises:
+            CertificateError: the device's identity cannot be used.
+        """
+        options: list[tuple[str, int | str]] = [*_options(self.address)]
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        key = chain = None
+        roots = self.roots_pem
+        if self.enrolled is not None:
+            identity = self.enrolled.now
+            key, chain = identity.key_pem.encode(), identity.chain_pem.encode()
+            roots = roots or identity.roots_pem.encode()
+        credentials = grpc.ssl_channel_credentials(roots, key, chain)
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+    @property
+    def credential(self) -> str:
+        """Serial number of the certificate that the next channel shows; empty if it shows none."""
+        return self.enrolled.now.serial if self.enrolled is not None else ""
+
+    def explained(self, error: OfflineError) -> BridgeError:
+        """The error of a failed call, with what is known of the cause."""
+        text, now = error.message, _date(self.wall())
+        if "not yet valid" in text:
+            return ClockError(
+                f"this device's clock says {now}, and the server's certificate begins later: "
+                "waiting for the time (set the clock, or run a time service)"
+            )
+        if "certificate has expired" in text:
+            return CertificateError(
+                f"by this device's clock ({now}) the server's certificate has ended: set the "
+                "clock if it is wrong; else the server needs a new certificate"
+            )
+        if "Hostname Verification" in text:
+            name = self.server_name or addresses.first(self.address).host
+            return CertificateError(
+                f"the server's certificate is not for the name {name}: reach it by a name in its "
+                "certificate, or give that name with --server-name"
+            )
+        if "WRONG_VERSION_NUMBER" in text:
+            return CertificateError(
+                f"{self.address} does not speak TLS: check the address and port; if the service "
+                "is in plain text on purpose, give --insecure"
+            )
+        if "certificate" in text.lower() and "handshake failed" in text:
+            return CertificateError(
+                f"the server's certificate is not from {self._authority()} ({_cause(text)}); "
+                "nothing was sent: check the address"
+            )
+        if _closed(error):
+            return self._refused(error)
+        return by_proxy(error, self.proxy)
+
+    def _refused(self, error: OfflineError) -> BridgeError:
+        """The server closed the connection: because of this device's certificate?"""
+        if self.enrolled is None:
+            return OfflineError(
+                f"{error.message}; this device shows no certificate: if the server wants one, "
+                "enrol it (edge-agent enrol)"
+            )
+        identity = self.enrolled.now
+        if self.enrolled.clock.now() >= identity.not_after_s:
+            return CertificateError(
+                f"this device's certificate ended on {_date(identity.not_after_s)}, so the server "
+                "refuses it: have a new code made and enrol again (edge-agent enrol --force)"
+            )
+        return by_proxy(
+            OfflineError(
+                f"{error.message}; if the server is up, it refuses the certificate of "
+                f"{identity.tenant}/{identity.device}, from {identity.service}: is this the "
+                "service where the device enrolled?"
+            ),
+            self.proxy,
+        )
+
+    def _authority(self) -> str:
+        if self.roots_pem:
+            return "an authority named by --ca"
+        return (
+            "the authority of the service where this device enrolled, or a later one that it signed"
+        )
 
 
 def dial_insecure(address: str, environ: Mapping[str, str] = os.environ) -> InsecureDial:
@@ -47,3 +171,53 @@ def dial_insecure(address: str, environ: Mapping[str, str] = os.environ) -> Inse
     """
     target = addresses.target(address)
     return InsecureDial(target, proxy_of(target, environ))
+
+
+def dial_secure(
+    address: str,
+    enrolled: Enrolled | None,
+    roots_pem: bytes = b"",
+    server_name: str = "",
+    environ: Mapping[str, str] = os.environ,
+) -> SecureDial:
+    """A factory of TLS channels; see `SecureDial`.
+
+    Raises:
+        ConfigError: `address` is not an address.
+    """
+    target = addresses.target(address)
+    return SecureDial(target, enrolled, roots_pem, server_name, proxy_of(target, environ))
+
+
+def explained(dial: Dial, error: OfflineError) -> BridgeError:
+    """The error of a call that failed on a channel of `dial`, with what is known of the cause."""
+    return dial.explained(error) if isinstance(dial, InsecureDial | SecureDial) else error
+
+
+def by_proxy(error: OfflineError, proxy: str) -> OfflineError:
+    """The error, with the HTTP proxy on the way named."""
+    if not proxy or proxy in error.message:
+        return error
+    return OfflineError(
+        f"{error.message}; the connection goes through the HTTP proxy {proxy}: to bypass it, "
+        "name the server in no_proxy"
+    )
+
+
+def _options(address: str) -> list[tuple[str, int]]:
+    direct = [("grpc.enable_http_proxy", 0)] if addresses.loopback(address) else []
+    return [*CHANNEL_OPTIONS, *direct]
+
+
+def _closed(error: OfflineError) -> bool:
+    """Whether the server took the connection and closed it before a word of HTTP/2."""
+    return "failed to connect" in error.message and "Socket closed" in error.message
+
+
+def _cause(text: str) -> str:
+    """OpenSSL's own words at the end of gRPC's."""
+    return text.removesuffix(": OK").rpartition(":")[2].strip()
+
+
+def _date(at_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at_s))

@@ -48,6 +48,7 @@ async def negotiate(
     metrics: Metrics,
     timeout_s: float = 10.0,
     before: Session | None = None,
+    device: str = "",
 ) -> Session:
     """Open a session and get its encoder.
 
@@ -58,6 +59,7 @@ async def negotiate(
         metrics: counts negotiations and fetches.
         timeout_s: for each of the two calls, seconds.
         before: the previous session, if any; its encoder is reused if it is the same.
+        device: this device's name, for a service without identities.
 
     Raises:
         BridgeError: the server's refusal, typed; OfflineError if nobody answers;
@@ -71,6 +73,7 @@ async def negotiate(
         codecs=sorted(QUANTIZERS),
         agent_version=installed_version()[:64],
         bundle_digest=before.bundle_digest if before else "",
+        device=device,
     )
     try:
         reply = await stub.Negotiate(request, timeout=timeout_s)

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
 from edge_agent.metrics import Metrics
-from protos.errors import BridgeError, OverloadedError
+from protos.errors import BridgeError, ClockError, OverloadedError
 from protos.process.logs import Logger
 
 _LONGEST_ASKED_S = 60.0
@@ -40,12 +40,19 @@ class RetryPolicy:
 
 
 class Refused(Exception):
-    """The server refused one request; its flag, not the error's class, says whether to retry."""
+    """The server refused one request; its flag, not the error's class, says whether to retry.
 
-    def __init__(self, error: BridgeError, retryable: bool) -> None:
+    Args:
+        error: why.
+        retryable: whether the request is sent again.
+        pause_s: the least pause before that, seconds.
+    """
+
+    def __init__(self, error: BridgeError, retryable: bool, pause_s: float = 0.0) -> None:
         super().__init__(str(error))
         self.error = error
         self.retryable = retryable
+        self.pause_s = pause_s
 
 
 def _error_behind(failure: BaseException | None) -> BaseException | None:
@@ -94,12 +101,15 @@ class Retries:
             failure = state.outcome.exception() if state.outcome is not None else None
             error = _error_behind(failure)
             asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
-            return min(asked_s, _LONGEST_ASKED_S) + jitter(state)
+            own_s = failure.pause_s if isinstance(failure, Refused) else 0.0
+            return max(own_s, min(asked_s, _LONGEST_ASKED_S)) + jitter(state)
 
         def before_sleep(state: RetryCallState) -> None:
             failure = state.outcome.exception() if state.outcome is not None else None
             error = _error_behind(failure)
             self.metrics.retries.labels(getattr(error, "name", "unknown")).inc()
+            if isinstance(error, ClockError):
+                self.log.warning("waiting_for_the_time", cause=str(error))
             self.log.info(
                 "retry",
                 request_id=request_id().hex(),

@@ -35,6 +35,7 @@ class Stream:
         channels: the first carries frames and questions, the second, if any, the events.
         call: the Infer call.
         events: where events come from: the Events call, or the Infer call itself.
+        credential: serial number of the certificate that it was opened with; empty without one.
 
     Attributes:
         waiting: requests that have no terminal event yet, by id.
@@ -46,9 +47,15 @@ class Stream:
     """
 
     def __init__(
-        self, session: Session, channels: list[grpc.aio.Channel], call: Any, events: Any
+        self,
+        session: Session,
+        channels: list[grpc.aio.Channel],
+        call: Any,
+        events: Any,
+        credential: str = "",
     ) -> None:
         self.session = session
+        self.credential = credential
         self.channels = channels
         self.channel = channels[0]
         self.call = call

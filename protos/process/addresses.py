@@ -125,6 +125,13 @@ def target(text: str) -> str:
     return f"{kind}:{','.join(str(one) for one in each)}"
 
 
+def first(text: str) -> Address:
+    """The host and port of an address from `target`, or the first of several; not of a socket."""
+    form = _GRPC.fullmatch(text)
+    plain = text if form is None else form[2].rpartition("/")[2]
+    return parse(plain.partition(",")[0])
+
+
 def loopback(text: str) -> bool:
     """Whether an address (from `target`) is this machine, as far as its text tells."""
     form = _GRPC.fullmatch(text)

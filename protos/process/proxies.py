@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from protos.process import addresses
 
@@ -28,21 +28,36 @@ def proxy_of(target: str, environ: Mapping[str, str]) -> str:
     Returns:
         `proxy.example:3128 (http_proxy)`; empty if none is on the way.
     """
-    if addresses.loopback(target):
-        return ""
-    variable = next((name for name in _VARIABLES if environ.get(name)), "")
-    parts = urlsplit(environ.get(variable, ""))
-    if parts.scheme != "http" or not parts.hostname:
-        return ""
-    exceptions = next((environ[name] for name in _EXCEPTIONS if environ.get(name)), "")
-    plain = target.partition(":")[2] if target.startswith(("dns:", "ipv4:", "ipv6:")) else target
-    host = addresses.parse(plain.rpartition("/")[2].partition(",")[0]).host
-    if any(_excepted(host, entry.strip()) for entry in exceptions.split(",")):
+    parts, variable = proxy_url(target, environ)
+    if parts is None:
         return ""
     with suppress(ValueError):
         if parts.port:
-            return f"{addresses.Address(parts.hostname, parts.port)} ({variable})"
+            return f"{addresses.Address(str(parts.hostname), parts.port)} ({variable})"
     return f"{parts.hostname} ({variable})"
+
+
+def proxy_url(target: str, environ: Mapping[str, str]) -> tuple[SplitResult | None, str]:
+    """The URL of the proxy on the way to a server, and the variable that holds it.
+
+    Args:
+        target: as `addresses.target` returns it.
+        environ: the environment.
+
+    Returns:
+        The URL, its password in it; None if no proxy is on the way.
+    """
+    if addresses.loopback(target):
+        return None, ""
+    variable = next((name for name in _VARIABLES if environ.get(name)), "")
+    parts = urlsplit(environ.get(variable, ""))
+    if parts.scheme != "http" or not parts.hostname:
+        return None, ""
+    exceptions = next((environ[name] for name in _EXCEPTIONS if environ.get(name)), "")
+    host = addresses.first(target).host
+    if any(_excepted(host, entry.strip()) for entry in exceptions.split(",")):
+        return None, ""
+    return parts, variable
 
 
 def _excepted(host: str, entry: str) -> bool:

@@ -1,0 +1,194 @@
+"""Ask a service for certificates: once with a one-time code, later with the present certificate.
+
+Calls, in order: a fresh key and its certificate request → `Enrol` or `Renew` → check what came back
+→ `Identity`. The key is made here and goes nowhere but into the identity's file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import grpc
+
+from edge_agent.identity.first_contact import root_of
+from edge_agent.identity.identity import Identity
+from edge_agent.identity.identity_file import IdentityFile
+from edge_agent.identity.roots import accepted, certificates, pem_of
+from edge_agent.identity.trust import foreign_roots
+from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.dial import dial_secure
+from protos.errors import BridgeError, CertificateError, ConflictError, OfflineError
+from protos.identity import OneTimeCode, root_fingerprint
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
+from protos.process import addresses
+from protos.process.settings import installed_version
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+AGENT_VERSION = installed_version()[:64]
+
+
+async def enrol(
+    server: str,
+    code: OneTimeCode,
+    file: IdentityFile,
+    ca: str = "",
+    server_name: str = "",
+    force: bool = False,
+    timeout_s: float = 10.0,
+    environ: Mapping[str, str] = os.environ,
+) -> Identity:
+    """Enrol this device and store its identity.
+
+    Args:
+        server: address of the port where the service enrols devices.
+        code: as the operator printed it.
+        file: where the identity is stored.
+        ca: roots of another authority that gave the server its certificate, see `foreign_roots`;
+            empty: the service's own authority, whose root the code names.
+        server_name: the name in the server's certificate; empty: the host in `server`.
+        force: replace the identity that is there; it stays until the new one is stored.
+        timeout_s: longest wait for each call.
+        environ: names the HTTP proxy on the way, if there is one.
+
+    Raises:
+        ConflictError: the device is enrolled, and `force` was not given.
+        CertificateError: the server is not the one that the code names; nothing was sent.
+        EnrolmentError: the code is wrong, used or expired.
+        BridgeError: the server cannot be reached, or refuses; the identity cannot be stored.
+    """
+    if not force:
+        _not_enrolled(file)
+    target = addresses.target(server)
+    with file.room():
+        roots = (
+            foreign_roots(ca, environ)
+            if ca
+            else root_of(target, code.root, timeout_s, environ).encode()
+        )
+        dial = dial_secure(server, None, roots, server_name, environ)
+        key = _fresh_key()
+        request = bridge_pb2.EnrolRequest(
+            code=str(code), request_der=_request(key), agent_version=AGENT_VERSION
+        )
+        async with dial() as channel:
+            try:
+                reply = await bridge_pb2_grpc.BridgeStub(channel).Enrol(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                typed = error_of(error)
+                if isinstance(typed, OfflineError):
+                    raise dial.explained(typed) from error
+                raise typed from error
+        named = [one for one in _read(reply.roots_pem) if _fingerprint(one) == code.root]
+        identity, _ = _identity(reply, key, target, pem_of(named))
+    file.save(identity)
+    return identity
+
+
+async def renew(
+    channel: grpc.aio.Channel, present: Identity, timeout_s: float = 10.0
+) -> tuple[Identity, list[str]]:
+    """The next identity of this device, with a fresh key; it is not stored yet.
+
+    Args:
+        channel: a connection that shows the present identity.
+        present: that identity.
+        timeout_s: longest wait.
+
+    Returns:
+        The identity, and the names of roots that the service offers and this device refuses.
+
+    Raises:
+        CertificateError: what came back is not for this device.
+        BridgeError: the server's refusal, typed; OfflineError if nobody answers.
+    """
+    key = _fresh_key()
+    request = bridge_pb2.RenewRequest(request_der=_request(key), agent_version=AGENT_VERSION)
+    try:
+        reply = await bridge_pb2_grpc.BridgeStub(channel).Renew(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+    if (reply.tenant, reply.device) != (present.tenant, present.device):
+        raise CertificateError(
+            f"the service sent a certificate for {reply.tenant}/{reply.device}, this device is "
+            f"{present.tenant}/{present.device}: the old one is kept"
+        )
+    return _identity(reply, key, present.service, present.roots_pem)
+
+
+def _not_enrolled(file: IdentityFile) -> None:
+    try:
+        found = file.load()
+    except BridgeError as error:
+        raise ConflictError(f"{error.message}; or enrol anew with --force") from error
+    if found is not None:
+        raise ConflictError(
+            f"this device is enrolled already, as {found.tenant}/{found.device} at "
+            f"{found.service} ({file.path}): nothing was sent; --force replaces that identity"
+        )
+
+
+def _fresh_key() -> ec.EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _request(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A certificate request (DER); the service knows the name, so it holds the key alone."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def _identity(
+    reply: bridge_pb2.Certificates,
+    key: ec.EllipticCurvePrivateKey,
+    service: str,
+    trusted_pem: str,
+) -> tuple[Identity, list[str]]:
+    """Check what a service sent, and put it together with the key."""
+    from cryptography.hazmat.primitives import serialization
+
+    if not trusted_pem:
+        raise CertificateError("the service's roots are not the one that the code names")
+    roots_pem, refused = accepted(trusted_pem, reply.roots_pem)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    made = Identity(
+        tenant=reply.tenant,
+        device=reply.device,
+        service=service,
+        key_pem=key_pem.decode(),
+        chain_pem=pem_of(_read(reply.chain_pem)),
+        roots_pem=roots_pem,
+        issued_s=reply.now_s,
+        not_after_s=reply.not_after_s,
+    )
+    try:
+        made.check()
+    except ValueError as error:
+        raise CertificateError(f"the service sent what this device cannot use: {error}") from error
+    return made, refused
+
+
+def _read(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return certificates(pem)
+    except ValueError as error:
+        raise CertificateError(f"the service sent no certificates: {error}") from error
+
+
+def _fingerprint(certificate: x509.Certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return root_fingerprint(certificate.public_bytes(Encoding.DER))

@@ -1,0 +1,58 @@
+"""The identity that this process uses: read from its file, read again when the file changes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from edge_agent.identity.identity import Identity
+from edge_agent.identity.identity_file import IdentityFile
+from edge_agent.identity.service_clock import ServiceClock
+from protos.errors import BridgeError, CertificateError
+
+
+@dataclass
+class Enrolled:
+    """An enrolled device's identity, as it is now.
+
+    Attributes:
+        file: where it is stored. A later `edge-agent enrol` takes effect without a restart.
+        clock: the service's clock.
+        unsaved: why the newest identity could not be stored; None if it is.
+    """
+
+    file: IdentityFile
+    clock: ServiceClock = field(default_factory=ServiceClock)
+    unsaved: BridgeError | None = None
+    _now: Identity | None = field(default=None, repr=False)
+    _stamp: object = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def now(self) -> Identity:
+        """The newest identity.
+
+        Raises:
+            CertificateError: the file is gone, damaged, or others may read it.
+        """
+        with self._lock:
+            stamp = self.file.stamp
+            if self._now is None or stamp != self._stamp:
+                found = self.file.load()
+                if found is None:
+                    raise CertificateError(f"{self.file.path} is gone: enrol this device again")
+                self._now, self._stamp, self.unsaved = found, stamp, None
+            return self._now
+
+    def replace(self, identity: Identity) -> None:
+        """Use another identity from now on, and store it.
+
+        Where it cannot be stored it is used all the same: see `unsaved`, and call this again.
+        """
+        with self._lock:
+            try:
+                self.file.save(identity)
+                self.unsaved = None
+            except BridgeError as error:
+                self.unsaved = error
+            self._now, self._stamp = identity, self.file.stamp

@@ -1,0 +1,63 @@
+"""Keeps a device that the service does not let in from asking again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edge_agent.uplink.dial import Dial, SecureDial
+from protos.errors import (
+    BridgeError,
+    CertificateError,
+    ForbiddenError,
+    UnauthenticatedError,
+)
+
+BARRING = (UnauthenticatedError, ForbiddenError, CertificateError)
+"""Errors that only a person can mend: with another certificate, or at the service."""
+_FIRST_S, _LONGEST_S = 15.0, 300.0
+
+
+class CallerBar:
+    """Down at first; up for a growing while after each refusal, or until there is a new identity.
+
+    Args:
+        dial: tells which certificate would be shown.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, dial: Dial, clock: Callable[[], float]) -> None:
+        self._dial, self._clock = dial, clock
+        self._error: BridgeError | None = None
+        self._until, self._pause_s, self._shown = 0.0, 0.0, ""
+
+    @property
+    def up(self) -> bool:
+        """Whether the server would refuse this device again, as far as is known."""
+        return (
+            self._error is not None
+            and self._clock() < self._until
+            and self._shown == self.credential
+        )
+
+    @property
+    def why(self) -> tuple[BridgeError, float]:
+        """The last refusal, and the seconds until the next attempt."""
+        return self._error or UnauthenticatedError(""), max(0.0, self._until - self._clock())
+
+    @property
+    def credential(self) -> str:
+        """Serial number of the certificate that would be shown; empty without one."""
+        try:
+            return self._dial.credential if isinstance(self._dial, SecureDial) else ""
+        except CertificateError:
+            return ""
+
+    def raise_for(self, error: BridgeError) -> None:
+        """The server refused this device."""
+        self._pause_s = min(max(_FIRST_S, 2 * self._pause_s), _LONGEST_S)
+        self._error, self._shown = error, self.credential
+        self._until = self._clock() + self._pause_s
+
+    def lower(self) -> None:
+        """The server let this device in."""
+        self._error, self._pause_s = None, 0.0
