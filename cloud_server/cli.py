@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cloud_server.commands import serve
+from cloud_server.commands import authority, init, serve
 from protos.errors import ConfigError
 from protos.process import console
 
 if TYPE_CHECKING:
     from protos.process import settings as configuration
 
-COMMANDS = (serve,)
+COMMANDS = (init, serve, authority)
 """Modules of the commands, in the order of `--help`. None imports a heavy package at its top."""
 
 

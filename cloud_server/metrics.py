@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from protos.process.metrics import BYTES, RATIO, MetricSet
 
 STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
-OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations")
+OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations", "enrolments")
+ENROLMENTS = ("enrolled", "renewed", "refused")
 LEFT = ("cancelled", "deadline", "lost", "never_back")
 _SECONDS = (
     0.0002,
@@ -131,6 +132,22 @@ class Metrics(MetricSet):
             "answered meanwhile), refused, failed or late",
             "outcome",
         )
+        self.insecure = self.gauge(
+            "insecure", "1 while everyone is served in plain text (--insecure)"
+        )
+        self.certificate_end = self.gauge(
+            "certificate_end_timestamp_seconds",
+            "When a certificate ends: server, intermediate or root",
+            "certificate",
+        )
+        self.open_calls = self.gauge("open_calls", "Calls of known callers that are open")
+        self.enrolments = self.counter(
+            "enrolments_total",
+            "Certificates asked for by devices: enrolled, renewed or refused",
+            "outcome",
+        )
+        for outcome in ENROLMENTS:
+            self.enrolments.labels(outcome)
         self.answering = self.gauge(
             "answering", "1 while the last question, a device's or our own, was answered"
         )

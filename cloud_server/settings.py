@@ -20,9 +20,12 @@ from projector.bundle.keys import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.limits import Limits
 from protos.process import settings as configuration
+from protos.process.addresses import Address, loopback
 from protos.process.settings import Dtype, Host, LogLevel
 
 PREFIX = "NEURAL_BRIDGE_CLOUD_"
+SETTINGS_FILE = "settings.toml"
+"""The settings file in the directory that `cloud-server init` makes."""
 
 
 class Settings(configuration.TypedSettings):
@@ -36,8 +39,52 @@ class Settings(configuration.TypedSettings):
         description="bundle directory, repeatable: one per edge model, served side by side "
         "(environment: a JSON list, or directories separated by ':')",
     )
-    host: Host = Field("127.0.0.1", min_length=1, description="address the gRPC port is bound to")
-    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    directory: Path | None = Field(
+        None,
+        description="directory that 'cloud-server init' made; with it every caller is known by a "
+        "certificate or key, everything runs over TLS 1.3, and DIRECTORY/settings.toml is read "
+        "unless --config names another file",
+    )
+    insecure: bool = Field(
+        False,
+        description="plain text for everyone, on any address: neither TLS nor identities; warns at "
+        "every start and in /metrics",
+    )
+    host: Host = Field("127.0.0.1", min_length=1, description="address the gRPC ports are bound to")
+    port: int = Field(
+        50051,
+        ge=0,
+        le=65535,
+        description="gRPC port; 0 takes a free one. With --directory it is for devices, which show "
+        "their certificate",
+    )
+    open_port: int = Field(
+        50052,
+        ge=0,
+        le=65535,
+        description="with --directory, gRPC port for clients without a certificate: devices that "
+        "enrol, applications, operators; 0 takes a free one",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of a server certificate of another authority, with its chain; read "
+        "again when it changes. By default the service's own authority makes one",
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of its private key, unless that is in the same file"
+    )
+    device_certificate_days: float = Field(
+        90.0, gt=0.0, le=3650.0, description="how long a device's certificate is valid, days"
+    )
+    enrolments_per_s: float = Field(
+        1.0,
+        gt=0.0,
+        le=1e6,
+        description="one-time codes that one address may try a second (IPv6: one /64)",
+    )
+    enrolment_burst: int = Field(
+        20, ge=1, le=1_000_000, description="one-time codes that one address may try at once"
+    )
     metrics_host: Host = Field(
         "127.0.0.1", min_length=1, description="address the metrics port is bound to"
     )
@@ -323,14 +370,63 @@ class Settings(configuration.TypedSettings):
             )
         return self.model
 
+    @property
+    def directory_path(self) -> Path:
+        """The directory that `cloud-server init` made.
+
+        Raises:
+            ConfigError: none is set.
+        """
+        if self.directory is None:
+            raise ConfigError(
+                f"no directory: give --directory or {PREFIX}DIRECTORY; 'cloud-server init DIR' "
+                "makes one"
+            )
+        return self.directory
+
+    @property
+    def secure(self) -> bool:
+        """Whether callers are known, and everything runs over TLS."""
+        return self.directory is not None and not self.insecure
+
+    @property
+    def metrics_on_loopback(self) -> bool:
+        """Whether only this machine reaches the metrics port."""
+        return _on_loopback(self.metrics_host)
+
+    def check_exposure(self) -> None:
+        """Check that no stranger is served in plain text by mistake.
+
+        Raises:
+            ConfigError: an address is not loopback, and there are neither identities nor
+                `--insecure`; or a certificate is named that would not be used.
+        """
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ConfigError("--tls-key needs --tls-certificate")
+        if self.tls_certificate is not None and not self.secure:
+            raise ConfigError(
+                "--tls-certificate needs --directory, a directory that 'cloud-server init' made, "
+                "and no --insecure"
+            )
+        if self.secure or self.insecure:
+            return
+        for flag, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+            if not _on_loopback(host):
+                raise ConfigError(
+                    f"{flag} {host} is not loopback, so strangers would be served in plain text: "
+                    "give --directory with a directory that 'cloud-server init' made, or give "
+                    "--insecure"
+                )
+
     def check_paths(self) -> None:
         """Check what the settings point to, without loading it.
 
         Raises:
-            ConfigError: no model or no bundle is set.
+            ConfigError: no model or no bundle is set, or see `check_exposure`.
             ModelError: the model's directory holds no checkpoint.
             BundleMissingError: a bundle's directory holds no bundle.
         """
+        self.check_exposure()
         if not (self.model_path / "config.json").is_file():
             raise ModelError(f"{self.model_path} holds no config.json: it is not a checkpoint")
         if not self.bundles:
@@ -354,15 +450,24 @@ def load(
     Args:
         flags: values given on the command line, by setting name; absent names were not given.
         config: TOML file with setting names as its keys; the variable NEURAL_BRIDGE_CLOUD_CONFIG
-            names it if no flag does.
+            names it if no flag does, and else DIRECTORY/settings.toml is taken if it is there.
         environ: the environment; the process's own by default.
 
     Raises:
         ConfigError: the file cannot be read or parsed, a key is unknown, or a value is unusable.
     """
+    variables = os.environ if environ is None else environ
+    directory = flags.get("directory") or variables.get(f"{PREFIX}DIRECTORY")
+    if config is None and directory and not variables.get(f"{PREFIX}CONFIG"):
+        found = Path(directory) / SETTINGS_FILE
+        config = found if found.is_file() else None
     return configuration.load(Settings, flags, config, environ, listing="cloud-server serve --help")
 
 
 def from_json(text: str) -> Settings:
     """Settings that another process of this service wrote with `Settings.model_dump_json`."""
     return Settings.model_validate_json(text)
+
+
+def _on_loopback(host: str) -> bool:
+    return loopback(str(Address(host, 1)))

@@ -14,6 +14,7 @@ import grpc
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.engine.link import FrontLink
+from cloud_server.frontend.access import Access
 from cloud_server.frontend.ask import Asker
 from cloud_server.frontend.feedback import FeedbackSender
 from cloud_server.frontend.negotiate import Negotiator
@@ -40,6 +41,7 @@ class Bridge:
         scenes: where accepted frames are held.
         metrics: what is counted.
         log: a bound logger.
+        access: who may call.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Bridge:
         scenes: HeldScenes,
         metrics: Metrics,
         log: Logger,
+        access: Access,
     ) -> None:
+        self._access = access
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self._under_way = under_way = UnderWay(settings, link, metrics)
@@ -98,7 +102,7 @@ class Bridge:
                 _shadow, response_serializer=pb.ShadowResponse.SerializeToString
             ),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return grpc.method_handlers_generic_handler(SERVICE, self._access.guarded(methods))
 
     # ------------------------------------------------------------------ start, engine, end
 

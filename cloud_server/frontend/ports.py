@@ -6,9 +6,10 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cloud_server.frontend import descriptors
+from cloud_server.frontend.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.health import Health
 from cloud_server.metrics import Metrics
@@ -33,11 +34,13 @@ class GrpcPort:
         settings: where it listens, and its limits.
         bridge: the service.
         health: gRPC's health service.
+        access: who may call, and over what.
         descriptor_limit: descriptors that this process may hold.
         log: a bound logger.
 
     Attributes:
-        port: where it listens, once it has started.
+        ports: where it listens, once it has started: `port`, where clients show a certificate if
+            there is TLS, and then also `open_port`, where they show none.
     """
 
     def __init__(
@@ -45,13 +48,15 @@ class GrpcPort:
         settings: Settings,
         bridge: Bridge,
         health: Health,
+        access: Access,
         descriptor_limit: int,
         log: Logger,
     ) -> None:
         self._settings, self._bridge, self._health = settings, bridge, health
+        self._access = access
         self._descriptor_limit, self._log = descriptor_limit, log
         self._server: grpc.aio.Server | None = None
-        self.port = 0
+        self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
         """See `Part`."""
@@ -65,11 +70,13 @@ class GrpcPort:
         self._server = grpc.aio.server(options=_options(settings, most))
         self._server.add_generic_rpc_handlers((self._bridge.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.checks, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self.port = await self._bind(self._server)
+        self._server.add_generic_rpc_handlers((_reflection(self._access),))
+        await self._bind(self._server)
         self._log.info(
-            "listening", port=self.port, connections=most, descriptors=self._descriptor_limit
+            "listening",
+            connections=most,
+            descriptors=self._descriptor_limit,
+            **self.ports,
         )
 
     async def drain(self) -> None:
@@ -80,16 +87,37 @@ class GrpcPort:
         if self._server is not None:
             await self._server.stop(_STREAM_GRACE_S)
 
-    async def _bind(self, server: grpc.aio.Server) -> int:
-        address = str(Address(self._settings.host, self._settings.port))
-        try:
-            port = server.add_insecure_port(address)
-            await server.start()
-        except RuntimeError as error:
-            raise ConfigError(
-                f"gRPC port {address} cannot be bound; choose another --port, or 0 for a free one"
-            ) from error
-        return int(port)
+    async def _bind(self, server: grpc.aio.Server) -> None:
+        settings, tls = self._settings, self._access.tls
+        secured = {"port": settings.port, "open_port": settings.open_port}
+        for name, port in secured.items() if tls is not None else [("port", settings.port)]:
+            address = str(Address(settings.host, port))
+            try:
+                if tls is None:
+                    bound = server.add_insecure_port(address)
+                else:
+                    bound = server.add_secure_port(address, tls.credentials(name == "port"))
+            except RuntimeError as error:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"gRPC port {address} cannot be bound; choose another {flag}, or 0 for a free "
+                    "one"
+                ) from error
+            self.ports[name] = int(bound)
+        await server.start()
+
+
+def _reflection(access: Access) -> grpc.GenericRpcHandler:
+    """The reflection service, for operators only where callers are known."""
+    name = "ServerReflectionInfo"
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    methods = {name: access.for_operators(handler, name)}
+    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, methods)
 
 
 class MetricsPort:
@@ -99,19 +127,23 @@ class MetricsPort:
         settings: where it listens, and its limits.
         metrics: what it shows.
         health: what it says of readiness.
+        access: who may see the metrics, and over what.
 
     Attributes:
         port: where it listens, once it has started.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, health: Health) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, health: Health, access: Access
+    ) -> None:
         self._settings, self._metrics, self._health = settings, metrics, health
+        self._access = access
         self._server: HealthServer | None = None
         self.port = 0
 
     async def start(self) -> None:
         """See `Part`."""
-        settings = self._settings
+        settings, tls = self._settings, self._access.tls
         self._server = HealthServer(
             self._metrics.registry,
             self._health.not_ready,
@@ -119,6 +151,8 @@ class MetricsPort:
             settings.metrics_port,
             settings.metrics_connections,
             settings.handshake_timeout_s,
+            self._access.may_see_metrics,
+            tls.context() if tls is not None and not settings.metrics_on_loopback else None,
         )
         self.port = self._server.port
 

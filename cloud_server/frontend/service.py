@@ -20,6 +20,7 @@ import structlog
 from cloud_server.engine.socket_directory import SocketDirectory
 from cloud_server.engine.spawn import Spawn, spawn_engine
 from cloud_server.frontend import descriptors
+from cloud_server.frontend.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.engines import Engines
 from cloud_server.frontend.health import Health
@@ -70,6 +71,7 @@ class Service:
         Raises:
             ConfigError: a port or the socket directory cannot be used.
             ModelError, BundleMissingError: see `Settings.check_paths`.
+            CertificateError, StateError: see `Access`.
             BridgeError: the engine cannot start.
         """
         settings = self._settings
@@ -102,6 +104,7 @@ class Service:
 
     async def _serve(self, directory: SocketDirectory, descriptor_limit: int) -> None:
         settings, metrics, log = self._settings, self._metrics, self._log
+        access = Access(settings, metrics, log)
         health = Health(metrics, lambda: engines.why_not())
         engines = Engines(
             settings, directory.engine_address, self._spawn, metrics, log, health.look
@@ -109,11 +112,11 @@ class Service:
         scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
         metrics.held_scenes.set_function(lambda: len(scenes))
         metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
-        bridge = Bridge(settings, engines.link, scenes, metrics, log)
+        bridge = Bridge(settings, engines.link, scenes, metrics, log, access)
         engines.listeners.append(bridge)
-        page = MetricsPort(settings, metrics, health)
-        port = GrpcPort(settings, bridge, health, descriptor_limit, log)
-        parts: list[Part] = [page, bridge, port, engines]
+        page = MetricsPort(settings, metrics, health, access)
+        port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
+        parts: list[Part] = [access, page, bridge, port, engines]
         begun: list[Part] = []
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -126,7 +129,7 @@ class Service:
             await asyncio.wait({*waits, up}, return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
             if health.came_up.is_set():
-                self._ready(port.port, page.port)
+                self._ready(port.ports | {"metrics_port": page.port})
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await health.leave()
             if self._stop.is_set():
@@ -138,12 +141,12 @@ class Service:
             log.info("stopped")
         engines.ended.result()
 
-    def _ready(self, port: int, metrics_port: int) -> None:
-        line = json.dumps({"event": "ready", "port": port, "metrics_port": metrics_port})
+    def _ready(self, ports: dict[str, int]) -> None:
+        line = json.dumps({"event": "ready", **ports})
         if self._settings.ready_file is not None:
             with writing(f"ready file {self._settings.ready_file}"):
                 write_file(self._settings.ready_file, f"{line}\n".encode())
-        self._log.info("ready", port=port, metrics_port=metrics_port)
+        self._log.info("ready", **ports)
         self._announce(line)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from protos.errors import ConfigError
+from protos.errors import BridgeError, ConfigError
 from protos.process import addresses
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ class HealthServer:
         port: port to bind; 0 takes a free one, `port` then tells which.
         most: connections at once; more are closed as they come.
         patience_s: how long a connection may take, seconds; then it is closed.
+        may_see: raises if who sends this `Authorization` header may not see `/metrics`; called on
+            any thread. By default everyone may.
+        context: for TLS; plain text without it.
 
     Raises:
         ConfigError: the port cannot be bound.
@@ -53,6 +58,8 @@ class HealthServer:
         port: int = 0,
         most: int = 64,
         patience_s: float = 10.0,
+        may_see: Callable[[str], None] = lambda _: None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         try:
             sockets = addresses.listen(host, port)
@@ -64,8 +71,10 @@ class HealthServer:
         self.host = host
         self.port = int(sockets[0].getsockname()[1])
         self._open: dict[socket.socket, float] = {}
-        pages = _pages(registry, not_ready)
-        self._servers = [_Server(one, pages, self._open, most, patience_s) for one in sockets]
+        pages = _pages(registry, not_ready, may_see)
+        self._servers = [
+            _Server(one, pages, self._open, most, patience_s, context) for one in sockets
+        ]
         self._threads = [
             threading.Thread(target=server.serve_forever, daemon=True) for server in self._servers
         ]
@@ -92,6 +101,7 @@ class _Server(ThreadingWSGIServer):
         connections: open ones and when each came; shared by the sockets of one port.
         most: connections at once.
         patience_s: how long each may take.
+        context: for TLS.
     """
 
     def __init__(
@@ -101,6 +111,7 @@ class _Server(ThreadingWSGIServer):
         connections: dict[socket.socket, float],
         most: int,
         patience_s: float,
+        context: ssl.SSLContext | None,
     ) -> None:
         address = listening.getsockname()
         super().__init__(address[:2], _Handler, bind_and_activate=False)
@@ -110,10 +121,16 @@ class _Server(ThreadingWSGIServer):
         self.setup_environ()
         self.set_app(pages)
         self._connections, self._most, self._patience_s = connections, most, patience_s
+        self._context = context
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return super().get_request()
+            connection, peer = super().get_request()
+            if self._context is None:
+                return connection, peer
+            # The handshake is the connection's thread's, at its first read.
+            secured = self._context.wrap_socket(connection, True, do_handshake_on_connect=False)
+            return secured, peer
         except OSError as error:
             if error.errno in _SCARCE:
                 time.sleep(_PAUSE_S)
@@ -145,12 +162,18 @@ class _Handler(WSGIRequestHandler):
         return
 
 
-def _pages(registry: CollectorRegistry, not_ready: Callable[[], str]) -> Callable[..., Any]:
+def _pages(
+    registry: CollectorRegistry, not_ready: Callable[[], str], may_see: Callable[[str], None]
+) -> Callable[..., Any]:
     metrics = make_wsgi_app(registry)
 
     def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
+            try:
+                may_see(environ.get("HTTP_AUTHORIZATION", ""))
+            except BridgeError as error:
+                return _refused(error, start_response)
             shown: Iterable[bytes] = metrics(environ, start_response)
             return shown
         status, text = "200 OK", "ok"
@@ -171,6 +194,15 @@ def _pages(registry: CollectorRegistry, not_ready: Callable[[], str]) -> Callabl
         return []
 
     return pages
+
+
+def _refused(error: BridgeError, start_response: StartResponse) -> list[bytes]:
+    status = HTTPStatus(error.http_status)
+    headers = [("Content-Type", "text/plain; charset=utf-8")]
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers.append(("WWW-Authenticate", "Bearer"))
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [f"{error.message}\n".encode()]
 
 
 def _cut(connection: socket.socket) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 
 
 def test_the_service_answers_on_every_address_of_an_ipv6_wildcard(files: Files) -> None:
-    flags = ("--host", "::", "--metrics-host", "[::]")
+    flags = ("--host", "::", "--metrics-host", "[::]", "--insecure")
     with stage.running_server(files.model, [files.bundle], *flags) as server:
         for host in ("127.0.0.1", "[::1]"):
             with grpc.insecure_channel(f"{host}:{server.port}") as channel:

@@ -1,0 +1,109 @@
+"""`cloud-server init`: make the directory of a service with identities."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from protos.errors import ConflictError
+from protos.process import console
+
+_SETTINGS = """\
+# Settings of 'cloud-server serve --directory {folder}'; 'cloud-server serve --help' lists all.
+directory = {quoted}
+host = "0.0.0.0"        # every address of this machine
+port = 50051            # gRPC, for devices, which show a certificate
+open_port = 50052       # gRPC, for enrolment, applications and operators
+# model = "/path/of/the/large/model"
+# bundles = ["/path/of/a/bundle"]
+# tls_certificate = "/etc/letsencrypt/live/bridge.example/fullchain.pem"
+# tls_key = "/etc/letsencrypt/live/bridge.example/privkey.pem"
+"""
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "init",
+        help="make authority, server certificate, database and settings file in a directory",
+        description="Make what a service with identities needs in a directory: an authority of its "
+        "own, a server certificate, a database and a settings file. Then says what to do with the "
+        "root's key.",
+        epilog="exit codes:\n" + console.exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="new or empty directory")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="host name or address that devices and applications call the service by, repeatable; "
+        "this machine's name, localhost, 127.0.0.1 and ::1 are always in the certificate",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Make the directory.
+
+    Raises:
+        ConflictError: it holds something.
+        ConfigError: it cannot be written, or a name is no host's.
+    """
+    import json
+
+    from cloud_server.identity.authority import ROOT_KEY, Authority
+    from cloud_server.identity.certificates import end_of
+    from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
+    from cloud_server.settings import SETTINGS_FILE
+    from cloud_server.state.location import database_url, journal_path
+    from cloud_server.state.store import Store
+    from protos.process.addresses import host
+    from protos.process.files import expanded, write_file, writing
+
+    folder = expanded(given.directory).absolute()
+    names = [*map(host, given.name), *_own_names()]
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConflictError(f"{folder} is not empty: init never writes into what is there")
+        (folder / AUTHORITY).mkdir(mode=0o700)
+    now_s = time.time()
+    authority = Authority.create(folder / AUTHORITY, now_s)
+    write_server(folder / SERVER, authority, names, now_s)
+    Store.open(database_url("", folder), journal_path("", folder)).close()
+    text = _SETTINGS.format(folder=folder, quoted=json.dumps(str(folder), ensure_ascii=False))
+    with writing(folder / SETTINGS_FILE):
+        write_file(folder / SETTINGS_FILE, text.encode(), 0o644)
+    key, end_s = folder / AUTHORITY / ROOT_KEY, end_of(authority.intermediate.certificate)
+    end = time.strftime("%Y-%m-%d", time.gmtime(end_s))
+    sys.stdout.write(
+        f"made {folder}: authority, server certificate ({', '.join(dict.fromkeys(names))}), "
+        "database and settings.toml\n\n"
+        "MOVE THE ROOT'S KEY OFFLINE, now:\n"
+        f"  {key}\n"
+        "Copy it to two media that are kept apart from this machine, then delete it here. Whoever\n"
+        "has it can make an authority that every device trusts. The service runs without it; you\n"
+        f"need it for 'cloud-server authority renew-intermediate' before {end}.\n\n"
+        "then:\n"
+        f"  cloud-server serve --directory {folder} --model MODEL --bundles BUNDLE\n"
+        f"  cloud-server tenants add TENANT --directory {folder}\n"
+        f"  cloud-server devices add NAME --tenant TENANT --directory {folder}\n"
+    )
+    return 0
+
+
+def _own_names() -> list[str]:
+    from protos.errors import ConfigError
+    from protos.process.addresses import host
+
+    always = ["localhost", "127.0.0.1", "::1"]
+    try:
+        return [host(socket.gethostname()), *always]
+    except ConfigError:  # a name that no certificate can carry
+        return always

@@ -1,0 +1,216 @@
+"""Who may call, and over what: identities, TLS, enrolment and open calls of one front end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+import grpc
+
+from cloud_server.frontend.enrol import Enroller
+from cloud_server.frontend.open_calls import OpenCalls
+from cloud_server.frontend.refuse import Refusals
+from cloud_server.identity import certificates as made
+from cloud_server.identity.caller import Caller
+from cloud_server.identity.identify import Identities, Nobody, bearer_of
+from cloud_server.identity.tls import ServerTls, only_tls_1_3
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from cloud_server.state.directory import LiveDirectory
+from cloud_server.state.location import database_url, journal_path
+from cloud_server.state.store import Store
+from cloud_server.throttle import Throttle
+from protos.errors import BridgeError, ForbiddenError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process.logs import Logger
+
+_LOOK_S = 1.0
+_SOON_S = 60 * 86400.0
+_REMIND_S = 86400.0
+
+
+class Access:
+    """The part of the front end that knows callers (see `Part`).
+
+    Args:
+        settings: the directory, and whether identities are off (`--insecure`).
+        metrics: what is counted.
+        log: a bound logger.
+
+    Attributes:
+        store: the database; None without a directory.
+        live: the directory of callers; None without a directory.
+        identities: who calls; `Nobody` without identities.
+        tls: None for plain text.
+
+    Raises:
+        CertificateError: a certificate or key of the directory cannot be used.
+        StateError: the database cannot be used.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, log: Logger) -> None:
+        self._metrics, self._log = metrics, log
+        self._few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
+        self._refusals = Refusals(metrics, log, self._few)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reminded_s = 0.0
+        self.store: Store | None = None
+        self.live: LiveDirectory | None = None
+        self.tls: ServerTls | None = None
+        self.identities: Identities | Nobody = Nobody()
+        self._calls: OpenCalls | None = None
+        self._enroller: Enroller | None = None
+        metrics.insecure.set(settings.insecure)
+        if settings.insecure:
+            log.warning(
+                "INSECURE: plain text, and every caller is served; anyone who reaches a port may "
+                "use everything (--insecure)"
+            )
+        if settings.directory is None:
+            return
+        self.store = store = Store.open(
+            database_url(settings.database, settings.directory),
+            journal_path(settings.database, settings.directory),
+            create=False,
+        )
+        self.live = live = LiveDirectory(store)
+        if not settings.secure:
+            return
+        self.tls = tls = ServerTls(
+            settings.directory, settings.tls_certificate, settings.tls_key, time.time, log
+        )
+        only_tls_1_3(tls.shown)
+        self.identities = identities = Identities(live)
+        self._calls = calls = OpenCalls(identities, self._refusals)
+        metrics.open_calls.set_function(lambda: len(calls))
+        self._enroller = Enroller(
+            settings,
+            store,
+            live,
+            identities,
+            lambda: tls.authority,
+            metrics,
+            self._refusals,
+            log,
+        )
+        live.changed(calls.look)
+
+    def guarded(
+        self, methods: Mapping[str, grpc.RpcMethodHandler]
+    ) -> dict[str, grpc.RpcMethodHandler]:
+        """Handlers that answer known callers only, with Enrol and Renew among them.
+
+        Args:
+            methods: the service's other handlers, by name.
+        """
+        if self._calls is None or self._enroller is None:
+            return dict(methods)
+        reply = pb.Certificates.SerializeToString
+        enrol, renew = (
+            grpc.unary_unary_rpc_method_handler(act, response_serializer=reply)
+            for act in (self._enroller.enrol, self._enroller.renew)
+        )
+        known = {**methods, "Renew": renew}
+        calls = self._calls
+        return {
+            "Enrol": enrol,
+            **{name: calls.guarded(handler, name) for name, handler in known.items()},
+        }
+
+    def for_operators(self, handler: grpc.RpcMethodHandler, name: str) -> grpc.RpcMethodHandler:
+        """A handler that answers operators of the whole service only.
+
+        Args:
+            handler: one of `grpc.aio`.
+            name: the call's name, for the log.
+        """
+        return handler if self._calls is None else self._calls.guarded(handler, name, _operates)
+
+    def may_see_metrics(self, header: str) -> None:
+        """Check who asks for /metrics. Called on any thread.
+
+        Args:
+            header: the request's `Authorization` header.
+
+        Raises:
+            UnauthenticatedError: nobody that is known.
+            ForbiddenError: not an operator of the service.
+        """
+        _operates(self.identities.bearer(bearer_of(header)))
+
+    async def start(self) -> None:
+        """See `Part`: follow the database and the files of certificates."""
+        if self.live is not None:
+            self._tasks.append(asyncio.create_task(self.live.run()))
+        if self._calls is not None:
+            self._tasks.append(asyncio.create_task(self._calls.run()))
+        if self.tls is not None:
+            self._tasks.append(asyncio.create_task(self._follow_files(self.tls)))
+
+    def reload(self) -> None:
+        """Look at files and database now, instead of within a second."""
+        if self.live is not None:
+            self.live.wake()
+        if self.tls is not None:
+            self.tls.refresh()
+
+    async def drain(self) -> None:
+        """See `Part`; callers stay known."""
+
+    async def close(self) -> None:
+        """See `Part`."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._few.flush()
+        if self.store is not None:
+            self.store.close()
+
+    async def _follow_files(self, tls: ServerTls) -> None:
+        while True:
+            try:
+                tls.refresh()
+                if await asyncio.to_thread(tls.renew):
+                    self._log.info("server certificate renewed")
+            except BridgeError as error:
+                if self._few.passes("server certificate"):
+                    self._log.error("server certificate not renewed", cause=error.message)
+            self._tell_ends(tls)
+            await asyncio.sleep(_LOOK_S)
+
+    def _tell_ends(self, tls: ServerTls) -> None:
+        """Show when certificates end, and warn once a day of those that end soon."""
+        authority, now_s = tls.authority, time.time()
+        ends = {
+            "server": tls.shown.end_s,
+            "intermediate": made.end_of(authority.intermediate.certificate),
+            "root": made.end_of(authority.roots[-1]),
+        }
+        soon = {what: end_s for what, end_s in ends.items() if end_s - now_s < _SOON_S}
+        if not tls.shown.foreign:
+            soon.pop("server", None)  # it is renewed here
+        for what, end_s in ends.items():
+            self._metrics.certificate_end.labels(what).set(end_s)
+        if soon and now_s - self._reminded_s > _REMIND_S:
+            self._reminded_s = now_s
+            for what, end_s in soon.items():
+                days = round((end_s - now_s) / 86400, 1)
+                self._log.warning("certificate ends soon", certificate=what, days=days)
+
+    def _more(self, name: str, count: int) -> None:
+        self._log.warning("more of the same", what=name, count=count)
+
+
+def _operates(caller: Caller) -> None:
+    """Check that a caller is an operator of the whole service and may read.
+
+    Raises:
+        ForbiddenError: it is not.
+    """
+    if not caller.of_service:
+        raise ForbiddenError("only operators of the whole service may see this")
+    caller.require("read")

@@ -1,0 +1,152 @@
+"""Calls of known callers: who is not known gets none, and a call ends when its caller's right does.
+
+gRPC checks a certificate once, when a connection begins. Here each call is checked when it begins,
+and the open ones again whenever the directory changes or a certificate or key ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from cloud_server.frontend.refuse import Refusals
+from cloud_server.identity.caller import Caller
+from cloud_server.identity.identify import Credential, Identities, credential_of
+from protos.errors import BridgeError, UnauthenticatedError
+
+_EVERY_S = 1.0
+_ENDED = UnauthenticatedError("the certificate or key of this call was revoked or has ended")
+
+
+@dataclass(eq=False)
+class _Call:
+    """One open call."""
+
+    context: Any
+    task: asyncio.Task[Any]
+    credential: Credential
+    caller: Caller
+
+
+class OpenCalls:
+    """Checks every call, and ends those whose caller may not call any more.
+
+    Args:
+        identities: who is known.
+        refusals: where refusals are counted.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        identities: Identities,
+        refusals: Refusals,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._identities, self._refusals, self._clock = identities, refusals, clock
+        self._open: set[_Call] = set()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def look(self) -> None:
+        """The directory has changed: check every open call soon. Call it on the event loop."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Check open calls until cancelled."""
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _EVERY_S)
+            everything = self._changed.is_set()
+            self._changed.clear()
+            await self._check(everything)
+
+    def guarded(
+        self,
+        handler: grpc.RpcMethodHandler,
+        name: str,
+        may: Callable[[Caller], None] = lambda _: None,
+    ) -> grpc.RpcMethodHandler:
+        """A handler that answers known callers only.
+
+        Args:
+            handler: one of `grpc.aio`.
+            name: the call's name, for the log.
+            may: raises if a caller may not call this.
+        """
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        inner = getattr(handler, kind)
+
+        async def one(request: Any, context: Any) -> Any:
+            caller = await self._enter(context, name, may)
+            with self._held(context, caller):
+                return await inner(request, context)
+
+        async def many(request: Any, context: Any) -> AsyncIterator[Any]:
+            caller = await self._enter(context, name, may)
+            with self._held(context, caller):
+                async for event in inner(request, context):
+                    yield event
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        made: grpc.RpcMethodHandler = make(
+            many if inspect.isasyncgenfunction(inner) else one,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+        return made
+
+    async def _enter(
+        self, context: Any, name: str, may: Callable[[Caller], None]
+    ) -> tuple[Credential, Caller]:
+        try:
+            credential = credential_of(context)
+            caller = self._identities.of(credential)
+            may(caller)
+        except BridgeError as error:
+            await self._refusals.abort(context, error, name)
+        return credential, caller
+
+    @contextmanager
+    def _held(self, context: Any, known: tuple[Credential, Caller]) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        call = _Call(context, task, *known)
+        self._open.add(call)
+        try:
+            yield
+        finally:
+            self._open.discard(call)
+
+    async def _check(self, everything: bool) -> None:
+        now_s = self._clock()
+        for call in list(self._open):
+            if (everything or call.caller.not_after_s <= now_s) and call in self._open:
+                if not self._still(call):
+                    await self._end(call)
+
+    def _still(self, call: _Call) -> bool:
+        """Whether the same caller would be let in with the same rights."""
+        try:
+            return self._identities.of(call.credential) == call.caller
+        except UnauthenticatedError:
+            return False
+
+    async def _end(self, call: _Call) -> None:
+        """End a call from outside its handler: cancelling alone would leave the client waiting."""
+        self._open.discard(call)
+        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError, RuntimeError):
+            await self._refusals.abort(call.context, _ENDED, "open call")
+        call.task.cancel()
