@@ -45,6 +45,13 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help="host name or address that devices and applications call the service by, repeatable; "
         "this machine's name, localhost, 127.0.0.1 and ::1 are always in the certificate",
     )
+    parser.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="postgresql://user@host/name, where several front ends share it; by default SQLite in "
+        "DIR",
+    )
     parser.set_defaults(command=run)
 
 
@@ -61,8 +68,7 @@ def run(given: argparse.Namespace) -> int:
     from cloud_server.identity.certificates import end_of
     from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
     from cloud_server.settings import SETTINGS_FILE
-    from cloud_server.state.location import database_url, journal_path
-    from cloud_server.state.store import Store
+    from cloud_server.state.location import open_store
     from protos.process.addresses import host
     from protos.process.files import expanded, write_file, writing
 
@@ -76,10 +82,12 @@ def run(given: argparse.Namespace) -> int:
     now_s = time.time()
     authority = Authority.create(folder / AUTHORITY, now_s)
     write_server(folder / SERVER, authority, names, now_s)
-    Store.open(database_url("", folder), journal_path("", folder)).close()
+    open_store(given.database, folder, create=True).close()
     text = _SETTINGS.format(folder=folder, quoted=json.dumps(str(folder), ensure_ascii=False))
+    if given.database:
+        text += f"database = {json.dumps(given.database, ensure_ascii=False)}\n"
     with writing(folder / SETTINGS_FILE):
-        write_file(folder / SETTINGS_FILE, text.encode(), 0o644)
+        write_file(folder / SETTINGS_FILE, text.encode(), 0o600)
     key, end_s = folder / AUTHORITY / ROOT_KEY, end_of(authority.intermediate.certificate)
     end = time.strftime("%Y-%m-%d", time.gmtime(end_s))
     sys.stdout.write(

@@ -19,7 +19,7 @@ from cloud_server.identity.tls import ServerTls, only_tls_1_3
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
-from cloud_server.state.location import database_url, journal_path
+from cloud_server.state.location import open_store
 from cloud_server.state.store import Store
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ForbiddenError
@@ -70,11 +70,7 @@ class Access:
             )
         if settings.directory is None:
             return
-        self.store = store = Store.open(
-            database_url(settings.database, settings.directory),
-            journal_path(settings.database, settings.directory),
-            create=False,
-        )
+        self.store = store = open_store(settings.database, settings.directory)
         self.live = live = LiveDirectory(store)
         if not settings.secure:
             return

@@ -35,7 +35,7 @@ Credential: TypeAlias = "bytes | str"
 
 
 @dataclass(frozen=True)
-class _Read:
+class _ShownCertificate:
     """What counts of a certificate."""
 
     serial: str
@@ -156,6 +156,6 @@ def bearer_of(header: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(pem: bytes) -> _Read:
+def _read(pem: bytes) -> _ShownCertificate:
     certificate = x509.load_pem_x509_certificate(pem)
-    return _Read(made.serial_of(certificate), made.fingerprint_of(certificate))
+    return _ShownCertificate(made.serial_of(certificate), made.fingerprint_of(certificate))

@@ -21,7 +21,7 @@ from cloud_server.identity import certificates
 from cloud_server.identity.authority import Authority
 from cloud_server.identity.tls import AUTHORITY
 from cloud_server.state import codes, devices, keys, tenants
-from cloud_server.state.location import database_url, journal_path
+from cloud_server.state.location import open_store
 from cloud_server.state.store import Store
 from protos.errors import BridgeError, from_code
 from protos.identity import OneTimeCode
@@ -40,9 +40,7 @@ class Premises:
 
     def __post_init__(self) -> None:
         assert main(["init", str(self.directory)]) == 0
-        self.store = Store.open(
-            database_url("", self.directory), journal_path("", self.directory), create=False
-        )
+        self.store = open_store("", self.directory)
         with self.store.write("test") as tx:
             for tenant in ("acme", "globex"):
                 tenants.add(tx, tenant)
