@@ -11,14 +11,23 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cloud_server.commands import authority, init, serve
+from cloud_server.commands import (
+    audit,
+    authority,
+    devices,
+    init,
+    keys,
+    quotas,
+    serve,
+    tenants,
+)
 from protos.errors import ConfigError
 from protos.process import console
 
 if TYPE_CHECKING:
     from protos.process import settings as configuration
 
-COMMANDS = (init, serve, authority)
+COMMANDS = (init, serve, tenants, devices, keys, quotas, audit, authority)
 """Modules of the commands, in the order of `--help`. None imports a heavy package at its top."""
 
 

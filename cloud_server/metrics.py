@@ -175,3 +175,7 @@ class Metrics(MetricSet):
             "Memory of one process that is in RAM: front_end, engine or spare",
             "process",
         )
+        self.directory_stale = self.gauge(
+            "directory_stale_seconds",
+            "Since the database was last read: until it can be again, the callers known then are",
+        )

@@ -72,6 +72,7 @@ class Access:
             return
         self.store = store = open_store(settings.database, settings.directory)
         self.live = live = LiveDirectory(store)
+        metrics.directory_stale.set_function(live.stale_seconds)
         if not settings.secure:
             return
         self.tls = tls = ServerTls(

@@ -80,18 +80,20 @@ def of(session: Session, tenant: str, device: str) -> list[Certificate]:
         )
         .order_by(CertificateRow.issued_s.desc(), CertificateRow.serial)
     )
-    return [
-        Certificate(
-            row.serial,
-            tenant,
-            device,
-            row.fingerprint,
-            row.issued_s,
-            row.not_after_s,
-            row.revoked_s,
-        )
-        for row in rows
-    ]
+    return [_certificate(row, tenant, device) for row in rows]
+
+
+def newest(session: Session) -> dict[str, Certificate]:
+    """The certificate that each device was given last, by the device's id."""
+    found: dict[str, Certificate] = {}
+    for row, device, tenant in session.execute(
+        select(CertificateRow, DeviceRow.name, TenantRow.name)
+        .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
+        .join(TenantRow, TenantRow.id == DeviceRow.tenant_id)
+        .order_by(CertificateRow.issued_s)
+    ).tuples():
+        found[row.device_id] = _certificate(row, tenant, device)
+    return found
 
 
 def revoke(tx: Transaction, tenant: str, serial: str) -> None:
@@ -121,6 +123,18 @@ def revoke_all(tx: Transaction, device: DeviceRow) -> int:
     for row in rows:
         _revoke(tx, row, device.name)
     return len(rows)
+
+
+def _certificate(row: CertificateRow, tenant: str, device: str) -> Certificate:
+    return Certificate(
+        row.serial,
+        tenant,
+        device,
+        row.fingerprint,
+        row.issued_s,
+        row.not_after_s,
+        row.revoked_s,
+    )
 
 
 def _valid(session: Session, device: DeviceRow, now_s: float) -> list[CertificateRow]:

@@ -1,0 +1,154 @@
+"""What the commands that manage the database share: flags, the transaction, whose tenant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protos.errors import ConfigError
+from protos.process import console
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from cloud_server.settings import Settings
+    from cloud_server.state.store import Store, Transaction
+
+
+def add_group(commands: Any, name: str, text: str) -> Any:
+    """Add a command that has commands of its own; returns where they are added."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="exit codes: 0 done; otherwise the error's:\n" + console.exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, dest=f"{name}_command"
+    )
+
+
+def add_verb(
+    commands: Any,
+    name: str,
+    text: str,
+    run: Any,
+    examples: Sequence[str],
+    *,
+    tenant: bool = False,
+) -> argparse.ArgumentParser:
+    """Add a command that opens the database.
+
+    Args:
+        commands: where it goes.
+        name: its name.
+        text: one line for the list of commands, without a full stop.
+        run: takes the parsed arguments, returns the exit code.
+        examples: whole command lines.
+        tenant: whether it takes `--tenant`.
+    """
+    from cloud_server.settings import PREFIX, Settings
+    from protos.process import settings as configuration
+
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=textwrap.fill(text[0].upper() + text[1:] + ".", 80),
+        epilog="examples:\n"
+        + "".join(f"  {line}\n" for line in examples)
+        + "\nexit codes: 0 done; otherwise the error's:\n"
+        + console.exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if tenant:
+        parser.add_argument(
+            "--tenant",
+            metavar="NAME",
+            help="whose (default: the only one there is, beside the service's own)",
+        )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help=f"TOML file of settings [{PREFIX}CONFIG]",
+    )
+    configuration.add_setting_flags(parser, Settings, only=("directory", "database"))
+    parser.set_defaults(command=run)
+    return parser
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
+    """The settings, of which these commands use directory and database."""
+    from cloud_server.settings import Settings, load
+    from protos.process import settings as configuration
+
+    return load(configuration.given_flags(given, Settings), given.config)
+
+
+@contextmanager
+def opened(given: argparse.Namespace) -> Iterator[Store]:
+    """The database that the settings name.
+
+    Raises:
+        ConfigError, StateError: it cannot be used.
+    """
+    from cloud_server.state.location import open_store
+
+    settings = settings_of(given)
+    store = open_store(settings.database, settings.directory)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def reading(given: argparse.Namespace) -> Iterator[Session]:
+    """A session that reads."""
+    with opened(given) as store, store.read() as session:
+        yield session
+
+
+@contextmanager
+def writing(given: argparse.Namespace) -> Iterator[Transaction]:
+    """A transaction in the name of this user."""
+    with opened(given) as store, store.write(actor()) as tx:
+        yield tx
+
+
+def actor() -> str:
+    """Who runs this process, for the audit log: `cli:USER`."""
+    number = os.getuid()
+    try:
+        return f"cli:{pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"cli:{number}"
+
+
+def tenant_of(given: argparse.Namespace, session: Session) -> str:
+    """The tenant that `--tenant` names, or the only one.
+
+    Raises:
+        ConfigError: none is named, and there is none or more than one.
+    """
+    from cloud_server.identity.caller import SERVICE_TENANT
+    from cloud_server.state import tenants
+
+    if given.tenant is not None:
+        return str(given.tenant)
+    names = [one.name for one in tenants.every(session) if one.name != SERVICE_TENANT]
+    if not names:
+        raise ConfigError("there is no tenant yet: cloud-server tenants add NAME")
+    if len(names) > 1:
+        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        raise ConfigError(f"there are {len(names)} tenants: give --tenant, one of {shown}")
+    return names[0]

@@ -1,0 +1,234 @@
+"""`cloud-server devices`: devices, and the one-time codes with which they enrol."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cloud_server.commands.database import (
+    actor,
+    add_group,
+    add_verb,
+    opened,
+    reading,
+    settings_of,
+    tenant_of,
+    writing,
+)
+from cloud_server.commands.output import as_json, facts, moment, say, table, told
+
+if TYPE_CHECKING:
+    from cloud_server.state.directory import Certificate, Device
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    verbs = add_group(commands, "devices", "add, list, show, disable, enable and remove devices")
+    for name, text, run in (
+        ("add", "add a device and print the one-time code with which it enrols", _add),
+        ("code", "print a new one-time code for a device; an earlier code ends", _code),
+        ("list", "list the devices of every tenant, or of one", _list),
+        ("show", "show a device and its certificates", _show),
+        ("disable", "shut a device out at once and revoke its certificates", _disable),
+        ("enable", "let a disabled device enrol again, with a new code", _enable),
+        ("remove", "remove a device for good and revoke its certificates", _remove),
+    ):
+        shown = name if name == "list" else f"{name} gate-3"
+        examples = (f"cloud-server devices {shown}",)
+        parser = add_verb(verbs, name, text, run, examples, tenant=True)
+        if name != "list":
+            parser.add_argument("name", metavar="NAME", help="the device's name")
+        if name == "add":
+            parser.add_argument("--no-code", action="store_true", help="only add it")
+
+
+def _add(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    root = b"" if given.no_code else _root_der(given)
+    with opened(given) as store, store.write(actor()) as tx:
+        device = devices.add(tx, tenant_of(given, tx.session), given.name)
+        code = None if given.no_code else _issue(tx, device, root)
+    said = f"added device '{device.name}' of tenant '{device.tenant}'"
+    if code is None:
+        told(given.json, vars(device), said)
+    else:
+        _show_code(given, device, *code, said)
+    return 0
+
+
+def _code(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    root = _root_der(given)
+    with writing(given) as tx:
+        device = devices.show(tx.session, tenant_of(given, tx.session), given.name)
+        text, expires_s = _issue(tx, device, root)
+    _show_code(
+        given, device, text, expires_s, f"device '{device.name}' of tenant '{device.tenant}'"
+    )
+    return 0
+
+
+def _root_der(given: argparse.Namespace) -> bytes:
+    """The root whose fingerprint a code carries.
+
+    Raises:
+        ConfigError: there is no directory with an authority.
+        CertificateError: the authority cannot be read.
+    """
+    from cloud_server.identity.authority import Authority
+
+    return Authority.open(settings_of(given).directory_path / "authority").root_der
+
+
+def _issue(tx: Any, device: Device, root_der: bytes) -> tuple[str, float]:
+    from cloud_server.state import codes
+    from protos.identity import OneTimeCode
+
+    code = OneTimeCode.fresh(root_der)
+    digest = hashlib.sha256(code.secret.encode()).hexdigest()
+    return str(code), codes.issue(tx, device.tenant, device.name, digest)
+
+
+def _show_code(
+    given: argparse.Namespace, device: Device, code: str, expires_s: float, said: str
+) -> None:
+    if given.json:
+        as_json({**vars(device), "code": code, "expires_s": expires_s})
+        return
+    say(
+        f"{said}\n\nOne-time code, shown only now, for one use until {moment(expires_s)} UTC:\n\n"
+        f"  {code}\n\nOn the device:\n\n"
+        f"  edge-agent enrol --server HOST:PORT --code {code}"
+    )
+
+
+def _list(given: argparse.Namespace) -> int:
+    from cloud_server.state import certificates, devices
+
+    with reading(given) as session:
+        found = devices.every(session, given.tenant)
+        newest = certificates.newest(session)
+    shown = [(one, newest.get(one.id)) for one in found]
+    if given.json:
+        as_json([{**vars(one), **_standing(one, last)} for one, last in shown])
+        return 0
+    table(
+        ("tenant", "name", "state", "certificate until", "last renewal"),
+        [
+            (
+                one.tenant,
+                one.name,
+                _standing(one, last)["state"],
+                moment(None if last is None else last.not_after_s),
+                moment(None if last is None else last.issued_s),
+            )
+            for one, last in shown
+        ],
+        "no devices: cloud-server devices add NAME",
+    )
+    return 0
+
+
+def _show(given: argparse.Namespace) -> int:
+    from cloud_server.state import certificates, devices
+
+    with reading(given) as session:
+        tenant = tenant_of(given, session)
+        device = devices.show(session, tenant, given.name)
+        held = certificates.of(session, tenant, given.name)
+    last = held[0] if held else None
+    if given.json:
+        as_json(
+            {
+                **vars(device),
+                **_standing(device, last),
+                "certificates": [vars(one) for one in held],
+            }
+        )
+        return 0
+    facts(
+        {
+            "tenant": device.tenant,
+            "name": device.name,
+            "state": _standing(device, last)["state"],
+            "added": moment(device.created_s),
+            "last renewal": moment(last.issued_s if last else None),
+        }
+    )
+    say("")
+    _certificates(held)
+    return 0
+
+
+def _certificates(held: Sequence[Certificate]) -> None:
+    now_s = time.time()
+
+    def state(one: Certificate) -> str:
+        if one.revoked_s is not None:
+            return f"revoked {moment(one.revoked_s)}"
+        return "valid" if one.not_after_s > now_s else "ended"
+
+    table(
+        ("certificate", "given", "ends", "state"),
+        [(one.serial, moment(one.issued_s), moment(one.not_after_s), state(one)) for one in held],
+        "no certificate yet",
+    )
+
+
+def _standing(device: Device, last: Certificate | None) -> dict[str, object]:
+    """A device's state in a word, and when its certificate was given last."""
+    if device.disabled:
+        state = "disabled"
+    elif last is None:
+        state = "not enrolled"
+    elif last.revoked_s is not None:
+        state = "revoked"
+    else:
+        state = "enrolled" if last.not_after_s > time.time() else "certificate ended"
+    return {"state": state, "last_renewal_s": None if last is None else last.issued_s}
+
+
+def _disable(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    with writing(given) as tx:
+        now = devices.disable(tx, tenant_of(given, tx.session), given.name)
+    told(
+        given.json,
+        vars(now),
+        f"disabled device '{now.name}' of tenant '{now.tenant}'; its certificates are revoked",
+    )
+    return 0
+
+
+def _enable(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    with writing(given) as tx:
+        now = devices.enable(tx, tenant_of(given, tx.session), given.name)
+    told(
+        given.json,
+        vars(now),
+        f"enabled device '{now.name}' of tenant '{now.tenant}'; it needs a new code: "
+        f"cloud-server devices code {now.name}",
+    )
+    return 0
+
+
+def _remove(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    with writing(given) as tx:
+        tenant = tenant_of(given, tx.session)
+        devices.remove(tx, tenant, given.name)
+    told(
+        given.json,
+        {"removed": given.name, "tenant": tenant},
+        f"removed device '{given.name}' of tenant '{tenant}'",
+    )
+    return 0

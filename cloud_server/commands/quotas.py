@@ -1,0 +1,120 @@
+"""`cloud-server quotas`: how much tenants and devices may ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cloud_server.commands.database import add_group, add_verb, reading, tenant_of, writing
+from cloud_server.commands.output import as_json, table
+from cloud_server.state.quota import QUOTA_FIELDS
+from protos.errors import ConfigError
+
+_HELP = {
+    "requests_per_s": "requests a second, on average",
+    "request_burst": "requests at once; 0 takes two seconds' worth",
+    "bytes_per_s": "message bytes a second, on average",
+    "byte_burst": "bytes at once; 0 takes two seconds' worth",
+    "concurrent": "requests under way",
+    "scenes": "scenes held",
+    "weight": "share of a contended engine beside others of weight 1",
+}
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    verbs = add_group(
+        commands, "quotas", "show and set quotas; a running service follows within seconds"
+    )
+    add_verb(
+        verbs,
+        "show",
+        "show what was set for a tenant and its devices; - leaves the default",
+        _show,
+        ("cloud-server quotas show --tenant acme",),
+        tenant=True,
+    )
+    parser = add_verb(
+        verbs,
+        "set",
+        "set bounds of a tenant's devices together, of each device, or of one; 0 is no bound",
+        _set,
+        (
+            "cloud-server quotas set --tenant acme --requests-per-s 200 --scenes 5000",
+            "cloud-server quotas set --each-device --requests-per-s 5",
+            "cloud-server quotas set --device gate-3 --weight 2 --unset requests-per-s",
+        ),
+        tenant=True,
+    )
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--device", metavar="NAME", help="of one device")
+    whose.add_argument(
+        "--each-device", action="store_true", help="of each device that has none of its own"
+    )
+    for name in QUOTA_FIELDS:
+        parser.add_argument(f"--{_flag(name)}", dest=f"set_{name}", metavar="N", help=_HELP[name])
+    parser.add_argument(
+        "--unset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="back to the default, repeatable: " + ", ".join(map(_flag, QUOTA_FIELDS)),
+    )
+
+
+def _show(given: argparse.Namespace) -> int:
+    from cloud_server.state import quotas
+
+    with reading(given) as session:
+        tenant = tenant_of(given, session)
+        found = quotas.every(session, tenant)
+    if given.json:
+        as_json([vars(one) for one in found])
+        return 0
+    table(
+        ("of", *map(_flag, QUOTA_FIELDS)),
+        [(_whose(one.device), *map(one.values.get, QUOTA_FIELDS)) for one in found],
+        f"tenant '{tenant}' has the default quotas",
+    )
+    return 0
+
+
+def _set(given: argparse.Namespace) -> int:
+    from cloud_server.state import quotas
+
+    values = {
+        name: _number(_flag(name), text)
+        for name in QUOTA_FIELDS
+        if (text := getattr(given, f"set_{name}")) is not None
+    }
+    unset = [name.replace("-", "_") for name in given.unset]
+    if not values and not unset:
+        raise ConfigError("nothing to set: give a bound (see cloud-server quotas set --help)")
+    device = quotas.EACH_DEVICE if given.each_device else given.device
+    with writing(given) as tx:
+        now = quotas.change(tx, tenant_of(given, tx.session), device, values, unset)
+    if given.json:
+        as_json(vars(now))
+    else:
+        table(
+            ("of", *map(_flag, QUOTA_FIELDS)),
+            [(_whose(now.device), *map(now.values.get, QUOTA_FIELDS))],
+            "",
+        )
+    return 0
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _whose(device: str | None) -> str:
+    return {None: "the tenant", "*": "each device"}.get(device, device or "")
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"--{flag} {text[:40]!r}: expected a number") from None
+    return int(value) if value.is_integer() else value
