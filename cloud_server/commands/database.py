@@ -11,14 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protos.errors import ConfigError
-from protos.process import console
+from protos.errors import CertificateError, ConfigError, ConflictError, MissingError, StateError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from cloud_server.settings import Settings
     from cloud_server.state.store import Store, Transaction
+
+_FLAGS = ("directory", "database")
+_ENDS = (ConfigError, CertificateError, MissingError, ConflictError, StateError)
+_EXIT_CODES = "exit codes: 0 done; otherwise the error's:\n" + "\n".join(
+    f"  {error.exit_code:<3} {error.name}: {error.summary}" for error in _ENDS
+)
 
 
 def add_group(commands: Any, name: str, text: str) -> Any:
@@ -27,7 +32,7 @@ def add_group(commands: Any, name: str, text: str) -> Any:
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog="exit codes: 0 done; otherwise the error's:\n" + console.exit_codes(),
+        epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser.add_subparsers(
@@ -61,10 +66,7 @@ def add_verb(
         name,
         help=text,
         description=textwrap.fill(text[0].upper() + text[1:] + ".", 80),
-        epilog="examples:\n"
-        + "".join(f"  {line}\n" for line in examples)
-        + "\nexit codes: 0 done; otherwise the error's:\n"
-        + console.exit_codes(),
+        epilog="examples:\n" + "".join(f"  {line}\n" for line in examples) + "\n" + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if tenant:
@@ -81,7 +83,7 @@ def add_verb(
         default=argparse.SUPPRESS,
         help=f"TOML file of settings [{PREFIX}CONFIG]",
     )
-    configuration.add_setting_flags(parser, Settings, only=("directory", "database"))
+    configuration.add_setting_flags(parser, Settings, only=_FLAGS)
     parser.set_defaults(command=run)
     return parser
 
@@ -91,7 +93,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
     from cloud_server.settings import Settings, load
     from protos.process import settings as configuration
 
-    return load(configuration.given_flags(given, Settings), given.config)
+    flags = configuration.given_flags(given, Settings)
+    return load({name: flags[name] for name in _FLAGS if name in flags}, given.config)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         ("enable", "let a disabled key in again", _enable, "enable dashboard"),
         ("remove", "remove a key for good", _remove, "remove dashboard"),
     ):
-        examples = (f"cloud-server keys {example}",)
+        examples: tuple[str, ...] = (f"cloud-server keys {example}",)
         if name == "add":
             examples += (
                 "cloud-server keys add porter --device gate-3 --device gate-4 --days 90",
@@ -65,6 +65,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device",
+        dest="only_device",
         action="append",
         metavar="NAME",
         help="only for this device, repeatable (default: every device, later ones too)",
@@ -84,7 +85,7 @@ def _add(given: argparse.Namespace) -> int:
             given.name,
             kind=given.kind,
             scopes=scopes,
-            devices=given.device,
+            devices=given.only_device,
             not_after_s=not_after_s,
         )
     if given.json:

@@ -47,7 +47,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         tenant=True,
     )
     whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--device", metavar="NAME", help="of one device")
+    whose.add_argument("--device", dest="one_device", metavar="NAME", help="of one device")
     whose.add_argument(
         "--each-device", action="store_true", help="of each device that has none of its own"
     )
@@ -90,7 +90,7 @@ def _set(given: argparse.Namespace) -> int:
     unset = [name.replace("-", "_") for name in given.unset]
     if not values and not unset:
         raise ConfigError("nothing to set: give a bound (see cloud-server quotas set --help)")
-    device = quotas.EACH_DEVICE if given.each_device else given.device
+    device = quotas.EACH_DEVICE if given.each_device else given.one_device
     with writing(given) as tx:
         now = quotas.change(tx, tenant_of(given, tx.session), device, values, unset)
     if given.json:

@@ -1,0 +1,280 @@
+"""The commands that manage tenants, devices, keys and quotas, and read the audit log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud_server import cli
+from cloud_server.commands.audit import since
+from cloud_server.identity.authority import Authority
+from cloud_server.state.directory import Directory
+from cloud_server.state.location import open_store
+from cloud_server.state.quota import Quota
+from protos.errors import ConfigError, ConflictError, MissingError, StateError
+from protos.identity import OneTimeCode, root_fingerprint
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What `cloud-server init` makes, as far as these commands need it."""
+    (tmp_path / "authority").mkdir()
+    Authority.create(tmp_path / "authority", time.time())
+    open_store("", tmp_path, create=True).close()
+    return tmp_path
+
+
+@pytest.fixture
+def command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs a command line; returns its exit code and what it printed."""
+    monkeypatch.setenv("NEURAL_BRIDGE_CLOUD_DIRECTORY", str(folder))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def good(done: tuple[int, str, str]) -> str:
+    code, out, err = done
+    assert code == 0, err
+    return out
+
+
+def in_json(done: tuple[int, str, str]) -> Any:
+    return json.loads(good(done))
+
+
+def directory(folder: Path) -> Directory:
+    store = open_store("", folder)
+    with store.read() as session:
+        loaded = Directory.load(session, Quota(), Quota())
+    store.close()
+    return loaded
+
+
+def test_a_device_is_added_and_its_code_is_shown_once(command: Command, folder: Path) -> None:
+    good(command("tenants", "add", "acme"))
+    out = good(command("devices", "add", "gate-3"))
+    code = re.search(r"^  (NB1-\S+)$", out, re.M)
+    assert code is not None and f"--code {code[1]}" in out
+    authority = Authority.open(folder / "authority")
+    assert OneTimeCode.parse(code[1]).root == root_fingerprint(authority.root_der)
+    shown = good(command("devices", "show", "gate-3"))
+    assert "not enrolled" in shown and code[1] not in shown
+    other = in_json(command("devices", "code", "gate-3", "--json"))
+    assert other["code"] != code[1] and other["expires_s"] > time.time() + 3500
+    raw = b"".join(path.read_bytes() for path in folder.glob("state.db*"))
+    assert OneTimeCode.parse(code[1]).secret.encode() not in raw
+
+
+def test_a_device_needs_no_authority_where_it_gets_no_code(command: Command, folder: Path) -> None:
+    good(command("tenants", "add", "acme"))
+    for path in (folder / "authority").iterdir():
+        path.unlink()
+    assert command("devices", "add", "gate-3")[0] != 0
+    assert in_json(command("devices", "list", "--json")) == [], "nothing half done"
+    assert in_json(command("devices", "add", "gate-3", "--no-code", "--json"))["name"] == "gate-3"
+
+
+def test_the_tenant_need_not_be_named_where_there_is_one(command: Command) -> None:
+    code, _, err = command("devices", "add", "gate-3")
+    assert code == ConfigError.exit_code and "tenants add" in err
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    good(command("tenants", "add", "other"))
+    code, _, err = command("devices", "add", "gate-4")
+    assert code == ConfigError.exit_code and "acme, other" in err
+    good(command("devices", "add", "gate-4", "--tenant", "other"))
+    listed = in_json(command("devices", "list", "--json"))
+    assert [(one["tenant"], one["name"]) for one in listed] == [
+        ("acme", "gate-3"),
+        ("other", "gate-4"),
+    ]
+    assert len(in_json(command("devices", "list", "--tenant", "other", "--json"))) == 1
+
+
+def test_a_key_is_shown_once_and_lists_what_it_may(command: Command, folder: Path) -> None:
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    out = good(command("keys", "add", "dash", "--device", "gate-3", "--days", "2"))
+    token = re.search(r"^  (nbk_\S+)$", out, re.M)
+    assert token is not None
+    assert token[1] not in good(command("keys", "list")) + good(command("keys", "show", "dash"))
+    found = directory(folder).key(hashlib.sha256(token[1].encode()).hexdigest())
+    assert found is not None and found.scopes == {"ask", "read"} and found.devices == {"gate-3"}
+    assert abs(found.not_after_s - time.time() - 2 * 86400) < 60
+    made = in_json(
+        command("keys", "add", "anna", "--tenant", "service", "--kind", "operator", "--json")
+    )
+    assert made["scopes"] == ["manage", "read"] and made["not_after_s"] is None
+    good(command("keys", "disable", "dash"))
+    assert directory(folder).key(hashlib.sha256(token[1].encode()).hexdigest()) is None
+    good(command("keys", "enable", "dash"))
+    assert directory(folder).key(hashlib.sha256(token[1].encode()).hexdigest()) is not None
+    good(command("keys", "remove", "dash"))
+    assert command("keys", "show", "dash")[0] == MissingError.exit_code
+
+
+def test_quotas_are_set_shown_and_unset(command: Command, folder: Path) -> None:
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    assert "default quotas" in good(command("quotas", "show"))
+    good(command("quotas", "set", "--each-device", "--requests-per-s", "2.5", "--scenes", "9"))
+    good(command("quotas", "set", "--device", "gate-3", "--weight", "2"))
+    good(command("quotas", "set", "--bytes-per-s", "1e6"))
+    shown = in_json(command("quotas", "show", "--json"))
+    assert shown == [
+        {"tenant": "acme", "device": None, "values": {"bytes_per_s": 1000000}},
+        {"tenant": "acme", "device": "*", "values": {"requests_per_s": 2.5, "scenes": 9}},
+        {"tenant": "acme", "device": "gate-3", "values": {"weight": 2}},
+    ]
+    assert directory(folder).quota("acme", "gate-3") == Quota(
+        requests_per_s=2.5, scenes=9, weight=2
+    )
+    good(command("quotas", "set", "--each-device", "--unset", "requests-per-s"))
+    assert directory(folder).quota("acme", "gate-3").requests_per_s == 0
+    assert "each device" in good(command("quotas", "show"))
+
+
+def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    good(command("devices", "disable", "gate-3"))
+    good(command("tenants", "disable", "acme"))
+    found = in_json(command("audit", "--json"))
+    me = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    assert {one["actor"] for one in found} == {me}
+    assert [one["action"] for one in found] == [
+        "tenant.disable",
+        "device.disable",
+        "code.issue",
+        "device.add",
+        "tenant.add",
+    ]
+    assert all(abs(one["at_s"] - time.time()) < 60 for one in found)
+    assert len(in_json(command("audit", "--action", "device.", "--json"))) == 2
+    assert len(in_json(command("audit", "--limit", "1", "--json"))) == 1
+    assert in_json(command("audit", "--since", "2100-01-01", "--json")) == []
+    assert "cli:" in good(command("audit", "--since", "1h"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("tenants", "add", "acme"), ConflictError),
+        (("tenants", "add", "Acme"), ConfigError),
+        (("tenants", "remove", "acme"), ConflictError),
+        (("tenants", "remove", "service"), ConflictError),
+        (("tenants", "show", "none"), MissingError),
+        (("devices", "add", "gate-3"), ConflictError),
+        (("devices", "show", "none"), MissingError),
+        (("devices", "show", "gate-3", "--tenant", "none"), MissingError),
+        (("keys", "add", "a", "--scope", "fly"), ConfigError),
+        (("keys", "add", "a", "--days", "-1"), ConfigError),
+        (("keys", "add", "a", "--days", "soon"), ConfigError),
+        (("keys", "add", "a", "--device", "none"), MissingError),
+        (("keys", "add", "a", "--kind", "king"), ConfigError),
+        (("quotas", "set"), ConfigError),
+        (("quotas", "set", "--scenes", "many"), ConfigError),
+        (("quotas", "set", "--scenes", "nan"), ConfigError),
+        (("quotas", "set", "--scenes", "1e400"), ConfigError),
+        (("quotas", "set", "--unset", "speed"), ConfigError),
+        (("quotas", "set", "--device", "none", "--scenes", "1"), MissingError),
+        (("audit", "--limit", "0"), ConfigError),
+        (("audit", "--since", "yesterday"), ConfigError),
+        (("audit", "--before", "x"), ConfigError),
+        (("devices",), ConfigError),
+        (("devices", "lsit"), ConfigError),
+        (("devices", "list", "--database", "mysql://x"), ConfigError),
+        (("devices", "list", "--database", "no url"), ConfigError),
+        (("devices", "list", "--database", "sqlite:////none/state.db"), StateError),
+        (("devices", "list", "--directory", "/none"), StateError),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_line_with_the_errors_exit_code(
+    command: Command, arguments: tuple[str, ...], error: type[ConfigError]
+) -> None:
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    code, out, err = command(*arguments)
+    assert (code, out) == (error.exit_code, ""), err
+    assert err.startswith(f"cloud-server: {error.name}: ") and len(err.splitlines()) == 1
+
+
+def test_a_tenant_shuts_out_all_of_its_own(command: Command, folder: Path) -> None:
+    good(command("tenants", "add", "acme"))
+    key = in_json(command("keys", "add", "app", "--json"))["key"]
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    assert directory(folder).key(digest) is not None
+    good(command("tenants", "disable", "acme"))
+    assert directory(folder).key(digest) is None
+    assert "disabled" in good(command("tenants", "list"))
+    good(command("tenants", "enable", "acme"))
+    assert directory(folder).key(digest) is not None
+    good(command("tenants", "remove", "acme", "--force"))
+    assert [one["name"] for one in in_json(command("tenants", "list", "--json"))] == ["service"]
+
+
+def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = ("add", "list", "show", "disable", "enable", "remove")
+    every = [(group, verb) for group in ("tenants", "devices", "keys") for verb in verbs]
+    for words in (*every, ("devices", "code"), ("quotas", "show"), ("quotas", "set"), ("audit",)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--help"])
+        assert ended.value.code == 0
+        out = capsys.readouterr().out
+        assert f"cloud-server {' '.join(words)}" in out and "--json" in out
+        assert "76  state" in out and "--directory" in out
+
+
+def test_a_password_in_the_databases_url_is_never_shown(command: Command) -> None:
+    url = "postgresql://anna:tr0ub4dor@127.0.0.1:9/none"
+    code, out, err = command("tenants", "list", "--database", url)
+    assert code == StateError.exit_code and "PostgreSQL" in err
+    assert "tr0ub4dor" not in out + err
+
+
+def test_help_needs_neither_database_nor_network_libraries() -> None:
+    script = (
+        "import sys\nfrom cloud_server import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'sqlalchemy', 'alembic', 'grpc', 'cryptography', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30m", 1_000_000 - 1800),
+        ("2d", 1_000_000 - 172_800),
+        ("1970-01-02", 86_400),
+        ("1970-01-02T00:00:10", 86_410),
+        ("1970-01-02T00:00+01:00", 82_800),
+    ],
+)
+def test_a_time_is_a_span_or_a_date(text: str, expected: float) -> None:
+    assert since(text, 1_000_000) == expected
