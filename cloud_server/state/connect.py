@@ -13,12 +13,9 @@ from sqlalchemy.pool import StaticPool
 from cloud_server.state.trouble import LOCK_WAIT_S
 from protos.errors import ConfigError, StateError
 
-_CONNECT_S = 5
+CONNECT_S = 5
+"""How long a connection to PostgreSQL may take."""
 _STATEMENT_S = 60
-_POSTGRESQL = (
-    f"SET statement_timeout = '{_STATEMENT_S}s'; SET lock_timeout = '{LOCK_WAIT_S}s'; "
-    f"SET idle_in_transaction_session_timeout = '{_STATEMENT_S}s'"
-)
 """A client that stops in the middle of a transaction must not hold up the others for good."""
 
 
@@ -76,7 +73,7 @@ def engine_of(url: URL) -> Engine:
             pool_pre_ping=True,
             pool_timeout=LOCK_WAIT_S,
             connect_args={
-                "connect_timeout": _CONNECT_S,
+                "connect_timeout": CONNECT_S,
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
@@ -92,7 +89,10 @@ def engine_of(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:
         before, connection.autocommit = connection.autocommit, True
-        connection.execute(_POSTGRESQL)
+        connection.execute(
+            f"SET lock_timeout = '{LOCK_WAIT_S}s'; SET statement_timeout = '{_STATEMENT_S}s'; "
+            f"SET idle_in_transaction_session_timeout = '{_STATEMENT_S}s'"
+        )
         connection.autocommit = before
 
     return engine

@@ -353,13 +353,13 @@ class LiveDirectory:
             else:
                 self.now, moved = self._load(), True
                 self._store.settle_journal()
-        except BridgeError as error:
-            if error.message != self._failing:
+        except Exception as error:  # whatever it is, the thread must go on looking
+            cause = error.message if isinstance(error, BridgeError) else repr(error)
+            if cause != self._failing:
                 self._log.error(
-                    "the database cannot be read; the last known state is used",
-                    cause=error.message,
+                    "the database cannot be read; the last known state is used", cause=cause
                 )
-            self._failing = error.message
+            self._failing = cause
             return False
         if self._failing:
             self._failing = ""
