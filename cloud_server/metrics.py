@@ -177,5 +177,5 @@ class Metrics(MetricSet):
         )
         self.directory_stale = self.gauge(
             "directory_stale_seconds",
-            "Since the database was last read: until it can be again, the callers known then are",
+            "Time since the database was last read; callers known then stay known meanwhile",
         )

@@ -81,8 +81,9 @@ def _root_der(given: argparse.Namespace) -> bytes:
         CertificateError: the authority cannot be read.
     """
     from cloud_server.identity.authority import Authority
+    from cloud_server.identity.tls import AUTHORITY
 
-    return Authority.open(settings_of(given).directory_path / "authority").root_der
+    return Authority.open(settings_of(given).directory_path / AUTHORITY).root_der
 
 
 def _issue(tx: Any, device: Device, root_der: bytes) -> tuple[str, float]:
