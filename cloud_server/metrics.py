@@ -151,6 +151,23 @@ class Metrics(MetricSet):
         self.answering = self.gauge(
             "answering", "1 while the last question, a device's or our own, was answered"
         )
+        self.engine_ready = self.gauge("engine_ready", "1 while that engine takes jobs", "engine")
+        self.engine_running = self.gauge(
+            "engine_running_requests", "Questions in that engine's running batch", "engine"
+        )
+        self.engine_resident = self.gauge(
+            "engine_resident_memory_bytes", "Memory of that engine's process in RAM", "engine"
+        )
+        self.scenes_remade = self.counter(
+            "scenes_remade_total",
+            "Scenes made again from their frames, as no engine held them any more",
+        )
+        self.suspects = self.gauge(
+            "suspect_requests", "Requests that were in an engine when it ended, not yet run alone"
+        )
+        self.quarantined = self.gauge(
+            "quarantined_requests", "Requests that ended an engine twice, and are refused"
+        )
         self.engine_up = self.gauge("engine_up", "1 while the engine takes requests")
         self.queue_depth = self.gauge("queue_depth", "Requests held for the engine, unanswered")
         self.left_queue = self.gauge(

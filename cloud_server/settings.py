@@ -103,6 +103,24 @@ class Settings(configuration.TypedSettings):
         "postgresql://user@host/name; by default state.db in --directory (SQLite)",
     )
     engine: str = Field("transformers", description="what runs the large model: transformers")
+    engines: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="engine processes; with --device cuda the first runs on cuda:0, the next on "
+        "cuda:1; on a CPU they share the threads",
+    )
+    quarantine_dir: Path | None = Field(
+        None,
+        description="owner-only directory that gets the bytes of each request that ended an engine "
+        "twice; by default they are not written",
+    )
+    engine_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="resident memory above which an engine is replaced, in bytes; 0 takes one and "
+        "a half times what it holds at rest and may hold for its scenes and answers",
+    )
     device: str = Field("cpu", description="torch device of the large model (cpu, cuda, cuda:0)")
     dtype: Dtype = Field("float32", description="number format the large model runs in")
     threads: int = Field(
@@ -286,7 +304,7 @@ class Settings(configuration.TypedSettings):
         description="pause between heartbeats of front end and engine, seconds",
     )
     heartbeat_timeout_s: float = Field(
-        15.0, gt=0.0, le=600.0, description="silence after which an engine counts as gone, seconds"
+        5.0, gt=0.0, le=600.0, description="silence after which an engine counts as gone, seconds"
     )
     engine_stall_s: float = Field(
         120.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"

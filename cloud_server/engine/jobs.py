@@ -55,6 +55,7 @@ class Job:
         feedback: index of the operating point for sending the scene's state to the edge; -1 for no
             feedback.
         hold: 0 if the frame's scene is for this question only and replaces no other scene.
+        owner: tenant and device, joined by "/"; engines share their memory fairly between owners.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Job:
     differences: int = 0
     feedback: int = -1
     hold: int = 1
+    owner: str = ""
 
     @property
     def has_frame(self) -> bool:

@@ -13,6 +13,7 @@ from protos.errors import ConfigError
 from protos.process.files import temporary_folder
 
 _MAX_SOCKET_PATH = 100
+_LONGEST = "/engine-99.sock"
 _ELSEWHERE = "give --engine-socket-dir, a short path that this user may write (or set TMPDIR)"
 
 
@@ -45,11 +46,11 @@ class SocketDirectory:
                     f"engine socket directory {path} is open to others; run chmod 700 on it"
                 )
         self.path = path
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len("/engine.sock"):
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH - len(_LONGEST):
             self._remove()
             raise ConfigError(
                 f"engine socket directory {path}: the path is too long for a socket "
-                f"(at most {_MAX_SOCKET_PATH - len('/engine.sock')} bytes): {_ELSEWHERE}"
+                f"(at most {_MAX_SOCKET_PATH - len(_LONGEST)} bytes): {_ELSEWHERE}"
             )
         try:
             self._lock: IO[bytes] = (path / "lock").open("wb")
@@ -67,10 +68,9 @@ class SocketDirectory:
                 f"engine socket directory {path} is in use by another cloud-server"
             ) from error
 
-    @property
-    def engine_address(self) -> str:
-        """Where the front end listens for its engine."""
-        return f"ipc://{self.path / 'engine.sock'}"
+    def address_of(self, engine: int) -> str:
+        """Where the front end listens for its engine of that number."""
+        return f"ipc://{self.path / (f'engine-{engine}.sock' if engine else 'engine.sock')}"
 
     def close(self) -> None:
         """Let go of the directory."""

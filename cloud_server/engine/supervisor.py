@@ -24,6 +24,7 @@ from protos.process.logs import Logger
 _FIRST_STARTS = 3
 _HEALTHY_S = 60.0
 _GRACE_S = 5.0
+_LEAK, _SLACK_BYTES = 1.5, 256 << 20
 
 
 class Supervisor:
@@ -54,6 +55,7 @@ class Supervisor:
         self._offers: list[Offer] = []
         self._status: Status | None = None
         self._broken: BridgeError | None = None
+        self._most_bytes = 0  # 0 until it is known
         self._stopping = False
         self._pause = asyncio.Event()
         self._process: EngineProcess | None = None
@@ -69,6 +71,9 @@ class Supervisor:
         """Take the engine's messages about itself (see `FrontLink`)."""
         if isinstance(message, Status):
             self._status = message
+            if self.ready and not self._most_bytes:  # what it holds before it did any work
+                most = int((message.resident_bytes + message.cap_bytes) * _LEAK) + _SLACK_BYTES
+                self._most_bytes = self._settings.engine_memory_bytes or most
             self._on_status(message)
         elif isinstance(message, Offer):
             self._offers.append(message)
@@ -92,7 +97,7 @@ class Supervisor:
         was_ready, failures = False, 0
         while not self._stopping:
             identity = f"engine-{self.restarts}-{secrets.token_hex(4)}"
-            self._offers, self._status, self._broken = [], None, None
+            self._offers, self._status, self._broken, self._most_bytes = [], None, None, 0
             link.expect(identity)
             started = time.monotonic()
             reason = await self._live(identity, link, started)
@@ -107,7 +112,8 @@ class Supervisor:
             self._log.error("engine lost", reason=reason)
             if not came_up:
                 await self._spawn.close()  # the spare itself may be at fault
-            healthy = came_up and time.monotonic() - started > _HEALTHY_S
+            lived = time.monotonic() - started > _HEALTHY_S
+            healthy = came_up and (lived or link.answered_at > started)
             failures = 1 if healthy else failures + 1
             if not was_ready and self._broken is not None:
                 raise self._broken
@@ -180,6 +186,11 @@ class Supervisor:
                     return f"the engine was silent for {settings.heartbeat_timeout_s:g} s"
                 if self.ready and self._status.step_s > settings.engine_stall_s:
                     return f"the engine hung for {settings.engine_stall_s:g} s in one step"
+                if self._most_bytes and self._status.resident_bytes > self._most_bytes:
+                    return (
+                        f"the engine holds {self._status.resident_bytes} bytes, it may hold "
+                        f"{self._most_bytes}"
+                    )
 
 
 def _how(returncode: int | None) -> str:

@@ -33,7 +33,8 @@ from cloud_server.engine.jobs import (
     Job,
     JobEvent,
 )
-from cloud_server.engine.link import FrontLink, Sink
+from cloud_server.engine.link import Sink
+from cloud_server.frontend.dispatch import Dispatch
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 
 
@@ -68,20 +69,20 @@ class _Caller:
 
 
 class Admission:
-    """Between the front end's calls and `FrontLink`.
+    """Between the front end's calls and `Dispatch`.
 
     Args:
-        link: the way to the engine.
+        link: the way to the engines.
         places: requests held at once, in the queue and in the engine.
         share: most of those places that one caller may hold.
-        given: requests that the engine is given at once.
+        given: requests that one engine is given at once.
         pictures: most of those that may be pictures.
         window_s: how long a request whose caller is gone is kept for the caller to come back.
     """
 
     def __init__(
         self,
-        link: FrontLink,
+        link: Dispatch,
         places: int,
         share: int,
         given: int,
@@ -278,7 +279,7 @@ class Admission:
 
     def _next(self) -> Request | None:
         """The request whose turn it is; it counts as given from now on."""
-        if len(self._given) >= self._most_given:
+        if len(self._given) >= self._most_given * max(1, self._link.engines_up):
             return None
         for _ in range(len(self._turns)):
             name = self._turns[0]
@@ -297,7 +298,8 @@ class Admission:
         return self._give(request)
 
     def _may_go(self, request: Request) -> bool:
-        return not request.picture or self._pictures < self._most_pictures
+        most = self._most_pictures * max(1, self._link.engines_up)
+        return not request.picture or self._pictures < most
 
     def _give(self, request: Request) -> Request:
         request.state = "given"

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import grpc
 
 from cloud_server.engine.jobs import Offer
-from cloud_server.engine.link import FrontLink
 from cloud_server.frontend.access import Access
 from cloud_server.frontend.ask import Asker
+from cloud_server.frontend.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
 from cloud_server.frontend.negotiate import Negotiator
 from cloud_server.frontend.receive import Receiver
@@ -37,7 +37,7 @@ class Bridge:
 
     Args:
         settings: limits and sizes.
-        link: the way to the engine.
+        dispatch: the way to the engines.
         scenes: where accepted frames are held.
         metrics: what is counted.
         log: a bound logger.
@@ -47,7 +47,7 @@ class Bridge:
     def __init__(
         self,
         settings: Settings,
-        link: FrontLink,
+        dispatch: Dispatch,
         scenes: HeldScenes,
         metrics: Metrics,
         log: Logger,
@@ -56,7 +56,7 @@ class Bridge:
         self._access = access
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
-        self._under_way = under_way = UnderWay(settings, link, metrics)
+        self._under_way = under_way = UnderWay(settings, dispatch, metrics)
         self._sessions = sessions = Sessions(
             settings.sessions,
             settings.fresh_sessions,

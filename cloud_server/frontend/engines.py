@@ -1,8 +1,4 @@
-"""The engines of the front end: keeps them running, and tells who listens when one comes or goes.
-
-`FrontLink` talks to the engine, `Supervisor` starts it again, `Canary` asks it questions of our
-own.
-"""
+"""The engines of the front end: keeps them running, and tells who listens when they come and go."""
 
 from __future__ import annotations
 
@@ -11,15 +7,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cloud_server.engine.jobs import Message, Offer, Status
-from cloud_server.engine.link import FrontLink
+from cloud_server.engine.socket_directory import SocketDirectory
 from cloud_server.engine.spawn import Spawn
-from cloud_server.engine.supervisor import Supervisor
 from cloud_server.frontend import descriptors
-from cloud_server.frontend.canary import Canary
+from cloud_server.frontend.dispatch import Dispatch
+from cloud_server.frontend.kept_engine import KeptEngine
+from cloud_server.frontend.quarantine import Quarantine
+from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
+from protos.process import threads
 from protos.process.logs import Logger
-from protos.process.memory import MemoryWatch, resident_bytes
+from protos.process.memory import resident_bytes
 
 
 class Listener(Protocol):
@@ -29,111 +28,132 @@ class Listener(Protocol):
         """A (re)started engine takes jobs."""
 
     def engine_down(self) -> None:
-        """There is no engine; its jobs have been ended by the link."""
+        """There is no engine any more; its jobs have been ended."""
 
 
 class Engines:
-    """The engine process and what keeps it (see `Part`).
+    """The engine processes and what keeps them (see `Part`).
 
     Args:
-        settings: time limits and sizes.
-        address: where the link listens.
-        spawn: given the settings and the link's address, returns how engine processes are started.
+        settings: how many, time limits and sizes.
+        directory: where their links listen.
+        spawn: given the settings and a link's address, returns how engine processes are started.
+        scenes: the frames that scenes can be made from again.
         metrics: what is counted.
         log: a bound logger.
         changed: called when `why_not` may have changed.
 
     Attributes:
-        link: the way to the engine.
+        kept: each of them.
+        dispatch: the way to them.
         listeners: told in this order; add to it before `start`.
-        ended: done when no engine is kept running any more, with the error if there is one.
+        heard: called with messages of an engine about no single job; add to it before `start`.
+        ended: done when one is not kept running any more, with the error if there is one.
     """
 
     def __init__(
         self,
         settings: Settings,
-        address: str,
+        directory: SocketDirectory,
         spawn: Callable[[Settings, str], Spawn],
+        scenes: HeldScenes,
         metrics: Metrics,
         log: Logger,
         changed: Callable[[], None],
     ) -> None:
-        self._metrics, self._log, self._changed = metrics, log, changed
-        self.link = FrontLink(address, settings.heartbeat_s, self._notice)
-        self._memory = MemoryWatch("engine", log)
-        self._spawn = spawn(settings, address)
-        self._reserve: descriptors.Reserve
-        self._supervisor = Supervisor(
-            settings,
-            self._spawn,
-            lambda: self._reserve.lent(),
-            self._on_ready,
-            self._on_lost,
-            self._on_status,
-            log,
-        )
-        self._canary = Canary(settings, self.link, metrics, log, changed)
-        self._asking: asyncio.Task[None] | None = None
-        self._engine_dropped = 0
+        self._metrics, self._changed = metrics, changed
         self._leaving = False
-        self.listeners: list[Listener] = [self._canary]
-        self.ended: asyncio.Task[None]
+        self._reserve: descriptors.Reserve
+        self.kept = [
+            KeptEngine(
+                index,
+                own,
+                directory.address_of(index),
+                spawn(own, directory.address_of(index)),
+                lambda: self._reserve.lent(),
+                self._up,
+                self._lost,
+                changed,
+                self._notice,
+                metrics,
+                log,
+            )
+            for index, own in enumerate(settings_of_each(settings))
+        ]
+        quarantine = Quarantine(settings.quarantine_dir, log)
+        self.dispatch = Dispatch(self.kept, scenes, quarantine, metrics)
+        self.listeners: list[Listener] = []
+        self.heard: list[Callable[[KeptEngine, Message], None]] = []
+        self.ended: asyncio.Future[list[None]]
 
     async def start(self) -> None:
         """See `Part`."""
-        await self.link.start()
         self._reserve = descriptors.Reserve()
-        self._asking = asyncio.create_task(self._canary.run())
-        self.ended = asyncio.create_task(self._supervisor.run(self.link))
+        self.ended = asyncio.gather(*[await kept.start() for kept in self.kept])
 
     async def drain(self) -> None:
-        """See `Part`; the engine goes on until `close`."""
+        """See `Part`; the engines go on until `close`."""
         self._leaving = True
 
     async def close(self) -> None:
-        """See `Part`: the engine leaves, and what it still had to answer is refused."""
+        """See `Part`: the engines leave, and what they still had to answer is refused."""
         self._leaving = True
-        if self._asking is None:
-            return
-        self._asking.cancel()
-        await self._supervisor.stop(self.link)
+        self.dispatch.close()
+        await asyncio.gather(*(kept.close() for kept in self.kept))
         await asyncio.wait({self.ended})
         self._reserve.close()
-        await self.link.stop()
 
     def why_not(self) -> str:
         """Why no engine answers; empty if one does."""
-        return self._canary.failing if self._supervisor.ready else "the engine is not up"
+        reasons = [kept.why_not() for kept in self.kept]
+        return "" if "" in reasons else reasons[0]
 
-    # ------------------------------------------------------------------ what the engine says
+    # ------------------------------------------------------------------ what the engines say
 
-    def _notice(self, message: Message) -> None:
-        self._supervisor.notice(message)
-
-    def _on_ready(self, offers: list[Offer]) -> None:
-        self._memory.restart()
+    def _up(self, engine: KeptEngine, offers: list[Offer]) -> None:
         for listener in self.listeners:
             listener.engine_up(offers)
+        self.dispatch.up(engine)
         self._changed()
 
-    def _on_lost(self) -> None:
-        for listener in self.listeners:
-            listener.engine_down()
+    def _lost(self, engine: KeptEngine) -> None:
+        self.dispatch.lost(engine)
+        if not any(kept.ready for kept in self.kept):
+            for listener in self.listeners:
+                listener.engine_down()
         self._metrics.engine_restarts.inc(0 if self._leaving else 1)
         self._changed()
 
-    def _on_status(self, status: Status) -> None:
-        metrics = self._metrics
-        metrics.running.set(status.running)
-        metrics.scenes.set(status.scenes)
-        metrics.scene_bytes.set(status.scene_bytes)
-        fresh = status.log_lines_dropped - self._engine_dropped
-        metrics.log_lines_dropped.labels("engine").inc(max(0, fresh))
-        self._engine_dropped = status.log_lines_dropped
-        metrics.pool_bytes.set(status.pool_bytes)
-        metrics.resident_bytes.labels("engine").set(status.resident_bytes)
-        metrics.resident_bytes.labels("front_end").set(resident_bytes())
-        spare = self._spawn.spare_pid
-        metrics.resident_bytes.labels("spare").set(resident_bytes(spare) if spare else 0)
-        if self._supervisor.ready:
-            self._memory.see(status.resident_bytes, status.cap_bytes)
+    def _notice(self, engine: KeptEngine, message: Message) -> None:
+        if isinstance(message, Status):
+            self._observe()
+        for heard in self.heard:
+            heard(engine, message)
+
+    def _observe(self) -> None:
+        metrics, told = self._metrics, [kept.status for kept in self.kept]
+        metrics.running.set(sum(status.running for status in told))
+        metrics.scenes.set(sum(status.scenes for status in told))
+        metrics.scene_bytes.set(sum(status.scene_bytes for status in told))
+        metrics.pool_bytes.set(sum(status.pool_bytes for status in told))
+        resident = metrics.resident_bytes
+        resident.labels("engine").set(sum(status.resident_bytes for status in told))
+        resident.labels("front_end").set(resident_bytes())
+        spares = [kept.spare_pid for kept in self.kept if kept.spare_pid]
+        resident.labels("spare").set(sum(map(resident_bytes, spares)))
+
+
+def settings_of_each(settings: Settings) -> list[Settings]:
+    """The settings of each engine: on GPUs one device each, on a CPU its share of the threads."""
+    count = settings.engines
+    if count == 1:
+        return [settings]
+    share = settings.threads or max(1, threads.choose().count // count)
+    each = []
+    for index in range(count):
+        own: dict[str, object] = {"threads": share}
+        for name in ("device", "backend_device"):
+            if getattr(settings, name) == "cuda":
+                own[name] = f"cuda:{index}"
+        each.append(settings.model_copy(update=own))
+    return each

@@ -7,19 +7,14 @@ longest unused chain.
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.store import Name
-from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.crowd import Crowd
 from cloud_server.frontend.risk import risk_of
-from cloud_server.frontend.sessions import Session
-from cloud_server.identity.caller import NO_TENANT
 from projector.codec.risk import RiskModel
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
@@ -265,31 +260,6 @@ class HeldScenes:
             for frame in chain.frames:
                 if self._links[frame].chain is chain:  # else another frame has the number now
                     del self._links[frame]
-
-
-def scene_of(session: Session, computation: Computation, job: Job) -> HeldScene:
-    """The scene of a frame that was just accepted."""
-    text, offer = session.source.of_text, session.offer
-    return HeldScene(
-        tenant=NO_TENANT,
-        device=session.peer,
-        session_id=job.session,
-        frame_number=job.frame_number,
-        scene_id=secrets.token_hex(16),
-        bundle=job.bundle,
-        bundle_id=offer.bundle_id,
-        bundle_version=offer.bundle_version,
-        point=session.terms.points[job.point].name,
-        kept=job.kept,
-        grid=(1, len(job.kept)) if text else session.source.grid,
-        payload_bytes=len(job.body),
-        distortion=computation.distortion,
-        moments_score=computation.moments_score,
-        risk_model=session.terms.risk,
-        fallback=computation.fallback,
-        warnings=tuple(computation.warnings),
-        accepted_at=time.time(),
-    )
 
 
 def _both(one: bytes, other: bytes) -> bytes:

@@ -106,13 +106,11 @@ class Service:
         settings, metrics, log = self._settings, self._metrics, self._log
         access = Access(settings, metrics, log)
         health = Health(metrics, lambda: engines.why_not())
-        engines = Engines(
-            settings, directory.engine_address, self._spawn, metrics, log, health.look
-        )
         scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
         metrics.held_scenes.set_function(lambda: len(scenes))
         metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
-        bridge = Bridge(settings, engines.link, scenes, metrics, log, access)
+        engines = Engines(settings, directory, self._spawn, scenes, metrics, log, health.look)
+        bridge = Bridge(settings, engines.dispatch, scenes, metrics, log, access)
         engines.listeners.append(bridge)
         page = MetricsPort(settings, metrics, health, access)
         port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
@@ -125,7 +123,7 @@ class Service:
                 begun.append(part)
                 await part.start()
             up = asyncio.create_task(health.came_up.wait())
-            waits = {engines.ended, stopping}
+            waits: set[asyncio.Future[Any]] = {engines.ended, stopping}
             await asyncio.wait({*waits, up}, return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
             if health.came_up.is_set():

@@ -6,6 +6,7 @@ engine event → `Teller.hear` → `Computation.emit` → `Stream.follow` → `O
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import deque
 from typing import Any
@@ -14,9 +15,10 @@ from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, 
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.risk import risk_of
-from cloud_server.frontend.scenes import HeldScenes, scene_of
+from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
+from cloud_server.identity.caller import NO_TENANT
 from cloud_server.metrics import Metrics
 from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -190,7 +192,7 @@ class Teller:
             computation.moments_score,
         )
         if job.has_frame:
-            self._scenes.hold(scene_of(session, computation, job), job)
+            self._scenes.hold(_scene_of(session, computation, job), job)
         if not computation.question:
             self._under_way.end(session.id, computation, None)
         computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
@@ -253,3 +255,28 @@ class Teller:
         """Count the times of an answer that has left."""
         self._metrics.first_token_seconds.observe(answer.timings.ttft_ms / 1e3)
         self._metrics.answer_seconds.observe(answer.timings.total_ms / 1e3)
+
+
+def _scene_of(session: Session, computation: Computation, job: Job) -> HeldScene:
+    """The scene of a frame that was just accepted."""
+    text, offer = session.source.of_text, session.offer
+    return HeldScene(
+        tenant=NO_TENANT,
+        device=session.peer,
+        session_id=job.session,
+        frame_number=job.frame_number,
+        scene_id=secrets.token_hex(16),
+        bundle=job.bundle,
+        bundle_id=offer.bundle_id,
+        bundle_version=offer.bundle_version,
+        point=session.terms.points[job.point].name,
+        kept=job.kept,
+        grid=(1, len(job.kept)) if text else session.source.grid,
+        payload_bytes=len(job.body),
+        distortion=computation.distortion,
+        moments_score=computation.moments_score,
+        risk_model=session.terms.risk,
+        fallback=computation.fallback,
+        warnings=tuple(computation.warnings),
+        accepted_at=time.time(),
+    )

@@ -8,9 +8,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
-from cloud_server.engine.link import FrontLink, Sink
+from cloud_server.engine.link import Sink
 from cloud_server.frontend.admission import Admission
 from cloud_server.frontend.answers import Answers, Computation
+from cloud_server.frontend.dispatch import Dispatch
 from cloud_server.frontend.peers import Connections
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
@@ -26,7 +27,7 @@ class UnderWay:
 
     Args:
         settings: limits and sizes.
-        link: the way to the engine.
+        link: the way to the engines.
         metrics: what is counted.
 
     Attributes:
@@ -35,7 +36,7 @@ class UnderWay:
         draining: whether new requests are refused, because the service ends.
     """
 
-    def __init__(self, settings: Settings, link: FrontLink, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, link: Dispatch, metrics: Metrics) -> None:
         self._link, self._metrics = link, metrics
         self._connections = Connections()
         self._admission = Admission(

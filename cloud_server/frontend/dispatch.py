@@ -1,0 +1,367 @@
+"""Dispatch: which engine gets a job, and what happens to jobs whose engine ended.
+
+A job about a scene goes where the scene lives. If that engine is gone, or has let go of the scene,
+the scene is made again from its frame's bytes. Any other job goes to the engine that has the least
+work.
+
+When an engine ends, its jobs are refused with a retryable error and become suspects. A suspect that
+comes again runs alone: one engine takes nothing else meanwhile. If that engine ends too, the
+request is quarantined (`quarantine.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from cloud_server.engine.jobs import (
+    Accepted,
+    Answered,
+    Cancel,
+    Compressed,
+    Dropped,
+    Failed,
+    Forget,
+    Job,
+    JobEvent,
+)
+from cloud_server.engine.link import Sink
+from cloud_server.engine.store import Name
+from cloud_server.frontend.kept_engine import KeptEngine
+from cloud_server.frontend.quarantine import Quarantine
+from cloud_server.frontend.scenes import HeldScenes
+from cloud_server.metrics import Metrics
+from protos.errors import (
+    BridgeError,
+    EngineUnavailableError,
+    MissingKeyFrameError,
+    QuarantinedError,
+    UnknownSceneError,
+)
+from protos.points import PICTURE_POINT
+
+_MOST_PLACES = 65536
+_LOST_SCENE = (UnknownSceneError.code, MissingKeyFrameError.code)
+_PICTURE_WORK, _FRAME_WORK, _QUESTION_WORK, _TOKEN_WORK = 8.0, 1.0, 1.0, 0.1
+"""Work of a job's parts, in frames projected; measured with the reference model."""
+
+
+@dataclass(eq=False)
+class _Given:
+    """A job that has not ended.
+
+    Attributes:
+        engine: where it is; None while it waits.
+        alone: whether it is a suspect.
+        remade: whether its scene was made again for it.
+    """
+
+    job: Job
+    sink: Sink
+    work: float
+    alone: bool
+    engine: KeptEngine | None = None
+    remade: bool = False
+
+
+class Dispatch:
+    """Gives jobs to engines.
+
+    Args:
+        engines: all of them, up or not.
+        scenes: the frames that scenes can be made from again.
+        quarantine: requests that ended an engine.
+        metrics: what is counted.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[KeptEngine],
+        scenes: HeldScenes,
+        quarantine: Quarantine,
+        metrics: Metrics,
+    ) -> None:
+        self._engines, self._scenes, self._quarantine = engines, scenes, quarantine
+        self._metrics = metrics
+        self._given: dict[int, _Given] = {}
+        self._jobs: Counter[KeptEngine] = Counter()
+        self._work: dict[KeptEngine, float] = dict.fromkeys(engines, 0.0)
+        self._where: OrderedDict[Name, KeptEngine] = OrderedDict()
+        self._waiting: deque[_Given] = deque()
+        self._suspects: deque[_Given] = deque()
+        self._apart: KeptEngine | None = None
+        self._alone: _Given | None = None
+        self._ids = itertools.count(-(1 << 40), -1)  # the canary's are negative too, but few
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        metrics.quarantined.set_function(lambda: len(quarantine))
+        metrics.suspects.set_function(lambda: quarantine.suspects)
+
+    @property
+    def depth(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._given)
+
+    @property
+    def engines_up(self) -> int:
+        """Engines that take jobs."""
+        return sum(engine.ready for engine in self._engines)
+
+    async def submit(self, job: Job, sink: Sink) -> None:
+        """Give a job to an engine; `sink` then gets its events until it ends.
+
+        Raises:
+            EngineUnavailableError: no engine is up.
+        """
+        try:
+            alone = self._quarantine.check(job)
+        except QuarantinedError as error:
+            sink(error)
+            return
+        if not self.engines_up:
+            raise EngineUnavailableError("no engine is running; send the frame again")
+        given = self._given[job.id] = _Given(job, sink, _work_of(job), alone)
+        if alone:
+            self._suspects.append(given)
+            self._run_alone()
+        else:
+            await self._launch(given)
+
+    async def tell(self, message: Forget | Cancel) -> None:
+        """Cancel a job, or let go of a session's scenes."""
+        if isinstance(message, Forget):
+            for engine in self._engines:
+                await engine.link.tell(message)
+            return
+        given = self._given.get(message.job)
+        if given is None:
+            return
+        if given.engine is not None:
+            await given.engine.link.tell(message)
+            return
+        self._end(given)
+        given.sink(Dropped(message.job))
+
+    def up(self, engine: KeptEngine) -> None:
+        """An engine takes jobs."""
+        self._run_alone()
+
+    def lost(self, engine: KeptEngine) -> None:
+        """An engine is gone; its jobs were ended by its link."""
+        self._where = OrderedDict((n, e) for n, e in self._where.items() if e is not engine)
+        if self._apart is engine:
+            self._apart = None
+        if not self.engines_up:
+            for given in [*self._waiting, *self._suspects]:
+                self._end(given)
+                given.sink(EngineUnavailableError("no engine is running; send the frame again"))
+        self._run_alone()
+
+    def close(self) -> None:
+        """The engines are about to leave: nobody is to blame."""
+        self._closing = True
+
+    # ------------------------------------------------------------------ to an engine
+
+    async def _launch(self, given: _Given) -> None:
+        """Give a job to the engine that suits it, or let it wait while the only one is apart.
+
+        Raises:
+            EngineUnavailableError: the engine has just ended.
+        """
+        engine = self._choose(given.job)
+        if engine is None:
+            self._waiting.append(given)
+            return
+        await self._give(given, engine)
+
+    def _choose(self, job: Job) -> KeptEngine | None:
+        for name in (job.scene, _needs(job)):
+            home = self._where.get(name) if name is not None else None
+            if home is not None and home.ready:
+                return None if home is self._apart else home
+        up = [e for e in self._engines if e.ready and e is not self._apart]
+        answering = [e for e in up if not e.why_not()] or up
+        return min(answering, key=lambda e: (self._work[e], e.index), default=None)
+
+    async def _give(self, given: _Given, engine: KeptEngine) -> None:
+        job = given.job
+        needs = _needs(job)
+        if needs is not None and not given.remade and self._where.get(needs) is not engine:
+            given.remade = True
+            todo = self._scenes.frames(needs)
+            if todo:
+                self._later(self._remake(given, engine, todo))
+                return
+        given.engine = engine
+        self._jobs[engine] += 1
+        self._work[engine] += given.work
+        if job.has_frame and job.hold:
+            self._place(job.scene, engine)
+        try:
+            await engine.link.submit(job, partial(self._hear, given))
+        except EngineUnavailableError:
+            self._end(given)
+            raise
+
+    async def _remake(self, given: _Given, engine: KeptEngine, frames: Sequence[Job]) -> None:
+        """Make the scene that a job is about in an engine, then give it the job."""
+        self._metrics.scenes_remade.inc()
+        self._jobs[engine] += 1
+        try:
+            for frame in frames:
+                self._place(frame.scene, engine)
+            await asyncio.gather(*(self._frame(frame, engine) for frame in frames))
+            if given.job.id in self._given:  # else it was cancelled meanwhile
+                await self._give(given, engine)
+        except EngineUnavailableError as error:
+            if given.job.id in self._given:
+                self._hear(given, error)
+        finally:
+            self._jobs[engine] -= 1
+            self._run_alone()
+
+    async def _frame(self, frame: Job, engine: KeptEngine) -> None:
+        """Have an engine accept a frame again.
+
+        Raises:
+            EngineUnavailableError: the engine ended.
+        """
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def hear(said: JobEvent | BridgeError) -> None:
+            if isinstance(said, BridgeError):
+                ended.set_exception(said)
+            else:
+                ended.set_result(None)
+
+        job = replace(frame, id=next(self._ids), received_ns=time.monotonic_ns())
+        await engine.link.submit(job, hear)
+        await ended
+
+    # ------------------------------------------------------------------ what engines say
+
+    def _hear(self, given: _Given, said: JobEvent | BridgeError) -> None:
+        job = given.job
+        if isinstance(said, BridgeError):
+            said = self._blame(given, said)
+            self._end(given)
+        elif isinstance(said, Failed) and said.code in _LOST_SCENE and self._again(given):
+            return
+        elif _ends(said, job):
+            if given.alone:
+                self._quarantine.clear(job)
+            if isinstance(said, Failed) and job.has_frame:
+                self._where.pop(job.scene, None)
+            self._end(given)
+        given.sink(said)
+
+    def _blame(self, given: _Given, error: BridgeError) -> BridgeError:
+        """A job's engine ended: it is a suspect now, or guilty."""
+        if self._closing:
+            return error
+        if given.alone:
+            return self._quarantine.convict(given.job, error.message)
+        self._quarantine.suspect(given.job)
+        return error
+
+    def _again(self, given: _Given) -> bool:
+        """Have a scene made again that its engine has let go of; returns whether that can be."""
+        needs, engine = _needs(given.job), given.engine
+        if given.remade or needs is None or engine is None:
+            return False
+        todo = self._scenes.frames(needs)
+        if not todo:
+            return False
+        given.remade = True
+        self._leave(given)
+        self._later(self._remake(given, engine, todo))
+        return True
+
+    def _leave(self, given: _Given) -> None:
+        if given.engine is not None:
+            self._jobs[given.engine] -= 1
+            self._work[given.engine] -= given.work
+            given.engine = None
+
+    def _end(self, given: _Given) -> None:
+        self._given.pop(given.job.id, None)
+        self._leave(given)
+        for queue in (self._waiting, self._suspects):
+            if given in queue:
+                queue.remove(given)
+        if self._alone is given:
+            self._alone = None
+        if self._apart is not None or self._suspects:
+            self._run_alone()
+
+    # ------------------------------------------------------------------ suspects
+
+    def _run_alone(self) -> None:
+        """Run the next suspect, if there is one and its engine has nothing else to do."""
+        if self._alone is not None:
+            return
+        if not self._suspects:
+            self._apart = None
+            waiting, self._waiting = self._waiting, deque()
+            for given in waiting:
+                self._later(self._relaunch(given))
+            return
+        if self._apart is None:
+            up = [engine for engine in self._engines if engine.ready]
+            self._apart = min(up, key=lambda e: (self._work[e], e.index), default=None)
+        if self._apart is None or not self._apart.ready or self._jobs[self._apart]:
+            return
+        self._alone = self._suspects.popleft()
+        self._later(self._relaunch(self._alone, self._apart))
+
+    async def _relaunch(self, given: _Given, engine: KeptEngine | None = None) -> None:
+        if given.job.id not in self._given:
+            return
+        try:
+            await (self._launch(given) if engine is None else self._give(given, engine))
+        except EngineUnavailableError as error:
+            self._end(given)
+            given.sink(error)
+
+    # ------------------------------------------------------------------ small things
+
+    def _place(self, name: Name, engine: KeptEngine) -> None:
+        self._where[name] = engine
+        self._where.move_to_end(name)
+        if len(self._where) > _MOST_PLACES:
+            self._where.popitem(last=False)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _needs(job: Job) -> Name | None:
+    """The scene that an engine must hold for a job."""
+    if not job.has_frame:
+        return job.scene
+    return (job.session, job.base) if job.base >= 0 else None
+
+
+def _ends(said: JobEvent, job: Job) -> bool:
+    """Whether it is a job's last event."""
+    if isinstance(said, Accepted):
+        return not job.question
+    return isinstance(said, Answered | Compressed | Failed | Dropped)
+
+
+def _work_of(job: Job) -> float:
+    work = 0.0
+    if job.has_frame:
+        work += _PICTURE_WORK if job.point == PICTURE_POINT else _FRAME_WORK
+    if job.question:
+        work += _QUESTION_WORK + _TOKEN_WORK * job.max_new_tokens
+    return work

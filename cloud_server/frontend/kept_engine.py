@@ -1,0 +1,129 @@
+"""One engine of the front end: its process, the link to it, and the questions of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from cloud_server.engine.jobs import Message, Offer, Status
+from cloud_server.engine.link import FrontLink
+from cloud_server.engine.spawn import Spawn
+from cloud_server.engine.supervisor import Supervisor
+from cloud_server.frontend.canary import Canary
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from protos.process.logs import Logger
+from protos.process.memory import MemoryWatch
+
+
+class KeptEngine:
+    """An engine that is kept running.
+
+    Args:
+        index: which of the engines it is, from 0.
+        settings: of this engine: its device and threads.
+        address: where its link listens.
+        spawn: how its process is started.
+        lent: a context in which descriptors held in reserve are free.
+        on_ready: called with the engine and its bundles once it takes jobs.
+        on_lost: called with the engine when it is gone.
+        changed: called when `why_not` may have changed.
+        notice: called with messages about no single job.
+        metrics: what is counted.
+        log: a bound logger.
+
+    Attributes:
+        link: the way to it.
+        status: its last heartbeat; an empty one while it is down.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        settings: Settings,
+        address: str,
+        spawn: Spawn,
+        lent: Callable[[], AbstractContextManager[None]],
+        on_ready: Callable[[KeptEngine, list[Offer]], None],
+        on_lost: Callable[[KeptEngine], None],
+        changed: Callable[[], None],
+        notice: Callable[[KeptEngine, Message], None],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self.index, self._metrics, self._name = index, metrics, str(index)
+        self._on_ready, self._on_lost, self._notice_too = on_ready, on_lost, notice
+        self._spawn = spawn
+        self._memory = MemoryWatch("engine", log)
+        self._log_lines_dropped = 0
+        self.status = Status()
+        self.link = FrontLink(address, settings.heartbeat_s, self._notice)
+        self._supervisor = Supervisor(
+            settings, spawn, lent, self._ready, self._lost, self._heard_status, log
+        )
+        self._canary = Canary(settings, self.link, metrics, log, changed)
+        self._asking: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs."""
+        return self._supervisor.ready
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id; 0 while there is none."""
+        return self._supervisor.pid
+
+    @property
+    def spare_pid(self) -> int:
+        """The process id of its spare; 0 without one."""
+        return self._spawn.spare_pid
+
+    def why_not(self) -> str:
+        """Why it does not answer; empty if it does."""
+        return self._canary.failing if self.ready else "the engine is not up"
+
+    async def start(self) -> asyncio.Task[None]:
+        """Begin to keep it running; the task ends with the error that makes it give up."""
+        await self.link.start()
+        self._asking = asyncio.create_task(self._canary.run())
+        self._running = asyncio.create_task(self._supervisor.run(self.link))
+        return self._running
+
+    async def close(self) -> None:
+        """Let it leave; what it still had to answer is refused."""
+        if self._asking is None:
+            return
+        self._asking.cancel()
+        await self._supervisor.stop(self.link)
+        if self._running is not None:
+            await asyncio.wait({self._running})
+        await self.link.stop()
+
+    def _notice(self, message: Message) -> None:
+        self._supervisor.notice(message)
+        self._notice_too(self, message)
+
+    def _ready(self, offers: list[Offer]) -> None:
+        self._memory.restart()
+        self._canary.engine_up(offers)
+        self._metrics.engine_ready.labels(self._name).set(1)
+        self._on_ready(self, offers)
+
+    def _lost(self) -> None:
+        self._canary.engine_down()
+        self.status = Status()
+        self._metrics.engine_ready.labels(self._name).set(0)
+        self._on_lost(self)
+
+    def _heard_status(self, status: Status) -> None:
+        metrics, self.status = self._metrics, status
+        fresh = status.log_lines_dropped - self._log_lines_dropped
+        metrics.log_lines_dropped.labels("engine").inc(max(0, fresh))
+        self._log_lines_dropped = status.log_lines_dropped
+        metrics.engine_running.labels(self._name).set(status.running)
+        metrics.engine_resident.labels(self._name).set(status.resident_bytes)
+        if self.ready:
+            self._memory.see(status.resident_bytes, status.cap_bytes)
