@@ -15,7 +15,7 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Identities, Nobody, bearer_of
-from cloud_server.identity.tls import ServerTls, only_tls_1_3
+from cloud_server.identity.tls import ServerTls
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
@@ -78,10 +78,9 @@ class Access:
         self.tls = tls = ServerTls(
             settings.directory, settings.tls_certificate, settings.tls_key, time.time, log
         )
-        only_tls_1_3(tls.shown)
         self.identities = identities = Identities(live)
         self._calls = calls = OpenCalls(identities, self._refusals)
-        metrics.open_calls.set_function(lambda: len(calls))
+        metrics.open_calls.set_function(lambda: self.open_calls)
         self._enroller = Enroller(
             settings,
             store,
@@ -93,6 +92,11 @@ class Access:
             log,
         )
         live.changed(calls.look)
+
+    @property
+    def open_calls(self) -> int:
+        """Calls of known callers that are open."""
+        return 0 if self._calls is None else len(self._calls)
 
     def guarded(
         self, methods: Mapping[str, grpc.RpcMethodHandler]

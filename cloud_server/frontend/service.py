@@ -44,7 +44,12 @@ class Service:
         settings: checked with `Settings.check_paths` by `run`.
         announce: called once with the readiness line.
         spawn: given the settings and a link's address, returns how engine processes are started.
+
+    Attributes:
+        access: who may call; made by `run`.
     """
+
+    access: Access
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Service:
 
     async def _serve(self, directory: SocketDirectory, descriptor_limit: int) -> None:
         settings, metrics, log = self._settings, self._metrics, self._log
-        access = Access(settings, metrics, log)
+        self.access = access = Access(settings, metrics, log)
         health = Health(metrics, lambda: engines.why_not())
         scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
         metrics.held_scenes.set_function(lambda: len(scenes))

@@ -1,8 +1,8 @@
 """What the service shows in TLS handshakes: read from files, checked, and read again on a change.
 
 Connections that are open keep what they began with. TLS 1.3 only: HTTP says so to OpenSSL; gRPC has
-no such option, so `only_tls_1_3` leaves its TLS 1.2 no cipher that fits the key, and
-`Identities` checks the version of every call.
+no such option, so `protos/process/start.py` leaves its TLS 1.2 no cipher, and `Identities` checks
+the version of every call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cloud_server.identity import certificates as made
 from cloud_server.identity.authority import INTERMEDIATE, ROOTS, SERVER_LIFE_S, Authority
@@ -24,7 +23,6 @@ from protos.process.files import write_file, writing
 from protos.process.logs import Logger
 
 AUTHORITY, SERVER = "authority", "server.pem"
-_CIPHERS = "GRPC_SSL_CIPHER_SUITES"
 _FIELDS = ("st_mtime_ns", "st_ino", "st_size")
 
 
@@ -191,13 +189,6 @@ def server_names(path: Path) -> list[str]:
     found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     names = found.get_values_for_type(x509.DNSName)
     return [*names, *map(str, found.get_values_for_type(x509.IPAddress))]
-
-
-def only_tls_1_3(shown: Shown) -> None:
-    """Leave gRPC's TLS 1.2 no cipher that fits the server's key; call it before gRPC is used."""
-    of_rsa = isinstance(shown.chain[0].public_key(), rsa.RSAPublicKey)
-    other = "ECDSA" if of_rsa else "RSA"
-    os.environ.setdefault(_CIPHERS, f"ECDHE-{other}-AES128-GCM-SHA256")
 
 
 def _configuration(shown: Shown, mutual: bool) -> grpc.ServerCertificateConfiguration:

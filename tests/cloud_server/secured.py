@@ -9,7 +9,7 @@ import ssl
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -49,10 +49,6 @@ class Premises:
     def authority(self) -> Authority:
         return Authority.open(self.directory / AUTHORITY)
 
-    @property
-    def roots_pem(self) -> bytes:
-        return self.authority.roots_pem
-
     def code(self, device: str = "gate-3", tenant: str = "acme") -> OneTimeCode:
         """A new device's code, or another one of a device that is there."""
         made = OneTimeCode.fresh(self.authority.root_der)
@@ -77,11 +73,26 @@ class Secured:
     premises: Premises
     service: Any
     ports: dict[str, int]
+    trusted_pem: bytes = b""
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
-    def channel(self, device: Device | None = None, **about: Any) -> grpc.aio.Channel:
+    def __post_init__(self) -> None:
+        self.trusted_pem = self.premises.authority.roots_pem
+
+    async def settled(self) -> None:
+        """Wait until the service knows every change of the database."""
+        live = self.service.access.live
+        live.wake()
+        while live.now.token != self.premises.store.token():
+            await asyncio.sleep(0.01)
+
+    def trusting(self, device: Device) -> Device:
+        """The device with other roots than it was given."""
+        return replace(device, roots_pem=self.trusted_pem)
+
+    def channel(self, device: Device | None = None) -> grpc.aio.Channel:
         """A channel of a device to the devices' port, or without one to the open port."""
-        shown = device or Device(b"", b"", self.premises.roots_pem)
+        shown = device or Device(b"", b"", self.trusted_pem)
         made = grpc.aio.secure_channel(
             f"127.0.0.1:{self.ports['open_port' if device is None else 'port']}",
             shown.only_roots() if device is None else shown.credentials(),
@@ -115,7 +126,7 @@ class Secured:
         request = urllib.request.Request(url)
         if key:
             request.add_header("Authorization", f"Bearer {key}")
-        context = Device(b"", b"", self.premises.roots_pem).context()
+        context = Device(b"", b"", self.trusted_pem).context()
         context.set_alpn_protocols(["http/1.1"])
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
