@@ -129,10 +129,15 @@ class Device:
         if self._call is not None:
             return
         if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.create_task(self._reconnect())
+            self._connecting = asyncio.create_task(self.reach())
         await asyncio.shield(self._connecting)
 
-    async def _reconnect(self) -> None:
+    async def reach(self) -> None:
+        """Connect, and try again while nobody answers.
+
+        Raises:
+            BridgeError: nobody did for `give_up_s`.
+        """
         deadline = time.monotonic() + self._give_up_s
         pause = _PAUSE_S
         while True:

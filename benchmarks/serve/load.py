@@ -37,7 +37,7 @@ async def fleet(
 
     async def connect(device: Device) -> None:
         async with gate:
-            await device.connect()
+            await (device.connect() if tries == 1 else device.reach())
 
     try:
         await asyncio.gather(*map(connect, devices))
