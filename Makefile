@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node examples example-node check bench bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -90,6 +90,16 @@ soak: $(READY) ## Half an hour of answers: memory must stay within base and caps
 	@echo "soak: $(MINUTES) minutes, figures in build/bench/soak.json"
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+bench-serve: $(READY) ## The service under load: throughput, latency, fairness, overload, rivals, a soak (MINUTES=30; resumes)
+	@echo "bench-serve: about 10 minutes and a soak of $(MINUTES); report in build/bench/serve.json and serve.html"
+	@$(BIN)/python -m benchmarks.serve --minutes $(MINUTES)
+
+test-faults: $(READY) ## Thousands of faults injected into a service under load (about 25 minutes)
+	@echo "test-faults: every accepted frame is answered once or refused; report in build/faults.json"
+	@command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || \
+		echo "test-faults: no haproxy, so no rolling restart (Debian: apt-get install haproxy)"
+	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
+
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"
 	@$(BIN)/python -m benchmarks.bench
@@ -154,7 +164,7 @@ reference: $(READY) ## Train the reference models and the bundle again, from scr
 
 clean: ## Remove reports, build outputs and caches (keeps .venv and training checkpoints)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"
-	@rm -rf build/demo build/bench build/examples build/lib build/bdist.* build/reference
+	@rm -rf build/demo build/bench build/faults.json build/examples build/lib build/bdist.* build/reference
 	@rm -rf dist *.egg-info reference/*.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -50,6 +50,7 @@ class Device:
         open: requests without a terminal event, by id.
         strangers: events of requests that this device never sent.
         ended: called with each request that has ended.
+        overhear: called with each event, if it is set.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Device:
         self.open: dict[bytes, Entry] = {}
         self.strangers: list[pb.InferEvent] = []
         self.ended: Callable[[Entry], None] = lambda entry: None
+        self.overhear: Callable[[pb.InferEvent], None] | None = None
 
     # ------------------------------------------------------------------ connection
 
@@ -209,6 +211,8 @@ class Device:
 
     def _take(self, event: pb.InferEvent) -> None:
         kind = event.WhichOneof("event")
+        if self.overhear is not None:
+            self.overhear(event)
         if kind == "rate_advice":
             return
         entry = self.open.get(event.request_id)
@@ -273,6 +277,10 @@ class Device:
             self._end(entry, time.monotonic())
 
     # ------------------------------------------------------------------ the end
+
+    def forget(self) -> None:
+        """Forget requests that have ended; later events of theirs count as strangers'."""
+        self._past.clear()
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until nothing is open; what is open then has no end, and counts as lost."""

@@ -27,11 +27,17 @@ _CONNECTS = 16
 
 @asynccontextmanager
 async def fleet(
-    count: int, dial: Callable[[int], Dial], pool: Pool, first: int = 0, tries: int = 1
+    count: int,
+    dial: Callable[[int], Dial],
+    pool: Pool,
+    first: int = 0,
+    tries: int = 1,
+    name: str = "",
 ) -> AsyncIterator[list[Device]]:
-    """Connected devices, numbered from `first`."""
+    """Connected devices, numbered from `first`; with a name, connections of one device."""
     devices = [
-        Device(f"device-{first + i}", dial(first + i), pool, tries=tries) for i in range(count)
+        Device(name or f"device-{first + i}", dial(first + i), pool, tries=tries)
+        for i in range(count)
     ]
     gate = asyncio.Semaphore(_CONNECTS)
 
@@ -124,7 +130,7 @@ class Poisson:
         self._entries = [
             devices[who].prepare(int(item)) for who, item in zip(self._who, asked, strict=True)
         ]
-        self._waiting: dict[str, deque[Entry]] = {device.name: deque() for device in devices}
+        self._waiting: dict[Device, deque[Entry]] = {device: deque() for device in devices}
         self._sends: set[asyncio.Task[None]] = set()
         self._lags: list[float] = []
 
@@ -140,7 +146,7 @@ class Poisson:
                 await asyncio.sleep(wait)
             self._lags.append(time.monotonic() - entry.due)
             device = self._devices[who]
-            self._waiting[device.name].append(entry)
+            self._waiting[device].append(entry)
             self._next(device)
         if (left := started + self._seconds - time.monotonic()) > 0:
             await asyncio.sleep(left)
@@ -154,7 +160,7 @@ class Poisson:
         self._next(device)
 
     def _next(self, device: Device) -> None:
-        waiting = self._waiting[device.name]
+        waiting = self._waiting[device]
         while waiting and len(device.open) < device.limits.max_in_flight:
             entry = waiting.popleft()
             if time.monotonic() - entry.due > self._patience_s:
@@ -176,9 +182,9 @@ async def closed_loop(
     entries: list[Entry] = []
     begun = time.monotonic()
     stop = begun + warm_s + seconds
-    over = {device.name: asyncio.Queue[Entry]() for device in devices}
+    over = {device: asyncio.Queue[Entry]() for device in devices}
     for device in devices:
-        device.ended = over[device.name].put_nowait
+        device.ended = over[device].put_nowait
 
     async def work(number: int) -> None:
         device, turn = devices[number % len(devices)], number
@@ -188,7 +194,7 @@ async def closed_loop(
             entry.due = time.monotonic()
             entries.append(entry)
             await device.send(entry)
-            await over[device.name].get()
+            await over[device].get()
 
     await asyncio.gather(*map(work, range(under_way)))
     for device in devices:

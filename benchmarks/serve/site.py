@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from edge_agent.uplink.dial import Dial, dial_insecure
 from protos.process.memory import resident_bytes
-from reference.demo.halves import Ready, cloud_server, ready
+from reference.demo.halves import (
+    BUNDLE,
+    CLOUD_MODEL,
+    ENVIRONMENT,
+    Ready,
+    cloud_server,
+    ready,
+)
 from reference.demo.processes import Child
 
 OPEN = ("--negotiations-per-s", "0", "--log-level", "warning")
@@ -67,6 +75,22 @@ class Site:
 def site(folder: Path, *flags: str, threads: int = 1) -> Iterator[Site]:
     """Start a service with the reference model and bundle; it ends with the block."""
     with cloud_server(folder / "service.log", *OPEN, *flags, threads=threads) as server:
+        yield Site(server, ready(server))
+
+
+@contextmanager
+def stubbed(folder: Path) -> Iterator[Site]:
+    """Start a service whose engine answers at once."""
+    settings = {
+        "model": str(CLOUD_MODEL),
+        "bundles": [str(BUNDLE)],
+        "port": 0,
+        "metrics_port": 0,
+        "negotiations_per_s": 0,
+        "log_level": "warning",
+    }
+    module = ["benchmarks.serve.stub_engine", "serve", json.dumps(settings)]
+    with Child("stub", module, folder / "stub.log", ENVIRONMENT) as server:
         yield Site(server, ready(server))
 
 

@@ -67,7 +67,7 @@ class GrpcPort:
             settings.metrics_connections,
             settings.max_connections,
         )
-        self._server = grpc.aio.server(options=_options(settings, most))
+        self._server = grpc.aio.server(options=server_options(settings, most))
         self._server.add_generic_rpc_handlers((self._bridge.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.checks, self._server)
         self._server.add_generic_rpc_handlers((_reflection(self._access),))
@@ -165,7 +165,13 @@ class MetricsPort:
             await asyncio.to_thread(self._server.close)
 
 
-def _options(settings: Settings, connections: int) -> list[tuple[str, int]]:
+def server_options(settings: Settings, connections: int) -> list[tuple[str, int]]:
+    """Options of the gRPC server.
+
+    Args:
+        settings: its limits.
+        connections: most connections at once.
+    """
     # A message above gRPC's own cap ends the whole stream, so that cap is higher than ours: a
     # message between the two is refused like any bad frame, and the stream goes on.
     return [

@@ -12,6 +12,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.serve.site import Site, site
 from edge_agent.uplink.dial import dial_insecure
 from reference.demo.halves import edge_agent
 from reference.demo.processes import Child
-from tests.faults.arena import QUICK, Faults, Steady, steady, times
+from tests.faults.arena import FULL, QUICK, Faults, Steady, steady, times
 
 BALANCER = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 UNDER_WAY = 64
@@ -150,6 +151,7 @@ def agent(folder: Path, address: str, captures: int) -> tuple[Child, Path]:
     return edge_agent(folder / "agent.log", address, *arguments), output
 
 
+@pytest.mark.skipif(not FULL, reason="minutes long: `make test-faults` runs it")
 @pytest.mark.skipif(BALANCER is None, reason="no haproxy (Debian: apt-get install haproxy)")
 def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agents_and_devices(
     tmp_path: Path, pool: Pool, calm: list[str], place: Site, faults: Faults
@@ -173,7 +175,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
                 agents.append((running.enter_context(child), output))
             async with steady(lambda _: dial_insecure(at), pool, devices=4, under_way=4) as load:
                 for output in (output for _, output in agents):
-                    await load.until(lambda o=output: len(records(o)) >= 8, "an agent's answers")
+                    await load.until(partial(_has, output, 8), "an agent's answers")
                 for number in range(1, rounds + 1):
                     for which in (0, 1):
                         before = [len(records(output)) for _, output in agents]
@@ -181,7 +183,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
                         assert await asyncio.to_thread(fronts[which].server.wait, _idle, 60) == 0
                         for (_, output), had in zip(agents, before, strict=True):
                             await load.until(
-                                lambda o=output, n=had: len(records(o)) >= n + 8, "answers of one"
+                                partial(_has, output, had + 8), "answers of one"
                             )
                         fronts[which] = await start(which, number)
                         await load.more(8)
@@ -216,6 +218,10 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
     faults.judged(
         "rolling restart", 2 * rounds, load.entries, calm, load.strangers, agents_answers=asked
     )
+
+
+def _has(output: Path, answers: int) -> bool:
+    return len(records(output)) >= answers
 
 
 def _idle() -> None:

@@ -1,0 +1,109 @@
+"""The service under load: throughput, latency, fairness, overload, memory, beside its rivals.
+
+Simulated devices send frames of test pictures from a process of their own to a service in others;
+all share this machine. Parts that were measured before are kept (`--fresh` measures all again).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import command
+from benchmarks.serve import parts
+from benchmarks.serve.figures import figures, read_faults
+from benchmarks.serve.pool import pool
+from reference.report.parts import html, show
+
+FAULTS = command.ROOT / "build" / "faults.json"
+
+
+def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
+    """The parts in order: name, what measures it, about how many seconds it takes."""
+    return [
+        ("throughput", parts.on_site(parts.throughput), 75),
+        ("transformers", parts.transformers, 40),
+        ("front_end", parts.front_end, 80),
+        ("offered", parts.on_site(parts.offered), 130),
+        ("devices", parts.on_site(parts.devices), 110),
+        ("fairness", parts.on_site(parts.fairness), 100),
+        ("soak", parts.steady(minutes), 60 * minutes + 20),
+    ]
+
+
+def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[str]) -> Any:
+    """Measure every part that is not there yet; returns all of them by name."""
+    folder = out / "serve"
+    bench = parts.Bench(folder, pool(folder), quick)
+    found: dict[str, Any] = {}
+    todo = []
+    for name, part, seconds in plan(minutes):
+        path = folder / f"{name}{'-quick' if quick else ''}.json"
+        if path.is_file() and not fresh and (not only or name not in only):
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+        elif not only or name in only:
+            todo.append((name, part, path, seconds / (4 if quick and name != "soak" else 1)))
+    left = sum(seconds for *_, seconds in todo)
+    for number, (name, part, path, seconds) in enumerate(todo, 1):
+        print(
+            f"serve: part {number} of {len(todo)}, {name}; about {left / 60:.1f} minutes to go",
+            flush=True,
+        )
+        began = time.monotonic()
+        made = part(bench, found)
+        found[name] = {**made, "took_s": round(time.monotonic() - began, 1)}
+        path.write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
+        left -= seconds
+    return found
+
+
+def bench(given: argparse.Namespace) -> int:
+    """Measure, write, print; returns 1 if a ledger does not hold."""
+    minutes = given.minutes if given.minutes is not None else 0.5 if given.quick else 30.0
+    measured = measure(given.out, given.quick, given.fresh, minutes, given.part or ())
+    report = {
+        "command": command.command("serve"),
+        "quick": given.quick,
+        "cores": len(os.sched_getaffinity(0)),
+        "figures": figures(measured, read_faults(FAULTS)),
+        "parts": measured,
+    }
+    from benchmarks.serve.page import figures_table, parts_of
+
+    lead = (
+        "Simulated devices with real frames against the reference service; generator, front end "
+        f"and engine share {report['cores']} cores of one machine. `{report['command']}`"
+    )
+    page = html("the service under load", lead, parts_of(report))
+    command.write(report, given.out / "serve.json", page)
+    show([figures_table(report["figures"])], Console())
+    broken = [name for name, part in measured.items() if not part.get("holds", True)]
+    for name in broken:
+        print(f"serve: {name}: {measured[name]['verdict']}")
+    return 1 if broken else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = command.parser("serve", __doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds for each point")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    parser.add_argument(
+        "--minutes", type=float, help="length of the soak (default: 30; half a one with --quick)"
+    )
+    names = [name for name, *_ in plan(0)]
+    parser.add_argument("--part", choices=names, action="append", help="only this; repeatable")
+    parser.add_argument("--out", type=Path, default=command.REPORTS)
+    return command.run(parser, bench, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The parts of the bench: each measures something on a running service and returns plain numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serve.device import Device
+from benchmarks.serve.echo import Recording
+from benchmarks.serve.ledger import Entry, judge
+from benchmarks.serve.load import (
+    Poisson,
+    Stretch,
+    calm_answers,
+    closed_loop,
+    fleet,
+    sampled,
+)
+from benchmarks.serve.pool import Pool
+from benchmarks.serve.site import Site, cpu_seconds, site, stubbed
+from cloud_server.frontend.ports import server_options
+from cloud_server.settings import load
+from reference.demo.halves import ENVIRONMENT, Ready
+from reference.demo.processes import Child
+
+DEVICES = (1, 4, 16, 64, 256, 1000)
+OFFERED = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
+"""Shares of the throughput at 64 under way."""
+WITHIN_S = 2.0
+"""An answer that comes later than this after it was due does not count as goodput."""
+_GREEDY_IN_FLIGHT = 64
+_POLITE, _POLITE_SHARE = 8, 0.3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every part needs.
+
+    Attributes:
+        folder: for logs and recordings.
+        pool: what devices send.
+        quick: a few seconds each, for a look.
+        loop: runs all parts: grpc.aio does not outlive the loop that it began with.
+    """
+
+    folder: Path
+    pool: Pool
+    quick: bool
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    @property
+    def seconds(self) -> float:
+        """Length of one point."""
+        return 2.0 if self.quick else 8.0
+
+
+Part = Callable[[Bench, dict[str, Any]], dict[str, Any]]
+"""Measures; is given the parts measured before, by name."""
+
+
+def on_site(
+    work: Callable[[Bench, Site, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]], *flags: str
+) -> Part:
+    """A part that needs a service of its own."""
+
+    def part(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+        with site(bench.folder, *flags) as place:
+            return bench.loop.run_until_complete(work(bench, place, before))
+
+    return part
+
+
+# ------------------------------------------------------------------ throughput and latency
+
+
+async def throughput(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    """One request at a time, 64 at once, and where the time to the first token goes."""
+    items = len(bench.pool.items)
+    async with fleet(1, place.dial, bench.pool) as (device,):
+        calm = await calm_answers(device, items)
+        right = sum(text == item.truth for text, item in zip(calm, bench.pool.items, strict=True))
+        one = await closed_loop([device], items, 1, bench.seconds)
+    async with fleet(64, place.dial, bench.pool, first=64) as devices:
+        many = await closed_loop(devices, items, 64, bench.seconds)
+        light = await Poisson(
+            devices, items, 0.1 * one.rate(), 4 * bench.seconds, seed=1
+        ).run()
+    return {
+        "right": right / items,
+        "one": one.row(),
+        "many": many.row(),
+        "light": light.row(),
+        "stages": stages(light),
+        "verdict": str(judge([*one.entries, *many.entries, *light.entries], calm)),
+        "holds": judge([*one.entries, *many.entries, *light.entries], calm).holds,
+    }
+
+
+def stages(stretch: Stretch) -> dict[str, float]:
+    """Where the time to the first token went, medians in milliseconds, and the share outside."""
+    rows = [
+        (
+            (entry.first_token - entry.sent[0]) * 1e3,
+            timings.decode_ms,
+            timings.project_ms + timings.inject_ms,
+            timings.prefill_ms,
+            timings.queue_ms,
+        )
+        for entry in stretch.answered
+        if (timings := entry.timings) is not None
+    ]
+    outside = [1 - (decode + project + prefill) / all_ for all_, decode, project, prefill, _ in rows]
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    names = ("first_token_ms", "codec_ms", "projection_ms", "model_ms", "queue_ms")
+    return dict(zip(names, medians, strict=True)) | {"outside_share": statistics.median(outside)}
+
+
+async def offered(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    """Throughput, latency and goodput against offered load, Poisson arrivals on 64 devices."""
+    peak = before["throughput"]["many"]["answers_per_s"]
+    items, rows, entries = len(bench.pool.items), [], list[Entry]()
+    async with (
+        fleet(64, place.dial, bench.pool) as devices,
+        sampled(place.memory) as memory,
+    ):
+        for number, share in enumerate(OFFERED):
+            load_ = Poisson(devices, items, share * peak, bench.seconds, number, WITHIN_S)
+            stretch = await load_.run()
+            entries += stretch.entries
+            rows.append(
+                {"share": share, "goodput_per_s": stretch.rate(WITHIN_S), **stretch.row()}
+            )
+    verdict = judge(entries)
+    return {"rows": rows, "memory": memory, "verdict": str(verdict), "holds": verdict.holds}
+
+
+async def devices(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    """Throughput against the number of devices, each with one request under way."""
+    items, rows = len(bench.pool.items), []
+    for count in DEVICES:
+        began = time.monotonic()
+        async with fleet(count, place.dial, bench.pool, first=10_000) as them:
+            connected = time.monotonic() - began
+            stretch = await closed_loop(
+                them, items, count, bench.seconds, warm_s=max(1.0, count / 250)
+            )
+            row = {"devices": count, "connect_s": round(connected, 2), **stretch.row()}
+            rows.append(row | {"memory": place.memory()})
+    return {"rows": rows}
+
+
+async def fairness(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    """Eight polite devices alone and beside a greedy one, in turn."""
+    items = len(bench.pool.items)
+    rate = _POLITE_SHARE * before["throughput"]["many"]["answers_per_s"]
+    alone, beside, greedy_rates = list[Entry](), list[Entry](), list[float]()
+    async with (
+        fleet(_POLITE, place.dial, bench.pool) as polite,
+        fleet(4, lambda _: place.dial(500), bench.pool, first=500, name="greedy") as greedy,
+    ):
+        for turn in range(2 if bench.quick else 4):
+            quiet = await Poisson(polite, items, rate, bench.seconds, 2 * turn).run()
+            alone += quiet.entries
+            loud = asyncio.create_task(
+                closed_loop(greedy, items, _GREEDY_IN_FLIGHT, bench.seconds + 2.0)
+            )
+            await asyncio.sleep(1.0)
+            beside += (await Poisson(polite, items, rate, bench.seconds, 2 * turn + 1).run()).entries
+            greedy_rates.append((await loud).rate())
+    seconds = bench.seconds * len(greedy_rates)
+    rows = {"alone": Stretch(seconds, rate, alone), "beside": Stretch(seconds, rate, beside)}
+    return {
+        "rows": {name: stretch.row() for name, stretch in rows.items()},
+        "p95_ratio": rows["beside"].latency_ms(0.95) / rows["alone"].latency_ms(0.95),
+        "greedy_per_s": float(np.mean(greedy_rates)),
+    }
+
+
+# ------------------------------------------------------------------ rivals
+
+
+def transformers(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+    """The large model by `transformers` from WebP pictures, one at a time.
+
+    The faster of one thread and two counts.
+    """
+    found = {}
+    for threads in (1, 2):
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "benchmarks.serve.rival"),
+                *(str(bench.seconds), str(threads)),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found[threads] = json.loads(run.stdout)
+    best = max(found, key=lambda threads: found[threads]["answers_per_s"])
+    return {"threads": best, **found[best], "each": found}
+
+
+def front_end(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+    """The front end with an engine that answers at once, beside a bare echo of the same bytes.
+
+    The rate that counts is requests per second of the server process's own CPU time: what it does
+    when it alone bounds the rate. (The generator is no faster than the server it drives.)
+    """
+    recorded = bench.folder / "recording.json"
+    options = server_options(load({}, environ={}), 0)
+
+    async def record(place: Site) -> None:
+        async with fleet(1, place.dial, bench.pool) as (device,):
+            (await Recording.of(device, [o for o in options if "connections" not in o[0]])).write(
+                recorded
+            )
+
+    async def drive(place: Site) -> dict[str, float]:
+        async with fleet(16, place.dial, bench.pool) as them:
+            pid = place.server.pid
+            before_s, began = cpu_seconds(pid), time.monotonic()
+            stretch = await closed_loop(them, len(bench.pool.items), 64, bench.seconds, warm_s=0.0)
+            used, wall = cpu_seconds(pid) - before_s, time.monotonic() - began
+        done = len(stretch.entries)
+        return {
+            "per_s": done / stretch.seconds,
+            "per_cpu_s": done / used,
+            "server_cpu_share": used / wall,
+        }
+
+    rows: dict[str, list[dict[str, float]]] = {"front_end": [], "echo": []}
+    with stubbed(bench.folder) as stub:
+        bench.loop.run_until_complete(record(stub))
+        echo = Child(
+            "echo", ["benchmarks.serve.echo", str(recorded)], bench.folder / "echo.log", ENVIRONMENT
+        )
+        with echo:
+            told = echo.ready(60)
+            rival = Site(echo, Ready(f"127.0.0.1:{told['port']}", ""))
+            for _ in range(1 if bench.quick else 3):
+                rows["front_end"].append(bench.loop.run_until_complete(drive(stub)))
+                rows["echo"].append(bench.loop.run_until_complete(drive(rival)))
+    best = {name: max(row["per_cpu_s"] for row in found) for name, found in rows.items()}
+    return {"rows": rows, "best": best, "ratio": best["front_end"] / best["echo"]}
+
+
+# ------------------------------------------------------------------ memory
+
+
+def steady(minutes: float) -> Part:
+    """Steady load at half of the peak for some minutes, memory each second."""
+
+    async def work(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+        rate = 0.5 * before["throughput"]["many"]["answers_per_s"]
+        items, seconds = len(bench.pool.items), minutes * 60
+        count = 0
+        async with fleet(32, place.dial, bench.pool) as them, sampled(place.memory) as memory:
+            began = time.monotonic()
+            while (spent := time.monotonic() - began) < seconds:
+                stretch = await Poisson(them, items, rate, min(20.0, seconds - spent), count).run()
+                count += len(stretch.answered)
+                forget(them)
+                print(
+                    f"serve: soak, {100 * min(1, (time.monotonic() - began) / seconds):.0f} %, "
+                    f"{count} answers, {(seconds - spent) / 60:.1f} minutes to go, "
+                    f"{ {k: f'{v / 1e6:.0f} MB' for k, v in memory[-1].items() if k != 'seconds'} }",
+                    flush=True,
+                )
+        return {"minutes": minutes, "answers": count, "memory": memory}
+
+    return on_site(work)
+
+
+def forget(devices_: list[Device]) -> None:
+    """Let devices forget requests that have ended, so that a long run keeps no ledger."""
+    for device in devices_:
+        device.forget()
+
+
