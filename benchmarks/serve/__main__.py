@@ -42,7 +42,7 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
 def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[str]) -> Any:
     """Measure every part that is not there yet; returns all of them by name."""
     folder = out / "serve"
-    bench = parts.Bench(folder, pool(folder), quick)
+    bench = parts.Workbench(folder, pool(folder), quick)
     found: dict[str, Any] = {}
     todo = []
     for name, part, seconds in plan(minutes):

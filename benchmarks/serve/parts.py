@@ -1,4 +1,4 @@
-"""The parts of the bench: each measures something on a running service and returns plain numbers."""
+"""The parts of the bench: each measures something on a running service; plain numbers come back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _POLITE, _POLITE_SHARE = 8, 0.3
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workbench:
     """What every part needs.
 
     Attributes:
@@ -64,16 +64,17 @@ class Bench:
         return 2.0 if self.quick else 8.0
 
 
-Part = Callable[[Bench, dict[str, Any]], dict[str, Any]]
+Part = Callable[[Workbench, dict[str, Any]], dict[str, Any]]
 """Measures; is given the parts measured before, by name."""
 
 
 def on_site(
-    work: Callable[[Bench, Site, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]], *flags: str
+    work: Callable[[Workbench, Site, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]],
+    *flags: str,
 ) -> Part:
     """A part that needs a service of its own."""
 
-    def part(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+    def part(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
         with site(bench.folder, *flags) as place:
             return bench.loop.run_until_complete(work(bench, place, before))
 
@@ -83,7 +84,7 @@ def on_site(
 # ------------------------------------------------------------------ throughput and latency
 
 
-async def throughput(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+async def throughput(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
     """One request at a time, 64 at once, and where the time to the first token goes."""
     items = len(bench.pool.items)
     async with fleet(1, place.dial, bench.pool) as (device,):
@@ -92,9 +93,7 @@ async def throughput(bench: Bench, place: Site, before: dict[str, Any]) -> dict[
         one = await closed_loop([device], items, 1, bench.seconds)
     async with fleet(64, place.dial, bench.pool, first=64) as devices:
         many = await closed_loop(devices, items, 64, bench.seconds)
-        light = await Poisson(
-            devices, items, 0.1 * one.rate(), 4 * bench.seconds, seed=1
-        ).run()
+        light = await Poisson(devices, items, 0.1 * one.rate(), 4 * bench.seconds, seed=1).run()
     return {
         "right": right / items,
         "one": one.row(),
@@ -119,13 +118,13 @@ def stages(stretch: Stretch) -> dict[str, float]:
         for entry in stretch.answered
         if (timings := entry.timings) is not None
     ]
-    outside = [1 - (decode + project + prefill) / all_ for all_, decode, project, prefill, _ in rows]
+    outside = [1 - (codec + map_ + model) / first for first, codec, map_, model, _ in rows]
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     names = ("first_token_ms", "codec_ms", "projection_ms", "model_ms", "queue_ms")
     return dict(zip(names, medians, strict=True)) | {"outside_share": statistics.median(outside)}
 
 
-async def offered(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+async def offered(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
     """Throughput, latency and goodput against offered load, Poisson arrivals on 64 devices."""
     peak = before["throughput"]["many"]["answers_per_s"]
     items, rows, entries = len(bench.pool.items), [], list[Entry]()
@@ -137,14 +136,12 @@ async def offered(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str
             load_ = Poisson(devices, items, share * peak, bench.seconds, number, WITHIN_S)
             stretch = await load_.run()
             entries += stretch.entries
-            rows.append(
-                {"share": share, "goodput_per_s": stretch.rate(WITHIN_S), **stretch.row()}
-            )
+            rows.append({"share": share, "goodput_per_s": stretch.rate(WITHIN_S), **stretch.row()})
     verdict = judge(entries)
     return {"rows": rows, "memory": memory, "verdict": str(verdict), "holds": verdict.holds}
 
 
-async def devices(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+async def devices(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
     """Throughput against the number of devices, each with one request under way."""
     items, rows = len(bench.pool.items), []
     for count in DEVICES:
@@ -159,7 +156,7 @@ async def devices(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str
     return {"rows": rows}
 
 
-async def fairness(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+async def fairness(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
     """Eight polite devices alone and beside a greedy one, in turn."""
     items = len(bench.pool.items)
     rate = _POLITE_SHARE * before["throughput"]["many"]["answers_per_s"]
@@ -175,7 +172,9 @@ async def fairness(bench: Bench, place: Site, before: dict[str, Any]) -> dict[st
                 closed_loop(greedy, items, _GREEDY_IN_FLIGHT, bench.seconds + 2.0)
             )
             await asyncio.sleep(1.0)
-            beside += (await Poisson(polite, items, rate, bench.seconds, 2 * turn + 1).run()).entries
+            beside += (
+                await Poisson(polite, items, rate, bench.seconds, 2 * turn + 1).run()
+            ).entries
             greedy_rates.append((await loud).rate())
     seconds = bench.seconds * len(greedy_rates)
     rows = {"alone": Stretch(seconds, rate, alone), "beside": Stretch(seconds, rate, beside)}
@@ -189,7 +188,7 @@ async def fairness(bench: Bench, place: Site, before: dict[str, Any]) -> dict[st
 # ------------------------------------------------------------------ rivals
 
 
-def transformers(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+def transformers(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
     """The large model by `transformers` from WebP pictures, one at a time.
 
     The faster of one thread and two counts.
@@ -210,7 +209,7 @@ def transformers(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     return {"threads": best, **found[best], "each": found}
 
 
-def front_end(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
     """The front end with an engine that answers at once, beside a bare echo of the same bytes.
 
     The rate that counts is requests per second of the server process's own CPU time: what it does
@@ -260,7 +259,7 @@ def front_end(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 def steady(minutes: float) -> Part:
     """Steady load at half of the peak for some minutes, memory each second."""
 
-    async def work(bench: Bench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    async def work(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
         rate = 0.5 * before["throughput"]["many"]["answers_per_s"]
         items, seconds = len(bench.pool.items), minutes * 60
         count = 0
@@ -270,12 +269,13 @@ def steady(minutes: float) -> Part:
                 stretch = await Poisson(them, items, rate, min(20.0, seconds - spent), count).run()
                 count += len(stretch.answered)
                 forget(them)
-                print(
-                    f"serve: soak, {100 * min(1, (time.monotonic() - began) / seconds):.0f} %, "
-                    f"{count} answers, {(seconds - spent) / 60:.1f} minutes to go, "
-                    f"{ {k: f'{v / 1e6:.0f} MB' for k, v in memory[-1].items() if k != 'seconds'} }",
-                    flush=True,
+                held = ", ".join(
+                    f"{kind} {size / 1e6:.0f} MB"
+                    for kind, size in memory[-1].items()
+                    if kind != "seconds"
                 )
+                left = max(0.0, seconds - (time.monotonic() - began)) / 60
+                print(f"serve: soak, {count} answers, {left:.1f} minutes to go; {held}", flush=True)
         return {"minutes": minutes, "answers": count, "memory": memory}
 
     return on_site(work)
@@ -285,5 +285,3 @@ def forget(devices_: list[Device]) -> None:
     """Let devices forget requests that have ended, so that a long run keeps no ledger."""
     for device in devices_:
         device.forget()
-
-

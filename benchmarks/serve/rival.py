@@ -6,18 +6,17 @@ A WebP file is decoded, prepared and answered by `transformers`' own processor a
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.serve.device import MAX_NEW_TOKENS
 from benchmarks.serve.pool import QUESTIONS
 from edge_agent.picture import PictureCodec
+from projector.models.pictures import read
 from projector.validation.estimate import same_answer
 from reference.demo.halves import CLOUD_MODEL
 from reference.demo.testset import TestSet
@@ -35,7 +34,7 @@ def measure(seconds: float, threads: int) -> dict[str, float]:
 
     def answer(row: int) -> str:
         asked = test.asked[row]
-        picture = Image.open(io.BytesIO(files[asked.picture])).convert("RGB")
+        picture = read(files[asked.picture])
         talk = [
             {
                 "role": "user",

@@ -102,9 +102,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM."""
 
     async def run() -> None:
-        made = Service(
-            settings, partial(print, flush=True), partial(spawn_engine, module=_MODULE)
-        )
+        made = Service(settings, partial(print, flush=True), partial(spawn_engine, module=_MODULE))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, made.stop)
         await made.run()
 

@@ -182,9 +182,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
                         os.kill(fronts[which].server.pid, signal.SIGTERM)
                         assert await asyncio.to_thread(fronts[which].server.wait, _idle, 60) == 0
                         for (_, output), had in zip(agents, before, strict=True):
-                            await load.until(
-                                partial(_has, output, had + 8), "answers of one"
-                            )
+                            await load.until(partial(_has, output, had + 8), "answers of one")
                         fronts[which] = await start(which, number)
                         await load.more(8)
             for child, _ in agents:
@@ -226,5 +224,3 @@ def _has(output: Path, answers: int) -> bool:
 
 def _idle() -> None:
     """Nothing to do while waiting."""
-
-
