@@ -12,7 +12,7 @@ from protos.process.metrics import BYTES, RATIO, MetricSet
 STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
 OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations", "enrolments")
 ENROLMENTS = ("enrolled", "renewed", "refused")
-LEFT = ("cancelled", "deadline", "lost", "never_back")
+LEFT = ("cancelled", "deadline", "lost", "never_back", "stopped")
 _SECONDS = (
     0.0002,
     0.0005,
@@ -115,6 +115,12 @@ class Metrics(MetricSet):
             "1 for a served bundle whose certificate does not say that its map beats its controls",
             "bundle",
             "verdict",
+        )
+        self.http_requests = self.counter(
+            "http_requests_total",
+            "HTTP requests answered, by method and status",
+            "method",
+            "status",
         )
         self.log_lines_dropped = self.counter(
             "log_lines_dropped_total",

@@ -24,6 +24,7 @@ from protos.process.addresses import Address, loopback
 from protos.process.settings import Dtype, Host, LogLevel
 
 PREFIX = "NEURAL_BRIDGE_CLOUD_"
+_HTTP_PORT = 8443
 SETTINGS_FILE = "settings.toml"
 """The settings file in the directory that `cloud-server init` makes."""
 
@@ -84,6 +85,40 @@ class Settings(configuration.TypedSettings):
     )
     enrolment_burst: int = Field(
         20, ge=1, le=1_000_000, description="one-time codes that one address may try at once"
+    )
+    api_host: Host = Field(
+        "127.0.0.1", min_length=1, description="address the HTTP port for applications is bound to"
+    )
+    api_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="HTTP port for applications: OpenAI's chat completions, scenes, devices, "
+        "management; 0 takes a free one. Without it, HTTP is served only with --directory (8443)",
+    )
+    api_connections: int = Field(
+        256,
+        ge=1,
+        le=1_000_000,
+        description="HTTP connections at once; more are closed as they come",
+    )
+    request_arrival_s: float = Field(
+        30.0,
+        gt=0.0,
+        le=3600.0,
+        description="an HTTP connection whose request does not arrive in this time is closed, "
+        "seconds",
+    )
+    body_memory_bytes: int = Field(
+        64 << 20,
+        ge=1 << 10,
+        description="large HTTP request bodies (pictures) held at once, in bytes",
+    )
+    idempotency_memory_bytes: int = Field(
+        16 << 20,
+        ge=1 << 10,
+        description="answers kept for HTTP requests that come again with their Idempotency-Key, in "
+        "bytes",
     )
     metrics_host: Host = Field(
         "127.0.0.1", min_length=1, description="address the metrics port is bound to"
@@ -408,6 +443,13 @@ class Settings(configuration.TypedSettings):
         return self.directory is not None and not self.insecure
 
     @property
+    def http_port(self) -> int | None:
+        """Port for applications; None if they are not served."""
+        if self.api_port is not None or self.directory is None:
+            return self.api_port
+        return _HTTP_PORT
+
+    @property
     def metrics_on_loopback(self) -> bool:
         """Whether only this machine reaches the metrics port."""
         return _on_loopback(self.metrics_host)
@@ -428,7 +470,11 @@ class Settings(configuration.TypedSettings):
             )
         if self.secure or self.insecure:
             return
-        for flag, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+        for flag, host in (
+            ("--host", self.host),
+            ("--api-host", self.api_host),
+            ("--metrics-host", self.metrics_host),
+        ):
             if not _on_loopback(host):
                 raise ConfigError(
                     f"{flag} {host} is not loopback, so strangers would be served in plain text: "

@@ -58,8 +58,10 @@ class Answering:
             [work.job.max_new_tokens for work in group],
         )
         prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
+        before = layers[0][0].shape[2]
         for work in group:
             work.prefill_s, work.prefilled_ns, work.scene = prefill_s, now, None
+            work.prompt_tokens = before + len(work.question)
         return self._say(rows)
 
     def step(self) -> Iterator[TokenMade | Answered]:
@@ -84,7 +86,7 @@ class Answering:
                 whole = text.startswith(work.told) and not text.endswith("\ufffd")
                 piece = text[len(work.told) :] if whole else ""
                 work.told += piece
-                yield TokenMade(job=work.job.id, index=len(row.tokens) - 1, text=piece)
+                yield TokenMade(work.job.id, len(row.tokens) - 1, piece, work.prompt_tokens)
             if row.done:
                 yield Answered(
                     job=work.job.id,
@@ -93,5 +95,6 @@ class Answering:
                     queue_s=work.queue_s,
                     prefill_s=work.prefill_s,
                     generate_s=(time.monotonic_ns() - work.prefilled_ns) / 1e9,
+                    prompt_tokens=work.prompt_tokens,
                 )
         self._batch.leave()

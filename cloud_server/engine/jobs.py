@@ -262,16 +262,25 @@ class Accepted:
 
 @dataclass(frozen=True)
 class TokenMade:
-    """One more token of an answer."""
+    """One more token of an answer.
+
+    Attributes:
+        prompt_tokens: as in `Answered`.
+    """
 
     job: int
     index: int
     text: str
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Last event of a job with a question."""
+    """Last event of a job with a question.
+
+    Attributes:
+        prompt_tokens: before the answer: the prompt's constant part, the scene and the question.
+    """
 
     job: int
     text: str
@@ -279,6 +288,7 @@ class Answered:
     queue_s: float
     prefill_s: float
     generate_s: float
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)

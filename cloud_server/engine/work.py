@@ -31,6 +31,7 @@ class Work:
         scene: where the injected scene is, until its question was prefilled.
         prefill_s: time of the question's prefill.
         prefilled_ns: when that was done (the host's monotonic clock).
+        prompt_tokens: as in `Answered`.
         told: the part of the answer that was sent so far.
     """
 
@@ -45,6 +46,7 @@ class Work:
     scene: Scene | None = None
     prefill_s: float = 0.0
     prefilled_ns: int = 0
+    prompt_tokens: int = 0
     told: str = ""
 
     @property

@@ -52,6 +52,7 @@ class Computation:
         self.fallback = ""
         self.warnings: list[str] = []
         self.moments_score = math.nan
+        self.prompt_tokens = 0
         self.request: Request | None = None
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []

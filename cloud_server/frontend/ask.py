@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,29 @@ from cloud_server.engine.jobs import Job
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
-from cloud_server.frontend.tell import Stream, Teller
+from cloud_server.frontend.tell import Asked, Stream, Teller
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.metrics import Metrics
+from projector.codec.risk import RiskModel
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.points import PICTURE_POINT
 from protos.refusals import refusal_of
 from protos.requests import parse_ask_request
 
 
+@dataclass(frozen=True)
+class Application:
+    """An application that asks over HTTP, in the place of a session (see `Asked`)."""
+
+    id: bytes
+    bundle_id: str = ""
+    risk: RiskModel | None = None
+
+
 class Asker:
-    """The RPC Ask.
+    """The RPC Ask, and the questions of applications.
 
     Args:
         limits: what is accepted.
@@ -70,21 +82,9 @@ class Asker:
                 known = self._begin(request, session, received_ns)
             else:
                 self._under_way.join(known)
-            stream.follow(known)
-            while True:
-                event, _ = await stream.outbox.get()
-                if event is None:
-                    raise EngineUnavailableError("the answer never came; ask again")
-                if event.HasField("refused"):
-                    noted = True
-                    raise refusal_of(event.refused)
-                if event.HasField("answer"):
-                    known.left(event)
+            noted = True  # by `Teller.hear`
+            async for event in self.events(known, stream):
                 yield event
-                known.left(event)
-                if event.HasField("answer"):
-                    self._teller.observe(event.answer)
-                    return
         except BridgeError as error:
             await self._refusals.abort(context, error, "Ask", noted)
         finally:
@@ -94,15 +94,61 @@ class Asker:
         made = Computation(request.request_id, request.frame_number, request.question, received_ns)
         report = self._sessions.report(session, request.frame_number)
         made.distortion, made.fallback, made.warnings, made.moments_score = report
+        self.begin(session, made, request.max_new_tokens or self._limits.max_new_tokens)
+        return made
+
+    def begin(
+        self, asked: Asked, made: Computation, max_new_tokens: int, picture: bytes = b""
+    ) -> None:
+        """Give a question to the engine.
+
+        Args:
+            asked: the session of the scene that it is about, or whoever sent a picture.
+            made: the question.
+            max_new_tokens: longest answer.
+            picture: a picture file that it is about, instead of a scene; it is not held.
+
+        Raises:
+            EngineUnavailableError, OverloadedError: as `UnderWay.submit`.
+        """
         job = Job(
             id=self._under_way.next_id(),
-            session=session.id.hex(),
-            frame_number=request.frame_number,
-            request_id=request.request_id.hex(),
-            question=request.question,
-            max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
-            received_ns=received_ns,
+            session=asked.id.hex(),
+            frame_number=made.frame_number,
+            request_id=made.request_id.hex(),
+            question=made.question,
+            max_new_tokens=max_new_tokens,
+            received_ns=made.received_ns,
+            point=PICTURE_POINT if picture else -1,
+            body=picture,
+            hold=0 if picture else 1,
         )
-        hear = partial(self._teller.hear, session, made, job)
-        self._under_way.submit(session.id, made, job, hear)
-        return made
+        hear = partial(self._teller.hear, asked, made, job)
+        self._under_way.submit(asked.id, made, job, hear)
+
+    async def events(
+        self, made: Computation, stream: Stream
+    ) -> AsyncGenerator[pb.InferEvent, None]:
+        """The events of a question until its answer, as they may leave.
+
+        Args:
+            made: the question.
+            stream: follows it from now on.
+
+        Raises:
+            BridgeError: the question was refused.
+        """
+        stream.follow(made)
+        while True:
+            event, _ = await stream.outbox.get()
+            if event is None:
+                raise EngineUnavailableError("the answer never came; ask again")
+            if event.HasField("refused"):
+                raise refusal_of(event.refused)
+            if event.HasField("answer"):
+                made.left(event)
+            yield event
+            made.left(event)
+            if event.HasField("answer"):
+                self._teller.observe(event.answer)
+                return

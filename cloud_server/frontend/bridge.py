@@ -42,6 +42,10 @@ class Bridge:
         metrics: what is counted.
         log: a bound logger.
         access: who may call.
+
+    Attributes:
+        asker: answers questions about scenes that are held.
+        under_way: gives requests to the engine.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Bridge:
         self._access = access
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
-        self._under_way = under_way = UnderWay(settings, dispatch, metrics)
+        self.under_way = under_way = UnderWay(settings, dispatch, metrics)
         self._sessions = sessions = Sessions(
             settings.sessions,
             settings.fresh_sessions,
@@ -71,7 +75,7 @@ class Bridge:
         self._receiver = Receiver(
             settings, sessions, under_way, teller, metrics, refusals, log, few
         )
-        self._asker = Asker(limits, sessions, under_way, teller, metrics, refusals)
+        self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals)
         self._feedback = FeedbackSender(limits, sessions, under_way, metrics, refusals, log)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -94,7 +98,7 @@ class Bridge:
             "Events": grpc.unary_stream_rpc_method_handler(
                 self._receiver.events, response_serializer=event
             ),
-            "Ask": grpc.unary_stream_rpc_method_handler(self._asker.ask, response_serializer=event),
+            "Ask": grpc.unary_stream_rpc_method_handler(self.asker.ask, response_serializer=event),
             "Feedback": grpc.unary_unary_rpc_method_handler(
                 self._feedback.feedback, response_serializer=pb.FeedbackResponse.SerializeToString
             ),
@@ -108,7 +112,7 @@ class Bridge:
 
     async def start(self) -> None:
         """See `Part`: begin to give requests to the engine."""
-        self._under_way.start()
+        self.under_way.start()
 
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""
@@ -118,32 +122,32 @@ class Bridge:
             if offer.doubt:
                 self._metrics.bundle_doubtful.labels(offer.bundle_id, offer.verdict).set(1)
                 self._log.warning("bundle in doubt", bundle=offer.bundle_id, doubt=offer.doubt)
-        self._under_way.engine_ready = True
+        self.under_way.engine_ready = True
         self._metrics.engine_up.set(1)
 
     def engine_down(self) -> None:
         """There is no engine; its jobs have been ended by the link."""
-        self._under_way.engine_ready = False
+        self.under_way.engine_ready = False
         self._metrics.engine_up.set(0)
 
     async def drain(self) -> None:
         """See `Part`."""
-        self._log.info("draining", under_way=self._under_way.depth)
+        self._log.info("draining", under_way=self.under_way.depth)
         self._negotiator.leaving = True
-        leave = asyncio.gather(self._under_way.drain(), self._receiver.leave())
+        leave = asyncio.gather(self.under_way.drain(), self._receiver.leave())
         try:
             await asyncio.wait_for(leave, self._drain_s)
         except asyncio.TimeoutError:
-            self._log.warning("drain timed out", under_way=self._under_way.depth)
+            self._log.warning("drain timed out", under_way=self.under_way.depth)
 
     async def close(self) -> None:
         """See `Part`: give the engine nothing more, and log what was only counted so far."""
-        await self._under_way.stop()
+        await self.under_way.stop()
         self._few.flush()
 
     def _session_dropped(self, session: Session) -> None:
         """A session was pushed out by others, or its bundle is gone: keep nothing of it."""
-        self._under_way.forget(session.id)
+        self.under_way.forget(session.id)
         self._metrics.sessions_dropped.inc()
 
     def _more(self, name: str, count: int) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -35,6 +35,9 @@ from protos.process.console import ReaderGoneError
 from protos.process.environment import service_links
 from protos.process.files import write_file, writing
 from protos.process.logs import Logger, adopt_libraries, configure
+
+if TYPE_CHECKING:
+    from cloud_server.api.port import HttpPort
 
 
 class Service:
@@ -120,6 +123,12 @@ class Service:
         page = MetricsPort(settings, metrics, health, access)
         port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
         parts: list[Part] = [access, page, bridge, port, engines]
+        http: HttpPort | None = None
+        if settings.http_port is not None:
+            from cloud_server.api.build import http_port
+
+            http = http_port(settings, bridge, scenes, access, metrics, log)
+            parts.insert(parts.index(engines), http)
         begun: list[Part] = []
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -132,7 +141,8 @@ class Service:
             await asyncio.wait({*waits, up}, return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
             if health.came_up.is_set():
-                self._ready(port.ports | {"metrics_port": page.port})
+                ports = port.ports | {"metrics_port": page.port}
+                self._ready(ports if http is None else ports | {"api_port": http.port})
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await health.leave()
             if self._stop.is_set():

@@ -16,6 +16,7 @@ from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.crowd import Crowd
 from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
 from cloud_server.frontend.terms import Terms, terms_of
+from projector.codec.risk import RiskModel
 from protos.calls import SESSION_METADATA_KEY
 from protos.digest import SESSION_ID_BYTES, session_constants, verify
 from protos.errors import (
@@ -56,6 +57,16 @@ class Session:
     def offer(self) -> Offer:
         """The bundle."""
         return self.terms.offer
+
+    @property
+    def bundle_id(self) -> str:
+        """The bundle's id."""
+        return self.offer.bundle_id
+
+    @property
+    def risk(self) -> RiskModel | None:
+        """The service's guard, if the bundle has one."""
+        return self.terms.risk
 
     @property
     def source(self) -> KVLayout:

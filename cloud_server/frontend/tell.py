@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.frontend.answers import Computation
@@ -20,12 +20,29 @@ from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.identity.caller import NO_TENANT
 from cloud_server.metrics import Metrics
+from projector.codec.risk import RiskModel
 from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process.logs import Logger
 from protos.refusals import refused
 
 _MAX_OUTBOX = 256
+
+
+class Asked(Protocol):
+    """Where a question comes from: a session, or an application over HTTP."""
+
+    @property
+    def id(self) -> bytes:
+        """Of the session whose scene it is about."""
+
+    @property
+    def bundle_id(self) -> str:
+        """Of the bundle that maps the scene; empty for a picture."""
+
+    @property
+    def risk(self) -> RiskModel | None:
+        """The service's guard of that bundle, if it has one."""
 
 
 class Outbox:
@@ -149,25 +166,24 @@ class Teller:
         self._refusals, self._log = refusals, log
 
     def hear(
-        self, session: Session, computation: Computation, job: Job, said: JobEvent | BridgeError
+        self, asked: Asked, computation: Computation, job: Job, said: JobEvent | BridgeError
     ) -> None:
         """Take an event of a computation's job, or the error that ended it."""
         if isinstance(said, Failed):
             said = said.error
         if isinstance(said, BridgeError):
             self._refusals.note(said, computation.request_id, computation.frame_number)
-            self._under_way.end(session.id, computation, None)
+            self._under_way.end(asked.id, computation, None)
             computation.emit(refused=refused(said))
         elif isinstance(said, Accepted):
-            self._accepted(session, computation, job, said)
+            self._accepted(asked, computation, job, said)
         elif isinstance(said, TokenMade):
+            computation.prompt_tokens = said.prompt_tokens
             computation.emit(token=pb.Token(text=said.text, index=said.index))
         elif isinstance(said, Answered):
-            self._answered(session, computation, job, said)
+            self._answered(asked, computation, job, said)
 
-    def _accepted(
-        self, session: Session, computation: Computation, job: Job, said: Accepted
-    ) -> None:
+    def _accepted(self, asked: Asked, computation: Computation, job: Job, said: Accepted) -> None:
         timings = computation.timings
         timings.queue_ms = said.queue_s * 1e3
         timings.decode_ms = said.decode_s * 1e3
@@ -182,24 +198,23 @@ class Teller:
             self._log.warning(
                 name, request_id=job.request_id, session=job.session, frame=job.frame_number
             )
-        self._sessions.worked(session)
-        self._sessions.remember_report(
-            session,
-            computation.frame_number,
-            computation.distortion,
-            computation.fallback,
-            computation.warnings,
-            computation.moments_score,
-        )
-        if job.has_frame:
-            self._scenes.hold(_scene_of(session, computation, job), job)
+        if isinstance(asked, Session):
+            self._sessions.worked(asked)
+            self._sessions.remember_report(
+                asked,
+                computation.frame_number,
+                computation.distortion,
+                computation.fallback,
+                computation.warnings,
+                computation.moments_score,
+            )
+            if job.has_frame:
+                self._scenes.hold(_scene_of(asked, computation, job), job)
         if not computation.question:
-            self._under_way.end(session.id, computation, None)
+            self._under_way.end(asked.id, computation, None)
         computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
 
-    def _answered(
-        self, session: Session, computation: Computation, job: Job, said: Answered
-    ) -> None:
+    def _answered(self, asked: Asked, computation: Computation, job: Job, said: Answered) -> None:
         timings = computation.timings
         if not job.has_frame:
             timings.queue_ms = said.queue_s * 1e3
@@ -208,7 +223,8 @@ class Teller:
         self._metrics.stage_seconds.labels("prefill").observe(said.prefill_s)
         self._metrics.stage_seconds.labels("generate").observe(said.generate_s)
         self._metrics.generated_tokens.inc(said.tokens)
-        self._metrics.answers.labels(session.offer.bundle_id).inc()
+        self._metrics.answers.labels(asked.bundle_id).inc()
+        computation.prompt_tokens = said.prompt_tokens
         answer = pb.Answer(
             text=said.text,
             tokens=said.tokens,
@@ -217,7 +233,7 @@ class Teller:
             fallback=computation.fallback,
             warnings=computation.warnings,
             risk=risk_of(
-                session.terms.risk,
+                asked.risk,
                 computation.distortion,
                 computation.moments_score,
                 computation.question,
@@ -225,7 +241,7 @@ class Teller:
         )
         if answer.HasField("risk"):
             self._metrics.risk.observe(answer.risk)
-        self._under_way.end(session.id, computation, answer)
+        self._under_way.end(asked.id, computation, answer)
         self._log.info(
             "answered",
             request_id=job.request_id,

@@ -176,6 +176,15 @@ class UnderWay:
 
         self._later(look(context.peer()))
 
+    def drop(self, computations: list[Computation], how: str) -> None:
+        """Drop computations that nobody waits for any more, at once, in the engine too.
+
+        Args:
+            computations: those that somebody still listens to go on.
+            how: `cancelled`, or `stopped` if the answer is long enough.
+        """
+        self._withdraw([one for one in computations if not one.heard], how)
+
     def _withdraw(self, computations: list[Computation], how: str) -> None:
         for computation in computations:
             if computation.request is not None and computation.request.state != "over":

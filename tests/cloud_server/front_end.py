@@ -58,6 +58,7 @@ class Running:
     def __init__(self, service: Service, task: asyncio.Task[None], ready: dict[str, Any]) -> None:
         self.service, self.task = service, task
         self.port, self.metrics_port = ready["port"], ready["metrics_port"]
+        self.api_port: int = ready.get("api_port", 0)
         self.channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{self.port}",
             options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],

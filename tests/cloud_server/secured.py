@@ -159,7 +159,7 @@ async def secured(
     service = front_end.make(
         paths,
         lines.put_nowait,
-        **{"directory": directory, "host": "127.0.0.1", "open_port": 0} | settings,
+        **{"directory": directory, "host": "127.0.0.1", "open_port": 0, "api_port": 0} | settings,
     )
     task = asyncio.create_task(service.run())
     line = asyncio.create_task(lines.get())

@@ -1,0 +1,1 @@
+"""HTTP for applications and operators, in the form that OpenAI's clients speak."""

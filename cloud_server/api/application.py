@@ -1,0 +1,91 @@
+"""The HTTP application: routes, and how what fails in them is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed
+from protos.errors import BridgeError, FrameTooLargeError
+
+_ERRORS = {
+    400: "a field is wrong, or cannot be honoured",
+    401: "no key that is valid here",
+    403: "the key does not allow this",
+    404: "there is no such scene, device or model, or it is not the caller's",
+    409: "an idempotency key, or a name, is taken",
+    413: "the body is too large",
+    422: "what is asked for cannot be done as things are, such as a risk above `max_risk`",
+    429: "a quota or the service is full: come again after `retry-after`",
+    500: "an error of the service",
+    503: "no engine at the moment: come again after `retry-after`",
+}
+
+
+def application(routers: Sequence[APIRouter]) -> FastAPI:
+    """Put routes together.
+
+    Its documentation pages would need files from the internet, so there are none: the description
+    is at `/openapi.json`.
+    """
+    app = FastAPI(
+        title="Neural Bridge",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={
+            status: {"model": FailureBody, "description": text} for status, text in _ERRORS.items()
+        },
+    )
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(BridgeError, _typed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    return app
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title,
+            version=app.version,
+            routes=app.routes,
+            description="Ask a large model about the scenes that devices sent.",
+        )
+        bearer = {"type": "http", "scheme": "bearer", "description": "cloud-server keys add"}
+        made["components"]["securitySchemes"] = {"key": bearer}
+        made["security"] = [{"key": []}]
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+async def _typed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BridgeError)
+    return failed(error, 413 if isinstance(error, FrameTooLargeError) else 0)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """The first field that does not fit its description."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ""
+    for part in first["loc"][1:]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    name = where or "body"
+    return failed(FieldError(name, f"{name}: {first['msg']}"))
+
+
+async def _of_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, BridgeError):  # from reading the body
+        return await _typed(_, error.__cause__)
+    return http_failed(error.status_code, str(error.detail), error.headers)

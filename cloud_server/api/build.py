@@ -1,0 +1,76 @@
+"""Builds the HTTP port from the parts of the front end."""
+
+from __future__ import annotations
+
+import base64
+
+from fastapi import APIRouter
+
+from cloud_server.api.application import application
+from cloud_server.api.bodies import Bodies
+from cloud_server.api.chat import Chat
+from cloud_server.api.completion import Question
+from cloud_server.api.devices import Devices
+from cloud_server.api.door import Door
+from cloud_server.api.held import Held
+from cloud_server.api.idempotency import Idempotency
+from cloud_server.api.models import Models
+from cloud_server.api.port import HttpPort
+from cloud_server.api.scenes import Scenes
+from cloud_server.frontend.access import Access
+from cloud_server.frontend.bridge import Bridge
+from cloud_server.frontend.scenes import HeldScenes
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from cloud_server.throttle import Throttle
+from protos.process.logs import Logger
+
+_JSON_BYTES = 64 << 10
+"""Room in a request for everything but its picture."""
+
+
+def http_port(
+    settings: Settings,
+    bridge: Bridge,
+    scenes: HeldScenes,
+    access: Access,
+    metrics: Metrics,
+    log: Logger,
+) -> HttpPort:
+    """The HTTP port.
+
+    Args:
+        settings: where it listens, and its limits.
+        bridge: the service that answers.
+        scenes: the scenes held.
+        access: who callers are, and TLS.
+        metrics: what is counted.
+        log: a bound logger.
+    """
+    held = Held(scenes)
+    idempotency: Idempotency[Question] = Idempotency(settings.idempotency_memory_bytes)
+    models = Models(settings.model_path.name)
+    routers: list[APIRouter] = [
+        Chat(
+            settings.limits, models, held, bridge.asker, bridge.under_way, idempotency, metrics
+        ).router(),
+        models.router(),
+        Devices(access.live, held).router(),
+        Scenes(held).router(),
+    ]
+    most = len(base64.b64encode(bytes(settings.max_picture_bytes))) + _JSON_BYTES
+    few = Throttle(
+        settings.log_burst,
+        lambda what, count: log.warning("more of the same", what=what, count=count),
+        settings.log_interval_s,
+    )
+    door = Door(
+        application(routers),
+        access.identities,
+        Bodies(most, settings.body_memory_bytes),
+        metrics,
+        log,
+        few,
+        lambda: bridge.under_way.draining,
+    )
+    return HttpPort(settings, door, access.tls and access.tls.context(), log)

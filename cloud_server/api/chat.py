@@ -1,0 +1,163 @@
+"""`POST /v1/chat/completions`: a question about a held scene or a picture in the request."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.responses import Response
+
+from cloud_server.api import subject
+from cloud_server.api.chat_request import ChatRequest
+from cloud_server.api.chat_response import ChatCompletion
+from cloud_server.api.completion import (
+    Completion,
+    Question,
+    StreamedCompletion,
+    picture_session,
+)
+from cloud_server.api.held import Held, asked_about, require_risk
+from cloud_server.api.idempotency import LONGEST_KEY, Idempotency
+from cloud_server.api.models import Models
+from cloud_server.api.visit import Visit, visit_of
+from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.ask import Application, Asker
+from cloud_server.frontend.under_way import UnderWay
+from cloud_server.identity.caller import Caller
+from cloud_server.metrics import Metrics
+from protos.limits import Limits
+
+_EVENT_BYTES = 1024
+"""About what one event of an answer takes while its idempotency key is remembered."""
+
+
+class Chat:
+    """Answers questions.
+
+    Args:
+        limits: what is accepted.
+        models: the model that answers.
+        held: the scenes.
+        asker: gives questions to the engine.
+        under_way: the questions that the engine has.
+        idempotency: the keys remembered.
+        metrics: what is counted.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        models: Models,
+        held: Held,
+        asker: Asker,
+        under_way: UnderWay,
+        idempotency: Idempotency[Question],
+        metrics: Metrics,
+    ) -> None:
+        self._limits, self._models, self._held = limits, models, held
+        self._asker, self._under_way = asker, under_way
+        self._idempotency, self._metrics = idempotency, metrics
+        self._pictures = itertools.count()
+
+    def router(self) -> APIRouter:
+        """The route."""
+        router = APIRouter(tags=["questions"])
+
+        @router.post(
+            "/v1/chat/completions",
+            response_class=Response,
+            responses={
+                200: {
+                    "model": ChatCompletion,
+                    "content": {"text/event-stream": {}},
+                    "description": "the answer; with `stream`, server-sent events",
+                }
+            },
+        )
+        async def chat_completions(
+            request: Request,
+            body: ChatRequest,
+            idempotency_key: Annotated[
+                str | None,
+                Header(
+                    min_length=1,
+                    max_length=LONGEST_KEY,
+                    description="a request that comes again with its key gets the first answer",
+                ),
+            ] = None,
+        ) -> Response:
+            """Ask one question about a scene that the service holds, or about a picture."""
+            visit = visit_of(request)
+            raw = b"" if idempotency_key is None else await request.body()
+            return self._answer(visit, body, idempotency_key, raw)
+
+        return router
+
+    def _answer(self, visit: Visit, body: ChatRequest, key: str | None, raw: bytes) -> Response:
+        received_ns, caller = time.monotonic_ns(), visit.caller
+        caller.require("ask")
+        question = None if key is None else self._idempotency.find(caller, key, raw)
+        if question is not None:
+            self._under_way.join(question.made)
+        else:
+            question = self._begin(visit, body, received_ns)
+            if key is not None:
+                cost = len(question.made.question) + question.limit * _EVENT_BYTES
+                self._idempotency.begin(caller, key, raw, question, cost)
+        undone = partial(self._undone, caller, key)
+        if body.stream:
+            return StreamedCompletion(
+                question, self._asker, self._under_way, undone, body.wants_usage
+            )
+        return Completion(question, self._asker, self._under_way, undone)
+
+    def _begin(self, visit: Visit, body: ChatRequest, received_ns: int) -> Question:
+        """Give a question to the engine.
+
+        Raises:
+            FieldError, MissingError, PictureError, QuestionError, QuestionTooLongError: the request
+                is wrong.
+            UnknownSceneError: the scene is not held.
+            RiskError: the answer is riskier than the caller accepts.
+            EngineUnavailableError, OverloadedError: it cannot be answered now.
+        """
+        body.check()
+        self._models.require(body.model)
+        about, text = subject.read(body.messages, self._limits)
+        limit, stop = body.tokens(self._limits.max_new_tokens), tuple(body.stops)
+        self._metrics.questions.labels("http").inc()
+        if isinstance(about, subject.PictureFile):
+            return self._about_picture(visit, about, text, received_ns, body.model, limit, stop)
+        scene = self._held.find(visit.caller, about)
+        risk = scene.risk_of(text)
+        require_risk(risk, body.max_risk)
+        made = Computation(visit.request_id, scene.frame_number, text, received_ns)
+        made.distortion, made.fallback = scene.distortion, scene.fallback
+        made.warnings, made.moments_score = list(scene.warnings), scene.moments_score
+        self._asker.begin(asked_about(scene), made, limit)
+        return Question(made, scene, risk, body.model, limit, stop)
+
+    def _about_picture(
+        self,
+        visit: Visit,
+        about: subject.PictureFile,
+        text: str,
+        received_ns: int,
+        model: str,
+        limit: int,
+        stop: tuple[str, ...],
+    ) -> Question:
+        caller: Caller = visit.caller
+        number = next(self._pictures) % (1 << 32)
+        made = Computation(visit.request_id, number, text, received_ns)
+        asked = Application(picture_session(caller.tenant, caller.name))
+        self._asker.begin(asked, made, limit, about.file)
+        return Question(made, None, 0.0, model, limit, stop)
+
+    def _undone(self, caller: Caller, key: str | None) -> None:
+        """There will be no answer: let the key's next request begin anew."""
+        if key is not None:
+            self._idempotency.forget(caller, key)

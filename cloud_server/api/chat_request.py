@@ -1,0 +1,181 @@
+"""What a chat completion may ask for: fields of OpenAI's, and what each must be to be honoured.
+
+The large model answers one question about one scene or picture, greedily. So a request has one user
+message; a system message, a history, tools or sampling are refused, not ignored. Fields that are
+not named here are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cloud_server.api.failures import FieldError
+
+_UNSUPPORTED = "unsupported_value"
+_MOST_STOPS, _LONGEST_STOP = 4, 256
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class TextPart(BaseModel):
+    """A part of the question."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ScenePart(BaseModel):
+    """Names a scene that the service holds."""
+
+    type: Literal["scene"]
+    device: str = Field(description="name of the device that sent it", pattern=_NAME)
+    at: str = Field("latest", description="`latest`, or the id of a scene", max_length=64)
+    tenant: str | None = Field(
+        None, description="for operators of the service: the device's tenant", pattern=_NAME
+    )
+
+
+class ImageUrl(BaseModel):
+    """Where a picture, or the scene of one, is."""
+
+    url: str = Field(
+        description="`bridge://DEVICE/latest`, `bridge://DEVICE/SCENE_ID` (operators of the "
+        "service: `bridge://TENANT/DEVICE/…`), or a picture as `data:image/png;base64,…`"
+    )
+
+
+class ImagePart(BaseModel):
+    """A held scene, or a picture, in the form that every OpenAI client knows."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part: TypeAlias = Annotated[TextPart | ScenePart | ImagePart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """One message; only one, of the user, is answered."""
+
+    role: Literal["user", "system", "developer", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(BaseModel):
+    """How a stream ends."""
+
+    include_usage: bool = Field(False, description="send `usage` before the end")
+
+
+class ResponseFormat(BaseModel):
+    """The form of the answer."""
+
+    type: str = "text"
+
+
+class ChatRequest(BaseModel):
+    """A question about one scene or picture."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = Field(description="an id that `GET /v1/models` lists", max_length=256)
+    messages: list[Message] = Field(
+        description="one user message: text parts, which are the question, and one scene or "
+        "picture. A system message or history is refused: the model could not honour it"
+    )
+    stream: bool | None = Field(None, description="send the answer token by token")
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(
+        None, ge=1, description="longest answer; never longer than the service's own bound"
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="the newer name of `max_tokens`; it wins if both are given"
+    )
+    stop: str | list[str] | None = Field(
+        None, description="up to four texts; the answer ends before the first of them"
+    )
+    n: int | None = Field(None, description="1")
+    temperature: float | None = Field(
+        None,
+        description="0 or 1 (the usual value). Answers are greedy either way, so the same question "
+        "about the same scene has the same answer",
+    )
+    top_p: float | None = Field(None, description="1")
+    seed: int | None = Field(None, description="any; answers are greedy")
+    presence_penalty: float | None = Field(None, description="0")
+    frequency_penalty: float | None = Field(None, description="0")
+    logit_bias: dict[str, float] | None = Field(None, description="empty")
+    logprobs: bool | None = Field(None, description="false")
+    top_logprobs: int | None = Field(None, description="0")
+    response_format: ResponseFormat | None = Field(None, description="of type `text`")
+    tools: list[object] | None = Field(None, description="empty")
+    functions: list[object] | None = Field(None, description="empty")
+    modalities: list[str] | None = Field(None, description="`text`")
+    store: bool | None = Field(None, description="false")
+    max_risk: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="refuse (422, `risk`) if the answer's risk is higher, or is not known",
+    )
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop sequences."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream tells `usage`."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def tokens(self, most: int) -> int:
+        """Longest answer in tokens, at most `most`."""
+        wished = self.max_completion_tokens or self.max_tokens or most
+        return min(wished, most)
+
+    def check(self) -> None:
+        """Refuse what the model cannot honour.
+
+        Raises:
+            FieldError: names the field.
+        """
+        if self.n not in (None, 1):
+            raise FieldError(
+                "n", f"n is {self.n}: one answer is made for each request", _UNSUPPORTED
+            )
+        if self.temperature not in (None, 0, 1):
+            raise FieldError(
+                "temperature",
+                f"temperature is {self.temperature:g}: answers are greedy; leave it out, or give 0",
+                _UNSUPPORTED,
+            )
+        if self.top_p not in (None, 1):
+            raise FieldError(
+                "top_p", f"top_p is {self.top_p:g}: answers are greedy; leave it out", _UNSUPPORTED
+            )
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs"):
+            if getattr(self, name):
+                raise FieldError(name, f"{name} is not supported: leave it out", _UNSUPPORTED)
+        for name in ("top_logprobs", "tools", "functions", "store"):
+            if getattr(self, name):
+                raise FieldError(name, f"{name} is not supported: leave it out", _UNSUPPORTED)
+        if self.response_format is not None and self.response_format.type != "text":
+            raise FieldError(
+                "response_format", "only the response format 'text' is supported", _UNSUPPORTED
+            )
+        if self.modalities not in (None, ["text"]):
+            raise FieldError("modalities", "only the modality 'text' is supported", _UNSUPPORTED)
+        self._check_stops()
+
+    def _check_stops(self) -> None:
+        stops = self.stops
+        if len(stops) > _MOST_STOPS:
+            raise FieldError("stop", f"{len(stops)} stop sequences, at most {_MOST_STOPS} may be")
+        if not all(0 < len(stop) <= _LONGEST_STOP for stop in stops):
+            raise FieldError(
+                "stop", f"a stop sequence has 1 to {_LONGEST_STOP} characters; leave out empty ones"
+            )

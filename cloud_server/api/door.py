@@ -1,0 +1,115 @@
+"""The door: before a request's body is read, who makes it is known, and its size is bounded.
+
+request id → identity → size of the body → the routes; then headers, a log line and a count. What
+fails on the way, an unexpected error included, leaves as JSON.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from traceback import format_exc
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cloud_server.api.bodies import Bodies
+from cloud_server.api.failures import failed, http_failed
+from cloud_server.api.visit import KEY, Visit
+from cloud_server.identity.caller import ANYONE
+from cloud_server.identity.identify import Identities, Nobody, bearer_of
+from cloud_server.metrics import Metrics
+from cloud_server.throttle import Throttle
+from protos.errors import BridgeError
+from protos.process.logs import Logger
+
+OPEN_PATHS = ("/healthz", "/openapi.json")
+"""Paths that need no key."""
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+_ID_BYTES = 16
+
+
+class Door:
+    """An ASGI application around the routes.
+
+    Args:
+        app: the routes.
+        identities: who callers are.
+        bodies: bounds bodies.
+        metrics: what is counted.
+        log: a bound logger.
+        few: lets the first log lines of a kind pass.
+        draining: whether connections are to be closed, because the service ends.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        identities: Identities | Nobody,
+        bodies: Bodies,
+        metrics: Metrics,
+        log: Logger,
+        few: Throttle,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._app, self._identities, self._bodies = app, identities, bodies
+        self._metrics, self._log, self._few, self._draining = metrics, log, few, draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        began = time.perf_counter()
+        visit = Visit(secrets.token_bytes(_ID_BYTES), ANYONE)
+        scope[KEY] = visit
+        status = 0
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = visit.request_id.hex()
+                headers.update(visit.headers)
+                if self._draining():
+                    headers["connection"] = "close"
+            await send(message)
+
+        try:
+            await self._serve(visit, scope, receive, told)
+        except BridgeError as error:
+            if not status:
+                await failed(error)(scope, receive, told)
+        except Exception:
+            # As plain text: the log's own form shows local variables, and so keys.
+            told_id = visit.request_id.hex()
+            self._log.error("api", request_id=told_id, path=scope["path"], trace=format_exc())
+            if not status:
+                unexpected = http_failed(500, "an error of the service; its log has the request id")
+                await unexpected(scope, receive, told)
+        finally:
+            self._note(visit, scope, status, time.perf_counter() - began)
+
+    async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN_PATHS:
+            visit.caller = self._identities.bearer(bearer_of(headers.get("authorization", "")))
+        with self._bodies.bounded(headers, receive) as bounded:
+            await self._app(scope, bounded, send)
+
+    def _note(self, visit: Visit, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.http_requests.labels(method, status).inc()
+        if status < 400 or self._few.passes(f"http {status}"):
+            say = self._log.debug if status < 400 else self._log.warning
+            say(
+                "http",
+                request_id=visit.request_id.hex(),
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                tenant=visit.caller.tenant,
+                caller=visit.caller.name,
+                ms=round(seconds * 1e3, 3),
+            )

@@ -1,0 +1,117 @@
+"""An error as OpenAI's clients read it: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from protos.errors import BridgeError, ConfigError, OverloadedError, UnauthenticatedError
+
+JSON = "application/json"
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+_RETRY_S = 1.0
+"""When to come again after an error that passes, if nothing better is known."""
+
+
+class Failure(BaseModel):
+    """Why a request failed."""
+
+    message: str
+    type: str = Field(description="the group of errors, by HTTP status")
+    param: str | None = Field(None, description="the field of the request that was wrong")
+    code: str = Field(description="the error's stable name")
+    number: int = Field(description="the error's stable number; 0 for one of HTTP itself")
+    retryable: bool = Field(description="whether the same request may succeed later")
+
+
+class FailureBody(BaseModel):
+    """What every failed request answers."""
+
+    error: Failure
+
+
+class FieldError(ConfigError):
+    """A field of a request that cannot be honoured.
+
+    Args:
+        param: where it stands in the request, `messages[0].content[1]`.
+        message: what was wrong, and what to do.
+        reason: `invalid_value`, or `unsupported_value` if another service could honour it.
+    """
+
+    def __init__(self, param: str, message: str, reason: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param, self.reason = param, reason
+
+
+def type_of(status: int) -> str:
+    """The group of errors that an HTTP status belongs to."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def body_of(error: BridgeError) -> FailureBody:
+    """An error as a body."""
+    return FailureBody(
+        error=Failure(
+            message=error.message,
+            type=type_of(error.http_status),
+            param=error.param if isinstance(error, FieldError) else None,
+            code=error.reason if isinstance(error, FieldError) else error.name,
+            number=error.code,
+            retryable=error.retryable,
+        )
+    )
+
+
+def headers_of(error: BridgeError) -> dict[str, str]:
+    """The headers that go with an error: when to come again, how to say who calls."""
+    if isinstance(error, UnauthenticatedError):
+        return {"www-authenticate": "Bearer"}
+    if not error.retryable:
+        return {}
+    wait_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
+    wait_s = wait_s or _RETRY_S
+    return {
+        "retry-after": str(math.ceil(wait_s)),
+        "retry-after-ms": str(math.ceil(wait_s * 1000)),
+    }
+
+
+def failed(error: BridgeError, status: int = 0) -> Response:
+    """An error as a response.
+
+    Args:
+        error: what was wrong.
+        status: the HTTP status, if it is not the error's own.
+    """
+    return Response(
+        body_of(error).model_dump_json(),
+        status or error.http_status,
+        headers_of(error),
+        media_type=JSON,
+    )
+
+
+def http_failed(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error of HTTP itself, such as an unknown path."""
+    names = {404: "unknown_url", 405: "method_not_allowed", 413: "too_large"}
+    error = Failure(
+        message=message,
+        type=type_of(status),
+        param=None,
+        code=names.get(status, "http_error"),
+        number=0,
+        retryable=False,
+    )
+    raw = json.dumps({"error": error.model_dump()})
+    return Response(raw, status, headers, media_type=JSON)

@@ -1,0 +1,97 @@
+"""One answer a key: a request that comes again with its `Idempotency-Key` gets the first one's.
+
+While the first is under way, the second joins it. Keys belong to the caller that sent them. Memory
+is bounded: the largest tenant loses first, and in it the largest caller its longest unused key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from cloud_server.frontend.crowd import Crowd
+from cloud_server.identity.caller import Caller
+from protos.errors import ConfigError, ConflictError
+
+LONGEST_KEY = 255
+_ENTRY_BYTES = 1024
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Work]):
+    digest: bytes
+    work: Work
+
+
+class Idempotency(Generic[Work]):
+    """The keys remembered.
+
+    Args:
+        most_bytes: bound for all of them together.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._entries: dict[bytes, _Entry[Work]] = {}
+        self._crowd: Crowd[bytes] = Crowd()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About how many bytes they take."""
+        return self._crowd.cost
+
+    def find(self, caller: Caller, key: str, body: bytes) -> Work | None:
+        """What was begun for a key; None if the key is new.
+
+        Raises:
+            ConfigError: the key is too long.
+            ConflictError: it came with another body.
+        """
+        if not 0 < len(key) <= LONGEST_KEY:
+            raise ConfigError(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
+        name = _name(caller, key)
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        if entry.digest != hashlib.sha256(body).digest():
+            raise ConflictError(
+                "this Idempotency-Key was used before, for another request: use a new one"
+            )
+        self._crowd.touch(name)
+        return entry.work
+
+    def begin(self, caller: Caller, key: str, body: bytes, work: Work, cost: int) -> None:
+        """Remember what was begun for a new key.
+
+        Args:
+            caller: who sent it.
+            key: as `find` checked it.
+            body: of its request.
+            work: what a repeated request gets.
+            cost: about how many bytes that may take.
+        """
+        name = _name(caller, key)
+        self._entries[name] = _Entry(hashlib.sha256(body).digest(), work)
+        self._crowd.add((caller.tenant, caller.name), name, cost + _ENTRY_BYTES)
+        while self._crowd.cost > self._most_bytes and len(self._entries) > 1:
+            self._drop(self._crowd.next_to_go())
+
+    def forget(self, caller: Caller, key: str) -> None:
+        """A request failed: its key is free again."""
+        name = _name(caller, key)
+        if name in self._entries:
+            self._drop(name)
+
+    def _drop(self, name: bytes) -> None:
+        del self._entries[name]
+        self._crowd.remove(name)
+
+
+def _name(caller: Caller, key: str) -> bytes:
+    parts = (caller.kind, caller.tenant, caller.name, caller.credential, key)
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).digest()

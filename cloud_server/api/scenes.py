@@ -1,0 +1,116 @@
+"""`/v1/scenes`: the scenes that the service holds, and what is known of each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
+
+from cloud_server.api.fidelity import BundleName, DistortionFigures, age_of, bundle_of
+from cloud_server.api.held import Held
+from cloud_server.api.paging import Cursor, Limit, Page, page
+from cloud_server.api.visit import caller_of
+from cloud_server.frontend.scenes import HeldScene
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+DeviceName = Annotated[str | None, Query(pattern=NAME, description="only of this device")]
+TenantName = Annotated[
+    str | None,
+    Query(pattern=NAME, description="of this tenant; operators of the service name it"),
+]
+
+
+class SceneEntry(BaseModel):
+    """A scene that is held."""
+
+    id: str
+    object: Literal["scene"] = "scene"
+    tenant: str
+    device: str
+    accepted_at: float = Field(description="seconds since 1970")
+    age_s: float
+    point: str = Field(description="operating point; `picture` for a picture")
+    token_map: list[str] = Field(
+        description="a text for each row of the grid: 1 for a token that was sent, else 0; empty "
+        "for a picture"
+    )
+    payload_bytes: int
+    distortion: DistortionFigures
+    risk: float | None = Field(
+        description="that an average question is answered unlike from the picture; null if it is "
+        "not known"
+    )
+    fallback: str = Field(description="why the device sent a picture; empty if it did not")
+    warnings: list[str]
+    bundle: BundleName | None = Field(description="null for a picture")
+
+
+class Scenes:
+    """Tells of scenes.
+
+    Args:
+        held: the scenes.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter(prefix="/v1/scenes", tags=["scenes"])
+
+        @router.get("")
+        async def scenes(
+            request: Request,
+            device: DeviceName = None,
+            tenant: TenantName = None,
+            cursor: Cursor = None,
+            limit: Limit = 20,
+        ) -> Page[SceneEntry]:
+            """List the scenes held, the newest first."""
+            caller = caller_of(request)
+            caller.require("read")
+            found = self._held.of(caller, tenant or caller.tenant, device)
+            return page(found, _order, _tell, cursor, limit)
+
+        @router.get("/{scene}")
+        async def scene(
+            request: Request,
+            scene: Annotated[str, Path(max_length=64)],
+            tenant: TenantName = None,
+        ) -> SceneEntry:
+            """One scene."""
+            caller = caller_of(request)
+            caller.require("read")
+            return _tell(self._held.by_id(caller, tenant or caller.tenant, scene))
+
+        return router
+
+
+def _tell(scene: HeldScene) -> SceneEntry:
+    return SceneEntry(
+        id=scene.scene_id,
+        tenant=scene.tenant,
+        device=scene.device,
+        accepted_at=scene.accepted_at,
+        age_s=age_of(scene),
+        point=scene.point,
+        token_map=_rows(scene),
+        payload_bytes=scene.payload_bytes,
+        distortion=DistortionFigures.of(scene.distortion),
+        risk=scene.risk,
+        fallback=scene.fallback,
+        warnings=list(scene.warnings),
+        bundle=bundle_of(scene),
+    )
+
+
+def _order(scene: HeldScene) -> tuple[float | str, ...]:
+    return -scene.accepted_at, scene.scene_id
+
+
+def _rows(scene: HeldScene) -> list[str]:
+    width = scene.grid[1]
+    text = "".join("1" if kept else "0" for kept in scene.kept)
+    return [text[place : place + width] for place in range(0, len(text), width)]
