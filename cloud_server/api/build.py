@@ -73,4 +73,5 @@ def http_port(
         few,
         lambda: bridge.under_way.draining,
     )
-    return HttpPort(settings, door, access.tls and access.tls.context(), log)
+    context = None if access.tls is None else access.tls.context()
+    return HttpPort(settings, door, context, log)
