@@ -127,7 +127,7 @@ class SecureDial:
         if "certificate" in text.lower() and "handshake failed" in text:
             return CertificateError(
                 f"the server's certificate is not from {self._authority()} ({_cause(text)}); "
-                "nothing was sent: check the address"
+                f"nothing was sent: check the address{self._else()}"
             )
         if _closed(error):
             return self._refused(error)
@@ -153,6 +153,14 @@ class SecureDial:
                 "service where the device enrolled?"
             ),
             self.proxy,
+        )
+
+    def _else(self) -> str:
+        if self.enrolled is None or self.roots_pem:
+            return ""
+        return (
+            "; if the service has a new root that this device has not heard of, enrol again; if it "
+            "has certificates of another authority, give --ca"
         )
 
     def _authority(self) -> str:

@@ -30,6 +30,7 @@ from protos.errors import (
     OverloadedError,
     PictureError,
 )
+from protos.neuralbridge.v1 import bridge_pb2
 from protos.points import Measured
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
@@ -368,3 +369,93 @@ def test_a_source_that_gives_deep_samples_gets_an_error_not_a_white_picture(tmp_
     found = {record.capture: record for record in run.records}
     assert found["deep"].error is not None and found["deep"].error["name"] == "picture"
     assert found["clear"].error is None and found["clear"].warnings == ("degenerate",)
+
+
+# ---------------------------------------------------------------------- holding without questions
+
+
+def test_in_hold_mode_each_capture_is_held_once_and_nothing_is_asked(tmp_path: Path) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    items = [capture(name, questions=("own",)) for name in ("a", "bb", "ccc")]
+    run = Run(items, tmp_path, questions=("x",), hold_every_s=60.0, sleep=sleep)
+    summary = run()
+    assert (summary.captures, summary.questions, summary.answered) == (3, 3, 3)
+    assert [(r.capture, r.question, r.answer, r.error) for r in run.records] == [
+        (item.name, "", None, None) for item in items
+    ]
+    assert len(run.served.scenes) == 3 and not run.served.computed and not run.served.asked
+    assert run.value("scenes_held_total") == 3 and run.value("answers_total") == 0
+    assert len(pauses) == 3 and all(0 < pause <= 60 for pause in pauses)
+
+
+def test_in_hold_mode_the_next_capture_is_taken_only_when_the_one_before_is_held(
+    tmp_path: Path,
+) -> None:
+    """After an outage the newest capture travels, not a queue of old ones."""
+
+    async def sleep(seconds: float) -> None:
+        return
+
+    run = Run([capture("a"), capture("bb")], tmp_path, hold_every_s=1.0, sleep=sleep)
+    taken: list[int] = []
+    run.on_record = lambda record: taken.append(run.source.taken)
+    run.served.gate = asyncio.Event()
+
+    async def free() -> None:
+        while not run.served.requests:
+            await asyncio.sleep(0.001)
+        assert run.source.taken == 1
+        assert run.served.gate is not None
+        run.served.gate.set()
+
+    start = run.served.start
+
+    async def started() -> None:
+        await start()
+        run.freeing = asyncio.create_task(free())  # type: ignore[attr-defined]
+
+    run.served.start = started  # type: ignore[method-assign]
+    run()
+    assert taken == [1, 2]
+
+
+def test_stop_ends_the_wait_for_the_next_capture(tmp_path: Path) -> None:
+    never = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        agents[0].stop()
+        await never.wait()
+
+    agents: list[Agent] = []
+    run = Run([capture("a"), capture("bb")], tmp_path, hold_every_s=3600.0, sleep=sleep)
+    run.watch = agents.append
+    assert run().captures == 1
+
+
+def test_in_hold_mode_a_refused_frame_is_one_record_and_the_run_goes_on(tmp_path: Path) -> None:
+    async def sleep(seconds: float) -> None:
+        return
+
+    run = Run(
+        [capture("a"), capture("bb")],
+        tmp_path,
+        hold_every_s=1.0,
+        sleep=sleep,
+        edge_fallback=True,
+        refusals={"": [FrameMalformedError("no")]},
+    )
+    summary = run()
+    assert (summary.answered, summary.failed) == (1, 1)
+    assert [r.edge_answer for r in run.records] == [None, None], "there is no question to answer"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_every_request_carries_its_priority(tmp_path: Path, number: int) -> None:
+    run = Run([capture("a")], tmp_path, questions=("x",), plan=Plan(priority=number))
+    run()
+    (raw,) = next(iter(run.served.messages.values()))
+    assert bridge_pb2.InferRequest.FromString(raw).priority == number

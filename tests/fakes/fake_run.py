@@ -56,6 +56,7 @@ class Run:
         self.source, self.model = Captures(items), FakeModel()
         self.records: list[AnswerRecord] = []
         self.on_record: Callable[[AnswerRecord], None] = self.records.append
+        self.watch: Callable[[Agent], None] = lambda agent: None
         self.ended, self.logged = 0, io.StringIO()
         self.metrics = Metrics()
         self.kwargs = {"plan": Plan(), **kwargs}
@@ -75,6 +76,7 @@ class Run:
                 on_capture=self._one_more,
                 **self.kwargs,
             )
+            self.watch(agent)
             try:
                 return await asyncio.wait_for(agent.run(), 30)
             finally:
