@@ -19,7 +19,7 @@ from edge_agent.identity.roots import accepted, certificates, pem_of
 from edge_agent.identity.trust import foreign_roots
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.dial import dial_secure
-from protos.errors import BridgeError, CertificateError, ConflictError, OfflineError
+from protos.errors import BridgeError, CertificateError, ConflictError
 from protos.identity import OneTimeCode, root_fingerprint
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.process import addresses
@@ -79,10 +79,7 @@ async def enrol(
             try:
                 reply = await bridge_pb2_grpc.BridgeStub(channel).Enrol(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
-                typed = error_of(error)
-                if isinstance(typed, OfflineError):
-                    raise dial.explained(typed) from error
-                raise typed from error
+                raise dial.explained(error_of(error)) from error
         named = [one for one in _read(reply.roots_pem) if _fingerprint(one) == code.root]
         identity, _ = _identity(reply, key, target, pem_of(named))
     file.save(identity)

@@ -50,10 +50,10 @@ def root_of(target: str, fingerprint: bytes, timeout_s: float, environ: Mapping[
         if root_fingerprint(der) == fingerprint:
             return pem_of([x509.load_der_x509_certificate(der)])
     raise CertificateError(
-        f"{target} is not the service that this code is for, or somebody stands between: none of "
-        f"the {len(shown)} certificates that it shows has the root fingerprint of the code. "
-        "Nothing was sent. Check the address; if the service has certificates of another "
-        "authority, give its roots with --ca"
+        f"none of the {len(shown)} certificates that {target} shows is the root that the code "
+        "names; nothing was sent. Is this the port where devices enrol (50052 unless the operator "
+        "chose another)? Then it is not the service that the code is for, or somebody stands "
+        "between. If the service has certificates of another authority, give its roots with --ca"
     )
 
 

@@ -15,7 +15,7 @@ from edge_agent.identity.enrol import renew
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.dial import SecureDial, explained
-from protos.errors import BridgeError, OfflineError
+from protos.errors import BridgeError, OfflineError, UnauthenticatedError
 from protos.process.logs import Logger
 
 _LOOK_S = 20.0
@@ -86,7 +86,7 @@ class Renewal:
         async with self.dial() as channel:
             try:
                 identity, refused = await renew(channel, present, self.timeout_s)
-            except OfflineError as error:
+            except (OfflineError, UnauthenticatedError) as error:
                 raise explained(self.dial, error) from error
         self.enrolled.clock.heard(identity.issued_s)
         if self.enrolled.now != present:

@@ -37,6 +37,7 @@ from protos.errors import (
     NoFeedbackError,
     OfflineError,
     ProtocolVersionError,
+    UnauthenticatedError,
     UnknownSessionError,
 )
 from protos.layout import KVLayout
@@ -250,8 +251,7 @@ class Connection:
             return None
 
     def _typed(self, error: grpc.aio.AioRpcError) -> BridgeError:
-        typed = error_of(error)
-        return explained(self._dial, typed) if isinstance(typed, OfflineError) else typed
+        return explained(self._dial, error_of(error))
 
     def _barred(self) -> Refused | BridgeError:
         """What to raise instead of dialing: a run that never gives up waits, all others end."""
@@ -261,6 +261,7 @@ class Connection:
 
     def _not_let_in(self, stream: Stream, error: BridgeError) -> BridgeError:
         """The server does not accept this device any more; or only its certificate of before."""
+        error = explained(self._dial, error)
         if stream.credential == self._bar.credential:
             self._bar.raise_for(error)
             self._log.error("not_let_in", error=error.name, cause=str(error))
@@ -278,7 +279,7 @@ class Connection:
                 self._before,
                 self._device,
             )
-        except OfflineError as error:
+        except (OfflineError, UnauthenticatedError) as error:
             raise explained(self._dial, error) from error
         self.session = self._before = session
         self._log.info(

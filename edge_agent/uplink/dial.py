@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import grpc
 
 from edge_agent.identity.enrolled import Enrolled
-from protos.errors import BridgeError, CertificateError, ClockError, OfflineError
+from protos.errors import (
+    BridgeError,
+    CertificateError,
+    ClockError,
+    OfflineError,
+    UnauthenticatedError,
+)
 from protos.process import addresses
 from protos.process.proxies import proxy_of
 
@@ -46,8 +52,10 @@ class InsecureDial:
         """Make a channel; it connects when it is used."""
         return grpc.aio.insecure_channel(self.address, options=_options(self.address))
 
-    def explained(self, error: OfflineError) -> BridgeError:
+    def explained(self, error: BridgeError) -> BridgeError:
         """The error of a failed call, with what is known of the cause."""
+        if not isinstance(error, OfflineError):
+            return error
         if _closed(error):
             error = OfflineError(
                 f"{error.message}; this connection is in plain text: if the server speaks TLS, "
@@ -100,8 +108,17 @@ class SecureDial:
         """Serial number of the certificate that the next channel shows; empty if it shows none."""
         return self.enrolled.now.serial if self.enrolled is not None else ""
 
-    def explained(self, error: OfflineError) -> BridgeError:
+    def explained(self, error: BridgeError) -> BridgeError:
         """The error of a failed call, with what is known of the cause."""
+        if isinstance(error, UnauthenticatedError) and self.enrolled is not None:
+            mine = self.enrolled.now
+            return UnauthenticatedError(
+                f"the service does not accept the certificate of {mine.tenant}/{mine.device} "
+                f"(serial {mine.serial}): it was revoked, or the device was disabled or removed; "
+                f"ask the operator, and with a new code: edge-agent enrol --force ({error.message})"
+            )
+        if not isinstance(error, OfflineError):
+            return error
         text, now = error.message, _date(self.wall())
         if "not yet valid" in text:
             return ClockError(
@@ -197,7 +214,7 @@ def dial_secure(
     return SecureDial(target, enrolled, roots_pem, server_name, proxy_of(target, environ))
 
 
-def explained(dial: Dial, error: OfflineError) -> BridgeError:
+def explained(dial: Dial, error: BridgeError) -> BridgeError:
     """The error of a call that failed on a channel of `dial`, with what is known of the cause."""
     return dial.explained(error) if isinstance(dial, InsecureDial | SecureDial) else error
 

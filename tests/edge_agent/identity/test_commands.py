@@ -169,7 +169,9 @@ def test_a_revoked_device_gets_the_exit_code_of_that(
     assert found is not None
     secure.revoked.add(found.serial)
     assert ask(secure, tmp_path) == UnauthenticatedError.exit_code
-    assert "unauthenticated: this certificate was revoked" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unauthenticated: the service does not accept the certificate of acme/gate-3" in err
+    assert found.serial in err and "this certificate was revoked" in err
     assert secure.negotiations == 0
     # With a small model that may answer instead, the device goes on seeing.
     run = ["run", "--source", str(tmp_path / "a.png"), "--question", "x", "--edge-fallback"]

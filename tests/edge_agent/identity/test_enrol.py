@@ -105,7 +105,7 @@ def test_a_code_that_is_refused_leaves_the_old_identity(tmp_path: Path, file: Id
 def test_a_code_of_another_service_is_not_sent(tmp_path: Path, file: IdentityFile) -> None:
     async def test() -> None:
         async with service(tmp_path / "one") as one, service(tmp_path / "other") as other:
-            with pytest.raises(CertificateError, match="Nothing was sent"):
+            with pytest.raises(CertificateError, match="nothing was sent"):
                 await enrol(other.open_address, OneTimeCode.parse(one.code()), file)
             assert not other.enrolments and file.load() is None
 
