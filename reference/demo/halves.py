@@ -40,10 +40,17 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Ready:
-    """Where a service listens: host:port for agents, the address of its metrics page."""
+    """Where a service listens.
+
+    Attributes:
+        address: host:port for agents.
+        metrics: address of its metrics page.
+        open_address: host:port where devices enrol; empty if the service knows no identities.
+    """
 
     address: str
     metrics: str
+    open_address: str = ""
 
 
 def cloud_server(
@@ -71,7 +78,10 @@ def ready(server: Child) -> Ready:
     """
     told = server.ready(START_S)
     metrics = f"http://127.0.0.1:{told['metrics_port']}/metrics"
-    return Ready(f"127.0.0.1:{told['port']}", metrics)
+    open_port = told.get("open_port")
+    return Ready(
+        f"127.0.0.1:{told['port']}", metrics, f"127.0.0.1:{open_port}" if open_port else ""
+    )
 
 
 def edge_agent(log: Path, address: str, *more: str, model: Path = EDGE_MODEL) -> Child:
@@ -138,10 +148,19 @@ def read_answers(path: Path, in_flight: int = 1) -> list[dict[str, Any]]:
         return [{**json.loads(line), "_in_flight": in_flight} for line in file]
 
 
-def keep_page(url: str, path: Path) -> None:
-    """Keep a copy of a metrics page for when its process is gone, if the page can be read."""
+def keep_page(url: str, path: Path, key: str = "") -> None:
+    """Keep a copy of a metrics page for when its process is gone, if the page can be read.
+
+    Args:
+        url: of the page.
+        path: of the copy.
+        key: an operator's, for a service with identities.
+    """
+    asked = urllib.request.Request(url)
+    if key:
+        asked.add_header("Authorization", f"Bearer {key}")
     try:
-        with _DIRECT.open(url, timeout=2) as page:
+        with _DIRECT.open(asked, timeout=2) as page:
             path.write_bytes(page.read())
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return

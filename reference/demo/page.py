@@ -58,8 +58,8 @@ def parts(report: Report, pictures: Mapping[int, Image.Image]) -> list[Part]:
         "## Right answers",
         accuracy(report),
         "## Bytes",
-        "Counted at a relay between the agent and the service: connection, set-up, frames and "
-        "questions. Every question took its picture's frame along.",
+        "Counted at a relay between the agent and the service, in TLS: connection, set-up, frames "
+        "and questions. Every question took its picture's frame along.",
         Table(
             "Bytes up the wire",
             ("what", "#bytes"),

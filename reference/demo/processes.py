@@ -153,6 +153,44 @@ class Child:
             raise ChildError(self._last_words(f"ended with status {status}"))
 
 
+def finished(
+    name: str,
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> str:
+    """Run a command to its end; returns its standard output.
+
+    Args:
+        name: its name in messages.
+        arguments: arguments of `python -m`, the module first.
+        log: file for standard error, appended.
+        environment: added to this process's own.
+        timeout_s: longest that it may take.
+
+    Raises:
+        ChildError: it failed, or took too long; the message holds its last words.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(
+            children.command(*arguments),
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(environment or {})},
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildError(f"{name} was still running after {timeout_s:.0f} s") from error
+    with log.open("a") as file:
+        file.write(done.stderr)
+    if done.returncode != 0:
+        said = done.stderr.splitlines()[-_TAIL_LINES:]
+        raise ChildError("\n  ".join([f"{name} ended with status {done.returncode}:", *said]))
+    return done.stdout
+
+
 def _object(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)

@@ -1,8 +1,9 @@
 """The demo, start to end: a service, an agent that asks through a counting relay, a report.
 
-In order: the service starts → the agent answers every question about every picture, one at a time
-→ its records become figures → tables, `report.json` and `report.html`. Needs both models and the
-bundle as files, and loads none of them itself.
+In order: an authority is made → the service starts → the device enrols → the agent answers every
+question about every picture, one at a time, in TLS → its records become figures → tables,
+`report.json` and `report.html`. Needs both models and the bundle as files, and loads none of them
+itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from reference.demo.figures import (
 )
 from reference.demo.halves import agent_answers, cloud_server, keep_page, ready, threads
 from reference.demo.relay import Relay
+from reference.demo.site import Site
 from reference.demo.terminal import Terminal, short
 from reference.demo.testset import TestSet, source_uri
 from reference.report.parts import html, percent, show
@@ -85,12 +87,19 @@ def run(demo: Demo, terminal: Terminal) -> int:
 def measure(demo: Demo, test: TestSet, terminal: Terminal) -> dict[str, Any]:
     """Let the agent answer, and measure: the report as `report.json` holds it."""
     started = time.monotonic()
+    terminal.say("making an authority, a device and a one-time code")
+    site = Site.made(demo.out)
     terminal.say("starting the cloud server (front end and engine)")
     with cloud_server(
-        demo.out / "cloud-server.log", model=demo.cloud, bundle=demo.bundle, threads=threads()
+        demo.out / "cloud-server.log",
+        *("--directory", str(site.folder), "--host", "127.0.0.1", "--open-port", "0"),
+        model=demo.cloud,
+        bundle=demo.bundle,
+        threads=threads(),
     ) as server:
         found = ready(server)
         terminal.say(f"cloud server ready at {found.address}, its metrics at {found.metrics}")
+        terminal.say(site.enrolled(found.open_address))
         loaded_s = time.monotonic() - started
         source = source_uri(SPLIT, demo.pictures, demo.questions)
         with Relay(found.address) as relay:
@@ -98,7 +107,7 @@ def measure(demo: Demo, test: TestSet, terminal: Terminal) -> dict[str, Any]:
                 relay.address, source, len(test.asked), demo.out, demo.edge, terminal
             )
             passed = relay.counts()
-        keep_page(found.metrics, demo.out / "cloud-metrics.txt")
+        keep_page(found.metrics, demo.out / "cloud-metrics.txt", site.operator_key)
     texts, problems = agent_texts(records, test)
     answers = {"injected": texts}
     sizes = [r["payload_bytes"] for r in records]
