@@ -65,6 +65,7 @@ def run(given: argparse.Namespace) -> int:
         ConfigError: it cannot be written, or a name is no host's.
     """
     import json
+    import shlex
 
     from cloud_server.identity.authority import ROOT_KEY, Authority
     from cloud_server.identity.certificates import end_of
@@ -101,9 +102,10 @@ def run(given: argparse.Namespace) -> int:
         "has it can make an authority that every device trusts. The service runs without it; you\n"
         f"need it for 'cloud-server authority renew-intermediate' before {end}.\n\n"
         "then:\n"
-        f"  cloud-server serve --directory {folder} --model MODEL --bundles BUNDLE\n"
-        f"  cloud-server tenants add TENANT --directory {folder}\n"
-        f"  cloud-server devices add NAME --tenant TENANT --directory {folder}\n"
+        f"  export NEURAL_BRIDGE_CLOUD_DIRECTORY={shlex.quote(str(folder))}\n"
+        "  cloud-server tenants add TENANT\n"
+        "  cloud-server devices add NAME\n"
+        "  cloud-server serve --model MODEL --bundles BUNDLE\n"
     )
     return 0
 

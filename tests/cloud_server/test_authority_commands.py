@@ -1,0 +1,120 @@
+"""`cloud-server init` and `cloud-server authority`, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from cloud_server.cli import main
+from cloud_server.identity import certificates
+from cloud_server.identity.authority import Authority
+from protos.errors import CertificateError, ConfigError, ConflictError
+
+PRIVATE = ("state.db", "server.pem", "settings.toml", "authority/intermediate.pem")
+
+
+@pytest.fixture
+def directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["init", str(tmp_path / "svc"), "--name", "bridge.example"]) == 0
+    said = capsys.readouterr().out
+    assert "MOVE THE ROOT'S KEY OFFLINE" in said and str(tmp_path / "svc/authority") in said
+    return tmp_path / "svc"
+
+
+def ran(directory: Path, *words: str) -> int:
+    return main(["authority", *words, "--directory", str(directory)])
+
+
+def shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert ran(directory, "show", "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def names(directory: Path) -> set[str]:
+    raw = (directory / "server.pem").read_bytes()
+    leaf = x509.load_pem_x509_certificates(raw)[0]
+    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return set(found.get_values_for_type(x509.DNSName))
+
+
+def test_what_init_makes_is_its_owners_alone(directory: Path) -> None:
+    for name in ("", "authority"):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o700
+    for name in PRIVATE:
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600, name
+    assert {"bridge.example", "localhost"} <= names(directory)
+
+
+def test_init_never_writes_into_what_is_there(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert main(["init", str(directory)]) == ConflictError.exit_code
+    assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+    assert main(["init", str(tmp_path / "x"), "--name", "a b"]) == ConfigError.exit_code
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_whole_life_of_a_root(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = shown(directory, capsys)
+    assert len(first["root_keys_here"]) == 1
+    offline = tmp_path / "usb.pem"
+    (directory / "authority/root-key.pem").rename(offline)
+
+    assert ran(directory, "renew-intermediate", "--root-key", str(offline)) == 0
+    second = shown(directory, capsys)
+    assert second["root"] == first["root"] and second["root_keys_here"] == []
+    assert second["intermediate"] != first["intermediate"]
+    assert second["server"] != first["server"] and "bridge.example" in names(directory)
+
+    assert ran(directory, "retire-root") == ConflictError.exit_code
+    assert ran(directory, "new-root", "--root-key", str(offline)) == 0
+    assert "MOVE ITS KEY OFFLINE" in capsys.readouterr().out
+    assert ran(directory, "new-root", "--root-key", str(offline)) == ConflictError.exit_code
+    successor_key = Path(shown(directory, capsys)["root_keys_here"][0])
+    assert ran(directory, "renew-intermediate", "--root-key", str(successor_key)) == 0
+    third = shown(directory, capsys)
+    assert ran(directory, "retire-root") == 0
+    last = shown(directory, capsys)
+    assert last["root"] == third["successor"] and "successor" not in last
+
+    audited = ["audit", "--directory", str(directory), "--action", "authority.", "--json"]
+    assert main(audited) == 0
+    lines = capsys.readouterr().out
+    for action in ("renew_intermediate", "new_root", "retire_root"):
+        assert f"authority.{action}" in lines
+
+
+def test_the_server_gets_the_names_that_are_asked_for(directory: Path) -> None:
+    assert ran(directory, "server-certificate") == 0
+    assert "bridge.example" in names(directory)
+    assert ran(directory, "server-certificate", "--name", "other.example") == 0
+    assert names(directory) == {"other.example"}
+
+
+def test_a_mistake_is_named_and_changes_nothing(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = tmp_path / "stranger.pem"
+    stranger.write_bytes(certificates.key_pem(certificates.fresh_key()))
+    before = Authority.open(directory / "authority")
+    for words in (
+        ("renew-intermediate", "--root-key", str(stranger)),
+        ("new-root", "--root-key", str(tmp_path / "missing.pem")),
+        ("renew-intermediate", "--root-key", str(directory / "settings.toml")),
+    ):
+        assert ran(directory, *words) == CertificateError.exit_code
+        assert words[-1] in capsys.readouterr().err
+    assert Authority.open(directory / "authority").roots_pem == before.roots_pem
+    assert main(["authority", "show", "--directory", str(tmp_path)]) == CertificateError.exit_code
+    assert main(["authority", "show"]) == ConfigError.exit_code
+    assert "cloud-server init" in capsys.readouterr().err
