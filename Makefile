@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -40,7 +40,7 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
-test: $(READY) node ## Every test (WORKERS=1 for one process)
+test: $(READY) node postgresql ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -58,6 +58,13 @@ $(NODE): examples/node/package-lock.json
 	else \
 		echo "node: no npm, so the tests of examples/node are skipped (Debian: apt-get install nodejs npm)" >&2; \
 	fi
+
+postgresql: ## PostgreSQL's server (without it the tests of the database run with SQLite alone)
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "postgresql: apt-get install postgresql" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } || \
+		echo "postgresql: no server, so its tests are skipped (Debian: apt-get install postgresql)" >&2
 
 examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"

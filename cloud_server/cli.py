@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from cloud_server.commands import (
     audit,
     authority,
+    backup,
     devices,
     init,
     keys,
     quotas,
+    restore,
     serve,
     tenants,
 )
@@ -27,7 +29,7 @@ from protos.process import console
 if TYPE_CHECKING:
     from protos.process import settings as configuration
 
-COMMANDS = (init, serve, tenants, devices, keys, quotas, audit, authority)
+COMMANDS = (init, serve, tenants, devices, keys, quotas, audit, authority, backup, restore)
 """Modules of the commands, in the order of `--help`. None imports a heavy package at its top."""
 
 

@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protos.errors import CertificateError, ConfigError, ConflictError, MissingError, StateError
+from protos.errors import (
+    BackupError,
+    CertificateError,
+    ConfigError,
+    ConflictError,
+    MissingError,
+    StateError,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from cloud_server.state.store import Store, Transaction
 
 _FLAGS = ("directory", "database")
-_ENDS = (ConfigError, CertificateError, MissingError, ConflictError, StateError)
+_ENDS = (ConfigError, CertificateError, MissingError, ConflictError, StateError, BackupError)
 _EXIT_CODES = "exit codes: 0 done; otherwise the error's:\n" + "\n".join(
     f"  {error.exit_code:<3} {error.name}: {error.summary}" for error in _ENDS
 )

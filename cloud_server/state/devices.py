@@ -117,7 +117,7 @@ def remove(tx: Transaction, tenant: str, name: str) -> None:
     revoked = certificates.revoke_all(tx, row)
     tx.journal("removed", "device", row.id, name)
     tx.session.delete(row)
-    tx.audit("device.remove", tenant, name, certificates_revoked=revoked)
+    tx.audit("device.remove", tenant, name, id=row.id, certificates_revoked=revoked)
 
 
 def _row(session: Session, tenant_id: str, name: str) -> DeviceRow | None:

@@ -2,7 +2,7 @@
 
 One JSON line for each time that something was shut out, let in again or removed, in order. It is
 written before the transaction ends and synced to the disk. When a database is restored, or opened,
-what the journal says last about something shut or removed is done again.
+what was last shut out or removed is shut out again.
 """
 
 from __future__ import annotations
@@ -124,10 +124,5 @@ class Journal:
 
 
 def last(events: Iterable[Shut]) -> dict[tuple[Kind, str], Shut]:
-    """What the journal says last of each thing; a removal is final."""
-    latest: dict[tuple[Kind, str], Shut] = {}
-    for event in events:
-        before = latest.get((event.kind, event.id))
-        if before is None or before.event != "removed":
-            latest[event.kind, event.id] = event
-    return latest
+    """What the journal says last of each thing."""
+    return {(event.kind, event.id): event for event in events}

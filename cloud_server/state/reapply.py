@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from cloud_server.state.journal import Kind, Shut, last
-from cloud_server.state.tables import CertificateRow, DeviceRow, KeyRow, TenantRow
+from cloud_server.state.tables import AuditRow, CertificateRow, DeviceRow, KeyRow, TenantRow
 
 _TABLES: dict[Kind, type[TenantRow] | type[DeviceRow] | type[KeyRow]] = {
     "tenant": TenantRow,
@@ -22,7 +23,10 @@ _PORTION = 500
 def reapply(
     session: Session, events: Sequence[Shut], now_s: float, *, only_look: bool = False
 ) -> list[Shut]:
-    """Shut out and remove what the journal says, where the database does not have it so.
+    """Shut out what the journal says is shut out or removed, unless the database has it so.
+
+    What was removed is there again in an older copy. It is disabled, not removed, so that a removal
+    by mistake can be undone: restore a backup, then enable.
 
     Args:
         session: of a transaction that writes, unless it only looks.
@@ -36,23 +40,16 @@ def reapply(
     latest = last(events)
     undone: list[Shut] = []
     for kind, table in _TABLES.items():
-        wanted = {id: one for (of, id), one in latest.items() if of == kind}
-        shut = [id for id, one in wanted.items() if one.event == "shut"]
-        gone = [id for id, one in wanted.items() if one.event == "removed"]
-        for portion in _portions(shut):
+        out = {id: one for (of, id), one in latest.items() if of == kind and one.event != "opened"}
+        for portion in _portions(list(out)):
             found = session.scalars(
                 select(table.id).where(table.id.in_(portion), table.disabled.is_(False))
             ).all()
-            undone += [wanted[id] for id in found]
+            undone += [out[id] for id in found]
             if found and not only_look:
                 session.execute(update(table).where(table.id.in_(found)).values(disabled=True))
-        for portion in _portions(gone):
-            found = session.scalars(select(table.id).where(table.id.in_(portion))).all()
-            undone += [wanted[id] for id in found]
-            if found and not only_look:
-                session.execute(delete(table).where(table.id.in_(found)))
     serials = {id: one for (of, id), one in latest.items() if of == "certificate"}
-    for portion in _portions([id for id, one in serials.items() if one.event != "opened"]):
+    for portion in _portions(list(serials)):
         found = session.scalars(
             select(CertificateRow.serial).where(
                 CertificateRow.serial.in_(portion), CertificateRow.revoked_s.is_(None)
@@ -69,7 +66,13 @@ def reapply(
 
 
 def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -> list[Shut]:
-    """What the database has shut out and the journal does not know as such."""
+    """What the database has shut out or, by its audit log, removed, and the journal does not know.
+
+    Args:
+        session: reads.
+        events: the journal, in order.
+        now_s: certificates that have ended do not matter.
+    """
     latest = last(events)
 
     def known(kind: Kind, id: str) -> bool:
@@ -89,11 +92,23 @@ def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -
         .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
         .where(CertificateRow.revoked_s.is_not(None), CertificateRow.not_after_s > now_s)
     ).tuples()
-    return missing + [
+    missing += [
         Shut("shut", "certificate", serial, name, now_s)
         for serial, name in revoked
         if not known("certificate", serial)
     ]
+    removed = session.execute(
+        select(AuditRow.action, AuditRow.subject, AuditRow.detail, AuditRow.at_s).where(
+            AuditRow.action.in_([f"{kind}.remove" for kind in _TABLES])
+        )
+    ).tuples()
+    for action, name, detail, at_s in removed:
+        id = json.loads(detail).get("id", "")
+        of = next(kind for kind in _TABLES if action.startswith(kind))
+        one = latest.get((of, id))
+        if id and (one is None or (one.event == "opened" and one.at_s < at_s)):
+            missing.append(Shut("removed", of, id, name, at_s))
+    return missing
 
 
 def _portions(ids: Sequence[str]) -> list[Sequence[str]]:

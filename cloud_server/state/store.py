@@ -196,7 +196,7 @@ class Store:
         return found
 
     def settle_journal(self) -> None:
-        """Do again what the journal says was shut out or removed, and complete the journal.
+        """Shut out again what the journal says was shut out or removed, and complete the journal.
 
         A database that was copied back by hand has none of the revocations since; one that other
         machines write to has some that this machine's journal lacks.

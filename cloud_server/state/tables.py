@@ -145,7 +145,7 @@ class AuditRow(Base):
     id: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
     at_s: Mapped[float] = mapped_column(Double, index=True)
     actor: Mapped[str] = mapped_column(Text)
-    action: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text, index=True)
     tenant: Mapped[str] = mapped_column(Text)
     subject: Mapped[str] = mapped_column(Text)
     detail: Mapped[str] = mapped_column(Text)

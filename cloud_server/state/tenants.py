@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from cloud_server.identity.caller import SERVICE_TENANT, checked_name
 from cloud_server.state.directory import Tenant
 from cloud_server.state.store import Transaction
-from cloud_server.state.tables import CertificateRow, DeviceRow, KeyRow, TenantRow
+from cloud_server.state.tables import DeviceRow, KeyRow, TenantRow
 from protos.errors import ConflictError, MissingError
 
 
@@ -114,16 +114,9 @@ def remove(tx: Transaction, name: str, *, everything: bool = False) -> None:
             f"tenant '{name}' has {held['devices']} devices and {held['keys']} keys: remove them "
             "first, or give --force"
         )
-    serials = tx.session.scalars(
-        select(CertificateRow.serial)
-        .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
-        .where(DeviceRow.tenant_id == row.id)
-    )
-    for serial in serials:
-        tx.journal("removed", "certificate", serial, name)
     tx.journal("removed", "tenant", row.id, name)
     tx.session.delete(row)
-    tx.audit("tenant.remove", name, name, **held)
+    tx.audit("tenant.remove", name, name, id=row.id, **held)
 
 
 def _row(session: Session, name: str) -> TenantRow | None:

@@ -10,9 +10,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from protos.errors import StateError
 
+
+class DamageError(StateError):
+    """The database's content is damaged: nothing but a backup helps."""
+
+
 LOCK_WAIT_S = 10.0
 """How long a transaction waits for another one to end."""
 
+_DAMAGED = "it is damaged"
 _ADVICE: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("is locked", "is busy", "lock timeout", "deadlock detected"),
@@ -33,13 +39,13 @@ _ADVICE: tuple[tuple[tuple[str, ...], str, str], ...] = (
             "no such table",
             "no such column",
         ),
-        "it is damaged",
-        "stop the service, then: cloud-server restore FILE --force",
+        _DAMAGED,
+        "restore a backup: cloud-server restore FILE --force",
     ),
     (
         ("undefinedtable", "relation", "undefinedcolumn"),
-        "a table is missing",
-        "restore a backup: cloud-server restore FILE --force",
+        _DAMAGED,
+        "a table is missing: restore a backup: cloud-server restore FILE --force",
     ),
     (
         ("readonly", "read-only", "permission denied", "insufficientprivilege"),
@@ -113,7 +119,9 @@ def typed(named: str) -> Iterator[None]:
             f"database {named}: every connection is in use: the database answers too slowly"
         ) from error
     except DBAPIError as error:
-        raise StateError(f"database {named}: {explain(error)}") from error
+        said = explain(error)
+        kind = DamageError if said.startswith(_DAMAGED) else StateError
+        raise kind(f"database {named}: {said}") from error
     except SQLAlchemyError as error:
         raise StateError(f"database {named}: {_line(error)}") from error
 

@@ -14,7 +14,7 @@ import pytest
 
 from cloud_server.state import audit, certificates, devices, keys, tenants
 from cloud_server.state.directory import Directory
-from cloud_server.state.journal import Journal, Shut, last
+from cloud_server.state.journal import Journal, Shut
 from cloud_server.state.quota import Quota
 from cloud_server.state.store import Store
 from protos.errors import StateError
@@ -60,7 +60,8 @@ def test_a_copy_put_back_by_hand_brings_nothing_back_to_life(tmp_path: Path) -> 
     alive = [f"{t}-{n}" for t in ("acme", "other") for n in range(3)]
     assert [serial for serial in alive if now.certificate(serial)] == ["acme-2"]
     assert key.key(_sha(token)) is not None and now.key(_sha(token)) is None
-    assert now.device("acme", "gate-1") is None
+    removed = now.device("acme", "gate-1")
+    assert removed is not None and removed.disabled
     with again.read() as session:
         told = audit.entries(session, actor="journal")
         assert {one.action for one in told} == {
@@ -116,9 +117,40 @@ def test_a_line_that_a_power_cut_tore_costs_no_other(tmp_path: Path, tail: bytes
     assert [one.id for one in events] == ["1", "2"] and damaged == 1
 
 
-def test_what_is_removed_stays_removed(tmp_path: Path) -> None:
-    gone = Shut("removed", "device", "1", "gate", 1.0)
-    assert last([gone, Shut("opened", "device", "1", "gate", 2.0)]) == {("device", "1"): gone}
+def test_what_was_removed_by_mistake_can_be_enabled_in_an_older_copy(tmp_path: Path) -> None:
+    _filled(tmp_path).close()
+    shutil.copy(tmp_path / "state.db", tmp_path / "copy")
+    store = Store.open(f"sqlite:///{tmp_path}/state.db", tmp_path / "revocations")
+    with store.write("test") as tx:
+        tenants.remove(tx, "acme", everything=True)
+    store.close()
+    shutil.copy(tmp_path / "copy", tmp_path / "state.db")
+    for _ in range(2):
+        store = Store.open(f"sqlite:///{tmp_path}/state.db", tmp_path / "revocations")
+        assert _directory(store).certificate("acme-0") is None
+        store.close()
+    store = Store.open(f"sqlite:///{tmp_path}/state.db", tmp_path / "revocations")
+    with store.write("test") as tx:
+        tenants.enable(tx, "acme")
+    store.close()
+    store = Store.open(f"sqlite:///{tmp_path}/state.db", tmp_path / "revocations")
+    assert _directory(store).certificate("acme-0") is not None
+    store.close()
+
+
+def test_a_removal_that_another_machine_made_gets_into_this_ones_journal(tmp_path: Path) -> None:
+    store = _filled(tmp_path)
+    url = f"sqlite:///{tmp_path}/state.db"
+    elsewhere = Store.open(url, tmp_path / "elsewhere")
+    with elsewhere.write("test") as tx:
+        devices.remove(tx, "acme", "gate-0")
+    elsewhere.close()
+    store.settle_journal()
+    events, _ = Journal(tmp_path / "revocations").read()
+    assert [(one.event, one.kind, one.name) for one in events] == [("removed", "device", "gate-0")]
+    store.settle_journal()
+    assert Journal(tmp_path / "revocations").read() == (events, 0)
+    store.close()
 
 
 def test_where_the_journal_cannot_be_written_nothing_is_revoked_and_that_is_said(

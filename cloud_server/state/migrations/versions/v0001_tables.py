@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_audit"),
         sqlite_autoincrement=True,
     )
+    op.create_index("ix_audit_action", "audit", ["action"], unique=False)
     op.create_index("ix_audit_at_s", "audit", ["at_s"], unique=False)
     op.create_index("ix_audit_tenant_id", "audit", ["tenant", "id"], unique=False)
     op.create_table(
