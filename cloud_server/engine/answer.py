@@ -12,8 +12,10 @@ from cloud_server.engine.batch import Row, RunningBatch
 from cloud_server.engine.jobs import Answered, TokenMade
 from cloud_server.engine.scenes import Scene
 from cloud_server.engine.work import Work
-from projector.models.cache import LayerCache
 from projector.models.frozen import FrozenModel
+from projector.models.slab import Part
+
+_MOST_PADDING = 0.5
 
 
 class Answering:
@@ -42,27 +44,30 @@ class Answering:
         model.layout.require_window(length, "a context with its question and answer")
 
     def prefill(
-        self, group: Sequence[Work], layers: Sequence[LayerCache], started: float
+        self, group: Sequence[Work], contexts: Sequence[Sequence[Part]]
     ) -> Iterator[TokenMade | Answered]:
         """Run questions over their scenes; yields the events that follow.
 
+        Questions of different lengths are padded to the longest, unless that costs too much.
+
         Args:
             group: the work of each question, tokenized.
-            layers: per layer keys and values `[group, kv_heads, prefix + N, head_dim]`.
-            started: when the group's cache began to be put together (`time.perf_counter`).
+            contexts: what stands before each question, see `RunningBatch.join`.
         """
-        rows = self._batch.join(
-            layers,
-            [work.question for work in group],
-            group,
-            [work.job.max_new_tokens for work in group],
-        )
-        prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
-        before = layers[0][0].shape[2]
-        for work in group:
-            work.prefill_s, work.prefilled_ns, work.scene = prefill_s, now, None
-            work.prompt_tokens = before + len(work.question)
-        return self._say(rows)
+        for part in _alike([len(work.question) for work in group]):
+            started, works = time.perf_counter(), [group[index] for index in part]
+            rows = self._batch.join(
+                [contexts[index] for index in part],
+                [work.question for work in works],
+                works,
+                [work.job.max_new_tokens for work in works],
+            )
+            prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
+            for index, work in zip(part, works, strict=True):
+                before = sum(keys.shape[2] for keys, _ in contexts[index])
+                work.prefill_s, work.prefilled_ns, work.scene = prefill_s, now, None
+                work.prompt_tokens = before + len(work.question)
+            yield from self._say(rows)
 
     def step(self) -> Iterator[TokenMade | Answered]:
         """Make one more token for every answer; yields the events that follow."""
@@ -98,3 +103,19 @@ class Answering:
                     prompt_tokens=work.prompt_tokens,
                 )
         self._batch.leave()
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of questions, in groups whose padding is at most half of their tokens."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in order:
+        length = lengths[index]
+        fits = groups and length * (len(groups[-1]) + 1) <= (1 + _MOST_PADDING) * (tokens + length)
+        if not fits:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(index)
+        tokens += length
+    return groups

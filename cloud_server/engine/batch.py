@@ -1,8 +1,7 @@
 """A running batch of greedy answers: rows join after their question's prefill, leave when done.
 
-Rows of different lengths share one cache. Each sees only its own columns (a mask says which) and
-carries its own positions. Columns that no row sees any more are cut out. Only token ids, caches and
-masks here: no jobs, frames or words.
+Rows of different lengths share one buffer (`projector/models/slab.py`). Only token ids, caches and
+positions here: no jobs, frames or words.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
-from projector.models import cache as kv
-from projector.models.cache import LayerCache
-from projector.models.frozen import FrozenModel
+from projector.models.frozen import FrozenModel, padded
+from projector.models.slab import Part, Slab
 
 Owner = TypeVar("Owner")
+_ROOM = 64
+"""Columns set aside for an answer at once; a longer one has the buffer grow."""
 
 
 @dataclass
@@ -28,7 +27,6 @@ class Row(Generic[Owner]):
     Attributes:
         owner: what the answer belongs to.
         limit: most tokens to make.
-        position: the next token's position in the model's sequence.
         tokens: made so far, without the end token.
         done: it ended, by the end token or at its limit.
         fresh: the last call made a token for it (the end token does not count).
@@ -36,7 +34,6 @@ class Row(Generic[Owner]):
 
     owner: Owner
     limit: int
-    position: int
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     fresh: bool = False
@@ -51,16 +48,20 @@ class RunningBatch(Generic[Owner]):
 
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
-        self._layers: list[LayerCache] = []
-        self._seen = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # [rows, columns]
+        self._slab: Slab | None = None
         self.rows: list[Row[Owner]] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def width(self) -> int:
+        """Columns that a step computes with: those of the longest row."""
+        return self._slab.width if self._slab is not None else 0
+
     def join(
         self,
-        scenes: Sequence[LayerCache],
+        contexts: Sequence[Sequence[Part]],
         questions: Sequence[Sequence[int]],
         owners: Sequence[Owner],
         limits: Sequence[int],
@@ -68,8 +69,8 @@ class RunningBatch(Generic[Owner]):
         """Prefill some questions as a group and make each one's first token.
 
         Args:
-            scenes: per layer keys and values `[group, kv_heads, prefix + N, head_dim]`; never
-                written to.
+            contexts: of each row, parts that stand one after another, such as the prefix and a
+                scene; never written to.
             questions: token ids that follow the picture, one list per row.
             owners: one per row.
             limits: most tokens, one per row, each at least 1.
@@ -77,65 +78,49 @@ class RunningBatch(Generic[Owner]):
         Returns:
             The new rows, each with its first token (unless that ended it).
         """
-        device = self._model.device
-        group, held = len(questions), scenes[0][0].shape[2]
-        lengths = torch.tensor([len(question) for question in questions], device=device)
-        width = int(lengths.max())
-        ids = torch.zeros(group, width, dtype=torch.long, device=device)
-        for index, question in enumerate(questions):
-            ids[index, : len(question)] = torch.tensor(list(question), device=device)
-        columns = torch.arange(held + width, device=device)
-        causal = columns[None, :] <= columns[held:, None]  # [width, held + width]
+        first, lengths = len(self.rows), [len(question) for question in questions]
+        width = max(lengths)
         with torch.inference_mode():
-            cache = kv.new_cache(scenes)
-            positions = columns[held:].expand(group, -1)
-            hidden = self._model.run(ids, cache, causal[None, None], positions)
-            last = hidden[torch.arange(group, device=device), lengths - 1]
-            first = self._model.logits(last).argmax(dim=-1).tolist()
-            self._merge(kv.read_cache(cache), columns < held + lengths[:, None])
-        joined = [
-            Row(owner, limit, held + len(question))
-            for owner, limit, question in zip(owners, limits, questions, strict=True)
-        ]
-        for row, token in zip(joined, first, strict=True):
-            self._take(row, token)
+            if self._slab is None:
+                self._slab = Slab(contexts[0][-1])
+            slab = self._slab
+            slab.add(contexts, width + min(max(limits), _ROOM))
+            cache, seen, positions = slab.cache(first, width)
+            # The padding is written too; the answer's tokens overwrite it before they see it.
+            hidden = self._model.run(padded(questions, self._model.device), cache, seen, positions)
+            for row, length in enumerate(lengths, first):
+                slab.lengths[row] += length
+            last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
+            made = self._model.logits(last).argmax(dim=-1).tolist()
+        joined = [Row(owner, limit) for owner, limit in zip(owners, limits, strict=True)]
+        for new, token in zip(joined, made, strict=True):
+            self._take(new, token)
         self.rows += joined
         return joined
 
     def step(self) -> list[Row[Owner]]:
         """Make one more token for every row; returns the rows (some of them may be done now)."""
-        device = self._model.device
-        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
-        positions = torch.tensor([[row.position] for row in self.rows], device=device)
-        ones = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
-        self._seen = torch.cat((self._seen, ones), dim=1)
+        slab = self._slab
+        assert slab is not None  # there are rows
+        last = [[row.tokens[-1]] for row in self.rows]
         with torch.inference_mode():
-            cache = kv.new_cache(self._layers)
-            seen = self._seen[:, None, None, :]
+            cache, seen, positions = slab.cache(0, 1)
+            tokens = torch.tensor(last, device=self._model.device)
             hidden = self._model.run(tokens, cache, seen, positions, prompt=False)
+            slab.lengths = [length + 1 for length in slab.lengths]
             made = self._model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
-            self._layers = kv.read_cache(cache)
         for row, token in zip(self.rows, made, strict=True):
-            row.position += 1
             self._take(row, token)
         return list(self.rows)
 
     def leave(self) -> None:
-        """Free the rows that are done, and the columns that only they saw."""
-        stay = [index for index, row in enumerate(self.rows) if not row.done]
-        if len(stay) == len(self.rows):
-            return
-        self.rows = [self.rows[index] for index in stay]
-        if not stay:
-            self._layers, self._seen = [], self._seen[:0, :0]
-            return
-        rows = torch.tensor(stay, device=self._model.device)
-        seen = self._seen[rows]
-        columns = seen.any(dim=0).nonzero().squeeze(1)
-        self._seen = seen[:, columns]
-        self._layers = [
-            (key[rows][:, :, columns], value[rows][:, :, columns]) for key, value in self._layers
-        ]
+        """Free the rows that are done."""
+        for index in range(len(self.rows) - 1, -1, -1):
+            if self.rows[index].done:
+                assert self._slab is not None  # there are rows
+                self._slab.leave(index)
+                self.rows[index] = self.rows[-1]
+                self.rows.pop()
 
     def _take(self, row: Row[Owner], token: int) -> None:
         row.fresh = token not in self._model.eos_ids
@@ -144,27 +129,3 @@ class RunningBatch(Generic[Owner]):
             return
         row.tokens.append(token)
         row.done = len(row.tokens) >= row.limit
-
-    def _merge(self, layers: list[LayerCache], seen: Tensor) -> None:
-        """Add rows; the shorter cache is padded on the right with columns its rows never see."""
-        if not self.rows:
-            self._layers, self._seen = layers, seen
-            return
-        width = max(self._seen.shape[1], seen.shape[1])
-        self._seen = torch.cat((_wider(self._seen, width, 1), _wider(seen, width, 1)))
-        self._layers = [
-            (
-                torch.cat((_wider(old_key, width, 2), _wider(key, width, 2))),
-                torch.cat((_wider(old_value, width, 2), _wider(value, width, 2))),
-            )
-            for (old_key, old_value), (key, value) in zip(self._layers, layers, strict=True)
-        ]
-
-
-def _wider(tensor: Tensor, width: int, dim: int) -> Tensor:
-    missing = width - tensor.shape[dim]
-    if not missing:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat((tensor, tensor.new_zeros(shape)), dim=dim)

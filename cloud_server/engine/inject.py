@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cloud_server.engine.scenes import Scene, SceneMemory
 from cloud_server.engine.work import Work
-from projector.models.cache import LayerCache
 from projector.models.frozen import FrozenModel
+from projector.models.slab import Part
 
 
 def hold(scenes: SceneMemory, group: Sequence[Work], keys: Tensor, values: Tensor) -> None:
@@ -39,12 +39,13 @@ def hold(scenes: SceneMemory, group: Sequence[Work], keys: Tensor, values: Tenso
 
 def behind_prefix(
     model: FrozenModel, scenes: SceneMemory, group: Sequence[Scene]
-) -> list[LayerCache]:
-    """The model's prefix, followed by scenes of equal length.
+) -> list[list[Part]]:
+    """The context of each scene: the model's prefix, then the scene. Nothing is copied."""
+    prefix = prefix_of(model)
+    return [[prefix, scenes.read(scene)] for scene in group]
 
-    Returns:
-        Per layer, keys and values `[group, kv_heads, prefix + N, head_dim]`.
-    """
-    with torch.inference_mode():
-        keys, values = zip(*map(scenes.read, group), strict=True)
-        return model.scene_cache(torch.stack(keys, dim=1), torch.stack(values, dim=1))
+
+def prefix_of(model: FrozenModel) -> Part:
+    """The model's own cache of the tokens before the picture; computed once."""
+    keys, values = zip(*model.constant_prefix(), strict=True)
+    return torch.cat(keys), torch.cat(values)

@@ -274,14 +274,15 @@ class TransformersEngine(Engine):
         for work in asking:
             if not work.job.has_frame:
                 self._recall(work)
-        by_length: dict[int, list[tuple[Work, Scene]]] = {}  # pictures have one length
-        for work in asking:
-            if work.scene is not None and work.job.question and self._fits(work, work.scene):
-                by_length.setdefault(work.scene.tokens, []).append((work, work.scene))
-        for ready in by_length.values():
-            started = time.perf_counter()
-            layers = inject.behind_prefix(self._model, self._scenes, [scene for _, scene in ready])
-            for event in self._answering.prefill([work for work, _ in ready], layers, started):
+        ready = [
+            (work, work.scene)
+            for work in asking
+            if work.scene is not None and work.job.question and self._fits(work, work.scene)
+        ]
+        if ready:
+            scenes = [scene for _, scene in ready]
+            contexts = inject.behind_prefix(self._model, self._scenes, scenes)
+            for event in self._answering.prefill([work for work, _ in ready], contexts):
                 self._emit(event)
         self._scenes.end_step()
 

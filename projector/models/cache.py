@@ -1,6 +1,6 @@
 """Converts between a transformers cache and `KVState`.
 
-No other module touches a transformers cache.
+Only `slab.py` touches a transformers cache too.
 """
 
 from __future__ import annotations

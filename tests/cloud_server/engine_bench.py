@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import torch
 
 from cloud_server.engine.jobs import Answered, Job, JobEvent
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.settings import Settings, load
+from projector.models.cache import LayerCache
+from projector.models.slab import Part
 from protos.points import PICTURE_POINT
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
@@ -53,3 +58,10 @@ class Bench:
 def picture(bench: Bench, id: int, file: bytes, session: str = "s") -> Job:
     plain = bench.job(id)
     return dataclasses.replace(plain, session=session, point=PICTURE_POINT, kept=b"", body=file)
+
+
+def rows_of(layers: Sequence[LayerCache]) -> list[list[Part]]:
+    """Each row of a cache as a context of one part."""
+    keys = torch.stack([key for key, _ in layers])
+    values = torch.stack([value for _, value in layers])
+    return [[(keys[:, row], values[:, row])] for row in range(keys.shape[1])]

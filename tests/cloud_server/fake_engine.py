@@ -1,7 +1,8 @@
 """An engine process without a model: the question says what it does. Starts in a moment.
 
 "count 3" makes three tokens; "hold" waits for the next job that says "release"; "slow" takes a
-while; "die" ends the process; "hang" never returns; anything else answers at once. While the file
+while; "die" ends the process; "hang" never returns; "leak" takes memory for good; "where" answers
+with the process id, about a scene that is held; anything else answers at once. While the file
 that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered. The variable
 FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
 FAKE_ENGINE_STARTS is a file that gets a line for each).
@@ -43,7 +44,9 @@ from protos.errors import (
     BundleLayoutError,
     BundleMissingError,
     FrameNumberError,
+    MissingKeyFrameError,
     QuestionError,
+    UnknownSceneError,
 )
 from protos.points import points_to_json
 from tests.cloud_server import stage
@@ -53,6 +56,7 @@ class FakeEngine(Engine):
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._emit = emit
         self._jobs: list[Job] = []
+        self._leaked: list[bytes] = []
         self._held: list[Job] = []
         self._asked: list[Load] = []
         self._bundles: dict[str, dict[str, Any]] = {}
@@ -140,6 +144,14 @@ class FakeEngine(Engine):
             os._exit(9)
         if job.question == "hang":
             threading.Event().wait()
+        if job.question == "leak":
+            self._leaked.append(b"\1" * (256 << 20))
+        if job.question == "where" and not job.has_frame and job.scene not in self._scenes:
+            self._emit(failed(job.id, UnknownSceneError("not held")))
+            return
+        if job.base >= 0 and (job.session, job.base) not in self._scenes:
+            self._emit(failed(job.id, MissingKeyFrameError("the base is not held")))
+            return
         if job.question == "slow":
             threading.Event().wait(0.3)
         if job.question == "no":
@@ -169,6 +181,7 @@ class FakeEngine(Engine):
         for index in range(tokens):
             self._emit(TokenMade(job.id, index, f"{index} "))
         text = " ".join(str(i) for i in range(tokens))
+        text = str(os.getpid()) if job.question == "where" else text
         text = self._bundles.get(job.bundle, {}).get("answer", text)
         self._emit(Answered(job.id, text, tokens, 0.001, 0.001, 0.001))
 

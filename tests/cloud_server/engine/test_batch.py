@@ -7,6 +7,7 @@ import torch
 from cloud_server.engine.batch import RunningBatch
 from projector.models.vlm import VLM
 from tests.cloud_server.conftest import Files
+from tests.cloud_server.engine_bench import rows_of
 
 
 def test_columns_that_no_row_sees_any_more_are_cut_out(files: Files) -> None:
@@ -15,11 +16,10 @@ def test_columns_that_no_row_sees_any_more_are_cut_out(files: Files) -> None:
     layout = vlm.layout
     shape = (layout.layers, 1, layout.kv_heads, layout.tokens, layout.head_dim)
     torch.manual_seed(0)
-    scene = vlm.scene_cache(torch.randn(shape), torch.randn(shape))
-    batch.join(scene, [vlm.question_ids("what " * 50)], ["long"], [1])
-    batch.join(scene, [vlm.question_ids("Q")], ["short"], [8])
-    held = scene[0][0].shape[2]
+    context = rows_of(vlm.scene_cache(torch.randn(shape), torch.randn(shape)))
+    batch.join(context, [vlm.question_ids("what " * 50)], ["long"], [1])
+    batch.join(context, [vlm.question_ids("Q")], ["short"], [8])
+    held = context[0][0][0].shape[2]
     batch.leave()
     assert [row.owner for row in batch.rows] == ["short"]
-    width = batch._layers[0][0].shape[2]
-    assert width == held + len(vlm.question_ids("Q"))
+    assert batch.width == held + len(vlm.question_ids("Q"))

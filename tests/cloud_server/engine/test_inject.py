@@ -44,14 +44,14 @@ def test_scenes_behind_the_prefix_are_what_was_projected(model: VLM, scenes: Sce
     works = [work(number) for number in range(3)]
     hold(scenes, works, keys, values)
     held = [one.scene for one in works if one.scene is not None]
-    layers = behind_prefix(model, scenes, [held[2], held[0]])
+    contexts = behind_prefix(model, scenes, [held[2], held[0]])
     start = len(model.prefix_ids)
-    for layer, (key, value) in enumerate(layers):
-        assert torch.equal(key[:, :, start:], keys[layer, [2, 0]])
-        assert torch.equal(value[:, :, start:], values[layer, [2, 0]])
-        own_key, own_value = model.constant_prefix()[layer]
-        assert torch.equal(key[0, :, :start], own_key[0])
-        assert torch.equal(value[1, :, :start], own_value[0])
+    for row, (own, scene) in zip((2, 0), contexts, strict=True):
+        assert torch.equal(scene[0], keys[:, row]) and torch.equal(scene[1], values[:, row])
+        for layer, (own_key, own_value) in enumerate(model.constant_prefix()):
+            assert own[0].shape[2] == start
+            assert torch.equal(own[0][layer], own_key[0])
+            assert torch.equal(own[1][layer], own_value[0])
 
 
 def test_a_text_is_held_without_its_padding_and_a_frame_for_one_question_under_no_name(

@@ -15,6 +15,7 @@ from projector.models.lm import LM
 from projector.models.output import Output
 from projector.models.packed import Packed
 from projector.models.vlm import VLM
+from tests.cloud_server.engine_bench import rows_of
 from tests.fakes.tiny_models import tiny_lm
 
 MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -110,7 +111,7 @@ def test_a_cap_that_ties_tokens_gives_the_services_answer_the_models_own_choice(
     ids = torch.tensor([[*lm.prefix_ids, *text, *question]])
     own = lm.model(input_ids=ids).logits[0, -1]
     assert int((own == own.max()).sum()) > 1
-    [row] = RunningBatch[int](lm).join(lm.context([text]), [question], [0], [1])
+    [row] = RunningBatch[int](lm).join(rows_of(lm.context([text])), [question], [0], [1])
     assert row.tokens == [int(own.argmax())] or int(own.argmax()) in lm.eos_ids
 
 

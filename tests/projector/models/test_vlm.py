@@ -32,6 +32,7 @@ from protos.errors import (
     UnsupportedModelError,
 )
 from protos.state import KVState
+from tests.cloud_server.engine_bench import rows_of
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 
 QUESTIONS = ("what is left of the car ?", "where ?", "how many red crate in the yard")
@@ -251,14 +252,15 @@ def test_a_running_batch_that_rows_join_and_leave_answers_like_generate(vlm: VLM
     """The engine's masks: a group of uneven questions, one that leaves, one that joins later."""
     pictures = [picture(seed) for seed in range(3)]
     layers = vlm.prefill(pictures, attention=False).layers()
-    scenes = [[(key[i : i + 1], value[i : i + 1]) for key, value in layers] for i in range(3)]
-    first = [(key[:2], value[:2]) for key, value in layers]
+    contexts = rows_of(layers)
     limits = (NEW_TOKENS, 2, NEW_TOKENS)
     batch: RunningBatch[int] = RunningBatch(vlm)
-    rows = batch.join(first, [vlm.question_ids(q) for q in QUESTIONS[:2]], [0, 1], limits[:2])
+    rows = batch.join(
+        contexts[:2], [vlm.question_ids(q) for q in QUESTIONS[:2]], [0, 1], limits[:2]
+    )
     batch.leave()
     batch.step()
-    rows += batch.join(scenes[2], [vlm.question_ids(QUESTIONS[2])], [2], limits[2:])
+    rows += batch.join(contexts[2:], [vlm.question_ids(QUESTIONS[2])], [2], limits[2:])
     while batch.rows:
         batch.leave()
         if batch.rows:
