@@ -15,7 +15,7 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Identities, Nobody, bearer_of
-from cloud_server.identity.tls import ServerTls
+from cloud_server.identity.tls import ServerTls, secrets_in_reach
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
@@ -78,6 +78,8 @@ class Access:
         self.tls = tls = ServerTls(
             settings.directory, settings.tls_certificate, settings.tls_key, time.time, log
         )
+        for path, why in secrets_in_reach(settings.directory):
+            log.warning("a private key is in reach", file=str(path), why=why)
         self.identities = identities = Identities(live)
         self._calls = calls = OpenCalls(identities, self._refusals)
         metrics.open_calls.set_function(lambda: self.open_calls)

@@ -7,6 +7,7 @@ the version of every call.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class ServerTls:
 
     Raises:
         CertificateError: a file is missing or damaged, the key is not the certificate's, or the
-            certificate has ended.
+            certificate has ended (our own is renewed instead).
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class ServerTls:
         self._contexts: list[ssl.SSLContext] = []
         self._stamp = self._look()
         self.shown = self._read()
+        self.renew()  # the service may have been off for long
+        self._check_end(self.shown)
 
     @property
     def authority(self) -> Authority:
@@ -103,6 +106,7 @@ class ServerTls:
             return False
         try:
             shown = self._read()
+            self._check_end(shown)
             for context in self._contexts:
                 _load(context, shown)
         except (BridgeError, ssl.SSLError, OSError) as error:
@@ -157,9 +161,12 @@ class ServerTls:
         private = made.read_key(raw if key == certificate else made.read_file(key), key)
         if not made.same_key(private.public_key(), chain[0].public_key()):
             raise CertificateError(f"{key}: is not the private key of {certificate}")
-        if made.end_of(chain[0]) <= self._clock():
-            raise CertificateError(f"{certificate}: has ended ({chain[0].not_valid_after_utc})")
         return Shown(made.key_pem(private), chain, authority, certificate != self._own)
+
+    def _check_end(self, shown: Shown) -> None:
+        if shown.end_s <= self._clock():
+            end = shown.chain[0].not_valid_after_utc
+            raise CertificateError(f"{self._pair[0]}: has ended ({end:%Y-%m-%d %H:%M} UTC)")
 
     def _look(self) -> tuple[object, ...]:
         """What changes when one of the files does."""
@@ -177,6 +184,17 @@ def write_server(path: Path, authority: Authority, names: list[str], now_s: floa
     content = authority.sign_server(names, now_s)
     with writing(path):
         write_file(path, content, 0o600)
+
+
+def secrets_in_reach(directory: Path) -> list[tuple[Path, str]]:
+    """Private keys of a service's directory that others can reach, each with what to do."""
+    folder = directory / AUTHORITY
+    found = [(path, "move the root's key offline") for path in sorted(folder.glob("*-key.pem"))]
+    for path in (folder / INTERMEDIATE, directory / SERVER):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mode & 0o077:
+                found.append((path, "others may read it: chmod 600"))
+    return found
 
 
 def server_names(path: Path) -> list[str]:

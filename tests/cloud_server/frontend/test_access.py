@@ -20,7 +20,7 @@ from cloud_server.identity.identify import credential_of
 from cloud_server.settings import load
 from cloud_server.state import keys
 from cloud_server.state.tables import KeyRow
-from protos.errors import ConfigError, UnauthenticatedError
+from protos.errors import ConfigError, StateError, UnauthenticatedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.front_end import running
 from tests.cloud_server.identity.pki import enrolled, foreign_server
@@ -250,6 +250,22 @@ def test_the_directory_brings_its_settings(tmp_path: Path) -> None:
     assert load(directory | {"port": 5}, environ={}).port == 5
     assert load(directory, other, environ={}).port == 9
     assert load(directory, environ={"NEURAL_BRIDGE_CLOUD_CONFIG": str(other)}).port == 9
+
+
+@on_loop
+async def test_callers_stay_known_while_the_database_is_gone(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        device = await server.enrol(server.premises.code())
+        code = server.premises.code("gate-4")
+        database = server.premises.directory / "state.db"
+        database.rename(tmp_path / "away.db")
+        with pytest.raises(StateError):
+            await server.enrol(code)
+        assert (await (await server.edge(device)).say("count 2")).answer.text == "0 1"
+        (tmp_path / "away.db").rename(database)
+        await server.enrol(code)
 
 
 @on_loop

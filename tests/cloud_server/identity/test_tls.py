@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cloud_server.identity import certificates
 from cloud_server.identity.authority import DAY_S, ROOT_KEY, SUCCESSOR_KEY, Authority
-from cloud_server.identity.tls import AUTHORITY, SERVER, ServerTls, write_server
+from cloud_server.identity.tls import AUTHORITY, SERVER, ServerTls, secrets_in_reach, write_server
 from protos.errors import CertificateError
 from tests.cloud_server.identity.pki import Device, enrolled, foreign_server
 from tests.fakes.loop import on_loop
@@ -276,9 +276,20 @@ def test_a_key_of_another_certificate_is_named(directory: Path, tmp_path: Path) 
         tls_of(directory, tmp_path / "missing.pem")
 
 
-def test_a_certificate_that_has_ended_is_not_shown(directory: Path) -> None:
-    with pytest.raises(CertificateError, match="has ended"):
-        tls_of(directory, clock=NOW + 91 * DAY_S)
+def test_a_companys_certificate_that_has_ended_is_not_shown(
+    directory: Path, tmp_path: Path
+) -> None:
+    certificate = tmp_path / "both.pem"
+    foreign_server(certificate, certificate)
+    with pytest.raises(CertificateError, match=r"both\.pem: has ended"):
+        tls_of(directory, certificate, clock=NOW + 31 * DAY_S)
+
+
+def test_a_service_that_was_off_for_long_makes_itself_a_new_certificate(directory: Path) -> None:
+    later_s = NOW + 200 * DAY_S
+    assert tls_of(directory, clock=later_s).shown.end_s == int(later_s + 90 * DAY_S)
+    with pytest.raises(CertificateError, match="renew-intermediate"):
+        tls_of(directory, clock=NOW + 3 * 365 * DAY_S)
 
 
 def test_the_servers_own_certificate_is_renewed_in_its_last_third_under_the_same_names(
@@ -287,11 +298,13 @@ def test_the_servers_own_certificate_is_renewed_in_its_last_third_under_the_same
     def names(tls: ServerTls) -> Any:
         return tls.shown.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName)
 
-    early, late = tls_of(directory), tls_of(directory, clock=NOW + 61 * DAY_S)
-    before = early.shown
-    assert not early.renew() and early.shown is before
-    assert late.renew()
-    assert late.shown.end_s == int(NOW + 151 * DAY_S) and names(late) == names(early)
+    clock = [NOW]
+    tls = ServerTls(directory, None, None, lambda: clock[0], structlog.get_logger())
+    before, named = tls.shown, names(tls)
+    assert not tls.renew() and tls.shown is before
+    clock[0] = NOW + 61 * DAY_S
+    assert tls.renew() and not tls.renew()
+    assert tls.shown.end_s == int(NOW + 151 * DAY_S) and names(tls) == named
     assert os.stat(directory / SERVER).st_mode & 0o777 == 0o600
 
 
@@ -322,3 +335,12 @@ async def test_http_speaks_tls_1_3_alone_and_follows_the_files(
         write_server(directory / SERVER, tls.authority, ["127.0.0.1"], NOW)
         tls.refresh()
         assert await asyncio.to_thread(serial) != before
+
+
+def test_keys_that_others_can_reach_are_named(directory: Path) -> None:
+    named = [path.name for path, _ in secrets_in_reach(directory)]
+    assert named == [ROOT_KEY]
+    (directory / AUTHORITY / ROOT_KEY).unlink()
+    assert secrets_in_reach(directory) == []
+    (directory / SERVER).chmod(0o640)
+    assert secrets_in_reach(directory) == [(directory / SERVER, "others may read it: chmod 600")]
