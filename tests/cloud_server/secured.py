@@ -36,11 +36,13 @@ class Premises:
     """A directory that `cloud-server init` made, with tenants `acme` and `globex`."""
 
     directory: Path
+    database: str = ""
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
-        assert main(["init", str(self.directory)]) == 0
-        self.store = open_store("", self.directory)
+        named = ["--database", self.database] if self.database else []
+        assert main(["init", str(self.directory), *named]) == 0
+        self.store = open_store(self.database, self.directory)
         with self.store.write("test") as tx:
             for tenant in ("acme", "globex"):
                 tenants.add(tx, tenant)
@@ -154,12 +156,32 @@ def typed(error: grpc.aio.AioRpcError) -> BridgeError:
 async def secured(
     paths: dict[str, Any], directory: Path, **settings: Any
 ) -> AsyncIterator[Secured]:
+    """A front end in a new directory."""
     premises = Premises(directory)
+    try:
+        async with serving(paths, premises, **settings) as made:
+            yield made
+    finally:
+        premises.store.close()
+
+
+@asynccontextmanager
+async def serving(
+    paths: dict[str, Any], premises: Premises, **settings: Any
+) -> AsyncIterator[Secured]:
+    """A front end in a directory that is there."""
     lines: asyncio.Queue[str] = asyncio.Queue()
     service = front_end.make(
         paths,
         lines.put_nowait,
-        **{"directory": directory, "host": "127.0.0.1", "open_port": 0, "api_port": 0} | settings,
+        **{
+            "directory": premises.directory,
+            "database": premises.database,
+            "host": "127.0.0.1",
+            "open_port": 0,
+            "api_port": 0,
+        }
+        | settings,
     )
     task = asyncio.create_task(service.run())
     line = asyncio.create_task(lines.get())
@@ -176,4 +198,3 @@ async def secured(
             await channel.close()
         service.stop()
         await task
-        premises.store.close()
