@@ -34,7 +34,7 @@ def test_an_overloaded_service_is_given_the_time_that_it_asks_for(tmp_path: Path
         }
         async with bridge(refusals=refusals) as served:
             sleep = FakeSleep()
-            uplink, items = fake_uplink(served.dial, tmp_path, sleep), requests(3)
+            uplink, items = fake_uplink(served.dial, tmp_path, sleep, give_up_s=0), requests(3)
             assert_one_answer_each(await deliver_all(uplink, items), items)
             waited = sorted(sleep.pauses)
             assert len(waited) == 2
