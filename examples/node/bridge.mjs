@@ -12,38 +12,46 @@ const CALL_MS = 10_000;
 const ANSWER_MS = 60_000;
 const ATTEMPTS = 8;
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [200, 10_000];
+const LONGEST_ASKED_MS = 60_000; // a service that asks for a longer pause gets no more than this
 const [FRAME_CORRUPT, UNKNOWN_SESSION, UNKNOWN_SCENE, OFFLINE] = [202, 303, 304, 503];
 
 /** A refusal, whichever way it came: see ERRORS in bridge.proto. */
 export class Refused extends Error {
-  constructor(code, name, message, retryable) {
+  constructor(code, name, message, retryable, pauseMs = 0) {
     super(`${code} ${name}: ${message}`);
-    Object.assign(this, { code, retryable });
+    Object.assign(this, { code, retryable, pauseMs });
   }
 
   /** From a failed call: the code is in the trailing metadata, if the service sent it. */
   static ofCall(error) {
     const code = Number(error.metadata?.get("nb-error-code")[0] ?? 0);
     const status = grpc.status[error.code] ?? "UNKNOWN";
-    if (code) return new Refused(code, status, error.details, AGAIN.has(code));
+    const pauseMs = Number(error.metadata?.get("nb-retry-after-ms")[0] ?? 0);
+    if (code) return new Refused(code, status, error.details, AGAIN.has(code), pauseMs);
     const passes = ["UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"].includes(status);
     return new Refused(OFFLINE, status, error.details, passes);
   }
 }
 
 /** Codes of failed calls that are worth sending again; Refused events say so themselves. */
-const AGAIN = new Set([303, 306, 501, 502, 503]);
+const AGAIN = new Set([303, 306, 501, 502, 503, 707, 709]);
 
 export class Bridge {
   /**
    * @param {string} server host:port
    * @param {string} layoutJson the edge model's cache layout
    * @param {(line: string) => void} say gets a line for every step
+   * @param {object} [tls] `roots`, `key` and `chain` in PEM, of an enrolled device, and `serverName`
+   *   if the server's certificate is for another name than the host's; without it: plain text
    */
-  constructor(server, layoutJson, say) {
+  constructor(server, layoutJson, say, tls) {
+    const credentials = tls
+      ? grpc.credentials.createSsl(tls.roots, tls.key, tls.chain)
+      : grpc.credentials.createInsecure();
     const options = { keepCase: true, longs: Number, defaults: true, oneofs: true };
     const { neuralbridge } = grpc.loadPackageDefinition(loader.loadSync(PROTO, options));
-    this.stub = new neuralbridge.v1.Bridge(server, grpc.credentials.createInsecure(), {
+    this.stub = new neuralbridge.v1.Bridge(server, credentials, {
+      ...(tls?.serverName && { "grpc.ssl_target_name_override": tls.serverName }),
       "grpc.keepalive_time_ms": 10_000,
       "grpc.enable_http_proxy": /^(localhost|127\.|\[::1\])/.test(server) ? 0 : 1,
     });
@@ -200,8 +208,9 @@ export class Bridge {
       const key = event.request_id.toString("hex");
       this.#show(event);
       if (event.event === "refused") {
-        const { code, name, message, retryable } = event.refused;
-        const refused = new Refused(code, name, message, retryable || code === FRAME_CORRUPT);
+        const { code, name, message, retryable, retry_after_ms } = event.refused;
+        const again = retryable || code === FRAME_CORRUPT;
+        const refused = new Refused(code, name, message, again, retry_after_ms);
         if (key) stream.settle(key, refused);
         else settleAll(refused); // whose it was cannot be told
       } else if (event.event === "answer") {
@@ -220,16 +229,17 @@ export class Bridge {
     return stream;
   }
 
-  /** Retries after a pause with full jitter; in a new session after error 303. */
+  /** Retries after the pause that the service asked for, and full jitter; after 303 in a new session. */
   async #retry(work) {
     for (let attempt = 0; ; attempt++) {
       try {
         return await work();
       } catch (error) {
         if (!(error instanceof Refused) || !error.retryable || attempt + 1 >= ATTEMPTS) throw error;
-        this.say(`again after: ${error.message}`);
         const most = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** attempt);
-        await new Promise((resolve) => setTimeout(resolve, Math.random() * most));
+        const pause = Math.min(error.pauseMs, LONGEST_ASKED_MS) + Math.random() * most;
+        this.say(`again after: ${error.message} (in ${Math.round(pause)} ms)`);
+        await new Promise((resolve) => setTimeout(resolve, pause));
         if (error.code === UNKNOWN_SESSION) await this.open();
       }
     }

@@ -1,6 +1,8 @@
 // A Neural Bridge client from bridge.proto alone: a model's cache or a picture, and questions to it.
 //
 //   node client.mjs --server 127.0.0.1:50051 --state state.safetensors 'how many cars ?' 'where ?'
+//
+// Of an enrolled device, in TLS: --identity ~/.local/state/neural-bridge/edge/identity/identity.json
 
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -15,6 +17,8 @@ const { values: given, positionals: questions } = parseArgs({
     server: { type: "string", default: "127.0.0.1:50051" },
     state: { type: "string" }, // a cache, from `python -m examples.node.export_state`
     point: { type: "string", default: "fp8" }, // an operating point with the quantizer fp8_e4m3
+    identity: { type: "string" }, // as `edge-agent enrol` stored it; without it: plain text
+    "server-name": { type: "string" }, // in the server's certificate, if not the host in --server
     picture: { type: "string" }, // a PNG, JPEG or WebP file: the same questions at the picture point
   },
 });
@@ -24,7 +28,14 @@ if (!given.state || !questions.length) {
 }
 
 const state = readState(readFileSync(given.state));
-const bridge = new Bridge(given.server, state.layoutJson, console.log);
+const bridge = new Bridge(given.server, state.layoutJson, console.log, readIdentity(given.identity));
+
+function readIdentity(path) {
+  if (!path) return undefined;
+  const stored = JSON.parse(readFileSync(path, "utf8"));
+  const [roots, key, chain] = ["roots_pem", "key_pem", "chain_pem"].map((name) => Buffer.from(stored[name]));
+  return { roots, key, chain, serverName: given["server-name"] };
+}
 
 /** The first question travels with the frame; further ones are about the scene that is held. */
 async function askAll(pack) {

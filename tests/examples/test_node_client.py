@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from edge_agent.identity.enrol import enrol
+from edge_agent.identity.identity_file import IdentityFile
 from examples.node.export_state import export, write_state
 from protos.errors import EngineUnavailableError, OverloadedError
+from protos.identity import OneTimeCode
 from tests.cloud_server import stage
 from tests.examples.conftest import FOLDER
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import LAYOUT, make_encoder, state_of
+from tests.fakes.secure_bridge import SecureBridge
 
 ROOT = FOLDER.parents[1]
 EDGE, CLOUD = ROOT / "reference/models/edge-a", ROOT / "reference/models/cloud"
@@ -255,3 +259,55 @@ def test_an_encoder_of_another_digest_is_refused(node: str, folder: Path) -> Non
     served = FakeBridge(make_encoder(), encoder_blob=make_encoder(1).to_bytes())
     code, _, err = run(node, folder, served, "what ?")
     assert code == 1 and "encoder is damaged" in err
+
+
+# ---------------------------------------------------------------------- identities
+
+
+def run_enrolled(
+    node: str, folder: Path, served: SecureBridge, *more: str, revoked: bool = False
+) -> tuple[int, str, str, str]:
+    """The client of an enrolled device; the last text is the certificate's serial number."""
+
+    async def both() -> tuple[int, str, str, str]:
+        await served.start()
+        try:
+            file = IdentityFile.under(folder)
+            code = OneTimeCode.parse(served.code())
+            identity = await enrol(served.open_address, code, file)
+            if revoked:
+                await served.revoke(identity.serial)
+            shown = ("--identity", str(file.path), *more)
+            client = await asyncio.create_subprocess_exec(
+                *command(node, served.address, folder, *shown, "what ?"),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await asyncio.wait_for(client.communicate(), 100)
+            return client.returncode or 0, out.decode(), err.decode(), identity.serial
+        finally:
+            await served.stop()
+
+    return asyncio.run(both())
+
+
+def test_an_enrolled_device_asks_in_tls_under_its_certificate(node: str, folder: Path) -> None:
+    served = SecureBridge(make_encoder(), folder=folder / "authority")
+    code, out, err, serial = run_enrolled(node, folder, served)
+    assert code == 0, err
+    assert ANSWERS[0] in out and served.serials == [serial]
+
+
+def test_a_revoked_device_is_told_and_does_not_ask_again(node: str, folder: Path) -> None:
+    served = SecureBridge(make_encoder(), folder=folder / "authority")
+    code, out, err, _ = run_enrolled(node, folder, served, revoked=True)
+    assert code == 1 and "701" in err and "again after" not in out
+
+
+def test_the_client_waits_as_long_as_the_service_asks(node: str, folder: Path) -> None:
+    error = OverloadedError("full", retry_after_s=1.5)
+    served = FakeBridge(make_encoder(), refusals={"what ?": [error]})
+    code, out, err = run(node, folder, served, "what ?")
+    assert code == 0, err
+    (pause_ms,) = re.findall(r"again after: 501 .*\(in (\d+) ms\)", out)
+    assert ANSWERS[0] in out and 1500 <= int(pause_ms) <= 1700
