@@ -15,7 +15,12 @@ from edge_agent.identity.enrol import renew
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.dial import SecureDial, explained
-from protos.errors import BridgeError, OfflineError, UnauthenticatedError
+from protos.errors import (
+    BridgeError,
+    OfflineError,
+    OverloadedError,
+    UnauthenticatedError,
+)
 from protos.process.logs import Logger
 
 _LOOK_S = 20.0
@@ -77,7 +82,9 @@ class Renewal:
             await self._renew()
         except BridgeError as error:
             self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
-            self._not_before = steady() + self._pause_s * random.uniform(0.5, 1.0)
+            asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
+            pause_s = self._pause_s * random.uniform(0.5, 1.0)
+            self._not_before = steady() + max(pause_s, min(asked_s, _LONGEST_PAUSE_S))
             self.metrics.renewal_failures.labels(error.name).inc()
             self.log.warning("not_renewed", error=error.name, cause=str(error))
 

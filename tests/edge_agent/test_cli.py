@@ -16,7 +16,15 @@ from PIL import Image
 
 from edge_agent import assemble, cli
 from edge_agent.settings import PREFIX, Settings
-from protos.errors import ConfigError, ModelError, OfflineError, PictureError, SourceError
+from protos.errors import (
+    BridgeError,
+    CertificateError,
+    ConfigError,
+    ModelError,
+    OfflineError,
+    PictureError,
+    SourceError,
+)
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, make_encoder
 
@@ -129,6 +137,24 @@ def test_ask_prints_the_answer_and_nothing_else(
     assert (record["answer"], record["edge_answer"]) == ("about what?", "edge what?")
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [([], "gate-7.local"), (["--device-name", "porch_2"], "porch_2")],
+)
+def test_a_device_tells_its_name(
+    model: Path,
+    pictures: Path,
+    server: FakeBridge,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Gate 7.local")
+    arguments = [str(pictures / "0.png"), "what?", "--model", str(model)]
+    assert cli.main(["ask", *arguments, "--server", server.address, *flags]) == 0
+    assert server.devices == [name]
+
+
 def test_the_progress_bar_and_the_logs_share_standard_error_and_leave_standard_output(
     model: Path, pictures: Path, server: FakeBridge, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +186,11 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
         (["rnu"], ConfigError, "'rnu'; did you mean run?"),
         (["run", "--retr", "1"], ConfigError, "--retr; did you mean --retries?"),
         (["run", "--retries", "many"], ConfigError, "--retries = 'many'"),
+        (["run", "--device-name", "Gate 3"], ConfigError, "a name has 1 to 63 lower case letters"),
+        (["run", "--priority", "urgent"], ConfigError, "--priority = 'urgent'"),
+        (["run", "--hold-every-s", "-1"], ConfigError, "--hold-every-s = '-1'"),
+        (["enrol"], ConfigError, "--code"),
+        (["identity", "--state-dir", "/dev/null"], CertificateError, "not enrolled"),
         (["run", "--config", "nowhere.toml"], ConfigError, "nowhere.toml: cannot be read"),
         (["run"], SourceError, "no source: give --source"),
         (["run", "--source", "nowhere"], SourceError, "no such file"),
@@ -177,7 +208,7 @@ def test_without_a_server_the_exit_code_is_offline_and_there_is_no_traceback(
 )
 def test_a_users_mistake_is_one_line_and_an_exit_code(
     arguments: list[str],
-    code: type[ConfigError],
+    code: type[BridgeError],
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

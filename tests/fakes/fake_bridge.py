@@ -72,6 +72,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
         self.negotiations = 0
+        self.devices: list[str] = []
         self.doubt = ""
         self.fetches = 0
         self.most_in_flight = 0
@@ -109,6 +110,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
     async def Negotiate(self, request: pb.NegotiateRequest, context: Any) -> pb.NegotiateResponse:
         self.negotiations += 1
+        self.devices.append(request.device)
         if self.negotiate_error is not None:
             await self._abort(context, self.negotiate_error)
         layout = KVLayout.from_json(request.source_layout_json)

@@ -1,0 +1,161 @@
+"""A device and a service that know each other: enrolled, renewed, revoked, held back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloud_server.state import devices
+from edge_agent.frame_maker import FrameMaker
+from edge_agent.identity.enrol import enrol
+from edge_agent.identity.enrolled import Enrolled
+from edge_agent.identity.identity import Identity
+from edge_agent.identity.identity_file import IdentityFile
+from edge_agent.identity.renewal import Renewal
+from edge_agent.identity.service_clock import ServiceClock
+from edge_agent.metrics import Metrics
+from edge_agent.plan import Plan
+from edge_agent.prefill import Sight
+from edge_agent.sources import Capture
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.dial import dial_secure
+from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.outcome import Outcome
+from edge_agent.uplink.request import Request
+from edge_agent.uplink.retry import RetryPolicy
+from protos.errors import CertificateError, EnrolmentError, UnauthenticatedError
+from protos.process import logs
+from tests.cloud_server import stage
+from tests.cloud_server.conftest import paths  # noqa: F401
+from tests.cloud_server.secured import Secured, secured
+from tests.fakes.fake_edge import FakeSleep
+from tests.fakes.loop import on_loop
+
+
+class Device:
+    """An agent's uplink, with the model of `stage.SOURCE`."""
+
+    layout = stage.SOURCE
+
+    def __init__(self, server: Secured, folder: Path, give_up_s: float = 60.0) -> None:
+        self.file = IdentityFile.under(folder)
+        self.enrolled = Enrolled(self.file)
+        self.dial = dial_secure(f"localhost:{server.ports['port']}", self.enrolled)
+        self.sleep, self.metrics = FakeSleep(), Metrics()
+        self.uplink = Uplink(
+            self.layout,
+            self.dial,
+            EncoderStore(folder),
+            self.metrics,
+            logs.configure("error"),
+            RetryPolicy(give_up_s=give_up_s, answer_timeout_s=FakeSleep.ANSWER_TIMEOUT_S),
+            clock=self.sleep.clock,
+            sleep=self.sleep,
+        )
+
+    def see(self, picture: Any) -> Sight:
+        return Sight(stage.state(0), lambda question, limit: "")
+
+    async def ask(self, question: str, priority: int = 0) -> Outcome:
+        picture = np.arange(243, dtype=np.uint8).reshape(9, 9, 3)
+        capture = Capture("a", Image.fromarray(picture), 1.0)
+        model: Any = self
+        plan = Plan(point="fp8", priority=priority)
+        request = Request(question, FrameMaker(capture, model, plan, self.metrics))
+        async with self.uplink.credit():
+            return await self.uplink.deliver(request)
+
+
+async def enrolled(server: Secured, folder: Path, **more: Any) -> Identity:
+    open_address = f"localhost:{server.ports['open_port']}"
+    return await enrol(open_address, server.premises.code(), IdentityFile.under(folder), **more)
+
+
+@on_loop
+async def test_a_device_enrols_and_its_frames_are_answered_at_every_priority(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        made = await enrolled(server, tmp_path / "edge")
+        await server.settled()
+        assert server.service.access.live.now.certificate(made.serial) is not None
+        device = Device(server, tmp_path / "edge")
+        for priority in range(3):
+            outcome = await device.ask("what ?", priority)
+            assert outcome.error is None and outcome.answer is not None
+        await device.uplink.close()
+
+
+@on_loop
+async def test_a_code_works_once_and_only_at_its_own_service(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async with (
+        secured(paths, tmp_path / "svc") as server,
+        secured(paths, tmp_path / "other") as other,
+    ):
+        code, file = server.premises.code(), IdentityFile.under(tmp_path / "edge")
+        with pytest.raises(CertificateError, match="nothing was sent"):
+            await enrol(f"localhost:{other.ports['open_port']}", code, file)
+        with pytest.raises(CertificateError, match="the port where devices enrol"):
+            await enrol(f"localhost:{server.ports['port']}", code, file)
+        made = await enrol(f"localhost:{server.ports['open_port']}", code, file)
+        with pytest.raises(EnrolmentError):
+            await enrol(f"localhost:{server.ports['open_port']}", code, file, force=True)
+        assert file.load() == made
+
+
+@on_loop
+async def test_a_device_that_is_disabled_under_way_is_told_and_may_enrol_again(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        await enrolled(server, tmp_path / "edge")
+        device = Device(server, tmp_path / "edge")
+        assert (await device.ask("what ?")).answer is not None
+        with server.premises.store.write("test") as tx:
+            devices.disable(tx, "acme", "gate-3")
+        while device.uplink.connected:
+            await asyncio.sleep(0.01)
+        outcome = await device.ask("what ?")
+        assert isinstance(outcome.error, UnauthenticatedError)
+        assert "acme/gate-3" in outcome.error.message
+        with server.premises.store.write("test") as tx:
+            devices.enable(tx, "acme", "gate-3")
+        await enrolled(server, tmp_path / "edge", force=True)
+        outcome = await device.ask("what ?")
+        assert outcome.answer is not None, outcome.error
+        await device.uplink.close()
+
+
+@on_loop
+async def test_a_certificate_is_renewed_and_the_stream_of_the_old_one_goes_on(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        first = await enrolled(server, tmp_path / "edge")
+        device = Device(server, tmp_path / "edge")
+        device.enrolled.clock = ServiceClock(lambda: 0.0)  # never set
+        assert (await device.ask("what ?")).answer is not None
+        stream = device.uplink.connection.stream
+        renewal = Renewal(
+            device.enrolled, device.dial, lambda: True, device.metrics, logs.configure("error")
+        )
+        await renewal.turn()
+        second = device.enrolled.now
+        assert second.serial != first.serial and second == device.file.load()
+        assert (await device.ask("and then ?")).answer is not None
+        assert device.uplink.connection.stream is stream
+        fresh = Device(server, tmp_path / "edge")
+        assert (await fresh.ask("what ?")).answer is not None
+        await fresh.uplink.close()
+        await device.uplink.close()
