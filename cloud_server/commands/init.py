@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import shutil
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protos.errors import ConflictError
 from protos.process import console
+
+if TYPE_CHECKING:
+    from cloud_server.identity.authority import Authority
 
 _SETTINGS = """\
 # Settings of 'cloud-server serve --directory {folder}'; 'cloud-server serve --help' lists all.
@@ -64,16 +70,11 @@ def run(given: argparse.Namespace) -> int:
         ConflictError: it holds something.
         ConfigError: it cannot be written, or a name is no host's.
     """
-    import json
-    import shlex
-
-    from cloud_server.identity.authority import ROOT_KEY, Authority
+    from cloud_server.identity.authority import ROOT_KEY
     from cloud_server.identity.certificates import end_of
-    from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
-    from cloud_server.settings import SETTINGS_FILE
-    from cloud_server.state.location import open_store
+    from cloud_server.identity.tls import AUTHORITY
     from protos.process.addresses import host
-    from protos.process.files import expanded, write_file, writing
+    from protos.process.files import expanded, writing
 
     folder = expanded(given.directory).absolute()
     names = [*map(host, given.name), *_own_names()]
@@ -81,16 +82,12 @@ def run(given: argparse.Namespace) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConflictError(f"{folder} is not empty: init never writes into what is there")
-        (folder / AUTHORITY).mkdir(mode=0o700)
-    now_s = time.time()
-    authority = Authority.create(folder / AUTHORITY, now_s)
-    write_server(folder / SERVER, authority, names, now_s)
-    open_store(given.database, folder, create=True).close()
-    text = _SETTINGS.format(folder=folder, quoted=json.dumps(str(folder), ensure_ascii=False))
-    if given.database:
-        text += f"database = {json.dumps(given.database, ensure_ascii=False)}\n"
-    with writing(folder / SETTINGS_FILE):
-        write_file(folder / SETTINGS_FILE, text.encode(), 0o600)
+    try:
+        authority = _fill(folder, names, given.database)
+    except BaseException:
+        for made in folder.iterdir():  # half of it would be of no use, and stop the next try
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        raise
     key, end_s = folder / AUTHORITY / ROOT_KEY, end_of(authority.intermediate.certificate)
     end = time.strftime("%Y-%m-%d", time.gmtime(end_s))
     sys.stdout.write(
@@ -108,6 +105,28 @@ def run(given: argparse.Namespace) -> int:
         "  cloud-server serve --model MODEL --bundles BUNDLE\n"
     )
     return 0
+
+
+def _fill(folder: Path, names: list[str], database: str) -> Authority:
+    """Make everything in an empty folder; returns its authority."""
+    from cloud_server.identity.authority import Authority
+    from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
+    from cloud_server.settings import SETTINGS_FILE
+    from cloud_server.state.location import open_store
+    from protos.process.files import write_file, writing
+
+    open_store(database, folder, create=True).close()
+    now_s = time.time()
+    with writing(folder):
+        (folder / AUTHORITY).mkdir(mode=0o700)
+    authority = Authority.create(folder / AUTHORITY, now_s)
+    write_server(folder / SERVER, authority, names, now_s)
+    text = _SETTINGS.format(folder=folder, quoted=json.dumps(str(folder), ensure_ascii=False))
+    if database:
+        text += f"database = {json.dumps(database, ensure_ascii=False)}\n"
+    with writing(folder / SETTINGS_FILE):
+        write_file(folder / SETTINGS_FILE, text.encode(), 0o600)
+    return authority
 
 
 def _own_names() -> list[str]:

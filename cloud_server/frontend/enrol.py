@@ -111,7 +111,7 @@ class Enroller:
             caller = self._identities.of_call(context)
             if caller.kind != "device":
                 raise UnauthenticatedError("only a device renews its certificate, by showing it")
-            wait_s = self._renewals.take(caller.credential)
+            wait_s = self._renewals.take(f"{caller.tenant}/{caller.name}")
             if wait_s:
                 raise _too_often(wait_s)
             request = _read(pb.RenewRequest, raw)

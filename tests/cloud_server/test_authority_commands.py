@@ -62,6 +62,14 @@ def test_init_never_writes_into_what_is_there(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("url", ["mysql://x", "postgresql://nobody@127.0.0.1:1/x"])
+def test_init_leaves_nothing_half_made(tmp_path: Path, url: str) -> None:
+    folder = tmp_path / "svc"
+    assert main(["init", str(folder), "--database", url]) != 0
+    assert list(folder.iterdir()) == []
+    assert main(["init", str(folder)]) == 0
+
+
 def test_the_whole_life_of_a_root(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

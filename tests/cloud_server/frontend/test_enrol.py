@@ -175,7 +175,7 @@ async def test_a_device_that_renews_all_the_time_is_told_to_wait(
         device = await server.enrol(server.premises.code())
         with pytest.raises(OverloadedError) as error:
             for _ in range(20):
-                await renewed(server, device)
+                device = await renewed(server, device)
         assert error.value.retryable
 
 
