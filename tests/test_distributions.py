@@ -116,3 +116,9 @@ def test_a_command_of_the_products_wheel_starts(
     assert done.returncode == 0, done.stderr
     file, _, said = done.stdout.partition("\n")
     assert Path(file).is_relative_to(tmp_path) and package.replace("_", "-") in said
+
+
+def test_the_product_holds_the_databases_migrations(product: Path) -> None:
+    folder = ROOT / "cloud_server" / "state" / "migrations"
+    names, _ = contents(product)
+    assert {str(path.relative_to(ROOT)) for path in folder.rglob("*.py")} <= names
