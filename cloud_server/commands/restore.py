@@ -178,6 +178,7 @@ def _put(directory: Path, files: dict[str, bytes]) -> list[str]:
     """
     from cloud_server.identity.tls import AUTHORITY, SERVER
     from cloud_server.state.backup import PUBLIC_FILES
+    from cloud_server.state.ownership import own_as_folder
 
     kept = []
     for name, content in files.items():
@@ -189,6 +190,9 @@ def _put(directory: Path, files: dict[str, bytes]) -> list[str]:
             kept += [name] if path.read_bytes() != content else []
             continue
         with writing_file(path):
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                own_as_folder(path.parent)
             write_file(path, content, 0o644 if name in PUBLIC_FILES else 0o600)
+            own_as_folder(path)
     return kept

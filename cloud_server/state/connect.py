@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
+from cloud_server.state.ownership import own_as_folder
 from cloud_server.state.trouble import LOCK_WAIT_S
 from protos.errors import ConfigError, StateError
 
@@ -124,7 +125,10 @@ def _sqlite(url: URL) -> Engine:
 def _make_private(file: Path) -> None:
     """Make the file if need be, for its owner alone; SQLite gives its side files the same mode."""
     try:
+        made = not file.exists()
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if made:
+            own_as_folder(file)
     except OSError as error:
         raise StateError(
             f"database {file}: {error.strerror}; check that its folder exists and that this user "

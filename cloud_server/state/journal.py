@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from cloud_server.state.ownership import own_as_folder
 from protos.errors import StateError
 
 Kind = Literal["tenant", "device", "certificate", "key"]
@@ -99,6 +100,7 @@ class Journal:
         finally:
             os.close(file)
         if not size:
+            own_as_folder(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)

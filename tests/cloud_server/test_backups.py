@@ -208,6 +208,23 @@ def test_mistakes_are_one_line_with_the_errors_exit_code(
     assert states(command) == before and not (tmp_path / "x").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_the_services_user(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    state, keys = tmp_path / "state.nb", tmp_path / "authority.nb"
+    assert command("backup", state, "--with-authority", keys)[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    os.chown(other, 65534, 65534)
+    where = ("--directory", str(other))
+    assert command("restore", state, "--authority", keys, *where)[0] == 0
+    assert command("devices", "disable", "gate-3", *where)[0] == 0
+    found = {path.name: path.stat().st_uid for path in other.rglob("*")}
+    assert set(found.values()) == {65534}, found
+    assert {"state.db", "revocations", "settings.toml", "intermediate.pem"} <= set(found)
+
+
 def test_a_backup_without_room_leaves_nothing_behind(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:

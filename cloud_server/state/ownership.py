@@ -1,0 +1,15 @@
+"""Files that root makes in the folder of the service's user: they must be that user's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def own_as_folder(path: Path) -> None:
+    """Give a new file to the owner of its folder, if this process is root's."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # a file system that has no owners
+            folder = path.parent.stat()
+            os.chown(path, folder.st_uid, folder.st_gid)
