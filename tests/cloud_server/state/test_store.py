@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,47 @@ def test_a_url_that_leads_nowhere_is_refused(url: str, error: type[ConfigError],
     with pytest.raises(error, match=said) as refused:
         Store.open(url)
     assert "secret" not in refused.value.message
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+    )
+    if done.returncode != 0:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_on_a_disk_without_room_reading_goes_on_and_writing_when_there_is_room(
+    tiny: Path,
+) -> None:
+    store = Store.open(f"sqlite:///{tiny}/state.db", tiny / "revocations")
+    with store.write("test") as tx:
+        tenants.add(tx, "acme")
+        devices.add(tx, "acme", "gate-3")
+    filler = (tiny / "filler").open("wb", buffering=0)
+    with pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(b"x" * 1024)
+    written = 0
+    with pytest.raises(StateError, match="no room|No space"):
+        for number in range(1000):  # the write-ahead log may have some room left
+            with store.write("test") as tx:
+                tenants.add(tx, f"t{number}")
+            written += 1
+    with store.read() as session:
+        assert len(tenants.every(session)) == 2 + written
+    with pytest.raises(StateError, match="no room|No space"), store.write("test") as tx:
+        devices.disable(tx, "acme", "gate-3")
+    filler.truncate(0)
+    filler.close()
+    with store.write("test") as tx:
+        devices.disable(tx, "acme", "gate-3")
+    with store.read() as session:
+        assert devices.show(session, "acme", "gate-3").disabled
+    store.close()
