@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from rich.console import Console
 from benchmarks import command
 from benchmarks.serve import parts
 from benchmarks.serve.figures import figures, read_faults
+from benchmarks.serve.identities import Identities
 from benchmarks.serve.pool import pool
 from reference.report.parts import html, show
 
@@ -42,7 +44,10 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
 def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[str]) -> Any:
     """Measure every part that is not there yet; returns all of them by name."""
     folder = out / "serve"
-    bench = parts.Workbench(folder, pool(folder), quick)
+    known = folder / "directory"
+    shutil.rmtree(known, ignore_errors=True)
+    identities = Identities.make(known, max(parts.DEVICES))
+    bench = parts.Workbench(folder, pool(folder), quick, identities)
     found: dict[str, Any] = {}
     todo = []
     for name, part, seconds in plan(minutes):

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from benchmarks.serve.device import Device
+from benchmarks.serve.identities import Identities
 from protos.calls import SERVICE
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
@@ -32,11 +33,13 @@ class Recording:
         reply: a serialized NegotiateResponse.
         events: the serialized events of one request.
         options: of the front end's own gRPC server.
+        directory: the service's, for the same TLS.
     """
 
     reply: bytes
     events: Sequence[bytes]
     options: Sequence[tuple[str, int]]
+    directory: Path
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -44,6 +47,7 @@ class Recording:
             "reply": self.reply.hex(),
             "events": [event.hex() for event in self.events],
             "options": list(self.options),
+            "directory": str(self.directory),
         }
         path.write_text(json.dumps(plain), encoding="utf-8")
 
@@ -55,10 +59,13 @@ class Recording:
             bytes.fromhex(plain["reply"]),
             [bytes.fromhex(event) for event in plain["events"]],
             [(name, value) for name, value in plain["options"]],
+            Path(plain["directory"]),
         )
 
     @classmethod
-    async def of(cls, device: Device, options: Sequence[tuple[str, int]]) -> Recording:
+    async def of(
+        cls, device: Device, options: Sequence[tuple[str, int]], directory: Path
+    ) -> Recording:
         """Record one request of a connected device."""
         heard: list[pb.InferEvent] = []
         device.overhear = heard.append
@@ -66,7 +73,7 @@ class Recording:
         await device.send(entry)
         await device.settle(20)
         reply = device.reply.SerializeToString()
-        return cls(reply, [event.SerializeToString() for event in heard], options)
+        return cls(reply, [event.SerializeToString() for event in heard], options, directory)
 
 
 async def serve(recording: Recording) -> None:
@@ -89,7 +96,8 @@ async def serve(recording: Recording) -> None:
     }
     server = grpc.aio.server(options=recording.options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    known = Identities(recording.directory, [], "", "")
+    port = server.add_secure_port("127.0.0.1:0", known.server_credentials())
     await server.start()
     print(json.dumps({"event": "ready", "port": port, "metrics_port": 0}), flush=True)
     stop = asyncio.Event()

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.serve.device import Device
 from benchmarks.serve.echo import Recording
+from benchmarks.serve.identities import Identities
 from benchmarks.serve.ledger import Entry, judge
 from benchmarks.serve.load import (
     Poisson,
@@ -38,7 +39,8 @@ OFFERED = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Shares of the throughput at 64 under way."""
 WITHIN_S = 2.0
 """An answer that comes later than this after it was due does not count as goodput."""
-_GREEDY_IN_FLIGHT = 64
+_GREEDY, _GREEDY_IN_FLIGHT = 8, 64
+"""The greedy device's number, and how many requests it keeps under way."""
 _POLITE, _POLITE_SHARE = 8, 0.3
 
 
@@ -50,12 +52,14 @@ class Workbench:
         folder: for logs and recordings.
         pool: what devices send.
         quick: a few seconds each, for a look.
+        identities: the service's directory and its devices.
         loop: runs all parts: grpc.aio does not outlive the loop that it began with.
     """
 
     folder: Path
     pool: Pool
     quick: bool
+    identities: Identities
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     @property
@@ -75,7 +79,7 @@ def on_site(
     """A part that needs a service of its own."""
 
     def part(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
-        with site(bench.folder, *flags) as place:
+        with site(bench.folder, bench.identities, *flags) as place:
             return bench.loop.run_until_complete(work(bench, place, before))
 
     return part
@@ -91,7 +95,7 @@ async def throughput(bench: Workbench, place: Site, before: dict[str, Any]) -> d
         calm = await calm_answers(device, items)
         right = sum(text == item.truth for text, item in zip(calm, bench.pool.items, strict=True))
         one = await closed_loop([device], items, 1, bench.seconds)
-    async with fleet(64, place.dial, bench.pool, first=64) as devices:
+    async with fleet(64, place.dial, bench.pool, first=0) as devices:
         many = await closed_loop(devices, items, 64, bench.seconds)
         light = await Poisson(devices, items, 0.1 * one.rate(), 4 * bench.seconds, seed=1).run()
     return {
@@ -146,7 +150,7 @@ async def devices(bench: Workbench, place: Site, before: dict[str, Any]) -> dict
     items, rows = len(bench.pool.items), []
     for count in DEVICES:
         began = time.monotonic()
-        async with fleet(count, place.dial, bench.pool, first=10_000) as them:
+        async with fleet(count, place.dial, bench.pool) as them:
             connected = time.monotonic() - began
             stretch = await closed_loop(
                 them, items, count, bench.seconds, warm_s=max(1.0, count / 250)
@@ -163,7 +167,7 @@ async def fairness(bench: Workbench, place: Site, before: dict[str, Any]) -> dic
     alone, beside, greedy_rates = list[Entry](), list[Entry](), list[float]()
     async with (
         fleet(_POLITE, place.dial, bench.pool) as polite,
-        fleet(4, lambda _: place.dial(500), bench.pool, first=500, name="greedy") as greedy,
+        fleet(4, lambda _: place.dial(_GREEDY), bench.pool, name="greedy") as greedy,
     ):
         for turn in range(2 if bench.quick else 4):
             quiet = await Poisson(polite, items, rate, bench.seconds, 2 * turn).run()
@@ -216,13 +220,16 @@ def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
     when it alone bounds the rate. (The generator is no faster than the server it drives.)
     """
     recorded = bench.folder / "recording.json"
-    options = server_options(load({}, environ={}), 0)
+    options = [
+        option
+        for option in server_options(load({}, environ={}), 0)
+        if option[0] != "grpc.max_allowed_incoming_connections"
+    ]
 
     async def record(place: Site) -> None:
         async with fleet(1, place.dial, bench.pool) as (device,):
-            (await Recording.of(device, [o for o in options if "connections" not in o[0]])).write(
-                recorded
-            )
+            made = await Recording.of(device, options, bench.identities.directory)
+            made.write(recorded)
 
     async def drive(place: Site) -> dict[str, float]:
         async with fleet(16, place.dial, bench.pool) as them:
@@ -238,14 +245,14 @@ def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
         }
 
     rows: dict[str, list[dict[str, float]]] = {"front_end": [], "echo": []}
-    with stubbed(bench.folder) as stub:
+    with stubbed(bench.folder, bench.identities) as stub:
         bench.loop.run_until_complete(record(stub))
         echo = Child(
             "echo", ["benchmarks.serve.echo", str(recorded)], bench.folder / "echo.log", ENVIRONMENT
         )
         with echo:
             told = echo.ready(60)
-            rival = Site(echo, Ready(f"127.0.0.1:{told['port']}", ""))
+            rival = Site(echo, Ready(f"127.0.0.1:{told['port']}", ""), bench.identities)
             for _ in range(1 if bench.quick else 3):
                 rows["front_end"].append(bench.loop.run_until_complete(drive(stub)))
                 rows["echo"].append(bench.loop.run_until_complete(drive(rival)))

@@ -9,9 +9,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from edge_agent.uplink.dial import Dial, dial_insecure
+from benchmarks.serve.identities import Identities
+from edge_agent.uplink.dial import Dial
 from protos.process.memory import resident_bytes
 from reference.demo.halves import (
     BUNDLE,
@@ -35,14 +37,21 @@ class Site:
     Attributes:
         server: its front end.
         at: where it listens.
+        identities: its directory, and the devices that it knows.
     """
 
     server: Child
     at: Ready
+    identities: Identities
 
     def dial(self, device: int) -> Dial:
         """What makes the channels of a device, by its number."""
-        return dial_insecure(self.at.address)
+        return self.dial_by(self.at.address, device)
+
+    def dial_by(self, address: str, device: int) -> Dial:
+        """The same, by another address, such as a load balancer's."""
+        known = self.identities.devices[device]
+        return partial(self.identities.channel, address, known)
 
     def metric(self, name: str) -> float:
         """A metric's value, by its name without prefix, with labels; 0 if it is not there."""
@@ -51,7 +60,9 @@ class Site:
 
     def metrics(self) -> str:
         """The whole metrics page."""
-        with urllib.request.urlopen(self.at.metrics, timeout=30) as page:
+        asked = urllib.request.Request(self.at.metrics)
+        asked.add_header("Authorization", f"Bearer {self.identities.operator}")
+        with urllib.request.urlopen(asked, timeout=30) as page:
             text: str = page.read().decode()
         return text
 
@@ -72,26 +83,36 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, *flags: str, threads: int = 1) -> Iterator[Site]:
+def site(folder: Path, identities: Identities, *flags: str, threads: int = 1) -> Iterator[Site]:
     """Start a service with the reference model and bundle; it ends with the block."""
-    with cloud_server(folder / "service.log", *OPEN, *flags, threads=threads) as server:
-        yield Site(server, ready(server))
+    with cloud_server(
+        folder / "service.log", *OPEN, *secured(identities), *flags, threads=threads
+    ) as server:
+        yield Site(server, ready(server), identities)
+
+
+def secured(identities: Identities) -> tuple[str, ...]:
+    """Flags of a service with identities, on a free loopback port."""
+    return ("--directory", str(identities.directory), "--open-port", "0", "--host", "127.0.0.1")
 
 
 @contextmanager
-def stubbed(folder: Path) -> Iterator[Site]:
+def stubbed(folder: Path, identities: Identities) -> Iterator[Site]:
     """Start a service whose engine answers at once."""
     settings = {
         "model": str(CLOUD_MODEL),
         "bundles": [str(BUNDLE)],
+        "directory": str(identities.directory),
+        "host": "127.0.0.1",
         "port": 0,
+        "open_port": 0,
         "metrics_port": 0,
         "negotiations_per_s": 0,
         "log_level": "warning",
     }
     module = ["benchmarks.serve.stub_engine", "serve", json.dumps(settings)]
     with Child("stub", module, folder / "stub.log", ENVIRONMENT) as server:
-        yield Site(server, ready(server))
+        yield Site(server, ready(server), identities)
 
 
 def descendants(parent: int) -> dict[int, str]:

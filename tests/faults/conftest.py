@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from benchmarks import command
 from benchmarks.serve import pool as pools
+from benchmarks.serve.identities import Identities
 from benchmarks.serve.load import calm_answers, fleet
 from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site, site
@@ -31,10 +31,16 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return pools.pool(kept if FULL else tmp_path_factory.mktemp("pool"))
 
 
+@pytest.fixture(scope="session")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    """An authority, tenants, and the certificates of simulated devices."""
+    return Identities.make(tmp_path_factory.mktemp("identities") / "directory", 40)
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def place(tmp_path_factory: pytest.TempPathFactory, identities: Identities) -> Iterator[Site]:
     """A service that notices faults soon."""
-    with site(tmp_path_factory.mktemp("service"), *QUICK) as running:
+    with site(tmp_path_factory.mktemp("service"), identities, *QUICK) as running:
         yield running
 
 
@@ -43,12 +49,7 @@ def calm(place: Site, pool: Pool) -> list[str]:
     """The right answers: one at a time, before anything happens to the service."""
 
     async def ask() -> list[str]:
-        async with fleet(1, place.dial, pool, first=1000) as (device,):
+        async with fleet(1, place.dial, pool, first=32) as (device,):
             return await calm_answers(device, ITEMS)
 
     return asyncio.run(ask())
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.serve.identities import TENANTS, Identities
 from benchmarks.serve.load import fleet
 from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site, site
-from edge_agent.uplink.dial import dial_insecure
 from reference.demo.halves import edge_agent
 from reference.demo.processes import Child
 from tests.faults.arena import FULL, QUICK, Faults, Steady, steady, times
@@ -44,7 +45,7 @@ def fixed(port: int, metrics_port: int) -> tuple[str, ...]:
 
 
 def test_after_a_sigterm_under_load_everything_accepted_is_answered(
-    tmp_path: Path, pool: Pool, calm: list[str], faults: Faults
+    tmp_path: Path, identities: Identities, pool: Pool, calm: list[str], faults: Faults
 ) -> None:
     rounds = times(1, 10)
 
@@ -64,7 +65,7 @@ def test_after_a_sigterm_under_load_everything_accepted_is_answered(
 
     entries, left = [], 0
     for number in range(rounds):
-        with site(tmp_path / str(number), *QUICK) as place:
+        with site(tmp_path / str(number), identities, *QUICK) as place:
             load = asyncio.run(scenario(place))
             place.server.check(place.server.wait(lambda: None, 60))
         entries += load.entries
@@ -74,7 +75,7 @@ def test_after_a_sigterm_under_load_everything_accepted_is_answered(
 
 
 def test_after_a_front_end_is_killed_devices_negotiate_again_and_lose_nothing(
-    tmp_path: Path, pool: Pool, calm: list[str], faults: Faults
+    tmp_path: Path, identities: Identities, pool: Pool, calm: list[str], faults: Faults
 ) -> None:
     kills = times(1, 15)
     ports = free_port(), free_port()
@@ -82,7 +83,7 @@ def test_after_a_front_end_is_killed_devices_negotiate_again_and_lose_nothing(
     async def scenario() -> None:
         with ExitStack() as running:
             place = await asyncio.to_thread(
-                running.enter_context, site(tmp_path / "first", *fixed(*ports))
+                running.enter_context, site(tmp_path / "first", identities, *fixed(*ports))
             )
             async with steady(place.dial, pool) as load:
                 for number in range(kills):
@@ -90,7 +91,8 @@ def test_after_a_front_end_is_killed_devices_negotiate_again_and_lose_nothing(
                     os.kill(place.server.pid, signal.SIGKILL)
                     place.server.wait(lambda: None, 30)
                     place = await asyncio.to_thread(
-                        running.enter_context, site(tmp_path / str(number), *fixed(*ports))
+                        running.enter_context,
+                        site(tmp_path / str(number), identities, *fixed(*ports)),
                     )
                 await load.more(20)
             faults.judged("front end killed", kills, load.entries, calm, load.strangers)
@@ -134,13 +136,29 @@ backend services
         process.wait(30)
 
 
+def enrol(place: Site, folder: Path) -> None:
+    """Add a device of the first tenant and enrol it, with the programs that people use."""
+
+    def told(*words: str) -> str:
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    directory = ("--directory", str(place.identities.directory))
+    add = ("devices", "add", folder.name, "--tenant", TENANTS[0], "--json")
+    code = json.loads(told("cloud_server", *add, *directory))["code"]
+    state = ("--state-dir", str(folder / "state"))
+    told("edge_agent", "enrol", "--server", place.at.open_address, "--code", code, *state)
+
+
 def records(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def agent(folder: Path, address: str, captures: int) -> tuple[Child, Path]:
-    """An agent that asks two questions about each of many pictures."""
+def agent(folder: Path, place: Site, address: str, captures: int) -> tuple[Child, Path]:
+    """An enrolled agent that asks two questions about each of many pictures."""
+    enrol(place, folder)
     output = folder / "answers.jsonl"
     arguments = [
         *("--source", f"yard://validation?count={captures}&questions=2", "--in-flight", "4"),
@@ -164,16 +182,19 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
         with ExitStack() as running:
 
             async def start(which: int, number: int) -> Site:
-                made = site(tmp_path / f"front-{which}-{number}", *fixed(*ports[which]))
+                made = site(
+                    tmp_path / f"front-{which}-{number}", place.identities, *fixed(*ports[which])
+                )
                 return await asyncio.to_thread(running.enter_context, made)
 
             fronts = [await start(0, 0), await start(1, 0)]
             at = f"127.0.0.1:{running.enter_context(balancer(tmp_path, ports))}"
             agents = []
             for folder in folders:
-                child, output = agent(folder, at, 1_000_000)
+                child, output = agent(folder, place, at, 1_000_000)
                 agents.append((running.enter_context(child), output))
-            async with steady(lambda _: dial_insecure(at), pool, devices=4, under_way=4) as load:
+            dial = partial(place.dial_by, at)
+            async with steady(dial, pool, devices=4, under_way=4) as load:
                 for output in (output for _, output in agents):
                     await load.until(partial(_has, output, 8), "an agent's answers")
                 for number in range(1, rounds + 1):
@@ -202,7 +223,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
         assert len(captures) == int(captures[-1].rpartition("/")[2]) + 1, "a capture is missing"
         assert not [row["error"] for row in found if row["error"]]
         assert len({row["request_id"] for row in found}) == len(found)
-    child, output = agent(tmp_path / "calm", place.at.address, COMPARED)
+    child, output = agent(tmp_path / "calm", place, place.at.address, COMPARED)
     with child:
         child.check(child.wait(_idle, 120))
     quiet = {(row["capture"], row["question"]): row["answer"] for row in records(output)}
