@@ -75,6 +75,7 @@ class Device:
         self._sealed: dict[bytes, bytes] = {}
         self._past: dict[bytes, Entry] = {}
         self._closing = False
+        self._reading: asyncio.Event | None = None
         self.reply = pb.NegotiateResponse()
         self.limits = pb.Limits()
         self.open: dict[bytes, Entry] = {}
@@ -160,8 +161,18 @@ class Device:
         """A new request, sealed for the present session if there is one."""
         entry = Entry(os.urandom(8), self.name, item, due)
         if self.reply.session_id:
-            self._sealed[entry.id] = self._seal(entry)
+            self.sealed(entry)
         return entry
+
+    def sealed(self, entry: Entry) -> bytes:
+        """A request as it travels in the present session; the same bytes each time."""
+        if entry.id not in self._sealed:
+            self._sealed[entry.id] = self._seal(entry)
+        return self._sealed[entry.id]
+
+    def hold_reading(self, until: asyncio.Event) -> None:
+        """Read no event until told to."""
+        self._reading = until
 
     def _seal(self, entry: Entry) -> bytes:
         item = self._pool.items[entry.item]
@@ -183,8 +194,7 @@ class Device:
         self.open[entry.id] = entry
         async with self._writing:
             await self._connected()
-            raw = self._sealed.get(entry.id) or self._seal(entry)
-            self._sealed[entry.id] = raw
+            raw = self.sealed(entry)
             entry.sent.append(time.monotonic())
             call = self._call
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -194,6 +204,8 @@ class Device:
         cause = "the stream ended"
         try:
             async for event in call:
+                if self._reading is not None:
+                    await self._reading.wait()
                 self._take(event)
         except grpc.aio.AioRpcError as error:
             typed = error_of(error)

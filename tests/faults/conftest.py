@@ -38,9 +38,17 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, identities: Identities) -> Iterator[Site]:
+def quick() -> tuple[str, ...]:
+    """Further flags of a module's service."""
+    return ()
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, identities: Identities, quick: tuple[str, ...]
+) -> Iterator[Site]:
     """A service that notices faults soon."""
-    with site(tmp_path_factory.mktemp("service"), identities, *QUICK) as running:
+    with site(tmp_path_factory.mktemp("service"), identities, *QUICK, *quick) as running:
         yield running
 
 
