@@ -74,7 +74,7 @@ class Device:
         self._writing = asyncio.Lock()
         self._sealed: dict[bytes, bytes] = {}
         self._past: dict[bytes, Entry] = {}
-        self._closing = False
+        self._closing, self._broke = False, ""
         self._reading: asyncio.Event | None = None
         self.reply = pb.NegotiateResponse()
         self.limits = pb.Limits()
@@ -209,7 +209,7 @@ class Device:
                 self._take(event)
         except grpc.aio.AioRpcError as error:
             typed = error_of(error)
-            cause = typed.name
+            cause = self._broke = typed.name
             if isinstance(typed, UnknownSessionError):
                 self.reply = pb.NegotiateResponse()
                 self._sealed.clear()
@@ -287,6 +287,12 @@ class Device:
         except BridgeError as error:
             entry.cause = error.name
             self._end(entry, time.monotonic())
+
+    async def broke(self) -> str:
+        """Wait until the stream breaks by itself; the error's name."""
+        if self._reader is not None:
+            await asyncio.wait({self._reader})
+        return self._broke
 
     # ------------------------------------------------------------------ the end
 
