@@ -37,6 +37,7 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
         ("offered", parts.on_site(parts.offered), 130),
         ("devices", parts.on_site(parts.devices), 110),
         ("fairness", parts.on_site(parts.fairness), 100),
+        ("http", parts.on_site(parts.http), 30),
         ("soak", parts.steady(minutes), 60 * minutes + 20),
     ]
 

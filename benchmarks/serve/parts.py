@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serve.device import Device
+from benchmarks.serve.asking import Asker, completions
+from benchmarks.serve.device import MAX_NEW_TOKENS, Device
 from benchmarks.serve.echo import Recording
 from benchmarks.serve.identities import Identities
 from benchmarks.serve.ledger import Entry, judge
@@ -41,6 +42,7 @@ WITHIN_S = 2.0
 """An answer that comes later than this after it was due does not count as goodput."""
 _GREEDY, _GREEDY_IN_FLIGHT = 8, 64
 """The greedy device's number, and how many requests it keeps under way."""
+_WARM = 10
 _POLITE, _POLITE_SHARE = 8, 0.3
 
 
@@ -187,6 +189,34 @@ async def fairness(bench: Workbench, place: Site, before: dict[str, Any]) -> dic
         "p95_ratio": rows["beside"].latency_ms(0.95) / rows["alone"].latency_ms(0.95),
         "greedy_per_s": float(np.mean(greedy_rates)),
     }
+
+
+async def http(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
+    """The HTTP API beside gRPC's Ask: the same questions about the same held scene, in turn."""
+    questions = sorted({item.question for item in bench.pool.items})
+    times: dict[str, list[float]] = {"grpc": [], "http": []}
+    async with fleet(1, place.dial, bench.pool) as (device,):
+        await device.send(held := device.prepare(0))
+        await device.settle(60)
+        if not held.answered:
+            raise RuntimeError(f"the scene was refused: {held.cause}")
+        asker = Asker(place.dial(0)(), device.reply, MAX_NEW_TOKENS)
+        async with completions(place, device.name) as complete:
+            for number in range(40 if bench.quick else 400):
+                question = questions[number % len(questions)]
+                began = time.perf_counter()
+                by_grpc = await asker.ask(question)
+                between = time.perf_counter()
+                by_http = await complete(question, MAX_NEW_TOKENS)
+                ended = time.perf_counter()
+                if by_grpc != by_http:
+                    raise RuntimeError(f"{question!r}: {by_grpc!r} by gRPC, {by_http!r} by HTTP")
+                if number >= _WARM:
+                    times["grpc"].append((between - began) * 1e3)
+                    times["http"].append((ended - between) * 1e3)
+        await asker.close()
+    p50 = {name: statistics.median(found) for name, found in times.items()}
+    return {"p50_ms": p50, "cost_share": p50["http"] / p50["grpc"] - 1, "asked": len(times["http"])}
 
 
 # ------------------------------------------------------------------ rivals

@@ -53,6 +53,12 @@ class Site:
         known = self.identities.devices[device]
         return partial(self.identities.channel, address, known)
 
+    @property
+    def api_port(self) -> int:
+        """Where applications ask."""
+        port: int = self.server.ready(1)["api_port"]
+        return port
+
     def metric(self, name: str) -> float:
         """A metric's value, by its name without prefix, with labels; 0 if it is not there."""
         found = re.findall(rf"^{_PREFIX}{re.escape(name)} (\S+)$", self.metrics(), re.M)
@@ -83,17 +89,19 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, identities: Identities, *flags: str, threads: int = 1) -> Iterator[Site]:
-    """Start a service with the reference model and bundle; it ends with the block."""
-    with cloud_server(
-        folder / "service.log", *OPEN, *secured(identities), *flags, threads=threads
-    ) as server:
+def site(
+    folder: Path, identities: Identities, *flags: str, bundle: Path = BUNDLE, threads: int = 1
+) -> Iterator[Site]:
+    """Start a service with the reference model; it ends with the block."""
+    given = (*OPEN, *secured(identities), *flags)
+    with cloud_server(folder / "service.log", *given, bundle=bundle, threads=threads) as server:
         yield Site(server, ready(server), identities)
 
 
 def secured(identities: Identities) -> tuple[str, ...]:
     """Flags of a service with identities, on a free loopback port."""
-    return ("--directory", str(identities.directory), "--open-port", "0", "--host", "127.0.0.1")
+    ports = ("--open-port", "0", "--api-port", "0")
+    return ("--directory", str(identities.directory), *ports, "--host", "127.0.0.1")
 
 
 @contextmanager
@@ -106,6 +114,7 @@ def stubbed(folder: Path, identities: Identities) -> Iterator[Site]:
         "host": "127.0.0.1",
         "port": 0,
         "open_port": 0,
+        "api_port": 0,
         "metrics_port": 0,
         "negotiations_per_s": 0,
         "log_level": "warning",
