@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import grpc
 
@@ -81,7 +82,7 @@ class Access:
         for path, why in secrets_in_reach(settings.directory):
             log.warning("a private key is in reach", file=str(path), why=why)
         self.identities = identities = Identities(live)
-        self._calls = calls = OpenCalls(identities, self._refusals)
+        self._calls = calls = OpenCalls(identities, self._refusals, log)
         metrics.open_calls.set_function(lambda: self.open_calls)
         self._enroller = Enroller(
             settings,
@@ -145,12 +146,14 @@ class Access:
 
     async def start(self) -> None:
         """See `Part`: follow the database and the files of certificates."""
+        work: list[Callable[[], Awaitable[None]]] = []
         if self.live is not None:
-            self._tasks.append(asyncio.create_task(self.live.run()))
+            work.append(self.live.run)
         if self._calls is not None:
-            self._tasks.append(asyncio.create_task(self._calls.run()))
+            work.append(self._calls.run)
         if self.tls is not None:
-            self._tasks.append(asyncio.create_task(self._follow_files(self.tls)))
+            work.append(functools.partial(self._follow_files, self.tls))
+        self._tasks = [asyncio.create_task(self._keep_on(one)) for one in work]
 
     def reload(self) -> None:
         """Look at files and database now, instead of within a second."""
@@ -172,6 +175,15 @@ class Access:
         self._few.flush()
         if self.store is not None:
             self.store.close()
+
+    async def _keep_on(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what must not end while the service runs, again if it fails."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                self._log.exception("callers are not followed for a moment")
+            await asyncio.sleep(_LOOK_S)
 
     async def _follow_files(self, tls: ServerTls) -> None:
         while True:

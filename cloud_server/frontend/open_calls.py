@@ -21,8 +21,10 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Credential, Identities, credential_of
 from protos.errors import BridgeError, UnauthenticatedError
+from protos.process.logs import Logger
 
 _EVERY_S = 1.0
+_ABORT_S = 2.0
 _ENDED = UnauthenticatedError("the certificate or key of this call was revoked or has ended")
 
 
@@ -42,6 +44,7 @@ class OpenCalls:
     Args:
         identities: who is known.
         refusals: where refusals are counted.
+        log: a bound logger.
         clock: seconds since 1970.
     """
 
@@ -49,9 +52,11 @@ class OpenCalls:
         self,
         identities: Identities,
         refusals: Refusals,
+        log: Logger,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._identities, self._refusals, self._clock = identities, refusals, clock
+        self._identities, self._refusals, self._log = identities, refusals, log
+        self._clock = clock
         self._open: set[_Call] = set()
         self._changed = asyncio.Event()
 
@@ -132,10 +137,13 @@ class OpenCalls:
 
     async def _check(self, everything: bool) -> None:
         now_s = self._clock()
-        for call in list(self._open):
-            if (everything or call.caller.not_after_s <= now_s) and call in self._open:
-                if not self._still(call):
-                    await self._end(call)
+        ending = [
+            call
+            for call in self._open
+            if (everything or call.caller.not_after_s <= now_s) and not self._still(call)
+        ]
+        self._open.difference_update(ending)
+        await asyncio.gather(*map(self._end, ending))
 
     def _still(self, call: _Call) -> bool:
         """Whether the same caller would be let in with the same rights."""
@@ -146,7 +154,12 @@ class OpenCalls:
 
     async def _end(self, call: _Call) -> None:
         """End a call from outside its handler: cancelling alone would leave the client waiting."""
-        self._open.discard(call)
-        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError, RuntimeError):
-            await self._refusals.abort(call.context, _ENDED, "open call")
-        call.task.cancel()
+        abort = self._refusals.abort(call.context, _ENDED, "open call")
+        try:
+            await asyncio.wait_for(abort, _ABORT_S)
+        except grpc.aio.AbortError:  # how it ends well
+            pass
+        except Exception as error:  # it ended meanwhile, or its client reads nothing
+            self._log.info("open call cut", tenant=call.caller.tenant, cause=repr(error))
+        finally:
+            call.task.cancel()

@@ -80,6 +80,23 @@ async def test_open_calls_end_and_the_connection_is_of_no_more_use(
 
 
 @on_loop
+async def test_a_client_that_reads_nothing_keeps_no_other_call_open(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        deaf = await server.edge(await server.enrol(server.premises.code()))
+        other = await server.edge(await server.enrol(server.premises.code("gate-4")))
+        unread = deaf.open()
+        for seed in range(4):
+            await unread.write(deaf.frame(seed=seed, question="count 20000"))
+        calls = await open_calls(other)
+        with server.premises.store.write("test") as tx:
+            tenants.disable(tx, "acme")
+        await asyncio.gather(*map(refused, calls))
+        await counted(server, 0)
+
+
+@on_loop
 async def test_a_device_that_was_removed_and_added_again_needs_a_new_certificate(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:

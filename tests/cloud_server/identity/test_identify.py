@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cloud_server.identity.authority import DAY_S, Authority, Issued
 from cloud_server.identity.caller import ANYONE, Caller
@@ -103,6 +105,12 @@ def test_whatever_is_wrong_the_words_are_the_same(world: World) -> None:
     world.change(lambda tx: tenants.disable(tx, "acme"))
     said.add(world.unknown(token))
     assert len(said) == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(guess=st.one_of(st.text(max_size=300), st.text("nbk_-", max_size=60)))
+def test_no_guess_at_a_key_gets_other_words(world: World, guess: str) -> None:
+    assert world.unknown(guess) == world.unknown("")
 
 
 def test_a_certificate_and_a_key_end_by_the_services_own_clock(world: World) -> None:
