@@ -6,6 +6,8 @@ import base64
 
 from fastapi import APIRouter
 
+from cloud_server.api.admin import audit, devices, keys, quotas, tenants
+from cloud_server.api.admin.management import Management
 from cloud_server.api.application import application
 from cloud_server.api.bodies import Bodies
 from cloud_server.api.chat import Chat
@@ -58,6 +60,7 @@ def http_port(
         Devices(access.live, held).router(),
         Scenes(held).router(),
     ]
+    routers += _management(access)
     most = len(base64.b64encode(bytes(settings.max_picture_bytes))) + _JSON_BYTES
     few = Throttle(
         settings.log_burst,
@@ -75,3 +78,18 @@ def http_port(
     )
     context = None if access.tls is None else access.tls.context()
     return HttpPort(settings, door, context, log)
+
+
+def _management(access: Access) -> list[APIRouter]:
+    """Routes that change things; there are none where every caller is anyone."""
+    tls = access.tls
+    if access.store is None or access.live is None or tls is None:
+        return []
+    management = Management(access.store, access.live)
+    return [
+        tenants.router(management),
+        devices.router(management, lambda: tls.authority.root_der),
+        keys.router(management),
+        quotas.router(management),
+        audit.router(management),
+    ]

@@ -1,0 +1,80 @@
+"""`/v1/admin/audit`: who changed what, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from cloud_server.api.admin.management import Management, OfTenant
+from cloud_server.api.failures import FieldError
+from cloud_server.api.paging import Cursor, Limit, Page
+from cloud_server.api.visit import caller_of
+from cloud_server.state import audit
+
+
+class AuditLine(BaseModel):
+    """One change."""
+
+    id: int
+    at_s: float = Field(description="seconds since 1970")
+    actor: str = Field(description="who, such as `cli:anna` or `key:acme/dashboard`")
+    action: str = Field(description="what, such as `device.disable`")
+    tenant: str
+    subject: str = Field(description="name of the thing")
+    detail: dict[str, Any]
+
+
+def router(management: Management) -> APIRouter:
+    """The route."""
+    made = APIRouter(prefix="/v1/admin/audit", tags=["management"])
+
+    @made.get("")
+    def read_audit(
+        request: Request,
+        tenant: OfTenant = None,
+        actor: Annotated[str | None, Query(max_length=128)] = None,
+        action: Annotated[
+            str | None,
+            Query(max_length=64, description="such as `device.add`, or `device.` for all of them"),
+        ] = None,
+        since_s: Annotated[
+            float | None, Query(ge=0, le=1e11, description="seconds since 1970")
+        ] = None,
+        cursor: Cursor = None,
+        limit: Limit = 20,
+    ) -> Page[AuditLine]:
+        """Read the audit log, the newest first; operators of the service read all of it."""
+        caller = caller_of(request)
+        own = management.tenant(caller, tenant)
+        with management.read() as session:
+            found = audit.entries(
+                session,
+                tenant=None if caller.of_service and tenant is None else own,
+                actor=actor,
+                action=action,
+                since_s=since_s,
+                before=None if cursor is None else _line(cursor),
+                limit=limit + 1,
+            )
+        more = len(found) > limit
+        taken = found[:limit]
+        return Page(
+            data=[AuditLine(**vars(one)) for one in taken],
+            has_more=more,
+            next_cursor=str(taken[-1].id) if more else None,
+        )
+
+    return made
+
+
+def _line(cursor: str) -> int:
+    """The line that a cursor names.
+
+    Raises:
+        FieldError: it is no cursor of the log.
+    """
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 16):
+        raise FieldError("cursor", "this is no cursor of the log: give `next_cursor` as it came")
+    return int(cursor)

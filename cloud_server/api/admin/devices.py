@@ -1,0 +1,160 @@
+"""`/v1/admin/devices`: devices, and the one-time codes with which they enrol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from cloud_server.api.admin.management import (
+    Asked,
+    Enabled,
+    Management,
+    Named,
+    OfTenant,
+    Removed,
+)
+from cloud_server.api.paging import Cursor, Limit, Page, page
+from cloud_server.api.scenes import NAME
+from cloud_server.api.visit import caller_of
+from cloud_server.state import certificates, codes, devices
+from cloud_server.state.directory import Certificate, Device
+from cloud_server.state.store import Transaction
+from protos.identity import OneTimeCode
+
+
+class CertificateEntry(BaseModel):
+    """A certificate that a device was given."""
+
+    serial: str
+    issued_s: float = Field(description="seconds since 1970, like the other times")
+    not_after_s: float
+    revoked_s: float | None
+
+    @classmethod
+    def of(cls, one: Certificate) -> CertificateEntry:
+        """From the database's."""
+        return cls(
+            serial=one.serial,
+            issued_s=one.issued_s,
+            not_after_s=one.not_after_s,
+            revoked_s=one.revoked_s,
+        )
+
+
+class ManagedDevice(BaseModel):
+    """A device."""
+
+    name: str
+    tenant: str
+    enabled: bool
+    created_s: float = Field(description="seconds since 1970")
+
+
+class DeviceWithCertificates(ManagedDevice):
+    """A device and its certificates."""
+
+    certificates: list[CertificateEntry] = Field(description="the newest first")
+
+
+class DeviceWithCode(ManagedDevice):
+    """A device and the code with which it enrols."""
+
+    code: str = Field(description="shown only now, for one use: edge-agent enrol --code CODE")
+    code_expires_s: float = Field(description="seconds since 1970")
+
+
+class NewDevice(Asked):
+    """A device to add."""
+
+    name: str = Field(pattern=NAME)
+
+
+def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
+    """The routes.
+
+    Args:
+        management: the database.
+        root_der: the root certificate, whose fingerprint codes carry.
+    """
+    made = APIRouter(prefix="/v1/admin/devices", tags=["management"])
+
+    @made.get("")
+    def list_devices(
+        request: Request, tenant: OfTenant = None, cursor: Cursor = None, limit: Limit = 20
+    ) -> Page[ManagedDevice]:
+        """List a tenant's devices, by name."""
+        of = management.tenant(caller_of(request), tenant)
+        with management.read() as session:
+            found = devices.every(session, of)
+        return page(found, lambda one: (one.name,), _entry, cursor, limit)
+
+    @made.post("", status_code=201)
+    def add_device(request: Request, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
+        """Add a device; the answer has the one-time code with which it enrols."""
+        caller = caller_of(request)
+        of = management.tenant(caller, tenant)
+        with management.write(caller) as tx:
+            return _with_code(tx, devices.add(tx, of, body.name), root_der())
+
+    @made.get("/{device}")
+    def show_device(
+        request: Request, device: Named, tenant: OfTenant = None
+    ) -> DeviceWithCertificates:
+        """One device and its certificates."""
+        of = management.tenant(caller_of(request), tenant)
+        with management.read() as session:
+            found = devices.show(session, of, device)
+            held = certificates.of(session, of, device)
+        return DeviceWithCertificates(
+            **_entry(found).model_dump(),
+            certificates=[CertificateEntry.of(one) for one in held],
+        )
+
+    @made.post("/{device}/code")
+    def new_code(request: Request, device: Named, tenant: OfTenant = None) -> DeviceWithCode:
+        """Make a new one-time code; an earlier one ends."""
+        caller = caller_of(request)
+        of = management.tenant(caller, tenant)
+        with management.write(caller) as tx:
+            return _with_code(tx, devices.show(tx.session, of, device), root_der())
+
+    @made.patch("/{device}")
+    def change_device(
+        request: Request, device: Named, body: Enabled, tenant: OfTenant = None
+    ) -> ManagedDevice:
+        """Shut a device out, which revokes its certificates, or let it enrol again."""
+        caller = caller_of(request)
+        of = management.tenant(caller, tenant)
+        with management.write(caller) as tx:
+            verb = devices.enable if body.enabled else devices.disable
+            return _entry(verb(tx, of, device))
+
+    @made.delete("/{device}")
+    def remove_device(request: Request, device: Named, tenant: OfTenant = None) -> Removed:
+        """Remove a device for good."""
+        caller = caller_of(request)
+        of = management.tenant(caller, tenant)
+        with management.write(caller) as tx:
+            devices.remove(tx, of, device)
+        return Removed(removed=device)
+
+    return made
+
+
+def _entry(device: Device) -> ManagedDevice:
+    return ManagedDevice(
+        name=device.name,
+        tenant=device.tenant,
+        enabled=not device.disabled,
+        created_s=device.created_s,
+    )
+
+
+def _with_code(tx: Transaction, device: Device, root_der: bytes) -> DeviceWithCode:
+    code = OneTimeCode.fresh(root_der)
+    digest = hashlib.sha256(code.secret.encode()).hexdigest()
+    expires_s = codes.issue(tx, device.tenant, device.name, digest)
+    return DeviceWithCode(**_entry(device).model_dump(), code=str(code), code_expires_s=expires_s)

@@ -1,0 +1,104 @@
+"""What all management has in common: who may manage what, and transactions in their name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from cloud_server.api.scenes import NAME
+from cloud_server.identity.caller import Caller
+from cloud_server.state.directory import LiveDirectory
+from cloud_server.state.store import Store, Transaction
+from protos.errors import ForbiddenError, MissingError
+
+Named = Annotated[str, Path(pattern=NAME)]
+OfTenant = Annotated[
+    str | None,
+    Query(pattern=NAME, description="the tenant; the caller's own by default"),
+]
+
+
+class Asked(BaseModel):
+    """The body of a change; an unknown field is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Enabled(Asked):
+    """Whether a tenant, device or key is let in."""
+
+    enabled: bool
+
+
+class Removed(BaseModel):
+    """What is gone."""
+
+    removed: str
+
+
+class Management:
+    """The database, as managers see it.
+
+    Args:
+        store: the database.
+        live: what calls are judged by; told of each change.
+    """
+
+    def __init__(self, store: Store, live: LiveDirectory) -> None:
+        self._store, self._live = store, live
+
+    def tenant(self, caller: Caller, named: str | None) -> str:
+        """The tenant that a caller manages.
+
+        Args:
+            caller: who manages.
+            named: None for the caller's own.
+
+        Raises:
+            ForbiddenError: its key may not manage, or is for some devices only.
+            MissingError: it is another's; the same as for one that never was.
+        """
+        caller.require("manage")
+        if caller.devices is not None:
+            raise ForbiddenError(
+                f"key '{caller.name}' is for some devices only: managing takes a key for all"
+            )
+        if named is None or named == caller.tenant or caller.of_service:
+            return named or caller.tenant
+        raise MissingError(f"there is no tenant '{named}' (cloud-server tenants list)")
+
+    def require_service(self, caller: Caller) -> None:
+        """Check that a caller manages the whole service.
+
+        Raises:
+            ForbiddenError: it does not.
+        """
+        self.tenant(caller, None)
+        if not caller.of_service:
+            raise ForbiddenError("only operators of the whole service may do this")
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one moment of the database.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        with self._store.read() as session:
+            yield session
+
+    @contextmanager
+    def write(self, caller: Caller) -> Iterator[Transaction]:
+        """A transaction in a caller's name; calls are judged by its outcome at once.
+
+        Raises:
+            StateError: the database cannot be used; nothing was changed.
+        """
+        with self._store.write(f"key:{caller.tenant}/{caller.name}") as tx:
+            yield tx
+        self._live.wake()

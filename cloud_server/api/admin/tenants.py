@@ -1,0 +1,97 @@
+"""`/v1/admin/tenants`: for operators of the whole service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from cloud_server.api.admin.management import Asked, Enabled, Management, Named, Removed
+from cloud_server.api.paging import Cursor, Limit, Page, page
+from cloud_server.api.scenes import NAME
+from cloud_server.api.visit import caller_of
+from cloud_server.state import tenants
+from cloud_server.state.directory import Tenant
+
+
+class TenantEntry(BaseModel):
+    """A tenant."""
+
+    name: str
+    enabled: bool
+    created_s: float = Field(description="seconds since 1970")
+    devices: int
+    keys: int
+
+
+class NewTenant(Asked):
+    """A tenant to add."""
+
+    name: str = Field(pattern=NAME)
+
+
+def router(management: Management) -> APIRouter:
+    """The routes."""
+    made = APIRouter(prefix="/v1/admin/tenants", tags=["management"])
+
+    @made.get("")
+    def list_tenants(
+        request: Request, cursor: Cursor = None, limit: Limit = 20
+    ) -> Page[TenantEntry]:
+        """List the tenants, by name."""
+        management.require_service(caller_of(request))
+        with management.read() as session:
+            found = tenants.every(session)
+            return page(
+                found, lambda one: (one.name,), lambda one: _entry(session, one), cursor, limit
+            )
+
+    @made.post("", status_code=201)
+    def add_tenant(request: Request, body: NewTenant) -> TenantEntry:
+        """Add a tenant."""
+        caller = caller_of(request)
+        management.require_service(caller)
+        with management.write(caller) as tx:
+            return _entry(tx.session, tenants.add(tx, body.name))
+
+    @made.get("/{tenant}")
+    def show_tenant(request: Request, tenant: Named) -> TenantEntry:
+        """One tenant."""
+        management.require_service(caller_of(request))
+        with management.read() as session:
+            return _entry(session, tenants.show(session, tenant))
+
+    @made.patch("/{tenant}")
+    def change_tenant(request: Request, tenant: Named, body: Enabled) -> TenantEntry:
+        """Shut a tenant's devices and keys out, or let them in again."""
+        caller = caller_of(request)
+        management.require_service(caller)
+        with management.write(caller) as tx:
+            verb = tenants.enable if body.enabled else tenants.disable
+            return _entry(tx.session, verb(tx, tenant))
+
+    @made.delete("/{tenant}")
+    def remove_tenant(
+        request: Request,
+        tenant: Named,
+        everything: Annotated[bool, Query(description="with its devices and keys")] = False,
+    ) -> Removed:
+        """Remove a tenant for good."""
+        caller = caller_of(request)
+        management.require_service(caller)
+        with management.write(caller) as tx:
+            tenants.remove(tx, tenant, everything=everything)
+        return Removed(removed=tenant)
+
+    return made
+
+
+def _entry(session: Session, tenant: Tenant) -> TenantEntry:
+    return TenantEntry(
+        name=tenant.name,
+        enabled=not tenant.disabled,
+        created_s=tenant.created_s,
+        **tenants.counts(session, tenant.name),
+    )
