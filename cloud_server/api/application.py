@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed
 from protos.errors import BridgeError, FrameTooLargeError
@@ -84,8 +85,20 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return failed(FieldError(name, f"{name}: {first['msg']}"))
 
 
-async def _of_http(_: Request, error: Exception) -> Response:
+async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, BridgeError):  # from reading the body
-        return await _typed(_, error.__cause__)
+        return await _typed(request, error.__cause__)
+    if error.status_code == 405:
+        allow = _methods(request)
+        return http_failed(405, f"{request.method} is none of {allow}", {"allow": allow})
     return http_failed(error.status_code, str(error.detail), error.headers)
+
+
+def _methods(request: Request) -> str:
+    """The methods of a path; several routes may serve it."""
+    found: set[str] = set()
+    for template, methods in request.app.openapi()["paths"].items():
+        if compile_path(template)[0].match(request.url.path):
+            found |= {method.upper() for method in methods}
+    return ", ".join(sorted(found))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 from fastapi import APIRouter
 
+from cloud_server.api import health
 from cloud_server.api.admin import audit, devices, keys, quotas, tenants
 from cloud_server.api.admin.management import Management
 from cloud_server.api.application import application
@@ -36,6 +38,7 @@ def http_port(
     bridge: Bridge,
     scenes: HeldScenes,
     access: Access,
+    not_ready: Callable[[], str],
     metrics: Metrics,
     log: Logger,
 ) -> HttpPort:
@@ -46,6 +49,7 @@ def http_port(
         bridge: the service that answers.
         scenes: the scenes held.
         access: who callers are, and TLS.
+        not_ready: why the service is not ready; empty if it is.
         metrics: what is counted.
         log: a bound logger.
     """
@@ -59,6 +63,7 @@ def http_port(
         models.router(),
         Devices(access.live, held).router(),
         Scenes(held).router(),
+        health.router(not_ready),
     ]
     routers += _management(access)
     most = len(base64.b64encode(bytes(settings.max_picture_bytes))) + _JSON_BYTES

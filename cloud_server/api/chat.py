@@ -124,8 +124,8 @@ class Chat:
             RiskError: the answer is riskier than the caller accepts.
             EngineUnavailableError, OverloadedError: it cannot be answered now.
         """
-        body.check()
         self._models.require(body.model)
+        body.check()
         about, text = subject.read(body.messages, self._limits)
         limit, stop = body.tokens(self._limits.max_new_tokens), tuple(body.stops)
         self._metrics.questions.labels("http").inc()

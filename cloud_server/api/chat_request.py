@@ -9,13 +9,30 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cloud_server.api.failures import FieldError
 
 _UNSUPPORTED = "unsupported_value"
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+def _only(*values: object, null: bool = True) -> WithJsonSchema:
+    """Describes a field of which only some values can be honoured; `ChatRequest.check` refuses."""
+    return WithJsonSchema({"enum": [*values, *([None] if null else [])]})
+
+
+_ONE_STOP = {"type": "string", "minLength": 1, "maxLength": _LONGEST_STOP}
+_STOP_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            _ONE_STOP,
+            {"type": "array", "items": _ONE_STOP, "maxItems": _MOST_STOPS},
+            {"type": "null"},
+        ]
+    }
+)
 
 
 class TextPart(BaseModel):
@@ -71,13 +88,13 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """The form of the answer."""
 
-    type: str = "text"
+    type: Annotated[str, _only("text", null=False)] = "text"
 
 
 class ChatRequest(BaseModel):
     """A question about one scene or picture."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str = Field(description="an id that `GET /v1/models` lists", max_length=256)
     messages: list[Message] = Field(
@@ -92,27 +109,27 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the newer name of `max_tokens`; it wins if both are given"
     )
-    stop: str | list[str] | None = Field(
+    stop: Annotated[str | list[str] | None, _STOP_SCHEMA] = Field(
         None, description="up to four texts; the answer ends before the first of them"
     )
-    n: int | None = Field(None, description="1")
-    temperature: float | None = Field(
+    n: Annotated[int | None, _only(1)] = Field(None, description="1")
+    temperature: Annotated[float | None, _only(0, 1)] = Field(
         None,
         description="0 or 1 (the usual value). Answers are greedy either way, so the same question "
         "about the same scene has the same answer",
     )
-    top_p: float | None = Field(None, description="1")
+    top_p: Annotated[float | None, _only(1)] = Field(None, description="1")
     seed: int | None = Field(None, description="any; answers are greedy")
-    presence_penalty: float | None = Field(None, description="0")
-    frequency_penalty: float | None = Field(None, description="0")
-    logit_bias: dict[str, float] | None = Field(None, description="empty")
-    logprobs: bool | None = Field(None, description="false")
-    top_logprobs: int | None = Field(None, description="0")
+    presence_penalty: Annotated[float | None, _only(0)] = Field(None, description="0")
+    frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="0")
+    logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="empty")
+    logprobs: Annotated[bool | None, _only(False)] = Field(None, description="false")
+    top_logprobs: Annotated[int | None, _only(0)] = Field(None, description="0")
     response_format: ResponseFormat | None = Field(None, description="of type `text`")
-    tools: list[object] | None = Field(None, description="empty")
-    functions: list[object] | None = Field(None, description="empty")
-    modalities: list[str] | None = Field(None, description="`text`")
-    store: bool | None = Field(None, description="false")
+    tools: Annotated[list[object] | None, _only([])] = Field(None, description="empty")
+    functions: Annotated[list[object] | None, _only([])] = Field(None, description="empty")
+    modalities: Annotated[list[str] | None, _only(["text"])] = Field(None, description="text")
+    store: Annotated[bool | None, _only(False)] = Field(None, description="false")
     max_risk: float | None = Field(
         None,
         ge=0.0,

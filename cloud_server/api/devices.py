@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from cloud_server.api.fidelity import age_of
 from cloud_server.api.held import Held
-from cloud_server.api.paging import Cursor, Limit, Page, page
-from cloud_server.api.scenes import NAME, TenantName
+from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
+from cloud_server.api.scenes import TenantName
 from cloud_server.api.visit import caller_of
 from cloud_server.identity.caller import Caller
 from cloud_server.state.directory import LiveDirectory
@@ -52,11 +52,14 @@ class Devices:
 
         @router.get("")
         async def devices(
-            request: Request, tenant: TenantName = None, cursor: Cursor = None, limit: Limit = 20
+            request: Request,
+            tenant: TenantName = None,
+            cursor: NameCursor = None,
+            limit: Limit = 20,
         ) -> Page[DeviceEntry]:
             """List the devices, by name."""
-            found = self._of(caller_of(request), tenant)
-            return page(found, lambda one: (one.id,), lambda one: one, cursor, limit)
+            found = [one for one in self._of(caller_of(request), tenant) if one.id > (cursor or "")]
+            return page(found, lambda one: one, lambda one: one.id, limit)
 
         @router.get("/{device}")
         async def device(

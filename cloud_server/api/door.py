@@ -14,6 +14,7 @@ from traceback import format_exc
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud_server.api import health
 from cloud_server.api.bodies import Bodies
 from cloud_server.api.failures import failed, http_failed
 from cloud_server.api.visit import KEY, Visit
@@ -24,7 +25,7 @@ from cloud_server.throttle import Throttle
 from protos.errors import BridgeError
 from protos.process.logs import Logger
 
-OPEN_PATHS = ("/healthz", "/openapi.json")
+OPEN_PATHS = (health.PATH, "/openapi.json")
 """Paths that need no key."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _ID_BYTES = 16

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from cloud_server.api.failures import FieldError
-
-MOST = 100
-Cursor = Annotated[
-    str | None, Query(description="`next_cursor` of the page before", max_length=512)
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""Of a tenant, device or key."""
+_CURSOR = "`next_cursor` of the page before"
+NameCursor = Annotated[str | None, Query(description=_CURSOR, pattern=NAME)]
+"""Of a list that is sorted by name."""
+SceneCursor = Annotated[
+    str | None, Query(description=_CURSOR, pattern=r"^[0-9]{1,20}-[0-9a-f]{32}$")
 ]
-Limit = Annotated[int, Query(ge=1, le=MOST, description="entries of a page")]
+LineCursor = Annotated[str | None, Query(description=_CURSOR, pattern=r"^[0-9]{1,15}$")]
+Limit = Annotated[int, Query(ge=1, le=100, description="entries of a page")]
 Entry = TypeVar("Entry")
 Found = TypeVar("Found")
-Key = tuple[float | str, ...]
-"""What a list is sorted by."""
 
 
 class Page(BaseModel, Generic[Entry]):
@@ -35,52 +33,21 @@ class Page(BaseModel, Generic[Entry]):
 
 def page(
     found: Sequence[Found],
-    key: Callable[[Found], Key],
     tell: Callable[[Found], Entry],
-    cursor: str | None,
+    cursor_of: Callable[[Found], str],
     limit: int,
 ) -> Page[Entry]:
-    """The part of a list behind a cursor.
+    """The first part of a list.
 
     Args:
-        found: the whole list, in ascending order of `key`.
-        key: unlike for each entry.
+        found: the entries behind the cursor, at least one more than `limit` if there is one.
         tell: makes an entry of the answer.
-        cursor: None for the first page.
+        cursor_of: names an entry.
         limit: entries of a page.
-
-    Raises:
-        FieldError: the cursor is none of this list.
     """
-    if cursor is not None:
-        after = _read(cursor)
-        try:
-            found = [one for one in found if key(one) > after]
-        except TypeError as error:
-            raise _no_cursor() from error
-    taken = found[:limit]
-    more = len(found) > limit
+    taken, more = found[:limit], len(found) > limit
     return Page(
         data=[tell(one) for one in taken],
         has_more=more,
-        next_cursor=_written(key(taken[-1])) if more else None,
+        next_cursor=cursor_of(taken[-1]) if more else None,
     )
-
-
-def _written(key: Key) -> str:
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
-
-
-def _read(cursor: str) -> Key:
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
-        key = json.loads(raw)
-    except (binascii.Error, ValueError) as error:
-        raise _no_cursor() from error
-    if not isinstance(key, list) or not all(type(one) in (int, float, str) for one in key):
-        raise _no_cursor()
-    return tuple(key)
-
-
-def _no_cursor() -> FieldError:
-    return FieldError("cursor", "this is no cursor of this list: give `next_cursor` as it came")

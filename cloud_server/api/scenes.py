@@ -9,11 +9,10 @@ from pydantic import BaseModel, Field
 
 from cloud_server.api.fidelity import BundleName, DistortionFigures, age_of, bundle_of
 from cloud_server.api.held import Held
-from cloud_server.api.paging import Cursor, Limit, Page, page
+from cloud_server.api.paging import NAME, Limit, Page, SceneCursor, page
 from cloud_server.api.visit import caller_of
 from cloud_server.frontend.scenes import HeldScene
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 DeviceName = Annotated[str | None, Query(pattern=NAME, description="only of this device")]
 TenantName = Annotated[
     str | None,
@@ -65,14 +64,18 @@ class Scenes:
             request: Request,
             device: DeviceName = None,
             tenant: TenantName = None,
-            cursor: Cursor = None,
+            cursor: SceneCursor = None,
             limit: Limit = 20,
         ) -> Page[SceneEntry]:
             """List the scenes held, the newest first."""
             caller = caller_of(request)
             caller.require("read")
             found = self._held.of(caller, tenant or caller.tenant, device)
-            return page(found, _order, _tell, cursor, limit)
+            found.sort(key=_place)
+            if cursor is not None:
+                microseconds, _, scene_id = cursor.partition("-")
+                found = [one for one in found if _place(one) > (-int(microseconds), scene_id)]
+            return page(found, _tell, _cursor, limit)
 
         @router.get("/{scene}")
         async def scene(
@@ -106,8 +109,13 @@ def _tell(scene: HeldScene) -> SceneEntry:
     )
 
 
-def _order(scene: HeldScene) -> tuple[float | str, ...]:
-    return -scene.accepted_at, scene.scene_id
+def _place(scene: HeldScene) -> tuple[int, str]:
+    """Where a scene stands among others: the newest first."""
+    return -round(scene.accepted_at * 1e6), scene.scene_id
+
+
+def _cursor(scene: HeldScene) -> str:
+    return f"{round(scene.accepted_at * 1e6)}-{scene.scene_id}"
 
 
 def _rows(scene: HeldScene) -> list[str]:

@@ -127,7 +127,7 @@ class Service:
         if settings.http_port is not None:
             from cloud_server.api.build import http_port
 
-            http = http_port(settings, bridge, scenes, access, metrics, log)
+            http = http_port(settings, bridge, scenes, access, health.not_ready, metrics, log)
             parts.insert(parts.index(engines), http)
         begun: list[Part] = []
         stopping = asyncio.create_task(self._stop.wait())

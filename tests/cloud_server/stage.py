@@ -266,6 +266,7 @@ class Server:
     port: int
     metrics_port: int
     log: list[str] = field(repr=False)
+    ports: dict[str, int] = field(default_factory=dict)
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page of the metrics port."""
@@ -314,7 +315,8 @@ def running_server(
         watchdog.cancel()
         assert line, "the server ended before it was ready:\n" + "".join(log)
         ready = json.loads(line)
-        yield Server(process, ready["port"], ready["metrics_port"], log)
+        ports = {name: port for name, port in ready.items() if name != "event"}
+        yield Server(process, ready["port"], ready["metrics_port"], log, ports)
     finally:
         watchdog.cancel()
         if process.poll() is None:

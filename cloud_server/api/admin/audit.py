@@ -8,8 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from cloud_server.api.admin.management import Management, OfTenant
-from cloud_server.api.failures import FieldError
-from cloud_server.api.paging import Cursor, Limit, Page
+from cloud_server.api.paging import Limit, LineCursor, Page, page
 from cloud_server.api.visit import caller_of
 from cloud_server.state import audit
 
@@ -42,7 +41,7 @@ def router(management: Management) -> APIRouter:
         since_s: Annotated[
             float | None, Query(ge=0, le=1e11, description="seconds since 1970")
         ] = None,
-        cursor: Cursor = None,
+        cursor: LineCursor = None,
         limit: Limit = 20,
     ) -> Page[AuditLine]:
         """Read the audit log, the newest first; operators of the service read all of it."""
@@ -55,26 +54,9 @@ def router(management: Management) -> APIRouter:
                 actor=actor,
                 action=action,
                 since_s=since_s,
-                before=None if cursor is None else _line(cursor),
+                before=None if cursor is None else int(cursor),
                 limit=limit + 1,
             )
-        more = len(found) > limit
-        taken = found[:limit]
-        return Page(
-            data=[AuditLine(**vars(one)) for one in taken],
-            has_more=more,
-            next_cursor=str(taken[-1].id) if more else None,
-        )
+        return page(found, lambda one: AuditLine(**vars(one)), lambda one: str(one.id), limit)
 
     return made
-
-
-def _line(cursor: str) -> int:
-    """The line that a cursor names.
-
-    Raises:
-        FieldError: it is no cursor of the log.
-    """
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 16):
-        raise FieldError("cursor", "this is no cursor of the log: give `next_cursor` as it came")
-    return int(cursor)

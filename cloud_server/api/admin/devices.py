@@ -16,8 +16,7 @@ from cloud_server.api.admin.management import (
     OfTenant,
     Removed,
 )
-from cloud_server.api.paging import Cursor, Limit, Page, page
-from cloud_server.api.scenes import NAME
+from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.visit import caller_of
 from cloud_server.state import certificates, codes, devices
 from cloud_server.state.directory import Certificate, Device
@@ -83,13 +82,13 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
 
     @made.get("")
     def list_devices(
-        request: Request, tenant: OfTenant = None, cursor: Cursor = None, limit: Limit = 20
+        request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
     ) -> Page[ManagedDevice]:
         """List a tenant's devices, by name."""
         of = management.tenant(caller_of(request), tenant)
         with management.read() as session:
-            found = devices.every(session, of)
-        return page(found, lambda one: (one.name,), _entry, cursor, limit)
+            found = [one for one in devices.every(session, of) if one.name > (cursor or "")]
+        return page(found, _entry, lambda one: one.name, limit)
 
     @made.post("", status_code=201)
     def add_device(request: Request, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
@@ -99,47 +98,47 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         with management.write(caller) as tx:
             return _with_code(tx, devices.add(tx, of, body.name), root_der())
 
-    @made.get("/{device}")
+    @made.get("/{name}")
     def show_device(
-        request: Request, device: Named, tenant: OfTenant = None
+        request: Request, name: Named, tenant: OfTenant = None
     ) -> DeviceWithCertificates:
         """One device and its certificates."""
         of = management.tenant(caller_of(request), tenant)
         with management.read() as session:
-            found = devices.show(session, of, device)
-            held = certificates.of(session, of, device)
+            found = devices.show(session, of, name)
+            held = certificates.of(session, of, name)
         return DeviceWithCertificates(
             **_entry(found).model_dump(),
             certificates=[CertificateEntry.of(one) for one in held],
         )
 
-    @made.post("/{device}/code")
-    def new_code(request: Request, device: Named, tenant: OfTenant = None) -> DeviceWithCode:
+    @made.post("/{name}/code")
+    def new_code(request: Request, name: Named, tenant: OfTenant = None) -> DeviceWithCode:
         """Make a new one-time code; an earlier one ends."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
-            return _with_code(tx, devices.show(tx.session, of, device), root_der())
+            return _with_code(tx, devices.show(tx.session, of, name), root_der())
 
-    @made.patch("/{device}")
+    @made.patch("/{name}")
     def change_device(
-        request: Request, device: Named, body: Enabled, tenant: OfTenant = None
+        request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> ManagedDevice:
         """Shut a device out, which revokes its certificates, or let it enrol again."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
             verb = devices.enable if body.enabled else devices.disable
-            return _entry(verb(tx, of, device))
+            return _entry(verb(tx, of, name))
 
-    @made.delete("/{device}")
-    def remove_device(request: Request, device: Named, tenant: OfTenant = None) -> Removed:
+    @made.delete("/{name}")
+    def remove_device(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
         """Remove a device for good."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
-            devices.remove(tx, of, device)
-        return Removed(removed=device)
+            devices.remove(tx, of, name)
+        return Removed(removed=name)
 
     return made
 

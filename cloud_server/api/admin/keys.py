@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -16,11 +16,12 @@ from cloud_server.api.admin.management import (
     OfTenant,
     Removed,
 )
-from cloud_server.api.paging import Cursor, Limit, Page, page
-from cloud_server.api.scenes import NAME
+from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.visit import caller_of
+from cloud_server.identity.caller import SERVICE_TENANT
 from cloud_server.state import keys
 from cloud_server.state.directory import Key
+from protos.errors import ConflictError
 
 Scope = Literal["ask", "read", "manage"]
 _SCOPES: tuple[Scope, ...] = ("ask", "read", "manage")
@@ -52,11 +53,11 @@ class NewKey(Asked):
     name: str = Field(pattern=NAME)
     kind: Literal["application", "operator"] = "application"
     scopes: list[Scope] = Field(["ask", "read"], min_length=1, max_length=3)
-    devices: list[str] | None = Field(
+    devices: list[Annotated[str, Field(pattern=NAME)]] | None = Field(
         None, min_length=1, max_length=1000, description="names; null for every device"
     )
-    not_after_s: float | None = Field(
-        None, ge=0, le=1e11, description="when it ends, seconds since 1970; null if it does not"
+    days: float | None = Field(
+        None, ge=1e-3, le=36500, description="it ends after so many days; null: never"
     )
 
 
@@ -66,19 +67,23 @@ def router(management: Management) -> APIRouter:
 
     @made.get("")
     def list_keys(
-        request: Request, tenant: OfTenant = None, cursor: Cursor = None, limit: Limit = 20
+        request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
     ) -> Page[KeyEntry]:
         """List a tenant's keys, by name."""
         of = management.tenant(caller_of(request), tenant)
         with management.read() as session:
-            found = keys.every(session, of)
-        return page(found, lambda one: (one.name,), _entry, cursor, limit)
+            found = [one for one in keys.every(session, of) if one.name > (cursor or "")]
+        return page(found, _entry, lambda one: one.name, limit)
 
     @made.post("", status_code=201)
     def add_key(request: Request, body: NewKey, tenant: OfTenant = None) -> FreshKey:
         """Make a key; the answer shows its text, this once."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
+        if of == SERVICE_TENANT and body.kind != "operator":
+            raise ConflictError(
+                f"keys of tenant '{of}' are for operators: name the tenant that the key is for"
+            )
         with management.write(caller) as tx:
             key, text = keys.add(
                 tx,
@@ -87,36 +92,36 @@ def router(management: Management) -> APIRouter:
                 kind=body.kind,
                 scopes=body.scopes,
                 devices=body.devices,
-                not_after_s=body.not_after_s,
+                not_after_s=None if body.days is None else tx.now_s + body.days * 86400.0,
             )
         return FreshKey(**_entry(key).model_dump(), key=text)
 
-    @made.get("/{key}")
-    def show_key(request: Request, key: Named, tenant: OfTenant = None) -> KeyEntry:
+    @made.get("/{name}")
+    def show_key(request: Request, name: Named, tenant: OfTenant = None) -> KeyEntry:
         """One key."""
         of = management.tenant(caller_of(request), tenant)
         with management.read() as session:
-            return _entry(keys.show(session, of, key))
+            return _entry(keys.show(session, of, name))
 
-    @made.patch("/{key}")
+    @made.patch("/{name}")
     def change_key(
-        request: Request, key: Named, body: Enabled, tenant: OfTenant = None
+        request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> KeyEntry:
         """Shut a key out, or let it in again."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
             verb = keys.enable if body.enabled else keys.disable
-            return _entry(verb(tx, of, key))
+            return _entry(verb(tx, of, name))
 
-    @made.delete("/{key}")
-    def remove_key(request: Request, key: Named, tenant: OfTenant = None) -> Removed:
+    @made.delete("/{name}")
+    def remove_key(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
         """Remove a key for good."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
-            keys.remove(tx, of, key)
-        return Removed(removed=key)
+            keys.remove(tx, of, name)
+        return Removed(removed=name)
 
     return made
 

@@ -10,7 +10,7 @@ from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from cloud_server.api.scenes import NAME
+from cloud_server.api.paging import NAME
 from cloud_server.identity.caller import Caller
 from cloud_server.state.directory import LiveDirectory
 from cloud_server.state.store import Store, Transaction
@@ -24,9 +24,9 @@ OfTenant = Annotated[
 
 
 class Asked(BaseModel):
-    """The body of a change; an unknown field is refused."""
+    """The body of a change; unknown fields and other types are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Enabled(Asked):

@@ -8,30 +8,34 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from cloud_server.api.admin.management import Asked, Management, OfTenant
-from cloud_server.api.failures import FieldError
-from cloud_server.api.scenes import NAME
 from cloud_server.api.visit import caller_of
 from cloud_server.state import quotas
 from cloud_server.state.quotas import SetQuota
 
-Bound = Literal[
-    "requests_per_s",
-    "request_burst",
-    "bytes_per_s",
-    "byte_burst",
-    "concurrent",
-    "scenes",
-    "weight",
-]
-Whose = Literal["tenant", "each_device", "device"]
+_MOST = 1e12
+Rate = Annotated[float | None, Field(ge=0, le=_MOST)]
+Count = Annotated[int | None, Field(ge=0, le=10**12)]
+
+
+class Bounds(Asked):
+    """Bounds; 0 is no bound, null is the service's default."""
+
+    requests_per_s: Rate = None
+    request_burst: Rate = None
+    bytes_per_s: Rate = None
+    byte_burst: Rate = None
+    concurrent: Count = None
+    scenes: Count = None
+    weight: Annotated[float | None, Field(ge=0.01, le=100)] = None
 
 
 class QuotaEntry(BaseModel):
-    """The bounds that were set; others have the service's defaults."""
+    """What was set."""
 
-    of: Whose = Field(description="of the tenant's devices together, of each, or of one")
-    device: str | None = Field(description="its name, of one device")
-    values: dict[Bound, float]
+    device: str | None = Field(
+        description="null for a tenant's devices together, `*` for each, or a device's name"
+    )
+    bounds: Bounds
 
 
 class QuotaList(BaseModel):
@@ -42,12 +46,14 @@ class QuotaList(BaseModel):
 
 
 class QuotaChange(Asked):
-    """Bounds to set; 0 is no bound."""
+    """Bounds to set; those that are not named stay as they are."""
 
-    of: Whose = "tenant"
-    device: Annotated[str | None, Field(pattern=NAME, description="of one device: its name")] = None
-    values: dict[Bound, Annotated[float, Field(ge=0, le=1e12)]] = {}
-    unset: list[Bound] = Field([], description="back to the default", max_length=7)
+    device: str | None = Field(
+        None,
+        pattern=r"^(\*|[a-z0-9][a-z0-9._-]{0,62})$",
+        description="null for a tenant's devices together, `*` for each, or a device's name",
+    )
+    bounds: Bounds
 
 
 def router(management: Management) -> APIRouter:
@@ -67,24 +73,13 @@ def router(management: Management) -> APIRouter:
         caller = caller_of(request)
         management.require_service(caller)
         of = management.tenant(caller, tenant)
-        if (body.of == "device") != (body.device is not None):
-            raise FieldError("device", "device is given exactly if `of` is 'device'")
-        if not body.values and not body.unset:
-            raise FieldError("values", "nothing to set: give `values` or `unset`")
-        whose = {"tenant": None, "each_device": quotas.EACH_DEVICE}.get(body.of, body.device)
+        given = body.bounds.model_dump(exclude_unset=True)
+        values = {name: value for name, value in given.items() if value is not None}
         with management.write(caller) as tx:
-            values = {str(name): value for name, value in body.values.items()}
-            return _entry(quotas.change(tx, of, whose, values, body.unset))
+            return _entry(quotas.change(tx, of, body.device, values, given.keys() - values.keys()))
 
     return made
 
 
 def _entry(one: SetQuota) -> QuotaEntry:
-    alone = one.device not in (None, quotas.EACH_DEVICE)
-    return QuotaEntry.model_validate(
-        {
-            "of": "device" if alone else "tenant" if one.device is None else "each_device",
-            "device": one.device if alone else None,
-            "values": one.values,
-        }
-    )
+    return QuotaEntry(device=one.device, bounds=Bounds.model_validate(one.values))

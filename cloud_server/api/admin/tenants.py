@@ -9,8 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from cloud_server.api.admin.management import Asked, Enabled, Management, Named, Removed
-from cloud_server.api.paging import Cursor, Limit, Page, page
-from cloud_server.api.scenes import NAME
+from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.visit import caller_of
 from cloud_server.state import tenants
 from cloud_server.state.directory import Tenant
@@ -38,15 +37,13 @@ def router(management: Management) -> APIRouter:
 
     @made.get("")
     def list_tenants(
-        request: Request, cursor: Cursor = None, limit: Limit = 20
+        request: Request, cursor: NameCursor = None, limit: Limit = 20
     ) -> Page[TenantEntry]:
         """List the tenants, by name."""
         management.require_service(caller_of(request))
         with management.read() as session:
-            found = tenants.every(session)
-            return page(
-                found, lambda one: (one.name,), lambda one: _entry(session, one), cursor, limit
-            )
+            found = [one for one in tenants.every(session) if one.name > (cursor or "")]
+            return page(found, lambda one: _entry(session, one), lambda one: one.name, limit)
 
     @made.post("", status_code=201)
     def add_tenant(request: Request, body: NewTenant) -> TenantEntry:
@@ -56,34 +53,34 @@ def router(management: Management) -> APIRouter:
         with management.write(caller) as tx:
             return _entry(tx.session, tenants.add(tx, body.name))
 
-    @made.get("/{tenant}")
-    def show_tenant(request: Request, tenant: Named) -> TenantEntry:
+    @made.get("/{name}")
+    def show_tenant(request: Request, name: Named) -> TenantEntry:
         """One tenant."""
         management.require_service(caller_of(request))
         with management.read() as session:
-            return _entry(session, tenants.show(session, tenant))
+            return _entry(session, tenants.show(session, name))
 
-    @made.patch("/{tenant}")
-    def change_tenant(request: Request, tenant: Named, body: Enabled) -> TenantEntry:
+    @made.patch("/{name}")
+    def change_tenant(request: Request, name: Named, body: Enabled) -> TenantEntry:
         """Shut a tenant's devices and keys out, or let them in again."""
         caller = caller_of(request)
         management.require_service(caller)
         with management.write(caller) as tx:
             verb = tenants.enable if body.enabled else tenants.disable
-            return _entry(tx.session, verb(tx, tenant))
+            return _entry(tx.session, verb(tx, name))
 
-    @made.delete("/{tenant}")
+    @made.delete("/{name}")
     def remove_tenant(
         request: Request,
-        tenant: Named,
+        name: Named,
         everything: Annotated[bool, Query(description="with its devices and keys")] = False,
     ) -> Removed:
         """Remove a tenant for good."""
         caller = caller_of(request)
         management.require_service(caller)
         with management.write(caller) as tx:
-            tenants.remove(tx, tenant, everything=everything)
-        return Removed(removed=tenant)
+            tenants.remove(tx, name, everything=everything)
+        return Removed(removed=name)
 
     return made
 
