@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cloud_server.api.failures import FieldError
+from cloud_server.api.whole import WHOLE
 
 _UNSUPPORTED = "unsupported_value"
 _MOST_STOPS, _LONGEST_STOP = 4, 256
@@ -103,28 +104,28 @@ class ChatRequest(BaseModel):
     )
     stream: bool | None = Field(None, description="send the answer token by token")
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(
-        None, ge=1, description="longest answer; never longer than the service's own bound"
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="longest answer; never longer than the service's own bound"
     )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, description="the newer name of `max_tokens`; it wins if both are given"
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="the newer name of `max_tokens`; it wins if both are given"
     )
     stop: Annotated[str | list[str] | None, _STOP_SCHEMA] = Field(
         None, description="up to four texts; the answer ends before the first of them"
     )
-    n: Annotated[int | None, _only(1)] = Field(None, description="1")
+    n: Annotated[int | None, WHOLE, _only(1)] = Field(None, description="1")
     temperature: Annotated[float | None, _only(0, 1)] = Field(
         None,
         description="0 or 1 (the usual value). Answers are greedy either way, so the same question "
         "about the same scene has the same answer",
     )
     top_p: Annotated[float | None, _only(1)] = Field(None, description="1")
-    seed: int | None = Field(None, description="any; answers are greedy")
+    seed: Annotated[int | None, WHOLE] = Field(None, description="any; answers are greedy")
     presence_penalty: Annotated[float | None, _only(0)] = Field(None, description="0")
     frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="0")
     logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="empty")
     logprobs: Annotated[bool | None, _only(False)] = Field(None, description="false")
-    top_logprobs: Annotated[int | None, _only(0)] = Field(None, description="0")
+    top_logprobs: Annotated[int | None, WHOLE, _only(0)] = Field(None, description="0")
     response_format: ResponseFormat | None = Field(None, description="of type `text`")
     tools: Annotated[list[object] | None, _only([])] = Field(None, description="empty")
     functions: Annotated[list[object] | None, _only([])] = Field(None, description="empty")

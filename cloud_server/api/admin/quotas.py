@@ -9,12 +9,13 @@ from pydantic import BaseModel, Field
 
 from cloud_server.api.admin.management import Asked, Management, OfTenant
 from cloud_server.api.visit import caller_of
+from cloud_server.api.whole import WHOLE
 from cloud_server.state import quotas
 from cloud_server.state.quotas import SetQuota
 
 _MOST = 1e12
 Rate = Annotated[float | None, Field(ge=0, le=_MOST)]
-Count = Annotated[int | None, Field(ge=0, le=10**12)]
+Count = Annotated[int, Field(ge=0, le=10**12), WHOLE] | None
 
 
 class Bounds(Asked):
