@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from cloud_server.api.admin.management import (
-    Asked,
+    Change,
     Enabled,
     Management,
     Named,
@@ -65,7 +65,7 @@ class DeviceWithCode(ManagedDevice):
     code_expires_s: float = Field(description="seconds since 1970")
 
 
-class NewDevice(Asked):
+class NewDevice(Change):
     """A device to add."""
 
     name: str = Field(pattern=NAME)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from cloud_server.api.admin.management import (
-    Asked,
+    Change,
     Enabled,
     Management,
     Named,
@@ -47,7 +47,7 @@ class FreshKey(KeyEntry):
     key: str = Field(description="its text, shown only now")
 
 
-class NewKey(Asked):
+class NewKey(Change):
     """A key to make."""
 
     name: str = Field(pattern=NAME)

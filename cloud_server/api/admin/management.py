@@ -23,13 +23,13 @@ OfTenant = Annotated[
 ]
 
 
-class Asked(BaseModel):
+class Change(BaseModel):
     """The body of a change; unknown fields and other types are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Enabled(Asked):
+class Enabled(Change):
     """Whether a tenant, device or key is let in."""
 
     enabled: bool

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from cloud_server.api.admin.management import Asked, Management, OfTenant
+from cloud_server.api.admin.management import Change, Management, OfTenant
 from cloud_server.api.visit import caller_of
 from cloud_server.api.whole import WHOLE
 from cloud_server.state import quotas
@@ -18,7 +18,7 @@ Rate = Annotated[float | None, Field(ge=0, le=_MOST)]
 Count = Annotated[int, Field(ge=0, le=10**12), WHOLE] | None
 
 
-class Bounds(Asked):
+class Bounds(Change):
     """Bounds; 0 is no bound, null is the service's default."""
 
     requests_per_s: Rate = None
@@ -46,7 +46,7 @@ class QuotaList(BaseModel):
     data: list[QuotaEntry]
 
 
-class QuotaChange(Asked):
+class QuotaChange(Change):
     """Bounds to set; those that are not named stay as they are."""
 
     device: str | None = Field(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from cloud_server.api.admin.management import Asked, Enabled, Management, Named, Removed
+from cloud_server.api.admin.management import Change, Enabled, Management, Named, Removed
 from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.visit import caller_of
 from cloud_server.state import tenants
@@ -25,7 +25,7 @@ class TenantEntry(BaseModel):
     keys: int
 
 
-class NewTenant(Asked):
+class NewTenant(Change):
     """A tenant to add."""
 
     name: str = Field(pattern=NAME)
