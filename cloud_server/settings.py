@@ -83,7 +83,7 @@ class Settings(Exposure):
         "temporary one",
     )
     batch_size: int = Field(
-        16, ge=1, le=4096, description="questions that are answered in one running batch"
+        32, ge=1, le=4096, description="questions that are answered in one running batch"
     )
     queue_requests: int = Field(
         256, ge=1, le=1_000_000, description="requests held at once; more are refused (overloaded)"

@@ -416,31 +416,51 @@ def pack(message: Message) -> list[bytes]:
     return [json.dumps(plain, separators=(",", ":")).encode(), *buffers]
 
 
+def unpack_all(frames: Sequence[bytes]) -> list[Message]:
+    """Read what some calls of `pack` wrote, one after another.
+
+    Raises:
+        FrameMalformedError: not messages; sizes that differ from those announced; wrong types.
+    """
+    messages: list[Message] = []
+    rest = list(reversed(frames))
+    while rest:
+        messages.append(_unpack(rest))
+    return messages
+
+
 def unpack(frames: Sequence[bytes]) -> Message:
     """Read what `pack` wrote.
 
     Raises:
-        FrameMalformedError: not a message; sizes that differ from those announced; wrong types.
+        FrameMalformedError: not one message; otherwise as `unpack_all`.
     """
-    if not frames or len(frames[0]) > MAX_HEADER_BYTES:
-        raise FrameMalformedError("engine link: a message without a header, or with a huge one")
+    messages = unpack_all(frames)
+    if len(messages) != 1:
+        raise FrameMalformedError(f"engine link: {len(messages)} messages instead of one")
+    return messages[0]
+
+
+def _unpack(rest: list[bytes]) -> Message:
+    """Read one message from the end of a reversed list of frames, and take its frames off it."""
+    if len(rest[-1]) > MAX_HEADER_BYTES:
+        raise FrameMalformedError("engine link: a message with a huge header")
     try:
-        plain = json.loads(frames[0])
+        plain = json.loads(rest.pop())
         cls = _KINDS[plain.pop("kind")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FrameMalformedError(f"engine link: an unreadable header ({error})") from error
-    buffers = list(frames[1:])
     for entry in fields(cls):
         value = plain.get(entry.name)
         if entry.type == "bytes":
-            if not buffers or len(buffers[0]) != value:
+            if not rest or len(rest[-1]) != value:
                 raise FrameMalformedError(f"engine link: {cls.__name__}.{entry.name} is cut short")
-            plain[entry.name] = buffers.pop(0)
+            plain[entry.name] = rest.pop()
         elif not isinstance(value, _JSON_TYPES[str(entry.type)]):
             raise FrameMalformedError(
                 f"engine link: {cls.__name__}.{entry.name} is {value!r}, not {entry.type}"
             )
-    if buffers or len(plain) != len(fields(cls)):
+    if len(plain) != len(fields(cls)):
         raise FrameMalformedError(f"engine link: {cls.__name__} brings more than its fields")
     message: Message = cls(**plain)
     return message

@@ -38,9 +38,12 @@ from cloud_server.engine.jobs import (
     Unload,
     pack,
     unpack,
+    unpack_all,
 )
 from protos.errors import BridgeError, EngineUnavailableError
 
+_FRAMES = 256
+"""Frames of one multipart at least, while there are messages: events of a step travel together."""
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""
 
@@ -141,11 +144,12 @@ class FrontLink:
                 if identity == self._engine:
                     self.last_heard = time.monotonic()
                     try:
-                        message = unpack(frames)
+                        messages = unpack_all(frames)
                     except BridgeError as error:
                         self._notice(Broken(error.code, error.message))
                     else:
-                        self._dispatch(message)
+                        for message in messages:
+                            self._dispatch(message)
         finally:
             beat.cancel()
 
@@ -199,6 +203,7 @@ class EngineLink:
         self._wake = self._context.socket(zmq.PAIR)
         self._wake.bind("inproc://outbox")
         self._wake_lock = threading.Lock()
+        self._woken = False
         self._parent = os.getppid()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
@@ -210,6 +215,9 @@ class EngineLink:
     def send(self, message: Message) -> None:
         """Send a message; never blocks; from any thread."""
         self._outbox.put(message)
+        if self._woken:
+            return  # the thread has yet to look, and takes this message too
+        self._woken = True
         with self._wake_lock:
             self._wake.send(b"")
 
@@ -262,9 +270,12 @@ class EngineLink:
                     self._inbox.put(message)
             if wake in ready:
                 wake.recv()
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        socket.send_multipart(pack(self._outbox.get_nowait()))
+                self._woken = False
+                while not self._outbox.empty():
+                    frames: list[bytes] = []
+                    while len(frames) < _FRAMES and not self._outbox.empty():
+                        frames += pack(self._outbox.get_nowait())
+                    socket.send_multipart(frames)
         socket.close()
         wake.close()
         self._wake.close()

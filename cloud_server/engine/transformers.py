@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 
 import structlog
 import torch
@@ -58,6 +59,8 @@ from protos.points import PICTURE_POINT
 from protos.process import threads
 
 _TEXT_PAGE_TOKENS = 16
+_QUESTIONS = 1024
+"""Questions whose tokens are kept: devices ask the same ones over and over."""
 
 
 class TransformersEngine(Engine):
@@ -132,6 +135,7 @@ class TransformersEngine(Engine):
         settings = self._settings
         threads.use(settings.threads, torch.set_num_threads)
         self._model = load.load_model(settings)
+        self._question_ids = lru_cache(_QUESTIONS)(self._model.question_ids)
         self._answering = Answering(self._model)
         self._model.constant_prefix()
         self._read_bundles = load.load_bundles(settings, self._model.layout)
@@ -290,7 +294,7 @@ class TransformersEngine(Engine):
         """Tokenize the question first: refusing it costs least here."""
         if work.job.question:
             try:
-                work.question = self._model.question_ids(work.job.question)
+                work.question = self._question_ids(work.job.question)
             except BridgeError as error:
                 self._fail(work, error)
                 return False

@@ -14,6 +14,7 @@ from cloud_server.engine.jobs import (
     Status,
     pack,
     unpack,
+    unpack_all,
 )
 from protos.errors import FrameMalformedError
 
@@ -30,6 +31,10 @@ MESSAGES: list[Message] = [
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_a_link_message_comes_out_as_it_went_in(message: Message) -> None:
     assert unpack(pack(message)) == message
+
+
+def test_messages_that_travel_together_come_out_in_order() -> None:
+    assert unpack_all([part for message in MESSAGES for part in pack(message)]) == MESSAGES
 
 
 @pytest.mark.parametrize(
