@@ -44,7 +44,7 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
         _log.exception("a codec failed", request_id=job.request_id, point=point.name)
         raise FrameMalformedError(f"the payload cannot be decoded: {error}") from error
     if job.hold:
-        latents.put(job.scene, now)
+        latents.put(job.scene, now, job.owner)
     return now
 
 

@@ -34,6 +34,7 @@ def hold(scenes: SceneMemory, group: Sequence[Work], keys: Tensor, values: Tenso
                 keys[:, index, :, held],
                 values[:, index, :, held],
                 use=bool(work.job.question),
+                owner=work.job.owner,
             )
 
 

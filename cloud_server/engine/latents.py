@@ -27,7 +27,7 @@ class _Latents:
 
 
 class LatentMemory:
-    """The latents known of each scene; when full, the longest unused goes first.
+    """The latents known of each scene; when full, the largest owner loses its longest unused.
 
     Args:
         max_bytes: bound for all of them together. The newest is held even if it alone is larger.
@@ -50,8 +50,8 @@ class LatentMemory:
         """Bytes of all pages, used or free."""
         return self._pool.bytes
 
-    def put(self, name: Name, held: Held) -> None:
-        """Keep a copy; one of the same name is replaced."""
+    def put(self, name: Name, held: Held, owner: str = "") -> None:
+        """Keep a copy, of `Job.owner`; one of the same name is replaced."""
         raw = np.concatenate(
             (
                 np.ascontiguousarray(held.latents, dtype=np.float32).view(np.uint8).reshape(-1),
@@ -66,7 +66,7 @@ class LatentMemory:
             part = raw[start : start + LATENT_PAGE_BYTES]
             self._pool[page].numpy()[: len(part)] = part
         tokens, rank = held.latents.shape
-        self._store.put(name, _Latents(tokens, rank, pages), size)
+        self._store.put(name, _Latents(tokens, rank, pages), size, owner)
 
     def get(self, name: Name) -> Held:
         """A copy of the latents known.

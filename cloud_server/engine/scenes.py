@@ -23,7 +23,7 @@ class Scene:
 
 
 class SceneMemory:
-    """Scenes by name; when full, the longest unused goes first.
+    """Scenes by name; when full, the largest owner loses its longest unused one.
 
     A scene that the present step uses keeps its pages until `end_step`, even if a newer one takes
     its place in the store meanwhile.
@@ -69,7 +69,9 @@ class SceneMemory:
         """Bytes of all pages, used or free."""
         return self._pool.bytes
 
-    def put(self, name: Name | None, keys: Tensor, values: Tensor, use: bool) -> Scene:
+    def put(
+        self, name: Name | None, keys: Tensor, values: Tensor, use: bool, owner: str = ""
+    ) -> Scene:
         """Hold a scene; one of the same name is replaced.
 
         Args:
@@ -77,6 +79,7 @@ class SceneMemory:
             keys: `[layers, kv_heads, tokens, head_dim]`, of any dtype and device.
             values: as the keys.
             use: whether this step reads it.
+            owner: as `Job.owner`.
         """
         tokens = keys.shape[2]
         count = -(-tokens // self._page_tokens)
@@ -92,7 +95,7 @@ class SceneMemory:
         if name is None:
             self._late.append(scene)
             return scene
-        self._store.put(name, scene, size)
+        self._store.put(name, scene, size, owner)
         if use:
             self._in_use.add(scene)
         return scene

@@ -1,14 +1,15 @@
-"""A store of entries by scene, bounded in bytes: the longest unused entry goes first.
+"""A store of entries by scene, bounded in bytes.
 
-An entry may be anything.
+When it is full, the owner that takes most of it loses its longest unused entry. An entry may be
+anything.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from cloud_server.frontend.crowd import Crowd
 from protos.errors import UnknownSceneError
 
 Entry = TypeVar("Entry")
@@ -26,9 +27,14 @@ class SceneStore(Generic[Entry]):
 
     def __init__(self, max_bytes: int, dropped: Callable[[Entry], None]) -> None:
         self._max_bytes, self._dropped = max_bytes, dropped
-        self._held: OrderedDict[Name, tuple[Entry, int]] = OrderedDict()
+        self._held: dict[Name, Entry] = {}
+        self._order: Crowd[Name] = Crowd()
         self._sessions: dict[str, set[int]] = {}
-        self.bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all entries together."""
+        return self._order.cost
 
     def __len__(self) -> int:
         return len(self._held)
@@ -36,18 +42,26 @@ class SceneStore(Generic[Entry]):
     def __contains__(self, name: object) -> bool:
         return name in self._held
 
-    def put(self, name: Name, entry: Entry, size_bytes: int) -> None:
-        """Hold an entry; one of the same name is replaced."""
+    def put(self, name: Name, entry: Entry, size_bytes: int, owner: str = "") -> None:
+        """Hold an entry; one of the same name is replaced.
+
+        Args:
+            name: of its scene.
+            entry: anything.
+            size_bytes: what it takes.
+            owner: as `Job.owner`.
+        """
         self.make_room(name, size_bytes)
-        self._held[name] = (entry, size_bytes)
+        self._held[name] = entry
         self._sessions.setdefault(name[0], set()).add(name[1])
-        self.bytes += size_bytes
+        tenant, _, device = owner.partition("/")
+        self._order.add((tenant, device), name, size_bytes)
 
     def make_room(self, name: Name, size_bytes: int) -> None:
         """Drop what `put` would drop, so that its memory can be used for the new entry."""
         self._drop(name)
         while self._held and self.bytes + size_bytes > self._max_bytes:
-            self._drop(next(iter(self._held)))
+            self._drop(self._order.next_to_go())
 
     def get(self, name: Name) -> Entry:
         """The entry of that name; this counts as a use.
@@ -59,8 +73,8 @@ class SceneStore(Generic[Entry]):
             raise UnknownSceneError(
                 f"frame {name[1]} of this session is not held (any more): send it again"
             )
-        self._held.move_to_end(name)
-        return self._held[name][0]
+        self._order.touch(name)
+        return self._held[name]
 
     def forget(self, session: str) -> None:
         """Let go of every entry of a session."""
@@ -70,8 +84,8 @@ class SceneStore(Generic[Entry]):
     def _drop(self, name: Name) -> None:
         if name not in self._held:
             return
-        entry, size_bytes = self._held.pop(name)
-        self.bytes -= size_bytes
+        entry = self._held.pop(name)
+        self._order.remove(name)
         self._dropped(entry)
         numbers = self._sessions[name[0]]
         numbers.discard(name[1])
