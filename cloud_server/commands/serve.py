@@ -52,10 +52,13 @@ def run(given: argparse.Namespace) -> int:
 def _check(settings: Settings) -> int:
     """Check everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
+    from cloud_server.identity.tls import read_shown
     from projector.bundle.load import Bundle
     from projector.serving.backends import BACKENDS
 
     settings.check_paths()
+    if settings.secure:
+        read_shown(settings.directory_path, settings.tls_certificate, settings.tls_key)
     check_name(settings.engine)
     if settings.backend not in BACKENDS:
         raise ConfigError(f"no backend '{settings.backend}'; there are {', '.join(BACKENDS)}")

@@ -8,6 +8,7 @@ the version of every call.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import ssl
 from collections.abc import Callable
@@ -35,12 +36,14 @@ class Shown:
         key_pem: the server's private key.
         chain: its certificate, then those that lead to a root.
         authority: our own; devices' certificates must lead to one of its roots.
-        foreign: whether another authority made the server's certificate.
+        file: where the server's certificate was read.
+        foreign: whether another authority made it.
     """
 
     key_pem: bytes
     chain: tuple[x509.Certificate, ...]
     authority: Authority
+    file: Path
     foreign: bool
 
     @property
@@ -79,10 +82,10 @@ class ServerTls:
         clock: Callable[[], float],
         log: Logger,
     ) -> None:
-        self._folder = directory / AUTHORITY
         self._own = directory / SERVER
-        self._pair = (certificate or self._own, key or certificate or self._own)
         self._clock, self._log = clock, log
+        self._read = functools.partial(read_shown, directory, certificate, key)
+        self._files = _files(directory, certificate, key)
         self._failed = ""
         self._contexts: list[ssl.SSLContext] = []
         self._stamp = self._look()
@@ -153,25 +156,35 @@ class ServerTls:
         self._contexts.append(context)
         return context
 
-    def _read(self) -> Shown:
-        authority = Authority.open(self._folder)
-        certificate, key = self._pair
-        raw = made.read_file(certificate)
-        chain = made.read_certificates(raw, certificate)
-        private = made.read_key(raw if key == certificate else made.read_file(key), key)
-        if not made.same_key(private.public_key(), chain[0].public_key()):
-            raise CertificateError(f"{key}: is not the private key of {certificate}")
-        return Shown(made.key_pem(private), chain, authority, certificate != self._own)
-
     def _check_end(self, shown: Shown) -> None:
         if shown.end_s <= self._clock():
             end = shown.chain[0].not_valid_after_utc
-            raise CertificateError(f"{self._pair[0]}: has ended ({end:%Y-%m-%d %H:%M} UTC)")
+            raise CertificateError(f"{shown.file}: has ended ({end:%Y-%m-%d %H:%M} UTC)")
 
     def _look(self) -> tuple[object, ...]:
         """What changes when one of the files does."""
-        files = {self._folder / ROOTS, self._folder / INTERMEDIATE, *self._pair}
-        return tuple(_stamp(path) for path in sorted(files))
+        return tuple(_stamp(path) for path in self._files)
+
+
+def read_shown(directory: Path, certificate: Path | None, key: Path | None) -> Shown:
+    """Read what a handshake shows, and check that it fits together.
+
+    Args:
+        directory: see `ServerTls`.
+        certificate: see `ServerTls`.
+        key: see `ServerTls`.
+
+    Raises:
+        CertificateError: a file is missing or damaged, or the key is not the certificate's.
+    """
+    *_, file, key_file = _files(directory, certificate, key)
+    authority = Authority.open(directory / AUTHORITY)
+    raw = made.read_file(file)
+    chain = made.read_certificates(raw, file)
+    private = made.read_key(raw if key_file == file else made.read_file(key_file), key_file)
+    if not made.same_key(private.public_key(), chain[0].public_key()):
+        raise CertificateError(f"{key_file}: is not the private key of {file}")
+    return Shown(made.key_pem(private), chain, authority, file, certificate is not None)
 
 
 def write_server(path: Path, authority: Authority, names: list[str], now_s: float) -> None:
@@ -207,6 +220,12 @@ def server_names(path: Path) -> list[str]:
     found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     names = found.get_values_for_type(x509.DNSName)
     return [*names, *map(str, found.get_values_for_type(x509.IPAddress))]
+
+
+def _files(directory: Path, certificate: Path | None, key: Path | None) -> tuple[Path, ...]:
+    """Roots, intermediate, the server's certificate, its key."""
+    folder, own = directory / AUTHORITY, directory / SERVER
+    return folder / ROOTS, folder / INTERMEDIATE, certificate or own, key or certificate or own
 
 
 def _configuration(shown: Shown, mutual: bool) -> grpc.ServerCertificateConfiguration:

@@ -109,6 +109,16 @@ def test_the_server_gets_the_names_that_are_asked_for(directory: Path) -> None:
     assert names(directory) == {"other.example"}
 
 
+def test_check_config_reads_the_certificates(
+    directory: Path, paths: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve", "--check-config", "--directory", str(directory)]
+    words += ["--model", str(paths["model"]), "--bundles", str(paths["bundles"][0])]
+    (directory / "server.pem").write_text("rubbish")
+    assert main(words) == CertificateError.exit_code
+    assert "server.pem" in capsys.readouterr().err
+
+
 def test_a_mistake_is_named_and_changes_nothing(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
