@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pydantic import Field, field_serializer
 
+from cloud_server.state.shown import without_password
 from protos.errors import ConfigError
 from protos.process.addresses import Address, loopback
 from protos.process.settings import Host, TypedSettings
@@ -118,7 +118,7 @@ class Exposure(TypedSettings):
     @field_serializer("database")
     def _without_password(self, value: str) -> str:
         """The URL as it is shown, and as the engine's process gets it, which opens no database."""
-        return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", value)
+        return without_password(value)
 
     @property
     def directory_path(self) -> Path:

@@ -104,7 +104,7 @@ def _show_code(
     say(
         f"{said}\n\nOne-time code, shown only now, for one use until {moment(expires_s)} UTC:\n\n"
         f"  {code}\n\nOn the device:\n\n"
-        f"  edge-agent enrol --server HOST:PORT --code {code}"
+        f"  edge-agent enrol --server HOST:{settings_of(given).open_port or 'PORT'} --code {code}"
     )
 
 

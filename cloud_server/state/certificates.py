@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -13,6 +15,7 @@ from protos.errors import EnrolmentError, MissingError
 
 MOST = 8
 """Certificates that a device may have at once; the next one revokes the oldest."""
+_SERIAL = re.compile(r"[0-9a-z-]{1,40}")
 _KEEP_EXPIRED_S = 30 * 86400.0
 
 
@@ -102,6 +105,8 @@ def revoke(tx: Transaction, tenant: str, serial: str) -> None:
     Raises:
         MissingError: there is no such tenant or certificate.
     """
+    if not _SERIAL.fullmatch(serial):
+        raise MissingError(f"{serial[:80]!r} is no serial number of a certificate")
     found = tx.session.execute(
         select(CertificateRow, DeviceRow.name)
         .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)

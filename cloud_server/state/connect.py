@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
 from cloud_server.state.ownership import own_as_folder
+from cloud_server.state.shown import without_password
 from cloud_server.state.trouble import LOCK_WAIT_S
 from protos.errors import ConfigError, StateError
 
@@ -53,7 +54,9 @@ def sqlite_file(url: URL) -> Path | None:
 def named(url: URL) -> str:
     """A database in messages: a file's path, or a URL without its password."""
     file = sqlite_file(url)
-    return str(file) if file is not None else url.render_as_string(hide_password=True)
+    if file is not None:
+        return str(file)
+    return without_password(url.render_as_string(hide_password=False))
 
 
 def engine_of(url: URL) -> Engine:

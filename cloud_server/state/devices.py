@@ -13,6 +13,7 @@ from cloud_server.state.directory import Device
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, TenantRow
 from protos.errors import ConflictError, MissingError
+from protos.identity import NAME
 
 
 def add(tx: Transaction, tenant: str, name: str) -> Device:
@@ -121,6 +122,8 @@ def remove(tx: Transaction, tenant: str, name: str) -> None:
 
 
 def _row(session: Session, tenant_id: str, name: str) -> DeviceRow | None:
+    if not NAME.fullmatch(name):
+        return None
     return session.scalar(
         select(DeviceRow).where(DeviceRow.tenant_id == tenant_id, DeviceRow.name == name)
     )

@@ -323,16 +323,15 @@ class LiveDirectory:
         """Follow the database until cancelled; nothing that happens to it ends this."""
         loop = asyncio.get_running_loop()
 
-        def tell() -> None:
-            for callback in self._callbacks:
-                callback()
-
         def follow() -> None:
             # A daemon: a database that never answers must not hold up the end of the process.
             while not self._stop.is_set():
-                if self._look():
+                before = self.now
+                self._look()
+                if self.now is not before:
                     with suppress(RuntimeError):  # the loop is closed
-                        loop.call_soon_threadsafe(tell)
+                        for callback in self._callbacks:
+                            loop.call_soon_threadsafe(callback)
                 self._wake.wait(_POLL_S)
                 self._wake.clear()
 
@@ -344,14 +343,14 @@ class LiveDirectory:
             self._stop.set()
             self._wake.set()
 
-    def _look(self) -> bool:
-        """Load the directory anew if the token moved; returns whether it did."""
+    def _look(self) -> None:
+        """Load the directory anew if the token moved."""
         try:
             asked_s = time.monotonic()
             if self._store.token() == self.now.token:
-                self._checked_s, moved = asked_s, False
+                self._checked_s = asked_s
             else:
-                self.now, moved = self._load(), True
+                self.now = self._load()
                 self._store.settle_journal()
         except Exception as error:  # whatever it is, the thread must go on looking
             cause = error.message if isinstance(error, BridgeError) else repr(error)
@@ -360,11 +359,10 @@ class LiveDirectory:
                     "the database cannot be read; the last known state is used", cause=cause
                 )
             self._failing = cause
-            return False
+            return
         if self._failing:
             self._failing = ""
             self._log.info("the database can be read again")
-        return moved
 
     def _load(self) -> Directory:
         began_s = time.monotonic()

@@ -17,6 +17,7 @@ from cloud_server.state.directory import Key, keys_of
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, KeyDeviceRow, KeyRow, TenantRow
 from protos.errors import ConfigError, ConflictError, MissingError
+from protos.identity import NAME
 
 PREFIX = "nbk_"
 """How every key begins, so that scanners for leaked secrets find it."""
@@ -161,6 +162,8 @@ def remove(tx: Transaction, tenant: str, name: str) -> None:
 
 
 def _row(session: Session, tenant_id: str, name: str) -> KeyRow | None:
+    if not NAME.fullmatch(name):
+        return None
     return session.scalar(select(KeyRow).where(KeyRow.tenant_id == tenant_id, KeyRow.name == name))
 
 

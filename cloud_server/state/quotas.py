@@ -19,6 +19,7 @@ from protos.errors import ConfigError
 EACH_DEVICE = "*"
 """Stands for each device of a tenant."""
 _MOST = 1e12
+_WHOLE = ("concurrent", "scenes")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def change(
     for name in unset:
         setattr(row, name, None)
     for name, value in values.items():
-        setattr(row, name, value)
+        setattr(row, name, int(value) if name in _WHOLE else float(value))
     tx.audit("quota.set", tenant, device or tenant, of=row.of, unset=sorted(unset), **dict(values))
     tx.session.flush()
     return SetQuota(tenant, device, _values(row))
@@ -97,7 +98,7 @@ def every(session: Session, tenant: str) -> list[SetQuota]:
 
 
 def _check(name: str, value: float) -> None:
-    whole, expected = name in ("concurrent", "scenes"), "a number from 0 (no bound)"
+    whole, expected = name in _WHOLE, "a number from 0 (no bound)"
     good = math.isfinite(value) and 0 <= value <= _MOST and (not whole or value == int(value))
     if whole:
         expected = "a whole number from 0 (no bound)"

@@ -12,6 +12,7 @@ from cloud_server.state.directory import Tenant
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, KeyRow, TenantRow
 from protos.errors import ConflictError, MissingError
+from protos.identity import NAME
 
 
 def add(tx: Transaction, name: str) -> Tenant:
@@ -120,6 +121,8 @@ def remove(tx: Transaction, name: str, *, everything: bool = False) -> None:
 
 
 def _row(session: Session, name: str) -> TenantRow | None:
+    if not NAME.fullmatch(name):  # a stranger's text, which a database might not even take
+        return None
     return session.scalar(select(TenantRow).where(TenantRow.name == name))
 
 

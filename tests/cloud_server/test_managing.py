@@ -19,6 +19,8 @@ import pytest
 from cloud_server import cli
 from cloud_server.commands.audit import since
 from cloud_server.identity.authority import Authority
+from cloud_server.settings import Settings
+from cloud_server.state.connect import checked_url, named
 from cloud_server.state.directory import Directory
 from cloud_server.state.location import open_store
 from cloud_server.state.quota import Quota
@@ -251,6 +253,10 @@ def test_a_password_in_the_databases_url_is_never_shown(command: Command) -> Non
     code, out, err = command("tenants", "list", "--database", url)
     assert code == StateError.exit_code and "PostgreSQL" in err
     assert "tr0ub4dor" not in out + err
+    others = ("postgresql://h/d?user=a&password=tr0ub4dor", "postgresql://a:x@tr0ub4dor@h/d")
+    for one in (url, *others):
+        assert "tr0ub4dor" not in Settings(database=one).model_dump_json()
+        assert "tr0ub4dor" not in named(checked_url(one))
 
 
 def test_help_needs_neither_database_nor_network_libraries() -> None:

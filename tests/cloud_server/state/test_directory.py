@@ -259,3 +259,22 @@ async def _until(good: Callable[[], object]) -> None:
     while not good():
         assert time.monotonic() < end_s
         await asyncio.sleep(0.02)
+
+
+def test_a_revocation_counts_even_where_the_journal_cannot_be_written(
+    tmp_path: Path, opened: Opened, url: str
+) -> None:
+    opened()
+    here = Store.open(url, tmp_path / "here")
+    live = LiveDirectory(here)
+
+    async def scene() -> None:
+        async with following(live) as moved:
+            (tmp_path / "here").mkdir()  # no file can be there now
+            with opened().write("test") as tx:
+                tenants.add(tx, "acme")
+                tenants.disable(tx, "acme")
+            await until(live, moved, lambda now: now.tenant("acme") is not None)
+
+    asyncio.run(scene())
+    here.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 
@@ -11,7 +12,7 @@ from cloud_server.state.directory import Directory
 from cloud_server.state.quota import Quota
 from cloud_server.state.store import Store
 from protos.errors import ConfigError, ConflictError, EnrolmentError, MissingError
-from tests.cloud_server.state.conftest import Clock
+from tests.cloud_server.state.conftest import Clock, Opened
 
 SECRET = hashlib.sha256(b"ABCDEFGHIJKLMNOP").hexdigest()
 OTHER = hashlib.sha256(b"QRSTUVWXYZ234567").hexdigest()
@@ -357,3 +358,47 @@ def test_the_audit_log_says_who_did_what_and_when(store: Store, clock: Clock) ->
         assert len(audit.entries(session, since_s=clock.now_s)) == 2
         assert audit.entries(session, tenant="other") == []
         assert len(audit.entries(session, limit=2)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "\ud800", "x" * 10_000, "'; DROP TABLE tenants; --"])
+def test_a_strangers_text_is_the_name_of_nothing(store: Store, text: str) -> None:
+    with store.write("test") as tx:
+        tenants.add(tx, "acme")
+        for look in (
+            lambda: tenants.find(tx.session, text),
+            lambda: devices.find(tx.session, "acme", text),
+            lambda: keys.show(tx.session, "acme", text),
+            lambda: certificates.revoke(tx, "acme", text),
+            lambda: quotas.change(tx, "acme", text, {"scenes": 1}),
+        ):
+            with pytest.raises(MissingError):
+                look()
+    with store.read() as session:
+        found = audit.entries(session, tenant=text, actor=text, action=text, before=1 << 80)
+        assert found == []
+
+
+def test_of_many_that_try_a_code_at_once_one_gets_in(opened: Opened) -> None:
+    store = opened()
+    with store.write("test") as tx:
+        tenants.add(tx, "acme")
+        devices.add(tx, "acme", "gate-3")
+        codes.issue(tx, "acme", "gate-3", SECRET)
+    begin = threading.Barrier(6)
+    let_in: list[str] = []
+    refused: list[str] = []
+
+    def work(own: Store) -> None:
+        begin.wait(60)
+        try:
+            with own.write("enrol") as tx:
+                let_in.append(codes.redeem(tx, SECRET).name)
+        except EnrolmentError as error:
+            refused.append(error.message)
+
+    threads = [threading.Thread(target=work, args=(opened(),)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (let_in, len(refused)) == (["gate-3"], 5)
