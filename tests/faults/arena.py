@@ -24,6 +24,7 @@ from edge_agent.uplink.dial import Dial
 
 FULL = os.environ.get("NEURAL_BRIDGE_FAULTS") == "full"
 """Whether this is `make test-faults`; otherwise a few faults of each kind are injected."""
+SLOW = "takes a minute: `make test-faults` runs it"
 QUICK = (
     *("--restart-backoff-s", "0.01", "--restart-backoff-max-s", "0.05"),
     *("--heartbeat-s", "0.2", "--heartbeat-timeout-s", "2"),

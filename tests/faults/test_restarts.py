@@ -25,7 +25,7 @@ from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site, site
 from reference.demo.halves import edge_agent
 from reference.demo.processes import Child
-from tests.faults.arena import FULL, QUICK, Faults, Steady, steady, times
+from tests.faults.arena import FULL, QUICK, SLOW, Faults, Steady, steady, times
 
 BALANCER = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 UNDER_WAY = 64
@@ -74,6 +74,7 @@ def test_after_a_sigterm_under_load_everything_accepted_is_answered(
     assert not left
 
 
+@pytest.mark.skipif(not FULL, reason=SLOW)
 def test_after_a_front_end_is_killed_devices_negotiate_again_and_lose_nothing(
     tmp_path: Path, identities: Identities, pool: Pool, calm: list[str], faults: Faults
 ) -> None:
@@ -169,7 +170,7 @@ def agent(folder: Path, place: Site, address: str, captures: int) -> tuple[Child
     return edge_agent(folder / "agent.log", address, *arguments), output
 
 
-@pytest.mark.skipif(not FULL, reason="minutes long: `make test-faults` runs it")
+@pytest.mark.skipif(not FULL, reason=SLOW)
 @pytest.mark.skipif(BALANCER is None, reason="no haproxy (Debian: apt-get install haproxy)")
 def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agents_and_devices(
     tmp_path: Path, pool: Pool, calm: list[str], place: Site, faults: Faults

@@ -25,7 +25,7 @@ from cloud_server.identity.authority import ROOT_KEY, Authority
 from cloud_server.identity.tls import AUTHORITY, SERVER, server_names, write_server
 from protos.errors import BridgeError
 from reference.demo.halves import BUNDLE, BUNDLES
-from tests.faults.arena import ITEMS, QUICK, Faults, Steady, steady, times
+from tests.faults.arena import FULL, ITEMS, QUICK, SLOW, Faults, Steady, steady, times
 
 DATABASE = "state.db"
 NEWCOMER = 20
@@ -164,6 +164,7 @@ def swapped(served: Path, kind: str) -> Iterator[None]:
         kept.rename(served)
 
 
+@pytest.mark.skipif(not FULL, reason=SLOW)
 def test_a_bundle_swapped_on_disk_never_changes_an_answer(
     tmp_path: Path, identities: Identities, pool: Pool, calm: list[str], faults: Faults
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_bundle_swapped_on_disk_never_changes_an_answer(
     faults.judged("bundle swapped on disk", times(1, 12), load.entries, calm, load.strangers)
 
 
+@pytest.mark.skipif(not FULL, reason=SLOW)
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler, so no clock of a service's own")
 def test_a_clock_that_jumps_loses_no_answer_and_lets_nobody_in_who_is_not_known(
     tmp_path: Path, identities: Identities, pool: Pool, calm: list[str], faults: Faults
