@@ -105,6 +105,13 @@ class Device:
             await self._hang_up()
             raise
 
+    def raw_call(self) -> Any:
+        """Another Infer call of this session, whose events come as raw bytes."""
+        if self._channel is None:
+            raise RuntimeError(f"{self.name} is not connected")
+        infer = self._channel.stream_stream(f"/{SERVICE}/Infer")
+        return infer(metadata=((SESSION_METADATA_KEY, self.reply.session_id),))
+
     async def _negotiate(self, channel: grpc.aio.Channel) -> None:
         layout = self._pool.layout
         request = pb.NegotiateRequest(
