@@ -172,12 +172,26 @@ def agent(folder: Path, place: Site, address: str, captures: int) -> tuple[Child
 
 @pytest.mark.skipif(not FULL, reason=SLOW)
 @pytest.mark.skipif(BALANCER is None, reason="no haproxy (Debian: apt-get install haproxy)")
-def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agents_and_devices(
-    tmp_path: Path, pool: Pool, calm: list[str], place: Site, faults: Faults
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        (signal.SIGTERM, "rolling restart"),
+        (signal.SIGKILL, "front end killed behind a balancer"),
+    ],
+)
+def test_front_ends_restarted_in_turn_behind_a_balancer_lose_and_double_no_answer(
+    tmp_path: Path,
+    pool: Pool,
+    calm: list[str],
+    place: Site,
+    faults: Faults,
+    how: signal.Signals,
+    kind: str,
 ) -> None:
+    """Agents and simulated devices go on through the other front end; each owns its engines."""
     rounds = times(1, 5)
     ports = [(free_port(), free_port()) for _ in range(2)]
-    folders = [tmp_path / f"agent-{i}" for i in range(2)]
+    folders = [tmp_path / f"agent-{how.name.lower()}-{i}" for i in range(2)]
 
     async def scenario() -> Steady:
         with ExitStack() as running:
@@ -201,8 +215,9 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
                 for number in range(1, rounds + 1):
                     for which in (0, 1):
                         before = [len(records(output)) for _, output in agents]
-                        os.kill(fronts[which].server.pid, signal.SIGTERM)
-                        assert await asyncio.to_thread(fronts[which].server.wait, _idle, 60) == 0
+                        os.kill(fronts[which].server.pid, how)
+                        ended = await asyncio.to_thread(fronts[which].server.wait, _idle, 60)
+                        assert ended == (0 if how == signal.SIGTERM else -how)
                         for (_, output), had in zip(agents, before, strict=True):
                             await load.until(partial(_has, output, had + 8), "answers of one")
                         fronts[which] = await start(which, number)
@@ -224,7 +239,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
         assert len(captures) == int(captures[-1].rpartition("/")[2]) + 1, "a capture is missing"
         assert not [row["error"] for row in found if row["error"]]
         assert len({row["request_id"] for row in found}) == len(found)
-    child, output = agent(tmp_path / "calm", place, place.at.address, COMPARED)
+    child, output = agent(tmp_path / f"calm-{how.name.lower()}", place, place.at.address, COMPARED)
     with child:
         child.check(child.wait(_idle, 120))
     quiet = {(row["capture"], row["question"]): row["answer"] for row in records(output)}
@@ -235,9 +250,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_and_doubles_no_answer_of_agen
         if quiet.get((row["capture"], row["question"]), row["answer"]) != row["answer"]
     ]
     assert not wrong
-    faults.judged(
-        "rolling restart", 2 * rounds, load.entries, calm, load.strangers, agents_answers=asked
-    )
+    faults.judged(kind, 2 * rounds, load.entries, calm, load.strangers, agents_answers=asked)
 
 
 def _has(output: Path, answers: int) -> bool:
