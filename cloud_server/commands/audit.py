@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloud_server.state.audit import AuditEntry
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_TIMES = ("expires_s", "not_after_s", "made_s")
 _MOST = 100_000
 
 
@@ -105,4 +106,11 @@ def _whole(flag: str, text: str) -> int:
 
 
 def _text(one: AuditEntry) -> str:
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in one.detail.items())
+    """The details that say something; times are shown as such."""
+    said = []
+    for name, value in one.detail.items():
+        if name in _TIMES and isinstance(value, int | float):
+            said.append(f"{name.removesuffix('_s')}={moment(value)}")
+        elif value not in (None, [], ""):
+            said.append(f"{name}={json.dumps(value)}")
+    return " ".join(said)

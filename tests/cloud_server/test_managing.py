@@ -175,7 +175,12 @@ def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
     assert len(in_json(command("audit", "--action", "device.", "--json"))) == 2
     assert len(in_json(command("audit", "--limit", "1", "--json"))) == 1
     assert in_json(command("audit", "--since", "2100-01-01", "--json")) == []
-    assert "cli:" in good(command("audit", "--since", "1h"))
+    good(command("quotas", "set", "--tenant", "acme", "--requests-per-s", "5"))
+    shown = good(command("audit", "--since", "1h"))
+    assert (
+        f"expires={time.strftime('%Y-', time.gmtime(time.time() + 3600))}" in shown
+        and "requests_per_s=5" in shown
+    )
 
 
 @pytest.mark.parametrize(
