@@ -243,7 +243,7 @@ class Settings(Exposure):
         5.0, gt=0.0, le=600.0, description="silence after which an engine counts as gone, seconds"
     )
     engine_stall_s: float = Field(
-        120.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"
+        30.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"
     )
     spare: bool = Field(
         True,

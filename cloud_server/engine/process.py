@@ -34,6 +34,9 @@ from protos.errors import BridgeError, EngineUnavailableError
 from protos.process import children, console, logs
 from protos.process.memory import keep_heap_compact, resident_bytes
 
+_SWITCH_S = 0.0005
+"""How long the link's thread waits at most for the model's Python to let it send an event."""
+
 
 class _Process:
     """The engine and its link."""
@@ -154,6 +157,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
     given = parser.parse_args(argv)
     keep_heap_compact()
+    sys.setswitchinterval(_SWITCH_S)
     process = _Process(from_json(given.settings), given.address)
     if given.spare:
         return keep(process.prepare, process.live)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from cloud_server.engine.jobs import Failed, Job
+from cloud_server.frontend.scenes import HeldScenes
 from projector.codec.deltas import Held
 from protos.errors import (
     MissingKeyFrameError,
@@ -13,6 +14,7 @@ from protos.state import KVState
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.engine_bench import Bench
+from tests.cloud_server.frontend.test_scenes import scene
 
 
 def _delta(bench: Bench, id: int, base: int, held: Held) -> tuple[Job, Held]:
@@ -51,6 +53,27 @@ def test_a_delta_frame_is_answered_like_the_key_frame_of_the_same_latents(files:
     answers = bench.answers()
     assert sorted(answers) == [0, 1, 2, 3]
     assert answers[2].text == answers[3].text
+
+
+def test_another_engine_makes_a_delta_frames_scene_from_the_frames_that_are_held(
+    files: Files,
+) -> None:
+    """What `HeldScenes` gives is enough: the answer is that of the engine which had the scene."""
+    bench, scenes = Bench(files), HeldScenes(1 << 20, lambda *_: 0)
+    held = bench.encoder.encode(stage.state(0), bench.encoder.point(stage.FP8)).held
+    delta, held = _delta(bench, 1, 0, held)
+    chained, _ = _delta(bench, 2, 1, held)
+    for job in (bench.job(0), delta, chained):
+        bench.engine.submit(job)
+        bench.drain()
+        scenes.hold(scene(job), job)
+    other = Bench(files)
+    for number, again in enumerate(scenes.frames(("s", 2)), 10):
+        other.engine.submit(dataclasses.replace(again, id=number))
+    other.engine.submit(other.ask(20, about=2))
+    other.drain()
+    assert not [event for event in other.said if isinstance(event, Failed)]
+    assert other.answers()[20].text == bench.answers()[2].text != bench.answers()[0].text
 
 
 def test_a_delta_frame_without_its_base_is_refused_and_the_next_key_frame_is_not(
