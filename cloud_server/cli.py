@@ -15,6 +15,7 @@ from cloud_server.commands import (
     audit,
     authority,
     backup,
+    bundles,
     devices,
     init,
     keys,
@@ -29,7 +30,19 @@ from protos.process import console
 if TYPE_CHECKING:
     from protos.process import settings as configuration
 
-COMMANDS = (init, serve, tenants, devices, keys, quotas, audit, authority, backup, restore)
+COMMANDS = (
+    init,
+    serve,
+    tenants,
+    devices,
+    keys,
+    quotas,
+    bundles,
+    audit,
+    authority,
+    backup,
+    restore,
+)
 """Modules of the commands, in the order of `--help`. None imports a heavy package at its top."""
 
 

@@ -122,6 +122,15 @@ class Metrics(MetricSet):
             "method",
             "status",
         )
+        self.bundle_sessions = self.gauge(
+            "bundle_sessions", "sessions open on a version of a bundle", "digest"
+        )
+        self.bundle_refusals = self.counter(
+            "bundle_refusals_total", "versions of bundles that were refused before they served"
+        )
+        self.bundle_rollbacks = self.counter(
+            "bundle_rollbacks_total", "versions of bundles that were taken back by themselves"
+        )
         self.log_lines_dropped = self.counter(
             "log_lines_dropped_total",
             "Log lines that standard error did not take, by process: frontend or engine",

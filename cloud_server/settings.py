@@ -267,6 +267,34 @@ class Settings(Exposure):
         le=3600.0,
         description="longest wait for an answer to our own question, seconds",
     )
+    canary_agreement: float = Field(
+        0.8,
+        ge=0.0,
+        lt=1.0,
+        description="share of a new bundle's canary set that must be answered as its maker "
+        "recorded: the lower end of the 95 % interval",
+    )
+    bundle_move_s: float = Field(
+        60.0,
+        ge=0.0,
+        le=86400.0,
+        description="time over which running sessions are asked to move to another version of "
+        "their bundle, seconds",
+    )
+    bundle_scenes_s: float = Field(
+        3600.0,
+        ge=0.0,
+        le=1e7,
+        description="longest time that held scenes keep a version loaded which no device gets, "
+        "seconds",
+    )
+    bundle_margin: float = Field(
+        0.05,
+        ge=0.0,
+        lt=1.0,
+        description="by how much a new version may do worse than the one before, as a share of "
+        "frames refused, sent as pictures, of risk, or of other answers than the picture's",
+    )
     canary_question: str = Field(
         "What is this?", min_length=1, max_length=200, description="our own question"
     )
@@ -330,7 +358,7 @@ class Settings(Exposure):
         self.check_exposure()
         if not (self.model_path / "config.json").is_file():
             raise ModelError(f"{self.model_path} holds no config.json: it is not a checkpoint")
-        if not self.bundles:
+        if not self.bundles and self.directory is None:
             raise ConfigError(
                 f"no bundle: give --bundles, {PREFIX}BUNDLES or 'bundles' in the configuration file"
             )

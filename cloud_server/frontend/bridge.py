@@ -116,7 +116,6 @@ class Bridge:
 
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""
-        self._sessions.offer(offers)
         self._metrics.bundle_doubtful.clear()
         for offer in offers:
             if offer.doubt:
@@ -129,6 +128,15 @@ class Bridge:
         """There is no engine; its jobs have been ended by the link."""
         self.under_way.engine_ready = False
         self._metrics.engine_up.set(0)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions held."""
+        return self._sessions
+
+    async def move(self, session: Session) -> None:
+        """End a session once what it has taken is answered; its device negotiates again."""
+        await self._receiver.move(session, self._drain_s)
 
     async def drain(self) -> None:
         """See `Part`."""

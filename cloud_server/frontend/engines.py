@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from cloud_server.engine.jobs import Message, Offer, Status
@@ -48,6 +48,9 @@ class Engines:
         dispatch: the way to them.
         listeners: told in this order; add to it before `start`.
         heard: called with messages of an engine about no single job; add to it before `start`.
+        catching_up: awaited with a (re)started engine and its bundles before it gets jobs; add to
+            it before `start`.
+        lost: called with an engine that is gone; add to it before `start`.
         ended: done when one is not kept running any more, with the error if there is one.
     """
 
@@ -84,6 +87,9 @@ class Engines:
         self.dispatch = Dispatch(self.kept, scenes, quarantine, metrics)
         self.listeners: list[Listener] = []
         self.heard: list[Callable[[KeptEngine, Message], None]] = []
+        self.catching_up: list[Callable[[KeptEngine, list[Offer]], Awaitable[None]]] = []
+        self.lost: list[Callable[[KeptEngine], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.ended: asyncio.Future[list[None]]
 
     async def start(self) -> None:
@@ -111,12 +117,26 @@ class Engines:
     # ------------------------------------------------------------------ what the engines say
 
     def _up(self, engine: KeptEngine, offers: list[Offer]) -> None:
+        task = asyncio.create_task(self._bring_up(engine, offers))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bring_up(self, engine: KeptEngine, offers: list[Offer]) -> None:
+        """Have an engine catch up with the others; then it gets jobs."""
+        pid = engine.pid
+        for catch_up in self.catching_up:
+            await catch_up(engine, offers)
+        if not engine.running or engine.pid != pid:
+            return
+        engine.caught_up = True
         for listener in self.listeners:
             listener.engine_up(offers)
         self.dispatch.up(engine)
         self._changed()
 
     def _lost(self, engine: KeptEngine) -> None:
+        for lost in self.lost:
+            lost(engine)
         self.dispatch.lost(engine)
         if not any(kept.ready for kept in self.kept):
             for listener in self.listeners:

@@ -35,6 +35,7 @@ class KeptEngine:
 
     Attributes:
         link: the way to it.
+        caught_up: set once it has loaded what the others have.
         status: its last heartbeat; an empty one while it is down.
     """
 
@@ -58,6 +59,7 @@ class KeptEngine:
         self._memory = MemoryWatch("engine", log)
         self._log_lines_dropped = 0
         self.status = Status()
+        self.caught_up = False
         self.link = FrontLink(address, settings.heartbeat_s, self._notice)
         self._supervisor = Supervisor(
             settings, spawn, lent, self._ready, self._lost, self._heard_status, log
@@ -67,9 +69,14 @@ class KeptEngine:
         self._running: asyncio.Task[None] | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether it takes jobs."""
+    def running(self) -> bool:
+        """Whether it has loaded what it began with."""
         return self._supervisor.ready
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs: it has loaded what the other engines have, too."""
+        return self.running and self.caught_up
 
     @property
     def pid(self) -> int:
@@ -114,7 +121,7 @@ class KeptEngine:
 
     def _lost(self) -> None:
         self._canary.engine_down()
-        self.status = Status()
+        self.status, self.caught_up = Status(), False
         self._metrics.engine_ready.labels(self._name).set(0)
         self._on_lost(self)
 

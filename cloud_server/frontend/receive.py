@@ -7,6 +7,7 @@ known already? → credit → admission. A bad frame gets its `Refused` and the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -31,6 +32,7 @@ from protos.errors import (
     FrameMalformedError,
     OverloadedError,
     UnknownQuantizerError,
+    UnknownSessionError,
 )
 from protos.header import Header, frame_number_of
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -73,6 +75,8 @@ class Receiver:
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
         self._apart: dict[bytes, Outbox] = {}  # outboxes of the Events calls, by session id
         self._open: set[Outbox] = set()
+        self._of: dict[bytes, set[Outbox]] = {}  # the open ones, by session id
+        self._moving: set[bytes] = set()  # ids of sessions that take nothing new
         self._none_open = asyncio.Event()
         self._none_open.set()
 
@@ -85,6 +89,7 @@ class Receiver:
         try:
             self._under_way.require_staying()
             session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
+            self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Infer")
         apart = self._apart.get(session.id)
@@ -98,15 +103,18 @@ class Receiver:
         cancelled = True
         try:
             if apart is None:
-                await self._write(stream.outbox, context)
+                await self._write(stream.outbox, context, session)
             elif not await _first(stream.ended, apart.closed):
                 cancelled = False
-                gone = EngineUnavailableError("the Events call of this session is gone")
-                await self._refusals.abort(context, gone, "Infer")
+                self._require_unmoved(session)
+                raise EngineUnavailableError("the Events call of this session is gone")
             if stream.outbox.leaving and not stream.half_closed:
                 cancelled = False
-                await self._refusals.abort(context, EngineUnavailableError(LEAVING), "Infer")
+                self._require_unmoved(session)
+                raise EngineUnavailableError(LEAVING)
             await reader
+        except BridgeError as error:
+            await self._refusals.abort(context, error, "Infer")
         finally:
             reader.cancel()
             self._under_way.leave(stream.abandon(), context, cancelled)
@@ -120,6 +128,7 @@ class Receiver:
                 raise FrameMalformedError(f"not an EventsRequest: {error}") from error
             self._under_way.require_staying()
             session = self._sessions.get(request.session_id)
+            self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")
         outbox, before = Outbox(), self._apart.get(session.id)
@@ -128,7 +137,7 @@ class Receiver:
             before.put(None)
         try:
             await context.send_initial_metadata(())
-            await self._write(outbox, context)
+            await self._write(outbox, context, session)
         finally:
             outbox.closed.set()
             if self._apart.get(session.id) is outbox:
@@ -140,8 +149,37 @@ class Receiver:
             outbox.leave()
         await self._none_open.wait()
 
-    async def _write(self, outbox: Outbox, context: Any) -> None:
+    async def move(self, session: Session, timeout_s: float) -> None:
+        """End a session: its device negotiates again, and gets the version that is offered now.
+
+        What its streams have taken is answered first. What comes meanwhile is left unread; the
+        device sends it again in its next session.
+
+        Args:
+            session: it is over when this returns.
+            timeout_s: longest wait for answers, and for a client that does not read them.
+        """
+        self._moving.add(session.id)
+        try:
+            outboxes = list(self._of.get(session.id, ()))
+            for outbox in outboxes:
+                outbox.leave()
+            ended = asyncio.gather(*(outbox.closed.wait() for outbox in outboxes))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended, timeout_s)
+        finally:
+            self._sessions.end(session)
+            self._moving.discard(session.id)
+
+    def _require_unmoved(self, session: Session) -> None:
+        if session.id in self._moving:
+            raise UnknownSessionError(
+                "another version of the bundle is served now: negotiate again, then resend"
+            )
+
+    async def _write(self, outbox: Outbox, context: Any, session: Session) -> None:
         self._open.add(outbox)
+        self._of.setdefault(session.id, set()).add(outbox)
         self._none_open.clear()
         if self._under_way.draining:
             outbox.leave()
@@ -149,6 +187,11 @@ class Receiver:
             await self._teller.write(outbox, context)
         finally:
             self._open.discard(outbox)
+            mine = self._of[session.id]
+            mine.discard(outbox)
+            if not mine:
+                del self._of[session.id]
+            outbox.closed.set()
             if not self._open:
                 self._none_open.set()
 
@@ -158,12 +201,15 @@ class Receiver:
             async for raw in requests:
                 received_ns = time.monotonic_ns()
                 self._metrics.received_bytes.labels("infer").inc(len(raw))
+                if session.id in self._moving:
+                    continue
                 self._advise(stream, session)
                 try:
                     self._take(raw, stream, session.id, received_ns)
                 except BridgeError as error:
                     request_id, frame_number = _identify(raw, session.constants)
                     self._refusals.note(error, request_id, frame_number)
+                    self._sessions.refused(session.offer.bundle_digest, error)
                     stream.outbox.put(
                         pb.InferEvent(
                             request_id=request_id,

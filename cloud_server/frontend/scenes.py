@@ -7,7 +7,7 @@ longest unused chain.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -132,6 +132,7 @@ class HeldScenes:
         self._devices: dict[Device, OrderedDict[Name, None]] = {}  # in the order of acceptance
         self._crowd: Crowd[_Chain] = Crowd()
         self._told: list[Callable[[HeldScene], None]] = []
+        self._of_bundle: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._scenes)
@@ -144,6 +145,10 @@ class HeldScenes:
     def bytes_of(self, tenant: str) -> int:
         """About how many bytes those of a tenant take."""
         return self._crowd.size(tenant)
+
+    def of_bundle(self, bundle: str) -> int:
+        """Number of scenes of a bundle, by its digest."""
+        return self._of_bundle[bundle]
 
     def changed(self, callback: Callable[[HeldScene], None]) -> None:
         """Have a callback told of each scene that is held from now on."""
@@ -211,6 +216,7 @@ class HeldScenes:
         scene = self._scenes[name] = replace(scene, kept=link.kept, rebuildable=link.whole)
         names = self._devices.setdefault(chain.device, OrderedDict())
         names[name] = None
+        self._of_bundle[scene.bundle] += 1
         chain.held.add(name)
         chain.frames.add(name)
         chain.size += len(job.body) + 2 * len(job.kept) + ENTRY_BYTES
@@ -247,8 +253,10 @@ class HeldScenes:
         return _Link(plain, None, 0, kept, job.base < 0, chain)
 
     def _drop(self, name: Name) -> None:
-        if self._scenes.pop(name, None) is None:
+        gone = self._scenes.pop(name, None)
+        if gone is None:
             return
+        self._of_bundle[gone.bundle] -= 1
         chain = self._links[name].chain
         names = self._devices[chain.device]
         del names[name]

@@ -24,8 +24,11 @@ from cloud_server.frontend.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.engines import Engines
 from cloud_server.frontend.health import Health
+from cloud_server.frontend.loader import Loader
 from cloud_server.frontend.parts import Part
+from cloud_server.frontend.plans import DatabasePlan, Plan, SettingsPlan, front_end_name
 from cloud_server.frontend.ports import GrpcPort, MetricsPort
+from cloud_server.frontend.rollout import Rollout
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
@@ -113,6 +116,10 @@ class Service:
     async def _serve(self, directory: SocketDirectory, descriptor_limit: int) -> None:
         settings, metrics, log = self._settings, self._metrics, self._log
         self.access = access = Access(settings, metrics, log)
+        plan: Plan = SettingsPlan(settings.bundles, log)
+        if access.store is not None:
+            plan = DatabasePlan(access.store, front_end_name(), settings.bundles, log)
+        settings = settings.model_copy(update={"bundles": plan.begin()})
         health = Health(metrics, lambda: engines.why_not())
         scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
         metrics.held_scenes.set_function(lambda: len(scenes))
@@ -120,9 +127,14 @@ class Service:
         engines = Engines(settings, directory, self._spawn, scenes, metrics, log, health.look)
         bridge = Bridge(settings, engines.dispatch, scenes, metrics, log, access)
         engines.listeners.append(bridge)
+        loader = Loader(settings.engine_start_s)
+        rollout = Rollout(settings, plan, engines.kept, loader, bridge, scenes, metrics, log)
+        engines.heard.append(loader.hear)
+        engines.lost.append(loader.lost)
+        engines.catching_up.append(rollout.catch_up)
         page = MetricsPort(settings, metrics, health, access)
         port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
-        parts: list[Part] = [access, page, bridge, port, engines]
+        parts: list[Part] = [access, page, bridge, port, engines, rollout]
         http: HttpPort | None = None
         if settings.http_port is not None:
             from cloud_server.api.build import http_port

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.offers import Offered, choices_of
 from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
 from cloud_server.frontend.terms import Terms, terms_of
+from cloud_server.identity.caller import NO_TENANT
 from projector.codec.risk import RiskModel
 from protos.calls import SESSION_METADATA_KEY
 from protos.digest import SESSION_ID_BYTES, session_constants, verify
@@ -97,7 +100,12 @@ class Sessions:
         most_fresh: sessions held that have not yet.
         memory_bytes: bound for the reports of their scenes, all sessions together.
         dropped: called with each session that is no longer held.
+
+    Attributes:
+        on_refused: called with a bundle's digest and why a request on it was refused.
     """
+
+    on_refused: Callable[[str, BridgeError], None] = staticmethod(lambda _, __: None)
 
     def __init__(
         self, most: int, most_fresh: int, memory_bytes: int, dropped: Callable[[Session], None]
@@ -107,8 +115,10 @@ class Sessions:
         self._fresh: Crowd[bytes] = Crowd()
         self._worked: Crowd[bytes] = Crowd()
         self._reports = Reports(max(1, memory_bytes // REPORT_BYTES))
-        self._offers: dict[str, Offer] = {}
-        self._terms: dict[tuple[str, frozenset[str]], Terms] = {}
+        self._choices: dict[str, Offered] = {}
+        self._coming: frozenset[str] = frozenset()
+        self._on: Counter[str] = Counter()  # sessions by the digest of their bundle
+        self._terms: dict[tuple[str, str, frozenset[str]], Terms] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -119,11 +129,58 @@ class Sessions:
         return len(self._fresh)
 
     def offer(self, offers: Collection[Offer]) -> None:
-        """Take a (re)started engine's bundles; sessions on others end."""
-        self._offers = {offer.source_fingerprint: offer for offer in offers}
+        """Serve each edge model by its one bundle; sessions on others end."""
+        self.serve(choices_of(offers), offers)
+
+    def serve(
+        self,
+        choices: Mapping[str, Offered],
+        loaded: Collection[Offer],
+        coming: Collection[str] = (),
+    ) -> None:
+        """Open sessions on these versions from now on.
+
+        Args:
+            choices: which version serves which device, by the fingerprint of the edge model.
+            loaded: every version that the engines have; sessions on others end.
+            coming: fingerprints of edge models for which a version is being loaded.
+        """
+        self._choices, self._coming = dict(choices), frozenset(coming)
         self._terms.clear()
-        served = {offer.bundle_digest for offer in offers}
+        served = {offer.bundle_digest for offer in loaded}
+        if self._on.keys() <= served:
+            return
         for session in [s for s in self._held.values() if s.offer.bundle_digest not in served]:
+            self._drop(session)
+
+    def on(self, digest: str) -> int:
+        """Sessions open on a bundle."""
+        return self._on[digest]
+
+    def misplaced(self) -> list[Session]:
+        """Sessions on another version than their device would get now."""
+        found = []
+        for session in self._held.values():
+            choice = self._choices.get(session.source.fingerprint)
+            if choice is not None:
+                offer = choice.of(*_owner(session))
+                if offer.bundle_digest != session.offer.bundle_digest:
+                    found.append(session)
+        return found
+
+    def refused(self, bundle: str, error: BridgeError) -> None:
+        """A frame was refused.
+
+        Args:
+            bundle: digest of its bundle; empty for a question about a scene.
+            error: why.
+        """
+        if bundle:
+            self.on_refused(bundle, error)
+
+    def end(self, session: Session) -> None:
+        """A session is over; a call that names it is told to negotiate again."""
+        if self._held.get(session.id) is session:
             self._drop(session)
 
     def open(
@@ -143,17 +200,20 @@ class Sessions:
             IncompatibleLayoutError: no bundle is for this model.
             UnknownQuantizerError: the edge can encode none of the bundle's operating points.
         """
-        if not self._offers:
+        if not self._choices and not self._coming:
             raise EngineUnavailableError("the engine is still loading; try again")
-        fitting = [layout for layout in source.versions if layout.fingerprint in self._offers]
+        fitting = [layout for layout in source.versions if layout.fingerprint in self._choices]
         if not fitting:
+            if any(layout.fingerprint in self._coming for layout in source.versions):
+                raise EngineUnavailableError("the bundle for this model is being loaded; try again")
             raise IncompatibleLayoutError(self._why_incompatible(source))
         source = fitting[0]
-        offer = self._offers[source.fingerprint]
+        offer = self._choices[source.fingerprint].of(NO_TENANT, peer)
         known = frozenset(codecs) & frozenset(QUANTIZERS)
-        terms = self._terms.get((source.fingerprint, known))
+        key = (source.fingerprint, offer.bundle_digest, known)
+        terms = self._terms.get(key)
         if terms is None:
-            terms = self._terms[source.fingerprint, known] = terms_of(offer, source, known)
+            terms = self._terms[key] = terms_of(offer, source, known)
         session_id = secrets.token_bytes(SESSION_ID_BYTES)
         session = Session(
             id=session_id,
@@ -163,6 +223,7 @@ class Sessions:
             known_digest=known_digest,
         )
         self._held[session_id] = session
+        self._on[offer.bundle_digest] += 1
         self._fresh.add((peer,), session_id)
         if len(self._fresh) > self._most_fresh:
             self._drop(self._held[self._fresh.next_to_go()])
@@ -245,23 +306,32 @@ class Sessions:
                 f"'{here.bundle_id}' {here.bundle_version} ({here.bundle_digest[:12]}…): fetch its "
                 "encoder and send the frame again"
             )
-        for other in self._offers.values():
-            if other is not here and sealed_for(other.source_fingerprint, other.bundle_digest):
+        for other in self._offers:
+            source = other.source_fingerprint
+            if source != mine and sealed_for(source, other.bundle_digest):
                 return IncompatibleLayoutError(
                     f"the frame was made for bundle '{other.bundle_id}', that is for another edge "
                     f"model; this session is on '{here.bundle_id}': negotiate for that model"
                 )
         return None
 
+    @property
+    def _offers(self) -> list[Offer]:
+        """Every version that some device gets."""
+        return [offer for choice in self._choices.values() for offer in choice.every]
+
     def _drop(self, session: Session) -> None:
         del self._held[session.id]
+        self._on[session.offer.bundle_digest] -= 1
+        if not self._on[session.offer.bundle_digest]:
+            del self._on[session.offer.bundle_digest]
         (self._fresh if session.id in self._fresh else self._worked).remove(session.id)
         self._reports.forget(session.id)
         self._dropped(session)
 
     def _why_incompatible(self, source: KVLayout) -> str:
         told = []
-        for offer in self._offers.values():
+        for offer in self._offers:
             served = KVLayout.from_json(offer.source_layout_json)
             differs = [
                 f"{name} {getattr(source, name)!r} instead of {getattr(served, name)!r}"
@@ -288,3 +358,8 @@ class Sessions:
             f"no bundle maps the cache of edge model '{source.model_id}' "
             f"({source.fingerprint[:12]}…) to this service's model: {' | '.join(told)}"
         )
+
+
+def _owner(session: Session) -> tuple[str, str]:
+    """Tenant and device."""
+    return NO_TENANT, session.peer

@@ -67,7 +67,7 @@ def client(server: stage.Server) -> Iterator[stage.Client]:
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "bundle.json").write_text("{}")
+    stage.describe(tmp_path)
     return {"model": tmp_path, "bundles": [tmp_path]}
 
 

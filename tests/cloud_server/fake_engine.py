@@ -7,8 +7,8 @@ that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered. The
 FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
 FAKE_ENGINE_STARTS is a file that gets a line for each).
 
-A further bundle is a folder with `fake.json`: digest, version, canary, and the answer to every
-question about its frames; all optional.
+Bundles are folders that `stage.describe` wrote; `fake.json` may hold a canary set, the answer to
+every question about its frames, and whether devices' frames are refused.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ from cloud_server.engine.jobs import (
     failed,
 )
 from cloud_server.settings import Settings
+from projector.bundle.load import Bundle
 from protos.errors import (
+    BridgeError,
     BundleCorruptError,
     BundleLayoutError,
-    BundleMissingError,
     FrameNumberError,
     MissingKeyFrameError,
+    NonFiniteError,
     QuestionError,
     UnknownSceneError,
 )
-from protos.points import points_to_json
 from tests.cloud_server import stage
 
 
 class FakeEngine(Engine):
     def __init__(self, settings: Settings, emit: Emit) -> None:
-        self._emit = emit
+        self._settings, self._emit = settings, emit
         self._jobs: list[Job] = []
         self._leaked: list[bytes] = []
         self._held: list[Job] = []
@@ -78,22 +79,18 @@ class FakeEngine(Engine):
                     os._exit(3)
         if fails == "silent":
             os._exit(3)
-        encoder = stage.encoder()
-        return [
-            Offer(
-                bundle_id="fake",
-                bundle_version="1",
-                bundle_digest="b" * 64,
-                encoder_digest=encoder.digest,
-                source_fingerprint=stage.SOURCE.fingerprint,
-                source_layout_json=stage.SOURCE.to_json(),
-                target_layout_json="{}",
-                operating_points_json=points_to_json(encoder.points),
-                default_point="fp8",
-                ladder=["uniform", "fp8"],
-                encoder=encoder.to_bytes(),
-            )
-        ]
+        return [self._offer(path) for path in self._settings.bundles]
+
+    def _offer(self, path: Path) -> Offer:
+        """What `stage.describe` wrote into a folder."""
+        info, plain = Bundle.peek(path), json.loads((path / "fake.json").read_text())
+        self._bundles[info.digest] = plain
+        return replace(
+            stage.offer(),
+            bundle_digest=info.digest,
+            bundle_version=str(info.version),
+            canary=json.dumps(plain["canary"]).encode() if "canary" in plain else b"",
+        )
 
     def submit(self, job: Job) -> None:
         self._jobs.append(job)
@@ -106,20 +103,12 @@ class FakeEngine(Engine):
 
     def _load(self, asked: Load) -> None:
         try:
-            plain = json.loads((Path(asked.path) / "fake.json").read_text())
-        except OSError as error:
-            self.news(NotLoaded(asked.digest, BundleMissingError.code, str(error)))
+            if (digest := Bundle.peek(asked.path).digest) != asked.digest:
+                raise BundleCorruptError(f"replaced on disk by {digest}")
+            self.news(self._offer(Path(asked.path)))
+        except BridgeError as error:
+            self.news(NotLoaded(asked.digest, error.code, error.message))
             return
-        self._bundles[asked.digest] = plain
-        canary = json.dumps(plain["canary"]).encode() if "canary" in plain else b""
-        version = str(plain.get("version", 2))
-        digest = plain.get("digest", asked.digest)
-        if digest != asked.digest:
-            self.news(NotLoaded(asked.digest, BundleCorruptError.code, "replaced on disk"))
-            return
-        self.news(
-            replace(stage.offer(), bundle_digest=digest, bundle_version=version, canary=canary)
-        )
         self.news(Loaded(asked.digest, 1 << 20, 0.001))
 
     def forget(self, session: str) -> None:
@@ -156,6 +145,9 @@ class FakeEngine(Engine):
             threading.Event().wait(0.3)
         if job.question == "no":
             self._emit(failed(job.id, QuestionError("no")))
+            return
+        if self._bundles.get(job.bundle, {}).get("refuses") and "judge" not in job.session:
+            self._emit(failed(job.id, NonFiniteError("it overflows")))
             return
         try:
             if job.has_frame:

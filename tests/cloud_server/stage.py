@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,9 @@ from PIL import Image
 
 from cloud_server.engine.jobs import Offer
 from cloud_server.settings import PREFIX
+from projector.bundle.canary import CanaryFrame, CanarySet
+from projector.bundle.describe import FORMAT, canonical_json
+from projector.bundle.files import FILES
 from projector.codec.encoder import Encoder
 from protos.calls import SESSION_METADATA_KEY
 from protos.distortion import Distortion
@@ -328,6 +332,45 @@ def running_server(
             process.wait()
         reader.join(timeout=5)
         process.stdout.close()
+
+
+def describe(folder: Path, version: int = 1, **fake: Any) -> str:
+    """Writes the description of a bundle that only the fake engine has; returns its digest.
+
+    Args:
+        folder: made if missing.
+        version: its number.
+        fake: what the fake engine finds in `fake.json`.
+    """
+    made = encoder()
+    plain: dict[str, Any] = {
+        "format": FORMAT,
+        "id": "fake",
+        "version": version,
+        "source_layout": json.loads(SOURCE.to_json()),
+        "target_layout": json.loads(SOURCE.to_json()),
+        "rank": made.rank,
+        "files": {name: {"bytes": 1, "sha256": "0" * 64} for name in FILES},
+        "operating_points": json.loads(points_to_json(made.points)),
+        "default_point": FP8,
+        "ladder": [UNIFORM, FP8],
+    }
+    plain["digest"] = hashlib.sha256(canonical_json(plain)).hexdigest()
+    folder.mkdir(exist_ok=True)
+    (folder / "bundle.json").write_bytes(canonical_json(plain))
+    (folder / "fake.json").write_text(json.dumps(fake | {"version": version}))
+    return str(plain["digest"])
+
+
+def canary(*answers: str, seen: str = "0") -> dict[str, Any]:
+    """A canary set for the fake engine: a frame for each answer that its maker recorded."""
+    made, frames = encoder(), []
+    for number, answer in enumerate(answers):
+        encoded = made.encode(state(number), made.point(FP8))
+        header, payload = pack_header(Header(FP8, number, encoded.kept), encoded.payload)
+        frames.append(CanaryFrame(header, payload, "count 1", seen, answer))
+    plain: dict[str, Any] = json.loads(CanarySet(4, tuple(frames)).to_bytes())
+    return plain
 
 
 def offer() -> Offer:

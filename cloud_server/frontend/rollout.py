@@ -1,0 +1,476 @@
+"""Rollout: new versions of bundles take over from old ones while devices send.
+
+A version that is wanted is loaded beside the others, judged on its canary set, then offered to its
+share of devices (`offers.py`). Sessions whose device now gets another version are asked to move, a
+few at a time: their streams end once what they had taken is answered, and the device negotiates
+again. A version that no device gets is unloaded when no session and no held scene refers to it. The
+newest version is compared with the one before it all the while, and taken back if it does worse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from cloud_server.engine.jobs import Load, Offer
+from cloud_server.frontend.bridge import Bridge
+from cloud_server.frontend.comparison import FALSE_ALARMS, Comparison
+from cloud_server.frontend.judge import judge
+from cloud_server.frontend.loader import Loader, LoadingEngine, is_passing
+from cloud_server.frontend.offers import Offered
+from cloud_server.frontend.plans import Plan, Wanted
+from cloud_server.frontend.scenes import HeldScene, HeldScenes
+from cloud_server.frontend.sessions import Session
+from cloud_server.frontend.standing import Standing, chosen
+from cloud_server.metrics import Metrics
+from cloud_server.settings import Settings
+from cloud_server.state.bundles import SERVED, Said
+from protos.errors import BridgeError, BundleFormatError, StateError
+from protos.process.logs import Logger
+
+_TURN_S = 0.5
+_REPORT_S = 5.0
+_ATTEMPTS = 5
+"""Attempts to load and judge a version while engines come and go; it may be what ends them."""
+
+
+class Rollout:
+    """Keeps what is served at what is wanted (see `Part`).
+
+    Args:
+        settings: thresholds and times.
+        plan: what is wanted.
+        engines: those that are kept.
+        loader: has them load bundles.
+        bridge: takes devices' calls.
+        scenes: the scenes held.
+        metrics: what is counted.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        plan: Plan,
+        engines: Sequence[LoadingEngine],
+        loader: Loader,
+        bridge: Bridge,
+        scenes: HeldScenes,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self._settings, self._plan, self._engines = settings, plan, engines
+        self._loader, self._bridge, self._scenes = loader, bridge, scenes
+        self._sessions = bridge.sessions
+        self._sessions.on_refused = self._refused
+        scenes.changed(self._held)
+        self._metrics, self._log = metrics, log
+        self._known: dict[str, Wanted] = {}
+        self._standings: dict[str, Standing] = {}
+        self._choices: dict[str, Offered] = {}
+        self._coming: frozenset[str] = frozenset()
+        self._comparisons: dict[str, tuple[str, str, Comparison]] = {}  # by edge model
+        self._proven: set[str] = set()
+        self._to_move: list[Session] = []
+        self._move_until = 0.0
+        self._moving: set[asyncio.Task[None]] = set()
+        self._preparing: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._reported_at = -math.inf
+        self._reported: list[Said] = []
+        self._blind = False
+
+    # ------------------------------------------------------------------ a part of the service
+
+    async def start(self) -> None:
+        """See `Part`."""
+        self._task = asyncio.create_task(self._run())
+
+    async def drain(self) -> None:
+        """See `Part`: nothing is changed any more."""
+        await self._end(self._task, self._preparing, *self._moving)
+
+    async def close(self) -> None:
+        """See `Part`."""
+        await self._end(self._task, self._preparing, *self._moving)
+        with contextlib.suppress(StateError):
+            await asyncio.to_thread(self._plan.close)
+
+    async def _end(self, *tasks: asyncio.Task[None] | None) -> None:
+        live = [task for task in tasks if task is not None and not task.done()]
+        for task in live:
+            task.cancel()
+        if live:
+            await asyncio.wait(live)
+
+    def look(self) -> None:
+        """Something may be wanted anew: look at once."""
+        self._wake.set()
+
+    # ------------------------------------------------------------------ engines come and go
+
+    async def catch_up(self, engine: LoadingEngine, offers: Sequence[Offer]) -> None:
+        """Have a (re)started engine load what the others have, before it gets jobs.
+
+        Args:
+            engine: it has just begun.
+            offers: the bundles that it began with.
+        """
+        with contextlib.suppress(StateError):  # what was read last holds
+            self._adopt(await asyncio.to_thread(self._plan.versions))
+        for offer in offers:
+            await self._began_with(engine, offer)
+        has = {offer.bundle_digest for offer in offers}
+        while lacking := [s for s in self._standings.values() if s.offer and s.digest not in has]:
+            standing = lacking[0]
+            has.add(standing.digest)
+            try:
+                await self._loader.load(engine, Load(standing.digest, standing.version.path))
+            except BridgeError as error:
+                if not engine.running:
+                    return
+                standing.offer, standing.state, standing.why = None, "refused", error.message
+                self._log.error(
+                    "a bundle cannot be loaded again", digest=standing.digest, cause=error.message
+                )
+        self._offer()
+        self.look()
+
+    async def _began_with(self, engine: LoadingEngine, offer: Offer) -> None:
+        """Take up a bundle that an engine began with."""
+        digest = offer.bundle_digest
+        if digest not in self._known:
+            version = self._plan.began_with(offer)
+            if version is None:
+                self._log.error(
+                    "a bundle is not served: it was replaced on disk, and the database knows "
+                    "nothing of it (cloud-server bundles add)",
+                    bundle=offer.bundle_id,
+                    digest=digest,
+                )
+                await self._loader.unload_all([engine], digest)
+                return
+            self._known[digest] = version
+        standing = self._standings.get(digest)
+        if standing is None:
+            standing = self._standings[digest] = Standing(self._known[digest], "serving")
+        standing.offer = offer
+        if not standing.up:
+            standing.state = "serving"
+
+    # ------------------------------------------------------------------ what became of frames
+
+    def saw(self, digest: str, **outcomes: float | None) -> None:
+        """Take what became of a frame, by kind (`comparison.KINDS`); 1 is bad."""
+        standing = self._standings.get(digest)
+        if standing is None:
+            return
+        standing.outcomes.append(outcomes)
+        compared = self._comparisons.get(standing.version.source)
+        if compared is not None and digest in compared[:2]:
+            compared[2].see(digest == compared[0], **outcomes)
+
+    def _held(self, scene: HeldScene) -> None:
+        """A frame was accepted."""
+        self.saw(scene.bundle, refused=0.0, fallback=float(bool(scene.fallback)), risk=scene.risk)
+
+    def _refused(self, digest: str, error: BridgeError) -> None:
+        """A request was refused; only what is wrong with a frame tells of the bundle."""
+        if 400 <= error.code < 500:
+            self.saw(digest, refused=1.0)
+
+    # ------------------------------------------------------------------ turn by turn
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._turn()
+                self._blind = False
+            except StateError as error:
+                if not self._blind:
+                    self._log.error("versions of bundles cannot be read", cause=error.message)
+                self._blind = True
+            except Exception:
+                self._log.exception("rollout")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _TURN_S)
+
+    async def _turn(self) -> None:
+        wanted = await asyncio.to_thread(self._plan.versions)
+        self._adopt(wanted)
+        await self._compare()
+        self._prepare_next()
+        self._offer()
+        self._move_some()
+        await self._retire()
+        await self._report()
+
+    def _adopt(self, wanted: Sequence[Wanted]) -> None:
+        """Take up what is wanted of each version."""
+        for version in wanted:
+            self._known[version.digest] = version
+            standing = self._standings.get(version.digest)
+            if standing is None:
+                if version.wanted in SERVED:
+                    self._standings[version.digest] = Standing(version, "wanted")
+                continue
+            again = version.order_no != standing.version.order_no
+            standing.version = version
+            if again and version.wanted in SERVED and not standing.up:
+                if standing.state in ("refused", "gone"):
+                    standing.state, standing.why, standing.judged = "wanted", "", None
+                    standing.attempts = 0
+
+    def _prepare_next(self) -> None:
+        if self._preparing is not None and not self._preparing.done():
+            return
+        for standing in self._standings.values():
+            if standing.version.wanted not in SERVED:
+                continue
+            if standing.state == "wanted":
+                self._preparing = asyncio.create_task(self._prepare(standing))
+                return
+            if standing.up and standing.judged is None and not standing.version.unjudged:
+                self._preparing = asyncio.create_task(self._judge_late(standing))
+                return
+
+    async def _prepare(self, standing: Standing) -> None:
+        """Load and judge a version."""
+        version = standing.version
+        up = [engine for engine in self._engines if engine.ready]
+        asked = Load(version.digest, version.path)
+        standing.state = "loading"
+        standing.attempts += 1
+        try:
+            offer, standing.memory_bytes = await self._loader.load_all(up, asked)
+            self._log.info("bundle loaded", bundle=version.bundle_id, version=version.version)
+            if not version.unjudged:
+                standing.state = "judging"
+                await self._judge(standing, offer, up[0])
+            while fresh := [e for e in self._engines if e.ready and e not in up]:
+                await self._loader.load_all(fresh, asked)  # an engine began anew meanwhile
+                up += fresh
+            standing.offer, standing.state = offer, "serving"
+            self._log.info(
+                "bundle serves",
+                bundle=version.bundle_id,
+                version=version.version,
+                judged=str(standing.judged or "not judged"),
+            )
+        except BridgeError as error:
+            if is_passing(error) and standing.attempts < _ATTEMPTS:
+                standing.state = "wanted"  # once more
+                return
+            await self._refuse(standing, error.message)
+        except asyncio.CancelledError:
+            standing.state = "wanted"
+            raise
+        except Exception as error:
+            self._log.exception("a version could not be prepared")
+            await self._refuse(standing, f"{type(error).__name__}: {error}")
+        self.look()
+
+    async def _judge_late(self, standing: Standing) -> None:
+        """Judge a version that the engines began with; it serves until another one can."""
+        assert standing.offer is not None, "it is up"
+        try:
+            up = next(engine for engine in self._engines if engine.ready)
+            await self._judge(standing, standing.offer, up)
+        except (BridgeError, StopIteration) as error:
+            if isinstance(error, StopIteration) or is_passing(error):
+                return
+            standing.why = error.message
+            self._log.error(
+                "a bundle that serves was judged and failed",
+                bundle=standing.version.bundle_id,
+                version=standing.version.version,
+                cause=error.message,
+            )
+            await self._take_back(standing, error.message)
+        self.look()
+
+    async def _judge(self, standing: Standing, offer: Offer, engine: LoadingEngine) -> None:
+        """Judge a loaded version by its certificate and its canary set.
+
+        Raises:
+            BundleFormatError: one of them does not vouch for it.
+            EngineUnavailableError: the engine is gone.
+        """
+        settings = self._settings
+        if offer.doubt:
+            raise BundleFormatError(f"its certificate does not vouch for it: {offer.doubt}")
+        standing.judged = await judge(
+            offer,
+            engine.link,
+            settings.max_new_tokens,
+            settings.canary_timeout_s,
+            settings.canary_agreement,
+        )
+        if not standing.judged.passed:
+            raise BundleFormatError(f"judged on its canary set: {standing.judged}")
+
+    async def _refuse(self, standing: Standing, why: str) -> None:
+        version = standing.version
+        standing.state, standing.why, standing.offer = "refused", why, None
+        self._metrics.bundle_refusals.inc()
+        self._log.error(
+            "bundle refused", bundle=version.bundle_id, version=version.version, cause=why
+        )
+        up = [engine for engine in self._engines if engine.ready]
+        await self._loader.unload_all(up, version.digest)
+        await self._take_back(standing, why)
+
+    async def _take_back(self, standing: Standing, why: str) -> None:
+        try:
+            await asyncio.to_thread(self._plan.take_back, standing.version.digest, why)
+        except StateError as error:
+            self._log.error("a version could not be taken back", cause=error.message)
+
+    # ------------------------------------------------------------------ which serves whom
+
+    def _offer(self) -> None:
+        """Offer what is wanted and up; ask the sessions of other versions to move."""
+        choices = chosen(self._standings.values())
+        coming = frozenset(
+            standing.version.source
+            for standing in self._standings.values()
+            if standing.state in ("wanted", "loading", "judging")
+        )
+        if (choices, coming) == (self._choices, self._coming):
+            return
+        moves = choices != self._choices
+        self._choices, self._coming = choices, coming
+        self._sessions.serve(choices, self._loaded(), coming)
+        if not moves:
+            return
+        self._to_move = self._sessions.misplaced()
+        random.shuffle(self._to_move)
+        self._move_until = asyncio.get_running_loop().time() + self._settings.bundle_move_s
+        if self._to_move:
+            self._log.info("sessions are asked to move", sessions=len(self._to_move))
+
+    def _loaded(self) -> list[Offer]:
+        return [s.offer for s in self._standings.values() if s.up and s.offer is not None]
+
+    def _move_some(self) -> None:
+        """Ask as many sessions to move as are due by now."""
+        if not self._to_move:
+            return
+        left_s = self._move_until - asyncio.get_running_loop().time()
+        turns = max(1.0, left_s / _TURN_S)
+        for _ in range(math.ceil(len(self._to_move) / turns)):
+            task = asyncio.create_task(self._bridge.move(self._to_move.pop()))
+            self._moving.add(task)
+            task.add_done_callback(self._moving.discard)
+
+    async def _retire(self) -> None:
+        """Unload versions that nobody gets and nothing refers to."""
+        now = asyncio.get_running_loop().time()
+        served = {o.bundle_digest for choice in self._choices.values() for o in choice.every}
+        for digest, standing in self._standings.items():
+            if not standing.up:
+                continue
+            if digest in served:
+                standing.state, standing.unused_since = "serving", math.inf
+                continue
+            standing.state = "retiring"
+            if self._sessions.on(digest):
+                standing.unused_since = math.inf
+                continue
+            standing.unused_since = min(standing.unused_since, now)
+            idle_s = now - standing.unused_since
+            if self._scenes.of_bundle(digest) and idle_s < self._settings.bundle_scenes_s:
+                continue
+            self._scenes.forget_bundle(digest)
+            standing.state, standing.offer, standing.memory_bytes = "gone", None, 0
+            up = [engine for engine in self._engines if engine.ready]
+            await self._loader.unload_all(up, digest)
+            version = standing.version
+            self._log.info("bundle retired", bundle=version.bundle_id, version=version.version)
+            self._sessions.serve(self._choices, self._loaded(), self._coming)
+
+    # ------------------------------------------------------------------ compared
+
+    async def _compare(self) -> None:
+        """Compare the newest version of each edge model with the one before; take a worse back."""
+        for source, choice in self._choices.items():
+            pair = self._pair_of(source, choice)
+            compared = self._comparisons.get(source)
+            if pair is None:
+                continue
+            if compared is None or compared[:2] != pair:
+                compared = self._comparisons[source] = (*pair, self._comparison_of(*pair))
+                self._proven.add(pair[1])
+            worse = compared[2].worse
+            if worse is not None:
+                standing = self._standings[pair[0]]
+                del self._comparisons[source]
+                standing.why = f"does worse than the version before: {worse}"
+                self._metrics.bundle_rollbacks.inc()
+                self._log.error(
+                    "bundle rolled back",
+                    bundle=standing.version.bundle_id,
+                    version=standing.version.version,
+                    cause=str(worse),
+                )
+                await self._take_back(standing, standing.why)
+                self.look()
+
+    def _pair_of(self, source: str, choice: Offered) -> tuple[str, str] | None:
+        """The new version and the one before, if there is anything to compare."""
+        if choice.candidate is not None:
+            return choice.candidate.bundle_digest, choice.offer.bundle_digest
+        new = choice.offer.bundle_digest
+        replaced = [
+            standing
+            for standing in self._standings.values()
+            if standing.version.source == source and standing.version.wanted == "replaced"
+        ]
+        if not replaced or new in self._proven:
+            return None
+        return new, max(replaced, key=lambda s: s.version.order_no).version.digest
+
+    def _comparison_of(self, new: str, old: str) -> Comparison:
+        settings = self._settings
+        made = Comparison(settings.bundle_margin, FALSE_ALARMS)
+        for digest in (old, new):
+            for outcomes in self._standings[digest].outcomes:
+                made.see(digest == new, **outcomes)
+        return made
+
+    # ------------------------------------------------------------------ told
+
+    async def _report(self) -> None:
+        said = [self._said(standing) for standing in self._standings.values()]
+        for one in said:
+            self._metrics.bundle_sessions.labels(one.digest[:12]).set(one.sessions)
+        now = asyncio.get_running_loop().time()
+        states = [(one.digest, one.state, one.why) for one in said]
+        before = [(one.digest, one.state, one.why) for one in self._reported]
+        if states == before and now - self._reported_at < _REPORT_S:
+            return
+        await asyncio.to_thread(self._plan.report, said)
+        self._reported, self._reported_at = said, now
+
+    def _said(self, standing: Standing) -> Said:
+        figures: dict[str, Any] = {}
+        if standing.judged is not None:
+            figures["judged"] = standing.judged.figures()
+        compared = self._comparisons.get(standing.version.source)
+        if compared is not None and compared[0] == standing.version.digest:
+            figures["compared"] = compared[2].figures()
+        return Said(
+            "",
+            standing.version.digest,
+            standing.state,
+            self._sessions.on(standing.version.digest),
+            standing.memory_bytes,
+            standing.why,
+            figures,
+        )

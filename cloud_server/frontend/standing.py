@@ -1,0 +1,80 @@
+"""How a version of a bundle stands in this front end, and which versions serve whom."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.judge import Judged
+from cloud_server.frontend.offers import Offered
+from cloud_server.frontend.plans import Wanted
+
+_REMEMBERED = 512
+"""Outcomes of a version that are kept, for when it is compared with its successor."""
+_ORDER = ("active", "replaced", "added", "retired", "rolled_back", "offered")
+"""Which version serves all devices of an edge model, of those that are up: the first of these."""
+
+
+@dataclass(eq=False)
+class Standing:
+    """How a version stands here.
+
+    Attributes:
+        version: what is wanted of it.
+        state: wanted, loading, judging, serving, retiring, refused or gone.
+        offer: what the engines offer; None while they do not have it.
+        memory_bytes: that it takes in the engines.
+        why: it was refused or rolled back.
+        attempts: to load and judge it.
+        judged: on its canary set.
+        unused_since: when its last session ended, on the event loop's clock.
+        outcomes: of its last frames, by kind.
+    """
+
+    version: Wanted
+    state: str
+    offer: Offer | None = None
+    memory_bytes: int = 0
+    why: str = ""
+    attempts: int = 0
+    judged: Judged | None = None
+    unused_since: float = math.inf
+    outcomes: deque[dict[str, float | None]] = field(
+        default_factory=lambda: deque(maxlen=_REMEMBERED)
+    )
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        return self.version.digest
+
+    @property
+    def up(self) -> bool:
+        """Whether sessions may be open on it."""
+        return self.offer is not None and self.state in ("serving", "retiring")
+
+
+def chosen(standings: Iterable[Standing]) -> dict[str, Offered]:
+    """Which version serves which device, by the fingerprint of the edge model.
+
+    While the active version is not up, the one that it replaces serves on.
+    """
+    of_source: dict[str, list[Standing]] = {}
+    for standing in standings:
+        if standing.up:
+            of_source.setdefault(standing.version.source, []).append(standing)
+    choices = {}
+    for source, up in of_source.items():
+        base = min(up, key=lambda s: (_ORDER.index(s.version.wanted), -s.version.order_no))
+        offered = [s for s in up if s.version.wanted == "offered" and s is not base]
+        if base.offer is None:
+            continue
+        if offered:
+            candidate = max(offered, key=lambda s: s.version.order_no)
+            choices[source] = Offered(base.offer, candidate.offer, candidate.version.share)
+        else:
+            choices[source] = Offered(base.offer)
+    return choices

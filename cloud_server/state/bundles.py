@@ -1,0 +1,271 @@
+"""Versions of bundles: what the operator wants of each, and what front ends say of it.
+
+A version is `added`, then `offered` to a share of devices or `active` for all. What an active one
+replaces is `replaced`; a rollback goes back to it. `rolled_back` and `retired` ones serve nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from cloud_server.state.store import Transaction
+from cloud_server.state.tables import BundleReport, BundleVersion
+from protos.errors import ConflictError, MissingError
+
+SERVED = ("offered", "active")
+"""What is wanted of a version that some device gets."""
+_SHORTEST = 4
+"""Fewest digits of a digest that name a version."""
+_STALE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one front end says of a version.
+
+    Attributes:
+        front_end: its name.
+        digest: the version.
+        state: loading, judging, refused, serving, retiring or gone.
+        sessions: open on it.
+        memory_bytes: that it takes in the engine.
+        why: it was refused.
+        figures: how it was judged and compared.
+        reported_s: seconds since 1970.
+    """
+
+    front_end: str
+    digest: str
+    state: str
+    sessions: int = 0
+    memory_bytes: int = 0
+    why: str = ""
+    figures: Mapping[str, Any] | None = None
+    reported_s: float = 0.0
+
+
+def add(
+    tx: Transaction, *, digest: str, bundle_id: str, version: int, source: str, path: str
+) -> BundleVersion:
+    """Add a version; it serves nobody yet.
+
+    Args:
+        tx: the transaction.
+        digest: the bundle's digest.
+        bundle_id: its id.
+        version: its number.
+        source: fingerprint of the edge model's layout.
+        path: its folder, absolute.
+
+    Raises:
+        ConflictError: it is there already.
+    """
+    if tx.session.get(BundleVersion, digest) is not None:
+        raise ConflictError(f"bundle {digest[:12]}… was added before (cloud-server bundles list)")
+    row = BundleVersion(
+        digest=digest,
+        bundle_id=bundle_id,
+        version=version,
+        source=source,
+        path=path,
+        wanted="added",
+        share=0.0,
+        unjudged=False,
+        order_no=_next(tx.session),
+        note="",
+        changed_at=tx.now_s,
+        changed_by=tx.actor,
+    )
+    tx.session.add(row)
+    tx.session.flush()
+    tx.audit("bundle.add", "", digest, id=bundle_id, version=version, path=path)
+    return row
+
+
+def every(session: Session) -> list[BundleVersion]:
+    """Every version, by edge model, the one that changed last first."""
+    query = select(BundleVersion).order_by(BundleVersion.source, BundleVersion.order_no.desc())
+    return list(session.scalars(query))
+
+
+def find(session: Session, name: str) -> BundleVersion:
+    """A version by its digest, the first digits of it, or `ID@VERSION`.
+
+    Raises:
+        MissingError: there is none.
+        ConflictError: there are several.
+    """
+    rows = every(session)
+    found = [row for row in rows if f"{row.bundle_id}@{row.version}" == name]
+    if not found and len(name) >= _SHORTEST:
+        found = [row for row in rows if row.digest.startswith(name.lower())]
+    if not found:
+        raise MissingError(
+            f"no bundle is called '{name[:80]}': give ID@VERSION or at least {_SHORTEST} digits of "
+            "its digest (cloud-server bundles list)"
+        )
+    if len(found) > 1:
+        several = " or ".join(row.digest[:12] for row in found)
+        raise ConflictError(f"'{name[:80]}' may be {several}: give more digits")
+    return found[0]
+
+
+def activate(
+    tx: Transaction, name: str, share: float = 1.0, *, unjudged: bool = False
+) -> BundleVersion:
+    """Offer a version to a share of devices, or make it the one for all.
+
+    Args:
+        tx: the transaction.
+        name: as in `find`.
+        share: above 0, at most 1.
+        unjudged: serve it without a canary set.
+
+    Raises:
+        MissingError, ConflictError: as `find`; or a share where no version serves all yet.
+    """
+    row = find(tx.session, name)
+    active = _of(tx.session, row.source, "active")
+    if share < 1.0 and (active is None or active is row):
+        raise ConflictError(
+            f"'{row.bundle_id}' has no other version that serves all devices: activate it without "
+            "--share"
+        )
+    for other in every(tx.session):
+        if other.source != row.source or other is row:
+            continue
+        if other.wanted == "offered":
+            _want(tx, other, "retired", note=f"{_named(row)} was offered in its place")
+        elif other.wanted == "active" and share >= 1.0:
+            _want(tx, other, "replaced", note=f"by {_named(row)}")
+    _want(tx, row, "active" if share >= 1.0 else "offered", share=min(share, 1.0))
+    row.unjudged = unjudged
+    tx.audit("bundle.activate", "", row.digest, of=_named(row), share=share, unjudged=unjudged)
+    return row
+
+
+def rollback(
+    tx: Transaction, name: str, why: str = "", *, alone: bool = False
+) -> tuple[BundleVersion, BundleVersion | None]:
+    """Take a version back; what it replaced serves again.
+
+    Args:
+        tx: the transaction.
+        name: as in `find`; a version that is offered or active.
+        why: the reason.
+        alone: take it back even if nothing came before it: then nothing serves.
+
+    Returns:
+        The version that was taken back, and the one that serves instead.
+
+    Raises:
+        MissingError: as `find`.
+        ConflictError: it serves nobody, or nothing came before it.
+    """
+    row = find(tx.session, name)
+    if row.wanted not in SERVED:
+        raise ConflictError(f"{_named(row)} serves nobody (it is {row.wanted})")
+    before = _of(tx.session, row.source, "active" if row.wanted == "offered" else "replaced")
+    if before is None and not alone:
+        raise ConflictError(f"no version served before {_named(row)}: activate another one")
+    _want(tx, row, "rolled_back", note=why or "by the operator")
+    if before is not None and before.wanted != "active":
+        _want(tx, before, "active", share=1.0)
+    to = "" if before is None else _named(before)
+    tx.audit("bundle.rollback", "", row.digest, of=_named(row), to=to, why=why)
+    return row, before
+
+
+def retire(tx: Transaction, name: str) -> BundleVersion:
+    """Let a version go: it is unloaded when nothing refers to it.
+
+    Raises:
+        MissingError: as `find`.
+        ConflictError: it serves all devices.
+    """
+    row = find(tx.session, name)
+    if row.wanted == "active":
+        raise ConflictError(
+            f"{_named(row)} serves all devices: activate another version, or roll it back"
+        )
+    _want(tx, row, "retired", note="by the operator")
+    tx.audit("bundle.retire", "", row.digest, of=_named(row))
+    return row
+
+
+# ---------------------------------------------------------------------- what front ends say
+
+
+def report(tx: Transaction, said: Said) -> None:
+    """Keep what a front end says of a version, in place of what it said before."""
+    tx.session.merge(
+        BundleReport(
+            front_end=said.front_end,
+            digest=said.digest,
+            state=said.state,
+            sessions=said.sessions,
+            memory_bytes=said.memory_bytes,
+            why=said.why,
+            figures=json.dumps(said.figures or {}),
+            reported_at=tx.now_s,
+        )
+    )
+
+
+def withdraw(tx: Transaction, front_end: str, digest: str | None = None) -> None:
+    """Forget what a front end said, of one version or of all; and what others said long ago."""
+    mine = BundleReport.front_end == front_end
+    if digest is not None:
+        mine &= BundleReport.digest == digest
+    old = BundleReport.reported_at < tx.now_s - _STALE_S
+    tx.session.execute(delete(BundleReport).where(mine | old))
+
+
+def said(session: Session, now_s: float) -> list[Said]:
+    """What front ends say, without those that have been silent for a while."""
+    query = select(BundleReport).where(BundleReport.reported_at >= now_s - _STALE_S)
+    return [
+        Said(
+            row.front_end,
+            row.digest,
+            row.state,
+            row.sessions,
+            row.memory_bytes,
+            row.why,
+            json.loads(row.figures),
+            row.reported_at,
+        )
+        for row in session.scalars(query.order_by(BundleReport.front_end))
+    ]
+
+
+def _want(
+    tx: Transaction, row: BundleVersion, wanted: str, *, share: float = 0.0, note: str = ""
+) -> None:
+    row.wanted, row.share, row.note = wanted, share, note
+    row.order_no, row.changed_at, row.changed_by = _next(tx.session), tx.now_s, tx.actor
+    tx.session.flush()
+
+
+def _of(session: Session, source: str, wanted: str) -> BundleVersion | None:
+    """The version of an edge model of which that was wanted last."""
+    return session.scalar(
+        select(BundleVersion)
+        .where(BundleVersion.source == source, BundleVersion.wanted == wanted)
+        .order_by(BundleVersion.order_no.desc())
+        .limit(1)
+    )
+
+
+def _next(session: Session) -> int:
+    return (session.scalar(select(func.max(BundleVersion.order_no))) or 0) + 1
+
+
+def _named(row: BundleVersion) -> str:
+    return f"{row.bundle_id}@{row.version}"

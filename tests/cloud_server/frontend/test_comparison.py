@@ -1,0 +1,73 @@
+"""The test that takes a version back: it finds what is worse, and hardly ever what is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cloud_server.frontend.comparison import KINDS, Bet, Comparison
+
+ALARMS = 0.01
+
+
+def run(before: float, after: float, seed: int, frames: int, margin: float = 0.05) -> int | None:
+    """The frame at which a version is called worse; None if it never is."""
+    drawn = np.random.default_rng(seed)
+    made = Comparison(margin, ALARMS)
+    for frame in range(frames):
+        made.see(False, refused=float(drawn.random() < before))
+        made.see(True, refused=float(drawn.random() < after))
+        if made.worse is not None:
+            return frame
+    return None
+
+
+def test_a_version_that_is_as_good_is_hardly_ever_taken_back() -> None:
+    """400 rollouts of 1,000 frames each, looked at after every frame."""
+    alarms = [run(0.10, 0.10, seed, 1000, margin=0.0) is not None for seed in range(400)]
+    # 1 % shared by four kinds: 1 in 400 is expected at most; 6 would have a chance of 1 in 1,700.
+    assert sum(alarms) < 6
+
+
+def test_a_difference_within_the_margin_is_no_alarm() -> None:
+    assert [run(0.10, 0.14, seed, 1000) for seed in range(50)].count(None) >= 48
+
+
+@pytest.mark.parametrize(("before", "after", "within"), [(0.02, 0.5, 60), (0.05, 0.25, 300)])
+def test_a_worse_version_is_found_within_some_frames(
+    before: float, after: float, within: int
+) -> None:
+    found = [run(before, after, seed, 2000) for seed in range(40)]
+    assert None not in found
+    assert float(np.median([one for one in found if one is not None])) < within
+
+
+def test_each_kind_is_compared_alone_and_named() -> None:
+    made = Comparison(0.05, ALARMS)
+    for _ in range(300):
+        made.see(False, refused=0.0, fallback=0.0, risk=0.1)
+        made.see(True, refused=0.0, fallback=0.0, risk=0.6)
+    assert made.worse is not None and made.worse.kind == "risk"
+    assert (round(made.worse.before, 3), round(made.worse.after, 3)) == (0.1, 0.6)
+    assert "60.0% on the new version, 10.0% on the old one" in str(made.worse)
+    assert set(made.figures()) == {"refused", "fallback", "risk"} < set(KINDS)
+
+
+def test_outcomes_wait_for_a_partner_and_the_oldest_are_forgotten() -> None:
+    bet = Bet(0.0)
+    for _ in range(10_000):
+        bet.see(False, 0.0)
+    assert bet.pairs == 0 and bet.evidence == 1.0
+    for _ in range(10_000):
+        bet.see(True, 1.0)
+    assert bet.pairs == 512 and bet.evidence > 1e9
+
+
+def test_the_stake_cannot_become_negative_or_overflow() -> None:
+    worst, best = Bet(1.0), Bet(0.0)
+    for _ in range(5000):
+        for bet, pair in ((worst, (1.0, 0.0)), (best, (0.0, 1.0))):
+            bet.see(False, pair[0])
+            bet.see(True, pair[1])
+    assert 0.0 <= worst.evidence < 1e-9
+    assert best.evidence > 1e9
