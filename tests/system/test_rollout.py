@@ -52,6 +52,7 @@ def test_a_version_is_activated_and_rolled_back_while_frames_stream(
     serve = [
         *("cloud_server", "serve", "--model", str(CLOUD_MODEL), "--directory", str(home)),
         *("--insecure", "--port", str(port), "--open-port", "0", "--metrics-port", "0"),
+        *("--api-port", "0"),
         *("--threads", "1", "--bundle-move-s", "0.5"),
     ]
     watch = [
