@@ -83,7 +83,7 @@ class Rollout:
         self._wake = asyncio.Event()
         self._reported_at = -math.inf
         self._reported: list[Said] = []
-        self._blind = False
+        self._blind = self._leaving = False
 
     # ------------------------------------------------------------------ a part of the service
 
@@ -102,6 +102,7 @@ class Rollout:
             await asyncio.to_thread(self._plan.close)
 
     async def _end(self, *tasks: asyncio.Task[None] | None) -> None:
+        self._leaving = True
         live = [task for task in tasks if task is not None and not task.done()]
         for task in live:
             task.cancel()
@@ -187,7 +188,7 @@ class Rollout:
     # ------------------------------------------------------------------ turn by turn
 
     async def _run(self) -> None:
-        while True:
+        while not self._leaving:  # `wait_for` may swallow a cancellation
             self._wake.clear()
             try:
                 await self._turn()
@@ -229,6 +230,8 @@ class Rollout:
 
     def _prepare_next(self) -> None:
         if self._preparing is not None and not self._preparing.done():
+            return
+        if not any(engine.ready for engine in self._engines):
             return
         for standing in self._standings.values():
             if standing.version.wanted not in SERVED:
