@@ -15,6 +15,8 @@ _INTERRUPTED = 130
 _CIPHERS = ("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-CHACHA20-POLY1305")
 """Leaves gRPC's TLS 1.2 no cipher that a certificate fits; TLS 1.3 has ciphers of its own. gRPC has
 no setting for it, and reads this variable when it is imported."""
+_QUIET = ("GRPC_VERBOSITY", "NONE")
+"""Else gRPC notes every failed TLS handshake on standard error; it reads this when imported too."""
 
 
 def start(module: str, program: str, extra: str, argv: Sequence[str] | None = None) -> int:
@@ -32,7 +34,8 @@ def start(module: str, program: str, extra: str, argv: Sequence[str] | None = No
     Returns:
         The exit code.
     """
-    os.environ.setdefault(*_CIPHERS)
+    for variable in (_CIPHERS, _QUIET):
+        os.environ.setdefault(*variable)
     try:
         main = importlib.import_module(module).main
     except KeyboardInterrupt:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from protos.errors import (
 )
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, make_encoder
+from tests.fakes.foreign_authority import ForeignAuthority
 from tests.fakes.secure_bridge import DAY_S, SecureBridge
 
 
@@ -246,3 +250,24 @@ def test_what_is_shown_says_when_the_clock_cannot_be_right(
     assert shown["ended"] is ended and shown["clock"].startswith(said)
     assert (shown["days_left"] is None) is (now_s == 0)
     assert len(table(shown).splitlines()) == len(shown)
+
+
+def test_a_failed_handshake_leaves_one_line_on_standard_error(
+    secure: SecureBridge, tmp_path: Path
+) -> None:
+    """gRPC would add lines of its own, and standard error holds only ours."""
+    (tmp_path / "ca.pem").write_bytes(ForeignAuthority().root_pem)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "edge_agent", "enrol", "--code", secure.code(), "--force"),
+            *("--server", secure.open_address, "--ca", str(tmp_path / "ca.pem")),
+            *("--state-dir", str(tmp_path / "state")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={k: v for k, v in os.environ.items() if k != "GRPC_VERBOSITY"},  # as a shell has it
+    )
+    assert done.returncode == CertificateError.exit_code
+    assert done.stderr.startswith("edge-agent: certificate: ")
+    assert len(done.stderr.splitlines()) == 1
