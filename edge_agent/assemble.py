@@ -191,6 +191,9 @@ async def _drive(
         if renewal is None:
             return await agent.run()
         renewing = asyncio.create_task(renewal.run())
+        renewing.add_done_callback(
+            lambda done: done.cancelled() or log.error("renewal_ended", cause=repr(done.exception()))
+        )
         try:
             summary = await agent.run()
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_agent.identity.identity import Identity
 from protos.errors import CertificateError
-from protos.process.files import write_file, writing
+from protos.process.files import drop_drafts, write_file, writing
 
 NAME = "identity.json"
 _ROOM_BYTES = 64 << 10
@@ -74,6 +74,7 @@ class IdentityFile:
         with writing(self.path):
             self._folder()
             write_file(self.path, identity.to_json().encode(), 0o600)
+        drop_drafts(self.path.parent)  # they hold keys
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:

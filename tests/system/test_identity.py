@@ -42,20 +42,23 @@ class Device:
 
     layout = stage.SOURCE
 
-    def __init__(self, server: Secured, folder: Path, give_up_s: float = 60.0) -> None:
+    def __init__(self, server: Secured, folder: Path) -> None:
         self.file = IdentityFile.under(folder)
         self.enrolled = Enrolled(self.file)
         self.dial = dial_secure(f"localhost:{server.ports['port']}", self.enrolled)
-        self.sleep, self.metrics = FakeSleep(), Metrics()
-        self.uplink = Uplink(
+        self.folder, self.metrics = folder, Metrics()
+        self.uplink = self.made(FakeSleep())
+
+    def made(self, sleep: FakeSleep) -> Uplink:
+        return Uplink(
             self.layout,
             self.dial,
-            EncoderStore(folder),
+            EncoderStore(self.folder),
             self.metrics,
             logs.configure("error"),
-            RetryPolicy(give_up_s=give_up_s, answer_timeout_s=FakeSleep.ANSWER_TIMEOUT_S),
-            clock=self.sleep.clock,
-            sleep=self.sleep,
+            RetryPolicy(answer_timeout_s=FakeSleep.ANSWER_TIMEOUT_S),
+            clock=sleep.clock,
+            sleep=sleep,
         )
 
     def see(self, picture: Any) -> Sight:
@@ -159,3 +162,34 @@ async def test_a_certificate_is_renewed_and_the_stream_of_the_old_one_goes_on(
         assert (await fresh.ask("what ?")).answer is not None
         await fresh.uplink.close()
         await device.uplink.close()
+
+
+@on_loop
+async def test_a_device_comes_again_when_the_service_told_it_to_and_not_before(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Coming as the service asks, it needs one more attempt; the usual pauses would need many."""
+    held_back = {"negotiations_per_s": 1.0, "negotiation_burst": 1}
+    async with secured(paths, tmp_path / "svc", **held_back) as server:
+        await enrolled(server, tmp_path / "edge")
+        first, second = (Device(server, tmp_path / "edge") for _ in range(2))
+        assert (await first.ask("what ?")).answer is not None
+        waits = WaitingSleep()
+        second.uplink = second.made(waits)
+        assert (await second.ask("what ?")).answer is not None
+        counted = second.metrics.registry.get_sample_value(
+            "neural_bridge_edge_retries_total", {"cause": "overloaded"}
+        )
+        assert counted == 1 and waits.pauses[0] > 0.5
+        await first.uplink.close()
+        await second.uplink.close()
+
+
+class WaitingSleep(FakeSleep):
+    """Pauses take their time; the answer timer still ends only when a test says so."""
+
+    async def __call__(self, seconds: float) -> None:
+        if seconds != self.ANSWER_TIMEOUT_S:
+            await asyncio.sleep(seconds)
+        await super().__call__(seconds)

@@ -226,8 +226,12 @@ def test_an_enrolment_that_was_killed_can_be_repeated(
                 with pytest.raises(Killed):
                     await enrol(served.open_address, OneTimeCode.parse(code), file)
             assert file.load() is None
+            (draft,) = file.path.parent.glob("*.part")
+            assert stat.S_IMODE(draft.stat().st_mode) == 0o600
+            os.utime(draft, (0, 0))
             made = await enrolled(served, file)
             assert file.load() == made
+            assert os.listdir(file.path.parent) == [file.path.name], "its key is not left behind"
 
     run(test)
 
