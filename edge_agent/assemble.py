@@ -192,7 +192,9 @@ async def _drive(
             return await agent.run()
         renewing = asyncio.create_task(renewal.run())
         renewing.add_done_callback(
-            lambda done: done.cancelled() or log.error("renewal_ended", cause=repr(done.exception()))
+            lambda done: (
+                done.cancelled() or log.error("renewal_ended", cause=repr(done.exception()))
+            )
         )
         try:
             summary = await agent.run()
