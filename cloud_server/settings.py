@@ -385,12 +385,23 @@ def load(
     Raises:
         ConfigError: the file cannot be read or parsed, a key is unknown, or a value is unusable.
     """
-    variables = os.environ if environ is None else environ
-    directory = flags.get("directory") or variables.get(f"{PREFIX}DIRECTORY")
-    if config is None and directory and not variables.get(f"{PREFIX}CONFIG"):
-        found = Path(directory) / SETTINGS_FILE
-        config = found if found.is_file() else None
+    config = config_file(flags, config, environ)
     return configuration.load(Settings, flags, config, environ, listing="cloud-server serve --help")
+
+
+def config_file(
+    flags: Mapping[str, Any],
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Path | None:
+    """The settings file that `load` reads with the same arguments; None without one."""
+    variables = os.environ if environ is None else environ
+    named = config or variables.get(f"{PREFIX}CONFIG")
+    if named:
+        return Path(named)
+    directory = flags.get("directory") or variables.get(f"{PREFIX}DIRECTORY")
+    found = Path(directory) / SETTINGS_FILE if directory else None
+    return found if found is not None and found.is_file() else None
 
 
 def from_json(text: str) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +38,17 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Serve, or check the settings where `--check-config` is given."""
-    from cloud_server.settings import Settings, load
+    from cloud_server.settings import Settings, config_file, load
     from protos.process import settings as configuration
 
-    settings = load(configuration.given_flags(given, Settings), given.config)
+    flags = configuration.given_flags(given, Settings)
+    settings = load(flags, given.config)
     if given.check_config:
         return _check(settings)
     from cloud_server.frontend.service import serve
 
-    serve(settings)
+    again = functools.partial(load, flags, given.config)
+    serve(settings, again, config_file(flags, given.config))
     return 0
 
 

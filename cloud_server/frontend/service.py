@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -28,6 +29,7 @@ from cloud_server.frontend.loader import Loader
 from cloud_server.frontend.parts import Part
 from cloud_server.frontend.plans import DatabasePlan, Plan, SettingsPlan, front_end_name
 from cloud_server.frontend.ports import GrpcPort, MetricsPort
+from cloud_server.frontend.reload import Reload
 from cloud_server.frontend.rollout import Rollout
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
@@ -50,6 +52,8 @@ class Service:
         settings: checked with `Settings.check_paths` by `run`.
         announce: called once with the readiness line.
         spawn: given the settings and a link's address, returns how engine processes are started.
+        again: reads the settings again, for `reload`; by default they never change.
+        file: the settings file, which is followed; None without one.
 
     Attributes:
         access: who may call; made by `run`.
@@ -62,8 +66,12 @@ class Service:
         settings: Settings,
         announce: Callable[[str], None],
         spawn: Callable[[Settings, str], Spawn] = spawn_engine,
+        again: Callable[[], Settings] | None = None,
+        file: Path | None = None,
     ) -> None:
         self._settings, self._announce, self._spawn = settings, announce, spawn
+        self._again, self._file = again or (lambda: settings), file
+        self._reload: Reload | None = None
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._log: Logger = configure(
@@ -75,6 +83,11 @@ class Service:
     def stop(self) -> None:
         """Begin to drain."""
         self._stop.set()
+
+    def reload(self) -> None:
+        """Take over what changed: certificates, keys, quotas, the log level."""
+        if self._reload is not None:
+            self._reload.now()
 
     async def run(self) -> None:
         """Serve until `stop`.
@@ -134,7 +147,8 @@ class Service:
         engines.catching_up.append(rollout.catch_up)
         page = MetricsPort(settings, metrics, health, access)
         port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
-        parts: list[Part] = [access, page, bridge, port, engines, rollout]
+        self._reload = reload = Reload(settings, self._again, self._file, access, log)
+        parts: list[Part] = [access, reload, page, bridge, port, engines, rollout]
         http: HttpPort | None = None
         if settings.http_port is not None:
             from cloud_server.api.build import http_port
@@ -175,19 +189,25 @@ class Service:
         self._announce(line)
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM; the readiness line goes to standard output.
+def serve(settings: Settings, again: Callable[[], Settings], file: Path | None) -> None:
+    """Serve until SIGTERM, reload at SIGHUP; the readiness line goes to standard output.
+
+    Args:
+        settings: as they are now.
+        again: reads them again.
+        file: the settings file; None without one.
 
     Raises:
         BridgeError: see `Service.run`.
     """
 
     async def run() -> None:
-        service = Service(settings, _announce)
+        service = Service(settings, _announce, again=again, file=file)
         adopt_libraries(structlog.get_logger(component="frontend"))
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, service.stop)
+        loop.add_signal_handler(signal.SIGHUP, service.reload)
         await service.run()
 
     asyncio.run(run())

@@ -338,7 +338,7 @@ def read_certificates(raw: bytes, named: object) -> tuple[x509.Certificate, ...]
     try:
         return tuple(x509.load_pem_x509_certificates(raw))
     except ValueError as error:
-        raise CertificateError(f"{named}: holds no certificate that can be read: {error}") from None
+        raise CertificateError(f"{named}: holds no certificate that can be read") from error
 
 
 def read_key(raw: bytes, named: object) -> PrivateKeyTypes:

@@ -21,11 +21,10 @@ from cryptography import x509
 from cloud_server.identity import certificates as made
 from cloud_server.identity.authority import INTERMEDIATE, ROOTS, SERVER_LIFE_S, Authority
 from protos.errors import BridgeError, CertificateError
-from protos.process.files import write_file, writing
+from protos.process.files import stamp, write_file, writing
 from protos.process.logs import Logger
 
 AUTHORITY, SERVER = "authority", "server.pem"
-_FIELDS = ("st_mtime_ns", "st_ino", "st_size")
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ class ServerTls:
         Returns:
             Whether something was taken over.
         """
-        stamp = self._look()
-        if stamp == self._stamp:
+        seen = self._look()
+        if seen == self._stamp:
             return False
         try:
             shown = self._read()
@@ -117,7 +116,7 @@ class ServerTls:
                 self._failed = str(error)
                 self._log.error("certificates not taken over", cause=str(error))
             return False
-        self._stamp, self._failed, self.shown = stamp, "", shown
+        self._stamp, self._failed, self.shown = seen, "", shown
         self._log.info("certificates taken over", serial=made.serial_of(shown.chain[0]))
         return True
 
@@ -163,7 +162,7 @@ class ServerTls:
 
     def _look(self) -> tuple[object, ...]:
         """What changes when one of the files does."""
-        return tuple(_stamp(path) for path in self._files)
+        return tuple(stamp(path) for path in self._files)
 
 
 def read_shown(directory: Path, certificate: Path | None, key: Path | None) -> Shown:
@@ -240,11 +239,3 @@ def _load(context: ssl.SSLContext, shown: Shown) -> None:
         file.write(shown.key_pem + shown.brief_chain_pem)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return tuple(getattr(found, name) for name in _FIELDS)

@@ -91,6 +91,15 @@ def writing(what: object) -> Iterator[None]:
         raise ConfigError(f"cannot write {what}: {error.strerror or error}") from error
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is changed or replaced; empty if it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
 def drop_drafts(folder: Path) -> None:
     """Remove a folder's drafts that are over an hour old: killed processes left them."""
     for draft in folder.glob("*.part"):

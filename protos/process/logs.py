@@ -215,6 +215,18 @@ def configure(
     return structlog.get_logger(component=component)
 
 
+def set_level(level: str) -> None:
+    """Change the least severe event that this process logs.
+
+    Args:
+        level: debug, info, warning or error.
+    """
+    import structlog
+
+    least = structlog.make_filtering_bound_logger(getattr(logging, level.upper()))
+    structlog.configure(**structlog.get_config() | {"wrapper_class": least})
+
+
 def adopt_libraries(log: Logger) -> None:
     """Log what libraries say by Python's `logging` and `warnings` as events, from now on.
 

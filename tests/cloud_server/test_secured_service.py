@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import queue
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -115,6 +116,30 @@ def _until_answer(events: object) -> list[pb.InferEvent]:
         if event.HasField("answer") or event.HasField("refused"):
             break
     return found
+
+
+def test_a_changed_settings_file_and_sighup_are_taken_over(files: Files, tmp_path: Path) -> None:
+    config = tmp_path / "cloud.toml"
+    config.write_text('log_level = "info"\n')
+
+    def said(text: str) -> bool:
+        return any(text in line for line in server.log)
+
+    with stage.running_server(files.model, [files.bundle], "--config", str(config)) as server:
+        config.write_text('log_level = "warning"\nbatch_size = 3\n')
+        until(lambda: said("log level changed"))
+        until(lambda: said('["batch_size"]'))
+        config.write_text("log_level = 7\n")
+        until(lambda: said("settings not taken over"))
+        config.write_text('log_level = "debug"\n')
+        until(lambda: said('"least": "debug"'))
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: said("reloading"))
+        with server.channel() as channel:
+            client = stage.Client(channel)
+            client.negotiate()
+            assert client.answer(client.frame()).text
+    assert server.process.returncode == 0
 
 
 def test_a_service_for_everyone_warns_when_it_starts(files: Files) -> None:

@@ -1,0 +1,89 @@
+"""Take changes over while the service runs: at SIGHUP, and when the settings file changes.
+
+Certificates and the database are looked at each second anyway; SIGHUP looks at once. Of the
+settings only the log level can change; of others the log says that they need a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from cloud_server.frontend.access import Access
+from cloud_server.settings import Settings
+from protos.errors import BridgeError
+from protos.process import logs
+from protos.process.files import stamp
+from protos.process.logs import Logger
+
+_LOOK_S = 1.0
+
+
+class Reload:
+    """The part that takes changes over (see `Part`).
+
+    Args:
+        settings: as the service began with them.
+        again: reads the settings again, from everywhere that they came from.
+        file: the settings file; None without one.
+        access: follows certificates and the database.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        again: Callable[[], Settings],
+        file: Path | None,
+        access: Access,
+        log: Logger,
+    ) -> None:
+        self._began, self._level = settings, settings.log_level
+        self._again, self._file, self._access, self._log = again, file, access, log
+        self._stamp = stamp(file) if file is not None else None
+        self._task: asyncio.Task[None] | None = None
+
+    def now(self) -> None:
+        """Look at certificates, database and settings at once. Call it on the event loop."""
+        self._log.info("reloading")
+        self._access.reload()
+        self._read()
+
+    async def start(self) -> None:
+        """See `Part`: follow the settings file."""
+        self._task = asyncio.create_task(self._follow())
+
+    async def drain(self) -> None:
+        """See `Part`."""
+
+    async def close(self) -> None:
+        """See `Part`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _follow(self) -> None:
+        while self._file is not None:
+            await asyncio.sleep(_LOOK_S)
+            if stamp(self._file) != self._stamp:
+                self._read()
+
+    def _read(self) -> None:
+        self._stamp = stamp(self._file) if self._file is not None else None
+        try:
+            fresh = self._again()
+        except BridgeError as error:
+            self._log.error("settings not taken over", cause=error.message)
+            return
+        if fresh.log_level != self._level:
+            self._level = fresh.log_level
+            logs.set_level(fresh.log_level)
+            self._log.warning("log level changed", least=fresh.log_level)
+        differ = {
+            name
+            for name in Settings.model_fields
+            if getattr(fresh, name) != getattr(self._began, name) and name != "log_level"
+        }
+        if differ:
+            self._log.warning("settings that need a restart", settings=sorted(differ))
