@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloud_server.commands import (
+    ask,
     audit,
     authority,
     backup,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     init,
     serve,
+    ask,
     tenants,
     devices,
     keys,
