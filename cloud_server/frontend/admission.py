@@ -5,19 +5,17 @@
           leave ▼  │ rejoin   │ leave: comes back unless it has begun
               left (served last, until its time is up)
 
-Each caller has a queue of its own. The engine is given only what it can soon take up, one request
-of each caller in turn, so a caller that fills the queue delays only itself. When all places are
-taken, the caller that holds most of them loses its newest one to a caller that holds fewer.
-
-A caller is a session. To group callers (by tenant, with quotas), put the group's name into
-`Request.caller`.
+Whose turn it is, `turns` says. The engine is given only what it can soon take up. A request that
+would wait too long is refused at once, with the time when to come again (`pace`). When all places
+or bytes are taken, whoever holds most of them loses its newest request to one who holds fewer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,37 +33,63 @@ from cloud_server.engine.jobs import (
 )
 from cloud_server.engine.link import Sink
 from cloud_server.frontend.dispatch import Dispatch
+from cloud_server.frontend.memory import Room
+from cloud_server.frontend.pace import Pace
+from cloud_server.frontend.turns import NORMAL, Item, Lane, Turns
+from cloud_server.state.quota import Quota
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
+
+_REQUEST_BYTES = 4096
+"""Memory of a request beside its frame and question, with its share of the tables around it."""
+QuotaOf = Callable[[str, str | None], Quota]
+"""The quota of a tenant's device, or (None) of the tenant."""
 
 
 @dataclass(eq=False)
-class Request:
+class Request(Item):
     """One request on its way.
 
     Attributes:
         job: what the engine is given.
         sink: gets its events, until it is withdrawn.
         dropped: called when it ends because nobody came back for it.
-        caller: the caller whose turn and place it takes.
         picture: whether it is a picture; the engine takes fewer of these at a time.
     """
 
     job: Job
     sink: Sink
     dropped: Callable[[], None]
-    caller: str
     picture: bool
     state: Literal["queued", "given", "over"] = "queued"
     left: bool = False
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
-@dataclass
-class _Caller:
-    """A caller's places: those of the queue in order of arrival, and how many there are in all."""
+@dataclass(frozen=True)
+class Bounds:
+    """How much is held, and for how long.
 
-    queued: OrderedDict[Request, None] = field(default_factory=OrderedDict)
-    places: int = 0
+    Attributes:
+        places: requests held at once, in the queue and in the engine.
+        bytes: memory of all of them.
+        share: most of those places that one session may hold.
+        batch: requests that one engine works on together.
+        given: requests that one engine is given at once.
+        pictures: most of those that may be pictures.
+        window_s: how long a request whose caller is gone is kept for the caller to come back.
+        queue_s: longest time that a request should wait for its turn.
+        active_s: how long a caller counts as active after a request.
+    """
+
+    places: int
+    bytes: int
+    share: int
+    batch: int
+    given: int
+    pictures: int
+    window_s: float
+    queue_s: float
+    active_s: float
 
 
 class Admission:
@@ -73,39 +97,39 @@ class Admission:
 
     Args:
         link: the way to the engines.
-        places: requests held at once, in the queue and in the engine.
-        share: most of those places that one caller may hold.
-        given: requests that one engine is given at once.
-        pictures: most of those that may be pictures.
-        window_s: how long a request whose caller is gone is kept for the caller to come back.
+        bounds: how much is held.
+        quota_of: quotas of tenants and devices; they may change at any time.
+        memory: where the bytes of requests are counted.
     """
 
-    def __init__(
-        self,
-        link: Dispatch,
-        places: int,
-        share: int,
-        given: int,
-        pictures: int,
-        window_s: float,
-    ) -> None:
-        self._link, self._places, self._share = link, places, share
-        self._most_given, self._most_pictures, self._window_s = given, pictures, window_s
-        self._callers: dict[str, _Caller] = {}
-        self._turns: deque[str] = deque()  # callers that have something in the queue
+    def __init__(self, link: Dispatch, bounds: Bounds, quota_of: QuotaOf, memory: Room) -> None:
+        self._link, self._bounds, self._quota_of, self._memory = link, bounds, quota_of, memory
+        self._turns: Turns[Request] = Turns(
+            lambda tenant, device: quota_of(tenant, device).weight, bounds.active_s, time.monotonic
+        )
+        self.pace = Pace(time.monotonic)
         self._left: OrderedDict[Request, None] = OrderedDict()
         self._given: dict[int, Request] = {}
+        self._of_session: dict[str, set[Request]] = {}
         self._pictures = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told: set[asyncio.Task[None]] = set()
-        self.depth = 0
+
+    @property
+    def depth(self) -> int:
         """Places taken, without those of callers that are gone: these are free to be taken."""
+        return self._turns.places
 
     @property
     def waiting_for_nobody(self) -> int:
         """Requests whose callers are gone and that the engine has not been given."""
         return len(self._left)
+
+    @property
+    def wait_s(self) -> float:
+        """How long the requests that wait now take to be given to the engine, seconds."""
+        return self.pace.wait_s(self._turns.waiting)
 
     def start(self) -> None:
         """Begin to give requests to the engine."""
@@ -125,23 +149,36 @@ class Admission:
                 await self._task
 
     def submit(
-        self, job: Job, caller: str, sink: Sink, dropped: Callable[[], None], picture: bool = False
+        self,
+        job: Job,
+        lane: Lane,
+        sink: Sink,
+        dropped: Callable[[], None],
+        picture: bool = False,
+        rank: int = NORMAL,
+        wait_s: float | None = None,
     ) -> Request:
-        """Take a request into its caller's queue.
+        """Take a request into its session's queue.
+
+        Args:
+            job: what the engine is given.
+            lane: whose turn and place it takes.
+            sink: see `Request`, like the next two.
+            dropped: see there.
+            picture: see there.
+            rank: its class (`turns`).
+            wait_s: time until its deadline, seconds; None for none.
 
         Raises:
-            OverloadedError: its caller has no place left, or all are taken fairly.
+            OverloadedError: a quota is used up, no place is left, or it would wait too long.
         """
-        mine = self._callers.get(caller) or _Caller()
-        if mine.places >= self._share:
-            raise OverloadedError(
-                f"{mine.places} requests of this session wait for the engine, {self._share} may: "
-                "send the frame again when one has ended",
-                cause="share",
-            )
-        if self.depth + len(self._left) >= self._places:
-            self._make_room(mine.places)
-        request = Request(job, sink, dropped, caller, picture)
+        self._check_quotas(lane)
+        self._check_wait(lane, rank, wait_s)
+        size = len(job.body) + len(job.kept) + len(job.question) + _REQUEST_BYTES
+        request = Request(lane, rank, size, job, sink, dropped, picture)
+        self._make_room(request)
+        self._of_session.setdefault(job.session, set()).add(request)
+        self._memory.add(lane.tenant, size)
         self._enqueue(request)
         return request
 
@@ -149,9 +186,10 @@ class Admission:
         """The caller is gone and may come back: serve the request last, drop it after a while."""
         if request.left or request.state == "over":
             return
-        self._vacate(request)
+        self._turns.remove(request)
         request.left = True
-        request.timer = asyncio.get_running_loop().call_later(self._window_s, self._expire, request)
+        loop = asyncio.get_running_loop()
+        request.timer = loop.call_later(self._bounds.window_s, self._expire, request)
         if request.state == "given":
             self._tell(Cancel(request.job.id, begun=0))
         else:
@@ -164,8 +202,7 @@ class Admission:
         request.left = False
         self._stop_timer(request)
         if request.state == "given":
-            self._callers.setdefault(request.caller, _Caller()).places += 1
-            self.depth += 1
+            self._turns.back(request)
         else:
             del self._left[request]
             self._enqueue(request, first=True)
@@ -174,80 +211,90 @@ class Admission:
         """Nobody wants the request any more: free its place at once, in the engine too."""
         if request.state == "over":
             return
-        was, request.state = request.state, "over"
-        self._stop_timer(request)
-        if request.left:
-            self._left.pop(request, None)
-        else:
-            self._vacate(request)
+        was = request.state
+        self._over(request)
+        self._left.pop(request, None)
         if was == "given":
             self._tell(Cancel(request.job.id, begun=1))
         self._wake.set()
 
-    def end(self, caller: str, error: BridgeError) -> None:
-        """End all requests of a caller with an error."""
-        held = [*self._given.values(), *self._left]
-        if caller in self._callers:
-            held += self._callers[caller].queued
-        for request in held:
-            if request.caller == caller and request.state != "over":
-                self.withdraw(request)
-                if request.left:
-                    request.dropped()
-                else:
-                    request.sink(error)
+    def end(self, session: str, error: BridgeError) -> None:
+        """End all requests of a session (its id, hex) with an error."""
+        for request in list(self._of_session.get(session, ())):
+            self.withdraw(request)
+            if request.left:
+                request.dropped()
+            else:
+                request.sink(error)
 
     # ------------------------------------------------------------------ places
 
+    def _check_quotas(self, lane: Lane) -> None:
+        of_tenant, of_device, of_session = self._turns.taken(lane)
+        if of_session >= self._bounds.share:
+            raise self._refused(
+                f"{of_session} requests of this session wait for the engine, "
+                f"{self._bounds.share} may: send the frame again when one has ended",
+                "share",
+            )
+        for whose, held, device in (
+            ("device", of_device, lane.device),
+            ("tenant", of_tenant, None),
+        ):
+            most = self._quota_of(lane.tenant, device).concurrent
+            if most and held >= most:
+                raise self._refused(
+                    f"{held} requests of this {whose} are under way, {most} may: send the frame "
+                    "again when one has ended",
+                    "concurrent",
+                )
+
+    def _check_wait(self, lane: Lane, rank: int, wait_s: float | None) -> None:
+        if not self._turns.waiting:
+            return
+        most_s = self._bounds.queue_s
+        if wait_s is not None:
+            most_s = min(most_s, wait_s)
+        expected_s = self.pace.wait_s(self._turns.ahead_of(lane, rank))
+        if expected_s > most_s:
+            raise self._refused(
+                "the request would wait too long for its turn: send it again later",
+                "wait",
+                expected_s - most_s,
+            )
+
+    def _refused(self, message: str, cause: str, over_s: float = 0.0) -> OverloadedError:
+        return OverloadedError(message, round(self.pace.come_back_s(over_s), 3), cause)
+
     def _enqueue(self, request: Request, first: bool = False) -> None:
-        caller = self._callers.setdefault(request.caller, _Caller())
-        if not caller.queued:
-            self._turns.append(request.caller)
         request.state = "queued"
-        caller.queued[request] = None
-        if first:
-            caller.queued.move_to_end(request, last=False)
-        caller.places += 1
-        self.depth += 1
+        self._turns.add(request, first)
         self._wake.set()
 
-    def _vacate(self, request: Request) -> None:
-        """Free its place, and take it out of the queue if it is in it."""
-        caller = self._callers[request.caller]
-        caller.places -= 1
-        self.depth -= 1
-        if caller.queued.pop(request, False) is None and not caller.queued:
-            self._turns.remove(request.caller)
-        if not caller.places:
-            del self._callers[request.caller]
-
-    def _make_room(self, places: int) -> None:
-        """Free a place for a caller that holds `places`.
+    def _make_room(self, request: Request) -> None:
+        """Free a place and bytes for a new request.
 
         Raises:
-            OverloadedError: no other caller holds at least two more.
+            OverloadedError: nobody holds more than its caller.
         """
-        if self._left:
-            self._forget(next(iter(self._left)))
-            return
-        most = max(
-            (self._callers[name] for name in self._turns), key=lambda c: c.places, default=None
-        )
-        if most is None or most.places <= places + 1:
-            raise OverloadedError(
-                f"{self.depth} requests wait for the engine; send the frame again later",
-                cause="queue",
+        places, most = self._bounds.places, self._bounds.bytes
+        while self.depth + len(self._left) >= places or self._memory.total + request.bytes > most:
+            if self._left:
+                self._forget(next(iter(self._left)))
+                continue
+            loser = self._turns.gives_way(request, places, most)
+            if loser is None:
+                raise self._refused(
+                    "no place is left for requests: send the frame again later", "queue"
+                )
+            self.withdraw(loser)
+            loser.sink(
+                self._refused(
+                    "others with fewer requests came and no place was left: send the frame again "
+                    "later, and fewer at once",
+                    "pushed_out",
+                )
             )
-        newest = next(reversed(most.queued))
-        held = most.places
-        self.withdraw(newest)
-        newest.sink(
-            OverloadedError(
-                f"{self.depth + 1} requests wait for the engine, {held} of them of this session, "
-                "and others came: send the frame again later, and fewer at once",
-                cause="pushed_out",
-            )
-        )
 
     def _expire(self, request: Request) -> None:
         if request.state == "given":
@@ -259,6 +306,18 @@ class Admission:
     def _forget(self, request: Request) -> None:
         self.withdraw(request)
         request.dropped()
+
+    def _over(self, request: Request) -> None:
+        """It has no place any more."""
+        request.state = "over"
+        self._stop_timer(request)
+        if not request.left:
+            self._turns.remove(request)
+        self._memory.add(request.lane.tenant, -request.bytes)
+        of_session = self._of_session[request.job.session]
+        of_session.discard(request)
+        if not of_session:
+            del self._of_session[request.job.session]
 
     def _stop_timer(self, request: Request) -> None:
         if request.timer is not None:
@@ -279,33 +338,27 @@ class Admission:
 
     def _next(self) -> Request | None:
         """The request whose turn it is; it counts as given from now on."""
-        if len(self._given) >= self._most_given * max(1, self._link.engines_up):
+        bounds, engines = self._bounds, max(1, self._link.engines_up)
+        if len(self._given) >= bounds.given * engines:
             return None
-        for _ in range(len(self._turns)):
-            name = self._turns[0]
-            caller = self._callers[name]
-            self._turns.rotate(-1)
-            request = next((r for r in caller.queued if self._may_go(r)), None)
-            if request is not None:
-                del caller.queued[request]
-                if not caller.queued:
-                    self._turns.remove(name)
-                return self._give(request)
-        request = next((r for r in self._left if self._may_go(r)), None)
+        self._turns.batch = bounds.batch * engines
+        self._turns.ahead = max(0, bounds.given - bounds.batch) * engines
+        request = self._turns.next(self._may_go)
         if request is None:
-            return None
-        del self._left[request]
-        return self._give(request)
-
-    def _may_go(self, request: Request) -> bool:
-        most = self._most_pictures * max(1, self._link.engines_up)
-        return not request.picture or self._pictures < most
-
-    def _give(self, request: Request) -> Request:
+            if self._turns.waiting:
+                return None
+            request = next((r for r in self._left if self._may_go(r)), None)
+            if request is None:
+                return None
+            del self._left[request]
         request.state = "given"
         self._given[request.job.id] = request
         self._pictures += request.picture
         return request
+
+    def _may_go(self, request: Request) -> bool:
+        most = self._bounds.pictures * max(1, self._link.engines_up)
+        return not request.picture or self._pictures < most
 
     def _heard(self, request: Request, said: JobEvent | BridgeError) -> None:
         ended = isinstance(said, BridgeError | Answered | Compressed | Failed | Dropped)
@@ -320,10 +373,9 @@ class Admission:
             self._came_back(request)
             return
         if ended:
-            self._stop_timer(request)
-            request.state = "over"
-            if not request.left:
-                self._vacate(request)
+            self._over(request)
+            if not isinstance(said, BridgeError):
+                self.pace.ended(self._turns.waiting > 0)
         request.sink(said)
 
     def _came_back(self, request: Request) -> None:
@@ -332,7 +384,7 @@ class Admission:
         if request.left:
             self._left[request] = None
         else:  # its caller came back meanwhile
-            self._vacate(request)
+            self._turns.remove(request)
             self._enqueue(request, first=True)
 
     def _tell(self, message: Cancel) -> None:

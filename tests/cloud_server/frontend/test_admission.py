@@ -10,7 +10,10 @@ import pytest
 
 from cloud_server.engine.jobs import Accepted, Answered, Cancel, Dropped, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission, Request
+from cloud_server.frontend.admission import Admission, Bounds, Request
+from cloud_server.frontend.memory import Room
+from cloud_server.frontend.turns import Lane
+from cloud_server.state.quota import Quota
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 from tests.cloud_server.front_end import at_least, running
 
@@ -43,21 +46,38 @@ class Door:
     def __init__(self, **settings: Any) -> None:
         self.link = Link()
         sizes = {"places": 100, "share": 64, "given": 2, "pictures": 1, "window_s": 3600.0}
-        self.admission = Admission(self.link, **(sizes | settings))  # type: ignore[arg-type]
+        sizes |= {"bytes": 1 << 20, "batch": 2, "queue_s": 3600.0, "active_s": 3600.0}
+        bounds = Bounds(**(sizes | settings))  # type: ignore[arg-type]
+        self.quotas: dict[tuple[str, str | None], Quota] = {}
+        self.memory = Room()
+        self.admission = Admission(
+            self.link,  # type: ignore[arg-type]
+            bounds,
+            lambda tenant, device: self.quotas.get((tenant, device), Quota()),
+            self.memory,
+        )
         self.admission.start()
         self.heard: dict[int, list[JobEvent | BridgeError]] = {}
         self.dropped: list[int] = []
         self._ids = iter(range(1, 1 << 30))
 
-    def send(self, caller: str, picture: bool = False, question: str = "q") -> Request:
+    def send(
+        self,
+        caller: str,
+        picture: bool = False,
+        question: str = "q",
+        lane: Lane | None = None,
+        **further: Any,
+    ) -> Request:
         number = next(self._ids)
         heard = self.heard.setdefault(number, [])
         return self.admission.submit(
             Job(number, caller, number, f"{number:016x}", question, 1, 0, point=1),
-            caller,
+            lane or Lane("tenant", caller, caller),
             heard.append,
             lambda: self.dropped.append(number),
             picture,
+            **further,
         )
 
     async def settle(self) -> list[str]:
@@ -135,7 +155,7 @@ def test_one_caller_cannot_take_more_places_than_its_share() -> None:
 
 def test_pictures_leave_room_in_the_engine_for_everything_else() -> None:
     async def work() -> None:
-        door = Door(given=4, pictures=2)
+        door = Door(given=4, pictures=2, active_s=0.0)
         for _ in range(8):
             door.send("pictures", picture=True)
         door.send("frames")

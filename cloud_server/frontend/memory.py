@@ -1,0 +1,60 @@
+"""How many bytes each tenant takes in each of the front end's stores, for bounds and for /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cloud_server.metrics import Metrics
+
+
+class Room:
+    """One store: bytes of each tenant."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, int] = {}
+        self.total = 0
+
+    def of(self, tenant: str) -> int:
+        """Bytes of a tenant."""
+        return self._of.get(tenant, 0)
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count bytes of a tenant; negative ones are free again."""
+        self.total += size
+        held = self._of.get(tenant, 0) + size
+        if held:
+            self._of[tenant] = held
+        else:
+            self._of.pop(tenant, None)
+
+    def tenants(self) -> dict[str, int]:
+        """Bytes by tenant: a copy that another thread may take."""
+        return self._of.copy()
+
+
+class Memory(Collector):
+    """The stores, by name. `/metrics` shows them as `held_memory_bytes`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._name = f"{metrics.prefix}held_memory_bytes"
+        self._rooms: dict[str, Room] = {}
+        metrics.registry.register(self)
+
+    def room(self, name: str) -> Room:
+        """The store of that name; there from now on."""
+        return self._rooms.setdefault(name, Room())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What Prometheus asks for; called in the thread of the metrics port."""
+        held = GaugeMetricFamily(
+            self._name,
+            "Memory of the front end that a tenant's requests, answers and so on take",
+            labels=("store", "tenant"),
+        )
+        for name, room in self._rooms.copy().items():
+            for tenant, size in room.tenants().items():
+                held.add_metric((name, tenant), size)
+        yield held

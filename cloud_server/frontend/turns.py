@@ -1,0 +1,436 @@
+"""Whose turn it is: fair between tenants, in them between devices, in those between sessions.
+
+    all ── tenant ── device ── session ── queue of alarms, of normal requests, of the background
+
+Start-time fair queueing (Goyal, Vin, Cheng 1996) at each level: who was given the least, by weight,
+is next. Alarms go before the others as long as their sender is only a few requests ahead of its
+fair share; then they wait their turn. The background has one turn of 16 while others wait.
+
+Beside others who were active lately, nobody has more requests at the engine than its share of the
+batch: so they need not wait for a neighbour's, and their steps take no longer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from protos.calls import PRIORITIES
+
+ALARM, NORMAL, BACKGROUND = range(3)
+"""Classes in the order in which they are served."""
+RANKS = tuple(("alarm", "normal", "background").index(name) for name in PRIORITIES)
+"""The class of each number that travels (`PRIORITIES`)."""
+_ALARMS_AHEAD = 4.0
+"""Requests by which alarms may be ahead of their sender's fair share."""
+_ALARMS_MORE = 2
+"""Alarms that the engine is given above their sender's share of the batch."""
+_BACKGROUND_TURNS = 16
+
+
+class Lane(NamedTuple):
+    """Whose turn and place a request takes.
+
+    Attributes:
+        session: its id, hex.
+    """
+
+    tenant: str
+    device: str
+    session: str
+
+
+@dataclass(eq=False)
+class Item:
+    """What waits for its turn.
+
+    Attributes:
+        rank: its class.
+        bytes: memory that it takes.
+        charged: whether its turn was counted already, because it was given before.
+    """
+
+    lane: Lane
+    rank: int
+    bytes: int
+    charged: bool = field(default=False, init=False)
+
+
+Given = TypeVar("Given", bound=Item)
+
+
+class _Node(Generic[Given]):
+    """All, a tenant, a device or a session.
+
+    Attributes:
+        start: how much it was given, by weight (virtual time).
+        clock: the virtual time of those within.
+        waiting: requests that wait, by class.
+        places: those and the ones that the engine has.
+        given: those that the engine has.
+        recent: who within was active lately, and until when that counts.
+        active, eager: weights of those in `recent`, and of those who wait, together.
+        order: by class, `(start, count, node)` of those within who wait: a heap. An entry may be
+            out of date: `start` has grown since, or nothing waits any more.
+        queues: of a session, by class.
+    """
+
+    __slots__ = (
+        "active",
+        "bytes",
+        "clock",
+        "eager",
+        "given",
+        "listed",
+        "name",
+        "nodes",
+        "order",
+        "outer",
+        "places",
+        "queues",
+        "recent",
+        "start",
+        "turns",
+        "waiting",
+        "weight",
+    )
+
+    def __init__(self, outer: _Node[Given] | None, name: str) -> None:
+        self.outer, self.name, self.weight = outer, name, 1.0
+        self.start = self.clock = self.active = self.eager = 0.0
+        self.waiting, self.listed = [0, 0, 0], [False, False, False]
+        self.places = self.bytes = self.given = self.turns = 0
+        self.nodes: dict[str, _Node[Given]] = {}
+        self.recent: OrderedDict[_Node[Given], float] = OrderedDict()
+        self.order: tuple[list[tuple[float, int, _Node[Given]]], ...] = ([], [], [])
+        self.queues: tuple[OrderedDict[Given, None], ...] = ()
+
+    @property
+    def waits(self) -> int:
+        """Requests that wait."""
+        return sum(self.waiting)
+
+    def lists(self, rank: int) -> bool:
+        """Whether it belongs into its outer node's heap of a class; alarms are normal ones too."""
+        if rank == NORMAL:
+            return self.waiting[ALARM] + self.waiting[NORMAL] > 0
+        return self.waiting[rank] > 0
+
+
+class Turns(Generic[Given]):
+    """Requests that wait, and how many of whom the engine has.
+
+    Args:
+        weight_of: the weight of a tenant (device None) or of a device.
+        window_s: how long someone counts as active after a request; 0 for no shares: whoever waits
+            is given all that is free.
+        clock: seconds.
+
+    Attributes:
+        batch: requests that the engines work on together.
+        ahead: further requests that they may be given beforehand.
+    """
+
+    def __init__(
+        self,
+        weight_of: Callable[[str, str | None], float],
+        window_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._weight_of, self.batch, self.ahead = weight_of, 1, 0
+        self._window_s, self._clock = window_s, clock
+        self._all: _Node[Given] = _Node(None, "")
+        self._counts = itertools.count()
+
+    @property
+    def places(self) -> int:
+        """Requests that wait or that the engine has."""
+        return self._all.places
+
+    @property
+    def bytes(self) -> int:
+        """Memory of those."""
+        return self._all.bytes
+
+    @property
+    def given(self) -> int:
+        """Requests that the engine has."""
+        return self._all.given
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._all.waits
+
+    def taken(self, lane: Lane) -> tuple[int, int, int]:
+        """Places of a tenant, of its device and of its session."""
+        nodes = list(self._path(lane))
+        tenant, device, session, *_ = [node.places for node in nodes[1:]] + [0, 0, 0]
+        return tenant, device, session
+
+    # ------------------------------------------------------------------ in and out
+
+    def add(self, item: Given, first: bool = False) -> None:
+        """Take a request into its session's queue.
+
+        Args:
+            item: the request.
+            first: whether it was here before: it comes before the others of its session. If they
+                are none, its session comes behind those who stayed.
+        """
+        now, node = self._clock(), self._all
+        way = [node]
+        for depth, name in enumerate(item.lane):
+            inner = node.nodes.get(name)
+            if inner is None:
+                inner = node.nodes[name] = _Node(node, name)
+                if depth == 2:
+                    inner.queues = (OrderedDict(), OrderedDict(), OrderedDict())
+            if not inner.places:
+                self._weigh(inner, item.lane, depth)
+            self._seen(inner, now)
+            way.append(inner)
+            node = inner
+        queue = node.queues[item.rank]
+        queue[item] = None
+        if first:
+            queue.move_to_end(item, last=False)
+        for node in way:
+            if not node.waits and node.outer is not None:
+                late = 1.0 / node.weight if first else 0.0
+                node.start = max(node.start, node.outer.clock + late)
+                node.outer.eager += node.weight
+            node.waiting[item.rank] += 1
+            node.places += 1
+            node.bytes += item.bytes
+            self._list(node)
+
+    def remove(self, item: Given) -> None:
+        """Take a request out: of the queue, or of those that the engine has."""
+        nodes = list(self._path(item.lane))
+        waited = nodes[-1].queues[item.rank].pop(item, False) is None
+        for node in nodes:
+            node.places -= 1
+            node.bytes -= item.bytes
+            if waited:
+                self._waits_no_more(node, item.rank)
+            else:
+                node.given -= 1
+
+    def back(self, item: Given) -> None:
+        """Count a request among those that the engine has, though it did not wait."""
+        now = self._clock()
+        self.add(item)
+        nodes = list(self._path(item.lane))
+        del nodes[-1].queues[item.rank][item]
+        for node in nodes:
+            self._waits_no_more(node, item.rank)
+            node.given += 1
+            self._seen(node, now)
+
+    # ------------------------------------------------------------------ turns
+
+    def next(self, may_go: Callable[[Given], bool]) -> Given | None:
+        """The request whose turn it is; the engine has it from now on.
+
+        Args:
+            may_go: whether the engine can take a request now.
+        """
+        everyone = self._all
+        if not everyone.waits or everyone.given >= self.batch + self.ahead:
+            return None
+        item = self._pick(everyone, self.batch, self.ahead, may_go)
+        if item is None:
+            return None
+        for node in self._path(item.lane):
+            outer = node.outer
+            if outer is not None and not item.charged:
+                node.start = max(node.start, outer.clock)
+                if item.rank != ALARM or len(outer.nodes) == 1:
+                    outer.clock = node.start
+                node.start += 1.0 / node.weight
+            node.turns += 1
+            self._waits_no_more(node, item.rank)
+            node.given += 1
+        del node.queues[item.rank][item]
+        item.charged = True
+        return item
+
+    def ahead_of(self, lane: Lane, rank: int) -> float:
+        """About how many requests have their turn before a new one of this class."""
+        nodes = list(self._path(lane))
+        need = 1.0
+        if len(nodes) == 4:
+            need += sum(nodes[3].waiting[: rank + 1])
+        for depth in (2, 1, 0):
+            if depth >= len(nodes):
+                continue
+            outer = nodes[depth]
+            inner = nodes[depth + 1] if depth + 1 < len(nodes) else None
+            weight = inner.weight if inner is not None else 1.0
+            eager = outer.eager + (0.0 if inner is not None and inner.waits else weight)
+            need = min(need * eager / weight, sum(outer.waiting[: rank + 1]) + 1.0)
+        return need - 1.0
+
+    def gives_way(self, item: Given, most_places: int, most_bytes: int) -> Given | None:
+        """The request that loses its place to a new one; None if the new one has to go away.
+
+        Whoever holds most, by weight, loses its newest one of the lowest class, if it holds more
+        than the newcomer would. Within its own session a request gives way to a higher class.
+        """
+
+        def fill(node: _Node[Given], places: int = 0, size: int = 0) -> float:
+            share = max((node.places + places) / most_places, (node.bytes + size) / most_bytes)
+            return share / node.weight
+
+        node = self._all
+        for name in item.lane:
+            most = max((n for n in node.nodes.values() if n.waits), key=fill, default=None)
+            mine = node.nodes.get(name)
+            own = fill(mine if mine is not None else _Node(node, ""), 1, item.bytes)
+            if most is not None and most is not mine and fill(most) > own:
+                while most.nodes:
+                    most = max((n for n in most.nodes.values() if n.waits), key=fill)
+                return self._newest(most, ALARM)
+            if mine is None:
+                return None
+            node = mine
+        return self._newest(node, item.rank + 1)
+
+    def _newest(self, session: _Node[Given], least: int) -> Given | None:
+        for queue in reversed(session.queues[least:]):
+            if queue:
+                return next(reversed(queue))
+        return None
+
+    def _pick(
+        self, outer: _Node[Given], batch: float, ahead: float, may_go: Callable[[Given], bool]
+    ) -> Given | None:
+        """The next request within a node that has a share of the engine's places."""
+        if outer.queues:
+            return next((i for queue in outer.queues for i in queue if may_go(i)), None)
+        self._expire(outer)
+        ranks = [ALARM, NORMAL, BACKGROUND]
+        if outer.turns % _BACKGROUND_TURNS == _BACKGROUND_TURNS - 1:
+            ranks = [BACKGROUND, ALARM, NORMAL]
+        for rank in ranks:
+            if outer.waiting[rank] or rank == NORMAL:
+                found = self._pick_of(outer, rank, batch, ahead, may_go)
+                if found is not None:
+                    return found
+        return None
+
+    def _pick_of(
+        self,
+        outer: _Node[Given],
+        rank: int,
+        batch: float,
+        ahead: float,
+        may_go: Callable[[Given], bool],
+    ) -> Given | None:
+        heap = outer.order[rank]
+        aside: list[tuple[float, int, _Node[Given]]] = []
+        found = None
+        while heap and found is None:
+            start, count, node = heap[0]
+            if not node.lists(rank):
+                heapq.heappop(heap)
+                node.listed[rank] = False
+            elif start != node.start:
+                heapq.heapreplace(heap, (node.start, count, node))
+            else:
+                early = (node.start - outer.clock) * node.weight
+                if rank != ALARM or early < _ALARMS_AHEAD:
+                    most = self._share(outer, node, batch, ahead)
+                    more = _ALARMS_MORE if node.waiting[ALARM] and early < _ALARMS_AHEAD else 0
+                    if node.given < max(1, int(sum(most) + 1e-9)) + more:
+                        found = self._pick(node, *most, may_go)
+                if found is None:
+                    aside.append(heapq.heappop(heap))
+        for entry in aside:
+            heapq.heappush(heap, entry)
+        return found
+
+    def _share(
+        self, outer: _Node[Given], node: _Node[Given], batch: float, ahead: float
+    ) -> tuple[float, float]:
+        """A node's share of the batch, and of what the engine is given beforehand.
+
+        Of the latter only as far as others wait too: one who waits alone would be in their way.
+        """
+        others = outer.active - node.weight
+        if others <= 1e-9 or not self._window_s:
+            return batch, ahead
+        share = node.weight / outer.active
+        eager = outer.eager - (node.weight if node.waits else 0.0)
+        return batch * share, ahead * share * min(1.0, eager / others)
+
+    # ------------------------------------------------------------------ nodes
+
+    def _path(self, lane: Lane) -> Iterator[_Node[Given]]:
+        """The nodes from all to the session, as far as there are any."""
+        node: _Node[Given] | None = self._all
+        yield self._all
+        for name in lane:
+            node = node.nodes.get(name) if node is not None else None
+            if node is None:
+                return
+            yield node
+
+    def _weigh(self, node: _Node[Given], lane: Lane, depth: int) -> None:
+        """Ask for its weight, which may have changed."""
+        weight = 1.0
+        if depth < 2:
+            weight = max(1e-3, self._weight_of(lane.tenant, lane.device if depth else None))
+        if weight != node.weight and node.outer is not None:
+            if node in node.outer.recent:
+                node.outer.active += weight - node.weight
+            node.weight = weight
+
+    def _list(self, node: _Node[Given]) -> None:
+        if node.outer is None:
+            return
+        for rank in (ALARM, NORMAL, BACKGROUND):
+            if not node.listed[rank] and node.lists(rank):
+                node.listed[rank] = True
+                heapq.heappush(node.outer.order[rank], (node.start, next(self._counts), node))
+
+    def _waits_no_more(self, node: _Node[Given], rank: int) -> None:
+        node.waiting[rank] -= 1
+        if node.outer is not None and not node.waits:
+            node.outer.eager -= node.weight
+        if not node.waits:
+            node.eager = 0.0  # whatever rounding left
+
+    def _seen(self, node: _Node[Given], now: float) -> None:
+        outer = node.outer
+        if outer is None:
+            return
+        if node not in outer.recent:
+            outer.active += node.weight
+        outer.recent[node] = now + self._window_s
+        outer.recent.move_to_end(node)
+
+    def _expire(self, outer: _Node[Given]) -> None:
+        """Forget who within has nothing here and was not active lately."""
+        now = self._clock()
+        for _ in range(len(outer.recent)):
+            node, until = next(iter(outer.recent.items()))
+            if until > now:
+                break
+            if node.places:
+                outer.recent[node] = now + self._window_s
+                outer.recent.move_to_end(node)
+                continue
+            del outer.recent[node], outer.nodes[node.name]
+            outer.active = outer.active - node.weight if outer.recent else 0.0
+        for rank, heap in enumerate(outer.order):  # entries of those forgotten
+            if len(heap) > 2 * len(outer.nodes) + 16:
+                for _, _, node in heap:
+                    node.listed[rank] = node.lists(rank)
+                heap[:] = [entry for entry in heap if entry[2].listed[rank]]
+                heapq.heapify(heap)
