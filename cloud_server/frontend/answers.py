@@ -12,13 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cloud_server.frontend.admission import Request
+from cloud_server.frontend.memory import Room
+from cloud_server.frontend.turns import NORMAL
+from cloud_server.identity.caller import ANYONE
 from cloud_server.frontend.crowd import Crowd
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 _ENTRY_BYTES = 1024
-Key = tuple[bytes, bytes]
-"""Session id and request id."""
+Owner = tuple[str, str]
+"""A tenant, and in it a device or `key:` and a key's name: who asked."""
+NOBODY: Owner = (ANYONE.tenant, ANYONE.name)
+Key = tuple[Owner, bytes, bytes]
+"""Who asked, session id and request id."""
 Listener = Callable[[pb.InferEvent], None]
 
 
@@ -33,6 +39,9 @@ class Computation:
         digest: digest of its frame's bytes; empty for a question about a scene that is held.
 
     Attributes:
+        owner: who asked: nobody else gets its answer by the same ids.
+        rank: its class (`turns`).
+        wait_s: time until its deadline when it came, seconds; None for none.
         request: what admission holds for it.
     """
 
@@ -53,6 +62,8 @@ class Computation:
         self.warnings: list[str] = []
         self.moments_score = math.nan
         self.prompt_tokens = 0
+        self.owner, self.rank = NOBODY, NORMAL
+        self.wait_s: float | None = None
         self.request: Request | None = None
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []
@@ -122,19 +133,26 @@ class _Remembered:
 class Answers:
     """The computations under way and a bounded memory of answers.
 
-    When it is full, the session that has most answers in it loses its longest unused one.
+    When it is full, the largest tenant loses, in it the largest device, and in that the session
+    that has most answers its longest unused one.
 
     Args:
         most: answers remembered.
         most_bytes: bound for all of them together.
+        memory: where their bytes are counted.
     """
 
-    def __init__(self, most: int, most_bytes: int) -> None:
+    def __init__(self, most: int, most_bytes: int, memory: Room | None = None) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self.bytes = 0
+        self._memory = Room() if memory is None else memory
         self._running: dict[Key, Computation] = {}
         self._answers: dict[Key, _Remembered] = {}
         self._order: Crowd[Key] = Crowd()
+
+    @property
+    def bytes(self) -> int:
+        """Of all answers together."""
+        return self._memory.total
 
     @property
     def running(self) -> int:
@@ -148,13 +166,14 @@ class Answers:
         frame_number: int,
         question: str,
         digest: bytes = b"",
+        owner: Owner = NOBODY,
     ) -> Computation | pb.Answer | None:
         """A request's computation, its answer (marked as from memory), or nothing.
 
         Raises:
             FrameMalformedError: the id belongs to another question or frame of this session.
         """
-        key = (session, request_id)
+        key = (owner, session, request_id)
         running = self._running.get(key)
         known = running or self._answers.get(key)
         if known is None:
@@ -180,11 +199,11 @@ class Answers:
 
     def begin(self, session: bytes, computation: Computation) -> None:
         """Note that a computation is under way."""
-        self._running[session, computation.request_id] = computation
+        self._running[computation.owner, session, computation.request_id] = computation
 
     def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
         """Note that a computation is over; an answer, if there is one, is remembered."""
-        key = (session, computation.request_id)
+        key = (computation.owner, session, computation.request_id)
         self._running.pop(key, None)
         if answer is None:
             return
@@ -193,18 +212,18 @@ class Answers:
             computation.frame_number, computation.question, computation.digest, answer
         )
         self._answers[key] = kept
-        self._order.add((session.hex(),), key)
-        self.bytes += kept.bytes
+        self._order.add((*computation.owner, session.hex()), key, kept.bytes)
+        self._memory.add(computation.owner[0], kept.bytes)
         while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
             self._drop(self._order.next_to_go())
 
-    def forget(self, session: bytes) -> None:
+    def forget(self, session: bytes, owner: Owner = NOBODY) -> None:
         """Forget the answers of a session that is over."""
-        for key in self._order.of(session.hex()):
+        for key in self._order.of(*owner, session.hex()):
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
         dropped = self._answers.pop(key, None)
         if dropped is not None:
             self._order.remove(key)
-            self.bytes -= dropped.bytes
+            self._memory.add(key[0][0], -dropped.bytes)

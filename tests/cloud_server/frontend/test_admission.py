@@ -25,7 +25,7 @@ class Link:
         self.given: list[Job] = []
         self.sinks: dict[int, Sink] = {}
         self.told: list[object] = []
-        self.up = True
+        self.up, self.engines_up = True, 1
 
     async def submit(self, job: Job, sink: Sink) -> None:
         if not self.up:
