@@ -10,7 +10,20 @@ from prometheus_client import CollectorRegistry
 from protos.process.metrics import BYTES, RATIO, MetricSet
 
 STAGES = ("queue", "decode", "project", "inject", "prefill", "generate", "compress")
-OVERLOADS = ("credit", "share", "queue", "pushed_out", "pictures", "negotiations", "enrolments")
+OVERLOADS = (
+    "credit",
+    "share",
+    "concurrent",
+    "requests_quota",
+    "bytes_quota",
+    "wait",
+    "queue",
+    "pushed_out",
+    "outbox",
+    "pictures",
+    "negotiations",
+    "enrolments",
+)
 ENROLMENTS = ("enrolled", "renewed", "refused")
 LEFT = ("cancelled", "deadline", "lost", "never_back", "stopped")
 _SECONDS = (
@@ -185,6 +198,13 @@ class Metrics(MetricSet):
         )
         self.engine_up = self.gauge("engine_up", "1 while the engine takes requests")
         self.queue_depth = self.gauge("queue_depth", "Requests held for the engine, unanswered")
+        self.queue_wait = self.gauge(
+            "queue_wait_seconds",
+            "Estimate: how long the requests that wait now take to be given to the engines",
+        )
+        self.pace = self.gauge(
+            "requests_ended_per_second", "Rate at which requests end while others wait, measured"
+        )
         self.left_queue = self.gauge(
             "left_queue_depth", "Requests whose callers are gone and may come back"
         )

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from cloud_server.exposure import Exposure
+from cloud_server.state.quota import Quota
 from projector.bundle.keys import TrustedKeys
 from protos.errors import BundleMissingError, ConfigError, ModelError
 from protos.limits import Limits
@@ -87,6 +88,51 @@ class Settings(Exposure):
     )
     queue_requests: int = Field(
         256, ge=1, le=1_000_000, description="requests held at once; more are refused (overloaded)"
+    )
+    queue_memory_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="memory of the requests held, in bytes"
+    )
+    queue_s: float = Field(
+        10.0,
+        gt=0.0,
+        le=3600.0,
+        description="longest time that a request should wait for its turn, seconds; one that would "
+        "wait longer is refused at once, with the time when to come again",
+    )
+    active_s: float = Field(
+        1.0,
+        ge=0.0,
+        le=3600.0,
+        description="how long a device counts as active after a request, seconds: as long as "
+        "others are active, none has more requests at the engine than its share; 0 gives whatever "
+        "is free to whoever asks",
+    )
+    device_requests_per_s: float = Field(
+        200.0, ge=0.0, le=1e6, description="requests of one device a second; 0 for no bound"
+    )
+    device_bytes_per_s: float = Field(
+        float(8 << 20),
+        ge=0.0,
+        le=1e12,
+        description="bytes that one device may send a second; 0 for no bound",
+    )
+    device_concurrent: int = Field(
+        128,
+        ge=0,
+        le=1_000_000,
+        description="requests of one device under way at once; 0 for no bound",
+    )
+    tenant_requests_per_s: float = Field(
+        0.0, ge=0.0, le=1e6, description="requests of one tenant a second; 0 for no bound"
+    )
+    tenant_bytes_per_s: float = Field(
+        0.0, ge=0.0, le=1e12, description="bytes that one tenant may send a second; 0 for no bound"
+    )
+    tenant_concurrent: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="requests of one tenant under way at once; 0 for no bound",
     )
     session_requests: int = Field(
         64, ge=1, le=1_000_000, description="requests of one session held at once"
@@ -319,6 +365,26 @@ class Settings(Exposure):
         if value.lstrip().startswith("["):
             return json.loads(value)
         return [part for part in value.split(os.pathsep) if part]
+
+    @property
+    def device_quota(self) -> Quota:
+        """What a device may ask for, unless the database says otherwise."""
+        return Quota(
+            requests_per_s=self.device_requests_per_s,
+            bytes_per_s=self.device_bytes_per_s,
+            byte_burst=max(2 * self.device_bytes_per_s, self.limits.max_request_bytes),
+            concurrent=self.device_concurrent,
+            scenes=self.device_scenes,
+        )
+
+    @property
+    def tenant_quota(self) -> Quota:
+        """What a tenant's devices may ask for together, unless the database says otherwise."""
+        return Quota(
+            requests_per_s=self.tenant_requests_per_s,
+            bytes_per_s=self.tenant_bytes_per_s,
+            concurrent=self.tenant_concurrent,
+        )
 
     @property
     def limits(self) -> Limits:

@@ -25,6 +25,7 @@ from cloud_server.api.models import Models
 from cloud_server.api.visit import Visit, visit_of
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.ask import Application, Asker
+from cloud_server.frontend.gate import owner_of
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics
@@ -135,6 +136,7 @@ class Chat:
         risk = scene.risk_of(text)
         require_risk(risk, body.max_risk)
         made = Computation(visit.request_id, scene.frame_number, text, received_ns)
+        made.owner = owner_of(visit.caller)
         made.distortion, made.fallback = scene.distortion, scene.fallback
         made.warnings, made.moments_score = list(scene.warnings), scene.moments_score
         self._asker.begin(asked_about(scene), made, limit)
@@ -153,6 +155,7 @@ class Chat:
         caller: Caller = visit.caller
         number = next(self._pictures) % (1 << 32)
         made = Computation(visit.request_id, number, text, received_ns)
+        made.owner = owner_of(caller)
         asked = Application(picture_session(caller.tenant, caller.name))
         self._asker.begin(asked, made, limit, about.file)
         return Question(made, None, 0.0, model, limit, stop)

@@ -21,6 +21,7 @@ from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
 from cloud_server.state.location import open_store
+from cloud_server.state.quota import Quota
 from cloud_server.state.store import Store
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ForbiddenError
@@ -57,6 +58,7 @@ class Access:
         self._refusals = Refusals(metrics, log, self._few)
         self._tasks: list[asyncio.Task[None]] = []
         self._reminded_s = 0.0
+        self._without = Quota(scenes=settings.device_scenes)
         self.store: Store | None = None
         self.live: LiveDirectory | None = None
         self.tls: ServerTls | None = None
@@ -72,7 +74,7 @@ class Access:
         if settings.directory is None:
             return
         self.store = store = open_store(settings.database, settings.directory)
-        self.live = live = LiveDirectory(store)
+        self.live = live = LiveDirectory(store, settings.device_quota, settings.tenant_quota)
         metrics.directory_stale.set_function(live.stale_seconds)
         if not settings.secure:
             return
@@ -100,6 +102,12 @@ class Access:
     def open_calls(self) -> int:
         """Calls of known callers that are open."""
         return 0 if self._calls is None else len(self._calls)
+
+    def quota_of(self, tenant: str, device: str | None) -> Quota:
+        """The quota of a device, or (None) of a tenant, now."""
+        if self.live is None or not self.identities.required:
+            return self._without
+        return self.live.now.quota(tenant, device)
 
     def guarded(
         self, methods: Mapping[str, grpc.RpcMethodHandler]

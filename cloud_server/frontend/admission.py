@@ -35,14 +35,12 @@ from cloud_server.engine.link import Sink
 from cloud_server.frontend.dispatch import Dispatch
 from cloud_server.frontend.memory import Room
 from cloud_server.frontend.pace import Pace
+from cloud_server.frontend.quotas import QuotaOf
 from cloud_server.frontend.turns import NORMAL, Item, Lane, Turns
-from cloud_server.state.quota import Quota
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 
 _REQUEST_BYTES = 4096
 """Memory of a request beside its frame and question, with its share of the tables around it."""
-QuotaOf = Callable[[str, str | None], Quota]
-"""The quota of a tenant's device, or (None) of the tenant."""
 
 
 @dataclass(eq=False)

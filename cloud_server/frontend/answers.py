@@ -10,17 +10,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cloud_server.frontend.admission import Request
+from cloud_server.frontend.crowd import Crowd
 from cloud_server.frontend.memory import Room
 from cloud_server.frontend.turns import NORMAL
 from cloud_server.identity.caller import ANYONE
-from cloud_server.frontend.crowd import Crowd
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 _ENTRY_BYTES = 1024
-Owner = tuple[str, str]
+Id: TypeAlias = bytes
+Owner: TypeAlias = tuple[str, str]
 """A tenant, and in it a device or `key:` and a key's name: who asked."""
 NOBODY: Owner = (ANYONE.tenant, ANYONE.name)
 Key = tuple[Owner, bytes, bytes]
@@ -161,11 +163,11 @@ class Answers:
 
     def find(
         self,
-        session: bytes,
-        request_id: bytes,
+        session: Id,
+        request_id: Id,
         frame_number: int,
         question: str,
-        digest: bytes = b"",
+        digest: Id = b"",
         owner: Owner = NOBODY,
     ) -> Computation | pb.Answer | None:
         """A request's computation, its answer (marked as from memory), or nothing.
@@ -197,11 +199,11 @@ class Answers:
         answer.ClearField("timings")
         return answer
 
-    def begin(self, session: bytes, computation: Computation) -> None:
+    def begin(self, session: Id, computation: Computation) -> None:
         """Note that a computation is under way."""
         self._running[computation.owner, session, computation.request_id] = computation
 
-    def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
+    def end(self, session: Id, computation: Computation, answer: pb.Answer | None) -> None:
         """Note that a computation is over; an answer, if there is one, is remembered."""
         key = (computation.owner, session, computation.request_id)
         self._running.pop(key, None)
@@ -217,7 +219,7 @@ class Answers:
         while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
             self._drop(self._order.next_to_go())
 
-    def forget(self, session: bytes, owner: Owner = NOBODY) -> None:
+    def forget(self, session: Id, owner: Owner = NOBODY) -> None:
         """Forget the answers of a session that is over."""
         for key in self._order.of(*owner, session.hex()):
             self._drop(key)

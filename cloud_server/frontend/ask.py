@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from cloud_server.engine.jobs import Job
-from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.answers import Computation, Owner
+from cloud_server.frontend.gate import Gate, owner_of
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Asked, Stream, Teller
@@ -43,6 +45,8 @@ class Asker:
         teller: hears the engine.
         metrics: what is counted.
         refusals: where refusals are counted.
+        gate: lets callers in.
+        quotas: charges them.
     """
 
     def __init__(
@@ -53,7 +57,10 @@ class Asker:
         teller: Teller,
         metrics: Metrics,
         refusals: Refusals,
+        gate: Gate,
+        quotas: Quotas,
     ) -> None:
+        self._gate, self._quotas = gate, quotas
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
         self._teller, self._metrics, self._refusals = teller, metrics, refusals
 
@@ -64,13 +71,16 @@ class Asker:
         stream = Stream()
         noted = False
         try:
+            caller = self._gate.asker(context)
             request = parse_ask_request(raw, self._limits)
-            session = self._sessions.get(request.session_id)
+            session = self._sessions.get(request.session_id, caller)
+            owner = session.owner if caller.kind == "anyone" else owner_of(caller)
+            self._quotas.charge(*owner, len(raw))
             self._sessions.check(request, session)
             self._metrics.questions.labels("ask").inc()
             frame_number = request.frame_number
             known = self._under_way.answers.find(
-                session.id, request.request_id, frame_number, request.question
+                session.id, request.request_id, frame_number, request.question, owner=owner
             )
             if isinstance(known, pb.Answer):
                 self._metrics.answers_from_memory.inc()
@@ -79,7 +89,7 @@ class Asker:
                 )
                 return
             if known is None:
-                known = self._begin(request, session, received_ns)
+                known = self._begin(request, session, owner, context, received_ns)
             else:
                 self._under_way.join(known)
             noted = True  # by `Teller.hear`
@@ -90,10 +100,18 @@ class Asker:
         finally:
             self._under_way.leave(stream.abandon(), context)
 
-    def _begin(self, request: pb.AskRequest, session: Session, received_ns: int) -> Computation:
+    def _begin(
+        self,
+        request: pb.AskRequest,
+        session: Session,
+        owner: Owner,
+        context: Any,
+        received_ns: int,
+    ) -> Computation:
         made = Computation(request.request_id, request.frame_number, request.question, received_ns)
         report = self._sessions.report(session, request.frame_number)
         made.distortion, made.fallback, made.warnings, made.moments_score = report
+        made.owner, made.wait_s = owner, context.time_remaining()
         self.begin(session, made, request.max_new_tokens or self._limits.max_new_tokens)
         return made
 

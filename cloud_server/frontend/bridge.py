@@ -17,7 +17,10 @@ from cloud_server.frontend.access import Access
 from cloud_server.frontend.ask import Asker
 from cloud_server.frontend.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
+from cloud_server.frontend.gate import Gate
+from cloud_server.frontend.memory import Memory
 from cloud_server.frontend.negotiate import Negotiator
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.scenes import HeldScenes
@@ -46,6 +49,7 @@ class Bridge:
     Attributes:
         asker: answers questions about scenes that are held.
         under_way: gives requests to the engine.
+        quotas: charges every request.
     """
 
     def __init__(
@@ -59,24 +63,29 @@ class Bridge:
     ) -> None:
         self._access = access
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
+        self.quotas = quotas = Quotas(access.quota_of)
+        gate, memory = Gate(access.identities), Memory(metrics)
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
-        self.under_way = under_way = UnderWay(settings, dispatch, metrics)
+        self.under_way = under_way = UnderWay(settings, dispatch, metrics, access.quota_of, memory)
         self._sessions = sessions = Sessions(
             settings.sessions,
             settings.fresh_sessions,
             settings.session_memory_bytes,
             self._session_dropped,
+            memory.room("sessions"),
         )
         metrics.sessions.set_function(lambda: len(sessions))
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(metrics, log, few)
         teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
-        self._negotiator = Negotiator(settings, sessions, metrics, refusals, log, few)
+        self._negotiator = Negotiator(settings, sessions, metrics, refusals, log, few, gate, quotas)
         self._receiver = Receiver(
-            settings, sessions, under_way, teller, metrics, refusals, log, few
+            settings, sessions, under_way, teller, metrics, refusals, log, few, gate, quotas
         )
-        self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals)
-        self._feedback = FeedbackSender(limits, sessions, under_way, metrics, refusals, log)
+        self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals, gate, quotas)
+        self._feedback = FeedbackSender(
+            limits, sessions, under_way, metrics, refusals, log, gate, quotas
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -155,7 +164,7 @@ class Bridge:
 
     def _session_dropped(self, session: Session) -> None:
         """A session was pushed out by others, or its bundle is gone: keep nothing of it."""
-        self.under_way.forget(session.id)
+        self.under_way.forget(session.id, session.owner)
         self._metrics.sessions_dropped.inc()
 
     def _more(self, name: str, count: int) -> None:

@@ -9,32 +9,35 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key")
+_NONE: Any = {}  # never written to, like the next two
+_NOTHING: Any = []
+_NO_NAMES: Any = OrderedDict()
 Path = tuple[str, ...]
 """Names of an owner, from the outermost on; the same number of them in all of a store."""
 
 
-@dataclass(eq=False)
 class _Owner(Generic[Key]):
     """A tenant, a device, a session.
 
     Attributes:
         cost: of all its names together.
         used: when one of them was used last (a count).
-        owners: the owners within it, by name; empty for an innermost one.
-        names: with the cost of each, the longest unused first; empty for an outer one.
+        owners: the owners within it, by name.
+        names: with the cost of each, the longest unused first; of an innermost one.
         order: `(-cost, used, name)` of the owners within, a heap. An entry may be out of date: then
             the owner has become smaller, or was used, since. What has grown has a newer entry.
     """
 
-    cost: int = 0
-    used: int = 0
-    owners: dict[str, _Owner[Key]] = field(default_factory=dict)
-    names: OrderedDict[Key, int] = field(default_factory=OrderedDict)
-    order: list[tuple[int, int, str]] = field(default_factory=list)
+    __slots__ = ("cost", "names", "order", "owners", "used")
+
+    def __init__(self, innermost: bool) -> None:
+        self.cost = self.used = 0
+        self.owners: dict[str, _Owner[Key]] = _NONE if innermost else {}
+        self.names: OrderedDict[Key, int] = OrderedDict() if innermost else _NO_NAMES
+        self.order: list[tuple[int, int, str]] = _NOTHING if innermost else []
 
     def largest(self) -> _Owner[Key]:
         """The largest owner within, the longest unused if there are several."""
@@ -50,7 +53,7 @@ class _Owner(Generic[Key]):
 
     def grown(self, name: str) -> None:
         """Note that an owner within has grown."""
-        if len(self.order) > 4 * len(self.owners) + 16:
+        if len(self.order) > 2 * len(self.owners):
             self.order = [(-o.cost, o.used, key) for key, o in self.owners.items()]
             heapq.heapify(self.order)
         else:
@@ -62,7 +65,7 @@ class Crowd(Generic[Key]):
     """Names of nested owners, in the order of their last use. Every call takes about log time."""
 
     def __init__(self) -> None:
-        self._all: _Owner[Key] = _Owner()
+        self._all: _Owner[Key] = _Owner(innermost=False)
         self._path_of: dict[Key, Path] = {}
         self._uses = itertools.count(1)
 
@@ -81,8 +84,11 @@ class Crowd(Generic[Key]):
         """Take a new name of an owner."""
         self._path_of[key] = path
         owner, way = self._all, [self._all]
-        for name in path:
-            owner = owner.owners.setdefault(name, _Owner())
+        for depth, name in enumerate(path, start=1):
+            inner = owner.owners.get(name)
+            if inner is None:
+                inner = owner.owners[name] = _Owner(innermost=depth == len(path))
+            owner = inner
             way.append(owner)
         owner.names[key] = cost
         use = next(self._uses)

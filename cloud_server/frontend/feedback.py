@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from cloud_server.engine.jobs import Compressed, Job
+from cloud_server.frontend.gate import Gate
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
@@ -33,6 +35,8 @@ class FeedbackSender:
         metrics: what is counted.
         refusals: where refusals are counted.
         log: a bound logger.
+        gate: lets devices in.
+        quotas: charges them.
     """
 
     def __init__(
@@ -43,7 +47,10 @@ class FeedbackSender:
         metrics: Metrics,
         refusals: Refusals,
         log: Logger,
+        gate: Gate,
+        quotas: Quotas,
     ) -> None:
+        self._gate, self._quotas = gate, quotas
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
         self._metrics, self._refusals, self._log = metrics, refusals, log
 
@@ -52,8 +59,10 @@ class FeedbackSender:
         received_ns = time.monotonic_ns()
         self._metrics.received_bytes.labels("feedback").inc(len(raw))
         try:
+            caller = self._gate.device(context)
             request = parse_feedback_request(raw)
-            session = self._sessions.get(request.session_id)
+            session = self._sessions.get(request.session_id, caller)
+            self._quotas.charge(*session.owner, len(raw))
             self._sessions.check(request, session)
             constants = session.feedback_constants
             point = point_of(session.terms.feedback, request.point)
@@ -68,7 +77,7 @@ class FeedbackSender:
                 bundle=session.offer.bundle_digest,
                 feedback=point.index,
             )
-            said = await self._under_way.wait_for(job)
+            said = await self._under_way.wait_for(job, session.owner)
             if not isinstance(said, Compressed):
                 raise EngineUnavailableError("the engine sent something else back; ask again")
             response = self._response(said, session, request, point, constants)

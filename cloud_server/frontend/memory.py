@@ -1,4 +1,4 @@
-"""How many bytes each tenant takes in each of the front end's stores, for bounds and for /metrics."""
+"""How many bytes each tenant takes in each store of the front end: for bounds and /metrics."""
 
 from __future__ import annotations
 

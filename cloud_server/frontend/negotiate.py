@@ -8,7 +8,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from cloud_server.frontend.gate import Gate
 from cloud_server.frontend.peers import address_of
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.metrics import Metrics
@@ -22,6 +24,7 @@ from protos.errors import (
     OverloadedError,
     ProtocolVersionError,
 )
+from protos.identity import NAME, NAME_RULE
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import points_to_json
@@ -42,6 +45,8 @@ class Negotiator:
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
+        gate: lets devices in.
+        quotas: charges them.
 
     Attributes:
         leaving: the service ends; sessions are opened elsewhere.
@@ -55,7 +60,10 @@ class Negotiator:
         refusals: Refusals,
         log: Logger,
         few: Throttle,
+        gate: Gate,
+        quotas: Quotas,
     ) -> None:
+        self._gate, self._quotas = gate, quotas
         self._limits, self._per_s = settings.limits, settings.negotiations_per_s
         self._openings = Buckets(self._per_s, settings.negotiation_burst)
         self._sessions, self._metrics, self._refusals = sessions, metrics, refusals
@@ -68,8 +76,14 @@ class Negotiator:
         try:
             if self.leaving:
                 raise EngineUnavailableError("this service is going down; negotiate elsewhere")
-            self._charge(peer)
+            caller = self._gate.device(context)
+            known_caller = caller.kind != "anyone"
+            self._charge(f"{caller.tenant}/{caller.name}" if known_caller else peer)
             request = _read_negotiate(raw)
+            if known_caller:
+                self._quotas.charge(caller.tenant, caller.name, len(raw))
+            elif request.device and not NAME.fullmatch(request.device):
+                raise FrameMalformedError(f"device {request.device[:80]!r}: {NAME_RULE}")
             source = KVLayout.from_json(request.source_layout_json)
             if request.source_settings_digest:
                 source = replace(source, settings_digest=request.source_settings_digest)
@@ -78,7 +92,9 @@ class Negotiator:
                 raise FrameMalformedError(
                     f"bundle_digest has {len(known)} characters; SHA-256 in hex has {_DIGEST_CHARS}"
                 )
-            session = self._sessions.open(source, list(request.codecs), known, peer)
+            session = self._sessions.open(
+                source, list(request.codecs), known, peer, caller, request.device
+            )
         except BridgeError as error:
             await self._refusals.abort(context, error, "Negotiate")
         offer = session.offer
@@ -88,6 +104,8 @@ class Negotiator:
                 "session opened",
                 session=session.id.hex(),
                 peer=peer,
+                tenant=session.owner[0],
+                device=session.owner[1],
                 bundle=offer.bundle_id,
                 bundle_version=offer.bundle_version,
                 model=source.model_id,
@@ -96,11 +114,11 @@ class Negotiator:
             )
         return self._response(session)
 
-    def _charge(self, peer: str) -> None:
-        wait_s = self._openings.take(peer)
+    def _charge(self, whose: str) -> None:
+        wait_s = self._openings.take(whose)
         if wait_s:
             raise OverloadedError(
-                f"too many sessions are being opened from {peer} (more than "
+                f"too many sessions are being opened by {whose} (more than "
                 f"{self._per_s:g} a second): try again in {wait_s:.1f} s",
                 retry_after_s=wait_s,
                 cause="negotiations",
@@ -131,7 +149,10 @@ class Negotiator:
                 request = pb.FetchEncoderRequest.FromString(raw)
             except DecodeError as error:
                 raise FrameMalformedError(f"not a FetchEncoderRequest: {error}") from error
-            offer = self._sessions.get(request.session_id).offer
+            caller = self._gate.device(context)
+            session = self._sessions.get(request.session_id, caller)
+            self._quotas.charge(*session.owner, len(raw))
+            offer = session.offer
             halves = {offer.encoder_digest: offer.encoder}
             if offer.feedback_decoder:
                 halves[offer.feedback_decoder_digest] = offer.feedback_decoder

@@ -17,10 +17,14 @@ from google.protobuf.message import DecodeError
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.gate import Gate
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Outbox, Stream, Teller
+from cloud_server.frontend.turns import RANKS
 from cloud_server.frontend.under_way import LEAVING, UnderWay
+from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
@@ -57,6 +61,8 @@ class Receiver:
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
+        gate: lets devices in.
+        quotas: charges them.
     """
 
     def __init__(
@@ -69,7 +75,10 @@ class Receiver:
         refusals: Refusals,
         log: Logger,
         few: Throttle,
+        gate: Gate,
+        quotas: Quotas,
     ) -> None:
+        self._gate, self._quotas = gate, quotas
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
@@ -88,7 +97,9 @@ class Receiver:
         session_id = metadata.get(SESSION_METADATA_KEY, b"")
         try:
             self._under_way.require_staying()
-            session = self._sessions.get(session_id if isinstance(session_id, bytes) else b"")
+            caller = self._gate.device(context)
+            named = session_id if isinstance(session_id, bytes) else b""
+            session = self._sessions.get(named, caller)
             self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Infer")
@@ -99,7 +110,7 @@ class Receiver:
             missing = "no Events call is open in this session: open one first"
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
         stream = Stream(apart)
-        reader = asyncio.create_task(self._read(requests, stream, session))
+        reader = asyncio.create_task(self._read(requests, stream, session, caller))
         cancelled = True
         try:
             if apart is None:
@@ -127,7 +138,8 @@ class Receiver:
             except DecodeError as error:
                 raise FrameMalformedError(f"not an EventsRequest: {error}") from error
             self._under_way.require_staying()
-            session = self._sessions.get(request.session_id)
+            session = self._sessions.get(request.session_id, self._gate.device(context))
+            self._quotas.charge(*session.owner, len(raw))
             self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")
@@ -195,7 +207,9 @@ class Receiver:
             if not self._open:
                 self._none_open.set()
 
-    async def _read(self, requests: AsyncIterator[bytes], stream: Stream, session: Session) -> None:
+    async def _read(
+        self, requests: AsyncIterator[bytes], stream: Stream, session: Session, caller: Caller
+    ) -> None:
         """Take a stream's requests one by one; a bad one gets its error, and the stream goes on."""
         try:
             async for raw in requests:
@@ -205,7 +219,8 @@ class Receiver:
                     continue
                 self._advise(stream, session)
                 try:
-                    self._take(raw, stream, session.id, received_ns)
+                    self._quotas.charge(*session.owner, len(raw))
+                    self._take(raw, stream, session.id, caller, received_ns)
                 except BridgeError as error:
                     request_id, frame_number = _identify(raw, session.constants)
                     self._refusals.note(error, request_id, frame_number)
@@ -224,16 +239,18 @@ class Receiver:
 
     # ------------------------------------------------------------------ one request
 
-    def _take(self, raw: bytes, stream: Stream, session_id: bytes, received_ns: int) -> None:
+    def _take(
+        self, raw: bytes, stream: Stream, session_id: bytes, caller: Caller, received_ns: int
+    ) -> None:
         parsed = parse_infer_request(raw, self._limits)
         request, header, _ = parsed
-        session = self._sessions.get(session_id)
+        session = self._sessions.get(session_id, caller)
         self._sessions.check(request, session)
         point = _point_of(header, session)
         request_id = request.request_id or derived_id(session.constants, header.frame_number)
         digest, question = request.frame.digest, request.question
         known = self._under_way.answers.find(
-            session.id, request_id, header.frame_number, question, digest
+            session.id, request_id, header.frame_number, question, digest, session.owner
         )
         if isinstance(known, pb.Answer):
             self._metrics.answers_from_memory.inc()
@@ -256,6 +273,7 @@ class Receiver:
         computation = Computation(request_id, header.frame_number, question, received_ns, digest)
         computation.distortion = header.distortion.to_proto()
         computation.fallback = header.cause
+        computation.owner, computation.rank = session.owner, RANKS[request.priority]
         job = self._job(parsed, session, point, request_id, received_ns)
         hear = partial(self._teller.hear, session, computation, job)
         self._under_way.submit(session.id, computation, job, hear)

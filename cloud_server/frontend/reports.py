@@ -5,40 +5,53 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.memory import Room
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 Report: TypeAlias = tuple[pb.DistortionReport, str, list[str], float]
 """A scene's distortion, why it is a picture, warnings, and the guard's score of its moments."""
-REPORT_BYTES = 1536
-"""Bytes of memory for one report kept, with its share of the tables around it; measured: 1270."""
+REPORT_BYTES = 2048
+"""Bytes of memory for one report kept, with its share of the tables around it; measured: 1800."""
 _REPORTS_OF_ONE = 1024
 
 
 class Reports:
-    """Scenes' reports, of all sessions together; the session that has most loses its oldest.
+    """Scenes' reports; the largest tenant's largest device's largest session loses its oldest.
 
     Args:
         most: how many are kept.
+        memory: where their bytes are counted.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, memory: Room | None = None) -> None:
+        self._most, self._memory = most, Room() if memory is None else memory
+        self._paths: dict[bytes, tuple[str, str, str]] = {}
         self._held: dict[tuple[bytes, int], tuple[bytes, str, tuple[str, ...], float]] = {}
         self._order: Crowd[tuple[bytes, int]] = Crowd()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def put(self, scene: tuple[bytes, int], report: Report) -> None:
-        """Keep a scene's report, by session id and frame number."""
+    def put(
+        self, scene: tuple[bytes, int], report: Report, owner: tuple[str, str] = ("", "")
+    ) -> None:
+        """Keep a scene's report.
+
+        Args:
+            scene: session id and frame number.
+            report: what is kept.
+            owner: the session's tenant and device.
+        """
+        path = self._paths.setdefault(scene[0], (*owner, scene[0].hex()))
         distortion, fallback, warnings, score = report
         if scene in self._held:
             self._order.touch(scene)
         else:
-            self._order.add((scene[0].hex(),), scene)
+            self._order.add(path, scene)
+            self._memory.add(path[0], REPORT_BYTES)
         self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings), score
-        if self._order.size(scene[0].hex()) > _REPORTS_OF_ONE:
-            self._drop(self._order.oldest(scene[0].hex()))
+        if self._order.size(*path) > _REPORTS_OF_ONE:
+            self._drop(self._order.oldest(*path))
         elif len(self._held) > self._most:
             self._drop(self._order.next_to_go())
 
@@ -51,9 +64,13 @@ class Reports:
 
     def forget(self, session: bytes) -> None:
         """Drop the reports of a session that is over."""
-        for scene in self._order.of(session.hex()):
+        for scene in self._order.of(*self._paths.get(session, ("", "", ""))):
             self._drop(scene)
 
     def _drop(self, scene: tuple[bytes, int]) -> None:
+        path = self._paths[scene[0]]
         self._order.remove(scene)
         del self._held[scene]
+        self._memory.add(path[0], -REPORT_BYTES)
+        if not self._order.size(*path):
+            del self._paths[scene[0]]

@@ -134,7 +134,9 @@ class Service:
             plan = DatabasePlan(access.store, front_end_name(), settings.bundles, log)
         settings = settings.model_copy(update={"bundles": plan.begin()})
         health = Health(metrics, lambda: engines.why_not())
-        scenes = HeldScenes(settings.held_scene_bytes, lambda *_: settings.device_scenes)
+        scenes = HeldScenes(
+            settings.held_scene_bytes, lambda tenant, device: access.quota_of(tenant, device).scenes
+        )
         metrics.held_scenes.set_function(lambda: len(scenes))
         metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
         engines = Engines(settings, directory, self._spawn, scenes, metrics, log, health.look)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.crowd import Crowd
+from cloud_server.frontend.memory import Room
 from cloud_server.frontend.offers import Offered, choices_of
 from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
 from cloud_server.frontend.terms import Terms, terms_of
-from cloud_server.identity.caller import NO_TENANT
+from cloud_server.identity.caller import ANYONE, Caller
 from projector.codec.risk import RiskModel
 from protos.calls import SESSION_METADATA_KEY
 from protos.digest import SESSION_ID_BYTES, session_constants, verify
@@ -31,10 +33,15 @@ from protos.errors import (
     NoFeedbackError,
     UnknownSessionError,
 )
+from protos.identity import name_from
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.quantize import QUANTIZERS
 
+_SESSION_BYTES = 2048
+"""Memory of one session, with its share of the tables around it; measured: below that."""
+_EVERY = "*"
+"""In the place of a tenant or a device that a caller need not name; no name has this letter."""
 Sealed: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
 
 
@@ -45,16 +52,23 @@ class Session:
     Attributes:
         terms: shared by all sessions like this one.
         peer: the address that opened it.
+        owner: the tenant and the device that it belongs to.
+        path: whose share of the sessions it takes: the owner's or, of a service that knows no
+            identities, the address's.
+        views: tenant and device by which callers may name it (`_views`).
         known_digest: digest of the bundle that the edge said it holds; empty if none.
     """
 
-    __slots__ = ("constants", "id", "known_digest", "peer", "terms")
+    __slots__ = ("constants", "id", "known_digest", "owner", "path", "peer", "terms", "views")
 
     id: bytes
     constants: bytes
     terms: Terms
     peer: str
     known_digest: str
+    owner: Owner
+    path: Owner
+    views: tuple[Owner, ...]
 
     @property
     def offer(self) -> Offer:
@@ -100,6 +114,7 @@ class Sessions:
         most_fresh: sessions held that have not yet.
         memory_bytes: bound for the reports of their scenes, all sessions together.
         dropped: called with each session that is no longer held.
+        memory: where their bytes, and those of their scenes' reports, are counted.
 
     Attributes:
         on_refused: called with a bundle's digest and why a request on it was refused.
@@ -108,13 +123,20 @@ class Sessions:
     on_refused: Callable[[str, BridgeError], None] = staticmethod(lambda _, __: None)
 
     def __init__(
-        self, most: int, most_fresh: int, memory_bytes: int, dropped: Callable[[Session], None]
+        self,
+        most: int,
+        most_fresh: int,
+        memory_bytes: int,
+        dropped: Callable[[Session], None],
+        memory: Room | None = None,
     ) -> None:
+        self._memory = Room() if memory is None else memory
         self._most, self._most_fresh, self._dropped = most, most_fresh, dropped
         self._held: dict[bytes, Session] = {}
+        self._seen: dict[tuple[str, str, bytes], Session] = {}  # by who may name them, see `_views`
         self._fresh: Crowd[bytes] = Crowd()
         self._worked: Crowd[bytes] = Crowd()
-        self._reports = Reports(max(1, memory_bytes // REPORT_BYTES))
+        self._reports = Reports(max(1, memory_bytes // REPORT_BYTES), self._memory)
         self._choices: dict[str, Offered] = {}
         self._coming: frozenset[str] = frozenset()
         self._on: Counter[str] = Counter()  # sessions by the digest of their bundle
@@ -163,7 +185,7 @@ class Sessions:
         for session in self._held.values():
             choice = self._choices.get(session.source.fingerprint)
             if choice is not None:
-                offer = choice.of(*_owner(session))
+                offer = choice.of(*session.owner)
                 if offer.bundle_digest != session.offer.bundle_digest:
                     found.append(session)
         return found
@@ -184,7 +206,13 @@ class Sessions:
             self._drop(session)
 
     def open(
-        self, source: KVLayout, codecs: Collection[str], known_digest: str, peer: str
+        self,
+        source: KVLayout,
+        codecs: Collection[str],
+        known_digest: str,
+        peer: str,
+        caller: Caller = ANYONE,
+        device: str = "",
     ) -> Session:
         """Open a session for an edge model.
 
@@ -194,12 +222,16 @@ class Sessions:
             known_digest: digest of the bundle that the edge holds; empty if none. If another bundle
                 is served, nothing is refused: the edge fetches the new encoder.
             peer: the caller's address.
+            caller: who calls.
+            device: its name, where callers are not known; empty for the address.
 
         Raises:
             EngineUnavailableError: no engine has come up yet.
             IncompatibleLayoutError: no bundle is for this model.
             UnknownQuantizerError: the edge can encode none of the bundle's operating points.
         """
+        anyone = caller.kind == "anyone"
+        owner = (caller.tenant, device or name_from(peer) if anyone else caller.name)
         if not self._choices and not self._coming:
             raise EngineUnavailableError("the engine is still loading; try again")
         fitting = [layout for layout in source.versions if layout.fingerprint in self._choices]
@@ -208,7 +240,7 @@ class Sessions:
                 raise EngineUnavailableError("the bundle for this model is being loaded; try again")
             raise IncompatibleLayoutError(self._why_incompatible(source))
         source = fitting[0]
-        offer = self._choices[source.fingerprint].of(NO_TENANT, peer)
+        offer = self._choices[source.fingerprint].of(*owner)
         known = frozenset(codecs) & frozenset(QUANTIZERS)
         key = (source.fingerprint, offer.bundle_digest, known)
         terms = self._terms.get(key)
@@ -221,21 +253,36 @@ class Sessions:
             terms=terms,
             peer=peer,
             known_digest=known_digest,
+            owner=owner,
+            path=(caller.tenant, peer if anyone else caller.name),
+            views=((caller.tenant, caller.name),)
+            if anyone
+            else ((caller.tenant, caller.name), (caller.tenant, _EVERY), (_EVERY, _EVERY)),
         )
         self._held[session_id] = session
         self._on[offer.bundle_digest] += 1
-        self._fresh.add((peer,), session_id)
+        for view in session.views:
+            self._seen[(*view, session_id)] = session
+        self._memory.add(caller.tenant, _SESSION_BYTES)
+        self._fresh.add(session.path, session_id)
         if len(self._fresh) > self._most_fresh:
             self._drop(self._held[self._fresh.next_to_go()])
         return session
 
-    def get(self, session_id: bytes) -> Session:
+    def get(self, session_id: bytes, caller: Caller = ANYONE) -> Session:
         """The session of that id; this counts as a use.
+
+        Args:
+            session_id: its id, or anything else.
+            caller: who names it. Another's session is looked for in the same places as one that
+                never was, and not found there.
 
         Raises:
             UnknownSessionError: it is not held (any more).
         """
-        session = self._held.get(session_id)
+        session = None
+        for view in _views(caller):
+            session = self._seen.get((*view, session_id), session)
         if session is None and len(session_id) != SESSION_ID_BYTES:
             raise UnknownSessionError(
                 f"a session id of {len(session_id)} bytes, expected {SESSION_ID_BYTES}: negotiate, "
@@ -254,7 +301,7 @@ class Sessions:
         if session.id not in self._fresh:
             return
         self._fresh.remove(session.id)
-        self._worked.add((session.peer,), session.id)
+        self._worked.add(session.path, session.id)
         if len(self._worked) > self._most:
             self._drop(self._held[self._worked.next_to_go()])
 
@@ -270,7 +317,7 @@ class Sessions:
         """Keep a scene's `Report` for later questions."""
         if session.id in self._held:
             told = (report, fallback, list(warnings), moments_score)
-            self._reports.put((session.id, frame_number), told)
+            self._reports.put((session.id, frame_number), told, session.owner)
 
     def report(self, session: Session, frame_number: int) -> Report:
         """A scene's report; empty if it is not remembered."""
@@ -325,6 +372,9 @@ class Sessions:
         self._on[session.offer.bundle_digest] -= 1
         if not self._on[session.offer.bundle_digest]:
             del self._on[session.offer.bundle_digest]
+        for view in session.views:
+            self._seen.pop((*view, session.id), None)
+        self._memory.add(session.owner[0], -_SESSION_BYTES)
         (self._fresh if session.id in self._fresh else self._worked).remove(session.id)
         self._reports.forget(session.id)
         self._dropped(session)
@@ -360,6 +410,12 @@ class Sessions:
         )
 
 
-def _owner(session: Session) -> tuple[str, str]:
-    """Tenant and device."""
-    return NO_TENANT, session.peer
+def _views(caller: Caller) -> tuple[Owner, ...]:
+    """Tenants and devices whose sessions a caller may name."""
+    if caller.kind in ("device", "anyone"):
+        return ((caller.tenant, caller.name),)
+    if caller.of_service:
+        return ((_EVERY, _EVERY),)
+    if caller.devices is None:
+        return ((caller.tenant, _EVERY),)
+    return tuple((caller.tenant, device) for device in sorted(caller.devices))

@@ -18,7 +18,6 @@ from cloud_server.frontend.risk import risk_of
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay
-from cloud_server.identity.caller import NO_TENANT
 from cloud_server.metrics import Metrics
 from projector.codec.risk import RiskModel
 from protos.errors import BridgeError
@@ -278,8 +277,8 @@ def _scene_of(session: Session, computation: Computation, job: Job) -> HeldScene
     """The scene of a frame that was just accepted."""
     text, offer = session.source.of_text, session.offer
     return HeldScene(
-        tenant=NO_TENANT,
-        device=session.peer,
+        tenant=session.owner[0],
+        device=session.owner[1],
         session_id=job.session,
         frame_number=job.frame_number,
         scene_id=secrets.token_hex(16),

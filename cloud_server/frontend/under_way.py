@@ -9,10 +9,13 @@ from typing import Any
 
 from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission
-from cloud_server.frontend.answers import Answers, Computation
+from cloud_server.frontend.admission import Admission, Bounds
+from cloud_server.frontend.answers import Answers, Computation, Owner
 from cloud_server.frontend.dispatch import Dispatch
+from cloud_server.frontend.memory import Memory
 from cloud_server.frontend.peers import Connections
+from cloud_server.frontend.quotas import QuotaOf
+from cloud_server.frontend.turns import Lane
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from protos.errors import BridgeError, EngineUnavailableError, UnknownSessionError
@@ -29,6 +32,8 @@ class UnderWay:
         settings: limits and sizes.
         link: the way to the engines.
         metrics: what is counted.
+        quota_of: quotas of tenants and devices.
+        memory: where the bytes of requests and answers are counted.
 
     Attributes:
         answers: running computations and remembered answers.
@@ -36,18 +41,35 @@ class UnderWay:
         draining: whether new requests are refused, because the service ends.
     """
 
-    def __init__(self, settings: Settings, link: Dispatch, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        link: Dispatch,
+        metrics: Metrics,
+        quota_of: QuotaOf,
+        memory: Memory,
+    ) -> None:
         self._link, self._metrics = link, metrics
         self._connections = Connections()
         self._admission = Admission(
             link,
-            settings.queue_requests,
-            settings.session_requests,
-            settings.engine_requests or 2 * settings.batch_size,
-            settings.batch_size,
-            settings.resend_window_s,
+            Bounds(
+                places=settings.queue_requests,
+                bytes=settings.queue_memory_bytes,
+                share=settings.session_requests,
+                batch=settings.batch_size,
+                given=settings.engine_requests or 2 * settings.batch_size,
+                pictures=settings.batch_size,
+                window_s=settings.resend_window_s,
+                queue_s=settings.queue_s,
+                active_s=settings.active_s,
+            ),
+            quota_of,
+            memory.room("requests"),
         )
-        self.answers = Answers(settings.answer_memory, settings.answer_memory_bytes)
+        self.answers = Answers(
+            settings.answer_memory, settings.answer_memory_bytes, memory.room("answers")
+        )
         self._ids = itertools.count(1)
         self._awaited = 0
         self._idle = asyncio.Event()
@@ -57,6 +79,8 @@ class UnderWay:
         self.draining = False
         metrics.queue_depth.set_function(lambda: self._admission.depth)
         metrics.left_queue.set_function(lambda: self._admission.waiting_for_nobody)
+        metrics.queue_wait.set_function(lambda: self._admission.wait_s)
+        metrics.pace.set_function(lambda: self._admission.pace.per_s)
 
     # ------------------------------------------------------------------ taken
 
@@ -93,13 +117,23 @@ class UnderWay:
             self.end(session, computation, None)
 
         computation.request = self._admission.submit(
-            job, job.session, sink, dropped, job.point == PICTURE_POINT
+            job,
+            Lane(*computation.owner, job.session),
+            sink,
+            dropped,
+            job.point == PICTURE_POINT,
+            computation.rank,
+            computation.wait_s,
         )
         self.answers.begin(session, computation)
         self._idle.clear()
 
-    async def wait_for(self, job: Job) -> JobEvent:
+    async def wait_for(self, job: Job, owner: Owner) -> JobEvent:
         """Take a request that ends with one event, and wait for that.
+
+        Args:
+            job: the engine's job for it.
+            owner: who asks.
 
         Raises:
             BridgeError: the engine refused it; or as `submit`.
@@ -111,7 +145,8 @@ class UnderWay:
             if not done.done():  # the client may be gone
                 done.set_result(said)
 
-        request = self._admission.submit(job, job.session, hear, lambda: None)
+        lane = Lane(*owner, job.session)
+        request = self._admission.submit(job, lane, hear, lambda: None)
         self._awaited += 1
         self._idle.clear()
         try:
@@ -198,13 +233,13 @@ class UnderWay:
         self.answers.end(session, computation, answer)
         self._rest()
 
-    def forget(self, session: bytes) -> None:
+    def forget(self, session: bytes, owner: Owner) -> None:
         """A session is no longer held: refuse what it waits for, so that it negotiates again."""
         self._admission.end(
             session.hex(),
             UnknownSessionError("this service no longer holds that session: negotiate again"),
         )
-        self.answers.forget(session)
+        self.answers.forget(session, owner)
         self._later(self._link.tell(Forget(session.hex())))
 
     def _rest(self) -> None:

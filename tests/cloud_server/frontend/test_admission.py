@@ -51,7 +51,7 @@ class Door:
         self.quotas: dict[tuple[str, str | None], Quota] = {}
         self.memory = Room()
         self.admission = Admission(
-            self.link,  # type: ignore[arg-type]
+            self.link,
             bounds,
             lambda tenant, device: self.quotas.get((tenant, device), Quota()),
             self.memory,

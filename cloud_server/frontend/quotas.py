@@ -1,0 +1,97 @@
+"""How much callers may send: requests and bytes a second, of a device and of its whole tenant."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cloud_server.state.quota import Quota
+from protos.errors import OverloadedError
+
+QuotaOf: TypeAlias = Callable[[str, str | None], Quota]
+"""The quota of a tenant's device, or (None) of the tenant."""
+_MOST = 65536
+_BURST_S = 2.0
+
+
+@dataclass
+class _Left:
+    """What a device or a tenant may still send at once.
+
+    Attributes:
+        at: when that was (seconds).
+    """
+
+    requests: float
+    bytes: float
+    at: float
+
+
+class Quotas:
+    """Charges each request.
+
+    Args:
+        quota_of: quotas now; they may change at any time.
+        clock: seconds, monotonic.
+        most: devices and tenants that are remembered; the longest unused begin anew.
+    """
+
+    def __init__(
+        self, quota_of: QuotaOf, clock: Callable[[], float] = time.monotonic, most: int = _MOST
+    ) -> None:
+        self._quota_of, self._clock, self._most = quota_of, clock, most
+        self._left: OrderedDict[tuple[str, str | None], _Left] = OrderedDict()
+
+    def charge(self, tenant: str, device: str, size: int) -> None:
+        """Count one request of `size` bytes, unless it is one too many.
+
+        A request larger than a whole burst passes when nothing else was sent, and is paid for then.
+
+        Raises:
+            OverloadedError: of the device or its tenant; with the time when it may come.
+        """
+        now = self._clock()
+        taken = []
+        for whose, name in (("device", device), ("tenant", None)):
+            quota = self._quota_of(tenant, name)
+            if not (quota.requests_per_s or quota.bytes_per_s):
+                continue
+            left = self._now(tenant, name, quota, now)
+            short = [("requests", quota.requests_per_s, 1.0 - left.requests)]
+            short.append(("bytes", quota.bytes_per_s, min(size, _burst(quota)[1]) - left.bytes))
+            for what, per_s, missing in short:
+                if per_s and missing > 1e-9:
+                    raise OverloadedError(
+                        f"more {what} from this {whose} than its quota of {per_s:g} a second: send "
+                        f"again in {missing / per_s:.1f} s",
+                        retry_after_s=missing / per_s,
+                        cause=f"{what}_quota",
+                    )
+            taken.append(left)
+        for left in taken:
+            left.requests -= 1.0
+            left.bytes -= size
+
+    def _now(self, tenant: str, device: str | None, quota: Quota, now: float) -> _Left:
+        """What is left now, by the quota of now."""
+        requests, size = _burst(quota)
+        left = self._left.pop((tenant, device), None)
+        if left is None:
+            left = _Left(requests, size, now)
+        passed = now - left.at
+        left.requests = min(requests, left.requests + passed * quota.requests_per_s)
+        left.bytes = min(size, left.bytes + passed * quota.bytes_per_s)
+        left.at = now
+        self._left[tenant, device] = left
+        if len(self._left) > self._most:
+            self._left.popitem(last=False)
+        return left
+
+
+def _burst(quota: Quota) -> tuple[float, float]:
+    """Requests and bytes at once; at least one request."""
+    requests = quota.request_burst or _BURST_S * quota.requests_per_s
+    return max(1.0, requests), quota.byte_burst or _BURST_S * quota.bytes_per_s
