@@ -401,10 +401,9 @@ class Turns(Generic[Given]):
 
     def _waits_no_more(self, node: _Node[Given], rank: int) -> None:
         node.waiting[rank] -= 1
-        if node.outer is not None and not node.waits:
-            node.outer.eager -= node.weight
-        if not node.waits:
-            node.eager = 0.0  # whatever rounding left
+        outer = node.outer
+        if outer is not None and not node.waits:
+            outer.eager = outer.eager - node.weight if outer.waits else 0.0
 
     def _seen(self, node: _Node[Given], now: float) -> None:
         outer = node.outer
