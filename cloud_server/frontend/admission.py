@@ -64,7 +64,7 @@ class Request(Item):
 
 
 @dataclass(frozen=True)
-class Bounds:
+class QueueBounds:
     """How much is held, and for how long.
 
     Attributes:
@@ -100,7 +100,9 @@ class Admission:
         memory: where the bytes of requests are counted.
     """
 
-    def __init__(self, link: Dispatch, bounds: Bounds, quota_of: QuotaOf, memory: Room) -> None:
+    def __init__(
+        self, link: Dispatch, bounds: QueueBounds, quota_of: QuotaOf, memory: Room
+    ) -> None:
         self._link, self._bounds, self._quota_of, self._memory = link, bounds, quota_of, memory
         self._turns: Turns[Request] = Turns(
             lambda tenant, device: quota_of(tenant, device).weight, bounds.active_s, time.monotonic

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission, Bounds
+from cloud_server.frontend.admission import Admission, QueueBounds
 from cloud_server.frontend.answers import Answers, Computation, Owner
 from cloud_server.frontend.dispatch import Dispatch
 from cloud_server.frontend.memory import Memory
@@ -53,7 +53,7 @@ class UnderWay:
         self._connections = Connections()
         self._admission = Admission(
             link,
-            Bounds(
+            QueueBounds(
                 places=settings.queue_requests,
                 bytes=settings.queue_memory_bytes,
                 share=settings.session_requests,

@@ -10,7 +10,7 @@ import pytest
 
 from cloud_server.engine.jobs import Accepted, Answered, Cancel, Dropped, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission, Bounds, Request
+from cloud_server.frontend.admission import Admission, QueueBounds, Request
 from cloud_server.frontend.memory import Room
 from cloud_server.frontend.turns import Lane
 from cloud_server.state.quota import Quota
@@ -47,7 +47,7 @@ class Door:
         self.link = Link()
         sizes = {"places": 100, "share": 64, "given": 2, "pictures": 1, "window_s": 3600.0}
         sizes |= {"bytes": 1 << 20, "batch": 2, "queue_s": 3600.0, "active_s": 3600.0}
-        bounds = Bounds(**(sizes | settings))  # type: ignore[arg-type]
+        bounds = QueueBounds(**(sizes | settings))  # type: ignore[arg-type]
         self.quotas: dict[tuple[str, str | None], Quota] = {}
         self.memory = Room()
         self.admission = Admission(
