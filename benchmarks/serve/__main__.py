@@ -34,7 +34,7 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
         ("throughput", parts.on_site(parts.throughput), 75),
         ("transformers", parts.transformers, 40),
         ("front_end", parts.front_end, 80),
-        ("offered", parts.on_site(parts.offered), 130),
+        ("offered", parts.on_site(parts.offered, *parts.IMPATIENT), 130),
         ("devices", parts.on_site(parts.devices), 110),
         ("fairness", parts.on_site(parts.fairness), 100),
         ("http", parts.on_site(parts.http), 30),

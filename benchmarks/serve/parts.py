@@ -41,6 +41,8 @@ OFFERED = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Shares of the throughput at 64 under way."""
 WITHIN_S = 2.0
 """An answer that comes later than this after it was due does not count as goodput."""
+IMPATIENT = ("--queue-s", str(WITHIN_S / 2))
+"""Flags of a service that is to keep to `WITHIN_S`."""
 _GREEDY, _GREEDY_IN_FLIGHT = 8, 64
 """The greedy device's number, and how many requests it keeps under way."""
 _WARM = 10
