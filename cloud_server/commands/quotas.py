@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cloud_server.commands.database import add_group, add_verb, reading, tenant_of, writing
-from cloud_server.commands.output import as_json, table
+from cloud_server.commands.database import (
+    add_group,
+    add_verb,
+    reading,
+    settings_of,
+    tenant_of,
+    writing,
+)
+from cloud_server.commands.output import as_json, say, table
 from cloud_server.state.quota import QUOTA_FIELDS
 from protos.errors import ConfigError
 
@@ -26,14 +34,15 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     verbs = add_group(
         commands, "quotas", "show and set quotas; a running service follows within seconds"
     )
-    add_verb(
+    shown = add_verb(
         verbs,
         "show",
-        "show what was set for a tenant and its devices; - leaves the default",
+        "show what counts for a tenant, for each of its devices, and for those that differ",
         _show,
-        ("cloud-server quotas show --tenant acme",),
+        ("cloud-server quotas show --tenant acme", "cloud-server quotas show --device gate-3"),
         tenant=True,
     )
+    shown.add_argument("--device", dest="one_device", metavar="NAME", help="this device alone")
     parser = add_verb(
         verbs,
         "set",
@@ -63,20 +72,66 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from cloud_server.state import quotas
+    from cloud_server.state import devices, quotas
 
     with reading(given) as session:
         tenant = tenant_of(given, session)
-        found = quotas.every(session, tenant)
-    if given.json:
-        as_json([vars(one) for one in found])
-        return 0
-    table(
-        ("of", *map(_flag, QUOTA_FIELDS)),
-        [(_whose(one.device), *map(one.values.get, QUOTA_FIELDS)) for one in found],
-        f"tenant '{tenant}' has the default quotas",
-    )
+        own = {one.device: one.values for one in quotas.every(session, tenant)}
+        if given.one_device is not None:
+            devices.find(session, tenant, given.one_device)
+    _print(given, tenant, own, None if given.one_device is None else [given.one_device])
     return 0
+
+
+def _print(
+    given: argparse.Namespace,
+    tenant: str,
+    own: Mapping[str | None, Mapping[str, float]],
+    whose: Sequence[str | None] | None = None,
+) -> None:
+    """Print what counts: a device's own bounds, over each device's, over the settings'.
+
+    Args:
+        given: the command line.
+        tenant: whose.
+        own: what was set, by `SetQuota.device`.
+        whose: which to print; by default the tenant, each device, and those that differ.
+    """
+    settings = settings_of(given)
+    each = settings.device_quota.changed(own.get("*", {}))
+    if whose is None:
+        whose = [None, "*", *(device for device in own if device not in (None, "*"))]
+    counts = {
+        device: settings.tenant_quota.changed(own.get(None, {}))
+        if device is None
+        else each.changed(own.get(device, {}))
+        for device in whose
+    }
+    if given.json:
+        as_json(
+            [
+                {
+                    "tenant": tenant,
+                    "device": device,
+                    "set": own.get(device, {}),
+                    "counts": vars(quota),
+                }
+                for device, quota in counts.items()
+            ]
+        )
+        return
+    rows = [
+        (
+            _whose(device),
+            *(
+                f"{getattr(quota, name):.12g}{'*' if name in own.get(device, {}) else ''}"
+                for name in QUOTA_FIELDS
+            ),
+        )
+        for device, quota in counts.items()
+    ]
+    table(("of", *map(_flag, QUOTA_FIELDS)), rows, "")
+    say("* was set; the others are defaults. 0 is no bound.")
 
 
 def _set(given: argparse.Namespace) -> int:
@@ -92,15 +147,10 @@ def _set(given: argparse.Namespace) -> int:
         raise ConfigError("nothing to set: give a bound (see cloud-server quotas set --help)")
     device = quotas.EACH_DEVICE if given.each_device else given.one_device
     with writing(given) as tx:
-        now = quotas.change(tx, tenant_of(given, tx.session), device, values, unset)
-    if given.json:
-        as_json(vars(now))
-    else:
-        table(
-            ("of", *map(_flag, QUOTA_FIELDS)),
-            [(_whose(now.device), *map(now.values.get, QUOTA_FIELDS))],
-            "",
-        )
+        tenant = tenant_of(given, tx.session)
+        quotas.change(tx, tenant, device, values, unset)
+        own = {one.device: one.values for one in quotas.every(tx.session, tenant)}
+    _print(given, tenant, own, [device])
     return 0
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cloud_server.state import certificates
 from cloud_server.state.connect import checked_url, named
 from cloud_server.state.directory import Directory
 from cloud_server.state.location import open_store
-from cloud_server.state.quota import Quota
+from cloud_server.state.quota import UNBOUNDED, Quota
 from cloud_server.state.store import Store
 from protos.errors import ConfigError, ConflictError, MissingError, StateError
 from protos.identity import OneTimeCode, root_fingerprint
@@ -68,10 +69,10 @@ def in_json(done: tuple[int, str, str]) -> Any:
     return json.loads(good(done))
 
 
-def directory(folder: Path) -> Directory:
+def directory(folder: Path, each: Quota = UNBOUNDED, whole: Quota = UNBOUNDED) -> Directory:
     store = open_store("", folder)
     with store.read() as session:
-        loaded = Directory.load(session, Quota(), Quota())
+        loaded = Directory.load(session, each, whole)
     store.close()
     return loaded
 
@@ -142,22 +143,33 @@ def test_a_key_is_shown_once_and_lists_what_it_may(command: Command, folder: Pat
 def test_quotas_are_set_shown_and_unset(command: Command, folder: Path) -> None:
     good(command("tenants", "add", "acme"))
     good(command("devices", "add", "gate-3"))
-    assert "default quotas" in good(command("quotas", "show"))
+    good(command("devices", "add", "gate-4"))
+    usual = Settings()
+    assert in_json(command("quotas", "show", "--json")) == [
+        {"tenant": "acme", "device": None, "set": {}, "counts": vars(usual.tenant_quota)},
+        {"tenant": "acme", "device": "*", "set": {}, "counts": vars(usual.device_quota)},
+    ]
     good(command("quotas", "set", "--each-device", "--requests-per-s", "2.5", "--scenes", "9"))
     good(command("quotas", "set", "--device", "gate-3", "--weight", "2"))
     good(command("quotas", "set", "--bytes-per-s", "1e6"))
     shown = in_json(command("quotas", "show", "--json"))
-    assert shown == [
-        {"tenant": "acme", "device": None, "values": {"bytes_per_s": 1000000}},
-        {"tenant": "acme", "device": "*", "values": {"requests_per_s": 2.5, "scenes": 9}},
-        {"tenant": "acme", "device": "gate-3", "values": {"weight": 2}},
+    assert [(one["device"], one["set"]) for one in shown] == [
+        (None, {"bytes_per_s": 1000000}),
+        ("*", {"requests_per_s": 2.5, "scenes": 9}),
+        ("gate-3", {"weight": 2}),
     ]
-    assert directory(folder).quota("acme", "gate-3") == Quota(
-        requests_per_s=2.5, scenes=9, weight=2
-    )
+    each, whole = usual.device_quota, usual.tenant_quota
+    now = directory(folder, each, whole)
+    assert now.quota("acme", "gate-3") == replace(each, requests_per_s=2.5, scenes=9, weight=2)
+    for device, counts in (("gate-3", shown[2]["counts"]), (None, shown[0]["counts"])):
+        assert vars(now.quota("acme", device)) == counts, "what is shown is what counts"
+    (other,) = in_json(command("quotas", "show", "--device", "gate-4", "--json"))
+    assert vars(now.quota("acme", "gate-4")) == other["counts"]
     good(command("quotas", "set", "--each-device", "--unset", "requests-per-s"))
-    assert directory(folder).quota("acme", "gate-3").requests_per_s == 0
-    assert "each device" in good(command("quotas", "show"))
+    after = directory(folder, each, whole).quota("acme", "gate-3")
+    assert after == replace(each, scenes=9, weight=2)
+    out = good(command("quotas", "show"))
+    assert "each device" in out and " 9*" in out and "* was set" in out
 
 
 def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
@@ -202,6 +214,7 @@ def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
         (("keys", "add", "a", "--device", "none"), MissingError),
         (("keys", "add", "a", "--kind", "king"), ConfigError),
         (("quotas", "set"), ConfigError),
+        (("quotas", "show", "--device", "none"), MissingError),
         (("quotas", "set", "--scenes", "many"), ConfigError),
         (("quotas", "set", "--scenes", "nan"), ConfigError),
         (("quotas", "set", "--scenes", "1e400"), ConfigError),
