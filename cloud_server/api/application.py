@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed
-from protos.errors import BridgeError, FrameTooLargeError
+from protos.errors import BridgeError
 
 _ERRORS = {
     400: "a field is wrong, or cannot be honoured",
@@ -71,7 +71,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 async def _typed(_: Request, error: Exception) -> Response:
     assert isinstance(error, BridgeError)
-    return failed(error, 413 if isinstance(error, FrameTooLargeError) else 0)
+    return failed(error)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from protos.errors import BridgeError, ConfigError, OverloadedError, UnauthenticatedError
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    FrameTooLargeError,
+    OverloadedError,
+    UnauthenticatedError,
+)
 
 JSON = "application/json"
 _TYPES = {
@@ -64,7 +70,7 @@ def body_of(error: BridgeError) -> FailureBody:
     return FailureBody(
         error=Failure(
             message=error.message,
-            type=type_of(error.http_status),
+            type=type_of(status_of(error)),
             param=error.param if isinstance(error, FieldError) else None,
             code=error.reason if isinstance(error, FieldError) else error.name,
             number=error.code,
@@ -87,18 +93,15 @@ def headers_of(error: BridgeError) -> dict[str, str]:
     }
 
 
-def failed(error: BridgeError, status: int = 0) -> Response:
-    """An error as a response.
+def status_of(error: BridgeError) -> int:
+    """The HTTP status of an error; HTTP has one of its own for a body that is too large."""
+    return 413 if isinstance(error, FrameTooLargeError) else error.http_status
 
-    Args:
-        error: what was wrong.
-        status: the HTTP status, if it is not the error's own.
-    """
+
+def failed(error: BridgeError) -> Response:
+    """An error as a response."""
     return Response(
-        body_of(error).model_dump_json(),
-        status or error.http_status,
-        headers_of(error),
-        media_type=JSON,
+        body_of(error).model_dump_json(), status_of(error), headers_of(error), media_type=JSON
     )
 
 

@@ -77,8 +77,8 @@ class HttpPort:
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
             h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         )
-        # A warning for each garbled request would flood the log.
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)
+        # It would warn of each garbled request; errors of the application are the door's.
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self._server = _Server(
             config, self._context, settings.api_connections, settings.handshake_timeout_s
         )

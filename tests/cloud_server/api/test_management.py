@@ -1,0 +1,152 @@
+"""Management over HTTPS: who may do what, and that it takes effect."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.cloud_server.secured import Secured, secured
+
+
+class Manager:
+    """A caller with a key."""
+
+    def __init__(self, it: Secured, key: str, context: ssl.SSLContext) -> None:
+        self.http = httpx.AsyncClient(
+            base_url=f"https://127.0.0.1:{it.ports['api_port']}",
+            headers={"authorization": f"Bearer {key}"},
+            verify=context,
+            timeout=60,
+        )
+
+    async def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        reply = await self.http.request(method, path, json=body)
+        return reply.status_code, reply.json()
+
+
+@asynccontextmanager
+async def managed(paths: dict[str, Any], tmp_path: Path) -> AsyncIterator[tuple[Secured, Any]]:
+    """A service with identities, and what makes callers of keys."""
+    async with secured(paths, tmp_path / "service") as it:
+        context = ssl.create_default_context(cadata=it.trusted_pem.decode())
+        made: list[Manager] = []
+
+        async def caller(key: str) -> Manager:
+            manager = Manager(it, key, context)
+            made.append(manager)
+
+            await it.settled()
+            return manager
+
+        yield it, caller
+        for manager in made:
+            await manager.http.aclose()
+
+
+def test_an_operator_adds_a_tenant_a_device_and_a_key_that_work(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            root = await caller(it.premises.operator())
+            assert (await root("POST", "/v1/admin/tenants", {"name": "initech"}))[0] == 201
+            status, device = await root(
+                "POST", "/v1/admin/devices?tenant=initech", {"name": "gate-1"}
+            )
+            assert status == 201
+            enrolled = await it.enrol(device["code"])
+            edge = await it.edge(it.trusting(enrolled))
+            assert (await edge.say("", seed=1)).HasField("accepted")
+            status, key = await root("POST", "/v1/admin/keys?tenant=initech", {"name": "porter"})
+            assert status == 201 and key["scopes"] == ["ask", "read"]
+            porter = await caller(key["key"])
+            assert (await porter("GET", "/v1/devices"))[1]["data"][0]["id"] == "gate-1"
+            assert (await porter("GET", "/v1/admin/keys"))[0] == 403
+            change = {"device": "gate-1", "bounds": {"requests_per_s": 5, "weight": 2}}
+            status, quota = await root("PATCH", "/v1/admin/quotas?tenant=initech", change)
+            assert status == 200 and quota["bounds"]["requests_per_s"] == 5
+            change["bounds"] = {"weight": None}
+            await root("PATCH", "/v1/admin/quotas?tenant=initech", change)
+            (quota,) = (await root("GET", "/v1/admin/quotas?tenant=initech"))[1]["data"]
+            assert (quota["bounds"]["requests_per_s"], quota["bounds"]["weight"]) == (5, None)
+            shut = {"enabled": False}
+            assert (await root("PATCH", "/v1/admin/keys/porter?tenant=initech", shut))[0] == 200
+            await it.settled()
+            assert (await porter("GET", "/v1/devices"))[0] == 401
+            lines = (await root("GET", "/v1/admin/audit?tenant=initech"))[1]["data"]
+            assert {line["actor"] for line in lines} >= {"key:service/root"}
+            assert "key.disable" in {line["action"] for line in lines}
+            first = (await root("GET", "/v1/admin/audit?limit=2"))[1]
+            then = (await root("GET", f"/v1/admin/audit?limit=2&cursor={first['next_cursor']}"))[1]
+            assert then["data"][0]["id"] < first["data"][-1]["id"]
+            everything = await root("DELETE", "/v1/admin/tenants/initech")
+            assert everything[0] == 409, "it has a device and a key"
+            assert (await root("DELETE", "/v1/admin/tenants/initech?everything=true"))[0] == 200
+
+    asyncio.run(work())
+
+
+def test_a_tenants_manager_manages_its_tenant_alone_and_others_look_like_none(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            it.premises.code("gate-9", "globex")
+            acme = await caller(
+                it.premises.key("acme", "anna", kind="operator", scopes=("read", "manage"))
+            )
+            for method, path, body in (
+                ("GET", "/v1/admin/devices?tenant={}", None),
+                ("POST", "/v1/admin/devices?tenant={}", {"name": "gate-9"}),
+                ("DELETE", "/v1/admin/devices/gate-9?tenant={}", None),
+                ("GET", "/v1/admin/keys?tenant={}", None),
+                ("POST", "/v1/admin/keys?tenant={}", {"name": "spy"}),
+                ("GET", "/v1/admin/quotas?tenant={}", None),
+                ("GET", "/v1/admin/audit?tenant={}", None),
+                ("GET", "/v1/devices?tenant={}", None),
+                ("GET", "/v1/devices/gate-9?tenant={}", None),
+                ("GET", "/v1/scenes?tenant={}", None),
+            ):
+                # Names of one length, so that a message may repeat what was asked for.
+                there = await acme.http.request(method, path.format("globex"), json=body)
+                never = await acme.http.request(method, path.format("nobody"), json=body)
+                assert there.status_code == never.status_code, path
+                assert there.text.replace("globex", "nobody") == never.text, path
+            assert (await acme("POST", "/v1/admin/tenants", {"name": "mine"}))[0] == 403
+            assert (await acme("PATCH", "/v1/admin/quotas", {"bounds": {"weight": 9}}))[0] == 403
+            assert (await acme("GET", "/v1/admin/bundles"))[0] == 403
+            status, made = await acme("POST", "/v1/admin/devices", {"name": "gate-3"})
+            assert (status, made["tenant"]) == (201, "acme")
+            assert (await acme("GET", "/v1/admin/devices"))[1]["data"][0]["name"] == "gate-3"
+            lines = (await acme("GET", "/v1/admin/audit"))[1]["data"]
+            assert {line["tenant"] for line in lines} == {"acme"}
+            narrow = await caller(
+                it.premises.key("acme", "narrow", scopes=("manage",), devices=("gate-3",))
+            )
+            assert (await narrow("POST", "/v1/admin/keys", {"name": "wide"}))[0] == 403
+
+    asyncio.run(work())
+
+
+def test_only_tls_1_3_is_spoken_and_the_certificate_is_the_services(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            assert (await (await caller(it.premises.key()))("GET", "/v1/models"))[0] == 200
+            context = ssl.create_default_context(cadata=it.trusted_pem.decode())
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                await asyncio.open_connection("127.0.0.1", it.ports["api_port"], ssl=context)
+            with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                strange = ssl.create_default_context()
+                await asyncio.open_connection("127.0.0.1", it.ports["api_port"], ssl=strange)
+
+    asyncio.run(work())
