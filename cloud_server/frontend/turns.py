@@ -311,12 +311,12 @@ class Turns(Generic[Given]):
         self, outer: _Node[Given], batch: float, ahead: float, may_go: Callable[[Given], bool]
     ) -> Given | None:
         """The next request within a node that has a share of the engine's places."""
-        if outer.queues:
-            return next((i for queue in outer.queues for i in queue if may_go(i)), None)
-        self._expire(outer)
         ranks = [ALARM, NORMAL, BACKGROUND]
         if outer.turns % _BACKGROUND_TURNS == _BACKGROUND_TURNS - 1:
             ranks = [BACKGROUND, ALARM, NORMAL]
+        if outer.queues:
+            return next((i for rank in ranks for i in outer.queues[rank] if may_go(i)), None)
+        self._expire(outer)
         for rank in ranks:
             if outer.waiting[rank] or rank == NORMAL:
                 found = self._pick_of(outer, rank, batch, ahead, may_go)

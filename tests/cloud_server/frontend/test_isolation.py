@@ -1,0 +1,264 @@
+"""Nothing of one tenant or device reaches another: a stranger's id is answered like no id at all."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+
+from cloud_server.frontend.sessions import Sessions
+from cloud_server.identity.caller import Caller
+from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.errors import UnknownSessionError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.quantize import QUANTIZERS
+from protos.requests import seal_ask
+from tests.cloud_server import stage
+from tests.cloud_server.front_end import Edge
+from tests.cloud_server.secured import Secured, secured
+from tests.fakes.loop import on_loop
+
+STEPS = 240
+
+
+@dataclass
+class Place:
+    """A session with one held scene, and everything that a thief could know of it."""
+
+    tenant: str
+    device: str
+    edge: Edge
+    request_id: bytes
+
+
+@dataclass
+class Who:
+    """A caller of the walk."""
+
+    tenant: str
+    name: str
+    stub: Any
+    metadata: tuple[tuple[str, str], ...] = ()
+    sees: tuple[str, ...] = ()
+
+    @property
+    def is_key(self) -> bool:
+        return bool(self.metadata)
+
+    def may_ask(self, place: Place) -> bool:
+        return place.tenant == self.tenant and place.device in (self.sees or (self.name,))
+
+
+Said = tuple[str, str, str]
+"""How a call ended: status, message, error code."""
+
+
+async def heard(call: Any) -> Said:
+    try:
+        if hasattr(call, "read"):
+            while (event := await call.read()) is not grpc.aio.EOF:
+                if isinstance(event, pb.InferEvent) and event.HasField("answer"):
+                    return "answered", event.answer.text, ""
+                if isinstance(event, pb.Chunk):
+                    return "chunk", "", ""
+            return str(await call.code()), "", ""
+        await call
+        return "OK", "", ""
+    except grpc.aio.AioRpcError as error:
+        trailer = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+        return error.code().name, error.details() or "", trailer.get("nb-error-code", "")
+
+
+def fetch(who: Who, place: Place, id: bytes) -> Any:
+    digest = place.edge.session.encoder_digest
+    request = pb.FetchEncoderRequest(session_id=id, encoder_digest=digest)
+    return who.stub.FetchEncoder(request, metadata=who.metadata, timeout=60)
+
+
+def infer(who: Who, place: Place, id: bytes) -> Any:
+    metadata = (*who.metadata, (SESSION_METADATA_KEY, id))
+    call = who.stub.Infer(iter(()), metadata=metadata, timeout=60)
+    return call
+
+
+def infer_apart(who: Who, place: Place, id: bytes) -> Any:
+    metadata = (*who.metadata, (SESSION_METADATA_KEY, id), EVENTS_APART)
+    return who.stub.Infer(iter(()), metadata=metadata, timeout=60)
+
+
+def events(who: Who, place: Place, id: bytes) -> Any:
+    return who.stub.Events(pb.EventsRequest(session_id=id), metadata=who.metadata, timeout=0.5)
+
+
+def ask(who: Who, place: Place, id: bytes) -> Any:
+    """With the session's own constants and the id of a request that was answered there."""
+    constants = place.edge.session.session_constants
+    request = seal_ask(constants, id, place.request_id, 1, "count 2", 6)
+    return who.stub.Ask(request, metadata=who.metadata, timeout=60)
+
+
+def feedback(who: Who, place: Place, id: bytes) -> Any:
+    request = pb.FeedbackRequest(
+        session_id=id, frame_number=1, request_id=bytes(8), digest=bytes(8)
+    )
+    return who.stub.Feedback(request, metadata=who.metadata, timeout=60)
+
+
+CALLS: tuple[Callable[[Who, Place, bytes], Any], ...] = (
+    fetch,
+    infer,
+    infer_apart,
+    events,
+    ask,
+    feedback,
+)
+
+
+async def town(server: Secured) -> tuple[list[Who], list[Place]]:
+    """Two tenants with two devices each, and keys of several rights."""
+    callers, places = [], []
+    for tenant in ("acme", "globex"):
+        for name in ("gate-3", "gate-4"):
+            device = await server.enrol(server.premises.code(name, tenant))
+            edge = await server.edge(device)
+            request = edge.frame(seed=1, question="count 2")
+            call = edge.open()
+            await call.write(request)
+            await call.done_writing()
+            assert [event async for event in call][-1].answer.text == "0 1"
+            places.append(Place(tenant, name, edge, request.request_id))
+            callers.append(Who(tenant, name, bridge_pb2_grpc.BridgeStub(edge.channel)))
+        rights: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+            "all": ({}, ("gate-3", "gate-4")),
+            "one": ({"devices": ("gate-3",)}, ("gate-3",)),
+            "none": ({"scopes": ("read",)}, ("",)),
+        }
+        for name, (about, sees) in rights.items():
+            token = server.premises.key(tenant, name, **about)
+            metadata = (("authorization", f"Bearer {token}"),)
+            callers.append(Who(tenant, name, server.stub(), metadata, sees))
+    await server.settled()
+    return callers, places
+
+
+@on_loop
+async def test_a_walk_through_every_call_finds_nothing_of_anybody_else(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    random = Random(26)
+    wide = {"device_requests_per_s": 0.0, "device_bytes_per_s": 0.0}
+    async with secured(paths, tmp_path / "svc", **wide) as server:
+        callers, places = await town(server)
+        reached = set()
+        for _ in range(STEPS):
+            who, call = random.choice(callers), random.choice(CALLS)
+            own = [place for place in places if who.may_ask(place)]
+            place = random.choice(own if own and random.random() < 0.4 else places)
+            said = await heard(call(who, place, place.edge.session.session_id))
+            nothing = await heard(call(who, place, secrets.token_bytes(16)))
+            told = f"{who.tenant}/{who.name} {call.__name__} of {place.tenant}/{place.device}"
+            if who.is_key and call is not ask:
+                assert said == nothing and said[2] == "702", told
+            elif who.is_key and who.name == "none":
+                assert said == nothing and said[2] == "702", told
+            elif who.may_ask(place):
+                assert said != nothing and nothing[2] == "303", told
+                reached.add((who.is_key, call.__name__))
+            else:
+                assert said == nothing and said[2] == "303", told
+        assert reached == {(True, "ask")} | {(False, call.__name__) for call in CALLS}
+
+
+@on_loop
+async def test_the_same_request_id_of_a_key_and_of_a_device_are_two_requests(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        callers, places = await town(server)
+        device, key = callers[0], next(who for who in callers if who.name == "all")
+        place = places[0]
+        id = secrets.token_bytes(8)
+
+        async def asked(who: Who) -> pb.Answer:
+            session = place.edge.session
+            request = seal_ask(session.session_constants, session.session_id, id, 1, "count 3", 6)
+            call = who.stub.Ask(request, metadata=who.metadata, timeout=60)
+            return [event async for event in call][-1].answer
+
+        assert not (await asked(device)).from_memory
+        assert (await asked(device)).from_memory
+        assert not (await asked(key)).from_memory, "what the device was told stays its own"
+        assert (await asked(key)).from_memory
+
+
+def _sessions() -> Sessions:
+    made = Sessions(64, 64, 1 << 20, lambda _: None)
+    made.offer([stage.offer()])
+    return made
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        Caller("device", "globex", "gate-3"),
+        Caller("device", "acme", "gate-4"),
+        Caller("application", "globex", "key", frozenset({"ask"})),
+        Caller("application", "acme", "key", frozenset({"ask"}), frozenset({"gate-4"})),
+        Caller("operator", "globex", "key", frozenset({"ask"})),
+    ],
+)
+def test_a_strangers_session_and_none_at_all_take_the_same_lines_of_code(stranger: Caller) -> None:
+    sessions = _sessions()
+    owner = Caller("device", "acme", "gate-3")
+    held = sessions.open(stage.SOURCE, tuple(QUANTIZERS), "", "10.0.0.1", owner).id
+    assert sessions.get(held, owner).owner == ("acme", "gate-3")
+
+    def lines(id: bytes) -> tuple[list[tuple[str, int]], bytes]:
+        seen: list[tuple[str, int]] = []
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            seen.append((frame.f_code.co_filename, frame.f_lineno))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            sessions.get(id, stranger)
+        except UnknownSessionError as error:
+            message = error.message.encode()
+        finally:
+            sys.settrace(before)
+        return seen, message
+
+    assert lines(held) == lines(secrets.token_bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("caller", "finds"),
+    [
+        (Caller("application", "acme", "key"), True),
+        (Caller("application", "acme", "key", devices=frozenset({"gate-3", "gate-9"})), True),
+        (Caller("application", "acme", "key", devices=frozenset()), False),
+        (Caller("operator", "service", "root"), True),
+        (Caller("anyone", "local", "anyone"), False),
+    ],
+)
+def test_a_key_finds_the_sessions_of_its_devices_alone(caller: Caller, finds: bool) -> None:
+    sessions = _sessions()
+    owner = Caller("device", "acme", "gate-3")
+    held = sessions.open(stage.SOURCE, tuple(QUANTIZERS), "", "10.0.0.1", owner).id
+    try:
+        found = sessions.get(held, caller).id == held
+    except UnknownSessionError:
+        found = False
+    assert found == finds
+
+
