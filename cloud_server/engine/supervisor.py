@@ -19,16 +19,24 @@ from cloud_server.engine.link import FrontLink
 from cloud_server.engine.spawn import EngineProcess, Spawn
 from cloud_server.settings import Settings
 from protos.errors import BridgeError, EngineUnavailableError, from_code
+from protos.process.children import is_stopped
 from protos.process.logs import Logger
+from protos.process.memory import oom_kills
 
 _FIRST_STARTS = 3
 _HEALTHY_S = 60.0
 _GRACE_S = 5.0
+_FROM_OUTSIDE = tuple(
+    -number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+)
 _LEAK, _SLACK_BYTES = 1.5, 256 << 20
 
 
 class Supervisor:
     """Keeps one engine running.
+
+    `ended_from_outside` tells of the last engine that it was killed or stopped by someone else, not
+    by the work that it did.
 
     Args:
         settings: time limits and back-off.
@@ -56,11 +64,13 @@ class Supervisor:
         self._status: Status | None = None
         self._broken: BridgeError | None = None
         self._most_bytes = 0  # 0 until it is known
+        self._oom_kills = 0
         self._stopping = False
         self._pause = asyncio.Event()
         self._process: EngineProcess | None = None
         self.ready = False
         self.restarts = 0
+        self.ended_from_outside = False
 
     @property
     def pid(self) -> int:
@@ -97,6 +107,7 @@ class Supervisor:
         was_ready, failures = False, 0
         while not self._stopping:
             identity = f"engine-{self.restarts}-{secrets.token_hex(4)}"
+            self.ended_from_outside, self._oom_kills = False, oom_kills()
             self._offers, self._status, self._broken, self._most_bytes = [], None, None, 0
             link.expect(identity)
             started = time.monotonic()
@@ -173,6 +184,8 @@ class Supervisor:
             asked = time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), settings.heartbeat_s)
+                killed = process.returncode in _FROM_OUTSIDE
+                self.ended_from_outside = killed and oom_kills() == self._oom_kills
                 return f"the engine process ended ({_how(process.returncode)})"
             if time.monotonic() - asked > 2 * settings.heartbeat_s + 1.0:
                 continue  # this process itself was held up: what the engine said is still unread
@@ -183,6 +196,7 @@ class Supervisor:
                 return f"the engine took more than {settings.engine_start_s:g} s to start"
             if self._status is not None:
                 if now - link.last_heard > settings.heartbeat_timeout_s:
+                    self.ended_from_outside = is_stopped(process.pid)
                     return f"the engine was silent for {settings.heartbeat_timeout_s:g} s"
                 if self.ready and self._status.step_s > settings.engine_stall_s:
                     return f"the engine hung for {settings.engine_stall_s:g} s in one step"

@@ -266,8 +266,9 @@ class Dispatch:
         """A job's engine ended: it is a suspect now, or guilty."""
         if self._closing:
             return error
-        if given.alone:
-            return self._quarantine.convict(given.job, error.message)
+        if given.alone and given.engine is not None:
+            outside = given.engine.ended_from_outside
+            return self._quarantine.blame(given.job, error, outside)
         self._quarantine.suspect(given.job)
         return error
 

@@ -79,6 +79,11 @@ class KeptEngine:
         return self.running and self.caught_up
 
     @property
+    def ended_from_outside(self) -> bool:
+        """Whether its last process was killed or stopped by someone else."""
+        return self._supervisor.ended_from_outside
+
+    @property
     def pid(self) -> int:
         """The engine's process id; 0 while there is none."""
         return self._supervisor.pid

@@ -3,6 +3,10 @@
     in an engine that ended ─▶ suspect: refused, to be sent again; then it runs alone
     alone, and its engine ended again ─▶ quarantined: refused from now on, never tried again
 
+An engine that was killed from outside (`kill -9`, not the kernel's want of memory) says little
+about the request that ran alone. It stays a suspect, and is quarantined only if that happens over
+and over.
+
 The memory is bounded; the tenant that fills it loses its own oldest entries.
 """
 
@@ -15,11 +19,13 @@ from pathlib import Path
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.crowd import Crowd
-from protos.errors import QuarantinedError
+from protos.errors import BridgeError, QuarantinedError
 from protos.process.files import write_file
 from protos.process.logs import Logger
 
 _MOST = 4096
+_MOST_KILLS = 4
+"""Times in a row that an engine is killed from outside under a request that runs alone."""
 _MOST_FILES = 256
 _MOST_BYTES = 16 << 20
 
@@ -36,6 +42,7 @@ class Quarantine:
     def __init__(self, folder: Path | None, log: Logger, most: int = _MOST) -> None:
         self._folder, self._log, self._most = folder, log, most
         self._suspects: Crowd[bytes] = Crowd()
+        self._kills: dict[bytes, int] = {}
         self._held: Crowd[bytes] = Crowd()
 
     def __len__(self) -> int:
@@ -66,11 +73,27 @@ class Quarantine:
     def clear(self, job: Job) -> None:
         """A suspect ran alone, and its engine lives."""
         digest = digest_of(job)
+        self._kills.pop(digest, None)
         if digest in self._suspects:
             self._suspects.remove(digest)
 
+    def blame(self, job: Job, error: BridgeError, from_outside: bool) -> BridgeError:
+        """A suspect ran alone, and its engine ended; returns what to refuse it with.
+
+        Args:
+            job: the suspect.
+            error: how its engine ended.
+            from_outside: whether someone else killed or stopped the engine.
+        """
+        digest = digest_of(job)
+        kills = self._kills.get(digest, 0) + 1
+        if from_outside and kills < _MOST_KILLS and digest in self._suspects:
+            self._kills[digest] = kills
+            return error
+        return self.convict(job, error.message)
+
     def convict(self, job: Job, reason: str) -> QuarantinedError:
-        """A suspect ran alone, and its engine ended: quarantine it; returns its refusal."""
+        """Quarantine a request; returns its refusal."""
         self.clear(job)
         digest = digest_of(job)
         self._add(self._held, job, digest)
@@ -93,7 +116,9 @@ class Quarantine:
             return
         crowd.add((job.owner.partition("/")[0],), digest)
         if len(crowd) > self._most:
-            crowd.remove(crowd.next_to_go())
+            gone = crowd.next_to_go()
+            crowd.remove(gone)
+            self._kills.pop(gone, None)
 
     def _write(self, job: Job, digest: bytes) -> str:
         """Write a request's bytes if the operator allows it; returns the file, or why not."""

@@ -6,11 +6,13 @@ when the process PARENT, which started it, ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,6 +32,13 @@ def die_with_parent(parent: int | None = None) -> None:
 def command(module: str, *arguments: str) -> list[str]:
     """The command line of a module as a child that dies with this process."""
     return [sys.executable, "-m", "protos.process.children", str(os.getpid()), module, *arguments]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP) or a debugger holds a process; false where that cannot be told."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 if __name__ == "__main__":

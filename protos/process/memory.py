@@ -5,6 +5,7 @@ Made for Linux's /proc and glibc; elsewhere it measures less and tunes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -95,3 +96,12 @@ def keep_heap_compact() -> bool:
     return all(
         [libc.mallopt(*pair) == 1 for name, pair in wanted.items() if name not in os.environ]
     )
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed since it started because memory ran out."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

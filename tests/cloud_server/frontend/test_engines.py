@@ -220,6 +220,34 @@ def test_engines_killed_over_and_over_under_load_lose_no_answer_and_double_none(
     asyncio.run(scene())
 
 
+def test_a_request_that_runs_alone_while_engines_are_killed_or_stopped_is_not_convicted(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        quick = {"heartbeat_timeout_s": 1.0, "restart_backoff_max_s": 0.02}
+        async with running(paths, **quick) as server:
+            edge = await server.edge()
+            for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP):
+                (engine,) = engines_of(os.getpid())
+                before = await server.metric("engine_restarts_total")
+                os.kill(engine, signal.SIGSTOP)
+                asked = asyncio.create_task(edge.say("count 2", 5))
+                await server.until(lambda: at_least(server.metric("queue_depth"), 1))
+                os.kill(engine, how)
+                assert (await asked).refused.code == 502
+
+                async def back(before: float = before) -> bool:
+                    restarts = await server.metric("engine_restarts_total")
+                    return restarts > before and await all_up(server, 1)
+
+                await server.until(back)
+                assert await server.metric("suspect_requests") == 1
+            assert (await answered(edge, "count 2", 5)).answer.tokens == 2
+            assert await server.metric("suspect_requests") == 0
+
+    asyncio.run(scene())
+
+
 def test_each_engine_has_a_gpu_of_its_own_or_its_share_of_the_threads(
     paths: dict[str, Any],
 ) -> None:

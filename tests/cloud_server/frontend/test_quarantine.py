@@ -11,7 +11,7 @@ import structlog
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.quarantine import Quarantine, digest_of
-from protos.errors import QuarantinedError
+from protos.errors import EngineUnavailableError, QuarantinedError
 
 
 def job(number: int, owner: str = "acme/gate", body: bytes = b"frame") -> Job:
@@ -60,6 +60,20 @@ def test_a_convicted_request_is_refused_and_names_its_digest() -> None:
     with pytest.raises(QuarantinedError):
         held.check(job(7))
     assert (len(held), held.suspects) == (1, 0)
+
+
+def test_kills_from_outside_convict_nobody_unless_they_always_meet_the_same_request() -> None:
+    held, error = quarantine(), EngineUnavailableError("killed")
+    for _ in range(20):
+        held.suspect(job(1))
+        assert held.blame(job(1), error, from_outside=True) is error
+        assert held.check(job(1)), "it still runs alone"
+        held.clear(job(1))  # the next time it was answered
+    held.suspect(job(1))
+    told = [held.blame(job(1), error, from_outside=True).retryable for _ in range(4)]
+    assert told == [True, True, True, False]
+    held.suspect(job(2, body=b"guilty"))
+    assert isinstance(held.blame(job(2, body=b"guilty"), error, False), QuarantinedError)
 
 
 def test_a_tenant_that_fills_the_quarantine_pushes_out_its_own_entries() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protos.process.memory import MARGIN, MemoryWatch, resident_bytes
+from protos.process.memory import MARGIN, MemoryWatch, oom_kills, resident_bytes
 
 
 class Log:
@@ -69,3 +69,7 @@ def test_freed_buffers_leave_the_process_even_above_a_small_one_that_stays() -> 
         pytest.skip("not glibc")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 24e6, "2.5 MB of small arrays are left; untuned they hold 56 MB"
+
+
+def test_the_kernels_count_of_kills_for_want_of_memory_does_not_change_by_itself() -> None:
+    assert 0 <= oom_kills() <= oom_kills()
