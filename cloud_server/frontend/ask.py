@@ -140,6 +140,7 @@ class Asker:
             point=PICTURE_POINT if picture else -1,
             body=picture,
             hold=0 if picture else 1,
+            owner="/".join(made.owner),
         )
         hear = partial(self._teller.hear, asked, made, job)
         self._under_way.submit(asked.id, made, job, hear)

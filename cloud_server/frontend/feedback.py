@@ -76,6 +76,7 @@ class FeedbackSender:
                 received_ns=received_ns,
                 bundle=session.offer.bundle_digest,
                 feedback=point.index,
+                owner="/".join(session.owner),
             )
             said = await self._under_way.wait_for(job, session.owner)
             if not isinstance(said, Compressed):

@@ -302,6 +302,7 @@ class Receiver:
             body=body,
             base=-1 if header.base is None else header.base,
             differences=int(header.differences),
+            owner="/".join(session.owner),
         )
 
     # ------------------------------------------------------------------ advice and counts

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cloud_server.frontend.engines import settings_of_each
+from cloud_server.identity.caller import NO_TENANT
 from cloud_server.settings import load
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
@@ -141,7 +142,8 @@ def test_a_request_that_ends_its_engine_twice_is_quarantined_and_the_others_are_
 
     asyncio.run(scene())
     (written,) = folder.iterdir()
-    assert json.loads(written.read_text())["question"] == "die"
+    plain = json.loads(written.read_text())
+    assert plain["question"] == "die" and plain["owner"].split("/")[0] == NO_TENANT
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
