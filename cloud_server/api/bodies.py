@@ -39,7 +39,7 @@ class Bodies:
             FrameTooLargeError: it is longer than allowed, or than it says.
             OverloadedError: the large bodies under way leave no room for it.
         """
-        length = _length(headers)
+        length = length_of(headers)
         if length > self._most:
             raise self._too_large()
         charge = length if length > SMALL_BYTES else 0
@@ -68,8 +68,12 @@ class Bodies:
         return FrameTooLargeError(f"the request's body is larger than {self._most} bytes")
 
 
-def _length(headers: Headers) -> int:
-    """How long a body may be by its headers."""
+def length_of(headers: Headers) -> int:
+    """How long a request's body may be by its headers, bytes.
+
+    Raises:
+        ConfigError: its length is no number.
+    """
     if "transfer-encoding" in headers:
         return SMALL_BYTES  # a body of unknown length may be a small one
     text = headers.get("content-length", "0")

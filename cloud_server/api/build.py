@@ -75,6 +75,7 @@ def http_port(
     door = Door(
         application(routers),
         access.identities,
+        bridge.quotas,
         Bodies(most, settings.body_memory_bytes),
         metrics,
         log,

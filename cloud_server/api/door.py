@@ -1,7 +1,7 @@
 """The door: before a request's body is read, who makes it is known, and its size is bounded.
 
-request id → identity → size of the body → the routes; then headers, a log line and a count. What
-fails on the way, an unexpected error included, leaves as JSON.
+request id → identity → quota → size of the body → the routes; then headers, a log line and a count.
+What fails on the way, an unexpected error included, leaves as JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_server.api import health
-from cloud_server.api.bodies import Bodies
+from cloud_server.api.bodies import Bodies, length_of
 from cloud_server.api.failures import failed, http_failed
 from cloud_server.api.visit import KEY, Visit
+from cloud_server.frontend.gate import owner_of
+from cloud_server.frontend.quotas import Quotas
 from cloud_server.identity.caller import ANYONE
 from cloud_server.identity.identify import Identities, Nobody, bearer_of
 from cloud_server.metrics import Metrics
@@ -37,6 +39,7 @@ class Door:
     Args:
         app: the routes.
         identities: who callers are.
+        quotas: charges requests.
         bodies: bounds bodies.
         metrics: what is counted.
         log: a bound logger.
@@ -48,6 +51,7 @@ class Door:
         self,
         app: ASGIApp,
         identities: Identities | Nobody,
+        quotas: Quotas,
         bodies: Bodies,
         metrics: Metrics,
         log: Logger,
@@ -55,6 +59,7 @@ class Door:
         draining: Callable[[], bool],
     ) -> None:
         self._app, self._identities, self._bodies = app, identities, bodies
+        self._quotas = quotas
         self._metrics, self._log, self._few, self._draining = metrics, log, few, draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,8 +101,26 @@ class Door:
         headers = Headers(scope=scope)
         if scope["path"] not in OPEN_PATHS:
             visit.caller = self._identities.bearer(bearer_of(headers.get("authorization", "")))
+            self._charge(visit, headers)
         with self._bodies.bounded(headers, receive) as bounded:
             await self._app(scope, bounded, send)
+
+    def _charge(self, visit: Visit, headers: Headers) -> None:
+        """Count a request against its caller's quota, and tell what is left of it.
+
+        Raises:
+            OverloadedError: it is one too many.
+        """
+        owner = owner_of(visit.caller)
+        try:
+            self._quotas.charge(*owner, length_of(headers))
+        finally:
+            if allowance := self._quotas.allowance(*owner):
+                visit.headers |= {
+                    "x-ratelimit-limit-requests": str(int(allowance.most)),
+                    "x-ratelimit-remaining-requests": str(max(0, int(allowance.left))),
+                    "x-ratelimit-reset-requests": f"{allowance.full_s:.3f}s",
+                }
 
     def _note(self, visit: Visit, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"

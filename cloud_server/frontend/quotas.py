@@ -30,6 +30,21 @@ class _Left:
     at: float
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """How many requests may still come.
+
+    Attributes:
+        most: at once, when nothing was sent for a while.
+        left: at once, now.
+        full_s: time until it is `most` again, seconds.
+    """
+
+    most: float
+    left: float
+    full_s: float
+
+
 class Quotas:
     """Charges each request.
 
@@ -74,6 +89,21 @@ class Quotas:
         for left in taken:
             left.requests -= 1.0
             left.bytes -= size
+
+    def allowance(self, tenant: str, device: str) -> Allowance | None:
+        """How many requests a device may still send, by the tighter of its two quotas.
+
+        None if neither bounds them.
+        """
+        now = self._clock()
+        found: Allowance | None = None
+        for name in (device, None):
+            quota = self._quota_of(tenant, name)
+            if quota.requests_per_s:
+                most, left = _burst(quota)[0], self._now(tenant, name, quota, now).requests
+                if found is None or left < found.left:
+                    found = Allowance(most, left, (most - left) / quota.requests_per_s)
+        return found
 
     def _now(self, tenant: str, device: str | None, quota: Quota, now: float) -> _Left:
         """What is left now, by the quota of now."""

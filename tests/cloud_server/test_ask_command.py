@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cloud_server.api.over_http import asking
+from tests.cloud_server.secured import secured
 
 
 async def typed(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -53,6 +55,34 @@ def test_the_answer_goes_to_standard_output_and_what_it_rests_on_to_standard_err
                 code, out, err = await typed(*arguments, *url)
                 assert (code, out) == (exit_code, ""), (arguments, err)
                 assert err.startswith(f"cloud-server: {name}: "), err
+
+    asyncio.run(work())
+
+
+def test_a_key_in_a_file_or_the_environment_and_the_services_own_roots_are_used(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with secured(paths, tmp_path / "service") as it:
+            device = it.trusting(await it.enrol(it.premises.code()))
+            edge = await it.edge(device)
+            assert (await edge.say("", seed=1)).HasField("accepted")
+            url = f"https://127.0.0.1:{it.ports['api_port']}"
+            key, file = it.premises.key(), tmp_path / "key"
+            file.write_text(key + "\n")
+            await it.settled()
+            roots = ("--directory", str(it.premises.directory))
+            for arguments, environment in (
+                (("--url", url, "--key-file", str(file), *roots), {}),
+                (roots, {"NEURAL_BRIDGE_URL": url, "NEURAL_BRIDGE_KEY": key}),
+            ):
+                code, out, err = await typed("gate-3", "count 1", *arguments, **environment)
+                assert (code, out) == (0, "0 \n"), err
+                assert key not in err
+            code, _, err = await typed("gate-3", "count 1", "--url", url, *roots)
+            assert (code, "unauthenticated" in err) == (70, True), err
+            code, _, err = await typed("gate-3", "count 1", "--url", url, "--key-file", str(file))
+            assert (code, "offline" in err) == (52, True), "the system does not trust our root"
 
     asyncio.run(work())
 

@@ -28,7 +28,7 @@ VersionName = Annotated[
 ]
 
 
-class Standing(BaseModel):
+class VersionStanding(BaseModel):
     """How a front end stands with a version."""
 
     front_end: str
@@ -53,7 +53,7 @@ class BundleEntry(BaseModel):
     note: str
     changed_s: float = Field(description="seconds since 1970")
     changed_by: str
-    front_ends: list[Standing]
+    front_ends: list[VersionStanding]
 
 
 class BundleList(BaseModel):
@@ -135,9 +135,9 @@ def _entry(row: BundleVersion, said: dict[str, list[Said]]) -> BundleEntry:
     )
 
 
-def _standing(said: Sequence[Said]) -> list[Standing]:
+def _standing(said: Sequence[Said]) -> list[VersionStanding]:
     return [
-        Standing(
+        VersionStanding(
             front_end=one.front_end,
             state=one.state,
             sessions=one.sessions,
