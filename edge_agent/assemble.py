@@ -220,10 +220,7 @@ def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
     enrolled = None
     store = _state(chosen)
     if store.directory is not None:
-        file = IdentityFile.under(store.directory)
-        if file.stamp is not None:
-            enrolled = Enrolled(file)
-            enrolled.now  # noqa: B018 (reads it: a damaged one ends the start)
+        enrolled = Enrolled.read(IdentityFile.under(store.directory))
     if enrolled is None and not chosen.ca:
         return dial_insecure(chosen.server)
     roots = foreign_roots(chosen.ca) if chosen.ca else b""

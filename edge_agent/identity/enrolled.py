@@ -28,6 +28,16 @@ class Enrolled:
     _stamp: object = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @classmethod
+    def read(cls, file: IdentityFile) -> Enrolled | None:
+        """The identity in a file; None if there is none.
+
+        Raises:
+            CertificateError: it is damaged, or others may read it.
+        """
+        found = file.load()
+        return None if found is None else cls(file)
+
     @property
     def now(self) -> Identity:
         """The newest identity.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,14 @@ class IdentityFile:
         except OSError as error:
             raise self._unreadable(error) from error
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was written, by this device's clock; infinite if there is none."""
+        try:
+            return time.time() - self.path.stat().st_mtime
+        except OSError:
+            return float("inf")
 
     def load(self) -> Identity | None:
         """Read it; None if this device is not enrolled.

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge_agent.uplink.dial import Dial, SecureDial
-from protos.errors import (
-    BridgeError,
-    CertificateError,
-    ForbiddenError,
-    UnauthenticatedError,
-)
+from protos.errors import BridgeError, CertificateError, UnauthenticatedError
 
-BARRING = (UnauthenticatedError, ForbiddenError, CertificateError)
+BARRING = (UnauthenticatedError, CertificateError)
 """Errors that only a person can mend: with another certificate, or at the service."""
 _FIRST_S, _LONGEST_S = 15.0, 300.0
+_FRESH_S = 10.0
+"""A certificate as young as this may not be known yet to every front end of the service."""
 
 
 class CallerBar:
@@ -51,6 +48,13 @@ class CallerBar:
             return self._dial.credential if isinstance(self._dial, SecureDial) else ""
         except CertificateError:
             return ""
+
+    def too_early(self, error: BridgeError) -> bool:
+        """Whether the server refused a certificate that it may learn of in a moment."""
+        dial = self._dial
+        enrolled = dial.enrolled if isinstance(dial, SecureDial) else None
+        fresh = enrolled is not None and 0 <= enrolled.file.age_s < _FRESH_S
+        return fresh and isinstance(error, UnauthenticatedError)
 
     def raise_for(self, error: BridgeError) -> None:
         """The server refused this device."""

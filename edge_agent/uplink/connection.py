@@ -198,6 +198,10 @@ class Connection:
         try:
             stream = self.stream = await self._connect()
         except BARRING as error:
+            if self._bar.too_early(error):
+                raise EngineUnavailableError(
+                    f"the certificate is new, and may not be known everywhere yet: {error.message}"
+                ) from error
             self._bar.raise_for(error)
             self._log.error("not_let_in", error=error.name, cause=str(error))
             raise
@@ -261,7 +265,6 @@ class Connection:
 
     def _not_let_in(self, stream: Stream, error: BridgeError) -> BridgeError:
         """The server does not accept this device any more; or only its certificate of before."""
-        error = explained(self._dial, error)
         if stream.credential == self._bar.credential:
             self._bar.raise_for(error)
             self._log.error("not_let_in", error=error.name, cause=str(error))
@@ -304,7 +307,7 @@ class Connection:
         if isinstance(broken, FrameTooLargeError):
             stream.session.learn_cap(broken)
         if isinstance(broken, BARRING):
-            broken = self._not_let_in(stream, broken)
+            broken = self._not_let_in(stream, explained(self._dial, broken))
         silent = stream.heard_at == float("-inf")
         if isinstance(broken, UnknownSessionError) or (
             # A write to a call that the server has just ended hides the server's status, which may

@@ -114,8 +114,10 @@ class SecureDial:
             mine = self.enrolled.now
             return UnauthenticatedError(
                 f"the service does not accept the certificate of {mine.tenant}/{mine.device} "
-                f"(serial {mine.serial}): it was revoked, or the device was disabled or removed; "
-                f"ask the operator, and with a new code: edge-agent enrol --force ({error.message})"
+                f"(serial {mine.serial}): it was revoked, the device was disabled or removed, or "
+                f"{self.address} is not the port for devices (50051 unless the operator chose "
+                "another). Ask the operator, and with a new code: edge-agent enrol --force "
+                f"({error.message})"
             )
         if not isinstance(error, OfflineError):
             return error

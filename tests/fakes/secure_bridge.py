@@ -121,6 +121,11 @@ class SecureBridge(FakeBridge):
         async for event in super().Infer(requests, context):
             yield event
 
+    async def Ask(self, request: pb.AskRequest, context: Any) -> Any:
+        await self._let_in(context)
+        async for event in super().Ask(request, context):
+            yield event
+
     async def revoke(self, serial: str) -> None:
         """No more of this certificate: open calls end now."""
         self.revoked.add(serial)

@@ -29,6 +29,7 @@ from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.request import Request
 from edge_agent.uplink.retry import RetryPolicy
 from protos.errors import CertificateError, EnrolmentError, UnauthenticatedError
+from protos.identity import OneTimeCode
 from protos.process import logs
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import paths  # noqa: F401
@@ -100,13 +101,11 @@ async def test_a_code_works_once_and_only_at_its_own_service(
     paths: dict[str, Any],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    async with (
-        secured(paths, tmp_path / "svc") as server,
-        secured(paths, tmp_path / "other") as other,
-    ):
+    async with secured(paths, tmp_path / "svc") as server:
         code, file = server.premises.code(), IdentityFile.under(tmp_path / "edge")
+        elsewhere = OneTimeCode.fresh(b"the root of another service")
         with pytest.raises(CertificateError, match="nothing was sent"):
-            await enrol(f"localhost:{other.ports['open_port']}", code, file)
+            await enrol(f"localhost:{server.ports['open_port']}", elsewhere, file)
         with pytest.raises(CertificateError, match="the port where devices enrol"):
             await enrol(f"localhost:{server.ports['port']}", code, file)
         made = await enrol(f"localhost:{server.ports['open_port']}", code, file)

@@ -172,6 +172,7 @@ def test_a_revoked_device_gets_the_exit_code_of_that(
     found = settings.load()
     assert found is not None
     secure.revoked.add(found.serial)
+    os.utime(settings.path, (1, 1))  # no front end can be so late
     assert ask(secure, tmp_path) == UnauthenticatedError.exit_code
     err = capsys.readouterr().err
     assert "unauthenticated: the service does not accept the certificate of acme/gate-3" in err

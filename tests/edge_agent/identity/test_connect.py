@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from edge_agent.identity.enrolled import Enrolled
 from edge_agent.identity.identity_file import IdentityFile
 from edge_agent.identity.service_clock import ServiceClock
 from edge_agent.uplink.dial import InsecureDial, SecureDial, dial_insecure, dial_secure
+from edge_agent.uplink.scenes import Scene, Scenes
 from protos.errors import (
     BridgeError,
     CertificateError,
@@ -31,6 +33,11 @@ from tests.fakes.secure_bridge import DAY_S, SecureBridge
 @pytest.fixture
 def file(tmp_path: Path) -> IdentityFile:
     return IdentityFile.under(tmp_path / "state")
+
+
+def grown_up(file: IdentityFile) -> None:
+    """A certificate that every front end of the service has had time to hear of."""
+    os.utime(file.path, (time.time() - 60, time.time() - 60))
 
 
 async def refused(dial: SecureDial | InsecureDial, tmp_path: Path) -> BridgeError:
@@ -228,6 +235,7 @@ def test_a_revoked_device_says_so_once_in_a_while_and_comes_back_when_it_may(
     async def test() -> None:
         async with service(tmp_path / "a") as served:
             made = await enrolled(served, file)
+            grown_up(file)
             sleep = FakeSleep()
             dial = dial_secure(served.address, Enrolled(file))
             uplink = fake_uplink(dial, tmp_path, sleep, retries=None, give_up_s=0)
@@ -255,6 +263,7 @@ def test_a_revoked_device_that_does_not_wait_ends_with_the_cause(
     async def test() -> None:
         async with service(tmp_path / "a") as served:
             made = await enrolled(served, file)
+            grown_up(file)
             uplink = fake_uplink(dial_secure(served.address, Enrolled(file)), tmp_path)
             await deliver_all(uplink, requests(1))
             await served.revoke(made.serial)
@@ -276,6 +285,7 @@ def test_a_device_that_enrols_again_is_let_in_without_a_restart_or_a_wait(
     async def test() -> None:
         async with service(tmp_path / "a") as served:
             made = await enrolled(served, file)
+            grown_up(file)
             sleep = FakeSleep()
             dial = dial_secure(served.address, Enrolled(file))
             uplink = fake_uplink(dial, tmp_path, sleep, retries=None, give_up_s=0)
@@ -301,6 +311,60 @@ def test_an_identity_that_is_damaged_under_way_is_told(tmp_path: Path, file: Ide
             await served.restart()
             (outcome,) = await deliver_all(uplink, requests(1))
             assert isinstance(outcome.error, CertificateError)
+            await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_question_that_a_revoked_device_asks_about_a_held_scene_is_told_once(
+    tmp_path: Path, file: IdentityFile, patient: bool
+) -> None:
+    """Ask is a call of its own: it may be refused before the stream is."""
+
+    async def test() -> None:
+        async with service(tmp_path / "a") as served:
+            made = await enrolled(served, file)
+            grown_up(file)
+            give_up_s = 0.0 if patient else 60.0
+            dial = dial_secure(served.address, Enrolled(file))
+            sleep = FakeSleep()
+            uplink = fake_uplink(dial, tmp_path, sleep, retries=None, give_up_s=give_up_s)
+            scenes = Scenes(uplink)
+            scene = await scenes.hold(requests(1, question="")[0])
+            assert isinstance(scene, Scene)
+            served.revoked.add(made.serial)
+            work = asyncio.create_task(scenes.ask(scene, b"12345678", "what ?", 4))
+            if patient:
+                while sleep.clock() < 1000:
+                    await asyncio.sleep(0)
+                served.revoked.clear()
+                outcome = await work
+                assert outcome.answer is not None and outcome.answer.text == "about what ?"
+            else:
+                error = (await work).error
+                assert isinstance(error, UnauthenticatedError)
+                assert error.message.count("does not accept") == 1
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_certificate_that_another_front_end_has_not_heard_of_yet_is_shown_again_soon(
+    tmp_path: Path, file: IdentityFile
+) -> None:
+    async def test() -> None:
+        async with service(tmp_path / "a") as served:
+            made = await enrolled(served, file)
+            served.revoked.add(made.serial)
+            sleep = FakeSleep()
+            uplink = fake_uplink(dial_secure(served.address, Enrolled(file)), tmp_path, sleep)
+            work = asyncio.create_task(deliver_all(uplink, items := requests(1)))
+            while not sleep.pauses:
+                await asyncio.sleep(0)
+            served.revoked.clear()
+            assert_one_answer_each(await work, items)
+            assert sum(sleep.pauses) < 15
             await uplink.close()
 
     run(test)
