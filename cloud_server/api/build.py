@@ -74,7 +74,7 @@ def http_port(
     )
     door = Door(
         application(routers),
-        access.identities,
+        access,
         bridge.quotas,
         Bodies(most, settings.body_memory_bytes),
         metrics,

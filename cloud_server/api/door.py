@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from traceback import format_exc
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,10 +19,11 @@ from cloud_server.api import health
 from cloud_server.api.bodies import Bodies, length_of
 from cloud_server.api.failures import failed, http_failed
 from cloud_server.api.visit import KEY, Visit
+from cloud_server.frontend.access import Access
 from cloud_server.frontend.gate import owner_of
 from cloud_server.frontend.quotas import Quotas
 from cloud_server.identity.caller import ANYONE
-from cloud_server.identity.identify import Identities, Nobody, bearer_of
+from cloud_server.identity.identify import bearer_of
 from cloud_server.metrics import Metrics
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError
@@ -38,7 +40,7 @@ class Door:
 
     Args:
         app: the routes.
-        identities: who callers are.
+        access: who callers are.
         quotas: charges requests.
         bodies: bounds bodies.
         metrics: what is counted.
@@ -50,7 +52,7 @@ class Door:
     def __init__(
         self,
         app: ASGIApp,
-        identities: Identities | Nobody,
+        access: Access,
         quotas: Quotas,
         bodies: Bodies,
         metrics: Metrics,
@@ -58,7 +60,7 @@ class Door:
         few: Throttle,
         draining: Callable[[], bool],
     ) -> None:
-        self._app, self._identities, self._bodies = app, identities, bodies
+        self._app, self._access, self._bodies = app, access, bodies
         self._quotas = quotas
         self._metrics, self._log, self._few, self._draining = metrics, log, few, draining
 
@@ -99,10 +101,13 @@ class Door:
 
     async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in OPEN_PATHS:
-            visit.caller = self._identities.bearer(bearer_of(headers.get("authorization", "")))
-            self._charge(visit, headers)
-        with self._bodies.bounded(headers, receive) as bounded:
+        with ExitStack() as stack:
+            if scope["path"] not in OPEN_PATHS:
+                key = bearer_of(headers.get("authorization", ""))
+                visit.caller = self._access.identities.bearer(key)
+                stack.enter_context(self._access.held(key, visit.caller))
+                self._charge(visit, headers)
+            bounded = stack.enter_context(self._bodies.bounded(headers, receive))
             await self._app(scope, bounded, send)
 
     def _charge(self, visit: Visit, headers: Headers) -> None:

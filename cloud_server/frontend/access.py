@@ -7,6 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 
 import grpc
 
@@ -139,6 +140,10 @@ class Access:
             name: the call's name, for the log.
         """
         return handler if self._calls is None else self._calls.guarded(handler, name, _operates)
+
+    def held(self, key: str, caller: Caller) -> AbstractContextManager[None]:
+        """While the block runs, an HTTP request is open (see `OpenCalls.held`)."""
+        return contextlib.nullcontext() if self._calls is None else self._calls.held(key, caller)
 
     def may_see_metrics(self, header: str) -> None:
         """Check who asks for /metrics. Called on any thread.

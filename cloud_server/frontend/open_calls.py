@@ -30,12 +30,13 @@ _ENDED = UnauthenticatedError("the certificate or key of this call was revoked o
 
 @dataclass(eq=False)
 class _Call:
-    """One open call."""
+    """One open call; an HTTP request has no context."""
 
     context: Any
     task: asyncio.Task[Any]
     credential: Credential
     caller: Caller
+    ended: bool = False
 
 
 class OpenCalls:
@@ -113,6 +114,26 @@ class OpenCalls:
         )
         return made
 
+    @contextmanager
+    def held(self, key: str, caller: Caller) -> Iterator[None]:
+        """While the block runs, an HTTP request is open.
+
+        Args:
+            key: what its caller shows.
+            caller: who that is.
+
+        Raises:
+            UnauthenticatedError: its caller's right ended meanwhile; the block was cancelled.
+        """
+        with self._held(None, (key, caller)) as call:
+            try:
+                yield
+            except asyncio.CancelledError:
+                if not call.ended:
+                    raise
+                getattr(call.task, "uncancel", int)()  # from Python 3.11 on
+                raise _ENDED from None
+
     async def _enter(
         self, context: Any, name: str, may: Callable[[Caller], None]
     ) -> tuple[Credential, Caller]:
@@ -125,13 +146,13 @@ class OpenCalls:
         return credential, caller
 
     @contextmanager
-    def _held(self, context: Any, known: tuple[Credential, Caller]) -> Iterator[None]:
+    def _held(self, context: Any, known: tuple[Credential, Caller]) -> Iterator[_Call]:
         task = asyncio.current_task()
         assert task is not None
         call = _Call(context, task, *known)
         self._open.add(call)
         try:
-            yield
+            yield call
         finally:
             self._open.discard(call)
 
@@ -154,6 +175,10 @@ class OpenCalls:
 
     async def _end(self, call: _Call) -> None:
         """End a call from outside its handler: cancelling alone would leave the client waiting."""
+        call.ended = True
+        if call.context is None:
+            call.task.cancel()
+            return
         abort = self._refusals.abort(call.context, _ENDED, "open call")
         try:
             await asyncio.wait_for(abort, _ABORT_S)
