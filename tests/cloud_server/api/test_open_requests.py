@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from cloud_server.state import keys
+from tests.cloud_server.identity.pki import Device
 from tests.cloud_server.secured import secured
 from tests.fakes.loop import on_loop
 
@@ -27,7 +28,8 @@ async def test_a_removed_keys_request_under_way_ends_and_frees_the_engine(
         assert (await edge.say("", seed=1)).HasField("accepted")
         key, kept = premises.key(), premises.key(name="kept")
         await server.settled()
-        context = edge_trust(server)
+        context = Device(b"", b"", server.trusted_pem).context()
+        context.set_alpn_protocols(["http/1.1"])
         url = f"https://127.0.0.1:{server.ports['api_port']}"
         async with httpx.AsyncClient(base_url=url, verify=context, timeout=60) as http:
 
@@ -55,11 +57,3 @@ async def test_a_removed_keys_request_under_way_ends_and_frees_the_engine(
             assert reply.status_code == 401, reply.text
             assert (await ask("count 2", kept)).status_code == 200
         assert server.service.access.open_calls == 0
-
-
-def edge_trust(server: Any) -> Any:
-    from tests.cloud_server.identity.pki import Device
-
-    context = Device(b"", b"", server.trusted_pem).context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context

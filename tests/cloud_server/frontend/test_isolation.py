@@ -260,5 +260,3 @@ def test_a_key_finds_the_sessions_of_its_devices_alone(caller: Caller, finds: bo
     except UnknownSessionError:
         found = False
     assert found == finds
-
-
