@@ -1,4 +1,4 @@
-"""Nothing of one tenant or device reaches another: a stranger's id is answered like no id at all."""
+"""Nothing of one tenant or device reaches another: a stranger's id is answered like none at all."""
 
 from __future__ import annotations
 
