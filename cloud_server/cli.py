@@ -18,6 +18,7 @@ from cloud_server.commands import (
     backup,
     bundles,
     devices,
+    doctor,
     init,
     keys,
     quotas,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     init,
+    doctor,
     serve,
     ask,
     tenants,

@@ -1,0 +1,246 @@
+"""What the settings point to: ports, certificates, the database, the model and the bundles."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
+from cloud_server.settings import Settings
+from protos.errors import BridgeError
+
+_DAY_S = 86400.0
+_SOON_S = 14 * _DAY_S
+
+
+def ports(settings: Settings) -> Iterator[Finding]:
+    """Whether each port is free; 0 takes a free one at the start."""
+    wanted = [
+        ("gRPC", "--port", settings.host, settings.port),
+        ("metrics", "--metrics-port", settings.metrics_host, settings.metrics_port),
+    ]
+    if settings.secure:
+        wanted.append(("gRPC, open", "--open-port", settings.host, settings.open_port))
+    if settings.http_port is not None:
+        wanted.append(("HTTP", "--api-port", settings.api_host, settings.http_port))
+    for name, flag, host, port in wanted:
+        subject = f"port, {name}"
+        if not port:
+            yield Finding(subject, GREEN, f"a free one at {host}")
+            continue
+        problem = _cannot_bind(host, port)
+        if problem:
+            yield Finding(
+                subject,
+                RED,
+                f"{host}:{port}: {problem}",
+                f"end what listens there (ss -ltnp), or choose another {flag}",
+            )
+        else:
+            yield Finding(subject, GREEN, f"{host}:{port} is free")
+
+
+def certificates(settings: Settings) -> Iterator[Finding]:
+    """The server's certificate, its chain, its end, and who may read the keys."""
+    if settings.directory is None or not settings.secure:
+        level = YELLOW if settings.insecure else GREEN
+        yield Finding(
+            "certificates",
+            level,
+            "none: plain text" + (" for strangers too (--insecure)" if settings.insecure else ""),
+            "make a directory with 'cloud-server init', and serve with --directory"
+            if settings.insecure
+            else "",
+        )
+        return
+    from cloud_server.identity import certificates as made
+    from cloud_server.identity.tls import AUTHORITY, read_shown
+
+    shown = read_shown(settings.directory, settings.tls_certificate, settings.tls_key)
+    chain = shown.chain
+    names = "another authority's" if shown.foreign else "our authority's"
+    yield ending("server certificate", f"{shown.file}, {names}", shown.end_s, shown.foreign)
+    broken = [
+        f"{a.subject.rfc4514_string()} is not signed by {b.subject.rfc4514_string()}"
+        for a, b in zip(chain, chain[1:], strict=False)
+        if not made.signed_by(a, b)
+    ]
+    if broken:
+        yield Finding("certificate chain", RED, "; ".join(broken), "put the chain in order, "
+                      "the server's certificate first")  # fmt: skip
+    else:
+        yield Finding(
+            "certificate chain", GREEN, f"{len(chain)} certificates, each signs the one before"
+        )
+    intermediate = shown.authority.intermediate.certificate
+    yield ending("intermediate", "signs devices", made.end_of(intermediate), True)
+    yield from _key_files(settings.directory / AUTHORITY, shown.file, settings.tls_key)
+
+
+def ending(subject: str, found: str, end_s: float, by_hand: bool) -> Finding:
+    """How long a certificate lasts.
+
+    Args:
+        subject: what it is.
+        found: said of it.
+        end_s: when it ends, seconds since 1970.
+        by_hand: whether the operator renews it.
+    """
+    left_s = end_s - time.time()
+    found = f"{found}, ends {time.strftime('%Y-%m-%d', time.gmtime(min(end_s, 4e9)))}"
+    renew = "renew it" if by_hand else "a running service renews it by itself"
+    if left_s <= 0:
+        return Finding(subject, RED if by_hand else YELLOW, f"{found}: it has ended", renew)
+    if left_s < _SOON_S:
+        return Finding(subject, YELLOW if by_hand else GREEN, found, renew if by_hand else "")
+    return Finding(subject, GREEN, found)
+
+
+def _key_files(authority: Path, server: Path, key: Path | None) -> Iterator[Finding]:
+    files = [path for path in authority.glob("*.pem") if b"PRIVATE KEY" in path.read_bytes()]
+    files += [path for path in (server, key) if path is not None]
+    open_ones = [path for path in files if b"PRIVATE KEY" in path.read_bytes()
+                 and path.stat().st_mode & 0o077]  # fmt: skip
+    if open_ones:
+        yield Finding(
+            "private keys",
+            RED,
+            f"others may read {', '.join(map(str, open_ones))}",
+            f"chmod 600 {' '.join(map(str, open_ones))}; if anyone did, replace the keys",
+        )
+    else:
+        yield Finding("private keys", GREEN, f"{len(files)} files, for their owner only")
+    if any("root-key" in path.name for path in files):
+        yield Finding(
+            "root key",
+            YELLOW,
+            f"lies in {authority}",
+            "keep it on media apart from this machine, and delete it here",
+        )
+
+
+def database(settings: Settings) -> Iterator[Finding]:
+    """Whether the database can be reached, read and written, and its version."""
+    if settings.directory is None and not settings.database:
+        yield Finding("database", GREEN, "none: no --directory")
+        return
+    from cloud_server.state.location import open_store
+
+    store = open_store(settings.database, settings.directory)
+    try:
+        started = time.perf_counter()
+        store.token()
+        read_ms = (time.perf_counter() - started) * 1e3
+        try:
+            with store.write("doctor", quiet=True) as tx:
+                tx.audit("doctor.look", "", "database")
+                tx.session.flush()
+                raise _Undo
+        except _Undo:
+            pass
+    finally:
+        store.close()
+    yield Finding(
+        "database", GREEN, f"{store.named}: up to date, read in {read_ms:.1f} ms, writable"
+    )
+
+
+class _Undo(Exception):
+    """Ends a transaction without a trace."""
+
+
+def model(settings: Settings) -> Iterator[Finding]:
+    """The large model's checkpoint."""
+    path = settings.model_path
+    config = path / "config.json"
+    if not config.is_file():
+        yield Finding("model", RED, f"{path} holds no config.json", "name a checkpoint's folder")
+        return
+    kind = json.loads(config.read_text()).get("architectures") or ["unknown"]
+    files = [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    if not files:
+        yield Finding("model", RED, f"{path}: {kind[0]} without weights", "download it again")
+        return
+    size = sum(file.stat().st_size for file in files) / (1 << 30)
+    yield Finding("model", GREEN, f"{path}: {kind[0]}, {size:.1f} GiB of weights")
+
+
+def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
+    """Whether each bundle is whole, trusted, judged, and made for this model."""
+    from projector.bundle.certificate import verdict_of
+    from projector.bundle.keys import TrustedKeys
+    from projector.bundle.load import Bundle
+
+    paths = _bundle_paths(settings)
+    if not paths:
+        yield Finding(
+            "bundles", RED, "none", "give --bundles, or cloud-server bundles add and activate"
+        )
+        return
+    keys = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys else None
+    target = None
+    if not quick:
+        from projector.commands.models import live_layout
+
+        infos = [Bundle.peek(path) for path in paths]
+        texts = max((i.target.tokens for i in infos if i.target.of_text), default=0)
+        target = live_layout(
+            settings.model_path, settings.device, settings.dtype, settings.threads, texts
+        )
+    for path in paths:
+        subject = f"bundle, {path.name[:40]}"
+        try:
+            info = Bundle.peek(path)
+            bundle = Bundle.load(path, info.source, target or info.target, trusted=keys)
+            bundle.backend(settings.backend, device=settings.backend_device)
+        except BridgeError as error:
+            yield Finding(subject, RED, error.message, "make or copy it again, for this model")
+            continue
+        names = {point.index: point.name for point in info.points}
+        verdict = verdict_of(bundle.certificate, names[info.default_point])
+        found = f"{info.id}@{info.version} ({info.digest[:12]}…)" + (
+            "" if quick else f", fits the model, runs with {settings.backend}"
+        )
+        doubts = []
+        if not verdict.good:
+            doubts.append(f"its certificate does not vouch for it ({verdict.state})")
+        if bundle.canary is None:
+            doubts.append("it has no canary set (projector canary adds one)")
+        if doubts:
+            yield Finding(subject, YELLOW, f"{found}; {'; '.join(doubts)}", "see projector inspect")
+        else:
+            yield Finding(subject, GREEN, found)
+
+
+def _bundle_paths(settings: Settings) -> list[Path]:
+    """The settings' bundles, or those that the database wants."""
+    if settings.directory is None:
+        return list(settings.bundles)
+    from cloud_server.state import bundles as versions
+    from cloud_server.state.location import open_store
+
+    store = open_store(settings.database, settings.directory)
+    try:
+        with store.read() as session:
+            rows = versions.every(session)
+    finally:
+        store.close()
+    wanted = [Path(row.path) for row in rows if row.wanted in versions.SERVED]
+    return wanted or list(settings.bundles)
+
+
+def _cannot_bind(host: str, port: int) -> str:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
