@@ -59,6 +59,14 @@ class Plan(ABC):
         """
 
     @abstractmethod
+    def read(self, paths: Sequence[Path]) -> None:
+        """The settings were read again.
+
+        Args:
+            paths: the folders of bundles in them.
+        """
+
+    @abstractmethod
     def take_back(self, digest: str, why: str) -> None:
         """A version was refused, or does worse than the one before: what it replaced serves again.
 
@@ -156,6 +164,9 @@ class DatabasePlan(Plan):
                 for row in bundles.every(session)
             ]
 
+    def read(self, paths: Sequence[Path]) -> None:
+        """See `Plan`: the database says what is wanted."""
+
     def take_back(self, digest: str, why: str) -> None:
         """See `Plan`."""
         with self._store.write(f"front end {self._front_end}") as tx:
@@ -196,7 +207,7 @@ class SettingsPlan(Plan):
         return self._paths
 
     def read(self, paths: Sequence[Path]) -> None:
-        """Take up folders that hold other bundles than before; a bad one changes nothing."""
+        """See `Plan`: folders may hold other bundles than before; a bad one changes nothing."""
         self._paths = tuple(paths)
         for path in self._paths:
             try:
@@ -278,3 +289,18 @@ class SettingsPlan(Plan):
         self._order += 1
         place = next(i for i, one in enumerate(self._versions) if one.digest == version.digest)
         self._versions[place] = replace(version, wanted=wanted, order_no=self._order)
+
+
+def swapped(versions: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
+    """The versions whose folder holds another bundle, with that one's digest.
+
+    The digest is empty while the folder holds none that can be read.
+    """
+    found = []
+    for version in versions:
+        there = ""
+        with contextlib.suppress(BridgeError):
+            there = Bundle.peek(version.path).digest
+        if there != version.digest:
+            found.append((version, there))
+    return found

@@ -188,6 +188,7 @@ class Receiver:
             raise UnknownSessionError(
                 "another version of the bundle is served now: negotiate again, then resend"
             )
+        self._sessions.get(session.id)
 
     async def _write(self, outbox: Outbox, context: Any, session: Session) -> None:
         self._open.add(outbox)

@@ -1,7 +1,8 @@
 """Take changes over while the service runs: at SIGHUP, and when the settings file changes.
 
 Certificates and the database are looked at each second anyway; SIGHUP looks at once. Of the
-settings only the log level can change; of others the log says that they need a restart.
+settings the log level and those of bundles can change; of others the log says that they need a
+restart. Bundles that were replaced in their folders are taken up at SIGHUP.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloud_server.frontend.access import Access
+from cloud_server.frontend.rollout import CHANGEABLE, Rollout
 from cloud_server.settings import Settings
 from protos.errors import BridgeError
 from protos.process import logs
@@ -28,6 +30,7 @@ class Reload:
         again: reads the settings again, from everywhere that they came from.
         file: the settings file; None without one.
         access: follows certificates and the database.
+        rollout: follows bundles.
         log: a bound logger.
     """
 
@@ -37,10 +40,12 @@ class Reload:
         again: Callable[[], Settings],
         file: Path | None,
         access: Access,
+        rollout: Rollout,
         log: Logger,
     ) -> None:
         self._began, self._level = settings, settings.log_level
-        self._again, self._file, self._access, self._log = again, file, access, log
+        self._again, self._file, self._log = again, file, log
+        self._access, self._rollout = access, rollout
         self._stamp = stamp(file) if file is not None else None
         self._task: asyncio.Task[None] | None = None
 
@@ -80,10 +85,12 @@ class Reload:
             self._level = fresh.log_level
             logs.set_level(fresh.log_level)
             self._log.warning("log level changed", least=fresh.log_level)
+        self._rollout.change(fresh)
         differ = {
             name
             for name in Settings.model_fields
-            if getattr(fresh, name) != getattr(self._began, name) and name != "log_level"
+            if getattr(fresh, name) != getattr(self._began, name)
+            and name not in ("log_level", *CHANGEABLE)
         }
         if differ:
             self._log.warning("settings that need a restart", settings=sorted(differ))

@@ -22,18 +22,33 @@ from cloud_server.frontend.comparison import FALSE_ALARMS, Comparison
 from cloud_server.frontend.judge import judge
 from cloud_server.frontend.loader import Loader, LoadingEngine, is_passing
 from cloud_server.frontend.offers import Offered
-from cloud_server.frontend.plans import Plan, Wanted
+from cloud_server.frontend.plans import Plan, Wanted, swapped
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session
 from cloud_server.frontend.standing import Standing, chosen
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.bundles import SERVED, Said
-from protos.errors import BridgeError, BundleFormatError, StateError
+from protos.errors import (
+    BridgeError,
+    BundleFormatError,
+    FrameCorruptError,
+    RiskError,
+    StateError,
+)
 from protos.process.logs import Logger
 
+CHANGEABLE = (
+    "bundles",
+    "canary_agreement",
+    "bundle_move_s",
+    "bundle_scenes_s",
+    "bundle_margin",
+)
+"""Settings that may change while the service runs."""
 _TURN_S = 0.5
 _REPORT_S = 5.0
+_SWAPS_S = 2.0
 _ATTEMPTS = 5
 """Attempts to load and judge a version while engines come and go; it may be what ends them."""
 
@@ -84,6 +99,8 @@ class Rollout:
         self._reported_at = -math.inf
         self._reported: list[Said] = []
         self._blind = self._leaving = False
+        self._swaps: dict[str, str] = {}
+        self._swaps_looked_at = -math.inf
 
     # ------------------------------------------------------------------ a part of the service
 
@@ -108,6 +125,12 @@ class Rollout:
             task.cancel()
         if live:
             await asyncio.wait(live)
+
+    def change(self, settings: Settings) -> None:
+        """Take over settings that were read again, and folders that hold other bundles now."""
+        self._settings = settings
+        self._plan.read(settings.bundles)
+        self.look()
 
     def look(self) -> None:
         """Something may be wanted anew: look at once."""
@@ -181,8 +204,9 @@ class Rollout:
         self.saw(scene.bundle, refused=0.0, fallback=float(bool(scene.fallback)), risk=scene.risk)
 
     def _refused(self, digest: str, error: BridgeError) -> None:
-        """A request was refused; only what is wrong with a frame tells of the bundle."""
-        if 400 <= error.code < 500:
+        """A frame was refused; damage on the way and a service that is busy tell nothing."""
+        of_frame = 200 <= error.code < 300 and not isinstance(error, FrameCorruptError)
+        if of_frame or isinstance(error, RiskError):
             self.saw(digest, refused=1.0)
 
     # ------------------------------------------------------------------ turn by turn
@@ -210,6 +234,7 @@ class Rollout:
         self._offer()
         self._move_some()
         await self._retire()
+        await self._notice_swaps()
         await self._report()
 
     def _adopt(self, wanted: Sequence[Wanted]) -> None:
@@ -397,6 +422,24 @@ class Rollout:
             version = standing.version
             self._log.info("bundle retired", bundle=version.bundle_id, version=version.version)
             self._sessions.serve(self._choices, self._loaded(), self._coming)
+
+    async def _notice_swaps(self) -> None:
+        """Say once of each folder that it holds another bundle than the one that is served."""
+        now = asyncio.get_running_loop().time()
+        if now - self._swaps_looked_at < _SWAPS_S:
+            return
+        self._swaps_looked_at = now
+        served = [s.version for s in self._standings.values() if s.up and s.version.path]
+        for version, there in await asyncio.to_thread(swapped, served):
+            if self._swaps.get(version.path) != there:
+                self._swaps[version.path] = there
+                self._log.warning(
+                    "a bundle was replaced on disk; what was loaded is served on (SIGHUP or "
+                    "cloud-server bundles add takes up the new one)",
+                    path=version.path,
+                    served=version.digest,
+                    there=there,
+                )
 
     # ------------------------------------------------------------------ compared
 

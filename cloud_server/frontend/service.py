@@ -149,7 +149,7 @@ class Service:
         engines.catching_up.append(rollout.catch_up)
         page = MetricsPort(settings, metrics, health, access)
         port = GrpcPort(settings, bridge, health, access, descriptor_limit, log)
-        self._reload = reload = Reload(settings, self._again, self._file, access, log)
+        self._reload = reload = Reload(settings, self._again, self._file, access, rollout, log)
         parts: list[Part] = [access, reload, page, bridge, port, engines, rollout]
         http: HttpPort | None = None
         if settings.http_port is not None:
