@@ -183,13 +183,9 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
     keys = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys else None
     target = None
     if not quick:
-        from projector.commands.models import live_layout
+        from cloud_server.engine.load import load_model
 
-        infos = [Bundle.peek(path) for path in paths]
-        texts = max((i.target.tokens for i in infos if i.target.of_text), default=0)
-        target = live_layout(
-            settings.model_path, settings.device, settings.dtype, settings.threads, texts
-        )
+        target = load_model(settings.model_copy(update={"bundles": tuple(paths)})).layout
     for path in paths:
         subject = f"bundle, {path.name[:40]}"
         try:

@@ -23,7 +23,7 @@ from tests.cloud_server.front_end import Running, running
 from tests.fakes.loop import on_loop
 
 GOOD = ("0",) * 48
-FAST = {"bundle_move_s": 0.0, "insecure": True, "open_port": 0, "api_port": 0}
+FAST = {"bundle_move_s": 0.0, "insecure": True, "open_port": 0, "api_port": 0, "drain_s": 30.0}
 
 
 class Operator:
@@ -72,7 +72,7 @@ async def serving(
     home = tmp_path / "home"
     home.mkdir()
     operator = Operator(home)
-    async with running(paths | FAST | {"directory": home}, **settings) as server:
+    async with running(paths, **(FAST | {"directory": home} | settings)) as server:
         yield server, operator
     operator.store.close()
 
