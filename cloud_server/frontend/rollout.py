@@ -25,7 +25,7 @@ from cloud_server.frontend.offers import Offered
 from cloud_server.frontend.plans import Plan, Wanted, swapped
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session
-from cloud_server.frontend.standing import VersionStanding, chosen
+from cloud_server.frontend.standing import Standing, chosen
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.bundles import SERVED, Said
@@ -79,7 +79,7 @@ class Rollout:
         scenes.changed(self._held)
         self._metrics, self._log = metrics, log
         self._known: dict[str, Wanted] = {}
-        self._standings: dict[str, VersionStanding] = {}
+        self._standings: dict[str, Standing] = {}
         self._choices: dict[str, Offered] = {}
         self._coming: frozenset[str] = frozenset()
         self._comparisons: dict[str, tuple[str, str, Comparison]] = {}  # by edge model
@@ -176,7 +176,7 @@ class Rollout:
             self._known[digest] = version
         standing = self._standings.get(digest)
         if standing is None:
-            standing = self._standings[digest] = VersionStanding(self._known[digest], "serving")
+            standing = self._standings[digest] = Standing(self._known[digest], "serving")
         standing.offer = offer
         if not standing.up:
             standing.state = "serving"
@@ -238,7 +238,7 @@ class Rollout:
             standing = self._standings.get(version.digest)
             if standing is None:
                 if version.wanted in SERVED:
-                    self._standings[version.digest] = VersionStanding(version, "wanted")
+                    self._standings[version.digest] = Standing(version, "wanted")
                 continue
             again = version.order_no != standing.version.order_no
             standing.version = version
@@ -262,7 +262,7 @@ class Rollout:
                 self._preparing = asyncio.create_task(self._judge_late(standing))
                 return
 
-    async def _prepare(self, standing: VersionStanding) -> None:
+    async def _prepare(self, standing: Standing) -> None:
         """Load and judge a version."""
         version = standing.version
         up = [engine for engine in self._engines if engine.ready]
@@ -298,7 +298,7 @@ class Rollout:
             await self._refuse(standing, f"{type(error).__name__}: {error}")
         self.look()
 
-    async def _judge_late(self, standing: VersionStanding) -> None:
+    async def _judge_late(self, standing: Standing) -> None:
         """Judge a version that the engines began with; it serves until another one can."""
         assert standing.offer is not None, "it is up"
         try:
@@ -317,7 +317,7 @@ class Rollout:
             await self._take_back(standing, error.message)
         self.look()
 
-    async def _judge(self, standing: VersionStanding, offer: Offer, engine: LoadingEngine) -> None:
+    async def _judge(self, standing: Standing, offer: Offer, engine: LoadingEngine) -> None:
         """Judge a loaded version by its certificate and its canary set.
 
         Raises:
@@ -337,7 +337,7 @@ class Rollout:
         if not standing.judged.passed:
             raise BundleFormatError(f"judged on its canary set: {standing.judged}")
 
-    async def _refuse(self, standing: VersionStanding, why: str) -> None:
+    async def _refuse(self, standing: Standing, why: str) -> None:
         version = standing.version
         standing.state, standing.why, standing.offer = "refused", why, None
         self._metrics.bundle_refusals.inc()
@@ -348,7 +348,7 @@ class Rollout:
         await self._loader.unload_all(up, version.digest)
         await self._take_back(standing, why)
 
-    async def _take_back(self, standing: VersionStanding, why: str) -> None:
+    async def _take_back(self, standing: Standing, why: str) -> None:
         try:
             await asyncio.to_thread(self._plan.take_back, standing.version.digest, why)
         except StateError as error:
@@ -498,7 +498,7 @@ class Rollout:
         await asyncio.to_thread(self._plan.report, said)
         self._reported, self._reported_at = said, now
 
-    def _said(self, standing: VersionStanding) -> Said:
+    def _said(self, standing: Standing) -> Said:
         figures: dict[str, Any] = {}
         if standing.judged is not None:
             figures["judged"] = standing.judged.figures()

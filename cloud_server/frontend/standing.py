@@ -19,7 +19,7 @@ _ORDER = ("active", "replaced", "added", "retired", "rolled_back", "offered")
 
 
 @dataclass(eq=False)
-class VersionStanding:
+class Standing:
     """How a version stands here.
 
     Attributes:
@@ -57,12 +57,12 @@ class VersionStanding:
         return self.offer is not None and self.state in ("serving", "retiring")
 
 
-def chosen(standings: Iterable[VersionStanding]) -> dict[str, Offered]:
+def chosen(standings: Iterable[Standing]) -> dict[str, Offered]:
     """Which version serves which device, by the fingerprint of the edge model.
 
     While the active version is not up, the one that it replaces serves on.
     """
-    of_source: dict[str, list[VersionStanding]] = {}
+    of_source: dict[str, list[Standing]] = {}
     for standing in standings:
         if standing.up:
             of_source.setdefault(standing.version.source, []).append(standing)
