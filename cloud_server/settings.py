@@ -92,6 +92,18 @@ class Settings(Exposure):
     queue_memory_bytes: int = Field(
         256 << 20, ge=1 << 20, description="memory of the requests held, in bytes"
     )
+    outbox_memory_bytes: int = Field(
+        64 << 20,
+        ge=1 << 16,
+        description="events of one tenant that its clients have not read yet, in bytes; above that "
+        "the call with most of them ends",
+    )
+    reader_s: float = Field(
+        60.0,
+        gt=0.0,
+        le=3600.0,
+        description="a call whose client leaves its events unread for so long ends, seconds",
+    )
     queue_s: float = Field(
         10.0,
         gt=0.0,
@@ -100,7 +112,7 @@ class Settings(Exposure):
         "wait longer is refused at once, with the time when to come again",
     )
     active_s: float = Field(
-        1.0,
+        5.0,
         ge=0.0,
         le=3600.0,
         description="how long a device counts as active after a request, seconds: as long as "

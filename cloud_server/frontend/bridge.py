@@ -65,6 +65,7 @@ class Bridge:
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self.quotas = quotas = Quotas(access.quota_of)
         gate, memory = Gate(access.identities), Memory(metrics)
+        self._watching: asyncio.Task[None] | None = None
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self.under_way = under_way = UnderWay(settings, dispatch, metrics, access.quota_of, memory)
         self._sessions = sessions = Sessions(
@@ -80,7 +81,17 @@ class Bridge:
         teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
         self._negotiator = Negotiator(settings, sessions, metrics, refusals, log, few, gate, quotas)
         self._receiver = Receiver(
-            settings, sessions, under_way, teller, metrics, refusals, log, few, gate, quotas
+            settings,
+            sessions,
+            under_way,
+            teller,
+            metrics,
+            refusals,
+            log,
+            few,
+            gate,
+            quotas,
+            memory.room("outboxes"),
         )
         self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals, gate, quotas)
         self._feedback = FeedbackSender(
@@ -122,6 +133,7 @@ class Bridge:
     async def start(self) -> None:
         """See `Part`: begin to give requests to the engine."""
         self.under_way.start()
+        self._watching = asyncio.create_task(self._receiver.watch())
 
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""
@@ -159,6 +171,8 @@ class Bridge:
 
     async def close(self) -> None:
         """See `Part`: give the engine nothing more, and log what was only counted so far."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.under_way.stop()
         self._few.flush()
 

@@ -18,10 +18,12 @@ from google.protobuf.message import DecodeError
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.gate import Gate
+from cloud_server.frontend.memory import Room
+from cloud_server.frontend.outbox import Outbox, watch
 from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
-from cloud_server.frontend.tell import Outbox, Stream, Teller
+from cloud_server.frontend.tell import Stream, Teller
 from cloud_server.frontend.turns import RANKS
 from cloud_server.frontend.under_way import LEAVING, UnderWay
 from cloud_server.identity.caller import Caller
@@ -63,6 +65,7 @@ class Receiver:
         few: lets the first log lines of a kind pass.
         gate: lets devices in.
         quotas: charges them.
+        memory: where the bytes of unread events are counted.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Receiver:
         few: Throttle,
         gate: Gate,
         quotas: Quotas,
+        memory: Room,
     ) -> None:
+        self._memory, self._settings = memory, settings
         self._gate, self._quotas = gate, quotas
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
@@ -109,7 +114,8 @@ class Receiver:
         elif apart is None:
             missing = "no Events call is open in this session: open one first"
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
-        stream = Stream(apart)
+        stream = Stream(apart or Outbox(self._memory, session.owner[0]))
+        stream.apart = apart is not None
         reader = asyncio.create_task(self._read(requests, stream, session, caller))
         cancelled = True
         try:
@@ -143,17 +149,25 @@ class Receiver:
             self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")
-        outbox, before = Outbox(), self._apart.get(session.id)
+        outbox = Outbox(self._memory, session.owner[0])
+        before = self._apart.get(session.id)
         self._apart[session.id] = outbox
         if before is not None:
             before.put(None)
         try:
             await context.send_initial_metadata(())
             await self._write(outbox, context, session)
+        except BridgeError as error:
+            await self._refusals.abort(context, error, "Events")
         finally:
-            outbox.closed.set()
+            outbox.close()
             if self._apart.get(session.id) is outbox:
                 del self._apart[session.id]
+
+    async def watch(self) -> None:
+        """End calls that nobody reads, until cancelled."""
+        most, most_s = self._settings.outbox_memory_bytes, self._settings.reader_s
+        await watch(lambda: list(self._open), self._memory, most, most_s)
 
     async def leave(self) -> None:
         """End every call once its requests have ended and its events are written."""
@@ -196,15 +210,21 @@ class Receiver:
         self._none_open.clear()
         if self._under_way.draining:
             outbox.leave()
+        outbox.writer = asyncio.create_task(self._teller.write(outbox, context))
         try:
-            await self._teller.write(outbox, context)
+            await outbox.writer
+        except asyncio.CancelledError:
+            if outbox.unread is None:
+                raise
+            raise outbox.unread from None
         finally:
+            outbox.writer.cancel()
             self._open.discard(outbox)
             mine = self._of[session.id]
             mine.discard(outbox)
             if not mine:
                 del self._of[session.id]
-            outbox.closed.set()
+            outbox.close()
             if not self._open:
                 self._none_open.set()
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
 from typing import Any, Protocol
 
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.outbox import Outbox
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.risk import risk_of
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
@@ -24,8 +24,6 @@ from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process.logs import Logger
 from protos.refusals import refused
-
-_MAX_OUTBOX = 256
 
 
 class Asked(Protocol):
@@ -44,68 +42,23 @@ class Asked(Protocol):
         """The service's guard of that bundle, if it has one."""
 
 
-class Outbox:
-    """Events that one stream still has to write; while it is long, no more requests are read.
-
-    Attributes:
-        closed: set when the call that writes it has ended.
-        leaving: the service ends: the call ends once its requests have.
-    """
-
-    def __init__(self) -> None:
-        self._events: deque[tuple[pb.InferEvent | None, Computation | None]] = deque()
-        self._filled, self._drained = asyncio.Event(), asyncio.Event()
-        self._waiting = 0
-        self.closed = asyncio.Event()
-        self.leaving = False
-        self._drained.set()
-
-    def leave(self) -> None:
-        """End once no request waits for its terminal event."""
-        self.leaving = True
-        self.expect(0)
-
-    def expect(self, requests: int) -> None:
-        """So many more requests wait for their terminal event; fewer if it is negative."""
-        self._waiting += requests
-        if self.leaving and not self._waiting:
-            self.put(None)
-
-    def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
-        """Append an event of a computation; None ends the stream."""
-        self._events.append((event, computation))
-        self._filled.set()
-        if len(self._events) >= _MAX_OUTBOX:
-            self._drained.clear()
-
-    async def get(self) -> tuple[pb.InferEvent | None, Computation | None]:
-        """Wait for the next event."""
-        while not self._events:
-            self._filled.clear()
-            await self._filled.wait()
-        if len(self._events) <= _MAX_OUTBOX // 2:
-            self._drained.set()
-        return self._events.popleft()
-
-    async def room(self) -> None:
-        """Wait until it is short."""
-        await self._drained.wait()
-
-
 class Stream:
     """One Infer stream: its outbox and the requests that have no terminal event yet.
 
     Args:
-        apart: the outbox of the session's Events call, if the client reads its events there.
+        outbox: its own, or that of the session's Events call.
+
+    Attributes:
+        apart: whether the client reads its events from the session's Events call.
     """
 
-    def __init__(self, apart: Outbox | None = None) -> None:
-        self.outbox = apart or Outbox()
+    def __init__(self, outbox: Outbox | None = None) -> None:
+        self.outbox = outbox or Outbox()
+        self.apart = False
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
         self.advised_less = False
         self.ended = asyncio.Event()
-        self._apart = apart is not None
 
     def follow(self, computation: Computation) -> None:
         """Pass a computation's events on, until its terminal one."""
@@ -127,7 +80,7 @@ class Stream:
         """Close the outbox once nothing can come any more."""
         if self.half_closed and not self.waiting:
             self.ended.set()
-            if not self._apart:
+            if not self.apart:
                 self.outbox.put(None)
 
     def abandon(self) -> list[Computation]:
@@ -261,7 +214,9 @@ class Teller:
                 return
             if computation is not None and event.HasField("answer"):
                 computation.left(event)
+            outbox.writing_since = time.monotonic()
             await context.write(event)
+            outbox.writing_since = 0.0
             if computation is not None and event.HasField("token"):
                 computation.left(event)
             elif computation is not None and event.HasField("answer"):

@@ -1,0 +1,137 @@
+"""Events that streams still have to write, and an end to streams that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.memory import Room
+from protos.errors import OverloadedError
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+_MOST_EVENTS = 256
+_MOST_BYTES = 1 << 20
+_EVENT_BYTES = 512
+"""Memory of an event beside its own bytes."""
+_LOOK_S = 1.0
+
+
+class Outbox:
+    """Events that one stream still has to write; while it is long, no more requests are read.
+
+    Args:
+        memory: where its bytes are counted.
+        tenant: whose they are.
+
+    Attributes:
+        bytes: memory of the events.
+        closed: set when the call that writes it has ended.
+        leaving: the service ends: the call ends once its requests have.
+        writer: writes it, while the call is open.
+        writing_since: when the event that is being written was begun (monotonic); 0 for none.
+        unread: why the call ends, if its client does not read.
+    """
+
+    def __init__(self, memory: Room | None = None, tenant: str = "") -> None:
+        self._memory, self.tenant = Room() if memory is None else memory, tenant
+        self._events: deque[tuple[pb.InferEvent | None, Computation | None, int]] = deque()
+        self._filled, self._drained = asyncio.Event(), asyncio.Event()
+        self._waiting = self.bytes = 0
+        self.closed = asyncio.Event()
+        self.leaving = False
+        self.writer: asyncio.Task[None] | None = None
+        self.writing_since = 0.0
+        self.unread: OverloadedError | None = None
+        self._drained.set()
+
+    def leave(self) -> None:
+        """End once no request waits for its terminal event."""
+        self.leaving = True
+        self.expect(0)
+
+    def expect(self, requests: int) -> None:
+        """So many more requests wait for their terminal event; fewer if it is negative."""
+        self._waiting += requests
+        if self.leaving and not self._waiting:
+            self.put(None)
+
+    def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
+        """Append an event of a computation; None ends the stream."""
+        if self.closed.is_set():
+            return
+        size = _EVENT_BYTES + (event.ByteSize() if event is not None else 0)
+        self._events.append((event, computation, size))
+        self._count(size)
+        self._filled.set()
+        if len(self._events) >= _MOST_EVENTS or self.bytes >= _MOST_BYTES:
+            self._drained.clear()
+
+    async def get(self) -> tuple[pb.InferEvent | None, Computation | None]:
+        """Wait for the next event."""
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+        if len(self._events) <= _MOST_EVENTS // 2 and self.bytes <= _MOST_BYTES // 2:
+            self._drained.set()
+        event, computation, size = self._events.popleft()
+        self._count(-size)
+        return event, computation
+
+    async def room(self) -> None:
+        """Wait until it is short."""
+        await self._drained.wait()
+
+    def close(self) -> None:
+        """The call that writes it has ended: forget what is not written."""
+        self.closed.set()
+        self._events.clear()
+        self._count(-self.bytes)
+
+    def give_up(self, error: OverloadedError) -> None:
+        """End the call with an error, although an event may be stuck on its way."""
+        if self.unread is None and self.writer is not None:
+            self.unread = error
+            self.writer.cancel()
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        self._memory.add(self.tenant, size)
+
+
+async def watch(
+    outboxes: Callable[[], Iterable[Outbox]], memory: Room, most_bytes: int, most_s: float
+) -> None:
+    """End calls that nobody reads, until cancelled.
+
+    Args:
+        outboxes: those of the open calls.
+        memory: where their bytes are counted.
+        most_bytes: most that those of one tenant may take together; above it the largest ends.
+        most_s: longest time that a client may leave an event unread.
+    """
+    while True:
+        await asyncio.sleep(min(_LOOK_S, most_s / 4))
+        now, largest = time.monotonic(), dict[str, Outbox]()
+        for outbox in outboxes():
+            if outbox.writing_since and now - outbox.writing_since > most_s:
+                outbox.give_up(
+                    OverloadedError(
+                        f"the events of this call were not read for {most_s:g} s: call again, and "
+                        "read them",
+                        cause="outbox",
+                    )
+                )
+            elif memory.of(outbox.tenant) > most_bytes:
+                most = largest.setdefault(outbox.tenant, outbox)
+                largest[outbox.tenant] = max(most, outbox, key=lambda one: one.bytes)
+        for outbox in largest.values():
+            outbox.give_up(
+                OverloadedError(
+                    "too many events of this tenant's calls wait to be read: call again, and read "
+                    "them",
+                    cause="outbox",
+                )
+            )
