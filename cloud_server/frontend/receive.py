@@ -202,7 +202,7 @@ class Receiver:
             raise UnknownSessionError(
                 "another version of the bundle is served now: negotiate again, then resend"
             )
-        self._sessions.get(session.id)
+        self._sessions.require(session)
 
     async def _write(self, outbox: Outbox, context: Any, session: Session) -> None:
         self._open.add(outbox)

@@ -45,6 +45,9 @@ _EVERY = "*"
 Sealed: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
 
 
+_NOT_HELD = "this service does not hold that session: negotiate again, then resend"
+
+
 @dataclass(eq=False)
 class Session:
     """What both sides hold constant while a session lasts.
@@ -290,11 +293,18 @@ class Sessions:
                 "as session_id"
             )
         if session is None:
-            raise UnknownSessionError(
-                "this service does not hold that session: negotiate again, then resend"
-            )
+            raise UnknownSessionError(_NOT_HELD)
         (self._worked if session_id in self._worked else self._fresh).touch(session_id)
         return session
+
+    def require(self, session: Session) -> None:
+        """Check that a session, which was found before, is still held.
+
+        Raises:
+            UnknownSessionError: it is not.
+        """
+        if session.id not in self._held:
+            raise UnknownSessionError(_NOT_HELD)
 
     def worked(self, session: Session) -> None:
         """A session brought a good frame: sessions that never did cannot push it out any more."""
