@@ -29,9 +29,6 @@ from protos.quantize import QUANTIZERS
 from protos.requests import seal
 
 MAX_NEW_TOKENS = 8
-_LIMITS = 25
-"""Requests about one item differ in their limit of tokens, which no answer reaches: a request that
-is quarantined takes few others of the same bytes along."""
 _CONNECT_S = 20.0
 _PAUSE_S = 0.05
 
@@ -189,8 +186,9 @@ class Device:
         header, payload = item.packed(self._frames)
         self._frames += 1
         constants = self.reply.session_constants
-        most = MAX_NEW_TOKENS + entry.id[0] % _LIMITS
-        sealed = seal(constants, entry.id, header, payload, item.question, most, self._priority)
+        sealed = seal(
+            constants, entry.id, header, payload, item.question, MAX_NEW_TOKENS, self._priority
+        )
         raw: bytes = sealed.SerializeToString()
         return raw
 

@@ -30,8 +30,9 @@ QUICK = (
     *("--heartbeat-s", "0.2", "--heartbeat-timeout-s", "2"),
 )
 """Flags of a service that notices and restarts sooner than usual."""
-ITEMS = 64
-"""Items of the pool that faults are tried on."""
+ITEMS = 256 if FULL else 64
+"""Items of the pool that faults are tried on. Each engine that is killed while it runs a request
+alone gets that item's bytes quarantined, so there are more items than such kills."""
 _PATIENCE_S = 120.0
 
 
