@@ -16,6 +16,7 @@ from cloud_server.commands import (
     audit,
     authority,
     backup,
+    build,
     bundles,
     devices,
     doctor,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     init,
     doctor,
+    build,
     serve,
     ask,
     tenants,

@@ -78,6 +78,10 @@ class Settings(Exposure):
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"
     )
+    plan_cache: Path | None = Field(
+        None,
+        description="owner-only folder of compiled TensorRT plans (default: DIRECTORY/plans)",
+    )
     engine_socket_dir: Path | None = Field(
         None,
         description="owner-only directory of the socket between front end and engine; by default a "
@@ -411,6 +415,13 @@ class Settings(Exposure):
             max_in_flight=self.max_in_flight,
             max_new_tokens=self.max_new_tokens,
         )
+
+    @property
+    def plans(self) -> Path | None:
+        """Where compiled plans are kept; None for nowhere."""
+        if self.plan_cache is not None or self.directory is None:
+            return self.plan_cache
+        return self.directory / "plans"
 
     @property
     def model_path(self) -> Path:

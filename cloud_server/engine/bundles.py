@@ -116,7 +116,10 @@ class LoadedBundles:
     def _backend(self, bundle: Bundle) -> Backend:
         settings = self._settings
         return bundle.backend(
-            settings.backend, threads=self._threads, device=settings.backend_device
+            settings.backend,
+            threads=self._threads,
+            device=settings.backend_device,
+            plans=settings.plans,
         )
 
     def _run(self) -> None:

@@ -160,7 +160,7 @@ class Bundle:
         return cls(
             info=info,
             encoder=_encoder(blobs[EDGE], info, path),
-            cloud=CloudFiles(weights=blobs[CLOUD], graph=blobs[GRAPH]),
+            cloud=CloudFiles(blobs[CLOUD], blobs[GRAPH], info.digest),
             certificate=parse_object(blobs[CERTIFICATE], path / CERTIFICATE),
             path=path,
             signer=signer,
@@ -170,8 +170,20 @@ class Bundle:
             canary=_canary(blobs.get(CANARY), info, path),
         )
 
-    def backend(self, name: str = "onnxruntime", threads: int = 1, device: str = "cpu") -> Backend:
+    def backend(
+        self,
+        name: str = "onnxruntime",
+        threads: int = 1,
+        device: str = "cpu",
+        plans: Path | None = None,
+    ) -> Backend:
         """Open the cloud half.
+
+        Args:
+            name: of the backend.
+            threads: CPU threads.
+            device: where it runs, as the backend names devices.
+            plans: folder where compiled plans are kept; None to keep none.
 
         Raises:
             ConfigError: the backend is unknown, or lacks something it needs.
@@ -185,6 +197,7 @@ class Bundle:
             threads=threads,
             device=device,
             source=self.info.source,
+            plans=plans,
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -23,10 +24,12 @@ class CloudFiles:
     Attributes:
         weights: a safetensors blob (`Map.to_bytes`).
         graph: an ONNX model with inputs latents, kept, cos, sin and outputs keys, values.
+        bundle: digest of the bundle that they are of; empty before there is one.
     """
 
     weights: bytes
     graph: bytes
+    bundle: str = field(default="", compare=False)
 
 
 class Backend(ABC):
@@ -39,6 +42,7 @@ class Backend(ABC):
         threads: intra-operator threads; 0 for as many as fit (`protos.process.threads`).
         device: where it runs, as the library names devices.
         source: the layout that latents are of; None where its grid is the target's.
+        plans: folder where compiled plans are kept; None to keep none.
 
     Raises:
         BundleFormatError: the files are not what the backend can run.
@@ -55,10 +59,11 @@ class Backend(ABC):
         threads: int = 1,
         device: str = "cpu",
         source: KVLayout | None = None,
+        plans: Path | None = None,
     ) -> None:
         self.target, self.rank, self.device = target, rank, device
         self.threads = choose(threads).count
-        self.source = source
+        self.source, self.plans = source, plans
         self.tokens = target.tokens if source is None else source.tokens
         self._tables: tuple[bytes, Floats, Floats] | None = None
         self._open(files)

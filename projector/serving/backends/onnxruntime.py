@@ -9,7 +9,12 @@ import onnxruntime
 from projector.serving.backends.base import Backend, CloudFiles, Floats
 from protos.errors import BundleFormatError, ConfigError
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+"""Providers of each device, the first of which must be there; the rest run what it cannot."""
 _INPUTS = {"latents", "kept", "cos", "sin"}
 
 
@@ -19,8 +24,9 @@ class OnnxRuntimeBackend(Backend):
     name: ClassVar[str] = "onnxruntime"
 
     def _open(self, files: CloudFiles) -> None:
-        provider = _PROVIDERS.get(self.device.partition(":")[0])
-        if provider is None or provider not in onnxruntime.get_available_providers():
+        name, _, number = self.device.partition(":")
+        wanted, there = _PROVIDERS.get(name, ()), onnxruntime.get_available_providers()
+        if not wanted or wanted[0] not in there or (number and not number.isdecimal()):
             raise ConfigError(
                 f"onnxruntime has no device '{self.device}' here; it has "
                 f"{', '.join(onnxruntime.get_available_providers())}"
@@ -31,7 +37,15 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(files.graph, options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(
+                files.graph,
+                options,
+                providers=[
+                    (one, {"device_id": number or "0"} if one != "CPUExecutionProvider" else {})
+                    for one in wanted
+                    if one in there
+                ],
+            )
         except Exception as error:  # its exceptions share no public base
             raise BundleFormatError(f"onnxruntime cannot run cloud.onnx: {error}") from error
         if {value.name for value in self._session.get_inputs()} != _INPUTS:

@@ -1,16 +1,20 @@
 """The TensorRT backend, for a machine with an NVIDIA GPU (TensorRT or TensorRT-RTX).
 
-Opening it compiles the engine (`projector/serving/tensorrt_build.py`): under a second for graphs of
-this size. It serves batches of 1 to 64. Buffers are torch's; vendor packages are imported then.
+Opening it compiles the engine (`projector/serving/tensorrt_build.py`), or takes it from the cache
+of plans. It serves batches of 1 to 64. Buffers are torch's; vendor packages are imported then.
+
+Attributes of an open one: `report` of the compilation, None if `from_cache`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from typing import Any, ClassVar
 
 from projector.serving import tensorrt_build
 from projector.serving.backends.base import Backend, CloudFiles, Floats
+from projector.serving.plan_cache import PlanCache, PlanKey, driver_version
 from protos.errors import BundleFormatError, ConfigError
 
 
@@ -30,13 +34,37 @@ class TensorRTBackend(Backend):
         self._gpu = self._torch.device(self.device if self.device != "cpu" else "cuda")
         shapes = tensorrt_build.cloud_shapes(self.target, self.rank, self.tokens)
         with self._torch.cuda.device(self._gpu):
-            plan, self.report = tensorrt_build.build(files.graph, tensorrt_build.NATIVE, shapes)
+            plan = self._plan(files, shapes)
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BundleFormatError("TensorRT cannot load the engine it compiled on this GPU")
         self._context = self._engine.create_execution_context()
         self._stream = self._torch.cuda.Stream(device=self._gpu)
+
+    def _plan(self, files: CloudFiles, shapes: tensorrt_build.Shapes) -> bytes:
+        """The compiled plan for this GPU, driver and library; from the cache if it is there."""
+        self.report: tensorrt_build.Report | None = None
+
+        def compile() -> bytes:
+            plan, self.report = tensorrt_build.build(files.graph, tensorrt_build.NATIVE, shapes)
+            return plan
+
+        self.from_cache = False
+        if self.plans is None:
+            return compile()
+        torch = self._torch
+        major, minor = torch.cuda.get_device_capability(self._gpu)
+        key = PlanKey(
+            bundle=files.bundle,
+            graph=hashlib.sha256(files.graph).hexdigest(),
+            gpu=f"{torch.cuda.get_device_name(self._gpu)} sm{major}{minor}",
+            driver=driver_version(),
+            library=f"{self._trt.__name__} {self._trt.__version__}",
+            shapes=repr(sorted(shapes.items())),
+        )
+        plan, self.from_cache = PlanCache(self.plans).plan(key, compile)
+        return plan
 
     def _run(
         self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
