@@ -157,7 +157,7 @@ class Settings(Exposure):
         0,
         ge=0,
         le=1_000_000,
-        description="requests given to the engine at once, one of each session in turn; 0 takes "
+        description="requests given to each engine at once, one of each session in turn; 0 takes "
         "twice the batch",
     )
     resend_window_s: float = Field(
