@@ -1,0 +1,100 @@
+"""The HTTP port before a real model: its answers are those of gRPC."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.cloud_server import stage
+from tests.cloud_server.conftest import Files
+
+
+@pytest.fixture(scope="module")
+def over_http(files: Files) -> Iterator[stage.Server]:
+    with stage.running_server(files.model, [files.bundle], "--api-port", "0") as server:
+        yield server
+
+
+@pytest.fixture
+def ai(over_http: stage.Server) -> Iterator[openai.OpenAI]:
+    """The client that most applications use, unchanged but for its address."""
+    url = f"http://127.0.0.1:{over_http.ports['api_port']}/v1"
+    with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def edge(over_http: stage.Server) -> Iterator[stage.Client]:
+    with over_http.channel() as channel:
+        made = stage.Client(channel)
+        made.negotiate()
+        yield made
+
+
+def scenes(server: stage.Server) -> list[dict[str, Any]]:
+    url = f"http://127.0.0.1:{server.ports['api_port']}/v1/scenes"
+    with urllib.request.urlopen(url, timeout=30) as reply:
+        found: list[dict[str, Any]] = json.load(reply)["data"]
+        return found
+
+
+def about(part: dict[str, Any]) -> list[Any]:
+    return [{"role": "user", "content": [part, {"type": "text", "text": stage.QUESTION}]}]
+
+
+def test_a_held_scene_is_answered_as_over_grpc_with_its_tokens_counted(
+    over_http: stage.Server, ai: openai.OpenAI, edge: stage.Client
+) -> None:
+    (event,) = edge.infer(edge.frame(seed=11, question=""))
+    assert event.HasField("accepted")
+    by_grpc = edge.ask(11, stage.QUESTION, limit=6)[-1].answer
+    scene = scenes(over_http)[0]
+    messages = about({"type": "scene", "device": scene["device"], "at": scene["id"]})
+    model = ai.models.list().data[0].id
+    whole = ai.chat.completions.create(model=model, messages=messages, max_tokens=6)
+    assert whole.choices[0].message.content == by_grpc.text
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == by_grpc.tokens
+    assert whole.usage.prompt_tokens > len(scene["token_map"]) * len(scene["token_map"][0])
+    stream = ai.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_tokens=6,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert said == by_grpc.text
+    assert chunks[-1].usage == whole.usage
+    bridge: Any = chunks[-2].to_dict()["bridge"]
+    assert bridge["distortion"]["quantize"] == pytest.approx(by_grpc.distortion.quantize)
+
+
+def test_a_picture_in_the_request_is_answered_as_the_picture_point_is(
+    over_http: stage.Server, ai: openai.OpenAI, edge: stage.Client
+) -> None:
+    file = stage.picture_file(5)
+    by_grpc = edge.answer(edge.picture(file))
+    held = len(scenes(over_http))
+    url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
+    model = ai.models.list().data[0].id
+    made = ai.chat.completions.create(
+        model=model,
+        messages=about({"type": "image_url", "image_url": {"url": url}}),
+        max_tokens=6,
+    )
+    assert made.choices[0].message.content == by_grpc.text
+    assert len(scenes(over_http)) == held, "it is not held"
+    damaged = f"data:image/png;base64,{base64.b64encode(file[:40]).decode()}"
+    with pytest.raises(openai.BadRequestError) as refused:
+        ai.chat.completions.create(
+            model=model, messages=about({"type": "image_url", "image_url": {"url": damaged}})
+        )
+    assert refused.value.code == "picture"
