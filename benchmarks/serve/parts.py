@@ -31,7 +31,7 @@ from benchmarks.serve.load import (
 )
 from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site, cpu_seconds, site, stubbed
-from cloud_server.frontend.ports import server_options
+from cloud_server.frontend.access.ports import server_options
 from cloud_server.settings import load
 from reference.demo.halves import ENVIRONMENT, Ready
 from reference.demo.processes import Child

@@ -21,7 +21,7 @@ from cloud_server.api.idempotency import Idempotency
 from cloud_server.api.models import Models
 from cloud_server.api.port import HttpPort
 from cloud_server.api.scenes import Scenes
-from cloud_server.frontend.access import Access
+from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics

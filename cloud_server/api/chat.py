@@ -23,9 +23,9 @@ from cloud_server.api.held import Held, asked_about, require_risk
 from cloud_server.api.idempotency import LONGEST_KEY, Idempotency
 from cloud_server.api.models import Models
 from cloud_server.api.visit import Visit, visit_of
+from cloud_server.frontend.access.gate import owner_of
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.ask import Application, Asker
-from cloud_server.frontend.gate import owner_of
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics

@@ -19,9 +19,9 @@ from cloud_server.api import health
 from cloud_server.api.bodies import Bodies, length_of
 from cloud_server.api.failures import failed, http_failed
 from cloud_server.api.visit import KEY, Visit
-from cloud_server.frontend.access import Access
-from cloud_server.frontend.gate import owner_of
-from cloud_server.frontend.quotas import Quotas
+from cloud_server.frontend.access.access import Access
+from cloud_server.frontend.access.gate import owner_of
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.identity.caller import ANYONE
 from cloud_server.identity.identify import bearer_of
 from cloud_server.metrics import Metrics

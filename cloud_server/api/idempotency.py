@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cloud_server.frontend.crowd import Crowd
+from cloud_server.crowd import Crowd
 from cloud_server.identity.caller import Caller
 from protos.errors import ConfigError, ConflictError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from cloud_server.frontend.crowd import Crowd
+from cloud_server.crowd import Crowd
 from protos.errors import UnknownSceneError
 
 Entry = TypeVar("Entry")

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cloud_server.frontend.admission import Request
-from cloud_server.frontend.crowd import Crowd
-from cloud_server.frontend.memory import Room
-from cloud_server.frontend.turns import NORMAL
+from cloud_server.crowd import Crowd
+from cloud_server.frontend.admission.admission import Request
+from cloud_server.frontend.admission.memory import Room
+from cloud_server.frontend.admission.turns import NORMAL
 from cloud_server.identity.caller import ANYONE
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb

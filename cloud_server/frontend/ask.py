@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from cloud_server.engine.jobs import Job
+from cloud_server.frontend.access.gate import Gate, owner_of
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.answers import Computation, Owner
-from cloud_server.frontend.gate import Gate, owner_of
-from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Asked, Stream, Teller

@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 import grpc
 
 from cloud_server.engine.jobs import Offer
-from cloud_server.frontend.access import Access
+from cloud_server.frontend.access.access import Access
+from cloud_server.frontend.access.gate import Gate
+from cloud_server.frontend.admission.memory import Memory
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.ask import Asker
-from cloud_server.frontend.dispatch import Dispatch
+from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
-from cloud_server.frontend.gate import Gate
-from cloud_server.frontend.memory import Memory
 from cloud_server.frontend.negotiate import Negotiator
-from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.scenes import HeldScenes

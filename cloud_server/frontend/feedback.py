@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cloud_server.engine.jobs import Compressed, Job
-from cloud_server.frontend.gate import Gate
-from cloud_server.frontend.quotas import Quotas
+from cloud_server.frontend.access.gate import Gate
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.under_way import UnderWay

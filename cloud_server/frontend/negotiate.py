@@ -8,9 +8,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from cloud_server.frontend.gate import Gate
+from cloud_server.frontend.access.gate import Gate
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.peers import address_of
-from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.metrics import Metrics

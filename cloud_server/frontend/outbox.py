@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.answers import Computation
-from cloud_server.frontend.memory import Room
 from protos.errors import OverloadedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 

@@ -16,15 +16,15 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from cloud_server.engine.jobs import Job
+from cloud_server.frontend.access.gate import Gate
+from cloud_server.frontend.admission.memory import Room
+from cloud_server.frontend.admission.quotas import Quotas
+from cloud_server.frontend.admission.turns import RANKS
 from cloud_server.frontend.answers import Computation
-from cloud_server.frontend.gate import Gate
-from cloud_server.frontend.memory import Room
 from cloud_server.frontend.outbox import Outbox, watch
-from cloud_server.frontend.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Stream, Teller
-from cloud_server.frontend.turns import RANKS
 from cloud_server.frontend.under_way import LEAVING, UnderWay
 from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from cloud_server.frontend.access import Access
-from cloud_server.frontend.rollout import CHANGEABLE, Rollout
+from cloud_server.frontend.access.access import Access
+from cloud_server.frontend.versions.rollout import CHANGEABLE, Rollout
 from cloud_server.settings import Settings
 from protos.errors import BridgeError
 from protos.process import logs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from cloud_server.frontend.crowd import Crowd
-from cloud_server.frontend.memory import Room
+from cloud_server.crowd import Crowd
+from cloud_server.frontend.admission.memory import Room
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 Report: TypeAlias = tuple[pb.DistortionReport, str, list[str], float]

@@ -11,9 +11,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.store import Name
-from cloud_server.frontend.crowd import Crowd
 from cloud_server.frontend.risk import risk_of
 from projector.codec.risk import RiskModel
 from protos.neuralbridge.v1 import bridge_pb2 as pb

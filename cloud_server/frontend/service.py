@@ -21,17 +21,17 @@ import structlog
 from cloud_server.engine.socket_directory import SocketDirectory
 from cloud_server.engine.spawn import Spawn, spawn_engine
 from cloud_server.frontend import descriptors
-from cloud_server.frontend.access import Access
+from cloud_server.frontend.access.access import Access
+from cloud_server.frontend.access.ports import GrpcPort, MetricsPort
 from cloud_server.frontend.bridge import Bridge
-from cloud_server.frontend.engines import Engines
+from cloud_server.frontend.engines.engines import Engines
+from cloud_server.frontend.engines.loader import Loader
 from cloud_server.frontend.health import Health
-from cloud_server.frontend.loader import Loader
 from cloud_server.frontend.parts import Part
-from cloud_server.frontend.plans import DatabasePlan, Plan, SettingsPlan, front_end_name
-from cloud_server.frontend.ports import GrpcPort, MetricsPort
 from cloud_server.frontend.reload import Reload
-from cloud_server.frontend.rollout import Rollout
 from cloud_server.frontend.scenes import HeldScenes
+from cloud_server.frontend.versions.plans import DatabasePlan, Plan, SettingsPlan, front_end_name
+from cloud_server.frontend.versions.rollout import Rollout
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
 from cloud_server.throttle import Throttle

@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.answers import Owner
-from cloud_server.frontend.crowd import Crowd
-from cloud_server.frontend.memory import Room
-from cloud_server.frontend.offers import Offered, choices_of
 from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
 from cloud_server.frontend.terms import Terms, terms_of
+from cloud_server.frontend.versions.offers import Offered, choices_of
 from cloud_server.identity.caller import ANYONE, Caller
 from projector.codec.risk import RiskModel
 from protos.calls import SESSION_METADATA_KEY

@@ -9,13 +9,13 @@ from typing import Any
 
 from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission, QueueBounds
+from cloud_server.frontend.admission.admission import Admission, QueueBounds
+from cloud_server.frontend.admission.memory import Memory
+from cloud_server.frontend.admission.quotas import QuotaOf
+from cloud_server.frontend.admission.turns import Lane
 from cloud_server.frontend.answers import Answers, Computation, Owner
-from cloud_server.frontend.dispatch import Dispatch
-from cloud_server.frontend.memory import Memory
+from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.peers import Connections
-from cloud_server.frontend.quotas import QuotaOf
-from cloud_server.frontend.turns import Lane
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from protos.errors import BridgeError, EngineUnavailableError, UnknownSessionError

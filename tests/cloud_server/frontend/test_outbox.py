@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cloud_server.frontend.memory import Room
+from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.outbox import Outbox, watch
 from protos.calls import EVENTS_APART
 from protos.neuralbridge.v1 import bridge_pb2 as pb

@@ -17,8 +17,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Job
-from cloud_server.frontend.crowd import Crowd
 from protos.errors import BridgeError, QuarantinedError
 from protos.process.files import write_file
 from protos.process.logs import Logger

@@ -33,8 +33,8 @@ from cloud_server.engine.jobs import (
 )
 from cloud_server.engine.link import Sink
 from cloud_server.engine.store import Name
-from cloud_server.frontend.kept_engine import KeptEngine
-from cloud_server.frontend.quarantine import Quarantine
+from cloud_server.frontend.engines.kept_engine import KeptEngine
+from cloud_server.frontend.engines.quarantine import Quarantine
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
 from protos.errors import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cloud_server.frontend.offers import Offered, choices_of, place_of
+from cloud_server.frontend.versions.offers import Offered, choices_of, place_of
 from tests.cloud_server import stage
 
 OLD = stage.offer()

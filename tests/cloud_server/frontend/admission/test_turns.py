@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from cloud_server.frontend.turns import ALARM, BACKGROUND, NORMAL, Item, Lane, Turns
+from cloud_server.frontend.admission.turns import ALARM, BACKGROUND, NORMAL, Item, Lane, Turns
 
 
 class Desk:

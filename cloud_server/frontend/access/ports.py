@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cloud_server.frontend import descriptors
-from cloud_server.frontend.access import Access
+from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.health import Health
 from cloud_server.metrics import Metrics

@@ -10,9 +10,9 @@ from cloud_server.engine.jobs import Message, Offer, Status
 from cloud_server.engine.socket_directory import SocketDirectory
 from cloud_server.engine.spawn import Spawn
 from cloud_server.frontend import descriptors
-from cloud_server.frontend.dispatch import Dispatch
-from cloud_server.frontend.kept_engine import KeptEngine
-from cloud_server.frontend.quarantine import Quarantine
+from cloud_server.frontend.engines.dispatch import Dispatch
+from cloud_server.frontend.engines.kept_engine import KeptEngine
+from cloud_server.frontend.engines.quarantine import Quarantine
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings

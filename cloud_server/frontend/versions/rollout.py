@@ -18,14 +18,14 @@ from typing import Any
 
 from cloud_server.engine.jobs import Load, Offer
 from cloud_server.frontend.bridge import Bridge
-from cloud_server.frontend.comparison import FALSE_ALARMS, Comparison
-from cloud_server.frontend.judge import judge
-from cloud_server.frontend.loader import Loader, LoadingEngine, is_passing
-from cloud_server.frontend.offers import Offered
-from cloud_server.frontend.plans import Plan, Wanted, swapped
+from cloud_server.frontend.engines.loader import Loader, LoadingEngine, is_passing
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session
-from cloud_server.frontend.standing import Standing, chosen
+from cloud_server.frontend.versions.comparison import FALSE_ALARMS, Comparison
+from cloud_server.frontend.versions.judge import judge
+from cloud_server.frontend.versions.offers import Offered
+from cloud_server.frontend.versions.plans import Plan, Wanted, swapped
+from cloud_server.frontend.versions.standing import Standing, chosen
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.bundles import SERVED, Said

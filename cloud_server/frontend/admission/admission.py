@@ -32,11 +32,11 @@ from cloud_server.engine.jobs import (
     JobEvent,
 )
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.dispatch import Dispatch
-from cloud_server.frontend.memory import Room
-from cloud_server.frontend.pace import Pace
-from cloud_server.frontend.quotas import QuotaOf
-from cloud_server.frontend.turns import NORMAL, Item, Lane, Turns
+from cloud_server.frontend.admission.memory import Room
+from cloud_server.frontend.admission.pace import Pace
+from cloud_server.frontend.admission.quotas import QuotaOf
+from cloud_server.frontend.admission.turns import NORMAL, Item, Lane, Turns
+from cloud_server.frontend.engines.dispatch import Dispatch
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 
 _REQUEST_BYTES = 4096

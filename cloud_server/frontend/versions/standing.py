@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cloud_server.engine.jobs import Offer
-from cloud_server.frontend.judge import Judged
-from cloud_server.frontend.offers import Offered
-from cloud_server.frontend.plans import Wanted
+from cloud_server.frontend.versions.judge import Judged
+from cloud_server.frontend.versions.offers import Offered
+from cloud_server.frontend.versions.plans import Wanted
 
 _REMEMBERED = 512
 """Outcomes of a version that are kept, for when it is compared with its successor."""

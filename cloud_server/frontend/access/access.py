@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 
 import grpc
 
-from cloud_server.frontend.enrol import Enroller
-from cloud_server.frontend.open_calls import OpenCalls
+from cloud_server.frontend.access.enrol import Enroller
+from cloud_server.frontend.access.open_calls import OpenCalls
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller

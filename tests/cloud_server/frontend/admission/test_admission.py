@@ -10,9 +10,9 @@ import pytest
 
 from cloud_server.engine.jobs import Accepted, Answered, Cancel, Dropped, Job, JobEvent
 from cloud_server.engine.link import Sink
-from cloud_server.frontend.admission import Admission, QueueBounds, Request
-from cloud_server.frontend.memory import Room
-from cloud_server.frontend.turns import Lane
+from cloud_server.frontend.admission.admission import Admission, QueueBounds, Request
+from cloud_server.frontend.admission.memory import Room
+from cloud_server.frontend.admission.turns import Lane
 from cloud_server.state.quota import Quota
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 from tests.cloud_server.front_end import at_least, running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloud_server.frontend.pace import Pace
+from cloud_server.frontend.admission.pace import Pace
 
 
 class Clock:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloud_server.frontend.quotas import Quotas
+from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.state.quota import Quota
 from protos.errors import OverloadedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud_server.frontend.comparison import KINDS, Bet, Comparison
+from cloud_server.frontend.versions.comparison import KINDS, Bet, Comparison
 
 ALARMS = 0.01
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from cloud_server.engine.jobs import Job
-from cloud_server.frontend.quarantine import Quarantine, digest_of
+from cloud_server.frontend.engines.quarantine import Quarantine, digest_of
 from protos.errors import EngineUnavailableError, QuarantinedError
 
 
@@ -90,7 +90,7 @@ def test_a_tenant_that_fills_the_quarantine_pushes_out_its_own_entries() -> None
 def test_bytes_are_written_only_if_the_operator_allows_it_and_only_so_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud_server.frontend.quarantine._MOST_FILES", 2)
+    monkeypatch.setattr("cloud_server.frontend.engines.quarantine._MOST_FILES", 2)
     folder = tmp_path / "q"
     quarantine(None).convict(job(1), "")
     assert not folder.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from cloud_server.frontend.crowd import Crowd
+from cloud_server.crowd import Crowd
 
 
 def test_the_next_to_go_is_the_longest_unused_of_the_largest_group() -> None:

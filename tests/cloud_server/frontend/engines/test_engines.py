@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloud_server.frontend.engines import settings_of_each
+from cloud_server.frontend.engines.engines import settings_of_each
 from cloud_server.identity.caller import NO_TENANT
 from cloud_server.settings import load
 from protos.neuralbridge.v1 import bridge_pb2 as pb

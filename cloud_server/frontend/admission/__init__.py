@@ -1,0 +1,1 @@
+"""Who is served next, and how much each may send and hold."""

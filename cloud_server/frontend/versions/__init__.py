@@ -1,0 +1,1 @@
+"""Versions of bundles: judged, offered to a share, compared, retired."""
