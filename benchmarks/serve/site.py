@@ -25,8 +25,13 @@ from reference.demo.halves import (
 )
 from reference.demo.processes import Child
 
-OPEN = ("--negotiations-per-s", "0", "--log-level", "warning")
-"""All simulated devices share one address; an address's own bound is not what is measured."""
+OPEN = (
+    *("--negotiations-per-s", "0", "--device-requests-per-s", "0"),
+    *("--log-level", "warning"),
+)
+"""All simulated devices share one address, and ask as fast as they can: these bounds are not what
+is measured. A device's requests under way stay bounded.
+"""
 _PREFIX = "neural_bridge_cloud_"
 
 
@@ -117,6 +122,7 @@ def stubbed(folder: Path, identities: Identities) -> Iterator[Site]:
         "api_port": 0,
         "metrics_port": 0,
         "negotiations_per_s": 0,
+        "device_requests_per_s": 0,
         "log_level": "warning",
     }
     module = ["benchmarks.serve.stub_engine", "serve", json.dumps(settings)]
