@@ -1,8 +1,7 @@
-"""The service's own authority: a root that is kept offline, and an intermediate that signs.
+"""The service's own authority: an offline root, and an intermediate that signs certificates.
 
-The folder holds `roots.pem` (what devices are told to trust), `intermediate.pem` (key and
-certificate in one file, so that a change is never seen half done) and, until someone moves it away,
-`root-key.pem`.
+The folder holds `roots.pem` (the roots that devices trust), `intermediate.pem` (key and certificate
+in one file, so that readers never see half a change) and `root-key.pem` until it is moved offline.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Issued:
         serial: its number in hex, as the database keeps it.
         fingerprint: SHA-256 of its DER, hex.
         chain_pem: the certificate and the intermediate.
-        not_after_s: when it ends, seconds since 1970.
+        not_after_s: when it expires, seconds since 1970.
     """
 
     serial: str
@@ -45,11 +44,11 @@ class Issued:
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority of a folder, as it was when it was read.
+    """The authority in a folder, as last read.
 
     Attributes:
         folder: where it lies.
-        roots: self-signed: the present root, then its successor if there is one.
+        roots: self-signed certificates: the present root, then its successor if there is one.
         cross: the successor's key, signed by the present root; None without a successor.
         intermediate: signs certificates of devices and of the server.
     """
@@ -80,7 +79,7 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """Read and check an authority.
+        """Read an authority and check it.
 
         Raises:
             CertificateError: a file is missing or damaged, or they do not belong together.
@@ -103,12 +102,12 @@ class Authority:
 
     @property
     def roots_pem(self) -> bytes:
-        """What devices are told to trust: the present root, its successor, the cross."""
+        """What devices trust: the present root, its successor, the cross-certificate."""
         return made.pem(*self.roots, *self._crosses)
 
     @property
     def trusted_pem(self) -> bytes:
-        """The roots alone: what a device's certificate must lead to."""
+        """The roots alone: a device's certificate must lead to one of them."""
         return made.pem(*self.roots)
 
     @property
@@ -123,17 +122,17 @@ class Authority:
     def sign_device(
         self, request_der: bytes, tenant: str, device: str, now_s: float, life_s: float
     ) -> Issued:
-        """Give a device a certificate.
+        """Issue a certificate for a device.
 
         Args:
             request_der: its certificate request (PKCS #10, DER).
             tenant: its tenant.
             device: its name.
             now_s: seconds since 1970.
-            life_s: how long the certificate is valid, seconds; at the longest as the intermediate.
+            life_s: lifetime in seconds; it never exceeds the intermediate's.
 
         Raises:
-            CertificateError: the request is refused, or the intermediate has ended.
+            CertificateError: the request is refused, or the intermediate has expired.
         """
         key = made.request_key(request_der)
         self._check_end(now_s)
@@ -149,12 +148,12 @@ class Authority:
             now_s: seconds since 1970.
 
         Returns:
-            PEM: the key, the certificate, the intermediate, the cross if a device that trusts only
-            the present root needs it, and the present root for devices that have only a code.
+            PEM: the key, the certificate, the intermediate, the cross-certificate (for devices that
+            trust only the present root) and the present root (for devices that have only a code).
 
         Raises:
-            CertificateError: the intermediate has ended.
-            ConfigError: one of the names is no host name and no address.
+            CertificateError: the intermediate has expired.
+            ConfigError: a name is neither a host name nor an address.
         """
         self._check_end(now_s)
         key = made.fresh_key()
@@ -171,7 +170,7 @@ class Authority:
             now_s: seconds since 1970.
 
         Raises:
-            CertificateError: the key cannot be read or is no root's of this authority.
+            CertificateError: the key cannot be read, or belongs to no root of this authority.
             ConfigError, DiskFullError: the folder cannot be written.
         """
         root = self._root_of(root_key, self.roots)
@@ -181,7 +180,7 @@ class Authority:
         return after
 
     def new_root(self, root_key: Path, now_s: float) -> Authority:
-        """Make the root's successor, signed by the present root; its key lies in the folder.
+        """Make the root's successor, signed by the present root; its key is written to the folder.
 
         Args:
             root_key: the key of the present root.

@@ -25,10 +25,10 @@ class Caller:
         kind: `anyone` on a service without identities.
         tenant: name of its tenant.
         name: the device's or the key's name.
-        scopes: of `SCOPES`; a device has none, it may only do what devices do.
-        devices: names of the tenant's devices that a key is for; None for all of them.
-        credential: serial number (hex) of the certificate, or id of the key; for revocation.
-        not_after_s: when the credential ends, seconds since 1970; infinite if it does not.
+        scopes: a subset of `SCOPES`; empty for a device, which may only do what devices do.
+        devices: names of the devices that the key is limited to; None for all of the tenant's.
+        credential: the certificate's serial number (hex) or the key's id; for revocation.
+        not_after_s: when the credential expires, seconds since 1970; infinite if never.
     """
 
     kind: Kind
@@ -41,7 +41,7 @@ class Caller:
 
     @property
     def of_service(self) -> bool:
-        """Whether it is an operator of the whole service, or the service knows no identities."""
+        """Whether it is an operator of the whole service, or the service has no identities."""
         return self.kind == "anyone" or (self.kind == "operator" and self.tenant == SERVICE_TENANT)
 
     def require(self, scope: str) -> None:
@@ -57,7 +57,7 @@ class Caller:
             )
 
     def sees(self, tenant: str, device: str) -> bool:
-        """Whether it may know of a device."""
+        """Whether it may see a device."""
         if self.kind == "device":
             return (tenant, device) == (self.tenant, self.name)
         if self.of_service:
@@ -77,7 +77,7 @@ def checked_name(name: str, what: str) -> str:
         what: what it names, for the message.
 
     Raises:
-        ConfigError: not a name.
+        ConfigError: the name breaks the rule.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"{what} {name[:80]!r}: {NAME_RULE}")

@@ -1,4 +1,4 @@
-"""Certificates of the service's own authority: how each kind is made, and how PEM files are read.
+"""Certificates of the service's own authority: makes each kind, and reads PEM files.
 
 Every certificate begins in 1970, so that a device whose clock was never set accepts it.
 """
@@ -62,7 +62,7 @@ def fingerprint_of(certificate: x509.Certificate) -> str:
 
 
 def end_of(certificate: x509.Certificate) -> float:
-    """When it ends, seconds since 1970."""
+    """When it expires, seconds since 1970."""
     return certificate.not_valid_after_utc.timestamp()
 
 
@@ -91,7 +91,7 @@ def self_signed(certificate: x509.Certificate) -> bool:
 
 
 def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether the issuer's key signed it, and it says so."""
+    """Whether it names the issuer and the issuer's key signed it."""
     with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         certificate.verify_directly_issued_by(issuer)
         return True
@@ -111,14 +111,14 @@ def make_root(key: ec.EllipticCurvePrivateKey, end_s: float) -> x509.Certificate
 
     Args:
         key: its key.
-        end_s: when it ends, seconds since 1970.
+        end_s: when it expires, seconds since 1970.
     """
     name = _authority_name("root", key)
     return _authority(name, key, end_s).sign(key, hashes.SHA256())
 
 
 def make_cross(successor: x509.Certificate, present: Signer) -> x509.Certificate:
-    """The successor's name and key, signed by the present root: who trusts one trusts the other."""
+    """Cross-certificate: the successor's key, signed by the root that devices trust already."""
     end_s = min(end_of(successor), end_of(present.certificate))
     made = _builder(successor.subject, successor.public_key(), present.certificate, end_s)
     return _as_authority(made, None).sign(present.key, hashes.SHA256())
@@ -127,12 +127,12 @@ def make_cross(successor: x509.Certificate, present: Signer) -> x509.Certificate
 def make_intermediate(
     key: ec.EllipticCurvePrivateKey, root: Signer, end_s: float
 ) -> x509.Certificate:
-    """A certificate that may sign devices' and servers', but no further authority.
+    """The intermediate: it may sign certificates of devices and servers, but no further authority.
 
     Args:
         key: its key.
         root: who signs it.
-        end_s: when it ends, seconds since 1970; at the latest with the root.
+        end_s: when it expires, seconds since 1970; never after the root.
     """
     end_s = min(end_s, end_of(root.certificate))
     name = _authority_name("intermediate", key)
@@ -149,10 +149,10 @@ def make_server(
         key: its key.
         names: host names and addresses that clients may call it by.
         signer: who signs it.
-        end_s: when it ends, seconds since 1970; at the latest with the signer.
+        end_s: when it expires, seconds since 1970; never after the signer.
 
     Raises:
-        ConfigError: one of the names is no host name and no address.
+        ConfigError: a name is neither a host name nor an address.
     """
     end_s = min(end_s, end_of(signer.certificate))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "neural-bridge server")])
@@ -173,7 +173,7 @@ def make_device(
         tenant: its tenant.
         device: its name.
         signer: who signs it.
-        end_s: when it ends, seconds since 1970; at the latest with the signer.
+        end_s: when it expires, seconds since 1970; never after the signer.
     """
     end_s = min(end_s, end_of(signer.certificate))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
@@ -183,14 +183,14 @@ def make_device(
 
 
 def request_key(request_der: bytes) -> CertificatePublicKeyTypes:
-    """The public key of a certificate request, after every check; nothing else of it is believed.
+    """Check a certificate request and return its public key; its other fields are ignored.
 
     Args:
         request_der: PKCS #10, DER.
 
     Raises:
-        CertificateError: it is too long or no request, its signature is wrong, or its key is not of
-            a kind that TLS 1.3 clients can use here.
+        CertificateError: it is too long, it is no request, its signature is wrong, or its kind of
+        key is not accepted.
     """
     if len(request_der) > LONGEST_REQUEST:
         raise CertificateError(
@@ -349,7 +349,7 @@ def read_key(raw: bytes, named: object) -> PrivateKeyTypes:
         named: the file, for the message.
 
     Raises:
-        CertificateError: it holds none, or an encrypted or damaged one.
+        CertificateError: it holds no key, or the key is encrypted or damaged.
     """
     try:
         return serialization.load_pem_private_key(raw, None)
@@ -360,7 +360,7 @@ def read_key(raw: bytes, named: object) -> PrivateKeyTypes:
 
 
 def read_signer(certificate: x509.Certificate, raw: bytes, named: object) -> Signer:
-    """An authority's certificate with the key of a PEM file.
+    """Pair an authority's certificate with the private key in a PEM file.
 
     Args:
         certificate: the authority's.
@@ -368,7 +368,7 @@ def read_signer(certificate: x509.Certificate, raw: bytes, named: object) -> Sig
         named: the file, for the message.
 
     Raises:
-        CertificateError: there is no key, or it is another certificate's.
+        CertificateError: the file holds no key, or the key of another certificate.
     """
     key = read_key(raw, named)
     if not same_key(key.public_key(), certificate.public_key()):

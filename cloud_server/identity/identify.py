@@ -1,7 +1,7 @@
-"""Who calls: from a certificate or a bearer key to a `Caller`, by the directory as it is now.
+"""Authentication: finds the `Caller` of a certificate or bearer key in the current directory.
 
-A device's certificate must be the very one that the service gave out, so that a stolen intermediate
-key makes nobody a device. Whatever is wrong with a certificate or key, the error is the same.
+A device's certificate must be one that the service issued and recorded, so that a thief of the
+intermediate's key cannot forge devices. Every bad certificate or key gets the same error.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _REFUSAL = (
 )
 
 Credential: TypeAlias = "bytes | str"
-"""What a caller shows: a certificate (PEM) or a key; an empty string for nothing."""
+"""A caller's credential: a certificate (PEM) or a key; an empty string for none."""
 
 
 @dataclass(frozen=True)
 class _ShownCertificate:
-    """What counts of a certificate."""
+    """The fields of a certificate that are checked."""
 
     serial: str
     fingerprint: str
@@ -48,20 +48,20 @@ class Nobody:
     required = False
 
     def of_call(self, context: Any) -> Caller:
-        """Who makes a call: anyone."""
+        """The caller: always anyone."""
         return ANYONE
 
     def bearer(self, token: str) -> Caller:
-        """Whose key it is: anyone's."""
+        """The key's owner: always anyone."""
         return ANYONE
 
 
 class Identities:
-    """Knows callers by the directory.
+    """Finds callers in the directory.
 
     Args:
         live: the directory.
-        clock: seconds since 1970; a certificate or key ends by this clock.
+        clock: seconds since 1970; certificates and keys expire by it.
     """
 
     required = True
@@ -70,24 +70,24 @@ class Identities:
         self._live, self._clock = live, clock
 
     def of_call(self, context: Any) -> Caller:
-        """Who makes a call.
+        """The caller of a gRPC call.
 
         Args:
             context: the call's context.
 
         Raises:
-            UnauthenticatedError: nobody that is known.
+            UnauthenticatedError: the credential is missing or not valid.
         """
         return self.of(credential_of(context))
 
     def bearer(self, token: str) -> Caller:
-        """Whose key it is.
+        """The owner of a key.
 
         Args:
             token: the key alone, `nbk_…`.
 
         Raises:
-            UnauthenticatedError: nobody's that is known.
+            UnauthenticatedError: the key is not valid.
         """
         short = token if len(token) <= _LONGEST_KEY else ""
         digest = hashlib.sha256(short.encode("utf-8", "replace")).hexdigest()
@@ -105,10 +105,10 @@ class Identities:
         )
 
     def of(self, credential: Credential) -> Caller:
-        """Who shows a credential.
+        """The caller that a credential belongs to.
 
         Raises:
-            UnauthenticatedError: nobody that is known.
+            UnauthenticatedError: the credential is missing or not valid.
         """
         return self.bearer(credential) if isinstance(credential, str) else self._device(credential)
 
@@ -131,7 +131,7 @@ class Identities:
 
 
 def credential_of(context: Any) -> Credential:
-    """What the caller of a gRPC call shows.
+    """The credential of a gRPC call's peer.
 
     Args:
         context: the call's context.

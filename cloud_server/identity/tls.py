@@ -1,8 +1,8 @@
-"""What the service shows in TLS handshakes: read from files, checked, and read again on a change.
+"""The service's TLS certificate and key: read from files, checked, reloaded when a file changes.
 
-Connections that are open keep what they began with. TLS 1.3 only: HTTP says so to OpenSSL; gRPC has
-no such option, so `protos/process/start.py` leaves its TLS 1.2 no cipher, and `Identities` checks
-the version of every call.
+Open connections keep the certificate they began with. TLS 1.3 only: HTTP sets it in OpenSSL; gRPC
+has no such option, so `protos/process/start.py` leaves TLS 1.2 without a cipher and `Identities`
+checks the version of every call.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ AUTHORITY, SERVER = "authority", "server.pem"
 
 @dataclass(frozen=True)
 class Shown:
-    """What a handshake shows and demands.
+    """The server's certificate and key, and the authority that devices' certificates must lead to.
 
     Attributes:
         key_pem: the server's private key.
         chain: its certificate, then those that lead to a root.
         authority: our own; devices' certificates must lead to one of its roots.
         file: where the server's certificate was read.
-        foreign: whether another authority made it.
+        foreign: whether another authority issued it.
     """
 
     key_pem: bytes
@@ -47,12 +47,12 @@ class Shown:
 
     @property
     def end_s(self) -> float:
-        """When the server's certificate ends, seconds since 1970."""
+        """When the server's certificate expires, seconds since 1970."""
         return made.end_of(self.chain[0])
 
     @property
     def brief_chain_pem(self) -> bytes:
-        """The chain without roots: who knows a root needs no copy of it."""
+        """The chain without roots: a client that trusts a root already has it."""
         return made.pem(
             self.chain[0], *(one for one in self.chain[1:] if not made.self_signed(one))
         )
@@ -62,15 +62,15 @@ class ServerTls:
     """The server's TLS, from a directory that `cloud-server init` made.
 
     Args:
-        directory: with the authority, and the server's certificate unless the next two name one.
-        certificate: PEM file of a certificate of another authority, with its chain.
+        directory: holds the authority, and the server's certificate unless `certificate` is given.
+        certificate: PEM file of a certificate from another authority, with its chain.
         key: PEM file of its private key.
         clock: seconds since 1970.
         log: a bound logger.
 
     Raises:
         CertificateError: a file is missing or damaged, the key is not the certificate's, or the
-            certificate has ended (our own is renewed instead).
+        certificate has expired (our own is renewed instead).
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class ServerTls:
 
     @property
     def authority(self) -> Authority:
-        """Our own authority, as it is now."""
+        """Our own authority, as last read."""
         return self.shown.authority
 
     def refresh(self) -> bool:
-        """Take over files that changed, if they are good; else keep what there is, and log why.
+        """Reload changed files if they are valid; else keep the old ones and log why.
 
         Returns:
-            Whether something was taken over.
+            Whether anything was reloaded.
         """
         seen = self._look()
         if seen == self._stamp:
@@ -121,7 +121,7 @@ class ServerTls:
         return True
 
     def renew(self) -> bool:
-        """Replace the server's own certificate in its last third; returns whether it was."""
+        """Renew the server's own certificate in its last third; returns whether it did."""
         now_s, shown = self._clock(), self.shown
         intermediate_end_s = made.end_of(shown.authority.intermediate.certificate)
         later_s = min(now_s + SERVER_LIFE_S, intermediate_end_s) - shown.end_s
@@ -131,7 +131,7 @@ class ServerTls:
         return self.refresh()
 
     def credentials(self, mutual: bool) -> grpc.ServerCredentials:
-        """For one port of gRPC.
+        """TLS credentials for one gRPC port.
 
         Args:
             mutual: whether a client must show a certificate of our own authority.
@@ -148,7 +148,7 @@ class ServerTls:
         return grpc.dynamic_ssl_server_credentials(_configuration(given, mutual), fetch, mutual)
 
     def context(self) -> ssl.SSLContext:
-        """For one HTTP port; new connections see what `refresh` takes over."""
+        """TLS context for one HTTP port; new connections use what `refresh` loaded."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         _load(context, self.shown)
@@ -161,12 +161,12 @@ class ServerTls:
             raise CertificateError(f"{shown.file}: has ended ({end:%Y-%m-%d %H:%M} UTC)")
 
     def _look(self) -> tuple[object, ...]:
-        """What changes when one of the files does."""
+        """A stamp that changes when one of the files does."""
         return tuple(stamp(path) for path in self._files)
 
 
 def read_shown(directory: Path, certificate: Path | None, key: Path | None) -> Shown:
-    """Read what a handshake shows, and check that it fits together.
+    """Read the server's certificate, key and authority, and check that they fit together.
 
     Args:
         directory: see `ServerTls`.
@@ -187,11 +187,11 @@ def read_shown(directory: Path, certificate: Path | None, key: Path | None) -> S
 
 
 def write_server(path: Path, authority: Authority, names: list[str], now_s: float) -> None:
-    """Give the server a new certificate of our own authority; key and chain lie in one file.
+    """Issue a new server certificate from our own authority; key and chain go into one file.
 
     Raises:
-        CertificateError: the intermediate has ended.
-        ConfigError, DiskFullError: a name is no host's, or the file cannot be written.
+        CertificateError: the intermediate has expired.
+        ConfigError, DiskFullError: a name is not a host's, or the file cannot be written.
     """
     content = authority.sign_server(names, now_s)
     with writing(path):
@@ -199,7 +199,7 @@ def write_server(path: Path, authority: Authority, names: list[str], now_s: floa
 
 
 def secrets_in_reach(directory: Path) -> list[tuple[Path, str]]:
-    """Private keys of a service's directory that others can reach, each with what to do."""
+    """Private keys in a service's directory that are not safe there, each with what to do."""
     folder = directory / AUTHORITY
     found = [(path, "move the root's key offline") for path in sorted(folder.glob("*-key.pem"))]
     for path in (folder / INTERMEDIATE, directory / SERVER):
@@ -234,7 +234,7 @@ def _configuration(shown: Shown, mutual: bool) -> grpc.ServerCertificateConfigur
 
 
 def _load(context: ssl.SSLContext, shown: Shown) -> None:
-    """Give OpenSSL key and chain in one file that is only in memory."""
+    """Load key and chain into OpenSSL, from one file in memory."""
     with os.fdopen(os.memfd_create("server"), "wb") as file:
         file.write(shown.key_pem + shown.brief_chain_pem)
         file.flush()

@@ -1,5 +1,5 @@
-"""What the service keeps in SQL, and the read model that requests look things up in.
+"""The service's database (SQL), and the in-memory read model that requests use.
 
-store.py opens a database and runs transactions; tenants.py, devices.py, keys.py and the others hold
-one function a verb, which command line and HTTP share; directory.py is read in hot paths.
+store.py opens a database and runs transactions. tenants.py, devices.py, keys.py and the others hold
+one function for each verb; command line and HTTP share them. directory.py is the read model.
 """

@@ -25,7 +25,7 @@ class AuditEntry:
         action: what, such as `device.disable`.
         tenant: name of the tenant that it concerns.
         subject: name of the thing.
-        detail: what else there is to know.
+        detail: further fields.
     """
 
     id: int
@@ -51,15 +51,15 @@ def entries(
 
     Args:
         session: reads.
-        tenant: only what concerns this tenant.
-        actor: only what this one did.
-        action: only this, or with a `.` at its end whatever begins so: `device.`.
+        tenant: only lines about this tenant.
+        actor: only lines of this actor.
+        action: only this action, or a prefix that ends in `.`, such as `device.`.
         since_s: only from this time on, seconds since 1970.
-        before: only lines older than the one of this id.
+        before: only lines older than the one with this id.
         limit: how many at most.
     """
     if any(text is not None and not text.isprintable() for text in (tenant, actor, action)):
-        return []  # no line has that, and a database might not even take it
+        return []  # no line has that, and a database may refuse the text
     query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
     if tenant is not None:
         query = query.where(AuditRow.tenant == tenant)

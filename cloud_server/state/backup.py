@@ -1,12 +1,12 @@
-"""A backup's content: the rows of one moment, and files of the service's directory, as JSON lines.
+"""A backup's content as JSON lines: the rows at one moment, and files of the service's directory.
 
     {"format": "neural-bridge-backup", "holds": "state" | "authority", "revision", "made_s", …}
     {"table": "tenants", "columns": ["id", …], "rows": [[…], …]}     some lines a table
     {"file": "settings.toml", "base64": "…"}                          a line a file
     {"end": lines before this one}
 
-It does not depend on the kind of database: what SQLite held can be put into PostgreSQL. One-time
-codes are left out, because they are valid for an hour, for one use; so are reports of front ends.
+It does not depend on the kind of database: a backup of SQLite restores into PostgreSQL. It leaves
+out one-time codes, which are valid for an hour, and reports of front ends.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Holds = Literal["state", "authority"]
 FORMAT = "neural-bridge-backup"
 LEFT_OUT = {ChangeRow.__tablename__, CodeRow.__tablename__, BundleReport.__tablename__}
 PUBLIC_FILES = (SETTINGS_FILE, f"{AUTHORITY}/roots.pem")
-"""Files that go with the database: no private key is in them."""
+"""Files that a backup of the state holds; none has a private key."""
 _PORTION = 500
 _LONGEST_LINE = 64 << 20
 
 
 def tables() -> list[Table]:
-    """The tables that a backup holds, each after those that it refers to."""
+    """The tables in a backup, each after the tables that it refers to."""
     return [table for table in Base.metadata.sorted_tables if table.name not in LEFT_OUT]
 
 
@@ -61,7 +61,7 @@ def dump_authority(directory: Path, made_s: float) -> Iterator[bytes]:
     """The authority with its private keys, and the server's certificate and key.
 
     Raises:
-        ConfigError: there is none, or a file cannot be read.
+        ConfigError: the directory has no authority, or a file cannot be read.
     """
     folder = directory / AUTHORITY
     paths = [path for path in (*sorted(folder.glob("*")), directory / SERVER) if path.is_file()]
@@ -113,12 +113,12 @@ def _read(path: Path) -> str:
 
 @dataclass
 class Backup:
-    """A backup that was read whole and found good.
+    """A backup that was read to its end and checked.
 
     Attributes:
         made_s: when it was made, seconds since 1970.
         files: bytes by path, relative to the directory.
-        rows: a database in memory with its rows; None for an authority's.
+        rows: a database in memory with its rows; None for a backup of an authority.
     """
 
     made_s: float
@@ -126,14 +126,14 @@ class Backup:
     rows: Connection | None = None
 
     def close(self) -> None:
-        """Let go of the rows."""
+        """Close the database in memory."""
         if self.rows is not None:
             self.rows.close()
             self.rows.engine.dispose()
 
 
 def read(parts: Iterable[bytes], holds: Holds, named: object) -> Backup:
-    """Read a backup whole.
+    """Read a backup to its end and check it.
 
     Args:
         parts: its content, in parts of any length.
@@ -141,7 +141,7 @@ def read(parts: Iterable[bytes], holds: Holds, named: object) -> Backup:
         named: the file, for messages.
 
     Raises:
-        BackupError: it is damaged, of a newer version, or holds something else.
+        BackupError: it is damaged, from a newer version, or holds something else.
     """
     made: Backup | None = None
     count, ended = 0, False
@@ -195,7 +195,7 @@ def _begin(head: Any, holds: Holds, named: object) -> Backup:
 
 
 def _as_they_were(connection: Connection) -> MetaData:
-    """The tables of the version that wrote a backup."""
+    """The tables of the version that wrote the backup."""
     found = MetaData()
     found.reflect(connection)
     return found

@@ -1,7 +1,8 @@
-"""Versions of bundles: what the operator wants of each, and what front ends say of it.
+"""Versions of bundles: the state that the operator wants for each, and front ends' reports.
 
-A version is `added`, then `offered` to a share of devices or `active` for all. What an active one
-replaces is `replaced`; a rollback goes back to it. `rolled_back` and `retired` ones serve nobody.
+A version is `added`, then `offered` to a share of devices or `active` for all. The version that was
+active before becomes `replaced`; a rollback activates it again. `rolled_back` and `retired`
+versions serve nobody.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from cloud_server.state.tables import BundleReport, BundleVersion
 from protos.errors import ConflictError, MissingError
 
 SERVED = ("offered", "active")
-"""What is wanted of a version that some device gets."""
+"""Wanted states in which a version serves devices."""
 _SHORTEST = 4
-"""Fewest digits of a digest that name a version."""
+"""Shortest prefix of a digest that names a version."""
 _STALE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one front end says of a version.
+    """One front end's report on a version.
 
     Attributes:
         front_end: its name.
         digest: the version.
         state: loading, judging, refused, serving, retiring or gone.
-        sessions: open on it.
-        memory_bytes: that it takes in the engine.
-        why: it was refused.
-        figures: how it was judged and compared.
+        sessions: sessions open on it.
+        memory_bytes: its memory in the engine.
+        why: why it was refused.
+        figures: figures of its canary set and of the comparison.
         reported_s: seconds since 1970.
     """
 
@@ -89,13 +90,13 @@ def add(
 
 
 def every(session: Session) -> list[BundleVersion]:
-    """Every version, by edge model, the one that changed last first."""
+    """Every version, ordered by edge model, then the last change first."""
     query = select(BundleVersion).order_by(BundleVersion.source, BundleVersion.order_no.desc())
     return list(session.scalars(query))
 
 
 def find(session: Session, name: str) -> BundleVersion:
-    """A version by its digest, the first digits of it, or `ID@VERSION`.
+    """A version by its digest, a prefix of the digest, or `ID@VERSION`.
 
     Raises:
         MissingError: there is none.
@@ -119,7 +120,7 @@ def find(session: Session, name: str) -> BundleVersion:
 def activate(
     tx: Transaction, name: str, share: float = 1.0, *, unjudged: bool = False
 ) -> BundleVersion:
-    """Offer a version to a share of devices, or make it the one for all.
+    """Offer a version to a share of devices, or activate it for all.
 
     Args:
         tx: the transaction.
@@ -128,7 +129,8 @@ def activate(
         unjudged: serve it without a canary set.
 
     Raises:
-        MissingError, ConflictError: as `find`; or a share where no version serves all yet.
+        MissingError: as `find`.
+        ConflictError: as `find`, or a share below 1 while no version serves all devices.
     """
     row = find(tx.session, name)
     active = _of(tx.session, row.source, "active")
@@ -153,20 +155,20 @@ def activate(
 def rollback(
     tx: Transaction, name: str, why: str = "", *, alone: bool = False
 ) -> tuple[BundleVersion, BundleVersion | None]:
-    """Take a version back; what it replaced serves again.
+    """Roll a version back; the version that it replaced serves again.
 
     Args:
         tx: the transaction.
         name: as in `find`; a version that is offered or active.
         why: the reason.
-        alone: take it back even if nothing came before it: then nothing serves.
+        alone: roll it back even if it replaced nothing; then no version serves.
 
     Returns:
-        The version that was taken back, and the one that serves instead.
+        The version that was rolled back, and the one that serves instead.
 
     Raises:
         MissingError: as `find`.
-        ConflictError: it serves nobody, or nothing came before it.
+        ConflictError: it serves nobody, or it replaced nothing.
     """
     row = find(tx.session, name)
     if row.wanted not in SERVED:
@@ -183,7 +185,7 @@ def rollback(
 
 
 def retire(tx: Transaction, name: str) -> BundleVersion:
-    """Let a version go: it is unloaded when nothing refers to it.
+    """Retire a version; it is unloaded when nothing uses it any more.
 
     Raises:
         MissingError: as `find`.
@@ -199,11 +201,11 @@ def retire(tx: Transaction, name: str) -> BundleVersion:
     return row
 
 
-# ---------------------------------------------------------------------- what front ends say
+# ---------------------------------------------------------------------- reports of front ends
 
 
 def report(tx: Transaction, said: Said) -> None:
-    """Keep what a front end says of a version, in place of what it said before."""
+    """Store a front end's report on a version; it replaces the previous one."""
     tx.session.merge(
         BundleReport(
             front_end=said.front_end,
@@ -219,7 +221,7 @@ def report(tx: Transaction, said: Said) -> None:
 
 
 def withdraw(tx: Transaction, front_end: str, digest: str | None = None) -> None:
-    """Forget what a front end said, of one version or of all; and what others said long ago."""
+    """Delete a front end's reports on one version or on all, and all reports that are too old."""
     mine = BundleReport.front_end == front_end
     if digest is not None:
         mine &= BundleReport.digest == digest
@@ -228,7 +230,7 @@ def withdraw(tx: Transaction, front_end: str, digest: str | None = None) -> None
 
 
 def said(session: Session, now_s: float) -> list[Said]:
-    """What front ends say, without those that have been silent for a while."""
+    """Reports of front ends that reported recently."""
     query = select(BundleReport).where(BundleReport.reported_at >= now_s - _STALE_S)
     return [
         Said(
@@ -254,7 +256,7 @@ def _want(
 
 
 def _of(session: Session, source: str, wanted: str) -> BundleVersion | None:
-    """The version of an edge model of which that was wanted last."""
+    """The version of an edge model that last got this wanted state."""
     return session.scalar(
         select(BundleVersion)
         .where(BundleVersion.source == source, BundleVersion.wanted == wanted)

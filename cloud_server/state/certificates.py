@@ -1,4 +1,4 @@
-"""Certificates of devices: which were given, which are revoked."""
+"""Certificates of devices: issued and revoked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cloud_server.state.tables import CertificateRow, DeviceRow, TenantRow
 from protos.errors import EnrolmentError, MissingError
 
 MOST = 8
-"""Certificates that a device may have at once; the next one revokes the oldest."""
+"""Valid certificates that a device may have; the next one revokes the oldest."""
 _SERIAL = re.compile(r"[0-9a-z-]{1,40}")
 _KEEP_EXPIRED_S = 30 * 86400.0
 
@@ -22,7 +22,7 @@ _KEEP_EXPIRED_S = 30 * 86400.0
 def record(
     tx: Transaction, tenant: str, device: str, serial: str, fingerprint: str, not_after_s: float
 ) -> None:
-    """Note a certificate before it is given away.
+    """Record a certificate before it is sent to the device.
 
     Args:
         tx: the transaction.
@@ -30,7 +30,7 @@ def record(
         device: the device, by name.
         serial: 32 hexadecimal digits, lower case.
         fingerprint: SHA-256 of its DER, in hexadecimal digits.
-        not_after_s: when it ends, seconds since 1970.
+        not_after_s: when it expires, seconds since 1970.
 
     Raises:
         EnrolmentError: device or tenant is gone or disabled.
@@ -87,7 +87,7 @@ def of(session: Session, tenant: str, device: str) -> list[Certificate]:
 
 
 def newest(session: Session) -> dict[str, Certificate]:
-    """The certificate that each device was given last, by the device's id."""
+    """Each device's newest certificate, by the device's id."""
     found: dict[str, Certificate] = {}
     for row, device, tenant in session.execute(
         select(CertificateRow, DeviceRow.name, TenantRow.name)
@@ -123,7 +123,7 @@ def revoke(tx: Transaction, tenant: str, serial: str) -> None:
 
 
 def revoke_all(tx: Transaction, device: DeviceRow) -> int:
-    """Revoke a device's certificates that still count; returns how many."""
+    """Revoke a device's valid certificates; returns how many."""
     rows = _valid(tx.session, device, tx.now_s)
     for row in rows:
         _revoke(tx, row, device.name)

@@ -1,4 +1,4 @@
-"""One-time codes, with which devices enrol: valid an hour, for one use. Only hashes are kept."""
+"""One-time codes for enrolment: each is valid for one hour and one use. Only hashes are stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VALID_S = 3600.0
 
 
 def issue(tx: Transaction, tenant: str, device: str, secret_sha256: str) -> float:
-    """Note a device's new one-time code; earlier ones of the device end.
+    """Record a device's new one-time code; the device's earlier codes become invalid.
 
     Args:
         tx: the transaction.
@@ -23,7 +23,7 @@ def issue(tx: Transaction, tenant: str, device: str, secret_sha256: str) -> floa
         secret_sha256: SHA-256 of the code's secret, in hexadecimal digits.
 
     Returns:
-        When it ends, seconds since 1970.
+        When it expires, seconds since 1970.
 
     Raises:
         MissingError: there is no such tenant or device.
@@ -51,7 +51,7 @@ def issue(tx: Transaction, tenant: str, device: str, secret_sha256: str) -> floa
 
 
 def redeem(tx: Transaction, secret_sha256: str) -> Device:
-    """Use a code up; earlier certificates of its device are revoked.
+    """Redeem a code; earlier certificates of its device are revoked.
 
     Args:
         tx: the transaction; the certificate is recorded in the same one.

@@ -16,13 +16,13 @@ from cloud_server.state.trouble import LOCK_WAIT_S
 from protos.errors import ConfigError, StateError
 
 CONNECT_S = 5
-"""How long a connection to PostgreSQL may take."""
+"""Longest time to connect to PostgreSQL."""
 _STATEMENT_S = 60
-"""A client that stops in the middle of a transaction must not hold up the others for good."""
+"""Longest statement or idle transaction: a client that hangs must not block the others."""
 
 
 def checked_url(text: str) -> URL:
-    """Read the URL of a database.
+    """Parse the URL of a database.
 
     Raises:
         ConfigError: it is not a URL of SQLite or PostgreSQL. The message holds no password.
@@ -52,7 +52,7 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 def named(url: URL) -> str:
-    """A database in messages: a file's path, or a URL without its password."""
+    """A database's name for messages: a file's path, or a URL without its password."""
     file = sqlite_file(url)
     if file is not None:
         return str(file)
@@ -60,10 +60,10 @@ def named(url: URL) -> str:
 
 
 def engine_of(url: URL) -> Engine:
-    """An engine whose transactions begin as the store needs them.
+    """An SQLAlchemy engine with the transactions that the store needs.
 
     A transaction with the execution option `writes` takes SQLite's write lock when it begins, so
-    that it never fails in its middle because another one wrote first.
+    it cannot fail halfway because another transaction wrote first.
 
     Raises:
         StateError: the database's folder or file cannot be used.
@@ -115,7 +115,7 @@ def _sqlite(url: URL) -> Engine:
         connection.isolation_level = None  # BEGIN is ours, below
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # what was revoked survives a power cut
+        connection.execute("PRAGMA synchronous = FULL")  # a revocation survives a power cut
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -126,7 +126,7 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _make_private(file: Path) -> None:
-    """Make the file if need be, for its owner alone; SQLite gives its side files the same mode."""
+    """Create the file for its owner alone; SQLite gives its side files the same mode."""
     try:
         made = not file.exists()
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -1,4 +1,4 @@
-"""Devices: one function a verb. Each change takes a transaction and writes to the audit log."""
+"""Devices: one function for each verb. A change needs a transaction and writes the audit log."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from protos.identity import NAME
 
 
 def add(tx: Transaction, tenant: str, name: str) -> Device:
-    """Add a device, which then enrols with a one-time code (`codes.issue`).
+    """Add a device; it enrols with a one-time code (`codes.issue`).
 
     Raises:
-        ConfigError: the name is none.
+        ConfigError: the name breaks the rule for names.
         MissingError: there is no such tenant.
         ConflictError: the name is taken, or the tenant is the service's own.
     """
@@ -37,7 +37,7 @@ def add(tx: Transaction, tenant: str, name: str) -> Device:
         id=secrets.token_hex(16), tenant_id=of.id, name=name, created_s=tx.now_s, disabled=False
     )
     tx.session.add(row)
-    tx.session.flush()  # before what refers to it
+    tx.session.flush()  # before rows that refer to it
     tx.audit("device.add", tenant, name)
     return _device(row, tenant)
 
@@ -82,7 +82,7 @@ def show(session: Session, tenant: str, name: str) -> Device:
 
 
 def disable(tx: Transaction, tenant: str, name: str) -> Device:
-    """Shut a device out and revoke its certificates: its key may be in other hands.
+    """Disable a device and revoke its certificates: its private key may be stolen.
 
     Raises:
         MissingError: there is no such tenant or device.
@@ -96,7 +96,7 @@ def disable(tx: Transaction, tenant: str, name: str) -> Device:
 
 
 def enable(tx: Transaction, tenant: str, name: str) -> Device:
-    """Let a device enrol again; it needs a new one-time code.
+    """Allow a device to enrol again; it needs a new one-time code.
 
     Raises:
         MissingError: there is no such tenant or device.

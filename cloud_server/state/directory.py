@@ -1,7 +1,7 @@
-"""The read model: who may call and how much, held in memory for hot paths.
+"""The read model: tenants, devices, keys and quotas in memory, for hot paths.
 
-A `Directory` is one moment of the database and never changes. `LiveDirectory` replaces it when the
-database's token moves. While the database cannot be read, the last one stays.
+A `Directory` is an immutable snapshot of the database. `LiveDirectory` replaces it when the
+database's token changes. While the database cannot be read, the last snapshot stays.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate that a device was given.
+    """A certificate that a device was issued.
 
     Attributes:
         serial: 32 hexadecimal digits, lower case.
         tenant: name of the device's tenant.
         device: the device's name.
         fingerprint: SHA-256 of the certificate's DER, in hexadecimal digits.
-        issued_s: when it was given, seconds since 1970.
-        not_after_s: when it ends; the caller compares it with the clock.
+        issued_s: when it was issued, seconds since 1970.
+        not_after_s: when it expires; the caller compares it with the clock.
         revoked_s: when it was revoked.
     """
 
@@ -84,15 +84,15 @@ class Key:
     """A bearer key.
 
     Attributes:
-        id: unlike its name, never used again.
+        id: never used again, unlike the name.
         tenant: name of its tenant.
         name: its name within the tenant.
         kind: `application` or `operator`.
         scopes: what it may do.
-        devices: names of the devices that it is for; None for all of the tenant.
+        devices: names of the devices that it is limited to; None for all of the tenant's.
         created_s: seconds since 1970.
-        not_after_s: when it ends, infinite if it does not; the caller compares it with the clock.
-        disabled: whether it is shut out.
+        not_after_s: when it expires, infinite if never; the caller compares it with the clock.
+        disabled: whether it is disabled.
     """
 
     id: str
@@ -107,17 +107,17 @@ class Key:
 
 
 class Directory:
-    """One moment of the database; every look-up is one of a dictionary.
+    """An immutable snapshot of the database; every look-up is a dictionary look-up.
 
     Args:
         token: the database's token at that moment.
         tenants: every tenant, by name.
         devices: every device, by tenant and name.
-        certificates: by serial number, those that are not revoked, of enabled devices of enabled
-            tenants.
-        keys: by the SHA-256 of their text, the enabled ones of enabled tenants.
-        quotas: what differs from the defaults: by tenant; `None`, `*` (each device) or a device's
-            name.
+        certificates: by serial number; only certificates that are not revoked, of enabled devices
+        of enabled tenants.
+        keys: by the SHA-256 of their text; only enabled keys of enabled tenants.
+        quotas: values that differ from the defaults, by tenant, then by `None` (whole tenant), `*`
+        (each device) or a device's name.
         each_device: default bounds of a device.
         each_tenant: default bounds of a tenant's devices together.
     """
@@ -153,7 +153,7 @@ class Directory:
 
     @classmethod
     def load(cls, session: Session, each_device: Quota, each_tenant: Quota) -> Directory:
-        """Read the database in a session that sees one moment of it."""
+        """Read the database in a session with a consistent snapshot."""
         token = session.scalar(select(ChangeRow.token)) or ""
         tenants = {row.id: row for row in session.scalars(select(TenantRow))}
         names = {id: row.name for id, row in tenants.items()}
@@ -236,7 +236,7 @@ class Directory:
         return self._keys.get(sha256)
 
     def quota(self, tenant: str, device: str | None = None) -> Quota:
-        """Bounds of one device, or without a device of the whole tenant."""
+        """Quota of one device; without a device, of the whole tenant."""
         found = self._quotas.get((tenant, device))
         if found is not None:
             return found
@@ -283,7 +283,7 @@ def keys_of(
 
 
 class LiveDirectory:
-    """The newest directory, followed by a thread of its own while `run` runs.
+    """The newest directory; while `run` runs, a thread keeps it up to date.
 
     Args:
         store: the database.
@@ -308,23 +308,23 @@ class LiveDirectory:
         self.now = self._load()
 
     def changed(self, callback: Callable[[], None]) -> None:
-        """Call something in the event loop whenever `now` was replaced."""
+        """Call a function in the event loop whenever `now` was replaced."""
         self._callbacks.append(callback)
 
     def wake(self) -> None:
-        """Look at once instead of within a second; may be called by any thread."""
+        """Check the database now instead of within a second; any thread may call it."""
         self._wake.set()
 
     def stale_seconds(self) -> float:
-        """How old `now` may be: seconds since the database was last found unchanged."""
+        """Age of `now`: seconds since it was last compared with the database."""
         return max(0.0, time.monotonic() - self._checked_s)
 
     async def run(self) -> None:
-        """Follow the database until cancelled; nothing that happens to it ends this."""
+        """Follow the database until cancelled; no error of the database ends this."""
         loop = asyncio.get_running_loop()
 
         def follow() -> None:
-            # A daemon: a database that never answers must not hold up the end of the process.
+            # A daemon thread: a database that never answers must not keep the process from ending.
             while not self._stop.is_set():
                 before = self.now
                 self._look()
@@ -344,7 +344,7 @@ class LiveDirectory:
             self._wake.set()
 
     def _look(self) -> None:
-        """Load the directory anew if the token moved."""
+        """Reload the directory if the token changed."""
         try:
             asked_s = time.monotonic()
             if self._store.token() == self.now.token:

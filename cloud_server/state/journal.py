@@ -1,8 +1,8 @@
-"""The journal of revocations: a file beside the database that no backup takes back.
+"""The journal of revocations: a file beside the database that a restore does not replace.
 
-One JSON line for each time that something was shut out, let in again or removed, in order. It is
-written before the transaction ends and synced to the disk. When a database is restored, or opened,
-what was last shut out or removed is shut out again.
+It has one JSON line for each time that something was disabled, enabled, revoked or removed, in
+order. A line is synced to the disk before its transaction commits. When a database is restored or
+opened, everything that the journal last saw disabled, revoked or removed is disabled again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Event = Literal["shut", "opened", "removed"]
 
 @dataclass(frozen=True)
 class Shut:
-    """One line.
+    """One line of the journal.
 
     Attributes:
         event: what happened.
-        kind: of what.
+        kind: the kind of thing.
         id: its id, or a certificate's serial number.
         name: its name, for people.
         at_s: when, seconds since 1970.
@@ -41,12 +41,12 @@ class Shut:
     at_s: float
 
     def to_line(self) -> bytes:
-        """The line, with its end."""
+        """The line, with its newline."""
         return json.dumps(vars(self), separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Shut | None:
-        """Read a line; None if it is damaged, as the last line is after a power cut."""
+        """Parse a line; None if it is damaged, as the last line may be after a power cut."""
         with contextlib.suppress(ValueError, TypeError):
             read = cls(**json.loads(line))
             good = read.event in get_args(Event) and read.kind in get_args(Kind)
@@ -59,7 +59,7 @@ class Journal:
     """The journal in one file, readable by its owner alone.
 
     Args:
-        path: the file; made when there is something to write.
+        path: the file; created with the first line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +88,7 @@ class Journal:
         try:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # after a line that a power cut tore
+                lines = b"\n" + lines  # the last line was cut short by a power cut
             try:
                 if os.write(file, lines) != len(lines):
                     raise OSError(28, "no room for a line")
@@ -126,5 +126,5 @@ class Journal:
 
 
 def last(events: Iterable[Shut]) -> dict[tuple[Kind, str], Shut]:
-    """What the journal says last of each thing."""
+    """The last event of each thing."""
     return {(event.kind, event.id): event for event in events}

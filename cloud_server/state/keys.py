@@ -1,4 +1,4 @@
-"""Bearer keys of applications and operators: one function a verb. Only hashes are kept."""
+"""Bearer keys of applications and operators: one function for each verb. Only hashes are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from protos.errors import ConfigError, ConflictError, MissingError
 from protos.identity import NAME
 
 PREFIX = "nbk_"
-"""How every key begins, so that scanners for leaked secrets find it."""
+"""Prefix of every key, so that scanners for leaked secrets find it."""
 _SECRET_BYTES = 32
 
 
@@ -40,16 +40,17 @@ def add(
         tx: the transaction.
         tenant: its tenant, by name.
         name: its name within the tenant.
-        kind: for a program, or for a person who looks after the tenant.
-        scopes: of `SCOPES`.
-        devices: the devices that it is for, by name; None for all, also later ones.
-        not_after_s: when it ends, seconds since 1970; None if it does not.
+        kind: `application` for a program, `operator` for a person who manages the tenant.
+        scopes: a subset of `SCOPES`.
+        devices: names of the devices that it is limited to; None for all, also later ones.
+        not_after_s: when it expires, seconds since 1970; None if never.
 
     Returns:
-        The key, and its text: the only time that it is seen.
+        The key, and its text, which is shown only this once.
 
     Raises:
-        ConfigError: the name is none, or a scope is unknown, or it would never be valid.
+        ConfigError: the name breaks the rule for names, a scope is unknown, or the key would
+        never be valid.
         MissingError: there is no such tenant or device.
         ConflictError: the name is taken.
     """
@@ -80,7 +81,7 @@ def add(
         disabled=False,
     )
     tx.session.add(row)
-    tx.session.flush()  # before what refers to it
+    tx.session.flush()  # before rows that refer to it
     for device in sorted(set(devices or ())):
         found = devices_of.find(tx.session, tenant, device)
         tx.session.add(KeyDeviceRow(key_id=row.id, device_id=found.id))
@@ -124,7 +125,7 @@ def show(session: Session, tenant: str, name: str) -> Key:
 
 
 def disable(tx: Transaction, tenant: str, name: str) -> Key:
-    """Shut a key out.
+    """Disable a key.
 
     Raises:
         MissingError: there is no such tenant or key.
@@ -137,7 +138,7 @@ def disable(tx: Transaction, tenant: str, name: str) -> Key:
 
 
 def enable(tx: Transaction, tenant: str, name: str) -> Key:
-    """Let a key in again.
+    """Enable a key again.
 
     Raises:
         MissingError: there is no such tenant or key.

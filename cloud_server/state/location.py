@@ -1,4 +1,4 @@
-"""Where the database and the journal of revocations are, by the settings."""
+"""Where the settings put the database and the journal of revocations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ JOURNAL_FILE = "revocations"
 
 
 def located(database: str, directory: Path | None) -> tuple[str, Path | None]:
-    """The database's URL, and the journal's file: in the directory, or beside SQLite's file.
+    """The database's URL and the journal's file, which is in the directory or beside SQLite's file.
 
     Args:
         database: the setting; empty takes SQLite in the directory.
         directory: the setting.
 
     Returns:
-        Without a directory PostgreSQL has no journal (None).
+        The URL, and the journal; None for PostgreSQL without a directory.
 
     Raises:
-        ConfigError: neither is set, or the URL is not one of a database that can be used.
+        ConfigError: neither is set, or the URL names no database that can be used.
     """
     if directory is not None:
         folder = directory.absolute()

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 HEAD = "0001"
-"""The newest migration, so that Alembic is imported only where there is something to do."""
+"""The newest migration. Named here so that Alembic is imported only when it has work to do."""
 _LOCK = 0x6E627374
-"""PostgreSQL's advisory lock for migrations: processes that start together take turns."""
+"""PostgreSQL's advisory lock for migrations, for processes that start at the same time."""
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The migration that a database stands at; None for an empty one."""
+    """A database's current migration; None for an empty database."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -1,4 +1,4 @@
-"""How much a device or a whole tenant may ask for."""
+"""The quota of a device or a whole tenant."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quota:
-    """Bounds of one device, or of one tenant's devices together; 0 is no bound.
+    """Bounds of one device, or of all devices of a tenant together; 0 means no bound.
 
     Attributes:
         requests_per_s: requests a second, on average.
-        request_burst: requests at once; 0 takes two seconds' worth.
+        request_burst: requests at once; 0 means as many as in two seconds.
         bytes_per_s: message bytes received a second, on average.
-        byte_burst: bytes at once; 0 takes two seconds' worth.
+        byte_burst: bytes at once; 0 means as many as in two seconds.
         concurrent: requests under way.
         scenes: scenes held.
-        weight: share of a contended engine, beside others of weight 1.
+        weight: share of a busy engine; the others have weight 1.
     """
 
     requests_per_s: float = 0.0
@@ -30,7 +30,7 @@ class Quota:
     weight: float = 1.0
 
     def changed(self, values: Mapping[str, float | None]) -> Quota:
-        """This quota with other values, by name; None leaves one as it is."""
+        """A copy with some values replaced, by name; None keeps a value."""
         given = {name: value for name, value in values.items() if value is not None}
         return dataclasses.replace(self, **given)  # type: ignore[arg-type]
 

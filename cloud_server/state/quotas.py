@@ -1,4 +1,4 @@
-"""Quotas that differ from the defaults: of a tenant, of each of its devices, of one device."""
+"""Quotas that differ from the defaults: for a tenant, for each of its devices, for one device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _WHOLE = ("concurrent", "scenes")
 
 @dataclass(frozen=True)
 class SetQuota:
-    """What was set for a tenant, for each of its devices, or for one device.
+    """Values that were set for a tenant, for each of its devices, or for one device.
 
     Attributes:
         tenant: by name.
         device: None for the tenant's devices together, `*` for each, or a device's name.
-        values: those that were set, by the field's name in `Quota`.
+        values: by the field's name in `Quota`.
     """
 
     tenant: str
@@ -44,7 +44,7 @@ def change(
     values: Mapping[str, float],
     unset: Collection[str] = (),
 ) -> SetQuota:
-    """Set some bounds; the service follows within seconds.
+    """Set some bounds; the service uses them within seconds.
 
     Args:
         tx: the transaction.
@@ -54,7 +54,7 @@ def change(
         unset: fields that go back to their defaults.
 
     Raises:
-        ConfigError: a field is unknown or a value is not one.
+        ConfigError: a field is unknown, or a value is not allowed.
         MissingError: there is no such tenant or device.
     """
     for name in (*values, *unset):
@@ -79,7 +79,7 @@ def change(
 
 
 def every(session: Session, tenant: str) -> list[SetQuota]:
-    """What was set for a tenant: for all, for each device, then by device.
+    """Values that were set for a tenant: for all, for each device, then by device.
 
     Raises:
         MissingError: there is no such tenant.

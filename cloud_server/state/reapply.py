@@ -1,4 +1,4 @@
-"""Do to a database what the journal of revocations says was done, and find what it lacks."""
+"""Apply the journal of revocations to a database, and find what the journal lacks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _TABLES: dict[Kind, type[TenantRow] | type[DeviceRow] | type[KeyRow]] = {
     "key": KeyRow,
 }
 _PORTION = 500
-"""Ids in one statement: databases bound the number of parameters."""
+"""Ids in one statement: databases limit the number of parameters."""
 
 
 def reapply(
     session: Session, events: Sequence[Shut], now_s: float, *, only_look: bool = False
 ) -> list[Shut]:
-    """Shut out what the journal says is shut out or removed, unless the database has it so.
+    """Disable what the journal says is disabled, revoked or removed, where the database differs.
 
-    What was removed is there again in an older copy. It is disabled, not removed, so that a removal
+    An older copy still has what was removed since. It is disabled, not removed, so that a removal
     by mistake can be undone: restore a backup, then enable.
 
     Args:
-        session: of a transaction that writes, unless it only looks.
+        session: of a transaction that writes, unless `only_look`.
         events: the journal, in order.
-        now_s: when, for certificates.
+        now_s: time of revocation for certificates, seconds since 1970.
         only_look: change nothing.
 
     Returns:
@@ -66,12 +66,12 @@ def reapply(
 
 
 def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -> list[Shut]:
-    """What the database has shut out or, by its audit log, removed, and the journal does not know.
+    """What is disabled, revoked or (by the audit log) removed, but not in the journal.
 
     Args:
         session: reads.
         events: the journal, in order.
-        now_s: certificates that have ended do not matter.
+        now_s: now, seconds since 1970; expired certificates are left out.
     """
     latest = last(events)
 

@@ -1,8 +1,8 @@
-"""Put a backup back, in one transaction, so that whoever reads sees the old state or the new one.
+"""Restore a backup in one transaction: a reader sees the old state or the new one.
 
-What was shut out or removed since the backup stays so: the journal says it, and the database that
-is replaced says it where it can still be read. From the latter come also the certificates given
-since (their devices would be locked out) and the lines of the audit log.
+Whatever was disabled, revoked or removed since the backup stays disabled: the journal and, if it
+can be read, the replaced database say what. The replaced database also gives the certificates
+issued since (else their devices would be locked out) and the lines of the audit log.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _PORTION = 500
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did.
+    """Result of a restore.
 
     Attributes:
-        counts: how many of each there are now: tenants, devices, keys, certificates.
-        shut_again: what was shut out or removed since the backup, and is again.
-        certificates_kept: given since the backup, and still valid.
-        gone: names of what was added since the backup and is not there any more.
+        counts: numbers of tenants, devices, keys and certificates now.
+        shut_again: what was disabled, revoked or removed since the backup, and is disabled again.
+        certificates_kept: certificates issued since the backup that are still valid.
+        gone: names of what was added since the backup and is lost.
     """
 
     counts: Mapping[str, int]
@@ -50,16 +50,16 @@ class Restored:
 
 
 def restore(store: Store, taken: Backup, actor: str, *, force: bool = False) -> Restored:
-    """Replace a database's content by that of a backup.
+    """Replace a database's content with a backup.
 
     Args:
-        store: the database; a running service follows within seconds.
+        store: the database; a running service uses the new content within seconds.
         taken: the backup, of a state.
         actor: who does it.
-        force: even if the database holds something.
+        force: replace a database that is not empty.
 
     Raises:
-        ConflictError: it holds something.
+        ConflictError: the database is not empty.
         BackupError: the backup holds no rows.
         StateError: the database or the journal cannot be used; nothing was changed.
     """
@@ -131,12 +131,12 @@ def _rows(session: Session, table: Table, condition: Any) -> list[dict[str, Any]
 
 
 def _without_number(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose number the database gives, as PostgreSQL's sequence must count it."""
+    """A row without its id: the database assigns it, so that PostgreSQL's sequence counts it."""
     return {name: value for name, value in row.items() if name != "id" or "action" not in row}
 
 
 def _keep_certificates(tx: Transaction, since: list[dict[str, Any]]) -> int:
-    """Put certificates back that devices of the backup were given since; returns how many."""
+    """Add certificates that the backup's devices were issued since; returns how many."""
     devices = set(tx.session.scalars(select(DeviceRow.id)))
     known = set(tx.session.scalars(select(CertificateRow.serial)))
     kept = [row for row in since if row["device_id"] in devices and row["serial"] not in known]
@@ -146,7 +146,7 @@ def _keep_certificates(tx: Transaction, since: list[dict[str, Any]]) -> int:
 
 
 def _add_history(tx: Transaction, history: list[dict[str, Any]], made_s: float) -> None:
-    """Add the log's lines since the backup; it holds those written while it was made."""
+    """Add the audit log's lines since the backup."""
     known = {
         tuple(_without_number(row).values())
         for row in _rows(tx.session, _table(AuditRow), AuditRow.at_s >= made_s)

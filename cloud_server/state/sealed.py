@@ -3,9 +3,9 @@
     magic, 8 bytes · version, 1 · salt, 16 · nonce prefix, 7 · chunks
     a chunk: up to 65536 bytes of plain text, encrypted, and a tag of 16
 
-The nonce of a chunk is the prefix, the chunk's number (4 bytes, big endian) and 1 for the last one,
-else 0; the head is authenticated with each. So a chunk that is changed, moved, repeated or missing
-is noticed (the STREAM construction; Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
+A chunk's nonce is the prefix, the chunk's number (4 bytes, big endian) and one byte: 1 for the last
+chunk, else 0. The head is authenticated with each chunk. So a changed, moved, repeated or missing
+chunk is noticed (the STREAM construction; Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHORTEST_PASSPHRASE = 8
 _SALT, _PREFIX, _CHUNK, _TAG = 16, 7, 1 << 16, 16
 _HEAD = len(MAGIC) + 1 + _SALT + _PREFIX
 SCRYPT = {"n": 1 << 16, "r": 8, "p": 1}
-"""64 MiB and some 0.2 seconds a guess (RFC 7914); fixed, so that no file can ask for more."""
+"""Scrypt (RFC 7914): 64 MiB and about 0.2 s a guess. Fixed, so that no file can ask for more."""
 
 
 def seal(parts: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ def seal(parts: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
 
     Args:
         parts: the plain text, in parts of any length.
-        passphrase: from which the key is derived.
+        passphrase: the key is derived from it.
 
     Returns:
         The sealed file, in parts.
@@ -57,18 +57,18 @@ def seal(parts: Iterable[bytes], passphrase: str) -> Iterator[bytes]:
 
 
 def unseal(file: BinaryIO, passphrase: str, named: object) -> Iterator[bytes]:
-    """Read a sealed file; each part has been checked before it is given.
+    """Read a sealed file; each part is checked before it is returned.
 
     Args:
         file: at its beginning.
-        passphrase: that it was sealed with.
+        passphrase: the one it was sealed with.
         named: the file, for messages.
 
     Returns:
         The plain text, in parts.
 
     Raises:
-        BackupError: it is not such a file, is damaged or cut, or the passphrase is wrong.
+        BackupError: the file is not sealed, it is damaged or cut short, or the passphrase is wrong.
     """
     head = file.read(_HEAD)
     if len(head) < _HEAD or not head.startswith(MAGIC):

@@ -1,4 +1,4 @@
-"""A database's URL as it may be shown."""
+"""A database's URL without its secrets, for messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import re
 
 
 def without_password(url: str) -> str:
-    """A URL whose passwords are stars, also where it is not quite a URL."""
+    """Replace the passwords in a URL by stars, also in a malformed URL."""
     hidden = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
     return re.sub(r"(password=)[^&]*", r"\1***", hidden)

@@ -1,8 +1,8 @@
 """The service's database: open it, read it, change it in audited transactions.
 
-Writers take turns: SQLite's write lock, or a row lock of PostgreSQL, is taken when a transaction
-begins. So a verb may look first and change then. Whoever changes something bumps a token, by which
-`LiveDirectory` notices.
+Writers take turns: a transaction takes SQLite's write lock, or a row lock of PostgreSQL, when it
+begins. So a verb may read first and write then. Each change replaces a token, by which
+`LiveDirectory` notices it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LONGEST_AUDITED = 200
 
 
 class Transaction:
-    """A transaction that changes the database; all of it happens, or nothing.
+    """A transaction that changes the database, wholly or not at all.
 
     Attributes:
         session: runs statements.
         actor: who changes something, as the audit log names it.
-        now_s: seconds since 1970, the same throughout.
+        now_s: seconds since 1970; the same for the whole transaction.
     """
 
     def __init__(self, session: Session, actor: str, now_s: float) -> None:
@@ -47,7 +47,7 @@ class Transaction:
             action: what is done, `device.add`.
             tenant: name of the tenant that it concerns.
             subject: name of the thing.
-            detail: what else there is to know; no secrets.
+            detail: further fields; no secrets.
         """
         short = {
             name: value[:_LONGEST_AUDITED] if isinstance(value, str) else value
@@ -65,15 +65,15 @@ class Transaction:
         )
 
     def journal(self, event: Event, kind: Kind, id: str, name: str) -> None:
-        """Note for the journal that something is shut out, let in again or removed."""
+        """Add an event to the journal: something is disabled, enabled, revoked or removed."""
         self.shut.append(Shut(event, kind, id, name, self.now_s))
 
 
 class Store:
-    """One database of the service; made by `open`. May be used by several threads.
+    """The service's database. Made by `open`; threads may share it.
 
     Attributes:
-        named: the database in messages, without a password.
+        named: the database's name for messages, without a password.
         journal: the journal of revocations, if it has one.
     """
 
@@ -100,18 +100,18 @@ class Store:
         create: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> Store:
-        """Open a database, brought up to date if need be.
+        """Open a database, and migrate it if needed.
 
         Args:
             url: `sqlite:////folder/state.db` or `postgresql://user@host/name`.
             journal: file of the journal of revocations.
-            create: make the file of SQLite and the tables where there are none. A service that
-                runs already must not: an empty database would shut everyone out.
+            create: create SQLite's file and the tables if they do not exist. A service that already
+            has clients must not: an empty database would lock everyone out.
             clock: seconds since 1970.
 
         Raises:
-            ConfigError: the URL is not one of a database that can be used.
-            StateError: the database cannot be used, is not there, or is of a newer version.
+            ConfigError: the URL names no database that can be used.
+            StateError: the database cannot be used, does not exist, or has a newer version.
         """
         checked = connect.checked_url(url)
         named = connect.named(checked)
@@ -141,7 +141,7 @@ class Store:
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether it is PostgreSQL; SQLite otherwise."""
+        """Whether it is PostgreSQL; else SQLite."""
         return self._url.get_backend_name() == "postgresql"
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment of the database throughout.
+        """A session with a consistent snapshot of the database.
 
         Raises:
             StateError: the database cannot be used.
@@ -161,12 +161,12 @@ class Store:
 
     @contextmanager
     def write(self, actor: str, *, quiet: bool = False) -> Iterator[Transaction]:
-        """A transaction that changes things; it ends with the block, and an error undoes it.
+        """A transaction that writes; it commits at the end of the block, and an error undoes it.
 
         Args:
             actor: who changes something: `cli:anna`, `key:dashboard`, `device:gate-3`.
-            quiet: for what no directory holds (reports, idempotency keys): directories are not
-                told, and writers of PostgreSQL do not wait for each other.
+            quiet: for rows that are not in directories (reports, idempotency keys): directories are
+            not told, and writers of PostgreSQL do not wait for each other.
 
         Raises:
             StateError: the database or the journal cannot be used; nothing was changed.
@@ -174,7 +174,7 @@ class Store:
         self._follow_file()
         with typed(self.named):
             with Session(self._writing, expire_on_commit=False) as session, session.begin():
-                if not quiet:  # first: it is the lock of PostgreSQL, too
+                if not quiet:  # first, because it is PostgreSQL's lock too
                     token = secrets.token_hex(16)
                     session.execute(update(ChangeRow).values(token=token))
                 tx = Transaction(session, actor, self._clock())
@@ -196,10 +196,10 @@ class Store:
         return found
 
     def settle_journal(self) -> None:
-        """Shut out again what the journal says was shut out or removed, and complete the journal.
+        """Apply the journal to the database, and add to the journal what it lacks.
 
-        A database that was copied back by hand has none of the revocations since; one that other
-        machines write to has some that this machine's journal lacks.
+        A database that was copied back by hand lacks the revocations since the copy. A database
+        that other machines write to has revocations that this machine's journal lacks.
 
         Raises:
             StateError: the database or the journal cannot be used.
@@ -224,7 +224,7 @@ class Store:
             return None
 
     def _follow_file(self) -> None:
-        """Open the database's file anew if another one was put in its place."""
+        """Reopen the database's file if it was replaced by another one."""
         if self._file is None:
             return
         now = self._file_inode()

@@ -1,7 +1,7 @@
 """Every table of the service's database.
 
-Ids are random and never used twice, not even after a restore, so that what was revoked once stays
-revoked. Times are seconds since 1970. A change here needs a migration (`migrations/versions`).
+Ids are random and never reused, not even after a restore, so a revocation cannot hit or miss by a
+reused id. Times are seconds since 1970. A change here needs a migration (`migrations/versions`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
-"""Names sort by their bytes in every database."""
+"""Collation of names: every database sorts them by their bytes."""
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """Every table; constraints have predictable names, for migrations."""
+    """Base of every table; constraints get predictable names, for migrations."""
 
     metadata = MetaData(
         naming_convention={
@@ -38,7 +38,7 @@ class Base(DeclarativeBase):
 
 
 class ChangeRow(Base):
-    """One row, whose random token is new after each change that directories must see."""
+    """One row. Its random token is replaced by each change that directories must see."""
 
     __tablename__ = "changes"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -68,7 +68,7 @@ class DeviceRow(Base):
 
 
 class CertificateRow(Base):
-    """A certificate that was given to a device; the serial number is its identity."""
+    """A certificate issued to a device; the serial number is its identity."""
 
     __tablename__ = "certificates"
     serial: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -80,7 +80,7 @@ class CertificateRow(Base):
 
 
 class CodeRow(Base):
-    """A one-time code, of which only the secret's SHA-256 is kept."""
+    """A one-time code; only the SHA-256 of its secret is stored."""
 
     __tablename__ = "codes"
     secret_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -91,7 +91,7 @@ class CodeRow(Base):
 
 
 class KeyRow(Base):
-    """A bearer key of an application or an operator, of which only the SHA-256 is kept."""
+    """A bearer key of an application or an operator; only its SHA-256 is stored."""
 
     __tablename__ = "keys"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -108,7 +108,7 @@ class KeyRow(Base):
 
 
 class KeyDeviceRow(Base):
-    """One device of those that a key is for, unless it is for every device."""
+    """One of the devices that a key is limited to; a key for every device has no such row."""
 
     __tablename__ = "key_devices"
     key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
@@ -138,7 +138,7 @@ class QuotaRow(Base):
 
 
 class AuditRow(Base):
-    """Who changed what, and when; names as they were then. `detail` is JSON."""
+    """A line of the audit log; names as they were then. `detail` is JSON."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("ix_audit_tenant_id", "tenant", "id"), {"sqlite_autoincrement": True})
@@ -152,7 +152,7 @@ class AuditRow(Base):
 
 
 class BundleVersion(Base):
-    """A bundle's version, and what the operator wants of it."""
+    """A version of a bundle, and the state that the operator wants for it."""
 
     __tablename__ = "bundle_versions"
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -170,7 +170,7 @@ class BundleVersion(Base):
 
 
 class BundleReport(Base):
-    """What one front end says of one version of a bundle; `figures` is JSON."""
+    """One front end's report on one version of a bundle; `figures` is JSON."""
 
     __tablename__ = "bundle_reports"
     front_end: Mapped[str] = mapped_column(String(128), primary_key=True)

@@ -1,4 +1,4 @@
-"""Tenants: one function a verb. Each change takes a transaction and writes to the audit log."""
+"""Tenants: one function for each verb. A change needs a transaction and writes the audit log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def add(tx: Transaction, name: str) -> Tenant:
     """Add a tenant.
 
     Raises:
-        ConfigError: the name is none.
-        ConflictError: it is taken.
+        ConfigError: the name breaks the rule for names.
+        ConflictError: the name is taken.
     """
     checked_name(name, "tenant")
     if _row(tx.session, name) is not None:
@@ -70,7 +70,7 @@ def counts(session: Session, name: str) -> dict[str, int]:
 
 
 def disable(tx: Transaction, name: str) -> Tenant:
-    """Shut a tenant's devices and keys out until it is enabled again.
+    """Disable a tenant: its devices and keys are refused until it is enabled again.
 
     Raises:
         MissingError: there is no such tenant.
@@ -84,7 +84,7 @@ def disable(tx: Transaction, name: str) -> Tenant:
 
 
 def enable(tx: Transaction, name: str) -> Tenant:
-    """Let a tenant's devices and keys in again, except for those disabled one by one.
+    """Enable a tenant; devices and keys that were disabled one by one stay disabled.
 
     Raises:
         MissingError: there is no such tenant.
@@ -102,7 +102,7 @@ def remove(tx: Transaction, name: str, *, everything: bool = False) -> None:
     Args:
         tx: the transaction.
         name: the tenant's.
-        everything: with its devices and keys.
+        everything: remove its devices and keys too.
 
     Raises:
         MissingError: there is no such tenant.
@@ -121,7 +121,7 @@ def remove(tx: Transaction, name: str, *, everything: bool = False) -> None:
 
 
 def _row(session: Session, name: str) -> TenantRow | None:
-    if not NAME.fullmatch(name):  # a stranger's text, which a database might not even take
+    if not NAME.fullmatch(name):  # a stranger's text; a database may refuse it
         return None
     return session.scalar(select(TenantRow).where(TenantRow.name == name))
 

@@ -1,4 +1,4 @@
-"""Errors of a database as `StateError`: what happened, and what to do."""
+"""Turns errors of a database into `StateError`: what happened, and what to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from protos.errors import StateError
 
 
 class DamageError(StateError):
-    """The database's content is damaged: nothing but a backup helps."""
+    """The database's content is damaged; only a backup helps."""
 
 
 LOCK_WAIT_S = 10.0
-"""How long a transaction waits for another one to end."""
+"""Longest wait of a transaction for another one."""
 
 _DAMAGED = "it is damaged"
 _ADVICE: tuple[tuple[tuple[str, ...], str, str], ...] = (

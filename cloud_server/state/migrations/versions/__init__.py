@@ -1,1 +1,1 @@
-"""One file a migration, in order."""
+"""Migrations in order, one file each."""

@@ -19,7 +19,7 @@ def _foreign(table: str, column: str, to: str) -> sa.ForeignKeyConstraint:
 
 
 def upgrade() -> None:
-    """Make the tables, and the tenant of the people who run the service."""
+    """Create the tables, and the tenant of the service's operators."""
     op.create_table(
         "audit",
         sa.Column("id", NUMBER, nullable=False),
