@@ -1,7 +1,8 @@
-"""Which name goes when a store is full: the longest unused one of the largest owner.
+"""Eviction order of a full store: the least recently used name of the largest owner goes first.
 
-Owners are nested, such as (tenant, device): the largest tenant loses, and in it the largest device.
-So whoever floods a store pushes out its own entries. Owners of equal size go by last use.
+Owners are nested, such as (tenant, device): the largest device of the largest tenant loses a name.
+So an owner that floods a store evicts its own names. Among owners of equal size, the least recently
+used one loses.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ _NONE: Any = {}  # never written to, like the next two
 _NOTHING: Any = []
 _NO_NAMES: Any = OrderedDict()
 Path = tuple[str, ...]
-"""Names of an owner, from the outermost on; the same number of them in all of a store."""
+"""Path of an owner, outermost first; all paths in a store have the same length."""
 
 
 class _Owner(Generic[Key]):
     """A tenant, a device, a session.
 
     Attributes:
-        cost: of all its names together.
-        used: when one of them was used last (a count).
+        cost: cost of all its names together.
+        used: last use of any of them (a count).
         owners: the owners within it, by name.
-        names: with the cost of each, the longest unused first; of an innermost one.
-        order: `(-cost, used, name)` of the owners within, a heap. An entry may be out of date: then
-            the owner has become smaller, or was used, since. What has grown has a newer entry.
+        names: cost by name, least recently used first; only in an innermost owner.
+        order: heap of `(-cost, used, name)` of the owners within. An entry is out of date if the
+        owner has shrunk or was used since. An owner that has grown has a newer entry.
     """
 
     __slots__ = ("cost", "names", "order", "owners", "used")
@@ -40,7 +41,7 @@ class _Owner(Generic[Key]):
         self.order: list[tuple[int, int, str]] = _NOTHING if innermost else []
 
     def largest(self) -> _Owner[Key]:
-        """The largest owner within, the longest unused if there are several."""
+        """The largest owner within; among equals, the least recently used."""
         while True:
             cost, used, name = self.order[0]
             owner = self.owners.get(name)
@@ -62,7 +63,7 @@ class _Owner(Generic[Key]):
 
 
 class Crowd(Generic[Key]):
-    """Names of nested owners, in the order of their last use. Every call takes about log time."""
+    """Names of nested owners in order of last use. Calls take logarithmic time."""
 
     def __init__(self) -> None:
         self._all: _Owner[Key] = _Owner(innermost=False)
@@ -77,11 +78,11 @@ class Crowd(Generic[Key]):
 
     @property
     def cost(self) -> int:
-        """Of all names together."""
+        """Cost of all names together."""
         return self._all.cost
 
     def add(self, path: Path, key: Key, cost: int = 1) -> None:
-        """Take a new name of an owner."""
+        """Add a name to an owner."""
         self._path_of[key] = path
         owner, way = self._all, [self._all]
         for depth, name in enumerate(path, start=1):
@@ -99,7 +100,7 @@ class Crowd(Generic[Key]):
             outer.grown(name)
 
     def touch(self, key: Key) -> None:
-        """A name is used."""
+        """Note that a name was used."""
         owner, use = self._all, next(self._uses)
         for name in self._path_of[key]:
             owner = owner.owners[name]
@@ -122,7 +123,7 @@ class Crowd(Generic[Key]):
                 del outer.owners[name]
 
     def of(self, *path: str) -> list[Key]:
-        """The names of an innermost owner, the longest unused first."""
+        """The names of an innermost owner, least recently used first."""
         owner = self._find(path)
         return list(owner.names) if owner is not None else []
 
@@ -132,7 +133,7 @@ class Crowd(Generic[Key]):
         return owner.cost if owner is not None else 0
 
     def oldest(self, *path: str) -> Key:
-        """The longest unused name of an innermost owner.
+        """The least recently used name of an innermost owner.
 
         Raises:
             KeyError: it has none.
@@ -143,7 +144,7 @@ class Crowd(Generic[Key]):
         return next(iter(owner.names))
 
     def next_to_go(self, *path: str) -> Key:
-        """The longest unused name of the largest owner, of all or within one.
+        """The least recently used name of the largest owner, in the store or within one owner.
 
         Raises:
             KeyError: there is none.

@@ -1,4 +1,4 @@
-"""The settings of how the service is reached: addresses, TLS, who may call."""
+"""Settings of the service's exposure: addresses, TLS, identities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HTTP_PORT = 8443
 
 
 class Exposure(TypedSettings):
-    """These settings, as a base of all settings of the service."""
+    """These settings; base class of the service's settings."""
 
     directory: Path | None = Field(
         None,
@@ -25,16 +25,16 @@ class Exposure(TypedSettings):
     )
     insecure: bool = Field(
         False,
-        description="plain text for everyone, on any address: neither TLS nor identities; warns at "
-        "every start and in /metrics",
+        description="serve everyone in plain text, on any address, without TLS and identities; a "
+        "warning is logged at every start and shown in /metrics",
     )
     host: Host = Field("127.0.0.1", min_length=1, description="address the gRPC ports are bound to")
     port: int = Field(
         50051,
         ge=0,
         le=65535,
-        description="gRPC port; 0 takes a free one. With --directory it is for devices, which show "
-        "their certificate",
+        description="gRPC port; 0 takes a free one. With --directory it is for devices, which must "
+        "show their certificate",
     )
     open_port: int = Field(
         50052,
@@ -45,11 +45,11 @@ class Exposure(TypedSettings):
     )
     tls_certificate: Path | None = Field(
         None,
-        description="PEM file of a server certificate of another authority, with its chain; read "
-        "again when it changes. By default the service's own authority makes one",
+        description="PEM file of a server certificate from another authority, with its chain; "
+        "reloaded when it changes. By default the service's own authority issues one",
     )
     tls_key: Path | None = Field(
-        None, description="PEM file of its private key, unless that is in the same file"
+        None, description="PEM file of its private key, unless the certificate's file holds it"
     )
     device_certificate_days: float = Field(
         90.0, gt=0.0, le=3650.0, description="how long a device's certificate is valid, days"
@@ -58,7 +58,7 @@ class Exposure(TypedSettings):
         1.0,
         gt=0.0,
         le=1e6,
-        description="one-time codes that one address may try a second (IPv6: one /64)",
+        description="one-time codes that one address (IPv6: one /64) may try a second",
     )
     enrolment_burst: int = Field(
         20, ge=1, le=1_000_000, description="one-time codes that one address may try at once"
@@ -77,7 +77,7 @@ class Exposure(TypedSettings):
         256,
         ge=1,
         le=1_000_000,
-        description="HTTP connections at once; more are closed as they come",
+        description="HTTP connections at once; further ones are closed at once",
     )
     request_arrival_s: float = Field(
         30.0,
@@ -94,7 +94,7 @@ class Exposure(TypedSettings):
     idempotency_memory_bytes: int = Field(
         16 << 20,
         ge=1 << 10,
-        description="answers kept for HTTP requests that come again with their Idempotency-Key, in "
+        description="memory of answers kept for repeated requests with an Idempotency-Key, in "
         "bytes",
     )
     metrics_host: Host = Field(
@@ -107,7 +107,7 @@ class Exposure(TypedSettings):
         description="port of /metrics, /healthz and /readyz; 0 takes a free one",
     )
     ready_file: Path | None = Field(
-        None, description="file that gets the readiness line too, once the service is ready"
+        None, description="file to which the readiness line is written too"
     )
     database: str = Field(
         "",
@@ -117,7 +117,7 @@ class Exposure(TypedSettings):
 
     @field_serializer("database")
     def _without_password(self, value: str) -> str:
-        """The URL as it is shown, and as the engine's process gets it, which opens no database."""
+        """The URL for messages and for the engine's process, which opens no database."""
         return without_password(value)
 
     @property
@@ -141,7 +141,7 @@ class Exposure(TypedSettings):
 
     @property
     def http_port(self) -> int | None:
-        """Port for applications; None if they are not served."""
+        """HTTP port for applications; None if there is none."""
         if self.api_port is not None or self.directory is None:
             return self.api_port
         return _HTTP_PORT

@@ -1,1 +1,1 @@
-"""HTTP for applications and operators, in the form that OpenAI's clients speak."""
+"""The HTTP API for applications and operators, compatible with OpenAI's clients."""

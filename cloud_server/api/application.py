@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and how what fails in them is told."""
+"""The HTTP application: its routes and its error handlers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from cloud_server.api.failures import FailureBody, FieldError, failed, http_fail
 from protos.errors import BridgeError
 
 _ERRORS = {
-    400: "a field is wrong, or cannot be honoured",
-    401: "no key that is valid here",
+    400: "a field is wrong, or not supported",
+    401: "the key is missing or not valid",
     403: "the key does not allow this",
     404: "there is no such scene, device or model, or it is not the caller's",
-    409: "an idempotency key, or a name, is taken",
+    409: "the idempotency key or the name is taken",
     413: "the body is too large",
-    422: "what is asked for cannot be done as things are, such as a risk above `max_risk`",
-    429: "a quota or the service is full: come again after `retry-after`",
+    422: "the request is valid but cannot be served now, such as a risk above `max_risk`",
+    429: "a quota is used up or the service is full: try again after `retry-after`",
     500: "an error of the service",
-    503: "no engine at the moment: come again after `retry-after`",
+    503: "no engine at the moment: try again after `retry-after`",
 }
 
 
 def application(routers: Sequence[APIRouter]) -> FastAPI:
-    """Put routes together.
+    """Build the application from its routes.
 
-    Its documentation pages would need files from the internet, so there are none: the description
-    is at `/openapi.json`.
+    It has no documentation pages, because they need files from the internet. The OpenAPI
+    description is at `/openapi.json`.
     """
     app = FastAPI(
         title="Neural Bridge",
@@ -75,7 +75,7 @@ async def _typed(_: Request, error: Exception) -> Response:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """The first field that does not fit its description."""
+    """Report the first field that does not fit its description."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ""

@@ -1,4 +1,4 @@
-"""Bounds on request bodies: of each, before it is read, and of all that are held at once."""
+"""Bounds on request bodies: on each body before it is read, and on all bodies held at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from starlette.types import Message, Receive
 from protos.errors import ConfigError, FrameTooLargeError, OverloadedError
 
 SMALL_BYTES = 16 << 10
-"""A body up to this size is not counted among those that are held at once."""
+"""Bodies up to this size do not count against the bound on all bodies."""
 
 
 class Bodies:
     """The bodies of requests under way.
 
     Args:
-        most_bytes: of one body.
-        all_bytes: of all large ones together.
+        most_bytes: longest body.
+        all_bytes: bound on all large bodies together.
     """
 
     def __init__(self, most_bytes: int, all_bytes: int) -> None:
@@ -31,12 +31,12 @@ class Bodies:
         """Read a request's body within the bounds.
 
         Args:
-            headers: of the request.
-            receive: gives its body.
+            headers: the request's headers.
+            receive: reads its body.
 
         Raises:
-            ConfigError: its length is no number.
-            FrameTooLargeError: it is longer than allowed, or than it says.
+            ConfigError: its length is not a number.
+            FrameTooLargeError: it is longer than allowed, or longer than its header says.
             OverloadedError: the large bodies under way leave no room for it.
         """
         length = length_of(headers)
@@ -69,10 +69,10 @@ class Bodies:
 
 
 def length_of(headers: Headers) -> int:
-    """How long a request's body may be by its headers, bytes.
+    """Length of a request's body by its headers, in bytes.
 
     Raises:
-        ConfigError: its length is no number.
+        ConfigError: its length is not a number.
     """
     if "transfer-encoding" in headers:
         return SMALL_BYTES  # a body of unknown length may be a small one

@@ -30,7 +30,7 @@ from cloud_server.throttle import Throttle
 from protos.process.logs import Logger
 
 _JSON_BYTES = 64 << 10
-"""Room in a request for everything but its picture."""
+"""Bytes in a request for everything but its picture."""
 
 
 def http_port(
@@ -50,7 +50,7 @@ def http_port(
         scenes: the scenes held.
         access: who callers are, and TLS.
         not_ready: why the service is not ready; empty if it is.
-        metrics: what is counted.
+        metrics: the service's metrics.
         log: a bound logger.
     """
     held = Held(scenes)
@@ -87,7 +87,7 @@ def http_port(
 
 
 def _management(access: Access) -> list[APIRouter]:
-    """Routes that change things; there are none where every caller is anyone."""
+    """Management routes; none on a service without identities."""
     tls = access.tls
     if access.store is None or access.live is None or tls is None:
         return []

@@ -32,20 +32,20 @@ from cloud_server.metrics import Metrics
 from protos.limits import Limits
 
 _EVENT_BYTES = 1024
-"""About what one event of an answer takes while its idempotency key is remembered."""
+"""About the bytes of one event of an answer that is kept for an idempotency key."""
 
 
 class Chat:
     """Answers questions.
 
     Args:
-        limits: what is accepted.
+        limits: bounds on requests.
         models: the model that answers.
         held: the scenes.
-        asker: gives questions to the engine.
-        under_way: the questions that the engine has.
-        idempotency: the keys remembered.
-        metrics: what is counted.
+        asker: sends questions to the engine.
+        under_way: the questions in the engine.
+        idempotency: the idempotency keys.
+        metrics: the service's metrics.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Chat:
                 Header(
                     min_length=1,
                     max_length=LONGEST_KEY,
-                    description="a request that comes again with its key gets the first answer",
+                    description="a repeated request with the same key gets the first answer",
                 ),
             ] = None,
         ) -> Response:
@@ -116,7 +116,7 @@ class Chat:
         return Completion(question, self._asker, self._under_way, undone)
 
     def _begin(self, visit: Visit, body: ChatRequest, received_ns: int) -> Question:
-        """Give a question to the engine.
+        """Send a question to the engine.
 
         Raises:
             FieldError, MissingError, PictureError, QuestionError, QuestionTooLongError: the request
@@ -161,6 +161,6 @@ class Chat:
         return Question(made, None, 0.0, model, limit, stop)
 
     def _undone(self, caller: Caller, key: str | None) -> None:
-        """There will be no answer: let the key's next request begin anew."""
+        """Called if there will be no answer: the next request with the key starts again."""
         if key is not None:
             self._idempotency.forget(caller, key)

@@ -1,7 +1,7 @@
-"""What a chat completion may ask for: fields of OpenAI's, and what each must be to be honoured.
+"""The fields of a chat completion request, in OpenAI's form, and the values that are supported.
 
-The large model answers one question about one scene or picture, greedily. So a request has one user
-message; a system message, a history, tools or sampling are refused, not ignored. Fields that are
+The large model answers one question about one scene or picture, by greedy decoding. So a request
+has one user message; a system message, a history, tools and sampling are refused. Fields that are
 not named here are ignored.
 """
 
@@ -20,7 +20,7 @@ _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 def _only(*values: object, null: bool = True) -> WithJsonSchema:
-    """Describes a field of which only some values can be honoured; `ChatRequest.check` refuses."""
+    """JSON schema of a field with few supported values; `ChatRequest.check` refuses the others."""
     return WithJsonSchema({"enum": [*values, *([None] if null else [])]})
 
 
@@ -50,12 +50,12 @@ class ScenePart(BaseModel):
     device: str = Field(description="name of the device that sent it", pattern=_NAME)
     at: str = Field("latest", description="`latest`, or the id of a scene", max_length=64)
     tenant: str | None = Field(
-        None, description="for operators of the service: the device's tenant", pattern=_NAME
+        None, description="the device's tenant, for operators of the service", pattern=_NAME
     )
 
 
 class ImageUrl(BaseModel):
-    """Where a picture, or the scene of one, is."""
+    """The address of a scene, or a picture itself."""
 
     url: str = Field(
         description="`bridge://DEVICE/latest`, `bridge://DEVICE/SCENE_ID` (operators of the "
@@ -64,7 +64,7 @@ class ImageUrl(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """A held scene, or a picture, in the form that every OpenAI client knows."""
+    """A held scene or a picture, in the form of OpenAI's clients."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -74,14 +74,14 @@ Part: TypeAlias = Annotated[TextPart | ScenePart | ImagePart, Field(discriminato
 
 
 class Message(BaseModel):
-    """One message; only one, of the user, is answered."""
+    """One message. A request has exactly one, from the user."""
 
     role: Literal["user", "system", "developer", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
 
 
 class StreamOptions(BaseModel):
-    """How a stream ends."""
+    """Options of a stream."""
 
     include_usage: bool = Field(False, description="send `usage` before the end")
 
@@ -100,15 +100,15 @@ class ChatRequest(BaseModel):
     model: str = Field(description="an id that `GET /v1/models` lists", max_length=256)
     messages: list[Message] = Field(
         description="one user message: text parts, which are the question, and one scene or "
-        "picture. A system message or history is refused: the model could not honour it"
+        "picture. A system message or history is refused: the model answers one question"
     )
     stream: bool | None = Field(None, description="send the answer token by token")
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
-        None, description="longest answer; never longer than the service's own bound"
+        None, description="longest answer in tokens; the service's own bound applies too"
     )
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
-        None, description="the newer name of `max_tokens`; it wins if both are given"
+        None, description="newer name of `max_tokens`; it wins if both are given"
     )
     stop: Annotated[str | list[str] | None, _STOP_SCHEMA] = Field(
         None, description="up to four texts; the answer ends before the first of them"
@@ -147,7 +147,7 @@ class ChatRequest(BaseModel):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream tells `usage`."""
+        """Whether a stream sends `usage`."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def tokens(self, most: int) -> int:
@@ -156,7 +156,7 @@ class ChatRequest(BaseModel):
         return min(wished, most)
 
     def check(self) -> None:
-        """Refuse what the model cannot honour.
+        """Refuse fields that are not supported.
 
         Raises:
             FieldError: names the field.

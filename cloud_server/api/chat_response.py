@@ -16,7 +16,7 @@ DONE = b"data: [DONE]\n\n"
 class Usage(BaseModel):
     """Tokens of the large model."""
 
-    prompt_tokens: int = Field(description="of the scene, the question and the prompt around them")
+    prompt_tokens: int = Field(description="of the scene, the question and the prompt template")
     completion_tokens: int
     total_tokens: int
 
@@ -51,7 +51,7 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a piece adds to the answer."""
+    """The text that a piece adds to the answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -81,9 +81,9 @@ def chunk(head: dict[str, Any], delta: dict[str, str], finish_reason: str | None
     """A `ChatChunk` as a server-sent event.
 
     Args:
-        head: what all chunks of an answer have in common, and what this one has beside its choice.
-        delta: what it adds.
-        finish_reason: of the last one.
+        head: fields that all chunks of the answer share, and further fields of this chunk.
+        delta: the text that it adds.
+        finish_reason: set on the last chunk.
     """
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return event(head | {"choices": [choice]})

@@ -22,11 +22,11 @@ class Asking:
     """A question about a scene.
 
     Attributes:
-        device: who sent it.
+        device: name of the device that sent it.
         at: `latest`, or the scene's id.
-        tenant: the device's; None for the key's.
-        max_risk: highest risk that is accepted; None for any.
-        max_tokens: longest answer; None for the service's bound.
+        tenant: the device's tenant; None for the key's.
+        max_risk: highest accepted risk; None for any.
+        max_tokens: longest answer in tokens; None for the service's bound.
     """
 
     device: str
@@ -46,7 +46,7 @@ class Client:
         roots: PEM file of the roots to trust; None for the system's.
 
     Raises:
-        ConfigError: the URL is none, or the file holds no certificates.
+        ConfigError: the URL is malformed, or the file holds no certificates.
     """
 
     def __init__(self, url: str, key: str, roots: Path | None) -> None:
@@ -64,7 +64,7 @@ class Client:
         self._context = _context(roots) if parts.scheme == "https" else None
 
     def ask(self, asking: Asking) -> Iterator[dict[str, Any]]:
-        """Ask; yields the chunks of the answer (`ChatChunk`).
+        """Ask a question; yields the chunks of the answer (`ChatChunk`).
 
         Raises:
             OfflineError: the service cannot be reached, or went away.

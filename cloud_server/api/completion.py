@@ -1,6 +1,6 @@
-"""One question on its way: from the engine's events to one HTTP answer, whole or as a stream.
+"""Turns the engine's events for one question into an HTTP answer, whole or streamed.
 
-A caller that leaves ends its question, and so frees its place in the engine.
+When the caller disconnects, the question is cancelled and its place in the engine is free.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _EVENTS = {
 
 @dataclass(eq=False)
 class Question:
-    """A question that the engine was given.
+    """A question that was sent to the engine.
 
     Attributes:
         made: its computation.
-        scene: that it is about; None for a picture in the request.
-        risk: of the answer; None if it is not known.
-        model: as the caller named it.
+        scene: the scene that it is about; None for a picture in the request.
+        risk: the answer's risk; None if unknown.
+        model: the model's name in the request.
         limit: longest answer in tokens.
         stop: stop sequences.
-        created: when it came, seconds since 1970.
+        created: when it arrived, seconds since 1970.
     """
 
     made: Computation
@@ -59,11 +59,11 @@ class Question:
 
     @property
     def id(self) -> str:
-        """Of the completion."""
+        """Id of the completion."""
         return f"chatcmpl-{self.made.request_id.hex()}"
 
     def fidelity(self, answer: pb.Answer | None) -> Fidelity:
-        """What the answer rests on.
+        """Where the answer comes from and how far it can be trusted.
 
         Args:
             answer: None if a stop sequence ended it.
@@ -75,12 +75,12 @@ class Question:
 
 
 class Completion(Response):
-    """The answer to a question, as it is made.
+    """The HTTP response with the answer to a question.
 
     Args:
-        question: what is asked.
-        asker: tells of the engine's events.
-        under_way: drops the question if the caller leaves.
+        question: the question.
+        asker: source of the engine's events.
+        under_way: cancels the question if the caller disconnects.
         undone: called if there will be no answer.
     """
 
@@ -93,7 +93,7 @@ class Completion(Response):
         self._left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; drop the question if the caller leaves.
+        """Send the answer; cancel the question if the caller disconnects.
 
         Raises:
             BridgeError: the question was refused before the answer began.
@@ -116,14 +116,14 @@ class Completion(Response):
                 self._under_way.drop(dropped, how)
 
     async def _watch(self, receive: Receive) -> None:
-        """Wait until the caller leaves."""
+        """Wait until the caller disconnects."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self._left = True
         self._stream.outbox.put(None)
 
     async def _answer(self, stops: Stops, send: Send) -> None:
-        """Answer as a whole."""
+        """Send the answer whole."""
         question, pieces, answer, tokens = self._question, [], None, 0
         async with aclosing(self._asker.events(question.made, self._stream)) as events:
             async for event in events:
@@ -168,10 +168,10 @@ class Completion(Response):
 
 
 class StreamedCompletion(Completion):
-    """The same, token by token, as server-sent events.
+    """The answer token by token, as server-sent events.
 
     Args:
-        wants_usage: whether `usage` is told before the end.
+        wants_usage: whether to send `usage` before the end.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class StreamedCompletion(Completion):
         self._wants_usage, self._begun = wants_usage, False
 
     async def _answer(self, stops: Stops, send: Send) -> None:
-        """Answer in pieces."""
+        """Send the answer in pieces."""
         try:
             await self._pieces(stops, send)
         except BridgeError as error:
@@ -237,7 +237,7 @@ class StreamedCompletion(Completion):
 
 
 def picture_session(tenant: str, name: str) -> bytes:
-    """What stands for a session in questions about pictures that a caller sends."""
+    """The session id for questions about pictures that a caller sends."""
     return hashlib.sha256(f"pictures\0{tenant}\0{name}".encode()).digest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's, with a bound on how long a peer may take for each thing."""
+"""One HTTP connection of uvicorn, with time limits for sending a request and reading an answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Connection(H11Protocol):
-    """Closes itself if a request does not arrive, or an answer is not read, in time.
+    """A connection that closes if a request does not arrive, or an answer is not read, in time.
 
     Attributes:
-        arrive_s: longest time from a connection's or request's first byte to the request's last.
-        read_s: longest time that a peer may leave an answer unread.
+        arrive_s: longest time from the start of a connection or request to the request's last byte.
+        read_s: longest time for which a peer may leave an answer unread.
     """
 
     arrive_s = 30.0
@@ -26,7 +26,7 @@ class Connection(H11Protocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A peer has connected, and done with TLS."""
+        """Called when a peer has connected and its TLS handshake is done."""
         super().connection_made(transport)
         # asyncio does this only for sockets that name their protocol. Without it an answer in two
         # pieces takes 40 ms.
@@ -34,12 +34,12 @@ class Connection(H11Protocol):
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """Called when the connection is closed."""
         self._arriving, self._unread = _stop(self._arriving), _stop(self._unread)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A piece of a request."""
+        """Called with a piece of a request."""
         if self._arriving is None and (self.cycle is None or self.cycle.response_complete):
             self._await_request()
         super().data_received(data)
@@ -47,12 +47,12 @@ class Connection(H11Protocol):
             self._arriving = _stop(self._arriving)
 
     def pause_writing(self) -> None:
-        """The peer does not read."""
+        """Called when the peer does not read."""
         super().pause_writing()
         self._unread = self.loop.call_later(self.read_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The peer reads again."""
+        """Called when the peer reads again."""
         self._unread = _stop(self._unread)
         super().resume_writing()
 
@@ -61,7 +61,7 @@ class Connection(H11Protocol):
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """Stop a timer; returns that there is none."""
+    """Stop a timer; returns None, to be stored in its place."""
     if timer is not None:
         timer.cancel()
     return None

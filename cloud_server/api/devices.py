@@ -1,4 +1,4 @@
-"""`/v1/devices`: the devices that a caller may see, and the newest scene of each."""
+"""`/v1/devices`: the devices that a caller may see, with the newest scene of each."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class DeviceEntry(BaseModel):
 
 
 class Devices:
-    """Tells of devices.
+    """The routes of devices.
 
     Args:
-        live: the directory of devices; without one there are those that have a scene.
+        live: the directory of devices; without one, only devices with a held scene are listed.
         held: their scenes.
     """
 
@@ -79,7 +79,7 @@ class Devices:
         """The devices of a tenant that a caller may see.
 
         Raises:
-            ForbiddenError: its key does not allow to read.
+            ForbiddenError: its key may not read.
         """
         caller.require("read")
         of = tenant or caller.tenant

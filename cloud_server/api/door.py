@@ -1,7 +1,7 @@
-"""The door: before a request's body is read, who makes it is known, and its size is bounded.
+"""The door: identifies a request's caller and bounds its size before its body is read.
 
-request id → identity → quota → size of the body → the routes; then headers, a log line and a count.
-What fails on the way, an unexpected error included, leaves as JSON.
+request id → identity → quota → size of the body → the routes; then headers, log line, metrics.
+Every error, also an unexpected one, is sent as JSON.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Door:
 
     Args:
         app: the routes.
-        access: who callers are.
-        quotas: charges requests.
+        access: identifies callers.
+        quotas: counts requests against quotas.
         bodies: bounds bodies.
-        metrics: what is counted.
+        metrics: the service's metrics.
         log: a bound logger.
-        few: lets the first log lines of a kind pass.
-        draining: whether connections are to be closed, because the service ends.
+        few: limits repeated log lines.
+        draining: whether connections are to be closed, because the service stops.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Door:
             if not status:
                 await failed(error)(scope, receive, told)
         except Exception:
-            # As plain text: the log's own form shows local variables, and so keys.
+            # As plain text: the logger's own form prints local variables, and so keys.
             told_id = visit.request_id.hex()
             self._log.error("api", request_id=told_id, path=scope["path"], trace=format_exc())
             if not status:
@@ -111,10 +111,10 @@ class Door:
             await self._app(scope, bounded, send)
 
     def _charge(self, visit: Visit, headers: Headers) -> None:
-        """Count a request against its caller's quota, and tell what is left of it.
+        """Count a request against its caller's quota; headers say what is left.
 
         Raises:
-            OverloadedError: it is one too many.
+            OverloadedError: the quota is used up.
         """
         owner = owner_of(visit.caller)
         try:

@@ -1,4 +1,4 @@
-"""An error as OpenAI's clients read it: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TYPES = {
     429: "rate_limit_error",
 }
 _RETRY_S = 1.0
-"""When to come again after an error that passes, if nothing better is known."""
+"""`retry-after` of a temporary error without a better estimate."""
 
 
 class Failure(BaseModel):
@@ -36,23 +36,23 @@ class Failure(BaseModel):
     type: str = Field(description="the group of errors, by HTTP status")
     param: str | None = Field(None, description="the field of the request that was wrong")
     code: str = Field(description="the error's stable name")
-    number: int = Field(description="the error's stable number; 0 for one of HTTP itself")
+    number: int = Field(description="the error's stable number; 0 for an error of HTTP itself")
     retryable: bool = Field(description="whether the same request may succeed later")
 
 
 class FailureBody(BaseModel):
-    """What every failed request answers."""
+    """The body of every failed request."""
 
     error: Failure
 
 
 class FieldError(ConfigError):
-    """A field of a request that cannot be honoured.
+    """A field of a request is wrong or not supported.
 
     Args:
-        param: where it stands in the request, `messages[0].content[1]`.
+        param: the field's path in the request, such as `messages[0].content[1]`.
         message: what was wrong, and what to do.
-        reason: `invalid_value`, or `unsupported_value` if another service could honour it.
+        reason: `invalid_value`, or `unsupported_value` if another service could support it.
     """
 
     def __init__(self, param: str, message: str, reason: str = "invalid_value") -> None:
@@ -80,7 +80,7 @@ def body_of(error: BridgeError) -> FailureBody:
 
 
 def headers_of(error: BridgeError) -> dict[str, str]:
-    """The headers that go with an error: when to come again, how to say who calls."""
+    """Headers of an error: when to retry, how to authenticate."""
     if isinstance(error, UnauthenticatedError):
         return {"www-authenticate": "Bearer"}
     if not error.retryable:
@@ -94,7 +94,7 @@ def headers_of(error: BridgeError) -> dict[str, str]:
 
 
 def status_of(error: BridgeError) -> int:
-    """The HTTP status of an error; HTTP has one of its own for a body that is too large."""
+    """The HTTP status of an error; a body that is too large has its own status in HTTP."""
     return 413 if isinstance(error, FrameTooLargeError) else error.http_status
 
 

@@ -1,4 +1,4 @@
-"""How far an answer can be trusted: what every answer and every scene tells."""
+"""How far an answer can be trusted: the fields in every answer and every scene."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 
 class DistortionFigures(BaseModel):
-    """What each stage at the edge lost; see `DistortionReport` in bridge.proto."""
+    """What each stage on the device lost; see `DistortionReport` in bridge.proto."""
 
-    quantize: float = Field(description="relative error of the latents through the quantizer")
-    dropped_attention: float = Field(description="share of attention that dropped tokens had, 0..1")
+    quantize: float = Field(description="relative error of the latents after quantization")
+    dropped_attention: float = Field(description="share of attention on dropped tokens, 0..1")
     latent_residual: float = Field(description="share of the cache outside the latents, 0..1")
-    unfamiliarity: float = Field(description="about 1 on the pictures of calibration")
+    unfamiliarity: float = Field(description="about 1 for pictures like those of calibration")
 
     @classmethod
     def of(cls, report: pb.DistortionReport) -> DistortionFigures:
@@ -60,12 +60,12 @@ class Timings(BaseModel):
 
 
 class Fidelity(BaseModel):
-    """What an answer rests on."""
+    """Where an answer comes from and how far it can be trusted."""
 
     scene: str | None = Field(description="id of the scene; null for a picture in the request")
-    device: str | None = Field(description="who sent it; null for a picture in the request")
-    age_s: float = Field(description="time since the service accepted the scene, seconds")
-    point: str = Field(description="operating point; `picture` if a picture was answered")
+    device: str | None = Field(description="device that sent it; null for a picture in the request")
+    age_s: float = Field(description="seconds since the service accepted the scene")
+    point: str = Field(description="operating point; `picture` if the answer is about a picture")
     distortion: DistortionFigures
     risk: float | None = Field(
         description="probability that the answer differs from the picture's; null if it is not "
@@ -83,13 +83,13 @@ def of_scene(
     warnings: Sequence[str] = (),
     timings: Timings | None = None,
 ) -> Fidelity:
-    """What an answer about a held scene rests on.
+    """The fidelity of an answer about a held scene.
 
     Args:
         scene: the scene.
-        risk: of the answer.
-        warnings: beside the scene's own.
-        timings: of the answer.
+        risk: the answer's risk.
+        warnings: warnings beside the scene's own.
+        timings: the answer's timings.
     """
     return Fidelity(
         scene=scene.scene_id,
@@ -106,7 +106,7 @@ def of_scene(
 
 
 def of_picture(warnings: Sequence[str], timings: Timings | None) -> Fidelity:
-    """What an answer about a picture in the request rests on: the picture itself."""
+    """The fidelity of an answer about a picture in the request."""
     return Fidelity(
         scene=None,
         device=None,
@@ -122,7 +122,7 @@ def of_picture(warnings: Sequence[str], timings: Timings | None) -> Fidelity:
 
 
 def bundle_of(scene: HeldScene) -> BundleName | None:
-    """The bundle of a scene; None for a picture, which needs none."""
+    """The bundle of a scene; None for a picture."""
     if scene.point == "picture":
         return None
     return BundleName(id=scene.bundle_id, version=scene.bundle_version, digest=scene.bundle)

@@ -1,4 +1,4 @@
-"""`GET /healthz`: whether the service answers; for load balancers, without a key."""
+"""`GET /healthz`: whether the service answers questions; for load balancers, needs no key."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ class Held:
         self._scenes = scenes
 
     def find(self, caller: Caller, name: SceneName) -> HeldScene:
-        """A scene that a caller names.
+        """Find the scene that a caller names.
 
         Raises:
-            UnknownSceneError: it is not held, or not for this caller: the two look the same.
+            UnknownSceneError: it is not held, or this caller may not see it; the error is the same.
         """
         tenant, found = name.tenant or caller.tenant, None
         if caller.sees(tenant, name.device):
@@ -62,12 +62,12 @@ class Held:
 
 
 def asked_about(scene: HeldScene) -> Application:
-    """An application that asks about a scene."""
+    """The application's side of a question about a scene."""
     return Application(bytes.fromhex(scene.session_id), scene.bundle_id, scene.risk_model)
 
 
 def require_risk(risk: float | None, most: float | None) -> None:
-    """Refuse to answer above the highest risk that a caller accepts.
+    """Refuse a question whose answer's risk is above the caller's bound.
 
     Raises:
         RiskError: the risk is higher, or not known.

@@ -1,7 +1,8 @@
-"""One answer a key: a request that comes again with its `Idempotency-Key` gets the first one's.
+"""Idempotency: a repeated request with the same `Idempotency-Key` gets the first answer.
 
-While the first is under way, the second joins it. Keys belong to the caller that sent them. Memory
-is bounded: the largest tenant loses first, and in it the largest caller its longest unused key.
+While the first request is under way, the second waits for its answer. Keys belong to the caller
+that sent them. Memory is bounded: the largest caller of the largest tenant loses its least recently
+used key first.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class _Entry(Generic[Work]):
 
 
 class Idempotency(Generic[Work]):
-    """The keys remembered.
+    """The idempotency keys that are remembered.
 
     Args:
-        most_bytes: bound for all of them together.
+        most_bytes: bound on their memory together.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -42,15 +43,15 @@ class Idempotency(Generic[Work]):
 
     @property
     def memory_bytes(self) -> int:
-        """About how many bytes they take."""
+        """About how many bytes they use."""
         return self._crowd.cost
 
     def find(self, caller: Caller, key: str, body: bytes) -> Work | None:
-        """What was begun for a key; None if the key is new.
+        """The work that was begun for a key; None if the key is new.
 
         Raises:
             ConfigError: the key is too long.
-            ConflictError: it came with another body.
+            ConflictError: the key came with another body before.
         """
         if not 0 < len(key) <= LONGEST_KEY:
             raise ConfigError(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
@@ -66,14 +67,14 @@ class Idempotency(Generic[Work]):
         return entry.work
 
     def begin(self, caller: Caller, key: str, body: bytes, work: Work, cost: int) -> None:
-        """Remember what was begun for a new key.
+        """Remember the work that was begun for a new key.
 
         Args:
             caller: who sent it.
-            key: as `find` checked it.
-            body: of its request.
-            work: what a repeated request gets.
-            cost: about how many bytes that may take.
+            key: checked by `find`.
+            body: its request's body.
+            work: the work whose answer a repeated request gets.
+            cost: about how many bytes the answer may use.
         """
         name = _name(caller, key)
         self._entries[name] = _Entry(hashlib.sha256(body).digest(), work)
@@ -82,7 +83,7 @@ class Idempotency(Generic[Work]):
             self._drop(self._crowd.next_to_go())
 
     def forget(self, caller: Caller, key: str) -> None:
-        """A request failed: its key is free again."""
+        """Forget a key whose request failed, so that it can be used again."""
         name = _name(caller, key)
         if name in self._entries:
             self._drop(name)

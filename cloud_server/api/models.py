@@ -39,10 +39,10 @@ class Models:
         self._model = Model(id=name, created=int(time.time()))
 
     def require(self, name: str) -> Model:
-        """The model of a name.
+        """Find a model by name.
 
         Raises:
-            MissingError: there is none.
+            MissingError: there is no such model.
         """
         if name != self._model.id:
             raise MissingError(f"there is no model '{name}': this service has '{self._model.id}'")

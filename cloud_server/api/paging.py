@@ -1,4 +1,4 @@
-"""Pages of a list: a cursor names the last entry of the page before; new entries shift nothing."""
+"""Pages of a list. A cursor names the previous page's last entry, so new entries shift no page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-"""Of a tenant, device or key."""
+"""Name of a tenant, device or key."""
 _CURSOR = "`next_cursor` of the page before"
 NameCursor = Annotated[str | None, Query(description=_CURSOR, pattern=NAME)]
-"""Of a list that is sorted by name."""
+"""Cursor of a list that is sorted by name."""
 SceneCursor = Annotated[
     str | None, Query(description=_CURSOR, pattern=r"^[0-9]{1,20}-[0-9a-f]{32}$")
 ]
@@ -40,9 +40,9 @@ def page(
     """The first part of a list.
 
     Args:
-        found: the entries behind the cursor, at least one more than `limit` if there is one.
-        tell: makes an entry of the answer.
-        cursor_of: names an entry.
+        found: the entries after the cursor; one more than `limit` if there is a next page.
+        tell: turns an entry into an entry of the answer.
+        cursor_of: the cursor of an entry.
         limit: entries of a page.
     """
     taken, more = found[:limit], len(found) > limit

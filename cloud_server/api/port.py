@@ -23,7 +23,7 @@ _BACKLOG = 512
 _MOST_HEADER_BYTES = 16 << 10
 _KEEP_ALIVE_S = 75
 _LAST_ANSWERS_S = 2
-"""For answers that are still being sent when everything else has ended."""
+"""Longest wait for answers that are still being sent when everything else has ended."""
 
 
 class HttpPort:
@@ -31,8 +31,8 @@ class HttpPort:
 
     Args:
         settings: where it listens, and its limits.
-        app: what it serves.
-        context: for TLS; None for plain text.
+        app: the application.
+        context: TLS context; None for plain text.
         log: a bound logger.
 
     Attributes:
@@ -77,7 +77,7 @@ class HttpPort:
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
             h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         )
-        # It would warn of each garbled request; errors of the application are the door's.
+        # uvicorn warns about each malformed request. The door logs the application's errors.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self._server = _Server(
             config, self._context, settings.api_connections, settings.handshake_timeout_s
@@ -99,9 +99,9 @@ class _Server(uvicorn.Server):
     """uvicorn's server without its signal handlers, and with bounds on connections.
 
     Args:
-        config: of uvicorn.
-        context: for TLS.
-        most: connections at once, handshakes included; more are closed as they come.
+        config: uvicorn's.
+        context: TLS context.
+        most: connections at once, handshakes included; further ones are closed at once.
         handshake_s: longest time of a TLS handshake.
     """
 
@@ -118,7 +118,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on sockets that are bound."""
+        """Listen on sockets that are already bound."""
         await self.lifespan.startup()
         loop = asyncio.get_running_loop()
         patience = self._handshake_s if self._context is not None else None
@@ -135,10 +135,10 @@ class _Server(uvicorn.Server):
         self.started = True
 
     def _connection(self) -> asyncio.Protocol:
-        """Called as a peer connects, before TLS.
+        """Called when a peer connects, before TLS.
 
         Raises:
-            ConnectionRefusedError: there are as many connections as may be; asyncio drops this one.
+            ConnectionRefusedError: there are too many connections; asyncio drops this one.
         """
         if len(self._made) >= self._most:
             raise ConnectionRefusedError

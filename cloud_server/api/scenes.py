@@ -1,4 +1,4 @@
-"""`/v1/scenes`: the scenes that the service holds, and what is known of each."""
+"""`/v1/scenes`: the scenes that the service holds, with the fidelity of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cloud_server.frontend.scenes import HeldScene
 DeviceName = Annotated[str | None, Query(pattern=NAME, description="only of this device")]
 TenantName = Annotated[
     str | None,
-    Query(pattern=NAME, description="of this tenant; operators of the service name it"),
+    Query(pattern=NAME, description="tenant, for operators of the service"),
 ]
 
 
@@ -37,8 +37,8 @@ class SceneEntry(BaseModel):
     payload_bytes: int
     distortion: DistortionFigures
     risk: float | None = Field(
-        description="that an average question is answered unlike from the picture; null if it is "
-        "not known"
+        description="probability that the answer to an average question differs from the "
+        "picture's; null if unknown"
     )
     fallback: str = Field(description="why the device sent a picture; empty if it did not")
     warnings: list[str]
@@ -46,7 +46,7 @@ class SceneEntry(BaseModel):
 
 
 class Scenes:
-    """Tells of scenes.
+    """The routes of scenes.
 
     Args:
         held: the scenes.
@@ -110,7 +110,7 @@ def _tell(scene: HeldScene) -> SceneEntry:
 
 
 def _place(scene: HeldScene) -> tuple[int, str]:
-    """Where a scene stands among others: the newest first."""
+    """Sort key of a scene: newest first."""
     return -round(scene.accepted_at * 1e6), scene.scene_id
 
 

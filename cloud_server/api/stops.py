@@ -1,4 +1,4 @@
-"""Stop sequences: an answer ends before the first of them, also when it comes in pieces."""
+"""Stop sequences: an answer ends before the first of them, also when it arrives in pieces."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Watches the text of one answer.
+    """Looks for stop sequences in the text of one answer.
 
     Args:
-        sequences: not empty ones; there may be none.
+        sequences: none of them is empty; the list may be.
 
     Attributes:
-        found: whether one of them has come; nothing that comes later belongs to the answer.
+        found: whether one was found; later text does not belong to the answer.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -20,9 +20,9 @@ class Stops:
         self.found = False
 
     def feed(self, piece: str) -> str:
-        """Take the next piece; returns the text that may be told.
+        """Take the next piece; returns the text that may be sent.
 
-        What could be the beginning of a stop sequence is kept back until the next piece.
+        Text that could begin a stop sequence is kept back until the next piece.
         """
         if self.found:
             return ""
@@ -38,13 +38,13 @@ class Stops:
         return told
 
     def rest(self) -> str:
-        """What was kept back; called when the answer is over."""
+        """The text that was kept back; called at the end of the answer."""
         kept, self._kept = self._kept, ""
         return kept
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of a text that a stop sequence begins with."""
+    """Length of the longest end of a text that is the start of a stop sequence."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,4 +1,4 @@
-"""What a chat completion is about: which scene or picture, and which question."""
+"""Reads the subject of a chat completion (a scene or a picture) and the question."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _URLS = (
 
 @dataclass(frozen=True)
 class SceneName:
-    """A scene that a caller names.
+    """The name of a scene in a request.
 
     Attributes:
-        tenant: the device's; None for the caller's own.
+        tenant: the device's tenant; None for the caller's own.
         at: `latest` or a scene's id.
     """
 
@@ -50,7 +50,7 @@ Subject: TypeAlias = "SceneName | PictureFile"
 
 
 def read(messages: list[Message], limits: Limits) -> tuple[Subject, str]:
-    """The subject of a chat and the question about it.
+    """Read the subject and the question from a chat's messages.
 
     Raises:
         FieldError: there is not exactly one user message with exactly one scene or picture.

@@ -1,4 +1,4 @@
-"""One HTTP request at the door: who makes it, and under which id."""
+"""One HTTP request at the door: its caller and its id."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ KEY = "neural_bridge.visit"
 
 @dataclass
 class Visit:
-    """What the door knows of a request.
+    """What the door knows about a request.
 
     Attributes:
-        request_id: 16 bytes; logs, the engine and the answer's `x-request-id` have it in hex.
-        headers: that every answer to it carries.
+        request_id: 16 bytes; in hex in logs, in the engine and in the answer's `x-request-id`.
+        headers: headers of every answer to it.
     """
 
     request_id: bytes
@@ -32,5 +32,5 @@ def visit_of(request: Request) -> Visit:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who makes a request."""
+    """The caller of a request."""
     return visit_of(request).caller

@@ -1,4 +1,4 @@
-"""Whole numbers as JSON has them: 5.0 is one."""
+"""Whole numbers in JSON: 5.0 counts as one."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ def _whole(value: object) -> object:
 
 
 WHOLE = BeforeValidator(_whole)
-"""For whole numbers of strict models; stands behind their bounds."""
+"""Annotation for whole numbers in strict models; it comes after their bounds."""

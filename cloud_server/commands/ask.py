@@ -1,4 +1,4 @@
-"""`cloud-server ask`: a question about what a device saw, over the HTTP port."""
+"""`cloud-server ask`: asks a question about a device's scene, over the HTTP port."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "ask",
         help="ask a question about what a device saw",
         description="Ask a question about a scene that the service holds, over its HTTP port. The "
-        "answer goes to standard output, what it rests on to standard error.",
+        "answer goes to standard output; its scene, point, risk and warnings to standard error.",
         epilog='example:\n  cloud-server ask gate-3 "is there a fire ?"\n\n' + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,10 +65,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--max-risk",
         type=float,
         metavar="P",
-        help="refuse to answer if the answer's risk, 0 to 1, is higher",
+        help="refuse the question if the answer's risk (0 to 1) is higher",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
-    parser.add_argument("--url", help=f"of the HTTP port (default: {_URL}, else {_DEFAULT_URL})")
+    parser.add_argument(
+        "--url", help=f"URL of the HTTP port (default: {_URL}, else {_DEFAULT_URL})"
+    )
     parser.add_argument(
         "--key-file", type=Path, metavar="FILE", help=f"file with the key (default: {_KEY})"
     )
@@ -76,10 +78,13 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--roots",
         type=Path,
         metavar="FILE",
-        help="PEM file of the roots to trust (default: of --directory, else the system's)",
+        help="PEM file of the roots to trust (default: those of --directory, else the system's)",
     )
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="of a service on this machine, for its roots"
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="directory of a service on this machine, for its roots",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=run)
@@ -151,7 +156,7 @@ def _roots(given: argparse.Namespace) -> Path | None:
 
 
 def _rests_on(bridge: dict[str, Any]) -> str:
-    """What an answer rests on, in a line."""
+    """An answer's scene, point, risk and warnings in a line."""
     risk = "unknown" if bridge["risk"] is None else f"{bridge['risk']:.1%}"
     told = [
         f"{bridge['device']}, seen {bridge['age_s']:.1f} s ago",
@@ -167,5 +172,5 @@ def _rests_on(bridge: dict[str, Any]) -> str:
 
 
 def _shown(piece: str) -> str:
-    """A piece of an answer for a terminal; line breaks stay."""
+    """A piece of an answer, safe for a terminal; line breaks stay."""
     return "\n".join(printable(line) for line in piece.split("\n"))

@@ -33,18 +33,20 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
             "cloud-server audit --tenant acme --action device. --json",
         ),
     )
-    parser.add_argument("--tenant", metavar="NAME", help="only what concerns this tenant")
-    parser.add_argument("--actor", metavar="WHO", help="only what this one did, such as cli:anna")
+    parser.add_argument("--tenant", metavar="NAME", help="only lines about this tenant")
+    parser.add_argument("--actor", metavar="WHO", help="only lines of this actor, such as cli:anna")
     parser.add_argument(
         "--action",
         metavar="WHAT",
-        help="only this, such as device.disable; with a '.' at its end all that begins so",
+        help="only this action, such as device.disable; or a prefix, such as device.",
     )
     parser.add_argument(
-        "--since", metavar="WHEN", help="only since then: 30m, 12h, 7d or 2026-11-30T12:00 (UTC)"
+        "--since",
+        metavar="WHEN",
+        help="only lines since then: 30m, 12h, 7d or 2026-11-30T12:00 (UTC)",
     )
-    parser.add_argument("--before", metavar="ID", help="only older lines than the one of this id")
-    parser.add_argument("--limit", metavar="N", default="50", help="how many lines (default: 50)")
+    parser.add_argument("--before", metavar="ID", help="only lines older than the one with this id")
+    parser.add_argument("--limit", metavar="N", default="50", help="number of lines (default: 50)")
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def since(text: str, now_s: float) -> float:
-    """Read a time: a span before now, or a date.
+    """Parse a time: a span before now, or a date.
 
     Args:
         text: `30m`, `12h`, `7d`, `2026-11-30` or `2026-11-30T12:00`, in UTC.
@@ -106,7 +108,7 @@ def _whole(flag: str, text: str) -> int:
 
 
 def _text(one: AuditEntry) -> str:
-    """The details that say something; times are shown as such."""
+    """The details that are set; times are shown as dates."""
     said = []
     for name, value in one.detail.items():
         if name in _TIMES and isinstance(value, int | float):

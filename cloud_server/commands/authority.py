@@ -1,4 +1,4 @@
-"""`cloud-server authority`: look after the service's own authority."""
+"""`cloud-server authority`: manages the service's own authority."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
     verbs = add_group(
-        commands, "authority", "look after the service's own authority and its certificates"
+        commands, "authority", "manage the service's own authority and its certificates"
     )
     key = " --root-key /media/usb/root-key.pem"
     for name, text, run, example in (
-        ("show", "show each certificate and when it ends", _show, ""),
+        ("show", "show each certificate and when it expires", _show, ""),
         (
             "server-certificate",
-            "make a new server certificate; a running service takes it over within seconds, and "
-            "makes one itself before the old one ends",
+            "make a new server certificate; a running service uses it within seconds (a service "
+            "renews its certificate by itself)",
             _server_certificate,
             " --name bridge.example",
         ),
@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         ),
         (
             "retire-root",
-            "trust only the successor, once it signs and every device has renewed",
+            "stop trusting the old root; do this after every device has renewed",
             _retire_root,
             "",
         ),
@@ -58,8 +58,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
                 type=Path,
                 required=True,
                 metavar="FILE",
-                help="the root's private key, from where it is kept offline"
-                + (", or its successor's" if run is _renew_intermediate else ""),
+                help="file of the root's private key, which is kept offline"
+                + (", or of its successor's" if run is _renew_intermediate else ""),
             )
         if name == "server-certificate":
             parser.add_argument(
@@ -67,7 +67,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
                 action="append",
                 default=[],
                 metavar="HOST",
-                help="host name or address, repeatable; without it those of the old certificate",
+                help="host name or address, repeatable (default: those of the old certificate)",
             )
 
 
@@ -97,7 +97,7 @@ def _show(given: argparse.Namespace) -> int:
         "",
     )
     for key in keys:
-        say(f"{key} still lies here: move it offline")
+        say(f"{key} is still on this machine: move it offline")
     return 0
 
 
@@ -120,8 +120,8 @@ def _renew_intermediate(given: argparse.Namespace) -> int:
     told(
         given.json,
         facts,
-        f"made an intermediate, which ends {moment(facts['not_after_s'])}, and a server "
-        "certificate that it signed",
+        f"made an intermediate that expires {moment(facts['not_after_s'])}, and a server "
+        "certificate signed by it",
     )
     return 0
 
@@ -136,9 +136,9 @@ def _new_root(given: argparse.Namespace) -> int:
     told(
         given.json,
         {**facts, "key": str(key)},
-        f"made a successor, which ends {moment(facts['not_after_s'])}\n\n"
+        f"made a successor that expires {moment(facts['not_after_s'])}\n\n"
         f"MOVE ITS KEY OFFLINE, now:\n  {key}\n\n"
-        "Devices learn of it when they renew their certificates. Once every device has:\n"
+        "Devices get it when they renew their certificates. When every device has renewed:\n"
         "  cloud-server authority renew-intermediate --root-key THAT_KEY\n"
         "and when every device has renewed again:\n"
         "  cloud-server authority retire-root",
@@ -151,7 +151,7 @@ def _retire_root(given: argparse.Namespace) -> int:
     _serve_with(given, after)
     facts = _facts(after.roots[0])
     _note(given, "authority.retire_root", **facts)
-    told(given.json, facts, "the old root is trusted no more")
+    told(given.json, facts, "the old root is no longer trusted")
     return 0
 
 
@@ -165,7 +165,7 @@ def _authority(given: argparse.Namespace) -> Authority:
 def _serve_with(
     given: argparse.Namespace, authority: Authority, names: list[str] | None = None
 ) -> None:
-    """Make a server certificate of this authority, by default for the names of the old one."""
+    """Make a server certificate of this authority, by default for the old one's names."""
     from cloud_server.identity.tls import SERVER, server_names, write_server
 
     path = settings_of(given).directory_path / SERVER

@@ -1,4 +1,4 @@
-"""`cloud-server backup`: write the database, and apart from it the authority, into sealed files."""
+"""`cloud-server backup`: writes the database and the authority into two sealed files."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help=f"where to: {_KINDS}, the settings file and the root's certificate",
+        help=f"file to write: {_KINDS}, the settings file and the root's certificate",
     )
     parser.add_argument(
         "--with-authority",
         type=Path,
         metavar="FILE",
-        help="where the authority's and the server's private keys go: another file, to be kept in "
+        help="second file to write, with the private keys of authority and server; keep it in "
         "another place",
     )
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     add_passphrase_flag(parser)
 
 
@@ -58,7 +58,7 @@ def _run(given: argparse.Namespace) -> int:
         if path is not None and path.exists() and not given.force:
             raise ConflictError(f"{path} is there already: give --force to replace it")
     if apart is not None and apart.absolute() == given.file.absolute():
-        raise ConfigError("--with-authority: the keys go into a file of their own")
+        raise ConfigError("--with-authority: name another file; the keys need a file of their own")
     secret = passphrase(given.passphrase_file, twice=True)
     directory = settings_of(given).directory
     now_s = time.time()

@@ -1,4 +1,4 @@
-"""`cloud-server build`: compile bundles for this machine's GPU now, not when the service starts."""
+"""`cloud-server build`: compiles bundles for this machine's GPU before the service starts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "build",
         help="compile bundles with TensorRT for this machine's GPU, into the cache of plans",
         description="Compile each bundle's cloud half for the GPU in this machine and keep the "
-        "plan. A plan is used for exactly the bundle, GPU, driver and TensorRT that it was "
-        "compiled with; for any other it is compiled again.",
+        "plan. A plan works only with the bundle, GPU, driver and TensorRT that it was "
+        "compiled for; after a change it is compiled again.",
         epilog="example:\n  cloud-server build --directory DIR bundles/edge-a-cloud\n\n"
         "exit codes: 0 done; otherwise the error's:\n" + console.exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +61,7 @@ def _run(given: argparse.Namespace) -> int:
         row = {"bundle": info.id, "version": info.version, "digest": info.digest}
         done.append(row | {"from_cache": made.from_cache, "seconds": seconds})
         if not given.json:
-            how = "was there" if made.from_cache else "compiled"
+            how = "found" if made.from_cache else "compiled"
             say(f"{info.id}@{info.version}: {how} in {seconds:g} s, kept in {settings.plans}")
     if given.json:
         as_json(done)

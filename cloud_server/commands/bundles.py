@@ -1,6 +1,6 @@
-"""`cloud-server bundles`: versions of bundles, changed while services run.
+"""`cloud-server bundles`: manages versions of bundles while services run.
 
-A command writes to the database; every front end takes it up within seconds.
+A command writes to the database; every front end follows within seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cloud_server.state.tables import BundleVersion
 
 _KEPT = "bundles"
-"""Folder in the directory where added bundles are kept, each under its digest."""
+"""Folder in the directory for added bundles, each under its digest."""
 _POLL_S = 0.2
 
 
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = add_verb(
         verbs,
         "list",
-        "list versions: what is wanted of each, and how each front end stands with it",
+        "list versions: each one's wanted state, and its state in each front end",
         _list,
         ("cloud-server bundles list",),
     )
@@ -81,19 +81,19 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--unjudged",
         action="store_true",
-        help="serve it although its certificate does not vouch for it, or it has no canary set",
+        help="serve it even if its certificate is not good enough, or it has no canary set",
     )
     parser.add_argument(
         "--wait",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait until every front end serves it or one refuses it; a refusal is an error",
+        help="wait until every front end serves it; fail if one refuses it",
     )
     parser = add_verb(
         verbs,
         "rollback",
-        "take a version back; the one before serves again",
+        "roll a version back; the version that it replaced serves again",
         _rollback,
         ("cloud-server bundles rollback edge-a-cloud@8 --why 'gate 3 complains'",),
     )
@@ -102,7 +102,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = add_verb(
         verbs,
         "retire",
-        "let a version go: it is unloaded once nothing refers to it",
+        "retire a version: it is unloaded when nothing uses it any more",
         _retire,
         ("cloud-server bundles retire edge-a-cloud@7",),
     )
@@ -171,7 +171,7 @@ def _add(given: argparse.Namespace) -> int:
 
 
 def _keep(folder: Path, kept: Path, digest: str) -> Path:
-    """Copy a bundle to where nobody replaces it; a half copy is never seen under that name."""
+    """Copy a bundle to where nobody replaces it; the name appears only when the copy is whole."""
     from projector.bundle.files import (
         CANARY,
         DESCRIPTION,
@@ -215,7 +215,7 @@ def _wait(store: Store, row: BundleVersion, timeout_s: float) -> Sequence[Said]:
 
     Raises:
         BundleFormatError: one refused it.
-        StateError: they did not say so in time.
+        StateError: they did not report so in time.
     """
     from cloud_server.state import bundles
 
@@ -236,7 +236,7 @@ def _wait(store: Store, row: BundleVersion, timeout_s: float) -> Sequence[Said]:
             states = ", ".join(f"{one.front_end} {one.state}" for one in mine)
             raise StateError(
                 f"{_named(row)} does not serve after {timeout_s:g} s "
-                f"({states or 'no front end has said anything of it'}): see bundles list"
+                f"({states or 'no front end has reported on it'}): see bundles list"
             )
         time.sleep(_POLL_S)
 
@@ -256,7 +256,7 @@ def _retire(given: argparse.Namespace) -> int:
 
     with writing(given) as tx:
         row = bundles.retire(tx, given.name)
-    told(given.json, _plain(row, []), f"{_named(row)} is unloaded once nothing refers to it")
+    told(given.json, _plain(row, []), f"{_named(row)} is unloaded when nothing uses it any more")
     return 0
 
 
@@ -292,7 +292,7 @@ def _list(given: argparse.Namespace) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- shown
+# ---------------------------------------------------------------------- output
 
 
 def _plain(row: BundleVersion, reports: Sequence[Said]) -> dict[str, Any]:

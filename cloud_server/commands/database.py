@@ -1,4 +1,4 @@
-"""What the commands that manage the database share: flags, the transaction, whose tenant."""
+"""Shared by the commands that manage the database: flags, transactions, choice of the tenant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EXIT_CODES = "exit codes: 0 done; otherwise the error's:\n" + "\n".join(
 
 
 def add_group(commands: Any, name: str, text: str) -> Any:
-    """Add a command that has commands of its own; returns where they are added."""
+    """Add a command with subcommands; returns the object to add them to."""
     parser = commands.add_parser(
         name,
         help=text,
@@ -59,7 +59,7 @@ def add_verb(
     """Add a command that opens the database.
 
     Args:
-        commands: where it goes.
+        commands: the object to add it to.
         name: its name.
         text: one line for the list of commands, without a full stop.
         run: takes the parsed arguments, returns the exit code.
@@ -80,7 +80,7 @@ def add_verb(
         parser.add_argument(
             "--tenant",
             metavar="NAME",
-            help="whose (default: the only one there is, beside the service's own)",
+            help="the tenant (default: the only one, beside the service's own)",
         )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
@@ -96,7 +96,7 @@ def add_verb(
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
-    """The settings, of which these commands use directory and database."""
+    """The settings; these commands use only directory and database."""
     from cloud_server.settings import Settings, load
     from protos.process import settings as configuration
 
@@ -106,7 +106,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
 
 @contextmanager
 def opened(given: argparse.Namespace) -> Iterator[Store]:
-    """The database that the settings name.
+    """Open the database that the settings name.
 
     Raises:
         ConfigError, StateError: it cannot be used.
@@ -123,20 +123,20 @@ def opened(given: argparse.Namespace) -> Iterator[Store]:
 
 @contextmanager
 def reading(given: argparse.Namespace) -> Iterator[Session]:
-    """A session that reads."""
+    """A session for reading."""
     with opened(given) as store, store.read() as session:
         yield session
 
 
 @contextmanager
 def writing(given: argparse.Namespace) -> Iterator[Transaction]:
-    """A transaction in the name of this user."""
+    """A transaction in this user's name."""
     with opened(given) as store, store.write(actor()) as tx:
         yield tx
 
 
 def actor() -> str:
-    """Who runs this process, for the audit log: `cli:USER`."""
+    """The actor for the audit log: `cli:USER`."""
     number = os.getuid()
     try:
         return f"cli:{pwd.getpwuid(number).pw_name}"
@@ -148,7 +148,7 @@ def tenant_of(given: argparse.Namespace, session: Session) -> str:
     """The tenant that `--tenant` names, or the only one.
 
     Raises:
-        ConfigError: none is named, and there is none or more than one.
+        ConfigError: no tenant is named, and there is none or more than one.
     """
     from cloud_server.identity.caller import SERVICE_TENANT
     from cloud_server.state import tenants

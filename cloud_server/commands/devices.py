@@ -1,4 +1,4 @@
-"""`cloud-server devices`: devices, and the one-time codes with which they enrol."""
+"""`cloud-server devices`: manages devices and their one-time codes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
     verbs = add_group(commands, "devices", "add, list, show, disable, enable and remove devices")
     for name, text, run in (
-        ("add", "add a device and print the one-time code with which it enrols", _add),
-        ("code", "print a new one-time code for a device; an earlier code ends", _code),
+        ("add", "add a device and print its one-time code for enrolment", _add),
+        ("code", "print a new one-time code; earlier codes become invalid", _code),
         ("list", "list the devices of every tenant, or of one", _list),
         ("show", "show a device and its certificates", _show),
-        ("disable", "shut a device out at once and revoke its certificates", _disable),
-        ("enable", "let a disabled device enrol again, with a new code", _enable),
+        ("disable", "disable a device at once and revoke its certificates", _disable),
+        ("enable", "allow a disabled device to enrol again, with a new code", _enable),
         ("remove", "remove a device for good and revoke its certificates", _remove),
     ):
         shown = name if name == "list" else f"{name} gate-3"
@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         if name != "list":
             parser.add_argument("name", metavar="NAME", help="the device's name")
         if name == "add":
-            parser.add_argument("--no-code", action="store_true", help="only add it")
+            parser.add_argument("--no-code", action="store_true", help="print no one-time code")
 
 
 def _add(given: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def _code(given: argparse.Namespace) -> int:
 
 
 def _root_der(given: argparse.Namespace) -> bytes:
-    """The root whose fingerprint a code carries.
+    """The root certificate; a code carries its fingerprint.
 
     Raises:
         ConfigError: there is no directory with an authority.
@@ -182,7 +182,7 @@ def _certificates(held: Sequence[Certificate]) -> None:
 
 
 def _standing(device: Device, last: Certificate | None) -> dict[str, object]:
-    """A device's state in a word, and when its certificate was given last."""
+    """A device's state in a word, and when its last certificate was issued."""
     if device.disabled:
         state = "disabled"
     elif last is None:

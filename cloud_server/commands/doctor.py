@@ -1,4 +1,4 @@
-"""`cloud-server doctor`: what will run here, each line green, yellow or red with what to do."""
+"""`cloud-server doctor`: checks machine and settings; each line is green, yellow or red."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
     parser = commands.add_parser(
         "doctor",
-        help="say what will run on this machine with these settings, and what to do about the rest",
-        description="Look at processors, memory, GPUs, libraries, ports, certificates, database, "
-        "disks, limits, clock, model and bundles. Takes the flags of serve.",
+        help="check whether the service will run on this machine with these settings",
+        description="Check processors, memory, GPUs, libraries, ports, certificates, database, "
+        "disks, limits, clock, model and bundles; say what to do where something is wrong. Takes "
+        "the flags of serve.",
         epilog="exit codes: 0 nothing is red, "
         f"{ConfigError.exit_code} something is red: the service will not run, or not safely",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
-        "--quick", action="store_true", help="do not load the model to see whether bundles fit it"
+        "--quick", action="store_true", help="do not load the model to check that bundles fit it"
     )
     configuration.add_config_flags(parser, Settings, top=False)
     configuration.add_setting_flags(parser, Settings)
@@ -76,7 +77,7 @@ def _look(settings: Settings, quick: bool) -> Iterator[Finding]:
 
     def exposure(settings: Settings) -> Iterator[Finding]:
         settings.check_exposure()
-        yield Finding("settings", GREEN, "can be used")
+        yield Finding("settings", GREEN, "valid")
 
     checks = (
         ("settings", exposure),

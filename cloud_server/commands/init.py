@@ -1,4 +1,4 @@
-"""`cloud-server init`: make the directory of a service with identities."""
+"""`cloud-server init`: makes the directory of a service with identities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS = """\
 # Settings of 'cloud-server serve --directory {folder}'; 'cloud-server serve --help' lists all.
 directory = {quoted}
 host = "0.0.0.0"        # every address of this machine
-port = 50051            # gRPC, for devices, which show a certificate
+port = 50051            # gRPC, for devices with a certificate
 open_port = 50052       # gRPC, for enrolment, applications and operators
 api_host = "0.0.0.0"
 api_port = 8443         # HTTPS, for applications and operators
@@ -37,10 +37,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "init",
-        help="make authority, server certificate, database and settings file in a directory",
-        description="Make what a service with identities needs in a directory: an authority of its "
-        "own, a server certificate, a database and a settings file. Then says what to do with the "
-        "root's key.",
+        help="make a service's directory: authority, server certificate, database, settings file",
+        description="Make the directory of a service with identities: its own authority, a server "
+        "certificate, a database and a settings file. Prints what to do with the root's key.",
         epilog="exit codes:\n" + console.exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,15 +49,14 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="HOST",
-        help="host name or address that devices and applications call the service by, repeatable; "
-        "this machine's name, localhost, 127.0.0.1 and ::1 are always in the certificate",
+        help="host name or address of the service for devices and applications, repeatable; this "
+        "machine's name, localhost, 127.0.0.1 and ::1 are always in the certificate",
     )
     parser.add_argument(
         "--database",
         default="",
         metavar="URL",
-        help="postgresql://user@host/name, where several front ends share it; by default SQLite in "
-        "DIR",
+        help="postgresql://user@host/name, if several front ends share it (default: SQLite in DIR",
     )
     parser.set_defaults(command=run)
 
@@ -67,8 +65,8 @@ def run(given: argparse.Namespace) -> int:
     """Make the directory.
 
     Raises:
-        ConflictError: it holds something.
-        ConfigError: it cannot be written, or a name is no host's.
+        ConflictError: it is not empty.
+        ConfigError: it cannot be written, or a name is not a host's.
     """
     from cloud_server.identity.authority import ROOT_KEY
     from cloud_server.identity.certificates import end_of
@@ -85,7 +83,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         authority = _fill(folder, names, given.database)
     except BaseException:
-        for made in folder.iterdir():  # half of it would be of no use, and stop the next try
+        for made in folder.iterdir():  # half a directory is useless and would stop the next try
             shutil.rmtree(made) if made.is_dir() else made.unlink()
         raise
     key, end_s = folder / AUTHORITY / ROOT_KEY, end_of(authority.intermediate.certificate)
@@ -136,5 +134,5 @@ def _own_names() -> list[str]:
     always = ["localhost", "127.0.0.1", "::1"]
     try:
         return [host(socket.gethostname()), *always]
-    except ConfigError:  # a name that no certificate can carry
+    except ConfigError:  # a name that cannot be in a certificate
         return always

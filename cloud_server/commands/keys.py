@@ -1,4 +1,4 @@
-"""`cloud-server keys`: bearer keys of applications and operators."""
+"""`cloud-server keys`: manages bearer keys of applications and operators."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _DEFAULT_SCOPES = {"application": ("ask", "read"), "operator": ("read", "manage"
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
     verbs = add_group(
-        commands, "keys", "add, list, show, disable, enable and remove keys of programs and people"
+        commands,
+        "keys",
+        "add, list, show, disable, enable and remove bearer keys",
     )
     for name, text, run, example in (
-        ("add", "make a key and print it, this once", _add, "add dashboard --scope read"),
+        ("add", "make a key and print it (only now)", _add, "add dashboard --scope read"),
         ("list", "list the keys of every tenant, or of one", _list, "list"),
         ("show", "show what a key may do", _show, "show dashboard"),
-        ("disable", "shut a key out, until it is enabled again", _disable, "disable dashboard"),
-        ("enable", "let a disabled key in again", _enable, "enable dashboard"),
+        ("disable", "disable a key until it is enabled again", _disable, "disable dashboard"),
+        ("enable", "enable a disabled key", _enable, "enable dashboard"),
         ("remove", "remove a key for good", _remove, "remove dashboard"),
     ):
         examples: tuple[str, ...] = (f"cloud-server keys {example}",)
@@ -54,23 +56,23 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=("application", "operator"),
         default="application",
-        help="for a program, or for a person who looks after the tenant; operators of the tenant "
-        "'service' see every tenant (default: application)",
+        help="application for a program, operator for a person who manages the tenant; operators "
+        "of the tenant 'service' see every tenant (default: application)",
     )
     parser.add_argument(
         "--scope",
         action="append",
         metavar="ask|read|manage",
-        help="what it may do, repeatable (default: ask and read; an operator read and manage)",
+        help="what it may do, repeatable (default: ask, read; for an operator: read, manage)",
     )
     parser.add_argument(
         "--device",
         dest="only_device",
         action="append",
         metavar="NAME",
-        help="only for this device, repeatable (default: every device, later ones too)",
+        help="limit it to this device, repeatable (default: every device, also later ones)",
     )
-    parser.add_argument("--days", metavar="N", help="it ends after so many days (default: never)")
+    parser.add_argument("--days", metavar="N", help="days until it expires (default: never)")
 
 
 def _add(given: argparse.Namespace) -> int:
@@ -93,7 +95,7 @@ def _add(given: argparse.Namespace) -> int:
     else:
         say(
             f"added key '{key.name}' of tenant '{key.tenant}': {_may(key)}\n\n"
-            f"Shown only now; the service keeps its hash:\n\n  {token}"
+            f"Shown only now; the service keeps only its hash:\n\n  {token}"
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""How commands print what they found: tables for people, JSON for programs."""
+"""Output of commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _GAP = "  "
 
 
 def say(text: str) -> None:
-    """Print a line or several."""
+    """Print one or more lines."""
     sys.stdout.write(text + "\n")
 
 
 def as_json(value: object) -> None:
-    """Print a value as JSON; sets are sorted, what never ends is null."""
+    """Print a value as JSON; sets are sorted, an infinite time is null."""
     sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def told(in_json: bool, value: object, text: str) -> None:
-    """Print what was done, in JSON or in a sentence."""
+    """Print the result of a command, in JSON or as a sentence."""
     if in_json:
         as_json(value)
     else:
@@ -37,9 +37,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], empty: str) ->
     """Print a table; on a terminal its last column is cut where the line would wrap.
 
     Args:
-        heads: of the columns.
-        rows: a cell for each column; None is shown as `-`.
-        empty: said instead of a table without rows.
+        heads: the columns' heads.
+        rows: one cell for each column; None is shown as `-`.
+        empty: printed if there are no rows.
     """
     if not rows:
         say(empty)
@@ -54,14 +54,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], empty: str) ->
 
 
 def facts(pairs: Mapping[str, object]) -> None:
-    """Print names and values below each other."""
+    """Print names and values, one pair a line."""
     width = max(map(len, pairs))
     for name, value in pairs.items():
         say(f"{name.ljust(width)}{_GAP}{_cell(value)}")
 
 
 def moment(at_s: float | None) -> str | None:
-    """A time for people, in UTC; None for never."""
+    """A time as text, in UTC; None for never."""
     if at_s is None or math.isinf(at_s):
         return None
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_s))

@@ -1,4 +1,4 @@
-"""The passphrase of a backup: from a file or typed, never from the command line."""
+"""Reads a backup's passphrase from a file or the terminal, never from the command line."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def passphrase(file: Path | None, *, twice: bool) -> str:
     """Read the passphrase.
 
     Args:
-        file: whose first line it is; None asks on the terminal.
+        file: its first line is the passphrase; None asks on the terminal.
         twice: ask a second time, because a mistake would make the backup useless.
 
     Raises:
-        ConfigError: the file cannot be read, there is no terminal, or it is empty or typed
-            differently the second time.
+        ConfigError: the file cannot be read, there is no terminal, the passphrase is empty, or
+        the second one differs.
     """
     if file is not None:
         try:

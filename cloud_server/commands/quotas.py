@@ -1,4 +1,4 @@
-"""`cloud-server quotas`: how much tenants and devices may ask for."""
+"""`cloud-server quotas`: shows and sets quotas of tenants and devices."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from protos.errors import ConfigError
 
 _HELP = {
     "requests_per_s": "requests a second, on average",
-    "request_burst": "requests at once; 0 takes two seconds' worth",
+    "request_burst": "requests at once; 0 means as many as in two seconds",
     "bytes_per_s": "message bytes a second, on average",
-    "byte_burst": "bytes at once; 0 takes two seconds' worth",
+    "byte_burst": "bytes at once; 0 means as many as in two seconds",
     "concurrent": "requests under way",
     "scenes": "scenes held",
-    "weight": "share of a contended engine beside others of weight 1",
+    "weight": "share of a busy engine; the others have weight 1",
 }
 
 
@@ -37,16 +37,16 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     shown = add_verb(
         verbs,
         "show",
-        "show what counts for a tenant, for each of its devices, and for those that differ",
+        "show the quotas of a tenant, of each of its devices, and of devices that differ",
         _show,
         ("cloud-server quotas show --tenant acme", "cloud-server quotas show --device gate-3"),
         tenant=True,
     )
-    shown.add_argument("--device", dest="one_device", metavar="NAME", help="this device alone")
+    shown.add_argument("--device", dest="one_device", metavar="NAME", help="only this device")
     parser = add_verb(
         verbs,
         "set",
-        "set bounds of a tenant's devices together, of each device, or of one; 0 is no bound",
+        "set bounds for a tenant's devices together, for each device, or for one; 0 means no bound",
         _set,
         (
             "cloud-server quotas set --tenant acme --requests-per-s 200 --scenes 5000",
@@ -56,9 +56,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         tenant=True,
     )
     whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--device", dest="one_device", metavar="NAME", help="of one device")
+    whose.add_argument("--device", dest="one_device", metavar="NAME", help="for one device")
     whose.add_argument(
-        "--each-device", action="store_true", help="of each device that has none of its own"
+        "--each-device", action="store_true", help="for each device without a quota of its own"
     )
     for name in QUOTA_FIELDS:
         parser.add_argument(f"--{_flag(name)}", dest=f"set_{name}", metavar="N", help=_HELP[name])
@@ -89,12 +89,12 @@ def _print(
     own: Mapping[str | None, Mapping[str, float]],
     whose: Sequence[str | None] | None = None,
 ) -> None:
-    """Print what counts: a device's own bounds, over each device's, over the settings'.
+    """Print the quotas in force: a device's own bounds, else each device's, else the settings'.
 
     Args:
         given: the command line.
-        tenant: whose.
-        own: what was set, by `SetQuota.device`.
+        tenant: the tenant's name.
+        own: bounds that were set, by `SetQuota.device`.
         whose: which to print; by default the tenant, each device, and those that differ.
     """
     settings = settings_of(given)

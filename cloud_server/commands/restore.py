@@ -1,4 +1,4 @@
-"""`cloud-server restore`: put a sealed copy of the database back."""
+"""`cloud-server restore`: restores a backup of the database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = add_verb(
         commands,
         "restore",
-        "put a sealed copy of the database back; what was revoked since stays revoked",
+        "restore a backup of the database; revocations since the backup are kept",
         _run,
         (
             "cloud-server restore state.nb --passphrase-file /root/passphrase --force",
@@ -43,12 +43,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--authority",
         type=Path,
         metavar="FILE",
-        help="made by 'cloud-server backup --with-authority'; private keys are put where none are",
+        help="made by 'cloud-server backup --with-authority'; existing private keys stay",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace the tenants that are there; a damaged database of SQLite is put aside",
+        help="replace existing tenants; a damaged SQLite database is renamed and kept",
     )
     add_passphrase_flag(parser)
 
@@ -95,7 +95,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _read(path: Path, secret: str, holds: Holds) -> Backup:
-    """Read a sealed file whole.
+    """Read a sealed file to its end.
 
     Raises:
         BackupError: it is damaged, or the passphrase is wrong.
@@ -112,7 +112,7 @@ def _read(path: Path, secret: str, holds: Holds) -> Backup:
 
 
 def _restore(settings: Settings, taken: Backup, force: bool) -> tuple[Restored, Path | None]:
-    """Restore; a damaged file of SQLite is put aside first, with `force`."""
+    """Restore a backup; with `force`, a damaged SQLite file is renamed first."""
     from cloud_server.state.location import located, open_store
     from cloud_server.state.restore import restore
     from cloud_server.state.trouble import DamageError
@@ -154,7 +154,7 @@ def _check_authority(directory: Path, files: dict[str, bytes]) -> None:
     """Check that the backup is of the authority that the directory has, if it has one.
 
     Raises:
-        ConflictError: it is of another one, so that no device could call.
+        ConflictError: it is of another authority, so no device could call.
     """
     from cloud_server.identity.tls import AUTHORITY
 
@@ -170,7 +170,7 @@ def _check_authority(directory: Path, files: dict[str, bytes]) -> None:
 
 
 def _put(directory: Path, files: dict[str, bytes]) -> list[str]:
-    """Write files that are not there; returns the names of those that are and differ.
+    """Write the files that do not exist; returns the names of existing files that differ.
 
     Raises:
         BackupError: a file has a name that no backup gives.

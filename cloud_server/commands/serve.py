@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Serve, or check the settings where `--check-config` is given."""
+    """Serve, or only check the settings if `--check-config` is given."""
     from cloud_server.settings import Settings, config_file, load
     from protos.process import settings as configuration
 

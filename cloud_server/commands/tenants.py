@@ -1,4 +1,4 @@
-"""`cloud-server tenants`: who owns devices and keys."""
+"""`cloud-server tenants`: manages tenants, the owners of devices and keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         ("add", "add a tenant", _add),
         ("list", "list the tenants", _list),
         ("show", "show a tenant", _show),
-        ("disable", "shut all devices and keys of a tenant out, until it is enabled again", _shut),
-        ("enable", "let a disabled tenant's devices and keys in again", _open),
+        ("disable", "refuse a tenant's devices and keys until it is enabled again", _shut),
+        ("enable", "enable a disabled tenant with its devices and keys", _open),
         ("remove", "remove a tenant for good", _remove),
     ):
         shown = name if name == "list" else f"{name} acme"
@@ -26,7 +26,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument("name", metavar="NAME", help="the tenant's name")
         if name == "remove":
             parser.add_argument(
-                "--force", action="store_true", help="even if it has devices or keys; they go too"
+                "--force", action="store_true", help="remove its devices and keys too"
             )
 
 

@@ -1,1 +1,1 @@
-"""The doctor: what will run on this machine with these settings, and what to do about the rest."""
+"""The doctor: checks whether the service will run on this machine with these settings."""

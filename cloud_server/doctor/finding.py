@@ -9,17 +9,17 @@ from protos.errors import BridgeError
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 Checks = Callable[[], Iterable["Finding"]]
-"""Makes the findings about one subject."""
+"""A check: makes the findings about one subject."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found.
+    """The result of one check.
 
     Attributes:
-        subject: what was looked at.
+        subject: what was checked.
         level: green, yellow (it runs, but look at it) or red (it will not run).
-        found: in words.
+        found: what was found, in words.
         advice: what to do; empty if green.
     """
 
@@ -30,15 +30,15 @@ class Finding:
 
 
 def findings(subject: str, checks: Checks) -> Iterator[Finding]:
-    """What the checks of a subject find; an error becomes a red line of its own."""
+    """Run the checks of a subject; an error becomes a red line."""
     try:
         yield from checks()
     except BridgeError as error:
         yield Finding(subject, RED, error.message, f"see error {error.code} ({error.name})")
-    except Exception as error:  # a doctor that falls ill says so and goes on
+    except Exception as error:  # a check that fails must not stop the others
         yield Finding(
             subject,
             RED,
             f"could not be checked: {type(error).__name__}: {error}",
-            "this is a fault of the doctor's, or of what it looked at: report it",
+            "the check itself failed: report it",
         )

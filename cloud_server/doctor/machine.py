@@ -1,4 +1,4 @@
-"""What the machine offers: processors, memory, GPUs, open files, disks, the clock."""
+"""Checks of the machine: processors, memory, GPUs, open files, disks, the clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def processors(settings: Settings) -> Iterator[Finding]:
-    """CPU features and the share of them that this process has."""
+    """CPU features, and the CPUs that this process may use."""
     share = cpu_share()
     name, flags = _cpu()
     known = {
@@ -55,7 +55,7 @@ def processors(settings: Settings) -> Iterator[Finding]:
 
 
 def memory(settings: Settings) -> Iterator[Finding]:
-    """Memory against the weights, scenes and answers that the settings ask for."""
+    """Free memory against what weights, scenes and answers need with these settings."""
     free, bound = _memory()
     weights = _weights(settings)
     on_gpu = settings.device.startswith("cuda")
@@ -81,14 +81,14 @@ def memory(settings: Settings) -> Iterator[Finding]:
 
 
 def gpus(settings: Settings) -> Iterator[Finding]:
-    """NVIDIA GPUs, as the driver names them, against the devices in the settings."""
+    """NVIDIA GPUs that the driver lists against the devices in the settings."""
     wanted = [name for name in (settings.device, settings.backend_device) if name != "cpu"]
     listed = _gpus()
     if wanted and not listed:
         yield Finding(
             "GPU",
             RED,
-            f"none, and the settings ask for {', '.join(wanted)}",
+            f"none, but the settings need {', '.join(wanted)}",
             "install the driver (nvidia-smi must list the GPU), or set --device cpu and "
             "--backend-device cpu",
         )
@@ -108,7 +108,7 @@ def gpus(settings: Settings) -> Iterator[Finding]:
 
 
 def open_files(settings: Settings) -> Iterator[Finding]:
-    """The limit of open files against the connections that the settings allow."""
+    """The limit on open files against the connections that the settings allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = (
         descriptors.HIGHEST if hard == resource.RLIM_INFINITY else min(hard, descriptors.HIGHEST)
@@ -128,7 +128,7 @@ def open_files(settings: Settings) -> Iterator[Finding]:
 
 
 def disks(settings: Settings) -> Iterator[Finding]:
-    """Room and write permission where the service keeps files."""
+    """Free space and write permission where the service stores files."""
     places = {
         "directory": settings.directory,
         "temporary files": settings.engine_socket_dir or Path(tempfile.gettempdir()),
@@ -143,7 +143,9 @@ def disks(settings: Settings) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free
         found = f"{_gb(free)} free at {place}"
         if not os.access(there, os.W_OK | os.X_OK):
-            yield Finding(subject, RED, f"{place} cannot be written", "chown it to this user")
+            yield Finding(
+                subject, RED, f"{place} cannot be written", "make this user its owner: chown"
+            )
         elif free < _FULL_BYTES:
             yield Finding(subject, RED, found, "make room: a full disk stops changes and backups")
         elif free < _LITTLE_BYTES:
@@ -153,17 +155,20 @@ def disks(settings: Settings) -> Iterator[Finding]:
 
 
 def clock(_: Settings) -> Iterator[Finding]:
-    """Whether the time can be right, and whether something keeps it so."""
+    """Whether the clock is plausible and synchronised."""
     now = time.time()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < _RELEASED_S:
         yield Finding(
-            "clock", RED, f"{shown}: before this program was made", "set it: certificates end by it"
+            "clock",
+            RED,
+            f"{shown}: before this program was made",
+            "set it: certificates expire by it",
         )
         return
     synchronised = _synchronised()
     if synchronised is None:
-        yield Finding("clock", YELLOW, f"{shown}; the kernel does not say whether it is kept right",
+        yield Finding("clock", YELLOW, f"{shown}; the kernel does not say if it is synchronised",
                       "run an NTP client, such as chrony")  # fmt: skip
     elif not synchronised:
         yield Finding(
@@ -189,7 +194,7 @@ def _cpu() -> tuple[str, set[str]]:
 
 
 def _memory() -> tuple[int, str]:
-    """Bytes that are free for us, and what bounds them."""
+    """Bytes that this process may still use, and what bounds them."""
     found = [(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine's")]
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -207,7 +212,7 @@ def _memory() -> tuple[int, str]:
 
 
 def _weights(settings: Settings) -> int:
-    """Bytes of the model's weights in the number format of the settings, and of the bundles."""
+    """Bytes of the model's weights in the settings' dtype, and of the bundles."""
     if settings.model is None:
         return 0
     files = [*settings.model.glob("*.safetensors"), *settings.model.glob("*.bin")]
@@ -232,7 +237,7 @@ def _gpus() -> list[str]:
 
 
 def _synchronised() -> bool | None:
-    """What the kernel says of its clock (adjtimex); None if it says nothing."""
+    """Whether the kernel's clock is synchronised (adjtimex); None if the kernel does not say."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         buffer = ctypes.create_string_buffer(512)  # struct timex, modes = 0: only read
@@ -245,7 +250,7 @@ def _synchronised() -> bool | None:
 
 
 _STATUS_AT = 40 if ctypes.sizeof(ctypes.c_long) == 8 else 20
-"""Offset of `status` in struct timex: modes, offset, freq, maxerror, esterror come before."""
+"""Offset of `status` in struct timex, after modes, offset, freq, maxerror and esterror."""
 
 
 def _gb(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What the libraries can do here: each backend is imported and runs a small graph or product."""
+"""Checks of the libraries: each backend is imported and runs a small computation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def torch_works(settings: Settings) -> Iterator[Finding]:
     try:
         made = torch.ones((8, 8), device=settings.device, dtype=getattr(torch, settings.dtype))
         if float((made @ made).sum()) != 512.0:
-            raise ValueError("8 × 8 ones multiply to something else than eights")
+            raise ValueError("a product of two 8 × 8 matrices of ones is wrong")
     except Exception as error:
         yield Finding(
             "torch",
@@ -70,7 +70,7 @@ def onnxruntime_works(settings: Settings) -> Iterator[Finding]:
 
 
 def tensorrt_works(settings: Settings) -> Iterator[Finding]:
-    """TensorRT, which is needed for its own backend alone."""
+    """TensorRT, which only its own backend needs."""
     from projector.serving import tensorrt_build
     from protos.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What the settings point to: ports, certificates, the database, the model and the bundles."""
+"""Checks of what the settings name: ports, certificates, database, model and bundles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SOON_S = 14 * _DAY_S
 
 
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Whether each port is free; 0 takes a free one at the start."""
+    """Whether each port is free; 0 takes any free port."""
     wanted = [
         ("gRPC", "--port", settings.host, settings.port),
         ("metrics", "--metrics-port", settings.metrics_host, settings.metrics_port),
@@ -44,7 +44,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
 
 
 def certificates(settings: Settings) -> Iterator[Finding]:
-    """The server's certificate, its chain, its end, and who may read the keys."""
+    """The server's certificate, its chain, its expiry, and who may read the keys."""
     if settings.directory is None or not settings.secure:
         level = YELLOW if settings.insecure else GREEN
         yield Finding(
@@ -81,13 +81,13 @@ def certificates(settings: Settings) -> Iterator[Finding]:
 
 
 def ending(subject: str, found: str, end_s: float, by_hand: bool) -> Finding:
-    """How long a certificate lasts.
+    """When a certificate expires.
 
     Args:
         subject: what it is.
-        found: said of it.
-        end_s: when it ends, seconds since 1970.
-        by_hand: whether the operator renews it.
+        found: text about it.
+        end_s: when it expires, seconds since 1970.
+        by_hand: whether the operator must renew it.
     """
     left_s = end_s - time.time()
     found = f"{found}, ends {time.strftime('%Y-%m-%d', time.gmtime(min(end_s, 4e9)))}"
@@ -117,7 +117,7 @@ def _key_files(authority: Path, server: Path, key: Path | None) -> Iterator[Find
         yield Finding(
             "root key",
             YELLOW,
-            f"lies in {authority}",
+            f"is in {authority}",
             "keep it on media apart from this machine, and delete it here",
         )
 
@@ -149,7 +149,7 @@ def database(settings: Settings) -> Iterator[Finding]:
 
 
 class _Undo(Exception):
-    """Ends a transaction without a trace."""
+    """Raised to undo a transaction."""
 
 
 def model(settings: Settings) -> Iterator[Finding]:
@@ -169,7 +169,7 @@ def model(settings: Settings) -> Iterator[Finding]:
 
 
 def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
-    """Whether each bundle is whole, trusted, judged, and made for this model."""
+    """Whether each bundle is whole, trusted, has a canary set, and fits this model."""
     from projector.bundle.certificate import verdict_of
     from projector.bundle.keys import TrustedKeys
     from projector.bundle.load import Bundle

@@ -56,7 +56,7 @@ def test_what_cannot_be_done_ends_with_its_errors_code(
     assert main(["bundles", "rollback", name, *where]) == ConflictError.exit_code
     waited = ["bundles", "activate", name, "--wait", "0.3", *where]
     assert main(waited) == StateError.exit_code
-    assert "no front end has said anything" in capsys.readouterr().err
+    assert "no front end has reported on it" in capsys.readouterr().err
     for share in ("0", "110%", "x", "10%%"):
         typed = ["bundles", "activate", name, "--share", share, *where]
         assert main(typed) == ConfigError.exit_code

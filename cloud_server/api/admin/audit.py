@@ -36,7 +36,7 @@ def router(management: Management) -> APIRouter:
         actor: Annotated[str | None, Query(max_length=128)] = None,
         action: Annotated[
             str | None,
-            Query(max_length=64, description="such as `device.add`, or `device.` for all of them"),
+            Query(max_length=64, description="such as `device.add`, or a prefix such as `device.`"),
         ] = None,
         since_s: Annotated[
             float | None, Query(ge=0, le=1e11, description="seconds since 1970")
@@ -44,7 +44,7 @@ def router(management: Management) -> APIRouter:
         cursor: LineCursor = None,
         limit: Limit = 20,
     ) -> Page[AuditLine]:
-        """Read the audit log, the newest first; operators of the service read all of it."""
+        """Read the audit log, newest first; operators of the service read every tenant's."""
         caller = caller_of(request)
         own = management.tenant(caller, tenant)
         with management.read() as session:

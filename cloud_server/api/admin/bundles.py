@@ -1,7 +1,7 @@
 """`/v1/admin/bundles`: versions of bundles, for operators of the whole service.
 
-A version is added from a folder on the service's machine (`cloud-server bundles add`), so that no
-caller names a path.
+A version is added on the service's machine (`cloud-server bundles add`), not over HTTP, so that no
+caller can name a path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VersionName = Annotated[
 
 
 class VersionStanding(BaseModel):
-    """How a front end stands with a version."""
+    """A front end's state of a version."""
 
     front_end: str
     state: str = Field(description="loading, judging, refused, serving, retiring or gone")
@@ -47,9 +47,9 @@ class BundleEntry(BaseModel):
     id: str
     version: int
     wanted: str = Field(
-        description="added, offered, active, replaced, rolled_back or retired: what is wanted of it"
+        description="wanted state: added, offered, active, replaced, rolled_back or retired"
     )
-    share: float = Field(description="of devices, 0..1")
+    share: float = Field(description="share of devices, 0..1")
     note: str
     changed_s: float = Field(description="seconds since 1970")
     changed_by: str
@@ -63,14 +63,14 @@ class BundleList(BaseModel):
 
 
 class Activation(Change):
-    """Whom a version is offered to."""
+    """The devices that a version is offered to."""
 
-    share: float = Field(1.0, gt=0.0, le=1.0, description="of devices; 1 for all")
-    unjudged: bool = Field(False, description="although nothing vouches for it")
+    share: float = Field(1.0, gt=0.0, le=1.0, description="share of devices; 1 for all")
+    unjudged: bool = Field(False, description="serve it without a canary set")
 
 
 class Rollback(Change):
-    """Why a version is taken back."""
+    """Why a version is rolled back."""
 
     why: str = Field("", max_length=200)
 
@@ -87,7 +87,7 @@ def router(management: Management) -> APIRouter:
 
     @made.get("")
     def list_bundles(request: Request) -> BundleList:
-        """List the versions, and how each front end stands with them."""
+        """List the versions, with each front end's state of them."""
         management.require_service(caller_of(request))
         with management.read() as session:
             said = _said(session)
@@ -102,19 +102,19 @@ def router(management: Management) -> APIRouter:
 
     @made.post("/{name}/rollback")
     def roll_bundle_back(request: Request, name: VersionName, body: Rollback) -> BundleEntry:
-        """Take a version back; the one before serves again."""
+        """Roll a version back; the version that it replaced serves again."""
         return changed(request, lambda tx: bundles.rollback(tx, name, body.why)[0])
 
     @made.post("/{name}/retire")
     def retire_bundle(request: Request, name: VersionName) -> BundleEntry:
-        """Let a version go; it is unloaded once nothing refers to it."""
+        """Retire a version; it is unloaded when nothing uses it any more."""
         return changed(request, lambda tx: bundles.retire(tx, name))
 
     return made
 
 
 def _said(session: Session) -> dict[str, list[Said]]:
-    """What front ends say, by digest."""
+    """Front ends' reports, by digest."""
     found: dict[str, list[Said]] = defaultdict(list)
     for one in bundles.said(session, time.time()):
         found[one.digest].append(one)

@@ -1,4 +1,4 @@
-"""`/v1/admin/devices`: devices, and the one-time codes with which they enrol."""
+"""`/v1/admin/devices`: devices, and one-time codes for enrolment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from protos.identity import OneTimeCode
 
 
 class CertificateEntry(BaseModel):
-    """A certificate that a device was given."""
+    """A certificate that a device was issued."""
 
     serial: str
     issued_s: float = Field(description="seconds since 1970, like the other times")
@@ -59,9 +59,9 @@ class DeviceWithCertificates(ManagedDevice):
 
 
 class DeviceWithCode(ManagedDevice):
-    """A device and the code with which it enrols."""
+    """A device and its one-time code for enrolment."""
 
-    code: str = Field(description="shown only now, for one use: edge-agent enrol --code CODE")
+    code: str = Field(description="one-time code, shown only now: edge-agent enrol --code CODE")
     code_expires_s: float = Field(description="seconds since 1970")
 
 
@@ -76,7 +76,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
 
     Args:
         management: the database.
-        root_der: the root certificate, whose fingerprint codes carry.
+        root_der: the root certificate; codes carry its fingerprint.
     """
     made = APIRouter(prefix="/v1/admin/devices", tags=["management"])
 
@@ -92,7 +92,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
 
     @made.post("", status_code=201)
     def add_device(request: Request, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
-        """Add a device; the answer has the one-time code with which it enrols."""
+        """Add a device; the answer has its one-time code for enrolment."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
@@ -114,7 +114,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
 
     @made.post("/{name}/code")
     def new_code(request: Request, name: Named, tenant: OfTenant = None) -> DeviceWithCode:
-        """Make a new one-time code; an earlier one ends."""
+        """Make a new one-time code; earlier codes become invalid."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:
@@ -124,7 +124,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
     def change_device(
         request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> ManagedDevice:
-        """Shut a device out, which revokes its certificates, or let it enrol again."""
+        """Disable a device and revoke its certificates, or allow it to enrol again."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:

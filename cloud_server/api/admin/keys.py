@@ -35,14 +35,14 @@ class KeyEntry(BaseModel):
     tenant: str
     kind: Literal["application", "operator"]
     scopes: list[Scope]
-    devices: list[str] | None = Field(description="the devices that it is for; null for all")
+    devices: list[str] | None = Field(description="devices that it is limited to; null for all")
     enabled: bool
     created_s: float = Field(description="seconds since 1970")
-    not_after_s: float | None = Field(description="when it ends; null if it does not")
+    not_after_s: float | None = Field(description="when it expires; null if never")
 
 
 class FreshKey(KeyEntry):
-    """A key that was just made."""
+    """A new key."""
 
     key: str = Field(description="its text, shown only now")
 
@@ -57,7 +57,7 @@ class NewKey(Change):
         None, min_length=1, max_length=1000, description="names; null for every device"
     )
     days: float | None = Field(
-        None, ge=1e-3, le=36500, description="it ends after so many days; null: never"
+        None, ge=1e-3, le=36500, description="days until it expires; null for never"
     )
 
 
@@ -77,7 +77,7 @@ def router(management: Management) -> APIRouter:
 
     @made.post("", status_code=201)
     def add_key(request: Request, body: NewKey, tenant: OfTenant = None) -> FreshKey:
-        """Make a key; the answer shows its text, this once."""
+        """Make a key; only this answer shows its text."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         if of == SERVICE_TENANT and body.kind != "operator":
@@ -107,7 +107,7 @@ def router(management: Management) -> APIRouter:
     def change_key(
         request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> KeyEntry:
-        """Shut a key out, or let it in again."""
+        """Disable or enable a key."""
         caller = caller_of(request)
         of = management.tenant(caller, tenant)
         with management.write(caller) as tx:

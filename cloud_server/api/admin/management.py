@@ -1,4 +1,4 @@
-"""What all management has in common: who may manage what, and transactions in their name."""
+"""Shared by all management routes: who may manage what, and transactions in the caller's name."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Change(BaseModel):
 
 
 class Enabled(Change):
-    """Whether a tenant, device or key is let in."""
+    """Whether a tenant, device or key is enabled."""
 
     enabled: bool
 
 
 class Removed(BaseModel):
-    """What is gone."""
+    """The name of what was removed."""
 
     removed: str
 
 
 class Management:
-    """The database, as managers see it.
+    """The database, with the rights of the caller.
 
     Args:
         store: the database.
-        live: what calls are judged by; told of each change.
+        live: the directory that calls are checked against; told of each change.
     """
 
     def __init__(self, store: Store, live: LiveDirectory) -> None:
@@ -60,8 +60,8 @@ class Management:
             named: None for the caller's own.
 
         Raises:
-            ForbiddenError: its key may not manage, or is for some devices only.
-            MissingError: it is another's; the same as for one that never was.
+            ForbiddenError: its key may not manage, or is limited to some devices.
+            MissingError: the tenant is another's or does not exist; the error is the same.
         """
         caller.require("manage")
         if caller.devices is not None:
@@ -84,7 +84,7 @@ class Management:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment of the database.
+        """A session with a consistent snapshot of the database.
 
         Raises:
             StateError: the database cannot be used.
@@ -94,7 +94,7 @@ class Management:
 
     @contextmanager
     def write(self, caller: Caller) -> Iterator[Transaction]:
-        """A transaction in a caller's name; calls are judged by its outcome at once.
+        """A transaction in a caller's name; calls are checked against its result at once.
 
         Raises:
             StateError: the database cannot be used; nothing was changed.

@@ -1,4 +1,4 @@
-"""`/v1/admin/quotas`: how much tenants and devices may ask for."""
+"""`/v1/admin/quotas`: quotas of tenants and devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=0, le=10**12), WHOLE] | None
 
 
 class Bounds(Change):
-    """Bounds; 0 is no bound, null is the service's default."""
+    """Bounds; 0 means no bound, null means the service's default."""
 
     requests_per_s: Rate = None
     request_burst: Rate = None
@@ -31,7 +31,7 @@ class Bounds(Change):
 
 
 class QuotaEntry(BaseModel):
-    """What was set."""
+    """A quota that was set."""
 
     device: str | None = Field(
         description="null for a tenant's devices together, `*` for each, or a device's name"
@@ -40,14 +40,14 @@ class QuotaEntry(BaseModel):
 
 
 class QuotaList(BaseModel):
-    """What was set for a tenant."""
+    """Quotas that were set for a tenant."""
 
     object: Literal["list"] = "list"
     data: list[QuotaEntry]
 
 
 class QuotaChange(Change):
-    """Bounds to set; those that are not named stay as they are."""
+    """Bounds to set; the others stay as they are."""
 
     device: str | None = Field(
         None,
@@ -63,14 +63,14 @@ def router(management: Management) -> APIRouter:
 
     @made.get("")
     def list_quotas(request: Request, tenant: OfTenant = None) -> QuotaList:
-        """What was set for a tenant and its devices."""
+        """List the quotas that were set for a tenant and its devices."""
         of = management.tenant(caller_of(request), tenant)
         with management.read() as session:
             return QuotaList(data=[_entry(one) for one in quotas.every(session, of)])
 
     @made.patch("")
     def change_quota(request: Request, body: QuotaChange, tenant: OfTenant = None) -> QuotaEntry:
-        """Set bounds; for operators of the whole service. It takes effect at once."""
+        """Set a quota; for operators of the whole service. It takes effect at once."""
         caller = caller_of(request)
         management.require_service(caller)
         of = management.tenant(caller, tenant)

@@ -62,7 +62,7 @@ def router(management: Management) -> APIRouter:
 
     @made.patch("/{name}")
     def change_tenant(request: Request, name: Named, body: Enabled) -> TenantEntry:
-        """Shut a tenant's devices and keys out, or let them in again."""
+        """Disable or enable a tenant with its devices and keys."""
         caller = caller_of(request)
         management.require_service(caller)
         with management.write(caller) as tx:
@@ -73,7 +73,7 @@ def router(management: Management) -> APIRouter:
     def remove_tenant(
         request: Request,
         name: Named,
-        everything: Annotated[bool, Query(description="with its devices and keys")] = False,
+        everything: Annotated[bool, Query(description="remove its devices and keys too")] = False,
     ) -> Removed:
         """Remove a tenant for good."""
         caller = caller_of(request)
