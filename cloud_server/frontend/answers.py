@@ -23,7 +23,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 _ENTRY_BYTES = 1024
 Id: TypeAlias = bytes
 Owner: TypeAlias = tuple[str, str]
-"""A tenant, and in it a device or `key:` and a key's name: who asked."""
+"""Who asked: a tenant, and its device, or `key:` and a key's name."""
 NOBODY: Owner = (ANYONE.tenant, ANYONE.name)
 Key = tuple[Owner, bytes, bytes]
 """Who asked, session id and request id."""
@@ -41,9 +41,9 @@ class Computation:
         digest: digest of its frame's bytes; empty for a question about a scene that is held.
 
     Attributes:
-        owner: who asked: nobody else gets its answer by the same ids.
-        rank: its class (`turns`).
-        wait_s: time until its deadline when it came, seconds; None for none.
+        owner: who asked; nobody else gets its answer by the same ids.
+        rank: its class (see `turns`).
+        wait_s: time to its deadline on arrival, seconds; None without one.
         request: what admission holds for it.
     """
 
@@ -135,13 +135,13 @@ class _Remembered:
 class Answers:
     """The computations under way and a bounded memory of answers.
 
-    When it is full, the largest tenant loses, in it the largest device, and in that the session
-    that has most answers its longest unused one.
+    When it is full, the largest session of the largest device of the largest tenant loses its
+    least recently used answer.
 
     Args:
         most: answers remembered.
         most_bytes: bound for all of them together.
-        memory: where their bytes are counted.
+        memory: counts their bytes.
     """
 
     def __init__(self, most: int, most_bytes: int, memory: Room | None = None) -> None:
@@ -153,7 +153,7 @@ class Answers:
 
     @property
     def bytes(self) -> int:
-        """Of all answers together."""
+        """Memory of all answers."""
         return self._memory.total
 
     @property

@@ -28,7 +28,7 @@ from protos.requests import parse_ask_request
 
 @dataclass(frozen=True)
 class Application:
-    """An application that asks over HTTP, in the place of a session (see `Asked`)."""
+    """An application that asks over HTTP; takes the place of a session (see `Asked`)."""
 
     id: bytes
     bundle_id: str = ""
@@ -45,8 +45,8 @@ class Asker:
         teller: hears the engine.
         metrics: what is counted.
         refusals: where refusals are counted.
-        gate: lets callers in.
-        quotas: charges them.
+        gate: checks callers.
+        quotas: counts requests against quotas.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class Asker:
     def begin(
         self, asked: Asked, made: Computation, max_new_tokens: int, picture: bytes = b""
     ) -> None:
-        """Give a question to the engine.
+        """Send a question to the engine.
 
         Args:
-            asked: the session of the scene that it is about, or whoever sent a picture.
+            asked: the session of the scene that it is about, or the sender of the picture.
             made: the question.
             max_new_tokens: longest answer.
-            picture: a picture file that it is about, instead of a scene; it is not held.
+            picture: a picture file in place of a scene; it is not held.
 
         Raises:
             EngineUnavailableError, OverloadedError: as `UnderWay.submit`.
@@ -148,11 +148,11 @@ class Asker:
     async def events(
         self, made: Computation, stream: Stream
     ) -> AsyncGenerator[pb.InferEvent, None]:
-        """The events of a question until its answer, as they may leave.
+        """The events of a question until its answer.
 
         Args:
             made: the question.
-            stream: follows it from now on.
+            stream: gets its events from now on.
 
         Raises:
             BridgeError: the question was refused.

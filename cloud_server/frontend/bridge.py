@@ -40,16 +40,16 @@ class Bridge:
 
     Args:
         settings: limits and sizes.
-        dispatch: the way to the engines.
-        scenes: where accepted frames are held.
+        dispatch: sends jobs to the engines.
+        scenes: holds accepted frames.
         metrics: what is counted.
         log: a bound logger.
-        access: who may call.
+        access: identities and TLS.
 
     Attributes:
         asker: answers questions about scenes that are held.
-        under_way: gives requests to the engine.
-        quotas: charges every request.
+        under_way: sends requests to the engine.
+        quotas: counts requests against quotas.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Bridge:
     # ------------------------------------------------------------------ start, engine, end
 
     async def start(self) -> None:
-        """See `Part`: begin to give requests to the engine."""
+        """See `Part`: begin to send requests to the engine."""
         self.under_way.start()
         self._watching = asyncio.create_task(self._receiver.watch())
 
@@ -156,7 +156,7 @@ class Bridge:
         return self._sessions
 
     async def move(self, session: Session) -> None:
-        """End a session once what it has taken is answered; its device negotiates again."""
+        """End a session after its requests are answered; its device then negotiates again."""
         await self._receiver.move(session, self._drain_s)
 
     async def drain(self) -> None:
@@ -170,7 +170,7 @@ class Bridge:
             self._log.warning("drain timed out", under_way=self.under_way.depth)
 
     async def close(self) -> None:
-        """See `Part`: give the engine nothing more, and log what was only counted so far."""
+        """See `Part`: send the engine nothing more, and log what was only counted so far."""
         if self._watching is not None:
             self._watching.cancel()
         await self.under_way.stop()

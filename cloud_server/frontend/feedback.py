@@ -35,8 +35,8 @@ class FeedbackSender:
         metrics: what is counted.
         refusals: where refusals are counted.
         log: a bound logger.
-        gate: lets devices in.
-        quotas: charges them.
+        gate: checks callers.
+        quotas: counts requests against quotas.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Health: whether the service answers, as gRPC's health service, /readyz and a metric tell it."""
+"""Health of the service, for gRPC's health service, /readyz and a metric."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from protos.calls import SERVICE
 
 
 class Health:
-    """Tells whether the service answers.
+    """Whether the service answers questions.
 
     Args:
-        metrics: gets `answering`.
+        metrics: the service's metrics; sets `answering`.
         why_not: why the engines do not answer; empty if they do. Called on any thread.
 
     Attributes:
@@ -31,7 +31,7 @@ class Health:
         self.came_up = asyncio.Event()
 
     def look(self) -> None:
-        """Something may have changed: tell how it is now."""
+        """Update all of them after a possible change."""
         good = not self._why_not()
         self._metrics.answering.set(good)
         if good:
@@ -42,7 +42,7 @@ class Health:
             task.add_done_callback(self._told.discard)
 
     async def leave(self) -> None:
-        """Tell for good that the service leaves."""
+        """Report from now on that the service stops."""
         self._leaving = True
         await self.checks.enter_graceful_shutdown()
 

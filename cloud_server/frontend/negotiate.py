@@ -45,11 +45,11 @@ class Negotiator:
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
-        gate: lets devices in.
-        quotas: charges them.
+        gate: checks callers.
+        quotas: counts requests against quotas.
 
     Attributes:
-        leaving: the service ends; sessions are opened elsewhere.
+        leaving: whether the service stops and opens no more sessions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Events that streams still have to write, and an end to streams that nobody reads."""
+"""Queues of events that streams still have to write; ends streams whose client does not read."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 _MOST_EVENTS = 256
 _MOST_BYTES = 1 << 20
 _EVENT_BYTES = 512
-"""Memory of an event beside its own bytes."""
+"""Memory of an event beside its bytes."""
 _LOOK_S = 1.0
 
 
 class Outbox:
-    """Events that one stream still has to write; while it is long, no more requests are read.
+    """Events that one stream still has to write. While it is full, no more requests are read.
 
     Args:
-        memory: where its bytes are counted.
-        tenant: whose they are.
+        memory: counts its bytes.
+        tenant: the tenant they count for.
 
     Attributes:
         bytes: memory of the events.
         closed: set when the call that writes it has ended.
-        leaving: the service ends: the call ends once its requests have.
-        writer: writes it, while the call is open.
-        writing_since: when the event that is being written was begun (monotonic); 0 for none.
-        unread: why the call ends, if its client does not read.
+        leaving: whether the call ends after its requests, because the service stops.
+        writer: the task that writes it while the call is open.
+        writing_since: when the write under way began (monotonic); 0 without one.
+        unread: the error for a client that does not read.
     """
 
     def __init__(self, memory: Room | None = None, tenant: str = "") -> None:
@@ -48,12 +48,12 @@ class Outbox:
         self._drained.set()
 
     def leave(self) -> None:
-        """End once no request waits for its terminal event."""
+        """End the stream when no request waits for its terminal event."""
         self.leaving = True
         self.expect(0)
 
     def expect(self, requests: int) -> None:
-        """So many more requests wait for their terminal event; fewer if it is negative."""
+        """Add to the number of requests that wait for their terminal event; may be negative."""
         self._waiting += requests
         if self.leaving and not self._waiting:
             self.put(None)
@@ -81,17 +81,17 @@ class Outbox:
         return event, computation
 
     async def room(self) -> None:
-        """Wait until it is short."""
+        """Wait until it has room."""
         await self._drained.wait()
 
     def close(self) -> None:
-        """The call that writes it has ended: forget what is not written."""
+        """Called when the call has ended: drop the events that are not written."""
         self.closed.set()
         self._events.clear()
         self._count(-self.bytes)
 
     def give_up(self, error: OverloadedError) -> None:
-        """End the call with an error, although an event may be stuck on its way."""
+        """End the call with an error, even while a write is stuck."""
         if self.unread is None and self.writer is not None:
             self.unread = error
             self.writer.cancel()
@@ -104,12 +104,12 @@ class Outbox:
 async def watch(
     outboxes: Callable[[], Iterable[Outbox]], memory: Room, most_bytes: int, most_s: float
 ) -> None:
-    """End calls that nobody reads, until cancelled.
+    """End calls whose clients do not read, until cancelled.
 
     Args:
-        outboxes: those of the open calls.
-        memory: where their bytes are counted.
-        most_bytes: most that those of one tenant may take together; above it the largest ends.
+        outboxes: outboxes of the open calls.
+        memory: counts their bytes.
+        most_bytes: bound on one tenant's outboxes together; above it the largest one ends.
         most_s: longest time that a client may leave an event unread.
     """
     while True:

@@ -1,4 +1,4 @@
-"""The parts of the front end: what starts, drains and closes together."""
+"""The interface of the front end's parts: start, drain, close."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 class Part(Protocol):
     """One part, such as the gRPC port or the engines.
 
-    The calls, in order: `start`, in the order of `Service`'s list; `drain`, of all parts at once,
-    after health has said that the service leaves; `close`, in reverse order, even if `start` failed
+    The calls in order: `start` in the order of `Service`'s list; `drain` for all parts at once,
+    after health reports that the service stops; `close` in reverse order, even if `start` failed
     or was never called.
     """
 
@@ -21,7 +21,7 @@ class Part(Protocol):
         """
 
     async def drain(self) -> None:
-        """Take nothing new, and wait for what is under way, for `settings.drain_s` at most."""
+        """Refuse new work, and wait at most `settings.drain_s` for work under way."""
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Free all resources."""

@@ -63,9 +63,9 @@ class Receiver:
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
-        gate: lets devices in.
-        quotas: charges them.
-        memory: where the bytes of unread events are counted.
+        gate: checks callers.
+        quotas: counts requests against quotas.
+        memory: counts the bytes of unread events.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Receiver:
         self._apart: dict[bytes, Outbox] = {}  # outboxes of the Events calls, by session id
         self._open: set[Outbox] = set()
         self._of: dict[bytes, set[Outbox]] = {}  # the open ones, by session id
-        self._moving: set[bytes] = set()  # ids of sessions that take nothing new
+        self._moving: set[bytes] = set()  # ids of sessions that take no new frames
         self._none_open = asyncio.Event()
         self._none_open.set()
 
@@ -165,24 +165,24 @@ class Receiver:
                 del self._apart[session.id]
 
     async def watch(self) -> None:
-        """End calls that nobody reads, until cancelled."""
+        """End calls whose clients do not read, until cancelled."""
         most, most_s = self._settings.outbox_memory_bytes, self._settings.reader_s
         await watch(lambda: list(self._open), self._memory, most, most_s)
 
     async def leave(self) -> None:
-        """End every call once its requests have ended and its events are written."""
+        """End every call after its requests have ended and its events are written."""
         for outbox in list(self._open):
             outbox.leave()
         await self._none_open.wait()
 
     async def move(self, session: Session, timeout_s: float) -> None:
-        """End a session: its device negotiates again, and gets the version that is offered now.
+        """End a session, so that its device negotiates again and gets the version offered now.
 
-        What its streams have taken is answered first. What comes meanwhile is left unread; the
-        device sends it again in its next session.
+        Requests that its streams have read are answered first. Later ones are not read; the device
+        sends them again in its next session.
 
         Args:
-            session: it is over when this returns.
+            session: ended when this returns.
             timeout_s: longest wait for answers, and for a client that does not read them.
         """
         self._moving.add(session.id)

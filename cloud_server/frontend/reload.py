@@ -1,8 +1,8 @@
-"""Take changes over while the service runs: at SIGHUP, and when the settings file changes.
+"""Reloads settings while the service runs: at SIGHUP, and when the settings file changes.
 
-Certificates and the database are looked at each second anyway; SIGHUP looks at once. Of the
-settings the log level and those of bundles can change; of others the log says that they need a
-restart. Bundles that were replaced in their folders are taken up at SIGHUP.
+Certificates and the database are checked every second; SIGHUP checks them at once. The log level
+and the settings of bundles can change; for other settings the log says that they need a restart.
+Bundles that were replaced in their folders are loaded at SIGHUP.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _LOOK_S = 1.0
 
 
 class Reload:
-    """The part that takes changes over (see `Part`).
+    """The part that reloads settings (see `Part`).
 
     Args:
-        settings: as the service began with them.
-        again: reads the settings again, from everywhere that they came from.
+        settings: the settings at the start.
+        again: reads the settings again, from all their sources.
         file: the settings file; None without one.
         access: follows certificates and the database.
         rollout: follows bundles.
@@ -50,7 +50,7 @@ class Reload:
         self._task: asyncio.Task[None] | None = None
 
     def now(self) -> None:
-        """Look at certificates, database and settings at once. Call it on the event loop."""
+        """Check certificates, database and settings now. Call it on the event loop."""
         self._log.info("reloading")
         self._access.reload()
         self._read()

@@ -9,18 +9,18 @@ from cloud_server.frontend.admission.memory import Room
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 Report: TypeAlias = tuple[pb.DistortionReport, str, list[str], float]
-"""A scene's distortion, why it is a picture, warnings, and the guard's score of its moments."""
+"""A scene's distortion, cause of fallback, warnings and the guard's moments score."""
 REPORT_BYTES = 2048
-"""Bytes of memory for one report kept, with its share of the tables around it; measured: 1800."""
+"""Memory of one report, with its share of tables, in bytes; measured: 1800."""
 _REPORTS_OF_ONE = 1024
 
 
 class Reports:
-    """Scenes' reports; the largest tenant's largest device's largest session loses its oldest.
+    """Reports of scenes; when full, the largest session of the largest device loses its oldest.
 
     Args:
         most: how many are kept.
-        memory: where their bytes are counted.
+        memory: counts their bytes.
     """
 
     def __init__(self, most: int, memory: Room | None = None) -> None:
@@ -39,7 +39,7 @@ class Reports:
 
         Args:
             scene: session id and frame number.
-            report: what is kept.
+            report: the report.
             owner: the session's tenant and device.
         """
         path = self._paths.setdefault(scene[0], (*owner, scene[0].hex()))

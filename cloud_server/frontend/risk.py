@@ -15,13 +15,13 @@ def risk_of(
     moments_score: float,
     question: str = "",
 ) -> float | None:
-    """The risk of an answer about a scene, 0..1; None if the bundle has no such guard.
+    """The risk of an answer about a scene, 0..1; None if the bundle has no guard for the service.
 
     Args:
-        model: the service's guard of the scene's bundle.
+        model: the service's guard in the scene's bundle.
         report: the scene's distortion.
-        moments_score: as the engine measured it (`Accepted`).
-        question: empty for that of an average question.
+        moments_score: measured by the engine (`Accepted`).
+        question: the question; empty for an average one.
     """
     if moments_score == -math.inf:
         return 0.0

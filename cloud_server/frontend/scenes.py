@@ -1,8 +1,8 @@
-"""The scenes held: each accepted frame with its bytes, so that any engine can make its scene again.
+"""The scenes held: the bytes of each accepted frame, from which any engine can rebuild its scene.
 
-A delta frame needs the frames that it builds on, back to its key frame. Such a chain is kept and
-dropped as one. Memory is bounded: the largest tenant loses first, and in it the largest device its
-longest unused chain.
+A delta frame needs the frames that it builds on, back to its key frame. This chain is kept and
+dropped as a whole. Memory is bounded: the largest device of the largest tenant loses its least
+recently used chain first.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from projector.codec.risk import RiskModel
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 MOST_LINKS = 256
-"""Frames of a chain. A scene behind a longer one cannot be made again: it lives in one engine."""
+"""Longest chain, in frames. A scene of a longer one cannot be rebuilt in another engine."""
 ENTRY_BYTES = 3072
-"""Bytes that one scene takes beside those of its frame, with its share of the tables; measured."""
+"""Memory of one scene beside its frame, with its share of tables, in bytes; measured."""
 Device = tuple[str, str]
 """Tenant and device."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeldScene:
-    """What is known of a scene that is held.
+    """A scene that is held.
 
     Attributes:
-        session_id: of the session that brought it, hex.
+        session_id: session that sent it, hex.
         scene_id: unguessable.
         bundle: digest of the bundle that decodes the frame.
         point: name of the operating point.
-        kept: which tokens of the grid are known, one byte (0 or 1) a token; empty for a picture.
+        kept: which tokens of the grid were sent, one byte (0 or 1) a token; empty for a picture.
         grid: rows and columns of the token map.
-        payload_bytes: of this frame; a delta frame's are those of the change.
-        moments_score: of the service's guard, as the engine measured it.
-        risk_model: the service's guard of the bundle, if it has one.
-        fallback: why the device sent a picture; empty if it did not have to.
+        payload_bytes: size of this frame's payload; for a delta frame, of the change.
+        moments_score: score of the service's guard, measured by the engine.
+        risk_model: the service's guard in the bundle, if it has one.
+        fallback: why the device sent a picture; empty without a cause.
         warnings: names of reasons not to rely on answers.
         accepted_at: when the engine accepted the frame, seconds since 1970.
-        rebuildable: whether another engine could make it again from the bytes held here.
+        rebuildable: whether another engine can rebuild it from the bytes held here.
     """
 
     tenant: str
@@ -68,16 +68,16 @@ class HeldScene:
 
     @property
     def risk(self) -> float | None:
-        """Risk of an answer to an average question, 0..1; None if nothing estimates it."""
+        """Risk of an answer to an average question, 0..1; None if unknown."""
         return self.risk_of("")
 
     def risk_of(self, question: str) -> float | None:
-        """Risk of an answer to a question, 0..1; None if nothing estimates it."""
+        """Risk of an answer to a question, 0..1; None if unknown."""
         return risk_of(self.risk_model, self.distortion, self.moments_score, question)
 
     @property
     def name(self) -> Name:
-        """Session and frame number, as engines name it."""
+        """Its name in engines: session and frame number."""
         return self.session_id, self.frame_number
 
 
@@ -102,10 +102,10 @@ class _Link:
     """One frame of a chain.
 
     Attributes:
-        job: makes its scene, without a question.
-        base: the frame that it changes; None for a key frame, and if that frame is not kept.
+        job: the job that makes its scene, without a question.
+        base: the frame that it builds on; None for a key frame, or if that frame is not kept.
         depth: frames before it, back to the key frame.
-        kept: tokens known after it, one byte each.
+        kept: tokens known after this frame, one byte each.
         whole: whether the chain reaches back to a key frame.
     """
 
@@ -121,8 +121,8 @@ class HeldScenes:
     """The scenes held, by tenant and device.
 
     Args:
-        most_bytes: bound for all of them together.
-        most_of: scenes that a device may have; 0 for no bound.
+        most_bytes: bound on their memory together.
+        most_of: bound on the scenes of one device; 0 for no bound.
     """
 
     def __init__(self, most_bytes: int, most_of: Callable[[str, str], int]) -> None:
@@ -139,11 +139,11 @@ class HeldScenes:
 
     @property
     def bytes(self) -> int:
-        """About how many bytes all of them take."""
+        """Approximate memory of all scenes, in bytes."""
         return self._crowd.cost
 
     def bytes_of(self, tenant: str) -> int:
-        """About how many bytes those of a tenant take."""
+        """Approximate memory of a tenant's scenes, in bytes."""
         return self._crowd.size(tenant)
 
     def of_bundle(self, bundle: str) -> int:
@@ -151,10 +151,10 @@ class HeldScenes:
         return self._of_bundle[bundle]
 
     def changed(self, callback: Callable[[HeldScene], None]) -> None:
-        """Have a callback told of each scene that is held from now on."""
+        """Call a function with each new scene."""
         self._told.append(callback)
 
-    # ------------------------------------------------------------------ looked up
+    # ------------------------------------------------------------------ look-up
 
     def latest(self, tenant: str, device: str) -> HeldScene | None:
         """A device's newest scene."""
@@ -162,7 +162,7 @@ class HeldScenes:
         return self._scenes[next(reversed(names))] if names else None
 
     def get(self, tenant: str, device: str, scene_id: str) -> HeldScene | None:
-        """A device's scene of that id."""
+        """A device's scene by id."""
         for name in self._devices.get((tenant, device), ()):
             if self._scenes[name].scene_id == scene_id:
                 return self._scenes[name]
@@ -180,13 +180,13 @@ class HeldScenes:
         return sorted(scenes, key=lambda scene: scene.accepted_at, reverse=True)
 
     def owner(self, name: Name) -> str:
-        """The request (hex) that brought the scene of that name; empty if it is not held."""
+        """Id (hex) of the request that brought a scene; empty if it is not held."""
         return self._links[name].job.request_id if name in self._scenes else ""
 
     def frames(self, name: Name) -> list[Job]:
-        """The jobs that make a scene again, in order; empty if it cannot be made again.
+        """The jobs that rebuild a scene, in order; empty if it cannot be rebuilt.
 
-        They ask nothing, and their ids are 0.
+        They have no question, and their ids are 0.
         """
         link = self._links.get(name)
         if link is None or not link.whole:
@@ -198,13 +198,13 @@ class HeldScenes:
             jobs.append(link.job)
         return jobs[::-1]
 
-    # ------------------------------------------------------------------ held, let go
+    # ------------------------------------------------------------------ hold and drop
 
     def hold(self, scene: HeldScene, job: Job) -> None:
         """Hold the scene of a frame that an engine accepted.
 
         Args:
-            scene: its `kept` is that of the frame; a delta frame's base adds to it.
+            scene: its `kept` covers this frame only; the base of a delta frame adds to it.
             job: the frame.
         """
         name = scene.name
@@ -234,12 +234,12 @@ class HeldScenes:
                 told(scene)
 
     def forget_device(self, tenant: str, device: str) -> None:
-        """Let go of every scene of a device."""
+        """Drop every scene of a device."""
         for name in list(self._devices.get((tenant, device), ())):
             self._drop(name)
 
     def forget_bundle(self, bundle: str) -> None:
-        """Let go of the scenes of a bundle that is served no more."""
+        """Drop the scenes of a bundle that is no longer served."""
         for name in [name for name, scene in self._scenes.items() if scene.bundle == bundle]:
             self._drop(name)
 

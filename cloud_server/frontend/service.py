@@ -1,8 +1,8 @@
 """The front-end process: puts its parts together and runs them.
 
 In order: socket directory → parts start → an engine answers → readiness line → SIGTERM: health
-flips, nothing new is taken, requests under way end → parts close, engines first. Never touches a
-tensor library.
+reports the stop, new requests are refused, requests under way end → parts close, engines first.
+It imports no tensor library.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Service:
         announce: called once with the readiness line.
         spawn: given the settings and a link's address, returns how engine processes are started.
         again: reads the settings again, for `reload`; by default they never change.
-        file: the settings file, which is followed; None without one.
+        file: the settings file, watched for changes; None without one.
 
     Attributes:
-        access: who may call; made by `run`.
+        access: identities and TLS; made by `run`.
     """
 
     access: Access
@@ -85,7 +85,7 @@ class Service:
         self._stop.set()
 
     def reload(self) -> None:
-        """Take over what changed: certificates, keys, quotas, the log level."""
+        """Apply changes of certificates, keys, quotas and reloadable settings."""
         if self._reload is not None:
             self._reload.now()
 
@@ -195,8 +195,8 @@ def serve(settings: Settings, again: Callable[[], Settings], file: Path | None) 
     """Serve until SIGTERM, reload at SIGHUP; the readiness line goes to standard output.
 
     Args:
-        settings: as they are now.
-        again: reads them again.
+        settings: the settings at the start.
+        again: reads the settings again.
         file: the settings file; None without one.
 
     Raises:

@@ -39,9 +39,9 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.quantize import QUANTIZERS
 
 _SESSION_BYTES = 2048
-"""Memory of one session, with its share of the tables around it; measured: below that."""
+"""Memory of one session, with its share of tables, in bytes; an upper bound of measurements."""
 _EVERY = "*"
-"""In the place of a tenant or a device that a caller need not name; no name has this letter."""
+"""Stands for any tenant or device in look-ups; names cannot contain this character."""
 Sealed: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
 
 
@@ -56,9 +56,8 @@ class Session:
         terms: shared by all sessions like this one.
         peer: the address that opened it.
         owner: the tenant and the device that it belongs to.
-        path: whose share of the sessions it takes: the owner's or, of a service that knows no
-            identities, the address's.
-        views: tenant and device by which callers may name it (`_views`).
+        path: owner that it counts for; on a service without identities, the peer's address.
+        views: keys by which callers may find it (`_views`).
         known_digest: digest of the bundle that the edge said it holds; empty if none.
     """
 
@@ -117,7 +116,7 @@ class Sessions:
         most_fresh: sessions held that have not yet.
         memory_bytes: bound for the reports of their scenes, all sessions together.
         dropped: called with each session that is no longer held.
-        memory: where their bytes, and those of their scenes' reports, are counted.
+        memory: counts the bytes of sessions and of their scenes' reports.
 
     Attributes:
         on_refused: called with a bundle's digest and why a request on it was refused.
@@ -154,7 +153,7 @@ class Sessions:
         return len(self._fresh)
 
     def offer(self, offers: Collection[Offer]) -> None:
-        """Serve each edge model by its one bundle; sessions on others end."""
+        """Serve each edge model with one bundle; sessions on other bundles end."""
         self.serve(choices_of(offers), offers)
 
     def serve(
@@ -166,9 +165,9 @@ class Sessions:
         """Open sessions on these versions from now on.
 
         Args:
-            choices: which version serves which device, by the fingerprint of the edge model.
-            loaded: every version that the engines have; sessions on others end.
-            coming: fingerprints of edge models for which a version is being loaded.
+            choices: versions offered, by the fingerprint of the edge model.
+            loaded: all versions that the engines have; sessions on others end.
+            coming: fingerprints of edge models whose version is being loaded.
         """
         self._choices, self._coming = dict(choices), frozenset(coming)
         self._terms.clear()
@@ -179,11 +178,11 @@ class Sessions:
             self._drop(session)
 
     def on(self, digest: str) -> int:
-        """Sessions open on a bundle."""
+        """Number of sessions open on a bundle."""
         return self._on[digest]
 
     def misplaced(self) -> list[Session]:
-        """Sessions on another version than their device would get now."""
+        """Sessions whose device would get another version now."""
         found = []
         for session in self._held.values():
             choice = self._choices.get(session.source.fingerprint)
@@ -194,7 +193,7 @@ class Sessions:
         return found
 
     def refused(self, bundle: str, error: BridgeError) -> None:
-        """A frame was refused.
+        """Report a refused frame.
 
         Args:
             bundle: digest of its bundle; empty for a question about a scene.
@@ -204,7 +203,7 @@ class Sessions:
             self.on_refused(bundle, error)
 
     def end(self, session: Session) -> None:
-        """A session is over; a call that names it is told to negotiate again."""
+        """End a session; later calls that name it are told to negotiate again."""
         if self._held.get(session.id) is session:
             self._drop(session)
 
@@ -226,7 +225,7 @@ class Sessions:
                 is served, nothing is refused: the edge fetches the new encoder.
             peer: the caller's address.
             caller: who calls.
-            device: its name, where callers are not known; empty for the address.
+            device: its name on a service without identities; empty for the peer's address.
 
         Raises:
             EngineUnavailableError: no engine has come up yet.
@@ -277,8 +276,8 @@ class Sessions:
 
         Args:
             session_id: its id, or anything else.
-            caller: who names it. Another's session is looked for in the same places as one that
-                never was, and not found there.
+            caller: the caller. Another caller's session and a session that never existed get the
+            same error.
 
         Raises:
             UnknownSessionError: it is not held (any more).
@@ -298,7 +297,7 @@ class Sessions:
         return session
 
     def require(self, session: Session) -> None:
-        """Check that a session, which was found before, is still held.
+        """Check that a session that was found before is still held.
 
         Raises:
             UnknownSessionError: it is not.
@@ -330,7 +329,7 @@ class Sessions:
             self._reports.put((session.id, frame_number), told, session.owner)
 
     def report(self, session: Session, frame_number: int) -> Report:
-        """A scene's report; empty if it is not remembered."""
+        """A scene's report; empty if it is no longer kept."""
         nothing: Report = (pb.DistortionReport(), "", [], math.nan)
         return self._reports.get((session.id, frame_number)) or nothing
 
@@ -374,7 +373,7 @@ class Sessions:
 
     @property
     def _offers(self) -> list[Offer]:
-        """Every version that some device gets."""
+        """All versions that serve devices."""
         return [offer for choice in self._choices.values() for offer in choice.every]
 
     def _drop(self, session: Session) -> None:
@@ -421,7 +420,7 @@ class Sessions:
 
 
 def _views(caller: Caller) -> tuple[Owner, ...]:
-    """Tenants and devices whose sessions a caller may name."""
+    """Keys of the sessions that a caller may name: tenant and device."""
     if caller.kind in ("device", "anyone"):
         return ((caller.tenant, caller.name),)
     if caller.of_service:

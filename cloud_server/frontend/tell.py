@@ -27,26 +27,26 @@ from protos.refusals import refused
 
 
 class Asked(Protocol):
-    """Where a question comes from: a session, or an application over HTTP."""
+    """The asker of a question: a session, or an application over HTTP."""
 
     @property
     def id(self) -> bytes:
-        """Of the session whose scene it is about."""
+        """Id of the session whose scene it is about."""
 
     @property
     def bundle_id(self) -> str:
-        """Of the bundle that maps the scene; empty for a picture."""
+        """Id of the bundle that maps the scene; empty for a picture."""
 
     @property
     def risk(self) -> RiskModel | None:
-        """The service's guard of that bundle, if it has one."""
+        """The service's guard in that bundle, if it has one."""
 
 
 class Stream:
     """One Infer stream: its outbox and the requests that have no terminal event yet.
 
     Args:
-        outbox: its own, or that of the session's Events call.
+        outbox: its own outbox, or that of the session's Events call.
 
     Attributes:
         apart: whether the client reads its events from the session's Events call.
@@ -98,7 +98,7 @@ class Teller:
     Args:
         metrics: what is counted and timed.
         sessions: where scenes' reports are kept.
-        scenes: where accepted frames are held.
+        scenes: holds accepted frames.
         under_way: where computations end.
         refusals: where refusals are counted.
         log: a bound logger.

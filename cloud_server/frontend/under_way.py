@@ -30,10 +30,10 @@ class UnderWay:
 
     Args:
         settings: limits and sizes.
-        link: the way to the engines.
+        link: sends jobs to the engines.
         metrics: what is counted.
         quota_of: quotas of tenants and devices.
-        memory: where the bytes of requests and answers are counted.
+        memory: counts the bytes of requests and answers.
 
     Attributes:
         answers: running computations and remembered answers.
@@ -168,10 +168,10 @@ class UnderWay:
             self._admission.rejoin(computation.request)
 
     def require_staying(self) -> None:
-        """Refuse what is new while the service ends.
+        """Refuse a new request while the service stops.
 
         Raises:
-            EngineUnavailableError: it ends.
+            EngineUnavailableError: the service stops.
         """
         if self.draining:
             raise EngineUnavailableError(LEAVING)
@@ -212,10 +212,10 @@ class UnderWay:
         self._later(look(context.peer()))
 
     def drop(self, computations: list[Computation], how: str) -> None:
-        """Drop computations that nobody waits for any more, at once, in the engine too.
+        """Cancel computations that nobody waits for, at once, in the engine too.
 
         Args:
-            computations: those that somebody still listens to go on.
+            computations: computations with a remaining listener go on.
             how: `cancelled`, or `stopped` if the answer is long enough.
         """
         self._withdraw([one for one in computations if not one.heard], how)
@@ -250,7 +250,7 @@ class UnderWay:
     # ------------------------------------------------------------------ the end
 
     async def drain(self) -> None:
-        """Take nothing new; wait for what is under way."""
+        """Refuse new requests, and wait for those under way."""
         self.draining = True
         self._admission.forget_left()
         await self._idle.wait()

@@ -1,1 +1,1 @@
-"""Who may call, and over what: ports, TLS, enrolment, open calls."""
+"""Access: identities, ports, TLS, enrolment, open calls."""

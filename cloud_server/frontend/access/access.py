@@ -1,4 +1,4 @@
-"""Who may call, and over what: identities, TLS, enrolment and open calls of one front end."""
+"""Access to one front end: identities, TLS, enrolment and open calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REMIND_S = 86400.0
 
 
 class Access:
-    """The part of the front end that knows callers (see `Part`).
+    """The part of the front end that identifies callers (see `Part`).
 
     Args:
         settings: the directory, and whether identities are off (`--insecure`).
@@ -45,7 +45,7 @@ class Access:
     Attributes:
         store: the database; None without a directory.
         live: the directory of callers; None without a directory.
-        identities: who calls; `Nobody` without identities.
+        identities: identifies callers; `Nobody` on a service without identities.
         tls: None for plain text.
 
     Raises:
@@ -101,11 +101,11 @@ class Access:
 
     @property
     def open_calls(self) -> int:
-        """Calls of known callers that are open."""
+        """Open calls of identified callers."""
         return 0 if self._calls is None else len(self._calls)
 
     def quota_of(self, tenant: str, device: str | None) -> Quota:
-        """The quota of a device, or (None) of a tenant, now."""
+        """The current quota of a device, or of a tenant if the device is None."""
         if self.live is None or not self.identities.required:
             return self._without
         return self.live.now.quota(tenant, device)
@@ -113,7 +113,7 @@ class Access:
     def guarded(
         self, methods: Mapping[str, grpc.RpcMethodHandler]
     ) -> dict[str, grpc.RpcMethodHandler]:
-        """Handlers that answer known callers only, with Enrol and Renew among them.
+        """Wrap handlers so that they answer only identified callers; adds Enrol and Renew.
 
         Args:
             methods: the service's other handlers, by name.
@@ -133,7 +133,7 @@ class Access:
         }
 
     def for_operators(self, handler: grpc.RpcMethodHandler, name: str) -> grpc.RpcMethodHandler:
-        """A handler that answers operators of the whole service only.
+        """Wrap a handler so that it answers only operators of the whole service.
 
         Args:
             handler: one of `grpc.aio`.
@@ -142,17 +142,17 @@ class Access:
         return handler if self._calls is None else self._calls.guarded(handler, name, _operates)
 
     def held(self, key: str, caller: Caller) -> AbstractContextManager[None]:
-        """While the block runs, an HTTP request is open (see `OpenCalls.held`)."""
+        """An HTTP request is open while the block runs (see `OpenCalls.held`)."""
         return contextlib.nullcontext() if self._calls is None else self._calls.held(key, caller)
 
     def may_see_metrics(self, header: str) -> None:
-        """Check who asks for /metrics. Called on any thread.
+        """Check the caller of /metrics. Any thread may call it.
 
         Args:
             header: the request's `Authorization` header.
 
         Raises:
-            UnauthenticatedError: nobody that is known.
+            UnauthenticatedError: the key is missing or not valid.
             ForbiddenError: not an operator of the service.
         """
         _operates(self.identities.bearer(bearer_of(header)))
@@ -169,14 +169,14 @@ class Access:
         self._tasks = [asyncio.create_task(self._keep_on(one)) for one in work]
 
     def reload(self) -> None:
-        """Look at files and database now, instead of within a second."""
+        """Check files and database now, instead of within a second."""
         if self.live is not None:
             self.live.wake()
         if self.tls is not None:
             self.tls.refresh()
 
     async def drain(self) -> None:
-        """See `Part`; callers stay known."""
+        """See `Part`; callers are still identified."""
 
     async def close(self) -> None:
         """See `Part`."""
@@ -190,7 +190,7 @@ class Access:
             self.store.close()
 
     async def _keep_on(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do what must not end while the service runs, again if it fails."""
+        """Run work that must not end while the service runs; start it again if it fails."""
         while True:
             try:
                 await work()
@@ -211,7 +211,7 @@ class Access:
             await asyncio.sleep(_LOOK_S)
 
     def _tell_ends(self, tls: ServerTls) -> None:
-        """Show when certificates end, and warn once a day of those that end soon."""
+        """Update the metric of certificates' expiry; warn once a day about early ones."""
         authority, now_s = tls.authority, time.time()
         ends = {
             "server": tls.shown.end_s,
@@ -220,7 +220,7 @@ class Access:
         }
         soon = {what: end_s for what, end_s in ends.items() if end_s - now_s < _SOON_S}
         if not tls.shown.foreign:
-            soon.pop("server", None)  # it is renewed here
+            soon.pop("server", None)  # the service renews it
         for what, end_s in ends.items():
             self._metrics.certificate_end.labels(what).set(end_s)
         if soon and now_s - self._reminded_s > _REMIND_S:

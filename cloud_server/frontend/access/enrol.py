@@ -1,4 +1,4 @@
-"""Enrol and Renew: a device gets its certificate, with a one-time code or with the one it has."""
+"""Enrol and Renew: a device gets a certificate for a one-time code or for its old certificate."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from protos.process.logs import Logger
 
 _MOST_BYTES = 8192
 _TOGETHER = 32
-"""How many times what one address may do all addresses may do together."""
+"""Bound on all addresses together, as a multiple of the bound on one."""
 _RENEWALS_PER_S = 1 / 60
 _RENEWAL_BURST = 5
 _AT_ONCE = 2
 _SEEN_S = 2.0
-"""How long to wait until this process knows the certificate that it gave."""
+"""Longest wait until this process's directory has a certificate that it issued."""
 
 
 class Enroller:
     """The RPCs Enrol and Renew.
 
     Args:
-        settings: how long certificates are valid, and how often a code may be tried.
-        store: where codes and certificates are.
+        settings: lifetime of certificates, and rate of tries with codes.
+        store: the database.
         live: the directory.
-        identities: who renews.
-        authority: the authority as it is now.
-        metrics: what is counted.
-        refusals: where refusals are counted.
+        identities: identifies devices that renew.
+        authority: returns the current authority.
+        metrics: the service's metrics.
+        refusals: counts refusals.
         log: a bound logger.
         clock: seconds since 1970.
     """
@@ -82,12 +82,12 @@ class Enroller:
         live.changed(self._changed.set)
 
     async def enrol(self, raw: bytes, context: Any) -> pb.Certificates:
-        """Give a device its first certificate; whoever knows the code is the device."""
+        """Issue a device's first certificate; the one-time code proves who it is."""
         peer = address_of(context.peer())
         try:
             self._charge(peer)
             request = _read(pb.EnrolRequest, raw)
-            request_key(request.request_der)  # a bad request does not use a code up
+            request_key(request.request_der)  # a bad request must not use up a code
             tenant, device, issued = await self._in_turn(
                 lambda: self._redeem(request.code, request.request_der)
             )
@@ -106,7 +106,7 @@ class Enroller:
         return await self._answer(tenant, device, issued)
 
     async def renew(self, raw: bytes, context: Any) -> pb.Certificates:
-        """Give the device that calls a fresh certificate; the old one stays valid to its end."""
+        """Issue a new certificate to the calling device; the old one stays valid to its end."""
         try:
             caller = self._identities.of_call(context)
             if caller.kind != "device":
@@ -132,16 +132,16 @@ class Enroller:
             raise _too_often(wait_s)
 
     async def _in_turn(self, work: Callable[[], Any]) -> Any:
-        """Do what the database may hold up on another thread, a few at once."""
+        """Run database work in another thread, a few at once."""
         async with self._at_once:
             return await asyncio.to_thread(work)
 
     def _redeem(self, code: str, request_der: bytes) -> tuple[str, str, Issued]:
-        """Use a code up and sign, in one transaction: both happen, or neither."""
+        """Redeem a code and sign a certificate in one transaction."""
         try:
             secret = OneTimeCode.parse(code[:256]).secret
         except EnrolmentError:
-            secret = ""  # no code's: it goes the same way as a wrong one
+            secret = ""  # not a code: handled like a wrong one
         with self._store.write("enrolment") as tx:
             device = codes.redeem(tx, hashlib.sha256(secret.encode()).hexdigest())
             issued = self._sign(device.tenant, device.name, request_der)
@@ -180,7 +180,7 @@ class Enroller:
         )
 
     async def _until_known(self, serial: str) -> None:
-        """Wait until a device that calls at once is let in, for a moment at most."""
+        """Wait briefly for the directory to have a new certificate, so its device can call."""
         self._live.wake()
 
         async def known() -> None:

@@ -1,4 +1,4 @@
-"""Which calls a caller may make: devices all of a device's, keys only Ask."""
+"""Which RPCs a caller may use: a device all, a key only Ask."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from protos.errors import ForbiddenError
 
 
 class Gate:
-    """Lets callers in.
+    """Checks the callers of RPCs.
 
     Args:
-        identities: who calls.
+        identities: identifies callers.
     """
 
     def __init__(self, identities: Identities | Nobody) -> None:
@@ -24,8 +24,8 @@ class Gate:
         """The device that makes a call.
 
         Raises:
-            UnauthenticatedError: nobody that is known.
-            ForbiddenError: a key.
+            UnauthenticatedError: the credential is missing or not valid.
+            ForbiddenError: the caller is a key.
         """
         caller = self._identities.of_call(context)
         if caller.kind not in ("device", "anyone"):
@@ -35,11 +35,11 @@ class Gate:
         return caller
 
     def asker(self, context: Any) -> Caller:
-        """Who asks about a scene: a device, or a key that may ask.
+        """The caller that asks about a scene: a device, or a key with the scope `ask`.
 
         Raises:
-            UnauthenticatedError: nobody that is known.
-            ForbiddenError: a key without the scope.
+            UnauthenticatedError: the credential is missing or not valid.
+            ForbiddenError: the key lacks the scope.
         """
         caller = self._identities.of_call(context)
         if caller.kind != "device":
@@ -48,7 +48,7 @@ class Gate:
 
 
 def owner_of(caller: Caller) -> Owner:
-    """Whose requests and answers a caller's are."""
+    """The owner of a caller's requests and answers."""
     if caller.kind in ("device", "anyone"):
         return caller.tenant, caller.name
     return caller.tenant, f"key:{caller.name}"

@@ -1,7 +1,7 @@
-"""Calls of known callers: who is not known gets none, and a call ends when its caller's right does.
+"""Open calls: each call is authenticated, and ended when its caller's credential becomes invalid.
 
-gRPC checks a certificate once, when a connection begins. Here each call is checked when it begins,
-and the open ones again whenever the directory changes or a certificate or key ends.
+gRPC checks a certificate only when a connection begins. Here each call is checked when it begins,
+and open calls again whenever the directory changes or a certificate or key expires.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class _Call:
 
 
 class OpenCalls:
-    """Checks every call, and ends those whose caller may not call any more.
+    """Checks every call, and ends calls whose caller may no longer call.
 
     Args:
-        identities: who is known.
-        refusals: where refusals are counted.
+        identities: identifies callers.
+        refusals: counts refusals.
         log: a bound logger.
         clock: seconds since 1970.
     """
@@ -65,7 +65,7 @@ class OpenCalls:
         return len(self._open)
 
     def look(self) -> None:
-        """The directory has changed: check every open call soon. Call it on the event loop."""
+        """Check every open call soon, because the directory changed. Call it on the event loop."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -83,12 +83,12 @@ class OpenCalls:
         name: str,
         may: Callable[[Caller], None] = lambda _: None,
     ) -> grpc.RpcMethodHandler:
-        """A handler that answers known callers only.
+        """Wrap a handler so that it answers only identified callers.
 
         Args:
             handler: one of `grpc.aio`.
             name: the call's name, for the log.
-            may: raises if a caller may not call this.
+            may: raises an error if the caller may not use this call.
         """
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
@@ -116,14 +116,14 @@ class OpenCalls:
 
     @contextmanager
     def held(self, key: str, caller: Caller) -> Iterator[None]:
-        """While the block runs, an HTTP request is open.
+        """An HTTP request is open while the block runs.
 
         Args:
-            key: what its caller shows.
-            caller: who that is.
+            key: the caller's bearer key.
+            caller: the caller.
 
         Raises:
-            UnauthenticatedError: its caller's right ended meanwhile; the block was cancelled.
+            UnauthenticatedError: the key became invalid meanwhile; the block was cancelled.
         """
         with self._held(None, (key, caller)) as call:
             try:
@@ -167,14 +167,14 @@ class OpenCalls:
         await asyncio.gather(*map(self._end, ending))
 
     def _still(self, call: _Call) -> bool:
-        """Whether the same caller would be let in with the same rights."""
+        """Whether the call would still be accepted, with the same rights."""
         try:
             return self._identities.of(call.credential) == call.caller
         except UnauthenticatedError:
             return False
 
     async def _end(self, call: _Call) -> None:
-        """End a call from outside its handler: cancelling alone would leave the client waiting."""
+        """End a call with a status from outside its handler; after a cancel clients would wait."""
         call.ended = True
         if call.context is None:
             call.task.cancel()
@@ -182,9 +182,9 @@ class OpenCalls:
         abort = self._refusals.abort(call.context, _ENDED, "open call")
         try:
             await asyncio.wait_for(abort, _ABORT_S)
-        except grpc.aio.AbortError:  # how it ends well
+        except grpc.aio.AbortError:  # `abort` always raises it
             pass
-        except Exception as error:  # it ended meanwhile, or its client reads nothing
+        except Exception as error:  # the call ended meanwhile, or its client does not read
             self._log.info("open call cut", tenant=call.caller.tenant, cause=repr(error))
         finally:
             call.task.cancel()

@@ -1,4 +1,4 @@
-"""The front end's ports: gRPC with its options, and the page of metrics."""
+"""The front end's ports for gRPC and metrics."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from protos.process.logs import Logger
 
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
-"""A message up to this far above the limit is refused alone; beyond it gRPC ends the stream."""
+"""A message this much above the limit is refused alone; beyond that gRPC ends the stream."""
 _LOOKAHEAD_BYTES = 1 << 20
-"""HTTP/2 window of each stream: how much a client may send before the service has read it."""
+"""HTTP/2 window of each stream: bytes that a client may send before the service reads them."""
 
 
 class GrpcPort:
@@ -34,13 +34,13 @@ class GrpcPort:
         settings: where it listens, and its limits.
         bridge: the service.
         health: gRPC's health service.
-        access: who may call, and over what.
-        descriptor_limit: descriptors that this process may hold.
+        access: identities and TLS.
+        descriptor_limit: file descriptors that this process may open.
         log: a bound logger.
 
     Attributes:
-        ports: where it listens, once it has started: `port`, where clients show a certificate if
-            there is TLS, and then also `open_port`, where they show none.
+        ports: port numbers once it has started: `port`, and with TLS also `open_port`. With TLS,
+        clients of `port` must show a certificate.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class GrpcPort:
         )
 
     async def drain(self) -> None:
-        """See `Part`; calls go on, and `Bridge` refuses what is new."""
+        """See `Part`; open calls go on, and `Bridge` refuses new requests."""
 
     async def close(self) -> None:
-        """See `Part`; calls have a moment to send their last events."""
+        """See `Part`; open calls have a moment to send their last events."""
         if self._server is not None:
             await self._server.stop(_STREAM_GRACE_S)
 
@@ -108,7 +108,7 @@ class GrpcPort:
 
 
 def _reflection(access: Access) -> grpc.GenericRpcHandler:
-    """The reflection service, for operators only where callers are known."""
+    """The reflection service; on a service with identities only for operators."""
     name = "ServerReflectionInfo"
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     handler = grpc.stream_stream_rpc_method_handler(
@@ -125,9 +125,9 @@ class MetricsPort:
 
     Args:
         settings: where it listens, and its limits.
-        metrics: what it shows.
-        health: what it says of readiness.
-        access: who may see the metrics, and over what.
+        metrics: the service's metrics.
+        health: the service's readiness.
+        access: identities and TLS.
 
     Attributes:
         port: where it listens, once it has started.
@@ -157,7 +157,7 @@ class MetricsPort:
         self.port = self._server.port
 
     async def drain(self) -> None:
-        """See `Part`; it tells of the drain until the end."""
+        """See `Part`; the port stays open, so that probes see the drain."""
 
     async def close(self) -> None:
         """See `Part`."""

@@ -1,1 +1,1 @@
-"""Who is served next, and how much each may send and hold."""
+"""Admission: fair turns, quotas and memory bounds."""

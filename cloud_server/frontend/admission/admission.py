@@ -5,9 +5,9 @@
           leave ▼  │ rejoin   │ leave: comes back unless it has begun
               left (served last, until its time is up)
 
-Whose turn it is, `turns` says. The engine is given only what it can soon take up. A request that
-would wait too long is refused at once, with the time when to come again (`pace`). When all places
-or bytes are taken, whoever holds most of them loses its newest request to one who holds fewer.
+`turns` decides whose turn it is. The engine gets only what it can start soon. A request that would
+wait too long is refused at once, with a time to retry (`pace`). When all places or bytes are taken,
+a new request replaces the newest one of the caller that holds most, if that holds more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from cloud_server.frontend.engines.dispatch import Dispatch
 from protos.errors import BridgeError, EngineUnavailableError, OverloadedError
 
 _REQUEST_BYTES = 4096
-"""Memory of a request beside its frame and question, with its share of the tables around it."""
+"""Memory of a request beside its frame and question, with its share of tables."""
 
 
 @dataclass(eq=False)
@@ -48,10 +48,10 @@ class Request(Item):
     """One request on its way.
 
     Attributes:
-        job: what the engine is given.
-        sink: gets its events, until it is withdrawn.
-        dropped: called when it ends because nobody came back for it.
-        picture: whether it is a picture; the engine takes fewer of these at a time.
+        job: the engine's job for it.
+        sink: gets its events until it is withdrawn.
+        dropped: called when it ends because its caller did not come back.
+        picture: whether it is a picture; the engine takes fewer pictures at a time.
     """
 
     job: Job
@@ -65,17 +65,17 @@ class Request(Item):
 
 @dataclass(frozen=True)
 class QueueBounds:
-    """How much is held, and for how long.
+    """Bounds on the requests held.
 
     Attributes:
         places: requests held at once, in the queue and in the engine.
-        bytes: memory of all of them.
-        share: most of those places that one session may hold.
+        bytes: memory of all requests held.
+        share: places that one session may hold.
         batch: requests that one engine works on together.
-        given: requests that one engine is given at once.
-        pictures: most of those that may be pictures.
-        window_s: how long a request whose caller is gone is kept for the caller to come back.
-        queue_s: longest time that a request should wait for its turn.
+        given: requests that one engine has at once.
+        pictures: pictures among those.
+        window_s: how long a request is kept after its caller has gone.
+        queue_s: longest wait for a turn.
         active_s: how long a caller counts as active after a request.
     """
 
@@ -91,13 +91,13 @@ class QueueBounds:
 
 
 class Admission:
-    """Between the front end's calls and `Dispatch`.
+    """Queues requests of the front end's calls for `Dispatch`.
 
     Args:
-        link: the way to the engines.
-        bounds: how much is held.
-        quota_of: quotas of tenants and devices; they may change at any time.
-        memory: where the bytes of requests are counted.
+        link: sends jobs to the engines.
+        bounds: bounds on the requests held.
+        quota_of: current quotas of tenants and devices.
+        memory: counts the bytes of requests.
     """
 
     def __init__(
@@ -118,30 +118,30 @@ class Admission:
 
     @property
     def depth(self) -> int:
-        """Places taken, without those of callers that are gone: these are free to be taken."""
+        """Places taken, without those of callers that have gone: new requests may take these."""
         return self._turns.places
 
     @property
     def waiting_for_nobody(self) -> int:
-        """Requests whose callers are gone and that the engine has not been given."""
+        """Requests whose callers have gone and that no engine has."""
         return len(self._left)
 
     @property
     def wait_s(self) -> float:
-        """How long the requests that wait now take to be given to the engine, seconds."""
+        """Estimated time until the engine has all requests that wait now, seconds."""
         return self.pace.wait_s(self._turns.waiting)
 
     def start(self) -> None:
-        """Begin to give requests to the engine."""
+        """Begin to send requests to the engine."""
         self._task = asyncio.create_task(self._run())
 
     def forget_left(self) -> None:
-        """Wait no longer for callers that are gone."""
+        """Drop requests whose callers have gone."""
         for request in list(self._left):
             self._forget(request)
 
     async def stop(self) -> None:
-        """Give the engine nothing more."""
+        """Send the engine nothing more."""
         self.forget_left()
         if self._task is not None:
             self._task.cancel()
@@ -158,15 +158,15 @@ class Admission:
         rank: int = NORMAL,
         wait_s: float | None = None,
     ) -> Request:
-        """Take a request into its session's queue.
+        """Put a request into its session's queue.
 
         Args:
-            job: what the engine is given.
-            lane: whose turn and place it takes.
-            sink: see `Request`, like the next two.
-            dropped: see there.
-            picture: see there.
-            rank: its class (`turns`).
+            job: the engine's job for it.
+            lane: its tenant, device and session.
+            sink: see `Request`.
+            dropped: see `Request`.
+            picture: see `Request`.
+            rank: its class (see `turns`).
             wait_s: time until its deadline, seconds; None for none.
 
         Raises:
@@ -183,7 +183,7 @@ class Admission:
         return request
 
     def leave(self, request: Request) -> None:
-        """The caller is gone and may come back: serve the request last, drop it after a while."""
+        """The caller has gone: serve the request last, and drop it if the caller stays away."""
         if request.left or request.state == "over":
             return
         self._turns.remove(request)
@@ -196,7 +196,7 @@ class Admission:
             self._left[request] = None
 
     def rejoin(self, request: Request) -> None:
-        """Its caller is back."""
+        """The request's caller is back."""
         if not request.left or request.state == "over":
             return
         request.left = False
@@ -208,7 +208,7 @@ class Admission:
             self._enqueue(request, first=True)
 
     def withdraw(self, request: Request) -> None:
-        """Nobody wants the request any more: free its place at once, in the engine too."""
+        """Drop a request that nobody waits for; its place is free at once, in the engine too."""
         if request.state == "over":
             return
         was = request.state
@@ -275,7 +275,7 @@ class Admission:
         """Free a place and bytes for a new request.
 
         Raises:
-            OverloadedError: nobody holds more than its caller.
+            OverloadedError: no other caller holds more than this one.
         """
         places, most = self._bounds.places, self._bounds.bytes
         while self.depth + len(self._left) >= places or self._memory.total + request.bytes > most:
@@ -308,7 +308,7 @@ class Admission:
         request.dropped()
 
     def _over(self, request: Request) -> None:
-        """It has no place any more."""
+        """Free the request's place."""
         request.state = "over"
         self._stop_timer(request)
         if not request.left:
@@ -337,7 +337,7 @@ class Admission:
                     self._heard(request, error)
 
     def _next(self) -> Request | None:
-        """The request whose turn it is; it counts as given from now on."""
+        """The request whose turn it is; from now on it counts as sent to the engine."""
         bounds, engines = self._bounds, max(1, self._link.engines_up)
         if len(self._given) >= bounds.given * engines:
             return None
@@ -368,7 +368,7 @@ class Admission:
                 self._pictures -= request.picture
             self._wake.set()
         if request.state == "over":
-            return  # nobody wants to hear of it
+            return  # nobody waits for it
         if isinstance(said, Dropped):
             self._came_back(request)
             return
@@ -379,7 +379,7 @@ class Admission:
         request.sink(said)
 
     def _came_back(self, request: Request) -> None:
-        """The engine gave it back without having begun it."""
+        """The engine returned the request without having begun it."""
         request.state = "queued"
         if request.left:
             self._left[request] = None

@@ -1,4 +1,4 @@
-"""How many bytes each tenant takes in each store of the front end: for bounds and /metrics."""
+"""Counts the bytes of each tenant in each store of the front end, for bounds and /metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloud_server.metrics import Metrics
 
 
 class Room:
-    """One store: bytes of each tenant."""
+    """Bytes of each tenant in one store."""
 
     def __init__(self) -> None:
         self._of: dict[str, int] = {}
@@ -22,7 +22,7 @@ class Room:
         return self._of.get(tenant, 0)
 
     def add(self, tenant: str, size: int) -> None:
-        """Count bytes of a tenant; negative ones are free again."""
+        """Add bytes to a tenant's count; a negative size frees them."""
         self.total += size
         held = self._of.get(tenant, 0) + size
         if held:
@@ -31,12 +31,12 @@ class Room:
             self._of.pop(tenant, None)
 
     def tenants(self) -> dict[str, int]:
-        """Bytes by tenant: a copy that another thread may take."""
+        """A copy of the bytes by tenant; any thread may call it."""
         return self._of.copy()
 
 
 class Memory(Collector):
-    """The stores, by name. `/metrics` shows them as `held_memory_bytes`."""
+    """The stores by name; the metric `held_memory_bytes`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._name = f"{metrics.prefix}held_memory_bytes"
@@ -44,11 +44,11 @@ class Memory(Collector):
         metrics.registry.register(self)
 
     def room(self, name: str) -> Room:
-        """The store of that name; there from now on."""
+        """The store of that name, made on the first call."""
         return self._rooms.setdefault(name, Room())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """What Prometheus asks for; called in the thread of the metrics port."""
+        """The metric's samples; Prometheus calls it in the thread of the metrics port."""
         held = GaugeMetricFamily(
             self._name,
             "Memory of the front end that a tenant's requests, answers and so on take",

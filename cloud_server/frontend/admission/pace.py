@@ -1,4 +1,4 @@
-"""How fast the engines answer while others wait, and when the refused ones should come back."""
+"""Measures how fast requests end, and tells refused callers when to retry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pace:
 
     @property
     def per_s(self) -> float:
-        """Requests that end a second; 0 as long as too few have ended to tell."""
+        """Requests that end a second; 0 while too few have ended to tell."""
         return self._ended / self._seconds if self._seconds > 0 else 0.0
 
     def ended(self, others_wait: bool) -> None:
@@ -42,18 +42,18 @@ class Pace:
         self._last, self._busy = now, others_wait
 
     def wait_s(self, ahead: float) -> float:
-        """How long so many requests take, seconds; 0 as long as that cannot be told."""
+        """Time for this many requests to end, seconds; 0 while it cannot be estimated."""
         if self._ended < _LEAST_ENDED or self._seconds <= 0:
             return 0.0
         return ahead * self._seconds / self._ended
 
     def come_back_s(self, over_s: float) -> float:
-        """When a refused request should come again, seconds from now.
+        """Seconds after which a refused request should be sent again.
 
         Args:
-            over_s: by how much it would wait too long now.
+            over_s: by how many seconds it would wait too long now.
 
-        Those refused are sent back one after the other, at the rate at which requests end.
+        Refused requests get times one after the other, at the rate at which requests end.
         """
         now, gap = self._clock(), max(self.wait_s(1.0), 1e-3)
         self._room = max(self._room, now + over_s) + gap

@@ -1,4 +1,4 @@
-"""How much callers may send: requests and bytes a second, of a device and of its whole tenant."""
+"""Enforces quotas: requests and bytes a second, for a device and for its whole tenant."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BURST_S = 2.0
 
 @dataclass
 class _Left:
-    """What a device or a tenant may still send at once.
+    """What a device or a tenant may still send at once (token buckets).
 
     Attributes:
-        at: when that was (seconds).
+        at: time of the last update, seconds.
     """
 
     requests: float
@@ -32,12 +32,12 @@ class _Left:
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many requests may still come.
+    """How many requests a device may still send.
 
     Attributes:
-        most: at once, when nothing was sent for a while.
-        left: at once, now.
-        full_s: time until it is `most` again, seconds.
+        most: requests at once after a pause.
+        left: requests at once now.
+        full_s: seconds until `left` is `most` again.
     """
 
     most: float
@@ -46,12 +46,12 @@ class Allowance:
 
 
 class Quotas:
-    """Charges each request.
+    """Counts each request against quotas.
 
     Args:
-        quota_of: quotas now; they may change at any time.
+        quota_of: current quotas.
         clock: seconds, monotonic.
-        most: devices and tenants that are remembered; the longest unused begin anew.
+        most: devices and tenants that are remembered; the least recently used is forgotten.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Quotas:
         self._left: OrderedDict[tuple[str, str | None], _Left] = OrderedDict()
 
     def charge(self, tenant: str, device: str, size: int) -> None:
-        """Count one request of `size` bytes, unless it is one too many.
+        """Count one request of `size` bytes, or refuse it.
 
-        A request larger than a whole burst passes when nothing else was sent, and is paid for then.
+        A request larger than a whole burst passes after a pause; the next requests wait longer.
 
         Raises:
-            OverloadedError: of the device or its tenant; with the time when it may come.
+            OverloadedError: the quota of the device or its tenant is used up; says when to retry.
         """
         now = self._clock()
         taken = []
@@ -106,7 +106,7 @@ class Quotas:
         return found
 
     def _now(self, tenant: str, device: str | None, quota: Quota, now: float) -> _Left:
-        """What is left now, by the quota of now."""
+        """What is left now, by the current quota."""
         requests, size = _burst(quota)
         left = self._left.pop((tenant, device), None)
         if left is None:

@@ -1,13 +1,13 @@
-"""Whose turn it is: fair between tenants, in them between devices, in those between sessions.
+"""Fair turns: between tenants, between the devices of a tenant, between the sessions of a device.
 
     all ── tenant ── device ── session ── queue of alarms, of normal requests, of the background
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996) at each level: who was given the least, by weight,
-is next. Alarms go before the others as long as their sender is only a few requests ahead of its
-fair share; then they wait their turn. The background has one turn of 16 while others wait.
+Start-time fair queueing (Goyal, Vin, Cheng 1996) at each level: the one that got least, by weight,
+is next. Alarms go first while their sender is at most a few requests ahead of its fair share; then
+they wait for their turn. Background requests get one turn in 16 while others wait.
 
-Beside others who were active lately, nobody has more requests at the engine than its share of the
-batch: so they need not wait for a neighbour's, and their steps take no longer.
+While others were active lately, nobody has more requests in the engine than its share of the batch.
+So the others need not wait for a neighbour's requests, and their steps take no longer.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from protos.calls import PRIORITIES
 ALARM, NORMAL, BACKGROUND = range(3)
 """Classes in the order in which they are served."""
 RANKS = tuple(("alarm", "normal", "background").index(name) for name in PRIORITIES)
-"""The class of each number that travels (`PRIORITIES`)."""
+"""The class of each priority on the wire (`PRIORITIES`)."""
 _ALARMS_AHEAD = 4.0
-"""Requests by which alarms may be ahead of their sender's fair share."""
+"""How many requests an alarm's sender may be ahead of its fair share."""
 _ALARMS_MORE = 2
-"""Alarms that the engine is given above their sender's share of the batch."""
+"""Alarms that the engine gets beyond their sender's share of the batch."""
 _BACKGROUND_TURNS = 16
 
 
 class Lane(NamedTuple):
-    """Whose turn and place a request takes.
+    """Tenant, device and session whose turn and place a request takes.
 
     Attributes:
         session: its id, hex.
@@ -46,12 +46,12 @@ class Lane(NamedTuple):
 
 @dataclass(eq=False)
 class Item:
-    """What waits for its turn.
+    """An item that waits for its turn.
 
     Attributes:
         rank: its class.
-        bytes: memory that it takes.
-        charged: whether its turn was counted already, because it was given before.
+        bytes: its memory.
+        charged: whether its turn was counted already, when it was first sent to the engine.
     """
 
     lane: Lane
@@ -64,19 +64,19 @@ Given = TypeVar("Given", bound=Item)
 
 
 class _Node(Generic[Given]):
-    """All, a tenant, a device or a session.
+    """A node of the tree: the root, a tenant, a device or a session.
 
     Attributes:
-        start: how much it was given, by weight (virtual time).
-        clock: the virtual time of those within.
+        start: how much it got, by weight (virtual time).
+        clock: the virtual time of its child nodes.
         waiting: requests that wait, by class.
-        places: those and the ones that the engine has.
-        given: those that the engine has.
-        recent: who within was active lately, and until when that counts.
-        active, eager: weights of those in `recent`, and of those who wait, together.
-        order: by class, `(start, count, node)` of those within who wait: a heap. An entry may be
-            out of date: `start` has grown since, or nothing waits any more.
-        queues: of a session, by class.
+        places: requests that wait or are in the engine.
+        given: requests in the engine.
+        recent: child nodes that were active lately, and until when each counts as active.
+        active, eager: total weight of the nodes in `recent`, and of the child nodes that wait.
+        order: heaps of `(start, count, node)` of child nodes that wait, by class. An entry is out
+        of date if `start` has grown since or nothing waits any more.
+        queues: a session's queues, by class.
     """
 
     __slots__ = (
@@ -115,24 +115,24 @@ class _Node(Generic[Given]):
         return sum(self.waiting)
 
     def lists(self, rank: int) -> bool:
-        """Whether it belongs into its outer node's heap of a class; alarms are normal ones too."""
+        """Whether it belongs into its parent's heap of a class; alarms count as normal ones too."""
         if rank == NORMAL:
             return self.waiting[ALARM] + self.waiting[NORMAL] > 0
         return self.waiting[rank] > 0
 
 
 class Turns(Generic[Given]):
-    """Requests that wait, and how many of whom the engine has.
+    """Requests that wait, and how many requests of each caller are in the engine.
 
     Args:
         weight_of: the weight of a tenant (device None) or of a device.
-        window_s: how long someone counts as active after a request; 0 for no shares: whoever waits
-            is given all that is free.
+        window_s: how long a caller counts as active after a request; 0 turns shares off, so that
+        whoever waits gets all that is free.
         clock: seconds.
 
     Attributes:
         batch: requests that the engines work on together.
-        ahead: further requests that they may be given beforehand.
+        ahead: further requests that they may get in advance.
     """
 
     def __init__(
@@ -148,17 +148,17 @@ class Turns(Generic[Given]):
 
     @property
     def places(self) -> int:
-        """Requests that wait or that the engine has."""
+        """Requests that wait or are in the engine."""
         return self._all.places
 
     @property
     def bytes(self) -> int:
-        """Memory of those."""
+        """Memory of all requests."""
         return self._all.bytes
 
     @property
     def given(self) -> int:
-        """Requests that the engine has."""
+        """Requests in the engine."""
         return self._all.given
 
     @property
@@ -175,12 +175,12 @@ class Turns(Generic[Given]):
     # ------------------------------------------------------------------ in and out
 
     def add(self, item: Given, first: bool = False) -> None:
-        """Take a request into its session's queue.
+        """Put a request into its session's queue.
 
         Args:
             item: the request.
-            first: whether it was here before: it comes before the others of its session. If they
-                are none, its session comes behind those who stayed.
+            first: whether it was in the queue before; then it goes before the session's others. If
+            the session has no others, the session goes behind those that stayed.
         """
         now, node = self._clock(), self._all
         way = [node]
@@ -210,7 +210,7 @@ class Turns(Generic[Given]):
             self._list(node)
 
     def remove(self, item: Given) -> None:
-        """Take a request out: of the queue, or of those that the engine has."""
+        """Remove a request from the queue, or from those in the engine."""
         nodes = list(self._path(item.lane))
         waited = nodes[-1].queues[item.rank].pop(item, False) is None
         for node in nodes:
@@ -222,7 +222,7 @@ class Turns(Generic[Given]):
                 node.given -= 1
 
     def back(self, item: Given) -> None:
-        """Count a request among those that the engine has, though it did not wait."""
+        """Count a request as in the engine although it did not wait."""
         now = self._clock()
         self.add(item)
         nodes = list(self._path(item.lane))
@@ -235,7 +235,7 @@ class Turns(Generic[Given]):
     # ------------------------------------------------------------------ turns
 
     def next(self, may_go: Callable[[Given], bool]) -> Given | None:
-        """The request whose turn it is; the engine has it from now on.
+        """The request whose turn it is; from now on it counts as in the engine.
 
         Args:
             may_go: whether the engine can take a request now.
@@ -261,7 +261,7 @@ class Turns(Generic[Given]):
         return item
 
     def ahead_of(self, lane: Lane, rank: int) -> float:
-        """About how many requests have their turn before a new one of this class."""
+        """Estimated number of requests that go before a new one of this class."""
         nodes = list(self._path(lane))
         need = 1.0
         if len(nodes) == 4:
@@ -277,10 +277,11 @@ class Turns(Generic[Given]):
         return need - 1.0
 
     def gives_way(self, item: Given, most_places: int, most_bytes: int) -> Given | None:
-        """The request that loses its place to a new one; None if the new one has to go away.
+        """The request that a new one replaces; None if the new one must be refused.
 
-        Whoever holds most, by weight, loses its newest one of the lowest class, if it holds more
-        than the newcomer would. Within its own session a request gives way to a higher class.
+        The caller that holds most, by weight, loses its newest request of the lowest class, if it
+        holds more than the new one's caller would. Within a session, a higher class replaces a
+        lower one.
         """
 
         def fill(node: _Node[Given], places: int = 0, size: int = 0) -> float:
@@ -310,7 +311,7 @@ class Turns(Generic[Given]):
     def _pick(
         self, outer: _Node[Given], batch: float, ahead: float, may_go: Callable[[Given], bool]
     ) -> Given | None:
-        """The next request within a node that has a share of the engine's places."""
+        """The next request within a node whose share of the engine's places is not used up."""
         ranks = [ALARM, NORMAL, BACKGROUND]
         if outer.turns % _BACKGROUND_TURNS == _BACKGROUND_TURNS - 1:
             ranks = [BACKGROUND, ALARM, NORMAL]
@@ -358,9 +359,10 @@ class Turns(Generic[Given]):
     def _share(
         self, outer: _Node[Given], node: _Node[Given], batch: float, ahead: float
     ) -> tuple[float, float]:
-        """A node's share of the batch, and of what the engine is given beforehand.
+        """A node's share of the batch, and of the requests sent in advance.
 
-        Of the latter only as far as others wait too: one who waits alone would be in their way.
+        The share of the latter counts only nodes that wait: requests of one that waits alone would
+        block the others.
         """
         others = outer.active - node.weight
         if others <= 1e-9 or not self._window_s:
@@ -372,7 +374,7 @@ class Turns(Generic[Given]):
     # ------------------------------------------------------------------ nodes
 
     def _path(self, lane: Lane) -> Iterator[_Node[Given]]:
-        """The nodes from all to the session, as far as there are any."""
+        """The existing nodes from the root to the session."""
         node: _Node[Given] | None = self._all
         yield self._all
         for name in lane:
@@ -382,7 +384,7 @@ class Turns(Generic[Given]):
             yield node
 
     def _weigh(self, node: _Node[Given], lane: Lane, depth: int) -> None:
-        """Ask for its weight, which may have changed."""
+        """Update a node's weight, which may have changed."""
         weight = 1.0
         if depth < 2:
             weight = max(1e-3, self._weight_of(lane.tenant, lane.device if depth else None))
@@ -415,7 +417,7 @@ class Turns(Generic[Given]):
         outer.recent.move_to_end(node)
 
     def _expire(self, outer: _Node[Given]) -> None:
-        """Forget who within has nothing here and was not active lately."""
+        """Forget child nodes that have no requests and were not active lately."""
         now = self._clock()
         for _ in range(len(outer.recent)):
             node, until = next(iter(outer.recent.items()))

@@ -1,1 +1,1 @@
-"""The engines from the front end's side: kept running, given jobs, told apart."""
+"""The front end's side of the engines: keeps them running and sends them jobs."""

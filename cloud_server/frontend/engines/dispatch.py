@@ -1,12 +1,11 @@
-"""Dispatch: which engine gets a job, and what happens to jobs whose engine ended.
+"""Dispatch: chooses the engine for a job, and handles jobs whose engine ended.
 
-A job about a scene goes where the scene lives. If that engine is gone, or has let go of the scene,
-the scene is made again from its frame's bytes. Any other job goes to the engine that has the least
-work.
+A job about a scene goes to the engine that holds the scene. If no engine holds it any more, the
+scene is rebuilt from its frame's bytes. Any other job goes to the engine with the least work.
 
-When an engine ends, its jobs are refused with a retryable error and become suspects. A suspect that
-comes again runs alone: one engine takes nothing else meanwhile. If that engine ends too, the
-request is quarantined (`quarantine.py`).
+When an engine ends, its jobs are refused with a retryable error and become suspects. When a suspect
+is sent again, it runs alone in one engine. If that engine ends too, the request is quarantined
+(`quarantine.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from protos.points import PICTURE_POINT
 _MOST_PLACES = 65536
 _LOST_SCENE = (UnknownSceneError.code, MissingKeyFrameError.code)
 _PICTURE_WORK, _FRAME_WORK, _QUESTION_WORK, _TOKEN_WORK = 8.0, 1.0, 1.0, 0.1
-"""Work of a job's parts, in frames projected; measured with the reference model."""
+"""Cost of a job's parts, in projected frames; measured with the reference model."""
 
 
 @dataclass(eq=False)
@@ -57,9 +56,9 @@ class _Given:
     """A job that has not ended.
 
     Attributes:
-        engine: where it is; None while it waits.
-        alone: whether it is a suspect.
-        remade: whether its scene was made again for it.
+        engine: the engine that has it; None while it waits.
+        alone: whether it is a suspect and runs alone.
+        remade: whether its scene was rebuilt for it.
     """
 
     job: Job
@@ -71,13 +70,13 @@ class _Given:
 
 
 class Dispatch:
-    """Gives jobs to engines.
+    """Sends jobs to engines.
 
     Args:
-        engines: all of them, up or not.
-        scenes: the frames that scenes can be made from again.
+        engines: all engines, up or not.
+        scenes: the frames from which scenes can be rebuilt.
         quarantine: requests that ended an engine.
-        metrics: what is counted.
+        metrics: the service's metrics.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Dispatch:
         return sum(engine.ready for engine in self._engines)
 
     async def submit(self, job: Job, sink: Sink) -> None:
-        """Give a job to an engine; `sink` then gets its events until it ends.
+        """Send a job to an engine; `sink` then gets its events until it ends.
 
         Raises:
             EngineUnavailableError: no engine is up.
@@ -134,7 +133,7 @@ class Dispatch:
             await self._launch(given)
 
     async def tell(self, message: Forget | Cancel) -> None:
-        """Cancel a job, or let go of a session's scenes."""
+        """Cancel a job, or drop a session's scenes."""
         if isinstance(message, Forget):
             for engine in self._engines:
                 await engine.link.tell(message)
@@ -149,11 +148,11 @@ class Dispatch:
         given.sink(Dropped(message.job))
 
     def up(self, engine: KeptEngine) -> None:
-        """An engine takes jobs."""
+        """Called when an engine can take jobs."""
         self._run_alone()
 
     def lost(self, engine: KeptEngine) -> None:
-        """An engine is gone; its jobs were ended by its link."""
+        """Called when an engine has ended; its link has ended its jobs."""
         self._where = OrderedDict((n, e) for n, e in self._where.items() if e is not engine)
         if self._apart is engine:
             self._apart = None
@@ -164,13 +163,13 @@ class Dispatch:
         self._run_alone()
 
     def close(self) -> None:
-        """The engines are about to leave: nobody is to blame."""
+        """Called before the engines are stopped: their end makes no job a suspect."""
         self._closing = True
 
     # ------------------------------------------------------------------ to an engine
 
     async def _launch(self, given: _Given) -> None:
-        """Give a job to the engine that suits it, or let it wait while the only one is apart.
+        """Send a job to the best engine, or let it wait while the only engine runs a suspect.
 
         Raises:
             EngineUnavailableError: the engine has just ended.
@@ -211,7 +210,7 @@ class Dispatch:
             raise
 
     async def _remake(self, given: _Given, engine: KeptEngine, frames: Sequence[Job]) -> None:
-        """Make the scene that a job is about in an engine, then give it the job."""
+        """Rebuild a job's scene in an engine, then send it the job."""
         self._metrics.scenes_remade.inc()
         self._jobs[engine] += 1
         try:
@@ -228,7 +227,7 @@ class Dispatch:
             self._run_alone()
 
     async def _frame(self, frame: Job, engine: KeptEngine) -> None:
-        """Have an engine accept a frame again.
+        """Send a frame to an engine again.
 
         Raises:
             EngineUnavailableError: the engine ended.
@@ -245,7 +244,7 @@ class Dispatch:
         await engine.link.submit(job, hear)
         await ended
 
-    # ------------------------------------------------------------------ what engines say
+    # ------------------------------------------------------------------ from an engine
 
     def _hear(self, given: _Given, said: JobEvent | BridgeError) -> None:
         job = given.job
@@ -263,7 +262,7 @@ class Dispatch:
         given.sink(said)
 
     def _blame(self, given: _Given, error: BridgeError) -> BridgeError:
-        """A job's engine ended: it is a suspect now, or guilty."""
+        """Called when a job's engine ended: the job becomes a suspect, or is quarantined."""
         if self._closing:
             return error
         if given.alone and given.engine is not None:
@@ -273,7 +272,7 @@ class Dispatch:
         return error
 
     def _again(self, given: _Given) -> bool:
-        """Have a scene made again that its engine has let go of; returns whether that can be."""
+        """Rebuild a scene that its engine has dropped; returns whether that is possible."""
         needs, engine = _needs(given.job), given.engine
         if given.remade or needs is None or engine is None:
             return False
@@ -305,7 +304,7 @@ class Dispatch:
     # ------------------------------------------------------------------ suspects
 
     def _run_alone(self) -> None:
-        """Run the next suspect, if there is one and its engine has nothing else to do."""
+        """Run the next suspect, if there is one and its engine is idle."""
         if self._alone is not None:
             return
         if not self._suspects:

@@ -1,4 +1,4 @@
-"""The engines of the front end: keeps them running, and tells who listens when they come and go."""
+"""The engines of the front end: keeps them running, and tells listeners when they come and go."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from protos.process.memory import resident_bytes
 
 
 class Listener(Protocol):
-    """Is told when engines come and go."""
+    """Told when engines come and go."""
 
     def engine_up(self, offers: list[Offer]) -> None:
-        """A (re)started engine takes jobs."""
+        """Called when a (re)started engine can take jobs."""
 
     def engine_down(self) -> None:
-        """There is no engine any more; its jobs have been ended."""
+        """Called when no engine is left; all jobs have been ended."""
 
 
 class Engines:
-    """The engine processes and what keeps them (see `Part`).
+    """The engine processes and their supervision (see `Part`).
 
     Args:
-        settings: how many, time limits and sizes.
-        directory: where their links listen.
+        settings: number of engines, time limits and sizes.
+        directory: folder of their links' sockets.
         spawn: given the settings and a link's address, returns how engine processes are started.
-        scenes: the frames that scenes can be made from again.
-        metrics: what is counted.
+        scenes: the frames from which scenes can be rebuilt.
+        metrics: the service's metrics.
         log: a bound logger.
         changed: called when `why_not` may have changed.
 
     Attributes:
-        kept: each of them.
-        dispatch: the way to them.
+        kept: the engines.
+        dispatch: sends jobs to them.
         listeners: told in this order; add to it before `start`.
-        heard: called with messages of an engine about no single job; add to it before `start`.
+        heard: called with engines' messages that belong to no job; add to it before `start`.
         catching_up: awaited with a (re)started engine and its bundles before it gets jobs; add to
-            it before `start`.
-        lost: called with an engine that is gone; add to it before `start`.
-        ended: done when one is not kept running any more, with the error if there is one.
+        it before `start`.
+        lost: called with an engine that has ended; add to it before `start`.
+        ended: done when an engine is given up, with the error if there is one.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Engines:
         self._leaving = True
 
     async def close(self) -> None:
-        """See `Part`: the engines leave, and what they still had to answer is refused."""
+        """See `Part`: stop the engines; their open jobs are refused."""
         self._leaving = True
         self.dispatch.close()
         await asyncio.gather(*(kept.close() for kept in self.kept))
@@ -114,7 +114,7 @@ class Engines:
         reasons = [kept.why_not() for kept in self.kept]
         return "" if "" in reasons else reasons[0]
 
-    # ------------------------------------------------------------------ what the engines say
+    # ------------------------------------------------------------------ from the engines
 
     def _up(self, engine: KeptEngine, offers: list[Offer]) -> None:
         task = asyncio.create_task(self._bring_up(engine, offers))
@@ -122,7 +122,7 @@ class Engines:
         task.add_done_callback(self._tasks.discard)
 
     async def _bring_up(self, engine: KeptEngine, offers: list[Offer]) -> None:
-        """Have an engine catch up with the others; then it gets jobs."""
+        """Let an engine load the bundles that the others have, then send it jobs."""
         pid = engine.pid
         for catch_up in self.catching_up:
             await catch_up(engine, offers)
@@ -164,7 +164,7 @@ class Engines:
 
 
 def settings_of_each(settings: Settings) -> list[Settings]:
-    """The settings of each engine: on GPUs one device each, on a CPU its share of the threads."""
+    """The settings of each engine: one device each on GPUs, a share of the threads on a CPU."""
     count = settings.engines
     if count == 1:
         return [settings]

@@ -1,4 +1,4 @@
-"""One engine of the front end: its process, the link to it, and the questions of our own."""
+"""One engine of the front end: its process, the link to it, and its canary."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class KeptEngine:
     """An engine that is kept running.
 
     Args:
-        index: which of the engines it is, from 0.
-        settings: of this engine: its device and threads.
-        address: where its link listens.
+        index: its number, from 0.
+        settings: this engine's settings, with its device and threads.
+        address: address of its link.
         spawn: how its process is started.
-        lent: a context in which descriptors held in reserve are free.
-        on_ready: called with the engine and its bundles once it takes jobs.
-        on_lost: called with the engine when it is gone.
+        lent: a context in which the reserve of file descriptors is free.
+        on_ready: called with the engine and its bundles when it can take jobs.
+        on_lost: called with the engine when it has ended.
         changed: called when `why_not` may have changed.
-        notice: called with messages about no single job.
-        metrics: what is counted.
+        notice: called with messages that belong to no job.
+        metrics: the service's metrics.
         log: a bound logger.
 
     Attributes:
-        link: the way to it.
-        caught_up: set once it has loaded what the others have.
-        status: its last heartbeat; an empty one while it is down.
+        link: the link to it.
+        caught_up: set when it has loaded the bundles that the others have.
+        status: its last heartbeat; empty while it is down.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class KeptEngine:
 
     @property
     def running(self) -> bool:
-        """Whether it has loaded what it began with."""
+        """Whether it has loaded the bundles that it started with."""
         return self._supervisor.ready
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: it has loaded what the other engines have, too."""
+        """Whether it can take jobs: it runs, and has loaded the bundles that the others have."""
         return self.running and self.caught_up
 
     @property
     def ended_from_outside(self) -> bool:
-        """Whether its last process was killed or stopped by someone else."""
+        """Whether its last process was killed or stopped from outside."""
         return self._supervisor.ended_from_outside
 
     @property
@@ -98,14 +98,14 @@ class KeptEngine:
         return self._canary.failing if self.ready else "the engine is not up"
 
     async def start(self) -> asyncio.Task[None]:
-        """Begin to keep it running; the task ends with the error that makes it give up."""
+        """Start it and keep it running; the task ends with the error if it is given up."""
         await self.link.start()
         self._asking = asyncio.create_task(self._canary.run())
         self._running = asyncio.create_task(self._supervisor.run(self.link))
         return self._running
 
     async def close(self) -> None:
-        """Let it leave; what it still had to answer is refused."""
+        """Stop it; its open jobs are refused."""
         if self._asking is None:
             return
         self._asking.cancel()

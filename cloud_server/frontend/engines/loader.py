@@ -1,4 +1,4 @@
-"""Has engines load bundles beside those that they have, and waits until each has done it."""
+"""Loads further bundles into running engines, and waits until each engine has done it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from protos.errors import BridgeError, EngineUnavailableError, from_code
 
 
 class LoadingEngine(Protocol):
-    """One engine, as far as loading needs it."""
+    """An engine's attributes that loading needs."""
 
     @property
     def running(self) -> bool:
-        """Whether it has loaded what it began with."""
+        """Whether it has loaded the bundles that it started with."""
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs."""
+        """Whether it can take jobs."""
 
     @property
     def link(self) -> FrontLink:
-        """The way to it."""
+        """The link to it."""
 
 
 class Loader:
     """Loads and unloads bundles.
 
     Args:
-        timeout_s: for one bundle in one engine.
+        timeout_s: longest time for one bundle in one engine.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -40,7 +40,7 @@ class Loader:
         self._waiting: dict[tuple[LoadingEngine, str], asyncio.Future[Loaded]] = {}
 
     def hear(self, engine: LoadingEngine, message: Message) -> None:
-        """Take what an engine says about bundles."""
+        """Handle an engine's message about bundles."""
         if isinstance(message, Offer):
             self._offers[engine, message.bundle_digest] = message
         elif isinstance(message, Loaded | NotLoaded):
@@ -53,17 +53,17 @@ class Loader:
                 waiting.set_exception(from_code(message.code, message.message))
 
     def lost(self, engine: LoadingEngine) -> None:
-        """An engine is gone: it loads nothing."""
+        """Called when an engine has ended: its loads fail."""
         for (of, _), waiting in self._waiting.items():
             if of is engine and not waiting.done():
                 waiting.set_exception(EngineUnavailableError("the engine is gone"))
 
     async def load(self, engine: LoadingEngine, asked: Load) -> tuple[Offer, Loaded]:
-        """Have an engine load a bundle.
+        """Load a bundle into an engine.
 
         Raises:
-            EngineUnavailableError: the engine is gone, or did not do it in time.
-            BridgeError: it cannot load it, with its reason.
+            EngineUnavailableError: the engine has ended, or did not load it in time.
+            BridgeError: the engine cannot load it; gives the reason.
         """
         key = (engine, asked.digest)
         self._offers.pop(key, None)
@@ -83,13 +83,13 @@ class Loader:
         return offer, done
 
     async def load_all(self, engines: Iterable[LoadingEngine], asked: Load) -> tuple[Offer, int]:
-        """Have every engine load a bundle at once.
+        """Load a bundle into all engines at once.
 
         Returns:
-            The offer, and the memory that it takes in all of them, in bytes.
+            The offer, and the bundle's memory in all engines together, in bytes.
 
         Raises:
-            BridgeError: as `load`, of the first engine that fails.
+            BridgeError: as `load`; the first engine's error.
         """
         results = await asyncio.gather(
             *(self.load(engine, asked) for engine in engines), return_exceptions=True
@@ -104,11 +104,11 @@ class Loader:
         return made[0][0], sum(loaded.memory_bytes for _, loaded in made)
 
     async def unload_all(self, engines: Iterable[LoadingEngine], digest: str) -> None:
-        """Have every engine let go of a bundle."""
+        """Unload a bundle from all engines."""
         for engine in engines:
             await engine.link.tell(Unload(digest))
 
 
 def is_passing(error: BridgeError) -> bool:
-    """Whether the next attempt to load may go better."""
+    """Whether another attempt to load may succeed."""
     return isinstance(error, EngineUnavailableError)

@@ -1,13 +1,13 @@
-"""Quarantine: requests that ended an engine, by the digest of their bytes.
+"""Quarantine of requests that ended an engine, by the digest of their bytes.
 
-    in an engine that ended ─▶ suspect: refused, to be sent again; then it runs alone
-    alone, and its engine ended again ─▶ quarantined: refused from now on, never tried again
+    in an engine that ended ─▶ suspect: refused once; when it is sent again, it runs alone
+    alone, and its engine ended again ─▶ quarantined: always refused
 
-An engine that was killed from outside (`kill -9`, not the kernel's want of memory) says little
-about the request that ran alone. It stays a suspect, and is quarantined only if that happens over
-and over.
+If the engine was killed from outside (`kill -9`, but not by the kernel for lack of memory), the
+request that ran alone is probably innocent. It stays a suspect, and is quarantined only if that
+happens several times.
 
-The memory is bounded; the tenant that fills it loses its own oldest entries.
+Memory is bounded; a tenant that fills it loses its own oldest entries.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from protos.process.logs import Logger
 
 _MOST = 4096
 _MOST_KILLS = 4
-"""Times in a row that an engine is killed from outside under a request that runs alone."""
+"""Kills from outside in a row after which a request that ran alone is quarantined."""
 _MOST_FILES = 256
 _MOST_BYTES = 16 << 20
 
 
 class Quarantine:
-    """The suspects, and what is quarantined.
+    """The suspects and the quarantined requests.
 
     Args:
-        folder: where quarantined requests' bytes are written; None writes none.
+        folder: folder for the bytes of quarantined requests; None writes nothing.
         log: a bound logger.
-        most: entries of either kind.
+        most: most entries of each kind.
     """
 
     def __init__(self, folder: Path | None, log: Logger, most: int = _MOST) -> None:
@@ -50,11 +50,11 @@ class Quarantine:
 
     @property
     def suspects(self) -> int:
-        """Requests that were in an engine when it ended, and have not been answered since."""
+        """Number of requests that were in an engine when it ended and are not answered since."""
         return len(self._suspects)
 
     def check(self, job: Job) -> bool:
-        """Whether a request is a suspect, that must run alone.
+        """Whether a request is a suspect and must run alone.
 
         Raises:
             QuarantinedError: it is quarantined.
@@ -67,23 +67,23 @@ class Quarantine:
         return digest in self._suspects
 
     def suspect(self, job: Job) -> None:
-        """A request was in an engine that ended."""
+        """Called for a request that was in an engine when it ended."""
         self._add(self._suspects, job, digest_of(job))
 
     def clear(self, job: Job) -> None:
-        """A suspect ran alone, and its engine lives."""
+        """Called when a suspect ran alone and its engine did not end."""
         digest = digest_of(job)
         self._kills.pop(digest, None)
         if digest in self._suspects:
             self._suspects.remove(digest)
 
     def blame(self, job: Job, error: BridgeError, from_outside: bool) -> BridgeError:
-        """A suspect ran alone, and its engine ended; returns what to refuse it with.
+        """Called when a suspect ran alone and its engine ended; returns the error for its caller.
 
         Args:
             job: the suspect.
             error: how its engine ended.
-            from_outside: whether someone else killed or stopped the engine.
+            from_outside: whether the engine was killed or stopped from outside.
         """
         digest = digest_of(job)
         kills = self._kills.get(digest, 0) + 1
@@ -93,7 +93,7 @@ class Quarantine:
         return self.convict(job, error.message)
 
     def convict(self, job: Job, reason: str) -> QuarantinedError:
-        """Quarantine a request; returns its refusal."""
+        """Quarantine a request; returns the error for its caller."""
         self.clear(job)
         digest = digest_of(job)
         self._add(self._held, job, digest)
@@ -121,7 +121,7 @@ class Quarantine:
             self._kills.pop(gone, None)
 
     def _write(self, job: Job, digest: bytes) -> str:
-        """Write a request's bytes if the operator allows it; returns the file, or why not."""
+        """Write a request's bytes if a folder is set; returns the file's name, or why not."""
         if self._folder is None:
             return "no: --quarantine-dir is not set"
         if len(job.body) > _MOST_BYTES:
@@ -142,7 +142,7 @@ class Quarantine:
 
 
 def digest_of(job: Job) -> bytes:
-    """Of the bytes that the engine works on, whoever sends them under whatever id."""
+    """Digest of the bytes that the engine works on, without sender and ids."""
     about = "" if job.has_frame else f"{job.session}/{job.frame_number}"
     plain = (job.bundle, job.point, job.question, job.base >= 0, job.differences, job.feedback)
     made = hashlib.sha256(json.dumps([*plain, about]).encode())
