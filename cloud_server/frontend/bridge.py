@@ -16,6 +16,7 @@ from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.access.gate import Gate
 from cloud_server.frontend.admission.memory import Memory
+from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.ask import Asker
 from cloud_server.frontend.engines.dispatch import Dispatch
@@ -79,7 +80,10 @@ class Bridge:
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(metrics, log, few)
         teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
-        self._negotiator = Negotiator(settings, sessions, metrics, refusals, log, few, gate, quotas)
+        openings = Openings(settings.negotiations_per_s, settings.negotiation_burst)
+        self._negotiator = Negotiator(
+            settings, sessions, metrics, refusals, log, few, gate, openings
+        )
         self._receiver = Receiver(
             settings,
             sessions,
@@ -91,6 +95,7 @@ class Bridge:
             few,
             gate,
             quotas,
+            openings,
             memory.room("outboxes"),
         )
         self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals, gate, quotas)

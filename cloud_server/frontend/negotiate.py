@@ -9,19 +9,18 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from cloud_server.frontend.access.gate import Gate
-from cloud_server.frontend.admission.quotas import Quotas
+from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.peers import address_of
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
-from cloud_server.throttle import Buckets, Throttle
+from cloud_server.throttle import Throttle
 from protos.calls import PROTOCOL_VERSION
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
     FrameMalformedError,
-    OverloadedError,
     ProtocolVersionError,
 )
 from protos.identity import NAME, NAME_RULE
@@ -39,14 +38,14 @@ class Negotiator:
     """The RPCs Negotiate and FetchEncoder.
 
     Args:
-        settings: limits, and how often one address may open a session.
+        settings: limits.
         sessions: where sessions are opened.
         metrics: what is counted.
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
         gate: checks callers.
-        quotas: counts requests against quotas.
+        openings: counts their calls.
 
     Attributes:
         leaving: whether the service stops and opens no more sessions.
@@ -61,11 +60,9 @@ class Negotiator:
         log: Logger,
         few: Throttle,
         gate: Gate,
-        quotas: Quotas,
+        openings: Openings,
     ) -> None:
-        self._gate, self._quotas = gate, quotas
-        self._limits, self._per_s = settings.limits, settings.negotiations_per_s
-        self._openings = Buckets(self._per_s, settings.negotiation_burst)
+        self._gate, self._openings, self._limits = gate, openings, settings.limits
         self._sessions, self._metrics, self._refusals = sessions, metrics, refusals
         self._log, self._few = log, few
         self.leaving = False
@@ -77,12 +74,10 @@ class Negotiator:
             if self.leaving:
                 raise EngineUnavailableError("this service is going down; negotiate elsewhere")
             caller = self._gate.device(context)
-            known_caller = caller.kind != "anyone"
-            self._charge(f"{caller.tenant}/{caller.name}" if known_caller else peer)
+            self._openings.session(caller, context)
             request = _read_negotiate(raw)
-            if known_caller:
-                self._quotas.charge(caller.tenant, caller.name, len(raw))
-            elif request.device and not NAME.fullmatch(request.device):
+            anyone = caller.kind == "anyone"
+            if anyone and request.device and not NAME.fullmatch(request.device):
                 raise FrameMalformedError(f"device {request.device[:80]!r}: {NAME_RULE}")
             source = KVLayout.from_json(request.source_layout_json)
             if request.source_settings_digest:
@@ -114,16 +109,6 @@ class Negotiator:
             )
         return self._response(session)
 
-    def _charge(self, whose: str) -> None:
-        wait_s = self._openings.take(whose)
-        if wait_s:
-            raise OverloadedError(
-                f"too many sessions are being opened by {whose} (more than "
-                f"{self._per_s:g} a second): try again in {wait_s:.1f} s",
-                retry_after_s=wait_s,
-                cause="negotiations",
-            )
-
     def _response(self, session: Session) -> pb.NegotiateResponse:
         offer, terms = session.offer, session.terms
         return pb.NegotiateResponse(
@@ -150,8 +135,8 @@ class Negotiator:
             except DecodeError as error:
                 raise FrameMalformedError(f"not a FetchEncoderRequest: {error}") from error
             caller = self._gate.device(context)
+            self._openings.call(caller, context)
             session = self._sessions.get(request.session_id, caller)
-            self._quotas.charge(*session.owner, len(raw))
             offer = session.offer
             halves = {offer.encoder_digest: offer.encoder}
             if offer.feedback_decoder:

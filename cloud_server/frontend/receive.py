@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.access.gate import Gate
 from cloud_server.frontend.admission.memory import Room
+from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.admission.turns import RANKS
 from cloud_server.frontend.answers import Computation
@@ -65,7 +66,8 @@ class Receiver:
         few: lets the first log lines of a kind pass.
         gate: checks callers.
         quotas: counts requests against quotas.
-        memory: counts the bytes of unread events.
+        openings: counts their calls.
+        memory: where the bytes of unread events are counted.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class Receiver:
         few: Throttle,
         gate: Gate,
         quotas: Quotas,
+        openings: Openings,
         memory: Room,
     ) -> None:
         self._memory, self._settings = memory, settings
-        self._gate, self._quotas = gate, quotas
+        self._gate, self._quotas, self._openings = gate, quotas, openings
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
@@ -103,6 +106,7 @@ class Receiver:
         try:
             self._under_way.require_staying()
             caller = self._gate.device(context)
+            self._openings.call(caller, context)
             named = session_id if isinstance(session_id, bytes) else b""
             session = self._sessions.get(named, caller)
             self._require_unmoved(session)
@@ -144,8 +148,9 @@ class Receiver:
             except DecodeError as error:
                 raise FrameMalformedError(f"not an EventsRequest: {error}") from error
             self._under_way.require_staying()
-            session = self._sessions.get(request.session_id, self._gate.device(context))
-            self._quotas.charge(*session.owner, len(raw))
+            caller = self._gate.device(context)
+            self._openings.call(caller, context)
+            session = self._sessions.get(request.session_id, caller)
             self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")

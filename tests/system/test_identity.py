@@ -185,6 +185,24 @@ async def test_a_device_comes_again_when_the_service_told_it_to_and_not_before(
         await second.uplink.close()
 
 
+@on_loop
+async def test_a_device_with_the_smallest_quota_connects_and_is_answered(
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Calls that open a session must not use up the one request that its first frame needs."""
+    async with secured(paths, tmp_path / "svc", device_requests_per_s=0.5) as server:
+        await enrolled(server, tmp_path / "edge")
+        device = Device(server, tmp_path / "edge")
+        waits = WaitingSleep()
+        device.uplink = device.made(waits)
+        assert (await device.ask("what ?")).answer is not None
+        assert not waits.pauses, "the first frame passes at once"
+        assert (await device.ask("and now ?")).answer is not None
+        assert len(waits.pauses) == 1 and 1.0 < waits.pauses[0] <= 2.5, "the hint was true"
+        await device.uplink.close()
+
+
 class WaitingSleep(FakeSleep):
     """Pauses take their time; the answer timer still ends only when a test says so."""
 

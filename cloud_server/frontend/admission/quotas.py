@@ -69,7 +69,7 @@ class Quotas:
             OverloadedError: the quota of the device or its tenant is used up; says when to retry.
         """
         now = self._clock()
-        taken = []
+        taken, refusal = [], None
         for whose, name in (("device", device), ("tenant", None)):
             quota = self._quota_of(tenant, name)
             if not (quota.requests_per_s or quota.bytes_per_s):
@@ -78,14 +78,17 @@ class Quotas:
             short = [("requests", quota.requests_per_s, 1.0 - left.requests)]
             short.append(("bytes", quota.bytes_per_s, min(size, _burst(quota)[1]) - left.bytes))
             for what, per_s, missing in short:
-                if per_s and missing > 1e-9:
-                    raise OverloadedError(
+                wait_s = missing / per_s if per_s and missing > 1e-9 else 0.0
+                if wait_s and (refusal is None or wait_s > refusal.retry_after_s):
+                    refusal = OverloadedError(
                         f"more {what} from this {whose} than its quota of {per_s:g} a second: send "
-                        f"again in {missing / per_s:.1f} s",
-                        retry_after_s=missing / per_s,
+                        f"again in {wait_s:.1f} s",
+                        retry_after_s=wait_s,
                         cause=f"{what}_quota",
                     )
             taken.append(left)
+        if refusal is not None:
+            raise refusal
         for left in taken:
             left.requests -= 1.0
             left.bytes -= size

@@ -45,6 +45,16 @@ def test_the_hint_is_when_it_passes() -> None:
     assert till.passes()
 
 
+def test_the_hint_is_the_longest_wait_of_all_bounds() -> None:
+    till = Till(d=Quota(requests_per_s=1.0, request_burst=1.0, bytes_per_s=1.0, byte_burst=10.0))
+    till.quotas["t", None] = Quota(requests_per_s=0.25, request_burst=1.0)
+    assert till.passes(size=10)
+    with pytest.raises(OverloadedError) as refused:
+        till.charges.charge("t", "d", 10)
+    till.now += refused.value.retry_after_s
+    assert till.passes(size=10)
+
+
 def test_bytes_are_counted_and_one_large_request_passes_and_is_paid_for() -> None:
     till = Till(d=Quota(bytes_per_s=100.0, byte_burst=200.0))
     assert till.passes(size=1000)
