@@ -211,11 +211,12 @@ class Settings(Exposure):
         50.0,
         ge=0.0,
         le=1e6,
-        description="sessions that one address may open a second (IPv6: one /64); 0 for no bound, "
-        "as behind a proxy that hides addresses",
+        description="sessions that one device may open a second, and four times as many streams; "
+        "where callers are not known, one address (IPv6: one /64); 0 for no bound, as behind a "
+        "proxy that hides addresses",
     )
     negotiation_burst: int = Field(
-        500, ge=1, le=10_000_000, description="sessions that one address may open at once"
+        500, ge=1, le=10_000_000, description="sessions that one device or address may open at once"
     )
     max_payload_bytes: int = Field(
         1 << 20, ge=16, le=256 << 20, description="longest payload of a frame, in bytes"
@@ -261,6 +262,13 @@ class Settings(Exposure):
     )
     max_calls: int = Field(
         128, ge=1, le=65535, description="calls that may be open at once on one connection"
+    )
+    caller_calls: int = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="calls and HTTP requests that one device or key may have open at once; 0 for "
+        "no bound",
     )
     handshake_timeout_s: float = Field(
         10.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from cloud_server.engine.jobs import Job
 from cloud_server.frontend.access.gate import Gate, owner_of
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.answers import Computation, Owner
+from cloud_server.frontend.outbox import Outboxes
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Asked, Stream, Teller
@@ -47,6 +48,7 @@ class Asker:
         refusals: where refusals are counted.
         gate: checks callers.
         quotas: counts requests against quotas.
+        outboxes: where answers wait to be read.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class Asker:
         refusals: Refusals,
         gate: Gate,
         quotas: Quotas,
+        outboxes: Outboxes,
     ) -> None:
-        self._gate, self._quotas = gate, quotas
+        self._gate, self._quotas, self._outboxes = gate, quotas, outboxes
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
         self._teller, self._metrics, self._refusals = teller, metrics, refusals
 
-    async def ask(self, raw: bytes, context: Any) -> AsyncIterator[pb.InferEvent]:
+    async def ask(self, raw: bytes, context: Any) -> None:
         """Stream the events of one question."""
         received_ns = time.monotonic_ns()
         self._metrics.received_bytes.labels("ask").inc(len(raw))
@@ -78,27 +81,45 @@ class Asker:
             self._quotas.charge(*owner, len(raw))
             self._sessions.check(request, session)
             self._metrics.questions.labels("ask").inc()
-            frame_number = request.frame_number
             known = self._under_way.answers.find(
-                session.id, request.request_id, frame_number, request.question, owner=owner
+                session.id, request.request_id, request.frame_number, request.question, owner=owner
             )
-            if isinstance(known, pb.Answer):
-                self._metrics.answers_from_memory.inc()
-                yield pb.InferEvent(
-                    request_id=request.request_id, frame_number=frame_number, answer=known
-                )
-                return
             if known is None:
                 known = self._begin(request, session, owner, context, received_ns)
-            else:
+            elif isinstance(known, Computation):
                 self._under_way.join(known)
-            noted = True  # by `Teller.hear`
-            async for event in self.events(known, stream):
-                yield event
+            outbox = self._outboxes.make(owner[0])
+            stream = Stream(outbox)
+            noted = isinstance(known, Computation)  # by `Teller.hear`
+            await self._outboxes.write(outbox, self._write(request, known, stream, context))
         except BridgeError as error:
+            noted = noted and error is not stream.outbox.unread
             await self._refusals.abort(context, error, "Ask", noted)
         finally:
             self._under_way.leave(stream.abandon(), context)
+
+    async def _write(
+        self,
+        request: pb.AskRequest,
+        known: Computation | pb.Answer,
+        stream: Stream,
+        context: Any,
+    ) -> None:
+        """Write the events of a question to its client."""
+        outbox = stream.outbox
+        if isinstance(known, pb.Answer):
+            self._metrics.answers_from_memory.inc()
+            outbox.writing_since = time.monotonic()
+            await context.write(
+                pb.InferEvent(
+                    request_id=request.request_id, frame_number=request.frame_number, answer=known
+                )
+            )
+            return
+        async for event in self.events(known, stream):
+            outbox.writing_since = time.monotonic()
+            await context.write(event)
+            outbox.writing_since = 0.0
 
     def _begin(
         self,

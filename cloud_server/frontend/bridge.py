@@ -22,6 +22,7 @@ from cloud_server.frontend.ask import Asker
 from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
 from cloud_server.frontend.negotiate import Negotiator
+from cloud_server.frontend.outbox import Outboxes
 from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.scenes import HeldScenes
@@ -80,6 +81,9 @@ class Bridge:
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(metrics, log, few)
         teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
+        self._outboxes = outboxes = Outboxes(
+            memory.room("outboxes"), settings.outbox_memory_bytes, settings.reader_s
+        )
         openings = Openings(settings.negotiations_per_s, settings.negotiation_burst)
         self._negotiator = Negotiator(
             settings, sessions, metrics, refusals, log, few, gate, openings
@@ -96,9 +100,11 @@ class Bridge:
             gate,
             quotas,
             openings,
-            memory.room("outboxes"),
+            outboxes,
         )
-        self.asker = Asker(limits, sessions, under_way, teller, metrics, refusals, gate, quotas)
+        self.asker = Asker(
+            limits, sessions, under_way, teller, metrics, refusals, gate, quotas, outboxes
+        )
         self._feedback = FeedbackSender(
             limits, sessions, under_way, metrics, refusals, log, gate, quotas
         )
@@ -138,7 +144,7 @@ class Bridge:
     async def start(self) -> None:
         """See `Part`: begin to send requests to the engine."""
         self.under_way.start()
-        self._watching = asyncio.create_task(self._receiver.watch())
+        self._watching = asyncio.create_task(self._outboxes.watch())
 
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.answers import Computation
@@ -99,6 +100,55 @@ class Outbox:
     def _count(self, size: int) -> None:
         self.bytes += size
         self._memory.add(self.tenant, size)
+
+
+class Outboxes:
+    """Those of the open calls; a call ends with an error if its client does not read.
+
+    Args:
+        memory: where their bytes are counted.
+        most_bytes: most that those of one tenant may take together.
+        most_s: longest time that a client may leave an event unread.
+    """
+
+    def __init__(self, memory: Room, most_bytes: int, most_s: float) -> None:
+        self._memory, self._most_bytes, self._most_s = memory, most_bytes, most_s
+        self._open: set[Outbox] = set()
+
+    def make(self, tenant: str) -> Outbox:
+        """An empty one.
+
+        Args:
+            tenant: whose it is.
+        """
+        return Outbox(self._memory, tenant)
+
+    async def write(self, outbox: Outbox, work: Coroutine[Any, Any, None]) -> None:
+        """Write an outbox to its client; it is closed then.
+
+        Args:
+            outbox: one of these.
+            work: writes it.
+
+        Raises:
+            OverloadedError: the client does not read.
+        """
+        self._open.add(outbox)
+        outbox.writer = asyncio.create_task(work)
+        try:
+            await outbox.writer
+        except asyncio.CancelledError:
+            if outbox.unread is None:
+                raise
+            raise outbox.unread from None
+        finally:
+            outbox.writer.cancel()
+            self._open.discard(outbox)
+            outbox.close()
+
+    async def watch(self) -> None:
+        """End calls that nobody reads, until cancelled."""
+        await watch(lambda: list(self._open), self._memory, self._most_bytes, self._most_s)
 
 
 async def watch(

@@ -17,12 +17,11 @@ from google.protobuf.message import DecodeError
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.access.gate import Gate
-from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.admission.turns import RANKS
 from cloud_server.frontend.answers import Computation
-from cloud_server.frontend.outbox import Outbox, watch
+from cloud_server.frontend.outbox import Outbox, Outboxes
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Stream, Teller
@@ -67,7 +66,7 @@ class Receiver:
         gate: checks callers.
         quotas: counts requests against quotas.
         openings: counts their calls.
-        memory: where the bytes of unread events are counted.
+        outboxes: where events wait to be read.
     """
 
     def __init__(
@@ -83,9 +82,9 @@ class Receiver:
         gate: Gate,
         quotas: Quotas,
         openings: Openings,
-        memory: Room,
+        outboxes: Outboxes,
     ) -> None:
-        self._memory, self._settings = memory, settings
+        self._outboxes = outboxes
         self._gate, self._quotas, self._openings = gate, quotas, openings
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
@@ -118,7 +117,7 @@ class Receiver:
         elif apart is None:
             missing = "no Events call is open in this session: open one first"
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
-        stream = Stream(apart or Outbox(self._memory, session.owner[0]))
+        stream = Stream(apart or self._outboxes.make(session.owner[0]))
         stream.apart = apart is not None
         reader = asyncio.create_task(self._read(requests, stream, session, caller))
         cancelled = True
@@ -154,7 +153,7 @@ class Receiver:
             self._require_unmoved(session)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Events")
-        outbox = Outbox(self._memory, session.owner[0])
+        outbox = self._outboxes.make(session.owner[0])
         before = self._apart.get(session.id)
         self._apart[session.id] = outbox
         if before is not None:
@@ -168,11 +167,6 @@ class Receiver:
             outbox.close()
             if self._apart.get(session.id) is outbox:
                 del self._apart[session.id]
-
-    async def watch(self) -> None:
-        """End calls whose clients do not read, until cancelled."""
-        most, most_s = self._settings.outbox_memory_bytes, self._settings.reader_s
-        await watch(lambda: list(self._open), self._memory, most, most_s)
 
     async def leave(self) -> None:
         """End every call after its requests have ended and its events are written."""
@@ -215,21 +209,14 @@ class Receiver:
         self._none_open.clear()
         if self._under_way.draining:
             outbox.leave()
-        outbox.writer = asyncio.create_task(self._teller.write(outbox, context))
         try:
-            await outbox.writer
-        except asyncio.CancelledError:
-            if outbox.unread is None:
-                raise
-            raise outbox.unread from None
+            await self._outboxes.write(outbox, self._teller.write(outbox, context))
         finally:
-            outbox.writer.cancel()
             self._open.discard(outbox)
             mine = self._of[session.id]
             mine.discard(outbox)
             if not mine:
                 del self._of[session.id]
-            outbox.close()
             if not self._open:
                 self._none_open.set()
 

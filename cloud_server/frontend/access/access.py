@@ -85,7 +85,7 @@ class Access:
         for path, why in secrets_in_reach(settings.directory):
             log.warning("a private key is in reach", file=str(path), why=why)
         self.identities = identities = Identities(live)
-        self._calls = calls = OpenCalls(identities, self._refusals, log)
+        self._calls = calls = OpenCalls(identities, self._refusals, log, settings.caller_calls)
         metrics.open_calls.set_function(lambda: self.open_calls)
         self._enroller = Enroller(
             settings,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ import grpc
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Credential, Identities, credential_of
-from protos.errors import BridgeError, UnauthenticatedError
+from protos.errors import BridgeError, OverloadedError, UnauthenticatedError
 from protos.process.logs import Logger
 
 _EVERY_S = 1.0
 _ABORT_S = 2.0
+_AGAIN_S = 1.0
 _ENDED = UnauthenticatedError("the certificate or key of this call was revoked or has ended")
 
 
@@ -38,6 +40,11 @@ class _Call:
     caller: Caller
     ended: bool = False
 
+    @property
+    def whose(self) -> tuple[str, str, str]:
+        """Whose bound it counts for."""
+        return self.caller.tenant, self.caller.kind, self.caller.name
+
 
 class OpenCalls:
     """Checks every call, and ends calls whose caller may no longer call.
@@ -46,6 +53,7 @@ class OpenCalls:
         identities: identifies callers.
         refusals: counts refusals.
         log: a bound logger.
+        most: calls that one device or key may have open at once; 0 for no bound.
         clock: seconds since 1970.
     """
 
@@ -54,10 +62,12 @@ class OpenCalls:
         identities: Identities,
         refusals: Refusals,
         log: Logger,
+        most: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._identities, self._refusals, self._log = identities, refusals, log
-        self._clock = clock
+        self._most, self._clock = most, clock
+        self._of: Counter[tuple[str, str, str]] = Counter()
         self._open: set[_Call] = set()
         self._changed = asyncio.Event()
 
@@ -124,7 +134,9 @@ class OpenCalls:
 
         Raises:
             UnauthenticatedError: the key became invalid meanwhile; the block was cancelled.
+            OverloadedError: its caller has too many open already.
         """
+        self._require_room(caller)
         with self._held(None, (key, caller)) as call:
             try:
                 yield
@@ -141,6 +153,7 @@ class OpenCalls:
             credential = credential_of(context)
             caller = self._identities.of(credential)
             may(caller)
+            self._require_room(caller)
         except BridgeError as error:
             await self._refusals.abort(context, error, name)
         return credential, caller
@@ -151,10 +164,22 @@ class OpenCalls:
         assert task is not None
         call = _Call(context, task, *known)
         self._open.add(call)
+        self._of[call.whose] += 1
         try:
             yield call
         finally:
             self._open.discard(call)
+            self._of[call.whose] -= 1
+            if not self._of[call.whose]:
+                del self._of[call.whose]
+
+    def _require_room(self, caller: Caller) -> None:
+        if self._most and self._of[caller.tenant, caller.kind, caller.name] >= self._most:
+            raise OverloadedError(
+                f"this {caller.kind} has {self._most} calls open, more may not be: end one first",
+                retry_after_s=_AGAIN_S,
+                cause="open_calls",
+            )
 
     async def _check(self, everything: bool) -> None:
         now_s = self._clock()

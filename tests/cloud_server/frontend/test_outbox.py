@@ -12,6 +12,7 @@ from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.outbox import Outbox, watch
 from protos.calls import EVENTS_APART
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.requests import seal_ask
 from tests.cloud_server.front_end import Edge, at_least, running
 from tests.fakes.loop import on_loop
 
@@ -19,30 +20,40 @@ UNREAD = 'overloads_total{cause="outbox"}'
 HELD = 'held_memory_bytes{store="outboxes",tenant="local"}'
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["infer", "events"])
+@pytest.mark.parametrize("kind", ["infer", "events", "ask"])
 @on_loop
 async def test_a_call_that_nobody_reads_ends_and_its_events_are_forgotten(
-    paths: dict[str, Any], apart: bool
+    paths: dict[str, Any], kind: str
 ) -> None:
     async with running(paths, reader_s=0.3) as server:
         narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=narrow)
         deaf, other = Edge(channel), await server.edge()
         await deaf.meet()
-        metadata = deaf.metadata
-        if apart:
-            unread = deaf.stub.Events(pb.EventsRequest(session_id=deaf.session.session_id))
-            await unread.initial_metadata()
+        metadata, question = deaf.metadata, "count 30000"
+        session = deaf.session
+        if kind == "events":
+            stuck = deaf.stub.Events(pb.EventsRequest(session_id=session.session_id))
+            await stuck.initial_metadata()
             metadata = (*metadata, EVENTS_APART)
-        call = deaf.stub.Infer(metadata=metadata, timeout=120)
-        await call.write(deaf.frame(seed=1, question="count 30000"))
+        if kind == "ask":
+            await deaf.say("", seed=1)
+            stuck = deaf.stub.Ask(
+                seal_ask(
+                    session.session_constants, session.session_id, b"12345678", 1, question, 6
+                ),
+                timeout=120,
+            )
+        else:
+            call = deaf.stub.Infer(metadata=metadata, timeout=120)
+            await call.write(deaf.frame(seed=1, question=question))
+            stuck = stuck if kind == "events" else call
         await server.until(lambda: at_least(server.metric(UNREAD), 1))
 
         async def forgotten() -> bool:
             return await server.metric(HELD) == 0
 
         await server.until(forgotten)
-        stuck = unread if apart else call
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             while await stuck.read() is not grpc.aio.EOF:
                 pass

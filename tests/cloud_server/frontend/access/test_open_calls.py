@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from cloud_server.identity.authority import DAY_S
 from cloud_server.state import certificates, devices, keys, tenants
 from cloud_server.state.store import Transaction
-from protos.errors import UnauthenticatedError
+from protos.errors import OverloadedError, UnauthenticatedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.front_end import Edge
 from tests.cloud_server.secured import Secured, secured, typed
@@ -142,6 +142,27 @@ async def counted(server: Secured, calls: int) -> None:
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(poll(), 30)
+
+
+@on_loop
+async def test_one_device_has_so_many_calls_open_and_no_more_and_others_are_not_concerned(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc", caller_calls=2) as server:
+        greedy = await server.edge(await server.enrol(server.premises.code()))
+        other = await server.edge(await server.enrol(server.premises.code("gate-4")))
+        calls = [greedy.open() for _ in range(2)]
+        await counted(server, 2)
+        third = greedy.open()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await third.read()
+        refusal = typed(error.value)
+        assert isinstance(refusal, OverloadedError) and refusal.retryable
+        assert (await other.say("count 1")).answer.text == "0"
+        await calls[0].done_writing()
+        assert await calls[0].read() is grpc.aio.EOF
+        await counted(server, 1)
+        assert (await greedy.say("count 1")).answer.text == "0", "as soon as one has ended"
 
 
 @on_loop
