@@ -3,11 +3,11 @@
     front end, one asyncio thread: sessions, queues, answers; never a tensor library
       Receiver._read → ._take      frontend/receive.py     parse, digest, point, credit
       UnderWay.submit → Admission  frontend/under_way.py   fair turns; FrontLink.submit (ZeroMQ)
-    engine, thread `engine-link`: the socket and two queues, so that heartbeats go on
-      EngineLink._run              engine/link.py          Job in, events out
     engine, main thread: the model, scenes and latents; in engine/process.py, step by step
+      EngineLink.receive, .send    engine/link.py          Job in, events out
       TransformersEngine.step      engine/transformers.py  decode → project → inject → answer,
                                                            each a file of that name in engine/
+    engine, thread `engine-link`: heartbeats, over the same socket under a lock
     engine, thread `pictures`: files and pixels, never the weights (engine/reader.py)
     front end again: Teller.hear → Computation → Outbox → Teller.write (frontend/tell.py)
     front end, threads of the metrics port: they read figures, and touch nothing else

@@ -77,11 +77,12 @@ class StubEngine(Engine):
 
     def step(self) -> None:
         """See the base."""
-        job = self._jobs.popleft()
-        self._emit(Accepted(job.id, 0.0, 0.0, 0.0, 0.0))
-        if job.question:
-            self._emit(TokenMade(job.id, 0, _TEXT))
-            self._emit(Answered(job.id, _TEXT, 1, 0.0, 0.0, 0.0))
+        while self._jobs:
+            job = self._jobs.popleft()
+            self._emit(Accepted(job.id, 0.0, 0.0, 0.0, 0.0))
+            if job.question:
+                self._emit(TokenMade(job.id, 0, _TEXT))
+                self._emit(Answered(job.id, _TEXT, 1, 0.0, 0.0, 0.0))
 
     @property
     def busy(self) -> bool:

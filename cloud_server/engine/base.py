@@ -12,7 +12,7 @@ from collections.abc import Callable
 from cloud_server.engine.jobs import BundleEvent, Job, JobEvent, Load, Offer, Status
 
 Emit = Callable[[JobEvent], None]
-"""Takes each event the moment it happens."""
+"""Takes each event the moment it happens; they leave together, after the step or at `flush`."""
 
 
 class Engine(ABC):
@@ -28,10 +28,12 @@ class Engine(ABC):
         wake: called by an engine that works between steps, from any thread, when there is a step
             to do.
         news: takes what becomes of each bundle that was to be loaded.
+        flush: sends the events so far, for a step that goes on for long.
     """
 
     wake: Callable[[], None] = staticmethod(lambda: None)
     news: Callable[[BundleEvent], None] = staticmethod(lambda _: None)
+    flush: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def prepare(self) -> None:

@@ -1,7 +1,7 @@
 """The link between the front end and its engine: ZeroMQ over a socket that only its owner can open.
 
 `FrontLink` (asyncio) is a ROUTER that talks to one engine at a time, by the identity it was started
-with; messages of an earlier engine are ignored. `EngineLink` (a thread) is a DEALER. Both send
+with; messages of an earlier engine are ignored. `EngineLink` (two threads) is a DEALER. Both send
 heartbeats; silence for too long means that the other is gone.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
+import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from socket import socketpair
 
 import zmq
 import zmq.asyncio
@@ -174,7 +175,10 @@ class FrontLink:
 
 
 class EngineLink:
-    """The engine's end; its socket lives in a thread, so heartbeats go on while the model works.
+    """The engine's end. The main thread sends and receives; another one sends heartbeats.
+
+    Between two threads there is no queue that a job or a token would have to wait in: whoever
+    touches the socket holds a lock, and leaves what it reads there to `receive`.
 
     Args:
         address: where the front end listens.
@@ -182,7 +186,7 @@ class EngineLink:
         heartbeat_s: pause between heartbeats.
         timeout_s: silence of the front end after which `gone` is called.
         status: makes each heartbeat.
-        gone: called in the thread when the front end is gone (silent, or no longer our parent).
+        gone: called in a thread when the front end is gone (silent, or no longer our parent).
     """
 
     def __init__(
@@ -197,86 +201,97 @@ class EngineLink:
         self._address, self._identity = address, identity
         self._heartbeat_s, self._timeout_s = heartbeat_s, timeout_s
         self._status, self._gone = status, gone
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox: deque[Message] = deque()
+        self._lock = threading.Lock()
         self._context = zmq.Context()
-        self._wake = self._context.socket(zmq.PAIR)
-        self._wake.bind("inproc://outbox")
-        self._wake_lock = threading.Lock()
-        self._woken = False
+        self._bell, self._ring = socketpair()
+        self._bell.setblocking(False)
+        self._ring.setblocking(False)
         self._parent = os.getppid()
+        self._heard = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine-link", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="engine-link", daemon=True)
 
     def start(self) -> None:
         """Connect and begin to send heartbeats."""
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.identity = self._identity.encode()
+        self._socket.linger = 2000
+        self._socket.sndhwm = 0
+        self._socket.rcvhwm = 0
+        self._socket.connect(self._address)
+        self._poll = select.poll()
+        # The socket's descriptor says that there may be something to read, not that there is.
+        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self._bell, select.POLLIN)
+        self._heard = time.monotonic()
         self._thread.start()
 
-    def send(self, message: Message) -> None:
-        """Send a message; never blocks; from any thread."""
-        self._outbox.put(message)
-        if self._woken:
-            return  # the thread has yet to look, and takes this message too
-        self._woken = True
-        with self._wake_lock:
-            self._wake.send(b"")
+    def send(self, *messages: Message) -> None:
+        """Send messages; never blocks; from any thread."""
+        frames: list[bytes] = []
+        for message in messages:
+            frames += pack(message)
+            if len(frames) >= _FRAMES:
+                self._write(frames)
+                frames = []
+        if frames:
+            self._write(frames)
 
     def wake(self) -> None:
         """End a blocking `receive` as if a heartbeat had come; from any thread."""
-        self._inbox.put(Status())
+        self._inbox.append(Status())
+        self._ring_bell()
 
     def receive(self, block: bool) -> Message | None:
-        """The next message, or `None` if there is none and `block` is false."""
-        try:
-            return self._inbox.get(block=block)
-        except queue.Empty:
-            return None
+        """The next message, or `None` if there is none and `block` is false; in one thread only."""
+        while True:
+            if not self._inbox:
+                with self._lock:
+                    self._read()
+            if self._inbox:
+                return self._inbox.popleft()
+            if not block:
+                return None
+            self._poll.poll()
+            with contextlib.suppress(BlockingIOError):
+                self._bell.recv(4096)
 
     def stop(self) -> None:
         """Send what is still to be sent, then close."""
         self._stop.set()
-        with self._wake_lock:
-            self._wake.send(b"")
         self._thread.join(timeout=5.0)
-
-    def _run(self) -> None:
-        socket = self._context.socket(zmq.DEALER)
-        socket.identity = self._identity.encode()
-        socket.linger = 2000
-        socket.sndhwm = 0
-        socket.rcvhwm = 0
-        socket.connect(self._address)
-        wake = self._context.socket(zmq.PAIR)
-        wake.connect("inproc://outbox")
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        poller.register(wake, zmq.POLLIN)
-        heard = time.monotonic()
-        next_beat = 0.0
-        while not (self._stop.is_set() and self._outbox.empty()):
-            now = time.monotonic()
-            if now >= next_beat:
-                held_up = now - next_beat > 2 * self._heartbeat_s + 1.0  # messages may wait unread
-                silent = now - heard > self._timeout_s and not held_up
-                socket.send_multipart(pack(self._status()))
-                next_beat = now + self._heartbeat_s
-                if os.getppid() != self._parent or silent:
-                    self._gone()
-            ready: dict[Any, int] = dict(poller.poll(max(1, int((next_beat - now) * 1000))))
-            if socket in ready:
-                heard = time.monotonic()
-                message = unpack(socket.recv_multipart())
-                if not isinstance(message, Status):
-                    self._inbox.put(message)
-            if wake in ready:
-                wake.recv()
-                self._woken = False
-                while not self._outbox.empty():
-                    frames: list[bytes] = []
-                    while len(frames) < _FRAMES and not self._outbox.empty():
-                        frames += pack(self._outbox.get_nowait())
-                    socket.send_multipart(frames)
-        socket.close()
-        wake.close()
-        self._wake.close()
+        with self._lock:
+            self._socket.close()
         self._context.term()
+
+    def _write(self, frames: list[bytes]) -> None:
+        with self._lock:
+            self._socket.send_multipart(frames)
+            self._read()  # sending takes the descriptor's news away from whoever waits for it
+        if self._inbox:
+            self._ring_bell()
+
+    def _ring_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full: `receive` has yet to look
+            self._ring.send(b"r")
+
+    def _read(self) -> None:
+        """Take what has come into the inbox; the caller holds the lock."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                message = unpack(self._socket.recv_multipart(zmq.NOBLOCK))
+                self._heard = time.monotonic()
+                if not isinstance(message, Status):
+                    self._inbox.append(message)
+
+    def _beat(self) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            now = time.monotonic()
+            held_up = now - due > 2 * self._heartbeat_s + 1.0  # messages may be on their way
+            due = now + self._heartbeat_s
+            self.send(self._status())
+            silent = now - self._heard > self._timeout_s and not held_up
+            if os.getppid() != self._parent or silent:
+                self._gone()

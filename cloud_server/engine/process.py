@@ -21,6 +21,7 @@ from cloud_server.engine.jobs import (
     Cancel,
     Forget,
     Job,
+    JobEvent,
     Load,
     Ready,
     Shutdown,
@@ -35,7 +36,7 @@ from protos.process import children, console, logs
 from protos.process.memory import keep_heap_compact, resident_bytes
 
 _SWITCH_S = 0.0005
-"""How long the link's thread waits at most for the model's Python to let it send an event."""
+"""How long a thread waits at most for another one's Python, such as the model for a picture's."""
 
 
 class _Process:
@@ -48,13 +49,14 @@ class _Process:
         self._failure: BridgeError | None = None
         self._step_started = 0.0
         self._link: EngineLink
+        self._said: list[JobEvent] = []
         self._log = logs.configure(settings.log_level, "engine")
         logs.adopt_libraries(self._log)
 
     def prepare(self) -> None:
         """Read what forks can share; `live` reports an error."""
         try:
-            self._engine = engines.build(self._settings, lambda event: self._link.send(event))
+            self._engine = engines.build(self._settings, self._said.append)
             self._engine.prepare()
         except BridgeError as error:
             self._failure = error
@@ -74,7 +76,7 @@ class _Process:
         try:
             started = time.perf_counter()
             if self._engine is None and self._failure is None:
-                self._engine = engines.build(settings, self._link.send)
+                self._engine = engines.build(settings, self._said.append)
             if self._engine is None or self._failure is not None:
                 raise self._failure or EngineUnavailableError("no engine was built")
             engine = self._engine
@@ -87,7 +89,7 @@ class _Process:
             self._link.stop()
             return error.exit_code
         self._loaded = True
-        engine.wake, engine.news = self._link.wake, self._link.send
+        engine.wake, engine.news, engine.flush = self._link.wake, self._link.send, self._flush
         for offer in offers:
             self._link.send(offer)
         self._link.send(Ready(engine.model_id, time.perf_counter() - started))
@@ -116,6 +118,12 @@ class _Process:
                 self._step_started = time.monotonic()
                 engine.step()
                 self._step_started = 0.0
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._said:
+            self._link.send(*self._said)
+            self._said.clear()
 
     def _status(self) -> Status:
         if self._engine is None or not self._loaded:

@@ -55,8 +55,6 @@ def project(
         bool(np.isfinite(keys[:, row]).all() and np.isfinite(values[:, row]).all())
         for row in range(len(frames))
     ]
-    return Projected(
-        finite,
-        torch.from_numpy(np.ascontiguousarray(keys[:, finite])),
-        torch.from_numpy(np.ascontiguousarray(values[:, finite])),
-    )
+    if not all(finite):
+        keys, values = keys[:, finite], values[:, finite]
+    return Projected(finite, torch.from_numpy(keys), torch.from_numpy(values))

@@ -286,8 +286,10 @@ class TransformersEngine(Engine):
         if ready:
             scenes = [scene for _, scene in ready]
             contexts = inject.behind_prefix(self._model, self._scenes, scenes)
+            self.flush()
             for event in self._answering.prefill([work for work, _ in ready], contexts):
                 self._emit(event)
+            self.flush()
         self._scenes.end_step()
 
     def _tokenize(self, work: Work) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import onnxruntime
 
 from projector.serving.backends.base import Backend, CloudFiles, Floats
@@ -54,6 +55,18 @@ class OnnxRuntimeBackend(Backend):
     def _run(
         self, latents: Floats, kept: Floats, cos: Floats, sin: Floats
     ) -> tuple[Floats, Floats]:
-        feeds = {"latents": latents, "kept": kept, "cos": cos, "sin": sin}
-        keys, values = self._session.run(("keys", "values"), feeds)
+        keys, values = self._out(len(latents)), self._out(len(latents))
+        binding = self._session.io_binding()
+        for name, given in (("latents", latents), ("kept", kept), ("cos", cos), ("sin", sin)):
+            binding.bind_cpu_input(name, given)
+        for name, made in (("keys", keys), ("values", values)):
+            binding.bind_output(name, "cpu", 0, np.float32, made.shape, made.ctypes.data)
+        self._session.run_with_iobinding(binding)
         return keys, values
+
+    def _out(self, frames: int) -> Floats:
+        """Where the session writes keys or values; it would copy them out of its own memory."""
+        made = self.target
+        return np.empty(
+            (made.layers, frames, made.kv_heads, made.tokens, made.head_dim), dtype=np.float32
+        )

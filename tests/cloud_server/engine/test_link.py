@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import zmq
 
 from cloud_server.engine import link
-from cloud_server.engine.jobs import (
-    Status,
-)
+from cloud_server.engine.jobs import Cancel, Dropped, Message, Status, pack, unpack_all
 from cloud_server.engine.link import EngineLink
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
@@ -43,6 +42,32 @@ def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end
     finally:
         made.stop()
     assert gone_at[0] > 4
+
+
+def test_no_job_is_missed_while_heartbeats_use_the_same_socket(short_dir: Path) -> None:
+    """Whoever uses a ZeroMQ socket takes away the signal that another thread sleeps for."""
+    context, address = zmq.Context(), f"ipc://{short_dir}/engine.sock"
+    front = context.socket(zmq.ROUTER)
+    front.linger = 0
+    front.bind(address)
+    made = EngineLink(address, "one", 1e-4, 60.0, Status, lambda: None)
+    made.start()
+    try:
+        who = front.recv_multipart()[0]
+        for number in range(3000):
+            front.send_multipart([who, *pack(Cancel(number))])
+            assert made.receive(block=True) == Cancel(number)
+            made.send(Dropped(number), Dropped(number))
+            heard: list[Message] = [Status()]
+            while isinstance(heard[0], Status):
+                heard = unpack_all(front.recv_multipart()[1:])
+            assert heard == [Dropped(number)] * 2, "what is sent together arrives together"
+        made.wake()
+        assert made.receive(block=True) == Status()
+    finally:
+        made.stop()
+        front.close()
+        context.term()
 
 
 def test_the_engine_ends_with_a_front_end_that_is_killed(files: Files) -> None:

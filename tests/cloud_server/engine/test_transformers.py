@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cloud_server.engine.jobs import Dropped, Failed, Job
+from cloud_server.engine.jobs import Accepted, Dropped, Failed, Job, TokenMade
 from projector.bundle.load import Bundle
 from projector.models.vlm import VLM
 from protos.errors import (
@@ -54,6 +54,15 @@ def test_a_frame_that_is_not_to_be_held_is_answered_alike_and_takes_no_place(ben
     bench.drain()
     assert bench.answers()[42].text == bench.answers()[41].text
     assert (bench.engine.status().scenes, bench.engine._latents.bytes) == before
+
+
+def test_a_first_token_leaves_before_the_second_is_made(bench: Bench) -> None:
+    leave: list[list[type]] = []
+    bench.engine.flush = lambda: leave.append([type(event) for event in bench.said])
+    bench.engine.submit(bench.job(1, limit=3))
+    bench.engine.step()
+    assert leave == [[Accepted], [Accepted, TokenMade]]
+    assert [type(event) for event in bench.said] == [Accepted, TokenMade, TokenMade]
 
 
 def test_more_questions_than_slots_wait_and_are_all_answered(files: Files) -> None:
