@@ -219,6 +219,14 @@ class Metrics(MetricSet):
             "held_scenes", "Scenes whose frames the front end holds, to make them again"
         )
         self.held_scene_bytes = self.gauge("held_scene_memory_bytes", "Memory of those frames")
+        self.http_connections = self.gauge("http_connections", "HTTP connections open")
+        self.http_body_bytes = self.gauge(
+            "http_body_memory_bytes", "Memory of large HTTP request bodies"
+        )
+        self.idempotency_bytes = self.gauge(
+            "idempotency_memory_bytes",
+            "Memory of answers kept for HTTP requests that may come again with their key",
+        )
         self.pool_bytes = self.gauge(
             "pool_memory_bytes", "Memory set aside for scenes and latents, used or free"
         )

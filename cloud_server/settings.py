@@ -391,6 +391,12 @@ class Settings(Exposure):
         return [part for part in value.split(os.pathsep) if part]
 
     @property
+    def other_connections(self) -> int:
+        """Connections at once of the ports beside gRPC's."""
+        http = 0 if self.http_port is None else self.api_connections
+        return self.metrics_connections + http
+
+    @property
     def device_quota(self) -> Quota:
         """What a device may ask for, unless the database says otherwise."""
         return Quota(

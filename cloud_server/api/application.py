@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed
+from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed, unexpected
 from protos.errors import BridgeError
 
 _ERRORS = {
@@ -50,6 +50,7 @@ def application(routers: Sequence[APIRouter]) -> FastAPI:
     app.add_exception_handler(BridgeError, _typed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return app
 
@@ -75,14 +76,42 @@ async def _typed(_: Request, error: Exception) -> Response:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """Report the first field that does not fit its description."""
+    """Report the field that does not fit its description; of several, one that is deepest."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ""
-    for part in first["loc"][1:]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    name = where or "body"
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    if first["type"] == "json_invalid":
+        return failed(FieldError("body", f"the body is no JSON: {first['ctx']['error']}"))
+    if first["loc"] == ("body",) and first["type"] != "string_unicode":
+        told = "the body is no JSON object with Content-Type: application/json"
+        return failed(FieldError("body", told))
+    name = _named(first["loc"], first["type"], error.body)
     return failed(FieldError(name, f"{name}: {first['msg']}"))
+
+
+def _named(place: Sequence[str | int], kind: str, body: Any) -> str:
+    """A field's place as a reader of the request sees it.
+
+    Args:
+        place: `body` or `query`, then keys, indices and the names of the types that were tried.
+        kind: of the error.
+        body: of the request.
+    """
+    where, at = "", body
+    for part in place[1:]:
+        if place[0] == "body":
+            if isinstance(at, dict) and part in at:
+                at = at[part]
+            elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+                at = at[part]
+            elif kind != "missing" or part != place[-1]:
+                continue  # the name of a type
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    return where or "body"
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    """Sent before the door logs the error."""
+    return unexpected()
 
 
 async def _of_http(request: Request, error: Exception) -> Response:

@@ -67,6 +67,9 @@ def http_port(
     ]
     routers += _management(access)
     most = len(base64.b64encode(bytes(settings.max_picture_bytes))) + _JSON_BYTES
+    bodies = Bodies(most, settings.body_memory_bytes)
+    metrics.idempotency_bytes.set_function(lambda: idempotency.memory_bytes)
+    metrics.http_body_bytes.set_function(lambda: bodies.held_bytes)
     few = Throttle(
         settings.log_burst,
         lambda what, count: log.warning("more of the same", what=what, count=count),
@@ -76,14 +79,16 @@ def http_port(
         application(routers),
         access,
         bridge.quotas,
-        Bodies(most, settings.body_memory_bytes),
+        bodies,
         metrics,
         log,
         few,
         lambda: bridge.under_way.draining,
     )
     context = None if access.tls is None else access.tls.context()
-    return HttpPort(settings, door, context, log)
+    port = HttpPort(settings, door, context, log)
+    metrics.http_connections.set_function(lambda: port.connections)
+    return port
 
 
 def _management(access: Access) -> list[APIRouter]:

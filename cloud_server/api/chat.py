@@ -26,6 +26,7 @@ from cloud_server.api.visit import Visit, visit_of
 from cloud_server.frontend.access.gate import owner_of
 from cloud_server.frontend.answers import Computation
 from cloud_server.frontend.ask import Application, Asker
+from cloud_server.frontend.scenes import HeldScene
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics
@@ -128,37 +129,25 @@ class Chat:
         self._models.require(body.model)
         body.check()
         about, text = subject.read(body.messages, self._limits)
-        limit, stop = body.tokens(self._limits.max_new_tokens), tuple(body.stops)
+        limit = body.tokens(self._limits.max_new_tokens)
         self._metrics.questions.labels("http").inc()
+        made = Computation(visit.request_id, 0, text, received_ns)
+        made.owner, made.rank = owner_of(visit.caller), body.rank
+        scene: HeldScene | None = None
+        risk: float | None = 0.0
         if isinstance(about, subject.PictureFile):
-            return self._about_picture(visit, about, text, received_ns, body.model, limit, stop)
-        scene = self._held.find(visit.caller, about)
-        risk = scene.risk_of(text)
-        require_risk(risk, body.max_risk)
-        made = Computation(visit.request_id, scene.frame_number, text, received_ns)
-        made.owner = owner_of(visit.caller)
-        made.distortion, made.fallback = scene.distortion, scene.fallback
-        made.warnings, made.moments_score = list(scene.warnings), scene.moments_score
-        self._asker.begin(asked_about(scene), made, limit)
-        return Question(made, scene, risk, body.model, limit, stop)
-
-    def _about_picture(
-        self,
-        visit: Visit,
-        about: subject.PictureFile,
-        text: str,
-        received_ns: int,
-        model: str,
-        limit: int,
-        stop: tuple[str, ...],
-    ) -> Question:
-        caller: Caller = visit.caller
-        number = next(self._pictures) % (1 << 32)
-        made = Computation(visit.request_id, number, text, received_ns)
-        made.owner = owner_of(caller)
-        asked = Application(picture_session(caller.tenant, caller.name))
-        self._asker.begin(asked, made, limit, about.file)
-        return Question(made, None, 0.0, model, limit, stop)
+            made.frame_number = next(self._pictures) % (1 << 32)
+            asked = Application(picture_session(visit.caller.tenant, visit.caller.name))
+            self._asker.begin(asked, made, limit, about.file)
+        else:
+            scene = self._held.find(visit.caller, about)
+            risk = scene.risk_of(text)
+            require_risk(risk, body.max_risk)
+            made.frame_number, made.distortion = scene.frame_number, scene.distortion
+            made.fallback, made.warnings = scene.fallback, list(scene.warnings)
+            made.moments_score = scene.moments_score
+            self._asker.begin(asked_about(scene), made, limit)
+        return Question(made, scene, risk, body.model, limit, tuple(body.stops), body.ignored)
 
     def _undone(self, caller: Caller, key: str | None) -> None:
         """Called if there will be no answer: the next request with the key starts again."""

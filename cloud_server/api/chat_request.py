@@ -1,8 +1,8 @@
 """The fields of a chat completion request, in OpenAI's form, and the values that are supported.
 
 The large model answers one question about one scene or picture, by greedy decoding. So a request
-has one user message; a system message, a history, tools and sampling are refused. Fields that are
-not named here are ignored.
+has one user message, and instructions before it; a history, tools and sampling are refused. Fields
+that are not named here have no effect, and the answer says so (`ignored`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cloud_server.api.failures import FieldError
 from cloud_server.api.whole import WHOLE
+from cloud_server.frontend.admission.turns import ALARM, BACKGROUND, NORMAL
 
 _UNSUPPORTED = "unsupported_value"
 _MOST_STOPS, _LONGEST_STOP = 4, 256
+_MOST_NAMES, _LONGEST_NAME = 32, 64
+_RANKS = {"auto": NORMAL, "default": NORMAL, "priority": ALARM, "flex": BACKGROUND}
+"""Class of priority by OpenAI's name of it."""
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
@@ -74,7 +78,7 @@ Part: TypeAlias = Annotated[TextPart | ScenePart | ImagePart, Field(discriminato
 
 
 class Message(BaseModel):
-    """One message. A request has exactly one, from the user."""
+    """One message. The last is the user's, and the only one of that role."""
 
     role: Literal["user", "system", "developer", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
@@ -95,12 +99,12 @@ class ResponseFormat(BaseModel):
 class ChatRequest(BaseModel):
     """A question about one scene or picture."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(description="an id that `GET /v1/models` lists", max_length=256)
     messages: list[Message] = Field(
         description="one user message: text parts, which are the question, and one scene or "
-        "picture. A system message or history is refused: the model answers one question"
+        "picture. System messages before it are put before the question. A history is refused"
     )
     stream: bool | None = Field(None, description="send the answer token by token")
     stream_options: StreamOptions | None = None
@@ -131,6 +135,10 @@ class ChatRequest(BaseModel):
     functions: Annotated[list[object] | None, _only([])] = Field(None, description="empty")
     modalities: Annotated[list[str] | None, _only(["text"])] = Field(None, description="text")
     store: Annotated[bool | None, _only(False)] = Field(None, description="false")
+    service_tier: Annotated[str | None, _only(*_RANKS)] = Field(
+        None,
+        description="`priority` for an alarm, `flex` for what may wait; the others are usual",
+    )
     max_risk: float | None = Field(
         None,
         ge=0.0,
@@ -150,6 +158,18 @@ class ChatRequest(BaseModel):
         """Whether a stream sends `usage`."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def rank(self) -> int:
+        """Its class of priority."""
+        return _RANKS[self.service_tier or "auto"]
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the fields that have no effect, some of them if there are many."""
+        names = [*(self.model_extra or ()), *(["temperature"] if self.temperature else [])]
+        plain = {name.encode(errors="replace").decode()[:_LONGEST_NAME] for name in names}
+        return sorted(plain)[:_MOST_NAMES]
+
     def tokens(self, most: int) -> int:
         """Longest answer in tokens, at most `most`."""
         wished = self.max_completion_tokens or self.max_tokens or most
@@ -161,6 +181,12 @@ class ChatRequest(BaseModel):
         Raises:
             FieldError: names the field.
         """
+        if self.service_tier is not None and self.service_tier not in _RANKS:
+            raise FieldError(
+                "service_tier",
+                f"service_tier is one of {', '.join(_RANKS)}",
+                _UNSUPPORTED,
+            )
         if self.n not in (None, 1):
             raise FieldError(
                 "n", f"n is {self.n}: one answer is made for each request", _UNSUPPORTED

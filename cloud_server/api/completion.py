@@ -46,6 +46,7 @@ class Question:
         model: the model's name in the request.
         limit: longest answer in tokens.
         stop: stop sequences.
+        ignored: fields of the request without effect.
         created: when it arrived, seconds since 1970.
     """
 
@@ -55,6 +56,7 @@ class Question:
     model: str
     limit: int
     stop: tuple[str, ...]
+    ignored: list[str]
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -70,8 +72,8 @@ class Question:
         """
         timings = None if answer is None else Timings.of(answer.timings)
         if self.scene is None:
-            return of_picture(self.made.warnings, timings)
-        return of_scene(self.scene, self.risk, self.made.warnings, timings)
+            return of_picture(self.made.warnings, timings, self.ignored)
+        return of_scene(self.scene, self.risk, self.made.warnings, timings, self.ignored)
 
 
 class Completion(Response):

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_server.api import health
 from cloud_server.api.bodies import Bodies, length_of
-from cloud_server.api.failures import failed, http_failed
+from cloud_server.api.failures import failed, unexpected
 from cloud_server.api.visit import KEY, Visit
 from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.access.gate import owner_of
@@ -94,8 +94,7 @@ class Door:
             told_id = visit.request_id.hex()
             self._log.error("api", request_id=told_id, path=scope["path"], trace=format_exc())
             if not status:
-                unexpected = http_failed(500, "an error of the service; its log has the request id")
-                await unexpected(scope, receive, told)
+                await unexpected()(scope, receive, told)
         finally:
             self._note(visit, scope, status, time.perf_counter() - began)
 

@@ -118,3 +118,8 @@ def http_failed(status: int, message: str, headers: Mapping[str, str] | None = N
     )
     raw = json.dumps({"error": error.model_dump()})
     return Response(raw, status, headers, media_type=JSON)
+
+
+def unexpected() -> Response:
+    """What a caller is told of an error that nobody foresaw."""
+    return http_failed(500, "an error of the service; its log has the request id")

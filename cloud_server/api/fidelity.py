@@ -75,6 +75,9 @@ class Fidelity(BaseModel):
     warnings: list[str] = Field(description="names of reasons not to rely on the answer")
     bundle: BundleName | None = Field(description="null for a picture")
     timings_ms: Timings | None = Field(None, description="of the answer")
+    ignored: list[str] = Field(
+        default_factory=list, description="fields of the request that had no effect on the answer"
+    )
 
 
 def of_scene(
@@ -82,6 +85,7 @@ def of_scene(
     risk: float | None,
     warnings: Sequence[str] = (),
     timings: Timings | None = None,
+    ignored: Sequence[str] = (),
 ) -> Fidelity:
     """The fidelity of an answer about a held scene.
 
@@ -90,6 +94,7 @@ def of_scene(
         risk: the answer's risk.
         warnings: warnings beside the scene's own.
         timings: the answer's timings.
+        ignored: fields of the request without effect.
     """
     return Fidelity(
         scene=scene.scene_id,
@@ -102,10 +107,13 @@ def of_scene(
         warnings=sorted({*scene.warnings, *warnings}),
         bundle=bundle_of(scene),
         timings_ms=timings,
+        ignored=list(ignored),
     )
 
 
-def of_picture(warnings: Sequence[str], timings: Timings | None) -> Fidelity:
+def of_picture(
+    warnings: Sequence[str], timings: Timings | None, ignored: Sequence[str]
+) -> Fidelity:
     """The fidelity of an answer about a picture in the request."""
     return Fidelity(
         scene=None,
@@ -118,6 +126,7 @@ def of_picture(warnings: Sequence[str], timings: Timings | None) -> Fidelity:
         warnings=list(warnings),
         bundle=None,
         timings_ms=timings,
+        ignored=list(ignored),
     )
 
 

@@ -47,6 +47,11 @@ class HttpPort:
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
 
+    @property
+    def connections(self) -> int:
+        """Connections that are open, handshakes included."""
+        return 0 if self._server is None else self._server.connections
+
     async def start(self) -> None:
         """See `Part`."""
         settings = self._settings
@@ -111,6 +116,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._context, self._most, self._handshake_s = context, most, handshake_s
         self._made: weakref.WeakSet[asyncio.Protocol] = weakref.WeakSet()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open, handshakes included."""
+        return len(self._made)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -52,12 +51,20 @@ Subject: TypeAlias = "SceneName | PictureFile"
 def read(messages: list[Message], limits: Limits) -> tuple[Subject, str]:
     """Read the subject and the question from a chat's messages.
 
+    Instructions (messages of the roles `system` and `developer`) stand before the question: the
+    model knows no such role.
+
     Raises:
         FieldError: there is not exactly one user message with exactly one scene or picture.
         PictureError: a picture is too large, or is not in base64.
         QuestionError, QuestionTooLongError: the question is blank, or too long.
     """
     _require_one_user_message(messages)
+    instructions = [
+        text
+        for index, message in enumerate(messages[:-1])
+        for text in _instructions(message, f"messages[{index}].content")
+    ]
     where, content = f"messages[{len(messages) - 1}].content", messages[-1].content
     if not isinstance(content, list):
         raise FieldError(
@@ -80,27 +87,35 @@ def read(messages: list[Message], limits: Limits) -> tuple[Subject, str]:
             f"the message names {len(subjects) or 'no'} scene{'s' if subjects else ''}: a question "
             "is about one scene or picture",
         )
-    return subjects[0], _question(texts, limits)
+    return subjects[0], _question(instructions, texts, limits)
 
 
 def _require_one_user_message(messages: list[Message]) -> None:
     if not messages:
         raise FieldError("messages", "there is no message: send one of the role 'user'")
     for index, message in enumerate(messages):
-        if message.role in ("system", "developer"):
-            raise FieldError(
-                f"messages[{index}]",
-                f"a {message.role} message cannot be honoured: the model answers one question "
-                "about one scene. Put what matters into the question",
-                "unsupported_value",
-            )
-        if message.role != "user" or len(messages) > 1:
+        last = index == len(messages) - 1
+        if message.role not in (("user",) if last else ("system", "developer")):
             raise FieldError(
                 f"messages[{index}]",
                 "a history cannot be honoured: the model answers one question about one scene. "
-                "Send one message of the role 'user'",
+                "Send one message of the role 'user', after instructions ('system') if you like",
                 "unsupported_value",
             )
+
+
+def _instructions(message: Message, where: str) -> list[str]:
+    content = message.content
+    if not isinstance(content, list):
+        return [content or ""]
+    texts = [part.text for part in content if isinstance(part, TextPart)]
+    if len(texts) < len(content):
+        raise FieldError(
+            where,
+            f"a {message.role} message has text only: name the scene in the "
+            "message of the role 'user'",
+        )
+    return texts
 
 
 def _of_url(part: ImagePart, where: str, limits: Limits) -> Subject:
@@ -122,20 +137,27 @@ def _decoded(text: str, limits: Limits) -> bytes:
         raise PictureError(f"the picture is too large: at most {most} bytes are accepted")
     try:
         file = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise PictureError(f"the picture's data URL is not base64: {error}") from error
     if not 0 < len(file) <= most:
         raise PictureError(f"a picture of {len(file)} bytes: 1 to {most} are accepted")
     return file
 
 
-def _question(texts: list[str], limits: Limits) -> str:
-    question = "\n".join(texts)
-    if not question.strip():
+def _question(instructions: list[str], texts: list[str], limits: Limits) -> str:
+    if not "\n".join(texts).strip():
         raise QuestionError("the question is blank: add a part of the type 'text'")
-    size = len(question.encode("utf-8", "replace"))
+    question = "\n".join([*filter(str.strip, instructions), *texts])
+    try:
+        size = len(question.encode())
+    except UnicodeEncodeError as error:
+        raise QuestionError(
+            f"character {error.start} of the question is half of a surrogate pair: send text that "
+            "UTF-8 can write"
+        ) from error
     if size > limits.max_question_bytes:
+        told = " with its instructions" if instructions else ""
         raise QuestionTooLongError(
-            f"question of {size} bytes, at most {limits.max_question_bytes} are accepted"
+            f"question of {size} bytes{told}, at most {limits.max_question_bytes} are accepted"
         )
     return question

@@ -115,7 +115,7 @@ def open_files(settings: Settings) -> Iterator[Finding]:
     )
     try:
         most = descriptors.connections(
-            limit, 32, settings.metrics_connections, settings.max_connections
+            limit, 32, settings.other_connections, settings.max_connections
         )
     except ConfigError as error:
         yield Finding("open files", RED, error.message, "raise the limit: LimitNOFILE=65536")

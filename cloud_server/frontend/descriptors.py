@@ -1,6 +1,6 @@
 """File descriptors: raise the soft limit, say how many connections fit, keep some in reserve.
 
-    limit = open at start + reserve + metrics connections + gRPC connections
+    limit = open at start + reserve + metrics and HTTP connections + gRPC connections
 
 Each gRPC connection takes one descriptor. Without a cap, a stranger who connects often enough takes
 them all. Then an engine that dies cannot be started again, because that takes pipes and files.
@@ -40,25 +40,25 @@ def open_now() -> int:
     return 0
 
 
-def connections(limit: int, held: int, metrics: int, wanted: int) -> int:
+def connections(limit: int, held: int, others: int, wanted: int) -> int:
     """How many gRPC connections may be open at once.
 
     Args:
         limit: descriptors that the process may hold.
         held: those that it holds before it takes connections.
-        metrics: connections of the metrics port.
+        others: connections of the metrics port and the HTTP port.
         wanted: the setting; 0 takes as many as fit.
 
     Raises:
         ConfigError: fewer fit than are wanted, or too few to serve.
     """
-    room = limit - held - RESERVE - metrics
+    room = limit - held - RESERVE - others
     if room < max(wanted, _LEAST):
         raise ConfigError(
             f"{max(wanted, _LEAST)} gRPC connections need {limit - room + max(wanted, _LEAST)} "
-            f"file descriptors ({held} in use, {RESERVE} in reserve, {metrics} for the metrics "
-            f"port), the limit is {limit}: raise it (ulimit -Hn, LimitNOFILE=, --ulimit nofile), "
-            "or lower --max-connections and --metrics-connections"
+            f"file descriptors ({held} in use, {RESERVE} in reserve, {others} for the metrics "
+            f"and HTTP ports), the limit is {limit}: raise it (ulimit -Hn, LimitNOFILE=, --ulimit "
+            "nofile), or lower --max-connections, --api-connections and --metrics-connections"
         )
     return wanted or room
 

@@ -64,7 +64,7 @@ class GrpcPort:
         most = descriptors.connections(
             self._descriptor_limit,
             descriptors.open_now(),
-            settings.metrics_connections,
+            settings.other_connections,
             settings.max_connections,
         )
         self._server = grpc.aio.server(options=server_options(settings, most))

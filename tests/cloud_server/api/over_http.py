@@ -47,6 +47,12 @@ class Asking:
         """Ask."""
         return await self.http.post("/v1/chat/completions", json=body, headers=headers)
 
+    async def post_text(self, body: str) -> httpx.Response:
+        """Ask with a body that only this test's author would write."""
+        return await self.http.post(
+            "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+        )
+
     async def text(self, question: str, **fields: Any) -> str:
         """The answer's text."""
         made = await self.ai.chat.completions.create(

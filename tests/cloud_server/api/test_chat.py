@@ -138,6 +138,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
     ({"stop": ""}, "stop"),
+    ({"stop": [None]}, "stop[0]"),
+    ({"store": True}, "store"),
+    ({"service_tier": "scale"}, "service_tier"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"extra_body": {"max_risk": 2}}, "max_risk"),
     ({"messages": []}, "messages"),
@@ -153,8 +156,22 @@ def test_what_the_model_cannot_honour_is_refused_by_the_fields_name(paths: dict[
             user = {"role": "user", "content": [part, text]}
             http = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
             more: list[tuple[list[Any], str]] = [
-                ([{"role": "system", "content": "be brief"}, user], "messages[0]"),
+                ([user, {"role": "system", "content": "be brief"}], "messages[0]"),
+                ([{"role": "system", "content": [part]}, user], "messages[0].content"),
                 ([user, {"role": "assistant", "content": "yes"}, user], "messages[0]"),
+                ([user, user], "messages[0]"),
+                (
+                    [{"role": "user", "content": [{"type": "input_audio"}]}],
+                    "messages[0].content[0]",
+                ),
+                (
+                    [{"role": "user", "content": [text, {"type": "image_url", "image_url": "x"}]}],
+                    "messages[0].content[1].image_url",
+                ),
+                (
+                    [{"role": "user", "content": [{"type": "scene"}]}],
+                    "messages[0].content[0].device",
+                ),
                 ([{"role": "user", "content": [part, part, text]}], "messages[0].content"),
                 ([{"role": "user", "content": [text]}], "messages[0].content"),
                 (
@@ -176,6 +193,74 @@ def test_what_the_model_cannot_honour_is_refused_by_the_fields_name(paths: dict[
             for fields in ({"temperature": 0}, {"temperature": 1, "top_p": 1}, {"n": 1, "seed": 7}):
                 assert await it.text("count 1", **fields) == "0"
             assert await it.text("count 1", extra_body={"unheard_of": [1]}) == "0"
+
+    asyncio.run(work())
+
+
+def test_instructions_come_before_the_question(paths: dict[str, Any]) -> None:
+    async def work() -> None:
+        async with asking(paths) as it:
+            named = it.looking_at(f"bridge://{it.device}/latest", "3")
+            for role, content in (
+                ("system", "count"),
+                ("developer", [{"type": "text", "text": "count"}]),
+            ):
+                messages: Any = [{"role": role, "content": content}, *named]
+                made = await it.ai.chat.completions.create(model=it.model, messages=messages)
+                assert made.choices[0].message.content == "0 1 2"
+            blank: Any = [{"role": "system", "content": "count 3"}, *it.about(" ")]
+            with pytest.raises(openai.BadRequestError, match="blank"):
+                await it.ai.chat.completions.create(model=it.model, messages=blank)
+            long: Any = [{"role": "system", "content": "x" * 600}, *it.about("?")]
+            with pytest.raises(openai.BadRequestError, match="with its instructions"):
+                await it.ai.chat.completions.create(model=it.model, messages=long)
+
+    asyncio.run(work())
+
+
+def test_an_answer_names_the_fields_that_had_no_effect(paths: dict[str, Any]) -> None:
+    async def work() -> None:
+        async with asking(paths) as it:
+            made = await it.ai.chat.completions.create(
+                model=it.model,
+                messages=it.about("count 1"),
+                temperature=1,
+                user="anna",
+                metadata={"room": "3"},
+                parallel_tool_calls=False,
+                service_tier="priority",
+                extra_body={"\u2028": 1, "x" * 100: 2},
+            )
+            bridge: Any = made.to_dict()["bridge"]
+            assert bridge["ignored"] == sorted(
+                ["temperature", "user", "metadata", "parallel_tool_calls", "\u2028", "x" * 64]
+            )
+            many = await it.post(it.body("count 1", **{str(i): i for i in range(500)}))
+            assert len(many.json()["bridge"]["ignored"]) == 32
+            half = await it.post_text(json.dumps(it.body("?", half=1)).replace("half", "\\ud800"))
+            assert (half.status_code, half.json()["error"]["code"]) == (400, "invalid_value")
+            made = await it.ai.chat.completions.create(
+                model=it.model, messages=it.about("count 1"), temperature=0, seed=4
+            )
+            assert made.to_dict()["bridge"]["ignored"] == []  # type: ignore[index]
+
+    asyncio.run(work())
+
+
+def test_text_that_utf_8_cannot_write_is_refused_before_the_engine(paths: dict[str, Any]) -> None:
+    async def work() -> None:
+        async with asking(paths) as it:
+            body = json.dumps(it.body("say HALF"))
+            for half in ("\\ud83d", "\\udd25\\ud83d"):
+                reply = await it.post_text(body.replace("HALF", half))
+                assert (reply.status_code, reply.json()["error"]["code"]) == (400, "question")
+            whole = body.replace("say HALF", "\\ud83d\\udd25")
+            assert (await it.post_text(whole)).status_code == 200
+            for url in ("data:image/png;base64,é", "data:image/png;base64,\ud800"):
+                part = {"type": "image_url", "image_url": {"url": url}}
+                messages = [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]
+                reply = await it.post_text(json.dumps({"model": it.model, "messages": messages}))
+                assert (reply.status_code, reply.json()["error"]["code"]) == (400, "picture")
 
     asyncio.run(work())
 
@@ -291,6 +376,7 @@ def test_a_repeated_key_gets_the_first_answer_also_while_that_is_being_made(
             (await it.edge.say("", seed=2))  # `latest` is another scene now
             three = (await it.post(it.body("hold"), **key)).json()
             assert (three["id"], three["bridge"]["scene"]) == (one["id"], one["bridge"]["scene"])
+            assert await it.server.metric("idempotency_memory_bytes") > 1024
             other = await it.post(it.body("count 1"), **key)
             assert (other.status_code, other.json()["error"]["code"]) == (409, "conflict")
             streamed = await it.post(it.body("count 2", stream=True), **{"idempotency-key": "two"})

@@ -78,6 +78,8 @@ def test_a_body_is_bounded_before_it_is_read(paths: dict[str, Any]) -> None:
                 return reply.status_code == 429 and int(reply.headers["retry-after"]) >= 1
 
             await it.server.until(refused)
+            assert await it.server.metric("http_body_memory_bytes") == size
+            assert await it.server.metric("http_connections") >= 2
             assert await it.text("count 1") == "0", "small bodies need no room"
             writer.close()
             made = await it.ai.chat.completions.create(
