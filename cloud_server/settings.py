@@ -44,19 +44,19 @@ class Settings(Exposure):
         1,
         ge=1,
         le=64,
-        description="engine processes; with --device cuda the first runs on cuda:0, the next on "
-        "cuda:1; on a CPU they share the threads",
+        description="number of engine processes; with --device cuda they run on cuda:0, cuda:1 and "
+        "so on; on a CPU they share the threads",
     )
     quarantine_dir: Path | None = Field(
         None,
-        description="owner-only directory that gets the bytes of each request that ended an engine "
-        "twice; by default they are not written",
+        description="owner-only directory for the bytes of requests that ended an engine twice; by "
+        "default they are not written",
     )
     engine_memory_bytes: int = Field(
         0,
         ge=0,
-        description="resident memory above which an engine is replaced, in bytes; 0 takes one and "
-        "a half times what it holds at rest and may hold for its scenes and answers",
+        description="resident memory above which an engine is replaced, in bytes; 0 means 1.5 "
+        "times its memory at rest plus its bounds on scenes and answers",
     )
     device: str = Field("cpu", description="torch device of the large model (cpu, cuda, cuda:0)")
     dtype: Dtype = Field("float32", description="number format the large model runs in")
@@ -99,29 +99,29 @@ class Settings(Exposure):
     outbox_memory_bytes: int = Field(
         64 << 20,
         ge=1 << 16,
-        description="events of one tenant that its clients have not read yet, in bytes; above that "
-        "the call with most of them ends",
+        description="bound on the events that one tenant's clients have not read yet, in bytes; "
+        "above it the call with most of them is ended",
     )
     reader_s: float = Field(
         60.0,
         gt=0.0,
         le=3600.0,
-        description="a call whose client leaves its events unread for so long ends, seconds",
+        description="longest time that a client may leave events unread before its call is ended, "
+        "seconds",
     )
     queue_s: float = Field(
         10.0,
         gt=0.0,
         le=3600.0,
-        description="longest time that a request should wait for its turn, seconds; one that would "
-        "wait longer is refused at once, with the time when to come again",
+        description="longest wait of a request for its turn, seconds; a request that would wait "
+        "longer is refused at once, with a time to retry",
     )
     active_s: float = Field(
         5.0,
         ge=0.0,
         le=3600.0,
-        description="how long a device counts as active after a request, seconds: as long as "
-        "others are active, none has more requests at the engine than its share; 0 gives whatever "
-        "is free to whoever asks",
+        description="how long a device counts as active after a request, seconds; while others are "
+        "active, no device has more requests in the engine than its share; 0 turns shares off",
     )
     device_requests_per_s: float = Field(
         200.0, ge=0.0, le=1e6, description="requests of one device a second; 0 for no bound"
@@ -157,7 +157,7 @@ class Settings(Exposure):
         0,
         ge=0,
         le=1_000_000,
-        description="requests given to each engine at once, one of each session in turn; 0 takes "
+        description="requests sent to each engine at once, one of each session in turn; 0 takes "
         "twice the batch",
     )
     resend_window_s: float = Field(
@@ -176,12 +176,10 @@ class Settings(Exposure):
     held_scene_bytes: int = Field(
         128 << 20,
         ge=1 << 10,
-        description="frames kept in the front end, so that any engine can make their scenes again, "
-        "in bytes; the largest tenant loses first",
+        description="memory of the frames kept for rebuilding scenes in any engine, in bytes; when "
+        "full, the largest tenant loses its oldest ones",
     )
-    device_scenes: int = Field(
-        64, ge=1, le=1_000_000, description="scenes of one device that are kept so"
-    )
+    device_scenes: int = Field(64, ge=1, le=1_000_000, description="scenes kept for one device")
     answer_memory: int = Field(
         4096, ge=1, le=10_000_000, description="answers kept for repeated request ids, a count"
     )
@@ -310,7 +308,10 @@ class Settings(Exposure):
         description="pause between heartbeats of front end and engine, seconds",
     )
     heartbeat_timeout_s: float = Field(
-        5.0, gt=0.0, le=600.0, description="silence after which an engine counts as gone, seconds"
+        5.0,
+        gt=0.0,
+        le=600.0,
+        description="time without a heartbeat after which an engine counts as gone, seconds",
     )
     engine_stall_s: float = Field(
         30.0, gt=0.0, le=3600.0, description="longest single step of a busy engine, seconds"
@@ -341,15 +342,15 @@ class Settings(Exposure):
         0.8,
         ge=0.0,
         lt=1.0,
-        description="share of a new bundle's canary set that must be answered as its maker "
-        "recorded: the lower end of the 95 % interval",
+        description="share of a new bundle's canary set that must be answered as recorded (lower "
+        "end of the 95 % interval)",
     )
     bundle_move_s: float = Field(
         60.0,
         ge=0.0,
         le=86400.0,
-        description="time over which running sessions are asked to move to another version of "
-        "their bundle, seconds",
+        description="time over which sessions are moved to another version of their bundle, "
+        "seconds",
     )
     bundle_scenes_s: float = Field(
         3600.0,
@@ -362,8 +363,8 @@ class Settings(Exposure):
         0.05,
         ge=0.0,
         lt=1.0,
-        description="by how much a new version may do worse than the one before, as a share of "
-        "frames refused, sent as pictures, of risk, or of other answers than the picture's",
+        description="margin by which a new version may be worse than the one before, in the share "
+        "of frames refused, sent as pictures or answered unlike the picture, or in the risk",
     )
     canary_question: str = Field(
         "What is this?", min_length=1, max_length=200, description="our own question"
@@ -398,7 +399,7 @@ class Settings(Exposure):
 
     @property
     def device_quota(self) -> Quota:
-        """What a device may ask for, unless the database says otherwise."""
+        """Default quota of a device."""
         return Quota(
             requests_per_s=self.device_requests_per_s,
             bytes_per_s=self.device_bytes_per_s,
@@ -409,7 +410,7 @@ class Settings(Exposure):
 
     @property
     def tenant_quota(self) -> Quota:
-        """What a tenant's devices may ask for together, unless the database says otherwise."""
+        """Default quota of a tenant's devices together."""
         return Quota(
             requests_per_s=self.tenant_requests_per_s,
             bytes_per_s=self.tenant_bytes_per_s,
@@ -432,7 +433,7 @@ class Settings(Exposure):
 
     @property
     def plans(self) -> Path | None:
-        """Where compiled plans are kept; None for nowhere."""
+        """Folder of compiled plans; None to keep none."""
         if self.plan_cache is not None or self.directory is None:
             return self.plan_cache
         return self.directory / "plans"

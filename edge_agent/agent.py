@@ -93,8 +93,8 @@ class Agent:
         feedback_mode: hold each frame once, have the server send back its own state of it, and
             answer with the small model from that.
         feedback_point: operating point of the feedback; empty: the bundle's default.
-        hold_every_s: only hold frames, one at a time: seconds from one capture to the next. None
-            asks questions.
+        hold_every_s: hold mode: seconds between captures of frames that the service holds without
+        a question; None to ask questions.
         edge_only_too: also answer with the small model.
         edge_fallback: let the small model answer if the service could not.
         controller: chooses the operating point if the plan does not name one.

@@ -202,12 +202,12 @@ async def _drive(
             renewing.cancel()
             await asyncio.wait({renewing})
         if uplink.connection.session is not None:
-            await renewal.turn()  # a short run ends before `renewal.run` looks
+            await renewal.turn()  # a short run may end before `renewal.run` looks
         return summary
 
 
 def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
-    """How the server is reached: in TLS if this device is enrolled or `ca` is given.
+    """Choose how to reach the server: over TLS if this device is enrolled or `ca` is given.
 
     Raises:
         CertificateError: the identity or the roots cannot be used.
@@ -228,7 +228,7 @@ def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
 
 
 def identity_file(chosen: Settings) -> IdentityFile:
-    """Where this device's identity is, or is to be stored.
+    """The file of this device's identity, which need not exist.
 
     Raises:
         ConfigError: there is no state directory.

@@ -40,7 +40,7 @@ _OF_A_RUN = (
     "hold_every_s",
     "output",
 )
-"""Settings that only `run` has."""
+"""Settings of `run` alone."""
 _OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
 
 
@@ -282,22 +282,22 @@ def _parser() -> configuration.Parser:
     _add_settings(inspect, only=("model", "device", "dtype", "text_tokens"))
 
     enrolling = _command(
-        commands, "enrol", "make a key here and get a certificate for a one-time code", _enrol
+        commands, "enrol", "make a key and get a certificate for a one-time code", _enrol
     )
     enrolling.add_argument(
         "--code",
         required=True,
-        help="as 'cloud-server devices add' printed it; - reads it from standard input",
+        help="one-time code, as printed by 'cloud-server devices add'; - reads standard input",
     )
     enrolling.add_argument(
         "--force",
         action="store_true",
-        help="replace the identity that this device has; it stays until the new one is stored",
+        help="replace this device's identity; the old one stays until the new one is stored",
     )
     _add_settings(enrolling, only=_OF_AN_IDENTITY)
 
     identity = _command(
-        commands, "identity", "show who this device is, at which service, until when", _identity
+        commands, "identity", "show this device's name, service and certificate", _identity
     )
     identity.add_argument("--json", action="store_true", help="print it as JSON")
     _add_settings(identity, only=("state_dir",))

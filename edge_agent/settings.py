@@ -45,21 +45,21 @@ class Settings(configuration.TypedSettings):
     )
     ca: str = Field(
         "",
-        description="where the server's certificate comes from, if not from the service's own "
-        "authority: a PEM file of roots, or 'system' for the roots of this system",
+        description="roots for a server certificate that is not from the service's own authority: "
+        "a PEM file, or 'system' for the roots of this system",
     )
     server_name: str = Field(
         "", description="name in the server's certificate; default: the host in --server"
     )
     insecure: bool = Field(
         False,
-        description="plain text, even if this device is enrolled; without it, a device that is "
-        "enrolled or has --ca speaks TLS",
+        description="use plain text even if this device is enrolled; without it, a device that is "
+        "enrolled or has --ca uses TLS",
     )
     device_name: str = Field(
         "",
-        description="this device's name at a service without identities; default: made from the "
-        "host's name (an enrolled device has the name in its certificate)",
+        description="this device's name for a service without identities; default: made from the "
+        "host's name (an enrolled device uses the name in its certificate)",
     )
     source: str = Field(
         "", description="where pictures come from: a path, folder:///path, yard://test?count=50"
@@ -74,18 +74,18 @@ class Settings(configuration.TypedSettings):
         description="infer: each question travels with the frame; ask: the frame once, then each "
         "question about it by Ask; feedback: the frame once, then the server sends its own "
         "state of it back and the small model answers from that (for bundles with feedback); "
-        "hold: the frame without a question, so that others may ask the service about it",
+        "hold: send the frame without a question, so that applications can ask about it",
     )
     hold_every_s: float = Field(
         10.0,
         ge=0.0,
         le=86400.0,
-        description="with question_mode hold: seconds from one capture to the next",
+        description="with question_mode hold: seconds between captures",
     )
     priority: Annotated[Literal["alarm", "normal", "background"], ANY_CASE] = Field(
         "normal",
-        description="which requests the service answers first where not all can be answered: "
-        "alarm before normal before background",
+        description="priority of this device's requests when the service is busy: alarm before "
+        "normal before background",
     )
     feedback_point: str = Field(
         "",
@@ -244,7 +244,7 @@ class Settings(configuration.TypedSettings):
 
     @property
     def priority_number(self) -> int:
-        """The priority as it travels."""
+        """The priority's number on the wire."""
         return PRIORITIES.index(self.priority)
 
     @field_validator("questions", mode="before")

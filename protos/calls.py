@@ -8,4 +8,4 @@ SESSION_METADATA_KEY = "nb-session-bin"
 EVENTS_APART = ("nb-events", "apart")
 """Metadata of an Infer call whose events go to the session's Events call."""
 PRIORITIES = ("normal", "alarm", "background")
-"""Classes of requests, by the number that travels."""
+"""Priorities of requests, by their number on the wire."""

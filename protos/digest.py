@@ -64,7 +64,7 @@ def frame_digest(
     """The digest of a request: 8 bytes of BLAKE2b (RFC 7693) keyed with the session's constants.
 
     Each part is preceded by its length (uint32, little endian), so bytes cannot move between them.
-    A priority of 0 is no part.
+    A priority of 0 is left out.
 
     Raises:
         FrameMalformedError: The constants are not 32 bytes.

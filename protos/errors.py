@@ -10,7 +10,7 @@ A code is stable: it is never reused or renumbered, only retired. The hundreds g
 | 4xx   | the question                            | 40-49      |
 | 5xx   | the service or the way to it            | 50-59      |
 | 6xx   | bundles, packages, corpora on disk      | 60-69      |
-| 7xx   | who calls, and what the service keeps   | 70-79      |
+| 7xx   | identities, and the service's database  | 70-79      |
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Identities as both halves write them: names, a device's URI, the one-time code of an enrolment.
+"""Identities, for device and service: names, a device's URI, one-time codes.
 
-Of certificates this module knows only bytes (DER), so it needs no cryptography library.
+Certificates are only bytes (DER) here, so this module needs no cryptography library.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NAME_RULE = (
     "digit"
 )
 SECRET_BYTES = 10
-"""Bytes of a code's secret: it is valid for an hour, and guesses are rate-limited."""
+"""Bytes of a code's secret. Enough, as a code is valid for an hour and guesses are limited."""
 FINGERPRINT_BYTES = 20
-"""Leading bytes of the root certificate's SHA-256 that a code carries."""
+"""Bytes of the root's fingerprint in a code."""
 
 _URI = re.compile(rf"spiffe://neuralbridge/tenant/({NAME.pattern})/device/({NAME.pattern})")
 _CODE = re.compile(
@@ -32,33 +32,33 @@ _CODE = re.compile(
 
 
 def device_uri(tenant: str, device: str) -> str:
-    """The URI in a device's certificate (subject alternative name), in the form of SPIFFE."""
+    """The URI in a device's certificate (subject alternative name), in SPIFFE's form."""
     return f"spiffe://neuralbridge/tenant/{tenant}/device/{device}"
 
 
 def device_of(uri: str) -> tuple[str, str] | None:
-    """The tenant and the device that a URI names; None if it is not a device's."""
+    """Tenant and device in a URI; None if it is not a device's."""
     found = _URI.fullmatch(uri)
     return None if found is None else (found[1], found[2])
 
 
 def name_from(text: str) -> str:
-    """Make a valid name of any text, such as a host's: `Gate 3.local` becomes `gate-3.local`."""
+    """Turn any text into a valid name: `Gate 3.local` becomes `gate-3.local`."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:63]
     return plain or "device"
 
 
 def root_fingerprint(root_der: bytes) -> bytes:
-    """What a code carries of a root certificate: the first bytes of the SHA-256 of its DER."""
+    """The root's fingerprint in a code: the first bytes of the SHA-256 of its DER."""
     return hashlib.sha256(root_der).digest()[:FINGERPRINT_BYTES]
 
 
 @dataclass(frozen=True)
 class OneTimeCode:
-    """What an operator gives to a device once: `NB1-SECRET-FINGERPRINT`, both in base32.
+    """A one-time code for enrolment: `NB1-SECRET-FINGERPRINT`, both in base32.
 
     Attributes:
-        secret: 16 characters; the service keeps only their hash.
+        secret: 16 characters; the service stores only their hash.
         root: fingerprint of the service's root certificate, see `root_fingerprint`. The device
             checks it before it sends the code.
     """
@@ -74,10 +74,10 @@ class OneTimeCode:
 
     @classmethod
     def parse(cls, text: str) -> OneTimeCode:
-        """Read a code as a person typed it: in any case, with blanks around it.
+        """Parse a typed code; case and blanks around it do not matter.
 
         Raises:
-            EnrolmentError: it has not the form of a code; the message does not repeat it.
+            EnrolmentError: the text is not a code; the message does not repeat it.
         """
         found = _CODE.fullmatch(text.strip())
         if found is None:

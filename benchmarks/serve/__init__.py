@@ -1,1 +1,1 @@
-"""A running service under load: simulated devices, their ledger, the figures and the report."""
+"""Benchmark of the service under load: simulated devices, their ledger, figures and report."""

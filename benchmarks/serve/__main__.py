@@ -1,7 +1,7 @@
-"""The service under load: throughput, latency, fairness, overload, memory, beside its rivals.
+"""Measures the service under load: throughput, latency, fairness, overload, memory, and rivals.
 
-Simulated devices send frames of test pictures from a process of their own to a service in others;
-all share this machine. Parts that were measured before are kept (`--fresh` measures all again).
+Simulated devices in one process send frames of test pictures to a service in other processes on the
+same machine. Results of earlier runs are kept (`--fresh` measures everything again).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAULTS = command.ROOT / "build" / "faults.json"
 
 
 def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
-    """The parts in order: name, what measures it, about how many seconds it takes."""
+    """The parts in order: name, function, approximate seconds."""
     return [
         ("throughput", parts.on_site(parts.throughput), 75),
         ("transformers", parts.transformers, 40),
@@ -43,7 +43,7 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
 
 
 def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[str]) -> Any:
-    """Measure every part that is not there yet; returns all of them by name."""
+    """Measure every part without a kept result; returns all results by name."""
     folder = out / "serve"
     known = folder / "directory"
     shutil.rmtree(known, ignore_errors=True)
@@ -72,7 +72,7 @@ def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[
 
 
 def bench(given: argparse.Namespace) -> int:
-    """Measure, write, print; returns 1 if a ledger does not hold."""
+    """Measure, write and print; returns 1 if a ledger's verdict is bad."""
     minutes = given.minutes if given.minutes is not None else 0.5 if given.quick else 30.0
     measured = measure(given.out, given.quick, given.fresh, minutes, given.part or ())
     report = {
@@ -101,12 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = command.parser("serve", __doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds for each point")
-    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument(
-        "--minutes", type=float, help="length of the soak (default: 30; half a one with --quick)"
+        "--minutes", type=float, help="length of the soak (default: 30; with --quick 0.5)"
     )
     names = [name for name, *_ in plan(0)]
-    parser.add_argument("--part", choices=names, action="append", help="only this; repeatable")
+    parser.add_argument("--part", choices=names, action="append", help="only this part; repeatable")
     parser.add_argument("--out", type=Path, default=command.REPORTS)
     return command.run(parser, bench, argv)
 

@@ -1,6 +1,6 @@
 """Two ways to ask about a held scene: gRPC's Ask, and the OpenAI-compatible HTTP API.
 
-Both clients do as little as they can, so that what is compared is the service.
+Both clients do as little as possible, so that the comparison shows the service.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from protos.requests import seal_ask
 from reference.demo.halves import CLOUD_MODEL
 
 Complete = Callable[[str, int], Awaitable[str]]
-"""Asks a question, with at most so many tokens for the answer."""
+"""Asks a question; the number bounds the answer's tokens."""
 
 
 class Asker:
@@ -30,7 +30,7 @@ class Asker:
     Args:
         channel: a connection of the device.
         session: the service's answer to Negotiate.
-        max_new_tokens: of each answer.
+        max_new_tokens: longest answer.
     """
 
     def __init__(

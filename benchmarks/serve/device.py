@@ -1,8 +1,8 @@
 """A simulated device: one connection, one session, one Infer stream, no model.
 
-`connect`, `send` as often as the credit allows, `close`. Events go into the ledger's entries.
-A device with `tries` above one sends a request again after a retryable refusal or a broken stream,
-under the same id, as an agent does.
+Call `connect`, then `send` while the credit allows it, then `close`. Events go into the ledger's
+entries. With `tries` above one, a device sends a request again under the same id after a retryable
+refusal or a broken stream, as an agent does.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _PAUSE_S = 0.05
 
 
 class Device:
-    """One device.
+    """One simulated device.
 
     Args:
-        name: its name, for the ledger and where the service knows no identities.
+        name: its name, for the ledger and for a service without identities.
         dial: makes its channels.
-        pool: what it sends.
+        pool: the frames that it sends.
         tries: most attempts of one request.
-        give_up_s: how long a request is sent again.
-        priority: of its requests.
+        give_up_s: longest time for which a request is retried.
+        priority: priority of its requests.
 
     Attributes:
-        limits: what the service announced.
+        limits: the limits that the service announced.
         reply: the service's answer to Negotiate.
         open: requests without a terminal event, by id.
         strangers: events of requests that this device never sent.
@@ -86,7 +86,7 @@ class Device:
     # ------------------------------------------------------------------ connection
 
     async def connect(self) -> None:
-        """Negotiate, unless there is a session, and open the stream.
+        """Negotiate if there is no session, and open the stream.
 
         Raises:
             BridgeError: the service refused, or nobody answered.
@@ -106,7 +106,7 @@ class Device:
             raise
 
     def raw_call(self) -> Any:
-        """Another Infer call of this session, whose events come as raw bytes."""
+        """Another Infer call of this session that returns events as raw bytes."""
         if self._channel is None:
             raise RuntimeError(f"{self.name} is not connected")
         infer = self._channel.stream_stream(f"/{SERVICE}/Infer")
@@ -135,7 +135,7 @@ class Device:
             await channel.close()
 
     async def _connected(self) -> None:
-        """Open the stream if there is none: one attempt after the other, for all who wait."""
+        """Open the stream if there is none; one attempt serves all that wait."""
         if self._call is not None:
             return
         if self._connecting is None or self._connecting.done():
@@ -143,10 +143,10 @@ class Device:
         await asyncio.shield(self._connecting)
 
     async def reach(self) -> None:
-        """Connect, and try again while nobody answers.
+        """Connect, and retry while nobody answers.
 
         Raises:
-            BridgeError: nobody did for `give_up_s`.
+            BridgeError: nobody answered for `give_up_s`.
         """
         deadline = time.monotonic() + self._give_up_s
         pause = _PAUSE_S
@@ -165,20 +165,20 @@ class Device:
     # ------------------------------------------------------------------ requests
 
     def prepare(self, item: int, due: float = 0.0) -> Entry:
-        """A new request, sealed for the present session if there is one."""
+        """Make a request, sealed for the current session if there is one."""
         entry = Entry(os.urandom(8), self.name, item, due)
         if self.reply.session_id:
             self.sealed(entry)
         return entry
 
     def sealed(self, entry: Entry) -> bytes:
-        """A request as it travels in the present session; the same bytes each time."""
+        """A request's bytes on the wire in the current session; the same each time."""
         if entry.id not in self._sealed:
             self._sealed[entry.id] = self._seal(entry)
         return self._sealed[entry.id]
 
     def hold_reading(self, until: asyncio.Event) -> None:
-        """Read no event until told to."""
+        """Stop reading events until `until` is set."""
         self._reading = until
 
     def _seal(self, entry: Entry) -> bytes:
@@ -268,7 +268,7 @@ class Device:
         self.ended(entry)
 
     def _surplus(self, event: pb.InferEvent) -> None:
-        """An event of a request that has ended, or that was never sent."""
+        """Handle an event of a request that has ended or was never sent."""
         entry = self._past.get(event.request_id)
         if entry is None:
             self.strangers.append(event)
@@ -296,7 +296,7 @@ class Device:
             self._end(entry, time.monotonic())
 
     async def broke(self) -> str:
-        """Wait until the stream breaks by itself; the error's name."""
+        """Wait until the stream breaks; returns the error's name."""
         if self._reader is not None:
             await asyncio.wait({self._reader})
         return self._broke
@@ -304,11 +304,11 @@ class Device:
     # ------------------------------------------------------------------ the end
 
     def forget(self) -> None:
-        """Forget requests that have ended; later events of theirs count as strangers'."""
+        """Forget requests that have ended; later events of them count as strangers."""
         self._past.clear()
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until nothing is open; what is open then has no end, and counts as lost."""
+        """Wait until no request is open; requests that are still open then count as lost."""
         deadline = time.monotonic() + timeout_s
         while self.open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)

@@ -1,7 +1,7 @@
-"""The rival of the front end: a bare grpc.aio server that sends back the same bytes.
+"""Rival of the front end: a bare grpc.aio server that sends the same bytes back.
 
-`python -m benchmarks.serve.echo FILE` serves the recording in FILE: the answer to Negotiate, and
-the events of one request, written for each message that comes, with its request id.
+`python -m benchmarks.serve.echo FILE` replays the recording in FILE: the answer to Negotiate, and
+for each message the recorded events of one request, with the message's request id.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _ID = slice(2, 10)  # of an InferRequest and an InferEvent: tag and length, then
 
 @dataclass(frozen=True)
 class Recording:
-    """What the echo sends.
+    """What the echo server sends.
 
     Attributes:
         reply: a serialized NegotiateResponse.
         events: the serialized events of one request.
-        options: of the front end's own gRPC server.
-        directory: the service's, for the same TLS.
+        options: the gRPC options of the front end.
+        directory: the service's directory, for the same TLS.
     """
 
     reply: bytes

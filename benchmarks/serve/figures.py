@@ -1,4 +1,4 @@
-"""The figures of the service: one for each row of the table, each with its target."""
+"""The figures of the service, each with its target."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FAULTS = 2000
 
 
 def figures(parts: Mapping[str, Any], faults: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One figure a row: `name`, `value`, `unit`, `target`, `met`.
+    """The table's rows: `name`, `value`, `unit`, `target`, `met`.
 
     `value` and `met` are None where the part was not measured.
 
     Args:
-        parts: what the parts measured, by name.
-        faults: the report of `make test-faults`; None if there is none.
+        parts: results by part.
+        faults: the report of `make test-faults`; None without one.
     """
     many = _get(parts, "throughput", "many", "answers_per_s")
     one = _get(parts, "throughput", "one", "answers_per_s")
@@ -82,9 +82,9 @@ def goodput_share(parts: Mapping[str, Any]) -> float | None:
 
 
 def memory_growth(parts: Mapping[str, Any]) -> float | None:
-    """How much more front end or engine held at the end than after a sixth: the larger share.
+    """Growth of memory from a sixth of the run to its end, as a share.
 
-    Each moment is the median of a twelfth of the run.
+    Front end or engine, whichever grew more. Each value is the median over a twelfth of the run.
     """
     samples = _get(parts, "soak", "memory")
     if not samples or len(samples) < 12:

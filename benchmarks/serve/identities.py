@@ -1,7 +1,7 @@
 """The directory of a service with identities, and the certificates of its simulated devices.
 
-Devices are registered in the database before the service starts, as many as a run needs; a key and
-a request are made for each, and the service's own authority signs it, as when a device enrols.
+All devices of a run are registered in the database before the service starts. Each gets a key and a
+certificate signed by the service's own authority, as after enrolment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TENANTS = ("north", "south", "east", "west")
 
 @dataclass(frozen=True)
 class Credential:
-    """What one device shows: who it is, its key, its certificate with the intermediate (PEM)."""
+    """A device's names, key and certificate chain (PEM)."""
 
     tenant: str
     device: str
@@ -46,10 +46,10 @@ class Identities:
     """A service's directory and its devices.
 
     Attributes:
-        directory: what `cloud-server init` made.
-        devices: their credentials, in order.
-        operator: the key of an operator of the whole service.
-        application: the key of an application of the first tenant, which may ask and read.
+        directory: the directory that `cloud-server init` made.
+        devices: the devices' credentials, in order.
+        operator: key of an operator of the whole service.
+        application: key of an application of the first tenant, with the scopes ask and read.
     """
 
     directory: Path
@@ -79,7 +79,7 @@ class Identities:
                     devices.add(tx, tenant, device)
                     made.append(certified(tx, authority, tenant, device))
             with store.write("bench"):
-                pass  # the one change that a running service has to notice
+                pass  # one change that a running service must notice
         finally:
             store.close()
         return cls(directory, made, operator, application)
@@ -90,14 +90,14 @@ class Identities:
         return Authority.open(self.directory / AUTHORITY)
 
     def channel(self, address: str, credential: Credential | None) -> grpc.aio.Channel:
-        """A channel that shows a credential; None shows none."""
+        """A channel with a client certificate; None for none."""
         key, chain = (credential.key, credential.chain) if credential else (None, None)
         roots = self.authority.trusted_pem
         secure = grpc.ssl_channel_credentials(roots, key, chain)
         return grpc.aio.secure_channel(address, secure, options=CHANNEL_OPTIONS)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """What the service itself shows and asks for, for a rival under the same TLS."""
+        """The service's own server credentials, for a rival under the same TLS."""
         own = (self.directory / SERVER).read_bytes()
         return grpc.ssl_server_credentials([(own, own)], self.authority.trusted_pem, True)
 
@@ -115,11 +115,11 @@ def certified(
     device: str,
     life_s: float = 30 * DAY_S,
 ) -> Credential:
-    """Give a registered device a key and a certificate that the service knows.
+    """Give a registered device a key and a recorded certificate.
 
     Args:
         tx: a transaction on the service's database.
-        authority: signs.
+        authority: signs the certificate.
         tenant: the device's tenant, by name.
         device: the device, by name.
         life_s: how long the certificate is valid.

@@ -1,8 +1,8 @@
-"""The ledger: every request that a device sent, every event that came back, and the verdict.
+"""The ledger: every request that devices sent, every event that they got, and the verdict.
 
     due → sent (once an attempt) → accepted → first token → answer, or refused, or the stream broke
 
-The verdict holds if each request was answered exactly once, with the right text, or refused with a
+The verdict is good if each request was answered exactly once with the right text, or refused with a
 cause.
 """
 
@@ -33,8 +33,8 @@ class Entry:
         refusals: names of the errors that attempts were refused with.
         broken: causes of the streams that broke while it was open.
         cause: why it ended without an answer.
-        surplus: events that came after the terminal event of the last attempt.
-        timings: of the last answer.
+        surplus: number of events after the terminal event of the last attempt.
+        timings: the last answer's timings.
     """
 
     id: bytes
@@ -61,16 +61,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a ledger says.
+    """The verdict on a ledger.
 
     Attributes:
-        requests: how many there are.
+        requests: number of requests.
         answered: requests with exactly one answer.
         refused: requests that ended without an answer, by cause.
         lost: requests that have no end.
         doubled: requests with a second answer or another event after their end.
-        wrong: answered with another text than calmly.
-        resent: attempts beyond the first of each request.
+        wrong: requests with another text than from an undisturbed service.
+        resent: attempts after the first one of each request.
     """
 
     requests: int
@@ -100,8 +100,8 @@ def judge(entries: Iterable[Entry], calm: Sequence[str] | None = None) -> Verdic
 
     Args:
         entries: the requests.
-        calm: the answer to each item of the pool, obtained one at a time from an undisturbed
-            service; without it texts are not compared.
+        calm: the answer to each item of the pool from an undisturbed service; without it texts
+        are not compared.
     """
     lost, doubled, wrong = [], [], []
     refused: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""Load: Poisson arrivals at a given rate (open loop), or a number of requests always under way.
+"""Load: Poisson arrivals at a rate (open loop), or a fixed number of requests under way (closed).
 
-Latency in the open loop counts from the moment at which a request was due, whether or not the
-device could send it then: a slow service cannot slow down what measures it.
+In the open loop, latency counts from when a request was due, not from when it was sent. So a slow
+service cannot slow the measurement down.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ async def fleet(
 
 @dataclass
 class Stretch:
-    """What one stretch of load measured.
+    """The measurements of one stretch of load.
 
     Attributes:
         seconds: its length.
         offered: requests due a second.
         entries: all requests of the stretch.
-        late_sends_s: how much later than due the generator itself woke, the 99th percentile.
+        late_sends_s: delay of the generator's own wake-ups, 99th percentile.
     """
 
     seconds: float
@@ -75,12 +75,12 @@ class Stretch:
         return [entry for entry in self.entries if entry.answered]
 
     def rate(self, within_s: float = float("inf")) -> float:
-        """Answers a second, of those that came within a time of when they were due."""
+        """Answers a second, counting those that came within `within_s` of when they were due."""
         good = [entry for entry in self.answered if entry.ended - entry.due <= within_s]
         return len(good) / self.seconds
 
     def latency_ms(self, quantile: float, what: str = "ended") -> float:
-        """A quantile of the time from due until `ended` or `first_token`, of answers; else nan."""
+        """A quantile of the answers' time from due to `ended` or `first_token`; nan without any."""
         times = [getattr(entry, what) - entry.due for entry in self.answered]
         return float(np.quantile(times, quantile) * 1e3) if times else float("nan")
 
@@ -106,10 +106,10 @@ class Stretch:
 
 
 class Poisson:
-    """Open loop on some devices: arrivals at `rate` a second in all, each at a device at random.
+    """Open loop: `rate` arrivals a second in all, each at a random device.
 
-    A device keeps to its credit: what is due beyond it waits in the device, and what has waited
-    there for `patience_s` is dropped unsent, as a camera drops a picture that is no longer new.
+    A device keeps to its credit: further requests wait in the device. After `patience_s` they are
+    dropped unsent, as a camera drops an old picture.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Poisson:
         self._lags: list[float] = []
 
     async def run(self, settle_s: float = 20.0) -> Stretch:
-        """Send everything when it is due, then wait for what is open."""
+        """Send every request when it is due, then wait for the open ones."""
         for device in self._devices:
             device.ended = partial(self._ended, device)
         started = time.monotonic() + 0.05
@@ -176,9 +176,9 @@ class Poisson:
 async def closed_loop(
     devices: Sequence[Device], items: int, under_way: int, seconds: float, warm_s: float = 1.0
 ) -> Stretch:
-    """Keep `under_way` requests on their way, spread over the devices.
+    """Keep `under_way` requests under way, spread over the devices.
 
-    What ends in the first `warm_s` is not counted.
+    Requests that end in the first `warm_s` are not counted.
     """
     entries: list[Entry] = []
     begun = time.monotonic()
@@ -207,16 +207,16 @@ async def closed_loop(
 async def pump(
     device: Device, call: Any, raws: Sequence[bytes], under_way: int, events: int, stop: float
 ) -> int:
-    """Push sealed requests through a call as fast as it takes them; returns how many ended.
+    """Write sealed requests to a call as fast as it takes them; returns how many ended.
 
-    The cheapest generator: it counts messages and reads none.
+    The cheapest generator: it counts messages and does not parse them.
 
     Args:
-        device: whose call it is.
-        call: an Infer call that gives raw bytes.
+        device: the call's device.
+        call: an Infer call that returns raw bytes.
         raws: the requests.
-        under_way: how many may be without their last event.
-        events: how many each brings.
+        under_way: most requests without their last event.
+        events: events of each request.
         stop: when to stop, on the monotonic clock.
     """
     room = asyncio.Semaphore(under_way)
@@ -266,7 +266,7 @@ async def calm_answers(device: Device, items: int) -> list[str]:
 async def sampled(
     read: Callable[[], dict[str, int]], every_s: float = 1.0
 ) -> AsyncIterator[list[dict[str, float]]]:
-    """Call `read` again and again while the block runs; gives the list that grows."""
+    """Call `read` repeatedly while the block runs; yields the growing list of results."""
     samples: list[dict[str, float]] = []
     started = time.monotonic()
 

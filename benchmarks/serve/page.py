@@ -1,4 +1,4 @@
-"""The report: the figures, and the curves that they come from."""
+"""The report page: figures and curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reference.report.plot import CLOUD, EDGE, JPEG, OURS, QUIET, WEBP, plot
 
 
 def parts_of(report: Mapping[str, Any]) -> list[Part]:
-    """What the page shows."""
+    """The page's parts."""
     measured: Mapping[str, Any] = report["parts"]
     shown: list[Part] = [figures_table(report["figures"])]
     if "offered" in measured:

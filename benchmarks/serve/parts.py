@@ -1,4 +1,4 @@
-"""The parts of the bench: each measures something on a running service; plain numbers come back."""
+"""The parts of the benchmark: each measures a running service and returns plain numbers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from reference.demo.processes import Child
 
 DEVICES = (1, 4, 16, 64, 256, 1000)
 OFFERED = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
-"""Shares of the throughput at 64 under way."""
+"""Offered loads, as shares of the throughput with 64 requests under way."""
 WITHIN_S = 2.0
-"""An answer that comes later than this after it was due does not count as goodput."""
+"""Seconds from due within which an answer counts as goodput."""
 IMPATIENT = ("--queue-s", str(WITHIN_S / 2))
-"""Flags of a service that is to keep to `WITHIN_S`."""
+"""Flags of a service that must keep to `WITHIN_S`."""
 _GREEDY, _GREEDY_IN_FLIGHT = 8, 64
-"""The greedy device's number, and how many requests it keeps under way."""
+"""The greedy device's number, and the requests that it keeps under way."""
 _WARM = 10
 _PUMPS, _PUMPED, _MOST_PER_S = 4, 16, 8000
 """Connections to the front end alone, requests under way on each, most requests a second."""
@@ -53,14 +53,14 @@ _POLITE, _POLITE_SHARE = 8, 0.3
 
 @dataclass(frozen=True)
 class Workbench:
-    """What every part needs.
+    """Shared by all parts.
 
     Attributes:
-        folder: for logs and recordings.
-        pool: what devices send.
-        quick: a few seconds each, for a look.
+        folder: folder for logs and recordings.
+        pool: the frames that devices send.
+        quick: whether each point takes only a few seconds.
         identities: the service's directory and its devices.
-        loop: runs all parts: grpc.aio does not outlive the loop that it began with.
+        loop: runs all parts, because grpc.aio works only with the loop that it began with.
     """
 
     folder: Path
@@ -76,14 +76,14 @@ class Workbench:
 
 
 Part = Callable[[Workbench, dict[str, Any]], dict[str, Any]]
-"""Measures; is given the parts measured before, by name."""
+"""Measures one part; gets the earlier parts' results by name."""
 
 
 def on_site(
     work: Callable[[Workbench, Site, dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]],
     *flags: str,
 ) -> Part:
-    """A part that needs a service of its own."""
+    """Make a part that needs its own service."""
 
     def part(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
         with site(bench.folder, bench.identities, *flags) as place:
@@ -96,7 +96,7 @@ def on_site(
 
 
 async def throughput(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
-    """One request at a time, 64 at once, and where the time to the first token goes."""
+    """Throughput with one and with 64 requests under way; stages of the time to first token."""
     items = len(bench.pool.items)
     async with fleet(1, place.dial, bench.pool) as (device,):
         calm = await calm_answers(device, items)
@@ -117,7 +117,7 @@ async def throughput(bench: Workbench, place: Site, before: dict[str, Any]) -> d
 
 
 def stages(stretch: Stretch) -> dict[str, float]:
-    """Where the time to the first token went, medians in milliseconds, and the share outside."""
+    """Stages of the time to first token: medians in milliseconds, and the share outside them."""
     rows = [
         (
             (entry.first_token - entry.sent[0]) * 1e3,
@@ -168,7 +168,7 @@ async def devices(bench: Workbench, place: Site, before: dict[str, Any]) -> dict
 
 
 async def fairness(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
-    """Eight polite devices alone and beside a greedy one, in turn."""
+    """Latency of eight polite devices, alone and beside a greedy one, in turn."""
     items = len(bench.pool.items)
     rate = _POLITE_SHARE * before["throughput"]["many"]["answers_per_s"]
     alone, beside, greedy_rates = list[Entry](), list[Entry](), list[float]()
@@ -197,7 +197,7 @@ async def fairness(bench: Workbench, place: Site, before: dict[str, Any]) -> dic
 
 
 async def http(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
-    """The HTTP API beside gRPC's Ask: the same questions about the same held scene, in turn."""
+    """The HTTP API against gRPC's Ask: the same questions about the same held scene, in turn."""
     questions = sorted({item.question for item in bench.pool.items})
     times: dict[str, list[float]] = {"grpc": [], "http": []}
     async with fleet(1, place.dial, bench.pool) as (device,):
@@ -228,9 +228,9 @@ async def http(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[st
 
 
 def transformers(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
-    """The large model by `transformers` from WebP pictures, one at a time.
+    """Rival: the large model in `transformers` answers WebP pictures, one at a time.
 
-    The faster of one thread and two counts.
+    The faster one of one and two threads counts.
     """
     found = {}
     for threads in (1, 2):
@@ -251,9 +251,9 @@ def transformers(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
 def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
     """The front end with an engine that answers at once, beside a bare echo of the same bytes.
 
-    Four connections with 16 requests under way each, sealed beforehand; the generator only counts
-    what comes back. The rates are requests a second by the wall clock; what the server's process
-    alone spent is given too, because the generator and the stubbed engine share the machine.
+    Four connections with 16 requests under way each. Requests are sealed in advance, and the
+    generator only counts events. Rates are requests a second by the wall clock. The server's CPU
+    time is given too, because generator and stub engine share the machine.
     """
     recorded = bench.folder / "recording.json"
     options = [
@@ -281,7 +281,7 @@ def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
                 pump(device, device.raw_call(), raws, _PUMPED, events, stop)
                 for device, raws in zip(them, sealed, strict=True)
             )
-            # A refusal is one event only: a pump that was refused often waits for ever.
+            # A refusal has only one event, so a pump with many refusals waits for ever.
             done = sum(await asyncio.wait_for(asyncio.gather(*pumps), bench.seconds + 30))
             used, wall = cpu_seconds(pid) - before_s, time.monotonic() - began
         return {"per_s": done / wall, "per_cpu_s": done / used, "server_cpu_share": used / wall}
@@ -314,7 +314,7 @@ def front_end(bench: Workbench, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def steady(minutes: float) -> Part:
-    """Steady load at half of the peak for some minutes, memory each second."""
+    """Steady load at half of the peak; memory is read each second."""
 
     async def work(bench: Workbench, place: Site, before: dict[str, Any]) -> dict[str, Any]:
         rate = 0.5 * before["throughput"]["many"]["answers_per_s"]
@@ -339,6 +339,6 @@ def steady(minutes: float) -> Part:
 
 
 def forget(devices_: list[Device]) -> None:
-    """Let devices forget requests that have ended, so that a long run keeps no ledger."""
+    """Let devices forget ended requests, so that a long run needs no more memory."""
     for device in devices_:
         device.forget()

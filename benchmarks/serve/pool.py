@@ -1,7 +1,7 @@
-"""Frames and questions that simulated devices send, made once from pictures of the test split.
+"""The pool: frames and questions that simulated devices send, made from pictures of the test split.
 
-`python -m benchmarks.serve.pool FILE` makes the file with the edge model, in a process of its own:
-the process that sends and measures loads no model.
+`python -m benchmarks.serve.pool FILE` makes the file with the edge model. It runs in its own
+process, so that the process that measures loads no model.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Item:
     Attributes:
         point: index of the operating point.
         kept: bool [N], as bytes.
-        payload: what the quantizer wrote.
-        distortion: the header's four figures, a byte each.
-        question: asked about it.
+        payload: the frame's payload.
+        distortion: the header's four figures, one byte each.
+        question: the question about it.
         truth: the right answer.
     """
 
@@ -52,10 +52,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Pool:
-    """What devices send.
+    """Frames with questions, and the layout of the edge model.
 
     Attributes:
-        layout: the edge model's.
+        layout: the edge model's layout.
         items: frames with questions.
     """
 
@@ -81,7 +81,7 @@ class Pool:
 
 
 def pool(folder: Path) -> Pool:
-    """The reference bundle's pool; made now if the folder has none of this bundle."""
+    """The reference bundle's pool; made now if the folder does not have it."""
     digest = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))["digest"]
     path = folder / f"pool-{digest[:12]}.json"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""The rival of the service: the same large model answers pictures by `transformers`, one by one.
+"""Rival of the service: the same large model in `transformers` answers pictures one by one.
 
 `python -m benchmarks.serve.rival SECONDS THREADS` prints answers a second and how many were right.
-A WebP file is decoded, prepared and answered by `transformers`' own processor and `generate`.
+`transformers`' own processor and `generate` handle each WebP file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PICTURES = 32
 
 
 def measure(seconds: float, threads: int) -> dict[str, float]:
-    """Answer one question after the other for a while."""
+    """Answer one question after another for some seconds."""
     torch.set_num_threads(threads)
     processor = AutoProcessor.from_pretrained(CLOUD_MODEL)
     model = AutoModelForImageTextToText.from_pretrained(CLOUD_MODEL, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""A service to measure, in processes of its own, and how devices reach it."""
+"""Starts a service to measure, in its own processes, and connects devices to it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ OPEN = (
     *("--negotiations-per-s", "0", "--device-requests-per-s", "0"),
     *("--log-level", "warning"),
 )
-"""All simulated devices share one address, and ask as fast as they can: these bounds are not what
-is measured. A device's requests under way stay bounded.
+"""Flags that lift the bounds on rates, which are not measured: all simulated devices share one
+address and ask as fast as they can. The bound on a device's requests under way stays.
 """
 _PREFIX = "neural_bridge_cloud_"
 
@@ -41,7 +41,7 @@ class Site:
 
     Attributes:
         server: its front end.
-        at: where it listens.
+        at: its addresses.
         identities: its directory, and the devices that it knows.
     """
 
@@ -50,22 +50,22 @@ class Site:
     identities: Identities
 
     def dial(self, device: int) -> Dial:
-        """What makes the channels of a device, by its number."""
+        """The dial of a device, by its number."""
         return self.dial_by(self.at.address, device)
 
     def dial_by(self, address: str, device: int) -> Dial:
-        """The same, by another address, such as a load balancer's."""
+        """The dial of a device for another address, such as a load balancer's."""
         known = self.identities.devices[device]
         return partial(self.identities.channel, address, known)
 
     @property
     def api_port(self) -> int:
-        """Where applications ask."""
+        """Port of the HTTP API."""
         port: int = self.server.ready(1)["api_port"]
         return port
 
     def metric(self, name: str) -> float:
-        """A metric's value, by its name without prefix, with labels; 0 if it is not there."""
+        """A metric's value, by its name without prefix, with labels; 0 if it is missing."""
         found = re.findall(rf"^{_PREFIX}{re.escape(name)} (\S+)$", self.metrics(), re.M)
         return float(found[0]) if found else 0.0
 
@@ -78,7 +78,7 @@ class Site:
         return text
 
     def tree(self) -> dict[str, list[int]]:
-        """Process ids: the front end, and its engines (the spare apart)."""
+        """Process ids of the front end, its engines and its spare."""
         below = descendants(self.server.pid)
         engines = [pid for pid, line in below.items() if "cloud_server.engine.process" in line]
         spares = [pid for pid in engines if "--spare" in below[pid] and _has_child(pid)]

@@ -1,6 +1,6 @@
 """An engine that answers at once, to measure the front end alone; no model is loaded.
 
-`python -m benchmarks.serve.stub_engine serve SETTINGS` (JSON) is a service whose engine this is.
+`python -m benchmarks.serve.stub_engine serve SETTINGS` (JSON) runs a service with this engine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TEXT = "yes"
 
 
 class StubEngine(Engine):
-    """Every question is answered with one word."""
+    """An engine that answers every question with one word."""
 
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._settings, self._emit = settings, emit
@@ -69,7 +69,7 @@ class StubEngine(Engine):
                 return
 
     def load_bundle(self, asked: Load) -> None:
-        """See the base; there is no other bundle to measure with."""
+        """See the base; not used in the benchmark."""
         raise NotImplementedError
 
     def unload_bundle(self, digest: str) -> None:

@@ -52,7 +52,7 @@ class Answering:
 
         Args:
             group: the work of each question, tokenized.
-            contexts: what stands before each question, see `RunningBatch.join`.
+            contexts: the parts before each question, see `RunningBatch.join`.
         """
         for part in _alike([len(work.question) for work in group]):
             started, works = time.perf_counter(), [group[index] for index in part]
@@ -106,7 +106,7 @@ class Answering:
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of questions, in groups whose padding is at most half of their tokens."""
+    """Group questions by length, so that padding is at most half of a group's tokens; indices."""
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     groups: list[list[int]] = []
     tokens = 0

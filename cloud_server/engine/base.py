@@ -27,8 +27,8 @@ class Engine(ABC):
     Attributes:
         wake: called by an engine that works between steps, from any thread, when there is a step
             to do.
-        news: takes what becomes of each bundle that was to be loaded.
-        flush: sends the events so far, for a step that goes on for long.
+        news: called with the result of each load of a bundle.
+        flush: sends the events so far, during a long step.
     """
 
     wake: Callable[[], None] = staticmethod(lambda: None)
@@ -73,14 +73,14 @@ class Engine(ABC):
 
     @abstractmethod
     def load_bundle(self, asked: Load) -> None:
-        """Load one more bundle, while steps go on.
+        """Load one more bundle while steps go on.
 
-        A later step brings `news` of it: its `Offer` and `Loaded`, or `NotLoaded`.
+        A later step calls `news` with its `Offer` and `Loaded`, or with `NotLoaded`.
         """
 
     @abstractmethod
     def unload_bundle(self, digest: str) -> None:
-        """Let go of a bundle; jobs that name it fail from now on."""
+        """Unload a bundle; jobs that name it fail from now on."""
 
     @abstractmethod
     def step(self) -> None:

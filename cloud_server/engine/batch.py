@@ -1,7 +1,7 @@
 """A running batch of greedy answers: rows join after their question's prefill, leave when done.
 
-Rows of different lengths share one buffer (`projector/models/slab.py`). Only token ids, caches and
-positions here: no jobs, frames or words.
+Rows of different lengths share one buffer (`projector/models/slab.py`). This module handles only
+token ids, caches and positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from projector.models.slab import Part, Slab
 
 Owner = TypeVar("Owner")
 _ROOM = 64
-"""Columns set aside for an answer at once; a longer one has the buffer grow."""
+"""Columns reserved for an answer; for a longer one the buffer grows."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RunningBatch(Generic[Owner]):
 
     @property
     def width(self) -> int:
-        """Columns that a step computes with: those of the longest row."""
+        """Columns in a step: those of the longest row."""
         return self._slab.width if self._slab is not None else 0
 
     def join(
@@ -69,8 +69,7 @@ class RunningBatch(Generic[Owner]):
         """Prefill some questions as a group and make each one's first token.
 
         Args:
-            contexts: of each row, parts that stand one after another, such as the prefix and a
-                scene; never written to.
+            contexts: each row's parts in order, such as the prefix and a scene; never written to.
             questions: token ids that follow the picture, one list per row.
             owners: one per row.
             limits: most tokens, one per row, each at least 1.
@@ -86,7 +85,7 @@ class RunningBatch(Generic[Owner]):
             slab = self._slab
             slab.add(contexts, width + min(max(limits), _ROOM))
             cache, seen, positions = slab.cache(first, width)
-            # The padding is written too; the answer's tokens overwrite it before they see it.
+            # The padding is written too; the answer's tokens overwrite it before it is read.
             hidden = self._model.run(padded(questions, self._model.device), cache, seen, positions)
             for row, length in enumerate(lengths, first):
                 slab.lengths[row] += length

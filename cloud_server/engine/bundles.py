@@ -1,4 +1,4 @@
-"""The bundles that an engine has loaded; more of them load in a thread, while its steps go on."""
+"""The bundles that an engine has loaded; a thread loads further ones while steps go on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger(component="engine")
 
 @dataclass(frozen=True)
 class _Read:
-    """A bundle that the thread has read, or the error of reading it."""
+    """A bundle that the thread has read, or its error."""
 
     asked: Load
     bundle: Bundle | None
@@ -40,7 +40,7 @@ class LoadedBundles:
     """The bundles of an engine by digest, each with its backend.
 
     Args:
-        settings: backend, device, and whose signatures are trusted.
+        settings: backend, device, and trusted signers.
         wake: called in the thread when a bundle was read.
     """
 
@@ -77,7 +77,7 @@ class LoadedBundles:
         return self._held[digest]
 
     def get(self, digest: str) -> Bundle | None:
-        """The bundle of that digest, if it is loaded."""
+        """The bundle with this digest, if it is loaded."""
         found = self._held.get(digest)
         return found[0] if found is not None else None
 
@@ -87,7 +87,7 @@ class LoadedBundles:
         return bool(self._read)
 
     def load(self, asked: Load) -> None:
-        """Have a bundle read beside the others; `take` then tells how it went."""
+        """Start to load a bundle in the thread; `take` returns the result."""
         with self._lock:
             self._wanted.append(asked)
             if self._thread is None:
@@ -95,12 +95,12 @@ class LoadedBundles:
                 self._thread.start()
 
     def unload(self, digest: str) -> None:
-        """Let go of a bundle."""
+        """Unload a bundle."""
         if self._held.pop(digest, None) is not None:
             _log.info("bundle unloaded", digest=digest)
 
     def take(self) -> Iterator[Offer | Loaded | NotLoaded]:
-        """Serve what was read, and say so: an offer and `Loaded`, or `NotLoaded`."""
+        """Serve each bundle that was read; yields its offer and `Loaded`, or `NotLoaded`."""
         while self._read:
             read = self._read.popleft()
             asked = read.asked
@@ -151,8 +151,8 @@ class LoadedBundles:
         """Read every byte once, check it, and open it.
 
         Raises:
-            BridgeError: it cannot be served; BundleCorruptError where the folder now holds another
-                bundle than the one that was asked for.
+            BridgeError: it cannot be served.
+            BundleCorruptError: the folder now holds another bundle.
         """
         keys = self._settings.trusted_keys
         trusted = TrustedKeys.load(keys) if keys is not None else None

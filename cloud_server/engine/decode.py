@@ -49,7 +49,7 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
 
 
 def moments_score(bundle: Bundle, held: Held) -> float:
-    """The service's guard on a scene's latents (`RiskModel.moments_score`); NaN without one."""
+    """`RiskModel.moments_score` of a scene by the service's guard; NaN without a guard."""
     if bundle.service_risk is None or not held.kept.any():
         return math.nan
     moved = held.latents[held.kept] - bundle.encoder.centre[held.kept]

@@ -55,7 +55,7 @@ class Job:
         feedback: index of the operating point for sending the scene's state to the edge; -1 for no
             feedback.
         hold: 0 if the frame's scene is for this question only and replaces no other scene.
-        owner: tenant and device, joined by "/"; engines share their memory fairly between owners.
+        owner: "TENANT/DEVICE"; engines share their memory fairly between owners.
     """
 
     id: int
@@ -115,7 +115,7 @@ class Load:
     """Load a bundle beside the others.
 
     Attributes:
-        digest: the one that it must have.
+        digest: the digest that it must have.
         path: its folder.
     """
 
@@ -125,17 +125,17 @@ class Load:
 
 @dataclass(frozen=True)
 class Unload:
-    """Let go of a bundle: no session, job or scene refers to it any more."""
+    """Unload a bundle that no session, job or scene uses any more."""
 
     digest: str
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle was loaded, and was offered just before.
+    """A bundle was loaded; its `Offer` came just before.
 
     Attributes:
-        memory_bytes: by how much the process grew meanwhile.
+        memory_bytes: growth of the process during the load.
     """
 
     digest: str
@@ -145,7 +145,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class NotLoaded:
-    """A bundle could not be loaded, and why; the others are served on."""
+    """A bundle could not be loaded, with the reason; the others are still served."""
 
     digest: str
     code: int
@@ -247,8 +247,8 @@ class Accepted:
     Attributes:
         queue_s: from receipt until the engine took it up.
         warnings: names of reasons not to rely on answers about the scene.
-        moments_score: of the service's guard (`RiskModel.moments_score`); NaN if the bundle has
-            none, minus infinity for a picture: its answer is the picture's own.
+        moments_score: `RiskModel.moments_score` by the service's guard; NaN without a guard,
+        minus infinity for a picture, which has no risk.
     """
 
     job: int
@@ -279,7 +279,7 @@ class Answered:
     """Last event of a job with a question.
 
     Attributes:
-        prompt_tokens: before the answer: the prompt's constant part, the scene and the question.
+        prompt_tokens: tokens before the answer: the constant part, the scene and the question.
     """
 
     job: int
@@ -417,7 +417,7 @@ def pack(message: Message) -> list[bytes]:
 
 
 def unpack_all(frames: Sequence[bytes]) -> list[Message]:
-    """Read what some calls of `pack` wrote, one after another.
+    """Parse messages that `pack` wrote, one after another.
 
     Raises:
         FrameMalformedError: not messages; sizes that differ from those announced; wrong types.
@@ -442,7 +442,7 @@ def unpack(frames: Sequence[bytes]) -> Message:
 
 
 def _unpack(rest: list[bytes]) -> Message:
-    """Read one message from the end of a reversed list of frames, and take its frames off it."""
+    """Take one message from the end of a reversed list of frames."""
     if len(rest[-1]) > MAX_HEADER_BYTES:
         raise FrameMalformedError("engine link: a message with a huge header")
     try:

@@ -27,7 +27,7 @@ class _Latents:
 
 
 class LatentMemory:
-    """The latents known of each scene; when full, the largest owner loses its longest unused.
+    """The latents of each scene; when full, the largest owner loses its least recently used ones.
 
     Args:
         max_bytes: bound for all of them together. The newest is held even if it alone is larger.
@@ -51,7 +51,7 @@ class LatentMemory:
         return self._pool.bytes
 
     def put(self, name: Name, held: Held, owner: str = "") -> None:
-        """Keep a copy, of `Job.owner`; one of the same name is replaced."""
+        """Keep a copy for an owner (`Job.owner`); it replaces one of the same name."""
         raw = np.concatenate(
             (
                 np.ascontiguousarray(held.latents, dtype=np.float32).view(np.uint8).reshape(-1),

@@ -44,7 +44,7 @@ from cloud_server.engine.jobs import (
 from protos.errors import BridgeError, EngineUnavailableError
 
 _FRAMES = 256
-"""Frames of one multipart at least, while there are messages: events of a step travel together."""
+"""Least frames in one multipart while messages wait, so that a step's events travel together."""
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""
 

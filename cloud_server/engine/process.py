@@ -36,7 +36,7 @@ from protos.process import children, console, logs
 from protos.process.memory import keep_heap_compact, resident_bytes
 
 _SWITCH_S = 0.0005
-"""How long a thread waits at most for another one's Python, such as the model for a picture's."""
+"""Longest wait of a thread for another one to release Python, such as the model for a picture."""
 
 
 class _Process:

@@ -23,7 +23,7 @@ class Scene:
 
 
 class SceneMemory:
-    """Scenes by name; when full, the largest owner loses its longest unused one.
+    """Scenes by name; when full, the largest owner loses its least recently used one.
 
     A scene that the present step uses keeps its pages until `end_step`, even if a newer one takes
     its place in the store meanwhile.

@@ -69,7 +69,7 @@ class SocketDirectory:
             ) from error
 
     def address_of(self, engine: int) -> str:
-        """Where the front end listens for its engine of that number."""
+        """Address at which the front end listens for an engine, by its number."""
         return f"ipc://{self.path / (f'engine-{engine}.sock' if engine else 'engine.sock')}"
 
     def close(self) -> None:

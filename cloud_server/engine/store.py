@@ -1,7 +1,6 @@
 """A store of entries by scene, bounded in bytes.
 
-When it is full, the owner that takes most of it loses its longest unused entry. An entry may be
-anything.
+When it is full, the largest owner loses its least recently used entry.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class SceneStore(Generic[Entry]):
 
     @property
     def bytes(self) -> int:
-        """Of all entries together."""
+        """Memory of all entries."""
         return self._order.cost
 
     def __len__(self) -> int:
@@ -43,12 +42,12 @@ class SceneStore(Generic[Entry]):
         return name in self._held
 
     def put(self, name: Name, entry: Entry, size_bytes: int, owner: str = "") -> None:
-        """Hold an entry; one of the same name is replaced.
+        """Store an entry; it replaces one of the same name.
 
         Args:
-            name: of its scene.
+            name: its scene's name.
             entry: anything.
-            size_bytes: what it takes.
+            size_bytes: its memory.
             owner: as `Job.owner`.
         """
         self.make_room(name, size_bytes)

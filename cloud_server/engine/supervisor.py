@@ -35,8 +35,8 @@ _LEAK, _SLACK_BYTES = 1.5, 256 << 20
 class Supervisor:
     """Keeps one engine running.
 
-    `ended_from_outside` tells of the last engine that it was killed or stopped by someone else, not
-    by the work that it did.
+    `ended_from_outside`: whether the last engine was killed or stopped from outside, and not by its
+    own work.
 
     Args:
         settings: time limits and back-off.
@@ -63,7 +63,7 @@ class Supervisor:
         self._offers: list[Offer] = []
         self._status: Status | None = None
         self._broken: BridgeError | None = None
-        self._most_bytes = 0  # 0 until it is known
+        self._most_bytes = 0  # 0 while unknown
         self._oom_kills = 0
         self._stopping = False
         self._pause = asyncio.Event()
@@ -81,7 +81,7 @@ class Supervisor:
         """Take the engine's messages about itself (see `FrontLink`)."""
         if isinstance(message, Status):
             self._status = message
-            if self.ready and not self._most_bytes:  # what it holds before it did any work
+            if self.ready and not self._most_bytes:  # memory before any work
                 most = int((message.resident_bytes + message.cap_bytes) * _LEAK) + _SLACK_BYTES
                 self._most_bytes = self._settings.engine_memory_bytes or most
             self._on_status(message)

@@ -60,7 +60,7 @@ from protos.process import threads
 
 _TEXT_PAGE_TOKENS = 16
 _QUESTIONS = 1024
-"""Questions whose tokens are kept: devices ask the same ones over and over."""
+"""Most questions whose tokens are cached: devices repeat their questions."""
 
 
 class TransformersEngine(Engine):
@@ -212,11 +212,11 @@ class TransformersEngine(Engine):
         self._latents.forget(session)
 
     def load_bundle(self, asked: Load) -> None:
-        """Read one more bundle in a thread of its own."""
+        """Load one more bundle in a thread."""
         self._bundles.load(asked)
 
     def unload_bundle(self, digest: str) -> None:
-        """Let go of a bundle."""
+        """Unload a bundle."""
         self._bundles.unload(digest)
 
     def _holds(self, name: Name) -> bool:

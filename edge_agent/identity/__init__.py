@@ -1,5 +1,5 @@
-"""Who this device is: its key, its certificate, the roots that it trusts; enrolment and renewal.
+"""The device's identity: its key, its certificate, the roots that it trusts; enrolment and renewal.
 
-The library `cryptography` is imported only where an identity is used: a device that speaks plain
-text to a service of its own machine starts without it.
+The library `cryptography` is imported only when an identity is used, so a device without one starts
+without it.
 """

@@ -1,7 +1,7 @@
-"""Ask a service for certificates: once with a one-time code, later with the present certificate.
+"""Gets certificates from a service: first with a one-time code, later with the present certificate.
 
-Calls, in order: a fresh key and its certificate request → `Enrol` or `Renew` → check what came back
-→ `Identity`. The key is made here and goes nowhere but into the identity's file.
+Calls, in order: a new key and its certificate request → `Enrol` or `Renew` → check of the reply →
+`Identity`. The private key is made here and stored only in the identity's file.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ async def enrol(
     """Enrol this device and store its identity.
 
     Args:
-        server: address of the port where the service enrols devices.
-        code: as the operator printed it.
-        file: where the identity is stored.
-        ca: roots of another authority that gave the server its certificate, see `foreign_roots`;
-            empty: the service's own authority, whose root the code names.
-        server_name: the name in the server's certificate; empty: the host in `server`.
-        force: replace the identity that is there; it stays until the new one is stored.
+        server: address of the service's port for enrolment.
+        code: the one-time code.
+        file: the file to store the identity in.
+        ca: roots of another authority, if that issued the server's certificate (see
+        `foreign_roots`). Empty for the service's own authority; the code names its root.
+        server_name: the name in the server's certificate; empty for the host in `server`.
+        force: replace an existing identity; it stays until the new one is stored.
         timeout_s: longest wait for each call.
         environ: names the HTTP proxy on the way, if there is one.
 
@@ -89,18 +89,18 @@ async def enrol(
 async def renew(
     channel: grpc.aio.Channel, present: Identity, timeout_s: float = 10.0
 ) -> tuple[Identity, list[str]]:
-    """The next identity of this device, with a fresh key; it is not stored yet.
+    """Get this device's next identity, with a new key; it is not stored yet.
 
     Args:
-        channel: a connection that shows the present identity.
-        present: that identity.
+        channel: a connection with the present identity.
+        present: the present identity.
         timeout_s: longest wait.
 
     Returns:
-        The identity, and the names of roots that the service offers and this device refuses.
+        The identity, and the names of offered roots that this device refuses.
 
     Raises:
-        CertificateError: what came back is not for this device.
+        CertificateError: the reply is not for this device.
         BridgeError: the server's refusal, typed; OfflineError if nobody answers.
     """
     key = _fresh_key()
@@ -136,7 +136,7 @@ def _fresh_key() -> ec.EllipticCurvePrivateKey:
 
 
 def _request(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A certificate request (DER); the service knows the name, so it holds the key alone."""
+    """A certificate request (DER) with the key alone; the service adds the name."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
@@ -150,7 +150,7 @@ def _identity(
     service: str,
     trusted_pem: str,
 ) -> tuple[Identity, list[str]]:
-    """Check what a service sent, and put it together with the key."""
+    """Check the service's reply, and make an identity of it and the key."""
     from cryptography.hazmat.primitives import serialization
 
     if not trusted_pem:

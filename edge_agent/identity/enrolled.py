@@ -1,4 +1,4 @@
-"""The identity that this process uses: read from its file, read again when the file changes."""
+"""The identity that this process uses; reloaded when its file changes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from protos.errors import BridgeError, CertificateError
 
 @dataclass
 class Enrolled:
-    """An enrolled device's identity, as it is now.
+    """The current identity of an enrolled device.
 
     Attributes:
-        file: where it is stored. A later `edge-agent enrol` takes effect without a restart.
+        file: its file. A later `edge-agent enrol` takes effect without a restart.
         clock: the service's clock.
-        unsaved: why the newest identity could not be stored; None if it is.
+        unsaved: why the newest identity could not be stored; None if it is stored.
     """
 
     file: IdentityFile
@@ -30,7 +30,7 @@ class Enrolled:
 
     @classmethod
     def read(cls, file: IdentityFile) -> Enrolled | None:
-        """The identity in a file; None if there is none.
+        """Read the identity in a file; None if the file does not exist.
 
         Raises:
             CertificateError: it is damaged, or others may read it.
@@ -57,7 +57,7 @@ class Enrolled:
     def replace(self, identity: Identity) -> None:
         """Use another identity from now on, and store it.
 
-        Where it cannot be stored it is used all the same: see `unsaved`, and call this again.
+        If it cannot be stored, it is still used, and `unsaved` says why. Call this again later.
         """
         with self._lock:
             try:

@@ -1,7 +1,7 @@
-"""First contact with a service: the root that its one-time code names, taken from its TLS chain.
+"""First contact with a service: gets the root that the one-time code names from the TLS chain.
 
-The handshake verifies nothing and sends nothing. Afterwards gRPC verifies the server against that
-root alone, so a stranger who shows the root's certificate without having its key gets no further.
+This handshake verifies nothing, and nothing is sent over it. Afterwards gRPC verifies the server
+against that root alone, so a stranger with the root's certificate but not its key is refused.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _CERTIFICATES_READ = 16
 
 
 def root_of(target: str, fingerprint: bytes, timeout_s: float, environ: Mapping[str, str]) -> str:
-    """The root certificate (PEM) that a service shows and a code names.
+    """Find the root certificate (PEM) that a code names in a service's TLS chain.
 
     Args:
         target: the service, as `addresses.target` returns it.
-        fingerprint: of the root, from the code (`protos.identity.root_fingerprint`).
+        fingerprint: the root's, from the code (`protos.identity.root_fingerprint`).
         timeout_s: longest wait for each step.
         environ: names the HTTP proxy on the way, if there is one.
 
     Raises:
-        OfflineError: nobody answers, or not in TLS 1.3.
-        CertificateError: the service shows another root.
+        OfflineError: nobody answers, or not with TLS 1.3.
+        CertificateError: the root is not in the service's chain.
     """
     try:
         shown = _chain(target, timeout_s, environ)
@@ -70,7 +70,7 @@ def _chain(target: str, timeout_s: float, environ: Mapping[str, str]) -> list[by
     ):
         if hasattr(secured, "get_unverified_chain"):  # Python 3.13 and later
             return list(secured.get_unverified_chain())[:_CERTIFICATES_READ]
-        # The same call, before it was published.
+        # The same method, before Python 3.13 made it public.
         shown = secured._sslobj.get_unverified_chain() or []  # type: ignore[attr-defined]
         return [ssl.PEM_cert_to_DER_cert(one.public_bytes()) for one in shown[:_CERTIFICATES_READ]]
 

@@ -14,7 +14,7 @@ _RENEW_AT = 2 / 3  # of a certificate's life
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a device is, as it is stored.
+    """A device's stored identity.
 
     Attributes:
         tenant: name of the tenant that the device belongs to.
@@ -23,9 +23,9 @@ class Identity:
         key_pem: its private key (PKCS #8). It was made on this device and never leaves it.
         chain_pem: its certificate, then the intermediate ones.
         roots_pem: roots of the service's authority that this device trusts.
-        issued_s: when the certificate was made, by the service's clock, seconds since 1970. The
-            certificate itself begins in 1970, so that it works on a device without a clock.
-        not_after_s: when it ends, by the service's clock.
+        issued_s: when the certificate was issued, by the service's clock, seconds since 1970. The
+        certificate itself is valid from 1970 on, for devices without a clock.
+        not_after_s: when it expires, by the service's clock, seconds since 1970.
     """
 
     tenant: str
@@ -43,7 +43,7 @@ class Identity:
 
         Args:
             text: from `to_json`.
-            named: where it was read, for messages.
+            named: the source, for messages.
 
         Raises:
             CertificateError: it is damaged.
@@ -61,7 +61,7 @@ class Identity:
         return made
 
     def to_json(self) -> str:
-        """What is stored; the private key is in it."""
+        """The stored form, with the private key."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def check(self) -> None:
@@ -84,10 +84,10 @@ class Identity:
 
     @property
     def renew_at_s(self) -> float:
-        """When it is time for the next certificate, by the service's clock."""
+        """When to renew the certificate, by the service's clock, seconds since 1970."""
         return self.issued_s + _RENEW_AT * (self.not_after_s - self.issued_s)
 
     @cached_property
     def serial(self) -> str:
-        """Serial number of the certificate, hexadecimal, as the service's records name it."""
+        """Serial number of the certificate in hex, as in the service's records."""
         return f"{certificates(self.chain_pem.encode())[0].serial_number:032x}"

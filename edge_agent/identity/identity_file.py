@@ -1,6 +1,6 @@
-"""The file that holds a device's identity: owner-only, written whole or not at all.
+"""The file with a device's identity: owner-only, written atomically.
 
-Key, certificate and roots are one file, so no crash can leave a key without its certificate.
+Key, certificate and roots are in one file, so no crash can leave a key without its certificate.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _LARGEST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class IdentityFile:
-    """`identity.json` in a folder of its own, under the state directory."""
+    """`identity.json` in its own folder under the state directory."""
 
     path: Path
 
     @classmethod
     def under(cls, state_dir: Path) -> IdentityFile:
-        """The identity of an agent with that state directory."""
+        """The identity's file for a state directory."""
         return cls(state_dir / "identity" / NAME)
 
     @property
     def stamp(self) -> tuple[int, int, int] | None:
-        """Changes whenever the file is written; None if there is none.
+        """A value that changes whenever the file is written; None if it does not exist.
 
         Raises:
-            CertificateError: this user may not look.
+            CertificateError: this user may not read the folder.
         """
         try:
             found = self.path.stat()
@@ -50,14 +50,14 @@ class IdentityFile:
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was written, by this device's clock; infinite if there is none."""
+        """Seconds since it was written, by this device's clock; infinite if it does not exist."""
         try:
             return time.time() - self.path.stat().st_mtime
         except OSError:
             return float("inf")
 
     def load(self) -> Identity | None:
-        """Read it; None if this device is not enrolled.
+        """Read the identity; None if this device is not enrolled.
 
         Raises:
             CertificateError: others may read or replace it, it cannot be read, or it is damaged.
@@ -74,7 +74,7 @@ class IdentityFile:
         return Identity.from_json(raw.decode(errors="replace"), self.path)
 
     def save(self, identity: Identity) -> None:
-        """Replace it; the old one stays until the new one is on the disk.
+        """Store an identity; the old one stays until the new one is on the disk.
 
         Raises:
             DiskFullError: there is no room.
@@ -87,7 +87,7 @@ class IdentityFile:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
-        """Make sure that `save` will find room, before a code is used up for it.
+        """Reserve disk space for `save` before a one-time code is used up.
 
         Raises:
             DiskFullError: there is no room.

@@ -1,7 +1,6 @@
-"""Renews this device's certificate at two thirds of its life, while frames go on travelling.
+"""Renews this device's certificate after two thirds of its life, without stopping the stream.
 
-Each new connection shows the newest certificate. The running stream keeps the one that it was
-opened with.
+Each new connection uses the newest certificate. An open stream keeps the one that it began with.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from protos.errors import (
 from protos.process.logs import Logger
 
 _LOOK_S = 20.0
-"""Seconds from one look at the clock to the next: clocks jump, and files change."""
+"""Seconds between checks of clock and file: clocks may jump, and the file may change."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 3600.0
 
 
@@ -34,9 +33,9 @@ class Renewal:
 
     Attributes:
         enrolled: the identity.
-        dial: makes a channel that shows it.
-        connected: whether the server can be reached; nothing is tried while it cannot.
-        metrics: counts renewals, and shows when the certificate ends.
+        dial: makes a channel with the certificate.
+        connected: whether the server can be reached; renewal waits while it cannot.
+        metrics: counts renewals, and shows when the certificate expires.
         log: structured logger.
         timeout_s: longest wait for the service.
         sleep: waits that many seconds.
@@ -53,7 +52,7 @@ class Renewal:
     _not_before: float = field(default=float("-inf"), repr=False)
 
     async def run(self) -> None:
-        """Renew whenever it is time, until cancelled."""
+        """Renew the certificate whenever it is due, until cancelled."""
         while True:
             there = self.connected()
             if there:
@@ -62,16 +61,16 @@ class Renewal:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next certificate.
+        """Whether it is time to renew.
 
-        A clock before the moment at which the certificate was made is wrong (1970, as a rule): the
-        age of the certificate is not known, so it is renewed, and with it comes the time.
+        If the clock is before the certificate's issue, the clock is wrong (usually in 1970) and the
+        certificate's age is unknown. So it is renewed; the reply also brings the service's time.
         """
         identity, clock = self.enrolled.now, self.enrolled.clock
         return not identity.issued_s <= clock.now() < identity.renew_at_s
 
     async def turn(self) -> None:
-        """Look once, and renew if it is time; failures are told and tried again later."""
+        """Check once, and renew if due; a failure is logged and retried later."""
         steady = self.enrolled.clock.steady
         try:
             if self.enrolled.unsaved is not None:

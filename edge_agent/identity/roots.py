@@ -1,4 +1,4 @@
-"""Which roots a device trusts: one from its code, later ones only if a trusted root signed them."""
+"""The roots that a device trusts: first the code's, then only roots that a trusted root signed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def certificates(pem: bytes) -> list[x509.Certificate]:
-    """The certificates in a PEM text.
+    """Parse the certificates in a PEM text.
 
     Raises:
-        ValueError: there is none, or one is damaged.
+        ValueError: it holds none, or one is damaged.
     """
     from cryptography import x509
 
@@ -24,14 +24,14 @@ def certificates(pem: bytes) -> list[x509.Certificate]:
 
 
 def pem_of(several: Sequence[x509.Certificate]) -> str:
-    """Certificates as PEM, one after the other."""
+    """Certificates in PEM, one after another."""
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return "".join(one.public_bytes(Encoding.PEM).decode() for one in several)
 
 
 def signed(certificate: x509.Certificate, by: x509.Certificate) -> bool:
-    """Whether a certificate is signed by the key of another, which may sign certificates."""
+    """Whether another certificate, which may sign certificates, has signed this one."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
@@ -44,7 +44,7 @@ def signed(certificate: x509.Certificate, by: x509.Certificate) -> bool:
 
 
 def device_in(certificate: x509.Certificate) -> tuple[str, str] | None:
-    """The tenant and the device that a certificate is for; None if it is not a device's."""
+    """Tenant and device in a certificate; None if it is not a device's."""
     from cryptography import x509
 
     try:
@@ -56,7 +56,7 @@ def device_in(certificate: x509.Certificate) -> tuple[str, str] | None:
 
 
 def issued_by(chain: Sequence[x509.Certificate], root: x509.Certificate) -> bool:
-    """Whether a chain, the device's certificate first, leads to a root at one of its places."""
+    """Whether a certificate in a chain, which begins with the device's, is signed by a root."""
     return any(
         all(map(signed, chain[:count], [*chain[1:count], root]))
         for count in range(1, len(chain) + 1)
@@ -64,14 +64,14 @@ def issued_by(chain: Sequence[x509.Certificate], root: x509.Certificate) -> bool
 
 
 def accepted(trusted_pem: str, offered_pem: bytes) -> tuple[str, list[str]]:
-    """The roots to trust from now on.
+    """Choose the roots to trust from now on.
 
-    A root that is offered is accepted if it is trusted already, or if a trusted root has signed a
-    certificate of its name and key, and that certificate is offered too.
+    An offered root is accepted if it is trusted already, or if a cross-certificate is offered too:
+    a certificate with its name and key, signed by a trusted root.
 
     Args:
         trusted_pem: roots trusted so far.
-        offered_pem: `Certificates.roots_pem`: roots, and the certificates that vouch for new ones.
+        offered_pem: `Certificates.roots_pem`: roots and cross-certificates.
 
     Returns:
         The accepted roots (PEM), and the names of those that were refused.

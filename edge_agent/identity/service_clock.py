@@ -1,4 +1,4 @@
-"""What time it is at the service: its own word, once heard, else this device's clock."""
+"""The service's time: from the service's last reply, else from this device's clock."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 
 def since_boot() -> float:
-    """Seconds since this device started, sleep included; nobody can set this clock."""
+    """Seconds since this device booted, sleep included; this clock cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ServiceClock:
-    """The service's clock, as well as this device knows it.
+    """Estimate of the service's clock.
 
     Args:
         wall: this device's clock, seconds since 1970; it may be wrong.
-        steady: seconds that only ever grow.
+        steady: a monotonic clock, seconds.
 
     Attributes:
         steady: as given.
@@ -29,7 +29,7 @@ class ServiceClock:
         self._ahead: float | None = None
 
     def heard(self, now_s: float) -> None:
-        """The service said what time it is."""
+        """Take the service's time from a reply."""
         self._ahead = now_s - self.steady()
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""An identity in figures and words, for people and scripts; the private key is never among them."""
+"""Shows an identity to people and scripts, without its private key."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _DAY_S = 86400.0
 
 
 def figures(identity: Identity, path: Path, now_s: float | None = None) -> dict[str, Any]:
-    """What an identity says.
+    """An identity's fields, without its private key.
 
     Args:
         identity: the identity.
         path: its file.
-        now_s: this device's clock; the system's by default. One before the certificate was made is
-            wrong, and says nothing about its end.
+        now_s: this device's clock, by default the system's. If it is before the certificate's
+        issue, it is wrong, and the expiry cannot be checked.
     """
     now = time.time() if now_s is None else now_s
     wrong = now < identity.issued_s
@@ -44,7 +44,7 @@ def table(shown: dict[str, Any]) -> str:
 
 
 def until(identity: Identity) -> str:
-    """When the certificate ends and when it is renewed, in words."""
+    """When the certificate expires and when it is renewed, in words."""
     return (
         f"the certificate is valid until {date(identity.not_after_s)}, the agent renews it from "
         f"{date(identity.renew_at_s)} on"
@@ -52,7 +52,7 @@ def until(identity: Identity) -> str:
 
 
 def date(at_s: float) -> str:
-    """A moment, in UTC."""
+    """A time as text, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at_s))
 
 

@@ -1,4 +1,4 @@
-"""Roots of other authorities: a file, or those of the system."""
+"""Roots of other authorities, from a file or from the system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SYSTEM_FILES = (
 
 
 def foreign_roots(ca: str, environ: Mapping[str, str] = os.environ) -> bytes:
-    """The roots (PEM) that the setting `ca` names.
+    """Read the roots (PEM) that the setting `ca` names.
 
     Args:
         ca: a file, or `system` for the roots of this system.
@@ -32,7 +32,7 @@ def foreign_roots(ca: str, environ: Mapping[str, str] = os.environ) -> bytes:
     path = expanded(Path(ca)) if ca != SYSTEM else _system_file(environ)
     try:
         pem = path.read_bytes()
-        if ca != SYSTEM:  # whose file is the distribution's, with roots of every age
+        if ca != SYSTEM:  # the system's file may hold old roots
             certificates(pem)
     except OSError as error:
         raise CertificateError(f"ca {path} cannot be read: {error.strerror or error}") from error

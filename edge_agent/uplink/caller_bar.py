@@ -1,4 +1,4 @@
-"""Keeps a device that the service does not let in from asking again and again."""
+"""Back-off for a device that the service refuses to authenticate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from edge_agent.uplink.dial import Dial, SecureDial
 from protos.errors import BridgeError, CertificateError, UnauthenticatedError
 
 BARRING = (UnauthenticatedError, CertificateError)
-"""Errors that only a person can mend: with another certificate, or at the service."""
+"""Errors that only a person can fix: a new certificate is needed, or a change at the service."""
 _FIRST_S, _LONGEST_S = 15.0, 300.0
 _FRESH_S = 10.0
-"""A certificate as young as this may not be known yet to every front end of the service."""
+"""A certificate younger than this may not have reached every front end yet, seconds."""
 
 
 class CallerBar:
-    """Down at first; up for a growing while after each refusal, or until there is a new identity.
+    """A bar: down at first; up after each refusal, for a growing time or until a new certificate.
 
     Args:
-        dial: tells which certificate would be shown.
+        dial: knows the certificate of the next channel.
         clock: seconds, monotonic.
     """
 
@@ -29,7 +29,7 @@ class CallerBar:
 
     @property
     def up(self) -> bool:
-        """Whether the server would refuse this device again, as far as is known."""
+        """Whether dialing would probably be refused again."""
         return (
             self._error is not None
             and self._clock() < self._until
@@ -43,25 +43,25 @@ class CallerBar:
 
     @property
     def credential(self) -> str:
-        """Serial number of the certificate that would be shown; empty without one."""
+        """Serial number of the next channel's certificate; empty without one."""
         try:
             return self._dial.credential if isinstance(self._dial, SecureDial) else ""
         except CertificateError:
             return ""
 
     def too_early(self, error: BridgeError) -> bool:
-        """Whether the server refused a certificate that it may learn of in a moment."""
+        """Whether the refused certificate is so new that the server may accept it soon."""
         dial = self._dial
         enrolled = dial.enrolled if isinstance(dial, SecureDial) else None
         fresh = enrolled is not None and 0 <= enrolled.file.age_s < _FRESH_S
         return fresh and isinstance(error, UnauthenticatedError)
 
     def raise_for(self, error: BridgeError) -> None:
-        """The server refused this device."""
+        """Raise the bar after a refusal."""
         self._pause_s = min(max(_FIRST_S, 2 * self._pause_s), _LONGEST_S)
         self._error, self._shown = error, self.credential
         self._until = self._clock() + self._pause_s
 
     def lower(self) -> None:
-        """The server let this device in."""
+        """Lower the bar after the server accepted this device."""
         self._error, self._pause_s = None, 0.0

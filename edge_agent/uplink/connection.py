@@ -258,13 +258,13 @@ class Connection:
         return explained(self._dial, error_of(error))
 
     def _barred(self) -> Refused | BridgeError:
-        """What to raise instead of dialing: a run that never gives up waits, all others end."""
+        """The error to raise instead of dialing; a run that never gives up gets one to wait for."""
         error, left_s = self._bar.why
         patient = self._opened and not self._policy.give_up_s
         return Refused(error, retryable=True, pause_s=left_s) if patient else error
 
     def _not_let_in(self, stream: Stream, error: BridgeError) -> BridgeError:
-        """The server does not accept this device any more; or only its certificate of before."""
+        """The error if the server no longer accepts this device, or only its old certificate."""
         if stream.credential == self._bar.credential:
             self._bar.raise_for(error)
             self._log.error("not_let_in", error=error.name, cause=str(error))

@@ -1,8 +1,8 @@
 """Makes channels to the server, in plain text or TLS; says why one cannot be made.
 
-Only connections that leave this machine go through a proxy. gRPC checks certificates by this
-device's clock. What a server refuses during the handshake reaches a client as "Socket closed", so
-`SecureDial.explained` looks at the device's own certificate.
+Only connections that leave this machine use a proxy. gRPC checks certificates by this device's
+clock. A refusal during the handshake reaches the client only as "Socket closed", so
+`SecureDial.explained` checks the device's own certificate for the cause.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class InsecureDial:
         return grpc.aio.insecure_channel(self.address, options=_options(self.address))
 
     def explained(self, error: BridgeError) -> BridgeError:
-        """The error of a failed call, with what is known of the cause."""
+        """Add the probable cause to the error of a failed call."""
         if not isinstance(error, OfflineError):
             return error
         if _closed(error):
@@ -66,15 +66,14 @@ class InsecureDial:
 
 @dataclass(frozen=True)
 class SecureDial:
-    """A factory of TLS channels to one server.
+    """Makes TLS channels to one server.
 
     Attributes:
         address: as `protos.process.addresses.target` returns it.
-        enrolled: the device's identity, which it shows; None shows none.
-        roots_pem: the server's certificate must come from one of these roots; empty: from one of
-            the identity's.
-        server_name: the name in the server's certificate; empty: the host in `address`.
-        proxy: the HTTP proxy on the way there; empty without one.
+        enrolled: the device's identity; None for no client certificate.
+        roots_pem: roots that the server's certificate must lead to; empty for the identity's.
+        server_name: the name in the server's certificate; empty for the host in `address`.
+        proxy: the HTTP proxy to use; empty without one.
         wall: this device's clock, seconds since 1970, for messages.
     """
 
@@ -105,11 +104,11 @@ class SecureDial:
 
     @property
     def credential(self) -> str:
-        """Serial number of the certificate that the next channel shows; empty if it shows none."""
+        """Serial number of the next channel's certificate; empty without one."""
         return self.enrolled.now.serial if self.enrolled is not None else ""
 
     def explained(self, error: BridgeError) -> BridgeError:
-        """The error of a failed call, with what is known of the cause."""
+        """Add the probable cause to the error of a failed call."""
         if isinstance(error, UnauthenticatedError) and self.enrolled is not None:
             mine = self.enrolled.now
             return UnauthenticatedError(
@@ -153,7 +152,7 @@ class SecureDial:
         return by_proxy(error, self.proxy)
 
     def _refused(self, error: OfflineError) -> BridgeError:
-        """The server closed the connection: because of this device's certificate?"""
+        """The error of a connection that the server closed, perhaps because of the certificate."""
         if self.enrolled is None:
             return OfflineError(
                 f"{error.message}; this device shows no certificate: if the server wants one, "
@@ -207,7 +206,7 @@ def dial_secure(
     server_name: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> SecureDial:
-    """A factory of TLS channels; see `SecureDial`.
+    """Make a `SecureDial`.
 
     Raises:
         ConfigError: `address` is not an address.
@@ -217,12 +216,12 @@ def dial_secure(
 
 
 def explained(dial: Dial, error: BridgeError) -> BridgeError:
-    """The error of a call that failed on a channel of `dial`, with what is known of the cause."""
+    """Add the probable cause to the error of a call that failed on a channel of `dial`."""
     return dial.explained(error) if isinstance(dial, InsecureDial | SecureDial) else error
 
 
 def by_proxy(error: OfflineError, proxy: str) -> OfflineError:
-    """The error, with the HTTP proxy on the way named."""
+    """Add the HTTP proxy's name to the error."""
     if not proxy or proxy in error.message:
         return error
     return OfflineError(
@@ -237,12 +236,12 @@ def _options(address: str) -> list[tuple[str, int]]:
 
 
 def _closed(error: OfflineError) -> bool:
-    """Whether the server took the connection and closed it before a word of HTTP/2."""
+    """Whether the server accepted the connection and closed it before any HTTP/2."""
     return "failed to connect" in error.message and "Socket closed" in error.message
 
 
 def _cause(text: str) -> str:
-    """OpenSSL's own words at the end of gRPC's."""
+    """OpenSSL's message at the end of gRPC's."""
     return text.removesuffix(": OK").rpartition(":")[2].strip()
 
 

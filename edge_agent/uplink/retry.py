@@ -40,12 +40,12 @@ class RetryPolicy:
 
 
 class Refused(Exception):
-    """The server refused one request; its flag, not the error's class, says whether to retry.
+    """A request that the server refused; the server's flag says whether to retry, not the class.
 
     Args:
-        error: why.
+        error: the server's error.
         retryable: whether the request is sent again.
-        pause_s: the least pause before that, seconds.
+        pause_s: shortest pause before that, seconds.
     """
 
     def __init__(self, error: BridgeError, retryable: bool, pause_s: float = 0.0) -> None:

@@ -35,7 +35,7 @@ class Stream:
         channels: the first carries frames and questions, the second, if any, the events.
         call: the Infer call.
         events: where events come from: the Events call, or the Infer call itself.
-        credential: serial number of the certificate that it was opened with; empty without one.
+        credential: serial number of the certificate it was opened with; empty without one.
 
     Attributes:
         waiting: requests that have no terminal event yet, by id.

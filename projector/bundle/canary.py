@@ -1,8 +1,8 @@
-"""The canary set of a bundle: frames, questions, and what the large model answered to them.
+"""The canary set of a bundle: frames with questions and the large model's recorded answers.
 
-A service judges a bundle on it before it serves it. The file `canary.json` is canonical JSON:
+A service checks a bundle with it before it serves the bundle. `canary.json` is canonical JSON:
 `{"format": 1, "max_new_tokens": 16, "frames": [{"header", "payload", "question", "seen",
-"answer"}, …]}`. Header and payload are those of `Frame` in bridge.proto, in base64.
+"answer"}, …]}`. Header and payload are the fields of `Frame` in bridge.proto, in base64.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class CanaryFrame:
     """One frame with a question about it.
 
     Attributes:
-        header: `Frame.header`, of a key frame of latents.
+        header: `Frame.header` of a key frame with latents.
         payload: `Frame.payload`.
-        question: what was asked.
+        question: the question.
         seen: the large model's answer from the picture itself.
-        answer: its answer from the frame.
+        answer: the large model's answer from the frame.
     """
 
     header: bytes
@@ -48,7 +48,7 @@ class CanaryFrame:
 
 @dataclass(frozen=True)
 class CanarySet:
-    """The frames, and how long their answers could become.
+    """The frames and the bound on their answers.
 
     Attributes:
         max_new_tokens: longest answer, in tokens.
@@ -59,7 +59,7 @@ class CanarySet:
     frames: tuple[CanaryFrame, ...]
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """The file's bytes."""
         rows = [
             asdict(frame) | {name: _text(getattr(frame, name)) for name in ("header", "payload")}
             for frame in self.frames
@@ -72,13 +72,13 @@ class CanarySet:
     def from_bytes(
         cls, blob: bytes, tokens: int, points: Sequence[OperatingPoint], file: Path
     ) -> CanarySet:
-        """Read the file and check each frame against the bundle.
+        """Parse the file and check each frame against the bundle.
 
         Args:
-            blob: the file.
-            tokens: of the edge model's grid.
+            blob: the file's bytes.
+            tokens: tokens in the edge model's grid.
             points: the bundle's operating points.
-            file: named in messages.
+            file: the file, for messages.
 
         Raises:
             BundleCorruptError: it is not JSON.

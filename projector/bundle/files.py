@@ -23,9 +23,9 @@ FEEDBACK_ENCODER, FEEDBACK_DECODER = "reverse_encoder.safetensors", "reverse_dec
 FEEDBACK_FILES = (FEEDBACK_ENCODER, FEEDBACK_DECODER)
 """More files, if the map goes both ways."""
 SERVICE_RISK = "service_risk.safetensors"
-"""One more file, if the service has a guard of its own."""
+"""Optional file: the service's guard."""
 CANARY = "canary.json"
-"""One more file, if the bundle has a canary set."""
+"""Optional file: the canary set."""
 
 Reader = Callable[[str, int], bytes]
 """Takes a file's name and the most bytes to read; returns its bytes or raises `OSError`."""

@@ -12,7 +12,7 @@ Both live layouts are required; there is no load without them.
 | `reverse_encoder.safetensors` | feedback, for maps that go both ways: the cloud's `Encoder` |
 | `reverse_decoder.safetensors` | feedback, for the same maps: the edge's `FeedbackDecoder` |
 | `service_risk.safetensors` | the service's guard, a `RiskModel`; optional |
-| `canary.json` | if there: frames with the answers that they must bring |
+| `canary.json` | the canary set: frames with recorded answers; optional |
 | `signature.json` | if signed: an Ed25519 signature of `bundle.json` |
 """
 
@@ -67,8 +67,8 @@ class Bundle:
         signer: name of the trusted key that signed it; None if trusted keys were not required.
         key: public key of the signer, trusted or not; None if unsigned.
         feedback: both feedback halves; None for a map that goes one way only.
-        service_risk: the service's guard; None if `projector guard` did not learn it.
-        canary: frames to judge it by; None if it has none.
+        service_risk: the service's guard; None without one (see `projector guard`).
+        canary: the canary set; None without one.
     """
 
     info: BundleInfo
@@ -180,10 +180,10 @@ class Bundle:
         """Open the cloud half.
 
         Args:
-            name: of the backend.
+            name: the backend's name.
             threads: CPU threads.
-            device: where it runs, as the backend names devices.
-            plans: folder where compiled plans are kept; None to keep none.
+            device: its device, by the backend's name for it.
+            plans: folder for compiled plans; None to keep none.
 
         Raises:
             ConfigError: the backend is unknown, or lacks something it needs.

@@ -71,7 +71,7 @@ def write_bundle(
         ladder: indices from cheapest to most faithful point; by default the encoder's order.
         feedback: both halves, for a map that goes both ways.
         service_risk: the service's guard.
-        canary: frames that a service judges the bundle by.
+        canary: the canary set.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -143,9 +143,9 @@ def write_next(
         certificate: as in `write_bundle`; by default the bundle's own.
         default_point: by default the bundle's own.
         ladder: by default the bundle's own.
-        service_risk: by default none, since a guard holds only for the points at which it was
-            learnt.
-        canary: as in `write_bundle`; the bundle's own set does not fit another edge half.
+        service_risk: none by default, because a guard is valid only for the points that it was
+        learnt at.
+        canary: as in `write_bundle`; the old bundle's set does not fit another edge half.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.

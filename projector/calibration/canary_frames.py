@@ -20,18 +20,18 @@ from protos.points import OperatingPoint
 from protos.process.progress import Progress
 
 FRAMES = 48
-"""Frames of a set, by default."""
+"""Default number of frames in a set."""
 ANSWER_TOKENS = 16
 _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Made:
-    """A canary set, and how often the two answers of a frame are the same.
+    """A canary set, and how often a frame's answer equals its picture's.
 
     Attributes:
-        frames: the set.
-        agreement: share of frames whose answer is the picture's.
+        frames: the canary set.
+        agreement: share of frames whose answer equals the picture's.
     """
 
     frames: CanarySet
@@ -48,16 +48,16 @@ def canary_frames(
     most: int = FRAMES,
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Made:
-    """Encode pictures, one question each, and ask the large model from both.
+    """Encode pictures with one question each; ask the large model about picture and frame.
 
     Args:
         source: the edge model.
         target: the large model.
         encoder: the bundle's edge half.
         backend: runs its cloud half.
-        data: pictures with questions; those without are passed over.
-        default_point: index of the point that the frames are sent at.
-        most: frames of the set.
+        data: pictures; those without questions are skipped.
+        default_point: index of the frames' operating point.
+        most: most frames in the set.
         max_new_tokens: longest answer.
 
     Raises:
@@ -96,16 +96,16 @@ def canary_set(
     default_point: int,
     most: int = FRAMES,
 ) -> CanarySet | None:
-    """The set of `canary_frames`; None between models that read texts, or without questions.
+    """As `canary_frames`, but None for models that read texts, or without questions.
 
     Args:
-        source: as in `canary_frames`, like the rest.
+        source: as in `canary_frames`; so are the others.
         target: the large model.
         encoder: the bundle's edge half.
         backend: runs its cloud half.
         data: pictures or texts.
         default_point: index of a point.
-        most: frames of the set; 0 for none.
+        most: most frames in the set; 0 for no set.
     """
     asks = any(data.asked(index) for index in range(len(data)))
     if not most or not asks or encoder.point(default_point).kind != "latent":
@@ -118,7 +118,7 @@ def canary_set(
 def _ask(
     between: Comparison, data: Dataset, point: OperatingPoint, asked: list[Asked], first: int
 ) -> list[CanaryFrame]:
-    """Frames of some pictures, each with its question and both answers."""
+    """Canary frames of some pictures, with question and both answers."""
     pictures = [data.picture(one.picture) for one in asked]
     texts, rows = [one.text for one in asked], np.arange(len(asked))
     source, target, encoder = between.source, between.target, between.encoder

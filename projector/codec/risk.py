@@ -3,7 +3,7 @@
 It is one logistic regression over four distortion figures, the question's words, the small model's
 confidence in its own answer, and moments of the picture's latents. Calibration learns two
 (`projector/calibration/learn_risk.py`): the device's, which the encoder carries, and the service's,
-which knows only what a frame brings: the latents as decoded, the figures, the question.
+which sees only the frame: the decoded latents, the figures and the question.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def features(
 
 
 def received_features(figures: Distortion, question: str, moved: Floats) -> Floats:
-    """The features of the service's risk, `[136 + 4 r]`: what it cannot know is 0.
+    """The features of the service's risk, `[136 + 4 r]`; features that only the device knows are 0.
 
     Args:
         figures: the frame's distortion.
@@ -68,7 +68,7 @@ def received_features(figures: Distortion, question: str, moved: Floats) -> Floa
 
 
 def moments_of(moved: Floats) -> Floats:
-    """Mean, standard deviation, largest and smallest of each latent `[T, r]`, `[4 r]`."""
+    """Mean, standard deviation, maximum and minimum of each latent: `[T, r]` to `[4 r]`."""
     found: Floats = np.concatenate(
         [moved.mean(axis=0), moved.std(axis=0), moved.max(axis=0), moved.min(axis=0)]
     )
@@ -136,17 +136,17 @@ class RiskModel:
         return chance
 
     def moments_score(self, moved: Floats) -> float:
-        """The moments' part of the score, for latents `[T, r]`; the engine computes it."""
+        """The part of the score that comes from moments of the latents `[T, r]`, in the engine."""
         weights = self.weights[_FIGURES + WORDS + _CERTAINTY :].astype(np.float64)
         return float(moments_of(moved).astype(np.float64) @ weights)
 
     def of_received(self, figures: Distortion, question: str, moments_score: float) -> float:
-        """The service's risk: `risk` of a frame whose moments were scored by `moments_score`.
+        """The service's risk, from a frame's `moments_score`.
 
         Args:
             figures: the frame's distortion.
             question: empty if unknown.
-            moments_score: of the latents as decoded.
+            moments_score: score of the decoded latents.
         """
         rest = np.concatenate([losses_of(figures), _words(question), np.full(_CERTAINTY, np.nan)])
         count = len(rest)

@@ -1,4 +1,4 @@
-"""`projector canary`: give a bundle the canary set by which a service judges it."""
+"""`projector canary`: adds a canary set to a bundle."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def register(commands: Any) -> None:
     parser = add_pair_command(
         commands,
         "canary",
-        "write a canary set into a bundle: frames with the large model's answers",
+        "add a canary set to a bundle: frames with the large model's recorded answers",
         _canary,
         "projector canary bundles/mine held-out/ --source models/edge-a --target models/cloud",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument(
-        "pictures", type=Path, metavar="PICTURES", help="pictures and questions, held out if any"
+        "pictures", type=Path, metavar="PICTURES", help="pictures with questions, best held out"
     )
     parser.add_argument(
         "--out",
@@ -34,13 +34,13 @@ def register(commands: Any) -> None:
         help="folder of the new bundle (default: BUNDLE itself; a signature is removed)",
     )
     parser.add_argument(
-        "--frames", type=whole, default=48, help="pictures, a question each; default: %(default)s"
+        "--frames", type=whole, default=48, help="pictures, one question each; default: %(default)s"
     )
     parser.add_argument(
         "--answer-tokens",
         type=whole,
         default=16,
-        help="tokens of an answer, at most; default: %(default)s",
+        help="longest answer in tokens; default: %(default)s",
     )
 
 

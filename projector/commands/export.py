@@ -57,7 +57,7 @@ def register(commands: Any) -> None:
         "--canary-frames",
         type=count,
         default=48,
-        help="frames of the canary set, made of the corpus's pictures; 0: none; "
+        help="frames of the canary set, from the corpus's pictures; 0 for no set; "
         "default: %(default)s",
     )
     export.add_argument("--id", help="name of the bundle (default: its folder's)")

@@ -1,6 +1,6 @@
 """`projector guard`: a bundle's two guards learn when a frame's answer differs from the picture's.
 
-The device's guard knows the picture; the service's knows only what a frame brings.
+The device's guard sees the picture; the service's guard sees only the frame.
 
 Answers are compared in `projector/calibration/disagreement.py`, the risk is learnt in
 `projector/calibration/learn_risk.py`.
@@ -84,8 +84,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--service-only",
         action="store_true",
-        help="learn only the service's guard; the edge half, and with it the device's guard, "
-        "stays as it is",
+        help="learn only the service's guard; the edge half with the device's guard stays as it is",
     )
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
 

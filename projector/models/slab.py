@@ -1,8 +1,8 @@
 """The cache of a running batch: one buffer for all rows and layers, written in place.
 
-Rows have lengths of their own. Each starts at column 0 and has no gaps, so a column's number is the
-token's position. Rows come at the end; when one leaves, the last takes its place. The buffer grows
-and never shrinks. `cache.py` converts caches that are not in such a buffer.
+Rows differ in length. Each starts at column 0 without gaps, so a column's number is the token's
+position. New rows are appended; when a row leaves, the last row takes its place. The buffer grows
+and never shrinks. `cache.py` converts caches outside such a buffer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Slab:
     """Keys and values of all rows, `[2, layers, rows, kv_heads, columns, head_dim]`.
 
     Args:
-        like: any part of the model's, for sizes, dtype and device.
+        like: any part of the model's cache, for sizes, dtype and device.
     """
 
     def __init__(self, like: Part) -> None:
@@ -43,11 +43,11 @@ class Slab:
         return max(self.lengths, default=0)
 
     def add(self, rows: Sequence[Sequence[Part]], room: int) -> None:
-        """Append rows, each of some parts one after another.
+        """Append rows; a row is a sequence of parts.
 
         Args:
-            rows: the parts of each row; they are copied.
-            room: tokens that the longest of them will grow by, at least.
+            rows: each row's parts, which are copied.
+            room: at least the tokens by which the longest row will grow.
         """
         first = len(self.lengths)
         lengths = [sum(keys.shape[2] for keys, _ in parts) for parts in rows]
@@ -62,7 +62,7 @@ class Slab:
         self.lengths += lengths
 
     def cache(self, first: int, tokens: int) -> tuple[Any, Tensor, Tensor]:
-        """A transformers cache that writes the next tokens of the rows from `first` on in place.
+        """A transformers cache over the rows from `first` on; it writes their next tokens in place.
 
         Returns:
             The cache; the mask, bool `[rows, 1, tokens, columns]`; the positions `[rows, tokens]`.
@@ -79,7 +79,7 @@ class Slab:
         return Cache(layers=_layers(held, rows, places)), seen[:, None], places
 
     def leave(self, row: int) -> None:
-        """Let go of a row; the last takes its place."""
+        """Remove a row; the last row takes its place."""
         last = len(self.lengths) - 1
         if row != last:
             length = self.lengths[row] = self.lengths[last]
@@ -88,7 +88,7 @@ class Slab:
         self.lengths.pop()
 
     def _reserve(self, rows: int, columns: int) -> None:
-        """Make room; zeros, since a masked NaN would still spoil what sees it."""
+        """Grow the buffer, filled with zeros: a masked NaN would still spread through attention."""
         _, _, had_rows, _, had_columns, _ = self._held.shape
         if rows <= had_rows and columns <= had_columns:
             return
@@ -118,7 +118,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is to be done."""
+        """The buffer exists already."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -129,7 +129,7 @@ class _Layer(CacheLayerMixin):
         return self._keys, self._values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns, and where they begin."""
+        """Number of columns, and the first one."""
         return self._keys.shape[2], 0
 
     def get_seq_length(self) -> int:
@@ -137,7 +137,7 @@ class _Layer(CacheLayerMixin):
         return self._keys.shape[2] - self._places.shape[1]
 
     def get_max_length(self) -> int:
-        """There is none."""
+        """-1: no maximum."""
         return -1
 
 

@@ -1,8 +1,7 @@
-"""Keeps compiled TensorRT plans on disk: each for one bundle, GPU, driver and library, no other.
+"""Cache of compiled TensorRT plans on disk, each for one bundle, GPU, driver and library.
 
-A plan is code that the GPU runs. So the folder is the owner's only, the key stands inside the file
-and is compared whole, the plan's digest is checked, and a file appears under its name only once it
-is complete.
+A plan is code that the GPU runs. So only the owner may use the folder, the whole key is in the file
+and compared, the plan's digest is checked, and files are written atomically.
 
     NBPLAN1, a line feed; length of the key, 4 bytes; key, JSON; SHA-256 of the plan, 32 bytes; plan
 """
@@ -28,15 +27,15 @@ _LONGEST_KEY, _LONGEST_PLAN = 1 << 16, 1 << 32
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan was compiled for; another value of any field is another plan.
+    """What a plan was compiled for; another value in any field needs another plan.
 
     Attributes:
         bundle: digest of the bundle.
-        graph: SHA-256 of its graph.
+        graph: SHA-256 of the bundle's graph.
         gpu: name and compute capability.
         driver: version of the driver.
         library: `tensorrt` or `tensorrt_rtx`, with its version.
-        shapes: of the inputs, as text.
+        shapes: shapes of the inputs, as text.
     """
 
     bundle: str
@@ -48,7 +47,7 @@ class PlanKey:
 
     @property
     def text(self) -> bytes:
-        """The key as it stands in the file."""
+        """The key as stored in the file."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @property
@@ -64,7 +63,7 @@ class PlanCache:
         folder: made if missing, for the owner only.
 
     Raises:
-        ConfigError: it cannot be made, or others than its owner may write or read it.
+        ConfigError: it cannot be made, or other users may read or write it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +78,7 @@ class PlanCache:
             )
 
     def get(self, key: PlanKey) -> bytes | None:
-        """The plan of exactly this key; None if there is none, or the file is damaged."""
+        """The plan with exactly this key; None if it is missing or damaged."""
         path = self._folder / key.name
         with contextlib.suppress(OSError):
             if path.lstat().st_size > _LONGEST_PLAN or not path.is_file() or path.is_symlink():
@@ -88,7 +87,7 @@ class PlanCache:
         return None
 
     def put(self, key: PlanKey, plan: bytes) -> None:
-        """Keep a plan: written aside, then renamed.
+        """Store a plan atomically.
 
         Raises:
             DiskFullError, ConfigError: it cannot be written.
@@ -100,7 +99,7 @@ class PlanCache:
             )
 
     def plan(self, key: PlanKey, compile: Callable[[], bytes]) -> tuple[bytes, bool]:
-        """The plan of a key, compiled and kept if it is not there; and whether it was there."""
+        """The plan of a key, compiled and stored if missing; and whether it came from the cache."""
         found = self.get(key)
         if found is not None:
             return found, True
@@ -123,7 +122,7 @@ def _read(blob: bytes, key: PlanKey) -> bytes | None:
 def driver_version() -> str:
     """The CUDA version of the NVIDIA driver, such as `13020`; empty without one.
 
-    With the kernel module's own version where the system tells it.
+    It ends with the kernel module's version if the system reports it.
     """
     found = ctypes.c_int()
     try:

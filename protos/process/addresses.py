@@ -126,7 +126,7 @@ def target(text: str) -> str:
 
 
 def first(text: str) -> Address:
-    """The host and port of an address from `target`, or the first of several; not of a socket."""
+    """Host and port of an address from `target`; the first of several. Unix sockets have none."""
     form = _GRPC.fullmatch(text)
     plain = text if form is None else form[2].rpartition("/")[2]
     return parse(plain.partition(",")[0])

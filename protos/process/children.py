@@ -35,7 +35,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal (SIGSTOP) or a debugger holds a process; false where that cannot be told."""
+    """Whether SIGSTOP or a debugger has stopped a process; false if that is unknown."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False

@@ -92,7 +92,7 @@ def writing(what: object) -> Iterator[None]:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is changed or replaced; empty if it cannot be looked at."""
+    """A value that changes when a file is changed or replaced; empty if it cannot be read."""
     try:
         found = path.stat()
     except OSError:

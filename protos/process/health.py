@@ -42,9 +42,9 @@ class HealthServer:
         port: port to bind; 0 takes a free one, `port` then tells which.
         most: connections at once; more are closed as they come.
         patience_s: how long a connection may take, seconds; then it is closed.
-        may_see: raises if who sends this `Authorization` header may not see `/metrics`; called on
-            any thread. By default everyone may.
-        context: for TLS; plain text without it.
+        may_see: raises an error if the sender of an `Authorization` header may not see
+        `/metrics`; called on any thread. By default everyone may.
+        context: TLS context; plain text without it.
 
     Raises:
         ConfigError: the port cannot be bound.
@@ -101,7 +101,7 @@ class _Server(ThreadingWSGIServer):
         connections: open ones and when each came; shared by the sockets of one port.
         most: connections at once.
         patience_s: how long each may take.
-        context: for TLS.
+        context: TLS context.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class _Server(ThreadingWSGIServer):
             connection, peer = super().get_request()
             if self._context is None:
                 return connection, peer
-            # The handshake is the connection's thread's, at its first read.
+            # The connection's own thread does the handshake, at its first read.
             secured = self._context.wrap_socket(connection, True, do_handshake_on_connect=False)
             return secured, peer
         except OSError as error:

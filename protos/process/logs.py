@@ -216,7 +216,7 @@ def configure(
 
 
 def set_level(level: str) -> None:
-    """Change the least severe event that this process logs.
+    """Change this process's log level.
 
     Args:
         level: debug, info, warning or error.

@@ -99,7 +99,7 @@ def keep_heap_compact() -> bool:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed since it started because memory ran out."""
+    """Number of processes that the kernel has killed since boot for lack of memory."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -38,14 +38,14 @@ def proxy_of(target: str, environ: Mapping[str, str]) -> str:
 
 
 def proxy_url(target: str, environ: Mapping[str, str]) -> tuple[SplitResult | None, str]:
-    """The URL of the proxy on the way to a server, and the variable that holds it.
+    """The URL of the proxy for a server, and the variable that names it.
 
     Args:
         target: as `addresses.target` returns it.
         environ: the environment.
 
     Returns:
-        The URL, its password in it; None if no proxy is on the way.
+        The URL with its password; None if no proxy is used.
     """
     if addresses.loopback(target):
         return None, ""

@@ -13,10 +13,10 @@ from contextlib import suppress
 
 _INTERRUPTED = 130
 _CIPHERS = ("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-CHACHA20-POLY1305")
-"""Leaves gRPC's TLS 1.2 no cipher that a certificate fits; TLS 1.3 has ciphers of its own. gRPC has
-no setting for it, and reads this variable when it is imported."""
+"""Turns TLS 1.2 off in gRPC: no cipher is left that fits a certificate. TLS 1.3 has its own.
+gRPC has no setting for it, and reads this variable on import."""
 _QUIET = ("GRPC_VERBOSITY", "NONE")
-"""Else gRPC notes every failed TLS handshake on standard error; it reads this when imported too."""
+"""Stops gRPC from printing every failed TLS handshake; it too reads this on import."""
 
 
 def start(module: str, program: str, extra: str, argv: Sequence[str] | None = None) -> int:

@@ -40,12 +40,12 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Ready:
-    """Where a service listens.
+    """A service's addresses.
 
     Attributes:
         address: host:port for agents.
         metrics: address of its metrics page.
-        open_address: host:port where devices enrol; empty if the service knows no identities.
+        open_address: host:port for enrolment; empty for a service without identities.
     """
 
     address: str
@@ -149,12 +149,12 @@ def read_answers(path: Path, in_flight: int = 1) -> list[dict[str, Any]]:
 
 
 def keep_page(url: str, path: Path, key: str = "") -> None:
-    """Keep a copy of a metrics page for when its process is gone, if the page can be read.
+    """Save a copy of a metrics page, if it can be read, before its process ends.
 
     Args:
-        url: of the page.
-        path: of the copy.
-        key: an operator's, for a service with identities.
+        url: the page's URL.
+        path: the copy's path.
+        key: an operator's key, for a service with identities.
     """
     asked = urllib.request.Request(url)
     if key:

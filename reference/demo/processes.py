@@ -167,10 +167,10 @@ def finished(
         arguments: arguments of `python -m`, the module first.
         log: file for standard error, appended.
         environment: added to this process's own.
-        timeout_s: longest that it may take.
+        timeout_s: longest run.
 
     Raises:
-        ChildError: it failed, or took too long; the message holds its last words.
+        ChildError: it failed, or took too long; the message has its last lines.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     try:

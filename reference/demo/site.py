@@ -1,6 +1,6 @@
-"""The demo's service as an operator sets it up: authority, tenant, device, operator's key.
+"""Sets the demo's service up as an operator would: authority, tenant, device, operator's key.
 
-Everything is made anew for each run, under the report's folder.
+Each run makes everything anew, in the report's folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TENANT, DEVICE = "demo", "camera-1"
 
 @dataclass(frozen=True)
 class Site:
-    """A service's directory, and what its operator printed.
+    """A service's directory, one-time code and operator's key.
 
     Attributes:
         out: folder of the report.
@@ -32,7 +32,7 @@ class Site:
 
     @classmethod
     def made(cls, out: Path) -> Site:
-        """Make the directory `service` in a folder; one of an earlier run is removed.
+        """Make the directory `service` in a folder; it replaces one of an earlier run.
 
         Raises:
             ChildError: a command of the service failed.
@@ -59,13 +59,13 @@ class Site:
         return self.out / "service"
 
     def enrolled(self, address: str) -> str:
-        """Enrol the device, and say how that ended.
+        """Enrol the device; returns the command's output.
 
         Args:
-            address: where the service enrols devices.
+            address: the service's address for enrolment.
 
         Raises:
-            ChildError: the agent could not.
+            ChildError: enrolment failed.
         """
         enrol = ("edge_agent", "enrol", "--server", address, "--code", self.code, "--force")
         state = ("--state-dir", str(self.out / "state" / "agent"))

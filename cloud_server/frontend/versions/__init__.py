@@ -1,1 +1,1 @@
-"""Versions of bundles: judged, offered to a share, compared, retired."""
+"""Versions of bundles: judge, offer to a share, compare, retire."""

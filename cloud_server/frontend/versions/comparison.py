@@ -1,14 +1,14 @@
-"""Whether a new version of a bundle does worse: a test that may be looked at after every frame.
+"""Tests whether a new version of a bundle is worse; the test stays valid if read after every frame.
 
-Outcomes in 0..1 (1: refused, sent as a picture, risky, another answer than the picture's) come in
-two arms, from devices on the old version and on the new one. The next outcome of each arm make a
-pair. If the new version is worse by no more than the margin, the stake
+Outcomes in 0..1 (1: refused, sent as a picture, risky, answered unlike the picture) come in two
+arms: devices on the old version and devices on the new one. One outcome of each arm make a pair.
+If the new version is worse by no more than the margin, the stake
 
     S = mean over λ of ∏ (1 + λ (new − old − margin))
 
-cannot be expected to grow, and it ever reaches 1/α with a chance of α at most (Ville 1939; a bet,
-as in Waudby-Smith and Ramdas 2024). That holds if both arms see alike scenes: devices are drawn by
-a hash, and the margin is there for what differs by chance between few of them.
+does not grow on average, and reaches 1/α with probability α at most (Ville 1939; testing by betting
+as in Waudby-Smith and Ramdas 2024). That holds if both arms see similar scenes: devices are drawn
+by a hash, and the margin covers chance differences between few devices.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dataclasses import dataclass
 _STAKES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """λ of the bets; each gets the same share of the stake."""
 FALSE_ALARMS = 0.01
-"""Largest chance that a version is taken back which does not do worse, over its whole rollout."""
+"""Largest probability that a version that is not worse is rolled back, over its whole rollout."""
 _KEPT = 512
 """Outcomes of an arm that wait for a partner."""
 KINDS = ("refused", "fallback", "risk", "disagreed")
-"""What is compared; the false-alarm rate is shared by all."""
+"""Kinds of outcomes; they share the false-alarm rate."""
 
 
 class Bet:
     """Compares one kind of outcome.
 
     Args:
-        margin: by how much the new version may be worse.
+        margin: how much worse the new version may be.
 
     Attributes:
         pairs: pairs of outcomes seen.
@@ -48,11 +48,11 @@ class Bet:
         self.pairs = 0
 
     def see(self, new: bool, outcome: float) -> None:
-        """Take an outcome of an arm.
+        """Add an outcome.
 
         Args:
-            new: whether it is of the new version.
-            outcome: 0..1, the higher the worse.
+            new: whether it is the new version's.
+            outcome: 0..1; higher is worse.
         """
         arm = int(new)
         self._sums[arm] += outcome
@@ -67,7 +67,7 @@ class Bet:
 
     @property
     def evidence(self) -> float:
-        """The stake: how many times more than at the beginning."""
+        """The stake, as a multiple of the first one."""
         largest = max(self._logs)
         if largest > 600.0:
             return math.inf
@@ -81,7 +81,7 @@ class Bet:
 
 @dataclass(frozen=True)
 class Worse:
-    """In what the new version is worse.
+    """A kind of outcome in which the new version is worse.
 
     Attributes:
         kind: one of `KINDS`.
@@ -106,8 +106,8 @@ class Comparison:
     """Compares an old and a new version in every kind of outcome.
 
     Args:
-        margin: by how much the new version may be worse, in each kind.
-        false_alarms: largest chance that it is ever called worse, if it is not.
+        margin: how much worse the new version may be, in each kind.
+        false_alarms: largest probability that it is ever called worse if it is not.
     """
 
     def __init__(self, margin: float, false_alarms: float) -> None:
@@ -115,14 +115,14 @@ class Comparison:
         self.bets = {kind: Bet(margin) for kind in KINDS}
 
     def see(self, new: bool, **outcomes: float | None) -> None:
-        """Take what became of one frame, by kind; None where a kind does not apply."""
+        """Add the outcomes of one frame, by kind; None for a kind that does not apply."""
         for kind, outcome in outcomes.items():
             if outcome is not None:
                 self.bets[kind].see(new, outcome)
 
     @property
     def worse(self) -> Worse | None:
-        """In what the new version is worse, if it is."""
+        """A kind in which the new version is worse; None if there is none."""
         for kind, bet in self.bets.items():
             before, after = bet.mean(False), bet.mean(True)
             if bet.evidence >= self._enough and before is not None and after is not None:
@@ -130,7 +130,7 @@ class Comparison:
         return None
 
     def figures(self) -> dict[str, dict[str, float | int | None]]:
-        """What was seen, by kind, for reports."""
+        """The figures by kind, for reports."""
         return {
             kind: {
                 "before": _rounded(bet.mean(False)),

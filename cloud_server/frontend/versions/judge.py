@@ -1,7 +1,7 @@
-"""Judge a version of a bundle on its canary set, by an engine that has loaded it, before it serves.
+"""Judges a version of a bundle before it serves: an engine answers its canary set.
 
-Each frame of the set is answered as a device's frame is. The answers must be those that the
-bundle's maker got: another graph, backend, number format or model would change some of them.
+Each frame of the set is handled like a device's frame. The answers must equal those recorded in the
+set: another graph, backend, number format or model would change some of them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from protos.points import points_from_json
 
 _NORMAL_95 = 1.959964
 _ids = itertools.count(-(1 << 50), -1)
-"""Ids of jobs, far from those of others: the bridge's are positive, the rest are closer to 0."""
+"""First id of these jobs. The bridge's ids are positive, other negative ids are closer to 0."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """How a bundle did on its canary set.
+    """Result of a bundle's canary set.
 
     Attributes:
         frames: frames of the set.
-        same: answers that are those of the bundle's maker.
-        as_seen: answers that are those from the picture itself.
-        refused: frames that were refused, or not answered in time.
-        least: lower end that the interval of `same` needs.
+        same: answers equal to the recorded ones.
+        as_seen: answers equal to those from the picture itself.
+        refused: frames that were refused or not answered in time.
+        least: least lower end of the interval of `same` to pass.
     """
 
     frames: int
@@ -67,7 +67,7 @@ class Judged:
         )
 
     def figures(self) -> dict[str, float | int]:
-        """For reports."""
+        """The figures, for reports."""
         low, high = self.interval
         return {
             "frames": self.frames,
@@ -92,7 +92,7 @@ def canary_of(offer: Offer) -> CanarySet | None:
     """A bundle's canary set; None if it has none.
 
     Raises:
-        BundleFormatError: it is no canary set of this bundle.
+        BundleFormatError: the canary set does not fit the bundle.
     """
     if not offer.canary:
         return None
@@ -108,14 +108,14 @@ async def judge(
 
     Args:
         offer: the bundle, loaded by that engine.
-        link: the way to the engine.
+        link: the link to the engine.
         max_new_tokens: longest answer of this service.
-        timeout_s: for each answer.
-        least: lower end that the interval must have.
+        timeout_s: longest wait for each answer.
+        least: least lower end of the interval to pass.
 
     Raises:
         BundleFormatError: the bundle has no canary set.
-        EngineUnavailableError: the engine is gone.
+        EngineUnavailableError: the engine has ended.
     """
     canary = canary_of(offer)
     if canary is None:
@@ -133,7 +133,7 @@ async def judge(
             if said is None:
                 refused += 1
                 continue
-            cut = said.tokens >= most  # the maker's answer may go on
+            cut = said.tokens >= most  # the recorded answer may be longer
             same += _same(said.text, frame.answer, cut)
             as_seen += _same(said.text, frame.seen, cut)
     finally:
@@ -147,10 +147,10 @@ async def _ask(
     abandon: Callable[[int], None],
     timeout_s: float,
 ) -> Answered | None:
-    """The engine's answer; None if it refuses, or has none in time.
+    """The engine's answer; None if it refuses or is too late.
 
     Raises:
-        BridgeError: the engine is gone.
+        BridgeError: the engine has ended.
     """
     ended: asyncio.Future[Answered | Failed | BridgeError] = (
         asyncio.get_running_loop().create_future()
@@ -189,6 +189,6 @@ def _job(offer: Offer, frame: CanaryFrame, session: str, number: int, most: int)
 
 
 def _same(given: str, recorded: str, cut: bool) -> bool:
-    """Whether two answers are equal up to blanks; a cut one may be the beginning of the other."""
+    """Whether two answers are equal up to blanks; one that was cut may be the other's beginning."""
     mine, theirs = " ".join(given.split()), " ".join(recorded.split())
     return mine == theirs or (cut and bool(mine) and theirs.startswith(mine))

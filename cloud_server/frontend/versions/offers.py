@@ -1,8 +1,8 @@
-"""Which version of a bundle serves which device: one for all, and perhaps a newer one for a share.
+"""Which version of a bundle serves which device: one for all, or a newer one for a share.
 
-A device's place in the share is a hash of its name and the version's digest. So it stays the same
-over restarts and in every front end, a larger share only adds devices, and another version begins
-with other ones.
+A device's place is a hash of its name and the version's digest. So it is the same after a restart
+and in every front end, a larger share only adds devices, and each version begins with other
+devices.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Offered:
 
     @property
     def every(self) -> tuple[Offer, ...]:
-        """The versions that some device gets."""
+        """The versions that serve devices."""
         return (self.offer,) if self.candidate is None else (self.offer, self.candidate)
 
 

@@ -1,4 +1,4 @@
-"""Where it stands which versions of bundles are wanted: in the database, or in the settings."""
+"""The plan: which versions of bundles are wanted, from the database or the settings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from protos.process.logs import Logger
 
 @dataclass(frozen=True)
 class Wanted:
-    """A version, and what is wanted of it (`cloud_server.state.bundles`).
+    """A version and its wanted state (`cloud_server.state.bundles`).
 
     Attributes:
         path: its folder.
-        order_no: grows with each change.
+        order_no: increases with each change.
     """
 
     digest: str
@@ -39,11 +39,11 @@ class Wanted:
 
 
 class Plan(ABC):
-    """What is wanted, and whom to tell how it went. Methods may block: call them in a thread."""
+    """The wanted versions, and the receiver of reports. Methods may block: use a thread."""
 
     @abstractmethod
     def begin(self) -> tuple[Path, ...]:
-        """The folders of the bundles that engines begin with.
+        """The folders of the bundles that engines start with.
 
         Raises:
             ConfigError: there are none.
@@ -60,15 +60,15 @@ class Plan(ABC):
 
     @abstractmethod
     def read(self, paths: Sequence[Path]) -> None:
-        """The settings were read again.
+        """Take the bundles' folders of settings that were read again.
 
         Args:
-            paths: the folders of bundles in them.
+            paths: the folders.
         """
 
     @abstractmethod
     def take_back(self, digest: str, why: str) -> None:
-        """A version was refused, or does worse than the one before: what it replaced serves again.
+        """Roll a version back, because it was refused or is worse than the one before.
 
         Raises:
             StateError: the database cannot be used.
@@ -76,33 +76,33 @@ class Plan(ABC):
 
     @abstractmethod
     def report(self, said: Sequence[bundles.Said]) -> None:
-        """Tell how each version stands here.
+        """Report the state of each version in this front end.
 
         Raises:
             StateError: the database cannot be used.
         """
 
     def began_with(self, offer: Offer) -> Wanted | None:
-        """An engine began with a version that is not among `versions`; None not to serve it."""
+        """An engine started with a version that is not in `versions`; None not to serve it."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """This front end is gone: nothing it said counts any more."""
+        """Withdraw this front end's reports."""
 
 
 def front_end_name() -> str:
-    """This process, as reports name it: host and process id."""
+    """This process's name in reports: host and process id."""
     return f"{socket.gethostname()[:100]}:{os.getpid()}"
 
 
 class DatabasePlan(Plan):
-    """The database says it; `cloud-server bundles` changes it, for every front end.
+    """The plan in the database; `cloud-server bundles` changes it for every front end.
 
     Args:
         store: the database.
         front_end: this front end's name.
-        first: folders of bundles to begin with, for edge models that the database has none for.
+        first: folders of bundles for edge models without a version in the database.
         log: a bound logger.
     """
 
@@ -110,7 +110,7 @@ class DatabasePlan(Plan):
         self._store, self._front_end, self._first, self._log = store, front_end, first, log
 
     def begin(self) -> tuple[Path, ...]:
-        """See `Plan`: the settings' bundles, where the database has no version for a model."""
+        """See `Plan`; adds the settings' bundles for models without a version in the database."""
         for path in self._first:
             self._begin_with(path)
         paths = tuple(Path(one.path) for one in self.versions() if one.wanted == "active")
@@ -165,7 +165,7 @@ class DatabasePlan(Plan):
             ]
 
     def read(self, paths: Sequence[Path]) -> None:
-        """See `Plan`: the database says what is wanted."""
+        """See `Plan`; ignored, because the database is the plan."""
 
     def take_back(self, digest: str, why: str) -> None:
         """See `Plan`."""
@@ -189,7 +189,7 @@ class DatabasePlan(Plan):
 
 
 class SettingsPlan(Plan):
-    """The settings say it: one version for each edge model, taken up anew by `read`.
+    """The plan in the settings: one version for each edge model, reloaded by `read`.
 
     Args:
         paths: folders of bundles.
@@ -207,7 +207,7 @@ class SettingsPlan(Plan):
         return self._paths
 
     def read(self, paths: Sequence[Path]) -> None:
-        """See `Plan`: folders may hold other bundles than before; a bad one changes nothing."""
+        """See `Plan`; folders may hold new bundles; a bad one changes nothing."""
         self._paths = tuple(paths)
         for path in self._paths:
             try:
@@ -230,7 +230,7 @@ class SettingsPlan(Plan):
             )
 
     def began_with(self, offer: Offer) -> Wanted:
-        """See `Plan`: engines began with what the folders hold."""
+        """See `Plan`; engines start with the bundles in the folders."""
         made = Wanted(
             offer.bundle_digest,
             offer.bundle_id,
@@ -269,10 +269,10 @@ class SettingsPlan(Plan):
             self._want(max(before, key=lambda one: one.order_no), "active")
 
     def report(self, said: Sequence[bundles.Said]) -> None:
-        """See `Plan`: nobody asks."""
+        """See `Plan`; reports are not stored."""
 
     def close(self) -> None:
-        """See `Plan`: it said nothing."""
+        """See `Plan`; there are no reports."""
 
     def _take(self, new: Wanted) -> None:
         same = next((one for one in self._versions if one.digest == new.digest), None)
@@ -292,9 +292,9 @@ class SettingsPlan(Plan):
 
 
 def swapped(versions: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
-    """The versions whose folder holds another bundle, with that one's digest.
+    """The versions whose folder now holds another bundle, with the new digest.
 
-    The digest is empty while the folder holds none that can be read.
+    The digest is empty while the folder holds no readable bundle.
     """
     found = []
     for version in versions:

@@ -1,10 +1,10 @@
-"""Rollout: new versions of bundles take over from old ones while devices send.
+"""Rollout: new versions of bundles replace old ones while devices send.
 
-A version that is wanted is loaded beside the others, judged on its canary set, then offered to its
-share of devices (`offers.py`). Sessions whose device now gets another version are asked to move, a
-few at a time: their streams end once what they had taken is answered, and the device negotiates
-again. A version that no device gets is unloaded when no session and no held scene refers to it. The
-newest version is compared with the one before it all the while, and taken back if it does worse.
+A wanted version is loaded beside the others, judged on its canary set, then offered to its share of
+devices (`offers.py`). Sessions on another version are moved, a few at a time: their streams end
+after their requests are answered, and their devices negotiate again. A version without devices is
+unloaded when no session and no held scene uses it. The newest version is constantly compared with
+the one before, and rolled back if it is worse.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ _TURN_S = 0.5
 _REPORT_S = 5.0
 _SWAPS_S = 2.0
 _ATTEMPTS = 5
-"""Attempts to load and judge a version while engines come and go; it may be what ends them."""
+"""Attempts to load and judge a version while engines end; the version may be the cause."""
 
 
 class Rollout:
-    """Keeps what is served at what is wanted (see `Part`).
+    """Makes the front end serve the wanted versions (see `Part`).
 
     Args:
         settings: thresholds and times.
-        plan: what is wanted.
-        engines: those that are kept.
-        loader: has them load bundles.
-        bridge: takes devices' calls.
+        plan: the wanted versions.
+        engines: the engines.
+        loader: loads bundles into them.
+        bridge: handles devices' calls.
         scenes: the scenes held.
-        metrics: what is counted.
+        metrics: the service's metrics.
         log: a bound logger.
     """
 
@@ -103,7 +103,7 @@ class Rollout:
         self._task = asyncio.create_task(self._run())
 
     async def drain(self) -> None:
-        """See `Part`: nothing is changed any more."""
+        """See `Part`; versions no longer change."""
         await self._end(self._task, self._preparing, *self._moving)
 
     async def close(self) -> None:
@@ -121,25 +121,25 @@ class Rollout:
             await asyncio.wait(live)
 
     def change(self, settings: Settings) -> None:
-        """Take over settings that were read again, and folders that hold other bundles now."""
+        """Apply settings that were read again, and bundles that were replaced in their folders."""
         self._settings = settings
         self._plan.read(settings.bundles)
         self.look()
 
     def look(self) -> None:
-        """Something may be wanted anew: look at once."""
+        """Check the plan now."""
         self._wake.set()
 
-    # ------------------------------------------------------------------ engines come and go
+    # ------------------------------------------------------------------ new engines
 
     async def catch_up(self, engine: LoadingEngine, offers: Sequence[Offer]) -> None:
-        """Have a (re)started engine load what the others have, before it gets jobs.
+        """Load into a (re)started engine the bundles that the others have, before it gets jobs.
 
         Args:
-            engine: it has just begun.
-            offers: the bundles that it began with.
+            engine: the engine.
+            offers: the bundles that it started with.
         """
-        with contextlib.suppress(StateError):  # what was read last holds
+        with contextlib.suppress(StateError):  # the last plan read stays valid
             self._adopt(await asyncio.to_thread(self._plan.versions))
         for offer in offers:
             await self._began_with(engine, offer)
@@ -160,7 +160,7 @@ class Rollout:
         self.look()
 
     async def _began_with(self, engine: LoadingEngine, offer: Offer) -> None:
-        """Take up a bundle that an engine began with."""
+        """Note a bundle that an engine started with."""
         digest = offer.bundle_digest
         if digest not in self._known:
             version = self._plan.began_with(offer)
@@ -181,10 +181,10 @@ class Rollout:
         if not standing.up:
             standing.state = "serving"
 
-    # ------------------------------------------------------------------ what became of frames
+    # ------------------------------------------------------------------ outcomes of frames
 
     def saw(self, digest: str, **outcomes: float | None) -> None:
-        """Take what became of a frame, by kind (`comparison.KINDS`); 1 is bad."""
+        """Add a frame's outcomes, by kind (`comparison.KINDS`); 1 is bad."""
         standing = self._standings.get(digest)
         if standing is None:
             return
@@ -194,16 +194,16 @@ class Rollout:
             compared[2].see(digest == compared[0], **outcomes)
 
     def _held(self, scene: HeldScene) -> None:
-        """A frame was accepted."""
+        """Count an accepted frame."""
         self.saw(scene.bundle, refused=0.0, fallback=float(bool(scene.fallback)), risk=scene.risk)
 
     def _refused(self, digest: str, error: BridgeError) -> None:
-        """A frame was refused; damage on the way and a service that is busy tell nothing."""
+        """Count a refused frame, unless it was damaged on the way or the service was busy."""
         of_frame = 200 <= error.code < 300 and not isinstance(error, FrameCorruptError)
         if of_frame or isinstance(error, RiskError):
             self.saw(digest, refused=1.0)
 
-    # ------------------------------------------------------------------ turn by turn
+    # ------------------------------------------------------------------ the loop
 
     async def _run(self) -> None:
         while not self._leaving:  # `wait_for` may swallow a cancellation
@@ -232,7 +232,7 @@ class Rollout:
         await self._report()
 
     def _adopt(self, wanted: Sequence[Wanted]) -> None:
-        """Take up what is wanted of each version."""
+        """Apply the wanted state of each version."""
         for version in wanted:
             self._known[version.digest] = version
             standing = self._standings.get(version.digest)
@@ -276,7 +276,7 @@ class Rollout:
                 standing.state = "judging"
                 await self._judge(standing, offer, up[0])
             while fresh := [e for e in self._engines if e.ready and e not in up]:
-                await self._loader.load_all(fresh, asked)  # an engine began anew meanwhile
+                await self._loader.load_all(fresh, asked)  # an engine restarted meanwhile
                 up += fresh
             standing.offer, standing.state = offer, "serving"
             self._log.info(
@@ -287,7 +287,7 @@ class Rollout:
             )
         except BridgeError as error:
             if is_passing(error) and standing.attempts < _ATTEMPTS:
-                standing.state = "wanted"  # once more
+                standing.state = "wanted"  # try again
                 return
             await self._refuse(standing, error.message)
         except asyncio.CancelledError:
@@ -299,7 +299,7 @@ class Rollout:
         self.look()
 
     async def _judge_late(self, standing: Standing) -> None:
-        """Judge a version that the engines began with; it serves until another one can."""
+        """Judge a version that the engines started with; it serves until another one can."""
         assert standing.offer is not None, "it is up"
         try:
             up = next(engine for engine in self._engines if engine.ready)
@@ -321,8 +321,8 @@ class Rollout:
         """Judge a loaded version by its certificate and its canary set.
 
         Raises:
-            BundleFormatError: one of them does not vouch for it.
-            EngineUnavailableError: the engine is gone.
+            BundleFormatError: one of them is not good enough.
+            EngineUnavailableError: the engine has ended.
         """
         settings = self._settings
         if offer.doubt:
@@ -354,10 +354,10 @@ class Rollout:
         except StateError as error:
             self._log.error("a version could not be taken back", cause=error.message)
 
-    # ------------------------------------------------------------------ which serves whom
+    # ------------------------------------------------------------------ offers
 
     def _offer(self) -> None:
-        """Offer what is wanted and up; ask the sessions of other versions to move."""
+        """Offer the wanted versions that are loaded; begin to move sessions on other versions."""
         choices = chosen(self._standings.values())
         coming = frozenset(
             standing.version.source
@@ -381,7 +381,7 @@ class Rollout:
         return [s.offer for s in self._standings.values() if s.up and s.offer is not None]
 
     def _move_some(self) -> None:
-        """Ask as many sessions to move as are due by now."""
+        """Move the sessions that are due now."""
         if not self._to_move:
             return
         left_s = self._move_until - asyncio.get_running_loop().time()
@@ -392,7 +392,7 @@ class Rollout:
             task.add_done_callback(self._moving.discard)
 
     async def _retire(self) -> None:
-        """Unload versions that nobody gets and nothing refers to."""
+        """Unload versions that serve no device and that nothing uses."""
         now = asyncio.get_running_loop().time()
         served = {o.bundle_digest for choice in self._choices.values() for o in choice.every}
         for digest, standing in self._standings.items():
@@ -418,7 +418,7 @@ class Rollout:
             self._sessions.serve(self._choices, self._loaded(), self._coming)
 
     async def _notice_swaps(self) -> None:
-        """Say once of each folder that it holds another bundle than the one that is served."""
+        """Log once for each folder whose bundle was replaced."""
         now = asyncio.get_running_loop().time()
         if now - self._swaps_looked_at < _SWAPS_S:
             return
@@ -435,10 +435,10 @@ class Rollout:
                     there=there,
                 )
 
-    # ------------------------------------------------------------------ compared
+    # ------------------------------------------------------------------ comparison
 
     async def _compare(self) -> None:
-        """Compare the newest version of each edge model with the one before; take a worse back."""
+        """Compare each edge model's newest version with the one before; roll a worse one back."""
         for source, choice in self._choices.items():
             pair = self._pair_of(source, choice)
             compared = self._comparisons.get(source)
@@ -463,7 +463,7 @@ class Rollout:
                 self.look()
 
     def _pair_of(self, source: str, choice: Offered) -> tuple[str, str] | None:
-        """The new version and the one before, if there is anything to compare."""
+        """The new version and the one before; None if there is nothing to compare."""
         if choice.candidate is not None:
             return choice.candidate.bundle_digest, choice.offer.bundle_digest
         new = choice.offer.bundle_digest
@@ -484,7 +484,7 @@ class Rollout:
                 made.see(digest == new, **outcomes)
         return made
 
-    # ------------------------------------------------------------------ told
+    # ------------------------------------------------------------------ reports
 
     async def _report(self) -> None:
         said = [self._said(standing) for standing in self._standings.values()]

@@ -1,4 +1,4 @@
-"""How a version of a bundle stands in this front end, and which versions serve whom."""
+"""The state of a version in this front end, and the choice of versions for devices."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cloud_server.frontend.versions.offers import Offered
 from cloud_server.frontend.versions.plans import Wanted
 
 _REMEMBERED = 512
-"""Outcomes of a version that are kept, for when it is compared with its successor."""
+"""Outcomes of a version that are kept for the comparison with its successor."""
 _ORDER = ("active", "replaced", "added", "retired", "rolled_back", "offered")
-"""Which version serves all devices of an edge model, of those that are up: the first of these."""
+"""Wanted states by preference: the first loaded version serves all devices of an edge model."""
 
 
 @dataclass(eq=False)
 class Standing:
-    """How a version stands here.
+    """The state of a version in this front end.
 
     Attributes:
-        version: what is wanted of it.
+        version: the version and its wanted state.
         state: wanted, loading, judging, serving, retiring, refused or gone.
-        offer: what the engines offer; None while they do not have it.
-        memory_bytes: that it takes in the engines.
-        why: it was refused or rolled back.
-        attempts: to load and judge it.
-        judged: on its canary set.
+        offer: the engines' offer; None while it is not loaded.
+        memory_bytes: its memory in the engines.
+        why: why it was refused or rolled back.
+        attempts: attempts to load and judge it.
+        judged: result of its canary set.
         unused_since: when its last session ended, on the event loop's clock.
-        outcomes: of its last frames, by kind.
+        outcomes: outcomes of its last frames, by kind.
     """
 
     version: Wanted
@@ -58,9 +58,9 @@ class Standing:
 
 
 def chosen(standings: Iterable[Standing]) -> dict[str, Offered]:
-    """Which version serves which device, by the fingerprint of the edge model.
+    """The versions to offer, by the fingerprint of the edge model.
 
-    While the active version is not up, the one that it replaces serves on.
+    While the active version is not loaded, the version that it replaces still serves.
     """
     of_source: dict[str, list[Standing]] = {}
     for standing in standings:

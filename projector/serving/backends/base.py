@@ -24,7 +24,7 @@ class CloudFiles:
     Attributes:
         weights: a safetensors blob (`Map.to_bytes`).
         graph: an ONNX model with inputs latents, kept, cos, sin and outputs keys, values.
-        bundle: digest of the bundle that they are of; empty before there is one.
+        bundle: digest of their bundle; empty before the bundle is written.
     """
 
     weights: bytes
@@ -42,7 +42,7 @@ class Backend(ABC):
         threads: intra-operator threads; 0 for as many as fit (`protos.process.threads`).
         device: where it runs, as the library names devices.
         source: the layout that latents are of; None where its grid is the target's.
-        plans: folder where compiled plans are kept; None to keep none.
+        plans: folder for compiled plans; None to keep none.
 
     Raises:
         BundleFormatError: the files are not what the backend can run.

@@ -15,7 +15,7 @@ _PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
-"""Providers of each device, the first of which must be there; the rest run what it cannot."""
+"""Providers for each device. The first is required; the others run what it does not support."""
 _INPUTS = {"latents", "kept", "cos", "sin"}
 
 

@@ -1,7 +1,7 @@
 """The TensorRT backend, for a machine with an NVIDIA GPU (TensorRT or TensorRT-RTX).
 
-Opening it compiles the engine (`projector/serving/tensorrt_build.py`), or takes it from the cache
-of plans. It serves batches of 1 to 64. Buffers are torch's; vendor packages are imported then.
+Opening it compiles the plan (`projector/serving/tensorrt_build.py`), or loads it from the cache of
+plans. It serves batches of 1 to 64. Buffers are torch's; vendor packages are imported on opening.
 
 Attributes of an open one: `report` of the compilation, None if `from_cache`.
 """
@@ -43,7 +43,7 @@ class TensorRTBackend(Backend):
         self._stream = self._torch.cuda.Stream(device=self._gpu)
 
     def _plan(self, files: CloudFiles, shapes: tensorrt_build.Shapes) -> bytes:
-        """The compiled plan for this GPU, driver and library; from the cache if it is there."""
+        """The plan for this GPU, driver and library, from the cache or compiled now."""
         self.report: tensorrt_build.Report | None = None
 
         def compile() -> bytes:

@@ -58,7 +58,8 @@ def fuzzed(described: Described, key: str, folder: Path, *more: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("kind", ["application", "operator"])  # who may remove tenants is last
+# The operator comes last: it may remove the application's tenant.
+@pytest.mark.parametrize("kind", ["application", "operator"])
 def test_every_route_answers_as_its_description_says(
     described: Described, tmp_path: Path, kind: str
 ) -> None:
