@@ -72,6 +72,11 @@ class OneTimeCode:
         secret = base64.b32encode(secrets.token_bytes(SECRET_BYTES)).decode()
         return cls(secret, root_fingerprint(root_der))
 
+    @property
+    def secret_sha256(self) -> str:
+        """What the service keeps of it, in hexadecimal digits."""
+        return hashlib.sha256(self.secret.encode()).hexdigest()
+
     @classmethod
     def parse(cls, text: str) -> OneTimeCode:
         """Parse a typed code; case and blanks around it do not matter.

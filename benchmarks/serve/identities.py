@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloud_server.identity.authority import DAY_S, Authority
 from cloud_server.identity.caller import SERVICE_TENANT
@@ -25,6 +21,7 @@ from cloud_server.identity.tls import AUTHORITY, SERVER
 from cloud_server.state import certificates, devices, keys, tenants
 from cloud_server.state.location import open_store
 from cloud_server.state.store import Transaction
+from edge_agent.identity.enrol import fresh_key, request_of
 from edge_agent.uplink.dial import CHANNEL_OPTIONS
 
 TENANTS = ("north", "south", "east", "west")
@@ -102,12 +99,6 @@ class Identities:
         return grpc.ssl_server_credentials([(own, own)], self.authority.trusted_pem, True)
 
 
-def requested(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A device's certificate request, DER."""
-    plain = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return plain.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
 def certified(
     tx: Transaction,
     authority: Authority,
@@ -124,8 +115,8 @@ def certified(
         device: the device, by name.
         life_s: how long the certificate is valid.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = fresh_key()
     now_s = time.time()
-    issued = authority.sign_device(requested(key), tenant, device, now_s, life_s)
+    issued = authority.sign_device(request_of(key), tenant, device, now_s, life_s)
     certificates.record(tx, tenant, device, issued.serial, issued.fingerprint, issued.not_after_s)
     return Credential(tenant, device, issued.serial, key_pem(key), issued.chain_pem)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from cloud_server.api.failures import FieldError
+from cloud_server.api.paging import NAME
 from cloud_server.api.whole import WHOLE
 from cloud_server.frontend.admission.turns import ALARM, BACKGROUND, NORMAL
 
@@ -20,7 +21,6 @@ _MOST_STOPS, _LONGEST_STOP = 4, 256
 _MOST_NAMES, _LONGEST_NAME = 32, 64
 _RANKS = {"auto": NORMAL, "default": NORMAL, "priority": ALARM, "flex": BACKGROUND}
 """Class of priority by OpenAI's name of it."""
-_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 def _only(*values: object, null: bool = True) -> WithJsonSchema:
@@ -51,10 +51,10 @@ class ScenePart(BaseModel):
     """Names a scene that the service holds."""
 
     type: Literal["scene"]
-    device: str = Field(description="name of the device that sent it", pattern=_NAME)
+    device: str = Field(description="name of the device that sent it", pattern=NAME)
     at: str = Field("latest", description="`latest`, or the id of a scene", max_length=64)
     tenant: str | None = Field(
-        None, description="the device's tenant, for operators of the service", pattern=_NAME
+        None, description="the device's tenant, for operators of the service", pattern=NAME
     )
 
 

@@ -8,7 +8,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+from protos import identity
+
+NAME = f"^{identity.NAME.pattern}$"
 """Name of a tenant, device or key."""
 _CURSOR = "`next_cursor` of the page before"
 NameCursor = Annotated[str | None, Query(description=_CURSOR, pattern=NAME)]

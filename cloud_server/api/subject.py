@@ -10,12 +10,12 @@ from typing import TypeAlias
 from cloud_server.api.chat_request import ImagePart, Message, ScenePart, TextPart
 from cloud_server.api.failures import FieldError
 from protos.errors import PictureError, QuestionError, QuestionTooLongError
+from protos.identity import NAME
 from protos.limits import Limits
 
 LATEST = "latest"
-_NAME = "[a-z0-9][a-z0-9._-]{0,62}"
 _BRIDGE = re.compile(
-    rf"bridge://(?:(?P<tenant>{_NAME})/)?(?P<device>{_NAME})/(?P<at>[A-Za-z0-9_-]{{1,64}})"
+    rf"bridge://(?:(?P<tenant>{NAME.pattern})/)?(?P<device>{NAME.pattern})/(?P<at>[A-Za-z0-9_-]{{1,64}})"
 )
 _PICTURE = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.I)
 _URLS = (

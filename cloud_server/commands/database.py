@@ -6,11 +6,12 @@ import argparse
 import os
 import pwd
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloud_server.commands.output import told
 from protos.errors import (
     BackupError,
     CertificateError,
@@ -133,6 +134,31 @@ def writing(given: argparse.Namespace) -> Iterator[Transaction]:
     """A transaction in this user's name."""
     with opened(given) as store, store.write(actor()) as tx:
         yield tx
+
+
+def changed(
+    given: argparse.Namespace,
+    kind: str,
+    act: Callable[[Transaction, str, str], Any],
+    more: str = "",
+) -> int:
+    """Disable, enable or remove the device or key that is named, and say so.
+
+    Args:
+        given: the parsed arguments.
+        kind: of thing, for the message.
+        act: takes a transaction, the tenant and the name; its name is the verb.
+        more: ends the message.
+    """
+    with writing(given) as tx:
+        tenant = tenant_of(given, tx.session)
+        now = act(tx, tenant, given.name)
+    told(
+        given.json,
+        {"removed": given.name, "tenant": tenant} if now is None else vars(now),
+        f"{act.__name__}d {kind} '{given.name}' of tenant '{tenant}'{more}",
+    )
+    return 0
 
 
 def actor() -> str:

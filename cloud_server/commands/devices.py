@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from cloud_server.commands.database import (
     actor,
     add_group,
     add_verb,
+    changed,
     opened,
     reading,
     settings_of,
@@ -46,12 +46,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _add(given: argparse.Namespace) -> int:
-    from cloud_server.state import devices
+    from cloud_server.state import codes, devices
 
     root = b"" if given.no_code else _root_der(given)
     with opened(given) as store, store.write(actor()) as tx:
         device = devices.add(tx, tenant_of(given, tx.session), given.name)
-        code = None if given.no_code else _issue(tx, device, root)
+        code = None if given.no_code else codes.fresh(tx, device, root)
     said = f"added device '{device.name}' of tenant '{device.tenant}'"
     if code is None:
         told(given.json, vars(device), said)
@@ -61,12 +61,12 @@ def _add(given: argparse.Namespace) -> int:
 
 
 def _code(given: argparse.Namespace) -> int:
-    from cloud_server.state import devices
+    from cloud_server.state import codes, devices
 
     root = _root_der(given)
     with writing(given) as tx:
         device = devices.show(tx.session, tenant_of(given, tx.session), given.name)
-        text, expires_s = _issue(tx, device, root)
+        text, expires_s = codes.fresh(tx, device, root)
     _show_code(
         given, device, text, expires_s, f"device '{device.name}' of tenant '{device.tenant}'"
     )
@@ -84,15 +84,6 @@ def _root_der(given: argparse.Namespace) -> bytes:
     from cloud_server.identity.tls import AUTHORITY
 
     return Authority.open(settings_of(given).directory_path / AUTHORITY).root_der
-
-
-def _issue(tx: Any, device: Device, root_der: bytes) -> tuple[str, float]:
-    from cloud_server.state import codes
-    from protos.identity import OneTimeCode
-
-    code = OneTimeCode.fresh(root_der)
-    digest = hashlib.sha256(code.secret.encode()).hexdigest()
-    return str(code), codes.issue(tx, device.tenant, device.name, digest)
 
 
 def _show_code(
@@ -197,39 +188,17 @@ def _standing(device: Device, last: Certificate | None) -> dict[str, object]:
 def _disable(given: argparse.Namespace) -> int:
     from cloud_server.state import devices
 
-    with writing(given) as tx:
-        now = devices.disable(tx, tenant_of(given, tx.session), given.name)
-    told(
-        given.json,
-        vars(now),
-        f"disabled device '{now.name}' of tenant '{now.tenant}'; its certificates are revoked",
-    )
-    return 0
+    return changed(given, "device", devices.disable, "; its certificates are revoked")
 
 
 def _enable(given: argparse.Namespace) -> int:
     from cloud_server.state import devices
 
-    with writing(given) as tx:
-        now = devices.enable(tx, tenant_of(given, tx.session), given.name)
-    told(
-        given.json,
-        vars(now),
-        f"enabled device '{now.name}' of tenant '{now.tenant}'; it needs a new code: "
-        f"cloud-server devices code {now.name}",
-    )
-    return 0
+    needs = f"; it needs a new code: cloud-server devices code {given.name}"
+    return changed(given, "device", devices.enable, needs)
 
 
 def _remove(given: argparse.Namespace) -> int:
     from cloud_server.state import devices
 
-    with writing(given) as tx:
-        tenant = tenant_of(given, tx.session)
-        devices.remove(tx, tenant, given.name)
-    told(
-        given.json,
-        {"removed": given.name, "tenant": tenant},
-        f"removed device '{given.name}' of tenant '{tenant}'",
-    )
-    return 0
+    return changed(given, "device", devices.remove)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from cloud_server.commands.database import (
     add_group,
     add_verb,
+    changed,
     reading,
     tenant_of,
     writing,
 )
-from cloud_server.commands.output import as_json, facts, moment, say, table, told
+from cloud_server.commands.output import as_json, facts, moment, say, table
 from protos.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,33 +156,19 @@ def _show(given: argparse.Namespace) -> int:
 def _disable(given: argparse.Namespace) -> int:
     from cloud_server.state import keys
 
-    with writing(given) as tx:
-        key = keys.disable(tx, tenant_of(given, tx.session), given.name)
-    told(given.json, vars(key), f"disabled key '{key.name}' of tenant '{key.tenant}'")
-    return 0
+    return changed(given, "key", keys.disable)
 
 
 def _enable(given: argparse.Namespace) -> int:
     from cloud_server.state import keys
 
-    with writing(given) as tx:
-        key = keys.enable(tx, tenant_of(given, tx.session), given.name)
-    told(given.json, vars(key), f"enabled key '{key.name}' of tenant '{key.tenant}'")
-    return 0
+    return changed(given, "key", keys.enable)
 
 
 def _remove(given: argparse.Namespace) -> int:
     from cloud_server.state import keys
 
-    with writing(given) as tx:
-        tenant = tenant_of(given, tx.session)
-        keys.remove(tx, tenant, given.name)
-    told(
-        given.json,
-        {"removed": given.name, "tenant": tenant},
-        f"removed key '{given.name}' of tenant '{tenant}'",
-    )
-    return 0
+    return changed(given, "key", keys.remove)
 
 
 def _state(key: Key) -> str:

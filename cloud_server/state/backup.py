@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloud_server.identity.tls import AUTHORITY, SERVER
 from cloud_server.settings import SETTINGS_FILE
 from cloud_server.state import connect, migrate
+from cloud_server.state.reapply import PORTION
 from cloud_server.state.store import Store
 from cloud_server.state.tables import Base, BundleReport, ChangeRow, CodeRow
 from protos.errors import BackupError, ConfigError
@@ -33,7 +34,6 @@ FORMAT = "neural-bridge-backup"
 LEFT_OUT = {ChangeRow.__tablename__, CodeRow.__tablename__, BundleReport.__tablename__}
 PUBLIC_FILES = (SETTINGS_FILE, f"{AUTHORITY}/roots.pem")
 """Files that a backup of the state holds; none has a private key."""
-_PORTION = 500
 _LONGEST_LINE = 64 << 20
 
 
@@ -77,9 +77,9 @@ def _state(store: Store, directory: Path | None) -> Iterator[dict[str, Any]]:
             columns = [column.name for column in table.columns]
             rows = session.execute(
                 select(table).order_by(*table.primary_key.columns),
-                execution_options={"yield_per": _PORTION},
+                execution_options={"yield_per": PORTION},
             )
-            for portion in rows.partitions(_PORTION):
+            for portion in rows.partitions(PORTION):
                 yield {
                     "table": table.name,
                     "columns": columns,

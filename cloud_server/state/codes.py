@@ -9,6 +9,7 @@ from cloud_server.state.directory import Device
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import CodeRow, DeviceRow, TenantRow
 from protos.errors import ConflictError, EnrolmentError
+from protos.identity import OneTimeCode
 
 VALID_S = 3600.0
 
@@ -48,6 +49,21 @@ def issue(tx: Transaction, tenant: str, device: str, secret_sha256: str) -> floa
     )
     tx.audit("code.issue", tenant, device, expires_s=expires_s)
     return expires_s
+
+
+def fresh(tx: Transaction, device: Device, root_der: bytes) -> tuple[str, float]:
+    """Make and note a device's new one-time code; see `issue`.
+
+    Args:
+        tx: the transaction.
+        device: the device.
+        root_der: the root certificate, whose fingerprint the code carries.
+
+    Returns:
+        Its text, which is kept nowhere, and when it ends, seconds since 1970.
+    """
+    code = OneTimeCode.fresh(root_der)
+    return str(code), issue(tx, device.tenant, device.name, code.secret_sha256)
 
 
 def redeem(tx: Transaction, secret_sha256: str) -> Device:

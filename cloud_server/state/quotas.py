@@ -18,7 +18,7 @@ from protos.errors import ConfigError
 
 EACH_DEVICE = "*"
 """Stands for each device of a tenant."""
-_MOST = 1e12
+MOST = 1e12
 _WHOLE = ("concurrent", "scenes")
 
 
@@ -99,7 +99,7 @@ def every(session: Session, tenant: str) -> list[SetQuota]:
 
 def _check(name: str, value: float) -> None:
     whole, expected = name in _WHOLE, "a number from 0 (no bound)"
-    good = math.isfinite(value) and 0 <= value <= _MOST and (not whole or value == int(value))
+    good = math.isfinite(value) and 0 <= value <= MOST and (not whole or value == int(value))
     if whole:
         expected = "a whole number from 0 (no bound)"
     elif name == "weight":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TypeVar
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -16,8 +17,9 @@ _TABLES: dict[Kind, type[TenantRow] | type[DeviceRow] | type[KeyRow]] = {
     "device": DeviceRow,
     "key": KeyRow,
 }
-_PORTION = 500
-"""Ids in one statement: databases limit the number of parameters."""
+Row = TypeVar("Row")
+PORTION = 500
+"""Ids or rows in one statement: databases limit the number of parameters."""
 
 
 def reapply(
@@ -41,7 +43,7 @@ def reapply(
     undone: list[Shut] = []
     for kind, table in _TABLES.items():
         out = {id: one for (of, id), one in latest.items() if of == kind and one.event != "opened"}
-        for portion in _portions(list(out)):
+        for portion in portions(list(out)):
             found = session.scalars(
                 select(table.id).where(table.id.in_(portion), table.disabled.is_(False))
             ).all()
@@ -49,7 +51,7 @@ def reapply(
             if found and not only_look:
                 session.execute(update(table).where(table.id.in_(found)).values(disabled=True))
     serials = {id: one for (of, id), one in latest.items() if of == "certificate"}
-    for portion in _portions(list(serials)):
+    for portion in portions(list(serials)):
         found = session.scalars(
             select(CertificateRow.serial).where(
                 CertificateRow.serial.in_(portion), CertificateRow.revoked_s.is_(None)
@@ -111,5 +113,6 @@ def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -
     return missing
 
 
-def _portions(ids: Sequence[str]) -> list[Sequence[str]]:
-    return [ids[start : start + _PORTION] for start in range(0, len(ids), _PORTION)]
+def portions(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """So many of them that one statement can hold them."""
+    return [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]

@@ -7,7 +7,7 @@ issued since (else their devices would be locked out) and the lines of the audit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from cloud_server.state import backup
 from cloud_server.state.backup import Backup
-from cloud_server.state.reapply import missing_in_journal, reapply
+from cloud_server.state.reapply import PORTION, missing_in_journal, portions, reapply
 from cloud_server.state.store import Store, Transaction
 from cloud_server.state.tables import (
     AuditRow,
@@ -28,8 +28,6 @@ from cloud_server.state.tables import (
     TenantRow,
 )
 from protos.errors import BackupError, ConflictError
-
-_PORTION = 500
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def restore(store: Store, taken: Backup, actor: str, *, force: bool = False) -> 
             if table.name != ChangeRow.__tablename__:
                 tx.session.execute(delete(table))
         for table in backup.tables():
-            for portion in taken.rows.execute(select(table)).mappings().partitions(_PORTION):
+            for portion in taken.rows.execute(select(table)).mappings().partitions(PORTION):
                 tx.session.execute(insert(table), [_without_number(dict(row)) for row in portion])
         kept = _keep_certificates(tx, since)
         _add_history(tx, history, taken.made_s)
@@ -140,7 +138,7 @@ def _keep_certificates(tx: Transaction, since: list[dict[str, Any]]) -> int:
     devices = set(tx.session.scalars(select(DeviceRow.id)))
     known = set(tx.session.scalars(select(CertificateRow.serial)))
     kept = [row for row in since if row["device_id"] in devices and row["serial"] not in known]
-    for portion in _portions(kept):
+    for portion in portions(kept):
         tx.session.execute(insert(CertificateRow), portion)
     return len(kept)
 
@@ -152,10 +150,5 @@ def _add_history(tx: Transaction, history: list[dict[str, Any]], made_s: float) 
         for row in _rows(tx.session, _table(AuditRow), AuditRow.at_s >= made_s)
     }
     since = [_without_number(row) for row in history]
-    for portion in _portions([row for row in since if tuple(row.values()) not in known]):
+    for portion in portions([row for row in since if tuple(row.values()) not in known]):
         tx.session.execute(insert(AuditRow), portion)
-
-
-def _portions(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(rows), _PORTION):
-        yield rows[start : start + _PORTION]

@@ -71,9 +71,9 @@ async def enrol(
             else root_of(target, code.root, timeout_s, environ).encode()
         )
         dial = dial_secure(server, None, roots, server_name, environ)
-        key = _fresh_key()
+        key = fresh_key()
         request = bridge_pb2.EnrolRequest(
-            code=str(code), request_der=_request(key), agent_version=AGENT_VERSION
+            code=str(code), request_der=request_of(key), agent_version=AGENT_VERSION
         )
         async with dial() as channel:
             try:
@@ -103,8 +103,8 @@ async def renew(
         CertificateError: the reply is not for this device.
         BridgeError: the server's refusal, typed; OfflineError if nobody answers.
     """
-    key = _fresh_key()
-    request = bridge_pb2.RenewRequest(request_der=_request(key), agent_version=AGENT_VERSION)
+    key = fresh_key()
+    request = bridge_pb2.RenewRequest(request_der=request_of(key), agent_version=AGENT_VERSION)
     try:
         reply = await bridge_pb2_grpc.BridgeStub(channel).Renew(request, timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
@@ -129,13 +129,14 @@ def _not_enrolled(file: IdentityFile) -> None:
         )
 
 
-def _fresh_key() -> ec.EllipticCurvePrivateKey:
+def fresh_key() -> ec.EllipticCurvePrivateKey:
+    """A device's new key (P-256)."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _request(key: ec.EllipticCurvePrivateKey) -> bytes:
+def request_of(key: ec.EllipticCurvePrivateKey) -> bytes:
     """A certificate request (DER) with the key alone; the service adds the name."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

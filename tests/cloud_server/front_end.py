@@ -96,7 +96,10 @@ def make(paths: dict[str, Any], announce: Callable[[str], None], **settings: Any
 
 
 @asynccontextmanager
-async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Running]:
+async def begun(
+    paths: dict[str, Any], **settings: Any
+) -> AsyncIterator[tuple[Service, asyncio.Task[None], dict[str, Any]]]:
+    """A service that is ready, its task and its readiness line; it ends with the block."""
     lines: asyncio.Queue[str] = asyncio.Queue()
     service = make(paths, lines.put_nowait, **settings)
     task = asyncio.create_task(service.run())
@@ -105,13 +108,21 @@ async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Runni
     if task.done():
         line.cancel()
         await task
-    made = Running(service, task, json.loads(line.result()))
     try:
-        yield made
+        yield service, task, json.loads(line.result())
     finally:
-        await made.channel.close()
         service.stop()
         await task
+
+
+@asynccontextmanager
+async def running(paths: dict[str, Any], **settings: Any) -> AsyncIterator[Running]:
+    async with begun(paths, **settings) as parts:
+        made = Running(*parts)
+        try:
+            yield made
+        finally:
+            await made.channel.close()
 
 
 async def at_least(value: Any, least: float) -> bool:

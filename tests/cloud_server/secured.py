@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator
@@ -23,12 +21,13 @@ from cloud_server.identity.tls import AUTHORITY
 from cloud_server.state import codes, devices, keys, tenants
 from cloud_server.state.location import open_store
 from cloud_server.state.store import Store
+from edge_agent.identity.enrol import request_of
 from protos.errors import BridgeError, from_code
 from protos.identity import OneTimeCode
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import front_end
-from tests.cloud_server.identity.pki import Device, request_of
+from tests.cloud_server.identity.pki import Device
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Premises:
         with self.store.write("test") as tx:
             if device not in {one.name for one in devices.every(tx.session, tenant)}:
                 devices.add(tx, tenant, device)
-            codes.issue(tx, tenant, device, hashlib.sha256(made.secret.encode()).hexdigest())
+            codes.issue(tx, tenant, device, made.secret_sha256)
         return made
 
     def key(self, tenant: str = "acme", name: str = "dashboard", **about: Any) -> str:
@@ -170,31 +169,12 @@ async def serving(
     paths: dict[str, Any], premises: Premises, **settings: Any
 ) -> AsyncIterator[Secured]:
     """A front end in a directory that is there."""
-    lines: asyncio.Queue[str] = asyncio.Queue()
-    service = front_end.make(
-        paths,
-        lines.put_nowait,
-        **{
-            "directory": premises.directory,
-            "database": premises.database,
-            "host": "127.0.0.1",
-            "open_port": 0,
-            "api_port": 0,
-        }
-        | settings,
-    )
-    task = asyncio.create_task(service.run())
-    line = asyncio.create_task(lines.get())
-    await asyncio.wait({task, line}, return_when=asyncio.FIRST_COMPLETED, timeout=120)
-    if task.done():
-        line.cancel()
-        await task
-    ports = json.loads(line.result())
-    made = Secured(premises, service, {name: p for name, p in ports.items() if name != "event"})
-    try:
-        yield made
-    finally:
-        for channel in made.channels:
-            await channel.close()
-        service.stop()
-        await task
+    own = {"directory": premises.directory, "database": premises.database, "host": "127.0.0.1"}
+    ports = {"open_port": 0, "api_port": 0}
+    async with front_end.begun(paths, **own | ports | settings) as (service, _, ready):
+        made = Secured(premises, service, {name: p for name, p in ready.items() if name != "event"})
+        try:
+            yield made
+        finally:
+            for channel in made.channels:
+                await channel.close()

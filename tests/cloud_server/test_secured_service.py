@@ -15,11 +15,12 @@ import pytest
 
 from cloud_server.cli import main
 from cloud_server.identity import certificates
+from edge_agent.identity.enrol import request_of
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
-from tests.cloud_server.identity.pki import Device, request_of
+from tests.cloud_server.identity.pki import Device
 from tests.fakes.loop import until
 
 

@@ -8,7 +8,8 @@ from functools import partial
 
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
-from tests.cloud_server.processes import alive, children, until
+from tests.cloud_server.processes import alive, children
+from tests.fakes.loop import until
 
 FLAGS = ("--engines", "2", "--restart-backoff-max-s", "0.05", "--heartbeat-s", "0.2")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request
@@ -21,7 +20,6 @@ from cloud_server.api.visit import caller_of
 from cloud_server.state import certificates, codes, devices
 from cloud_server.state.directory import Certificate, Device
 from cloud_server.state.store import Transaction
-from protos.identity import OneTimeCode
 
 
 class CertificateEntry(BaseModel):
@@ -85,17 +83,14 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
     ) -> Page[ManagedDevice]:
         """List a tenant's devices, by name."""
-        of = management.tenant(caller_of(request), tenant)
-        with management.read() as session:
+        with management.seeing(caller_of(request), tenant) as (session, of):
             found = [one for one in devices.every(session, of) if one.name > (cursor or "")]
         return page(found, _entry, lambda one: one.name, limit)
 
     @made.post("", status_code=201)
     def add_device(request: Request, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
         """Add a device; the answer has its one-time code for enrolment."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             return _with_code(tx, devices.add(tx, of, body.name), root_der())
 
     @made.get("/{name}")
@@ -103,8 +98,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         request: Request, name: Named, tenant: OfTenant = None
     ) -> DeviceWithCertificates:
         """One device and its certificates."""
-        of = management.tenant(caller_of(request), tenant)
-        with management.read() as session:
+        with management.seeing(caller_of(request), tenant) as (session, of):
             found = devices.show(session, of, name)
             held = certificates.of(session, of, name)
         return DeviceWithCertificates(
@@ -115,9 +109,7 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
     @made.post("/{name}/code")
     def new_code(request: Request, name: Named, tenant: OfTenant = None) -> DeviceWithCode:
         """Make a new one-time code; earlier codes become invalid."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             return _with_code(tx, devices.show(tx.session, of, name), root_der())
 
     @made.patch("/{name}")
@@ -125,18 +117,14 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> ManagedDevice:
         """Disable a device and revoke its certificates, or allow it to enrol again."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             verb = devices.enable if body.enabled else devices.disable
             return _entry(verb(tx, of, name))
 
     @made.delete("/{name}")
     def remove_device(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
         """Remove a device for good."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             devices.remove(tx, of, name)
         return Removed(removed=name)
 
@@ -153,7 +141,5 @@ def _entry(device: Device) -> ManagedDevice:
 
 
 def _with_code(tx: Transaction, device: Device, root_der: bytes) -> DeviceWithCode:
-    code = OneTimeCode.fresh(root_der)
-    digest = hashlib.sha256(code.secret.encode()).hexdigest()
-    expires_s = codes.issue(tx, device.tenant, device.name, digest)
-    return DeviceWithCode(**_entry(device).model_dump(), code=str(code), code_expires_s=expires_s)
+    code, expires_s = codes.fresh(tx, device, root_der)
+    return DeviceWithCode(**_entry(device).model_dump(), code=code, code_expires_s=expires_s)

@@ -70,8 +70,7 @@ def router(management: Management) -> APIRouter:
         request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
     ) -> Page[KeyEntry]:
         """List a tenant's keys, by name."""
-        of = management.tenant(caller_of(request), tenant)
-        with management.read() as session:
+        with management.seeing(caller_of(request), tenant) as (session, of):
             found = [one for one in keys.every(session, of) if one.name > (cursor or "")]
         return page(found, _entry, lambda one: one.name, limit)
 
@@ -99,8 +98,7 @@ def router(management: Management) -> APIRouter:
     @made.get("/{name}")
     def show_key(request: Request, name: Named, tenant: OfTenant = None) -> KeyEntry:
         """One key."""
-        of = management.tenant(caller_of(request), tenant)
-        with management.read() as session:
+        with management.seeing(caller_of(request), tenant) as (session, of):
             return _entry(keys.show(session, of, name))
 
     @made.patch("/{name}")
@@ -108,18 +106,14 @@ def router(management: Management) -> APIRouter:
         request: Request, name: Named, body: Enabled, tenant: OfTenant = None
     ) -> KeyEntry:
         """Disable or enable a key."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             verb = keys.enable if body.enabled else keys.disable
             return _entry(verb(tx, of, name))
 
     @made.delete("/{name}")
     def remove_key(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
         """Remove a key for good."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        with management.write(caller) as tx:
+        with management.changing(caller_of(request), tenant) as (tx, of):
             keys.remove(tx, of, name)
         return Removed(removed=name)
 

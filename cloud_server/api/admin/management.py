@@ -83,6 +83,20 @@ class Management:
             raise ForbiddenError("only operators of the whole service may do this")
 
     @contextmanager
+    def seeing(self, caller: Caller, named: str | None) -> Iterator[tuple[Session, str]]:
+        """See `tenant` and `read`: a session, and the tenant that the caller manages."""
+        of = self.tenant(caller, named)
+        with self.read() as session:
+            yield session, of
+
+    @contextmanager
+    def changing(self, caller: Caller, named: str | None) -> Iterator[tuple[Transaction, str]]:
+        """See `tenant` and `write`: a transaction, and the tenant that the caller manages."""
+        of = self.tenant(caller, named)
+        with self.write(caller) as tx:
+            yield tx, of
+
+    @contextmanager
     def read(self) -> Iterator[Session]:
         """A session with a consistent snapshot of the database.
 

@@ -12,9 +12,9 @@ from cloud_server.api.visit import caller_of
 from cloud_server.api.whole import WHOLE
 from cloud_server.state import quotas
 from cloud_server.state.quotas import SetQuota
+from protos.identity import NAME
 
-_MOST = 1e12
-Rate = Annotated[float | None, Field(ge=0, le=_MOST)]
+Rate = Annotated[float | None, Field(ge=0, le=quotas.MOST)]
 Count = Annotated[int, Field(ge=0, le=10**12), WHOLE] | None
 
 
@@ -51,7 +51,7 @@ class QuotaChange(Change):
 
     device: str | None = Field(
         None,
-        pattern=r"^(\*|[a-z0-9][a-z0-9._-]{0,62})$",
+        pattern=rf"^(\*|{NAME.pattern})$",
         description="null for a tenant's devices together, `*` for each, or a device's name",
     )
     bounds: Bounds
@@ -64,8 +64,7 @@ def router(management: Management) -> APIRouter:
     @made.get("")
     def list_quotas(request: Request, tenant: OfTenant = None) -> QuotaList:
         """List the quotas that were set for a tenant and its devices."""
-        of = management.tenant(caller_of(request), tenant)
-        with management.read() as session:
+        with management.seeing(caller_of(request), tenant) as (session, of):
             return QuotaList(data=[_entry(one) for one in quotas.every(session, of)])
 
     @made.patch("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -139,11 +138,11 @@ class Enroller:
     def _redeem(self, code: str, request_der: bytes) -> tuple[str, str, Issued]:
         """Redeem a code and sign a certificate in one transaction."""
         try:
-            secret = OneTimeCode.parse(code[:256]).secret
+            digest = OneTimeCode.parse(code[:256]).secret_sha256
         except EnrolmentError:
-            secret = ""  # not a code: handled like a wrong one
+            digest = ""  # not a code: handled like a wrong one
         with self._store.write("enrolment") as tx:
-            device = codes.redeem(tx, hashlib.sha256(secret.encode()).hexdigest())
+            device = codes.redeem(tx, digest)
             issued = self._sign(device.tenant, device.name, request_der)
             certificates.record(
                 tx,

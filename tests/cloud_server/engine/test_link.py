@@ -14,7 +14,8 @@ from cloud_server.engine.jobs import Cancel, Dropped, Message, Status, pack, unp
 from cloud_server.engine.link import EngineLink
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
-from tests.cloud_server.processes import alive, children, until
+from tests.cloud_server.processes import alive, children
+from tests.fakes.loop import until
 
 
 def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end_silent(

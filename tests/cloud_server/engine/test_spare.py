@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from cloud_server.engine.spawn import FromSpare
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.front_end import Running, running
-from tests.cloud_server.processes import PAUSE, alive, children, spare_of, until
+from tests.cloud_server.processes import alive, children, spare_of
+from tests.fakes.loop import until
 
 
 async def _died_and_back(server: Running, restarts: int) -> None:
@@ -247,7 +249,7 @@ def test_a_real_engine_killed_under_load_is_replaced_by_the_spare_and_answers_as
                     answer = last.answer.text
                     break
                 assert last.refused.retryable
-                PAUSE.wait(0.05)
+                threading.Event().wait(0.05)
             assert answer == expected
             assert spare_of(server.process.pid) == spare
         said = [json.loads(line) for line in list(server.log) if line.startswith("{")]

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_server.identity import certificates
 from cloud_server.identity.authority import DAY_S, Authority
 from cloud_server.identity.tls import AUTHORITY
+from edge_agent.identity.enrol import request_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,6 @@ class Device:
         context.load_verify_locations(cadata=self.roots_pem.decode())
         context.set_alpn_protocols(["h2"])
         return context
-
-
-def request_of(key: CertificateIssuerPrivateKeyTypes) -> bytes:
-    made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def enrolled(

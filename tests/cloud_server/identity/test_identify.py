@@ -17,8 +17,8 @@ from cloud_server.identity.identify import Credential, Identities, Nobody, beare
 from cloud_server.state import certificates, devices, keys, tenants
 from cloud_server.state.directory import LiveDirectory
 from cloud_server.state.store import Store, Transaction
+from edge_agent.identity.enrol import request_of
 from protos.errors import UnauthenticatedError
-from tests.cloud_server.identity.pki import request_of
 
 
 class World:

@@ -241,7 +241,7 @@ def test_a_certificate_for_another_key_or_name_is_not_stored(
 ) -> None:
     async def test() -> None:
         async with service(tmp_path / "a") as served:
-            stranger = enrolling._request(enrolling._fresh_key())
+            stranger = enrolling.request_of(enrolling.fresh_key())
             issue = served._issue
             monkeypatch.setattr(served, "_issue", lambda _, t, d: issue(stranger, t, d))
             with pytest.raises(CertificateError, match="not of this key"):

@@ -17,6 +17,7 @@ from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
 from cloud_server.state import certificates, devices
 from cloud_server.state.audit import entries
 from cloud_server.state.tables import CodeRow
+from edge_agent.identity.enrol import request_of
 from protos.errors import (
     BridgeError,
     CertificateError,
@@ -27,7 +28,7 @@ from protos.errors import (
 )
 from protos.identity import OneTimeCode, device_uri
 from protos.neuralbridge.v1 import bridge_pb2 as pb
-from tests.cloud_server.identity.pki import Device, request_of
+from tests.cloud_server.identity.pki import Device
 from tests.cloud_server.secured import Secured, asked, secured
 from tests.fakes.loop import on_loop
 
