@@ -56,6 +56,7 @@ def _check(settings: Settings) -> int:
     """Check everything that can be checked without loading the model."""
     from cloud_server.engine import check_name
     from cloud_server.identity.tls import read_shown
+    from cloud_server.state.shown import without_password
     from projector.bundle.load import Bundle
     from projector.serving.backends import BACKENDS
 
@@ -71,5 +72,6 @@ def _check(settings: Settings) -> int:
         if fingerprint in served:
             raise ConfigError(f"{served[fingerprint]} and {path} are for the same edge model")
         served[fingerprint] = path
-    sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
+    shown = settings.model_copy(update={"database": without_password(settings.database)})
+    sys.stdout.write(shown.model_dump_json(indent=2) + "\n")
     return 0

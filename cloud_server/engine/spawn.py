@@ -61,13 +61,15 @@ def spawn_engine(settings: Settings, address: str, module: str = _MODULE) -> Spa
     """Choose how engines are started, by the settings.
 
     Args:
-        settings: handed on as JSON.
+        settings: handed on as JSON, without the database.
         address: where the front end listens.
         module: the module that this interpreter runs as the engine.
     """
+    # Every user of the machine can read arguments, and the database's URL may hold a password.
+    handed = settings.model_copy(update={"database": ""})
     command = (
         *(sys.executable, "-m", module, "--address", address),
-        *("--settings", settings.model_dump_json()),
+        *("--settings", handed.model_dump_json()),
     )
     return FromSpare(command) if settings.spare else Afresh(command)
 

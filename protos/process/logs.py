@@ -194,6 +194,7 @@ def configure(
         on_drop: called for every line that could not be written.
     """
     import structlog
+    from structlog.tracebacks import ExceptionDictTransformer
 
     global _current
     target: Stream | None = stream if stream is not None else sys.stderr
@@ -205,7 +206,8 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
+            # Without local variables: these may be keys, codes and passphrases.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloud_server import cli
-from cloud_server.settings import Settings
+from cloud_server.engine.spawn import spawn_engine
+from cloud_server.settings import Settings, load
 from protos.errors import ConfigError, ModelError
 from tests.cloud_server.conftest import Files
 
@@ -57,6 +59,21 @@ def test_check_config_prints_the_settings_or_ends_with_the_errors_code(
     assert cli.main([*good, "--model", str(tmp_path)]) == ModelError.exit_code
     assert "config.json" in capsys.readouterr().err
     assert cli.main(["serve", "--check-config"]) == ConfigError.exit_code
+
+
+def test_the_databases_password_is_neither_printed_nor_among_an_engines_arguments(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "postgresql://bridge:hunter2@db.example/bridge"
+    flags = {"model": files.model, "bundles": [files.bundle], "database": url}
+    for spare in (True, False):
+        spawn: Any = spawn_engine(load(flags | {"spare": spare}, environ={}), "ipc:///nowhere")
+        assert "hunter2" not in " ".join(spawn._command)
+    told = ["serve", "--check-config", "--model", str(files.model), "--bundles", str(files.bundle)]
+    assert cli.main([*told, "--database", url]) == 0
+    shown = capsys.readouterr().out
+    assert "hunter2" not in shown
+    assert json.loads(shown)["database"] == "postgresql://bridge:***@db.example/bridge"
 
 
 @pytest.mark.parametrize("where", ["alone", "before", "after"])

@@ -95,3 +95,20 @@ else:
     assert done.returncode == 0, done.stderr
     said = [json.loads(line)["event"] for line in done.stderr.splitlines()]
     assert said == ["before", "of the child", "after"]
+
+
+def test_a_logged_traceback_shows_lines_and_no_values() -> None:
+    written = io.StringIO()
+    log = logs.configure("info", "here", stream=written)
+
+    def checked(passphrase: str) -> None:
+        raise ValueError("it does not fit")
+
+    try:
+        checked("the night " + "is young")
+    except ValueError:
+        log.exception("broken")
+    (told,) = json.loads(written.getvalue())["exception"]
+    assert told["exc_value"] == "it does not fit"
+    assert told["frames"][-1]["name"] == "checked"
+    assert "the night is young" not in written.getvalue()
