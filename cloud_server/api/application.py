@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from starlette.routing import compile_path
 from cloud_server.api.failures import FailureBody, FieldError, failed, http_failed, unexpected
 from protos.errors import BridgeError
 
+DESCRIPTION_PATH = "/openapi.json"
 _ERRORS = {
     400: "a field is wrong, or not supported",
     401: "the key is missing or not valid",
@@ -38,6 +41,7 @@ def application(routers: Sequence[APIRouter]) -> FastAPI:
     app = FastAPI(
         title="Neural Bridge",
         version="1",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -52,6 +56,12 @@ def application(routers: Sequence[APIRouter]) -> FastAPI:
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _unexpected)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    described = functools.cache(lambda: json.dumps(app.openapi()).encode())
+
+    @app.get(DESCRIPTION_PATH, include_in_schema=False)
+    def openapi() -> Response:  # on a thread: anyone may ask, and the first time takes a while
+        return Response(described(), media_type="application/json")
+
     return app
 
 

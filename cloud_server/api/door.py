@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud_server.api import health
+from cloud_server.api.application import DESCRIPTION_PATH
 from cloud_server.api.bodies import Bodies, length_of
 from cloud_server.api.failures import failed, unexpected
 from cloud_server.api.visit import KEY, Visit
@@ -28,7 +29,7 @@ from cloud_server.throttle import Throttle
 from protos.errors import BridgeError
 from protos.process.logs import Logger
 
-OPEN_PATHS = (health.PATH, "/openapi.json")
+OPEN_PATHS = (health.PATH, DESCRIPTION_PATH)
 """Paths that need no key."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _ID_BYTES = 16
@@ -89,9 +90,7 @@ class Door:
             if not status:
                 await failed(error)(scope, receive, told)
         except Exception:
-            # As plain text: the logger's own form prints local variables, and so keys.
-            told_id = visit.request_id.hex()
-            self._log.error("api", request_id=told_id, path=scope["path"], trace=format_exc())
+            self._log.exception("api", request_id=visit.request_id.hex(), path=scope["path"])
             if not status:
                 await unexpected()(scope, receive, told)
         finally:

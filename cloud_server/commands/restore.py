@@ -193,6 +193,6 @@ def _put(directory: Path, files: dict[str, bytes]) -> list[str]:
             if not path.parent.exists():
                 path.parent.mkdir(mode=0o700)
                 own_as_folder(path.parent)
-            write_file(path, content, 0o644 if name in PUBLIC_FILES else 0o600)
+            write_file(path, content, 0o644 if name.endswith("/roots.pem") else 0o600)
             own_as_folder(path)
     return kept

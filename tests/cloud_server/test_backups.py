@@ -98,6 +98,7 @@ def test_no_private_key_is_in_the_backup_of_the_state(
     assert command("restore", state)[0] == 0
     restored = {path.name for path in folder.rglob("*") if path.is_file()}
     assert restored == {"roots.pem", "settings.toml", "state.db"}
+    assert (folder / "settings.toml").stat().st_mode & 0o77 == 0, "it may hold a password"
     assert not any(b"PRIVATE" in path.read_bytes() for path in folder.rglob("*.pem"))
 
 

@@ -16,7 +16,8 @@ import pytest
 from cloud_server.frontend.sessions import Sessions
 from cloud_server.identity.caller import Caller
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
-from protos.errors import UnknownSessionError
+from protos.errors import MissingKeyFrameError, UnknownSessionError
+from protos.header import Header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.quantize import QUANTIZERS
@@ -175,6 +176,34 @@ async def test_a_walk_through_every_call_finds_nothing_of_anybody_else(
             else:
                 assert said == nothing and said[2] == "303", told
         assert reached == {(True, "ask")} | {(False, call.__name__) for call in CALLS}
+
+
+@on_loop
+async def test_a_frame_of_another_session_is_no_base_for_a_delta_frame(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every session but the owner's hears what it would hear of a frame that never was."""
+    async with secured(paths, tmp_path / "svc") as server:
+        _, places = await town(server)
+        for number, place in enumerate((*places, places[0])):
+            edge = place.edge
+            if number:
+                await edge.meet()  # a session that holds nothing; at last the owner's next one
+
+            async def told(edge: Edge, base: int) -> pb.InferEvent:
+                frame = edge.encoder.encode(stage.state(2), edge.encoder.point(stage.FP8))
+                header = Header(stage.FP8, edge.number(100), frame.kept, base=base)
+                call = edge.open()
+                await call.write(edge.sealed(header, frame.payload, "count 2"))
+                await call.done_writing()
+                return [event async for event in call][-1]
+
+            held, never = await told(edge, 1), await told(edge, 77)
+            if not number:
+                assert held.answer.text == "0 1" and never.HasField("refused")
+            else:
+                assert held.refused == never.refused
+                assert held.refused.code == MissingKeyFrameError.code
 
 
 @on_loop
