@@ -233,10 +233,15 @@ class HeldScenes:
             for told in self._told:
                 told(scene)
 
-    def forget_device(self, tenant: str, device: str) -> None:
-        """Drop every scene of a device."""
-        for name in list(self._devices.get((tenant, device), ())):
-            self._drop(name)
+    def forget(self, gone: Callable[[str, str], bool]) -> None:
+        """Drop the scenes of devices that are gone.
+
+        Args:
+            gone: whether a device is, by tenant and name.
+        """
+        for device in [device for device in self._devices if gone(*device)]:
+            for name in list(self._devices[device]):
+                self._drop(name)
 
     def forget_bundle(self, bundle: str) -> None:
         """Drop the scenes of a bundle that is no longer served."""

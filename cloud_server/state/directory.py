@@ -223,6 +223,11 @@ class Directory:
         """A device, enabled or not."""
         return self._devices.get((tenant, name))
 
+    def lost(self, before: Directory, tenant: str, name: str) -> bool:
+        """Whether a device was removed since an earlier directory; its name may be used again."""
+        old, new = before.device(tenant, name), self.device(tenant, name)
+        return old is not None and (new is None or new.id != old.id)
+
     def devices(self, tenant: str) -> list[Device]:
         """A tenant's devices, by name."""
         return list(self._of_tenant.get(tenant, ()))

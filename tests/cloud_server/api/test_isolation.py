@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from cloud_server.state import devices
 from tests.cloud_server.api.over_http import data_url
 from tests.cloud_server.api.test_management import Manager, managed
 from tests.cloud_server.secured import Secured
@@ -155,6 +156,26 @@ def test_a_key_for_some_devices_and_a_key_without_a_scope_do_no_more(
                 assert (await reader("POST", "/v1/chat/completions", asked))[0] == 403
             asker = await caller(it.premises.key("acme", "asker", scopes=("ask",)))
             assert (await asker("GET", "/v1/scenes"))[0] == 403
+
+    asyncio.run(work())
+
+
+def test_scenes_of_a_removed_device_are_not_seen_under_the_same_name(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            await seen(it, "acme", "gate-3", 1)
+            await seen(it, "acme", "gate-4", 2)
+            dash = await caller(it.premises.key("acme", "dash"))
+            assert len((await dash("GET", "/v1/scenes"))[1]["data"]) == 2
+            with it.premises.store.write("test") as tx:
+                devices.remove(tx, "acme", "gate-3")
+                devices.add(tx, "acme", "gate-3")
+            await it.settled()
+            while len(left := (await dash("GET", "/v1/scenes"))[1]["data"]) == 2:
+                await asyncio.sleep(0.01)
+            assert [one["device"] for one in left] == ["gate-4"]
 
     asyncio.run(work())
 

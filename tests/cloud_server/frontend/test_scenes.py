@@ -150,7 +150,7 @@ def test_what_is_dropped_leaves_nothing_and_a_number_used_again_is_the_newer_fra
     assert [again.frame_number for again in scenes.frames(("s", 3))] == [0, 1, 2, 3]
     assert b"new" not in [again.body for again in scenes.frames(("s", 3))]
     put(scenes, job(9, session="t"), "acme", "yard")
-    scenes.forget_device("acme", "gate-3")
+    scenes.forget(lambda tenant, device: (tenant, device) == ("acme", "gate-3"))
     assert numbers(scenes) == [9]
     scenes.forget_bundle("b")
     assert (len(scenes), scenes.bytes, scenes._links, scenes._devices) == (0, 0, {}, {})
