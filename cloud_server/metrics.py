@@ -67,7 +67,7 @@ class Metrics(MetricSet):
         )
         self.risk = self.histogram(
             "risk_ratio",
-            "Probability, by the service's guard, that the picture would be answered differently",
+            "Risk by the service's guard: probability that the picture's answer would differ",
             RATIO,
         )
         self.frames = self.counter("frames_total", "Intact frames received, by point", "point")
@@ -136,13 +136,13 @@ class Metrics(MetricSet):
             "status",
         )
         self.bundle_sessions = self.gauge(
-            "bundle_sessions", "sessions open on a version of a bundle", "digest"
+            "bundle_sessions", "Open sessions on a version of a bundle", "digest"
         )
         self.bundle_refusals = self.counter(
-            "bundle_refusals_total", "versions of bundles that were refused before they served"
+            "bundle_refusals_total", "Versions of bundles that were refused before they served"
         )
         self.bundle_rollbacks = self.counter(
-            "bundle_rollbacks_total", "versions of bundles that were taken back by themselves"
+            "bundle_rollbacks_total", "Versions of bundles that the service rolled back by itself"
         )
         self.log_lines_dropped = self.counter(
             "log_lines_dropped_total",
@@ -165,13 +165,13 @@ class Metrics(MetricSet):
         )
         self.certificate_end = self.gauge(
             "certificate_end_timestamp_seconds",
-            "When a certificate ends: server, intermediate or root",
+            "When a certificate expires: server, intermediate or root",
             "certificate",
         )
-        self.open_calls = self.gauge("open_calls", "Calls of known callers that are open")
+        self.open_calls = self.gauge("open_calls", "Open calls of identified callers")
         self.enrolments = self.counter(
             "enrolments_total",
-            "Certificates asked for by devices: enrolled, renewed or refused",
+            "Requests for certificates, by outcome: enrolled, renewed or refused",
             "outcome",
         )
         for outcome in ENROLMENTS:
@@ -179,31 +179,32 @@ class Metrics(MetricSet):
         self.answering = self.gauge(
             "answering", "1 while the last question, a device's or our own, was answered"
         )
-        self.engine_ready = self.gauge("engine_ready", "1 while that engine takes jobs", "engine")
+        self.engine_ready = self.gauge("engine_ready", "1 while the engine can take jobs", "engine")
         self.engine_running = self.gauge(
-            "engine_running_requests", "Questions in that engine's running batch", "engine"
+            "engine_running_requests", "Questions in the engine's running batch", "engine"
         )
         self.engine_resident = self.gauge(
-            "engine_resident_memory_bytes", "Memory of that engine's process in RAM", "engine"
+            "engine_resident_memory_bytes", "Resident memory of the engine's process", "engine"
         )
         self.scenes_remade = self.counter(
             "scenes_remade_total",
-            "Scenes made again from their frames, as no engine held them any more",
+            "Scenes rebuilt from their frames because no engine held them any more",
         )
         self.suspects = self.gauge(
-            "suspect_requests", "Requests that were in an engine when it ended, not yet run alone"
+            "suspect_requests",
+            "Requests that were in an engine when it ended and have not run alone yet",
         )
         self.quarantined = self.gauge(
-            "quarantined_requests", "Requests that ended an engine twice, and are refused"
+            "quarantined_requests", "Requests that ended an engine twice and are refused"
         )
         self.engine_up = self.gauge("engine_up", "1 while the engine takes requests")
         self.queue_depth = self.gauge("queue_depth", "Requests held for the engine, unanswered")
         self.queue_wait = self.gauge(
             "queue_wait_seconds",
-            "Estimate: how long the requests that wait now take to be given to the engines",
+            "Estimated time until the requests that wait now are in an engine",
         )
         self.pace = self.gauge(
-            "requests_ended_per_second", "Rate at which requests end while others wait, measured"
+            "requests_ended_per_second", "Measured rate at which requests end while others wait"
         )
         self.left_queue = self.gauge(
             "left_queue_depth", "Requests whose callers are gone and may come back"
@@ -216,16 +217,18 @@ class Metrics(MetricSet):
         self.scenes = self.gauge("scenes", "Scenes that the engine holds")
         self.scene_bytes = self.gauge("scene_memory_bytes", "Memory of the scenes held")
         self.held_scenes = self.gauge(
-            "held_scenes", "Scenes whose frames the front end holds, to make them again"
+            "held_scenes", "Scenes whose frames the front end keeps for rebuilding"
         )
-        self.held_scene_bytes = self.gauge("held_scene_memory_bytes", "Memory of those frames")
-        self.http_connections = self.gauge("http_connections", "HTTP connections open")
+        self.held_scene_bytes = self.gauge(
+            "held_scene_memory_bytes", "Memory of the frames of held scenes"
+        )
+        self.http_connections = self.gauge("http_connections", "Open HTTP connections")
         self.http_body_bytes = self.gauge(
             "http_body_memory_bytes", "Memory of large HTTP request bodies"
         )
         self.idempotency_bytes = self.gauge(
             "idempotency_memory_bytes",
-            "Memory of answers kept for HTTP requests that may come again with their key",
+            "Memory of answers kept for repeated HTTP requests with an Idempotency-Key",
         )
         self.pool_bytes = self.gauge(
             "pool_memory_bytes", "Memory set aside for scenes and latents, used or free"
@@ -237,5 +240,5 @@ class Metrics(MetricSet):
         )
         self.directory_stale = self.gauge(
             "directory_stale_seconds",
-            "Time since the database was last read; callers known then stay known meanwhile",
+            "Time since the database was last read; the last snapshot is used meanwhile",
         )

@@ -96,11 +96,11 @@ class Metrics(MetricSet):
         )
         self.certificate_end = self.gauge(
             "certificate_end_timestamp_seconds",
-            "When this device's certificate ends, seconds since 1970; 0 if it is not enrolled",
+            "When this device's certificate expires, seconds since 1970; 0 if it is not enrolled",
         )
-        self.renewals = self.counter("renewals_total", "Certificates that were renewed")
+        self.renewals = self.counter("renewals_total", "Renewals of the certificate")
         self.renewal_failures = self.counter(
-            "renewal_failures_total", "Attempts to renew the certificate that failed", "error"
+            "renewal_failures_total", "Failed attempts to renew the certificate", "error"
         )
         self.plain_text = self.gauge(
             "plain_text", "1 if frames leave this machine unencrypted (no identity, no --ca)"

@@ -51,7 +51,7 @@ class Memory(Collector):
         """The metric's samples; Prometheus calls it in the thread of the metrics port."""
         held = GaugeMetricFamily(
             self._name,
-            "Memory of the front end that a tenant's requests, answers and so on take",
+            "Memory in the front end for a tenant's requests, answers and so on",
             labels=("store", "tenant"),
         )
         for name, room in self._rooms.copy().items():
