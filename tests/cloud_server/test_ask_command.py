@@ -88,6 +88,6 @@ def test_a_key_in_a_file_or_the_environment_and_the_services_own_roots_are_used(
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "https://", "localhost:8443", "http://x:99999"])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_a_malformed_url_is_refused(url: str) -> None:
     code, _, err = asyncio.run(typed("gate-3", "?", "--url", url))
     assert code == 10 and "config" in err

@@ -44,7 +44,7 @@ def names(directory: Path) -> set[str]:
     return set(found.get_values_for_type(x509.DNSName))
 
 
-def test_what_init_makes_is_its_owners_alone(directory: Path) -> None:
+def test_only_the_owner_can_read_what_init_makes(directory: Path) -> None:
     for name in ("", "authority"):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o700
     for name in PRIVATE:

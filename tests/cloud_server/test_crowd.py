@@ -37,7 +37,7 @@ def test_the_largest_tenant_loses_and_in_it_the_largest_device_by_bytes() -> Non
     assert gone == ["a 0", "a 1"] and crowd.of("large", "b") == ["b"]
 
 
-def test_which_name_goes_is_what_a_plain_search_finds() -> None:
+def test_the_evicted_name_is_the_one_that_a_plain_search_finds() -> None:
     random = Random(7)
     crowd: Crowd[int] = Crowd()
     held: dict[int, tuple[tuple[str, str], int]] = {}

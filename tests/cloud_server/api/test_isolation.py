@@ -31,9 +31,7 @@ async def what(caller: Manager, method: str, path: str, body: Any = None) -> tup
     return reply.status_code, reply.text
 
 
-def test_a_walk_of_two_tenants_through_every_route_never_meets(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
+def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: Path) -> None:
     async def work() -> None:
         async with managed(paths, tmp_path) as (it, caller):
             await seen(it, "acme", "gate-3", 1)

@@ -151,9 +151,7 @@ async def town(server: Secured) -> tuple[list[Who], list[Place]]:
 
 
 @on_loop
-async def test_a_walk_through_every_call_finds_nothing_of_anybody_else(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
+async def test_no_call_shows_a_caller_anothers_data(paths: dict[str, Any], tmp_path: Path) -> None:
     random = Random(26)
     wide = {"device_requests_per_s": 0.0, "device_bytes_per_s": 0.0}
     async with secured(paths, tmp_path / "svc", **wide) as server:
@@ -244,7 +242,7 @@ def _sessions() -> Sessions:
         Caller("operator", "globex", "key", frozenset({"ask"})),
     ],
 )
-def test_a_strangers_session_and_none_at_all_take_the_same_lines_of_code(stranger: Caller) -> None:
+def test_another_callers_session_and_an_unknown_one_run_the_same_code(stranger: Caller) -> None:
     sessions = _sessions()
     owner = Caller("device", "acme", "gate-3")
     held = sessions.open(stage.SOURCE, tuple(QUANTIZERS), "", "10.0.0.1", owner).id

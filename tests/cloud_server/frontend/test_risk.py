@@ -26,7 +26,7 @@ def model() -> RiskModel:
     return RiskModel(mean, rng.normal(scale=0.3, size=count).astype(np.float32), -1.0, 0.3)
 
 
-def test_it_is_the_model_s_risk_of_the_same_frame_and_question(model: RiskModel) -> None:
+def test_the_risk_is_the_models_for_the_same_frame_and_question(model: RiskModel) -> None:
     moved = np.random.default_rng(2).normal(size=(7, RANK)).astype(np.float32)
     score = model.moments_score(moved)
     lost = Distortion(0.5, 0.2, 0.1, 1.5)

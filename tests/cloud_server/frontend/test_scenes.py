@@ -139,7 +139,7 @@ def test_a_frame_larger_than_all_memory_is_not_held_and_nothing_is_left_of_it() 
     assert scenes.frames(("s", 0)) == []
 
 
-def test_what_is_dropped_leaves_nothing_and_a_number_used_again_is_the_newer_frame() -> None:
+def test_dropped_scenes_leave_no_memory_and_a_reused_number_is_the_newer_frame() -> None:
     scenes = held()
     for number in range(4):
         put(scenes, job(number, base=number - 1))

@@ -64,7 +64,7 @@ def test_a_certificate_is_valid_for_a_clock_that_was_never_set(authority: Author
     assert names_of(sign(authority), authority.trusted_pem, datetime.datetime(1970, 1, 1, 0, 1))
 
 
-def test_a_certificate_ends_when_it_was_said_and_not_after_its_intermediate(
+def test_a_certificate_expires_as_asked_and_never_after_its_intermediate(
     authority: Authority,
 ) -> None:
     issued = authority.sign_device(request(), "acme", "gate-3", NOW, 90 * DAY_S)
@@ -133,7 +133,7 @@ def test_a_request_that_proves_nothing_or_has_a_weak_key_is_refused(
         authority.sign_device(made(), "acme", "gate-3", NOW, DAY_S)
 
 
-def test_keys_are_for_their_owner_alone(authority: Authority, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_private_keys(authority: Authority, tmp_path: Path) -> None:
     for name in (ROOT_KEY, "intermediate.pem"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
@@ -176,7 +176,7 @@ def test_a_new_intermediate_signs_and_what_the_old_one_signed_stays_valid(
         assert names_of(chain, authority.trusted_pem)
 
 
-def test_another_key_than_the_roots_renews_nothing(authority: Authority, tmp_path: Path) -> None:
+def test_only_a_roots_key_renews_the_intermediate(authority: Authority, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.pem"
     stranger.write_bytes(certificates.key_pem(certificates.fresh_key()))
     before = (tmp_path / "intermediate.pem").read_bytes()
@@ -254,7 +254,7 @@ def test_a_server_needs_proper_names(authority: Authority, name: str) -> None:
         authority.sign_server([name], NOW)
 
 
-def test_nothing_is_signed_once_the_intermediate_has_ended(authority: Authority) -> None:
+def test_an_expired_intermediate_signs_nothing(authority: Authority) -> None:
     late = NOW + 3 * 365 * DAY_S
     with pytest.raises(CertificateError, match="renew-intermediate"):
         authority.sign_device(request(), "acme", "gate-3", late, DAY_S)

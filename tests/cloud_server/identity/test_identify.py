@@ -92,7 +92,7 @@ def test_a_key_is_who_the_database_says(world: World) -> None:
     assert caller.scopes == {"ask"} and caller.devices == {"gate-3"}
 
 
-def test_whatever_is_wrong_the_words_are_the_same(world: World) -> None:
+def test_every_bad_credential_gets_the_same_error(world: World) -> None:
     good = world.certificate()
     stranger = world.authority.sign_device(
         request_of(fresh_key()), "acme", "gate-3", world.now_s, DAY_S
@@ -109,7 +109,7 @@ def test_whatever_is_wrong_the_words_are_the_same(world: World) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(guess=st.one_of(st.text(max_size=300), st.text("nbk_-", max_size=60)))
-def test_no_guess_at_a_key_gets_other_words(world: World, guess: str) -> None:
+def test_every_guessed_key_gets_the_same_error(world: World, guess: str) -> None:
     assert world.unknown(guess) == world.unknown("")
 
 

@@ -179,7 +179,7 @@ def _leaf(port: int, device: Device) -> bytes | None:
     ],
 )
 @on_loop
-async def test_a_bad_file_leaves_what_there_is(directory: Path, damage: Any) -> None:
+async def test_a_bad_file_keeps_the_old_certificate(directory: Path, damage: Any) -> None:
     device, tls = enrolled(directory), tls_of(directory)
     good = (directory / SERVER).read_bytes()
     async with served(tls) as (mutual, _):

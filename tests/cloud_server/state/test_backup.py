@@ -117,7 +117,7 @@ KINDS = ("sqlite", "postgresql")
 
 @pytest.mark.parametrize("to", KINDS)
 @pytest.mark.parametrize("of", KINDS)
-def test_what_one_database_held_another_holds(make: Make, of: str, to: str) -> None:
+def test_a_backup_restores_into_another_kind_of_database(make: Make, of: str, to: str) -> None:
     source, target = make(of), make(to)
     fill(source)
     raw = taken(source, 1_800_000_000.0)
@@ -134,7 +134,7 @@ def test_what_one_database_held_another_holds(make: Make, of: str, to: str) -> N
         assert codes.issue(tx, "acme", "gate-0", "c1" * 32) > 0
 
 
-def test_a_code_of_the_backups_time_is_of_no_use(make: Make) -> None:
+def test_a_restore_brings_no_one_time_codes_back(make: Make) -> None:
     source, target = make("sqlite"), make("sqlite")
     fill(source)
     assert b"c0c0" not in b"".join(backup.dump_state(source, None, 0.0))
@@ -327,7 +327,7 @@ def test_a_wrong_passphrase_opens_nothing(make: Make) -> None:
     ],
     ids=repr,
 )
-def test_what_is_sealed_and_no_backup_is_refused(lines: list[Any]) -> None:
+def test_a_sealed_file_that_is_no_backup_is_refused(lines: list[Any]) -> None:
     import json
 
     good = {"format": backup.FORMAT, "holds": "state", "revision": "0001", "made_s": 1}

@@ -129,7 +129,7 @@ def test_every_change_is_audited_with_who_and_what(opened: Opened) -> None:
     ]
 
 
-def test_what_front_ends_say_is_replaced_withdrawn_and_forgotten_when_old(
+def test_reports_of_front_ends_are_replaced_withdrawn_and_deleted_when_old(
     opened: Opened, clock: Clock
 ) -> None:
     store = opened()

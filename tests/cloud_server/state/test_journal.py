@@ -38,7 +38,7 @@ def _filled(folder: Path) -> Store:
     return store
 
 
-def test_a_copy_put_back_by_hand_brings_nothing_back_to_life(tmp_path: Path) -> None:
+def test_a_database_copied_back_by_hand_keeps_revocations(tmp_path: Path) -> None:
     store = _filled(tmp_path)
     with store.write("test") as tx:
         _, token = keys.add(tx, "acme", "app")
@@ -107,7 +107,7 @@ def test_a_name_used_again_is_not_touched_by_what_the_journal_says_of_the_earlie
 
 
 @pytest.mark.parametrize("tail", [b"{", b'{"event":"shut"', b"\0\0\0", b"\xff\n", b"[]\n", b"7\n"])
-def test_a_line_that_a_power_cut_tore_costs_no_other(tmp_path: Path, tail: bytes) -> None:
+def test_a_line_cut_short_by_a_power_cut_loses_no_other_line(tmp_path: Path, tail: bytes) -> None:
     journal = Journal(tmp_path / "revocations")
     journal.append([Shut("shut", "key", "1", "a", 1.0)])
     with journal.path.open("ab") as file:

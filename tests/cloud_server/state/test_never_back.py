@@ -166,7 +166,7 @@ class Walk:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_was_shut_out_never_comes_back(
+def test_revocations_survive_any_sequence_of_backups_and_restores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setitem(sealed.SCRYPT, "n", 1 << 4)

@@ -64,7 +64,7 @@ def test_names_sort_alike_in_every_database(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Gate", "gate 3", "-gate", "g" * 64, "gäte", "a/b", "a\0"])
-def test_what_is_no_name_is_refused(store: Store, name: str) -> None:
+def test_a_bad_name_is_refused(store: Store, name: str) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         for add in (
@@ -76,7 +76,7 @@ def test_what_is_no_name_is_refused(store: Store, name: str) -> None:
                 add()
 
 
-def test_what_is_not_there_is_said_to_be_missing(store: Store) -> None:
+def test_unknown_names_give_a_missing_error(store: Store) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         for missing in (
@@ -154,7 +154,7 @@ def test_a_new_code_ends_the_earlier_one_and_enrolling_again_the_earlier_certifi
 
 
 @pytest.mark.parametrize("out", ["device", "tenant"])
-def test_who_is_disabled_cannot_use_a_code(store: Store, out: str) -> None:
+def test_a_disabled_device_cannot_use_a_code(store: Store, out: str) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         devices.add(tx, "acme", "gate-3")
@@ -287,7 +287,7 @@ def test_a_key_is_shown_once_and_kept_as_its_hash(store: Store, clock: Clock) ->
     [{"scopes": []}, {"scopes": ["ask", "fly"]}, {"devices": []}, {"not_after_s": 5.0}],
     ids=str,
 )
-def test_a_key_of_no_use_is_refused(store: Store, wrong: dict[str, object]) -> None:
+def test_a_key_that_could_do_nothing_is_refused(store: Store, wrong: dict[str, object]) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         with pytest.raises(ConfigError):
@@ -329,7 +329,7 @@ def test_quotas_go_from_the_defaults_over_the_tenant_to_the_device(store: Store)
     ],
     ids=str,
 )
-def test_what_is_no_quota_is_refused(store: Store, values: dict[str, float]) -> None:
+def test_a_bad_quota_is_refused(store: Store, values: dict[str, float]) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         with pytest.raises(ConfigError, match="quota"):
@@ -361,7 +361,7 @@ def test_the_audit_log_says_who_did_what_and_when(store: Store, clock: Clock) ->
 
 
 @pytest.mark.parametrize("text", ["", "a\0b", "\ud800", "x" * 10_000, "'; DROP TABLE tenants; --"])
-def test_a_strangers_text_is_the_name_of_nothing(store: Store, text: str) -> None:
+def test_arbitrary_text_names_nothing(store: Store, text: str) -> None:
     with store.write("test") as tx:
         tenants.add(tx, "acme")
         for look in (

@@ -34,7 +34,7 @@ def test_a_successor_signed_by_a_trusted_root_is_accepted(tmp_path: Path) -> Non
     assert certificates(pem.encode()) == list(after.roots) and not refused
 
 
-def test_once_accepted_the_successor_stands_alone(tmp_path: Path) -> None:
+def test_an_accepted_successor_is_trusted_without_the_old_root(tmp_path: Path) -> None:
     before, after = followed(tmp_path / "a")
     pem, _ = accepted(before.trusted_pem.decode(), after.roots_pem)
     successor = after.roots_pem[after.roots_pem.index(b"-----BEGIN", 10) :]

@@ -86,7 +86,7 @@ async def test_a_used_an_expired_a_wrong_and_a_malformed_code_are_refused_in_the
 
 
 @on_loop
-async def test_of_two_who_use_a_code_at_once_one_gets_a_certificate(
+async def test_a_code_used_twice_at_once_gives_one_certificate(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
     async with secured(paths, tmp_path / "svc", enrolment_burst=100) as server:
@@ -156,9 +156,7 @@ async def test_a_device_renews_over_its_connection_and_the_old_certificate_serve
 
 
 @on_loop
-async def test_who_shows_no_certificate_renews_nothing(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
+async def test_renew_needs_a_client_certificate(paths: dict[str, Any], tmp_path: Path) -> None:
     async with secured(paths, tmp_path / "svc") as server:
         key = server.premises.operator()
         await server.settled()
@@ -205,7 +203,7 @@ async def test_a_device_learns_of_the_roots_successor_when_it_renews_and_outlive
 
 
 @on_loop
-async def test_a_certificate_made_with_a_stolen_intermediate_key_is_nobodys(
+async def test_a_certificate_forged_with_a_stolen_intermediate_key_is_refused(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
     """Even with the serial number of a real one: the service knows each certificate's digest."""

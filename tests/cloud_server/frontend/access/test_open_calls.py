@@ -61,7 +61,7 @@ async def open_calls(edge: Edge) -> list[Any]:
 
 @pytest.mark.parametrize("how", SHUT_OUT)
 @on_loop
-async def test_open_calls_end_and_the_connection_is_of_no_more_use(
+async def test_open_calls_of_a_revoked_device_end_and_its_connection_is_refused(
     paths: dict[str, Any], tmp_path: Path, how: str
 ) -> None:
     async with secured(paths, tmp_path / "svc") as server:
@@ -145,7 +145,7 @@ async def counted(server: Secured, calls: int) -> None:
 
 
 @on_loop
-async def test_one_device_has_so_many_calls_open_and_no_more_and_others_are_not_concerned(
+async def test_one_devices_open_calls_are_bounded_and_others_are_not_affected(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
     async with secured(paths, tmp_path / "svc", caller_calls=2) as server:

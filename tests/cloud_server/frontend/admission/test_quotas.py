@@ -71,7 +71,7 @@ def test_a_tenants_quota_holds_for_all_its_devices_together() -> None:
     till.charges.charge("another", "a", 1)
 
 
-def test_what_a_refused_request_would_have_taken_is_not_taken() -> None:
+def test_a_refused_request_uses_up_no_quota() -> None:
     till = Till(d=Quota(requests_per_s=1.0, request_burst=9.0))
     till.quotas["t", None] = Quota(requests_per_s=1.0, request_burst=1.0)
     assert [till.passes() for _ in range(5)] == [True] + [False] * 4

@@ -131,7 +131,7 @@ def test_when_all_want_more_the_engine_is_filled() -> None:
     assert sum(given.values()) >= 24 and max(given.values()) - min(given.values()) <= 1
 
 
-def test_how_many_are_ahead_is_what_turns_out_to_be() -> None:
+def test_the_estimate_of_requests_ahead_is_right() -> None:
     desk = Desk()
     for device in range(6):
         desk.add(lane("t", f"d{device}"), count=10)

@@ -222,7 +222,7 @@ def test_engines_killed_over_and_over_under_load_lose_no_answer_and_double_none(
     asyncio.run(scene())
 
 
-def test_a_request_that_runs_alone_while_engines_are_killed_or_stopped_is_not_convicted(
+def test_a_request_that_runs_alone_while_engines_are_killed_or_stopped_is_not_quarantined(
     paths: dict[str, Any],
 ) -> None:
     async def scene() -> None:

@@ -35,7 +35,7 @@ def quarantine(folder: Path | None = None, most: int = 4) -> Quarantine:
     return Quarantine(folder, structlog.get_logger(), most)
 
 
-def test_the_same_bytes_are_known_again_whatever_id_session_or_number_they_come_with() -> None:
+def test_the_digest_ignores_id_session_and_frame_number() -> None:
     held = quarantine()
     held.suspect(job(1))
     assert held.check(job(2, owner="other/gate"))
@@ -52,7 +52,7 @@ def test_questions_about_held_scenes_are_told_apart_by_their_scene() -> None:
     assert digest_of(one) == digest_of(dataclasses.replace(one, id=9, request_id="f" * 16))
 
 
-def test_a_convicted_request_is_refused_and_names_its_digest() -> None:
+def test_a_quarantined_request_is_refused_with_its_digest() -> None:
     held = quarantine()
     held.suspect(job(1))
     refusal = held.convict(job(1), "it crashed")
@@ -62,7 +62,7 @@ def test_a_convicted_request_is_refused_and_names_its_digest() -> None:
     assert (len(held), held.suspects) == (1, 0)
 
 
-def test_kills_from_outside_convict_nobody_unless_they_always_meet_the_same_request() -> None:
+def test_kills_from_outside_quarantine_a_request_only_after_several_in_a_row() -> None:
     held, error = quarantine(), EngineUnavailableError("killed")
     for _ in range(20):
         held.suspect(job(1))

@@ -123,7 +123,7 @@ async def test_a_good_version_takes_over_and_what_was_under_way_ends_on_the_old_
 
 
 @on_loop
-async def test_a_version_that_answers_otherwise_than_recorded_is_refused_with_figures(
+async def test_a_version_whose_answers_differ_from_the_recorded_ones_is_refused_with_figures(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
     async with serving(paths, tmp_path) as (server, operator):
