@@ -56,6 +56,7 @@ class Job:
             feedback.
         hold: 0 if the frame's scene is for this question only and replaces no other scene.
         owner: "TENANT/DEVICE"; engines share their memory fairly between owners.
+        rank: jobs of a lower rank go first (`Waiting`).
     """
 
     id: int
@@ -74,6 +75,7 @@ class Job:
     feedback: int = -1
     hold: int = 1
     owner: str = ""
+    rank: int = 1
 
     @property
     def has_frame(self) -> bool:

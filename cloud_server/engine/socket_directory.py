@@ -1,7 +1,12 @@
-"""The folder of the engine's socket: only its owner opens it, one front end uses it at a time."""
+"""The folder of the engine's socket: only its owner opens it, one front end uses it at a time.
+
+A front end that is killed leaves its temporary folder behind. The next one removes it: a folder
+whose lock nobody holds belongs to nobody.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -13,6 +18,7 @@ from protos.errors import ConfigError
 from protos.process.files import temporary_folder
 
 _MAX_SOCKET_PATH = 100
+_PREFIX = "neural-bridge-"
 _LONGEST = "/engine-99.sock"
 _ELSEWHERE = "give --engine-socket-dir, a short path that this user may write (or set TMPDIR)"
 
@@ -31,7 +37,8 @@ class SocketDirectory:
     def __init__(self, path: Path | None) -> None:
         self._temporary = path is None
         if path is None:
-            path = temporary_folder("neural-bridge-", _ELSEWHERE)
+            path = temporary_folder(_PREFIX, _ELSEWHERE)
+            _remove_dead(path.parent)
         else:
             path = path.absolute()
             try:
@@ -52,8 +59,10 @@ class SocketDirectory:
                 f"engine socket directory {path}: the path is too long for a socket "
                 f"(at most {_MAX_SOCKET_PATH - len(_LONGEST)} bytes): {_ELSEWHERE}"
             )
+        lock = path / "lock"
+        draft = path / "lock.new" if self._temporary else lock
         try:
-            self._lock: IO[bytes] = (path / "lock").open("wb")
+            self._lock: IO[bytes] = draft.open("wb")
         except OSError as error:
             self._remove()
             raise ConfigError(
@@ -67,6 +76,8 @@ class SocketDirectory:
             raise ConfigError(
                 f"engine socket directory {path} is in use by another cloud-server"
             ) from error
+        if self._temporary:
+            draft.rename(lock)  # so nobody ever finds it without its holder, and removes it
 
     def address_of(self, engine: int) -> str:
         """Address at which the front end listens for an engine, by its number."""
@@ -80,3 +91,15 @@ class SocketDirectory:
     def _remove(self) -> None:
         if self._temporary:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _remove_dead(where: Path) -> None:
+    """Remove this user's folders whose front ends were killed."""
+    for path in where.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # no lock yet, held, another user's, or just removed
+            entry = path.lstat()
+            if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.geteuid():
+                continue
+            with (path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)

@@ -40,6 +40,7 @@ from cloud_server.engine.project import project
 from cloud_server.engine.reader import PictureReader, Read
 from cloud_server.engine.scenes import Scene, SceneMemory
 from cloud_server.engine.store import Name
+from cloud_server.engine.waiting import Waiting
 from cloud_server.engine.work import Picture, Work
 from cloud_server.settings import Settings
 from projector.bundle.load import Bundle
@@ -68,7 +69,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._settings, self._emit = settings, emit
-        self._waiting: deque[Job] = deque()
+        self._waiting = Waiting()
         self._scenes: SceneMemory  # made by `load`, which knows the model's shapes
         self._latents = LatentMemory(settings.latent_memory_bytes)
         self._read_bundles: list[Bundle] = []
@@ -186,7 +187,7 @@ class TransformersEngine(Engine):
             except BridgeError as error:
                 self._emit(failed(job.id, error))
         else:
-            self._waiting.append(job)
+            self._waiting.add(job)
 
     def cancel(self, job: int, begun: bool) -> None:
         """Drop a job that waits; with `begun`, also one whose picture or answer is being made."""
@@ -194,10 +195,8 @@ class TransformersEngine(Engine):
             self._emit(Dropped(job))
 
     def _leaves(self, job: int, begun: bool) -> bool:
-        for waiting in self._waiting:
-            if waiting.id == job:
-                self._waiting.remove(waiting)
-                return True
+        if self._waiting.drop(job):
+            return True
         if not begun:
             return False
         for read in self._pictures_read:
@@ -251,7 +250,7 @@ class TransformersEngine(Engine):
                 self._emit(event)
 
     def _next_group(self) -> list[Work]:
-        """Pictures that were read and waiting jobs, in order, as many as there is room for."""
+        """Pictures that were read, then waiting jobs, as many as there is room for."""
         most = self._settings.batch_size
         free = most - len(self._answering)
         group: list[Work] = []
@@ -264,11 +263,11 @@ class TransformersEngine(Engine):
             read = self._pictures_read.popleft()
             group.append(Work(read.job, read.taken_ns, read))
         while self._waiting and len(group) < most:
-            if self._waiting[0].question:
+            if self._waiting.next.question:
                 if not free:
                     break
                 free -= 1
-            group.append(Work(self._waiting.popleft(), time.monotonic_ns()))
+            group.append(Work(self._waiting.take(), time.monotonic_ns()))
         return group
 
     def _join(self, group: list[Work]) -> None:

@@ -237,7 +237,7 @@ class Receiver:
                 except BridgeError as error:
                     request_id, frame_number = _identify(raw, session.constants)
                     self._refusals.note(error, request_id, frame_number)
-                    self._sessions.refused(session.offer.bundle_digest, error)
+                    self._sessions.refused(session.offer.bundle_digest, session.owner, error)
                     stream.outbox.put(
                         pb.InferEvent(
                             request_id=request_id,
@@ -316,6 +316,7 @@ class Receiver:
             base=-1 if header.base is None else header.base,
             differences=int(header.differences),
             owner="/".join(session.owner),
+            rank=RANKS[request.priority],
         )
 
     # ------------------------------------------------------------------ advice and counts

@@ -119,10 +119,10 @@ class Sessions:
         memory: counts the bytes of sessions and of their scenes' reports.
 
     Attributes:
-        on_refused: called with a bundle's digest and why a request on it was refused.
+        on_refused: called with a bundle's digest, and whose request on it was refused, and why.
     """
 
-    on_refused: Callable[[str, BridgeError], None] = staticmethod(lambda _, __: None)
+    on_refused: Callable[[str, Owner, BridgeError], None] = staticmethod(lambda *_: None)
 
     def __init__(
         self,
@@ -192,15 +192,16 @@ class Sessions:
                     found.append(session)
         return found
 
-    def refused(self, bundle: str, error: BridgeError) -> None:
+    def refused(self, bundle: str, owner: Owner, error: BridgeError) -> None:
         """Report a refused frame.
 
         Args:
             bundle: digest of its bundle; empty for a question about a scene.
+            owner: whose frame it was.
             error: why.
         """
         if bundle:
-            self.on_refused(bundle, error)
+            self.on_refused(bundle, owner, error)
 
     def end(self, session: Session) -> None:
         """End a session; later calls that name it are told to negotiate again."""

@@ -125,7 +125,7 @@ class Teller:
             said = said.error
         if isinstance(said, BridgeError):
             self._refusals.note(said, computation.request_id, computation.frame_number)
-            self._sessions.refused(job.bundle, said)
+            self._sessions.refused(job.bundle, computation.owner, said)
             self._under_way.end(asked.id, computation, None)
             computation.emit(refused=refused(said))
         elif isinstance(said, Accepted):

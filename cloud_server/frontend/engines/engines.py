@@ -89,7 +89,7 @@ class Engines:
         self.heard: list[Callable[[KeptEngine, Message], None]] = []
         self.catching_up: list[Callable[[KeptEngine, list[Offer]], Awaitable[None]]] = []
         self.lost: list[Callable[[KeptEngine], None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._coming_up: dict[KeptEngine, asyncio.Task[None]] = {}
         self.ended: asyncio.Future[list[None]]
 
     async def start(self) -> None:
@@ -117,16 +117,13 @@ class Engines:
     # ------------------------------------------------------------------ from the engines
 
     def _up(self, engine: KeptEngine, offers: list[Offer]) -> None:
-        task = asyncio.create_task(self._bring_up(engine, offers))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._coming_up[engine] = asyncio.create_task(self._bring_up(engine, offers))
 
     async def _bring_up(self, engine: KeptEngine, offers: list[Offer]) -> None:
         """Let an engine load the bundles that the others have, then send it jobs."""
-        pid = engine.pid
         for catch_up in self.catching_up:
             await catch_up(engine, offers)
-        if not engine.running or engine.pid != pid:
+        if not engine.running:
             return
         engine.caught_up = True
         for listener in self.listeners:
@@ -135,6 +132,8 @@ class Engines:
         self._changed()
 
     def _lost(self, engine: KeptEngine) -> None:
+        if engine in self._coming_up:
+            self._coming_up.pop(engine).cancel()
         for lost in self.lost:
             lost(engine)
         self.dispatch.lost(engine)

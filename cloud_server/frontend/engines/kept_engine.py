@@ -65,6 +65,7 @@ class KeptEngine:
             settings, spawn, lent, self._ready, self._lost, self._heard_status, log
         )
         self._canary = Canary(settings, self.link, metrics, log, changed)
+        metrics.engine_ready.labels(self._name).set_function(lambda: float(self.ready))
         self._asking: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -121,13 +122,11 @@ class KeptEngine:
     def _ready(self, offers: list[Offer]) -> None:
         self._memory.restart()
         self._canary.engine_up(offers)
-        self._metrics.engine_ready.labels(self._name).set(1)
         self._on_ready(self, offers)
 
     def _lost(self) -> None:
         self._canary.engine_down()
         self.status, self.caught_up = Status(), False
-        self._metrics.engine_ready.labels(self._name).set(0)
         self._on_lost(self)
 
     def _heard_status(self, status: Status) -> None:

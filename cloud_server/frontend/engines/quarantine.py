@@ -7,11 +7,15 @@ If the engine was killed from outside (`kill -9`, but not by the kernel for lack
 request that ran alone is probably innocent. It stays a suspect, and is quarantined only if that
 happens several times.
 
+Requests whose bytes were written stay quarantined after a restart. To release one, remove its file
+and restart.
+
 Memory is bounded; a tenant that fills it loses its own oldest entries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict
@@ -34,7 +38,8 @@ class Quarantine:
     """The suspects and the quarantined requests.
 
     Args:
-        folder: folder for the bytes of quarantined requests; None writes nothing.
+        folder: folder for the bytes of quarantined requests, read at the start; None writes
+            nothing.
         log: a bound logger.
         most: most entries of each kind.
     """
@@ -44,6 +49,7 @@ class Quarantine:
         self._suspects: Crowd[bytes] = Crowd()
         self._kills: dict[bytes, int] = {}
         self._held: Crowd[bytes] = Crowd()
+        self._read()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -119,6 +125,17 @@ class Quarantine:
             gone = crowd.next_to_go()
             crowd.remove(gone)
             self._kills.pop(gone, None)
+
+    def _read(self) -> None:
+        """Take up what was written before."""
+        if self._folder is None:
+            return
+        try:
+            for path in sorted(self._folder.glob("*.json"))[: self._most]:
+                with contextlib.suppress(ValueError):  # it is another file
+                    self._held.add(("",), bytes.fromhex(path.stem))
+        except OSError as error:
+            self._log.error("quarantine cannot be read", cause=error.strerror or str(error))
 
     def _write(self, job: Job, digest: bytes) -> str:
         """Write a request's bytes if a folder is set; returns the file's name, or why not."""

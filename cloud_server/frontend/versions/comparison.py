@@ -9,13 +9,20 @@ If the new version is worse by no more than the margin, the stake
 does not grow on average, and reaches 1/α with probability α at most (Ville 1939; testing by betting
 as in Waudby-Smith and Ramdas 2024). That holds if both arms see similar scenes: devices are drawn
 by a hash, and the margin covers chance differences between few devices.
+
+No single device or tenant can cause a rollback with broken frames: tenants and devices are each
+split into halves, and both halves of both must show that the new version is worse. If only one
+device or tenant uses the new version, it decides alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from cloud_server.frontend.answers import Owner
 
 _STAKES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """λ of the bets; each gets the same share of the stake."""
@@ -23,6 +30,9 @@ FALSE_ALARMS = 0.01
 """Largest probability that a version that is not worse is rolled back, over its whole rollout."""
 _KEPT = 512
 """Outcomes of an arm that wait for a partner."""
+_MOST_OWNERS = 8192
+SECONDED = 20.0
+"""Evidence that each half needs; all together need more."""
 KINDS = ("refused", "fallback", "risk", "disagreed")
 """Kinds of outcomes; they share the false-alarm rate."""
 
@@ -102,6 +112,30 @@ class Worse:
         )
 
 
+class _Kind:
+    """One kind of outcome: of all, and of each half of the tenants and of the devices."""
+
+    def __init__(self, margin: float) -> None:
+        self.all = Bet(margin)
+        self._halves = [(Bet(margin), Bet(margin)) for _ in range(2)]
+
+    def see(self, new: bool, outcome: float, halves: Mapping[int, int]) -> None:
+        """Take an outcome of an owner in these halves; the old version's count for both."""
+        self.all.see(new, outcome)
+        for level, half in halves.items():
+            for place, bet in enumerate(self._halves[level]):
+                if not new or place == half:
+                    bet.see(new, outcome)
+
+    def seconded(self, levels: Sequence[int], settled: bool) -> bool:
+        """Whether both halves show it; once it is settled, a half without outcomes need not."""
+        return all(
+            bet.evidence >= SECONDED or (settled and bet.mean(True) is None)
+            for level in levels
+            for bet in self._halves[level]
+        )
+
+
 class Comparison:
     """Compares an old and a new version in every kind of outcome.
 
@@ -112,34 +146,65 @@ class Comparison:
 
     def __init__(self, margin: float, false_alarms: float) -> None:
         self._enough = len(KINDS) / false_alarms
-        self.bets = {kind: Bet(margin) for kind in KINDS}
+        self._kinds = {kind: _Kind(margin) for kind in KINDS}
+        self._half_of: dict[Owner, int] = {}
+        self._sizes: Counter[tuple[int, int]] = Counter()  # of tenants or devices, and half
+        self._first: Owner | None = None
+        self._levels: list[int] = []  # 0: there are several tenants; 1: several devices
 
-    def see(self, new: bool, **outcomes: float | None) -> None:
-        """Add the outcomes of one frame, by kind; None for a kind that does not apply."""
+    def see(self, new: bool, owner: Owner, **outcomes: float | None) -> None:
+        """Add the outcomes of one frame.
+
+        Args:
+            new: whether it was on the new version.
+            owner: whose frame it was.
+            outcomes: by kind; None where a kind does not apply.
+        """
+        first = self._first = self._first or owner
+        if len(self._levels) < 2 and owner != first:
+            self._levels = [0, 1] if owner[0] != first[0] else [1]
+        halves = {level: self._half(level, owner) if new else 0 for level in self._levels}
         for kind, outcome in outcomes.items():
             if outcome is not None:
-                self.bets[kind].see(new, outcome)
+                self._kinds[kind].see(new, outcome, halves)
 
-    @property
-    def worse(self) -> Worse | None:
-        """A kind in which the new version is worse; None if there is none."""
-        for kind, bet in self.bets.items():
-            before, after = bet.mean(False), bet.mean(True)
-            if bet.evidence >= self._enough and before is not None and after is not None:
-                return Worse(kind, before, after, bet.pairs)
+    def _half(self, level: int, owner: Owner) -> int:
+        """The half of an owner's tenant or device; a new one joins the smaller half."""
+        unit = owner if level else (owner[0], "")
+        half = self._half_of.get(unit)
+        if half is None:
+            half = min((0, 1), key=lambda one: self._sizes[level, one])
+            if len(self._half_of) < _MOST_OWNERS:
+                self._half_of[unit] = half
+                self._sizes[level, half] += 1
+        return half
+
+    def worse(self, settled: bool = False) -> Worse | None:
+        """A kind in which the new version is worse; None if there is none.
+
+        Args:
+            settled: every device that the new version serves has come to it by now: if that is a
+                single one, it decides.
+        """
+        for name, kind in self._kinds.items():
+            before, after = kind.all.mean(False), kind.all.mean(True)
+            if before is None or after is None or kind.all.evidence < self._enough:
+                continue
+            if kind.seconded(self._levels, settled):
+                return Worse(name, before, after, kind.all.pairs)
         return None
 
     def figures(self) -> dict[str, dict[str, float | int | None]]:
         """The figures by kind, for reports."""
         return {
-            kind: {
-                "before": _rounded(bet.mean(False)),
-                "after": _rounded(bet.mean(True)),
-                "pairs": bet.pairs,
-                "evidence": min(1e9, round(bet.evidence, 3)),
+            name: {
+                "before": _rounded(kind.all.mean(False)),
+                "after": _rounded(kind.all.mean(True)),
+                "pairs": kind.all.pairs,
+                "evidence": min(1e9, round(kind.all.evidence, 3)),
             }
-            for kind, bet in self.bets.items()
-            if bet.pairs
+            for name, kind in self._kinds.items()
+            if kind.all.pairs
         }
 
 

@@ -289,18 +289,3 @@ class SettingsPlan(Plan):
         self._order += 1
         place = next(i for i, one in enumerate(self._versions) if one.digest == version.digest)
         self._versions[place] = replace(version, wanted=wanted, order_no=self._order)
-
-
-def swapped(versions: Sequence[Wanted]) -> list[tuple[Wanted, str]]:
-    """The versions whose folder now holds another bundle, with the new digest.
-
-    The digest is empty while the folder holds no readable bundle.
-    """
-    found = []
-    for version in versions:
-        there = ""
-        with contextlib.suppress(BridgeError):
-            there = Bundle.peek(version.path).digest
-        if there != version.digest:
-            found.append((version, there))
-    return found

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cloud_server.engine.jobs import Load, Offer
+from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.engines.loader import Loader, LoadingEngine, is_passing
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
@@ -24,8 +25,9 @@ from cloud_server.frontend.sessions import Session
 from cloud_server.frontend.versions.comparison import FALSE_ALARMS, Comparison
 from cloud_server.frontend.versions.judge import judge
 from cloud_server.frontend.versions.offers import Offered
-from cloud_server.frontend.versions.plans import Plan, Wanted, swapped
+from cloud_server.frontend.versions.plans import Plan, Wanted
 from cloud_server.frontend.versions.standing import Standing, chosen
+from cloud_server.frontend.versions.swaps import Swaps
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.bundles import SERVED, Said
@@ -42,7 +44,7 @@ CHANGEABLE = ("bundles", "canary_agreement", "bundle_move_s", "bundle_scenes_s",
 """Settings that may change while the service runs."""
 _TURN_S = 0.5
 _REPORT_S = 5.0
-_SWAPS_S = 2.0
+_AGAIN_S = 1.0
 _ATTEMPTS = 5
 """Attempts to load and judge a version while engines end; the version may be the cause."""
 
@@ -93,8 +95,7 @@ class Rollout:
         self._reported_at = -math.inf
         self._reported: list[Said] = []
         self._blind = self._leaving = False
-        self._swaps: dict[str, str] = {}
-        self._swaps_looked_at = -math.inf
+        self._swaps = Swaps(log)
 
     # ------------------------------------------------------------------ a part of the service
 
@@ -135,6 +136,9 @@ class Rollout:
     async def catch_up(self, engine: LoadingEngine, offers: Sequence[Offer]) -> None:
         """Load into a (re)started engine the bundles that the others have, before it gets jobs.
 
+        While it cannot (a folder was changed, the disk is gone) and others serve, it stays out and
+        tries again.
+
         Args:
             engine: the engine.
             offers: the bundles that it started with.
@@ -143,19 +147,29 @@ class Rollout:
             self._adopt(await asyncio.to_thread(self._plan.versions))
         for offer in offers:
             await self._began_with(engine, offer)
-        has = {offer.bundle_digest for offer in offers}
+        has, told = {offer.bundle_digest for offer in offers}, ""
         while lacking := [s for s in self._standings.values() if s.offer and s.digest not in has]:
             standing = lacking[0]
-            has.add(standing.digest)
             try:
                 await self._loader.load(engine, Load(standing.digest, standing.version.path))
             except BridgeError as error:
                 if not engine.running:
                     return
-                standing.offer, standing.state, standing.why = None, "refused", error.message
-                self._log.error(
-                    "a bundle cannot be loaded again", digest=standing.digest, cause=error.message
-                )
+                others = any(other.ready for other in self._engines)
+                if told != error.message:
+                    told = error.message
+                    self._log.error(
+                        "a bundle cannot be loaded again; the other engines serve it on"
+                        if others
+                        else "a bundle cannot be loaded again",
+                        digest=standing.digest,
+                        cause=told,
+                    )
+                if others:
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+                standing.offer, standing.state, standing.why = None, "refused", told
+            has.add(standing.digest)
         self._offer()
         self.look()
 
@@ -183,25 +197,26 @@ class Rollout:
 
     # ------------------------------------------------------------------ outcomes of frames
 
-    def saw(self, digest: str, **outcomes: float | None) -> None:
-        """Add a frame's outcomes, by kind (`comparison.KINDS`); 1 is bad."""
+    def saw(self, digest: str, owner: Owner, **outcomes: float | None) -> None:
+        """Add the outcomes of an owner's frame, by kind (`comparison.KINDS`); 1 is bad."""
         standing = self._standings.get(digest)
         if standing is None:
             return
-        standing.outcomes.append(outcomes)
+        standing.outcomes.append((owner, outcomes))
         compared = self._comparisons.get(standing.version.source)
         if compared is not None and digest in compared[:2]:
-            compared[2].see(digest == compared[0], **outcomes)
+            compared[2].see(digest == compared[0], owner, **outcomes)
 
     def _held(self, scene: HeldScene) -> None:
         """Count an accepted frame."""
-        self.saw(scene.bundle, refused=0.0, fallback=float(bool(scene.fallback)), risk=scene.risk)
+        owner, fallback = (scene.tenant, scene.device), float(bool(scene.fallback))
+        self.saw(scene.bundle, owner, refused=0.0, fallback=fallback, risk=scene.risk)
 
-    def _refused(self, digest: str, error: BridgeError) -> None:
+    def _refused(self, digest: str, owner: Owner, error: BridgeError) -> None:
         """Count a refused frame, unless it was damaged on the way or the service was busy."""
         of_frame = 200 <= error.code < 300 and not isinstance(error, FrameCorruptError)
         if of_frame or isinstance(error, RiskError):
-            self.saw(digest, refused=1.0)
+            self.saw(digest, owner, refused=1.0)
 
     # ------------------------------------------------------------------ the loop
 
@@ -228,7 +243,8 @@ class Rollout:
         self._offer()
         self._move_some()
         await self._retire()
-        await self._notice_swaps()
+        served = [s.version for s in self._standings.values() if s.up and s.version.path]
+        await self._swaps.look(served)
         await self._report()
 
     def _adopt(self, wanted: Sequence[Wanted]) -> None:
@@ -417,24 +433,6 @@ class Rollout:
             self._log.info("bundle retired", bundle=version.bundle_id, version=version.version)
             self._sessions.serve(self._choices, self._loaded(), self._coming)
 
-    async def _notice_swaps(self) -> None:
-        """Log once for each folder whose bundle was replaced."""
-        now = asyncio.get_running_loop().time()
-        if now - self._swaps_looked_at < _SWAPS_S:
-            return
-        self._swaps_looked_at = now
-        served = [s.version for s in self._standings.values() if s.up and s.version.path]
-        for version, there in await asyncio.to_thread(swapped, served):
-            if self._swaps.get(version.path) != there:
-                self._swaps[version.path] = there
-                self._log.warning(
-                    "a bundle was replaced on disk; what was loaded is served on (SIGHUP or "
-                    "cloud-server bundles add takes up the new one)",
-                    path=version.path,
-                    served=version.digest,
-                    there=there,
-                )
-
     # ------------------------------------------------------------------ comparison
 
     async def _compare(self) -> None:
@@ -447,7 +445,8 @@ class Rollout:
             if compared is None or compared[:2] != pair:
                 compared = self._comparisons[source] = (*pair, self._comparison_of(*pair))
                 self._proven.add(pair[1])
-            worse = compared[2].worse
+            now = asyncio.get_running_loop().time()
+            worse = compared[2].worse(settled=now >= self._move_until + _TURN_S)
             if worse is not None:
                 standing = self._standings[pair[0]]
                 del self._comparisons[source]
@@ -480,8 +479,8 @@ class Rollout:
         settings = self._settings
         made = Comparison(settings.bundle_margin, FALSE_ALARMS)
         for digest in (old, new):
-            for outcomes in self._standings[digest].outcomes:
-                made.see(digest == new, **outcomes)
+            for owner, outcomes in self._standings[digest].outcomes:
+                made.see(digest == new, owner, **outcomes)
         return made
 
     # ------------------------------------------------------------------ reports

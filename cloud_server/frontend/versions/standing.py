@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.versions.judge import Judged
 from cloud_server.frontend.versions.offers import Offered
 from cloud_server.frontend.versions.plans import Wanted
@@ -31,7 +32,7 @@ class Standing:
         attempts: attempts to load and judge it.
         judged: result of its canary set.
         unused_since: when its last session ended, on the event loop's clock.
-        outcomes: outcomes of its last frames, by kind.
+        outcomes: owners and outcomes of its last frames, by kind.
     """
 
     version: Wanted
@@ -42,7 +43,7 @@ class Standing:
     attempts: int = 0
     judged: Judged | None = None
     unused_since: float = math.inf
-    outcomes: deque[dict[str, float | None]] = field(
+    outcomes: deque[tuple[Owner, dict[str, float | None]]] = field(
         default_factory=lambda: deque(maxlen=_REMEMBERED)
     )
 

@@ -129,3 +129,28 @@ def test_a_job_that_waits_is_dropped_before_it_costs_anything(bench: Bench) -> N
     bench.drain()
     assert [event for event in bench.said if isinstance(event, Dropped)] == [Dropped(1)]
     assert {event.job for event in bench.said if not isinstance(event, Dropped)} == {2}
+
+
+def test_an_alarm_is_answered_before_those_that_wait_for_a_slot(files: Files) -> None:
+    bench = Bench(files, batch_size=2)
+    for id in range(8):
+        bench.engine.submit(dataclasses.replace(bench.job(id), session=f"s{id}"))
+    bench.engine.step()
+    bench.engine.submit(dataclasses.replace(bench.job(8), session="s8", rank=0))
+    bench.drain()
+    order = list(bench.answers())
+    assert set(order) == set(range(9)) and order.index(8) <= 3
+
+
+def test_a_job_cancelled_in_mid_decode_has_no_row_in_the_next_step(files: Files) -> None:
+    bench = Bench(files, batch_size=2)
+    for id in range(3):
+        bench.engine.submit(bench.job(id, limit=6 if id == 2 else 40))
+    bench.engine.step()
+    assert bench.engine.status().running == 2
+    bench.engine.cancel(0, begun=True)
+    assert bench.engine.status().running == 1, "its slot is free at once"
+    said = len(bench.said)
+    bench.drain()
+    assert 0 not in {event.job for event in bench.said[said:]}
+    assert set(bench.answers()) == {1, 2}

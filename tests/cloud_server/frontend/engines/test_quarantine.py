@@ -103,3 +103,17 @@ def test_bytes_are_written_only_if_the_operator_allows_it_and_only_so_many(
     unwritable = quarantine(tmp_path / "file" / "q")
     (tmp_path / "file").write_text("")
     assert not unwritable.convict(job(9), "it hung").retryable, "a full disk refuses no differently"
+
+
+def test_what_was_written_stays_quarantined_over_a_restart_until_its_file_is_removed(
+    tmp_path: Path,
+) -> None:
+    quarantine(tmp_path).convict(job(1), "it hung")
+    (tmp_path / "notes.json").write_text("{}")
+    after = quarantine(tmp_path)
+    assert len(after) == 1
+    with pytest.raises(QuarantinedError):
+        after.check(job(7))
+    assert not after.check(job(7, body=b"another"))
+    (tmp_path / f"{digest_of(job(1)).hex()}.json").unlink()
+    assert not quarantine(tmp_path).check(job(7))

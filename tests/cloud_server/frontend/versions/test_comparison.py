@@ -8,6 +8,7 @@ import pytest
 from cloud_server.frontend.versions.comparison import KINDS, Bet, Comparison
 
 ALARMS = 0.01
+GATE = ("acme", "gate-1")
 
 
 def run(before: float, after: float, seed: int, frames: int, margin: float = 0.05) -> int | None:
@@ -15,9 +16,9 @@ def run(before: float, after: float, seed: int, frames: int, margin: float = 0.0
     drawn = np.random.default_rng(seed)
     made = Comparison(margin, ALARMS)
     for frame in range(frames):
-        made.see(False, refused=float(drawn.random() < before))
-        made.see(True, refused=float(drawn.random() < after))
-        if made.worse is not None:
+        made.see(False, GATE, refused=float(drawn.random() < before))
+        made.see(True, GATE, refused=float(drawn.random() < after))
+        if made.worse() is not None:
             return frame
     return None
 
@@ -45,11 +46,12 @@ def test_a_worse_version_is_found_within_some_frames(
 def test_each_kind_is_compared_alone_and_named() -> None:
     made = Comparison(0.05, ALARMS)
     for _ in range(300):
-        made.see(False, refused=0.0, fallback=0.0, risk=0.1)
-        made.see(True, refused=0.0, fallback=0.0, risk=0.6)
-    assert made.worse is not None and made.worse.kind == "risk"
-    assert (round(made.worse.before, 3), round(made.worse.after, 3)) == (0.1, 0.6)
-    assert "60.0% on the new version, 10.0% on the old one" in str(made.worse)
+        made.see(False, GATE, refused=0.0, fallback=0.0, risk=0.1)
+        made.see(True, GATE, refused=0.0, fallback=0.0, risk=0.6)
+    worse = made.worse()
+    assert worse is not None and worse.kind == "risk"
+    assert (round(worse.before, 3), round(worse.after, 3)) == (0.1, 0.6)
+    assert "60.0% on the new version, 10.0% on the old one" in str(worse)
     assert set(made.figures()) == {"refused", "fallback", "risk"} < set(KINDS)
 
 
@@ -71,3 +73,53 @@ def test_the_stake_cannot_become_negative_or_overflow() -> None:
             bet.see(True, pair[1])
     assert 0.0 <= worst.evidence < 1e-9
     assert best.evidence > 1e9
+
+
+def devices(*owners: tuple[str, str], broken: tuple[str, str], frames: int = 400) -> Comparison:
+    """A rollout in which one device sends ten times as many frames, all of them bad."""
+    made = Comparison(0.05, ALARMS)
+    for frame in range(frames):
+        for owner in owners:
+            for _ in range(10 if owner == broken else 1):
+                made.see(False, owner, refused=0.0)
+                made.see(True, owner, refused=float(owner == broken))
+        assert frame or made.worse() is None, "nor at once, before others have come"
+    return made
+
+
+@pytest.mark.parametrize("others", [1, 2, 20])
+def test_one_device_that_sends_only_broken_frames_takes_no_version_back(others: int) -> None:
+    fleet = [("acme", f"gate-{number}") for number in range(others + 1)]
+    for broken in fleet:
+        made = devices(*fleet, broken=broken, frames=40)
+        assert made.figures()["refused"]["evidence"] == 1e9
+        assert made.worse() is None and made.worse(settled=True) is None
+
+
+def test_one_tenants_devices_take_no_version_back_that_others_use_too() -> None:
+    made = Comparison(0.05, ALARMS)
+    for frame in range(400):
+        for tenant, bad in (("mallory", 1.0), ("acme", 0.0)):
+            owner = (tenant, f"gate-{frame % 10}")
+            made.see(False, owner, refused=0.0)
+            made.see(True, owner, refused=bad)
+    assert made.worse() is None and made.worse(settled=True) is None
+
+
+@pytest.mark.parametrize("tenants", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_version_that_is_worse_for_everyone_is_taken_back(tenants: int, count: int) -> None:
+    made, drawn = Comparison(0.05, ALARMS), np.random.default_rng(5)
+    for frame in range(400):
+        owner = (f"tenant-{frame % tenants}", f"gate-{frame // tenants % count}")
+        made.see(False, owner, refused=0.0)
+        made.see(True, owner, refused=float(drawn.random() < 0.5))
+    assert made.worse() is not None
+
+
+def test_the_only_device_of_the_new_version_decides_once_no_other_will_come() -> None:
+    made = Comparison(0.05, ALARMS)
+    for frame in range(100):
+        made.see(False, ("acme", f"gate-{frame % 7}"), refused=0.0)
+        made.see(True, ("acme", "gate-9"), refused=1.0)
+    assert made.worse() is None and made.worse(settled=True) is not None

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,34 @@ async def test_every_engine_has_every_version_also_one_that_began_anew(
         assert (await edge.say("die")).HasField("refused")
         for seed in range(40):
             assert (await edge.say("count 1", seed=seed + 1)).HasField("answer")
+
+
+@on_loop
+async def test_an_engine_that_cannot_load_a_version_again_stays_out_while_the_other_serves_it(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(paths, tmp_path, engines=2) as (server, operator):
+        digest = operator.add(2, canary=stage.canary(*GOOD))
+        operator.act(bundles.activate, digest)
+        await until(lambda: operator.states().get(digest) == "serving")
+        edge = await server.edge()
+        stage.describe(operator.home / "v2", 3)
+        assert (await edge.say("die")).HasField("refused")
+        names = [f'engine_ready{{engine="{index}"}}' for index in (0, 1)]
+
+        async def ready(count: int) -> bool:
+            return sum([await server.metric(name) for name in names]) == count
+
+        async def tried() -> bool:
+            return await server.metric("engine_restarts_total") == 1
+
+        await server.until(tried)
+        for seed in range(1, 20):
+            assert (await edge.say("count 1", seed=seed)).HasField("answer")
+        assert await versions_of(server) == "2" and operator.states()[digest] == "serving"
+        assert await ready(1)
+        stage.describe(operator.home / "v2", 2, canary=stage.canary(*GOOD))
+        await server.until(partial(ready, 2))
 
 
 @on_loop
