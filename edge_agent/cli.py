@@ -185,7 +185,7 @@ def _identity(args: argparse.Namespace) -> int:
     print(json.dumps(shown, indent=2) if args.json else show.table(shown))
     if shown["ended"]:
         raise CertificateError(
-            "by this device's clock the certificate has ended: have a new code made and enrol "
+            "by this device's clock the certificate has expired: have a new code made and enrol "
             "again (edge-agent enrol --force)"
         )
     return 0

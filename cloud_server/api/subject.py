@@ -98,7 +98,7 @@ def _require_one_user_message(messages: list[Message]) -> None:
         if message.role not in (("user",) if last else ("system", "developer")):
             raise FieldError(
                 f"messages[{index}]",
-                "a history cannot be honoured: the model answers one question about one scene. "
+                "a history is not supported: the model answers one question about one scene. "
                 "Send one message of the role 'user', after instructions ('system') if you like",
                 "unsupported_value",
             )
@@ -125,9 +125,7 @@ def _of_url(part: ImagePart, where: str, limits: Limits) -> Subject:
     if found := _PICTURE.match(url):
         return PictureFile(_decoded(url[found.end() :], limits))
     if re.match("https?:", url, re.I):
-        raise FieldError(
-            where, f"nothing is fetched on a caller's word: {_URLS}", "unsupported_value"
-        )
+        raise FieldError(where, f"the service fetches no URLs: {_URLS}", "unsupported_value")
     raise FieldError(where, f"the URL names no scene and holds no picture: {_URLS}")
 
 

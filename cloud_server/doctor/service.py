@@ -93,7 +93,7 @@ def ending(subject: str, found: str, end_s: float, by_hand: bool) -> Finding:
     found = f"{found}, ends {time.strftime('%Y-%m-%d', time.gmtime(min(end_s, 4e9)))}"
     renew = "renew it" if by_hand else "a running service renews it by itself"
     if left_s <= 0:
-        return Finding(subject, RED if by_hand else YELLOW, f"{found}: it has ended", renew)
+        return Finding(subject, RED if by_hand else YELLOW, f"{found}: it has expired", renew)
     if left_s < _SOON_S:
         return Finding(subject, YELLOW if by_hand else GREEN, found, renew if by_hand else "")
     return Finding(subject, GREEN, found)

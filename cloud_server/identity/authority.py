@@ -236,8 +236,8 @@ class Authority:
     def _check_end(self, now_s: float) -> None:
         if made.end_of(self.intermediate.certificate) <= now_s:
             raise CertificateError(
-                f"{self.folder / INTERMEDIATE} has ended: replace it with 'cloud-server authority "
-                "renew-intermediate' and the root's key"
+                f"{self.folder / INTERMEDIATE} has expired: replace it with 'cloud-server "
+                "authority renew-intermediate' and the root's key"
             )
 
 

@@ -321,7 +321,7 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise CertificateError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(raw) > _LONGEST_FILE:
-        raise CertificateError(f"{path}: is longer than a file of certificates ever is")
+        raise CertificateError(f"{path}: is too long for a file of certificates")
     return raw
 
 
@@ -375,5 +375,7 @@ def read_signer(certificate: x509.Certificate, raw: bytes, named: object) -> Sig
         subject = certificate.subject.rfc4514_string()
         raise CertificateError(f"{named}: is not the private key of {subject}")
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{named}: an authority's key is made by 'cloud-server init'")
+        raise CertificateError(
+            f"{named}: wrong kind of key: use the one made by 'cloud-server init'"
+        )
     return Signer(certificate, key)

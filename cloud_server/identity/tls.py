@@ -158,7 +158,7 @@ class ServerTls:
     def _check_end(self, shown: Shown) -> None:
         if shown.end_s <= self._clock():
             end = shown.chain[0].not_valid_after_utc
-            raise CertificateError(f"{shown.file}: has ended ({end:%Y-%m-%d %H:%M} UTC)")
+            raise CertificateError(f"{shown.file}: has expired ({end:%Y-%m-%d %H:%M} UTC)")
 
     def _look(self) -> tuple[object, ...]:
         """A stamp that changes when one of the files does."""

@@ -78,8 +78,8 @@ class Journal:
             self._write(lines)
         except OSError as error:
             raise StateError(
-                f"journal {self.path}: {error.strerror}: nothing was changed, because a revocation "
-                "that is not in the journal would not outlive a restore"
+                f"journal {self.path}: {error.strerror}: nothing was changed, because a restore "
+                "would undo a revocation that is not in the journal"
             ) from error
 
     def _write(self, lines: bytes) -> None:

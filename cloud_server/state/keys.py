@@ -59,11 +59,11 @@ def add(
     if unknown or not scopes:
         raise ConfigError(f"scopes {', '.join(unknown) or 'missing'}: of {', '.join(SCOPES)}")
     if devices is not None and not devices:
-        raise ConfigError("a key for no device is of no use: name some, or leave them out")
+        raise ConfigError("the list of devices is empty: name some, or leave it out for all")
     if tenant == SERVICE_TENANT and kind != "operator":
         raise ConfigError(f"keys of tenant '{SERVICE_TENANT}' are for operators")
     if not_after_s is not None and not_after_s <= tx.now_s:
-        raise ConfigError("the key would have ended already")
+        raise ConfigError("the key would have expired already")
     of = tenants.find(tx.session, tenant)
     if _row(tx.session, of.id, name) is not None:
         raise ConflictError(f"tenant '{tenant}' has a key '{name}' already")

@@ -128,7 +128,7 @@ class SecureDial:
             )
         if "certificate has expired" in text:
             return CertificateError(
-                f"by this device's clock ({now}) the server's certificate has ended: set the "
+                f"by this device's clock ({now}) the server's certificate has expired: set the "
                 "clock if it is wrong; else the server needs a new certificate"
             )
         if "Hostname Verification" in text:
@@ -161,8 +161,8 @@ class SecureDial:
         identity = self.enrolled.now
         if self.enrolled.clock.now() >= identity.not_after_s:
             return CertificateError(
-                f"this device's certificate ended on {_date(identity.not_after_s)}, so the server "
-                "refuses it: have a new code made and enrol again (edge-agent enrol --force)"
+                f"this device's certificate expired on {_date(identity.not_after_s)}, so the "
+                "server refuses it: have a new code made and enrol again (edge-agent enrol --force)"
             )
         return by_proxy(
             OfflineError(

@@ -1,4 +1,4 @@
-"""Who has to go where room is short."""
+"""The order in which a full store evicts names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy's settings: devices are known through it, and no address holds more than its share."""
+"""The proxy's settings: devices are identified through it; each address has a bound."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def handshake(port: int, device: Device, version: ssl.TLSVersion) -> str | None:
 
 
 def taken_over(server: stage.Server) -> int:
-    """How many times it has taken changed certificates over."""
+    """How many times it has reloaded changed certificates."""
     return sum("certificates taken over" in line for line in server.log)
 
 

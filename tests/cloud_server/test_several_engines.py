@@ -1,4 +1,4 @@
-"""A real service with two engine processes: one is killed, every scene is still answered alike."""
+"""A real service with two engine processes: after one is killed, answers stay the same."""
 
 from __future__ import annotations
 

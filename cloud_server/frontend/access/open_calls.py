@@ -27,7 +27,7 @@ from protos.process.logs import Logger
 _EVERY_S = 1.0
 _ABORT_S = 2.0
 _AGAIN_S = 1.0
-_ENDED = UnauthenticatedError("the certificate or key of this call was revoked or has ended")
+_ENDED = UnauthenticatedError("the certificate or key of this call was revoked or has expired")
 
 
 @dataclass(eq=False)

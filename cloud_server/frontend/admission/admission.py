@@ -233,7 +233,7 @@ class Admission:
         of_tenant, of_device, of_session = self._turns.taken(lane)
         if of_session >= self._bounds.share:
             raise self._refused(
-                f"{of_session} requests of this session wait for the engine, "
+                f"{of_session} requests of this session wait for the engine, at most "
                 f"{self._bounds.share} may: send the frame again when one has ended",
                 "share",
             )
@@ -244,8 +244,8 @@ class Admission:
             most = self._quota_of(lane.tenant, device).concurrent
             if most and held >= most:
                 raise self._refused(
-                    f"{held} requests of this {whose} are under way, {most} may: send the frame "
-                    "again when one has ended",
+                    f"{held} requests of this {whose} are under way, at most {most} may be: send "
+                    "the frame again when one has ended",
                     "concurrent",
                 )
 

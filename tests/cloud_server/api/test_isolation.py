@@ -1,4 +1,4 @@
-"""Two tenants over HTTP: nothing of one reaches the other, and quotas are each one's own."""
+"""Two tenants over HTTP: neither sees the other's data, and each has its own quota."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP port before a real model: its answers are those of gRPC."""
+"""The HTTP port with a real model: its answers equal those of gRPC."""
 
 from __future__ import annotations
 

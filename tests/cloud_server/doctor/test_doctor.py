@@ -1,4 +1,4 @@
-"""`cloud-server doctor` on good and on broken premises: a line for each, and never a traceback."""
+"""`cloud-server doctor` on good and broken machines: one line for each check, never a traceback."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_a_job_that_has_ended_stays_so(loaded: Loaded) -> None:
 
 
 def news_of(loaded: Loaded, *asked: Load) -> list[BundleEvent]:
-    """Ask for bundles while a frame is being answered, and wait for what becomes of them."""
+    """Ask for bundles while a frame is being answered, and wait for the results."""
     news: list[BundleEvent] = []
     woken = threading.Semaphore(0)
     loaded.engine.news, loaded.engine.wake = news.append, woken.release

@@ -46,7 +46,7 @@ def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end
 
 
 def test_no_job_is_missed_while_heartbeats_use_the_same_socket(short_dir: Path) -> None:
-    """Whoever uses a ZeroMQ socket takes away the signal that another thread sleeps for."""
+    """A thread that uses a ZeroMQ socket consumes the signal that another thread waits for."""
     context, address = zmq.Context(), f"ipc://{short_dir}/engine.sock"
     front = context.socket(zmq.ROUTER)
     front.linger = 0

@@ -1,4 +1,4 @@
-"""A running service whose database goes away, is locked, or is restored under it."""
+"""A running service while its database is gone, locked, or restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing of one tenant or device reaches another: a stranger's id is answered like none at all."""
+"""No tenant or device sees another's data: another's id and an unknown id get the same answer."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_no_call_shows_a_caller_anothers_data(paths: dict[str, Any], tmp_p
 async def test_a_frame_of_another_session_is_no_base_for_a_delta_frame(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Every session but the owner's hears what it would hear of a frame that never was."""
+    """Every other session gets the same answer as for an unknown frame."""
     async with secured(paths, tmp_path / "svc") as server:
         _, places = await town(server)
         for number, place in enumerate((*places, places[0])):

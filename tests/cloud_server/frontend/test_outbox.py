@@ -1,4 +1,4 @@
-"""Clients that do not read: their calls end, what waited for them is forgotten, others go on."""
+"""Clients that do not read: their calls end, their events are dropped, others go on."""
 
 from __future__ import annotations
 

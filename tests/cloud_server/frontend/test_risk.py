@@ -1,4 +1,4 @@
-"""The service's guard: what an answer's risk is made of."""
+"""The service's guard: how an answer's risk is computed."""
 
 from __future__ import annotations
 

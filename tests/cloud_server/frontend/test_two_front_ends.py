@@ -1,4 +1,4 @@
-"""Two front ends on one PostgreSQL and one authority: what one lets in or shuts out, both do."""
+"""Two front ends on one PostgreSQL and one authority: both accept and refuse the same callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a certificate or a key to a caller, by the directory and the service's own clock."""
+"""Authentication: from a certificate or key to a caller, by directory and service clock."""
 
 from __future__ import annotations
 

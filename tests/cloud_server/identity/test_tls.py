@@ -281,7 +281,7 @@ def test_a_companys_certificate_that_has_ended_is_not_shown(
 ) -> None:
     certificate = tmp_path / "both.pem"
     foreign_server(certificate, certificate)
-    with pytest.raises(CertificateError, match=r"both\.pem: has ended"):
+    with pytest.raises(CertificateError, match=r"both\.pem: has expired"):
         tls_of(directory, certificate, clock=NOW + 31 * DAY_S)
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own for tests: Debian's binaries, a Unix socket, nothing kept."""
+"""A private PostgreSQL server for tests: Debian's binaries, a Unix socket, nothing kept."""
 
 from __future__ import annotations
 

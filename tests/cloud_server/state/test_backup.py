@@ -1,4 +1,4 @@
-"""Backups: whole, of one moment, for any database; nothing revoked comes back to life."""
+"""Backups: complete and consistent, for any database; revocations survive a restore."""
 
 from __future__ import annotations
 

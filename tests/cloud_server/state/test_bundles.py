@@ -1,4 +1,4 @@
-"""Versions of bundles in the database: what follows what, in both databases."""
+"""Versions of bundles in both databases: the order of their states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory in memory: it follows the database, and outlives it."""
+"""The directory in memory: it follows the database, and stays while the database is gone."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def _said(logs: list[structlog.typing.EventDict], part: str) -> list[structlog.t
 
 
 async def _until(good: Callable[[], object]) -> None:
-    """Wait for something that another thread does and that tells nobody."""
+    """Wait for something that another thread does without a signal."""
     end_s = time.monotonic() + PATIENCE_S
     while not good():
         assert time.monotonic() < end_s

@@ -1,4 +1,4 @@
-"""The journal of revocations: what was shut out once stays out, whatever copy is put back."""
+"""The journal: revocations stay, whatever copy of the database is put back."""
 
 from __future__ import annotations
 

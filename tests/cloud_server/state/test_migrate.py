@@ -1,4 +1,4 @@
-"""Migrations: they make the tables that the code describes, once, and refuse what is newer."""
+"""Migrations: they make the tables of the code, once, and refuse newer databases."""
 
 from __future__ import annotations
 

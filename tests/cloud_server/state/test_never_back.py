@@ -1,4 +1,4 @@
-"""Random walks over every change, backup and restore: what was shut out never comes back."""
+"""Random sequences of changes, backups and restores: revocations stay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Walk:
         return Store.open(url, self.folder / "revocations", clock=self.clock)
 
     def step(self) -> str:
-        """Do something at random; what makes no sense now is refused, which is fine."""
+        """Make a random change; it may be refused if it is not possible now."""
         self.clock.now_s += 1
         act = self.chance.choice(
             [

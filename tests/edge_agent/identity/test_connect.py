@@ -102,7 +102,7 @@ def test_a_certificate_that_has_ended_says_enrol_again(tmp_path: Path, file: Ide
             await enrolled(served, file)
             error = await refused(dial_secure(served.address, Enrolled(file)), tmp_path)
             assert isinstance(error, CertificateError)
-            assert "this device's certificate ended on" in error.message
+            assert "this device's certificate expired on" in error.message
             assert "enrol --force" in error.message
 
     run(test)

@@ -1,4 +1,4 @@
-"""Who may call a service with identities, and what a stranger learns: nothing."""
+"""Who may call a service with identities; a stranger learns nothing."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_known_key_is_let_in_on_the_open_port(
 
 
 async def cases(server: Secured) -> dict[str, tuple[str, int]]:
-    """Keys and nothing: what the metrics page answers."""
+    """The metrics page's answers to keys and without one."""
     premises = server.premises
     found = {
         "": ("", 401),

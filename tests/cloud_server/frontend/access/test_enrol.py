@@ -1,4 +1,4 @@
-"""Enrol and Renew: one code makes one device, and a device only ever renews itself."""
+"""Enrol and Renew: a code enrols one device once, and a device renews only its own certificate."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_a_device_learns_of_the_roots_successor_when_it_renews_and_outlive
 async def test_a_certificate_forged_with_a_stolen_intermediate_key_is_refused(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Even with the serial number of a real one: the service knows each certificate's digest."""
+    """Also with a real certificate's serial number: the service compares digests."""
     async with secured(paths, tmp_path / "svc") as server:
         real = await server.enrol(server.premises.code())
         leaf, intermediate = x509.load_pem_x509_certificates(real.chain_pem)

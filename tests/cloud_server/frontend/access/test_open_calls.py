@@ -1,4 +1,4 @@
-"""A caller that is shut out, or whose certificate ends: its open calls end, and new ones too."""
+"""When a caller is disabled or its certificate expires, open calls end and new ones are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.cloud_server.secured import Secured, secured, typed
 from tests.fakes.loop import on_loop
 
 LIMIT_S = 10.0
-"""Within this time an open call ends."""
+"""Longest time until an open call ends."""
 
 
 def revoke(tx: Transaction) -> None:
@@ -38,7 +38,7 @@ SHUT_OUT: dict[str, Callable[[Transaction], object]] = {
 
 
 async def refused(call: Any) -> None:
-    """Wait until a call ends as that of a stranger does."""
+    """Wait until a call ends with a stranger's error."""
 
     async def read() -> None:
         while await call.read() is not grpc.aio.EOF:
@@ -135,7 +135,7 @@ async def test_a_removed_keys_open_calls_end(paths: dict[str, Any], tmp_path: Pa
 
 
 async def counted(server: Secured, calls: int) -> None:
-    """Wait until the service has so many open calls."""
+    """Wait until the service has this number of open calls."""
 
     async def poll() -> None:
         while server.service.access.open_calls != calls:

@@ -1,4 +1,4 @@
-"""Turns and places: whoever fills the queue waits for itself."""
+"""Turns and places: a caller that fills the queue delays only itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cloud_server.front_end import at_least, running
 
 
 class Link:
-    """An engine's end that only writes down what it is given."""
+    """An engine's end of the link that only records jobs."""
 
     def __init__(self) -> None:
         self.given: list[Job] = []
@@ -41,7 +41,7 @@ class Link:
 
 
 class Door:
-    """An `Admission` over such a link, and what each request heard."""
+    """An `Admission` over such a link, and each request's events."""
 
     def __init__(self, **settings: Any) -> None:
         self.link = Link()
@@ -81,7 +81,7 @@ class Door:
         )
 
     async def settle(self) -> list[str]:
-        """Callers of what the engine was given, in order."""
+        """Callers of the engine's jobs, in order."""
         for _ in range(10):
             await asyncio.sleep(0)
         return [job.session for job in self.link.given]

@@ -1,4 +1,4 @@
-"""Whose turn it is: fair at each level, alarms first within reason, shares of the engine."""
+"""Fair turns: at each level, alarms first within bounds, shares of the engine."""
 
 from __future__ import annotations
 

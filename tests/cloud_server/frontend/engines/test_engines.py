@@ -1,4 +1,4 @@
-"""Several engines behind one front end: routing, scenes made again, crashes, hangs, quarantine."""
+"""Several engines behind one front end: routing, rebuilt scenes, crashes, hangs, quarantine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test that takes a version back: it finds what is worse, and hardly ever what is not."""
+"""The test that rolls a version back: it finds worse versions, with few false alarms."""
 
 from __future__ import annotations
 

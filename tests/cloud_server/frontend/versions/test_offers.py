@@ -1,4 +1,4 @@
-"""Which version a device gets: the same one always, and a share of all devices the new one."""
+"""Which version a device gets: always the same; a share of the devices gets the new one."""
 
 from __future__ import annotations
 

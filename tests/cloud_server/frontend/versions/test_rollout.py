@@ -1,4 +1,4 @@
-"""Versions of bundles in a running front end: judged, offered, moved to, taken back, retired."""
+"""Versions of bundles in a running front end: judge, offer, move, roll back, retire."""
 
 from __future__ import annotations
 
