@@ -269,7 +269,7 @@ def test_every_changed_missing_or_added_byte_is_noticed(make: Make) -> None:
     assert len(raw) > 2 << 16
     chance = random.Random(7)
     head = len(sealed.MAGIC) + 24
-    places = [*range(head + 2), *(chance.randrange(len(raw)) for _ in range(300)), len(raw) - 1]
+    places = [*range(head + 2), *(chance.randrange(len(raw)) for _ in range(100)), len(raw) - 1]
     for place in places:
         changed = bytearray(raw)
         changed[place] ^= 1 << chance.randrange(8)
@@ -277,7 +277,7 @@ def test_every_changed_missing_or_added_byte_is_noticed(make: Make) -> None:
             read(bytes(changed))
     chunk = (1 << 16) + 16
     whole = [head + number * chunk for number in range(len(raw) // chunk + 1)]
-    for length in (0, 1, 7, *whole, *(chance.randrange(len(raw)) for _ in range(100))):
+    for length in (0, 1, 7, *whole, *(chance.randrange(len(raw)) for _ in range(40))):
         with pytest.raises(BackupError, match="FILE"):
             read(raw[:length])
     first, second = raw[head:][:chunk], raw[head + chunk :][:chunk]
