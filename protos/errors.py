@@ -316,7 +316,7 @@ class ContextError(BridgeError):
 
 
 class RiskError(BridgeError):
-    summary = "An answer about this scene is riskier than the caller accepts; none was made."
+    summary = "The risk of an answer about this scene is above the caller's bound; none was made."
     code = 404
     name = "risk"
     grpc_status = "FAILED_PRECONDITION"
@@ -374,7 +374,7 @@ class LateError(BridgeError):
 
 
 class QuarantinedError(BridgeError):
-    summary = "This request ended the engine twice; it is not tried again."
+    summary = "This request ended an engine twice; it is refused from now on."
     code = 505
     name = "quarantined"
     grpc_status = "FAILED_PRECONDITION"
@@ -470,7 +470,7 @@ class DiskFullError(BridgeError):
 
 
 class UnauthenticatedError(BridgeError):
-    summary = "The caller shows no certificate or key that is valid here."
+    summary = "The caller has no valid certificate or key."
     code = 701
     name = "unauthenticated"
     grpc_status = "UNAUTHENTICATED"
@@ -478,7 +478,7 @@ class UnauthenticatedError(BridgeError):
 
 
 class ForbiddenError(BridgeError):
-    summary = "The caller is known, but its key does not allow this."
+    summary = "The caller is identified, but may not do this."
     code = 702
     name = "forbidden"
     grpc_status = "PERMISSION_DENIED"
@@ -486,7 +486,7 @@ class ForbiddenError(BridgeError):
 
 
 class EnrolmentError(BridgeError):
-    summary = "A one-time code is wrong, used or expired, or a certificate is not given for it."
+    summary = "A one-time code is wrong, used or expired, or no certificate can be issued for it."
     code = 703
     name = "enrolment"
     grpc_status = "PERMISSION_DENIED"
@@ -495,7 +495,7 @@ class EnrolmentError(BridgeError):
 
 class CertificateError(BridgeError):
     summary = (
-        "A certificate or private key is missing, unreadable, expired or of another authority."
+        "A certificate or private key is missing, unreadable, expired or from another authority."
     )
     code = 704
     name = "certificate"
@@ -504,7 +504,7 @@ class CertificateError(BridgeError):
 
 
 class MissingError(BridgeError):
-    summary = "There is no tenant, device, key or bundle of that name."
+    summary = "There is no tenant, device, key or bundle with this name."
     code = 705
     name = "missing"
     grpc_status = "NOT_FOUND"
@@ -512,7 +512,7 @@ class MissingError(BridgeError):
 
 
 class ConflictError(BridgeError):
-    summary = "A name is taken already, or something still refers to what is to be removed."
+    summary = "A name is taken, or something that is still in use cannot be removed."
     code = 706
     name = "conflict"
     grpc_status = "ALREADY_EXISTS"
@@ -537,9 +537,7 @@ class BackupError(BridgeError):
 
 
 class ClockError(BridgeError):
-    summary = (
-        "The system's clock is too wrong to check a certificate; set it, or wait for the time."
-    )
+    summary = "The system's clock is too wrong to check a certificate; set it, or wait."
     code = 709
     name = "clock"
     grpc_status = "FAILED_PRECONDITION"

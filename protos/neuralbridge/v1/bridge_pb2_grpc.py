@@ -149,8 +149,8 @@ class BridgeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """A fresh certificate for the device that calls (701 without a client certificate), and the roots
-        to trust from now on.
+        """A new certificate for the calling device (701 without a client certificate), and the roots to
+        trust from now on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
