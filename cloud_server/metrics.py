@@ -55,8 +55,7 @@ class Metrics(MetricSet):
         self.stage_seconds = self.histogram(
             "stage_seconds", "Time one frame or question spent in one stage", _SECONDS, "stage"
         )
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
+        self.stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
         self.first_token_seconds = self.histogram(
             "first_token_seconds",
             "From a request's last byte received to its answer's first token sent",
@@ -84,12 +83,16 @@ class Metrics(MetricSet):
         self.frame_kinds = self.counter(
             "frame_kinds_total", "Intact frames received, by kind: key or delta", "kind"
         )
+        self.key_frames = self.frame_kinds.labels("key")
+        self.delta_frames = self.frame_kinds.labels("delta")
         self.questions = self.counter(
             "questions_total", "Questions received, by the call they came with", "call"
         )
+        self.questions_infer = self.questions.labels("infer")
         self.received_bytes = self.counter(
             "received_bytes_total", "Message bytes received, bad frames included", "call"
         )
+        self.received_infer = self.received_bytes.labels("infer")
         self.feedbacks = self.counter(
             "feedbacks_total", "States sent back to an edge, by point", "point"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,12 @@ class Distortion:
 
     def to_proto(self) -> pb.DistortionReport:
         """As the message."""
-        return pb.DistortionReport(**asdict(self))
+        return pb.DistortionReport(
+            quantize=self.quantize,
+            dropped_attention=self.dropped_attention,
+            latent_residual=self.latent_residual,
+            unfamiliarity=self.unfamiliarity,
+        )
 
 
 def _pair(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Doubles, Doubles]:

@@ -8,6 +8,8 @@ that differ by one bit never hold the same values.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -41,33 +43,71 @@ def parse_exactly(raw: bytes, most: int, kind: Any) -> Any:
     """
     if len(raw) > most:
         raise FrameTooLargeError(f"request of {len(raw)} bytes, at most {most} are accepted")
-    return _read(memoryview(raw), kind, kind.DESCRIPTOR.name)
+    return _read(raw, kind, kind.DESCRIPTOR.name)
 
 
-def _read(raw: memoryview, kind: Any, path: str) -> Any:
+@dataclass(frozen=True)
+class _Field:
+    """A field, as far as reading needs it.
+
+    Attributes:
+        number: On the wire.
+        name: In the message.
+        wire: Wire type.
+        text: Whether it is a string.
+        message: Class of the message that it holds; None for other types.
+        descriptor: The rest.
+    """
+
+    number: int
+    name: str
+    wire: int
+    text: bool
+    message: Any
+    descriptor: FieldDescriptor
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[int, _Field]:
+    """A message's fields by number."""
     descriptor: Descriptor = kind.DESCRIPTOR
+    return {
+        entry.number: _Field(
+            entry.number,
+            entry.name,
+            _WIRE_TYPES[entry.type],
+            entry.type == entry.TYPE_STRING,
+            entry.message_type._concrete_class if entry.type == entry.TYPE_MESSAGE else None,
+            entry,
+        )
+        for entry in descriptor.fields
+    }
+
+
+def _read(raw: bytes, kind: Any, path: str) -> Any:
+    fields = _fields(kind)
     values: dict[str, Any] = {}
     order: list[int] = []
     written_out = ""
     at = 0
     while at < len(raw):
-        tag, at = _varint(raw, at, f"a field's tag in {path}", _LONGEST_PREFIX)
-        field = descriptor.fields_by_number.get(tag >> 3)
+        tag, at = _varint(raw, at, _LONGEST_PREFIX, "a field's tag in", path)
+        field = fields.get(tag >> 3)
         if field is None:
-            has = ", ".join(f"{entry.number} {entry.name}" for entry in descriptor.fields)
+            has = ", ".join(f"{entry.number} {entry.name}" for entry in fields.values())
             raise FrameMalformedError(
                 f"{path} has no field {tag >> 3}: it has {has}; send no others"
             )
         name = f"{path}.{field.name}"
         if field.name in values:
             raise FrameMalformedError(f"{name} is written twice: write it once")
-        if tag & 7 != _WIRE_TYPES[field.type]:
+        if tag & 7 != field.wire:
             raise FrameMalformedError(
                 f"{name} is written with wire type {tag & 7}: write it with "
-                f"{_WIRE_TYPES[field.type]}, as {_type(field)}"
+                f"{field.wire}, as {_type(field.descriptor)}"
             )
         value, at = _value(raw, at, field, name)
-        if not value and field.type != field.TYPE_MESSAGE:
+        if not value and field.message is None:
             written_out = name
         values[field.name] = value
         order.append(field.number)
@@ -80,26 +120,30 @@ def _read(raw: memoryview, kind: Any, path: str) -> Any:
     return kind(**values)
 
 
-def _value(raw: memoryview, at: int, field: FieldDescriptor, name: str) -> tuple[Any, int]:
+def _value(raw: bytes, at: int, field: _Field, name: str) -> tuple[Any, int]:
     """A field's value and the offset behind it."""
-    if _WIRE_TYPES[field.type] == _VARINT:
-        return _varint(raw, at, name, _LONGEST_VALUE)
-    size, at = _varint(raw, at, f"the length of {name}", _LONGEST_PREFIX)
+    if field.wire == _VARINT:
+        return _varint(raw, at, _LONGEST_VALUE, "", name)
+    size, at = _varint(raw, at, _LONGEST_PREFIX, "the length of", name)
     if size > len(raw) - at:
         raise FrameMalformedError(f"{name} has {size} bytes by its length, {len(raw) - at} follow")
     part = raw[at : at + size]
-    if field.type == field.TYPE_MESSAGE:
-        return _read(part, field.message_type._concrete_class, name), at + size
-    if field.type == field.TYPE_BYTES:
-        return bytes(part), at + size
+    if field.message is not None:
+        return _read(part, field.message, name), at + size
+    if not field.text:
+        return part, at + size
     try:
         return str(part, "utf-8"), at + size
     except UnicodeDecodeError as error:
         raise FrameMalformedError(f"{name} is not valid UTF-8: {error}") from error
 
 
-def _varint(raw: memoryview, at: int, what: str, longest: int) -> tuple[int, int]:
+def _varint(raw: bytes, at: int, longest: int, role: str, name: str) -> tuple[int, int]:
+    """A number and the offset behind it; what it is (`role`, `name`) is for errors."""
+    if at < len(raw) and raw[at] < 0x80:
+        return raw[at], at + 1
     value = 0
+    what = f"{role} {name}".lstrip()
     for i in range(longest):
         if at + i >= len(raw):
             raise FrameMalformedError(f"the message ends within {what}")

@@ -393,6 +393,12 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "list[str]": (list,),
 }
+_FIELDS: dict[str, dict[str, tuple[type, ...] | None]] = {
+    kind: {entry.name: _JSON_TYPES.get(str(entry.type)) for entry in fields(cls)}
+    for kind, cls in _KINDS.items()
+}
+"""Each kind's fields, and what JSON makes of them; None for bytes, which travel apart."""
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 def failed(job: int, error: BridgeError) -> Failed:
@@ -404,16 +410,17 @@ def failed(job: int, error: BridgeError) -> Failed:
 
 def pack(message: Message) -> list[bytes]:
     """Write a message as frames of a multipart: a JSON header, then one buffer per bytes field."""
-    plain: dict[str, Any] = {"kind": type(message).__name__}
+    kind = type(message).__name__
+    plain: dict[str, Any] = {"kind": kind}
     buffers: list[bytes] = []
-    for entry in fields(message):
-        value = getattr(message, entry.name)
-        if entry.type == "bytes":
-            plain[entry.name] = len(value)
+    for name, types in _FIELDS[kind].items():
+        value = getattr(message, name)
+        if types is None:
+            plain[name] = len(value)
             buffers.append(value)
         else:
-            plain[entry.name] = value
-    return [json.dumps(plain, separators=(",", ":")).encode(), *buffers]
+            plain[name] = value
+    return [_JSON.encode(plain).encode(), *buffers]
 
 
 def unpack_all(frames: Sequence[bytes]) -> list[Message]:
@@ -447,20 +454,20 @@ def _unpack(rest: list[bytes]) -> Message:
         raise FrameMalformedError("engine link: a message with a huge header")
     try:
         plain = json.loads(rest.pop())
-        cls = _KINDS[plain.pop("kind")]
+        kind = plain.pop("kind")
+        cls, known = _KINDS[kind], _FIELDS[kind]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FrameMalformedError(f"engine link: an unreadable header ({error})") from error
-    for entry in fields(cls):
-        value = plain.get(entry.name)
-        if entry.type == "bytes":
+    for name, types in known.items():
+        value = plain.get(name)
+        if types is None:
             if not rest or len(rest[-1]) != value:
-                raise FrameMalformedError(f"engine link: {cls.__name__}.{entry.name} is cut short")
-            plain[entry.name] = rest.pop()
-        elif not isinstance(value, _JSON_TYPES[str(entry.type)]):
-            raise FrameMalformedError(
-                f"engine link: {cls.__name__}.{entry.name} is {value!r}, not {entry.type}"
-            )
-    if len(plain) != len(fields(cls)):
-        raise FrameMalformedError(f"engine link: {cls.__name__} brings more than its fields")
+                raise FrameMalformedError(f"engine link: {kind}.{name} is cut short")
+            plain[name] = rest.pop()
+        elif not isinstance(value, types):
+            wanted = cls.__annotations__[name]
+            raise FrameMalformedError(f"engine link: {kind}.{name} is {value!r}, not {wanted}")
+    if len(plain) != len(known):
+        raise FrameMalformedError(f"engine link: {kind} brings more than its fields")
     message: Message = cls(**plain)
     return message

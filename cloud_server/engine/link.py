@@ -18,7 +18,6 @@ from collections.abc import Callable
 from socket import socketpair
 
 import zmq
-import zmq.asyncio
 
 from cloud_server.engine.jobs import (
     Accepted,
@@ -45,6 +44,8 @@ from protos.errors import BridgeError, EngineUnavailableError
 
 _FRAMES = 256
 """Least frames in one multipart while messages wait, so that a step's events travel together."""
+_AT_ONCE = 16
+"""Multiparts that are taken before others have their turn on the event loop."""
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""
 
@@ -62,8 +63,9 @@ class FrontLink:
         self._address = address
         self._heartbeat_s = heartbeat_s
         self._notice = notice
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._engine = b""
+        self._due = False  # whether `_receive` is about to be called
         self._jobs: dict[int, tuple[Sink, bool]] = {}
         self._task: asyncio.Task[None] | None = None
         self.last_heard = 0.0
@@ -82,7 +84,8 @@ class FrontLink:
         self._socket.sndhwm = 0
         self._socket.rcvhwm = 0
         self._socket.bind(self._address)
-        self._task = asyncio.create_task(self._run())
+        asyncio.get_running_loop().add_reader(self._socket.FD, self._receive)
+        self._task = asyncio.create_task(self._beat())
 
     def expect(self, identity: str) -> None:
         """Listen to this engine from now on, and to no other."""
@@ -97,7 +100,7 @@ class FrontLink:
         """
         self._jobs[job.id] = (sink, bool(job.question))
         try:
-            await self._send(job)
+            self._send(job)
         except EngineUnavailableError:
             self._jobs.pop(job.id, None)
             raise
@@ -109,7 +112,7 @@ class FrontLink:
     async def tell(self, message: Forget | Cancel | Load | Unload | Shutdown) -> None:
         """Send a message that has no answer; without an engine nothing is sent."""
         with contextlib.suppress(EngineUnavailableError):
-            await self._send(message)
+            self._send(message)
 
     def lose(self, reason: str) -> None:
         """The engine is gone: end every job with a retryable error."""
@@ -124,35 +127,52 @@ class FrontLink:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+            asyncio.get_running_loop().remove_reader(self._socket.FD)
             self._socket.close()
         self._context.term()
 
-    async def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         if not self._engine:
             raise EngineUnavailableError("the engine is not running; send the frame again")
         try:
-            await self._socket.send_multipart([self._engine, *pack(message)])
+            self._socket.send_multipart([self._engine, *pack(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             raise EngineUnavailableError(
                 f"the engine cannot be reached ({error.strerror}); send the frame again"
             ) from error
+        self._look_again()
 
-    async def _run(self) -> None:
-        beat = asyncio.create_task(self._beat())
+    def _receive(self) -> None:
+        """Take what has come."""
+        self._due = False
         try:
-            while True:
-                identity, *frames = await self._socket.recv_multipart()
+            for _ in range(_AT_ONCE):
+                if not self._has_come():
+                    break
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
                 if identity == self._engine:
-                    self.last_heard = time.monotonic()
-                    try:
-                        messages = unpack_all(frames)
-                    except BridgeError as error:
-                        self._notice(Broken(error.code, error.message))
-                    else:
-                        for message in messages:
-                            self._dispatch(message)
+                    self._take(frames)
         finally:
-            beat.cancel()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Call `_receive` soon if something has come: the socket's descriptor tells that once."""
+        if not self._due and self._has_come():
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._receive)
+
+    def _has_come(self) -> bool:
+        return not self._socket.closed and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+    def _take(self, frames: list[bytes]) -> None:
+        self.last_heard = time.monotonic()
+        try:
+            messages = unpack_all(frames)
+        except BridgeError as error:
+            self._notice(Broken(error.code, error.message))
+            return
+        for message in messages:
+            self._dispatch(message)
 
     def _dispatch(self, message: Message) -> None:
         if not isinstance(message, JobEvent):
@@ -171,7 +191,7 @@ class FrontLink:
         while True:
             await asyncio.sleep(self._heartbeat_s)
             with contextlib.suppress(EngineUnavailableError):
-                await self._send(Status())
+                self._send(Status())
 
 
 class EngineLink:

@@ -115,6 +115,6 @@ class FeedbackSender:
         distortion = Distortion(said.quantize, 0.0, said.latent_residual, said.unfamiliarity)
         header = Header(point.index, request.frame_number, np.ones(tokens, np.bool_), 0, distortion)
         for stage in ("queue", "compress"):
-            self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+            self._metrics.stages[stage].observe(getattr(said, f"{stage}_s"))
         self._metrics.sent_back_bytes.labels(point.name).observe(len(said.body))
         return seal_response(constants, request.request_id, header, said.body)

@@ -227,7 +227,7 @@ class Receiver:
         try:
             async for raw in requests:
                 received_ns = time.monotonic_ns()
-                self._metrics.received_bytes.labels("infer").inc(len(raw))
+                self._metrics.received_infer.inc(len(raw))
                 if session.id in self._moving:
                     continue
                 self._advise(stream, session)
@@ -345,10 +345,10 @@ class Receiver:
     def _observe(self, parsed: Parsed, point: OperatingPoint) -> None:
         metrics, (request, header, body) = self._metrics, parsed
         metrics.frames.labels(point.name).inc()
-        metrics.frame_kinds.labels("key" if header.base is None else "delta").inc()
+        (metrics.key_frames if header.base is None else metrics.delta_frames).inc()
         metrics.payload_bytes.labels(point.name).observe(len(body))
         if request.question:
-            metrics.questions.labels("infer").inc()
+            metrics.questions_infer.inc()
         if header.cause:
             metrics.fallbacks.labels(header.cause).inc()
         if point.kind != "picture":

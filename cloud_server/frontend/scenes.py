@@ -213,7 +213,9 @@ class HeldScenes:
         self._drop(name)
         link = self._links[name] = self._link(scene, job)
         chain = link.chain
-        scene = self._scenes[name] = replace(scene, kept=link.kept, rebuildable=link.whole)
+        if link.base is not None or not link.whole:
+            scene = replace(scene, kept=link.kept, rebuildable=link.whole)
+        self._scenes[name] = scene
         names = self._devices.setdefault(chain.device, OrderedDict())
         names[name] = None
         self._of_bundle[scene.bundle] += 1

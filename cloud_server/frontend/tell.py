@@ -143,7 +143,7 @@ class Teller:
         timings.project_ms = said.project_s * 1e3
         timings.inject_ms = said.inject_s * 1e3
         for stage in ("queue", "decode", "project", "inject"):
-            self._metrics.stage_seconds.labels(stage).observe(getattr(said, f"{stage}_s"))
+            self._metrics.stages[stage].observe(getattr(said, f"{stage}_s"))
         computation.warnings = said.warnings
         computation.moments_score = said.moments_score
         for name in said.warnings:
@@ -171,10 +171,10 @@ class Teller:
         timings = computation.timings
         if not job.has_frame:
             timings.queue_ms = said.queue_s * 1e3
-            self._metrics.stage_seconds.labels("queue").observe(said.queue_s)
+            self._metrics.stages["queue"].observe(said.queue_s)
         timings.prefill_ms, timings.generate_ms = said.prefill_s * 1e3, said.generate_s * 1e3
-        self._metrics.stage_seconds.labels("prefill").observe(said.prefill_s)
-        self._metrics.stage_seconds.labels("generate").observe(said.generate_s)
+        self._metrics.stages["prefill"].observe(said.prefill_s)
+        self._metrics.stages["generate"].observe(said.generate_s)
         self._metrics.generated_tokens.inc(said.tokens)
         self._metrics.answers.labels(asked.bundle_id).inc()
         computation.prompt_tokens = said.prompt_tokens
