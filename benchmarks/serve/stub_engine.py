@@ -27,7 +27,7 @@ from cloud_server.engine.jobs import (
     TokenMade,
 )
 from cloud_server.engine.spawn import spawn_engine
-from cloud_server.frontend.service import Service
+from cloud_server.frontend.service import Service, announce
 from cloud_server.settings import Settings, load
 from projector.bundle.load import Bundle
 
@@ -103,7 +103,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM."""
 
     async def run() -> None:
-        made = Service(settings, partial(print, flush=True), partial(spawn_engine, module=_MODULE))
+        made = Service(settings, announce, partial(spawn_engine, module=_MODULE))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, made.stop)
         await made.run()
 

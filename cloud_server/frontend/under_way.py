@@ -226,11 +226,13 @@ class UnderWay:
                 self._metrics.left.labels(how).inc()
                 self._admission.withdraw(computation.request)
                 self.answers.end(bytes.fromhex(computation.request.job.session), computation, None)
+                computation.request = None
         self._rest()
 
     def end(self, session: bytes, computation: Computation, answer: pb.Answer | None) -> None:
         """A computation is over; an answer, if there is one, is remembered."""
         self.answers.end(session, computation, answer)
+        computation.request = None  # they refer to each other: the collector would have to find out
         self._rest()
 
     def forget(self, session: bytes, owner: Owner) -> None:
