@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,17 @@ import pytest
 import zmq
 
 from cloud_server.engine import link
-from cloud_server.engine.jobs import Cancel, Dropped, Message, Status, pack, unpack_all
+from cloud_server.engine.jobs import (
+    Accepted,
+    Cancel,
+    Dropped,
+    Job,
+    Message,
+    Status,
+    pack,
+    unpack,
+    unpack_all,
+)
 from cloud_server.engine.link import EngineLink
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
@@ -80,3 +91,43 @@ def test_the_engine_ends_with_a_front_end_that_is_killed(files: Files) -> None:
         server.process.kill()
         server.process.wait()
         until(lambda: not any(map(alive, engines)))
+
+
+def test_what_comes_while_the_front_end_sends_is_taken(short_dir: Path) -> None:
+    """The socket's descriptor tells of news once; sending may use that up."""
+
+    async def work() -> None:
+        address, count = f"ipc://{short_dir}/front.sock", 500
+        connected = asyncio.Event()
+        front = link.FrontLink(address, 600.0, lambda message: connected.set())
+        await front.start()
+        front.expect("one")
+        context = zmq.Context()
+        engine = context.socket(zmq.DEALER)
+        engine.identity = b"one"
+        engine.rcvtimeo = 60000
+        engine.connect(address)
+        engine.send_multipart(pack(Status()))
+
+        def answer() -> None:
+            for _ in range(count):
+                job = unpack(engine.recv_multipart())
+                assert isinstance(job, Job)
+                engine.send_multipart(pack(Accepted(job.id, 0, 0, 0, 0)))
+
+        over: asyncio.Queue[object] = asyncio.Queue()
+        try:
+            await asyncio.wait_for(connected.wait(), 60)
+            answering = asyncio.create_task(asyncio.to_thread(answer))
+            for number in range(count):
+                await front.submit(Job(number, "s", 0, "r", "", 1, 0), over.put_nowait)
+                await asyncio.sleep(0)
+            await asyncio.wait_for(answering, 60)
+            said = [await asyncio.wait_for(over.get(), 60) for _ in range(count)]
+            assert [one.job for one in said if isinstance(one, Accepted)] == list(range(count))
+        finally:
+            await front.stop()
+            engine.close(0)
+            context.term()
+
+    asyncio.run(work())
