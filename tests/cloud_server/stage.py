@@ -100,7 +100,7 @@ def encoder(layout: KVLayout = SOURCE, seed: int = 0) -> Encoder:
     )
 
 
-def random_cloud(target: KVLayout) -> Any:
+def random_cloud(target: KVLayout, seed: int = 3) -> Any:
     """A cloud half with random maps: answers mean nothing, but depend on every latent."""
     import torch
 
@@ -109,7 +109,7 @@ def random_cloud(target: KVLayout) -> Any:
     from projector.serving.backends import CloudFiles
     from projector.serving.export import export
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     made = Factors(r=RANK).make(SOURCE, target).eval()
     torch.nn.init.normal_(made.get_parameter("onward"), std=RANK**-0.5)
     return CloudFiles(weights=made.to_bytes(), graph=export(ServedMap(made)).graph)

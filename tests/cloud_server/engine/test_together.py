@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent, Offer
+from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent, Load, Offer
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.settings import load
+from projector.bundle.load import Bundle
 from projector.codec.encoder import Encoder
 from protos.layout import KVLayout
 from protos.points import PICTURE_POINT
@@ -35,7 +37,7 @@ class Engine:
     def __init__(self, engine: TransformersEngine, said: list[JobEvent], jobs: list[Job]) -> None:
         self.engine, self.said, self.jobs = engine, said, jobs
         self._woken = threading.Event()
-        engine.wake = self._woken.set
+        engine.wake = self.wake = self._woken.set
 
     def drain(self) -> dict[int, tuple[str, int]]:
         while self.engine.busy or self.engine.status().waiting:
@@ -125,3 +127,29 @@ def test_64_at_once_are_answered_as_each_alone(name: str, request: pytest.Fixtur
     together = engine.together()
     assert len(alone) == 64 and together == alone
     assert len({text for text, _ in alone.values()}) > 3
+
+
+def test_64_at_once_on_two_versions_of_a_bundle_are_answered_as_each_alone(
+    tiny: Engine, files: Files, tmp_path: Path
+) -> None:
+    info = Bundle.peek(files.bundle)
+    cloud = stage.random_cloud(info.target, seed=4)
+    path = stage.write_random_bundle(tmp_path / "two", info.target, info.source, cloud, version=2)
+    digest, read = Bundle.peek(path).digest, threading.Event()
+    tiny.engine.wake = read.set
+    tiny.engine.load_bundle(Load(digest, str(path)))
+    assert read.wait(60)
+    tiny.engine.wake = tiny.wake
+    before = tiny.serial()
+    for job in tiny.jobs:
+        tiny.engine.forget(f"alone-{job.session}")
+    tiny.jobs = [
+        dataclasses.replace(job, bundle=digest)
+        if job.id % 2 and job.point != PICTURE_POINT
+        else job
+        for job in tiny.jobs
+    ]
+    alone = tiny.serial()
+    assert len(alone) == 64 and tiny.together() == alone
+    changed = {number for number in alone if alone[number] != before[number]}
+    assert changed and all(number % 2 for number in changed), "each had its own version"
