@@ -119,7 +119,7 @@ class FrontLink:
         self._engine = b""
         jobs, self._jobs = self._jobs, {}
         for sink, _ in jobs.values():
-            sink(EngineUnavailableError(f"{reason}; send the frame again"))
+            sink(EngineUnavailableError(f"{reason}; send it again"))
 
     async def stop(self) -> None:
         """Close the socket."""
@@ -133,12 +133,12 @@ class FrontLink:
 
     def _send(self, message: Message) -> None:
         if not self._engine:
-            raise EngineUnavailableError("the engine is not running; send the frame again")
+            raise EngineUnavailableError("the engine is not running; send it again")
         try:
             self._socket.send_multipart([self._engine, *pack(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             raise EngineUnavailableError(
-                f"the engine cannot be reached ({error.strerror}); send the frame again"
+                f"the engine cannot be reached ({error.strerror}); send it again"
             ) from error
         self._look_again()
 

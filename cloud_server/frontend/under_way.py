@@ -179,7 +179,7 @@ class UnderWay:
     def _require_engine(self) -> None:
         self.require_staying()
         if not self.engine_ready:
-            raise EngineUnavailableError("the engine is starting; send the frame again")
+            raise EngineUnavailableError("the engine is starting; send it again")
 
     # ------------------------------------------------------------------ left and ended
 

@@ -122,6 +122,7 @@ def write_random_bundle(
     cloud: Any,
     version: int = 1,
     certificate: dict[str, Any] | None = None,
+    service_risk: Any = None,
 ) -> Path:
     from projector.bundle.write import write_bundle
 
@@ -136,6 +137,7 @@ def write_random_bundle(
         certificate=certificate or {"made": "at random"},
         default_point=FP8,
         ladder=[UNIFORM, FP8],
+        service_risk=service_risk,
     )
     return path
 

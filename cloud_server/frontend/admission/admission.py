@@ -234,7 +234,7 @@ class Admission:
         if of_session >= self._bounds.share:
             raise self._refused(
                 f"{of_session} requests of this session wait for the engine, at most "
-                f"{self._bounds.share} may: send the frame again when one has ended",
+                f"{self._bounds.share} may: send it again when one has ended",
                 "share",
             )
         for whose, held, device in (
@@ -245,7 +245,7 @@ class Admission:
             if most and held >= most:
                 raise self._refused(
                     f"{held} requests of this {whose} are under way, at most {most} may be: send "
-                    "the frame again when one has ended",
+                    "it again when one has ended",
                     "concurrent",
                 )
 
@@ -284,13 +284,11 @@ class Admission:
                 continue
             loser = self._turns.gives_way(request, places, most)
             if loser is None:
-                raise self._refused(
-                    "no place is left for requests: send the frame again later", "queue"
-                )
+                raise self._refused("no place is left for requests: send it again later", "queue")
             self.withdraw(loser)
             loser.sink(
                 self._refused(
-                    "others with fewer requests came and no place was left: send the frame again "
+                    "others with fewer requests came and no place was left: send it again "
                     "later, and fewer at once",
                     "pushed_out",
                 )

@@ -124,7 +124,7 @@ class Dispatch:
             sink(error)
             return
         if not self.engines_up:
-            raise EngineUnavailableError("no engine is running; send the frame again")
+            raise EngineUnavailableError("no engine is running; send it again")
         given = self._given[job.id] = _Given(job, sink, _work_of(job), alone)
         if alone:
             self._suspects.append(given)
@@ -159,7 +159,7 @@ class Dispatch:
         if not self.engines_up:
             for given in [*self._waiting, *self._suspects]:
                 self._end(given)
-                given.sink(EngineUnavailableError("no engine is running; send the frame again"))
+                given.sink(EngineUnavailableError("no engine is running; send it again"))
         self._run_alone()
 
     def close(self) -> None:

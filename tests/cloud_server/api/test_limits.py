@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any
 
 from tests.cloud_server.api.over_http import Asking, asking, data_url
@@ -86,6 +88,42 @@ def test_a_body_is_bounded_before_it_is_read(paths: dict[str, Any]) -> None:
                 model=it.model, messages=it.looking_at(data_url(), "count 1")
             )
             assert made.choices[0].message.content == "0"
+
+    asyncio.run(work())
+
+
+def test_a_peer_that_does_not_read_its_answer_loses_its_connection(paths: dict[str, Any]) -> None:
+    async def work() -> None:
+        async with asking(paths, max_new_tokens=65_535, keepalive_timeout_s=0.3) as it:
+            body = json.dumps(it.body("count 60000", stream=True)).encode()
+            with socket.socket() as peer:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                peer.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(
+                    peer, ("127.0.0.1", it.server.api_port)
+                )
+                peer.send(
+                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+                    b"content-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n%s" % (len(body), body)
+                )
+
+                def read() -> bytes:
+                    """What the system had taken in, until the connection's end."""
+                    taken = b""
+                    with contextlib.suppress(ConnectionResetError):
+                        while piece := peer.recv(1 << 20):
+                            taken += piece
+                    return taken
+
+                async def over() -> bool:
+                    name = 'http_requests_total{method="POST",status="200"}'
+                    return await it.server.metric(name) == 1
+
+                await it.server.until(over)
+                peer.settimeout(60)
+                assert b"[DONE]" not in await asyncio.to_thread(read)
+            assert await it.text("count 1") == "0"
 
     asyncio.run(work())
 

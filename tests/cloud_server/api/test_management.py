@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
+from cloud_server.identity.tls import SERVER, write_server
+from cloud_server.state import bundles
+from projector.bundle.load import Bundle
+from tests.cloud_server import stage
 from tests.cloud_server.secured import Secured, secured
 
 
@@ -131,6 +136,74 @@ def test_a_tenants_manager_manages_its_tenant_alone_and_others_look_like_none(
                 it.premises.key("acme", "narrow", scopes=("manage",), devices=("gate-3",))
             )
             assert (await narrow("POST", "/v1/admin/keys", {"name": "wide"}))[0] == 403
+
+    asyncio.run(work())
+
+
+def test_an_operator_activates_rolls_back_and_retires_a_bundle(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            root = await caller(it.premises.operator())
+            folder = tmp_path / "v2"
+            digest = stage.describe(folder, 2, canary=stage.canary(*("0",) * 48))
+            info = Bundle.peek(folder)
+            with it.premises.store.write("test") as tx:
+                bundles.add(
+                    tx,
+                    digest=digest,
+                    bundle_id=info.id,
+                    version=2,
+                    source=info.source.fingerprint,
+                    path=str(folder),
+                )
+
+            async def stands(state: str) -> None:
+                while True:
+                    listed = (await root("GET", "/v1/admin/bundles"))[1]["data"]
+                    (row,) = [row for row in listed if row["digest"] == digest]
+                    if state in {one["state"] for one in row["front_ends"]}:
+                        return
+                    await asyncio.sleep(0.05)
+
+            on = f"/v1/admin/bundles/{info.id}@2"
+            assert (await root("POST", f"{on}/activate", {"share": 0}))[0] == 400
+            assert (await root("POST", f"{on}/activate", {"share": 1}))[1]["changed_by"] == (
+                "key:service/root"
+            )
+            await asyncio.wait_for(stands("serving"), 60)
+            assert (await root("POST", f"{on}/retire"))[0] == 409, "it is active"
+            status, row = await root("POST", f"{on}/rollback", {"why": "a test"})
+            assert (status, row["wanted"], row["note"]) == (200, "rolled_back", "a test")
+            await asyncio.wait_for(stands("gone"), 60)
+            assert (await root("POST", f"{on}/retire"))[1]["wanted"] == "retired"
+            status, failed = await root("POST", "/v1/admin/bundles/nothing@1/retire")
+            assert (status, failed["error"]["code"]) == (404, "missing")
+
+    asyncio.run(work())
+
+
+def test_a_new_certificate_is_shown_to_new_connections_and_open_ones_live_on(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            key, tls = it.premises.key(), it.service.access.tls
+
+            def serial(client: httpx.Response) -> str:
+                shown = client.extensions["network_stream"].get_extra_info("ssl_object")
+                return str(shown.getpeercert()["serialNumber"])
+
+            old = await caller(key)
+            before = serial(await old.http.get("/v1/models"))
+            directory = it.premises.directory
+            write_server(directory / SERVER, tls.authority, ["127.0.0.1"], time.time())
+            tls.refresh()
+            still = await old.http.get("/v1/models")
+            assert (still.status_code, serial(still)) == (200, before)
+            new = await (await caller(key)).http.get("/v1/models")
+            assert new.status_code == 200 and serial(new) != before
 
     asyncio.run(work())
 

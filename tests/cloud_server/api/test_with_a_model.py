@@ -8,16 +8,29 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
+from projector.codec.risk import RiskModel, feature_count
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
 
 @pytest.fixture(scope="module")
-def over_http(files: Files) -> Iterator[stage.Server]:
-    with stage.running_server(files.model, [files.bundle], "--api-port", "0") as server:
+def over_http(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Server]:
+    from projector.models.vlm import VLM
+
+    rng, count = np.random.default_rng(1), feature_count(stage.RANK)
+    weights = rng.normal(scale=0.3, size=count).astype(np.float32)
+    guarded = stage.write_random_bundle(
+        tmp_path_factory.mktemp("guarded") / "bundle",
+        VLM.load(files.model).layout,
+        stage.SOURCE,
+        files.cloud,
+        service_risk=RiskModel(np.zeros(count, np.float32), weights, -1.0, 0.3),
+    )
+    with stage.running_server(files.model, [guarded], "--api-port", "0") as server:
         yield server
 
 
@@ -98,3 +111,38 @@ def test_a_picture_in_the_request_is_answered_as_the_picture_point_is(
             model=model, messages=about({"type": "image_url", "image_url": {"url": damaged}})
         )
     assert refused.value.code == "picture"
+
+
+def test_the_highest_risk_that_a_caller_accepts_is_kept_by_scenes_and_pictures(
+    over_http: stage.Server, ai: openai.OpenAI, edge: stage.Client
+) -> None:
+    model = ai.models.list().data[0].id
+
+    def newest(question: str, **fields: Any) -> dict[str, Any]:
+        scene = scenes(over_http)[0]
+        part = {"type": "scene", "device": scene["device"], "at": scene["id"]}
+        messages: list[Any] = [
+            {"role": "user", "content": [part, {"type": "text", "text": question}]}
+        ]
+        made = ai.chat.completions.create(
+            model=model, messages=messages, max_tokens=2, extra_body=fields
+        )
+        bridge: Any = made.to_dict()["bridge"]
+        assert bridge["scene"] == scene["id"]
+        return dict(bridge)
+
+    (event,) = edge.infer(edge.frame(seed=21, question=""))
+    assert event.HasField("accepted")
+    risk = newest("is there a fire ?")["risk"]
+    assert 0 < risk < 1
+    assert newest("how many trucks ?")["risk"] != risk, "the question's words count"
+    assert newest("is there a fire ?", max_risk=risk + 1e-6)["risk"] == risk
+    with pytest.raises(openai.UnprocessableEntityError, match="at most") as refused:
+        newest("is there a fire ?", max_risk=risk - 1e-6)
+    assert refused.value.code == "risk"
+
+    picture = edge.picture(stage.picture_file(6), number=22, question="", cause="distortion")
+    assert edge.infer(picture)[-1].HasField("accepted")
+    bridge = newest("is there a fire ?", max_risk=0)
+    assert (bridge["point"], bridge["risk"], bridge["fallback"]) == ("picture", 0.0, "distortion")
+    assert bridge["bundle"] is None
