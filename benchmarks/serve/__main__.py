@@ -32,6 +32,7 @@ def plan(minutes: float) -> list[tuple[str, parts.Part, float]]:
     """The parts in order: name, function, approximate seconds."""
     return [
         ("throughput", parts.on_site(parts.throughput), 75),
+        ("all_cores", parts.on_site(parts.all_cores, *parts.EACH_CORE), 40),
         ("transformers", parts.transformers, 40),
         ("front_end", parts.front_end, 80),
         ("offered", parts.on_site(parts.offered, *parts.IMPATIENT), 130),

@@ -19,8 +19,8 @@ def figures(parts: Mapping[str, Any], faults: Mapping[str, Any] | None) -> list[
         parts: results by part.
         faults: the report of `make test-faults`; None without one.
     """
-    many = _get(parts, "throughput", "many", "answers_per_s")
-    one = _get(parts, "throughput", "one", "answers_per_s")
+    many = _get(parts, "all_cores", "many", "answers_per_s")
+    one = _get(parts, "all_cores", "one", "answers_per_s")
     by_pictures = _get(parts, "transformers", "answers_per_s")
     rows = [
         _row("throughput at 64 concurrent against one at a time", _ratio(many, one), "×", 6.0),

@@ -14,7 +14,20 @@ from reference.report.plot import CLOUD, EDGE, JPEG, OURS, QUIET, WEBP, plot
 def parts_of(report: Mapping[str, Any]) -> list[Part]:
     """The page's parts."""
     measured: Mapping[str, Any] = report["parts"]
-    shown: list[Part] = [figures_table(report["figures"])]
+    shown: list[Part] = [
+        figures_table(report["figures"]),
+        "Throughput at 64 concurrent and answers a second: a service with one engine of one thread "
+        "for each core. All else: a service with one such engine.",
+    ]
+    if "throughput" in measured:
+        stages = measured["throughput"]["stages"]
+        shown += [
+            f"{HEADING}Time to first token at light load",
+            "Medians, from a device's write until its first token, over TLS. Model: the question's "
+            "prefill with the first token. What is in none of the three is outside; the share is "
+            "taken request by request.",
+            _stages(stages),
+        ]
     if "offered" in measured:
         rows = measured["offered"]["rows"]
         shown += [
@@ -63,6 +76,13 @@ def figures_table(figures: list[dict[str, Any]]) -> Table:
         for row in figures
     ]
     return Table("The service's figures", ("figure", "#measured", "#target", ""), rows)
+
+
+def _stages(stages: Mapping[str, float]) -> Table:
+    names = ("first_token", "codec", "projection", "model")
+    cells = [f"{stages[f'{name}_ms']:.2f}" for name in names]
+    heads = [f"#{name.replace('_', ' ')} ms" for name in names]
+    return Table("", [*heads, "#outside"], [(*cells, f"{stages['outside_share']:.0%}")])
 
 
 def _curve(rows: list[dict[str, Any]], first: tuple[str, ...]) -> Table:
