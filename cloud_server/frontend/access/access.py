@@ -121,10 +121,10 @@ class Access:
         if self._calls is None or self._enroller is None:
             return dict(methods)
         reply = pb.Certificates.SerializeToString
-        enrol, renew = (
-            grpc.unary_unary_rpc_method_handler(act, response_serializer=reply)
-            for act in (self._enroller.enrol, self._enroller.renew)
+        enrol = grpc.stream_unary_rpc_method_handler(
+            self._enroller.enrol, response_serializer=reply
         )
+        renew = grpc.unary_unary_rpc_method_handler(self._enroller.renew, response_serializer=reply)
         known = {**methods, "Renew": renew}
         calls = self._calls
         return {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from cloud_server.frontend.access.open_calls import only_message
 from cloud_server.frontend.peers import address_of
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.authority import DAY_S, Authority, Issued
@@ -80,12 +81,12 @@ class Enroller:
         self._changed = asyncio.Event()
         live.changed(self._changed.set)
 
-    async def enrol(self, raw: bytes, context: Any) -> pb.Certificates:
+    async def enrol(self, requests: AsyncIterator[bytes], context: Any) -> pb.Certificates:
         """Issue a device's first certificate; the one-time code proves who it is."""
         peer = address_of(context.peer())
         try:
             self._charge(peer)
-            request = _read(pb.EnrolRequest, raw)
+            request = _read(pb.EnrolRequest, await only_message(requests))
             request_key(request.request_der)  # a bad request must not use up a code
             tenant, device, issued = await self._in_turn(
                 lambda: self._redeem(request.code, request.request_der)

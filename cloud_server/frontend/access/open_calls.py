@@ -21,7 +21,12 @@ import grpc
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Credential, Identities, credential_of
-from protos.errors import BridgeError, OverloadedError, UnauthenticatedError
+from protos.errors import (
+    BridgeError,
+    FrameMalformedError,
+    OverloadedError,
+    UnauthenticatedError,
+)
 from protos.process.logs import Logger
 
 _EVERY_S = 1.0
@@ -44,6 +49,17 @@ class _Call:
     def whose(self) -> tuple[str, str, str]:
         """Whose bound it counts for."""
         return self.caller.tenant, self.caller.kind, self.caller.name
+
+
+async def only_message(requests: AsyncIterator[Any]) -> Any:
+    """Read the one message of a call that brings one.
+
+    Raises:
+        FrameMalformedError: the call brought none.
+    """
+    async for request in requests:
+        return request
+    raise FrameMalformedError("the call brought no message, expected one")
 
 
 class OpenCalls:
@@ -100,29 +116,38 @@ class OpenCalls:
             name: the call's name, for the log.
             may: raises an error if the caller may not use this call.
         """
-        kind = ("stream" if handler.request_streaming else "unary") + (
-            "_stream" if handler.response_streaming else "_unary"
-        )
-        inner = getattr(handler, kind)
+        unary = not handler.request_streaming
+        kind = "stream" if handler.response_streaming else "unary"
+        inner = getattr(handler, f"{'unary' if unary else 'stream'}_{kind}")
 
-        async def one(request: Any, context: Any) -> Any:
+        async def one(requests: AsyncIterator[Any], context: Any) -> Any:
             caller = await self._enter(context, name, may)
             with self._held(context, caller):
+                request = await self._only(requests, context, name) if unary else requests
                 return await inner(request, context)
 
-        async def many(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def many(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
             caller = await self._enter(context, name, may)
             with self._held(context, caller):
+                request = await self._only(requests, context, name) if unary else requests
                 async for event in inner(request, context):
                     yield event
 
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        # gRPC reads a unary request before its handler runs: megabytes of any stranger. The two
+        # kinds are the same on the wire, so the handler takes a stream and reads one message.
+        make = getattr(grpc, f"stream_{kind}_rpc_method_handler")
         made: grpc.RpcMethodHandler = make(
             many if inspect.isasyncgenfunction(inner) else one,
             handler.request_deserializer,
             handler.response_serializer,
         )
         return made
+
+    async def _only(self, requests: AsyncIterator[Any], context: Any, name: str) -> Any:
+        try:
+            return await only_message(requests)
+        except BridgeError as error:
+            await self._refusals.abort(context, error, name)
 
     @contextmanager
     def held(self, key: str, caller: Caller) -> Iterator[None]:

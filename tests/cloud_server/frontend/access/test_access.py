@@ -20,11 +20,19 @@ from cloud_server.identity.identify import credential_of
 from cloud_server.settings import load
 from cloud_server.state import keys
 from cloud_server.state.tables import KeyRow
-from protos.errors import ConfigError, StateError, UnauthenticatedError
+from protos.calls import SERVICE
+from protos.errors import (
+    BridgeError,
+    ConfigError,
+    FrameMalformedError,
+    OverloadedError,
+    StateError,
+    UnauthenticatedError,
+)
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.front_end import running
 from tests.cloud_server.identity.pki import enrolled, foreign_server
-from tests.cloud_server.secured import Secured, secured
+from tests.cloud_server.secured import Secured, secured, typed
 from tests.fakes.loop import on_loop
 
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
@@ -96,6 +104,44 @@ async def test_a_stranger_gets_the_same_answer_from_every_call_whatever_is_wrong
         assert len(set(endings.values())) == 1, endings
         assert endings["Ask", "nothing"][0] is grpc.StatusCode.UNAUTHENTICATED
         assert "701" in endings["Ask", "nothing"][2]
+
+
+@on_loop
+async def test_nothing_that_a_stranger_sends_is_read_before_it_is_refused(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else each of its calls could fill the memory with a message of the longest size."""
+    slow = {"enrolments_per_s": 0.001, "enrolment_burst": 1}
+    async with secured(paths, tmp_path / "svc", **slow) as server:
+        channel = server.channel()
+
+        async def refused(name: str, *messages: bytes) -> BridgeError:
+            call = channel.stream_unary(f"/{SERVICE}/{name}")(timeout=60)
+            for message in messages:
+                await call.write(message)
+            if messages:
+                await call.done_writing()
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call
+            return typed(error.value)
+
+        for name in CALLS:
+            assert isinstance(await refused(name), UnauthenticatedError), name
+        assert isinstance(await refused("Enrol", b"no request"), FrameMalformedError)
+        assert isinstance(await refused("Enrol"), OverloadedError)
+
+
+@on_loop
+async def test_a_call_that_brings_no_message_is_malformed(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        device = await server.enrol(server.premises.code())
+        call = server.channel(device).stream_unary(f"/{SERVICE}/Negotiate")(timeout=60)
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert isinstance(typed(error.value), FrameMalformedError)
 
 
 @on_loop
