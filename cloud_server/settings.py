@@ -16,9 +16,10 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from cloud_server.exposure import Exposure
+from cloud_server.served import require_bundle, require_model
 from cloud_server.state.quota import Quota
 from projector.bundle.keys import TrustedKeys
-from protos.errors import BundleMissingError, ConfigError, ModelError
+from protos.errors import ConfigError
 from protos.limits import Limits
 from protos.process import settings as configuration
 from protos.process.settings import Dtype, LogLevel
@@ -460,8 +461,7 @@ class Settings(Exposure):
             BundleMissingError: a bundle's directory holds no bundle.
         """
         self.check_exposure()
-        if not (self.model_path / "config.json").is_file():
-            raise ModelError(f"{self.model_path} holds no config.json: it is not a checkpoint")
+        require_model(self.model_path)
         if not self.bundles and self.directory is None:
             raise ConfigError(
                 f"no bundle: give --bundles, {PREFIX}BUNDLES or 'bundles' in the configuration file"
@@ -469,8 +469,7 @@ class Settings(Exposure):
         if self.trusted_keys is not None:
             TrustedKeys.load(self.trusted_keys)
         for bundle in self.bundles:
-            if not (bundle / "bundle.json").is_file():
-                raise BundleMissingError(f"{bundle} holds no bundle.json: it is not a bundle")
+            require_bundle(bundle)
 
 
 def load(

@@ -48,6 +48,7 @@ from protos.process.health import HealthServer
 from protos.process.progress import EVERY_S, Waiting, on_terminal
 
 _GIVE_UP_S = 180.0
+_HERE = "127.0.0.1:50051"
 
 
 def run_agent(
@@ -127,7 +128,7 @@ async def _drive(
     dial = choose_dial(chosen)
     if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):
         metrics.plain_text.set(1)
-        log.warning("plain_text", server=chosen.server, cause=_why_plain(chosen))
+        log.warning("plain_text", server=dial.address, cause=_why_plain(chosen))
     uplink = Uplink(
         model.layout,
         dial,
@@ -216,15 +217,16 @@ def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
     if chosen.insecure:
         if chosen.ca:
             raise ConfigError("--insecure is plain text, --ca is for TLS: give one of them")
-        return dial_insecure(chosen.server)
+        return dial_insecure(chosen.server or _HERE)
     enrolled = None
     store = _state(chosen)
     if store.directory is not None:
         enrolled = Enrolled.read(IdentityFile.under(store.directory))
+    server = chosen.server or (enrolled.now.server if enrolled is not None else "") or _HERE
     if enrolled is None and not chosen.ca:
-        return dial_insecure(chosen.server)
+        return dial_insecure(server)
     roots = foreign_roots(chosen.ca) if chosen.ca else b""
-    return dial_secure(chosen.server, enrolled, roots, chosen.server_name)
+    return dial_secure(server, enrolled, roots, chosen.server_name)
 
 
 def identity_file(chosen: Settings) -> IdentityFile:

@@ -42,6 +42,15 @@ _OF_A_RUN = (
 )
 """Settings of `run` alone."""
 _OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
+_EXAMPLES = {
+    "run": "edge-agent run --model models/edge-a --source /var/pictures "
+    "--questions 'is there a fire ?'",
+    "ask": "edge-agent ask --model models/edge-a yard.png 'is there smoke ?'",
+    "feedback": "edge-agent feedback --model models/edge-a yard.png 'is there smoke ?'",
+    "inspect": "edge-agent inspect models/edge-a",
+    "enrol": "edge-agent enrol --server cloud.example:50052 --code NB1-…",
+    "identity": "edge-agent identity --json",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +163,11 @@ def _enrol(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check_settings(chosen)
+    if not chosen.server:
+        raise ConfigError(
+            "no service: give --server HOST:PORT, with the port where it enrols devices (50052 "
+            "unless the operator chose another)"
+        )
     typed = sys.stdin.readline() if args.code == "-" else args.code
     identity = asyncio.run(
         enrol(
@@ -167,6 +181,8 @@ def _enrol(args: argparse.Namespace) -> int:
         )
     )
     print(f"enrolled as {identity.tenant}/{identity.device}; {show.until(identity)}")
+    if identity.server:
+        print(f"frames go to {identity.server}; --server names another address")
     return 0
 
 
@@ -310,8 +326,10 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
-        description=f"{text[0].upper()}{text[1:]}. Flags beat the environment, which beats the "
+        description=f"{text[0].upper()}{text[1:]}.\nFlags beat the environment, which beats the "
         "configuration file, which beats the defaults.",
+        epilog=f"example:\n  {_EXAMPLES[name]}\n\n" + console.ends("edge-agent"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     configuration.add_config_flags(parser, Settings, top=False)
     parser.set_defaults(command=function)

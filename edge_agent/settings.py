@@ -40,8 +40,9 @@ class Settings(configuration.TypedSettings):
         "mask and the cores allow",
     )
     server: str = Field(
-        "127.0.0.1:50051",
-        description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms",
+        "",
+        description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms; "
+        "default: what the service said when this device enrolled, else 127.0.0.1:50051",
     )
     ca: str = Field(
         "",
@@ -290,7 +291,7 @@ class Settings(configuration.TypedSettings):
     @field_validator("server")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        return configuration.checked(addresses.target, value)
+        return configuration.checked(addresses.target, value) if value else value
 
 
 def load(

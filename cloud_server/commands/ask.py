@@ -9,38 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protos.errors import (
-    ConfigError,
-    EngineUnavailableError,
-    ForbiddenError,
-    MissingError,
-    OfflineError,
-    OverloadedError,
-    QuestionError,
-    RiskError,
-    UnauthenticatedError,
-    UnknownSceneError,
-)
+from protos.errors import ConfigError
+from protos.process import console
 from protos.process.console import printable
 
 _URL, _KEY = "NEURAL_BRIDGE_URL", "NEURAL_BRIDGE_KEY"
 _DEFAULT_URL = "https://localhost:8443"
 _LONGEST_KEY = 4096
-_ENDS = (
-    ConfigError,
-    UnknownSceneError,
-    QuestionError,
-    RiskError,
-    OverloadedError,
-    EngineUnavailableError,
-    OfflineError,
-    UnauthenticatedError,
-    ForbiddenError,
-    MissingError,
-)
-_EXIT_CODES = "exit codes: 0 answered; otherwise the error's, such as:\n" + "\n".join(
-    f"  {error.exit_code:<3} {error.name}: {error.summary}" for error in _ENDS
-)
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -50,7 +25,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help="ask a question about what a device saw",
         description="Ask a question about a scene that the service holds, over its HTTP port. The "
         "answer goes to standard output; its scene, point, risk and warnings to standard error.",
-        epilog='example:\n  cloud-server ask gate-3 "is there a fire ?"\n\n' + _EXIT_CODES,
+        epilog='example:\n  cloud-server ask gate-3 "is there a fire ?"\n\n'
+        + console.ends("cloud-server", "it was answered"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("device", metavar="DEVICE", help="the device's name")
@@ -156,7 +132,7 @@ def _roots(given: argparse.Namespace) -> Path | None:
 
 
 def _rests_on(bridge: dict[str, Any]) -> str:
-    """An answer's scene, point, risk and warnings in a line."""
+    """An answer's scene, point, risk and warnings, a line each."""
     risk = "unknown" if bridge["risk"] is None else f"{bridge['risk']:.1%}"
     told = [
         f"{bridge['device']}, seen {bridge['age_s']:.1f} s ago",
@@ -168,7 +144,8 @@ def _rests_on(bridge: dict[str, Any]) -> str:
     if bridge["fallback"]:
         told.append(f"the device sent a picture: {bridge['fallback']}")
     told += [f"warning: {name}" for name in bridge["warnings"]]
-    return printable(f"[{' · '.join(told)}; scene {bridge['scene']}]")
+    told.append(f"scene {bridge['scene']}")
+    return "\n".join(f"  {printable(one)}" for one in told)
 
 
 def _shown(piece: str) -> str:

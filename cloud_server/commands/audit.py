@@ -16,6 +16,7 @@ from protos.errors import ConfigError
 if TYPE_CHECKING:
     from cloud_server.state.audit import AuditEntry
 
+_DIGEST = re.compile(r"^([0-9a-f]{12})[0-9a-f]{52}$")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIMES = ("expires_s", "not_after_s", "made_s")
 _MOST = 100_000
@@ -71,7 +72,15 @@ def _run(given: argparse.Namespace) -> int:
     table(
         ("id", "when (UTC)", "who", "what", "tenant", "which", "details"),
         [
-            (one.id, moment(one.at_s), one.actor, one.action, one.tenant, one.subject, _text(one))
+            (
+                one.id,
+                moment(one.at_s),
+                one.actor,
+                one.action,
+                one.tenant,
+                _DIGEST.sub(r"\1…", one.subject),
+                _text(one),
+            )
             for one in found
         ],
         "nothing was changed" if given.since is None else "nothing was changed since then",

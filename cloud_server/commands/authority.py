@@ -105,10 +105,17 @@ def _server_certificate(given: argparse.Namespace) -> int:
     from cloud_server.identity.tls import SERVER, server_names
 
     path = settings_of(given).directory_path / SERVER
-    names = given.name or server_names(path)
+    before = server_names(path)
+    names = given.name or before
+    gone = ", ".join(name for name in before if name not in names)
     _serve_with(given, _authority(given), names)
     _note(given, "authority.server_certificate", names=", ".join(names))
-    told(given.json, {"names": names}, f"made a server certificate for {', '.join(names)}")
+    told(
+        given.json,
+        {"names": names},
+        f"made a server certificate for {', '.join(names)}"
+        + (f"\nno longer in it, repeat --name to keep one: {gone}" if gone else ""),
+    )
     return 0
 
 

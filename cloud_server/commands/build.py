@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "plan. A plan works only with the bundle, GPU, driver and TensorRT that it was "
         "compiled for; after a change it is compiled again.",
         epilog="example:\n  cloud-server build --directory DIR bundles/edge-a-cloud\n\n"
-        "exit codes: 0 done; otherwise the error's:\n" + console.exit_codes(),
+        + console.ends("cloud-server"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

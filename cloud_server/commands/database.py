@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_server.commands.output import told
-from protos.errors import (
-    BackupError,
-    CertificateError,
-    ConfigError,
-    ConflictError,
-    MissingError,
-    StateError,
-)
+from protos.errors import ConfigError
+from protos.process import console
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -28,10 +22,7 @@ if TYPE_CHECKING:
     from cloud_server.state.store import Store, Transaction
 
 _FLAGS = ("directory", "database")
-_ENDS = (ConfigError, CertificateError, MissingError, ConflictError, StateError, BackupError)
-_EXIT_CODES = "exit codes: 0 done; otherwise the error's:\n" + "\n".join(
-    f"  {error.exit_code:<3} {error.name}: {error.summary}" for error in _ENDS
-)
+_EXIT_CODES = console.ends("cloud-server")
 
 
 def add_group(commands: Any, name: str, text: str) -> Any:
@@ -40,7 +31,7 @@ def add_group(commands: Any, name: str, text: str) -> Any:
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=_EXIT_CODES,
+        epilog=f"'cloud-server {name} COMMAND --help' has examples.\n\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser.add_subparsers(

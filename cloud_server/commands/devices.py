@@ -162,12 +162,18 @@ def _certificates(held: Sequence[Certificate]) -> None:
 
     def state(one: Certificate) -> str:
         if one.revoked_s is not None:
-            return f"revoked {moment(one.revoked_s)}"
+            return "revoked"
         return "valid" if one.not_after_s > now_s else "ended"
 
+    def until(one: Certificate) -> float:
+        return one.not_after_s if one.revoked_s is None else min(one.revoked_s, one.not_after_s)
+
+    def minute(at_s: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at_s))
+
     table(
-        ("certificate", "given", "ends", "state"),
-        [(one.serial, moment(one.issued_s), moment(one.not_after_s), state(one)) for one in held],
+        ("certificate", "given", "until", "state"),
+        [(one.serial, minute(one.issued_s), minute(until(one)), state(one)) for one in held],
         "no certificate yet",
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from cloud_server.doctor.finding import Finding
     from cloud_server.settings import Settings
 
+_SUBJECT = 22
+_FOUND_AT = 6 + 2 + _SUBJECT + 2
 _COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
 
 
@@ -27,10 +31,11 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="check whether the service will run on this machine with these settings",
-        description="Check processors, memory, GPUs, libraries, ports, certificates, database, "
-        "disks, limits, clock, model and bundles; say what to do where something is wrong. Takes "
-        "the flags of serve.",
-        epilog="exit codes: 0 nothing is red, "
+        description="Check processors, memory, GPUs, libraries, ports, certificates, database,\n"
+        "disks, limits, clock, model and bundles; say what to do where something is wrong.\n"
+        "Takes the flags of serve.",
+        epilog="example:\n  cloud-server doctor --directory /srv/bridge\n\n"
+        "exit codes: 0 nothing is red, "
         f"{ConfigError.exit_code} something is red: the service will not run, or not safely",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -104,6 +109,20 @@ def _show(finding: Finding) -> None:
     level = finding.level.upper().ljust(6)
     if sys.stdout.isatty():
         level = f"{_COLOURS[finding.level]}{level}\x1b[0m"
-    say(f"{level}  {finding.subject.ljust(22)}  {printable(finding.found)}")
-    if finding.advice:
-        say(f"{'':6}  {'':22}  → {printable(finding.advice)}")
+    first, *rest = _wrapped(finding.found)
+    say(f"{level}  {finding.subject.ljust(_SUBJECT)}  {first}")
+    rest += _wrapped(f"→ {finding.advice}", "  ") if finding.advice else []
+    for line in rest:
+        say(f"{'':{_FOUND_AT}}{line}")
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    """Text in lines that fit beside the first two columns; no word is cut."""
+    width = max(30, shutil.get_terminal_size().columns - _FOUND_AT)
+    return textwrap.wrap(
+        printable(text),
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]

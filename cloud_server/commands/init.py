@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 
 _SETTINGS = """\
 # Settings of 'cloud-server serve --directory {folder}'; 'cloud-server serve --help' lists all.
-directory = {quoted}
 host = "0.0.0.0"        # every address of this machine
 port = 50051            # gRPC, for devices with a certificate
 open_port = 50052       # gRPC, for enrolment, applications and operators
 api_host = "0.0.0.0"
 api_port = 8443         # HTTPS, for applications and operators
-# model = "/path/of/the/large/model"
-# bundles = ["/path/of/a/bundle"]
+{model}
+{bundles}
 # tls_certificate = "/etc/letsencrypt/live/bridge.example/fullchain.pem"
 # tls_key = "/etc/letsencrypt/live/bridge.example/privkey.pem"
 """
+
+_NOT_GIVEN = {
+    "model": '# model = "/path/of/the/large/model"',
+    "bundles": '# bundles = ["/path/of/a/bundle"]',
+}
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,9 +42,11 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "init",
         help="make a service's directory: authority, server certificate, database, settings file",
-        description="Make the directory of a service with identities: its own authority, a server "
+        description="Make the directory of a service with identities: its own authority, a server\n"
         "certificate, a database and a settings file. Prints what to do with the root's key.",
-        epilog="exit codes:\n" + console.exit_codes(),
+        epilog="example:\n  cloud-server init /srv/bridge --name bridge.example \\\n"
+        "    --model models/cloud --bundles bundles/edge-a-cloud\n\n"
+        + console.ends("cloud-server"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="new or empty directory")
@@ -56,7 +62,18 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--database",
         default="",
         metavar="URL",
-        help="postgresql://user@host/name, if several front ends share it (default: SQLite in DIR",
+        help="postgresql://user@host/name, if several front ends share it (default: SQLite in DIR)",
+    )
+    parser.add_argument(
+        "--model", type=Path, metavar="PATH", help="the large model, for the settings file"
+    )
+    parser.add_argument(
+        "--bundles",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a bundle, repeatable, for the settings file",
     )
     parser.set_defaults(command=run)
 
@@ -67,6 +84,8 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         ConflictError: it is not empty.
         ConfigError: it cannot be written, or a name is not a host's.
+        ModelError: `--model` is no checkpoint.
+        BundleMissingError: `--bundles` is no bundle.
     """
     from cloud_server.identity.authority import ROOT_KEY
     from cloud_server.identity.certificates import end_of
@@ -76,12 +95,13 @@ def run(given: argparse.Namespace) -> int:
 
     folder = expanded(given.directory).absolute()
     names = [*map(host, given.name), *_own_names()]
+    served = _served(given)
     with writing(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConflictError(f"{folder} is not empty: init never writes into what is there")
     try:
-        authority = _fill(folder, names, given.database)
+        authority = _fill(folder, names, given.database, served)
     except BaseException:
         for made in folder.iterdir():  # half a directory is useless and would stop the next try
             shutil.rmtree(made) if made.is_dir() else made.unlink()
@@ -100,12 +120,39 @@ def run(given: argparse.Namespace) -> int:
         f"  export NEURAL_BRIDGE_CLOUD_DIRECTORY={shlex.quote(str(folder))}\n"
         "  cloud-server tenants add TENANT\n"
         "  cloud-server devices add NAME\n"
-        "  cloud-server serve --model MODEL --bundles BUNDLE\n"
+        f"  cloud-server serve{_still_to_give(given)}\n"
     )
     return 0
 
 
-def _fill(folder: Path, names: list[str], database: str) -> Authority:
+def _served(given: argparse.Namespace) -> dict[str, str]:
+    """Lines of the settings file that name the model and the bundles, by their names."""
+    from cloud_server.served import require_bundle, require_model
+    from protos.process.files import expanded
+
+    lines = dict(_NOT_GIVEN)
+    if given.model is not None:
+        model = expanded(given.model).absolute()
+        require_model(model)
+        lines["model"] = f"model = {_quoted(model)}"
+    if given.bundles:
+        bundles = [expanded(path).absolute() for path in given.bundles]
+        for bundle in bundles:
+            require_bundle(bundle)
+        lines["bundles"] = f"bundles = [{', '.join(map(_quoted, bundles))}]"
+    return lines
+
+
+def _still_to_give(given: argparse.Namespace) -> str:
+    bundles = "" if given.bundles else " --bundles BUNDLE"
+    return ("" if given.model else " --model MODEL") + bundles
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _fill(folder: Path, names: list[str], database: str, served: dict[str, str]) -> Authority:
     """Make everything in an empty folder; returns its authority."""
     from cloud_server.identity.authority import Authority
     from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
@@ -119,9 +166,9 @@ def _fill(folder: Path, names: list[str], database: str) -> Authority:
         (folder / AUTHORITY).mkdir(mode=0o700)
     authority = Authority.create(folder / AUTHORITY, now_s)
     write_server(folder / SERVER, authority, names, now_s)
-    text = _SETTINGS.format(folder=folder, quoted=json.dumps(str(folder), ensure_ascii=False))
+    text = _SETTINGS.format(folder=folder, **served)
     if database:
-        text += f"database = {json.dumps(database, ensure_ascii=False)}\n"
+        text += f"database = {_quoted(database)}\n"
     with writing(folder / SETTINGS_FILE):
         write_file(folder / SETTINGS_FILE, text.encode(), 0o600)
     return authority

@@ -27,8 +27,10 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         'JSON line, {"event": "ready", "port": …, "metrics_port": …}, once it can answer.',
         epilog="Every flag is also a key of the TOML file (max_in_flight = 16) and an environment "
         f"variable ({PREFIX}MAX_IN_FLIGHT=16). Flags beat the environment, which beats the "
-        "file.\n\nexit codes: 0 stopped by a signal, after draining; otherwise the error's:\n"
-        + console.exit_codes(),
+        "file.\n\nexamples:\n"
+        "  cloud-server serve --model models/cloud --bundles bundles/edge-a-cloud\n"
+        "  cloud-server serve --directory /srv/bridge\n\n"
+        + console.ends("cloud-server", "a signal stopped it, after draining"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     configuration.add_config_flags(parser, Settings, top=False)

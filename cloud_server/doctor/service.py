@@ -37,7 +37,8 @@ def ports(settings: Settings) -> Iterator[Finding]:
                 subject,
                 RED,
                 f"{host}:{port}: {problem}",
-                f"end what listens there (ss -ltnp), or choose another {flag}",
+                "nothing, if it is this service that runs; else end what listens there "
+                f"(ss -ltnp), or choose another {flag}",
             )
         else:
             yield Finding(subject, GREEN, f"{host}:{port} is free")
@@ -182,7 +183,8 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
         return
     keys = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys else None
     target = None
-    if not quick:
+    loaded = not quick and settings.model is not None  # without one, `model` has said so
+    if loaded:
         from cloud_server.engine.load import load_model
 
         target = load_model(settings.model_copy(update={"bundles": tuple(paths)})).layout
@@ -198,7 +200,7 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
         names = {point.index: point.name for point in info.points}
         verdict = verdict_of(bundle.certificate, names[info.default_point])
         found = f"{info.id}@{info.version} ({info.digest[:12]}…)" + (
-            "" if quick else f", fits the model, runs with {settings.backend}"
+            f", fits the model, runs with {settings.backend}" if loaded else ""
         )
         doubts = []
         if not verdict.good:

@@ -114,7 +114,7 @@ async def renew(
             f"the service sent a certificate for {reply.tenant}/{reply.device}, this device is "
             f"{present.tenant}/{present.device}: the old one is kept"
         )
-    return _identity(reply, key, present.service, present.roots_pem)
+    return _identity(reply, key, present.service, present.roots_pem, present.server)
 
 
 def _not_enrolled(file: IdentityFile) -> None:
@@ -150,8 +150,17 @@ def _identity(
     key: ec.EllipticCurvePrivateKey,
     service: str,
     trusted_pem: str,
+    server: str = "",
 ) -> tuple[Identity, list[str]]:
-    """Check the service's reply, and make an identity of it and the key."""
+    """Check the service's reply, and make an identity of it and the key.
+
+    Args:
+        reply: the reply.
+        key: the key that was sent to be certified.
+        service: the address where the device enrolled.
+        trusted_pem: the roots that the device trusts.
+        server: the address for frames if the reply names no port.
+    """
     from cryptography.hazmat.primitives import serialization
 
     if not trusted_pem:
@@ -171,12 +180,20 @@ def _identity(
         roots_pem=roots_pem,
         issued_s=reply.now_s,
         not_after_s=reply.not_after_s,
+        server=_for_frames(service, reply.device_port) or server,
     )
     try:
         made.check()
     except ValueError as error:
         raise CertificateError(f"the service sent what this device cannot use: {error}") from error
     return made, refused
+
+
+def _for_frames(service: str, port: int) -> str:
+    """The address for frames, on the host that enrolled the device; empty if it is not known."""
+    if not 0 < port < 65536 or service.startswith("unix"):
+        return ""
+    return str(addresses.Address(addresses.first(service).host, port))
 
 
 def _read(pem: bytes) -> list[x509.Certificate]:

@@ -24,8 +24,9 @@ class Identity:
         chain_pem: its certificate, then the intermediate ones.
         roots_pem: roots of the service's authority that this device trusts.
         issued_s: when the certificate was issued, by the service's clock, seconds since 1970. The
-        certificate itself is valid from 1970 on, for devices without a clock.
+            certificate itself is valid from 1970 on, for devices without a clock.
         not_after_s: when it expires, by the service's clock, seconds since 1970.
+        server: the address for frames, unless the settings name another; empty: not told.
     """
 
     tenant: str
@@ -36,6 +37,7 @@ class Identity:
     roots_pem: str
     issued_s: int
     not_after_s: int
+    server: str = ""
 
     @classmethod
     def from_json(cls, text: str, named: object) -> Identity:

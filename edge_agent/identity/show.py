@@ -25,7 +25,8 @@ def figures(identity: Identity, path: Path, now_s: float | None = None) -> dict[
     return {
         "tenant": identity.tenant,
         "device": identity.device,
-        "service": identity.service,
+        "enrolled_at": identity.service,
+        "frames_go_to": identity.server or None,
         "serial": identity.serial,
         "made": date(identity.issued_s),
         "renewed_from": date(identity.renew_at_s),

@@ -54,7 +54,7 @@ def add_command(
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        epilog=epilog(examples),
+        epilog=epilog(examples, console.ends("projector")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     configuration.add_config_flags(parser, Settings, top=False)
@@ -103,13 +103,10 @@ def add_group(commands: Any, name: str, text: str, inner: Sequence[str], *exampl
     return parser.add_subparsers(title="commands", metavar=" | ".join(inner))
 
 
-def epilog(examples: Sequence[str]) -> str:
-    """The end of a help page: examples and exit codes."""
+def epilog(examples: Sequence[str], ends: str) -> str:
+    """The end of a help page: examples, then what it says of exit codes."""
     lines = "\n".join(f"  {example}" for example in examples)
-    return (
-        f"examples:\n{lines}\n\nexit codes: 0 if all went well, else that of the first error;\n"
-        f"{console.INTERRUPTED} if interrupted:\n{console.exit_codes()}"
-    )
+    return f"examples:\n{lines}\n\n{ends}"
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

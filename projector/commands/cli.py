@@ -92,7 +92,9 @@ def _parser() -> configuration.Parser:
                 "projector verify bundles/edge-a-cloud --source models/edge-a "
                 "--target models/cloud",
                 "projector catalogue bundles --json",
-            )
+            ),
+            "exit codes: 0 if all went well, else that of the first error;\n"
+            f"{console.INTERRUPTED} if interrupted:\n{console.exit_codes()}",
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -122,6 +122,16 @@ def exit_codes() -> str:
     return "\n".join(f"  {e.exit_code:<3} {e.name}: {e.summary}" for e in ERRORS.values())
 
 
+def ends(program: str, good: str = "all went well") -> str:
+    """The end of a command's `--help`: what exit code 0 means, and where the others are listed.
+
+    Args:
+        program: whose `--help` lists them.
+        good: what exit code 0 means.
+    """
+    return f"exit codes: 0 if {good}, else the error's (see {program} --help)"
+
+
 def quiet_libraries() -> None:
     """Keep libraries' bars and notes off standard error; call it before they are imported."""
     for name, value in (

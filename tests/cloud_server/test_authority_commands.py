@@ -13,7 +13,14 @@ from cryptography import x509
 from cloud_server.cli import main
 from cloud_server.identity import certificates
 from cloud_server.identity.authority import Authority
-from protos.errors import CertificateError, ConfigError, ConflictError
+from cloud_server.settings import load
+from protos.errors import (
+    BundleMissingError,
+    CertificateError,
+    ConfigError,
+    ConflictError,
+    ModelError,
+)
 
 PRIVATE = ("state.db", "server.pem", "settings.toml", "authority/intermediate.pem")
 
@@ -62,6 +69,27 @@ def test_init_never_writes_into_what_is_there(
     assert not (tmp_path / "x").exists()
 
 
+def test_init_can_name_model_and_bundles_so_that_serve_needs_the_directory_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ('mo"del', "a", "b"):
+        (tmp_path / path).mkdir()
+    flags = ("--model", 'mo"del', "--bundles", "a", "--bundles", "b")
+    assert main(["init", "svc", *flags]) == ModelError.exit_code
+    (tmp_path / 'mo"del/config.json').touch()
+    assert main(["init", "svc", *flags]) == BundleMissingError.exit_code
+    assert not (tmp_path / "svc").exists()
+    for path in ("a", "b"):
+        (tmp_path / path / "bundle.json").touch()
+    assert main(["init", "svc", *flags]) == 0
+    assert capsys.readouterr().out.endswith("  cloud-server serve\n")
+    monkeypatch.chdir("/")
+    settings = load({"directory": str(tmp_path / "svc")}, None, {})
+    assert settings.model == tmp_path / 'mo"del'
+    assert settings.bundles == (tmp_path / "a", tmp_path / "b")
+
+
 @pytest.mark.parametrize("url", ["mysql://x", "postgresql://nobody@127.0.0.1:1/x"])
 def test_init_leaves_nothing_half_made(tmp_path: Path, url: str) -> None:
     folder = tmp_path / "svc"
@@ -102,11 +130,15 @@ def test_the_whole_life_of_a_root(
         assert f"authority.{action}" in lines
 
 
-def test_the_server_gets_the_names_that_are_asked_for(directory: Path) -> None:
+def test_the_server_gets_the_names_that_are_asked_for(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ran(directory, "server-certificate") == 0
     assert "bridge.example" in names(directory)
     assert ran(directory, "server-certificate", "--name", "other.example") == 0
     assert names(directory) == {"other.example"}
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("no longer in it") and "localhost" in said and "other" not in said
 
 
 def test_check_config_reads_the_certificates(

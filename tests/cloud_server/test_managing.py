@@ -265,7 +265,10 @@ def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> N
         assert ended.value.code == 0
         out = capsys.readouterr().out
         assert f"cloud-server {' '.join(words)}" in out and "--json" in out
-        assert "76  state" in out and "--directory" in out
+        assert "see cloud-server --help" in out and "--directory" in out
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "76  state" in capsys.readouterr().out
 
 
 def test_a_password_in_the_databases_url_is_never_shown(command: Command) -> None:

@@ -145,6 +145,7 @@ class SecureBridge(FakeBridge):
             device=device,
             now_s=int(now),
             not_after_s=int(issued.not_after_s),
+            device_port=int(self.address.rpartition(":")[2]),
         )
 
     async def _let_in(self, context: Any) -> None:

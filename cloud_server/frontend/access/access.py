@@ -47,6 +47,7 @@ class Access:
         live: the directory of callers; None without a directory.
         identities: identifies callers; `Nobody` on a service without identities.
         tls: None for plain text.
+        device_port: where devices send frames; 0 until it is bound.
 
     Raises:
         CertificateError: a certificate or key of the directory cannot be used.
@@ -63,6 +64,7 @@ class Access:
         self.store: Store | None = None
         self.live: LiveDirectory | None = None
         self.tls: ServerTls | None = None
+        self.device_port = 0
         self.identities: Identities | Nobody = Nobody()
         self._calls: OpenCalls | None = None
         self._enroller: Enroller | None = None
@@ -93,6 +95,7 @@ class Access:
             live,
             identities,
             lambda: tls.authority,
+            lambda: self.device_port,
             metrics,
             self._refusals,
             log,

@@ -51,6 +51,7 @@ class Enroller:
         live: the directory.
         identities: identifies devices that renew.
         authority: returns the current authority.
+        device_port: returns the port for devices, which replies name.
         metrics: the service's metrics.
         refusals: counts refusals.
         log: a bound logger.
@@ -64,6 +65,7 @@ class Enroller:
         live: LiveDirectory,
         identities: Identities,
         authority: Callable[[], Authority],
+        device_port: Callable[[], int],
         metrics: Metrics,
         refusals: Refusals,
         log: Logger,
@@ -77,6 +79,7 @@ class Enroller:
         self._store, self._live, self._identities = store, live, identities
         self._authority, self._metrics, self._refusals = authority, metrics, refusals
         self._log, self._clock = log, clock
+        self._device_port = device_port
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._changed = asyncio.Event()
         live.changed(self._changed.set)
@@ -177,6 +180,7 @@ class Enroller:
             device=device,
             now_s=int(self._clock()),
             not_after_s=int(issued.not_after_s),
+            device_port=self._device_port(),
         )
 
     async def _until_known(self, serial: str) -> None:

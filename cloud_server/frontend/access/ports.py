@@ -104,6 +104,7 @@ class GrpcPort:
                     "one"
                 ) from error
             self.ports[name] = int(bound)
+        self._access.device_port = self.ports["port"]
         await server.start()
 
 

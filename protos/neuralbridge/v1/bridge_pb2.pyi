@@ -301,17 +301,19 @@ class RenewRequest(_message.Message):
     def __init__(self, request_der: _Optional[bytes] = ..., agent_version: _Optional[str] = ...) -> None: ...
 
 class Certificates(_message.Message):
-    __slots__ = ("chain_pem", "roots_pem", "tenant", "device", "now_s", "not_after_s")
+    __slots__ = ("chain_pem", "roots_pem", "tenant", "device", "now_s", "not_after_s", "device_port")
     CHAIN_PEM_FIELD_NUMBER: _ClassVar[int]
     ROOTS_PEM_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NOW_S_FIELD_NUMBER: _ClassVar[int]
     NOT_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_PORT_FIELD_NUMBER: _ClassVar[int]
     chain_pem: bytes
     roots_pem: bytes
     tenant: str
     device: str
     now_s: int
     not_after_s: int
-    def __init__(self, chain_pem: _Optional[bytes] = ..., roots_pem: _Optional[bytes] = ..., tenant: _Optional[str] = ..., device: _Optional[str] = ..., now_s: _Optional[int] = ..., not_after_s: _Optional[int] = ...) -> None: ...
+    device_port: int
+    def __init__(self, chain_pem: _Optional[bytes] = ..., roots_pem: _Optional[bytes] = ..., tenant: _Optional[str] = ..., device: _Optional[str] = ..., now_s: _Optional[int] = ..., not_after_s: _Optional[int] = ..., device_port: _Optional[int] = ...) -> None: ...

@@ -108,6 +108,29 @@ def test_a_device_enrols_shows_who_it_is_and_asks(
     assert secure.serials == [found.serial]
 
 
+def test_an_enrolled_device_sends_frames_where_the_service_takes_them(
+    secure: SecureBridge,
+    settings: IdentityFile,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asking = ["ask", str(tmp_path / "a.png"), "x", "--model", str(tmp_path)]
+    assert cli.main(["enrol", "--code", secure.code()]) == ConfigError.exit_code
+    assert "--server" in capsys.readouterr().err
+    assert enrol(secure) == 0
+    assert f"frames go to {secure.address};" in capsys.readouterr().out
+    assert cli.main(asking) == 0
+    assert capsys.readouterr().out == "about x\n"
+    found = settings.load()
+    assert found is not None
+    settings.path.write_text(found.to_json().replace('"server"', '"nowhere"'))
+    assert cli.main(asking) == CertificateError.exit_code
+    older = json.loads(found.to_json())
+    del older["server"]
+    settings.path.write_text(json.dumps(older))  # of a version that did not know it
+    assert ask(secure, tmp_path) == 0
+
+
 def test_a_code_can_come_from_standard_input_where_no_list_of_processes_shows_it(
     secure: SecureBridge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
