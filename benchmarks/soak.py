@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ def soak(
     server += ["--latent-memory-bytes", str(latent_bytes)]
     result = Soak(scene_bytes + latent_bytes)
     with cloud_server(out / "soak-server.log", *server) as service:
-        address, metrics = astuple(ready(service))
+        told = ready(service)
+        address, metrics = told.address, told.metrics
         agent = [
             *("--source", "yard://test?sequence=3&count=8000000", "--delta"),
             *("--question", "is there a fire ?", "--question", "how many cars are there ?"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
@@ -30,7 +32,7 @@ def compress(
     Raises:
         NoFeedbackError: the bundle is not loaded, or has no feedback.
     """
-    job = work.job
+    started, job = time.perf_counter(), work.job
     if bundle is None or bundle.feedback is None:
         raise NoFeedbackError(f"bundle {job.bundle[:12]}… is not loaded, or has no way back")
     encoder, tokens = bundle.feedback.encoder, scene.tokens
@@ -46,6 +48,7 @@ def compress(
     return Compressed(
         job=job.id,
         queue_s=work.queue_s,
+        compress_s=time.perf_counter() - started,
         quantize=encoded.distortion.quantize,
         latent_residual=encoded.distortion.latent_residual,
         unfamiliarity=encoded.distortion.unfamiliarity,

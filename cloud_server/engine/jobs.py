@@ -298,12 +298,14 @@ class Compressed:
     """Last event of a job for feedback: the state that the engine holds of the scene.
 
     Attributes:
+        compress_s: time to un-rotate and encode it.
         quantize: in the cloud's latents, like the next two; defined in `protos.distortion`.
         body: what the quantizer wrote for all tokens.
     """
 
     job: int
     queue_s: float
+    compress_s: float
     quantize: float
     latent_residual: float
     unfamiliarity: float

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from projector.bundle.load import Bundle
 from projector.package.contents import Package, PackageInfo
-from projector.package.form import BUNDLE, FEEDBACK
+from projector.package.form import BUNDLE, MORE
 from projector.package.tensors import Floats
 from protos.errors import BundleLayoutError, BundleVersionError, ConfigError, NonFiniteError
 from protos.layout import KVLayout
@@ -48,7 +48,7 @@ def fitting_bundle(package: Package, path: Path | None, target: KVLayout | str) 
     else:
         with tempfile.TemporaryDirectory() as folder:
             with writing(f"the package's bundle to {folder}"):
-                for name in (*BUNDLE, *FEEDBACK):
+                for name in (*BUNDLE, *MORE):
                     if name in package.members:
                         (Path(folder) / Path(name).name).write_bytes(package.members[name])
             bundle = Bundle.load(folder, source, target)

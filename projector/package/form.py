@@ -10,13 +10,14 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import compress, product
 from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES
+from projector.bundle.files import CANARY, DESCRIPTION, FEEDBACK_FILES, FILES, SERVICE_RISK
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX
 from protos.strict_json import read_json
@@ -36,11 +37,19 @@ MAX_NUMBERS = 1 << 29
 ARRAYS = (KEYS, VALUES)
 BUNDLE = tuple(f"w_matrix/{name}" for name in (DESCRIPTION, *FILES))
 """Members of every embedded bundle."""
-FEEDBACK = tuple(f"w_matrix/{name}" for name in FEEDBACK_FILES)
-"""More members, if its map goes both ways."""
+_OPTIONAL = tuple(
+    tuple(f"w_matrix/{name}" for name in group)
+    for group in (FEEDBACK_FILES, (SERVICE_RISK,), (CANARY,))
+)
+MORE = tuple(name for group in _OPTIONAL for name in group)
+"""Members that an embedded bundle may have besides."""
 BEFORE = (METADATA, KEYS, VALUES, MASK, CONFIG)
 """Members before the bundle's."""
-ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), BUNDLE, (*BUNDLE, *FEEDBACK))}
+_EMBEDDED = (
+    (*BUNDLE, *(name for group in compress(_OPTIONAL, there) for name in group))
+    for there in product((False, True), repeat=len(_OPTIONAL))
+)
+ORDERS = {(*BEFORE, *bundle, PROVENANCE) for bundle in ((), *_EMBEDDED)}
 MAX_JSON_BYTES = {METADATA: 1 << 16, CONFIG: 1 << 16, PROVENANCE: 1 << 16, BUNDLE[0]: 1 << 20}
 CODEC_FORMS: dict[str, tuple[str, npt.DTypeLike, float]] = {
     "fp8_e4m3": ("F8_E4M3", np.uint8, FP8_MAX),

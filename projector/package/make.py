@@ -20,10 +20,10 @@ from projector.package.form import (
     BEFORE,
     BUNDLE,
     CONFIG,
-    FEEDBACK,
     KEYS,
     MASK,
     METADATA,
+    MORE,
     VALUES,
     Blob,
     canonical,
@@ -194,7 +194,7 @@ def derive(
                 f"of {old.source.model_id} (layout {old.source.fingerprint[:12]})"
             )
         kinds.add("retarget")
-        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE, *FEEDBACK)}
+        members = {n: blob for n, blob in members.items() if n not in (CONFIG, *BUNDLE, *MORE)}
         members |= _w_matrix(bundle, embed)
         new = dataclasses.replace(
             new, target=_target(bundle), transformation_quality=None, certification=None
@@ -251,7 +251,7 @@ def _assembled(
     royalty_percent: float,
 ) -> Package:
     blobs = {**members, METADATA: canonical(metadata.to_plain())}
-    names = [name for name in (*BEFORE, *BUNDLE, *FEEDBACK) if name in blobs]
+    names = [name for name in (*BEFORE, *BUNDLE, *MORE) if name in blobs]
     ordered = {name: blobs[name] for name in names}
     table = {n: (len(b), hashlib.sha256(b).hexdigest()) for n, b in ordered.items()}
     provenance = Provenance(creator, parent, tuple(derivation), royalty_percent, table)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cloud_server import stage
 from tests.cloud_server.api.over_http import Asking, asking
 from tests.examples.conftest import FOLDER, REQUIRE
 
@@ -18,7 +19,7 @@ from tests.examples.conftest import FOLDER, REQUIRE
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "bundle.json").write_text("{}")
+    stage.describe(tmp_path)
     return {"model": tmp_path, "bundles": [tmp_path]}
 
 
