@@ -24,7 +24,7 @@ def test_help_names_every_setting_every_exit_code_and_the_version_is_known(
     text = capsys.readouterr().out
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert "bundle_layout" in text and "NEURAL_BRIDGE_CLOUD_" in text
+    assert "see cloud-server --help" in text and "NEURAL_BRIDGE_CLOUD_" in text
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
