@@ -28,7 +28,7 @@ from edge_agent.plan import Plan
 from edge_agent.prefill import EdgeModel, load, use_threads
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
-from edge_agent.sources import Source
+from edge_agent.sources import Source, endless
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
     InsecureDial,
@@ -168,7 +168,7 @@ async def _drive(
         Guard(chosen.guard, chosen.guard_limit),
         chosen.priority_number,
     )
-    with Progress(len(source), bar, log) as advance:
+    with Progress(None if endless(source) else len(source), bar, log) as advance:
         agent = Agent(
             source,
             model,
@@ -277,11 +277,14 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
 
 
 class Progress:
-    """A bar on standard error, one step a capture; without a bar, a log line now and then."""
+    """A bar on standard error, one step a capture; without a bar, a log line now and then.
+
+    A source that does not end has no total (None), and no log lines.
+    """
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         wanted: bool,
         log: logs.Logger,
         clock: Callable[[], float] = time.monotonic,
@@ -300,7 +303,9 @@ class Progress:
         self._bar.update(1)
         self._done += 1
         spent = self._clock() - self._begun
-        if not self._wanted and spent >= self._next_s and self._done < self._total:
+        if self._total is None or self._wanted:
+            return
+        if spent >= self._next_s and self._done < self._total:
             self._next_s = spent + EVERY_S
             left_s = spent / self._done * (self._total - self._done)
             self._log.info("progress", captures=self._done, of=self._total, left_s=round(left_s))

@@ -87,6 +87,12 @@ class FrameMaker:
             return self._see()
 
     @property
+    def priority(self) -> int:
+        """Priority of this capture's requests, as its number on the wire."""
+        own = self.capture.priority
+        return self.plan.priority if own is None else own
+
+    @property
     def sight(self) -> Sight | None:
         """What `see` returned; None before it was called."""
         return self._sight

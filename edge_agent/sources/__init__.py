@@ -34,6 +34,8 @@ class Capture:
         questions: the source's own questions about it; may be empty.
         error: set exactly when there is neither picture nor text.
         text: for a model that reads texts.
+        priority: of its requests, one of `protos.calls.PRIORITIES` by its number; None: the
+            agent's setting.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Capture:
     questions: tuple[str, ...] = ()
     error: BridgeError | None = None
     text: str | None = None
+    priority: int | None = None
 
     @cached_property
     def content(self) -> str:
@@ -60,7 +63,10 @@ class Capture:
 
 @runtime_checkable
 class Source(Protocol):
-    """Yields captures in a fixed order; a capture that fails is yielded with its error."""
+    """Yields captures in a fixed order; a capture that fails is yielded with its error.
+
+    A source that does not end says so by an attribute `endless`, True; its length is 0.
+    """
 
     def __iter__(self) -> Iterator[Capture]:
         """Yield the captures, decoding each only when its turn comes."""
@@ -70,6 +76,11 @@ class Source(Protocol):
 
 
 Factory = Callable[[str], Source]
+
+
+def endless(source: Source) -> bool:
+    """Whether a source goes on for ever, as a camera does."""
+    return bool(getattr(source, "endless", False))
 
 
 def scheme_of(uri: str) -> str:

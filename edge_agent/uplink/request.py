@@ -121,7 +121,7 @@ class Request:
             min(self.maker.plan.max_new_tokens, session.limits.max_new_tokens)
             if self.question
             else 0,
-            self.maker.plan.priority,
+            self.maker.priority,
         )
         self.request_id = self.request_id or derived_id(session.constants, number)
         self.maker.count(frame)
