@@ -6,15 +6,15 @@ defaults (`protos/process/settings.py`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
+from cloud_server.bundle_settings import BundleSettings
 from cloud_server.exposure import Exposure
 from cloud_server.served import require_bundle, require_model
 from cloud_server.state.quota import Quota
@@ -29,17 +29,12 @@ SETTINGS_FILE = "settings.toml"
 """The settings file in the directory that `cloud-server init` makes."""
 
 
-class Settings(Exposure):
+class Settings(BundleSettings, Exposure):
     """The service's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     model: Path | None = Field(None, description="directory of the large model's checkpoint")
-    bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (),
-        description="bundle directory, repeatable: one per edge model, served side by side "
-        "(environment: a JSON list, or directories separated by ':')",
-    )
     engine: str = Field("transformers", description="what runs the large model: transformers")
     engines: int = Field(
         1,
@@ -70,11 +65,6 @@ class Settings(Exposure):
     )
     backend: str = Field(
         "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
-    )
-    trusted_keys: Path | None = Field(
-        None,
-        description="TOML file of trusted keys; with it, only bundles that one of them signed are "
-        "served",
     )
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"
@@ -326,50 +316,6 @@ class Settings(Exposure):
     engine_start_s: float = Field(
         600.0, gt=0.0, le=7200.0, description="longest time an engine may take to load, seconds"
     )
-    canary_s: float = Field(
-        30.0,
-        ge=0.0,
-        le=3600.0,
-        description="after this time without an answer the engine is asked a question of our own, "
-        "seconds; without an answer to that the service is not ready; 0 asks none",
-    )
-    canary_timeout_s: float = Field(
-        60.0,
-        gt=0.0,
-        le=3600.0,
-        description="longest wait for an answer to our own question, seconds",
-    )
-    canary_agreement: float = Field(
-        0.8,
-        ge=0.0,
-        lt=1.0,
-        description="share of a new bundle's canary set that must be answered as recorded (lower "
-        "end of the 95 % interval)",
-    )
-    bundle_move_s: float = Field(
-        60.0,
-        ge=0.0,
-        le=86400.0,
-        description="time over which sessions are moved to another version of their bundle, "
-        "seconds",
-    )
-    bundle_scenes_s: float = Field(
-        3600.0,
-        ge=0.0,
-        le=1e7,
-        description="longest time that held scenes keep a version loaded which no device gets, "
-        "seconds",
-    )
-    bundle_margin: float = Field(
-        0.05,
-        ge=0.0,
-        lt=1.0,
-        description="margin by which a new version may be worse than the one before, in the share "
-        "of frames refused, sent as pictures or answered unlike the picture, or in the risk",
-    )
-    canary_question: str = Field(
-        "What is this?", min_length=1, max_length=200, description="our own question"
-    )
     restart_backoff_s: float = Field(
         0.2, gt=0.0, le=60.0, description="upper end of the first pause before a restart, seconds"
     )
@@ -382,15 +328,6 @@ class Settings(Exposure):
     log_level: LogLevel = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"
     )
-
-    @field_validator("bundles", mode="before")
-    @classmethod
-    def _split_bundles(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("["):
-            return json.loads(value)
-        return [part for part in value.split(os.pathsep) if part]
 
     @property
     def other_connections(self) -> int:

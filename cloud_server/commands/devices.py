@@ -33,6 +33,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         ("list", "list the devices of every tenant, or of one", _list),
         ("show", "show a device and its certificates", _show),
         ("disable", "disable a device at once and revoke its certificates", _disable),
+        ("revoke", "revoke a device's certificates; it can enrol again with a new code", _revoke),
         ("enable", "allow a disabled device to enrol again, with a new code", _enable),
         ("remove", "remove a device for good and revoke its certificates", _remove),
     ):
@@ -43,6 +44,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument("name", metavar="NAME", help="the device's name")
         if name == "add":
             parser.add_argument("--no-code", action="store_true", help="print no one-time code")
+        if name == "revoke":
+            parser.add_argument(
+                "--serial",
+                metavar="DIGITS",
+                help="only the certificate whose serial number begins so (devices show NAME)",
+            )
 
 
 def _add(given: argparse.Namespace) -> int:
@@ -195,6 +202,22 @@ def _disable(given: argparse.Namespace) -> int:
     from cloud_server.state import devices
 
     return changed(given, "device", devices.disable, "; its certificates are revoked")
+
+
+def _revoke(given: argparse.Namespace) -> int:
+    from cloud_server.state import devices
+
+    with writing(given) as tx:
+        tenant = tenant_of(given, tx.session)
+        revoked = devices.revoke(tx, tenant, given.name, given.serial)
+    said = f"device '{given.name}' of tenant '{tenant}' has no valid certificate"
+    if revoked:
+        said = (
+            f"revoked {len(revoked)} of the certificates of device '{given.name}' of tenant "
+            f"'{tenant}': {', '.join(one.serial for one in revoked)}"
+        )
+    told(given.json, [vars(one) for one in revoked], said)
+    return 0
 
 
 def _enable(given: argparse.Namespace) -> int:

@@ -154,8 +154,8 @@ class LoadedBundles:
             BridgeError: it cannot be served.
             BundleCorruptError: the folder now holds another bundle.
         """
-        keys = self._settings.trusted_keys
-        trusted = TrustedKeys.load(keys) if keys is not None else None
+        keys = asked.trusted_keys
+        trusted = TrustedKeys.load(Path(keys)) if keys else None
         folder = Path(asked.path)
         target = self._target
         assert target is not None, "`open` comes first"

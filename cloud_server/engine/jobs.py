@@ -119,10 +119,12 @@ class Load:
     Attributes:
         digest: the digest that it must have.
         path: its folder.
+        trusted_keys: file of the keys whose signatures are trusted; empty trusts every bundle.
     """
 
     digest: str
     path: str
+    trusted_keys: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,9 @@ class ServerTls:
         clock: Callable[[], float],
         log: Logger,
     ) -> None:
-        self._own = directory / SERVER
+        self._directory, self._own = directory, directory / SERVER
         self._clock, self._log = clock, log
+        self._given = certificate, key
         self._read = functools.partial(read_shown, directory, certificate, key)
         self._files = _files(directory, certificate, key)
         self._failed = ""
@@ -119,6 +120,20 @@ class ServerTls:
         self._stamp, self._failed, self.shown = seen, "", shown
         self._log.info("certificates taken over", serial=made.serial_of(shown.chain[0]))
         return True
+
+    def follow(self, certificate: Path | None, key: Path | None) -> None:
+        """Take the server's certificate from other files; until they are valid, the old one stays.
+
+        Args:
+            certificate: see `ServerTls`.
+            key: see `ServerTls`.
+        """
+        if (certificate, key) == self._given:
+            return
+        self._given, self._stamp = (certificate, key), ()
+        self._read = functools.partial(read_shown, self._directory, certificate, key)
+        self._files = _files(self._directory, certificate, key)
+        self.refresh()
 
     def renew(self) -> bool:
         """Renew the server's own certificate in its last third; returns whether it did."""

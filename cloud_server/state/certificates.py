@@ -99,8 +99,8 @@ def newest(session: Session) -> dict[str, Certificate]:
     return found
 
 
-def revoke(tx: Transaction, tenant: str, serial: str) -> None:
-    """Revoke one certificate of a tenant's device.
+def revoke(tx: Transaction, tenant: str, serial: str) -> Certificate:
+    """Revoke one certificate of a tenant's device; the device stays enabled.
 
     Raises:
         MissingError: there is no such tenant or certificate.
@@ -120,6 +120,7 @@ def revoke(tx: Transaction, tenant: str, serial: str) -> None:
     row, device = found
     _revoke(tx, row, device)
     tx.audit("certificate.revoke", tenant, device, serial=serial)
+    return _certificate(row, tenant, device)
 
 
 def revoke_all(tx: Transaction, device: DeviceRow) -> int:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from cloud_server.identity.caller import SERVICE_TENANT, checked_name
 from cloud_server.state import certificates, tenants
-from cloud_server.state.directory import Device
+from cloud_server.state.directory import Certificate, Device
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, TenantRow
 from protos.errors import ConflictError, MissingError
@@ -106,6 +106,43 @@ def enable(tx: Transaction, tenant: str, name: str) -> Device:
     tx.journal("opened", "device", row.id, name)
     tx.audit("device.enable", tenant, name)
     return _device(row, tenant)
+
+
+def revoke(tx: Transaction, tenant: str, name: str, serial: str | None = None) -> list[Certificate]:
+    """Revoke a device's valid certificates, or one; it stays enabled and can enrol again.
+
+    Args:
+        tx: the transaction.
+        tenant: its tenant, by name.
+        name: the device.
+        serial: serial number of one certificate, or its first digits; None for all.
+
+    Returns:
+        Those revoked; empty if it has no valid one.
+
+    Raises:
+        MissingError: there is no such tenant, device or valid certificate.
+        ConflictError: several certificates begin with these digits.
+    """
+    find(tx.session, tenant, name)
+    found = [
+        one
+        for one in certificates.of(tx.session, tenant, name)
+        if one.revoked_s is None and one.not_after_s > tx.now_s
+    ]
+    if serial is not None:
+        found = [one for one in found if serial and one.serial.startswith(serial.lower())]
+        if not found:
+            raise MissingError(
+                f"device '{name}' has no valid certificate {serial[:80]!r} (cloud-server devices "
+                f"show {name})"
+            )
+        if len(found) > 1:
+            raise ConflictError(
+                f"{len(found)} certificates of device '{name}' begin with {serial[:80]!r}: give "
+                "more digits"
+            )
+    return [certificates.revoke(tx, tenant, one.serial) for one in found]
 
 
 def remove(tx: Transaction, tenant: str, name: str) -> None:

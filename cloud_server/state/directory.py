@@ -308,13 +308,20 @@ class LiveDirectory:
         self._store, self._each_device, self._each_tenant = store, each_device, each_tenant
         self._callbacks: list[Callable[[], None]] = []
         self._log = structlog.get_logger(component="directory")
-        self._failing = ""
+        self._failing, self._stale = "", False
         self._wake, self._stop = threading.Event(), threading.Event()
         self.now = self._load()
 
     def changed(self, callback: Callable[[], None]) -> None:
         """Call a function in the event loop whenever `now` was replaced."""
         self._callbacks.append(callback)
+
+    def change_defaults(self, each_device: Quota, each_tenant: Quota) -> None:
+        """Change the default bounds; the next look at the database uses them."""
+        if (each_device, each_tenant) != (self._each_device, self._each_tenant):
+            self._each_device, self._each_tenant = each_device, each_tenant
+            self._stale = True
+            self.wake()
 
     def wake(self) -> None:
         """Check the database now instead of within a second; any thread may call it."""
@@ -352,7 +359,7 @@ class LiveDirectory:
         """Reload the directory if the token changed."""
         try:
             asked_s = time.monotonic()
-            if self._store.token() == self.now.token:
+            if self._store.token() == self.now.token and not self._stale:
                 self._checked_s = asked_s
             else:
                 self.now = self._load()
@@ -371,6 +378,7 @@ class LiveDirectory:
 
     def _load(self) -> Directory:
         began_s = time.monotonic()
+        self._stale = False
         with self._store.read() as session:
             loaded = Directory.load(session, self._each_device, self._each_tenant)
         self._checked_s = began_s

@@ -48,6 +48,7 @@ from protos.errors import (
     MissingKeyFrameError,
     NonFiniteError,
     QuestionError,
+    SignatureError,
     UnknownSceneError,
 )
 from tests.cloud_server import stage
@@ -105,6 +106,8 @@ class FakeEngine(Engine):
         try:
             if (digest := Bundle.peek(asked.path).digest) != asked.digest:
                 raise BundleCorruptError(f"replaced on disk by {digest}")
+            if asked.trusted_keys:
+                raise SignatureError("no bundle of this engine is signed")
             self.news(self._offer(Path(asked.path)))
         except BridgeError as error:
             self.news(NotLoaded(asked.digest, error.code, error.message))

@@ -88,10 +88,9 @@ class Running:
 
 
 def make(paths: dict[str, Any], announce: Callable[[str], None], **settings: Any) -> Service:
+    again = partial(load, paths | FAST | settings, environ={})
     return Service(
-        load(paths | FAST | settings, environ={}),
-        announce,
-        partial(spawn_engine, module="tests.cloud_server.fake_engine"),
+        again(), announce, partial(spawn_engine, module="tests.cloud_server.fake_engine"), again
     )
 
 

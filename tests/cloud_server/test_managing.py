@@ -207,6 +207,8 @@ def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
         (("tenants", "show", "none"), MissingError),
         (("devices", "add", "gate-3"), ConflictError),
         (("devices", "show", "none"), MissingError),
+        (("devices", "revoke", "none"), MissingError),
+        (("devices", "revoke", "gate-3", "--serial", ""), MissingError),
         (("devices", "show", "gate-3", "--tenant", "none"), MissingError),
         (("keys", "add", "a", "--scope", "fly"), ConfigError),
         (("keys", "add", "a", "--days", "-1"), ConfigError),
@@ -259,7 +261,14 @@ def test_a_tenant_shuts_out_all_of_its_own(command: Command, folder: Path) -> No
 def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = ("add", "list", "show", "disable", "enable", "remove")
     every = [(group, verb) for group in ("tenants", "devices", "keys") for verb in verbs]
-    for words in (*every, ("devices", "code"), ("quotas", "show"), ("quotas", "set"), ("audit",)):
+    for words in (
+        *every,
+        ("devices", "code"),
+        ("devices", "revoke"),
+        ("quotas", "show"),
+        ("quotas", "set"),
+        ("audit",),
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main([*words, "--help"])
         assert ended.value.code == 0
@@ -360,5 +369,31 @@ def test_a_devices_certificates_and_last_renewal_are_shown(command: Command, fol
     assert [one["serial"] for one in shown["certificates"]] == ["cc", "bb", "aa"]
     assert abs(shown["last_renewal_s"] - (now_s - 100)) < 1
     assert in_json(command("devices", "list", "--json"))[0]["state"] == "enrolled"
+    other = ("devices", "revoke", "gate-3", "--serial")
+    assert command(*other, "bb")[0] == MissingError.exit_code, "it is not valid any more"
+    assert "cc" in good(command(*other, "C"))
+    assert in_json(command("devices", "list", "--json"))[0]["state"] == "revoked"
+    assert in_json(command("audit", "--json"))[0]["action"] == "certificate.revoke"
+    assert "no valid certificate" in good(command("devices", "revoke", "gate-3"))
     good(command("devices", "disable", "gate-3"))
     assert "valid" not in good(command("devices", "show", "gate-3"))
+
+
+def test_a_devices_certificates_are_revoked_and_it_stays_enabled(
+    command: Command, folder: Path
+) -> None:
+    good(command("tenants", "add", "acme"))
+    good(command("devices", "add", "gate-3"))
+    store = open_store("", folder)
+    with store.write("test") as tx:
+        for serial in ("ab1", "ab2", "ab3"):
+            certificates.record(tx, "acme", "gate-3", serial, "ab" * 32, time.time() + 9e5)
+    store.close()
+    code, _, err = command("devices", "revoke", "gate-3", "--serial", "ab")
+    assert code == ConflictError.exit_code and "more digits" in err
+    (one,) = in_json(command("devices", "revoke", "gate-3", "--serial", "ab2", "--json"))
+    assert one["serial"] == "ab2" and abs(one["revoked_s"] - time.time()) < 60
+    assert "revoked 2" in good(command("devices", "revoke", "gate-3"))
+    shown = in_json(command("devices", "show", "gate-3", "--json"))
+    assert not shown["disabled"] and all(one["revoked_s"] for one in shown["certificates"])
+    assert "ab3" in (folder / "revocations").read_text(), "a restore does not bring it back"

@@ -63,6 +63,23 @@ class DeviceWithCode(ManagedDevice):
     code_expires_s: float = Field(description="seconds since 1970")
 
 
+class Revocation(Change):
+    """Which certificates of a device to revoke."""
+
+    serial: str | None = Field(
+        None,
+        min_length=1,
+        max_length=40,
+        description="serial number of one certificate, or its first digits; null for all",
+    )
+
+
+class Revoked(BaseModel):
+    """The certificates that were revoked."""
+
+    revoked: list[CertificateEntry]
+
+
 class NewDevice(Change):
     """A device to add."""
 
@@ -111,6 +128,15 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         """Make a new one-time code; earlier codes become invalid."""
         with management.changing(caller_of(request), tenant) as (tx, of):
             return _with_code(tx, devices.show(tx.session, of, name), root_der())
+
+    @made.post("/{name}/revoke")
+    def revoke_certificates(
+        request: Request, name: Named, body: Revocation, tenant: OfTenant = None
+    ) -> Revoked:
+        """Revoke a device's certificates; it stays enabled and can enrol with a new code."""
+        with management.changing(caller_of(request), tenant) as (tx, of):
+            revoked = devices.revoke(tx, of, name, body.serial)
+        return Revoked(revoked=[CertificateEntry.of(one) for one in revoked])
 
     @made.patch("/{name}")
     def change_device(

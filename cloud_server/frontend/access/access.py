@@ -29,6 +29,18 @@ from protos.errors import BridgeError, ForbiddenError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process.logs import Logger
 
+CHANGEABLE = (
+    "device_requests_per_s",
+    "device_bytes_per_s",
+    "device_concurrent",
+    "device_scenes",
+    "tenant_requests_per_s",
+    "tenant_bytes_per_s",
+    "tenant_concurrent",
+    "tls_certificate",
+    "tls_key",
+)
+"""Settings that may change while the service runs."""
 _LOOK_S = 1.0
 _SOON_S = 60 * 86400.0
 _REMIND_S = 86400.0
@@ -177,6 +189,14 @@ class Access:
             self.live.wake()
         if self.tls is not None:
             self.tls.refresh()
+
+    def change(self, settings: Settings) -> None:
+        """Apply settings that were read again: default quotas, and paths of certificates."""
+        self._without = Quota(scenes=settings.device_scenes)
+        if self.live is not None:
+            self.live.change_defaults(settings.device_quota, settings.tenant_quota)
+        if self.tls is not None:
+            self.tls.follow(settings.tls_certificate, settings.tls_key)
 
     async def drain(self) -> None:
         """See `Part`; callers are still identified."""

@@ -40,8 +40,6 @@ from protos.errors import (
 )
 from protos.process.logs import Logger
 
-CHANGEABLE = ("bundles", "canary_agreement", "bundle_move_s", "bundle_scenes_s", "bundle_margin")
-"""Settings that may change while the service runs."""
 _TURN_S = 0.5
 _REPORT_S = 5.0
 _AGAIN_S = 1.0
@@ -151,7 +149,7 @@ class Rollout:
         while lacking := [s for s in self._standings.values() if s.offer and s.digest not in has]:
             standing = lacking[0]
             try:
-                await self._loader.load(engine, Load(standing.digest, standing.version.path))
+                await self._loader.load(engine, self._load(standing.version))
             except BridgeError as error:
                 if not engine.running:
                     return
@@ -278,11 +276,15 @@ class Rollout:
                 self._preparing = asyncio.create_task(self._judge_late(standing))
                 return
 
+    def _load(self, version: Wanted) -> Load:
+        """The order to load a version, with the keys that are trusted now."""
+        return Load(version.digest, version.path, str(self._settings.trusted_keys or ""))
+
     async def _prepare(self, standing: Standing) -> None:
         """Load and judge a version."""
         version = standing.version
         up = [engine for engine in self._engines if engine.ready]
-        asked = Load(version.digest, version.path)
+        asked = self._load(version)
         standing.state = "loading"
         standing.attempts += 1
         try:

@@ -27,12 +27,14 @@ from cloud_server.engine.jobs import (
 )
 from cloud_server.engine.jobs import Loaded as Loaded_
 from cloud_server.settings import load
+from projector.bundle.keys import SigningKey
 from projector.bundle.load import Bundle
 from protos.errors import (
     BundleCorruptError,
     BundleMissingError,
     ConfigError,
     QuestionTooLongError,
+    SignatureError,
     UnknownSceneError,
 )
 from tests.cloud_server import stage
@@ -215,16 +217,20 @@ def test_a_bundle_that_was_swapped_damaged_or_removed_is_not_loaded_and_says_why
     with (damaged / "cloud.onnx").open("r+b") as graph:
         graph.seek(100)
         graph.write(b"\0\0\0\0\0\0\0\0")
+    trusted = tmp_path / "trusted.toml"
+    trusted.write_text(f'[keys]\n"build server" = "{SigningKey.create(tmp_path / "k").public}"\n')
     news = news_of(
         loaded,
         Load("0" * 64, str(files.bundle)),
         Load("1" * 64, str(tmp_path / "nothing")),
         Load(info.digest[::-1], str(damaged)),
+        Load(info.digest, str(files.bundle), str(trusted)),
     )
     assert all(isinstance(one, NotLoaded) for one in news)
     why = {one.digest: (one.code, one.message) for one in news if isinstance(one, NotLoaded)}
     assert why["0" * 64][0] == BundleCorruptError.code and "replaced on disk" in why["0" * 64][1]
     assert why["1" * 64][0] == BundleMissingError.code
     assert why[info.digest[::-1]][0] == BundleCorruptError.code
+    assert why[info.digest][0] == SignatureError.code
     loaded.drain(loaded.frame(74))
     assert isinstance(loaded.of(74)[-1], Answered), "what was loaded before is served on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import ssl
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import update
 
 from cloud_server.identity.identify import credential_of
-from cloud_server.settings import load
+from cloud_server.settings import SETTINGS_FILE, load
 from cloud_server.state import keys
 from cloud_server.state.tables import KeyRow
 from protos.calls import SERVICE
@@ -367,3 +368,55 @@ async def test_certificates_are_replaced_under_load(paths: dict[str, Any], tmp_p
         await stream.done_writing()
         events = [event async for event in stream]
         assert sum(event.HasField("answer") for event in events) == 5
+
+
+@on_loop
+async def test_a_changed_settings_file_changes_quotas_and_certificates_and_names_the_rest(
+    paths: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with secured(paths, tmp_path / "svc", log_level="warning") as server:
+        operator, access = server.premises.operator(), server.service.access
+        device = await server.enrol(server.premises.code())
+        assert access.quota_of("acme", "gate-3").requests_per_s == 200
+        stream = (await server.edge(device)).open()
+        own, certificate, key = server.trusted_pem, tmp_path / "cert.pem", tmp_path / "key.pem"
+        company, file = foreign_server(certificate, key), server.premises.directory / SETTINGS_FILE
+        before = file.read_text()
+        file.write_text(
+            f"{before}device_requests_per_s = 3\ndevice_scenes = 2\ntenant_concurrent = 9\n"
+            f'tls_certificate = "{certificate}"\ntls_key = "{key}"\nbatch_size = 3\n'
+        )
+        server.service.reload()
+        server.trusted_pem = company
+        edge = await server.edge(server.trusting(device))
+        while access.quota_of("acme", None).concurrent != 9:
+            await asyncio.sleep(0.01)
+        quota = access.quota_of("acme", "gate-3")
+        assert (quota.requests_per_s, quota.scenes) == (3, 2)
+        for seed in range(3):
+            assert (await edge.say("", seed=seed)).HasField("accepted")
+        page = (await server.page("/metrics", operator))[1]
+        assert "\nneural_bridge_cloud_held_scenes 2.0" in page, "the new bound"
+        file.write_text(f'{before}tls_key = "{key}"\ndevice_requests_per_s = 4\n')
+        server.service.reload()
+        file.write_text(f'{before}trusted_keys = "{tmp_path / "none.toml"}"\n')
+        server.service.reload()
+        assert access.quota_of("acme", "gate-3") == quota, "a bad file changes nothing"
+        file.write_text(before)
+        server.service.reload()
+        server.trusted_pem = own
+        assert (await (await server.edge(server.trusting(device))).say("count 1")).answer.text
+        await stream.write(edge.frame(seed=9, question="count 1"))
+        assert (await stream.read()).WhichOneof("event"), "a stream from before"
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    first, last = [line for line in told if line["event"] == "settings reloaded"]
+    assert first["changed"] == [
+        "device_requests_per_s",
+        "device_scenes",
+        "tenant_concurrent",
+        "tls_certificate",
+        "tls_key",
+    ]
+    assert first["need_restart"] == ["batch_size"] and last["need_restart"] == []
+    refused = [line["cause"] for line in told if line["event"] == "settings not taken over"]
+    assert "--tls-key needs --tls-certificate" in refused[0] and "none.toml" in refused[1]

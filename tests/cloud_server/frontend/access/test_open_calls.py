@@ -12,7 +12,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from cloud_server.identity.authority import DAY_S
-from cloud_server.state import certificates, devices, keys, tenants
+from cloud_server.state import devices, keys, tenants
 from cloud_server.state.store import Transaction
 from protos.errors import OverloadedError, UnauthenticatedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -24,13 +24,8 @@ LIMIT_S = 10.0
 """Longest time until an open call ends."""
 
 
-def revoke(tx: Transaction) -> None:
-    for certificate in certificates.of(tx.session, "acme", "gate-3"):
-        certificates.revoke(tx, "acme", certificate.serial)
-
-
 SHUT_OUT: dict[str, Callable[[Transaction], object]] = {
-    "certificate revoked": revoke,
+    "certificate revoked": lambda tx: devices.revoke(tx, "acme", "gate-3"),
     "device disabled": lambda tx: devices.disable(tx, "acme", "gate-3"),
     "device removed": lambda tx: devices.remove(tx, "acme", "gate-3"),
     "tenant disabled": lambda tx: tenants.disable(tx, "acme"),
@@ -174,7 +169,7 @@ async def test_revoking_one_device_again_and_again_leaves_nothing_behind(
             edge = await server.edge(await server.enrol(server.premises.code()))
             calls = await open_calls(edge)
             with server.premises.store.write("test") as tx:
-                revoke(tx)
+                devices.revoke(tx, "acme", "gate-3")
             await asyncio.gather(*map(refused, calls))
         await counted(server, 0)
         good = await server.edge(await server.enrol(server.premises.code()))

@@ -15,6 +15,7 @@ import pytest
 
 from cloud_server.state import bundles
 from cloud_server.state.location import open_store
+from projector.bundle.keys import SigningKey
 from projector.bundle.load import Bundle
 from protos.errors import NonFiniteError, UnknownSessionError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -281,3 +282,22 @@ async def test_without_a_directory_a_replaced_bundle_is_noticed_and_taken_up_by_
 
         await server.until(refused)
         assert await versions_of(server) == "2"
+
+
+@on_loop
+async def test_a_changed_setting_of_trusted_keys_decides_about_the_next_version(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(paths, tmp_path) as (server, operator):
+        trusted = tmp_path / "trusted.toml"
+        trusted.write_text(f'[keys]\n"me" = "{SigningKey.create(tmp_path / "key.pem").public}"\n')
+        (operator.home / "settings.toml").write_text(f'trusted_keys = "{trusted}"\n')
+        server.service.reload()
+        digest = operator.add(2, canary=stage.canary(*GOOD))
+        operator.act(bundles.activate, digest)
+        await until(lambda: operator.states().get(digest) == "refused")
+        assert await versions_of(server) == "1", "what serves goes on"
+        (operator.home / "settings.toml").write_text("")
+        server.service.reload()
+        operator.act(bundles.activate, digest)
+        await until(lambda: operator.states().get(digest) == "serving")
