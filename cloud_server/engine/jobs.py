@@ -57,6 +57,7 @@ class Job:
         hold: 0 if the frame's scene is for this question only and replaces no other scene.
         owner: "TENANT/DEVICE"; engines share their memory fairly between owners.
         rank: jobs of a lower rank go first (`Waiting`).
+        step_rows: joins a step only while it has fewer rows than this (`Waiting`); 0 for any step.
     """
 
     id: int
@@ -76,6 +77,7 @@ class Job:
     hold: int = 1
     owner: str = ""
     rank: int = 1
+    step_rows: int = 0
 
     @property
     def has_frame(self) -> bool:

@@ -262,13 +262,9 @@ class TransformersEngine(Engine):
                 free -= 1
             read = self._pictures_read.popleft()
             group.append(Work(read.job, read.taken_ns, read))
-        while self._waiting and len(group) < most:
-            if self._waiting.next.question:
-                if not free:
-                    break
-                free -= 1
-            group.append(Work(self._waiting.take(), time.monotonic_ns()))
-        return group
+        rows = len(self._answering) + len(group)
+        jobs = self._waiting.take(rows, most - len(group), free)
+        return group + [Work(job, time.monotonic_ns()) for job in jobs]
 
     def _join(self, group: list[Work]) -> None:
         """Hold the frames of a group, then prefill its questions."""

@@ -17,7 +17,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -339,7 +339,7 @@ class Admission:
         bounds, engines = self._bounds, max(1, self._link.engines_up)
         if len(self._given) >= bounds.given * engines:
             return None
-        self._turns.batch = bounds.batch * engines
+        self._turns.step, self._turns.batch = bounds.batch, bounds.batch * engines
         self._turns.ahead = max(0, bounds.given - bounds.batch) * engines
         request = self._turns.next(self._may_go)
         if request is None:
@@ -349,6 +349,8 @@ class Admission:
             if request is None:
                 return None
             del self._left[request]
+        if request.step_rows != request.job.step_rows:
+            request.job = replace(request.job, step_rows=request.step_rows)
         request.state = "given"
         self._given[request.job.id] = request
         self._pictures += request.picture

@@ -7,7 +7,9 @@ is next. Alarms go first while their sender is at most a few requests ahead of i
 they wait for their turn. Background requests get one turn in 16 while others wait.
 
 While others were active lately, nobody has more requests in the engine than its share of the batch.
-So the others need not wait for a neighbour's requests, and their steps take no longer.
+And requests of a greedy device, which has much more under way than its neighbours, only fill a step
+up: they join while it has fewer rows than the shares of all who wait. So its neighbours' steps stay
+short.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _ALARMS_AHEAD = 4.0
 _ALARMS_MORE = 2
 """Alarms that the engine gets beyond their sender's share of the batch."""
 _BACKGROUND_TURNS = 16
+_GREEDY = 4.0
+"""Greedy is who has more under way than so many times one more than its neighbours on average."""
 
 
 class Lane(NamedTuple):
@@ -52,12 +56,14 @@ class Item:
         rank: its class.
         bytes: its memory.
         charged: whether its turn was counted already, when it was first sent to the engine.
+        step_rows: it joins a step only while it has fewer rows than this; 0 for any step.
     """
 
     lane: Lane
     rank: int
     bytes: int
     charged: bool = field(default=False, init=False)
+    step_rows: int = field(default=0, init=False)
 
 
 Given = TypeVar("Given", bound=Item)
@@ -133,6 +139,7 @@ class Turns(Generic[Given]):
     Attributes:
         batch: requests that the engines work on together.
         ahead: further requests that they may get in advance.
+        step: requests that one engine works on together.
     """
 
     def __init__(
@@ -141,7 +148,7 @@ class Turns(Generic[Given]):
         window_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._weight_of, self.batch, self.ahead = weight_of, 1, 0
+        self._weight_of, self.batch, self.ahead, self.step = weight_of, 1, 0, 1
         self._window_s, self._clock = window_s, clock
         self._all: _Node[Given] = _Node(None, "")
         self._counts = itertools.count()
@@ -243,9 +250,12 @@ class Turns(Generic[Given]):
         everyone = self._all
         if not everyone.waits or everyone.given >= self.batch + self.ahead:
             return None
-        item = self._pick(everyone, self.batch, self.ahead, may_go)
+        item = self._pick(everyone, self.batch, 0.0, may_go)
+        if item is None:  # everyone who waits has its share of the batch
+            item = self._pick(everyone, self.batch, self.ahead, may_go)
         if item is None:
             return None
+        item.step_rows = self._step_rows(item)
         for node in self._path(item.lane):
             outer = node.outer
             if outer is not None and not item.charged:
@@ -370,6 +380,24 @@ class Turns(Generic[Given]):
         share = node.weight / outer.active
         eager = outer.eager - (node.weight if node.waits else 0.0)
         return batch * share, ahead * share * min(1.0, eager / others)
+
+    def _step_rows(self, item: Given) -> int:
+        """The rows up to which an item may fill a step; 0 for any number.
+
+        Bounded are items of a tenant or device that has much more under way than its neighbours:
+        they fill a step up to the shares of all who wait, together.
+        """
+        if item.rank == ALARM or not self._window_s:
+            return 0
+        share = 1.0
+        for node in list(self._path(item.lane))[1:3]:
+            outer = node.outer
+            if outer is None or node.waits < 2 or outer.active - node.weight <= 1e-9:
+                continue
+            others = (outer.places - node.places) / (outer.active - node.weight)
+            if node.places / node.weight > _GREEDY * (others + 1.0):
+                share *= min(1.0, outer.eager / outer.active)
+        return max(1, int(self.step * share + 1e-9)) if share < 1.0 - 1e-9 else 0
 
     # ------------------------------------------------------------------ nodes
 

@@ -168,3 +168,34 @@ def test_nothing_is_lost_or_given_twice_in_a_long_random_run() -> None:
         assert desk.turns.places == len(waiting) + len(engine)
         assert desk.turns.bytes == 100 * desk.turns.places
         assert engine or not waiting, "who waits is given something as long as there is room"
+
+
+def test_a_greedy_device_fills_a_step_up_to_the_shares_of_those_who_wait() -> None:
+    desk = Desk(batch=32)
+    desk.turns.step = 32
+    for device in range(7):
+        desk.add(lane("t", f"polite{device}"))
+    assert {item.step_rows for item in desk.give()} == {0}
+    desk.add(lane("t", "greedy"), count=40)
+    assert [item.step_rows for item in desk.give()] == [4] * 4
+    desk.add(lane("t", "other"), count=40)
+    assert [item.step_rows for item in desk.give()] == [7] * 3
+    (alarm,) = desk.add(lane("t", "greedy"), ALARM)
+    assert desk.give() == [alarm] and not alarm.step_rows
+
+
+def test_nobody_who_is_alone_or_like_its_neighbours_is_greedy() -> None:
+    desk = Desk(batch=32, ahead=32)
+    desk.turns.step = 32
+    desk.add(lane("t"), count=60)
+    assert {item.step_rows for item in desk.serve()} == {0}
+    for device in range(8):
+        desk.add(lane("t", f"d{device}"), count=20 + device)
+    assert {item.step_rows for item in desk.give()} == {0}
+
+
+def test_requests_in_advance_wait_for_those_that_have_a_share_left() -> None:
+    desk = Desk(batch=4, ahead=8)
+    desk.add(lane("t", "a"), count=8)
+    desk.add(lane("t", "b"), count=8)
+    assert Counter(item.lane.device for item in desk.give()[:4]) == {"a": 2, "b": 2}
