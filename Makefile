@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -30,7 +30,7 @@ $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c .ci/constraints.txt -e '.[edge,cloud,postgresql,align,dev]' -e ./reference
+		-c .ci/constraints.txt -e '.[edge,video,cloud,postgresql,align,dev]' -e ./reference
 	@touch $@
 	@echo "setup: done"
 
@@ -40,7 +40,7 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
-test: $(READY) node postgresql ## Every test (WORKERS=1 for one process)
+test: $(READY) node postgresql gstreamer ## Every test (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -65,6 +65,16 @@ postgresql: ## PostgreSQL's server (without it the tests of the database run wit
 		echo "postgresql: apt-get install postgresql" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; } || \
 		echo "postgresql: no server, so its tests are skipped (Debian: apt-get install postgresql)" >&2
+
+GSTREAMER := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-tools gstreamer1.0-plugins-base \
+	gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+
+gstreamer: ## GStreamer and an RTSP server (without them the tests of RTSP cameras are skipped)
+	@/usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0"); from gi.repository import GstRtspServer' 2>/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "gstreamer: apt-get install $(GSTREAMER)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GSTREAMER); } || \
+		echo "gstreamer: no RTSP server, so its tests are skipped (Debian: apt-get install $(GSTREAMER))" >&2
 
 examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from edge_agent.cameras.triggers import LOCAL, Trigger
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
@@ -23,7 +24,7 @@ from edge_agent.picture import PICTURE
 from edge_agent.plan import AUTO, Plan, choose_point
 from edge_agent.prefill import EdgeModel, Sight
 from edge_agent.record import GUARDED, AnswerRecord, cause_of, record_of, record_of_failure
-from edge_agent.sources import Capture, Source
+from edge_agent.sources import Capture, LiveSource, Source
 from edge_agent.uplink.caller_bar import BARRING
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
@@ -135,6 +136,13 @@ class Agent:
     def stop(self) -> None:
         """Take no further capture; what is in flight still ends."""
         self._stopped.set()
+        if isinstance(self.source, LiveSource):  # it may be waiting for its next capture
+            self.source.close()
+
+    def request_capture(self) -> None:
+        """Have every camera's next picture taken, as the service asks; from any thread."""
+        if isinstance(self.source, LiveSource):
+            self.source.request()
 
     async def run(self) -> Summary:
         """Work through the source.
@@ -165,6 +173,7 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         finally:
+            self.stop()
             await self.uplink.close()
         if self._fatal is not None:
             raise self._fatal
@@ -217,6 +226,14 @@ class Agent:
             stopped.cancel()
             pause.cancel()
 
+    def _worth_sending(self, maker: FrameMaker, rule: Trigger) -> bool:
+        """Whether the small model gives the answer at which a picture is taken."""
+        said, _ = maker.edge_answer(rule.question)
+        if rule.answered_by(said):
+            return True
+        self.metrics.camera_drops.labels(maker.capture.camera, LOCAL).inc()
+        return False
+
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
         """Run the small model, wait for credit, and leave the rest to a task."""
         asked = self.questions or capture.questions if self.hold_every_s is None else ()
@@ -236,6 +253,10 @@ class Agent:
             if maker.degenerate:
                 self.metrics.warnings.labels(DEGENERATE).inc()
                 self.log.warning(DEGENERATE, capture=capture.name, cause=maker.degenerate)
+            if capture.trigger is not None and capture.trigger.question:
+                if not await asyncio.to_thread(self._worth_sending, maker, capture.trigger):
+                    self.on_capture()
+                    return
             if self.plan.point != PICTURE or self.edge_only_too:
                 await asyncio.to_thread(maker.see)
         except (PictureError, ContextError) as error:
@@ -274,7 +295,7 @@ class Agent:
         error = task.exception()
         if error is None:
             return
-        self._stopped.set()
+        self.stop()
         if self._fatal is None:
             self._fatal = (
                 error

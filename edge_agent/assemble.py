@@ -29,6 +29,7 @@ from edge_agent.prefill import EdgeModel, load, use_threads
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import Source, endless
+from edge_agent.sources.turns import Turns
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
     InsecureDial,
@@ -76,8 +77,10 @@ def run_agent(
     logs.adopt_libraries(log)
     if links := service_links(os.environ, settings.PREFIX):
         log.info("service_links_ignored", variables=links)
+    if isinstance(source, Turns):
+        source.attach(metrics, log)
     if skipped := getattr(source, "skipped", None):
-        log.warning("entries of the source passed over", source=chosen.source, **skipped)
+        log.warning("entries of the source passed over", source=list(chosen.source), **skipped)
         for kind, number in skipped.items():
             metrics.entries_skipped.labels(kind).inc(number)
     with ExitStack() as stack:

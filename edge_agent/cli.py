@@ -26,7 +26,9 @@ from edge_agent.plan import AUTO
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source, open_source
+from edge_agent.sources.address import shown
 from edge_agent.sources.folder import Folder, read_text
+from edge_agent.sources.opened import open_sources
 from projector.codec.select import require as require_selector
 from protos.errors import CertificateError, ConfigError, PictureError, SourceError
 from protos.identity import OneTimeCode
@@ -35,6 +37,9 @@ from protos.process import settings as configuration
 
 _OF_A_RUN = (
     "source",
+    "mask",
+    "trigger",
+    "camera_memory_mib",
     "questions",
     "question_mode",
     "hold_every_s",
@@ -77,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check(chosen)
-    source = _bounded(open_source(_source(chosen)), chosen)
+    _require_source(chosen)
+    source = open_sources(chosen, open_source)
     if chosen.give_up_s is None and not chosen.edge_fallback:
         chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
     done = answered(chosen.output) if chosen.resume else Answered()
@@ -219,7 +225,7 @@ def _check(chosen: Settings) -> int:
     """Check what can be checked without loading the model or calling the server."""
     model_path(chosen)
     if chosen.source:
-        open_source(chosen.source)
+        open_sources(chosen, open_source)
     if chosen.selector is not None:
         require_selector(chosen.selector)
     choose_dial(chosen)
@@ -227,17 +233,18 @@ def _check(chosen: Settings) -> int:
 
 
 def _check_settings(chosen: Settings) -> int:
-    print(json.dumps(chosen.model_dump(mode="json"), indent=2))
+    values = chosen.model_dump(mode="json")
+    values["source"] = [shown(address) for address in chosen.source]  # without credentials
+    print(json.dumps(values, indent=2))
     return 0
 
 
-def _source(chosen: Settings) -> str:
+def _require_source(chosen: Settings) -> None:
     if not chosen.source:
         raise SourceError(
             f"no source: give --source, {settings.PREFIX}SOURCE or 'source' in the configuration "
             "file"
         )
-    return chosen.source
 
 
 # ---------------------------------------------------------------------- flags from settings

@@ -37,6 +37,28 @@ class Metrics(MetricSet):
         self.entries_skipped = self.counter(
             "source_entries_skipped_total", "Entries of the source's folder passed over", "kind"
         )
+        self.camera_frames = self.counter(
+            "camera_frames_total", "Pictures that a camera's process handed over", "camera"
+        )
+        self.camera_drops = self.counter(
+            "camera_frames_dropped_total",
+            "Pictures that did not become a capture (newer, no_trigger, rate, no_slot, damaged, "
+            "no_key_frame, local)",
+            "camera",
+            "cause",
+        )
+        self.camera_restarts = self.counter(
+            "camera_restarts_total",
+            "Times that a camera's process was started again, by the state before",
+            "camera",
+            "cause",
+        )
+        self.camera_age = self.gauge(
+            "camera_newest_frame_age_seconds", "Age of a camera's newest picture", "camera"
+        )
+        self.camera_state = self.gauge(
+            "camera_state", "1 for the state that a camera is in", "camera", "state"
+        )
         self.frames_sent = self.counter(
             "frames_sent_total", "Frames written to a stream, resends included", "point"
         )

@@ -34,6 +34,10 @@ class AnswerRecord:
         capture: the capture's name in its source.
         captured_at: seconds since the Unix epoch.
         content: digest of the picture's pixels or of the text; empty if the capture failed.
+        camera: name of the camera or named source; empty without one.
+        camera_frame: number of the picture among the camera's; None for other sources.
+        trigger: why a camera's picture was taken: every, motion, max, request, local; empty if
+            every picture is.
         question: as asked; empty if the capture itself failed.
         answer: the service's answer, or in feedback mode the small model's from the service's
             state; None without an answer.
@@ -89,6 +93,9 @@ class AnswerRecord:
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
     content: str = ""
+    camera: str = ""
+    camera_frame: int | None = None
+    trigger: str = ""
 
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
@@ -135,6 +142,9 @@ def record_of(
         capture=capture.name,
         captured_at=capture.captured_at,
         content=capture.content,
+        camera=capture.camera,
+        camera_frame=capture.number,
+        trigger=capture.trigger.kind if capture.trigger is not None else "",
         question=question,
         answer=answer.text if answer is not None else None,
         edge_answer=edge_answer,
@@ -160,7 +170,9 @@ def record_of(
 
 def record_of_failure(capture: Capture, error: BridgeError) -> AnswerRecord:
     """The one record of a capture that no question could be asked about."""
-    return AnswerRecord("", capture.name, capture.captured_at, "", error=_error(error))
+    return AnswerRecord(
+        "", capture.name, capture.captured_at, "", error=_error(error), camera=capture.camera
+    )
 
 
 def cause_of(error: BridgeError) -> str:

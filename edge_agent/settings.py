@@ -62,8 +62,30 @@ class Settings(configuration.TypedSettings):
         description="this device's name for a service without identities; default: made from the "
         "host's name (an enrolled device uses the name in its certificate)",
     )
-    source: str = Field(
-        "", description="where pictures come from: a path, folder:///path, yard://test?count=50"
+    source: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="where pictures come from, repeatable: a path, folder:///path, csi://0, "
+        "v4l2:///dev/video0, rtsp://host/stream, file:///clip.mp4, yard://test?count=50; "
+        "?name=gate names it (environment: a JSON list, or one address a line)",
+    )
+    mask: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="region that may never be seen, repeatable: CAMERA=POLYGON with the corners as "
+        "shares of width and height ('gate=0,0 0.5,0 0.5,1 0,1'), or CAMERA=FILE.png, in which "
+        "everything but white is hidden",
+    )
+    trigger: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="when a picture of a camera is taken, repeatable: every=10s, "
+        "motion=0.01,min=1s,max=60s (share of the picture that moves), request (the service "
+        "asks), 'local=is there a fire ?=yes,min=1s' (the small model says so); default: as "
+        "often as the model is free",
+    )
+    camera_memory_mib: int = Field(
+        512,
+        ge=64,
+        le=1 << 20,
+        description="most memory of a camera's process; one that takes more is started again",
     )
     questions: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -248,9 +270,9 @@ class Settings(configuration.TypedSettings):
         """The priority's number on the wire."""
         return PRIORITIES.index(self.priority)
 
-    @field_validator("questions", mode="before")
+    @field_validator("questions", "source", "mask", "trigger", mode="before")
     @classmethod
-    def _split_questions(cls, value: object) -> object:
+    def _split_lines(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):

@@ -138,6 +138,14 @@ class UselessMapError(BridgeError):
     exit_code = 17
 
 
+class MaskError(BridgeError):
+    summary = "A mask is missing, unreadable or hides nothing, so its camera is not opened."
+    code = 109
+    name = "mask"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 18
+
+
 # ------------------------------------------------------------------ 2xx: the bytes of a frame
 
 
@@ -556,6 +564,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         SelfCheckError,
         DegenerateError,
         UselessMapError,
+        MaskError,
         FrameTruncatedError,
         FrameCorruptError,
         FrameMalformedError,

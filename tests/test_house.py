@@ -239,7 +239,7 @@ def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
     ("prefixes", "extras", "besides"),
     [
         # What a device's vendor installs (torch) is the only import that the extra leaves out.
-        (("protos", "edge_agent", *BASE), ("edge", "dev"), {"torch"}),
+        (("protos", "edge_agent", *BASE), ("edge", "video", "dev"), {"torch"}),
         (("protos", "cloud_server", *ROOMS), ("cloud", "align", "dev"), {"tensorrt"}),
     ],
     ids=["edge", "cloud"],

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from edge_agent.cameras.triggers import Trigger
+from edge_agent.sources.address import shown
 from protos.errors import BridgeError, SourceError
 
 GROUP = "neural_bridge.sources"
@@ -36,6 +38,10 @@ class Capture:
         text: for a model that reads texts.
         priority: of its requests, one of `protos.calls.PRIORITIES` by its number; None: the
             agent's setting.
+        camera: name of the camera; empty for a source without a name.
+        captured_monotonic_s: `captured_at` on the machine's monotonic clock; None if unknown.
+        number: counts the camera's pictures from 1; None for other sources.
+        trigger: why a camera's picture was taken; None for other sources.
     """
 
     name: str
@@ -45,6 +51,10 @@ class Capture:
     error: BridgeError | None = None
     text: str | None = None
     priority: int | None = None
+    camera: str = ""
+    captured_monotonic_s: float | None = None
+    number: int | None = None
+    trigger: Trigger | None = None
 
     @cached_property
     def content(self) -> str:
@@ -73,6 +83,23 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Tell how many captures one pass over the source yields."""
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """A source whose iterator waits for the next capture, such as a camera.
+
+    Attributes:
+        endless: true, as nobody knows its length.
+    """
+
+    endless: bool
+
+    def close(self) -> None:
+        """End the iteration, from any thread; it may be called twice."""
+
+    def request(self) -> None:
+        """Have the next picture taken, whatever the triggers say."""
 
 
 Factory = Callable[[str], Source]
@@ -110,7 +137,7 @@ def open_source(uri: str) -> Source:
         near = difflib.get_close_matches(scheme, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SourceError(
-            f"source {uri!r}: no source is registered for the scheme {scheme!r} "
+            f"source {shown(uri)!r}: no source is registered for the scheme {scheme!r} "
             f"(known: {', '.join(sorted(known))}){hint}"
         )
     point = known[scheme]
@@ -118,6 +145,7 @@ def open_source(uri: str) -> Source:
         factory: Factory = point.load()
     except (ImportError, AttributeError) as error:
         raise SourceError(
-            f"source {uri!r}: the entry point {point.name} = {point.value} does not load: {error}"
+            f"source {shown(uri)!r}: the entry point {point.name} = {point.value} does not load: "
+            f"{error}"
         ) from error
     return factory(uri)

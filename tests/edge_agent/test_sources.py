@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edge_agent import sources
-from edge_agent.sources import Capture, Source, open_source, scheme_of
+from edge_agent.sources import Capture, LiveSource, Source, open_source, scheme_of
 from edge_agent.sources.folder import Folder
 from protos.errors import SourceError
 
@@ -22,10 +23,31 @@ def save(path: Path, colour: tuple[int, int, int] = (10, 200, 30), **kwargs: Any
 
 MEMBERS = {"folder": "folder:{}", "yard": "yard://test?count=3&questions=2"}
 """An address per scheme; the folder's holds three pictures."""
+LIVE = {
+    "csi": "csi://0",
+    "file": "file://{}",
+    "rtsp": "rtsp://127.0.0.1:1/stream",
+    "rtsps": "rtsps://127.0.0.1:1/stream",
+    "v4l2": "v4l2:///dev/video77",
+}
+"""Addresses of sources whose length nobody knows; the file's is a clip."""
 
 
 def test_every_source_that_is_installed_is_under_contract() -> None:
-    assert set(MEMBERS) == set(sources.schemes())
+    assert {*MEMBERS, *LIVE} == set(sources.schemes())
+
+
+@pytest.mark.parametrize("scheme", LIVE)
+def test_a_live_source_opens_though_its_camera_is_not_there_and_ends_when_it_is_closed(
+    scheme: str, tmp_path: Path
+) -> None:
+    clip = save(tmp_path / "clip.png")
+    source = open_source(LIVE[scheme].format(clip))
+    assert isinstance(source, LiveSource) and sources.endless(source) and len(source) == 0
+    if scheme != "file":
+        threading.Timer(0.3, source.close).start()
+    assert len(list(source)) == (scheme == "file")
+    source.close()
 
 
 @pytest.mark.parametrize("scheme", MEMBERS)

@@ -1,0 +1,94 @@
+"""Reads a camera or a file with FFmpeg, through PyAV."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edge_agent.cameras.ring import Pixels
+from edge_agent.cameras.shot import Shot
+from edge_agent.cameras.states import CameraFailure
+from edge_agent.sources.address import Address
+
+INSTALL = "pip install 'neural-bridge[video]'"
+
+
+class PyavReader:
+    """Decodes the first video stream of an address.
+
+    After damaged data it waits for the next key frame: until then pictures would be smeared.
+
+    Args:
+        address: of a camera or file.
+        open_s: longest wait for the server's answer, seconds.
+        stall_s: longest wait for data, seconds.
+    """
+
+    def __init__(self, address: Address, open_s: float, stall_s: float) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._address, self._timeout = address, (open_s, stall_s)
+
+    def shots(self) -> Iterator[Shot]:
+        """See `Reader.shots`."""
+        try:
+            import av
+        except ImportError as error:
+            cause = f"{self._address.shown} needs PyAV: {INSTALL} ({error})"
+            raise CameraFailure("no_decoder", cause) from error
+        live = self._address.scheme != "file"
+        with av.open(self._address.url, **self._how()) as container:
+            if not container.streams.video:
+                raise CameraFailure("unreadable", f"{self._address.shown} has no video")
+            stream = container.streams.video[0]
+            # Decoding several pictures at once would hold each back until the next ones came.
+            stream.thread_type = "SLICE" if live else "AUTO"
+            broken, waiting = av.error.InvalidDataError, True
+            for packet in container.demux(stream):
+                if waiting and packet.size and not packet.is_keyframe:
+                    self.dropped["no_key_frame"] += 1
+                    continue
+                try:
+                    frames = packet.decode()
+                except (broken, ValueError):
+                    self.dropped["damaged"] += 1
+                    stream.codec_context.flush_buffers()
+                    waiting = True
+                    continue
+                waiting = waiting and not packet.size
+                for frame in frames:
+                    if frame.is_corrupt:
+                        self.dropped["damaged"] += 1
+                        waiting = True
+                    else:
+                        yield _shot(frame)
+
+    def _how(self) -> dict[str, Any]:
+        """The arguments of `av.open`."""
+        address, options = self._address, self._address.options
+        if address.scheme.startswith("rtsp"):
+            transport = {"rtsp_transport": options.get("transport", "tcp")}
+            return {"options": transport, "timeout": self._timeout}
+        if address.scheme == "v4l2":
+            asked = {}
+            if "width" in options and "height" in options:
+                asked["video_size"] = f"{options['width']}x{options['height']}"
+            if "format" in options:
+                asked["input_format"] = options["format"]
+            return {"format": "v4l2", "options": asked, "timeout": self._timeout}
+        return {"timeout": self._timeout}
+
+
+def _shot(frame: Any) -> Shot:
+    """A decoded picture, upright."""
+    turns = round(frame.rotation / 90) % 4 if frame.rotation else 0
+    wide, high = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+
+    def render(width: int, height: int) -> Pixels:
+        lying = (height, width) if turns % 2 else (width, height)
+        samples: Pixels = frame.reformat(*lying, format="rgb24").to_ndarray()
+        return np.rot90(samples, turns) if turns else samples
+
+    return Shot(frame.time, wide, high, render)

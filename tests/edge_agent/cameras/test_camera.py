@@ -1,0 +1,203 @@
+"""One camera's process: what it hands over, and what follows when it hangs, leaks or dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from edge_agent.cameras import camera as camera_module
+from edge_agent.cameras.camera import Camera, open_source
+from edge_agent.cameras.watch import Patience
+from edge_agent.metrics import Metrics
+from edge_agent.sources import Capture
+from edge_agent.sources.address import Address
+from tests.edge_agent.cameras.clips import clip
+
+pytest.importorskip("av", reason="no PyAV: pip install 'neural-bridge[video]'")
+QUICK = Patience(backoff_max_s=0.01)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip(tmp_path_factory.mktemp("clips") / "moving.mp4")
+
+
+def value(camera: Camera, name: str, **labels: str) -> float:
+    whole = f"neural_bridge_edge_camera_{name}"
+    found = camera.metrics.registry.get_sample_value(whole, {"camera": camera.name, **labels})
+    return found or 0.0
+
+
+def children() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and camera_module.PROCESS in child.cmdline()
+    ]
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+class Watched:
+    """A camera whose captures are taken by a thread, as the agent's are."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.camera, self.taken = camera, 0
+        self.last: Capture | None = None
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        for capture in self.camera:
+            self.last, self.taken = capture, self.taken + 1
+
+    def close(self) -> None:
+        self.camera.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[Camera], Watched]]:
+    begun: list[Watched] = []
+
+    def begin(camera: Camera) -> Watched:
+        begun.append(Watched(camera))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.close()
+
+
+def test_a_file_gives_every_picture_once_with_its_number_and_ends(moving: Path) -> None:
+    source = open_source(f"file://{moving}?name=gate")
+    captures = list(source)
+    assert [capture.name for capture in captures] == [f"gate-{n:06d}" for n in range(1, 31)]
+    assert [capture.number for capture in captures] == list(range(1, 31))
+    for shift, capture in enumerate(captures):
+        assert capture.picture is not None and capture.error is None
+        white = np.asarray(capture.picture)[18, :, 0] > 150
+        assert white[shift + 2 : shift + 14].all() and not white[shift + 20 :].any()
+        assert abs(capture.captured_at - time.time()) < 60
+        assert capture.captured_monotonic_s is not None and capture.camera == "gate"
+    assert source.state == "ended" and not children()
+
+
+@pytest.mark.parametrize(("option", "count"), [("fps=5", 15), ("fps=2", 6), ("fps=100", 30)])
+def test_a_file_is_thinned_by_its_own_clock(moving: Path, option: str, count: int) -> None:
+    assert len(list(open_source(f"file://{moving}?{option}"))) == count
+
+
+@pytest.mark.parametrize(
+    ("option", "size"),
+    [("width=32", (32, 24)), ("height=96", (128, 96)), ("width=40&height=20", (40, 20))],
+)
+def test_pictures_have_the_size_that_is_asked_for(
+    moving: Path, option: str, size: tuple[int, int]
+) -> None:
+    captures = list(open_source(f"file://{moving}?fps=1&{option}"))
+    assert {capture.picture.size for capture in captures if capture.picture} == {size}
+
+
+def test_a_file_that_is_no_video_ends_with_one_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(os.urandom(5000))
+    (capture,) = open_source(f"file://{tmp_path}/clip.mp4?name=gate")
+    assert capture.error is not None and capture.error.name == "source"
+    assert "unreadable" in capture.error.message
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callable) -> None:
+    """It is stopped like a decoder that blocks in C: no signal handler of its own would run."""
+    address = Address.parse(f"file://{moving}?realtime=1&loop=1&stall_s=0.6&name=gate")
+    seen = watch(Camera(address, patience=QUICK))
+    wait_for(lambda: seen.taken > 2)
+    (child,) = children()
+    os.kill(child.pid, signal.SIGSTOP)
+    wait_for(lambda: value(seen.camera, "restarts_total", cause="silent") == 1)
+    taken = seen.taken
+    wait_for(lambda: seen.taken > taken + 1)
+    assert not psutil.pid_exists(child.pid) and len(children()) == 1
+
+
+def test_the_same_picture_over_and_over_restarts_a_live_camera(
+    tmp_path: Path, watch: Callable
+) -> None:
+    still = clip(tmp_path / "still.mp4", frames=60, still=True)
+    address = Address.parse(f"file://{still}?realtime=1&loop=1&frozen_s=2&name=gate")
+    seen = watch(Camera(address, patience=QUICK))
+    wait_for(lambda: value(seen.camera, "restarts_total", cause="frozen") >= 1)
+
+
+def test_a_process_that_takes_too_much_memory_is_replaced(moving: Path, watch: Callable) -> None:
+    address = Address.parse(f"file://{moving}?realtime=1&loop=1&name=gate")
+    seen = watch(Camera(address, patience=replace(QUICK, memory_bytes=1 << 20)))
+    wait_for(lambda: value(seen.camera, "restarts_total", cause="memory") >= 1)
+
+
+def test_the_newest_picture_wins_and_the_others_are_counted(moving: Path) -> None:
+    camera = open_source(f"file://{moving}?realtime=1&name=gate&fps=100")
+    camera.metrics = Metrics()
+    captures = iter(camera)
+    first = next(captures)
+    wait_for(lambda: value(camera, "frames_total") >= 20)
+    second = next(captures)
+    assert first.number == 1 and second.number is not None and second.number >= 20
+    left = list(captures)
+    dropped = value(camera, "frames_dropped_total", cause="newer")
+    assert value(camera, "frames_total") == 2 + len(left) + dropped
+
+
+def test_hundreds_of_restarts_leave_nothing_behind(moving: Path, watch: Callable) -> None:
+    address = Address.parse(f"file://{moving}?realtime=1&loop=1&name=gate")
+    before_shm = set(os.listdir("/dev/shm"))
+    seen = watch(Camera(address, patience=QUICK))
+    wait_for(lambda: seen.taken > 1)
+    before = psutil.Process().num_fds()
+    for _ in range(25):
+        (child,) = children()
+        child.kill()
+        child.wait()
+        wait_for(lambda: bool(children()))
+    taken = seen.taken
+    wait_for(lambda: seen.taken > taken)
+    assert psutil.Process().num_fds() <= before + 1
+    assert set(os.listdir("/dev/shm")) <= before_shm
+    assert not [c for c in psutil.Process().children() if c.status() == psutil.STATUS_ZOMBIE]
+    assert value(seen.camera, "restarts_total", cause="crashed") >= 25
+
+
+_AGENT = """
+import sys
+from edge_agent.cameras.camera import open_source
+for capture in open_source(sys.argv[1]):
+    print(capture.name, flush=True)
+"""
+
+
+def test_no_process_outlives_an_agent_that_is_killed(moving: Path) -> None:
+    uri = f"file://{moving}?realtime=1&loop=1&name=gate"
+    with subprocess.Popen(
+        [sys.executable, "-c", _AGENT, uri], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as agent:
+        assert agent.stdout is not None and agent.stdout.readline() == "gate-000001\n"
+        begun = [child.pid for child in psutil.Process(agent.pid).children()]
+        agent.kill()
+    assert len(begun) == 1
+    wait_for(lambda: not psutil.pid_exists(begun[0]))
