@@ -1,8 +1,8 @@
-"""Idempotency: a repeated request with the same `Idempotency-Key` gets the first answer.
+"""Idempotency: a repeated question with the same `Idempotency-Key` gets the first answer.
 
 While the first request is under way, the second waits for its answer. Keys belong to the caller
 that sent them. Memory is bounded: the largest caller of the largest tenant loses its least recently
-used key first.
+used key first. Changes of the management have idempotency keys of their own (`admin/attempt.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from cloud_server.crowd import Crowd
 from cloud_server.identity.caller import Caller
+from cloud_server.state.idempotency import OTHER_REQUEST
 from protos.errors import ConfigError, ConflictError
 
 LONGEST_KEY = 255
@@ -55,14 +56,12 @@ class Idempotency(Generic[Work]):
         """
         if not 0 < len(key) <= LONGEST_KEY:
             raise ConfigError(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
-        name = _name(caller, key)
+        name = name_of(caller, key)
         entry = self._entries.get(name)
         if entry is None:
             return None
         if entry.digest != hashlib.sha256(body).digest():
-            raise ConflictError(
-                "this Idempotency-Key was used before, for another request: use a new one"
-            )
+            raise ConflictError(OTHER_REQUEST)
         self._crowd.touch(name)
         return entry.work
 
@@ -76,7 +75,7 @@ class Idempotency(Generic[Work]):
             work: the work whose answer a repeated request gets.
             cost: about how many bytes the answer may use.
         """
-        name = _name(caller, key)
+        name = name_of(caller, key)
         self._entries[name] = _Entry(hashlib.sha256(body).digest(), work)
         self._crowd.add((caller.tenant, caller.name), name, cost + _ENTRY_BYTES)
         while self._crowd.cost > self._most_bytes and len(self._entries) > 1:
@@ -84,7 +83,7 @@ class Idempotency(Generic[Work]):
 
     def forget(self, caller: Caller, key: str) -> None:
         """Forget a key whose request failed, so that it can be used again."""
-        name = _name(caller, key)
+        name = name_of(caller, key)
         if name in self._entries:
             self._drop(name)
 
@@ -93,6 +92,7 @@ class Idempotency(Generic[Work]):
         self._crowd.remove(name)
 
 
-def _name(caller: Caller, key: str) -> bytes:
+def name_of(caller: Caller, key: str) -> bytes:
+    """A key's name: its caller's, so that another caller's same key is another one."""
     parts = (caller.kind, caller.tenant, caller.name, caller.credential, key)
     return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).digest()

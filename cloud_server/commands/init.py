@@ -65,6 +65,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help="postgresql://user@host/name, if several front ends share it (default: SQLite in DIR)",
     )
     parser.add_argument(
+        "--new-authority",
+        action="store_true",
+        help="take a database that another directory uses, although its devices trust another "
+        "authority: each must enrol again. To add a front end, copy its directory instead",
+    )
+    parser.add_argument(
         "--model", type=Path, metavar="PATH", help="the large model, for the settings file"
     )
     parser.add_argument(
@@ -82,7 +88,7 @@ def run(given: argparse.Namespace) -> int:
     """Make the directory.
 
     Raises:
-        ConflictError: it is not empty.
+        ConflictError: it is not empty, or another directory uses the database.
         ConfigError: it cannot be written, or a name is not a host's.
         ModelError: `--model` is no checkpoint.
         BundleMissingError: `--bundles` is no bundle.
@@ -101,7 +107,7 @@ def run(given: argparse.Namespace) -> int:
         if any(folder.iterdir()):
             raise ConflictError(f"{folder} is not empty: init never writes into what is there")
     try:
-        authority = _fill(folder, names, given.database, served)
+        authority = _fill(folder, names, given, served)
     except BaseException:
         for made in folder.iterdir():  # half a directory is useless and would stop the next try
             shutil.rmtree(made) if made.is_dir() else made.unlink()
@@ -152,23 +158,32 @@ def _quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _fill(folder: Path, names: list[str], database: str, served: dict[str, str]) -> Authority:
+def _fill(
+    folder: Path, names: list[str], given: argparse.Namespace, served: dict[str, str]
+) -> Authority:
     """Make everything in an empty folder; returns its authority."""
+    from cloud_server.commands.database import actor
     from cloud_server.identity.authority import Authority
     from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
     from cloud_server.settings import SETTINGS_FILE
+    from cloud_server.state.beginning import begin
     from cloud_server.state.location import open_store
     from protos.process.files import write_file, writing
 
-    open_store(database, folder, create=True).close()
+    store = open_store(given.database, folder, create=True)
     now_s = time.time()
-    with writing(folder):
-        (folder / AUTHORITY).mkdir(mode=0o700)
-    authority = Authority.create(folder / AUTHORITY, now_s)
-    write_server(folder / SERVER, authority, names, now_s)
+    try:
+        with writing(folder):
+            (folder / AUTHORITY).mkdir(mode=0o700)
+        authority = Authority.create(folder / AUTHORITY, now_s)
+        write_server(folder / SERVER, authority, names, now_s)
+        with store.write(actor()) as tx:
+            begin(tx, folder, store.named, new_authority=given.new_authority)
+    finally:
+        store.close()
     text = _SETTINGS.format(folder=folder, **served)
-    if database:
-        text += f"database = {_quoted(database)}\n"
+    if given.database:
+        text += f"database = {_quoted(given.database)}\n"
     with writing(folder / SETTINGS_FILE):
         write_file(folder / SETTINGS_FILE, text.encode(), 0o600)
     return authority

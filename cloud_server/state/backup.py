@@ -6,7 +6,8 @@
     {"end": lines before this one}
 
 It does not depend on the kind of database: a backup of SQLite restores into PostgreSQL. It leaves
-out one-time codes, which are valid for an hour, and reports of front ends.
+out one-time codes, which are valid for an hour, answers of idempotency keys, and reports of front
+ends.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from cloud_server.settings import SETTINGS_FILE
 from cloud_server.state import connect, migrate
 from cloud_server.state.reapply import PORTION
 from cloud_server.state.store import Store
-from cloud_server.state.tables import Base, BundleReport, ChangeRow, CodeRow
+from cloud_server.state.tables import Base, BundleReport, ChangeRow, CodeRow, IdempotencyRow
 from protos.errors import BackupError, ConfigError
 
 Holds = Literal["state", "authority"]
 FORMAT = "neural-bridge-backup"
-LEFT_OUT = {ChangeRow.__tablename__, CodeRow.__tablename__, BundleReport.__tablename__}
+LEFT_OUT = {table.__tablename__ for table in (ChangeRow, CodeRow, IdempotencyRow, BundleReport)}
 PUBLIC_FILES = (SETTINGS_FILE, f"{AUTHORITY}/roots.pem")
 """Files that a backup of the state holds; none has a private key."""
 _LONGEST_LINE = 64 << 20

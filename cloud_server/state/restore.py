@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from cloud_server.state import backup
 from cloud_server.state.backup import Backup
+from cloud_server.state.beginning import is_empty
 from cloud_server.state.reapply import PORTION, missing_in_journal, portions, reapply
 from cloud_server.state.store import Store, Transaction
 from cloud_server.state.tables import (
@@ -64,7 +65,7 @@ def restore(store: Store, taken: Backup, actor: str, *, force: bool = False) -> 
     if taken.rows is None:
         raise BackupError("a backup of an authority holds no database")
     with store.write(actor) as tx:
-        if not force and not _is_empty(tx.session):
+        if not force and not is_empty(tx.session):
             raise ConflictError(
                 f"database {store.named} holds tenants or a history: give --force to replace it"
             )
@@ -99,11 +100,6 @@ def restore(store: Store, taken: Backup, actor: str, *, force: bool = False) -> 
             certificates_kept=kept,
         )
     return Restored(counts, len(shut), kept, gone)
-
-
-def _is_empty(session: Session) -> bool:
-    tenants = session.scalar(select(func.count()).select_from(TenantRow)) or 0
-    return tenants <= 1 and session.scalar(select(AuditRow.id).limit(1)) is None
 
 
 def _names(session: Session) -> dict[str, str]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -149,6 +150,16 @@ class AuditRow(Base):
     tenant: Mapped[str] = mapped_column(Text)
     subject: Mapped[str] = mapped_column(Text)
     detail: Mapped[str] = mapped_column(Text)
+
+
+class IdempotencyRow(Base):
+    """The answer to a change that came with an idempotency key, sealed with its caller's key."""
+
+    __tablename__ = "idempotency"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    answer: Mapped[bytes] = mapped_column(LargeBinary)
+    made_s: Mapped[float] = mapped_column(Double, index=True)
 
 
 class BundleVersion(Base):

@@ -32,16 +32,23 @@ from tests.cloud_server.identity.pki import Device
 
 @dataclass
 class Premises:
-    """A directory that `cloud-server init` made, with tenants `acme` and `globex`."""
+    """A directory that `cloud-server init` made, with tenants `acme` and `globex`.
+
+    Attributes:
+        made: whether it is there already.
+    """
 
     directory: Path
     database: str = ""
+    made: bool = False
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
         named = ["--database", self.database] if self.database else []
-        assert main(["init", str(self.directory), *named]) == 0
+        assert self.made or main(["init", str(self.directory), *named]) == 0
         self.store = open_store(self.database, self.directory)
+        if self.made:
+            return
         with self.store.write("test") as tx:
             for tenant in ("acme", "globex"):
                 tenants.add(tx, tenant)

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
+from cloud_server.api.admin.attempt import Attempt, Attempted
 from cloud_server.api.admin.management import Change, Management
 from cloud_server.api.visit import caller_of
 from cloud_server.state import bundles
@@ -79,11 +80,11 @@ def router(management: Management) -> APIRouter:
     """The routes."""
     made = APIRouter(prefix="/v1/admin/bundles", tags=["management"])
 
-    def changed(request: Request, act: Callable[[Transaction], BundleVersion]) -> BundleEntry:
-        caller = caller_of(request)
-        management.require_service(caller)
-        with management.write(caller) as tx:
-            return _entry(act(tx), _said(tx.session))
+    def changed(attempt: Attempt, act: Callable[[Transaction], BundleVersion]) -> BundleEntry:
+        management.require_service(attempt.caller)
+        return management.change(
+            attempt, BundleEntry, lambda tx: _entry(act(tx), _said(tx.session))
+        )
 
     @made.get("")
     def list_bundles(request: Request) -> BundleList:
@@ -94,21 +95,21 @@ def router(management: Management) -> APIRouter:
             return BundleList(data=[_entry(row, said) for row in bundles.every(session)])
 
     @made.post("/{name}/activate")
-    def activate_bundle(request: Request, name: VersionName, body: Activation) -> BundleEntry:
+    def activate_bundle(attempt: Attempted, name: VersionName, body: Activation) -> BundleEntry:
         """Have front ends load and judge a version, then offer it to a share of devices."""
         return changed(
-            request, lambda tx: bundles.activate(tx, name, body.share, unjudged=body.unjudged)
+            attempt, lambda tx: bundles.activate(tx, name, body.share, unjudged=body.unjudged)
         )
 
     @made.post("/{name}/rollback")
-    def roll_bundle_back(request: Request, name: VersionName, body: Rollback) -> BundleEntry:
+    def roll_bundle_back(attempt: Attempted, name: VersionName, body: Rollback) -> BundleEntry:
         """Roll a version back; the version that it replaced serves again."""
-        return changed(request, lambda tx: bundles.rollback(tx, name, body.why)[0])
+        return changed(attempt, lambda tx: bundles.rollback(tx, name, body.why)[0])
 
     @made.post("/{name}/retire")
-    def retire_bundle(request: Request, name: VersionName) -> BundleEntry:
+    def retire_bundle(attempt: Attempted, name: VersionName) -> BundleEntry:
         """Retire a version; it is unloaded when nothing uses it any more."""
-        return changed(request, lambda tx: bundles.retire(tx, name))
+        return changed(attempt, lambda tx: bundles.retire(tx, name))
 
     return made
 

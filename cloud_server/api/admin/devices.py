@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
 
-from cloud_server.api.admin.management import (
-    Change,
-    Enabled,
-    Management,
-    Named,
-    OfTenant,
-    Removed,
-)
-from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
-from cloud_server.api.visit import caller_of
+from cloud_server.api.admin import named
+from cloud_server.api.admin.attempt import Attempted
+from cloud_server.api.admin.management import Change, Management, Named, OfTenant
+from cloud_server.api.paging import NAME
 from cloud_server.state import certificates, codes, devices
 from cloud_server.state.directory import Certificate, Device
 from cloud_server.state.store import Transaction
@@ -93,68 +88,66 @@ def router(management: Management, root_der: Callable[[], bytes]) -> APIRouter:
         management: the database.
         root_der: the root certificate; codes carry its fingerprint.
     """
-    made = APIRouter(prefix="/v1/admin/devices", tags=["management"])
+    made = named.router(
+        management,
+        named.Kind(
+            "device",
+            ManagedDevice,
+            _entry,
+            DeviceWithCertificates,
+            devices.every,
+            _show,
+            devices.enable,
+            devices.disable,
+            devices.remove,
+        ),
+    )
 
-    @made.get("")
-    def list_devices(
-        request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
-    ) -> Page[ManagedDevice]:
-        """List a tenant's devices, by name."""
-        with management.seeing(caller_of(request), tenant) as (session, of):
-            found = [one for one in devices.every(session, of) if one.name > (cursor or "")]
-        return page(found, _entry, lambda one: one.name, limit)
+    def with_code(tx: Transaction, device: Device) -> DeviceWithCode:
+        code, expires_s = codes.fresh(tx, device, root_der())
+        return DeviceWithCode(**_entry(device).model_dump(), code=code, code_expires_s=expires_s)
 
     @made.post("", status_code=201)
-    def add_device(request: Request, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
+    def add_device(attempt: Attempted, body: NewDevice, tenant: OfTenant = None) -> DeviceWithCode:
         """Add a device; the answer has its one-time code for enrolment."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            return _with_code(tx, devices.add(tx, of, body.name), root_der())
-
-    @made.get("/{name}")
-    def show_device(
-        request: Request, name: Named, tenant: OfTenant = None
-    ) -> DeviceWithCertificates:
-        """One device and its certificates."""
-        with management.seeing(caller_of(request), tenant) as (session, of):
-            found = devices.show(session, of, name)
-            held = certificates.of(session, of, name)
-        return DeviceWithCertificates(
-            **_entry(found).model_dump(),
-            certificates=[CertificateEntry.of(one) for one in held],
+        return management.change_of(
+            attempt,
+            tenant,
+            DeviceWithCode,
+            lambda tx, of: with_code(tx, devices.add(tx, of, body.name)),
         )
 
     @made.post("/{name}/code")
-    def new_code(request: Request, name: Named, tenant: OfTenant = None) -> DeviceWithCode:
+    def new_code(attempt: Attempted, name: Named, tenant: OfTenant = None) -> DeviceWithCode:
         """Make a new one-time code; earlier codes become invalid."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            return _with_code(tx, devices.show(tx.session, of, name), root_der())
+        return management.change_of(
+            attempt,
+            tenant,
+            DeviceWithCode,
+            lambda tx, of: with_code(tx, devices.show(tx.session, of, name)),
+        )
 
     @made.post("/{name}/revoke")
     def revoke_certificates(
-        request: Request, name: Named, body: Revocation, tenant: OfTenant = None
+        attempt: Attempted, name: Named, body: Revocation, tenant: OfTenant = None
     ) -> Revoked:
         """Revoke a device's certificates; it stays enabled and can enrol with a new code."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
+
+        def act(tx: Transaction, of: str) -> Revoked:
             revoked = devices.revoke(tx, of, name, body.serial)
-        return Revoked(revoked=[CertificateEntry.of(one) for one in revoked])
+            return Revoked(revoked=[CertificateEntry.of(one) for one in revoked])
 
-    @made.patch("/{name}")
-    def change_device(
-        request: Request, name: Named, body: Enabled, tenant: OfTenant = None
-    ) -> ManagedDevice:
-        """Disable a device and revoke its certificates, or allow it to enrol again."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            verb = devices.enable if body.enabled else devices.disable
-            return _entry(verb(tx, of, name))
-
-    @made.delete("/{name}")
-    def remove_device(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
-        """Remove a device for good."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            devices.remove(tx, of, name)
-        return Removed(removed=name)
+        return management.change_of(attempt, tenant, Revoked, act)
 
     return made
+
+
+def _show(session: Session, tenant: str, name: str) -> DeviceWithCertificates:
+    found = devices.show(session, tenant, name)
+    held = certificates.of(session, tenant, name)
+    return DeviceWithCertificates(
+        **_entry(found).model_dump(), certificates=[CertificateEntry.of(one) for one in held]
+    )
 
 
 def _entry(device: Device) -> ManagedDevice:
@@ -164,8 +157,3 @@ def _entry(device: Device) -> ManagedDevice:
         enabled=not device.disabled,
         created_s=device.created_s,
     )
-
-
-def _with_code(tx: Transaction, device: Device, root_der: bytes) -> DeviceWithCode:
-    code, expires_s = codes.fresh(tx, device, root_der)
-    return DeviceWithCode(**_entry(device).model_dump(), code=code, code_expires_s=expires_s)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from cloud_server.api.admin.management import (
-    Change,
-    Enabled,
-    Management,
-    Named,
-    OfTenant,
-    Removed,
-)
-from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
-from cloud_server.api.visit import caller_of
+from cloud_server.api.admin import named
+from cloud_server.api.admin.attempt import Attempted
+from cloud_server.api.admin.management import Change, Management, OfTenant
+from cloud_server.api.paging import NAME
 from cloud_server.identity.caller import SERVICE_TENANT
 from cloud_server.state import keys
 from cloud_server.state.directory import Key
+from cloud_server.state.store import Transaction
 from protos.errors import ConflictError
 
 Scope = Literal["ask", "read", "manage"]
@@ -63,27 +58,30 @@ class NewKey(Change):
 
 def router(management: Management) -> APIRouter:
     """The routes."""
-    made = APIRouter(prefix="/v1/admin/keys", tags=["management"])
-
-    @made.get("")
-    def list_keys(
-        request: Request, tenant: OfTenant = None, cursor: NameCursor = None, limit: Limit = 20
-    ) -> Page[KeyEntry]:
-        """List a tenant's keys, by name."""
-        with management.seeing(caller_of(request), tenant) as (session, of):
-            found = [one for one in keys.every(session, of) if one.name > (cursor or "")]
-        return page(found, _entry, lambda one: one.name, limit)
+    made = named.router(
+        management,
+        named.Kind(
+            "key",
+            KeyEntry,
+            _entry,
+            KeyEntry,
+            keys.every,
+            lambda session, tenant, name: _entry(keys.show(session, tenant, name)),
+            keys.enable,
+            keys.disable,
+            keys.remove,
+        ),
+    )
 
     @made.post("", status_code=201)
-    def add_key(request: Request, body: NewKey, tenant: OfTenant = None) -> FreshKey:
+    def add_key(attempt: Attempted, body: NewKey, tenant: OfTenant = None) -> FreshKey:
         """Make a key; only this answer shows its text."""
-        caller = caller_of(request)
-        of = management.tenant(caller, tenant)
-        if of == SERVICE_TENANT and body.kind != "operator":
-            raise ConflictError(
-                f"keys of tenant '{of}' are for operators: name the tenant that the key is for"
-            )
-        with management.write(caller) as tx:
+
+        def act(tx: Transaction, of: str) -> FreshKey:
+            if of == SERVICE_TENANT and body.kind != "operator":
+                raise ConflictError(
+                    f"keys of tenant '{of}' are for operators: name the tenant that the key is for"
+                )
             key, text = keys.add(
                 tx,
                 of,
@@ -93,29 +91,9 @@ def router(management: Management) -> APIRouter:
                 devices=body.devices,
                 not_after_s=None if body.days is None else tx.now_s + body.days * 86400.0,
             )
-        return FreshKey(**_entry(key).model_dump(), key=text)
+            return FreshKey(**_entry(key).model_dump(), key=text)
 
-    @made.get("/{name}")
-    def show_key(request: Request, name: Named, tenant: OfTenant = None) -> KeyEntry:
-        """One key."""
-        with management.seeing(caller_of(request), tenant) as (session, of):
-            return _entry(keys.show(session, of, name))
-
-    @made.patch("/{name}")
-    def change_key(
-        request: Request, name: Named, body: Enabled, tenant: OfTenant = None
-    ) -> KeyEntry:
-        """Disable or enable a key."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            verb = keys.enable if body.enabled else keys.disable
-            return _entry(verb(tx, of, name))
-
-    @made.delete("/{name}")
-    def remove_key(request: Request, name: Named, tenant: OfTenant = None) -> Removed:
-        """Remove a key for good."""
-        with management.changing(caller_of(request), tenant) as (tx, of):
-            keys.remove(tx, of, name)
-        return Removed(removed=name)
+        return management.change_of(attempt, tenant, FreshKey, act)
 
     return made
 

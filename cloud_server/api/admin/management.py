@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
+from cloud_server.api.admin.attempt import Attempt
 from cloud_server.api.paging import NAME
 from cloud_server.identity.caller import Caller
+from cloud_server.state import idempotency
 from cloud_server.state.directory import LiveDirectory
 from cloud_server.state.store import Store, Transaction
 from protos.errors import ForbiddenError, MissingError
@@ -21,6 +23,9 @@ OfTenant = Annotated[
     str | None,
     Query(pattern=NAME, description="the tenant; the caller's own by default"),
 ]
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Change(BaseModel):
@@ -90,13 +95,6 @@ class Management:
             yield session, of
 
     @contextmanager
-    def changing(self, caller: Caller, named: str | None) -> Iterator[tuple[Transaction, str]]:
-        """See `tenant` and `write`: a transaction, and the tenant that the caller manages."""
-        of = self.tenant(caller, named)
-        with self.write(caller) as tx:
-            yield tx, of
-
-    @contextmanager
     def read(self) -> Iterator[Session]:
         """A session with a consistent snapshot of the database.
 
@@ -106,13 +104,45 @@ class Management:
         with self._store.read() as session:
             yield session
 
-    @contextmanager
-    def write(self, caller: Caller) -> Iterator[Transaction]:
-        """A transaction in a caller's name; calls are checked against its result at once.
+    def change(
+        self,
+        attempt: Attempt,
+        answers: type[Answer],
+        act: Callable[[Transaction], Answer],
+    ) -> Answer:
+        """Change something in the caller's name; calls are checked against the result at once.
+
+        A request that comes again with its idempotency key changes nothing, and gets the answer
+        that it got before.
+
+        Args:
+            attempt: the request; its caller may do this.
+            answers: class of the answer.
+            act: makes the change, in a transaction.
 
         Raises:
+            ConflictError: the idempotency key came with another request.
             StateError: the database cannot be used; nothing was changed.
         """
+        caller = attempt.caller
         with self._store.write(f"key:{caller.tenant}/{caller.name}") as tx:
-            yield tx
+            known = attempt.name and idempotency.find(tx, attempt.name, attempt.request_sha256)
+            if known:
+                return answers.model_validate_json(attempt.repeated(known))
+            made = act(tx)
+            if attempt.name:
+                sealed = attempt.seal(made.model_dump_json().encode())
+                idempotency.keep(tx, attempt.name, attempt.request_sha256, sealed)
         self._live.wake()
+        return made
+
+    def change_of(
+        self,
+        attempt: Attempt,
+        named: str | None,
+        answers: type[Answer],
+        act: Callable[[Transaction, str], Answer],
+    ) -> Answer:
+        """See `tenant` and `change`; `act` is given the tenant too."""
+        of = self.tenant(attempt.caller, named)
+        return self.change(attempt, answers, lambda tx: act(tx, of))

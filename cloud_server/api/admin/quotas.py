@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from cloud_server.api.admin.attempt import Attempted
 from cloud_server.api.admin.management import Change, Management, OfTenant
 from cloud_server.api.visit import caller_of
 from cloud_server.api.whole import WHOLE
@@ -68,15 +69,19 @@ def router(management: Management) -> APIRouter:
             return QuotaList(data=[_entry(one) for one in quotas.every(session, of)])
 
     @made.patch("")
-    def change_quota(request: Request, body: QuotaChange, tenant: OfTenant = None) -> QuotaEntry:
+    def change_quota(attempt: Attempted, body: QuotaChange, tenant: OfTenant = None) -> QuotaEntry:
         """Set a quota; for operators of the whole service. It takes effect at once."""
-        caller = caller_of(request)
-        management.require_service(caller)
-        of = management.tenant(caller, tenant)
+        management.require_service(attempt.caller)
         given = body.bounds.model_dump(exclude_unset=True)
         values = {name: value for name, value in given.items() if value is not None}
-        with management.write(caller) as tx:
-            return _entry(quotas.change(tx, of, body.device, values, given.keys() - values.keys()))
+        return management.change_of(
+            attempt,
+            tenant,
+            QuotaEntry,
+            lambda tx, of: _entry(
+                quotas.change(tx, of, body.device, values, given.keys() - values.keys())
+            ),
+        )
 
     return made
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
+from cloud_server.api.admin.attempt import Attempt, Attempted
 from cloud_server.api.admin.management import Change, Enabled, Management, Named, Removed
 from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.visit import caller_of
 from cloud_server.state import tenants
 from cloud_server.state.directory import Tenant
+from cloud_server.state.store import Transaction
 
 
 class TenantEntry(BaseModel):
@@ -35,6 +38,10 @@ def router(management: Management) -> APIRouter:
     """The routes."""
     made = APIRouter(prefix="/v1/admin/tenants", tags=["management"])
 
+    def changed(attempt: Attempt, act: Callable[[Transaction], Tenant]) -> TenantEntry:
+        management.require_service(attempt.caller)
+        return management.change(attempt, TenantEntry, lambda tx: _entry(tx.session, act(tx)))
+
     @made.get("")
     def list_tenants(
         request: Request, cursor: NameCursor = None, limit: Limit = 20
@@ -46,12 +53,9 @@ def router(management: Management) -> APIRouter:
             return page(found, lambda one: _entry(session, one), lambda one: one.name, limit)
 
     @made.post("", status_code=201)
-    def add_tenant(request: Request, body: NewTenant) -> TenantEntry:
+    def add_tenant(attempt: Attempted, body: NewTenant) -> TenantEntry:
         """Add a tenant."""
-        caller = caller_of(request)
-        management.require_service(caller)
-        with management.write(caller) as tx:
-            return _entry(tx.session, tenants.add(tx, body.name))
+        return changed(attempt, lambda tx: tenants.add(tx, body.name))
 
     @made.get("/{name}")
     def show_tenant(request: Request, name: Named) -> TenantEntry:
@@ -61,26 +65,25 @@ def router(management: Management) -> APIRouter:
             return _entry(session, tenants.show(session, name))
 
     @made.patch("/{name}")
-    def change_tenant(request: Request, name: Named, body: Enabled) -> TenantEntry:
+    def change_tenant(attempt: Attempted, name: Named, body: Enabled) -> TenantEntry:
         """Disable or enable a tenant with its devices and keys."""
-        caller = caller_of(request)
-        management.require_service(caller)
-        with management.write(caller) as tx:
-            verb = tenants.enable if body.enabled else tenants.disable
-            return _entry(tx.session, verb(tx, name))
+        verb = tenants.enable if body.enabled else tenants.disable
+        return changed(attempt, lambda tx: verb(tx, name))
 
     @made.delete("/{name}")
     def remove_tenant(
-        request: Request,
+        attempt: Attempted,
         name: Named,
         everything: Annotated[bool, Query(description="remove its devices and keys too")] = False,
     ) -> Removed:
         """Remove a tenant for good."""
-        caller = caller_of(request)
-        management.require_service(caller)
-        with management.write(caller) as tx:
+        management.require_service(attempt.caller)
+
+        def act(tx: Transaction) -> Removed:
             tenants.remove(tx, name, everything=everything)
-        return Removed(removed=name)
+            return Removed(removed=name)
+
+        return management.change(attempt, Removed, act)
 
     return made
 

@@ -10,14 +10,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from sqlalchemy import update
 
 from cloud_server.identity.tls import SERVER, write_server
 from cloud_server.state import bundles
+from cloud_server.state.idempotency import KEPT_S
+from cloud_server.state.tables import IdempotencyRow
 from projector.bundle.load import Bundle
 from tests.cloud_server import stage
-from tests.cloud_server.secured import Secured, secured
+from tests.cloud_server.secured import Secured, secured, serving
 
 
 class Manager:
@@ -39,20 +43,26 @@ class Manager:
 @asynccontextmanager
 async def managed(paths: dict[str, Any], tmp_path: Path) -> AsyncIterator[tuple[Secured, Any]]:
     """A service with identities, and what makes callers of keys."""
-    async with secured(paths, tmp_path / "service") as it:
-        context = ssl.create_default_context(cadata=it.trusted_pem.decode())
-        made: list[Manager] = []
-
-        async def caller(key: str) -> Manager:
-            manager = Manager(it, key, context)
-            made.append(manager)
-
-            await it.settled()
-            return manager
-
+    async with secured(paths, tmp_path / "service") as it, calling(it) as caller:
         yield it, caller
-        for manager in made:
-            await manager.http.aclose()
+
+
+@asynccontextmanager
+async def calling(it: Secured) -> AsyncIterator[Any]:
+    """Makes callers of keys."""
+    context = ssl.create_default_context(cadata=it.trusted_pem.decode())
+    made: list[Manager] = []
+
+    async def caller(key: str) -> Manager:
+        manager = Manager(it, key, context)
+        made.append(manager)
+
+        await it.settled()
+        return manager
+
+    yield caller
+    for manager in made:
+        await manager.http.aclose()
 
 
 def test_an_operator_adds_a_tenant_a_device_and_a_key_that_work(
@@ -221,5 +231,93 @@ def test_only_tls_1_3_is_spoken_and_the_certificate_is_the_services(
             with pytest.raises((ssl.SSLError, ConnectionResetError)):
                 strange = ssl.create_default_context()
                 await asyncio.open_connection("127.0.0.1", it.ports["api_port"], ssl=strange)
+
+    asyncio.run(work())
+
+
+async def same(
+    caller: Manager, key: str, path: str, body: Any, method: str = "POST"
+) -> httpx.Response:
+    return await caller.http.request(method, path, json=body, headers={"idempotency-key": key})
+
+
+def test_a_repeated_change_gets_the_same_answer_from_every_front_end_for_a_day(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    devices, keys = "/v1/admin/devices?tenant=acme", "/v1/admin/keys?tenant=acme"
+
+    async def work() -> None:
+        async with secured(paths, tmp_path / "service") as it:
+            text, anna = it.premises.operator(), {"kind": "operator", "scopes": ["read", "manage"]}
+            async with serving(paths, it.premises) as beside, calling(it) as one:
+                root = await one(text)
+                async with calling(beside) as two:
+                    again = await two(text)
+                    tries = [
+                        same(who, "k1", devices, {"name": "gate-1"}) for who in [root, again] * 4
+                    ]
+                    first, *others = await asyncio.gather(*tries)
+                    assert first.status_code == 201
+                    assert {reply.content for reply in others} == {first.content}
+                    assert {reply.status_code for reply in others} == {201}
+                    replayed = [r.headers.get("idempotent-replayed") for r in (first, *others)]
+                    assert sorted(replayed, key=str) == [None, *["true"] * 7]
+                    made = (await same(root, "k2", keys, {"name": "anna", **anna})).json()
+                    assert (await same(again, "k2", keys, {"name": "anna", **anna})).json() == made
+                    other = await same(root, "k1", devices, {"name": "gate-2"})
+                    assert (other.status_code, other.json()["error"]["code"]) == (409, "conflict")
+                    other = await same(root, "k1", devices.replace("acme", "globex"), {"name": "g"})
+                    assert other.status_code == 409 and "another request" in other.text
+                    mine = await two(made["key"])
+                    assert (await same(mine, "k1", devices, {"name": "gate-3"})).status_code == 201
+                    taken = await same(root, "k3", devices, {"name": "gate-3"})
+                    assert taken.status_code == 409 and "already" in taken.text
+                    on = devices.replace("?", "/gate-3?")
+                    for _ in range(2):
+                        gone = await same(root, "k4", on, None, "DELETE")
+                        assert gone.json() == {"removed": "gate-3"}
+                    made = await same(root, "k3", devices, {"name": "gate-3"})
+                    assert made.status_code == 201, "an error is not kept"
+                    assert (await same(root, "x" * 256, devices, {"name": "g"})).status_code == 400
+            async with serving(paths, it.premises) as after, calling(after) as three:
+                root = await three(text)
+                reply = await same(root, "k1", devices, {"name": "gate-1"})
+                assert reply.content == first.content, "after a restart"
+            raw = b"".join(path.read_bytes() for path in it.premises.directory.glob("state.db*"))
+            assert first.json()["code"].encode() not in raw and b'"code"' not in raw
+            with it.premises.store.write("test") as tx:
+                tx.session.execute(
+                    update(IdempotencyRow).values(made_s=IdempotencyRow.made_s - KEPT_S)
+                )
+            async with calling(it) as four:
+                root = await four(text)
+                reply = await same(root, "k1", devices, {"name": "gate-1"})
+                assert reply.status_code == 409 and "already" in reply.text, "it was forgotten"
+                lines = (await root("GET", "/v1/admin/audit?tenant=acme&action=device.add"))[1]
+                assert [line["subject"] for line in lines["data"]] == ["gate-3", "gate-3", "gate-1"]
+
+    asyncio.run(work())
+
+
+def test_an_operator_revokes_a_devices_certificate_and_it_enrols_again(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with managed(paths, tmp_path) as (it, caller):
+            root = await caller(it.premises.operator())
+            edge = await it.edge(await it.enrol(it.premises.code()))
+            on = "/v1/admin/devices/gate-3{}?tenant=acme"
+            (held,) = (await root("GET", on.format("")))[1]["certificates"]
+            status, failed = await root("POST", on.format("/revoke"), {"serial": "0" * 40})
+            assert (status, failed["error"]["code"]) == (404, "missing")
+            status, done = await root("POST", on.format("/revoke"), {"serial": held["serial"][:6]})
+            assert status == 200 and done["revoked"][0]["revoked_s"] is not None
+            await it.settled()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await edge.say("", seed=1)
+            assert (await root("POST", on.format("/revoke"), {}))[1] == {"revoked": []}
+            code = (await root("POST", on.format("/code")))[1]["code"]
+            edge = await it.edge(await it.enrol(code))
+            assert (await edge.say("", seed=1)).HasField("accepted")
 
     asyncio.run(work())
