@@ -1,6 +1,7 @@
-"""The run: source → frames → uplink → records, with bounded memory and nothing dropped.
+"""The run: source → frames → uplink → records, with bounded memory.
 
-Sets the order of things and decides what follows each failure.
+Without a spool, frames wait in memory and the source waits for them. With one, frames wait on the
+disk and the source goes on. Sets the order of things and decides what follows each failure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from edge_agent.beginning import Beginning
 from edge_agent.cameras.triggers import LOCAL, Trigger
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
@@ -21,11 +23,21 @@ from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PICTURE
-from edge_agent.plan import AUTO, Plan, choose_point
+from edge_agent.plan import Plan
 from edge_agent.prefill import EdgeModel, Sight
-from edge_agent.record import GUARDED, AnswerRecord, cause_of, record_of, record_of_failure
+from edge_agent.record import (
+    GUARDED,
+    AnswerRecord,
+    cause_of,
+    finished,
+    record_of,
+    record_of_failure,
+)
 from edge_agent.sources import Capture, LiveSource, Source
-from edge_agent.uplink.caller_bar import BARRING
+from edge_agent.spool.intake import waiting_of
+from edge_agent.spool.outgoing import Outgoing
+from edge_agent.spool.waiting import rank_of
+from edge_agent.summary import Summary
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.outcome import Outcome
@@ -55,29 +67,6 @@ def new_request_id() -> bytes:
 
 
 @dataclass
-class Summary:
-    """Counts of one run.
-
-    Attributes:
-        captures: captures taken from the source.
-        questions: questions that ended, one record each (a failed capture counts as one).
-        answered: questions that the service answered, or frames that it holds.
-        fallbacks: questions that the small model answered because the service could not.
-        failed: questions without an answer.
-        payload_bytes: payload of the frames whose questions were answered.
-        first_error: the first error that left a question without an answer, or None.
-    """
-
-    captures: int = 0
-    questions: int = 0
-    answered: int = 0
-    fallbacks: int = 0
-    failed: int = 0
-    payload_bytes: int = 0
-    first_error: BridgeError | None = None
-
-
-@dataclass
 class Agent:
     """One run over one source.
 
@@ -101,6 +90,7 @@ class Agent:
         controller: chooses the operating point if the plan does not name one.
         on_capture: called when a capture has ended, for a progress bar.
         done: questions that an earlier run answered; they are not asked again.
+        outgoing: sends what waits on the disk; None: frames wait in memory.
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
         sleep: waits that many seconds.
@@ -123,6 +113,7 @@ class Agent:
     controller: PointController | None = None
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
+    outgoing: Outgoing | None = None
     new_id: Callable[[], bytes] = new_request_id
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -132,10 +123,14 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._scenes = Scenes(self.uplink)
+        if self.outgoing is not None:
+            self.outgoing.on_end = self._waited
 
     def stop(self) -> None:
-        """Take no further capture; what is in flight still ends."""
+        """Take no further capture; what is in flight still ends, what waits on the disk stays."""
         self._stopped.set()
+        if self.outgoing is not None:
+            self.outgoing.stop()
         if isinstance(self.source, LiveSource):  # it may be waiting for its next capture
             self.source.close()
 
@@ -152,8 +147,13 @@ class Agent:
                 capture has no question.
         """
         tasks: set[asyncio.Task[None]] = set()
+        sending: asyncio.Task[None] | None = None
         try:
-            await self._connect()
+            if not await self._begin():
+                return self.summary
+            if self.outgoing is not None:
+                sending = asyncio.create_task(self.outgoing.run())
+                sending.add_done_callback(lambda done: self._ended(done, tasks))
             captures = iter(self.source)
             while not self._stopped.is_set() and self._fatal is None:
                 capture = await asyncio.to_thread(self._next, captures)
@@ -165,9 +165,14 @@ class Agent:
                 await self._start(capture, tasks)
                 if self.hold_every_s is not None:
                     await self._until_due(began + self.hold_every_s, tasks)
+            if self.outgoing is not None and sending is not None:
+                self.outgoing.finish()
+                await asyncio.wait({sending})
             if tasks:
                 await asyncio.wait(tasks)
         except BaseException:
+            if sending is not None:
+                tasks.add(sending)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -179,34 +184,24 @@ class Agent:
             raise self._fatal
         return self.summary
 
-    async def _connect(self) -> None:
-        """Agree on a session and check that the settings fit it.
-
-        With `edge_fallback` the run starts without a session if there is no server.
-        """
-        patience_s = _PATIENCE_S if self.edge_fallback else None
+    async def _begin(self) -> bool:
+        """Get terms to work by, from the disk or the server; False if the run was stopped first."""
+        start = Beginning(self.uplink, self.plan, self.controller, self.log)
+        if self.outgoing is None:
+            await start.connect(_PATIENCE_S if self.edge_fallback else None)
+            return True
+        if start.from_disk():
+            return True
+        connecting = asyncio.create_task(start.connect(None))
+        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            session = await asyncio.wait_for(self.uplink.connect(), patience_s)
-        except (asyncio.TimeoutError, BridgeError) as error:
-            passing = isinstance(error, (asyncio.TimeoutError, *BARRING)) or error.retryable
-            if not (self.edge_fallback and passing):
-                raise
-            self.log.warning("offline_at_start", cause=str(error) or f"{patience_s:g} s")
-            return
-        point = choose_point(self.plan, session)
-        if point.kind != PICTURE:
-            session.encoder.selecting(self.plan.selector)
-        if session.encoder.text and (self.plan.delta or self.plan.selector is not None):
-            what = "--delta" if self.plan.delta else "--selector"
-            raise ConfigError(f"{what} is for pictures: texts travel whole")
-        if self.controller is not None and self.plan.point == AUTO:
-            highest = self.plan.highest_point or session.advised
-            if unmet := self.controller.unmet(session.rungs, highest):
-                self.log.warning("limits_unmet", cause=unmet)
-        if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
-            self.log.warning(
-                "no_guard", cause=f"bundle {session.bundle_id} was not calibrated for it"
-            )
+            await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+            return connecting.done()
+        finally:
+            connecting.cancel()
+            stopped.cancel()
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
         start = self.clock()
@@ -235,7 +230,7 @@ class Agent:
         return False
 
     async def _start(self, capture: Capture, tasks: set[asyncio.Task[None]]) -> None:
-        """Run the small model, wait for credit, and leave the rest to a task."""
+        """Run the small model, and send what it saw or keep it on the disk."""
         asked = self.questions or capture.questions if self.hold_every_s is None else ()
         questions = tuple(q for q in asked if not self.done.holds(capture, q))
         if asked and not questions:
@@ -262,6 +257,17 @@ class Agent:
         except (PictureError, ContextError) as error:
             self._capture_failed(capture, error)
             return
+        if self.outgoing is not None:
+            for question in questions or ("",):
+                await self._keep(self.outgoing, maker, question, tasks)
+            self.on_capture()
+            return
+        await self._send(maker, questions, tasks)
+
+    async def _send(
+        self, maker: FrameMaker, questions: tuple[str, ...], tasks: set[asyncio.Task[None]]
+    ) -> None:
+        """Wait for credit, and leave the rest to a task."""
         together = self.ask_mode or self.feedback_mode or self.hold_every_s is not None
         groups = [questions] if together else [(question,) for question in questions]
         left = len(groups)
@@ -302,6 +308,43 @@ class Agent:
                 if isinstance(error, BridgeError | ReaderGoneError)
                 else BridgeError(f"the agent failed: {type(error).__name__}: {error}")
             )
+
+    async def _keep(
+        self,
+        outgoing: Outgoing,
+        maker: FrameMaker,
+        question: str,
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        """Make the frame and put it into the spool; if the disk does not take it, send it."""
+        request, session = Request(question, maker), self.uplink.connection.latest
+        wanted = self.edge_only_too and question != ""
+        edge = asyncio.create_task(self._edge_answer(maker, question, wanted))
+        try:
+            if session is None:
+                raise OfflineError("no terms to make a frame by")
+            waiting = await waiting_of(request, maker, session, await edge)
+        except FATAL:
+            raise
+        except BridgeError as error:
+            outcome = Outcome(request.request_id, error=error)
+            await self._record(maker, question, outcome, outcome, edge, request.kept_back)
+            return
+        try:
+            await outgoing.accept(waiting, rank_of(maker.priority))
+        except BridgeError as error:
+            self.metrics.spool_failures.labels(error.name).inc()
+            self.log.warning("spool_not_written", capture=maker.capture.name, cause=str(error))
+            await self._send(maker, (question,) if question else (), tasks)
+
+    def _waited(self, draft: AnswerRecord, outcome: Outcome) -> None:
+        """A frame that waited on the disk has ended."""
+        error, fallback = outcome.error, ""
+        if isinstance(error, GUARDED) and draft.edge_answer is not None:
+            fallback = cause_of(error)
+        if outcome.attempts:
+            self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
+        self._finish(finished(draft, outcome, fallback), error)
 
     async def _infer(self, maker: FrameMaker, question: str) -> None:
         request = Request(question, maker)
@@ -468,7 +511,7 @@ class Agent:
             else:
                 summary.failed += 1
                 summary.first_error = summary.first_error or error
-            if isinstance(error, FATAL):
+            if isinstance(error, FATAL) and self.outgoing is None:
                 self._fatal = self._fatal or error
         self.on_record(record)
 

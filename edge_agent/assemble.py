@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from edge_agent import settings
-from edge_agent.agent import Agent, Summary
+from edge_agent.agent import Agent
 from edge_agent.guard import Guard
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.identity.identity_file import IdentityFile
@@ -30,6 +30,8 @@ from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
+from edge_agent.spool.prepare import Kept, prepare
+from edge_agent.summary import Summary
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
     InsecureDial,
@@ -57,6 +59,7 @@ def run_agent(
     source: Source,
     on_record: Callable[[AnswerRecord], None],
     done: Answered,
+    kept: Kept | None = None,
 ) -> int:
     """Run an agent over a source.
 
@@ -65,6 +68,7 @@ def run_agent(
         source: yields the captures.
         on_record: gets every record.
         done: questions that an earlier run answered; they are not asked again.
+        kept: where frames wait on the disk; None: they wait in memory.
 
     Returns:
         0, or the exit code of the first error that left a question without an answer.
@@ -96,7 +100,7 @@ def run_agent(
             log.info("metrics", host=health.host, port=health.port)
         model = load_model(chosen, log)
         summary = asyncio.run(
-            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done)
+            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done, kept)
         )
     log.info(
         "done",
@@ -126,30 +130,37 @@ async def _drive(
     bar: bool,
     uplinks: list[Uplink],
     done: Answered,
+    kept: Kept | None,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
     dial = choose_dial(chosen)
     if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):
         metrics.plain_text.set(1)
         log.warning("plain_text", server=dial.address, cause=_why_plain(chosen))
-    uplink = Uplink(
-        model.layout,
-        dial,
-        _store(chosen, log),
-        metrics,
-        log,
-        RetryPolicy(
-            give_up_s=_GIVE_UP_S if chosen.give_up_s is None else chosen.give_up_s,
-            retries=chosen.retries,
-            backoff_s=chosen.backoff_s,
-            backoff_max_s=chosen.backoff_max_s,
-            answer_timeout_s=chosen.answer_timeout_s,
-            connect_timeout_s=chosen.connect_timeout_s,
-        ),
-        chosen.in_flight,
-        controller=controller,
-        device=chosen.device_name or name_from(socket.gethostname()),
-    )
+    store = _store(chosen, log)
+
+    def make_uplink(keep: str = "") -> Uplink:
+        return Uplink(
+            model.layout,
+            dial,
+            store,
+            metrics,
+            log,
+            RetryPolicy(
+                give_up_s=_GIVE_UP_S if chosen.give_up_s is None else chosen.give_up_s,
+                retries=chosen.retries,
+                backoff_s=chosen.backoff_s,
+                backoff_max_s=chosen.backoff_max_s,
+                answer_timeout_s=chosen.answer_timeout_s,
+                connect_timeout_s=chosen.connect_timeout_s,
+            ),
+            chosen.in_flight,
+            controller=None if keep else controller,
+            device=chosen.device_name or name_from(socket.gethostname()),
+            keep=keep,
+        )
+
+    uplink = make_uplink()
     uplinks.append(uplink)
     renewal = None
     if isinstance(dial, SecureDial) and dial.enrolled is not None:
@@ -171,7 +182,12 @@ async def _drive(
         Guard(chosen.guard, chosen.guard_limit),
         chosen.priority_number,
     )
-    with Progress(None if endless(source) else len(source), bar, log) as advance:
+    outgoing = None
+    if kept is not None:
+        outgoing, waits = prepare(kept, chosen, uplink, make_uplink, model, store, metrics, log)
+        done = done.and_these(waits)
+    closing = outgoing.spool if outgoing is not None else nullcontext()
+    with closing, Progress(None if endless(source) else len(source), bar, log) as advance:
         agent = Agent(
             source,
             model,
@@ -190,6 +206,7 @@ async def _drive(
             controller=controller,
             on_capture=advance,
             done=done,
+            outgoing=outgoing,
         )
         _stop_on_signals(agent, log)
         if renewal is None:
@@ -230,6 +247,11 @@ def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
         return dial_insecure(server)
     roots = foreign_roots(chosen.ca) if chosen.ca else b""
     return dial_secure(server, enrolled, roots, chosen.server_name)
+
+
+def state_directory(chosen: Settings) -> Path | None:
+    """The directory of this device's identity, encoders and frames; None if none can be written."""
+    return _state(chosen).directory
 
 
 def identity_file(chosen: Settings) -> IdentityFile:

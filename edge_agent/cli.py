@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import settings
-from edge_agent.assemble import choose_dial, identity_file, load_model, model_path, run_agent
+from edge_agent.assemble import (
+    choose_dial,
+    identity_file,
+    load_model,
+    model_path,
+    run_agent,
+    state_directory,
+)
 from edge_agent.identity import show
 from edge_agent.identity.enrol import enrol
 from edge_agent.output import Answered, RecordWriter, answered
@@ -29,6 +36,7 @@ from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.address import shown
 from edge_agent.sources.folder import Folder, read_text
 from edge_agent.sources.opened import open_sources
+from edge_agent.spool.prepare import Kept, spool_folder
 from projector.codec.select import require as require_selector
 from protos.errors import CertificateError, ConfigError, PictureError, SourceError
 from protos.identity import OneTimeCode
@@ -44,6 +52,11 @@ _OF_A_RUN = (
     "question_mode",
     "hold_every_s",
     "output",
+    "spool",
+    "spool_bytes",
+    "spool_age_s",
+    "when_full",
+    "spool_key",
 )
 """Settings of `run` alone."""
 _OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
@@ -87,9 +100,11 @@ def _run(args: argparse.Namespace) -> int:
     if chosen.give_up_s is None and not chosen.edge_fallback:
         chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
     done = answered(chosen.output) if chosen.resume else Answered()
+    folder = spool_folder(chosen, source, state_directory(chosen))
     writer = RecordWriter(chosen.output)
     try:
-        return run_agent(chosen, source, writer.write, done)
+        kept = None if folder is None else Kept(folder, writer)
+        return run_agent(chosen, source, writer.write, done, kept)
     finally:
         writer.close()
 

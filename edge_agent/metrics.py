@@ -127,6 +127,24 @@ class Metrics(MetricSet):
         self.plain_text = self.gauge(
             "plain_text", "1 if frames leave this machine unencrypted (no identity, no --ca)"
         )
+        self.spool_frames = self.gauge("spool_frames", "Frames that wait on the disk")
+        self.spool_bytes = self.gauge("spool_bytes", "Bytes of the frames that wait on the disk")
+        self.spool_age = self.gauge(
+            "spool_oldest_age_seconds", "Age of the oldest frame that waits; 0 if none does"
+        )
+        self.spool_drops = self.counter(
+            "spool_dropped_total",
+            "Frames that waited and were dropped (full, thinned, age, damaged)",
+            "cause",
+        )
+        for cause in ("full", "thinned", "age", "damaged"):
+            self.spool_drops.labels(cause)
+        self.spool_set_aside = self.counter(
+            "spool_set_aside_total", "Damaged spools that were set aside"
+        )
+        self.spool_failures = self.counter(
+            "spool_failures_total", "Frames that could not be written to the disk", "error"
+        )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self.gauge("connected", "1 while a stream to the server is open")
         self.gauge("resident_memory_bytes", "Memory of this process that is in RAM").set_function(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -59,6 +60,26 @@ class RecordWriter:
                 f"{error.strerror or error}"
             ) from error
 
+    def sync(self) -> str:
+        """Put the records on the disk; standard output is only flushed.
+
+        Returns:
+            How far they go, for `recorded`; empty for standard output.
+
+        Raises:
+            DiskFullError: the disk does not take them.
+        """
+        if not self._own:
+            return ""
+        try:
+            os.fsync(self._file.fileno())
+            found = os.fstat(self._file.fileno())
+        except OSError as error:
+            raise DiskFullError(
+                f"output {self._file.name}: cannot be synced: {error.strerror or error}"
+            ) from error
+        return json.dumps([found.st_ino, found.st_size])
+
     def close(self) -> None:
         """Close the file, if it is one."""
         if self._own:
@@ -77,6 +98,11 @@ class Answered:
 
     contents: frozenset[tuple[str, str, str]] = frozenset()
     times: frozenset[tuple[str, str, float]] = frozenset()
+
+    def and_these(self, waiting: Iterable[AnswerRecord]) -> Answered:
+        """These questions too: they wait on the disk for their answers."""
+        more = frozenset((each.capture, each.question, each.content) for each in waiting)
+        return Answered(self.contents | more, self.times)
 
     def holds(self, capture: Capture, question: str) -> bool:
         """Whether the question was answered for this very content; the name alone does not do."""
@@ -114,6 +140,36 @@ def answered(output: str) -> Answered:
     except OSError as error:
         raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
     return Answered(frozenset(contents), frozenset(times))
+
+
+def recorded(output: str, since: str) -> set[bytes]:
+    """Request ids of a file's records, from a place that `RecordWriter.sync` returned on.
+
+    Args:
+        output: the file; standard output has none.
+        since: that place; empty, or of another file, for all records.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    found: set[bytes] = set()
+    if output == "-":
+        return found
+    try:
+        with expanded(Path(output)).open("rb") as lines:
+            now = os.fstat(lines.fileno())
+            with contextlib.suppress(ValueError, TypeError):
+                inode, size = json.loads(since)
+                if inode == now.st_ino and size <= now.st_size:
+                    lines.seek(size)
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    found.add(bytes.fromhex(json.loads(line)["request_id"]))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
+    return found
 
 
 def _torn(path: Path) -> bool:

@@ -168,6 +168,40 @@ def record_of(
     )
 
 
+def finished(draft: AnswerRecord, outcome: Outcome, fallback: str = "") -> AnswerRecord:
+    """The record of a frame that waited on the disk.
+
+    Args:
+        draft: its record when it was made, by `record_of`.
+        outcome: how it ended.
+        fallback: why the small model's answer in the draft counts; else empty.
+    """
+    answer, sealed = outcome.answer, outcome.sealed
+    warnings = (*draft.warnings, *(answer.warnings if answer is not None else ()))
+    if sealed is not None:
+        draft = dataclasses.replace(
+            draft,
+            frame_number=sealed.frame_number,
+            payload_bytes=len(sealed.message.frame.payload),
+            kept_tokens=sealed.frame.kept_tokens,
+        )
+    return dataclasses.replace(
+        draft,
+        answer=answer.text if answer is not None else None,
+        message_bytes=outcome.message_bytes or draft.message_bytes,
+        attempts=outcome.attempts,
+        edge_ms={**draft.edge_ms, "uplink": outcome.uplink_ms},
+        server_ms=_server_ms(outcome),
+        answer_tokens=answer.tokens if answer is not None else 0,
+        from_memory=answer.from_memory if answer is not None else False,
+        fallback=fallback
+        or (answer.fallback if answer is not None else "")
+        or (sealed.frame.fallback if sealed is not None and outcome.error is None else ""),
+        warnings=tuple(dict.fromkeys(warnings)),
+        error=_error(outcome.error),
+    )
+
+
 def record_of_failure(capture: Capture, error: BridgeError) -> AnswerRecord:
     """The one record of a capture that no question could be asked about."""
     return AnswerRecord(

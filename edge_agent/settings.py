@@ -208,6 +208,34 @@ class Settings(configuration.TypedSettings):
         "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, or memory if that cannot be "
         "written",
     )
+    spool: Path | None = Field(
+        None,
+        description="directory where frames wait on the disk until they are answered (`run`); "
+        "default for a source that does not end: spool in the state directory; a folder that is "
+        "read once waits in memory instead",
+    )
+    spool_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="bytes on the disk that waiting frames may take",
+    )
+    spool_age_s: float = Field(
+        7 * 86400.0,
+        gt=0.0,
+        le=366 * 86400.0,
+        description="how long a frame may wait on the disk, in seconds that the device is on",
+    )
+    when_full: Literal["drop_oldest", "thin_out"] = Field(
+        "drop_oldest",
+        description="which waiting frames go when the spool is full, lowest priority first: the "
+        "oldest, or every second one",
+    )
+    spool_key: Path | None = Field(
+        None,
+        description="file with a key (32 bytes, or 64 hexadecimal digits) that encrypts waiting "
+        "frames on the disk; default: they are not encrypted",
+    )
     give_up_s: float | None = Field(
         None,
         ge=0.0,

@@ -146,6 +146,14 @@ class MaskError(BridgeError):
     exit_code = 18
 
 
+class SpoolError(BridgeError):
+    summary = "The spool cannot be used: another agent has it, or it was written with another key."
+    code = 110
+    name = "spool"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 19
+
+
 # ------------------------------------------------------------------ 2xx: the bytes of a frame
 
 
@@ -294,6 +302,14 @@ class FrameNumberError(BridgeError):
     exit_code = 37
 
 
+class BundleGoneError(BridgeError):
+    summary = "A frame waited, and the service no longer has the bundle that it was made with."
+    code = 309
+    name = "bundle_gone"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 38
+
+
 # ------------------------------------------------------------------ 4xx: the question
 
 
@@ -387,6 +403,14 @@ class QuarantinedError(BridgeError):
     name = "quarantined"
     grpc_status = "FAILED_PRECONDITION"
     exit_code = 54
+
+
+class DroppedError(BridgeError):
+    summary = "A frame that waited on the device was dropped: no room, too old, or damaged."
+    code = 506
+    name = "dropped"
+    grpc_status = "DATA_LOSS"
+    exit_code = 55
 
 
 # ------------------------------------------------------------------ 6xx: bundles
@@ -565,6 +589,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         DegenerateError,
         UselessMapError,
         MaskError,
+        SpoolError,
         FrameTruncatedError,
         FrameCorruptError,
         FrameMalformedError,
@@ -582,6 +607,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         MissingKeyFrameError,
         NoFeedbackError,
         FrameNumberError,
+        BundleGoneError,
         QuestionError,
         QuestionTooLongError,
         ContextError,
@@ -591,6 +617,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         OfflineError,
         LateError,
         QuarantinedError,
+        DroppedError,
         BundleMissingError,
         BundleCorruptError,
         BundleLayoutError,

@@ -71,9 +71,11 @@ class Connection:
         clock: seconds, monotonic.
         on_open: called whenever a stream was opened: the new session may allow more.
         device: this device's name, for a service without identities.
+        keep: see `negotiate`.
 
     Attributes:
         session: the session agreed last; None before, and once the server has forgotten it.
+        on_session: called with every session that was agreed.
         stream: the stream opened last; None before.
     """
 
@@ -88,7 +90,9 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
         on_open: Callable[[], Awaitable[None]] = _nothing,
         device: str = "",
+        keep: str = "",
     ) -> None:
+        self.on_session: Callable[[Session], None] = lambda session: None
         self.session: Session | None = None
         self.stream: Stream | None = None
         self._layout = layout
@@ -100,6 +104,7 @@ class Connection:
         self._clock = clock
         self._on_open = on_open
         self._device = device
+        self._keep = keep
         self._bar = CallerBar(dial, clock)
         self._before: Session | None = None
         self._opening: asyncio.Task[Stream] | None = None
@@ -111,6 +116,15 @@ class Connection:
     def connected(self) -> bool:
         """Whether a stream is open."""
         return self.stream is not None and self.stream.broken is None
+
+    @property
+    def latest(self) -> Session | None:
+        """The session agreed last, even if the server has forgotten it."""
+        return self.session or self._before
+
+    def resume(self, session: Session) -> None:
+        """Go on with the session of an earlier process; if the server lost it, negotiate."""
+        self.session = self._before = session
 
     async def open(self) -> Stream:
         """The open stream; connects if there is none, one attempt for all who wait.
@@ -281,10 +295,12 @@ class Connection:
                 self._policy.connect_timeout_s,
                 self._before,
                 self._device,
+                self._keep,
             )
         except (OfflineError, UnauthenticatedError) as error:
             raise explained(self._dial, error) from error
         self.session = self._before = session
+        self.on_session(session)
         self._log.info(
             "session",
             session=session.session_id.hex(),

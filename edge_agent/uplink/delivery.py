@@ -21,7 +21,7 @@ from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.point_controller import PointController
-from edge_agent.uplink.request import Request, Sealed
+from edge_agent.uplink.request import Deliverable, Sealed
 from edge_agent.uplink.retry import Refused, Retries, RetryPolicy
 from edge_agent.uplink.session import Session
 from edge_agent.uplink.stream import Stream
@@ -51,6 +51,7 @@ class Sent:
         at: when it was sent last, seconds.
         message_bytes: size of the last message.
         sealed: what was sent last; None for questions about a held scene.
+        reached: whether the last attempt had an open stream: else it says nothing about the frame.
     """
 
     request_id: bytes = b""
@@ -58,6 +59,7 @@ class Sent:
     at: float = 0.0
     message_bytes: int = 0
     sealed: Sealed | None = None
+    reached: bool = True
 
 
 class Uplink:
@@ -75,9 +77,12 @@ class Uplink:
         sleep: waits that many seconds.
         controller: is told of every frame that leaves and ends; may hold frames back.
         device: this device's name, for a service without identities.
+        keep: digest of the bundle that the frames of this uplink were made with; see `negotiate`.
 
     Attributes:
         connection: the session and the open stream.
+        in_flight: most frames at once.
+        held: frames that hold `credit` now.
         controller, metrics, policy, clock: as given, or their defaults.
     """
 
@@ -94,19 +99,20 @@ class Uplink:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         controller: PointController | None = None,
         device: str = "",
+        keep: str = "",
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
         self.clock = clock
         self.controller = controller or PointController(clock=clock)
         self.connection = Connection(
-            layout, dial, store, metrics, log, self.policy, clock, self._wake, device
+            layout, dial, store, metrics, log, self.policy, clock, self._wake, device, keep
         )
-        self._in_flight = in_flight
+        self.in_flight = in_flight
         self._sleep = sleep
         self._retries = Retries(self.policy, metrics, log, clock, sleep)
         self._room = asyncio.Condition()
-        self._held = 0
+        self.held = 0
 
     @property
     def connected(self) -> bool:
@@ -129,20 +135,20 @@ class Uplink:
     async def credit(self) -> AsyncIterator[None]:
         """Wait until fewer frames are in flight than both sides allow, then hold one place."""
         async with self._room:
-            await self._room.wait_for(lambda: self._held < self._allowed() and self._may_send())
-            self._held += 1
+            await self._room.wait_for(lambda: self.held < self._allowed() and self._may_send())
+            self.held += 1
             self.controller.admit()
-            self.metrics.queue_depth.set(self._held)
+            self.metrics.queue_depth.set(self.held)
         try:
             yield
         finally:
             async with self._room:
-                self._held -= 1
-                self.controller.settle(self._held)
-                self.metrics.queue_depth.set(self._held)
+                self.held -= 1
+                self.controller.settle(self.held)
+                self.metrics.queue_depth.set(self.held)
                 self._room.notify_all()
 
-    async def deliver(self, request: Request) -> Outcome:
+    async def deliver(self, request: Deliverable) -> Outcome:
         """Send a request and resend it until it ends; hold `credit` around this.
 
         Returns:
@@ -152,7 +158,9 @@ class Uplink:
         sent = Sent()
 
         async def once() -> Outcome:
+            sent.reached = False
             stream = await self.connection.open()
+            sent.reached = True
             session = stream.session
             sent.sealed = sealed = await asyncio.to_thread(request.seal, session)
             sent.request_id = sealed.request_id
@@ -185,7 +193,8 @@ class Uplink:
                     outcome = await once()
         except (BridgeError, Refused) as failure:
             error = failure.error if isinstance(failure, Refused) else failure
-            outcome = replace(outcome, error=error, session=self.connection.session)
+            final = sent.reached and not failure.retryable
+            outcome = replace(outcome, error=error, session=self.connection.session, final=final)
         return replace(
             outcome,
             request_id=sent.request_id,
@@ -217,16 +226,16 @@ class Uplink:
         offered = (
             self.connection.session.max_in_flight
             if self.connection.session is not None
-            else self._in_flight
+            else self.in_flight
         )
-        return max(1, min(self._in_flight, offered))
+        return max(1, min(self.in_flight, offered))
 
     def _may_send(self) -> bool:
         session = self.connection.session
         return session is None or self.controller.may_send(session.rungs)
 
     async def _exchange(
-        self, stream: Stream, request: Request, sealed: Sealed, sent: Sent
+        self, stream: Stream, request: Deliverable, sealed: Sealed, sent: Sent
     ) -> bridge_pb2.InferEvent:
         if stream.broken is not None:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")

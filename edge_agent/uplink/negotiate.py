@@ -49,6 +49,7 @@ async def negotiate(
     timeout_s: float = 10.0,
     before: Session | None = None,
     device: str = "",
+    keep: str = "",
 ) -> Session:
     """Open a session and get its encoder.
 
@@ -60,6 +61,8 @@ async def negotiate(
         timeout_s: for each of the two calls, seconds.
         before: the previous session, if any; its encoder is reused if it is the same.
         device: this device's name, for a service without identities.
+        keep: digest of the bundle that waiting frames were made with: the server is asked for that
+            one, and gives another one if it has it no more.
 
     Raises:
         BridgeError: the server's refusal, typed; OfflineError if nobody answers;
@@ -72,30 +75,57 @@ async def negotiate(
         source_settings_digest=layout.settings_digest,
         codecs=sorted(QUANTIZERS),
         agent_version=installed_version()[:64],
-        bundle_digest=before.bundle_digest if before else "",
+        bundle_digest=keep or (before.bundle_digest if before else ""),
         device=device,
+        keep_bundle=bool(keep),
     )
     try:
         reply = await stub.Negotiate(request, timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
-    meant = None
-    for version in layout.versions:  # the service has a bundle for one of them
-        made = session_constants(reply.session_id, version.fingerprint, reply.bundle_digest)
-        if hmac.compare_digest(made, reply.session_constants):
-            meant = version.fingerprint
-            break
-    if meant is None:
-        raise ProtocolVersionError(
-            "the server's session constants are not the ones this agent derives: the two sides "
-            "speak different versions of the protocol; update the older one"
-        )
+    meant = meant_layout(reply, layout)
     if before is not None and before.encoder_digest == reply.encoder_digest:
         encoder = before.encoder
     else:
         encoder = Encoder.from_bytes(
             await _blob(stub, reply.session_id, reply.encoder_digest, store, metrics, timeout_s)
         )
+    session = session_of(reply, layout, meant, encoder)
+    metrics.negotiations.inc()
+    return session
+
+
+def meant_layout(reply: bridge_pb2.NegotiateResponse, layout: KVLayout) -> str:
+    """Fingerprint of the version of the layout that the server's bundle is for.
+
+    Raises:
+        ProtocolVersionError: the server derives other session constants.
+    """
+    for version in layout.versions:
+        made = session_constants(reply.session_id, version.fingerprint, reply.bundle_digest)
+        if hmac.compare_digest(made, reply.session_constants):
+            return version.fingerprint
+    raise ProtocolVersionError(
+        "the server's session constants are not the ones this agent derives: the two sides "
+        "speak different versions of the protocol; update the older one"
+    )
+
+
+def session_of(
+    reply: bridge_pb2.NegotiateResponse, layout: KVLayout, meant: str, encoder: Encoder
+) -> Session:
+    """The session that a server's reply opens.
+
+    Args:
+        reply: as received.
+        layout: the small model's cache layout.
+        meant: from `meant_layout`.
+        encoder: the one that the reply names.
+
+    Raises:
+        IncompatibleLayoutError: the encoder is for another model.
+        FrameMalformedError: the reply makes no sense.
+    """
     if encoder.source_fingerprint != meant:
         raise IncompatibleLayoutError(
             f"the server's encoder is for the layout {encoder.source_fingerprint[:12]}…, this "
@@ -107,7 +137,6 @@ async def negotiate(
             f"the server's default point {reply.default_point!r} is not among its operating points"
         )
     limits = _limits(reply.limits)
-    metrics.negotiations.inc()
     return Session(
         session_id=reply.session_id,
         constants=reply.session_constants,
@@ -126,6 +155,7 @@ async def negotiate(
         target_layout_json=reply.target_layout_json,
         feedback_decoder_digest=reply.reverse_decoder_digest,
         doubt=reply.bundle_doubt[:_LONGEST_DOUBT],
+        reply=reply.SerializeToString(),
     )
 
 

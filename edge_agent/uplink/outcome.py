@@ -48,6 +48,8 @@ class Outcome:
         attempts: times it was sent.
         session: the session in which it ended.
         returned: the state that was asked for; None for any other request.
+        final: sending it again would not help: it was answered, or refused for good. Else the way
+            to the server, or the time for it, ended the attempts.
     """
 
     request_id: bytes
@@ -59,3 +61,4 @@ class Outcome:
     attempts: int = 0
     session: Session | None = None
     returned: Returned | None = None
+    final: bool = True

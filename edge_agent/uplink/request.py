@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
@@ -32,6 +33,21 @@ class Sealed:
     request_id: bytes
     frame_number: int
     frame: Frame
+
+
+class Deliverable(Protocol):
+    """A request that `Uplink.deliver` sends, and sends again until it ends."""
+
+    question: str
+
+    def seal(self, session: Session) -> Sealed:
+        """Seal for a session; for the same session always the same bytes."""
+
+    def accepted(self, session: Session) -> None:
+        """The service holds the frame."""
+
+    def base_lost(self, session: Session) -> None:
+        """The service does not hold the frame that this one changes."""
 
 
 @dataclass
@@ -98,34 +114,68 @@ class Request:
         if frame.refused is not None:
             self.kept_back = frame
             raise frame.refused
-        number, delta_ms = session.next_frame(self.maker.capture.captured_at)
-        header, payload = pack_header(
-            Header(
-                operating_point=frame.point.index,
-                frame_number=number,
-                kept=frame.kept,
-                capture_delta_ms=delta_ms,
-                distortion=frame.distortion or Distortion(),
-                base=frame.base,
-                differences=frame.differences,
-                cause=frame.fallback,
-            ),
-            frame.payload,
-        )
-        message = seal(
-            session.constants,
+        sealed = seal_frame(
+            session,
+            frame,
             self.request_id,  # empty the first time
-            header,
-            payload,
             self.question,
-            min(self.maker.plan.max_new_tokens, session.limits.max_new_tokens)
-            if self.question
-            else 0,
+            self.maker.capture.captured_at,
+            self.maker.plan.max_new_tokens,
             self.maker.priority,
         )
-        self.request_id = self.request_id or derived_id(session.constants, number)
+        self.request_id = sealed.request_id
         self.maker.count(frame)
-        return Sealed(message, self.request_id, number, frame)
+        return sealed
+
+
+def seal_frame(
+    session: Session,
+    frame: Frame,
+    request_id: bytes,
+    question: str,
+    captured_at: float,
+    max_new_tokens: int,
+    priority: int,
+    number: int | None = None,
+) -> Sealed:
+    """Seal a frame for a session.
+
+    Args:
+        session: that carries it.
+        frame: made with the session's encoder.
+        request_id: empty for one that is derived, which does not travel.
+        question: empty if the frame is only to be held.
+        captured_at: seconds since 1970.
+        max_new_tokens: longest answer wanted.
+        priority: one of `protos.calls.PRIORITIES`, by its number.
+        number: of the frame; None: the session's next.
+    """
+    delta_ms = 0
+    if number is None:
+        number, delta_ms = session.next_frame(captured_at)
+    header, payload = pack_header(
+        Header(
+            operating_point=frame.point.index,
+            frame_number=number,
+            kept=frame.kept,
+            capture_delta_ms=delta_ms,
+            distortion=frame.distortion or Distortion(),
+            base=frame.base,
+            differences=frame.differences,
+            cause=frame.fallback,
+        ),
+        frame.payload,
+    )
+    message = seal(
+        session.constants,
+        request_id,
+        header,
+        payload,
+        question,
+        min(max_new_tokens, session.limits.max_new_tokens) if question else 0,
+        priority,
+    )
+    return Sealed(message, request_id or derived_id(session.constants, number), number, frame)
 
 
 def check_question(question: str, limits: Limits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge_agent.uplink.call_errors import cap_in
@@ -41,6 +42,9 @@ class Session:
         feedback_decoder_digest: of the decoder for feedback; empty if the bundle has none.
         feedback_decoder: that decoder, once it was fetched.
         doubt: what the bundle's certificate leaves open, in the server's words.
+        reply: the server's NegotiateResponse, for `terms`.
+        reserve: called with a frame number before it or a later one is used: returns the first
+            number that is not reserved. No number is used twice, not even after a restart.
     """
 
     session_id: bytes
@@ -61,6 +65,9 @@ class Session:
     feedback_decoder_digest: str = ""
     feedback_decoder: FeedbackDecoder | None = field(default=None, repr=False)
     doubt: str = ""
+    reply: bytes = field(default=b"", repr=False)
+    reserve: Callable[[int], int] | None = field(default=None, repr=False)
+    _reserved: int = field(default=0, repr=False)
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _base: Base | None = field(default=None, repr=False)
@@ -84,10 +91,17 @@ class Session:
         """Return a frame's number and the milliseconds since the previous frame's capture."""
         with self._lock:
             number, before = self._frames, self._captured_at
+            if self.reserve is not None and number >= self._reserved:
+                self._reserved = self.reserve(number)
             self._frames = (number + 1) % (1 << 32)
             self._captured_at = captured_at
         delta_ms = 0 if before is None else round((captured_at - before) * 1000)
         return number, min(max(delta_ms, 0), (1 << 32) - 1)
+
+    def go_on_from(self, number: int) -> None:
+        """Use this number for the next frame: an earlier process may have used those before."""
+        with self._lock:
+            self._frames = self._reserved = number
 
     @property
     def base(self) -> Base | None:

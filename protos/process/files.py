@@ -91,6 +91,19 @@ def writing(what: object) -> Iterator[None]:
         raise ConfigError(f"cannot write {what}: {error.strerror or error}") from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's names to the disk, so that a power cut does not undo a rename.
+
+    Raises:
+        OSError: it cannot be synced.
+    """
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def stamp(path: Path) -> tuple[int, ...]:
     """A value that changes when a file is changed or replaced; empty if it cannot be read."""
     try:

@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from edge_agent.agent import Agent, Summary
+from edge_agent.agent import Agent
 from edge_agent.metrics import Metrics
 from edge_agent.plan import Plan
 from edge_agent.record import AnswerRecord
 from edge_agent.sources import Capture
+from edge_agent.summary import Summary
 from protos.process import logs
 from tests.fakes.fake_bridge import FakeBridge
 from tests.fakes.fake_edge import FakeModel, fake_uplink, make_encoder

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class NegotiateRequest(_message.Message):
-    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest", "device")
+    __slots__ = ("protocol_version", "source_layout_json", "codecs", "agent_version", "bundle_digest", "source_settings_digest", "device", "keep_bundle")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LAYOUT_JSON_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class NegotiateRequest(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOURCE_SETTINGS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BUNDLE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     source_layout_json: str
     codecs: _containers.RepeatedScalarFieldContainer[str]
@@ -22,7 +23,8 @@ class NegotiateRequest(_message.Message):
     bundle_digest: str
     source_settings_digest: str
     device: str
-    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    keep_bundle: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ..., device: _Optional[str] = ..., keep_bundle: _Optional[bool] = ...) -> None: ...
 
 class NegotiateResponse(_message.Message):
     __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest", "bundle_doubt")

@@ -1,0 +1,82 @@
+"""Before the first capture: terms to work by, and whether the settings fit them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from edge_agent.picture import PICTURE
+from edge_agent.plan import AUTO, Plan, choose_point
+from edge_agent.uplink.caller_bar import BARRING
+from edge_agent.uplink.delivery import Uplink
+from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.session import Session
+from protos.errors import BridgeError, ConfigError
+from protos.process.logs import Logger
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a run gets its first session.
+
+    Attributes:
+        uplink: the way to the server.
+        plan: how frames are made.
+        controller: chooses the operating point if the plan does not name one.
+        log: structured logger.
+    """
+
+    uplink: Uplink
+    plan: Plan
+    controller: PointController | None
+    log: Logger
+
+    def from_disk(self) -> bool:
+        """Whether an earlier run's session is there to go on with.
+
+        Raises:
+            ConfigError: the settings do not fit it.
+        """
+        last = self.uplink.connection.latest
+        if last is None:
+            cause = "this device has not reached a service yet, so it has no encoder"
+            self.log.warning("waiting_for_terms", cause=cause)
+            return False
+        self._check(last)
+        return True
+
+    async def connect(self, patience_s: float | None) -> None:
+        """Agree on a session.
+
+        Args:
+            patience_s: after so long go on without one; None to insist.
+
+        Raises:
+            ConfigError: the settings do not fit it.
+            BridgeError: the server's refusal, or OfflineError once the time for it is spent.
+        """
+        try:
+            session = await asyncio.wait_for(self.uplink.connect(), patience_s)
+        except (asyncio.TimeoutError, BridgeError) as error:
+            passing = isinstance(error, (asyncio.TimeoutError, *BARRING)) or error.retryable
+            if patience_s is None or not passing:
+                raise
+            self.log.warning("offline_at_start", cause=str(error) or f"{patience_s:g} s")
+            return
+        self._check(session)
+
+    def _check(self, session: Session) -> None:
+        point = choose_point(self.plan, session)
+        if point.kind != PICTURE:
+            session.encoder.selecting(self.plan.selector)
+        if session.encoder.text and (self.plan.delta or self.plan.selector is not None):
+            what = "--delta" if self.plan.delta else "--selector"
+            raise ConfigError(f"{what} is for pictures: texts travel whole")
+        if self.controller is not None and self.plan.point == AUTO:
+            highest = self.plan.highest_point or session.advised
+            if unmet := self.controller.unmet(session.rungs, highest):
+                self.log.warning("limits_unmet", cause=unmet)
+        if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):
+            self.log.warning(
+                "no_guard", cause=f"bundle {session.bundle_id} was not calibrated for it"
+            )

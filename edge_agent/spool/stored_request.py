@@ -1,0 +1,134 @@
+"""A frame from the spool on its way: sealed as it was first, or again for another session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from edge_agent.frame import Frame, check_size
+from edge_agent.spool.waiting import Waiting
+from edge_agent.uplink.request import Sealed, check_question, seal_frame
+from edge_agent.uplink.session import Base, Session
+from protos.calls import PRIORITIES
+from protos.errors import BundleGoneError
+from protos.limits import Limits
+from protos.points import PICTURE_POINT
+from protos.requests import parse_infer_request
+
+_ANY = Limits(
+    max_payload_bytes=1 << 30,
+    max_picture_bytes=1 << 30,
+    max_question_bytes=1 << 30,
+    max_tokens=65535,
+    max_new_tokens=(1 << 32) - 1,
+)
+"""The frame was made here: the session that carries it checks its size."""
+
+
+def fits(waiting: Waiting, session: Session) -> bool:
+    """Whether a session's encoder is the one that the frame was made with."""
+    return waiting.encoder_digest in ("", session.encoder_digest)
+
+
+@dataclass
+class StoredRequest:
+    """See `edge_agent.uplink.request.Deliverable`.
+
+    Attributes:
+        waiting: the frame.
+        late: it waited for long, so other frames go first in the service too, if it has to be
+            sealed again anyway. Alarms never give way.
+        resealed: gets the frame as it was sealed again, before it is sent: after a restart it must
+            be sent again as it was, or the service would not know it.
+    """
+
+    waiting: Waiting
+    late: bool = False
+    resealed: Callable[[Waiting], None] = lambda waiting: None
+    question: str = field(init=False)
+    sealed: Sealed | None = field(default=None, init=False)
+    _sealed_for: bytes = field(default=b"", init=False, repr=False)
+    _key: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.question = self.waiting.record.question
+
+    def seal(self, session: Session) -> Sealed:
+        """Seal for a session; for the same session always the same bytes.
+
+        Raises:
+            BundleGoneError: the session is on another bundle, with another encoder.
+            BridgeError: the frame cannot be sent in this session, typed.
+        """
+        if self.sealed is None or self._sealed_for != session.session_id:
+            self.sealed, self._sealed_for = self._seal(session), session.session_id
+        return self.sealed
+
+    def accepted(self, session: Session) -> None:
+        """Later frames may be delta frames to this one."""
+        if self.sealed is not None and self._sealed_for == session.session_id:
+            if self.sealed.frame.held is not None:
+                session.accepted(Base(self.sealed.frame_number, self.sealed.frame.held))
+
+    def base_lost(self, session: Session) -> None:
+        """Send the key frame that was kept for this."""
+        if self.sealed is not None and self.sealed.frame.base is not None:
+            session.lost(self.sealed.frame.base)
+        self.sealed = None
+        self._key = bool(self.waiting.key)
+
+    def _seal(self, session: Session) -> Sealed:
+        waiting = self.waiting
+        if not fits(waiting, session):
+            raise BundleGoneError(
+                f"the frame waited since it was made with bundle {waiting.bundle} "
+                f"({waiting.bundle_digest[:12]}…); the service has '{session.bundle_id}' "
+                f"{session.bundle_version} now, and that one no more"
+            )
+        first = session.session_id == waiting.session_id and not self._key
+        raw = waiting.message if first or not waiting.key else waiting.key
+        message, header, body = parse_infer_request(raw, _ANY)
+        name = waiting.record.point
+        if name not in session.points:
+            raise BundleGoneError(
+                f"the frame waited at point {name!r}, which the service's bundle "
+                f"'{session.bundle_id}' {session.bundle_version} no longer has"
+            )
+        picture = header.operating_point == PICTURE_POINT
+        frame = Frame(
+            point=session.points[name],
+            tokens=header.tokens,
+            kept=header.kept,
+            payload=body,
+            distortion=None if picture else header.distortion,
+            select_ms=0.0,
+            encode_ms=0.0,
+            held=waiting.held,
+            base=header.base,
+            differences=header.differences,
+            fallback=header.cause,
+        )
+        if first:
+            return Sealed(message, waiting.request_id, header.frame_number, frame)
+        check_question(self.question, session.limits)
+        check_size(frame, session.limits)
+        priority = message.priority
+        if self.late and PRIORITIES[priority] == "normal":
+            priority = PRIORITIES.index("background")
+        sealed = seal_frame(
+            session,
+            frame,
+            waiting.request_id,
+            self.question,
+            waiting.record.captured_at,
+            message.max_new_tokens,
+            priority,
+        )
+        self.waiting = replace(
+            waiting,
+            message=sealed.message.SerializeToString(),
+            key=b"",
+            session_id=session.session_id,
+        )
+        self.resealed(self.waiting)
+        return sealed
