@@ -36,7 +36,7 @@ from edge_agent.record import (
 from edge_agent.sources import Capture, LiveSource, Source
 from edge_agent.spool.intake import waiting_of
 from edge_agent.spool.outgoing import Outgoing
-from edge_agent.spool.waiting import rank_of
+from edge_agent.spool.stored_frame import rank_of
 from edge_agent.summary import Summary
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
@@ -147,12 +147,12 @@ class Agent:
                 capture has no question.
         """
         tasks: set[asyncio.Task[None]] = set()
-        sending: asyncio.Task[None] | None = None
         try:
             if not await self._begin():
                 return self.summary
             if self.outgoing is not None:
                 sending = asyncio.create_task(self.outgoing.run())
+                tasks.add(sending)
                 sending.add_done_callback(lambda done: self._ended(done, tasks))
             captures = iter(self.source)
             while not self._stopped.is_set() and self._fatal is None:
@@ -164,15 +164,13 @@ class Agent:
                 began = self.clock()
                 await self._start(capture, tasks)
                 if self.hold_every_s is not None:
-                    await self._until_due(began + self.hold_every_s, tasks)
-            if self.outgoing is not None and sending is not None:
+                    held = tasks if self.outgoing is None else set()
+                    await self._until_due(began + self.hold_every_s, held)
+            if self.outgoing is not None:
                 self.outgoing.finish()
-                await asyncio.wait({sending})
             if tasks:
                 await asyncio.wait(tasks)
         except BaseException:
-            if sending is not None:
-                tasks.add(sending)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.spool.waiting import Waiting
+from edge_agent.spool.stored_frame import StoredFrame
 from protos.errors import DroppedError
 
 
@@ -35,7 +35,7 @@ class Entry:
 
     id: int
     rank: int
-    waiting: Waiting
+    waiting: StoredFrame
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Drop:
 
     id: int
     cause: str
-    waiting: Waiting | None
+    waiting: StoredFrame | None
     request_id: bytes
     size: int = 0
 

@@ -6,7 +6,7 @@ import asyncio
 
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.record import record_of
-from edge_agent.spool.waiting import Waiting
+from edge_agent.spool.stored_frame import StoredFrame
 from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.request import Request, seal_frame
 from edge_agent.uplink.session import Session
@@ -14,7 +14,7 @@ from edge_agent.uplink.session import Session
 
 async def waiting_of(
     request: Request, maker: FrameMaker, session: Session, edge: tuple[str | None, float]
-) -> Waiting:
+) -> StoredFrame:
     """Make a frame for a session and all that its record needs.
 
     Args:
@@ -31,7 +31,7 @@ async def waiting_of(
 
 def _waiting_of(
     request: Request, maker: FrameMaker, session: Session, edge: tuple[str | None, float]
-) -> Waiting:
+) -> StoredFrame:
     sealed = request.seal(session)
     key = b""
     if sealed.frame.base is not None:
@@ -47,7 +47,7 @@ def _waiting_of(
         )
         key = again.message.SerializeToString()
     done = Outcome(sealed.request_id, sealed=sealed, message_bytes=sealed.message.ByteSize())
-    return Waiting(
+    return StoredFrame(
         record=record_of(maker, request.question, done, done, *edge, fallback=""),
         message=sealed.message.SerializeToString(),
         key=key,

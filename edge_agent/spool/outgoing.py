@@ -20,8 +20,8 @@ from edge_agent.record import AnswerRecord
 from edge_agent.spool.catch_up import CatchUp
 from edge_agent.spool.entry import Drop, Entry
 from edge_agent.spool.spool import Spool
+from edge_agent.spool.stored_frame import StoredFrame
 from edge_agent.spool.stored_request import StoredRequest, fits
-from edge_agent.spool.waiting import Waiting
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.outcome import Outcome
 from protos.errors import BridgeError
@@ -84,7 +84,7 @@ class Outgoing:
 
     # ------------------------------------------------------------------ in
 
-    async def accept(self, waiting: Waiting, rank: int) -> None:
+    async def accept(self, waiting: StoredFrame, rank: int) -> None:
         """Keep a frame; it is on the disk when this returns, or its record says why not.
 
         Raises:
@@ -283,7 +283,7 @@ class Outgoing:
             self._failed = self._failed or task.exception()  # type: ignore[assignment]
         self._news.set()
 
-    def _resealed(self, row: int, waiting: Waiting) -> None:
+    def _resealed(self, row: int, waiting: StoredFrame) -> None:
         try:
             self.spool.replace(row, waiting)
         except BridgeError as error:

@@ -19,8 +19,8 @@ from edge_agent.spool.entry import Bounds, Drop, Entry
 from edge_agent.spool.lock import Lock
 from edge_agent.spool.salvage import ROW_BYTES, readable_rows, set_aside
 from edge_agent.spool.spool_clock import SpoolClock
+from edge_agent.spool.stored_frame import StoredFrame
 from edge_agent.spool.vault import DamagedRowError, Vault
-from edge_agent.spool.waiting import Waiting
 from edge_agent.spool.when_full import CHOICES, DropOldest, Row, ThinOut
 from protos.errors import DiskFullError, SpoolError
 from protos.process.logs import Logger
@@ -188,7 +188,7 @@ class Spool:
 
     # ------------------------------------------------------------------ in and out
 
-    def accept(self, waiting: Sequence[Waiting], ranks: Sequence[int]) -> list[Entry]:
+    def accept(self, waiting: Sequence[StoredFrame], ranks: Sequence[int]) -> list[Entry]:
         """Keep frames; they are on the disk when this returns.
 
         Make room first: `room_for`, then `end` the rows that it names.
@@ -218,7 +218,7 @@ class Spool:
             return entries
 
     def room_for(
-        self, waiting: Sequence[Waiting], rank: int, busy: Collection[int] = ()
+        self, waiting: Sequence[StoredFrame], rank: int, busy: Collection[int] = ()
     ) -> tuple[list[Drop], bool]:
         """The rows that have to go before these frames are accepted: too old ones, and for room.
 
@@ -259,7 +259,7 @@ class Spool:
                 ).fetchall()
                 return [self._read(db, row) for (row,) in found if row not in busy][:most]
 
-    def replace(self, row: int, waiting: Waiting) -> None:
+    def replace(self, row: int, waiting: StoredFrame) -> None:
         """Keep a frame as it was sealed again.
 
         Raises:
@@ -310,7 +310,7 @@ class Spool:
                 every = db.execute("SELECT id, request_id FROM frames")
                 return [row for row, name in every if name in request_ids]
 
-    def every(self) -> Iterator[Waiting]:
+    def every(self) -> Iterator[StoredFrame]:
         """All frames that can be read."""
         with self._lock, self._typed():
             db = self._ready()
@@ -415,7 +415,7 @@ class Spool:
             "SELECT rank, request_id, size, body FROM frames WHERE id=?", (row,)
         ).fetchone()
         try:
-            return Entry(row, rank, Waiting.from_bytes(self._vault.open(name, body)))
+            return Entry(row, rank, StoredFrame.from_bytes(self._vault.open(name, body)))
         except DamagedRowError:
             return Drop(row, "damaged", None, bytes(name), size)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from edge_agent.frame import Frame, check_size
-from edge_agent.spool.waiting import Waiting
+from edge_agent.spool.stored_frame import StoredFrame
 from edge_agent.uplink.request import Sealed, check_question, seal_frame
 from edge_agent.uplink.session import Base, Session
 from protos.calls import PRIORITIES
@@ -25,7 +25,7 @@ _ANY = Limits(
 """The frame was made here: the session that carries it checks its size."""
 
 
-def fits(waiting: Waiting, session: Session) -> bool:
+def fits(waiting: StoredFrame, session: Session) -> bool:
     """Whether a session's encoder is the one that the frame was made with."""
     return waiting.encoder_digest in ("", session.encoder_digest)
 
@@ -42,9 +42,9 @@ class StoredRequest:
             be sent again as it was, or the service would not know it.
     """
 
-    waiting: Waiting
+    waiting: StoredFrame
     late: bool = False
-    resealed: Callable[[Waiting], None] = lambda waiting: None
+    resealed: Callable[[StoredFrame], None] = lambda waiting: None
     question: str = field(init=False)
     sealed: Sealed | None = field(default=None, init=False)
     _sealed_for: bytes = field(default=b"", init=False, repr=False)

@@ -28,7 +28,7 @@ def rank_of(priority: int) -> int:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class StoredFrame:
     """A frame with its question, sealed once, and all that its record needs.
 
     Attributes:
@@ -66,7 +66,7 @@ class Waiting:
         return lengths + text + self.message + self.key
 
     @classmethod
-    def from_bytes(cls, body: bytes) -> Waiting:
+    def from_bytes(cls, body: bytes) -> StoredFrame:
         """The inverse of `to_bytes`.
 
         Raises:
