@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -63,8 +63,16 @@ class Settings(BundleSettings, Exposure):
         description="CPU threads of the engine process; 0: as many as the CPU quota, the affinity "
         "mask and the cores allow",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="number format of matrix products in the map and in a float32 large model: "
+        "bfloat16 is faster on processors that multiply it, and rounds a little; auto: bfloat16 on "
+        "a CPU that does, else float32",
+    )
     backend: str = Field(
-        "onnxruntime", description="what runs the projector: onnxruntime, torch or tensorrt"
+        "auto",
+        description="what runs the projector: onnxruntime, torch, bfloat16 (torch, products in "
+        "bfloat16), tensorrt, or auto: bfloat16 with that precision, else onnxruntime",
     )
     backend_device: str = Field(
         "cpu", min_length=1, description="device of the projector, as its backend names devices"

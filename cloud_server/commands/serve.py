@@ -66,8 +66,8 @@ def _check(settings: Settings) -> int:
     if settings.secure:
         read_shown(settings.directory_path, settings.tls_certificate, settings.tls_key)
     check_name(settings.engine)
-    if settings.backend not in BACKENDS:
-        raise ConfigError(f"no backend '{settings.backend}'; there are {', '.join(BACKENDS)}")
+    if settings.backend not in (names := ("auto", *BACKENDS)):
+        raise ConfigError(f"no backend '{settings.backend}'; there are {', '.join(names)}")
     served: dict[str, Path] = {}
     for path in settings.bundles:
         fingerprint = Bundle.peek(path).source.fingerprint

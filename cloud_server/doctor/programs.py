@@ -41,7 +41,7 @@ def torch_works(settings: Settings) -> Iterator[Finding]:
 
 def onnxruntime_works(settings: Settings) -> Iterator[Finding]:
     """ONNX Runtime and the providers that it has."""
-    used = settings.backend == "onnxruntime"
+    used = settings.backend in ("auto", "onnxruntime")
     try:
         runtime = importlib.import_module("onnxruntime")
     except Exception as error:

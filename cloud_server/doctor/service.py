@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
+from cloud_server.engine.precision import backend_of
 from cloud_server.settings import Settings
 from protos.errors import BridgeError
 
@@ -183,6 +184,7 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
         return
     keys = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys else None
     target = None
+    backend = backend_of(settings)
     loaded = not quick and settings.model is not None  # without one, `model` has said so
     if loaded:
         from cloud_server.engine.load import load_model
@@ -193,14 +195,14 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
         try:
             info = Bundle.peek(path)
             bundle = Bundle.load(path, info.source, target or info.target, trusted=keys)
-            bundle.backend(settings.backend, device=settings.backend_device)
+            bundle.backend(backend, device=settings.backend_device)
         except BridgeError as error:
             yield Finding(subject, RED, error.message, "make or copy it again, for this model")
             continue
         names = {point.index: point.name for point in info.points}
         verdict = verdict_of(bundle.certificate, names[info.default_point])
         found = f"{info.id}@{info.version} ({info.digest[:12]}…)" + (
-            f", fits the model, runs with {settings.backend}" if loaded else ""
+            f", fits the model, runs with {backend}" if loaded else ""
         )
         doubts = []
         if not verdict.good:

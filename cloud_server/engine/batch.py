@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from projector.models.frozen import FrozenModel, padded
 from projector.models.slab import Part, Slab
 
 Owner = TypeVar("Owner")
+_LEAST_ROWS = 8
+"""Fewer rows are padded: MKL sums a few rows in another order than many."""
 _ROOM = 64
 """Columns reserved for an answer; for a longer one the buffer grows."""
 
@@ -90,7 +94,7 @@ class RunningBatch(Generic[Owner]):
             for row, length in enumerate(lengths, first):
                 slab.lengths[row] += length
             last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-            made = self._model.logits(last).argmax(dim=-1).tolist()
+            made = self._tokens(last)
         joined = [Row(owner, limit) for owner, limit in zip(owners, limits, strict=True)]
         for new, token in zip(joined, made, strict=True):
             self._take(new, token)
@@ -107,7 +111,7 @@ class RunningBatch(Generic[Owner]):
             tokens = torch.tensor(last, device=self._model.device)
             hidden = self._model.run(tokens, cache, seen, positions, prompt=False)
             slab.lengths = [length + 1 for length in slab.lengths]
-            made = self._model.logits(hidden[:, -1]).argmax(dim=-1).tolist()
+            made = self._tokens(hidden[:, -1])
         for row, token in zip(self.rows, made, strict=True):
             self._take(row, token)
         return list(self.rows)
@@ -120,6 +124,13 @@ class RunningBatch(Generic[Owner]):
                 self._slab.leave(index)
                 self.rows[index] = self.rows[-1]
                 self.rows.pop()
+
+    def _tokens(self, hidden: Tensor) -> list[int]:
+        """The likeliest token of each row of last hidden states `[rows, E]`."""
+        rows = len(hidden)
+        few = pad(hidden, (0, 0, 0, max(0, _LEAST_ROWS - rows)))
+        made: list[int] = self._model.logits(few)[:rows].argmax(dim=-1).tolist()
+        return made
 
     def _take(self, row: Row[Owner], token: int) -> None:
         row.fresh = token not in self._model.eos_ids

@@ -13,6 +13,7 @@ import structlog
 
 from cloud_server.engine import load
 from cloud_server.engine.jobs import Load, Loaded, NotLoaded, Offer
+from cloud_server.engine.precision import backend_of
 from cloud_server.settings import Settings
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
@@ -116,7 +117,7 @@ class LoadedBundles:
     def _backend(self, bundle: Bundle) -> Backend:
         settings = self._settings
         return bundle.backend(
-            settings.backend,
+            backend_of(settings),
             threads=self._threads,
             device=settings.backend_device,
             plans=settings.plans,

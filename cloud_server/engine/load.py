@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from cloud_server.engine.jobs import Offer
+from cloud_server.engine.precision import rounds
 from cloud_server.settings import Settings
 from projector.bundle.certificate import verdict_of
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
 from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
+from projector.models.rounded import round_linears
 from projector.models.vlm import VLM
 from protos.errors import ConfigError
 from protos.layout import KVLayout
@@ -22,10 +24,15 @@ def load_model(settings: Settings) -> VLM | LM:
         ContextError: the longest text of a bundle does not fit into its windows.
     """
     where = settings.model_path, settings.device, settings.dtype
+    model: VLM | LM
     if not reads_only_texts(settings.model_path):
-        return VLM.load(*where)
-    longest = max((Bundle.peek(path).target.tokens for path in settings.bundles), default=0)
-    return LM.load(*where, text_tokens=longest or TEXT_TOKENS)
+        model = VLM.load(*where)
+    else:
+        longest = max((Bundle.peek(path).target.tokens for path in settings.bundles), default=0)
+        model = LM.load(*where, text_tokens=longest or TEXT_TOKENS)
+    if settings.dtype == "float32" and rounds(settings):
+        round_linears(model.decoder)
+    return model
 
 
 def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:

@@ -13,6 +13,7 @@ from projector.maps.mix import Mix
 from projector.maps.mlp import MLP
 from projector.maps.procrustes import Procrustes
 from projector.maps.ridge import Ridge
+from projector.maps.rounded import RoundedMap
 from projector.maps.served import ServedMap
 from projector.maps.shared import Shared
 from protos.layout import KVLayout
@@ -38,6 +39,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Map",
+    "RoundedMap",
     "ServedMap",
     "family",
     "is_cloud_half",

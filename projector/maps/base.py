@@ -244,7 +244,7 @@ class Map(nn.Module, ABC):
 
     def regrid(self, z: Tensor) -> Tensor:
         """Tokens of the source's grid `[B, N, d]` interpolated to the target's `[B, M, d]`."""
-        return z if self.to_grid is None else torch.einsum("mn,bnd->bmd", self.to_grid, z)
+        return z if self.to_grid is None else self.to_grid @ z
 
     def predict(self, x: Tensor) -> Tensor:
         """Source states `[B, N, d_s]` to z-scored target states `[B, M, d_r]`."""

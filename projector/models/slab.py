@@ -72,7 +72,7 @@ class Slab:
         device = self._held.device
         starts = torch.tensor(lengths, device=device)[:, None]
         places = starts + torch.arange(tokens, device=device)
-        width = max(lengths) + tokens
+        width = -(-(max(lengths) + tokens) // _COLUMNS) * _COLUMNS
         seen = torch.arange(width, device=device) <= places[:, :, None]
         held = self._held[:, :, first : len(self.lengths), :, :width]
         rows = torch.arange(len(lengths), device=device)[:, None].expand(-1, tokens)

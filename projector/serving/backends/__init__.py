@@ -14,6 +14,7 @@ from protos.errors import ConfigError
 BACKENDS: dict[str, str] = {
     "onnxruntime": "projector.serving.backends.onnxruntime:OnnxRuntimeBackend",
     "torch": "projector.serving.backends.torch:TorchBackend",
+    "bfloat16": "projector.serving.backends.bfloat16:BFloat16Backend",
     "tensorrt": "projector.serving.backends.tensorrt:TensorRTBackend",
 }
 """Name to `module:class`."""

@@ -113,14 +113,25 @@ def tiny(files: Files) -> Engine:
 
 @pytest.fixture
 def reference() -> Engine:
+    return real("float32")
+
+
+@pytest.fixture
+def bfloat16() -> Engine:
+    return real("bfloat16")
+
+
+def real(precision: str) -> Engine:
+    """An engine with the reference model."""
     said: list[JobEvent] = []
-    given = {"model": CLOUD_MODEL, "bundles": [BUNDLE], "threads": 1, "batch_size": 64}
+    sizes = {"threads": 1, "batch_size": 64, "precision": precision}
+    given = {"model": CLOUD_MODEL, "bundles": [BUNDLE], **sizes}
     engine = TransformersEngine(load(given, environ=stage.DEVICE), said.append)
     (offer,) = engine.load()
     return Engine(engine, said, mixed(offer))
 
 
-@pytest.mark.parametrize("name", ["tiny", "reference"])
+@pytest.mark.parametrize("name", ["tiny", "reference", "bfloat16"])
 def test_64_at_once_are_answered_as_each_alone(name: str, request: pytest.FixtureRequest) -> None:
     engine: Engine = request.getfixturevalue(name)
     alone = engine.serial()

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from projector.bundle.load import Bundle
 from projector.maps import Map, ServedMap
 from projector.maps.mix import Mix
+from projector.models.autocast import product_type
 from projector.serving import backends
 from projector.serving.backends import Backend, CloudFiles
 from protos.errors import BundleFormatError, ConfigError, FrameMalformedError
 from protos.layout import KVLayout
 from protos.rotation import rotate
 from protos.state import KVState
+from reference.demo.halves import BUNDLE
 from tests.projector.conftest import GPU, RANK, cloud_files, make_map
 
-RUNNABLE = ["onnxruntime", "torch"]
-PLACES = [("onnxruntime", "cpu"), ("torch", "cpu"), pytest.param("torch", "cuda", marks=GPU)]
+RUNNABLE = ["onnxruntime", "torch", "bfloat16"]
+PLACES = [
+    ("onnxruntime", "cpu"),
+    ("torch", "cpu"),
+    ("bfloat16", "cpu"),
+    pytest.param("torch", "cuda", marks=GPU),
+    pytest.param("bfloat16", "cuda", marks=GPU),
+]
+ERRORS = {"bfloat16": 0.02}
+"""Largest error by backend, as a share of the largest number; 1e-4 for those in float32."""
 START = 7
 
 
@@ -61,10 +73,10 @@ def test_every_backend_computes_the_formula(
     y = (z @ up) * scale + mean
     for row in range(batch):
         state = KVState.from_flat(y[row], target, positions)
-        size = np.abs(state.values).max()
-        np.testing.assert_allclose(values[:, row], state.values, atol=1e-4 * size)
+        size = np.abs(state.values).max() * ERRORS.get(name, 1e-4)
+        np.testing.assert_allclose(values[:, row], state.values, atol=size)
         truth = rotate(state.keys, target.rope, positions)
-        np.testing.assert_allclose(keys[:, row], truth, atol=1e-4 * size)
+        np.testing.assert_allclose(keys[:, row], truth, atol=size)
 
 
 @pytest.mark.parametrize("name, device", PLACES)
@@ -78,6 +90,24 @@ def test_what_a_dropped_row_holds_does_not_matter(
     after = backend.project(latents, kept, positions)
     for one, other in zip(before, after, strict=True):
         assert np.isfinite(other).all() and (one == other).all()
+
+
+@pytest.mark.skipif(product_type() is not torch.bfloat16, reason="no bfloat16 products here")
+@pytest.mark.parametrize("bundle", sorted(BUNDLE.parent.iterdir()), ids=lambda path: path.name)
+def test_a_frame_in_bfloat16_has_the_same_bits_whichever_frames_share_its_batch(
+    bundle: Path,
+) -> None:
+    info = Bundle.peek(bundle)
+    backend = Bundle.load(bundle, info.source, info.target).backend("bfloat16")
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((40, info.source.tokens, info.rank), dtype=np.float32)
+    kept = rng.random(latents.shape[:2]) > 0.3
+    positions = np.arange(START, START + info.target.tokens)
+    together = backend.project(latents, kept, positions)
+    for batch in (1, 2, 3, 5, 8, 16, 17, 33):
+        some = backend.project(latents[-batch:], kept[-batch:], positions)
+        for one, all_ in zip(some, together, strict=True):
+            np.testing.assert_array_equal(one, all_[:, -batch:], err_msg=f"{batch} frames")
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
