@@ -27,7 +27,9 @@ def test_a_rounded_layer_computes_the_product_of_rounded_numbers(bias: bool) -> 
 
 
 @NATIVE
-@pytest.mark.parametrize("wide, out", [(192, 256), (192, 384), (384, 192), (64, 4096), (2048, 8192), (33, 7)])
+@pytest.mark.parametrize(
+    "wide, out", [(192, 256), (192, 384), (384, 192), (64, 4096), (2048, 8192), (33, 7)]
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_has_the_same_bits_however_many_rows_there_are(
     wide: int, out: int, threads: int
