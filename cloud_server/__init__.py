@@ -2,7 +2,7 @@
 
     front end, one asyncio thread: sessions, queues, answers; never a tensor library
       Receiver._read → ._take      frontend/receive.py     parse, digest, point, credit
-      UnderWay.submit → Admission  frontend/under_way.py   fair turns; FrontLink.submit (ZeroMQ)
+      UnderWay.submit → Admission  frontend/under_way.py   fair turns; FrontLink.submit
     engine, main thread: the model, scenes and latents; in engine/process.py, step by step
       EngineLink.receive, .send    engine/link.py          Job in, events out
       TransformersEngine.step      engine/transformers.py  decode → project → inject → answer,

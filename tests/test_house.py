@@ -218,8 +218,8 @@ def _closure(names: set[str]) -> set[str]:
 def test_the_edge_install_brings_nothing_of_the_cloud() -> None:
     closure = _closure(_direct("edge"))
     cloud_only = _direct("cloud") - _direct("edge")
-    heavy = {"torch", "torchvision", "onnx", "onnxruntime", "pyzmq", "tensorrt", "vllm"}
-    assert {"onnxruntime", "pyzmq", "torch"} <= cloud_only
+    heavy = {"torch", "torchvision", "onnx", "onnxruntime", "msgspec", "tensorrt", "vllm"}
+    assert {"onnxruntime", "msgspec", "torch"} <= cloud_only
     assert not closure & (cloud_only | heavy)
 
 
@@ -283,15 +283,15 @@ for root in {roots!r}:
             [
                 "cryptography",
                 "grpc_reflection",
+                "msgspec",
                 "onnx",
                 "onnxruntime",
                 "tensorrt",
-                "zmq",
             ],
         ),
         (
             ["protos.state", "protos.rotation", "protos.requests", "protos.quantize"],
-            ["torch", "transformers", "zmq", "onnxruntime"],
+            ["torch", "transformers", "msgspec", "onnxruntime"],
         ),
         (
             [
@@ -384,7 +384,7 @@ def _without(
 
 @pytest.mark.parametrize("script", ["cloud-server", "projector"])
 def test_a_script_starts_where_only_the_edge_extra_is_installed(script: str) -> None:
-    cloud_only = ["cryptography", "grpc_health", "grpc_reflection", "onnxruntime", "zmq"]
+    cloud_only = ["cryptography", "grpc_health", "grpc_reflection", "onnxruntime", "msgspec"]
     done = _without(script, [*cloud_only, "torch", "rich"], ["--version"])
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -394,7 +394,7 @@ def test_a_script_starts_where_only_the_edge_extra_is_installed(script: str) -> 
     [
         ("edge-agent", "tenacity", ["--version"], "edge"),
         ("edge-agent", "pydantic", ["--version"], "edge"),
-        ("cloud-server", "zmq", ["serve"], "cloud"),
+        ("cloud-server", "msgspec", ["serve"], "cloud"),
         ("cloud-server", "pydantic", ["--version"], "cloud"),
         ("projector", "pydantic", ["--version"], "align"),
     ],

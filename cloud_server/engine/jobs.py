@@ -1,7 +1,7 @@
 """The messages between the front end and the engine: jobs down, events up.
 
-A message is a JSON header, then raw buffers for the fields that are bytes (no pickle). The sockets
-are in `link.py`.
+Messages travel as MessagePack, checked against their types when they are read. The sockets are in
+`link.py`.
 
     front end                                    engine
       │ ◀── Status (loading) ───────────────────── │   also the heartbeat, both ways
@@ -20,22 +20,21 @@ are in `link.py`.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from protos.errors import BridgeError, FrameMalformedError, OverloadedError, from_code
 
-MAX_HEADER_BYTES = 4 << 20
+
+class _Sent(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """A message; its class travels as the first element."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(_Sent, frozen=True):
     """A frame with or without a question; or a question about a held scene; or its feedback.
 
     Attributes:
@@ -95,15 +94,13 @@ class Job:
         return np.frombuffer(self.kept, dtype=np.bool_)
 
 
-@dataclass(frozen=True)
-class Forget:
+class Forget(_Sent, frozen=True):
     """The session is over: its scenes need not be held."""
 
     session: str
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(_Sent, frozen=True):
     """A job is not wanted any more.
 
     Attributes:
@@ -114,8 +111,7 @@ class Cancel:
     begun: int = 1
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(_Sent, frozen=True):
     """Load a bundle beside the others.
 
     Attributes:
@@ -129,15 +125,13 @@ class Load:
     trusted_keys: str = ""
 
 
-@dataclass(frozen=True)
-class Unload:
+class Unload(_Sent, frozen=True):
     """Unload a bundle that no session, job or scene uses any more."""
 
     digest: str
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(_Sent, frozen=True):
     """A bundle was loaded; its `Offer` came just before.
 
     Attributes:
@@ -149,8 +143,7 @@ class Loaded:
     load_s: float
 
 
-@dataclass(frozen=True)
-class NotLoaded:
+class NotLoaded(_Sent, frozen=True):
     """A bundle could not be loaded, with the reason; the others are still served."""
 
     digest: str
@@ -158,13 +151,11 @@ class NotLoaded:
     message: str
 
 
-@dataclass(frozen=True)
-class Shutdown:
+class Shutdown(_Sent, frozen=True):
     """Leave, now."""
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(_Sent, frozen=True):
     """One bundle that the engine has loaded against its live model.
 
     Attributes:
@@ -207,24 +198,21 @@ class Offer:
         return hashlib.sha256(self.feedback_decoder).hexdigest() if self.feedback_decoder else ""
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(_Sent, frozen=True):
     """The model and every bundle are loaded; jobs may come."""
 
     model: str
     load_s: float
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(_Sent, frozen=True):
     """The engine cannot start, and why; it then ends with that error's exit code."""
 
     code: int
     message: str
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(_Sent, frozen=True):
     """A heartbeat; the engine's carries its load.
 
     Attributes:
@@ -246,8 +234,7 @@ class Status:
     resident_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(_Sent, frozen=True):
     """The frame is decoded and its scene is held. Last event of a job without a question.
 
     Attributes:
@@ -262,12 +249,11 @@ class Accepted:
     decode_s: float
     project_s: float
     inject_s: float
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = []
     moments_score: float = math.nan
 
 
-@dataclass(frozen=True)
-class TokenMade:
+class TokenMade(_Sent, frozen=True):
     """One more token of an answer.
 
     Attributes:
@@ -280,8 +266,7 @@ class TokenMade:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(_Sent, frozen=True):
     """Last event of a job with a question.
 
     Attributes:
@@ -297,8 +282,7 @@ class Answered:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Compressed:
+class Compressed(_Sent, frozen=True):
     """Last event of a job for feedback: the state that the engine holds of the scene.
 
     Attributes:
@@ -316,8 +300,7 @@ class Compressed:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(_Sent, frozen=True):
     """Last event of a job that the engine refused.
 
     Attributes:
@@ -340,8 +323,7 @@ class Failed:
         return error
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(_Sent, frozen=True):
     """Last event of a job that was cancelled in time."""
 
     job: int
@@ -370,41 +352,8 @@ Message: TypeAlias = (
 BundleEvent: TypeAlias = Offer | Loaded | NotLoaded
 JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed | Dropped
 
-_KINDS: dict[str, type[Any]] = {
-    cls.__name__: cls
-    for cls in (
-        Job,
-        Forget,
-        Cancel,
-        Load,
-        Unload,
-        Loaded,
-        NotLoaded,
-        Shutdown,
-        Offer,
-        Ready,
-        Broken,
-        Status,
-        Accepted,
-        TokenMade,
-        Answered,
-        Compressed,
-        Failed,
-        Dropped,
-    )
-}
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "list[str]": (list,),
-}
-_FIELDS: dict[str, dict[str, tuple[type, ...] | None]] = {
-    kind: {entry.name: _JSON_TYPES.get(str(entry.type)) for entry in fields(cls)}
-    for kind, cls in _KINDS.items()
-}
-"""Each kind's fields, and what JSON makes of them; None for bytes, which travel apart."""
-_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(list[Message])
 
 
 def failed(job: int, error: BridgeError) -> Failed:
@@ -414,66 +363,18 @@ def failed(job: int, error: BridgeError) -> Failed:
     return Failed(job, error.code, error.message)
 
 
-def pack(message: Message) -> list[bytes]:
-    """Write a message as frames of a multipart: a JSON header, then one buffer per bytes field."""
-    kind = type(message).__name__
-    plain: dict[str, Any] = {"kind": kind}
-    buffers: list[bytes] = []
-    for name, types in _FIELDS[kind].items():
-        value = getattr(message, name)
-        if types is None:
-            plain[name] = len(value)
-            buffers.append(value)
-        else:
-            plain[name] = value
-    return [_JSON.encode(plain).encode(), *buffers]
+def pack(*messages: Message) -> bytes:
+    """Write messages as one block of bytes."""
+    return _ENCODER.encode(messages)
 
 
-def unpack_all(frames: Sequence[bytes]) -> list[Message]:
-    """Parse messages that `pack` wrote, one after another.
-
-    Raises:
-        FrameMalformedError: not messages; sizes that differ from those announced; wrong types.
-    """
-    messages: list[Message] = []
-    rest = list(reversed(frames))
-    while rest:
-        messages.append(_unpack(rest))
-    return messages
-
-
-def unpack(frames: Sequence[bytes]) -> Message:
+def unpack(block: bytes) -> list[Message]:
     """Read what `pack` wrote.
 
     Raises:
-        FrameMalformedError: not one message; otherwise as `unpack_all`.
+        FrameMalformedError: the bytes are not messages, or a field is missing or of another type.
     """
-    messages = unpack_all(frames)
-    if len(messages) != 1:
-        raise FrameMalformedError(f"engine link: {len(messages)} messages instead of one")
-    return messages[0]
-
-
-def _unpack(rest: list[bytes]) -> Message:
-    """Take one message from the end of a reversed list of frames."""
-    if len(rest[-1]) > MAX_HEADER_BYTES:
-        raise FrameMalformedError("engine link: a message with a huge header")
     try:
-        plain = json.loads(rest.pop())
-        kind = plain.pop("kind")
-        cls, known = _KINDS[kind], _FIELDS[kind]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FrameMalformedError(f"engine link: an unreadable header ({error})") from error
-    for name, types in known.items():
-        value = plain.get(name)
-        if types is None:
-            if not rest or len(rest[-1]) != value:
-                raise FrameMalformedError(f"engine link: {kind}.{name} is cut short")
-            plain[name] = rest.pop()
-        elif not isinstance(value, types):
-            wanted = cls.__annotations__[name]
-            raise FrameMalformedError(f"engine link: {kind}.{name} is {value!r}, not {wanted}")
-    if len(plain) != len(known):
-        raise FrameMalformedError(f"engine link: {kind} brings more than its fields")
-    message: Message = cls(**plain)
-    return message
+        return _DECODER.decode(block)
+    except msgspec.MsgspecError as error:
+        raise FrameMalformedError(f"engine link: {error}") from error

@@ -1,8 +1,9 @@
-"""The link between the front end and its engine: ZeroMQ over a socket that only its owner can open.
+"""The link between the front end and its engine: a Unix socket that only its owner can open.
 
-`FrontLink` (asyncio) is a ROUTER that talks to one engine at a time, by the identity it was started
-with; messages of an earlier engine are ignored. `EngineLink` (two threads) is a DEALER. Both send
-heartbeats; silence for too long means that the other is gone.
+Blocks of bytes travel, each after its length: first the engine's identity, then messages.
+`FrontLink` (asyncio) listens to one engine at a time, by the identity it was started with; messages
+of an earlier engine are ignored. `EngineLink` (two threads) connects. Both send heartbeats; silence
+for too long means that the other is gone.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import asyncio
 import contextlib
 import os
 import select
+import socket
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from socket import socketpair
-
-import zmq
 
 from cloud_server.engine.jobs import (
     Accepted,
@@ -38,16 +38,62 @@ from cloud_server.engine.jobs import (
     Unload,
     pack,
     unpack,
-    unpack_all,
 )
 from protos.errors import BridgeError, EngineUnavailableError
 
-_FRAMES = 256
-"""Least frames in one multipart while messages wait, so that a step's events travel together."""
-_AT_ONCE = 16
-"""Multiparts that are taken before others have their turn on the event loop."""
+_SIZE = struct.Struct("<I")
+_AT_ONCE = 1 << 18
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""
+
+
+class Blocks:
+    """Cuts a stream of bytes into the blocks that `block` made."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def take(self, data: bytes) -> list[bytes]:
+        """Take what has come; returns the blocks that are whole now."""
+        rest = self._rest
+        rest += data
+        whole, at = [], 0
+        while len(rest) >= (begin := at + _SIZE.size):
+            end = begin + _SIZE.unpack_from(rest, at)[0]
+            if end > len(rest):
+                break
+            whole.append(bytes(rest[begin:end]))
+            at = end
+        del rest[:at]
+        return whole
+
+
+def block(data: bytes) -> bytes:
+    """A block on the wire: its length, then its bytes."""
+    return _SIZE.pack(len(data)) + data
+
+
+class _Connection(asyncio.Protocol):
+    """One engine's connection to the front end."""
+
+    def __init__(self, link: FrontLink) -> None:
+        self._link, self._blocks, self._who = link, Blocks(), b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for part in self._blocks.take(data):
+            if self._who:
+                self._link.take(self._who, part)
+            else:
+                self._who = part
+                self._link.connected(part, self.transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.disconnected(self.transport)
 
 
 class FrontLink:
@@ -60,12 +106,10 @@ class FrontLink:
     """
 
     def __init__(self, address: str, heartbeat_s: float, notice: Callable[[Message], None]) -> None:
-        self._address = address
-        self._heartbeat_s = heartbeat_s
-        self._notice = notice
-        self._context = zmq.Context()
+        self._address, self._heartbeat_s, self._notice = address, heartbeat_s, notice
         self._engine = b""
-        self._due = False  # whether `_receive` is about to be called
+        self._server: asyncio.Server | None = None
+        self._open: dict[bytes, asyncio.Transport] = {}
         self._jobs: dict[int, tuple[Sink, bool]] = {}
         self._task: asyncio.Task[None] | None = None
         self.last_heard = 0.0
@@ -78,13 +122,8 @@ class FrontLink:
 
     async def start(self) -> None:
         """Listen."""
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.router_mandatory = True
-        self._socket.linger = 0
-        self._socket.sndhwm = 0
-        self._socket.rcvhwm = 0
-        self._socket.bind(self._address)
-        asyncio.get_running_loop().add_reader(self._socket.FD, self._receive)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Connection(self), self._address)
         self._task = asyncio.create_task(self._beat())
 
     def expect(self, identity: str) -> None:
@@ -92,24 +131,20 @@ class FrontLink:
         self._engine = identity.encode()
         self.last_heard = time.monotonic()
 
-    async def submit(self, job: Job, sink: Sink) -> None:
+    def submit(self, job: Job, sink: Sink) -> None:
         """Give the engine a job; `sink` then gets its events until it ends.
 
         Raises:
             EngineUnavailableError: there is no engine to give it to.
         """
+        self._send(job)
         self._jobs[job.id] = (sink, bool(job.question))
-        try:
-            self._send(job)
-        except EngineUnavailableError:
-            self._jobs.pop(job.id, None)
-            raise
 
     def abandon(self, job: int) -> None:
         """Ignore a job's events from now on."""
         self._jobs.pop(job, None)
 
-    async def tell(self, message: Forget | Cancel | Load | Unload | Shutdown) -> None:
+    def tell(self, message: Forget | Cancel | Load | Unload | Shutdown) -> None:
         """Send a message that has no answer; without an engine nothing is sent."""
         with contextlib.suppress(EngineUnavailableError):
             self._send(message)
@@ -127,52 +162,39 @@ class FrontLink:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            asyncio.get_running_loop().remove_reader(self._socket.FD)
-            self._socket.close()
-        self._context.term()
+        if self._server is not None:
+            self._server.close()
+        for transport in list(self._open.values()):
+            transport.abort()
 
-    def _send(self, message: Message) -> None:
-        if not self._engine:
-            raise EngineUnavailableError("the engine is not running; send it again")
-        try:
-            self._socket.send_multipart([self._engine, *pack(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            raise EngineUnavailableError(
-                f"the engine cannot be reached ({error.strerror}); send it again"
-            ) from error
-        self._look_again()
+    def connected(self, who: bytes, transport: asyncio.Transport) -> None:
+        """An engine has connected and said who it is."""
+        self._open[who] = transport
 
-    def _receive(self) -> None:
-        """Take what has come."""
-        self._due = False
-        try:
-            for _ in range(_AT_ONCE):
-                if not self._has_come():
-                    break
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-                if identity == self._engine:
-                    self._take(frames)
-        finally:
-            self._look_again()
+    def disconnected(self, transport: asyncio.Transport) -> None:
+        """An engine's connection has ended."""
+        self._open = {who: held for who, held in self._open.items() if held is not transport}
 
-    def _look_again(self) -> None:
-        """Call `_receive` soon if something has come: the socket's descriptor tells that once."""
-        if not self._due and self._has_come():
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._receive)
-
-    def _has_come(self) -> bool:
-        return not self._socket.closed and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
-
-    def _take(self, frames: list[bytes]) -> None:
+    def take(self, who: bytes, data: bytes) -> None:
+        """Take messages of an engine; those of an earlier one are ignored."""
+        if who != self._engine:
+            return
         self.last_heard = time.monotonic()
         try:
-            messages = unpack_all(frames)
+            messages = unpack(data)
         except BridgeError as error:
             self._notice(Broken(error.code, error.message))
             return
         for message in messages:
             self._dispatch(message)
+
+    def _send(self, message: Message) -> None:
+        if not self._engine:
+            raise EngineUnavailableError("the engine is not running; send it again")
+        transport = self._open.get(self._engine)
+        if transport is None or transport.is_closing():
+            raise EngineUnavailableError("the engine cannot be reached; send it again")
+        transport.write(block(pack(message)))
 
     def _dispatch(self, message: Message) -> None:
         if not isinstance(message, JobEvent):
@@ -195,10 +217,7 @@ class FrontLink:
 
 
 class EngineLink:
-    """The engine's end. The main thread sends and receives; another one sends heartbeats.
-
-    Between two threads there is no queue that a job or a token would have to wait in: whoever
-    touches the socket holds a lock, and leaves what it reads there to `receive`.
+    """The engine's end. The main thread receives; others may send, one of them heartbeats.
 
     Args:
         address: where the front end listens.
@@ -222,9 +241,10 @@ class EngineLink:
         self._heartbeat_s, self._timeout_s = heartbeat_s, timeout_s
         self._status, self._gone = status, gone
         self._inbox: deque[Message] = deque()
+        self._blocks = Blocks()
         self._lock = threading.Lock()
-        self._context = zmq.Context()
-        self._bell, self._ring = socketpair()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._bell, self._ring = socket.socketpair()
         self._bell.setblocking(False)
         self._ring.setblocking(False)
         self._parent = os.getppid()
@@ -234,76 +254,69 @@ class EngineLink:
 
     def start(self) -> None:
         """Connect and begin to send heartbeats."""
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.identity = self._identity.encode()
-        self._socket.linger = 2000
-        self._socket.sndhwm = 0
-        self._socket.rcvhwm = 0
-        self._socket.connect(self._address)
+        self._socket.settimeout(self._timeout_s)  # for a front end that reads no more
+        try:
+            self._socket.connect(self._address)
+        except OSError:
+            self._gone()
+        self._write(self._identity.encode())
         self._poll = select.poll()
-        # The socket's descriptor says that there may be something to read, not that there is.
         self._poll.register(self._socket, select.POLLIN)
         self._poll.register(self._bell, select.POLLIN)
+        self._news = select.poll()
+        self._news.register(self._socket, select.POLLIN)
         self._heard = time.monotonic()
         self._thread.start()
 
     def send(self, *messages: Message) -> None:
-        """Send messages; never blocks; from any thread."""
-        frames: list[bytes] = []
-        for message in messages:
-            frames += pack(message)
-            if len(frames) >= _FRAMES:
-                self._write(frames)
-                frames = []
-        if frames:
-            self._write(frames)
+        """Send messages, which arrive together; from any thread."""
+        self._write(pack(*messages))
 
     def wake(self) -> None:
         """End a blocking `receive` as if a heartbeat had come; from any thread."""
         self._inbox.append(Status())
-        self._ring_bell()
+        with contextlib.suppress(BlockingIOError):  # it is full: `receive` has yet to look
+            self._ring.send(b"r")
 
     def receive(self, block: bool) -> Message | None:
         """The next message, or `None` if there is none and `block` is false; in one thread only."""
-        while True:
-            if not self._inbox:
-                with self._lock:
+        while not self._inbox:
+            ready = self._poll.poll(None if block else 0)
+            for descriptor, _ in ready:
+                if descriptor == self._bell.fileno():
+                    self._bell.recv(4096)
+                else:
                     self._read()
-            if self._inbox:
-                return self._inbox.popleft()
-            if not block:
+            if not ready:
                 return None
-            self._poll.poll()
-            with contextlib.suppress(BlockingIOError):
-                self._bell.recv(4096)
+        return self._inbox.popleft()
 
     def stop(self) -> None:
-        """Send what is still to be sent, then close."""
+        """Close it; what was sent arrives."""
         self._stop.set()
         self._thread.join(timeout=5.0)
         with self._lock:
             self._socket.close()
-        self._context.term()
 
-    def _write(self, frames: list[bytes]) -> None:
-        with self._lock:
-            self._socket.send_multipart(frames)
-            self._read()  # sending takes the descriptor's news away from whoever waits for it
-        if self._inbox:
-            self._ring_bell()
-
-    def _ring_bell(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is full: `receive` has yet to look
-            self._ring.send(b"r")
+    def _write(self, data: bytes) -> None:
+        try:
+            with self._lock:
+                self._socket.sendall(block(data))
+        except OSError:  # it has ended, or has not read for `timeout_s`
+            self._gone()
 
     def _read(self) -> None:
-        """Take what has come into the inbox; the caller holds the lock."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                message = unpack(self._socket.recv_multipart(zmq.NOBLOCK))
-                self._heard = time.monotonic()
-                if not isinstance(message, Status):
-                    self._inbox.append(message)
+        """Take what has come into the inbox."""
+        try:
+            data = self._socket.recv(_AT_ONCE)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._poll.unregister(self._socket)
+            self._gone()
+        self._heard = time.monotonic()
+        for part in self._blocks.take(data):
+            self._inbox += [one for one in unpack(part) if not isinstance(one, Status)]
 
     def _beat(self) -> None:
         due = time.monotonic()
@@ -313,5 +326,7 @@ class EngineLink:
             due = now + self._heartbeat_s
             self.send(self._status())
             silent = now - self._heard > self._timeout_s and not held_up
+            if silent and self._news.poll(0):  # the main thread has yet to read it
+                silent = False
             if os.getppid() != self._parent or silent:
                 self._gone()

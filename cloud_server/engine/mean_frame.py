@@ -5,9 +5,8 @@ The engine's warm-up and the front end's canary answer questions about it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from cloud_server.engine.jobs import Job
 from projector.codec.encoder import Encoder

@@ -12,7 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from cloud_server import engine as engines
 from cloud_server.engine.base import Engine

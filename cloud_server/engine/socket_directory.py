@@ -81,7 +81,7 @@ class SocketDirectory:
 
     def address_of(self, engine: int) -> str:
         """Address at which the front end listens for an engine, by its number."""
-        return f"ipc://{self.path / (f'engine-{engine}.sock' if engine else 'engine.sock')}"
+        return str(self.path / (f"engine-{engine}.sock" if engine else "engine.sock"))
 
     def close(self) -> None:
         """Let go of the directory."""

@@ -158,7 +158,7 @@ class Supervisor:
         """Ask the engine to leave; end it if it does not."""
         self._stopping = True
         self._pause.set()
-        await link.tell(Shutdown())
+        link.tell(Shutdown())
         process = self._process
         if process is not None:
             if self.ready:

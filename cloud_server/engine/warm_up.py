@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
+from msgspec.structs import replace
 from PIL import Image
 
 from cloud_server.engine.jobs import Job

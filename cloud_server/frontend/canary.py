@@ -124,7 +124,7 @@ class Canary:
                 ended.set_result(said)
 
         job = await asyncio.to_thread(self._job, offer)
-        await self._link.submit(job, hear)
+        self._link.submit(job, hear)
         with contextlib.suppress(asyncio.TimeoutError):
             said = await asyncio.wait_for(ended, self._settings.canary_timeout_s)
             if isinstance(said, Failed):
@@ -133,7 +133,7 @@ class Canary:
                 raise said
             return "answered", ""
         self._link.abandon(job.id)
-        await self._link.tell(Cancel(job.id))
+        self._link.tell(Cancel(job.id))
         if self._link.answered_at > started:
             return "overtaken", ""  # others were answered meanwhile
         return (

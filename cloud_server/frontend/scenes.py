@@ -11,6 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.store import Name
@@ -251,7 +253,7 @@ class HeldScenes:
             self._drop(name)
 
     def _link(self, scene: HeldScene, job: Job) -> _Link:
-        plain = replace(job, id=0, question="", max_new_tokens=1)
+        plain = structs.replace(job, id=0, question="", max_new_tokens=1)
         base = self._links.get((job.session, job.base))
         kept = job.kept if base is None else _both(base.kept, job.kept)
         if base is not None and base.whole and base.depth + 1 < MOST_LINKS:

@@ -242,7 +242,7 @@ class UnderWay:
             UnknownSessionError("this service no longer holds that session: negotiate again"),
         )
         self.answers.forget(session, owner)
-        self._later(self._link.tell(Forget(session.hex())))
+        self._link.tell(Forget(session.hex()))
 
     def _rest(self) -> None:
         """Something is over; perhaps it was the last."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
+from msgspec import structs
 
 from cloud_server.engine.jobs import Answered, Job, JobEvent
 from cloud_server.engine.transformers import TransformersEngine
@@ -57,7 +57,7 @@ class Bench:
 
 def picture(bench: Bench, id: int, file: bytes, session: str = "s") -> Job:
     plain = bench.job(id)
-    return dataclasses.replace(plain, session=session, point=PICTURE_POINT, kept=b"", body=file)
+    return structs.replace(plain, session=session, point=PICTURE_POINT, kept=b"", body=file)
 
 
 def rows_of(layers: Sequence[LayerCache]) -> list[list[Part]]:

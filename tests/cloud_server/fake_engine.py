@@ -17,9 +17,10 @@ import json
 import os
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from cloud_server import engine as engines
 from cloud_server.engine import process as engine_main

@@ -19,7 +19,7 @@ def test_the_agent_starts_without_torch_and_without_the_cloud() -> None:
     script = (
         "import sys, edge_agent.cli, edge_agent.frame_maker, edge_agent.prefill\n"
         "import edge_agent.uplink.scenes\n"
-        "bad = ('torch', 'transformers', 'onnxruntime', 'cloud_server', 'reference', 'zmq')\n"
+        "bad = ('torch', 'transformers', 'onnxruntime', 'cloud_server', 'reference', 'msgspec')\n"
         "print([m for m in sys.modules if m.split('.')[0] in bad])"
     )
     done = subprocess.run(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent
 from cloud_server.engine.transformers import TransformersEngine
@@ -241,9 +241,9 @@ def test_damaged_frames_of_texts_are_refused(pair: TextPair, bench: Bench) -> No
     kept[0] = False
     other = kept.tobytes()
     for broken in (
-        dataclasses.replace(job, kept=other),
-        dataclasses.replace(job, kept=job.kept.ljust(129, b"\0")),
-        dataclasses.replace(job, body=job.body[:-1]),
+        structs.replace(job, kept=other),
+        structs.replace(job, kept=job.kept.ljust(129, b"\0")),
+        structs.replace(job, body=job.body[:-1]),
     ):
         bench.engine.submit(broken)
         bench.drain()

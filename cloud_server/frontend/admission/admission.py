@@ -13,13 +13,14 @@ a new request replaces the newest one of the caller that holds most, if that hol
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
+
+from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
     Accepted,
@@ -112,9 +113,8 @@ class Admission:
         self._given: dict[int, Request] = {}
         self._of_session: dict[str, set[Request]] = {}
         self._pictures = 0
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._told: set[asyncio.Task[None]] = set()
+        self._sends = False  # to engines
+        self._due = False  # whether `_send` is about to be called
 
     @property
     def depth(self) -> int:
@@ -133,7 +133,8 @@ class Admission:
 
     def start(self) -> None:
         """Begin to send requests to the engine."""
-        self._task = asyncio.create_task(self._run())
+        self._sends = True
+        self._wake()
 
     def forget_left(self) -> None:
         """Drop requests whose callers have gone."""
@@ -143,10 +144,7 @@ class Admission:
     async def stop(self) -> None:
         """Send the engine nothing more."""
         self.forget_left()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        self._sends = False
 
     def submit(
         self,
@@ -191,7 +189,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         request.timer = loop.call_later(self._bounds.window_s, self._expire, request)
         if request.state == "given":
-            self._tell(Cancel(request.job.id, begun=0))
+            self._link.tell(Cancel(request.job.id, begun=0))
         else:
             self._left[request] = None
 
@@ -215,8 +213,8 @@ class Admission:
         self._over(request)
         self._left.pop(request, None)
         if was == "given":
-            self._tell(Cancel(request.job.id, begun=1))
-        self._wake.set()
+            self._link.tell(Cancel(request.job.id, begun=1))
+        self._wake()
 
     def end(self, session: str, error: BridgeError) -> None:
         """End all requests of a session (its id, hex) with an error."""
@@ -269,7 +267,7 @@ class Admission:
     def _enqueue(self, request: Request, first: bool = False) -> None:
         request.state = "queued"
         self._turns.add(request, first)
-        self._wake.set()
+        self._wake()
 
     def _make_room(self, request: Request) -> None:
         """Free a place and bytes for a new request.
@@ -324,15 +322,19 @@ class Admission:
 
     # ------------------------------------------------------------------ the engine
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while (request := self._next()) is not None:
-                try:
-                    await self._link.submit(request.job, partial(self._heard, request))
-                except EngineUnavailableError as error:
-                    self._heard(request, error)
+    def _wake(self) -> None:
+        """Send requests soon: whoever has just come or ended may change whose turn it is."""
+        if self._sends and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._due = False
+        while self._sends and (request := self._next()) is not None:
+            try:
+                self._link.submit(request.job, partial(self._heard, request))
+            except EngineUnavailableError as error:
+                self._heard(request, error)
 
     def _next(self) -> Request | None:
         """The request whose turn it is; from now on it counts as sent to the engine."""
@@ -366,7 +368,7 @@ class Admission:
         if ended:
             if self._given.pop(request.job.id, None) is not None:
                 self._pictures -= request.picture
-            self._wake.set()
+            self._wake()
         if request.state == "over":
             return  # nobody waits for it
         if isinstance(said, Dropped):
@@ -386,8 +388,3 @@ class Admission:
         else:  # its caller came back meanwhile
             self._turns.remove(request)
             self._enqueue(request, first=True)
-
-    def _tell(self, message: Cancel) -> None:
-        task = asyncio.get_running_loop().create_task(self._link.tell(message))
-        self._told.add(task)
-        task.add_done_callback(self._told.discard)

@@ -15,9 +15,11 @@ import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
     Accepted,
@@ -112,7 +114,7 @@ class Dispatch:
         """Engines that take jobs."""
         return sum(engine.ready for engine in self._engines)
 
-    async def submit(self, job: Job, sink: Sink) -> None:
+    def submit(self, job: Job, sink: Sink) -> None:
         """Send a job to an engine; `sink` then gets its events until it ends.
 
         Raises:
@@ -130,19 +132,19 @@ class Dispatch:
             self._suspects.append(given)
             self._run_alone()
         else:
-            await self._launch(given)
+            self._launch(given)
 
-    async def tell(self, message: Forget | Cancel) -> None:
+    def tell(self, message: Forget | Cancel) -> None:
         """Cancel a job, or drop a session's scenes."""
         if isinstance(message, Forget):
             for engine in self._engines:
-                await engine.link.tell(message)
+                engine.link.tell(message)
             return
         given = self._given.get(message.job)
         if given is None:
             return
         if given.engine is not None:
-            await given.engine.link.tell(message)
+            given.engine.link.tell(message)
             return
         self._end(given)
         given.sink(Dropped(message.job))
@@ -168,7 +170,7 @@ class Dispatch:
 
     # ------------------------------------------------------------------ to an engine
 
-    async def _launch(self, given: _Given) -> None:
+    def _launch(self, given: _Given) -> None:
         """Send a job to the best engine, or let it wait while the only engine runs a suspect.
 
         Raises:
@@ -178,7 +180,7 @@ class Dispatch:
         if engine is None:
             self._waiting.append(given)
             return
-        await self._give(given, engine)
+        self._give(given, engine)
 
     def _choose(self, job: Job) -> KeptEngine | None:
         for name in (job.scene, _needs(job)):
@@ -189,7 +191,7 @@ class Dispatch:
         answering = [e for e in up if not e.why_not()] or up
         return min(answering, key=lambda e: (self._work[e], e.index), default=None)
 
-    async def _give(self, given: _Given, engine: KeptEngine) -> None:
+    def _give(self, given: _Given, engine: KeptEngine) -> None:
         job = given.job
         needs = _needs(job)
         if needs is not None and not given.remade and self._where.get(needs) is not engine:
@@ -204,7 +206,7 @@ class Dispatch:
         if job.has_frame and job.hold:
             self._place(job.scene, engine)
         try:
-            await engine.link.submit(job, partial(self._hear, given))
+            engine.link.submit(job, partial(self._hear, given))
         except EngineUnavailableError:
             self._end(given)
             raise
@@ -218,7 +220,7 @@ class Dispatch:
                 self._place(frame.scene, engine)
             await asyncio.gather(*(self._frame(frame, engine) for frame in frames))
             if given.job.id in self._given:  # else it was cancelled meanwhile
-                await self._give(given, engine)
+                self._give(given, engine)
         except EngineUnavailableError as error:
             if given.job.id in self._given:
                 self._hear(given, error)
@@ -241,7 +243,7 @@ class Dispatch:
                 ended.set_result(None)
 
         job = replace(frame, id=next(self._ids), received_ns=time.monotonic_ns())
-        await engine.link.submit(job, hear)
+        engine.link.submit(job, hear)
         await ended
 
     # ------------------------------------------------------------------ from an engine
@@ -311,7 +313,7 @@ class Dispatch:
             self._apart = None
             waiting, self._waiting = self._waiting, deque()
             for given in waiting:
-                self._later(self._relaunch(given))
+                self._soon(given)
             return
         if self._apart is None:
             up = [engine for engine in self._engines if engine.ready]
@@ -319,13 +321,19 @@ class Dispatch:
         if self._apart is None or not self._apart.ready or self._jobs[self._apart]:
             return
         self._alone = self._suspects.popleft()
-        self._later(self._relaunch(self._alone, self._apart))
+        self._soon(self._alone, self._apart)
 
-    async def _relaunch(self, given: _Given, engine: KeptEngine | None = None) -> None:
+    def _soon(self, given: _Given, engine: KeptEngine | None = None) -> None:
+        asyncio.get_running_loop().call_soon(self._relaunch, given, engine)
+
+    def _relaunch(self, given: _Given, engine: KeptEngine | None = None) -> None:
         if given.job.id not in self._given:
             return
         try:
-            await (self._launch(given) if engine is None else self._give(given, engine))
+            if engine is None:
+                self._launch(given)
+            else:
+                self._give(given, engine)
         except EngineUnavailableError as error:
             self._end(given)
             given.sink(error)

@@ -69,7 +69,7 @@ class Loader:
         self._offers.pop(key, None)
         waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
         try:
-            await engine.link.tell(asked)
+            engine.link.tell(asked)
             done = await asyncio.wait_for(waiting, self._timeout_s)
             offer = self._offers.pop(key, None)
         except asyncio.TimeoutError as error:
@@ -103,10 +103,10 @@ class Loader:
             raise EngineUnavailableError("no engine is up")
         return made[0][0], sum(loaded.memory_bytes for _, loaded in made)
 
-    async def unload_all(self, engines: Iterable[LoadingEngine], digest: str) -> None:
+    def unload_all(self, engines: Iterable[LoadingEngine], digest: str) -> None:
         """Unload a bundle from all engines."""
         for engine in engines:
-            await engine.link.tell(Unload(digest))
+            engine.link.tell(Unload(digest))
 
 
 def is_passing(error: BridgeError) -> bool:

@@ -12,7 +12,7 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,13 +137,13 @@ async def judge(
             same += _same(said.text, frame.answer, cut)
             as_seen += _same(said.text, frame.seen, cut)
     finally:
-        await link.tell(Forget(session))
+        link.tell(Forget(session))
     return Judged(len(canary.frames), same, as_seen, refused, least)
 
 
 async def _ask(
     job: Job,
-    submit: Callable[[Job, Callable[[JobEvent | BridgeError], None]], Awaitable[None]],
+    submit: Callable[[Job, Callable[[JobEvent | BridgeError], None]], None],
     abandon: Callable[[int], None],
     timeout_s: float,
 ) -> Answered | None:
@@ -160,7 +160,7 @@ async def _ask(
         if isinstance(said, Answered | Failed | BridgeError) and not ended.done():
             ended.set_result(said)
 
-    await submit(job, hear)
+    submit(job, hear)
     with contextlib.suppress(asyncio.TimeoutError):
         said = await asyncio.wait_for(ended, timeout_s)
         if isinstance(said, BridgeError):

@@ -183,7 +183,7 @@ class Rollout:
                     bundle=offer.bundle_id,
                     digest=digest,
                 )
-                await self._loader.unload_all([engine], digest)
+                self._loader.unload_all([engine], digest)
                 return
             self._known[digest] = version
         standing = self._standings.get(digest)
@@ -363,7 +363,7 @@ class Rollout:
             "bundle refused", bundle=version.bundle_id, version=version.version, cause=why
         )
         up = [engine for engine in self._engines if engine.ready]
-        await self._loader.unload_all(up, version.digest)
+        self._loader.unload_all(up, version.digest)
         await self._take_back(standing, why)
 
     async def _take_back(self, standing: Standing, why: str) -> None:
@@ -430,7 +430,7 @@ class Rollout:
             self._scenes.forget_bundle(digest)
             standing.state, standing.offer, standing.memory_bytes = "gone", None, 0
             up = [engine for engine in self._engines if engine.ready]
-            await self._loader.unload_all(up, digest)
+            self._loader.unload_all(up, digest)
             version = standing.version
             self._log.info("bundle retired", bundle=version.bundle_id, version=version.version)
             self._sessions.serve(self._choices, self._loaded(), self._coming)

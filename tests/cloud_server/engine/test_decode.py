@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from msgspec import structs
 
 from cloud_server.engine.jobs import Failed, Job
 from cloud_server.frontend.scenes import HeldScenes
@@ -24,7 +24,7 @@ def _delta(bench: Bench, id: int, base: int, held: Held) -> tuple[Job, Held]:
     x[:3] = now.flat()[:3]
     changed = KVState.from_flat(x, stage.SOURCE, then.positions, then.attention)
     encoded = bench.encoder.encode(changed, bench.encoder.point(stage.FP8), base=held)
-    job = dataclasses.replace(
+    job = structs.replace(
         bench.job(id),
         kept=encoded.kept.tobytes(),
         body=encoded.payload,
@@ -43,7 +43,7 @@ def test_a_delta_frame_is_answered_like_the_key_frame_of_the_same_latents(files:
     for job in (bench.job(0), delta, chained):
         bench.engine.submit(job)
         bench.drain()
-    exact = dataclasses.replace(
+    exact = structs.replace(
         bench.job(3),
         point=stage.NONE,
         body=(held.latents - bench.encoder.centre).astype("<f4").tobytes(),
@@ -69,7 +69,7 @@ def test_another_engine_makes_a_delta_frames_scene_from_the_frames_that_are_held
         scenes.hold(scene(job), job)
     other = Bench(files)
     for number, again in enumerate(scenes.frames(("s", 2)), 10):
-        other.engine.submit(dataclasses.replace(again, id=number))
+        other.engine.submit(structs.replace(again, id=number))
     other.engine.submit(other.ask(20, about=2))
     other.drain()
     assert not [event for event in other.said if isinstance(event, Failed)]
@@ -84,13 +84,13 @@ def test_a_delta_frame_without_its_base_is_refused_and_the_next_key_frame_is_not
     delta, _ = _delta(bench, 1, 0, held)
     bench.engine.submit(delta)
     bench.engine.submit(bench.job(0))
-    bench.engine.submit(dataclasses.replace(delta, id=2))
+    bench.engine.submit(structs.replace(delta, id=2))
     bench.drain()
     (refused,) = (event for event in bench.said if isinstance(event, Failed))
     assert (refused.job, refused.code) == (1, MissingKeyFrameError.code)
     assert sorted(bench.answers()) == [0, 2]
     bench.engine.forget("s")
-    bench.engine.submit(dataclasses.replace(delta, id=3))
+    bench.engine.submit(structs.replace(delta, id=3))
     bench.drain()
     assert [e.job for e in bench.said if isinstance(e, Failed)] == [1, 3]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec import structs
 
 from cloud_server.engine.frame_numbers import FrameNumbers
 from cloud_server.engine.jobs import Failed
@@ -17,20 +16,20 @@ def test_a_number_that_is_taken_is_refused_in_one_step_in_later_ones_and_for_pic
     bench: Bench,
 ) -> None:
     first = bench.job(1)
-    thief = dataclasses.replace(bench.job(2), frame_number=1)
+    thief = structs.replace(bench.job(2), frame_number=1)
     bench.engine.submit(first)
     bench.engine.submit(thief)  # in the same step
     bench.drain()
-    bench.engine.submit(dataclasses.replace(thief, id=3, request_id="3" * 16))
+    bench.engine.submit(structs.replace(thief, id=3, request_id="3" * 16))
     bench.drain()
-    stolen = dataclasses.replace(picture(bench, 4, stage.picture_file()), frame_number=1)
+    stolen = structs.replace(picture(bench, 4, stage.picture_file()), frame_number=1)
     bench.engine.submit(stolen)
     failures = {event.job: event.error for event in bench.said if isinstance(event, Failed)}
     assert set(failures) == {2, 3, 4}
     assert all(isinstance(error, FrameNumberError) for error in failures.values())
     assert first.request_id in str(failures[2])
-    bench.engine.submit(dataclasses.replace(first, id=5))  # the same request once more
-    bench.engine.submit(dataclasses.replace(thief, id=6, session="another"))
+    bench.engine.submit(structs.replace(first, id=5))  # the same request once more
+    bench.engine.submit(structs.replace(thief, id=6, session="another"))
     bench.drain()
     assert set(bench.answers()) == {1, 5, 6}
     bench.engine.submit(bench.ask(7, about=1))
@@ -38,7 +37,7 @@ def test_a_number_that_is_taken_is_refused_in_one_step_in_later_ones_and_for_pic
     assert bench.answers()[7].text == bench.answers()[1].text
     bench.engine.forget("another")
     bench.engine.submit(picture(bench, 8, b"nothing"))
-    bench.engine.submit(dataclasses.replace(bench.job(9), frame_number=8))
+    bench.engine.submit(structs.replace(bench.job(9), frame_number=8))
     bench.drain()
     assert 9 in bench.answers(), "what was refused takes no number"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cloud_server.engine.jobs import (
@@ -14,7 +15,6 @@ from cloud_server.engine.jobs import (
     Status,
     pack,
     unpack,
-    unpack_all,
 )
 from protos.errors import FrameMalformedError
 
@@ -30,29 +30,36 @@ MESSAGES: list[Message] = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_a_link_message_comes_out_as_it_went_in(message: Message) -> None:
-    assert unpack(pack(message)) == message
+    assert unpack(pack(message)) == [message]
 
 
 def test_messages_that_travel_together_come_out_in_order() -> None:
-    assert unpack_all([part for message in MESSAGES for part in pack(message)]) == MESSAGES
+    assert unpack(pack(*MESSAGES)) == MESSAGES
 
 
 @pytest.mark.parametrize(
-    "frames",
+    "plain",
     [
-        [],
-        [b""],
-        [b"not json"],
-        [b"[]"],
-        [b'{"kind":"Nonsense"}'],
-        [b'{"kind":"Ready","model":1,"load_s":1.0}'],
-        [b'{"kind":"Ready","model":"m"}'],
-        [b'{"kind":"Ready","model":"m","load_s":1.0,"more":1}'],
-        [b'{"kind":"Ready","model":"m","load_s":1.0}', b"more"],
-        [*pack(MESSAGES[0])[:-1]],
-        [*pack(MESSAGES[0])[:-1], b"short"],
+        None,
+        {"Ready": 1},
+        [[]],
+        [["Nonsense"]],
+        [["Ready", 1, 1.0]],
+        [["Ready", "m"]],
+        [["Ready", "m", 1.0, "more"]],
+        [["Ready", "m", 1.0], b"more"],
+        [["Job", *msgspec.structs.astuple(MESSAGES[0])[:5]]],
+        [["Job", *msgspec.structs.astuple(MESSAGES[0])[:-1], "1"]],
     ],
 )
-def test_a_garbled_link_message_is_a_typed_error(frames: list[bytes]) -> None:
+def test_a_garbled_link_message_is_a_typed_error(plain: object) -> None:
     with pytest.raises(FrameMalformedError):
-        unpack(frames)
+        unpack(msgspec.msgpack.encode(plain))
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"not messages", pack(MESSAGES[0])[:-1], pack(*MESSAGES) + b"more"]
+)
+def test_a_link_message_that_is_cut_short_is_a_typed_error(block: bytes) -> None:
+    with pytest.raises(FrameMalformedError):
+        unpack(block)

@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
-import zmq
 
 from cloud_server.engine import link
 from cloud_server.engine.jobs import (
     Accepted,
     Cancel,
+    Compressed,
     Dropped,
     Job,
     Message,
     Status,
     pack,
     unpack,
-    unpack_all,
 )
-from cloud_server.engine.link import EngineLink
+from cloud_server.engine.link import Blocks, EngineLink, block
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.processes import alive, children
 from tests.fakes.loop import until
+
+
+class Peer:
+    """The other end of a link, by hand."""
+
+    def __init__(self, ends: socket.socket) -> None:
+        self._ends, self._blocks, self._read = ends, Blocks(), deque[bytes]()
+
+    def send(self, *messages: Message) -> None:
+        self._ends.sendall(block(pack(*messages)))
+
+    def read(self) -> bytes:
+        while not self._read:
+            self._read += self._blocks.take(self._ends.recv(65536))
+        return self._read.popleft()
+
+
+def listening(folder: Path) -> tuple[socket.socket, str]:
+    address = f"{folder}/engine.sock"
+    front = socket.socket(socket.AF_UNIX)
+    front.bind(address)
+    front.listen()
+    return front, address
 
 
 def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end_silent(
@@ -47,39 +71,37 @@ def test_an_engine_that_was_frozen_reads_what_came_before_it_calls_the_front_end
         gone_at[0] = gone_at[0] or beats[0]
         gone.set()
 
-    made = EngineLink(f"ipc://{short_dir}/engine.sock", "one", 0.05, 60.0, status, left)
+    front, address = listening(short_dir)
+    made = EngineLink(address, "one", 0.05, 60.0, status, left)
     made.start()
     try:
         assert gone.wait(60), "silence that goes on still ends it"
     finally:
         made.stop()
+        front.close()
     assert gone_at[0] > 4
 
 
 def test_no_job_is_missed_while_heartbeats_use_the_same_socket(short_dir: Path) -> None:
-    """A thread that uses a ZeroMQ socket consumes the signal that another thread waits for."""
-    context, address = zmq.Context(), f"ipc://{short_dir}/engine.sock"
-    front = context.socket(zmq.ROUTER)
-    front.linger = 0
-    front.bind(address)
+    front, address = listening(short_dir)
     made = EngineLink(address, "one", 1e-4, 60.0, Status, lambda: None)
     made.start()
     try:
-        who = front.recv_multipart()[0]
+        peer = Peer(front.accept()[0])
+        assert peer.read() == b"one"
         for number in range(3000):
-            front.send_multipart([who, *pack(Cancel(number))])
+            peer.send(Cancel(number))
             assert made.receive(block=True) == Cancel(number)
             made.send(Dropped(number), Dropped(number))
             heard: list[Message] = [Status()]
             while isinstance(heard[0], Status):
-                heard = unpack_all(front.recv_multipart()[1:])
+                heard = unpack(peer.read())
             assert heard == [Dropped(number)] * 2, "what is sent together arrives together"
         made.wake()
         assert made.receive(block=True) == Status()
     finally:
         made.stop()
         front.close()
-        context.term()
 
 
 def test_the_engine_ends_with_a_front_end_that_is_killed(files: Files) -> None:
@@ -94,40 +116,66 @@ def test_the_engine_ends_with_a_front_end_that_is_killed(files: Files) -> None:
 
 
 def test_what_comes_while_the_front_end_sends_is_taken(short_dir: Path) -> None:
-    """The socket's descriptor tells of news once; sending may use that up."""
-
     async def work() -> None:
-        address, count = f"ipc://{short_dir}/front.sock", 500
+        address, count = f"{short_dir}/front.sock", 500
         connected = asyncio.Event()
         front = link.FrontLink(address, 600.0, lambda message: connected.set())
         await front.start()
         front.expect("one")
-        context = zmq.Context()
-        engine = context.socket(zmq.DEALER)
-        engine.identity = b"one"
-        engine.rcvtimeo = 60000
-        engine.connect(address)
-        engine.send_multipart(pack(Status()))
+        ends = socket.socket(socket.AF_UNIX)
+        ends.settimeout(60)
+        ends.connect(address)
+        ends.sendall(block(b"one"))
+        engine = Peer(ends)
+        engine.send(Status())
 
         def answer() -> None:
             for _ in range(count):
-                job = unpack(engine.recv_multipart())
+                (job,) = unpack(engine.read())
                 assert isinstance(job, Job)
-                engine.send_multipart(pack(Accepted(job.id, 0, 0, 0, 0)))
+                engine.send(Accepted(job.id, 0, 0, 0, 0))
 
         over: asyncio.Queue[object] = asyncio.Queue()
         try:
             await asyncio.wait_for(connected.wait(), 60)
             answering = asyncio.create_task(asyncio.to_thread(answer))
             for number in range(count):
-                await front.submit(Job(number, "s", 0, "r", "", 1, 0), over.put_nowait)
+                front.submit(Job(number, "s", 0, "r", "", 1, 0), over.put_nowait)
                 await asyncio.sleep(0)
             await asyncio.wait_for(answering, 60)
             said = [await asyncio.wait_for(over.get(), 60) for _ in range(count)]
             assert [one.job for one in said if isinstance(one, Accepted)] == list(range(count))
         finally:
             await front.stop()
-            engine.close(0)
-            context.term()
+            ends.close()
+
+    asyncio.run(work())
+
+
+def test_a_large_message_and_many_small_ones_arrive_whole(short_dir: Path) -> None:
+    async def work() -> None:
+        address = f"{short_dir}/front.sock"
+        connected = asyncio.Event()
+        front = link.FrontLink(address, 600.0, lambda message: connected.set())
+        await front.start()
+        front.expect("one")
+        made = EngineLink(address, "one", 600.0, 60.0, Status, lambda: None)
+        await asyncio.to_thread(made.start)
+        over: asyncio.Queue[object] = asyncio.Queue()
+        bodies = [bytes([number]) * size for number, size in enumerate((0, 1, 5_000_000, 70_000))]
+        try:
+            await asyncio.wait_for(connected.wait(), 60)
+            for number, body in enumerate(bodies):
+                front.submit(Job(number, "s", 0, "r", "", 1, 0, body=body), over.put_nowait)
+            for body in bodies:
+                job = await asyncio.to_thread(made.receive, True)
+                assert isinstance(job, Job) and job.body == body
+            said = [Compressed(number, 0, 0, 0, 0, 0, body) for number, body in enumerate(bodies)]
+            await asyncio.to_thread(made.send, *said)
+            for one in said:
+                assert await asyncio.wait_for(over.get(), 60) == one
+        finally:
+            await asyncio.to_thread(made.stop)
+            await front.stop()
 
     asyncio.run(work())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from cloud_server.engine import reader
@@ -201,9 +201,7 @@ def test_two_pictures_of_one_number_that_wait_together_are_one_scene_and_one_ref
 ) -> None:
     wakes, gate = Wakes(bench), Gate(monkeypatch)
     bench.engine.submit(picture(bench, 1, stage.picture_file(1)))
-    bench.engine.submit(
-        dataclasses.replace(picture(bench, 2, stage.picture_file(2)), frame_number=1)
-    )
+    bench.engine.submit(structs.replace(picture(bench, 2, stage.picture_file(2)), frame_number=1))
     gate.open.set()
     wakes.drain(2)
     (failed,) = [event for event in bench.said if isinstance(event, Failed)]

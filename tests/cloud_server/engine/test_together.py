@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from cloud_server.engine.jobs import Answered, Failed, Job, JobEvent, Load, Offer
 from cloud_server.engine.transformers import TransformersEngine
@@ -54,7 +54,7 @@ class Engine:
     def serial(self) -> dict[int, tuple[str, int]]:
         made: dict[int, tuple[str, int]] = {}
         for job in self.jobs:
-            self.engine.submit(dataclasses.replace(job, session=f"alone-{job.session}"))
+            self.engine.submit(structs.replace(job, session=f"alone-{job.session}"))
             made |= self.drain()
         return made
 
@@ -94,7 +94,7 @@ def frame(offer: Offer, number: int) -> Job:
 
 
 def picture(job: Job) -> Job:
-    return dataclasses.replace(
+    return structs.replace(
         job, point=PICTURE_POINT, kept=b"", body=stage.picture_file(job.frame_number)
     )
 
@@ -155,9 +155,7 @@ def test_64_at_once_on_two_versions_of_a_bundle_are_answered_as_each_alone(
     for job in tiny.jobs:
         tiny.engine.forget(f"alone-{job.session}")
     tiny.jobs = [
-        dataclasses.replace(job, bundle=digest)
-        if job.id % 2 and job.point != PICTURE_POINT
-        else job
+        structs.replace(job, bundle=digest) if job.id % 2 and job.point != PICTURE_POINT else job
         for job in tiny.jobs
     ]
     alone = tiny.serial()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from msgspec import structs
 
-from cloud_server.engine.jobs import Accepted, Dropped, Failed, Job, TokenMade
+from cloud_server.engine.jobs import Accepted, Dropped, Failed, TokenMade
 from projector.bundle.load import Bundle
 from projector.models.vlm import VLM
 from protos.errors import (
@@ -50,7 +50,7 @@ def test_a_frame_that_is_not_to_be_held_is_answered_alike_and_takes_no_place(ben
     bench.engine.submit(bench.job(41))
     bench.drain()
     before = bench.engine.status().scenes, bench.engine._latents.bytes
-    bench.engine.submit(dataclasses.replace(bench.job(41), id=42, frame_number=42, hold=0))
+    bench.engine.submit(structs.replace(bench.job(41), id=42, frame_number=42, hold=0))
     bench.drain()
     assert bench.answers()[42].text == bench.answers()[41].text
     assert (bench.engine.status().scenes, bench.engine._latents.bytes) == before
@@ -77,7 +77,7 @@ def test_more_questions_than_slots_wait_and_are_all_answered(files: Files) -> No
 
 def test_one_bad_frame_of_a_group_fails_alone(bench: Bench) -> None:
     good, bad = bench.job(1), bench.job(2)
-    spoilt = Job(**{**bad.__dict__, "body": bad.body[:-1]})
+    spoilt = structs.replace(bad, body=bad.body[:-1])
     for job in (good, spoilt, bench.job(3)):
         bench.engine.submit(job)
     bench.drain()
@@ -87,7 +87,7 @@ def test_one_bad_frame_of_a_group_fails_alone(bench: Bench) -> None:
 
 def test_a_bad_frame_that_is_a_group_of_its_own_does_not_end_the_engine(bench: Bench) -> None:
     bad = bench.job(2)
-    bench.engine.submit(Job(**{**bad.__dict__, "body": bad.body[:-1]}))
+    bench.engine.submit(structs.replace(bad, body=bad.body[:-1]))
     bench.drain()
     bench.engine.submit(bench.job(1))
     bench.drain()
@@ -134,9 +134,9 @@ def test_a_job_that_waits_is_dropped_before_it_costs_anything(bench: Bench) -> N
 def test_an_alarm_is_answered_before_those_that_wait_for_a_slot(files: Files) -> None:
     bench = Bench(files, batch_size=2)
     for id in range(8):
-        bench.engine.submit(dataclasses.replace(bench.job(id), session=f"s{id}"))
+        bench.engine.submit(structs.replace(bench.job(id), session=f"s{id}"))
     bench.engine.step()
-    bench.engine.submit(dataclasses.replace(bench.job(8), session="s8", rank=0))
+    bench.engine.submit(structs.replace(bench.job(8), session="s8", rank=0))
     bench.drain()
     order = list(bench.answers())
     assert set(order) == set(range(9)) and order.index(8) <= 3

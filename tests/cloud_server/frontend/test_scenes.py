@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+from msgspec import structs
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.scenes import ENTRY_BYTES, MOST_LINKS, HeldScene, HeldScenes
@@ -143,7 +144,7 @@ def test_dropped_scenes_leave_no_memory_and_a_reused_number_is_the_newer_frame()
     scenes = held()
     for number in range(4):
         put(scenes, job(number, base=number - 1))
-    other = dataclasses.replace(job(1), request_id="other", body=b"new")
+    other = structs.replace(job(1), request_id="other", body=b"new")
     put(scenes, other)
     assert scenes.owner(("s", 1)) == "other"
     assert [again.body for again in scenes.frames(("s", 1))] == [b"new"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec import structs
 
 from cloud_server.frontend.terms import terms_of
 from protos.errors import UnknownQuantizerError
@@ -19,7 +18,7 @@ def test_only_points_that_the_edge_can_encode_are_agreed_on_and_the_picture_alwa
 
 
 def test_a_default_that_the_edge_cannot_encode_gives_way_to_the_ladders_first() -> None:
-    offer = dataclasses.replace(stage.offer(), default_point="int8")
+    offer = structs.replace(stage.offer(), default_point="int8")
     assert terms_of(offer, stage.SOURCE, {"fp8_e4m3", "uniform"}).default_point == "uniform"
 
 

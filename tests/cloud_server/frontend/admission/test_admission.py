@@ -27,13 +27,13 @@ class Link:
         self.told: list[object] = []
         self.up, self.engines_up = True, 1
 
-    async def submit(self, job: Job, sink: Sink) -> None:
+    def submit(self, job: Job, sink: Sink) -> None:
         if not self.up:
             raise EngineUnavailableError("gone")
         self.given.append(job)
         self.sinks[job.id] = sink
 
-    async def tell(self, message: object) -> None:
+    def tell(self, message: object) -> None:
         self.told.append(message)
 
     def answer(self, job: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import structlog
+from msgspec import structs
 
 from cloud_server.engine.jobs import Job
 from cloud_server.frontend.engines.quarantine import Quarantine, digest_of
@@ -40,16 +40,16 @@ def test_the_digest_ignores_id_session_and_frame_number() -> None:
     held.suspect(job(1))
     assert held.check(job(2, owner="other/gate"))
     assert not held.check(job(1, body=b"another frame"))
-    assert not held.check(dataclasses.replace(job(1), question="how many ?"))
+    assert not held.check(structs.replace(job(1), question="how many ?"))
     held.clear(job(3))
     assert not held.check(job(1)) and held.suspects == 0
 
 
 def test_questions_about_held_scenes_are_told_apart_by_their_scene() -> None:
     plain = {"point": -1, "kept": b"", "body": b"", "bundle": ""}
-    one, other = (dataclasses.replace(job(n), **plain) for n in (1, 2))
+    one, other = (structs.replace(job(n), **plain) for n in (1, 2))
     assert digest_of(one) != digest_of(other)
-    assert digest_of(one) == digest_of(dataclasses.replace(one, id=9, request_id="f" * 16))
+    assert digest_of(one) == digest_of(structs.replace(one, id=9, request_id="f" * 16))
 
 
 def test_a_quarantined_request_is_refused_with_its_digest() -> None:

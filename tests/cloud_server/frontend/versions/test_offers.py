@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from cloud_server.frontend.versions.offers import Offered, choices_of, place_of
 from tests.cloud_server import stage
