@@ -24,7 +24,6 @@ from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PICTURE
 from edge_agent.plan import Plan
-from edge_agent.prefill import EdgeModel, Sight
 from edge_agent.record import (
     GUARDED,
     AnswerRecord,
@@ -33,6 +32,7 @@ from edge_agent.record import (
     record_of,
     record_of_failure,
 )
+from edge_agent.sight import EdgeModel, Sight
 from edge_agent.sources import Capture, LiveSource, Source
 from edge_agent.spool.intake import waiting_of
 from edge_agent.spool.outgoing import Outgoing

@@ -25,9 +25,10 @@ from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PictureCodec
 from edge_agent.plan import Plan
-from edge_agent.prefill import EdgeModel, load, use_threads
+from edge_agent.prefill import load, use_threads
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
+from edge_agent.sight import EdgeModel
 from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
 from edge_agent.spool.prepare import Kept, prepare
@@ -42,6 +43,7 @@ from edge_agent.uplink.dial import (
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.retry import RetryPolicy
+from projector.models.exported.manifest import is_export
 from protos.errors import ConfigError, ModelError
 from protos.identity import name_from
 from protos.process import addresses, console, logs, threads
@@ -98,7 +100,7 @@ def run_agent(
             )
             stack.callback(health.close)
             log.info("metrics", host=health.host, port=health.port)
-        model = load_model(chosen, log)
+        model = load_model(chosen, log, metrics)
         summary = asyncio.run(
             _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done, kept)
         )
@@ -357,27 +359,55 @@ def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
 
 
 def model_path(chosen: Settings) -> Path:
-    """The directory of the small model's checkpoint.
+    """The directory of the small model: an edge export, or a checkpoint.
 
     Raises:
         ConfigError: the settings name no model.
-        ModelError: the directory holds no checkpoint.
+        ModelError: the directory holds neither.
     """
     if chosen.model is None:
         raise ConfigError(
             f"no model: give --model, {settings.PREFIX}MODEL or 'model' in the configuration file"
         )
-    if not (chosen.model / "config.json").is_file():
-        raise ModelError(f"{chosen.model} holds no config.json: it is not a checkpoint")
+    if not is_export(chosen.model) and not (chosen.model / "config.json").is_file():
+        raise ModelError(
+            f"{chosen.model} holds no config.json and no export.json: it is neither a checkpoint "
+            "nor an edge export"
+        )
     return chosen.model
 
 
-def load_model(chosen: Settings, log: logs.Logger | None = None) -> EdgeModel:
-    """Load the small model that the settings name; `log` is told the CPU threads."""
+def load_model(
+    chosen: Settings, log: logs.Logger | None = None, metrics: Metrics | None = None
+) -> EdgeModel:
+    """Load the small model that the settings name; log and metrics are told where it runs."""
     path = model_path(chosen)
-    used = use_threads(chosen.threads)
+    used = use_threads(chosen.threads, path)
     if log is not None:
         threads.tell(used, log)
     # Without a terminal, standard error holds only JSON lines.
     with Waiting(f"loading {path}") if on_terminal() else nullcontext():
-        return load(path, chosen.device, chosen.dtype, chosen.target_tokenizer, chosen.text_tokens)
+        model = load(
+            path,
+            chosen.device,
+            chosen.dtype,
+            chosen.target_tokenizer,
+            chosen.text_tokens,
+            chosen.threads,
+            _engines(chosen),
+        )
+    running = model.running
+    if metrics is not None:
+        metrics.model_device.labels(running.device).set(1)
+        metrics.device_fallback.set(bool(running.fallback))
+    if log is not None:
+        log.info("model", path=str(path), device=running.device, wanted=running.wanted)
+        if running.fallback:
+            log.warning("device_fallback", device=running.device, cause=running.fallback)
+    return model
+
+
+def _engines(chosen: Settings) -> Path | None:
+    """Where compiled engines are kept; None without a state directory."""
+    directory = _state(chosen).directory
+    return directory / "engines" if directory is not None else None

@@ -16,7 +16,7 @@ from edge_agent.frame import Frame, check_size
 from edge_agent.guard import DEGENERATE, AnswerRisk, in_its_place, nothing_to_see, within_limit
 from edge_agent.metrics import Metrics
 from edge_agent.plan import Plan, choose_point
-from edge_agent.prefill import EdgeModel, Seen, Sight
+from edge_agent.sight import EdgeModel, Seen, Sight
 from edge_agent.sources import Capture
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.session import Base, Session

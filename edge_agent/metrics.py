@@ -144,6 +144,11 @@ class Metrics(MetricSet):
         )
         self.spool_failures = self.counter(
             "spool_failures_total", "Frames that could not be written to the disk", "error"
+        self.model_device = self.gauge(
+            "model_device", "1 for the device that runs the model", "device"
+        )
+        self.device_fallback = self.gauge(
+            "device_fallback", "1 while the model runs on something slower than this machine has"
         )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self.gauge("connected", "1 while a stream to the server is open")

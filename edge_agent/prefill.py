@@ -1,23 +1,25 @@
 """Prefill: the small model reads a picture or text, and gives its `KVState` and its own answer.
 
-The only module of the agent that imports torch, and only when a model is loaded.
+`load` opens an edge export (no torch), or a checkpoint. This is the only module of the agent that
+imports torch, and only when a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from edge_agent.exported_model import ExportedModel
+from edge_agent.sight import EdgeModel, Seen, Sight
 from projector.codec.arrays import Floats
 from projector.codec.feedback import FeedbackDecoder
+from projector.models.exported.manifest import is_export
 from projector.models.foreign import importing
+from projector.models.running import AUTO, Running, has_gpu
 from projector.models.tokens import Reader, align, fresh
 from protos.errors import ConfigError, ContextError, NoFeedbackError, PictureError
 from protos.layout import KVLayout
@@ -29,50 +31,17 @@ if TYPE_CHECKING:
     from projector.models.vlm import VLM
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What the small model has read: one picture or text, in its cache.
-
-    Attributes:
-        state: the image tokens' cache, RoPE removed; for a text, one token per token of the large
-            model.
-        answer: (question, max_new_tokens) to the small model's own answer, from the same cache.
-        first_token: question to the distribution over the vocabulary for that answer's first token,
-            `[V]`; None if the model cannot say.
-        fresh: for a text, which tokens travel, `[tokens]`: those that do not repeat the one before.
-        tokenizer: for a text, digest of the large model's tokenizer (it is aligned to its tokens).
-    """
-
-    state: KVState
-    answer: Callable[[str, int], str]
-    first_token: Callable[[str], npt.NDArray[np.float32]] | None = None
-    fresh: npt.NDArray[np.bool_] | None = None
-    tokenizer: str = ""
-
-
-Seen = Image.Image | str
-"""A picture, or a text."""
-
-
-class EdgeModel(Protocol):
-    """What the agent needs from a small model."""
-
-    @property
-    def layout(self) -> KVLayout:
-        """The cache layout that is offered in Negotiate."""
-
-    def see(self, seen: Seen) -> Sight:
-        """Run the model over one picture or text."""
-
-    def inject(self, decoder: FeedbackDecoder, latents: Floats) -> Sight:
-        """Make a picture's state from a server's feedback, without reading the picture."""
+_INSTEAD = (
+    " (or neural-bridge[edge-torch]); or export the model where torch is (projector export-edge) "
+    "and give --model the export"
+)
 
 
 class LocalModel:
     """A vision-language checkpoint, run with torch; calls are taken one at a time."""
 
-    def __init__(self, vlm: VLM) -> None:
-        self._vlm = vlm
+    def __init__(self, vlm: VLM, running: Running) -> None:
+        self._vlm, self.running = vlm, running
         self._lock = threading.Lock()
 
     @property
@@ -131,12 +100,15 @@ class TextModel:
 
     Args:
         lm: the small model.
+        running: where it runs.
         reader: the large model's tokenizer; without it only `layout` works.
         digest: that tokenizer's digest.
     """
 
-    def __init__(self, lm: LM, reader: Reader | None = None, digest: str = "") -> None:
-        self._lm, self._reader, self._digest = lm, reader, digest
+    def __init__(
+        self, lm: LM, running: Running, reader: Reader | None = None, digest: str = ""
+    ) -> None:
+        self._lm, self.running, self._reader, self._digest = lm, running, reader, digest
         self._lock = threading.Lock()
 
     @property
@@ -187,8 +159,15 @@ class TextModel:
         raise NoFeedbackError("states of texts are not sent back")
 
 
-def use_threads(wanted: int) -> threads.Threads:
-    """Bound the CPU threads of torch and BLAS; 0 chooses by quota, affinity and cores."""
+def use_threads(wanted: int, path: Path) -> threads.Threads:
+    """Bound the CPU threads of BLAS, and of torch if it runs the model.
+
+    Args:
+        wanted: threads; 0 chooses by quota, affinity and cores.
+        path: the model's folder.
+    """
+    if is_export(path):
+        return threads.use(wanted)
     try:
         import torch
     except ImportError:  # `load` says what is missing
@@ -202,23 +181,34 @@ def load(
     dtype: str = "float32",
     target_tokenizer: Path | None = None,
     text_tokens: int = 128,
+    wanted_threads: int = 0,
+    engines: Path | None = None,
 ) -> EdgeModel:
-    """Load the small model from a local checkpoint directory.
+    """Load the small model from a local folder: an edge export, or a checkpoint for torch.
 
     Args:
-        path: a vision-language model, or a language model for texts.
-        device: a torch device.
-        dtype: number format it runs in.
+        path: an edge export; or the checkpoint of a vision-language model, or of a language model
+            for texts.
+        device: auto; a torch device; for an export cpu, cuda or tensorrt.
+        dtype: number format that a checkpoint runs in; an export has its own.
         target_tokenizer: for texts, a folder with the large model's tokenizer; not needed for the
             layout alone.
         text_tokens: for texts, the longest, in tokens; must be the bundle's.
+        wanted_threads: CPU threads of an export; 0 for as many as fit.
+        engines: folder for compiled engines of an export; None to keep none.
 
     Raises:
-        ModelError: torch or transformers is missing, or a path holds no usable model or tokenizer.
+        ModelError: a package is missing, a path holds no usable model or tokenizer, or the device
+            cannot be used.
+        SelfCheckError: the model computes something else than it should.
         UnsupportedModelError: the model's cache cannot be described (named in the message).
         ContextError: texts of that length do not fit into the model's context windows.
     """
-    with importing("the small model"):  # torch: the build for this device, the vendor's on a Jetson
+    if is_export(path):
+        return ExportedModel.load(path, device, wanted_threads, engines)
+    # torch: the build for this device, the vendor's on a Jetson
+    with importing("the small model", _INSTEAD):
+        import torch
         from transformers.utils import logging as transformers_logging
 
         from projector.models.digests import tokenizer_digest
@@ -227,10 +217,15 @@ def load(
     quiet: Any = transformers_logging  # its functions have no types
     quiet.disable_progress_bar()  # standard error is for JSON lines
     quiet.set_verbosity_error()
+    running = Running(device, device)
+    if device == AUTO:
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        lost = "this machine has a GPU, but this torch cannot use it"
+        running = Running(found, AUTO, lost if found == "cpu" and has_gpu() else "")
     if not reads_only_texts(path):
-        return LocalModel(VLM.load(path, device=device, dtype=dtype))
-    lm = LM.load(path, device=device, dtype=dtype, text_tokens=text_tokens)
+        return LocalModel(VLM.load(path, device=running.device, dtype=dtype), running)
+    lm = LM.load(path, device=running.device, dtype=dtype, text_tokens=text_tokens)
     if target_tokenizer is None:
-        return TextModel(lm)
+        return TextModel(lm, running)
     reader = read_tokenizer(target_tokenizer, text_tokens)
-    return TextModel(lm, reader, tokenizer_digest(target_tokenizer))
+    return TextModel(lm, running, reader, tokenizer_digest(target_tokenizer))

@@ -29,9 +29,19 @@ class Settings(configuration.TypedSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
-    model: Path | None = Field(None, description="directory of the small model's checkpoint")
-    device: str = Field("cpu", description="torch device of the small model (cpu, cuda, cuda:0)")
-    dtype: Dtype = Field("float32", description="number format the small model runs in")
+    model: Path | None = Field(
+        None, description="directory of the small model: an edge export, or a checkpoint for torch"
+    )
+    device: str = Field(
+        "auto",
+        min_length=1,
+        description="where the small model runs: auto (a GPU if it can be used, else the CPU; the "
+        "log says which), cpu, cuda, cuda:1; for an edge export also tensorrt",
+    )
+    dtype: Dtype = Field(
+        "float32",
+        description="number format that a checkpoint runs in (an edge export has its own)",
+    )
     threads: int = Field(
         0,
         ge=0,

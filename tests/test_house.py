@@ -218,8 +218,8 @@ def _closure(names: set[str]) -> set[str]:
 def test_the_edge_install_brings_nothing_of_the_cloud() -> None:
     closure = _closure(_direct("edge"))
     cloud_only = _direct("cloud") - _direct("edge")
-    heavy = {"torch", "torchvision", "onnx", "onnxruntime", "msgspec", "tensorrt", "vllm"}
-    assert {"onnxruntime", "msgspec", "torch"} <= cloud_only
+    heavy = {"torch", "torchvision", "transformers", "onnx", "msgspec", "tensorrt", "vllm"}
+    assert {"msgspec", "torch", "transformers"} <= cloud_only
     assert not closure & (cloud_only | heavy)
 
 
@@ -238,8 +238,7 @@ def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("prefixes", "extras", "besides"),
     [
-        # What a device's vendor installs (torch) is the only import that the extra leaves out.
-        (("protos", "edge_agent", *BASE), ("edge", "video", "dev"), {"torch"}),
+        (("protos", "edge_agent", *BASE), ("edge", "edge-torch", "video", "dev"), set()),
         (("protos", "cloud_server", *ROOMS), ("cloud", "align", "dev"), {"tensorrt"}),
     ],
     ids=["edge", "cloud"],

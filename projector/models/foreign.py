@@ -55,11 +55,12 @@ def foreign(
 
 
 @contextmanager
-def importing(who: str) -> Iterator[None]:
+def importing(who: str, instead: str = "") -> Iterator[None]:
     """Raise a `ModelError` for a library that is missing or clashes with another.
 
     Args:
         who: starts the message, such as "the small model".
+        instead: ends the message: another way out.
     """
     try:
         yield
@@ -69,7 +70,7 @@ def importing(who: str) -> Iterator[None]:
         lack = lacking(met)
         if lack is None:
             raise
-        raise ModelError(f"{who} {lack}") from met
+        raise ModelError(f"{who} {lack}{instead}") from met
 
 
 def plain_file(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,22 @@ class FrozenModel(ABC):
         """The device of the decoder's weights."""
         device: torch.device = self.decoder.device
         return device
+
+    @property
+    def seen_as(self) -> dict[int, Tensor]:
+        """Tokens that have another embedding beside a picture, with it, `[E]`."""
+        return dict(self._seen_as)
+
+    @contextlib.contextmanager
+    def eager(self) -> Iterator[None]:
+        """Within this context attention is eager: it returns its weights, and can be exported."""
+        config, before = self.decoder.config, self._measures_fused
+        name = config._attn_implementation
+        config._attn_implementation, self._measures_fused = "eager", False
+        try:
+            yield
+        finally:
+            config._attn_implementation, self._measures_fused = name, before
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits from last hidden states, through the model's own output path; differentiable.

@@ -25,6 +25,23 @@ _TEMPLATE_ADVICE = "use the chat template that the model was published with"
 _PROBES = ("Q", "What is left of it?")
 
 
+@dataclass(frozen=True)
+class Affixes:
+    """What stands around a question in the prompt.
+
+    Attributes:
+        tail: ids after the picture.
+        opening: text between that and the question.
+        closing: text after the question.
+        strip: whether blanks around the question are dropped.
+    """
+
+    tail: list[int]
+    opening: str
+    closing: str
+    strip: bool
+
+
 @dataclass
 class Prompt:
     """A model's prompt. Build it with `Prompt.of`.
@@ -191,6 +208,29 @@ class Prompt:
             self.image_text + after, add_special_tokens=False
         )["input_ids"]
         return ids[1:]
+
+    def affixes(self) -> Affixes:
+        """What stands around a question, if its ids need no template.
+
+        Raises:
+            UnsupportedModelError: they do.
+        """
+        marker = _PROBES[1]
+        opening, _, closing = (
+            self.render(marker).split(_placeholder(self.processor), 1)[-1].partition(marker)
+        )
+        probes = ("Q", marker, f"  {marker} ", "two\nlines", "{{ x }} <b>&amp;</b> \u00e9\u4e2d")
+        for strip in (False, True):
+            made = Affixes(self._tail, opening, closing, strip)
+            if self._tail_alone and all(
+                self.render(text).split(_placeholder(self.processor), 1)[-1]
+                == opening + (text.strip() if strip else text) + closing
+                for text in probes
+            ):
+                return made
+        raise UnsupportedModelError(
+            f"the chat template of {self.path} changes a question in a way that only it can say"
+        )
 
     def after_image(self, text: str) -> list[int]:
         """Ids that follow the last image token for a question."""

@@ -38,12 +38,11 @@ from projector.models.layout import grid_of, layout_of
 from projector.models.output import Output
 from projector.models.pixels import Pixels, Prepared
 from projector.models.prompt import Prompt
+from projector.models.questions import ids_of_question
 from projector.models.supported import refuse_unsupported
 from projector.models.witness import Witness
 from protos.errors import (
     PictureError,
-    QuestionError,
-    QuestionTooLongError,
     SelfCheckError,
     UnsupportedModelError,
 )
@@ -142,7 +141,7 @@ class VLM(FrozenModel):
         hook = self.decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
             with torch.inference_mode(), self._fitting():
-                self._see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
+                self.see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
         finally:
             hook.remove()
         if not noted:
@@ -227,7 +226,7 @@ class VLM(FrozenModel):
                 )
 
     def _last_seen(self, picture: Image.Image, ids: list[int]) -> Tensor:
-        seen: Tensor = self._see([picture], [ids], kv.new_cache()).last_hidden_state[:, -1]
+        seen: Tensor = self.see([picture], [ids], kv.new_cache()).last_hidden_state[:, -1]
         return seen
 
     # -- what the model says about itself --------------------------------------------------------
@@ -252,23 +251,9 @@ class VLM(FrozenModel):
             QuestionError: it is blank, or holds one of the tokenizer's reserved tokens.
             QuestionTooLongError: more than `max_question_tokens`.
         """
-        if not text.strip():
-            raise QuestionError("the question is empty")
-        reserved = next((token for token in self.prompt.reserved if token in text), None)
-        if reserved is not None:
-            raise QuestionError(f"the question holds '{reserved}', a token reserved by the model")
-        if len(text) > 32 * self.max_question_tokens:
-            raise QuestionTooLongError(
-                f"the question has {len(text)} characters; "
-                f"at most {self.max_question_tokens} tokens fit"
-            )
-        ids = self.prompt.after_image(text)
-        if len(ids) > self.max_question_tokens:
-            raise QuestionTooLongError(
-                f"the question takes {len(ids)} tokens with its template; "
-                f"at most {self.max_question_tokens} fit"
-            )
-        return ids
+        return ids_of_question(
+            text, self.prompt.reserved, self.max_question_tokens, self.prompt.after_image
+        )
 
     def answer_ids(self, text: str) -> list[int]:
         """The ids of an answer, as training uses them, with the end token."""
@@ -297,7 +282,7 @@ class VLM(FrozenModel):
         wanted = Received(len(self.prefix_ids), self.image_tokens) if attention else None
         fused = wanted if self._measures_fused else None
         with torch.inference_mode(), measuring(fused):
-            out = self._see(pictures, [ids] * len(pictures), cache, attention)
+            out = self.see(pictures, [ids] * len(pictures), cache, attention)
             layers = kv.read_cache(cache)
             if wanted is not None and fused is None:
                 places = torch.arange(wanted.start, len(ids), device=self.device)
@@ -334,14 +319,21 @@ class VLM(FrozenModel):
         """
         return Prepared(self.pixels.of_pictures([picture])) if self.pixels.alone else picture
 
-    def _see(
+    def see(
         self,
         pictures: Sequence[Image.Image | Prepared],
         ids: Sequence[Sequence[int]],
         cache: Any,
         attentions: bool = False,
     ) -> Any:
-        """Run the whole model, vision included, over right-padded `ids`, into `cache`; no head."""
+        """Run the whole model, vision included, over `ids` (padded right), into `cache`; no head.
+
+        Args:
+            pictures: as `prefill`.
+            ids: the prompts, one per picture.
+            cache: from `cache.new_cache`.
+            attentions: also return attention weights, if they are not measured fused.
+        """
         if not pictures:
             raise PictureError("no picture was given")
         device = self.device
@@ -382,7 +374,7 @@ class VLM(FrozenModel):
         ids = [before + list(question) for question in questions]
         with torch.inference_mode():
             cache = kv.new_cache()
-            hidden = self._see(pictures, ids, cache).last_hidden_state
+            hidden = self.see(pictures, ids, cache).last_hidden_state
             generation = Generation(self, cache, 0, [len(row) for row in ids])
             generation.width = hidden.shape[1]
             return generation.run(hidden, max_new_tokens, on_token)

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from projector.models.cache import LayerCache
-
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from projector.models.cache import LayerCache
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from edge_agent.uplink.retry import RetryPolicy
 from edge_agent.uplink.session import Session
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
+from projector.models.running import Running
 from protos.entropy.tables import EntropyTables
 from protos.errors import PictureError
 from protos.layout import KVLayout, RopeSpec
@@ -54,6 +55,7 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.layout = LAYOUT
+        self.running = Running("cpu", "cpu")
         self.seen = 0
         self._lock = threading.Lock()
 
