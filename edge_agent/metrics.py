@@ -144,6 +144,7 @@ class Metrics(MetricSet):
         )
         self.spool_failures = self.counter(
             "spool_failures_total", "Frames that could not be written to the disk", "error"
+        )
         self.model_device = self.gauge(
             "model_device", "1 for the device that runs the model", "device"
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edge_agent.metrics import Metrics
 from edge_agent.output import RecordWriter, recorded
-from edge_agent.prefill import EdgeModel
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
+from edge_agent.sight import EdgeModel
 from edge_agent.sources import Source, endless
 from edge_agent.spool.entry import Bounds
 from edge_agent.spool.outgoing import Outgoing

@@ -141,7 +141,7 @@ class VLM(FrozenModel):
         hook = self.decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
             with torch.inference_mode(), self._fitting():
-                self.see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
+                self._see([Image.new("RGB", (64, 64), (90, 120, 150))], [ids], kv.new_cache())
         finally:
             hook.remove()
         if not noted:
@@ -226,7 +226,7 @@ class VLM(FrozenModel):
                 )
 
     def _last_seen(self, picture: Image.Image, ids: list[int]) -> Tensor:
-        seen: Tensor = self.see([picture], [ids], kv.new_cache()).last_hidden_state[:, -1]
+        seen: Tensor = self._see([picture], [ids], kv.new_cache()).last_hidden_state[:, -1]
         return seen
 
     # -- what the model says about itself --------------------------------------------------------
@@ -282,7 +282,7 @@ class VLM(FrozenModel):
         wanted = Received(len(self.prefix_ids), self.image_tokens) if attention else None
         fused = wanted if self._measures_fused else None
         with torch.inference_mode(), measuring(fused):
-            out = self.see(pictures, [ids] * len(pictures), cache, attention)
+            out = self._see(pictures, [ids] * len(pictures), cache, attention)
             layers = kv.read_cache(cache)
             if wanted is not None and fused is None:
                 places = torch.arange(wanted.start, len(ids), device=self.device)
@@ -308,6 +308,15 @@ class VLM(FrozenModel):
         with torch.inference_mode():
             return kv.to_states(keys, values, self.layout, self.positions, attention)
 
+    def seen_tokens(self, picture: Image.Image) -> npt.NDArray[np.bool_]:
+        """Which tokens see which, in any layer, while a picture and the cue are read: `[T, T]`."""
+        ids = self.prefix_ids + [self.prompt.image_id] * self.image_tokens + self.prompt.cue
+        with torch.inference_mode(), self.eager():
+            out = self._see([picture], [ids], kv.new_cache(), attentions=True)
+        largest = torch.stack([each[0].amax(dim=0) for each in out.attentions]).amax(dim=0)
+        seen: npt.NDArray[np.bool_] = (largest > 0).cpu().numpy()
+        return seen
+
     def prepare(self, picture: Image.Image) -> Image.Image | Prepared:
         """Do the part of `prefill` that needs no model, for one picture; safe in any thread.
 
@@ -319,21 +328,14 @@ class VLM(FrozenModel):
         """
         return Prepared(self.pixels.of_pictures([picture])) if self.pixels.alone else picture
 
-    def see(
+    def _see(
         self,
         pictures: Sequence[Image.Image | Prepared],
         ids: Sequence[Sequence[int]],
         cache: Any,
         attentions: bool = False,
     ) -> Any:
-        """Run the whole model, vision included, over `ids` (padded right), into `cache`; no head.
-
-        Args:
-            pictures: as `prefill`.
-            ids: the prompts, one per picture.
-            cache: from `cache.new_cache`.
-            attentions: also return attention weights, if they are not measured fused.
-        """
+        """Run the whole model, vision included, over right-padded `ids`, into `cache`; no head."""
         if not pictures:
             raise PictureError("no picture was given")
         device = self.device
@@ -374,7 +376,7 @@ class VLM(FrozenModel):
         ids = [before + list(question) for question in questions]
         with torch.inference_mode():
             cache = kv.new_cache()
-            hidden = self.see(pictures, ids, cache).last_hidden_state
+            hidden = self._see(pictures, ids, cache).last_hidden_state
             generation = Generation(self, cache, 0, [len(row) for row in ids])
             generation.width = hidden.shape[1]
             return generation.run(hidden, max_new_tokens, on_token)

@@ -18,7 +18,6 @@ import torch
 from onnx import TensorProto
 from PIL import Image
 
-from projector.models import cache as kv
 from projector.models.exported import check
 from projector.models.exported.check import Known
 from projector.models.exported.manifest import (
@@ -161,13 +160,10 @@ def _two_way(vlm: VLM) -> bool:
     Raises:
         UnsupportedModelError: tokens see each other in a third way.
     """
-    ids = vlm.prefix_ids + [vlm.prompt.image_id] * vlm.image_tokens + vlm.prompt.cue
-    with torch.inference_mode(), vlm.eager():
-        out = vlm.see([next(_pictures())], [ids], kv.new_cache(), attentions=True)
-    seen = (torch.stack([each[0].amax(dim=0) for each in out.attentions]).amax(dim=0) > 0).numpy()
-    causal = np.tri(len(ids), dtype=np.bool_)
-    both, (start, end) = causal.copy(), (len(vlm.prefix_ids), len(ids) - len(vlm.prompt.cue))
-    both[start:end, start:end] = True
+    seen = vlm.seen_tokens(next(_pictures()))
+    causal = np.tri(len(seen), dtype=np.bool_)
+    both, start = causal.copy(), len(vlm.prefix_ids)
+    both[start : start + vlm.image_tokens, start : start + vlm.image_tokens] = True
     if not (seen & ~causal).any():
         return False
     if not (seen & ~both).any():
