@@ -93,6 +93,9 @@ class Metrics(MetricSet):
             "received_bytes_total", "Message bytes received, bad frames included", "call"
         )
         self.received_infer = self.received_bytes.labels("infer")
+        self.parcels = self.counter(
+            "parcels_total", "Messages of several requests, by their number", "requests"
+        )
         self.feedbacks = self.counter(
             "feedbacks_total", "States sent back to an edge, by point", "point"
         )

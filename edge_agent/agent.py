@@ -164,10 +164,11 @@ class Agent:
                 began = self.clock()
                 await self._start(capture, tasks)
                 if self.hold_every_s is not None:
-                    held = tasks if self.outgoing is None else set()
+                    held = set() if self.outgoing or self.uplink.lingers else tasks
                     await self._until_due(began + self.hold_every_s, held)
             if self.outgoing is not None:
                 self.outgoing.finish()
+            self.uplink.hurry()
             if tasks:
                 await asyncio.wait(tasks)
         except BaseException:
@@ -321,7 +322,7 @@ class Agent:
         try:
             if session is None:
                 raise OfflineError("no terms to make a frame by")
-            waiting = await waiting_of(request, maker, session, await edge)
+            waiting = await waiting_of(request, maker, session, await edge, self.uplink.base)
         except FATAL:
             raise
         except BridgeError as error:

@@ -160,6 +160,7 @@ async def _drive(
             controller=None if keep else controller,
             device=chosen.device_name or name_from(socket.gethostname()),
             keep=keep,
+            linger_s=0.0 if keep else chosen.linger_ms / 1000,
         )
 
     uplink = make_uplink()

@@ -110,7 +110,13 @@ class FrameMaker:
         self._metrics.stage_seconds.labels("edge_only").observe(seconds)
         return text, seconds * 1000
 
-    def frame(self, session: Session, question: str = "", key: bool = False) -> Frame:
+    def frame(
+        self,
+        session: Session,
+        question: str = "",
+        key: bool = False,
+        base: Base | None = None,
+    ) -> Frame:
         """Encode for a session, at the point that plan, controller or the server's advice names.
 
         If the guard acts and the risk is over its limit, the frame is made at the next point that
@@ -120,6 +126,7 @@ class FrameMaker:
             session: brings the encoder, the points and the frame that a delta frame changes.
             question: the question that the frame is for; empty if none is known.
             key: send no delta frame, whatever the plan says.
+            base: what a delta frame changes; None: the session's.
 
         Raises:
             ConfigError: the point or the selector is unknown.
@@ -129,7 +136,7 @@ class FrameMaker:
         point, guard = choose_point(self.plan, session, self._controller), self.plan.guard
 
         def at(point: OperatingPoint) -> Frame:
-            return self._at(session, point, key)
+            return self._at(session, point, key, base)
 
         with self._lock:
             frame = at(point)
@@ -163,10 +170,10 @@ class FrameMaker:
             self._risks[key] = AnswerRisk.about(session.encoder, sight.state, question, first)
         return self._risks[key]
 
-    def _at(self, session: Session, point: OperatingPoint, key: bool) -> Frame:
+    def _at(self, session: Session, point: OperatingPoint, key: bool, base: Base | None) -> Frame:
         encoder = session.encoder
         allowed = self.plan.delta and not key and encoder.has_levels(point) and not encoder.text
-        base = session.base if allowed else None
+        base = (base or session.base) if allowed else None
         made_for = session.encoder_digest, point, session.session_id if base else b"", base
         if made_for not in self._frames:
             self._frames[made_for] = self._encode(session, point, base)

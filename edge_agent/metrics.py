@@ -68,6 +68,16 @@ class Metrics(MetricSet):
         self.sent_bytes = self.counter(
             "sent_bytes_total", "Message bytes written to a stream, resends included"
         )
+        self.messages_sent = self.counter(
+            "messages_sent_total",
+            "Messages written to a stream, by their number of frames",
+            "frames",
+        )
+        self.linger_seconds = self.histogram(
+            "linger_seconds",
+            "Time that a frame waited for others to share its message",
+            (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
+        )
         self.risk = self.histogram(
             "risk_ratio", "Probability that a frame's answer differs from the picture's", RATIO
         )

@@ -201,6 +201,14 @@ class Settings(configuration.TypedSettings):
     in_flight: int = Field(
         8, ge=1, le=1024, description="frames on their way at once (the server may allow fewer)"
     )
+    linger_ms: int = Field(
+        0,
+        ge=0,
+        le=600_000,
+        description="longest time that a frame waits for others to share its message, which saves "
+        "bytes, milliseconds; an alarm never waits, and takes the waiting frames along. A message "
+        "has at most in_flight frames (the server may allow fewer)",
+    )
     output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
     resume: bool = Field(
         False, description="skip questions that the output already answers (`run`)"
@@ -338,6 +346,16 @@ class Settings(configuration.TypedSettings):
         if value is not None and info.data.get("distortion_limit") is not None:
             raise ValueError(
                 "not with --distortion-limit, which is about operating points as measured"
+            )
+        return value
+
+    @field_validator("linger_ms")
+    @classmethod
+    def _linger_within_objective(cls, value: int, info: ValidationInfo) -> int:
+        objective_ms = info.data.get("latency_objective_ms")
+        if objective_ms is not None and value >= objective_ms:
+            raise ValueError(
+                f"frames that wait {value} ms miss the latency objective of {objective_ms:g} ms"
             )
         return value
 

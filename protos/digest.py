@@ -6,12 +6,14 @@ import hashlib
 import hmac
 import json
 import struct
+from collections.abc import Iterable
 
 from protos.calls import PROTOCOL_VERSION
 from protos.errors import FrameCorruptError, FrameMalformedError, QuestionError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 
 DIGEST_BYTES = 8
+PARCEL_DIGEST_BYTES = 4
 CONSTANTS_BYTES = 32
 SESSION_ID_BYTES = 16
 REQUEST_ID_BYTES = (8, 16)
@@ -86,6 +88,17 @@ def frame_digest(
         state.update(_LENGTH.pack(len(part)))
         state.update(part)
     return state.digest()
+
+
+def parcel_digest(constants: bytes, digests: Iterable[bytes]) -> bytes:
+    """The digest of a parcel: 4 bytes over the digests of its frames, in their order.
+
+    Args:
+        constants: `session_constants`.
+        digests: from `frame_digest`, of each frame as if it travelled alone.
+    """
+    what = b"parcel" + b"".join(digests)
+    return hashlib.blake2b(what, key=constants, digest_size=PARCEL_DIGEST_BYTES).digest()
 
 
 def ask_digest(

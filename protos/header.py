@@ -6,6 +6,7 @@ The edge calls `pack_header`; the cloud calls `unpack_header`, which trusts noth
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -206,6 +207,25 @@ def unpack_header(
         Header(point, frame_number, kept, delta_ms, distortion, base, differences, cause, version),
         body,
     )
+
+
+def split_header(header: bytes) -> tuple[bytes, list[int], bytes]:
+    """The parts of a header: fixed part, counts and inline bitmap; nothing else is checked.
+
+    Counts are tokens, frame number, capture delta and, in a delta frame, the distance of its base.
+
+    Raises:
+        FrameTruncatedError, FrameMalformedError: the counts cannot be read.
+    """
+    if len(header) < FIXED.size:
+        raise FrameTruncatedError(f"header of {len(header)} bytes, at least {FIXED.size} expected")
+    counts, size = _counts(header)
+    return header[: FIXED.size], counts, header[size:]
+
+
+def join_header(fixed: bytes, counts: Sequence[int], bitmap: bytes) -> bytes:
+    """Inverse of `split_header`."""
+    return fixed + b"".join(map(_varint, counts)) + bitmap
 
 
 def frame_number_of(header: bytes) -> int | None:

@@ -136,6 +136,11 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Parsed:
         BridgeError: Whatever `unpack_header` raises.
     """
     message: pb.InferRequest = parse_exactly(raw, limits.max_request_bytes, pb.InferRequest)
+    if message.parcel:
+        raise FrameMalformedError(
+            "InferRequest.parcel stands beside other fields: leave them out, the parcel holds its "
+            "requests' own"
+        )
     _check_request(message, limits)
     if message.question and not message.question.strip():
         raise QuestionError("the question is blank: leave it empty to just hold the scene")

@@ -42,6 +42,7 @@ from protos.errors import (
 )
 from protos.header import Header, frame_number_of
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.parcel import is_parcel, unpack
 from protos.points import OperatingPoint
 from protos.process.logs import Logger
 from protos.refusals import refused
@@ -231,24 +232,41 @@ class Receiver:
                 if session.id in self._moving:
                     continue
                 self._advise(stream, session)
-                try:
-                    self._quotas.charge(*session.owner, len(raw))
-                    self._take(raw, stream, session.id, caller, received_ns)
-                except BridgeError as error:
-                    request_id, frame_number = _identify(raw, session.constants)
-                    self._refusals.note(error, request_id, frame_number)
-                    self._sessions.refused(session.offer.bundle_digest, session.owner, error)
-                    stream.outbox.put(
-                        pb.InferEvent(
-                            request_id=request_id,
-                            frame_number=frame_number,
-                            refused=refused(error),
-                        )
-                    )
+                for one, size in self._requests(raw, stream, session):
+                    try:
+                        self._quotas.charge(*session.owner, size)
+                        self._take(one, stream, session.id, caller, received_ns)
+                    except BridgeError as error:
+                        self._refuse(error, one, stream, session)
                 await stream.outbox.room()
         finally:
             stream.half_closed = True
             stream.end_if_done()
+
+    def _requests(self, raw: bytes, stream: Stream, session: Session) -> list[tuple[bytes, int]]:
+        """The requests in a message, each with its share of the message's bytes."""
+        if not is_parcel(raw):
+            return [(raw, len(raw))]
+        try:
+            found = unpack(
+                raw, session.constants, stream.questions, self._limits.max_in_flight, self._limits
+            )
+        except BridgeError as error:
+            with contextlib.suppress(OverloadedError):  # the refusal tells enough
+                self._quotas.charge(*session.owner, len(raw))
+            self._refuse(error, b"", stream, session)
+            return []
+        self._metrics.parcels.labels(len(found)).inc()
+        each, more = divmod(len(raw), len(found))
+        return [(request.SerializeToString(), each + (i < more)) for i, request in enumerate(found)]
+
+    def _refuse(self, error: BridgeError, raw: bytes, stream: Stream, session: Session) -> None:
+        request_id, frame_number = _identify(raw, session.constants)
+        self._refusals.note(error, request_id, frame_number)
+        self._sessions.refused(session.offer.bundle_digest, session.owner, error)
+        stream.outbox.put(
+            pb.InferEvent(request_id=request_id, frame_number=frame_number, refused=refused(error))
+        )
 
     # ------------------------------------------------------------------ one request
 

@@ -50,6 +50,7 @@ class Stream:
 
     Attributes:
         apart: whether the client reads its events from the session's Events call.
+        questions: those that parcels may name by number.
     """
 
     def __init__(self, outbox: Outbox | None = None) -> None:
@@ -58,6 +59,7 @@ class Stream:
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
         self.advised_less = False
+        self.questions: dict[int, str] = {}
         self.ended = asyncio.Event()
 
     def follow(self, computation: Computation) -> None:

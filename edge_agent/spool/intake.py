@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.record import record_of
 from edge_agent.spool.stored_frame import StoredFrame
 from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.request import Request, seal_frame
-from edge_agent.uplink.session import Session
+from edge_agent.uplink.session import Base, Session
 
 
 async def waiting_of(
-    request: Request, maker: FrameMaker, session: Session, edge: tuple[str | None, float]
+    request: Request,
+    maker: FrameMaker,
+    session: Session,
+    edge: tuple[str | None, float],
+    base: Callable[[int], Base | None],
 ) -> StoredFrame:
     """Make a frame for a session and all that its record needs.
 
@@ -22,10 +27,12 @@ async def waiting_of(
         maker: of its capture.
         session: the last one agreed; it may be over.
         edge: the small model's answer, if it was wanted, and its time in milliseconds.
+        base: see `Deliverable.follow`.
 
     Raises:
         BridgeError: the question or the frame cannot be sent, typed.
     """
+    request.follow(base)
     return await asyncio.to_thread(_waiting_of, request, maker, session, edge)
 
 

@@ -53,6 +53,14 @@ class StoredRequest:
     def __post_init__(self) -> None:
         self.question = self.waiting.record.question
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether it may wait for others to share its message: not if it has waited already."""
+        return not self.late
+
+    def follow(self, base: Callable[[int], Base | None]) -> None:
+        """Do nothing: its frame is made already."""
+
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes.
 

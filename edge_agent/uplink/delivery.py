@@ -12,8 +12,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-
-import grpc
+from typing import Any
 
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.connection import Connection
@@ -21,9 +20,10 @@ from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.post import Letter, Post
 from edge_agent.uplink.request import Deliverable, Sealed
 from edge_agent.uplink.retry import Refused, Retries, RetryPolicy
-from edge_agent.uplink.session import Session
+from edge_agent.uplink.session import Base, Session
 from edge_agent.uplink.stream import Stream
 from protos.errors import (
     BridgeError,
@@ -78,6 +78,7 @@ class Uplink:
         controller: is told of every frame that leaves and ends; may hold frames back.
         device: this device's name, for a service without identities.
         keep: digest of the bundle that the frames of this uplink were made with; see `negotiate`.
+        linger_s: longest time that a frame waits for others to share its message, seconds.
 
     Attributes:
         connection: the session and the open stream.
@@ -100,6 +101,7 @@ class Uplink:
         controller: PointController | None = None,
         device: str = "",
         keep: str = "",
+        linger_s: float = 0.0,
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
@@ -111,6 +113,7 @@ class Uplink:
         self.in_flight = in_flight
         self._sleep = sleep
         self._retries = Retries(self.policy, metrics, log, clock, sleep)
+        self._post = Post(metrics, self.controller, clock, sleep, linger_s, in_flight)
         self._room = asyncio.Condition()
         self.held = 0
 
@@ -162,18 +165,29 @@ class Uplink:
             stream = await self.connection.open()
             sent.reached = True
             session = stream.session
-            sent.sealed = sealed = await asyncio.to_thread(request.seal, session)
-            sent.request_id = sealed.request_id
-            event = await self._exchange(stream, request, sealed, sent)
+            event = await self._exchange(stream, request, sent)
             if event.WhichOneof("event") == "refused":
                 if event.refused.code == MissingKeyFrameError.code:
                     request.base_lost(session)
                 raise self.refusal(event.refused, session, sent)
             request.accepted(session)
             answer = event.answer if event.WhichOneof("event") == "answer" else None
-            return Outcome(sealed.request_id, answer=answer, session=session)
+            return Outcome(sent.request_id, answer=answer, session=session)
 
         return await self.until_ended(sent, once)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether frames may wait for others to share their message."""
+        return self._post.lingers
+
+    def base(self, priority: int) -> Base | None:
+        """See `Post.base`."""
+        return self._post.base(priority)
+
+    def hurry(self) -> None:
+        """Let no frame wait for others from now on: the run ends."""
+        self._post.hurry()
 
     async def close(self) -> None:
         """Half-close the stream, wait for the server's end of it, close the channel."""
@@ -235,26 +249,37 @@ class Uplink:
         return session is None or self.controller.may_send(session.rungs)
 
     async def _exchange(
-        self, stream: Stream, request: Deliverable, sealed: Sealed, sent: Sent
+        self, stream: Stream, request: Deliverable, sent: Sent
     ) -> bridge_pb2.InferEvent:
         if stream.broken is not None:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
-        message_bytes = sealed.message.ByteSize()
-        stream.session.check_message(message_bytes)
-        request_id = sealed.request_id
-        end = "answer" if request.question else "accepted"
-        future = stream.expect(request_id, end, "refused")
-        sent.attempts += 1
-        sent.message_bytes = message_bytes
-        sent.at = self.clock()
-        stream.asked(sent.at)
-        exchange = asyncio.ensure_future(self._write_and_wait(stream, sealed, future))
+        letter = await self._post.send(stream, request, sent.attempts > 0)
+        sent.sealed, sent.request_id = letter.sealed, letter.sealed.request_id
+        try:
+            await _first(letter.left, letter.event)
+            if not letter.left.done():  # the stream broke while it waited for others
+                return letter.event.result()
+            sent.message_bytes = letter.left.result()
+            sent.attempts += 1
+            sent.at = self.clock()
+            return await self._in_time(stream, letter, sent)
+        finally:
+            stream.waiting.pop(sent.request_id, None)
+            self.controller.lost(sent.request_id)
+            for done in (letter.left, letter.event):
+                if done.done() and not done.cancelled():
+                    done.exception()  # read, or asyncio reports it as never retrieved
+            await self._wake()  # the link is free again, though the credit is still held
+
+    async def _in_time(self, stream: Stream, letter: Letter, sent: Sent) -> bridge_pb2.InferEvent:
+        """Wait for the event of a letter that has left."""
         timer = asyncio.ensure_future(self._sleep(self.policy.answer_timeout_s))
         try:
-            await asyncio.wait({exchange, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if exchange.done():
-                event = exchange.result()
-                self._measured(request_id, event)
+            await _first(letter.event, timer)
+            if letter.event.done():
+                event = letter.event.result()
+                self._post.answered(stream, letter)
+                self._measured(sent.request_id, event)
                 return event
             late = EngineUnavailableError(f"no answer within {self.policy.answer_timeout_s:g} s")
             if stream.heard_at <= sent.at:  # nothing came down at all: the connection is dead
@@ -262,14 +287,6 @@ class Uplink:
             raise late
         finally:
             timer.cancel()
-            exchange.cancel()
-            stream.waiting.pop(request_id, None)
-            self.controller.lost(request_id)
-            await asyncio.wait({exchange})
-            for done in (exchange, future):
-                if done.done() and not done.cancelled():
-                    done.exception()  # read, or asyncio reports it as never retrieved
-            await self._wake()  # the link is free again, though the credit is still held
 
     def _measured(self, request_id: bytes, event: bridge_pb2.InferEvent) -> None:
         """Tell the controller, and show its estimate of the link."""
@@ -278,18 +295,7 @@ class Uplink:
         self.metrics.uplink_rtt.set(rtt_s)
         self.metrics.uplink_rate.set(bytes_per_s)
 
-    async def _write_and_wait(
-        self, stream: Stream, sealed: Sealed, future: asyncio.Future[bridge_pb2.InferEvent]
-    ) -> bridge_pb2.InferEvent:
-        try:
-            async with stream.writing:
-                self.controller.sent(sealed.request_id, sealed.message.ByteSize())
-                await stream.call.write(sealed.message)
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            await stream.read_out()
-            if not future.done():  # the stream had ended before this request expected an event
-                raise EngineUnavailableError(f"the stream broke: {stream.broken}") from error
-            return await future
-        self.metrics.frames_sent.labels(sealed.frame.point.name).inc()
-        self.metrics.sent_bytes.inc(sealed.message.ByteSize())
-        return await future
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    """Wait for one of them."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

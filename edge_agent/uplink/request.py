@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,6 +41,13 @@ class Deliverable(Protocol):
 
     question: str
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether it may wait for others to share its message, unless it is an alarm."""
+
+    def follow(self, base: Callable[[int], Base | None]) -> None:
+        """Before `seal`: what a delta frame of a priority may change, if not an accepted frame."""
+
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes."""
 
@@ -61,6 +69,8 @@ class Request:
         question: empty if the frame is only to be held.
         maker: makes the frame.
         request_id: empty until it is sealed for the first time.
+        base: what a delta frame is to change when it is sealed next; None: the session's frame that
+            was accepted last.
         sealed: as it was sealed last; None before, and once its base was lost.
         kept_back: the frame that the guard did not send, if there is one.
     """
@@ -68,10 +78,20 @@ class Request:
     question: str
     maker: FrameMaker
     request_id: bytes = field(default=b"", init=False)
+    base: Base | None = field(default=None, init=False)
     sealed: Sealed | None = field(default=None, init=False)
     kept_back: Frame | None = field(default=None, init=False)
     _sealed_for: bytes = field(default=b"", init=False, repr=False)
     _key: bool = field(default=False, init=False, repr=False)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether it may wait for others to share its message, unless it is an alarm."""
+        return True
+
+    def follow(self, base: Callable[[int], Base | None]) -> None:
+        """See `Deliverable.follow`."""
+        self.base = base(self.maker.priority)
 
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes.
@@ -110,7 +130,8 @@ class Request:
 
     def _seal(self, session: Session) -> Sealed:
         check_question(self.question, session.limits)
-        frame = self.maker.frame(session, self.question, self._key)
+        base, self.base = self.base, None  # it is of this session
+        frame = self.maker.frame(session, self.question, self._key, base)
         if frame.refused is not None:
             self.kept_back = frame
             raise frame.refused

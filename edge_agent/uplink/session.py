@@ -45,6 +45,7 @@ class Session:
         reply: the server's NegotiateResponse, for `terms`.
         reserve: called with a frame number before it or a later one is used: returns the first
             number that is not reserved. No number is used twice, not even after a restart.
+        max_parcel: requests that the server takes in one message; 0: it reads no parcels.
     """
 
     session_id: bytes
@@ -68,6 +69,7 @@ class Session:
     reply: bytes = field(default=b"", repr=False)
     reserve: Callable[[int], int] | None = field(default=None, repr=False)
     _reserved: int = field(default=0, repr=False)
+    max_parcel: int = 0
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
     _base: Base | None = field(default=None, repr=False)

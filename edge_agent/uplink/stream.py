@@ -44,6 +44,8 @@ class Stream:
         asked_at: when the first request went up since then; None if none did.
         reader: the task that reads the events.
         writing: held while a message is written.
+        offered: numbers of questions that the server was told to remember.
+        numbers: those that it is known to remember.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Stream:
         self.asked_at: float | None = None
         self.reader: asyncio.Task[None] | None = None
         self.writing = asyncio.Lock()
+        self.offered: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
 
     def expect(self, request_id: bytes, *ends: str) -> asyncio.Future[bridge_pb2.InferEvent]:
         """Wait for one of these events under this id; whoever waits removes it from `waiting`."""

@@ -21,6 +21,7 @@ from protos.layout import KVLayout
 from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.parcel import unpack
 from protos.points import PICTURE, RAW_KV_FP8, points_to_json
 from protos.refusals import ERROR_METADATA_KEY, refused
 from protos.requests import id_of, parse_ask_request, parse_infer_request
@@ -43,6 +44,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         damage: how many requests arrive with another frame number than was sent.
         apart: whether there is Events; an older server has none.
         elsewhere: a load balancer takes every second connection to a server of other sessions.
+        max_parcel: requests in one parcel; 0: an older service, which reads none.
         cap_bytes: gRPC's own cap on a message, as a proxy's may be; it ends the stream.
     """
 
@@ -61,6 +63,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     damage: int = 0
     apart: bool = True
     elsewhere: bool = False
+    max_parcel: int = 0
     cap_bytes: int = 4 << 20
     warnings: tuple[str, ...] = ()
 
@@ -76,6 +79,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.doubt = ""
         self.fetches = 0
         self.most_in_flight = 0
+        self.groups: list[int] = []  # requests in each message
         self.down: dict[bytes, asyncio.Queue[pb.InferEvent | None]] = {}
         self._in_flight = 0
         self._server: Any = None
@@ -135,6 +139,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             default_point=points[0].name,
             ladder=[p.name for p in points],
             bundle_doubt=self.doubt,
+            max_parcel=self.max_parcel,
         )
 
     async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:
@@ -164,15 +169,17 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
         async def read() -> None:
             seen = 0
-            async for request in requests:
+            known: dict[int, str] = {}
+            async for message in requests:
                 seen += 1
                 if drop_after is not None and seen > drop_after:
                     break
-                self._in_flight += 1
-                self.most_in_flight = max(self.most_in_flight, self._in_flight)
-                task = asyncio.create_task(self._answer(session_id, request, events))
-                pending.add(task)
-                task.add_done_callback(pending.discard)
+                for request in self._requests(message, session_id, known, events):
+                    self._in_flight += 1
+                    self.most_in_flight = max(self.most_in_flight, self._in_flight)
+                    task = asyncio.create_task(self._answer(session_id, request, events))
+                    pending.add(task)
+                    task.add_done_callback(pending.discard)
             else:
                 if pending:
                     await asyncio.wait(set(pending))
@@ -215,6 +222,30 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         )
 
     # ------------------------------------------------------------------ one request
+
+    def _requests(
+        self,
+        message: pb.InferRequest,
+        session_id: bytes,
+        known: dict[int, str],
+        events: asyncio.Queue[Any],
+    ) -> list[pb.InferRequest]:
+        if not message.parcel or not self.max_parcel:
+            self.groups.append(1)
+            return [message]
+        raw = bytearray(message.SerializeToString())
+        if self.damage:
+            self.damage -= 1
+            raw[-1] ^= 1
+        try:
+            found = unpack(
+                bytes(raw), self.sessions[session_id], known, self.max_parcel, self.limits
+            )
+        except BridgeError as error:
+            events.put_nowait(pb.InferEvent(refused=refused(error)))
+            return []
+        self.groups.append(len(found))
+        return found
 
     async def _answer(
         self, session_id: bytes, request: pb.InferRequest, events: asyncio.Queue[Any]

@@ -128,6 +128,7 @@ def fake_uplink(
     retries: int | None = 6,
     give_up_s: float = 60.0,
     log: logs.Logger | None = None,
+    linger_s: float = 0.0,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -147,6 +148,7 @@ def fake_uplink(
         in_flight,
         clock=sleep.clock,
         sleep=sleep,
+        linger_s=linger_s,
     )
 
 

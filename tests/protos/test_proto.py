@@ -76,7 +76,14 @@ def test_service_and_methods_are_the_published_ones() -> None:
     [
         (
             pb.InferRequest,
-            {"request_id": 1, "frame": 2, "question": 3, "max_new_tokens": 4, "priority": 7},
+            {
+                "request_id": 1,
+                "frame": 2,
+                "question": 3,
+                "max_new_tokens": 4,
+                "priority": 7,
+                "parcel": 8,
+            },
         ),
         (pb.Frame, {"header": 1, "payload": 2, "digest": 3}),
         (

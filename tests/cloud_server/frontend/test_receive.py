@@ -13,6 +13,7 @@ from protos.calls import EVENTS_APART
 from protos.digest import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.parcel import pack
 from tests.cloud_server.front_end import running
 
 
@@ -283,3 +284,115 @@ def test_a_frame_number_that_is_taken_is_refused_by_name_and_the_scene_stays(
             call.cancel()
 
     asyncio.run(work())
+
+
+# ------------------------------------------------------------------ parcels
+
+
+async def ends(call: Any, count: int) -> dict[bytes, pb.InferEvent]:
+    """The terminal events of so many requests, by id."""
+    found: dict[bytes, pb.InferEvent] = {}
+    while len(found) < count:
+        event = await call.read()
+        if event.WhichOneof("event") in ("answer", "refused"):
+            assert event.request_id not in found
+            found[event.request_id] = event
+    return found
+
+
+def test_each_request_of_a_parcel_is_answered_under_its_own_id(paths: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            assert edge.session.max_parcel == edge.session.limits.max_in_flight
+            sent = [edge.frame(seed=seed, question="count 2") for seed in range(5)]
+            call = edge.open()
+            await call.write(pack(edge.session.session_constants, sent))
+            found = await ends(call, 5)
+            assert set(found) == {request.request_id for request in sent}
+            assert all(event.HasField("answer") for event in found.values())
+            # One of them alone, under the same id: it is remembered as if it had come alone.
+            await call.write(sent[3])
+            again = await ends(call, 1)
+            assert again[sent[3].request_id].answer.from_memory
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_bad_request_in_a_parcel_takes_no_neighbour_with_it(paths: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            sent = [edge.frame(seed=seed, question="count 2") for seed in range(5)]
+            sent[1] = edge.frame(seed=11, question=" ")
+            sent[2] = edge.frame(seed=0, number=0, question="count 2")  # a number that is taken
+            sent[3] = edge.frame(seed=13, question="count 2", limit=9999)
+            call = edge.open()
+            await call.write(pack(edge.session.session_constants, sent))
+            found = await ends(call, 5)
+            codes = [found[request.request_id].refused.code for request in sent]
+            assert codes == [0, 401, 308, 203, 0]
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_request_that_comes_twice_in_a_parcel_is_computed_once(paths: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            one = edge.frame(seed=1, question="count 2")
+            call = edge.open()
+            await call.write(pack(edge.session.session_constants, [one, one, one]))
+            assert (await ends(call, 1))[one.request_id].HasField("answer")
+            assert await server.metric("joined_requests_total") == 2
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_damaged_parcel_is_refused_without_an_id_and_the_stream_goes_on(
+    paths: dict[str, Any],
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            good = pack(edge.session.session_constants, [edge.frame(seed=1, question="count 2")])
+            call = edge.open()
+            for parcel, code in (
+                (good.parcel[:-1] + bytes([good.parcel[-1] ^ 1]), 202),
+                (good.parcel[:3], 203),
+                (bytes(200), 203),
+                (good.parcel[:-9], 202),
+            ):
+                await call.write(pb.InferRequest(parcel=parcel))
+                refused = await call.read()
+                assert refused.refused.code in (code, 201), refused
+                assert not refused.request_id
+            await call.write(good)
+            assert len(await ends(call, 1)) == 1
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_parcel_beyond_the_credit_is_refused_request_by_request(paths: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running(paths, max_in_flight=3) as server:
+            edge = await server.edge()
+            call = edge.open()
+            await call.write(edge.frame(seed=9, question="hold"))
+            sent = [edge.frame(seed=seed, question="hold") for seed in range(3)]
+            await call.write(pack(edge.session.session_constants, sent))
+            found = await ends(call, 1)
+            (refused,) = found.values()
+            assert refused.refused.code == 501 and refused.request_id == sent[2].request_id
+            sent.append(edge.frame(seed=5))
+            await call.write(pack(edge.session.session_constants, sent))
+            while not (event := await call.read()).HasField("refused"):
+                pass
+            assert event.refused.code == 204 and not event.request_id
+            call.cancel()
+
+    asyncio.run(scene())
