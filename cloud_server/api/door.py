@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud_server.api import chat_response as say
 from cloud_server.api import health
 from cloud_server.api.application import DESCRIPTION_PATH
 from cloud_server.api.bodies import Bodies, length_of
-from cloud_server.api.failures import failed, unexpected
+from cloud_server.api.failures import body_of, failed, unexpected
 from cloud_server.api.visit import KEY, Visit
 from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.access.gate import owner_of
@@ -71,13 +72,14 @@ class Door:
         began = time.perf_counter()
         visit = Visit(secrets.token_bytes(_ID_BYTES), ANYONE)
         scope[KEY] = visit
-        status = 0
+        status, streams = 0, False
 
         async def told(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                streams = headers.get("content-type", "").startswith("text/event-stream")
                 headers["x-request-id"] = visit.request_id.hex()
                 headers.update(visit.headers)
                 if self._draining():
@@ -89,6 +91,9 @@ class Door:
         except BridgeError as error:
             if not status:
                 await failed(error)(scope, receive, told)
+            elif streams:
+                last = say.event(body_of(error).model_dump())
+                await told({"type": "http.response.body", "body": last, "more_body": False})
         except Exception:
             self._log.exception("api", request_id=visit.request_id.hex(), path=scope["path"])
             if not status:

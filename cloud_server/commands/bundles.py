@@ -143,6 +143,8 @@ def _add(given: argparse.Namespace) -> int:
     keys = TrustedKeys.load(settings.trusted_keys) if settings.trusted_keys else None
     bundle = Bundle.load(given.path, info.source, info.target, trusted=keys)
     with opened(given) as store:
+        with store.read() as session:
+            bundles.require_new(session, info.digest)
         folder = given.path.absolute()
         if settings.directory is not None and not given.in_place:
             folder = _keep(folder, settings.directory / _KEPT, info.digest)
@@ -187,11 +189,15 @@ def _keep(folder: Path, kept: Path, digest: str) -> Path:
         kept.mkdir(mode=0o700, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for name in (DESCRIPTION, SIGNATURE, SERVICE_RISK, CANARY, *FILES, *FEEDBACK_FILES):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, draft / name)
-        shutil.rmtree(there, ignore_errors=True)
-        draft.rename(there)
+        try:
+            for name in (DESCRIPTION, SIGNATURE, SERVICE_RISK, CANARY, *FILES, *FEEDBACK_FILES):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, draft / name)
+            shutil.rmtree(there, ignore_errors=True)
+            draft.rename(there)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     return there
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from cloud_server.state.store import Transaction
@@ -67,8 +67,7 @@ def add(
     Raises:
         ConflictError: it is there already.
     """
-    if tx.session.get(BundleVersion, digest) is not None:
-        raise ConflictError(f"bundle {digest[:12]}… was added before (cloud-server bundles list)")
+    require_new(tx.session, digest)
     row = BundleVersion(
         digest=digest,
         bundle_id=bundle_id,
@@ -78,6 +77,7 @@ def add(
         wanted="added",
         share=0.0,
         unjudged=False,
+        served=False,
         order_no=_next(tx.session),
         note="",
         changed_at=tx.now_s,
@@ -87,6 +87,16 @@ def add(
     tx.session.flush()
     tx.audit("bundle.add", "", digest, id=bundle_id, version=version, path=path)
     return row
+
+
+def require_new(session: Session, digest: str) -> None:
+    """Refuse a version that is there already.
+
+    Raises:
+        ConflictError: it is.
+    """
+    if session.get(BundleVersion, digest) is not None:
+        raise ConflictError(f"bundle {digest[:12]}… was added before (cloud-server bundles list)")
 
 
 def every(session: Session) -> list[BundleVersion]:
@@ -146,6 +156,7 @@ def activate(
             _want(tx, other, "retired", note=f"{_named(row)} was offered in its place")
         elif other.wanted == "active" and share >= 1.0:
             _want(tx, other, "replaced", note=f"by {_named(row)}")
+    row.served = row.served and row.wanted in SERVED
     _want(tx, row, "active" if share >= 1.0 else "offered", share=min(share, 1.0))
     row.unjudged = unjudged
     tx.audit("bundle.activate", "", row.digest, of=_named(row), share=share, unjudged=unjudged)
@@ -220,18 +231,24 @@ def report(tx: Transaction, said: Said) -> None:
     )
 
 
+def served(tx: Transaction, digest: str) -> None:
+    """Note that a version was judged and serves: a service may start with it."""
+    tx.session.execute(
+        update(BundleVersion).where(BundleVersion.digest == digest).values(served=True)
+    )
+
+
 def withdraw(tx: Transaction, front_end: str, digest: str | None = None) -> None:
-    """Delete a front end's reports on one version or on all, and all reports that are too old."""
+    """Delete a front end's reports on one version or on all, and all that are not recent."""
     mine = BundleReport.front_end == front_end
     if digest is not None:
         mine &= BundleReport.digest == digest
-    old = BundleReport.reported_at < tx.now_s - _STALE_S
-    tx.session.execute(delete(BundleReport).where(mine | old))
+    tx.session.execute(delete(BundleReport).where(mine | ~_recent(tx.now_s)))
 
 
 def said(session: Session, now_s: float) -> list[Said]:
     """Reports of front ends that reported recently."""
-    query = select(BundleReport).where(BundleReport.reported_at >= now_s - _STALE_S)
+    query = select(BundleReport).where(_recent(now_s))
     return [
         Said(
             row.front_end,
@@ -245,6 +262,11 @@ def said(session: Session, now_s: float) -> list[Said]:
         )
         for row in session.scalars(query.order_by(BundleReport.front_end))
     ]
+
+
+def _recent(now_s: float) -> ColumnElement[bool]:
+    """Reports of the last minute; one from later was made before the clock was set back."""
+    return BundleReport.reported_at.between(now_s - _STALE_S, now_s + _STALE_S)
 
 
 def _want(

@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -174,6 +175,7 @@ class BundleVersion(Base):
     wanted: Mapped[str] = mapped_column(String(16))
     share: Mapped[float] = mapped_column(Double)
     unjudged: Mapped[bool]
+    served: Mapped[bool] = mapped_column(server_default=true())
     order_no: Mapped[int] = mapped_column(_NUMBER)
     note: Mapped[str] = mapped_column(Text)
     changed_at: Mapped[float] = mapped_column(Double)

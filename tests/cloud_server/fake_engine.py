@@ -1,11 +1,11 @@
 """An engine process without a model: the question says what it does. Starts in a moment.
 
-"count 3" makes three tokens; "hold" waits for the next job that says "release"; "slow" takes a
-while; "die" ends the process; "hang" never returns; "leak" takes memory for good; "where" answers
-with the process id, about a scene that is held; anything else answers at once. While the file
-that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered. The variable
-FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the first time;
-FAKE_ENGINE_STARTS is a file that gets a line for each).
+"count 3" makes three tokens; "hold" waits for the next job that says "release", "begin" makes a
+token first; "slow" takes a while; "die" ends the process; "hang" never returns; "leak" takes memory
+for good; "where" answers with the process id, about a scene that is held; anything else answers at
+once. While the file that the variable FAKE_ENGINE_SILENT_IF names is there, nothing is answered.
+The variable FAKE_ENGINE_FAILS names how loading ends: "typed", "silent", or "once" (silent, the
+first time; FAKE_ENGINE_STARTS is a file that gets a line for each).
 
 Bundles are folders that `stage.describe` wrote; `fake.json` may hold a canary set, the answer to
 every question about its frames, and whether devices' frames are refused.
@@ -163,7 +163,9 @@ class FakeEngine(Engine):
             self._scenes.add(job.scene)
         self._numbers.end_step()
         self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001))
-        if job.question == "hold":
+        if job.question == "begin":
+            self._emit(TokenMade(job.id, 0, "0 "))
+        if job.question in ("hold", "begin"):
             self._held.append(job)
         elif job.question:
             self._answer(job)

@@ -364,13 +364,13 @@ def describe(folder: Path, version: int = 1, **fake: Any) -> str:
     return str(plain["digest"])
 
 
-def canary(*answers: str, seen: str = "0") -> dict[str, Any]:
+def canary(*answers: str, seen: str = "0", question: str = "count 1") -> dict[str, Any]:
     """A canary set for the fake engine: a frame for each answer that its maker recorded."""
     made, frames = encoder(), []
     for number, answer in enumerate(answers):
         encoded = made.encode(state(number), made.point(FP8))
         header, payload = pack_header(Header(FP8, number, encoded.kept), encoded.payload)
-        frames.append(CanaryFrame(header, payload, "count 1", seen, answer))
+        frames.append(CanaryFrame(header, payload, question, seen, answer))
     plain: dict[str, Any] = json.loads(CanarySet(4, tuple(frames)).to_bytes())
     return plain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 
 from cloud_server.cli import main
 from projector.bundle.load import Bundle
-from protos.errors import BundleCorruptError, ConfigError, ConflictError, MissingError, StateError
+from protos.errors import (
+    BundleCorruptError,
+    ConfigError,
+    ConflictError,
+    DiskFullError,
+    MissingError,
+    StateError,
+)
 from tests.checkout import ROOT
 
 BUNDLE = ROOT / "reference/bundles/edge-a-cloud"
@@ -61,3 +69,22 @@ def test_what_cannot_be_done_ends_with_its_errors_code(
         typed = ["bundles", "activate", name, "--share", share, *where]
         assert main(typed) == ConfigError.exit_code
         assert "such as 10%" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_leaves_no_half_bundle_and_takes_none_away(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--directory", str(home))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        assert main(["bundles", "add", str(BUNDLE), *where]) == DiskFullError.exit_code
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "no room to write" in capsys.readouterr().err
+    assert list((home / "bundles").iterdir()) == []
+    assert main(["bundles", "add", str(BUNDLE), *where]) == 0
+    (kept,) = (home / "bundles").iterdir()
+    inode = kept.stat().st_ino
+    assert main(["bundles", "add", str(BUNDLE), *where]) == ConflictError.exit_code
+    assert kept.stat().st_ino == inode, "what is served is not copied over"

@@ -12,17 +12,19 @@ by a hash, and the margin covers chance differences between few devices.
 
 No single device or tenant can cause a rollback with broken frames: tenants and devices are each
 split into halves, and both halves of both must show that the new version is worse. If only one
-device or tenant uses the new version, it decides alone.
+device or tenant uses the new version, it decides alone. Nor can one on the old version prevent a
+rollback: devices are heard in turn, however many frames each sends.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cloud_server.frontend.answers import Owner
+from cloud_server.frontend.versions.rotation import Rotation
 
 _STAKES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """λ of the bets; each gets the same share of the stake."""
@@ -45,31 +47,31 @@ class Bet:
 
     Attributes:
         pairs: pairs of outcomes seen.
+        seen_new: whether an outcome of the new version was seen.
     """
 
     def __init__(self, margin: float) -> None:
         self._margin = margin
         self._logs = [0.0] * len(_STAKES)
-        self._waiting: tuple[deque[float], deque[float]] = (
-            deque(maxlen=_KEPT),
-            deque(maxlen=_KEPT),
-        )
-        self._sums, self._counts = [0.0, 0.0], [0, 0]
+        self._waiting = Rotation[float](_KEPT), Rotation[float](_KEPT)
+        self._sums = [0.0, 0.0]
         self.pairs = 0
+        self.seen_new = False
 
-    def see(self, new: bool, outcome: float) -> None:
+    def see(self, new: bool, outcome: float, owner: Owner = ("", "")) -> None:
         """Add an outcome.
 
         Args:
             new: whether it is the new version's.
             outcome: 0..1; higher is worse.
+            owner: whose frame it was; each has its turn, however many frames it sends.
         """
-        arm = int(new)
-        self._sums[arm] += outcome
-        self._counts[arm] += 1
-        self._waiting[arm].append(min(1.0, max(0.0, outcome)))
+        self.seen_new = self.seen_new or new
+        self._waiting[int(new)].add(owner, min(1.0, max(0.0, outcome)))
         while self._waiting[0] and self._waiting[1]:
-            before, after = (waiting.popleft() for waiting in self._waiting)
+            before, after = (waiting.take() for waiting in self._waiting)
+            self._sums[0] += before
+            self._sums[1] += after
             gain = after - before - self._margin
             for place, stake in enumerate(_STAKES):
                 self._logs[place] += math.log1p(stake / (1.0 + self._margin) * gain)
@@ -84,9 +86,8 @@ class Bet:
         return sum(map(math.exp, self._logs)) / len(_STAKES)
 
     def mean(self, new: bool) -> float | None:
-        """The mean outcome of an arm; None before the first."""
-        arm = int(new)
-        return self._sums[arm] / self._counts[arm] if self._counts[arm] else None
+        """The mean outcome of an arm in all pairs; None before the first."""
+        return self._sums[int(new)] / self.pairs if self.pairs else None
 
 
 @dataclass(frozen=True)
@@ -119,18 +120,18 @@ class _Kind:
         self.all = Bet(margin)
         self._halves = [(Bet(margin), Bet(margin)) for _ in range(2)]
 
-    def see(self, new: bool, outcome: float, halves: Mapping[int, int]) -> None:
+    def see(self, new: bool, outcome: float, owner: Owner, halves: Mapping[int, int]) -> None:
         """Take an outcome of an owner in these halves; the old version's count for both."""
-        self.all.see(new, outcome)
+        self.all.see(new, outcome, owner)
         for level, half in halves.items():
             for place, bet in enumerate(self._halves[level]):
                 if not new or place == half:
-                    bet.see(new, outcome)
+                    bet.see(new, outcome, owner)
 
     def seconded(self, levels: Sequence[int], settled: bool) -> bool:
         """Whether both halves show it; once it is settled, a half without outcomes need not."""
         return all(
-            bet.evidence >= SECONDED or (settled and bet.mean(True) is None)
+            bet.evidence >= SECONDED or (settled and not bet.seen_new)
             for level in levels
             for bet in self._halves[level]
         )
@@ -166,7 +167,7 @@ class Comparison:
         halves = {level: self._half(level, owner) if new else 0 for level in self._levels}
         for kind, outcome in outcomes.items():
             if outcome is not None:
-                self._kinds[kind].see(new, outcome, halves)
+                self._kinds[kind].see(new, outcome, owner, halves)
 
     def _half(self, level: int, owner: Owner) -> int:
         """The half of an owner's tenant or device; a new one joins the smaller half."""

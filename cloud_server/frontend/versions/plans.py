@@ -25,6 +25,7 @@ class Wanted:
     Attributes:
         path: its folder.
         order_no: increases with each change.
+        served: whether a front end served it since it was wanted.
     """
 
     digest: str
@@ -36,6 +37,7 @@ class Wanted:
     share: float
     unjudged: bool
     order_no: int
+    served: bool = False
 
 
 class Plan(ABC):
@@ -75,8 +77,12 @@ class Plan(ABC):
         """
 
     @abstractmethod
-    def report(self, said: Sequence[bundles.Said]) -> None:
+    def report(self, said: Sequence[bundles.Said], served: Sequence[str] = ()) -> None:
         """Report the state of each version in this front end.
+
+        Args:
+            said: the states.
+            served: digests of versions that were judged and serve now for the first time.
 
         Raises:
             StateError: the database cannot be used.
@@ -113,13 +119,35 @@ class DatabasePlan(Plan):
         """See `Plan`; adds the settings' bundles for models without a version in the database."""
         for path in self._first:
             self._begin_with(path)
-        paths = tuple(Path(one.path) for one in self.versions() if one.wanted == "active")
+        versions = self.versions()
+        begun = [self._proven(one, versions) for one in versions if one.wanted == "active"]
+        paths = tuple(Path(one.path) for one in begun)
         if not paths:
             raise ConfigError(
                 "no bundle: give --bundles, or add a version and activate it (cloud-server bundles "
                 "add, cloud-server bundles activate)"
             )
         return paths
+
+    def _proven(self, active: Wanted, versions: Sequence[Wanted]) -> Wanted:
+        """The version to begin with: the one before, if nobody knows yet whether this one works."""
+        before = [
+            one
+            for one in versions
+            if (one.source, one.wanted) == (active.source, "replaced")
+            and one.served
+            and Path(one.path).is_dir()
+        ]
+        if active.served or not before:
+            return active
+        chosen = max(before, key=lambda one: one.order_no)
+        self._log.warning(
+            "a version was not judged before the service ended: the one before serves until it is",
+            bundle=active.bundle_id,
+            version=active.version,
+            serves=chosen.version,
+        )
+        return chosen
 
     def _begin_with(self, path: Path) -> None:
         info = Bundle.peek(path)
@@ -160,6 +188,7 @@ class DatabasePlan(Plan):
                     row.share,
                     row.unjudged,
                     row.order_no,
+                    row.served,
                 )
                 for row in bundles.every(session)
             ]
@@ -175,12 +204,14 @@ class DatabasePlan(Plan):
             except ConflictError:
                 return  # another front end was faster
 
-    def report(self, said: Sequence[bundles.Said]) -> None:
+    def report(self, said: Sequence[bundles.Said], served: Sequence[str] = ()) -> None:
         """See `Plan`."""
         with self._store.write(f"front end {self._front_end}", quiet=True) as tx:
             bundles.withdraw(tx, self._front_end)
             for one in said:
                 bundles.report(tx, replace(one, front_end=self._front_end))
+            for digest in served:
+                bundles.served(tx, digest)
 
     def close(self) -> None:
         """See `Plan`."""
@@ -226,6 +257,7 @@ class SettingsPlan(Plan):
                     1.0,
                     False,
                     0,
+                    True,
                 )
             )
 
@@ -241,6 +273,7 @@ class SettingsPlan(Plan):
             1.0,
             True,
             0,
+            True,
         )
         self._take(made)
         return made
@@ -268,7 +301,7 @@ class SettingsPlan(Plan):
         if before:
             self._want(max(before, key=lambda one: one.order_no), "active")
 
-    def report(self, said: Sequence[bundles.Said]) -> None:
+    def report(self, said: Sequence[bundles.Said], served: Sequence[str] = ()) -> None:
         """See `Plan`; reports are not stored."""
 
     def close(self) -> None:

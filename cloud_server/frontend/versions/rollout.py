@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +20,14 @@ from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.engines.loader import Loader, LoadingEngine, is_passing
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
-from cloud_server.frontend.sessions import Session
 from cloud_server.frontend.versions.comparison import FALSE_ALARMS, Comparison
 from cloud_server.frontend.versions.judge import judge
+from cloud_server.frontend.versions.moves import Moves
 from cloud_server.frontend.versions.offers import Offered
 from cloud_server.frontend.versions.plans import Plan, Wanted
 from cloud_server.frontend.versions.standing import Standing, chosen
 from cloud_server.frontend.versions.swaps import Swaps
+from cloud_server.frontend.versions.take_backs import TakeBacks
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.bundles import SERVED, Said
@@ -84,15 +84,16 @@ class Rollout:
         self._coming: frozenset[str] = frozenset()
         self._comparisons: dict[str, tuple[str, str, Comparison]] = {}  # by edge model
         self._proven: set[str] = set()
-        self._to_move: list[Session] = []
-        self._move_until = 0.0
-        self._moving: set[asyncio.Task[None]] = set()
+        self._moves = Moves(bridge, _TURN_S)
+        self._take_backs = TakeBacks(plan, log)
+        self._wanted: Sequence[Wanted] = ()
         self._preparing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._reported_at = -math.inf
         self._reported: list[Said] = []
-        self._blind = self._leaving = False
+        self._leaving = False
+        self._trouble = ""
         self._swaps = Swaps(log)
 
     # ------------------------------------------------------------------ a part of the service
@@ -103,11 +104,11 @@ class Rollout:
 
     async def drain(self) -> None:
         """See `Part`; versions no longer change."""
-        await self._end(self._task, self._preparing, *self._moving)
+        await self._end(self._task, self._preparing, *self._moves.running)
 
     async def close(self) -> None:
         """See `Part`."""
-        await self._end(self._task, self._preparing, *self._moving)
+        await self._end(self._task, self._preparing, *self._moves.running)
         with contextlib.suppress(StateError):
             await asyncio.to_thread(self._plan.close)
 
@@ -142,7 +143,8 @@ class Rollout:
             offers: the bundles that it started with.
         """
         with contextlib.suppress(StateError):  # the last plan read stays valid
-            self._adopt(await asyncio.to_thread(self._plan.versions))
+            self._wanted = await asyncio.to_thread(self._plan.versions)
+            self._adopt(self._wanted)
         for offer in offers:
             await self._began_with(engine, offer)
         has, told = {offer.bundle_digest for offer in offers}, ""
@@ -200,7 +202,7 @@ class Rollout:
         standing = self._standings.get(digest)
         if standing is None:
             return
-        standing.outcomes.append((owner, outcomes))
+        standing.outcomes.add(owner, outcomes)
         compared = self._comparisons.get(standing.version.source)
         if compared is not None and digest in compared[:2]:
             compared[2].see(digest == compared[0], owner, **outcomes)
@@ -223,31 +225,41 @@ class Rollout:
             self._wake.clear()
             try:
                 await self._turn()
-                self._blind = False
-            except StateError as error:
-                if not self._blind:
-                    self._log.error("versions of bundles cannot be read", cause=error.message)
-                self._blind = True
             except Exception:
                 self._log.exception("rollout")
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TURN_S)
 
     async def _turn(self) -> None:
-        wanted = await asyncio.to_thread(self._plan.versions)
-        self._adopt(wanted)
+        trouble = ""
+        try:
+            await self._take_backs.settle()
+            self._wanted = await asyncio.to_thread(self._plan.versions)
+        except StateError as error:  # what was wanted last is wanted still
+            trouble = error.message
+        self._adopt(self._wanted)
         await self._compare()
         self._prepare_next()
         self._offer()
-        self._move_some()
+        self._moves.some()
         await self._retire()
         served = [s.version for s in self._standings.values() if s.up and s.version.path]
         await self._swaps.look(served)
-        await self._report()
+        try:
+            await self._report()
+        except StateError as error:
+            trouble = trouble or error.message
+        if trouble and trouble != self._trouble:
+            self._log.error(
+                "the database of versions of bundles cannot be used; what was wanted last is "
+                "served on",
+                cause=trouble,
+            )
+        self._trouble = trouble
 
     def _adopt(self, wanted: Sequence[Wanted]) -> None:
         """Apply the wanted state of each version."""
-        for version in wanted:
+        for version in self._take_backs.applied(wanted):
             self._known[version.digest] = version
             standing = self._standings.get(version.digest)
             if standing is None:
@@ -332,7 +344,7 @@ class Rollout:
                 version=standing.version.version,
                 cause=error.message,
             )
-            await self._take_back(standing, error.message)
+            await self._take_backs.add(standing.version, error.message)
         self.look()
 
     async def _judge(self, standing: Standing, offer: Offer, engine: LoadingEngine) -> None:
@@ -364,13 +376,7 @@ class Rollout:
         )
         up = [engine for engine in self._engines if engine.ready]
         self._loader.unload_all(up, version.digest)
-        await self._take_back(standing, why)
-
-    async def _take_back(self, standing: Standing, why: str) -> None:
-        try:
-            await asyncio.to_thread(self._plan.take_back, standing.version.digest, why)
-        except StateError as error:
-            self._log.error("a version could not be taken back", cause=error.message)
+        await self._take_backs.add(version, why)
 
     # ------------------------------------------------------------------ offers
 
@@ -389,25 +395,13 @@ class Rollout:
         self._sessions.serve(choices, self._loaded(), coming)
         if not moves:
             return
-        self._to_move = self._sessions.misplaced()
-        random.shuffle(self._to_move)
-        self._move_until = asyncio.get_running_loop().time() + self._settings.bundle_move_s
-        if self._to_move:
-            self._log.info("sessions are asked to move", sessions=len(self._to_move))
+        misplaced = self._sessions.misplaced()
+        self._moves.begin(misplaced, self._settings.bundle_move_s)
+        if misplaced:
+            self._log.info("sessions are asked to move", sessions=len(misplaced))
 
     def _loaded(self) -> list[Offer]:
         return [s.offer for s in self._standings.values() if s.up and s.offer is not None]
-
-    def _move_some(self) -> None:
-        """Move the sessions that are due now."""
-        if not self._to_move:
-            return
-        left_s = self._move_until - asyncio.get_running_loop().time()
-        turns = max(1.0, left_s / _TURN_S)
-        for _ in range(math.ceil(len(self._to_move) / turns)):
-            task = asyncio.create_task(self._bridge.move(self._to_move.pop()))
-            self._moving.add(task)
-            task.add_done_callback(self._moving.discard)
 
     async def _retire(self) -> None:
         """Unload versions that serve no device and that nothing uses."""
@@ -447,8 +441,7 @@ class Rollout:
             if compared is None or compared[:2] != pair:
                 compared = self._comparisons[source] = (*pair, self._comparison_of(*pair))
                 self._proven.add(pair[1])
-            now = asyncio.get_running_loop().time()
-            worse = compared[2].worse(settled=now >= self._move_until + _TURN_S)
+            worse = compared[2].worse(settled=self._moves.settled)
             if worse is not None:
                 standing = self._standings[pair[0]]
                 del self._comparisons[source]
@@ -460,7 +453,7 @@ class Rollout:
                     version=standing.version.version,
                     cause=str(worse),
                 )
-                await self._take_back(standing, standing.why)
+                await self._take_backs.add(standing.version, standing.why)
                 self.look()
 
     def _pair_of(self, source: str, choice: Offered) -> tuple[str, str] | None:
@@ -468,6 +461,8 @@ class Rollout:
         if choice.candidate is not None:
             return choice.candidate.bundle_digest, choice.offer.bundle_digest
         new = choice.offer.bundle_digest
+        if self._standings[new].version.wanted not in SERVED:
+            return None  # it was rolled back just now
         replaced = [
             standing
             for standing in self._standings.values()
@@ -494,9 +489,10 @@ class Rollout:
         now = asyncio.get_running_loop().time()
         states = [(one.digest, one.state, one.why) for one in said]
         before = [(one.digest, one.state, one.why) for one in self._reported]
-        if states == before and now - self._reported_at < _REPORT_S:
+        served = [s.digest for s in self._standings.values() if s.good and not s.version.served]
+        if states == before and not served and now - self._reported_at < _REPORT_S:
             return
-        await asyncio.to_thread(self._plan.report, said)
+        await asyncio.to_thread(self._plan.report, said, served)
         self._reported, self._reported_at = said, now
 
     def _said(self, standing: Standing) -> Said:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cloud_server.engine.jobs import Offer
-from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.versions.judge import Judged
 from cloud_server.frontend.versions.offers import Offered
 from cloud_server.frontend.versions.plans import Wanted
+from cloud_server.frontend.versions.rotation import Rotation
 
 _REMEMBERED = 512
 """Outcomes of a version that are kept for the comparison with its successor."""
@@ -32,7 +31,7 @@ class Standing:
         attempts: attempts to load and judge it.
         judged: result of its canary set.
         unused_since: when its last session ended, on the event loop's clock.
-        outcomes: owners and outcomes of its last frames, by kind.
+        outcomes: outcomes of its last frames, by kind.
     """
 
     version: Wanted
@@ -43,14 +42,20 @@ class Standing:
     attempts: int = 0
     judged: Judged | None = None
     unused_since: float = math.inf
-    outcomes: deque[tuple[Owner, dict[str, float | None]]] = field(
-        default_factory=lambda: deque(maxlen=_REMEMBERED)
+    outcomes: Rotation[dict[str, float | None]] = field(
+        default_factory=lambda: Rotation(_REMEMBERED)
     )
 
     @property
     def digest(self) -> str:
         """The bundle's digest."""
         return self.version.digest
+
+    @property
+    def good(self) -> bool:
+        """Whether it serves and was judged, or need not be."""
+        judged = self.judged is not None and self.judged.passed
+        return self.up and self.state == "serving" and (judged or self.version.unjudged)
 
     @property
     def up(self) -> bool:

@@ -57,3 +57,36 @@ async def test_a_removed_keys_request_under_way_ends_and_frees_the_engine(
             assert reply.status_code == 401, reply.text
             assert (await ask("count 2", kept)).status_code == 200
         assert server.service.access.open_calls == 0
+
+
+@pytest.mark.parametrize("verb", [keys.disable, keys.remove])
+@on_loop
+async def test_a_stream_that_has_begun_says_why_it_ends(
+    paths: dict[str, Any], tmp_path: Path, verb: Any
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        premises = server.premises
+        edge = await server.edge(await server.enrol(premises.code()))
+        assert (await edge.say("", seed=1)).HasField("accepted")
+        key = premises.key()
+        await server.settled()
+        context = Device(b"", b"", server.trusted_pem).context()
+        context.set_alpn_protocols(["http/1.1"])
+        async with httpx.AsyncClient(
+            base_url=f"https://127.0.0.1:{server.ports['api_port']}",
+            headers={"Authorization": f"Bearer {key}"},
+            verify=context,
+            timeout=60,
+        ) as http:
+            model = (await http.get("/v1/models")).json()["data"][0]["id"]
+            about = [{"type": "scene", "device": "gate-3"}, {"type": "text", "text": "begin"}]
+            said = [{"role": "user", "content": about}]
+            body = {"model": model, "messages": said, "stream": True}
+            async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+                lines = reply.aiter_lines()
+                while '"content":"0 "' not in (line := await anext(lines)).replace(": ", ":"):
+                    assert "error" not in line
+                with premises.store.write("test") as tx:
+                    verb(tx, "acme", "dashboard")
+                rest = [line async for line in lines if line]
+            assert len(rest) == 1 and '"code":"unauthenticated"' in rest[0].replace(": ", ":")

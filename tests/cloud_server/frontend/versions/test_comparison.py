@@ -123,3 +123,24 @@ def test_the_only_device_of_the_new_version_decides_once_no_other_will_come() ->
         made.see(False, ("acme", f"gate-{frame % 7}"), refused=0.0)
         made.see(True, ("acme", "gate-9"), refused=1.0)
     assert made.worse() is None and made.worse(settled=True) is not None
+
+
+def test_a_device_on_the_old_version_hides_no_worse_version_behind_broken_frames() -> None:
+    made, drawn = Comparison(0.05, ALARMS), np.random.default_rng(7)
+    for frame in range(400):
+        for _ in range(20):
+            made.see(False, ("mallory", "flood"), refused=1.0)
+        made.see(False, ("acme", f"gate-{frame % 9}"), refused=0.0)
+        made.see(True, (f"tenant-{frame % 2}", f"door-{frame % 8}"), refused=0.5 < drawn.random())
+    worse = made.worse()
+    assert worse is not None and worse.before < 0.2
+
+
+def test_a_device_on_the_old_version_that_sends_broken_frames_makes_no_new_version_worse() -> None:
+    made = Comparison(0.05, ALARMS)
+    for frame in range(400):
+        for _ in range(20):
+            made.see(False, ("mallory", "flood"), refused=1.0)
+        made.see(False, ("acme", f"gate-{frame % 9}"), refused=0.0)
+        made.see(True, ("acme", f"door-{frame % 9}"), refused=0.0)
+        assert made.worse() is None and made.worse(settled=True) is None

@@ -31,8 +31,8 @@ FAST = {"bundle_move_s": 0.0, "insecure": True, "open_port": 0, "api_port": 0, "
 class Operator:
     """Types `cloud-server bundles`, as far as the database sees it."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.store = home, open_store("", home, create=True)
+    def __init__(self, home: Path, database: str = "") -> None:
+        self.home, self.store = home, open_store(database, home, create=True)
 
     def add(self, version: int, **fake: Any) -> str:
         """Add a version that only the fake engine has; returns its digest."""
@@ -73,7 +73,7 @@ async def serving(
 ) -> AsyncIterator[tuple[Running, Operator]]:
     home = tmp_path / "home"
     home.mkdir()
-    operator = Operator(home)
+    operator = Operator(home, settings.get("database", ""))
     async with running(paths, **(FAST | {"directory": home} | settings)) as server:
         yield server, operator
     operator.store.close()
