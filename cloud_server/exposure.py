@@ -83,8 +83,8 @@ class Exposure(TypedSettings):
         30.0,
         gt=0.0,
         le=3600.0,
-        description="an HTTP connection whose request does not arrive in this time is closed, "
-        "seconds",
+        description="an HTTP connection, or a gRPC call with one message, whose request does not "
+        "arrive in this time is closed, seconds",
     )
     body_memory_bytes: int = Field(
         64 << 20,

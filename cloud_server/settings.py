@@ -267,6 +267,14 @@ class Settings(BundleSettings, Exposure):
         description="calls and HTTP requests that one device or key may have open at once; 0 for "
         "no bound",
     )
+    device_calls: int = Field(
+        16,
+        ge=0,
+        le=1_000_000,
+        description="calls that one device may have open at once, at most --caller-calls; each may "
+        "bring a message of up to --max-picture-bytes and 16 MiB before it is refused; 0 for no "
+        "bound of its own",
+    )
     handshake_timeout_s: float = Field(
         10.0,
         gt=0.0,
@@ -342,6 +350,11 @@ class Settings(BundleSettings, Exposure):
         """Connections at once of the ports beside gRPC's."""
         http = 0 if self.http_port is None else self.api_connections
         return self.metrics_connections + http
+
+    @property
+    def calls_of_device(self) -> int:
+        """Calls that one device may have open at once; 0 for no bound."""
+        return min(filter(None, (self.device_calls, self.caller_calls)), default=0)
 
     @property
     def device_quota(self) -> Quota:

@@ -91,22 +91,34 @@ class Completion(Response):
     ) -> None:
         super().__init__()
         self._question, self._asker, self._under_way = question, asker, under_way
-        self._undone, self._stream = undone, Stream()
+        self._undone = undone
+        self._outboxes = asker.outboxes
+        self._stream = Stream(self._outboxes.make(question.made.owner[0]))
         self._left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; cancel the question if the caller disconnects.
+        """Send the answer; cancel the question if the caller disconnects or does not read.
 
         Raises:
             BridgeError: the question was refused before the answer began.
+            OverloadedError: the caller does not read.
         """
+        outbox = self._stream.outbox
+
+        async def written(message: Message) -> None:
+            outbox.writing_since = time.monotonic()
+            await send(message)
+            outbox.writing_since = 0.0
+
         leaving = asyncio.create_task(self._watch(receive))
         how = "cancelled"
         try:
             stops = Stops(self._question.stop)
-            await self._answer(stops, send)
+            await self._outboxes.write(outbox, self._answer(stops, written))
             how = "stopped" if stops.found else how
-        except BridgeError:
+        except BridgeError as error:
+            if error is outbox.unread:
+                self._asker.unread(error, self._question.made)
             if not self._left:
                 self._undone()
                 raise

@@ -49,6 +49,9 @@ class Asker:
         gate: checks callers.
         quotas: counts requests against quotas.
         outboxes: where answers wait to be read.
+
+    Attributes:
+        outboxes: the same.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Asker:
         quotas: Quotas,
         outboxes: Outboxes,
     ) -> None:
-        self._gate, self._quotas, self._outboxes = gate, quotas, outboxes
+        self._gate, self._quotas, self.outboxes = gate, quotas, outboxes
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
         self._teller, self._metrics, self._refusals = teller, metrics, refusals
 
@@ -88,10 +91,10 @@ class Asker:
                 known = self._begin(request, session, owner, context, received_ns)
             elif isinstance(known, Computation):
                 self._under_way.join(known)
-            outbox = self._outboxes.make(owner[0])
+            outbox = self.outboxes.make(owner[0])
             stream = Stream(outbox)
             noted = isinstance(known, Computation)  # by `Teller.hear`
-            await self._outboxes.write(outbox, self._write(request, known, stream, context))
+            await self.outboxes.write(outbox, self._write(request, known, stream, context))
         except BridgeError as error:
             noted = noted and error is not stream.outbox.unread
             await self._refusals.abort(context, error, "Ask", noted)
@@ -165,6 +168,10 @@ class Asker:
         )
         hear = partial(self._teller.hear, asked, made, job)
         self._under_way.submit(asked.id, made, job, hear)
+
+    def unread(self, error: BridgeError, made: Computation) -> None:
+        """Count and log an answer over HTTP that its client does not read."""
+        self._refusals.note(error, made.request_id, made.frame_number)
 
     async def events(
         self, made: Computation, stream: Stream

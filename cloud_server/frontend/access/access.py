@@ -13,6 +13,7 @@ import grpc
 
 from cloud_server.frontend.access.enrol import Enroller
 from cloud_server.frontend.access.open_calls import OpenCalls
+from cloud_server.frontend.access.strangers import Strangers
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller
@@ -58,6 +59,7 @@ class Access:
         store: the database; None without a directory.
         live: the directory of callers; None without a directory.
         identities: identifies callers; `Nobody` on a service without identities.
+        strangers: bounds calls that need no credential.
         tls: None for plain text.
         device_port: where devices send frames; 0 until it is bound.
 
@@ -70,6 +72,7 @@ class Access:
         self._metrics, self._log = metrics, log
         self._few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self._refusals = Refusals(metrics, log, self._few)
+        self.strangers = Strangers(self._refusals, settings.request_arrival_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._reminded_s = 0.0
         self._without = Quota(scenes=settings.device_scenes)
@@ -99,7 +102,13 @@ class Access:
         for path, why in secrets_in_reach(settings.directory):
             log.warning("a private key is in reach", file=str(path), why=why)
         self.identities = identities = Identities(live)
-        self._calls = calls = OpenCalls(identities, self._refusals, log, settings.caller_calls)
+        self._calls = calls = OpenCalls(
+            identities,
+            self._refusals,
+            log,
+            {"key": settings.caller_calls, "device": settings.calls_of_device},
+            settings.request_arrival_s,
+        )
         metrics.open_calls.set_function(lambda: self.open_calls)
         self._enroller = Enroller(
             settings,
@@ -110,6 +119,7 @@ class Access:
             lambda: self.device_port,
             metrics,
             self._refusals,
+            self.strangers,
             log,
         )
         live.changed(calls.look)

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from cloud_server.frontend.access.open_calls import only_message
+from cloud_server.frontend.access.strangers import Strangers
 from cloud_server.frontend.peers import address_of
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.authority import DAY_S, Authority, Issued
@@ -54,6 +54,7 @@ class Enroller:
         device_port: returns the port for devices, which replies name.
         metrics: the service's metrics.
         refusals: counts refusals.
+        strangers: bounds the calls of devices that have no certificate yet.
         log: a bound logger.
         clock: seconds since 1970.
     """
@@ -68,6 +69,7 @@ class Enroller:
         device_port: Callable[[], int],
         metrics: Metrics,
         refusals: Refusals,
+        strangers: Strangers,
         log: Logger,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,7 +81,7 @@ class Enroller:
         self._store, self._live, self._identities = store, live, identities
         self._authority, self._metrics, self._refusals = authority, metrics, refusals
         self._log, self._clock = log, clock
-        self._device_port = device_port
+        self._device_port, self._strangers = device_port, strangers
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._changed = asyncio.Event()
         live.changed(self._changed.set)
@@ -89,7 +91,7 @@ class Enroller:
         peer = address_of(context.peer())
         try:
             self._charge(peer)
-            request = _read(pb.EnrolRequest, await only_message(requests))
+            request = _read(pb.EnrolRequest, await self._strangers.message(requests, context))
             request_key(request.request_der)  # a bad request must not use up a code
             tenant, device, issued = await self._in_turn(
                 lambda: self._redeem(request.code, request.request_der)

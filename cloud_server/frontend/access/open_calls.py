@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +51,22 @@ class _Call:
         return self.caller.tenant, self.caller.kind, self.caller.name
 
 
-async def only_message(requests: AsyncIterator[Any]) -> Any:
+async def only_message(requests: AsyncIterator[Any], most_s: float) -> Any:
     """Read the one message of a call that brings one.
 
+    Args:
+        requests: the call's messages.
+        most_s: longest wait, seconds.
+
     Raises:
-        FrameMalformedError: the call brought none.
+        FrameMalformedError: the call brought none, or not in time.
     """
-    async for request in requests:
-        return request
-    raise FrameMalformedError("the call brought no message, expected one")
+    try:
+        return await asyncio.wait_for(anext(requests), most_s)
+    except StopAsyncIteration:
+        raise FrameMalformedError("the call brought no message, expected one") from None
+    except asyncio.TimeoutError:
+        raise FrameMalformedError(f"the call brought no message within {most_s:g} s") from None
 
 
 class OpenCalls:
@@ -69,7 +76,8 @@ class OpenCalls:
         identities: identifies callers.
         refusals: counts refusals.
         log: a bound logger.
-        most: calls that one device or key may have open at once; 0 for no bound.
+        most: calls that one `device`, and one `key`, may have open at once; 0 for no bound.
+        message_s: longest wait for the message of a call that brings one, seconds.
         clock: seconds since 1970.
     """
 
@@ -78,11 +86,12 @@ class OpenCalls:
         identities: Identities,
         refusals: Refusals,
         log: Logger,
-        most: int,
+        most: Mapping[str, int],
+        message_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._identities, self._refusals, self._log = identities, refusals, log
-        self._most, self._clock = most, clock
+        self._most, self._message_s, self._clock = most, message_s, clock
         self._of: Counter[tuple[str, str, str]] = Counter()
         self._open: set[_Call] = set()
         self._changed = asyncio.Event()
@@ -145,7 +154,7 @@ class OpenCalls:
 
     async def _only(self, requests: AsyncIterator[Any], context: Any, name: str) -> Any:
         try:
-            return await only_message(requests)
+            return await only_message(requests, self._message_s)
         except BridgeError as error:
             await self._refusals.abort(context, error, name)
 
@@ -199,9 +208,10 @@ class OpenCalls:
                 del self._of[call.whose]
 
     def _require_room(self, caller: Caller) -> None:
-        if self._most and self._of[caller.tenant, caller.kind, caller.name] >= self._most:
+        most = self._most["device" if caller.kind == "device" else "key"]
+        if most and self._of[caller.tenant, caller.kind, caller.name] >= most:
             raise OverloadedError(
-                f"this {caller.kind} has {self._most} calls open, more may not be: end one first",
+                f"this {caller.kind} has {most} calls open, more may not be: end one first",
                 retry_after_s=_AGAIN_S,
                 cause="open_calls",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cloud_server.frontend import descriptors
@@ -23,6 +23,9 @@ from protos.process.logs import Logger
 _STREAM_GRACE_S = 1.0
 _MARGIN_BYTES = 16 << 20
 """A message this much above the limit is refused alone; beyond that gRPC ends the stream."""
+_SMALL_BYTES = 64 << 10
+_OPEN_SHARE = 8
+"""One connection in so many is for clients without a certificate."""
 _LOOKAHEAD_BYTES = 1 << 20
 """HTTP/2 window of each stream: bytes that a client may send before the service reads them."""
 
@@ -40,7 +43,7 @@ class GrpcPort:
 
     Attributes:
         ports: port numbers once it has started: `port`, and with TLS also `open_port`. With TLS,
-        clients of `port` must show a certificate.
+        clients of `port` must show a certificate, and `open_port` takes only small messages.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class GrpcPort:
         self._settings, self._bridge, self._health = settings, bridge, health
         self._access = access
         self._descriptor_limit, self._log = descriptor_limit, log
-        self._server: grpc.aio.Server | None = None
+        self._servers: list[grpc.aio.Server] = []
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
@@ -67,11 +70,22 @@ class GrpcPort:
             settings.other_connections,
             settings.max_connections,
         )
-        self._server = grpc.aio.server(options=server_options(settings, most))
-        self._server.add_generic_rpc_handlers((self._bridge.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.checks, self._server)
-        self._server.add_generic_rpc_handlers((_reflection(self._access),))
-        await self._bind(self._server)
+        handlers = (
+            self._bridge.handler(),
+            self._access.strangers.health(self._health.checks),
+            _reflection(self._access),
+        )
+        if self._access.tls is None:
+            await self._serve("port", settings.port, server_options(settings, most), handlers)
+        else:
+            few = max(1, most // _OPEN_SHARE)
+            options = server_options(settings, max(1, most - few))
+            await self._serve("port", settings.port, options, handlers)
+            options = server_options(settings, few, _small_bytes(settings))
+            await self._serve("open_port", settings.open_port, options, handlers)
+        self._access.device_port = self.ports["port"]
+        for server in self._servers:
+            await server.start()
         self._log.info(
             "listening",
             connections=most,
@@ -84,28 +98,31 @@ class GrpcPort:
 
     async def close(self) -> None:
         """See `Part`; open calls have a moment to send their last events."""
-        if self._server is not None:
-            await self._server.stop(_STREAM_GRACE_S)
+        await asyncio.gather(*(server.stop(_STREAM_GRACE_S) for server in self._servers))
 
-    async def _bind(self, server: grpc.aio.Server) -> None:
-        settings, tls = self._settings, self._access.tls
-        secured = {"port": settings.port, "open_port": settings.open_port}
-        for name, port in secured.items() if tls is not None else [("port", settings.port)]:
-            address = str(Address(settings.host, port))
-            try:
-                if tls is None:
-                    bound = server.add_insecure_port(address)
-                else:
-                    bound = server.add_secure_port(address, tls.credentials(name == "port"))
-            except RuntimeError as error:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(
-                    f"gRPC port {address} cannot be bound; choose another {flag}, or 0 for a free "
-                    "one"
-                ) from error
-            self.ports[name] = int(bound)
-        self._access.device_port = self.ports["port"]
-        await server.start()
+    async def _serve(
+        self,
+        name: str,
+        port: int,
+        options: list[tuple[str, int]],
+        handlers: tuple[grpc.GenericRpcHandler, ...],
+    ) -> None:
+        """Bind a server of its own to a port, because gRPC bounds messages for a whole server."""
+        server = grpc.aio.server(options=options)
+        self._servers.append(server)
+        server.add_generic_rpc_handlers(handlers)
+        address, tls = str(Address(self._settings.host, port)), self._access.tls
+        try:
+            if tls is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, tls.credentials(name == "port"))
+        except RuntimeError as error:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"gRPC port {address} cannot be bound; choose another {flag}, or 0 for a free one"
+            ) from error
+        self.ports[name] = int(bound)
 
 
 def _reflection(access: Access) -> grpc.GenericRpcHandler:
@@ -166,17 +183,23 @@ class MetricsPort:
             await asyncio.to_thread(self._server.close)
 
 
-def server_options(settings: Settings, connections: int) -> list[tuple[str, int]]:
-    """Options of the gRPC server.
+def server_options(
+    settings: Settings, connections: int, message_bytes: int = 0
+) -> list[tuple[str, int]]:
+    """Options of a gRPC server.
 
     Args:
         settings: its limits.
         connections: most connections at once.
+        message_bytes: longest message; 0 for a little more than the longest request.
     """
     # A message above gRPC's own cap ends the whole stream, so that cap is higher than ours: a
     # message between the two is refused like any bad frame, and the stream goes on.
     return [
-        ("grpc.max_receive_message_length", settings.limits.max_request_bytes + _MARGIN_BYTES),
+        (
+            "grpc.max_receive_message_length",
+            message_bytes or settings.limits.max_request_bytes + _MARGIN_BYTES,
+        ),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -192,8 +215,13 @@ def server_options(settings: Settings, connections: int) -> list[tuple[str, int]
         # Bandwidth probes cost a PING, its answer and a window update for most frames. A
         # fixed window replaces them, so that large uploads need not wait.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
+        ("grpc.http2.lookahead_bytes", min(message_bytes or _LOOKAHEAD_BYTES, _LOOKAHEAD_BYTES)),
     ]
+
+
+def _small_bytes(settings: Settings) -> int:
+    """Longest message on the port for clients without a certificate: a question, or a code."""
+    return _SMALL_BYTES + settings.max_question_bytes
 
 
 def _ms(seconds: float) -> int:

@@ -128,6 +128,41 @@ def test_a_peer_that_does_not_read_its_answer_loses_its_connection(paths: dict[s
     asyncio.run(work())
 
 
+def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
+    paths: dict[str, Any],
+) -> None:
+    async def work() -> None:
+        few = {"outbox_memory_bytes": 1 << 16, "keepalive_timeout_s": 600}
+        async with asking(paths, max_new_tokens=65_535, **few) as it:
+            body = json.dumps(it.body("count 60000", stream=True)).encode()
+            with socket.socket() as peer:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                peer.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(
+                    peer, ("127.0.0.1", it.server.api_port)
+                )
+                peer.send(
+                    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+                    b"content-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n%s" % (len(body), body)
+                )
+                waiting = 'held_memory_bytes{store="outboxes",tenant="local"}'
+
+                async def counted() -> bool:
+                    return await it.server.metric(waiting) > 1 << 16
+
+                async def ended() -> bool:
+                    return await it.server.metric(waiting) == 0
+
+                await it.server.until(counted)
+                await it.server.until(ended)
+                name = 'overloads_total{cause="outbox"}'
+                assert await it.server.metric(name) == 1
+            assert await it.text("count 1") == "0"
+
+    asyncio.run(work())
+
+
 def test_connections_above_the_bound_are_closed_as_they_come(paths: dict[str, Any]) -> None:
     async def work() -> None:
         async with asking(paths, api_connections=8) as it:
