@@ -70,7 +70,7 @@ def _run(given: argparse.Namespace) -> int:
         as_json([vars(one) for one in found])
         return 0
     table(
-        ("id", "when (UTC)", "who", "what", "tenant", "which", "details"),
+        ("id", "when (UTC)", "who", "what", "tenant", "which"),
         [
             (
                 one.id,
@@ -84,6 +84,7 @@ def _run(given: argparse.Namespace) -> int:
             for one in found
         ],
         "nothing was changed" if given.since is None else "nothing was changed since then",
+        below=True,
     )
     return 0
 

@@ -22,7 +22,7 @@ from cloud_server.commands.database import (
     settings_of,
     writing,
 )
-from cloud_server.commands.output import as_json, moment, table, told
+from cloud_server.commands.output import as_json, minute, table, told
 from protos.errors import BundleFormatError, StateError
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def _list(given: argparse.Namespace) -> int:
     if given.json:
         as_json([_plain(row, of[row.digest]) for row in rows])
         return 0
-    heads = ("bundle", "digest", "wanted", "share", "stands", "sessions", "judged", "since", "note")
+    heads = ("bundle", "digest", "wanted", "share", "stands", "sessions")
     lines: list[Sequence[object]] = []
     for row in rows:
         said = of[row.digest]
@@ -289,12 +289,10 @@ def _list(given: argparse.Namespace) -> int:
                 f"{100 * row.share:g} %" if row.wanted in bundles.SERVED else None,
                 ", ".join(states) or None,
                 sum(one.sessions for one in said),
-                next((_judged(one) for one in said if _judged(one)), None),
-                moment(row.changed_at),
-                row.note or next((one.why for one in said if one.why), ""),
+                "; ".join(filter(None, _more(row, said))),
             )
         )
-    table(heads, lines, "no bundle was added yet: cloud-server bundles add BUNDLE")
+    table(heads, lines, "no bundle was added yet: cloud-server bundles add BUNDLE", below=True)
     return 0
 
 
@@ -306,6 +304,13 @@ def _plain(row: BundleVersion, reports: Sequence[Said]) -> dict[str, Any]:
     return {name: getattr(row, name) for name in fields.split()} | {
         "front_ends": [asdict(one) for one in reports]
     }
+
+
+def _more(row: BundleVersion, said: Sequence[Said]) -> tuple[str, ...]:
+    """When a version was changed, how it was judged, and why it is refused."""
+    judged = next((_judged(one) for one in said if _judged(one)), "")
+    why = row.note or next((one.why for one in said if one.why), "")
+    return f"{row.wanted} since {minute(row.changed_at)}", judged, why
 
 
 def _judged(said: Said) -> str:

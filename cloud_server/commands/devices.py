@@ -18,7 +18,7 @@ from cloud_server.commands.database import (
     tenant_of,
     writing,
 )
-from cloud_server.commands.output import as_json, facts, moment, say, table, told
+from cloud_server.commands.output import as_json, facts, minute, moment, say, table, told
 
 if TYPE_CHECKING:
     from cloud_server.state.directory import Certificate, Device
@@ -123,8 +123,8 @@ def _list(given: argparse.Namespace) -> int:
                 one.tenant,
                 one.name,
                 _standing(one, last)["state"],
-                moment(None if last is None else last.not_after_s),
-                moment(None if last is None else last.issued_s),
+                minute(None if last is None else last.not_after_s),
+                minute(None if last is None else last.issued_s),
             )
             for one, last in shown
         ],
@@ -174,9 +174,6 @@ def _certificates(held: Sequence[Certificate]) -> None:
 
     def until(one: Certificate) -> float:
         return one.not_after_s if one.revoked_s is None else min(one.revoked_s, one.not_after_s)
-
-    def minute(at_s: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at_s))
 
     table(
         ("certificate", "given", "until", "state"),

@@ -14,7 +14,7 @@ from cloud_server.commands.database import (
     tenant_of,
     writing,
 )
-from cloud_server.commands.output import as_json, facts, moment, say, table
+from cloud_server.commands.output import as_json, facts, minute, moment, say, table
 from protos.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ def _list(given: argparse.Namespace) -> int:
         as_json([vars(one) for one in found])
         return 0
     table(
-        ("tenant", "name", "kind", "state", "ends", "may"),
+        ("tenant", "name", "kind", "state", "ends"),
         [
-            (one.tenant, one.name, one.kind, _state(one), moment(one.not_after_s), _may(one))
+            (one.tenant, one.name, one.kind, _state(one), minute(one.not_after_s), _may(one))
             for one in found
         ],
         "no keys: cloud-server keys add NAME",
+        below=True,
     )
     return 0
 

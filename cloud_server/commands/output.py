@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ from typing import Any
 from protos.process.console import printable
 
 _GAP = "  "
+_BELOW: Any = {
+    "initial_indent": "    ",
+    "subsequent_indent": "    ",
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
 
 
 def say(text: str) -> None:
@@ -33,24 +40,53 @@ def told(in_json: bool, value: object, text: str) -> None:
         say(text)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
-    """Print a table; on a terminal its last column is cut where the line would wrap.
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[object]], empty: str, *, below: bool = False
+) -> None:
+    """Print a table; on a terminal its widest columns are shortened until its lines fit.
 
     Args:
-        heads: the columns' heads.
+        heads: the columns' heads; a head may have two lines.
         rows: one cell for each column; None is shown as `-`.
         empty: printed if there are no rows.
+        below: whether each row has one cell more, a text that is printed below it.
     """
     if not rows:
         say(empty)
         return
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for row in ([head.upper() for head in heads], *cells):
-        line = _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        line = line.rstrip()
-        say(line[: most - 1] + "…" if most and len(line) > most else line)
+    cells = [[_cell(value) for value in row[: len(heads)]] for row in rows]
+    stacked = [head.upper().split("\n") for head in heads]
+    tall = max(map(len, stacked))
+    titles = [list(line) for line in zip(*(["", *head][-tall:] for head in stacked), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*titles, *cells, strict=True)]
+    if sys.stdout.isatty():
+        _narrow(widths, shutil.get_terminal_size().columns)
+    for title in titles:
+        say(_line(title, widths))
+    for row, shown in zip(rows, cells, strict=True):
+        say(_line(shown, widths))
+        if below and row[-1]:
+            say(textwrap.fill(_cell(row[-1]), _width(), **_BELOW))
+
+
+def _narrow(widths: list[int], most: int) -> None:
+    """Make the widest columns narrower until a line of the table fits."""
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > most and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    short = (
+        cell if len(cell) <= width else f"{cell[: width - 1]}…"
+        for cell, width in zip(cells, widths, strict=True)
+    )
+    line = _GAP.join(cell.ljust(width) for cell, width in zip(short, widths, strict=True))
+    return line.rstrip()
+
+
+def _width() -> int:
+    """Columns of the terminal; 80 in a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 def facts(pairs: Mapping[str, object]) -> None:
@@ -58,6 +94,12 @@ def facts(pairs: Mapping[str, object]) -> None:
     width = max(map(len, pairs))
     for name, value in pairs.items():
         say(f"{name.ljust(width)}{_GAP}{_cell(value)}")
+
+
+def minute(at_s: float | None) -> str | None:
+    """A time as text without its seconds, in UTC; None for never."""
+    full = moment(at_s)
+    return None if full is None else full[:-3]
 
 
 def moment(at_s: float | None) -> str | None:

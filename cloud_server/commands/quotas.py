@@ -130,7 +130,7 @@ def _print(
         )
         for device, quota in counts.items()
     ]
-    table(("of", *map(_flag, QUOTA_FIELDS)), rows, "")
+    table(("of", *map(_head, QUOTA_FIELDS)), rows, "")
     say("* was set; the others are defaults. 0 is no bound.")
 
 
@@ -156,6 +156,11 @@ def _set(given: argparse.Namespace) -> int:
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _head(name: str) -> str:
+    """A field's name in at most two lines."""
+    return {"concurrent": "con-\ncurrent"}.get(name, _flag(name).replace("-", "\n", 1))
 
 
 def _whose(device: str | None) -> str:

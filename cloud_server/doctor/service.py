@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
+from cloud_server.doctor.holder import service_on
 from cloud_server.engine.precision import backend_of
 from cloud_server.settings import Settings
 from protos.errors import BridgeError
@@ -33,13 +34,16 @@ def ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(subject, GREEN, f"a free one at {host}")
             continue
         problem = _cannot_bind(host, port)
-        if problem:
+        own = problem and settings.directory and service_on(port, settings.directory)
+        if own:
+            found = f"{host}:{port}: held by the running service, pid {own}"
+            yield Finding(subject, GREEN, found)
+        elif problem:
             yield Finding(
                 subject,
                 RED,
                 f"{host}:{port}: {problem}",
-                "nothing, if it is this service that runs; else end what listens there "
-                f"(ss -ltnp), or choose another {flag}",
+                f"end what listens there (ss -ltnp), or choose another {flag}",
             )
         else:
             yield Finding(subject, GREEN, f"{host}:{port} is free")

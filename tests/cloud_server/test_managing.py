@@ -23,7 +23,7 @@ from cloud_server.commands.audit import since
 from cloud_server.commands.output import table
 from cloud_server.identity.authority import Authority
 from cloud_server.settings import Settings
-from cloud_server.state import certificates
+from cloud_server.state import bundles, certificates
 from cloud_server.state.connect import checked_url, named
 from cloud_server.state.directory import Directory
 from cloud_server.state.location import open_store
@@ -397,3 +397,48 @@ def test_a_devices_certificates_are_revoked_and_it_stays_enabled(
     shown = in_json(command("devices", "show", "gate-3", "--json"))
     assert not shown["disabled"] and all(one["revoked_s"] for one in shown["certificates"])
     assert "ab3" in (folder / "revocations").read_text(), "a restore does not bring it back"
+
+
+def test_what_lists_print_fits_80_columns(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good(command("tenants", "add", "acme-north"))
+    with_key = ("--device", "warehouse-east-9", "--device", "gate-3", "--days", "9")
+    for name in ("warehouse-east-9", "gate-3"):
+        good(command("devices", "add", name))
+        good(command("quotas", "set", "--device", name, "--weight", "2.5", "--byte-burst", "1e7"))
+    good(command("keys", "add", "dashboard-north", *with_key))
+    store = open_store("", folder)
+    with store.write("cli:operator") as tx:
+        for version, note in ((7, ""), (8, "refused: " + "no answer is as recorded, " * 9)):
+            row = bundles.add(
+                tx,
+                digest=str(version) * 64,
+                bundle_id="edge-a-cloud",
+                version=version,
+                source="ab" * 32,
+                path="/srv/bridge/bundles",
+            )
+            row.note = note
+    store.close()
+    lists = [(kind, "list") for kind in ("tenants", "devices", "keys", "bundles")]
+    lists += [("quotas", "show"), ("audit",), ("devices", "show", "gate-3")]
+    for words in lists:
+        out = good(command(*words))
+        assert max(map(len, out.splitlines())) <= 80, out
+        assert len(in_json(command(*words, "--json"))) > 0
+    assert "no answer is as recorded" in good(command("bundles", "list"))
+    assert "weight=2.5" in good(command("audit")) and "warehouse-east-9" in good(
+        command("keys", "list")
+    )
+    long = "x" * 63
+    good(command("tenants", "add", long))
+    good(command("devices", "add", long, "--tenant", long))
+    good(command("keys", "add", long, "--tenant", long, "--device", long))
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (*lists[:4], ("quotas", "show", "--tenant", long, "--device", long), ("audit",)):
+        out = _Terminal()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", out)
+            assert cli.main(list(words)) == 0
+        assert max(map(len, out.getvalue().splitlines())) <= 80, out.getvalue()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_server.cli import main
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.secured import Premises
@@ -26,6 +27,8 @@ class Described:
     premises: Premises
     roots: Path
     log: list[str]
+    ports: dict[str, int]
+    pid: int
 
     def get(self, path: str) -> tuple[int, str]:
         """A page that needs no key."""
@@ -44,7 +47,7 @@ def described(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     http = ("--api-host", "127.0.0.1", "--api-port", "0")
     with stage.running_server(files.model, [files.bundle], *flags, *http) as server:
         url = f"https://127.0.0.1:{server.ports['api_port']}"
-        yield Described(url, premises, roots, server.log)
+        yield Described(url, premises, roots, server.log, server.ports, server.process.pid)
         assert server.process.poll() is None, "it still runs"
     premises.store.close()
 
@@ -83,3 +86,19 @@ def test_the_description_and_health_need_no_key_and_nothing_from_the_internet(
     assert "/v1/chat/completions" in description["paths"]
     assert "http://" not in text and "https://" not in text
     assert described.get("/healthz")[0] == 200
+
+
+def test_the_doctor_knows_that_the_running_service_holds_its_ports(
+    described: Described, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--{name.replace('_', '-')}={port}" for name, port in described.ports.items()]
+
+    def ports(directory: Path) -> list[dict[str, str]]:
+        main(["doctor", "--quick", "--json", "--directory", str(directory), *flags])
+        found = json.loads(capsys.readouterr().out)
+        return [line for line in found if line["subject"].startswith("port, ")]
+
+    own = ports(described.premises.directory)
+    assert [line["level"] for line in own] == ["green"] * 4, own
+    assert all(f"held by the running service, pid {described.pid}" in line["found"] for line in own)
+    assert [line["level"] for line in ports(tmp_path)] == ["red"] * 4, "another directory's service"
