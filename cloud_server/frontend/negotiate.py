@@ -88,7 +88,13 @@ class Negotiator:
                     f"bundle_digest has {len(known)} characters; SHA-256 in hex has {_DIGEST_CHARS}"
                 )
             session = self._sessions.open(
-                source, list(request.codecs), known, peer, caller, request.device
+                source,
+                list(request.codecs),
+                known,
+                peer,
+                caller,
+                request.device,
+                request.keep_bundle,
             )
         except BridgeError as error:
             await self._refusals.abort(context, error, "Negotiate")

@@ -52,6 +52,10 @@ _BUSY, _CALM = 0.75, 0.25
 """Shares of the queue at which clients are advised to send less, and to send as much as before."""
 
 
+_KEPT_S = 60.0
+"""How long a session for waiting frames outlives its streams: a device may come back, seconds."""
+
+
 class Receiver:
     """The RPCs Infer and Events.
 
@@ -218,8 +222,15 @@ class Receiver:
             mine.discard(outbox)
             if not mine:
                 del self._of[session.id]
+                if session.kept_since is not None:  # maybe a bundle is loaded for it alone
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(_KEPT_S, self._end_if_idle, session)
             if not self._open:
                 self._none_open.set()
+
+    def _end_if_idle(self, session: Session) -> None:
+        if session.id not in self._of:
+            self._sessions.end(session)
 
     async def _read(
         self, requests: AsyncIterator[bytes], stream: Stream, session: Session, caller: Caller

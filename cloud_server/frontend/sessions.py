@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from protos.quantize import QUANTIZERS
 
 _SESSION_BYTES = 2048
 """Memory of one session, with its share of tables, in bytes; an upper bound of measurements."""
+_KEPT_UNUSED_S = 30.0
+"""A session for waiting frames that brings none for so long keeps no bundle loaded, seconds."""
 _EVERY = "*"
 """Stands for any tenant or device in look-ups; names cannot contain this character."""
 Sealed: TypeAlias = pb.InferRequest | pb.AskRequest | pb.FeedbackRequest
@@ -59,9 +62,21 @@ class Session:
         path: owner that it counts for; on a service without identities, the peer's address.
         views: keys by which callers may find it (`_views`).
         known_digest: digest of the bundle that the edge said it holds; empty if none.
+        kept_since: when it was opened for frames that wait at the edge, on their bundle (monotonic
+            seconds); None for other sessions.
     """
 
-    __slots__ = ("constants", "id", "known_digest", "owner", "path", "peer", "terms", "views")
+    __slots__ = (
+        "constants",
+        "id",
+        "kept_since",
+        "known_digest",
+        "owner",
+        "path",
+        "peer",
+        "terms",
+        "views",
+    )
 
     id: bytes
     constants: bytes
@@ -71,6 +86,7 @@ class Session:
     owner: Owner
     path: Owner
     views: tuple[Owner, ...]
+    kept_since: float | None
 
     @property
     def offer(self) -> Offer:
@@ -140,8 +156,10 @@ class Sessions:
         self._worked: Crowd[bytes] = Crowd()
         self._reports = Reports(max(1, memory_bytes // REPORT_BYTES), self._memory)
         self._choices: dict[str, Offered] = {}
+        self._loaded: dict[str, Offer] = {}
         self._coming: frozenset[str] = frozenset()
         self._on: Counter[str] = Counter()  # sessions by the digest of their bundle
+        self._kept: set[bytes] = set()
         self._terms: dict[tuple[str, str, frozenset[str]], Terms] = {}
 
     def __len__(self) -> int:
@@ -171,22 +189,28 @@ class Sessions:
         """
         self._choices, self._coming = dict(choices), frozenset(coming)
         self._terms.clear()
-        served = {offer.bundle_digest for offer in loaded}
-        if self._on.keys() <= served:
+        served = self._loaded = {offer.bundle_digest: offer for offer in loaded}
+        if self._on.keys() <= served.keys():
             return
         for session in [s for s in self._held.values() if s.offer.bundle_digest not in served]:
             self._drop(session)
 
     def on(self, digest: str) -> int:
-        """Number of sessions open on a bundle."""
-        return self._on[digest]
+        """Number of sessions open on a bundle, without kept ones that bring no frames."""
+        idle, now = 0, time.monotonic()
+        for session_id in self._kept:
+            session = self._held[session_id]
+            since = session.kept_since or 0.0
+            unused = session_id in self._fresh and now - since > _KEPT_UNUSED_S
+            idle += session.offer.bundle_digest == digest and unused
+        return self._on[digest] - idle
 
     def misplaced(self) -> list[Session]:
         """Sessions whose device would get another version now."""
         found = []
         for session in self._held.values():
             choice = self._choices.get(session.source.fingerprint)
-            if choice is not None:
+            if choice is not None and session.kept_since is None:
                 offer = choice.of(*session.owner)
                 if offer.bundle_digest != session.offer.bundle_digest:
                     found.append(session)
@@ -216,6 +240,7 @@ class Sessions:
         peer: str,
         caller: Caller = ANYONE,
         device: str = "",
+        keep: bool = False,
     ) -> Session:
         """Open a session for an edge model.
 
@@ -227,6 +252,7 @@ class Sessions:
             peer: the caller's address.
             caller: who calls.
             device: its name on a service without identities; empty for the peer's address.
+            keep: open it on the bundle `known_digest` if an engine has it still: frames wait.
 
         Raises:
             EngineUnavailableError: no engine has come up yet.
@@ -237,13 +263,18 @@ class Sessions:
         owner = (caller.tenant, device or name_from(peer) if anyone else caller.name)
         if not self._choices and not self._coming:
             raise EngineUnavailableError("the engine is still loading; try again")
-        fitting = [layout for layout in source.versions if layout.fingerprint in self._choices]
+        old = self._loaded.get(known_digest) if keep else None
+        fitting = [
+            layout
+            for layout in source.versions
+            if layout.fingerprint in (self._choices if old is None else (old.source_fingerprint,))
+        ]
         if not fitting:
             if any(layout.fingerprint in self._coming for layout in source.versions):
                 raise EngineUnavailableError("the bundle for this model is being loaded; try again")
             raise IncompatibleLayoutError(self._why_incompatible(source))
         source = fitting[0]
-        offer = self._choices[source.fingerprint].of(*owner)
+        offer = old or self._choices[source.fingerprint].of(*owner)
         known = frozenset(codecs) & frozenset(QUANTIZERS)
         key = (source.fingerprint, offer.bundle_digest, known)
         terms = self._terms.get(key)
@@ -261,7 +292,10 @@ class Sessions:
             views=((caller.tenant, caller.name),)
             if anyone
             else ((caller.tenant, caller.name), (caller.tenant, _EVERY), (_EVERY, _EVERY)),
+            kept_since=None if old is None else time.monotonic(),
         )
+        if old is not None:
+            self._kept.add(session_id)
         self._held[session_id] = session
         self._on[offer.bundle_digest] += 1
         for view in session.views:
@@ -378,6 +412,7 @@ class Sessions:
         return [offer for choice in self._choices.values() for offer in choice.every]
 
     def _drop(self, session: Session) -> None:
+        self._kept.discard(session.id)
         del self._held[session.id]
         self._on[session.offer.bundle_digest] -= 1
         if not self._on[session.offer.bundle_digest]:

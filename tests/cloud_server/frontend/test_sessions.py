@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.versions.offers import choices_of
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.quantize import QUANTIZERS
 from tests.cloud_server import stage
@@ -113,3 +117,28 @@ def test_a_session_pushed_out_by_newer_ones_is_refused_with_303_and_negotiates_a
             assert await server.metric("sessions") == 1
 
     asyncio.run(scene())
+
+
+def test_frames_that_waited_get_a_session_on_their_own_bundle_while_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sessions, dropped = _sessions(8, 8)
+    old, new = stage.offer(), replace(stage.offer(), bundle_digest="c" * 64)
+    sessions.serve(choices_of([new]), [old, new])
+
+    def opened(keep: bool, digest: str = old.bundle_digest) -> Session:
+        codecs = tuple(QUANTIZERS)
+        return sessions.open(stage.SOURCE, codecs, digest, "10.0.0.1", keep=keep)
+
+    assert opened(keep=False).offer is new
+    kept = opened(keep=True)
+    assert kept.offer is old and kept not in sessions.misplaced()
+    assert opened(keep=True, digest="d" * 64).offer is new  # never heard of
+    assert sessions.on(old.bundle_digest) == 1
+
+    monkeypatch.setattr("cloud_server.frontend.sessions._KEPT_UNUSED_S", -1.0)
+    assert sessions.on(old.bundle_digest) == 0  # it brought no frame: nothing keeps the bundle
+    sessions.worked(kept)
+    assert sessions.on(old.bundle_digest) == 1
+    sessions.serve(choices_of([new]), [new])
+    assert dropped == [kept] and opened(keep=True).offer is new
