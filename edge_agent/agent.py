@@ -57,6 +57,8 @@ from protos.process.console import ReaderGoneError
 from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
+_HEAD_START_S = 3.0
+"""With terms on the disk: how long the first capture waits for newer ones, seconds."""
 
 Ended = TypeVar("Ended")
 
@@ -190,6 +192,7 @@ class Agent:
             await start.connect(_PATIENCE_S if self.edge_fallback else None)
             return True
         if start.from_disk():
+            await start.look_for_the_service(_HEAD_START_S)
             return True
         connecting = asyncio.create_task(start.connect(None))
         stopped = asyncio.create_task(self._stopped.wait())

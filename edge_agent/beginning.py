@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from edge_agent.picture import PICTURE
@@ -10,8 +11,9 @@ from edge_agent.plan import AUTO, Plan, choose_point
 from edge_agent.uplink.caller_bar import BARRING
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.retry import Refused
 from edge_agent.uplink.session import Session
-from protos.errors import BridgeError, ConfigError
+from protos.errors import BridgeError, ConfigError, UnknownSessionError
 from protos.process.logs import Logger
 
 
@@ -44,6 +46,21 @@ class Beginning:
             return False
         self._check(last)
         return True
+
+    async def look_for_the_service(self, most_s: float) -> None:
+        """Try once to connect, so that the first frames are made by the service's present terms."""
+        try:
+            await asyncio.wait_for(self._open(), most_s)
+        except asyncio.TimeoutError:
+            self.log.warning("offline_at_start", cause=f"no service within {most_s:g} s")
+        except (BridgeError, Refused) as error:
+            self.log.warning("offline_at_start", cause=str(error))
+
+    async def _open(self) -> None:
+        with contextlib.suppress(UnknownSessionError):
+            await self.uplink.connection.open()
+            return
+        await self.uplink.connection.open()  # agrees on a new session
 
     async def connect(self, patience_s: float | None) -> None:
         """Agree on a session.

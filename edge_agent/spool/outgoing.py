@@ -33,8 +33,6 @@ _AHEAD = 16
 """Old frames read from the disk at once."""
 _LOOK_S = 30.0
 """How often frames that are too old are looked for, seconds."""
-_GRACE_S = 5.0
-"""How long frames on their way may take to end once the agent stops, seconds."""
 _AGAIN_S = 5.0
 _IDLE_S = 10.0
 
@@ -53,6 +51,7 @@ class Outgoing:
         on_end: gets a frame's draft and how it ended.
         clock: seconds, monotonic.
         sleep: waits that many seconds.
+        grace_s: how long frames on their way may take to end once the agent stops, seconds.
     """
 
     spool: Spool
@@ -64,6 +63,7 @@ class Outgoing:
     on_end: Callable[[AnswerRecord, Outcome], None] = lambda record, outcome: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    grace_s: float = 5.0
     _new: deque[Entry] = field(default_factory=deque, init=False, repr=False)
     _old: deque[Entry] = field(default_factory=deque, init=False, repr=False)
     _busy: set[int] = field(default_factory=set, init=False, repr=False)
@@ -136,7 +136,7 @@ class Outgoing:
                 elif await self._online():
                     await self._send_next()
             if self._tasks:
-                await asyncio.wait(set(self._tasks), timeout=_GRACE_S)
+                await asyncio.wait(set(self._tasks), timeout=self.grace_s)
         finally:
             for task in self._tasks:
                 task.cancel()

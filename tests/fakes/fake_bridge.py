@@ -15,7 +15,12 @@ import grpc
 from projector.codec.encoder import Encoder
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.digest import session_constants, verify
-from protos.errors import BridgeError, UnknownSceneError, UnknownSessionError
+from protos.errors import (
+    BridgeError,
+    FrameMalformedError,
+    UnknownSceneError,
+    UnknownSessionError,
+)
 from protos.header import FIXED
 from protos.layout import KVLayout
 from protos.limits import Limits
@@ -25,6 +30,11 @@ from protos.parcel import unpack
 from protos.points import PICTURE, RAW_KV_FP8, points_to_json
 from protos.refusals import ERROR_METADATA_KEY, refused
 from protos.requests import id_of, parse_ask_request, parse_infer_request
+
+
+def digest_of(bundle: str) -> str:
+    """The digest of a bundle of that name."""
+    return hashlib.sha256(bundle.encode()).hexdigest()
 
 
 @dataclass(eq=False)
@@ -46,6 +56,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         elsewhere: a load balancer takes every second connection to a server of other sessions.
         max_parcel: requests in one parcel; 0: an older service, which reads none.
         cap_bytes: gRPC's own cap on a message, as a proxy's may be; it ends the stream.
+        remembers: answer a request that comes again from memory, as a service does.
+        bundle: names the bundle that is served.
+        retired: encoders of bundles that are loaded still, by digest.
     """
 
     encoder: Encoder
@@ -66,6 +79,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     max_parcel: int = 0
     cap_bytes: int = 4 << 20
     warnings: tuple[str, ...] = ()
+    remembers: bool = False
+    bundle: str = "bundle"
+    retired: dict[str, Encoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sessions: dict[bytes, bytes] = {}
@@ -74,6 +90,10 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.messages: dict[tuple[bytes, bytes], set[bytes]] = {}
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
+        self.bundles: dict[bytes, str] = {}
+        self.encoders: dict[str, Encoder] = {}
+        self.remembered: dict[tuple[bytes, bytes], bytes] = {}
+        self.computed_ids: Counter[bytes] = Counter()
         self.negotiations = 0
         self.devices: list[str] = []
         self.doubt = ""
@@ -121,10 +141,16 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         told = replace(layout, settings_digest=request.source_settings_digest)
         if told.fingerprint == self.encoder.source_fingerprint:  # else as a service of before
             layout = told
-        session_id, bundle = os.urandom(16), hashlib.sha256(b"bundle").hexdigest()
+        session_id, bundle = os.urandom(16), digest_of(self.bundle)
+        encoder = self.encoder
+        if request.keep_bundle and request.bundle_digest in self.retired:
+            bundle = request.bundle_digest
+            encoder = self.retired[bundle]
+        self.bundles[session_id] = bundle
+        self.encoders[encoder.digest] = encoder
         constants = session_constants(session_id, layout.fingerprint, bundle)
         self.sessions[session_id] = constants
-        points = [*self.encoder.points]
+        points = [*encoder.points]
         points += [p for p in (RAW_KV_FP8, PICTURE) if p.index not in {q.index for q in points}]
         return pb.NegotiateResponse(
             session_id=session_id,
@@ -132,7 +158,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             bundle_id="fake",
             bundle_version="1",
             bundle_digest=bundle,
-            encoder_digest=self.encoder.digest,
+            encoder_digest=encoder.digest,
             target_layout_json=layout.to_json(),
             limits=self.limits.to_proto(),
             operating_points_json=points_to_json(points),
@@ -144,7 +170,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
     async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:
         self.fetches += 1
-        blob = self.encoder_blob if self.encoder_blob is not None else self.encoder.to_bytes()
+        encoder = self.encoders[request.encoder_digest]
+        blob = self.encoder_blob if self.encoder_blob is not None else encoder.to_bytes()
         for start in range(0, len(blob), 1000):
             yield pb.Chunk(data=blob[start : start + 1000], total_bytes=len(blob))
 
@@ -272,6 +299,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                 return
             if self.refusals.get(request.question):
                 raise self.refusals[request.question].pop(0)
+            known = self.remembered.get((session_id, request_id))
+            if known not in (None, raw):
+                raise FrameMalformedError("the request id was used before, with other bytes")
             if self.gate is not None:
                 await self.gate.wait()
         except BridgeError as error:
@@ -286,7 +316,11 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         send(accepted=pb.Accepted(distortion=header.distortion.to_proto()))
         if not request.question:
             return
-        self.computed[request.question] += 1
+        if self.remembers and known is None:
+            self.remembered[session_id, request_id] = raw
+        if known is None:
+            self.computed[request.question] += 1
+            self.computed_ids[request_id] += 1
         send(token=pb.Token(text="about", index=0))
         for _ in range(self.answers_per_request):
             send(
@@ -296,6 +330,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                     timings=pb.Timings(ttft_ms=1.5, total_ms=2.0),
                     distortion=header.distortion.to_proto(),
                     warnings=self.warnings,
+                    from_memory=known is not None,
                 )
             )
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from edge_agent.agent import Agent
 from edge_agent.metrics import Metrics
-from edge_agent.output import RecordWriter
+from edge_agent.output import RecordWriter, answered
 from edge_agent.plan import Plan
 from edge_agent.settings import Settings
 from edge_agent.sources import Capture
+from edge_agent.spool.entry import Bounds
 from edge_agent.spool.prepare import Kept, prepare
+from edge_agent.spool.spool import Spool
+from edge_agent.spool.stored_frame import StoredFrame
+from edge_agent.spool.vault import Vault
 from edge_agent.summary import Summary
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.encoder_store import EncoderStore
@@ -43,6 +47,8 @@ class SpoolRun:
             spool=folder / "spool", output=str(self.output), questions=("x",), **settings
         )
         self.writer = RecordWriter(str(self.output))
+        self.grace_s: float | None = None
+        self.ended = 0
         self.agent: Agent
 
     def uplink(self, keep: str = "") -> Uplink:
@@ -61,7 +67,7 @@ class SpoolRun:
         """An agent, its spool open."""
         uplink = self.uplink()
         assert self.chosen.spool is not None
-        outgoing, _ = prepare(
+        outgoing, waits = prepare(
             Kept(self.chosen.spool, self.writer),
             self.chosen,
             uplink,
@@ -71,7 +77,12 @@ class SpoolRun:
             self.metrics,
             self.log,
         )
+        if self.grace_s is not None:
+            outgoing.grace_s = self.grace_s
+        if self.chosen.resume:
+            kwargs["done"] = answered(str(self.output)).and_these(waits)
         kwargs.setdefault("plan", Plan())
+        kwargs.setdefault("questions", self.chosen.questions)
         self.agent = Agent(
             source,
             self.model,  # type: ignore[arg-type]
@@ -79,15 +90,15 @@ class SpoolRun:
             on_record=self.writer.write,
             metrics=self.metrics,
             log=self.log,
-            questions=self.chosen.questions,
             outgoing=outgoing,
+            on_capture=self._one_more,
             **kwargs,
         )
         return self.agent
 
-    async def run(self, items: list[Capture], **kwargs: Any) -> Summary:
+    async def run(self, items: Any, **kwargs: Any) -> Summary:
         """Work through captures until none waits."""
-        agent = self.make(Captures(items), **kwargs)
+        agent = self.make(Captures(items) if isinstance(items, list) else items, **kwargs)
         try:
             return await asyncio.wait_for(agent.run(), 30)
         finally:
@@ -112,10 +123,30 @@ class SpoolRun:
         self.agent.outgoing.spool.close()
         self.writer.close()
 
+    def _one_more(self) -> None:
+        self.ended += 1
+
+    @property
+    def spool_folder(self) -> Path:
+        assert self.chosen.spool is not None
+        return self.chosen.spool
+
+    @property
+    def waits(self) -> bool:
+        """Whether captures are still being made into frames."""
+        return self.ended < self.agent.summary.captures
+
+    def stored(self) -> list[StoredFrame]:
+        """What waits on the disk, with no agent running."""
+        spool = Spool(self.spool_folder, Bounds(), Vault(), Metrics(), self.log)
+        with spool:
+            spool.open()
+            return list(spool.every())
+
     @property
     def records(self) -> list[dict[str, Any]]:
         """All records so far, of earlier runs too."""
-        return [json.loads(line) for line in self.output.read_text().splitlines()]
+        return [json.loads(line) for line in self.output.read_text().splitlines() if line]
 
     def value(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value("neural_bridge_edge_" + name, labels)
