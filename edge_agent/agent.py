@@ -34,7 +34,7 @@ from edge_agent.record import (
 )
 from edge_agent.sight import EdgeModel, Sight
 from edge_agent.sources import Capture, LiveSource, Source
-from edge_agent.spool.intake import waiting_of
+from edge_agent.spool.intake import stored_frame_of
 from edge_agent.spool.outgoing import Outgoing
 from edge_agent.spool.stored_frame import rank_of
 from edge_agent.summary import Summary
@@ -57,8 +57,6 @@ from protos.process.console import ReaderGoneError
 from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
-_HEAD_START_S = 3.0
-"""With terms on the disk: how long the first capture waits for newer ones, seconds."""
 
 Ended = TypeVar("Ended")
 
@@ -150,7 +148,10 @@ class Agent:
         """
         tasks: set[asyncio.Task[None]] = set()
         try:
-            if not await self._begin():
+            start = Beginning(self.uplink, self.plan, self.controller, self.log)
+            if self.outgoing is None:
+                await start.connect(_PATIENCE_S if self.edge_fallback else None)
+            elif not await start.stay(self._stopped):
                 return self.summary
             if self.outgoing is not None:
                 sending = asyncio.create_task(self.outgoing.run())
@@ -184,26 +185,6 @@ class Agent:
         if self._fatal is not None:
             raise self._fatal
         return self.summary
-
-    async def _begin(self) -> bool:
-        """Get terms to work by, from the disk or the server; False if the run was stopped first."""
-        start = Beginning(self.uplink, self.plan, self.controller, self.log)
-        if self.outgoing is None:
-            await start.connect(_PATIENCE_S if self.edge_fallback else None)
-            return True
-        if start.from_disk():
-            await start.look_for_the_service(_HEAD_START_S)
-            return True
-        connecting = asyncio.create_task(start.connect(None))
-        stopped = asyncio.create_task(self._stopped.wait())
-        try:
-            await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if connecting.done():
-                connecting.result()
-            return connecting.done()
-        finally:
-            connecting.cancel()
-            stopped.cancel()
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
         start = self.clock()
@@ -325,7 +306,7 @@ class Agent:
         try:
             if session is None:
                 raise OfflineError("no terms to make a frame by")
-            waiting = await waiting_of(request, maker, session, await edge, self.uplink.base)
+            stored = await stored_frame_of(request, maker, session, await edge, self.uplink.base)
         except FATAL:
             raise
         except BridgeError as error:
@@ -333,7 +314,7 @@ class Agent:
             await self._record(maker, question, outcome, outcome, edge, request.kept_back)
             return
         try:
-            await outgoing.accept(waiting, rank_of(maker.priority))
+            await outgoing.accept(stored, rank_of(maker.priority))
         except BridgeError as error:
             self.metrics.spool_failures.labels(error.name).inc()
             self.log.warning("spool_not_written", capture=maker.capture.name, cause=str(error))

@@ -16,6 +16,9 @@ from edge_agent.uplink.session import Session
 from protos.errors import BridgeError, ConfigError, UnknownSessionError
 from protos.process.logs import Logger
 
+_HEAD_START_S = 3.0
+"""With terms on the disk: how long the first capture waits for newer ones, seconds."""
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -33,26 +36,43 @@ class Beginning:
     controller: PointController | None
     log: Logger
 
-    def from_disk(self) -> bool:
-        """Whether an earlier run's session is there to go on with.
+    async def stay(self, stopped: asyncio.Event) -> bool:
+        """Begin a run with a spool: by the last session's terms if there is no service now.
+
+        Args:
+            stopped: set if the run is not to begin any more.
+
+        Returns:
+            Whether there are terms to work by; if not, the run was stopped first.
 
         Raises:
-            ConfigError: the settings do not fit it.
+            ConfigError: the settings do not fit them.
+            BridgeError: there are no terms, and the server refuses to agree on any.
         """
         last = self.uplink.connection.latest
-        if last is None:
-            cause = "this device has not reached a service yet, so it has no encoder"
-            self.log.warning("waiting_for_terms", cause=cause)
-            return False
-        self._check(last)
-        return True
+        if last is not None:
+            self._check(last)
+            await self._look_for_the_service()
+            return True
+        cause = "this device has not reached a service yet, so it has no encoder"
+        self.log.warning("waiting_for_terms", cause=cause)
+        connecting = asyncio.create_task(self.connect(None))
+        waiting = asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait({connecting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+            return connecting.done()
+        finally:
+            connecting.cancel()
+            waiting.cancel()
 
-    async def look_for_the_service(self, most_s: float) -> None:
+    async def _look_for_the_service(self) -> None:
         """Try once to connect, so that the first frames are made by the service's present terms."""
         try:
-            await asyncio.wait_for(self._open(), most_s)
+            await asyncio.wait_for(self._open(), _HEAD_START_S)
         except asyncio.TimeoutError:
-            self.log.warning("offline_at_start", cause=f"no service within {most_s:g} s")
+            self.log.warning("offline_at_start", cause=f"no service within {_HEAD_START_S:g} s")
         except (BridgeError, Refused) as error:
             self.log.warning("offline_at_start", cause=str(error))
 

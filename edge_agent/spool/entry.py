@@ -30,12 +30,14 @@ class Entry:
     Attributes:
         id: grows with time.
         rank: place of its priority, 0 for alarms.
-        waiting: the frame.
+        frame: what is kept of it.
+        size: its bytes.
     """
 
     id: int
     rank: int
-    waiting: StoredFrame
+    frame: StoredFrame
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class Drop:
     Attributes:
         id: the row's.
         cause: full, thinned, age or damaged.
-        waiting: the frame; None if it cannot be read.
+        frame: what was kept; None if it cannot be read.
         request_id: of the request.
         size: its bytes.
     """
 
     id: int
     cause: str
-    waiting: StoredFrame | None
+    frame: StoredFrame | None
     request_id: bytes
     size: int = 0
 

@@ -13,7 +13,7 @@ from edge_agent.uplink.request import Request, seal_frame
 from edge_agent.uplink.session import Base, Session
 
 
-async def waiting_of(
+async def stored_frame_of(
     request: Request,
     maker: FrameMaker,
     session: Session,
@@ -33,10 +33,10 @@ async def waiting_of(
         BridgeError: the question or the frame cannot be sent, typed.
     """
     request.follow(base)
-    return await asyncio.to_thread(_waiting_of, request, maker, session, edge)
+    return await asyncio.to_thread(_stored_frame_of, request, maker, session, edge)
 
 
-def _waiting_of(
+def _stored_frame_of(
     request: Request, maker: FrameMaker, session: Session, edge: tuple[str | None, float]
 ) -> StoredFrame:
     sealed = request.seal(session)

@@ -84,20 +84,20 @@ class Outgoing:
 
     # ------------------------------------------------------------------ in
 
-    async def accept(self, waiting: StoredFrame, rank: int) -> None:
+    async def accept(self, frame: StoredFrame, rank: int) -> None:
         """Keep a frame; it is on the disk when this returns, or its record says why not.
 
         Raises:
             DiskFullError: the disk does not take it.
         """
         drops, room = await asyncio.to_thread(
-            self.spool.room_for, [waiting], rank, frozenset(self._busy)
+            self.spool.room_for, frame, rank, frozenset(self._busy)
         )
         await self._drop(drops)
         if not room:
-            await self._drop([Drop(0, "full", waiting, waiting.request_id)])
+            await self._drop([Drop(0, "full", frame, frame.request_id)])
             return
-        (entry,) = await asyncio.to_thread(self.spool.accept, [waiting], [rank])
+        entry = await asyncio.to_thread(self.spool.accept, frame, rank)
         self._busy.add(entry.id)
         self._new.append(entry)
         if len(self._new) > _NEW:
@@ -122,7 +122,9 @@ class Outgoing:
         Raises:
             Exception: what a record could not be written for.
         """
-        settling = asyncio.create_task(self._settle_all())
+        beside = [asyncio.create_task(self._settle_all()), asyncio.create_task(self._look_often())]
+        for task in beside:
+            task.add_done_callback(self._done)
         try:
             while not self._stopped.is_set() and self._failed is None:
                 if not self._more():
@@ -141,8 +143,9 @@ class Outgoing:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            settling.cancel()
-            await asyncio.gather(settling, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             with contextlib.suppress(BridgeError):
                 await self._settle()
             for other in self._others.values():
@@ -159,17 +162,22 @@ class Outgoing:
         return room and bool(self._old or self.spool.frames > len(self._busy))
 
     async def _change(self) -> None:
-        """Wait until something changes; look for frames that are too old now and then."""
+        """Wait until something changes."""
         self._news.clear()
-        try:
-            await asyncio.wait_for(self._news.wait(), _LOOK_S)
-        except asyncio.TimeoutError:
-            await self._look()
+        await self._news.wait()
+
+    async def _look_often(self) -> None:
+        """Drop frames that have become too old, until cancelled."""
+        while True:
+            await self.sleep(_LOOK_S)
+            try:
+                await self._look()
+            except BridgeError as error:
+                self.log.warning("spool_not_written", cause=str(error))
 
     async def _look(self) -> None:
-        with contextlib.suppress(BridgeError):  # the disk: `accept` tells
-            drops, _ = await asyncio.to_thread(self.spool.room_for, [], 2, frozenset(self._busy))
-            await self._drop(drops)
+        drops, _ = await asyncio.to_thread(self.spool.room_for, None, 2, frozenset(self._busy))
+        await self._drop(drops)
         await self._close_idle()
 
     async def _online(self) -> bool:
@@ -179,11 +187,7 @@ class Outgoing:
         connecting = asyncio.create_task(self.uplink.connect())
         stopped = asyncio.create_task(self._stopped.wait())
         try:
-            while not connecting.done() and not stopped.done():
-                await asyncio.wait(
-                    {connecting, stopped}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                await self._look()
+            await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not connecting.done():
                 return False
             connecting.result()
@@ -254,25 +258,25 @@ class Outgoing:
         beside = self._old_on_way
         async with credit:
             try:
-                waiting = entry.waiting
+                frame = entry.frame
                 request = StoredRequest(
-                    waiting, late=not new, resealed=lambda again: self._resealed(entry.id, again)
+                    frame, late=not new, resealed=lambda again: self._resealed(entry.id, again)
                 )
                 uplink, session = self.uplink, self.uplink.connection.latest
-                if session is not None and not fits(waiting, session):
-                    uplink = self._other(waiting.bundle_digest)
+                if session is not None and not fits(frame, session):
+                    uplink = self._other(frame.bundle_digest)
                 outcome = await uplink.deliver(request)
             finally:
                 self._old_on_way -= not new
         latest = self.uplink.connection.latest
-        strayed = uplink is self.uplink and latest is not None and not fits(waiting, latest)
+        strayed = uplink is self.uplink and latest is not None and not fits(frame, latest)
         if not outcome.final or (outcome.error is not None and strayed):
             self._busy.discard(entry.id)  # its turn comes again
             self._news.set()
             return
         if outcome.error is None:
             self._catch_up.ended(outcome.uplink_ms / 1000, max(beside, self._old_on_way))
-        self.on_end(waiting.record, outcome)
+        self.on_end(frame.record, outcome)
         self._ended.append(entry.id)
         self._some_ended.set()
         self._news.set()
@@ -283,9 +287,9 @@ class Outgoing:
             self._failed = self._failed or task.exception()  # type: ignore[assignment]
         self._news.set()
 
-    def _resealed(self, row: int, waiting: StoredFrame) -> None:
+    def _resealed(self, row: int, frame: StoredFrame) -> None:
         try:
-            self.spool.replace(row, waiting)
+            self.spool.replace(row, frame)
         except BridgeError as error:
             self.log.warning("spool_not_written", cause=str(error))
 
@@ -317,8 +321,8 @@ class Outgoing:
         for drop in drops:
             self.metrics.spool_drops.labels(drop.cause).inc()
             record = (
-                drop.waiting.record
-                if drop.waiting is not None
+                drop.frame.record
+                if drop.frame is not None
                 else AnswerRecord(drop.request_id.hex(), "", 0.0, "")
             )
             self.on_end(record, Outcome(drop.request_id, error=drop.error))

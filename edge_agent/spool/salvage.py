@@ -11,6 +11,10 @@ from pathlib import Path
 Columns = tuple[int, int, float, bytes, int, bytes]
 ROW_BYTES = 96
 """A row's columns beside its body, its place in the index and its share of the pages."""
+_NEXT = (
+    "SELECT id, rank, accepted_s, request_id, size, body FROM frames WHERE id >= ? "
+    "ORDER BY id LIMIT 1"
+)
 _MOST_TRIES = 2_000_000
 _KEPT = 4
 """Damaged files that are kept for a look at them; older ones are removed."""
@@ -35,19 +39,17 @@ def readable_rows(db: sqlite3.Connection | None, path: Path) -> list[Columns]:
         row, tries = first, 0
         while row <= last and tries < _MOST_TRIES:
             tries += 1
-            with contextlib.suppress(sqlite3.Error, ValueError, OverflowError):
-                found = _whole(
-                    db.execute(
-                        "SELECT id, rank, accepted_s, request_id, size, body FROM frames "
-                        "WHERE id >= ? ORDER BY id LIMIT 1",
-                        (row,),
-                    ).fetchone()
-                )
-                if found is not None and found[0] >= row:
-                    rows[found[0]] = found
-                    row = found[0] + 1
-                    continue
-            row += 1
+            try:
+                found = db.execute(_NEXT, (row,)).fetchone()
+            except (sqlite3.Error, ValueError, OverflowError):
+                row += 1
+                continue
+            if found is None:
+                break
+            whole = _whole(found)
+            if whole is not None:
+                rows[whole[0]] = whole
+            row = max(row, found[0] if isinstance(found[0], int) else row) + 1
     except sqlite3.Error:
         pass
     finally:

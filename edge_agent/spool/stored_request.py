@@ -25,9 +25,9 @@ _ANY = Limits(
 """The frame was made here: the session that carries it checks its size."""
 
 
-def fits(waiting: StoredFrame, session: Session) -> bool:
+def fits(stored: StoredFrame, session: Session) -> bool:
     """Whether a session's encoder is the one that the frame was made with."""
-    return waiting.encoder_digest in ("", session.encoder_digest)
+    return stored.encoder_digest in ("", session.encoder_digest)
 
 
 @dataclass
@@ -35,23 +35,23 @@ class StoredRequest:
     """See `edge_agent.uplink.request.Deliverable`.
 
     Attributes:
-        waiting: the frame.
+        stored: the frame.
         late: it waited for long, so other frames go first in the service too, if it has to be
             sealed again anyway. Alarms never give way.
         resealed: gets the frame as it was sealed again, before it is sent: after a restart it must
             be sent again as it was, or the service would not know it.
     """
 
-    waiting: StoredFrame
+    stored: StoredFrame
     late: bool = False
-    resealed: Callable[[StoredFrame], None] = lambda waiting: None
+    resealed: Callable[[StoredFrame], None] = lambda stored: None
     question: str = field(init=False)
     sealed: Sealed | None = field(default=None, init=False)
     _sealed_for: bytes = field(default=b"", init=False, repr=False)
     _key: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.question = self.waiting.record.question
+        self.question = self.stored.record.question
 
     @property
     def can_wait(self) -> bool:
@@ -83,20 +83,20 @@ class StoredRequest:
         if self.sealed is not None and self.sealed.frame.base is not None:
             session.lost(self.sealed.frame.base)
         self.sealed = None
-        self._key = bool(self.waiting.key)
+        self._key = bool(self.stored.key)
 
     def _seal(self, session: Session) -> Sealed:
-        waiting = self.waiting
-        if not fits(waiting, session):
+        stored = self.stored
+        if not fits(stored, session):
             raise BundleGoneError(
-                f"the frame waited since it was made with bundle {waiting.bundle} "
-                f"({waiting.bundle_digest[:12]}…); the service has '{session.bundle_id}' "
+                f"the frame waited since it was made with bundle {stored.bundle} "
+                f"({stored.bundle_digest[:12]}…); the service has '{session.bundle_id}' "
                 f"{session.bundle_version} now, and that one no more"
             )
-        first = session.session_id == waiting.session_id and not self._key
-        raw = waiting.message if first or not waiting.key else waiting.key
+        first = session.session_id == stored.session_id and not self._key
+        raw = stored.message if first or not stored.key else stored.key
         message, header, body = parse_infer_request(raw, _ANY)
-        name = waiting.record.point
+        name = stored.record.point
         if name not in session.points:
             raise BundleGoneError(
                 f"the frame waited at point {name!r}, which the service's bundle "
@@ -111,13 +111,13 @@ class StoredRequest:
             distortion=None if picture else header.distortion,
             select_ms=0.0,
             encode_ms=0.0,
-            held=waiting.held,
+            held=stored.held,
             base=header.base,
             differences=header.differences,
             fallback=header.cause,
         )
         if first:
-            return Sealed(message, waiting.request_id, header.frame_number, frame)
+            return Sealed(message, stored.request_id, header.frame_number, frame)
         check_question(self.question, session.limits)
         check_size(frame, session.limits)
         priority = message.priority
@@ -126,17 +126,17 @@ class StoredRequest:
         sealed = seal_frame(
             session,
             frame,
-            waiting.request_id,
+            stored.request_id,
             self.question,
-            waiting.record.captured_at,
+            stored.record.captured_at,
             message.max_new_tokens,
             priority,
         )
-        self.waiting = replace(
-            waiting,
+        self.stored = replace(
+            stored,
             message=sealed.message.SerializeToString(),
             key=b"",
             session_id=session.session_id,
         )
-        self.resealed(self.waiting)
+        self.resealed(self.stored)
         return sealed
