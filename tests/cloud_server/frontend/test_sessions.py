@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cloud_server.frontend.sessions import Session, Sessions
@@ -123,7 +123,7 @@ def test_frames_that_waited_get_a_session_on_their_own_bundle_while_it_is_loaded
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sessions, dropped = _sessions(8, 8)
-    old, new = stage.offer(), replace(stage.offer(), bundle_digest="c" * 64)
+    old, new = stage.offer(), msgspec.structs.replace(stage.offer(), bundle_digest="c" * 64)
     sessions.serve(choices_of([new]), [old, new])
 
     def opened(keep: bool, digest: str = old.bundle_digest) -> Session:
