@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 Key = TypeVar("Key")
 _NONE: Any = {}  # never written to, like the next two
@@ -28,13 +28,15 @@ class _Owner(Generic[Key]):
         used: last use of any of them (a count).
         owners: the owners within it, by name.
         names: cost by name, least recently used first; only in an innermost owner.
+        path: its path; only in an innermost owner.
         order: heap of `(-cost, used, name)` of the owners within. An entry is out of date if the
         owner has shrunk or was used since. An owner that has grown has a newer entry.
     """
 
-    __slots__ = ("cost", "names", "order", "owners", "used")
+    __slots__ = ("cost", "names", "order", "owners", "path", "used")
 
-    def __init__(self, innermost: bool) -> None:
+    def __init__(self, path: Path, innermost: bool) -> None:
+        self.path = path
         self.cost = self.used = 0
         self.owners: dict[str, _Owner[Key]] = _NONE if innermost else {}
         self.names: OrderedDict[Key, int] = OrderedDict() if innermost else _NO_NAMES
@@ -62,19 +64,23 @@ class _Owner(Generic[Key]):
             heapq.heappush(self.order, (-owner.cost, owner.used, name))
 
 
+_Way: TypeAlias = tuple[_Owner[Key], ...]
+
+
 class Crowd(Generic[Key]):
     """Names of nested owners in order of last use. Calls take logarithmic time."""
 
     def __init__(self) -> None:
-        self._all: _Owner[Key] = _Owner(innermost=False)
-        self._path_of: dict[Key, Path] = {}
+        self._all: _Owner[Key] = _Owner((), innermost=False)
+        self._way_of: dict[Key, _Way[Key]] = {}
+        self._ways: dict[Path, _Way[Key]] = {}
         self._uses = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._path_of)
+        return len(self._way_of)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._path_of
+        return key in self._way_of
 
     @property
     def cost(self) -> int:
@@ -83,15 +89,8 @@ class Crowd(Generic[Key]):
 
     def add(self, path: Path, key: Key, cost: int = 1) -> None:
         """Add a name to an owner."""
-        self._path_of[key] = path
-        owner, way = self._all, [self._all]
-        for depth, name in enumerate(path, start=1):
-            inner = owner.owners.get(name)
-            if inner is None:
-                inner = owner.owners[name] = _Owner(innermost=depth == len(path))
-            owner = inner
-            way.append(owner)
-        owner.names[key] = cost
+        way = self._way_of[key] = self._ways.get(path) or self._open(path)
+        way[-1].names[key] = cost
         use = next(self._uses)
         for owner in way:
             owner.cost += cost
@@ -101,22 +100,21 @@ class Crowd(Generic[Key]):
 
     def touch(self, key: Key) -> None:
         """Note that a name was used."""
-        owner, use = self._all, next(self._uses)
-        for name in self._path_of[key]:
-            owner = owner.owners[name]
+        way, use = self._way_of[key], next(self._uses)
+        for owner in way:
             owner.used = use
-        owner.names.move_to_end(key)
+        way[-1].names.move_to_end(key)
 
     def remove(self, key: Key) -> None:
         """Remove a name."""
-        path = self._path_of.pop(key)
-        owner, way = self._all, [self._all]
-        for name in path:
-            owner = owner.owners[name]
-            way.append(owner)
-        cost = owner.names.pop(key)
+        way = self._way_of.pop(key)
+        cost = way[-1].names.pop(key)
         for owner in way:
             owner.cost -= cost
+        if way[-1].names:
+            return
+        path = way[-1].path
+        del self._ways[path]
         for outer, name in reversed(list(zip(way, path, strict=False))):
             inner = outer.owners[name]
             if not inner.owners and not inner.names:
@@ -155,6 +153,17 @@ class Crowd(Generic[Key]):
         while owner.owners:
             owner = owner.largest()
         return next(iter(owner.names))
+
+    def _open(self, path: Path) -> _Way[Key]:
+        """The owners from all to an innermost one, made where they are missing."""
+        way = [self._all]
+        for depth, name in enumerate(path, start=1):
+            owners, innermost = way[-1].owners, depth == len(path)
+            if name not in owners:
+                owners[name] = _Owner(path if innermost else (), innermost)
+            way.append(owners[name])
+        made = self._ways[path] = tuple(way)
+        return made
 
     def _find(self, path: Path) -> _Owner[Key] | None:
         owner: _Owner[Key] | None = self._all

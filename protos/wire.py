@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
 
 from protos.errors import FrameMalformedError, FrameTooLargeError
 
@@ -43,7 +44,18 @@ def parse_exactly(raw: bytes, most: int, kind: Any) -> Any:
     """
     if len(raw) > most:
         raise FrameTooLargeError(f"request of {len(raw)} bytes, at most {most} are accepted")
-    return _read(raw, kind, kind.DESCRIPTOR.name)
+    message = _canonical(raw, kind)
+    return _read(raw, kind, kind.DESCRIPTOR.name) if message is None else message
+
+
+def _canonical(raw: bytes, kind: Any) -> Any:
+    """The message, if the bytes are just those that protobuf writes for its values; else None."""
+    try:
+        message = kind.FromString(raw)
+    except DecodeError:
+        return None
+    message.DiscardUnknownFields()
+    return message if message.SerializeToString() == raw else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from cloud_server.crowd import Crowd
 from cloud_server.frontend.admission.admission import Request
@@ -119,17 +118,18 @@ class Computation:
             timings.total_ms = (now - self.received_ns) / 1e6
 
 
-@dataclass(frozen=True)
-class _Remembered:
+class _Remembered(NamedTuple):
+    """An answer that is remembered.
+
+    Attributes:
+        bytes: about how many it takes, with its keys and Python's own overhead.
+    """
+
     frame_number: int
     question: str
-    digest: bytes
+    digest: Id
     answer: pb.Answer
-
-    @property
-    def bytes(self) -> int:
-        """About how many bytes it takes, with its keys and Python's own overhead."""
-        return int(self.answer.ByteSize()) + len(self.question) + _ENTRY_BYTES
+    bytes: int
 
 
 class Answers:
@@ -210,12 +210,13 @@ class Answers:
         if answer is None:
             return
         self._drop(key)
+        size = int(answer.ByteSize()) + len(computation.question) + _ENTRY_BYTES
         kept = _Remembered(
-            computation.frame_number, computation.question, computation.digest, answer
+            computation.frame_number, computation.question, computation.digest, answer, size
         )
         self._answers[key] = kept
-        self._order.add((*computation.owner, session.hex()), key, kept.bytes)
-        self._memory.add(computation.owner[0], kept.bytes)
+        self._order.add((*computation.owner, session.hex()), key, size)
+        self._memory.add(computation.owner[0], size)
         while self._answers and (len(self._answers) > self._most or self.bytes > self._most_bytes):
             self._drop(self._order.next_to_go())
 
