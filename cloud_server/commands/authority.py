@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_server.commands.database import actor, add_group, add_verb, opened, settings_of
-from cloud_server.commands.output import as_json, moment, say, table, told
+from cloud_server.commands.output import agreed, as_json, moment, say, table, told
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -154,6 +154,7 @@ def _new_root(given: argparse.Namespace) -> int:
 
 
 def _retire_root(given: argparse.Namespace) -> int:
+    agreed(given.yes, "trust the old root no longer")
     after = _authority(given).retire_root()
     _serve_with(given, after)
     facts = _facts(after.roots[0])

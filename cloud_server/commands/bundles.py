@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _KEPT = "bundles"
 """Folder in the directory for added bundles, each under its digest."""
 _POLL_S = 0.2
+_LONGEST_WAIT_S = 86400.0
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -85,7 +86,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         default=0.0,
         metavar="SECONDS",
         help="wait until every front end serves it; fail if one refuses it",
@@ -126,6 +127,16 @@ def share_of(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text!r}: a share is above 0 and at most 1 (100%), such as 10% or 0.1"
         )
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= _LONGEST_WAIT_S:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, up to {_LONGEST_WAIT_S:.0f}")
     return value
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud_server.commands.output import told
+from cloud_server.commands.output import agreed, told
 from protos.errors import ConfigError
 from protos.process import console
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cloud_server.state.store import Store, Transaction
 
 _FLAGS = ("directory", "database")
+_FOR_GOOD = ("remove", "retire-root")
+"""Commands that cannot be undone."""
 _EXIT_CODES = console.ends("cloud-server")
 
 
@@ -75,6 +77,8 @@ def add_verb(
             help="the tenant (default: the only one, beside the service's own)",
         )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    if name in _FOR_GOOD:
+        parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
     parser.add_argument(
         "--config",
         type=Path,
@@ -141,6 +145,8 @@ def changed(
         act: takes a transaction, the tenant and the name; its name is the verb.
         more: ends the message.
     """
+    if act.__name__ in _FOR_GOOD:
+        agreed(given.yes, f"remove {kind} '{given.name}' for good")
     with writing(given) as tx:
         tenant = tenant_of(given, tx.session)
         now = act(tx, tenant, given.name)

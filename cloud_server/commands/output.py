@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from protos.errors import ConfigError
 from protos.process.console import printable
 
 _GAP = "  "
@@ -30,6 +31,24 @@ def say(text: str) -> None:
 def as_json(value: object) -> None:
     """Print a value as JSON; sets are sorted, an infinite time is null."""
     sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def agreed(yes: bool, question: str) -> None:
+    """Ask on a terminal before something that cannot be undone; a script is not asked.
+
+    Args:
+        yes: whether `--yes` was given.
+        question: what is about to happen, without a question mark.
+
+    Raises:
+        ConfigError: the answer is not yes.
+    """
+    if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return
+    sys.stdout.write(f"{question}? [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was changed: answer y, or give --yes")
 
 
 def told(in_json: bool, value: object, text: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cloud_server.commands.database import add_group, add_verb, reading, writing
-from cloud_server.commands.output import as_json, facts, moment, table, told
+from cloud_server.commands.output import agreed, as_json, facts, moment, table, told
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -104,6 +104,7 @@ def _open(given: argparse.Namespace) -> int:
 def _remove(given: argparse.Namespace) -> int:
     from cloud_server.state import tenants
 
+    agreed(given.yes, f"remove tenant '{given.name}' for good")
     with writing(given) as tx:
         tenants.remove(tx, given.name, everything=given.force)
     told(given.json, {"removed": given.name}, f"removed tenant '{given.name}'")

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import BundleReport, BundleVersion
 from protos.errors import ConflictError, MissingError
@@ -117,9 +118,10 @@ def find(session: Session, name: str) -> BundleVersion:
     if not found and len(name) >= _SHORTEST:
         found = [row for row in rows if row.digest.startswith(name.lower())]
     if not found:
+        near = hint(name, (f"{row.bundle_id}@{row.version}" for row in rows))
         raise MissingError(
-            f"no bundle is called '{name[:80]}': give ID@VERSION or at least {_SHORTEST} digits of "
-            "its digest (cloud-server bundles list)"
+            f"no bundle is called '{name[:80]}'{near}: give ID@VERSION or at least {_SHORTEST} "
+            "digits of its digest (cloud-server bundles list)"
         )
     if len(found) > 1:
         several = " or ".join(row.digest[:12] for row in found)

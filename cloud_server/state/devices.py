@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from cloud_server.identity.caller import SERVICE_TENANT, checked_name
 from cloud_server.state import certificates, tenants
 from cloud_server.state.directory import Certificate, Device
+from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, TenantRow
 from protos.errors import ConflictError, MissingError
@@ -64,10 +65,12 @@ def find(session: Session, tenant: str, name: str) -> DeviceRow:
     Raises:
         MissingError: there is no such tenant or device.
     """
-    row = _row(session, tenants.find(session, tenant).id, name)
+    of = tenants.find(session, tenant).id
+    row = _row(session, of, name)
     if row is None:
+        near = hint(name, session.scalars(select(DeviceRow.name).where(DeviceRow.tenant_id == of)))
         raise MissingError(
-            f"tenant '{tenant}' has no device '{name[:80]}' (cloud-server devices list)"
+            f"tenant '{tenant}' has no device '{name[:80]}'{near} (cloud-server devices list)"
         )
     return row
 

@@ -14,6 +14,7 @@ from cloud_server.identity.caller import SCOPES, SERVICE_TENANT, checked_name
 from cloud_server.state import devices as devices_of
 from cloud_server.state import tenants
 from cloud_server.state.directory import Key, keys_of
+from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, KeyDeviceRow, KeyRow, TenantRow
 from protos.errors import ConfigError, ConflictError, MissingError
@@ -169,7 +170,11 @@ def _row(session: Session, tenant_id: str, name: str) -> KeyRow | None:
 
 
 def _find(session: Session, tenant: str, name: str) -> KeyRow:
-    row = _row(session, tenants.find(session, tenant).id, name)
+    of = tenants.find(session, tenant).id
+    row = _row(session, of, name)
     if row is None:
-        raise MissingError(f"tenant '{tenant}' has no key '{name[:80]}' (cloud-server keys list)")
+        near = hint(name, session.scalars(select(KeyRow.name).where(KeyRow.tenant_id == of)))
+        raise MissingError(
+            f"tenant '{tenant}' has no key '{name[:80]}'{near} (cloud-server keys list)"
+        )
     return row

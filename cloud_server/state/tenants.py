@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from cloud_server.identity.caller import SERVICE_TENANT, checked_name
 from cloud_server.state.directory import Tenant
+from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, KeyRow, TenantRow
 from protos.errors import ConflictError, MissingError
@@ -44,7 +45,8 @@ def find(session: Session, name: str) -> TenantRow:
     """
     row = _row(session, name)
     if row is None:
-        raise MissingError(f"there is no tenant '{name[:80]}' (cloud-server tenants list)")
+        near = hint(name, session.scalars(select(TenantRow.name)))
+        raise MissingError(f"there is no tenant '{name[:80]}'{near} (cloud-server tenants list)")
     return row
 
 

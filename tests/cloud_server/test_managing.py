@@ -223,6 +223,8 @@ def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
         (("quotas", "set", "--unset", "speed"), ConfigError),
         (("quotas", "set", "--device", "none", "--scenes", "1"), MissingError),
         (("audit", "--limit", "0"), ConfigError),
+        (("bundles", "activate", "x@1", "--wait", "nan"), ConfigError),
+        (("bundles", "activate", "x@1", "--wait", "-1"), ConfigError),
         (("audit", "--since", "yesterday"), ConfigError),
         (("audit", "--before", "x"), ConfigError),
         (("devices",), ConfigError),
@@ -442,3 +444,50 @@ def test_what_lists_print_fits_80_columns(
             patched.setattr(sys, "stdout", out)
             assert cli.main(list(words)) == 0
         assert max(map(len, out.getvalue().splitlines())) <= 80, out.getvalue()
+
+
+def test_a_wrong_name_gets_the_nearest_ones(command: Command, folder: Path) -> None:
+    for words in (
+        ("tenants", "add", "acme"),
+        ("devices", "add", "gate-3"),
+        ("keys", "add", "dash"),
+    ):
+        good(command(*words))
+    store = open_store("", folder)
+    with store.write("test") as tx:
+        about = {"bundle_id": "edge-a", "version": 7, "source": "ab" * 32, "path": "/none"}
+        bundles.add(tx, digest="7" * 64, **about)  # type: ignore[arg-type]
+    store.close()
+    for words, near in (
+        (("tenants", "show", "amce"), "acme"),
+        (("devices", "list", "--tenant", "acm"), "acme"),
+        (("devices", "show", "gaet-3"), "gate-3"),
+        (("keys", "remove", "dahs"), "dash"),
+        (("bundles", "retire", "edge-a@8"), "edge-a@7"),
+    ):
+        code, _, err = command(*words)
+        assert code == MissingError.exit_code and f"did you mean {near}?" in err
+    for name in ("", "x" * 300, "größe", "gate/3", "\N{GRINNING FACE}", "a\nb"):
+        code, _, err = command("devices", "show", name)
+        assert code == MissingError.exit_code and len(err.splitlines()) == 1 and len(err) < 200
+
+
+def test_on_a_terminal_a_removal_is_asked_for(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good(command("tenants", "add", "acme"))
+    for name in ("gate-1", "gate-2", "gate-3", "gate-4"):
+        good(command("devices", "add", name))
+
+    def typed(answer: str, *words: str) -> int:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", _Terminal(answer))
+            patched.setattr(sys, "stdout", _Terminal())
+            return cli.main(words)
+
+    assert typed("\n", "devices", "remove", "gate-1") == ConfigError.exit_code
+    assert typed("", "tenants", "remove", "acme", "--force") == ConfigError.exit_code
+    assert typed("y\n", "devices", "remove", "gate-2") == 0
+    assert typed("", "devices", "remove", "gate-3", "--yes") == 0
+    good(command("devices", "remove", "gate-4"))
+    assert [one["name"] for one in in_json(command("devices", "list", "--json"))] == ["gate-1"]
