@@ -142,7 +142,7 @@ class Chat:
         else:
             scene = self._held.find(visit.caller, about)
             risk = scene.risk_of(text)
-            require_risk(risk, body.max_risk)
+            require_risk(scene, risk, body.max_risk)
             made.frame_number, made.distortion = scene.frame_number, scene.distortion
             made.fallback, made.warnings = scene.fallback, list(scene.warnings)
             made.moments_score = scene.moments_score

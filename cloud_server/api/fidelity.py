@@ -66,11 +66,16 @@ class Fidelity(BaseModel):
     device: str | None = Field(description="device that sent it; null for a picture in the request")
     age_s: float = Field(description="seconds since the service accepted the scene")
     point: str = Field(description="operating point; `picture` if the answer is about a picture")
+    payload_bytes: int | None = Field(
+        description="size of the scene's frame, for a delta frame of the change; null for a "
+        "picture in the request"
+    )
     distortion: DistortionFigures
     risk: float | None = Field(
         description="probability that the answer differs from the picture's; null if it is not "
         "known"
     )
+    risk_unknown: str | None = Field(description="why the risk is null; null if it is known")
     fallback: str = Field(description="why the device sent a picture; empty if it did not")
     warnings: list[str] = Field(description="names of reasons not to rely on the answer")
     bundle: BundleName | None = Field(description="null for a picture")
@@ -101,8 +106,10 @@ def of_scene(
         device=scene.device,
         age_s=age_of(scene),
         point=scene.point,
+        payload_bytes=scene.payload_bytes,
         distortion=DistortionFigures.of(scene.distortion),
         risk=risk,
+        risk_unknown=scene.risk_unknown or None,
         fallback=scene.fallback,
         warnings=sorted({*scene.warnings, *warnings}),
         bundle=bundle_of(scene),
@@ -120,8 +127,10 @@ def of_picture(
         device=None,
         age_s=0.0,
         point="picture",
+        payload_bytes=None,
         distortion=DistortionFigures.of(pb.DistortionReport()),
         risk=0.0,
+        risk_unknown=None,
         fallback="",
         warnings=list(warnings),
         bundle=None,

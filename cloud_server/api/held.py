@@ -66,8 +66,13 @@ def asked_about(scene: HeldScene) -> Application:
     return Application(bytes.fromhex(scene.session_id), scene.bundle_id, scene.risk_model)
 
 
-def require_risk(risk: float | None, most: float | None) -> None:
+def require_risk(scene: HeldScene, risk: float | None, most: float | None) -> None:
     """Refuse a question whose answer's risk is above the caller's bound.
+
+    Args:
+        scene: the scene that it is about.
+        risk: the answer's risk.
+        most: the caller's bound; None for none.
 
     Raises:
         RiskError: the risk is higher, or not known.
@@ -76,8 +81,8 @@ def require_risk(risk: float | None, most: float | None) -> None:
         return
     if risk is None:
         raise RiskError(
-            "the risk of an answer about this scene is not known, because its bundle has no guard "
-            "for the service: leave out max_risk, or serve a bundle that has one (projector guard)"
+            f"the risk of an answer about this scene is not known, because {scene.risk_unknown}: "
+            "leave out max_risk"
         )
     if risk > most:
         raise RiskError(

@@ -34,12 +34,14 @@ class SceneEntry(BaseModel):
         description="a text for each row of the grid: 1 for a token that was sent, else 0; empty "
         "for a picture"
     )
-    payload_bytes: int
+    delta: bool = Field(description="whether the frame holds what changed since an earlier one")
+    payload_bytes: int = Field(description="size of the payload; for a delta frame, of the change")
     distortion: DistortionFigures
     risk: float | None = Field(
         description="probability that the answer to an average question differs from the "
         "picture's; null if unknown"
     )
+    risk_unknown: str | None = Field(description="why the risk is null; null if it is known")
     fallback: str = Field(description="why the device sent a picture; empty if it did not")
     warnings: list[str]
     bundle: BundleName | None = Field(description="null for a picture")
@@ -100,9 +102,11 @@ def _tell(scene: HeldScene) -> SceneEntry:
         age_s=age_of(scene),
         point=scene.point,
         token_map=_rows(scene),
+        delta=scene.delta,
         payload_bytes=scene.payload_bytes,
         distortion=DistortionFigures.of(scene.distortion),
         risk=scene.risk,
+        risk_unknown=scene.risk_unknown or None,
         fallback=scene.fallback,
         warnings=list(scene.warnings),
         bundle=bundle_of(scene),

@@ -15,7 +15,7 @@ from projector.bundle.load import Bundle
 from projector.codec.deltas import Held
 from projector.codec.encoder import Encoder
 from protos.errors import FrameMalformedError, MissingKeyFrameError, UnknownSceneError
-from protos.points import RAW_KV_FP8, RAW_KV_FP8_POINT
+from protos.points import RAW_KV_FP8, RAW_KV_FP8_POINT, OperatingPoint
 
 _log = structlog.get_logger(component="engine")
 
@@ -32,8 +32,7 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
         MissingKeyFrameError: the base of a delta frame is not held.
         BridgeError: the codec refuses the payload.
     """
-    raw = job.point == RAW_KV_FP8_POINT and all(p.index != RAW_KV_FP8_POINT for p in encoder.points)
-    point = RAW_KV_FP8 if raw else encoder.point(job.point)
+    point = _point(job, encoder)
     base = _base(job, latents)
     kept = job.kept_mask
     try:
@@ -48,12 +47,24 @@ def decode(job: Job, encoder: Encoder, latents: LatentMemory) -> Held:
     return now
 
 
-def moments_score(bundle: Bundle, held: Held) -> float:
-    """`RiskModel.moments_score` of a scene by the service's guard; NaN without a guard."""
+def moments_score(bundle: Bundle, job: Job, held: Held) -> float:
+    """`RiskModel.moments_score` of a scene by the service's guard.
+
+    NaN without a guard, and for a raw cache: the guard is calibrated on frames of latents, which
+    always report a latent residual.
+    """
     if bundle.service_risk is None or not held.kept.any():
+        return math.nan
+    if _point(job, bundle.encoder).kind == "raw_kv":
         return math.nan
     moved = held.latents[held.kept] - bundle.encoder.centre[held.kept]
     return bundle.service_risk.moments_score(moved)
+
+
+def _point(job: Job, encoder: Encoder) -> OperatingPoint:
+    """The operating point of a frame."""
+    raw = job.point == RAW_KV_FP8_POINT and all(p.index != RAW_KV_FP8_POINT for p in encoder.points)
+    return RAW_KV_FP8 if raw else encoder.point(job.point)
 
 
 def _base(job: Job, latents: LatentMemory) -> Held | None:

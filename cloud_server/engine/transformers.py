@@ -317,7 +317,7 @@ class TransformersEngine(Engine):
                 bundle = self._bundles[job.bundle][0]
                 held = decode(job, bundle.encoder, self._latents)
                 work.tokens = len(held.latents) if bundle.encoder.text else 0
-                work.moments_score = moments_score(bundle, held)
+                work.moments_score = moments_score(bundle, job, held)
                 frames.setdefault(job.bundle, []).append((work, held))
             except FrameNumberError as error:
                 self._fail(work, error)

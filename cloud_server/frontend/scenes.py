@@ -39,6 +39,7 @@ class HeldScene:
         point: name of the operating point.
         kept: which tokens of the grid were sent, one byte (0 or 1) a token; empty for a picture.
         grid: rows and columns of the token map.
+        delta: whether the frame holds what changed since an earlier one.
         payload_bytes: size of this frame's payload; for a delta frame, of the change.
         moments_score: score of the service's guard, measured by the engine.
         risk_model: the service's guard in the bundle, if it has one.
@@ -59,6 +60,7 @@ class HeldScene:
     point: str
     kept: bytes
     grid: tuple[int, int]
+    delta: bool
     payload_bytes: int
     distortion: pb.DistortionReport
     moments_score: float
@@ -76,6 +78,15 @@ class HeldScene:
     def risk_of(self, question: str) -> float | None:
         """Risk of an answer to a question, 0..1; None if unknown."""
         return risk_of(self.risk_model, self.distortion, self.moments_score, question)
+
+    @property
+    def risk_unknown(self) -> str:
+        """Why the risk is not known; empty if it is."""
+        if self.risk is not None:
+            return ""
+        if self.risk_model is None:
+            return "its bundle has no guard for the service (projector guard adds one)"
+        return f"the service's guard is not calibrated for operating point '{self.point}'"
 
     @property
     def name(self) -> Name:

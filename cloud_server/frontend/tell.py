@@ -245,6 +245,7 @@ def _scene_of(session: Session, computation: Computation, job: Job) -> HeldScene
         point=session.terms.points[job.point].name,
         kept=job.kept,
         grid=(1, len(job.kept)) if text else session.source.grid,
+        delta=job.base >= 0,
         payload_bytes=len(job.body),
         distortion=computation.distortion,
         moments_score=computation.moments_score,

@@ -6,6 +6,7 @@ import base64
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import openai
 import pytest
 
 from projector.codec.risk import RiskModel, feature_count
+from protos.distortion import Distortion
+from protos.header import Header
+from protos.points import RAW_KV_FP8
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
@@ -146,3 +150,53 @@ def test_the_highest_risk_that_a_caller_accepts_is_kept_by_scenes_and_pictures(
     bridge = newest("is there a fire ?", max_risk=0)
     assert (bridge["point"], bridge["risk"], bridge["fallback"]) == ("picture", 0.0, "distortion")
     assert bridge["bundle"] is None
+
+
+def test_delta_frames_and_raw_caches_have_their_own_fidelity(
+    over_http: stage.Server, ai: openai.OpenAI, edge: stage.Client
+) -> None:
+    point, model = edge.encoder.point(stage.INT8), ai.models.list().data[0].id
+    key = edge.encoder.encode(stage.state(1), point, kept=np.arange(16) < 9)
+    delta = edge.encoder.encode(stage.state(2), point, base=key.held)
+    raw = edge.encoder.encode(stage.state(1), RAW_KV_FP8)
+    sent = {
+        900: (key, Header(stage.INT8, 900, key.kept, 0, key.distortion)),
+        901: (
+            delta,
+            Header(stage.INT8, 901, delta.kept, 0, delta.distortion, 900, delta.differences),
+        ),
+        902: (raw, Header(RAW_KV_FP8.index, 902, raw.kept, 0, raw.distortion)),
+    }
+    for number, (coded, header) in sent.items():
+        request = edge.sealed(header, coded.payload, question="")
+        assert edge.infer(request)[-1].HasField("accepted")
+        scene = scenes(over_http)[0]
+        made = ai.chat.completions.create(
+            model=model,
+            messages=about({"type": "scene", "device": scene["device"], "at": scene["id"]}),
+            max_tokens=2,
+        )
+        bridge: Any = made.to_dict()["bridge"]
+        rounded = Distortion.from_bytes(coded.distortion.to_bytes())
+        for told in (scene, bridge):
+            assert told["point"] == ("raw_kv_fp8" if number == 902 else point.name)
+            assert told["payload_bytes"] == len(coded.payload)
+            assert told["distortion"] == pytest.approx(asdict(rounded))
+            assert 0 <= told["age_s"] < 600
+            known = number != 902
+            assert (told["risk"] is not None, told["risk_unknown"] is None) == (known, known)
+        assert scene["delta"] == (number == 901)
+        assert "".join(scene["token_map"]) == "".join(
+            "1" if kept else "0" for kept in coded.held.kept
+        )
+        if number == 902:
+            assert "not calibrated for operating point 'raw_kv_fp8'" in scene["risk_unknown"]
+            with pytest.raises(openai.UnprocessableEntityError, match="not calibrated"):
+                ai.chat.completions.create(
+                    model=model,
+                    messages=about({"type": "scene", "device": scene["device"]}),
+                    extra_body={"max_risk": 0.9},
+                )
+        else:
+            answer = edge.ask(number, stage.QUESTION, limit=2)[-1].answer
+            assert bridge["risk"] == pytest.approx(answer.risk)

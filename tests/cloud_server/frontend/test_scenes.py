@@ -46,6 +46,7 @@ def scene(job: Job, tenant: str = "acme", device: str = "gate-3") -> HeldScene:
         point="fine",
         kept=job.kept,
         grid=(2, 2),
+        delta=False,
         payload_bytes=len(job.body),
         distortion=pb.DistortionReport(),
         moments_score=math.nan,
