@@ -271,7 +271,7 @@ class Camera:
             failures = 0 if time.monotonic() - began >= _STEADY_S else failures + 1
             self.metrics.camera_restarts.labels(self.name, state).inc()
             self._enter(state, cause)
-            self._closing.wait(self.patience.pause_s(failures))
+            self._closing.wait(self.patience.pause_s(failures, state))
         with self._lock:
             self.ended = True
         self._wake()
@@ -286,7 +286,8 @@ class Camera:
             return "mask", str(error)
         except OSError as error:
             return "crashed", f"its process cannot be started: {error}"
-        self._enter("starting")
+        if self.state in ("waiting", "seeing"):  # a failure is shown until a picture comes
+            self._enter("starting")
         watch = Watch(self.patience, self.live, time.monotonic())
         state, cause = "", ""
         try:

@@ -66,8 +66,7 @@ class Mask:
         hidden = self.hidden(pixels.shape[1], pixels.shape[0])
         if hidden is None:
             return pixels
-        painted = pixels.copy()
-        painted[hidden] = 0
+        painted: Pixels = pixels * ~hidden[..., None]
         return painted
 
     def _draw(self, width: int, height: int) -> Hidden:

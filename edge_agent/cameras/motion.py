@@ -21,6 +21,10 @@ _LEARN_S = 10.0
 _LEAST = 10.0
 """Grey levels below which a difference is noise."""
 _NOISES = 5.0
+_QUANTILES = 0.2, 0.5, 0.8
+_DARKEST, _BRIGHTEST = 2.0, 250.0
+_LEAST_FIT = 0.05
+"""Share of the picture that must be neither black nor white, or nothing can be told."""
 
 Grey = npt.NDArray[np.float32]
 
@@ -55,17 +59,26 @@ class Motion:
             return 0.0
         was = self._background
         mine, theirs = (grey, was) if self._seen is None else (grey[self._seen], was[self._seen])
-        if mine.size == 0:
+        fit = (mine > _DARKEST) & (mine < _BRIGHTEST)  # what is black or white tells no gain
+        if np.count_nonzero(fit) < _LEAST_FIT * mine.size or mine.size == 0:
             return 0.0
-        gain = float(np.median((mine + 1.0) / (theirs + 1.0)))
-        expected = gain * theirs
-        expected += float(np.median(mine - expected))
+        expected = _relit(theirs, mine[fit], theirs[fit])
         away = np.abs(mine - np.clip(expected, 0.0, 255.0))
         limit = max(_LEAST, _NOISES * 1.5 * float(np.median(away)))
         share = 1.0 - math.exp(-max(0.0, now - self._at) / _LEARN_S)
         was += share * (grey - was)
         self._at = now
         return float(np.mean(away > limit))
+
+
+def _relit(background: Grey, mine: Grey, theirs: Grey) -> Grey:
+    """The background in the light of the picture, from cells that show both well."""
+    low, middle, high = np.quantile(mine, _QUANTILES)
+    was_low, was_middle, was_high = np.quantile(theirs, _QUANTILES)
+    flat = was_high - was_low < _LEAST
+    gain = (middle + 1) / (was_middle + 1) if flat else (high - low) / (was_high - was_low)
+    relit: Grey = background * np.float32(gain) + np.float32(middle - gain * was_middle)
+    return relit
 
 
 def _cells(plane: npt.NDArray[np.generic]) -> Grey:

@@ -69,8 +69,11 @@ class PyavReader:
         """The arguments of `av.open`."""
         address, options = self._address, self._address.options
         if address.scheme.startswith("rtsp"):
-            transport = {"rtsp_transport": options.get("transport", "tcp")}
-            return {"options": transport, "timeout": self._timeout}
+            # By itself FFmpeg watches for seconds to find the rate, which nobody needs here.
+            quickly = {"analyzeduration": "500000", "fpsprobesize": "0"}
+            transport = options.get("transport", "tcp")
+            asked = {"rtsp_transport": transport, **quickly}
+            return {"options": asked, "timeout": self._timeout}
         if address.scheme == "v4l2":
             asked = {}
             if "width" in options and "height" in options:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from edge_agent.cameras.link import Beat
 
+_LOW_WINDOWS = 4
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -33,9 +35,13 @@ class Patience:
     backoff_s: float = 0.5
     backoff_max_s: float = 30.0
 
-    def pause_s(self, failures: int) -> float:
-        """A pause after that many failures in a row."""
-        return random.uniform(0.0, min(self.backoff_max_s, self.backoff_s * 2 ** min(failures, 16)))
+    def pause_s(self, failures: int, state: str) -> float:
+        """A pause after that many failures in a row.
+
+        Ten times longer where the camera refuses the password: some lock the user out.
+        """
+        most = min(self.backoff_max_s, self.backoff_s * 2 ** min(failures, 16))
+        return random.uniform(0.0, most * (10 if state == "unauthorized" else 1))
 
 
 PATIENCE = Patience()
@@ -98,7 +104,8 @@ class Watch:
             return "silent"
         if 0 < patience.frozen_s <= self._alike_s:
             return "frozen"
-        # A whole window more, so that one gap in the network does not count as decay.
-        if self._low_since is not None and now - self._low_since >= patience.rate_s:
+        # Some windows more, so that a bad minute of the network does not count as decay.
+        low_s = _LOW_WINDOWS * patience.rate_s
+        if self._low_since is not None and now - self._low_since >= low_s:
             return "slow"
         return ""

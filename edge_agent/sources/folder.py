@@ -15,6 +15,8 @@ from urllib.parse import unquote
 from PIL import Image
 
 from edge_agent.sources import Capture
+from edge_agent.sources.address import options_of
+from edge_agent.sources.watched import WatchedFolder
 from projector.models import pictures
 from projector.models.foreign import in_words
 from protos.errors import BridgeError, ContextError, SourceError
@@ -139,26 +141,40 @@ class Folder:
     def __iter__(self) -> Iterator[Capture]:
         yield from self.lines
         for path in self.files:
-            try:
-                captured_at = path.stat().st_mtime
-            except OSError:
-                captured_at = 0.0
-            try:
-                if path.suffix.lower() == TEXT:
-                    yield Capture(path.name, None, captured_at, text=read_text(path))
-                else:
-                    yield Capture(path.name, read_picture(path, self.max_pixels), captured_at)
-            except BridgeError as error:
-                yield Capture(path.name, None, captured_at, error=error)
+            yield read_file(path, self.max_pixels)
 
 
-def open_source(uri: str) -> Folder:
-    """Open `folder:///absolute`, `folder:relative` or a plain path.
+def read_file(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Capture:
+    """The capture of one file; with an error if it cannot be read."""
+    try:
+        captured_at = path.stat().st_mtime
+    except OSError:
+        captured_at = 0.0
+    try:
+        if path.suffix.lower() == TEXT:
+            return Capture(path.name, None, captured_at, text=read_text(path))
+        return Capture(path.name, read_picture(path, max_pixels), captured_at)
+    except BridgeError as error:
+        return Capture(path.name, None, captured_at, error=error)
+
+
+def open_source(uri: str) -> Folder | WatchedFolder:
+    """Open `folder:///absolute`, `folder:relative` or a plain path; with `?watch=1` watch it.
 
     Raises:
-        SourceError: the path is not there, cannot be listed, or holds no file.
+        SourceError: the path is not there, cannot be listed, or holds no file; or an option cannot
+            be used.
     """
-    text = uri
-    if uri.startswith("folder:"):
-        text = unquote(uri.removeprefix("folder:")).removeprefix("//")
-    return Folder.from_path(expanded(Path(text)))
+    plain = not uri.startswith("folder:")
+    text = uri.removeprefix("folder:").removeprefix("//")
+    place, mark, query = text.partition("?")
+    path = expanded(Path(text if plain else unquote(text)))
+    if not mark or path.exists():  # a question mark may be part of a name
+        return Folder.from_path(path)
+    options, _ = options_of("folder", query, uri)
+    path = expanded(Path(place if plain else unquote(place)))
+    if not options.get("watch"):
+        return Folder.from_path(path)
+    if not path.is_dir():
+        raise SourceError(f"source {uri!r}: there is no such folder to watch: {path}")
+    return WatchedFolder(path, read_file, (*BESIDE, TEXTS))

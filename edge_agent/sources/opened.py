@@ -19,6 +19,7 @@ from edge_agent.sources import Capture, Source
 from edge_agent.sources.address import shown
 from edge_agent.sources.folder import Folder
 from edge_agent.sources.turns import Finite, Member, Turns, named
+from edge_agent.sources.watched import WatchedFolder
 from projector.models.pictures import as_rgb
 from protos.errors import BridgeError, ConfigError, MaskError
 from protos.identity import NAME, NAME_RULE
@@ -65,6 +66,9 @@ def open_sources(chosen: Settings, open_source: Callable[[str], Source]) -> Sour
             members.append(Camera(source.address, name, texts, rules, patience))
         elif broken and broken[-1].message.startswith(f"camera {name}:"):
             raise broken[-1]
+        elif isinstance(source, WatchedFolder):
+            source.change = _Painted(name, mask)
+            members.append(source)
         else:
             skipped.update(getattr(source, "skipped", {}))
             members.append(Finite(source, _Painted(name, mask)))
@@ -102,6 +106,8 @@ def _open(
     source = open_source(address)
     if isinstance(source, Folder):  # a folder decodes no larger pictures than the setting allows
         source = dataclasses.replace(source, max_pixels=chosen.max_picture_pixels)
+    if isinstance(source, WatchedFolder):
+        source.max_pixels = chosen.max_picture_pixels
     if not name and (isinstance(source, Camera) or len(chosen.source) > 1):
         name = f"camera{place}"
     return name, source

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,74 +15,19 @@ import numpy as np
 import psutil
 import pytest
 
-from edge_agent.cameras import camera as camera_module
 from edge_agent.cameras.camera import Camera, open_source
-from edge_agent.cameras.watch import Patience
 from edge_agent.metrics import Metrics
-from edge_agent.sources import Capture
 from edge_agent.sources.address import Address
 from tests.edge_agent.cameras.clips import clip
+from tests.edge_agent.cameras.watched_camera import QUICK, children, value, wait_for
 
 pytest.importorskip("av", reason="no PyAV: pip install 'neural-bridge[video]'")
-QUICK = Patience(backoff_max_s=0.01)
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clip(tmp_path_factory.mktemp("clips") / "moving.mp4")
-
-
-def value(camera: Camera, name: str, **labels: str) -> float:
-    whole = f"neural_bridge_edge_camera_{name}"
-    found = camera.metrics.registry.get_sample_value(whole, {"camera": camera.name, **labels})
-    return found or 0.0
-
-
-def children() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and camera_module.PROCESS in child.cmdline()
-    ]
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-class Watched:
-    """A camera whose captures are taken by a thread, as the agent's are."""
-
-    def __init__(self, camera: Camera) -> None:
-        self.camera, self.taken = camera, 0
-        self.last: Capture | None = None
-        self._thread = threading.Thread(target=self._take)
-        self._thread.start()
-
-    def _take(self) -> None:
-        for capture in self.camera:
-            self.last, self.taken = capture, self.taken + 1
-
-    def close(self) -> None:
-        self.camera.close()
-        self._thread.join()
-
-
-@pytest.fixture
-def watch() -> Iterator[Callable[[Camera], Watched]]:
-    begun: list[Watched] = []
-
-    def begin(camera: Camera) -> Watched:
-        begun.append(Watched(camera))
-        return begun[-1]
-
-    yield begin
-    for each in begun:
-        each.close()
 
 
 def test_a_file_gives_every_picture_once_with_its_number_and_ends(moving: Path) -> None:
@@ -164,7 +108,9 @@ def test_the_newest_picture_wins_and_the_others_are_counted(moving: Path) -> Non
     assert value(camera, "frames_total") == 2 + len(left) + dropped
 
 
-def test_hundreds_of_restarts_leave_nothing_behind(moving: Path, watch: Callable) -> None:
+def test_restarts_leave_no_descriptor_process_or_memory_behind(
+    moving: Path, watch: Callable
+) -> None:
     address = Address.parse(f"file://{moving}?realtime=1&loop=1&name=gate")
     before_shm = set(os.listdir("/dev/shm"))
     seen = watch(Camera(address, patience=QUICK))
