@@ -64,7 +64,7 @@ class Settings(BundleSettings, Exposure):
         "mask and the cores allow",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32",
+        "auto",
         description="number format of matrix products in the map and in a float32 large model: "
         "bfloat16 is faster on processors that multiply it, and rounds a little; auto: bfloat16 on "
         "a CPU that does, else float32",

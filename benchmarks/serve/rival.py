@@ -1,6 +1,6 @@
 """Rival of the service: the same large model in `transformers` answers pictures one by one.
 
-`python -m benchmarks.serve.rival SECONDS THREADS` prints answers a second and how many were right.
+`python -m benchmarks.serve.rival SECONDS THREADS DTYPE` prints answers a second and how many were right.
 `transformers`' own processor and `generate` handle each WebP file.
 """
 
@@ -24,11 +24,11 @@ from reference.demo.testset import TestSet
 _PICTURES = 32
 
 
-def measure(seconds: float, threads: int) -> dict[str, float]:
+def measure(seconds: float, threads: int, dtype: str) -> dict[str, float]:
     """Answer one question after another for some seconds."""
     torch.set_num_threads(threads)
     processor = AutoProcessor.from_pretrained(CLOUD_MODEL)
-    model = AutoModelForImageTextToText.from_pretrained(CLOUD_MODEL, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(CLOUD_MODEL, dtype=dtype).eval()
     test = TestSet.load("test", _PICTURES, QUESTIONS)
     files = [PictureCodec("webp", 80).encode(picture) for picture in test.pictures]
 
@@ -42,7 +42,7 @@ def measure(seconds: float, threads: int) -> dict[str, float]:
             }
         ]
         prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
-        inputs = processor(images=picture, text=prompt, return_tensors="pt")
+        inputs = processor(images=picture, text=prompt, return_tensors="pt").to(model.dtype)
         with torch.inference_mode():
             made = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         fresh = made[0, inputs["input_ids"].shape[1] :]
@@ -61,4 +61,4 @@ def measure(seconds: float, threads: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(float(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(measure(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))

@@ -39,8 +39,12 @@ from protos.state import KVState
 from tests.fakes.pages import fetch
 
 RANK = 6
-DEVICE = {name: value for name, value in os.environ.items() if name == PREFIX + "DEVICE"}
-"""Where engines under test run: NEURAL_BRIDGE_CLOUD_DEVICE=cuda puts all of them on a GPU."""
+DEVICE = {
+    PREFIX + "PRECISION": "float32",
+    **{name: value for name, value in os.environ.items() if name == PREFIX + "DEVICE"},
+}
+"""Engines under test compute as the model that answers are compared with, in float32.
+NEURAL_BRIDGE_CLOUD_DEVICE=cuda puts all of them on a GPU."""
 FP8, INT8, NONE, UNIFORM = 1, 2, 3, 4
 QUESTION = "what is left of the red car ?"
 
@@ -307,7 +311,7 @@ def running_server(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | DEVICE | {"OMP_NUM_THREADS": "1"},
     )
     log: list[str] = []
     assert process.stderr is not None and process.stdout is not None
