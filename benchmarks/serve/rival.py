@@ -1,6 +1,7 @@
 """Rival of the service: the same large model in `transformers` answers pictures one by one.
 
-`python -m benchmarks.serve.rival SECONDS THREADS DTYPE` prints answers a second, and how many are right.
+`python -m benchmarks.serve.rival SECONDS THREADS DTYPE` prints answers a second and how many were
+right.
 `transformers`' own processor and `generate` handle each WebP file.
 """
 
