@@ -139,7 +139,9 @@ class LoadedBundles:
         backend: Backend | None = None
         error: BridgeError | None = None
         try:
-            bundle, backend = self._held.get(asked.digest) or self._open(asked)
+            # Whom we trust may have changed since a bundle was loaded.
+            held = None if asked.trusted_keys else self._held.get(asked.digest)
+            bundle, backend = held or self._open(asked)
         except BridgeError as typed:
             error = typed
         except Exception as other:  # a library's own error must not end the thread
