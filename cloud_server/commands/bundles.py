@@ -82,7 +82,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--unjudged",
         action="store_true",
-        help="serve it even if its certificate is not good enough, or it has no canary set",
+        help="serve it even if its certificate is not good enough, or it has no canary set (no "
+        "bundle between models that read texts has one)",
     )
     parser.add_argument(
         "--wait",
@@ -175,10 +176,13 @@ def _add(given: argparse.Namespace) -> int:
     if not verdict.good:
         doubts.append(f"its certificate does not vouch for it ({verdict.state}: {verdict.why})")
     if bundle.canary is None:
-        doubts.append("it has no canary set (projector canary adds one)")
+        doubts.append(info.without_canary)
     said = f"added {info.id}@{info.version}, digest {info.digest[:12]}…, from {folder}"
     if doubts:
-        said += f"\nfront ends will refuse it without --unjudged: {'; '.join(doubts)}"
+        said += (
+            f"\nfront ends will refuse it: {'; '.join(doubts)}. To serve it without judging it: "
+            f"cloud-server bundles activate {info.id}@{info.version} --unjudged"
+        )
     told(given.json, _plain(row, []), said)
     return 0
 

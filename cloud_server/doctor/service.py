@@ -212,7 +212,7 @@ def bundles(settings: Settings, quick: bool) -> Iterator[Finding]:
         if not verdict.good:
             doubts.append(f"its certificate does not vouch for it ({verdict.state})")
         if bundle.canary is None:
-            doubts.append("it has no canary set (projector canary adds one)")
+            doubts.append(info.without_canary)
         if doubts:
             yield Finding(subject, YELLOW, f"{found}; {'; '.join(doubts)}", "see projector inspect")
         else:

@@ -74,6 +74,13 @@ class BundleInfo:
         every = (*FILES, *FEEDBACK_FILES, SERVICE_RISK, CANARY)
         return tuple(name for name in every if name in self.files)
 
+    @property
+    def without_canary(self) -> str:
+        """What it means that the bundle has no canary set, and what to do."""
+        if self.source.of_text:
+            return "it has no canary set, which no bundle between models that read texts can have"
+        return "it has no canary set (projector canary adds one)"
+
 
 def canonical_json(plain: Mapping[str, Any]) -> bytes:
     """The only form in which `bundle.json` and `signature.json` are accepted."""

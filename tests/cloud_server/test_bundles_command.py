@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,10 @@ def test_a_disk_that_is_full_leaves_no_half_bundle_and_takes_none_away(
     inode = kept.stat().st_ino
     assert main(["bundles", "add", str(BUNDLE), *where]) == ConflictError.exit_code
     assert kept.stat().st_ino == inode, "what is served is not copied over"
+
+
+def test_a_bundle_of_texts_is_not_told_to_add_a_canary_set() -> None:
+    info = Bundle.peek(BUNDLE)
+    assert "projector canary adds one" in info.without_canary
+    texts = replace(info, source=replace(info.source, grid=(1, info.source.tokens)))
+    assert "read texts" in texts.without_canary and "adds one" not in texts.without_canary
