@@ -21,6 +21,7 @@ from edge_agent.identity.enrolled import Enrolled
 from edge_agent.identity.identity_file import IdentityFile
 from edge_agent.identity.renewal import Renewal
 from edge_agent.identity.trust import foreign_roots
+from edge_agent.memory_preflight import require_memory
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PictureCodec
@@ -32,6 +33,7 @@ from edge_agent.sight import EdgeModel
 from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
 from edge_agent.spool.prepare import Kept, prepare
+from edge_agent.start_limit import start_limit
 from edge_agent.summary import Summary
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
@@ -386,8 +388,13 @@ def load_model(
     used = use_threads(chosen.threads, path)
     if log is not None:
         threads.tell(used, log)
+    if chosen.memory_check:
+        need, free = require_memory(path, chosen.device, chosen.dtype, chosen.max_new_tokens)
+        if log is not None and free is not None:
+            log.info("memory", need_bytes=need.host + need.gpu, free_bytes=free.bytes)
     # Without a terminal, standard error holds only JSON lines.
-    with Waiting(f"loading {path}") if on_terminal() else nullcontext():
+    waiting = Waiting(f"loading {path}") if on_terminal() else nullcontext()
+    with start_limit(chosen.start_limit_s, str(path)), waiting:
         model = load(
             path,
             chosen.device,

@@ -59,6 +59,7 @@ _OF_A_RUN = (
     "spool_key",
 )
 """Settings of `run` alone."""
+_OF_A_MODEL = ("model", "device", "dtype", "text_tokens", "memory_check", "start_limit_s")
 _OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
 _EXAMPLES = {
     "run": "edge-agent run --model models/edge-a --source /var/pictures "
@@ -317,7 +318,7 @@ def _parser() -> configuration.Parser:
         commands, "inspect", "print a model's cache layout and its fingerprint", _inspect
     )
     inspect.add_argument("path", nargs="?", type=Path, help="the checkpoint (instead of --model)")
-    _add_settings(inspect, only=("model", "device", "dtype", "text_tokens"))
+    _add_settings(inspect, only=_OF_A_MODEL)
 
     enrolling = _command(
         commands, "enrol", "make a key and get a certificate for a one-time code", _enrol

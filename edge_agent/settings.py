@@ -42,6 +42,16 @@ class Settings(configuration.TypedSettings):
         "float32",
         description="number format that a checkpoint runs in (an edge export has its own)",
     )
+    memory_check: bool = Field(
+        True, description="refuse a model that would not fit into free memory before loading it"
+    )
+    start_limit_s: float = Field(
+        900.0,
+        ge=0.0,
+        le=86400.0,
+        description="longest time for loading the model and its first run, seconds; then the "
+        "process ends, to be started again; 0: no limit",
+    )
     threads: int = Field(
         0,
         ge=0,

@@ -11,6 +11,7 @@ A code is stable: it is never reused or renumbered, only retired. The hundreds g
 | 5xx   | the service or the way to it            | 50-59      |
 | 6xx   | bundles, packages, corpora on disk      | 60-69      |
 | 7xx   | identities, and the service's database  | 70-79      |
+| 8xx   | this machine: its memory, its time      | 80-89      |
 """
 
 from __future__ import annotations
@@ -577,6 +578,25 @@ class ClockError(BridgeError):
     retryable = True
 
 
+# ------------------------------------------------------------------ 8xx: this machine
+
+
+class NoMemoryError(BridgeError):
+    summary = "A model needs more memory than is free; the message says what would fit."
+    code = 801
+    name = "no_memory"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 80
+
+
+class StartTimeoutError(BridgeError):
+    summary = "Loading the model or its first run took longer than its limit; start again."
+    code = 802
+    name = "start_timeout"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 81
+
+
 ERRORS: dict[int, type[BridgeError]] = {
     cls.code: cls
     for cls in (
@@ -637,6 +657,8 @@ ERRORS: dict[int, type[BridgeError]] = {
         StateError,
         BackupError,
         ClockError,
+        NoMemoryError,
+        StartTimeoutError,
     )
 }
 """Code to class, for every error that can travel."""

@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +40,7 @@ from projector.models.vlm import VLM
 from projector.models.witness import TOLERANCES
 from projector.serving.edge_graphs import OPSET, decoder_graph, vision_graph
 from projector.serving.edge_pictures import picture_steps
-from protos.errors import SelfCheckError, UnsupportedModelError
+from protos.errors import ModelError, SelfCheckError, UnsupportedModelError
 from protos.process.files import write_file, writing
 
 DTYPES = ("float32", "float16")
@@ -95,13 +97,15 @@ def _write(vlm: VLM, folder: Path) -> Manifest:
         prompt=prompt,
         pictures=pictures,
         parity=Fidelity(cache=0.0, variation=0.0, same_tokens=0, tokens=0),
+        resident_bytes=0,
         files={
             file.name: ExportedFile(bytes=file.stat().st_size, sha256=sha256_of(file))
             for file in sorted(folder.iterdir())
         },
     )
     _describe(folder, plain)
-    manifest = plain.model_copy(update={"parity": _parity(vlm, folder, known)})
+    found = {"parity": _parity(vlm, folder, known), "resident_bytes": _footprint(folder)}
+    manifest = plain.model_copy(update=found)
     _describe(folder, manifest)
     return manifest
 
@@ -208,6 +212,19 @@ def _known(vlm: VLM, picture: Image.Image) -> Known:
         first=vlm.first_token(made.layers(), [question])[0],
         answer=np.array(vlm.answer(made.layers(), [question], _ANSWER_TOKENS)[0], np.int64),
     )
+
+
+def _footprint(folder: Path) -> int:
+    """Memory that the export takes, measured in a process of its own.
+
+    Raises:
+        ModelError: it could not be run there.
+    """
+    command = [sys.executable, "-m", "projector.models.exported.footprint", str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True)
+    if told.returncode:
+        raise ModelError(f"the export cannot be run in a process of its own: {told.stderr[-300:]}")
+    return int(told.stdout)
 
 
 def _parity(vlm: VLM, folder: Path, known: Sequence[Known]) -> Fidelity:

@@ -10,13 +10,23 @@ import ctypes
 import os
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from protos.process.control_groups import groups, lines
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _THRESHOLD_BYTES = 1 << 20
 _TRIM_BYTES = 64 << 20
 _ARENAS = 2
+_NO_LIMIT = 1 << 60
+_CONTROLS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.high", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""A limit's file, the file of what is used, and the name of what the kernel would free."""
 
 
 MARGIN = 0.15
@@ -73,6 +83,64 @@ def resident_bytes(pid: int | None = None) -> int:
             return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had in RAM so far; 0 if it cannot be told."""
+    for line in lines(Path("/proc/self/status")):
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+@dataclass(frozen=True)
+class Available:
+    """Memory that this process may still take.
+
+    Attributes:
+        bytes: how much.
+        because: what sets the bound.
+    """
+
+    bytes: int
+    because: str
+
+
+def available(root: Path = Path("/")) -> Available | None:
+    """The least of the machine's free memory and the room in every control group above us.
+
+    Memory that the kernel would free for us (the page cache) counts as free.
+
+    Args:
+        root: where `proc` and the control groups are looked for.
+
+    Returns:
+        None where the system does not say.
+    """
+    found = []
+    for line in lines(root / "proc/meminfo"):
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            found.append(Available(1024 * int(rest.split()[0]), "memory of the machine"))
+    for folder in groups(root, frozenset({"memory"})):
+        for limit, used, cached in _CONTROLS:
+            most, held = _number(folder / limit), _number(folder / used)
+            if most is None or held is None or most >= _NO_LIMIT:
+                continue
+            files = sum(
+                int(line.split()[1])
+                for line in lines(folder / "memory.stat")
+                if line.split()[0] == cached
+            )
+            free = max(0, most - max(0, held - files))
+            found.append(Available(free, f"limit in {folder / limit}"))
+    return min(found, key=lambda each: each.bytes, default=None)
+
+
+def _number(file: Path) -> int | None:
+    """A control group's number; None if it sets none."""
+    text = "".join(lines(file))
+    return int(text) if text.isdecimal() else None
 
 
 def keep_heap_compact() -> bool:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
+
+from protos.process.control_groups import groups, lines
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def cpu_share(
         affinity = len(os.sched_getaffinity(0))
     if affinity:
         found.append(CpuShare(affinity, "affinity mask"))
-    for folder in _groups(root):
+    for folder in groups(root, frozenset({"cpu", "cpuset"})):
         found += _bounds(folder)
     return min(found, key=lambda share: share.cpus)
 
@@ -143,65 +144,20 @@ def wait_politely() -> None:
 # ---------------------------------------------------------------------- control groups
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Every folder of a CPU controller that bounds this process, the innermost first."""
-    mounts = _mounts(root)
-    for line in _lines(root / "proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        names, _, inside = rest.partition(":")
-        kind = "" if number == "0" and not names else names
-        for controller in {"cpu", "cpuset"} & set(kind.split(",")) if kind else {""}:
-            for mounted, at in mounts.get(controller, ()):
-                here = PurePosixPath(inside)
-                try:
-                    below = here.relative_to(mounted)
-                except ValueError:  # a container that sees its own group as the top
-                    below = PurePosixPath()
-                top = root / at.lstrip("/")
-                folder = top / below
-                while True:
-                    yield folder
-                    if folder == top:
-                        break
-                    folder = folder.parent
-
-
-def _mounts(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """By controller (empty for version 2), what is mounted where."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for line in _lines(root / "proc/self/mountinfo"):
-        left, _, right = line.partition(" - ")
-        fields, kinds = left.split(), right.split()
-        if len(fields) < 5 or len(kinds) < 1:
-            continue
-        where = _unescaped(fields[3]), _unescaped(fields[4])
-        if kinds[0] == "cgroup2":
-            found.setdefault("", []).append(where)
-        elif kinds[0] == "cgroup" and len(kinds) > 2:
-            for controller in {"cpu", "cpuset"} & set(kinds[2].split(",")):
-                found.setdefault(controller, []).append(where)
-    return found
-
-
-def _unescaped(name: str) -> str:
-    r"""A path as the kernel writes it in `mountinfo`, where a blank is `\040`."""
-    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name)
-
-
 def _bounds(folder: Path) -> Iterator[CpuShare]:
     """The bounds in one group's files; a missing or unreadable file sets none."""
-    for line in _lines(folder / "cpu.max"):
+    for line in lines(folder / "cpu.max"):
         quota, _, period = line.partition(" ")
         cpus = _ratio(quota, period or "100000")
         if cpus:
             yield CpuShare(cpus, f"quota in {folder / 'cpu.max'}")
-    period = "".join(_lines(folder / "cpu.cfs_period_us"))
-    for quota in _lines(folder / "cpu.cfs_quota_us"):
+    period = "".join(lines(folder / "cpu.cfs_period_us"))
+    for quota in lines(folder / "cpu.cfs_quota_us"):
         cpus = _ratio(quota, period)
         if cpus:
             yield CpuShare(cpus, f"quota in {folder / 'cpu.cfs_quota_us'}")
     for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-        for line in _lines(folder / name):
+        for line in lines(folder / name):
             cpus = _cpus_in(line)
             if cpus:
                 yield CpuShare(cpus, f"CPU set in {folder / name}")
@@ -225,10 +181,3 @@ def _cpus_in(listed: str) -> int:
         except ValueError:
             return 0
     return total
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text().split("\n") if line]
-    except (OSError, UnicodeDecodeError):
-        return []

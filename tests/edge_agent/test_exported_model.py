@@ -42,15 +42,6 @@ class _Decoder:
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from projector.commands import cli as projector
-
-    folder = tmp_path_factory.mktemp("exports") / "edge-a"
-    assert projector.main(["export-edge", str(REFERENCE), str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def model(export: Path) -> EdgeModel:
     return load(export)
 

@@ -69,6 +69,8 @@ PUBLISHED = {
     707: ("state", 76),
     708: ("backup", 77),
     709: ("clock", 78),
+    801: ("no_memory", 80),
+    802: ("start_timeout", 81),
 }
 
 

@@ -121,6 +121,7 @@ class Manifest(_Part):
         prompt: the prompt.
         pictures: how pictures are prepared.
         parity: against torch, when it was made.
+        resident_bytes: memory that it took on the CPU when it was made, libraries included.
         files: by name.
     """
 
@@ -131,6 +132,7 @@ class Manifest(_Part):
     prompt: PromptParts
     pictures: PictureSteps
     parity: Fidelity
+    resident_bytes: int = Field(ge=0)
     files: dict[str, ExportedFile]
 
     @property
