@@ -10,8 +10,10 @@ import grpc
 import pytest
 
 from protos.digest import frame_digest
+from protos.errors import UnknownSessionError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.refusals import error_in
 from protos.requests import seal_ask
 from tests.cloud_server import stage
 from tests.cloud_server.front_end import let_go_of, running
@@ -98,5 +100,24 @@ def test_an_ask_whose_deadline_passes_frees_its_place(paths: dict[str, Any]) -> 
 
             await server.until(free)
             assert await let_go_of(server) == 1
+
+    asyncio.run(work())
+
+
+def test_after_a_restart_a_held_scene_is_unknown_and_the_caller_is_told_at_once(
+    paths: dict[str, Any],
+) -> None:
+    async def work() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            assert (await edge.say("", seed=1)).HasField("accepted")
+            session = edge.session
+        async with running(paths) as server:
+            ask = seal_ask(session.session_constants, session.session_id, bytes(8), 1, "what ?", 6)
+            call = bridge_pb2_grpc.BridgeStub(server.channel).Ask(ask, timeout=60)
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await call.read()
+            error = error_in(failure.value.trailing_metadata(), "")
+            assert isinstance(error, UnknownSessionError)
 
     asyncio.run(work())

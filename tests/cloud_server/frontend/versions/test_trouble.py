@@ -183,6 +183,52 @@ async def test_an_engine_that_stops_or_dies_while_it_judges_is_replaced_and_the_
         assert await versions_of(server) == "2"
 
 
+@on_loop
+async def test_a_version_that_makes_engines_leak_while_it_is_judged_is_refused_in_the_end(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(paths, tmp_path, engine_memory_bytes=300 << 20, canary_timeout_s=60.0) as (
+        server,
+        operator,
+    ):
+        digest = operator.add(2, canary=stage.canary(*GOOD, question="leak"))
+        operator.act(bundles.activate, digest)
+        await until(lambda: operator.wanted()[2] == "rolled_back")
+        assert await server.metric("bundle_refusals_total") == 1
+
+        async def answered() -> bool:
+            try:
+                edge = await server.edge()
+                return (await edge.say("count 1")).HasField("answer")
+            except grpc.aio.AioRpcError:
+                return False
+
+        await server.until(answered)
+        assert await versions_of(server) == "1"
+
+
+@on_loop
+async def test_a_version_for_a_share_of_devices_is_offered_again_after_a_start(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(paths, tmp_path) as (server, operator):
+        digest = operator.add(2, canary=stage.canary(*GOOD))
+        operator.act(bundles.activate, digest, 0.5)
+        await until(lambda: operator.states().get(digest) == "serving")
+    operator = Operator(tmp_path / "home")
+    async with running(paths, **(FAST | {"directory": operator.home})) as server:
+        assert await versions_of(server) == "1" or operator.states().get(digest) == "serving"
+        await until(lambda: operator.states().get(digest) == "serving")
+        assert operator.wanted() == {1: "active", 2: "offered"}
+        operator.act(bundles.retire, digest)
+        await until(lambda: operator.states().get(digest) in ("retiring", "gone"))
+        assert await versions_of(server) == "1"
+    async with running(paths, **(FAST | {"directory": operator.home})) as server:
+        assert await versions_of(server) == "1"
+        assert digest not in operator.states()
+    operator.store.close()
+
+
 @pytest.mark.parametrize("state", ["offered", "retiring"])
 @on_loop
 async def test_an_engine_that_stops_beside_two_versions_comes_back_with_those_that_are_needed(
