@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -117,6 +117,11 @@ test-faults: $(READY) ## Thousands of faults injected into a service under load 
 		echo "test-faults: no haproxy, so no rolling restart (Debian: apt-get install haproxy)"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
+test-edge: $(READY) ## Thousands of faults injected into a device: power cuts, kills, damaged disks (about 10 minutes)
+	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
+	@rm -f build/edge_faults.json
+	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults -q -s --timeout 3600
+
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"
 	@$(BIN)/python -m benchmarks.bench
@@ -181,7 +186,7 @@ reference: $(READY) ## Train the reference models and the bundle again, from scr
 
 clean: ## Remove reports, build outputs and caches (keeps .venv and training checkpoints)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"
-	@rm -rf build/demo build/bench build/faults.json build/examples build/lib build/bdist.* build/reference
+	@rm -rf build/demo build/bench build/faults.json build/edge_faults.json build/examples build/lib build/bdist.* build/reference
 	@rm -rf dist *.egg-info reference/*.egg-info
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ _NEXT = (
     "ORDER BY id LIMIT 1"
 )
 _MOST_TRIES = 2_000_000
+_LARGEST = 1 << 40
 _KEPT = 4
 """Damaged files that are kept for a look at them; older ones are removed."""
 
@@ -34,6 +35,7 @@ def readable_rows(db: sqlite3.Connection | None, path: Path) -> list[Columns]:
         if db is None:
             if not path.is_file():
                 return []
+            _fill_up(path)
             db = sqlite3.connect(path, isolation_level=None)
         first, last = _range(db)
         row, tries = first, 0
@@ -84,6 +86,17 @@ def set_aside(path: Path) -> Path:
             with contextlib.suppress(OSError):
                 old.with_name(old.name + end).unlink(missing_ok=True)
     return aside
+
+
+def _fill_up(path: Path) -> None:
+    """Give a file that lost its end zeros in its place: SQLite would not open it at all."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        head = file.read(100)
+        if head.startswith(b"SQLite format 3\0") and len(head) == 100:
+            pages = int.from_bytes(head[28:32], "big")
+            size = pages * (int.from_bytes(head[16:18], "big") or 1 << 16)
+            if path.stat().st_size < size <= _LARGEST:
+                os.truncate(path, size)
 
 
 def _range(db: sqlite3.Connection) -> tuple[int, int]:
