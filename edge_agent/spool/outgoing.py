@@ -71,6 +71,7 @@ class Outgoing:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False, repr=False)
     _others: dict[str, Uplink] = field(default_factory=dict, init=False, repr=False)
     _others_used: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _choosing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
     _news: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
     _some_ended: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
@@ -90,15 +91,16 @@ class Outgoing:
         Raises:
             DiskFullError: the disk does not take it.
         """
-        drops, room = await asyncio.to_thread(
-            self.spool.room_for, frame, rank, frozenset(self._busy)
-        )
-        await self._drop(drops)
-        if not room:
-            await self._drop([Drop(0, "full", frame, frame.request_id)])
-            return
-        entry = await asyncio.to_thread(self.spool.accept, frame, rank)
-        self._busy.add(entry.id)
+        async with self._choosing:
+            drops, room = await asyncio.to_thread(
+                self.spool.room_for, frame, rank, frozenset(self._busy)
+            )
+            await self._drop(drops)
+            if not room:
+                await self._drop([Drop(0, "full", frame, frame.request_id)])
+                return
+            entry = await asyncio.to_thread(self.spool.accept, frame, rank)
+            self._busy.add(entry.id)
         self._new.append(entry)
         if len(self._new) > _NEW:
             self._busy.discard(self._new.popleft().id)
@@ -158,8 +160,14 @@ class Outgoing:
         """Whether a frame may be sent now."""
         if self._new:
             return True
-        room = self._old_on_way < self._catch_up.window
-        return room and bool(self._old or self.spool.frames > len(self._busy))
+        old = bool(self._old) or self.spool.frames > len(self._busy)
+        return old and self._room_for_old
+
+    @property
+    def _room_for_old(self) -> bool:
+        """Whether one more old frame may go; those that share messages fill them."""
+        lingers, window = self.uplink.lingers, self._catch_up.window
+        return self._old_on_way < (self.uplink.in_flight if lingers else window)
 
     async def _change(self) -> None:
         """Wait until something changes."""
@@ -176,8 +184,9 @@ class Outgoing:
                 self.log.warning("spool_not_written", cause=str(error))
 
     async def _look(self) -> None:
-        drops, _ = await asyncio.to_thread(self.spool.room_for, None, 2, frozenset(self._busy))
-        await self._drop(drops)
+        async with self._choosing:
+            drops, _ = await asyncio.to_thread(self.spool.room_for, None, 2, frozenset(self._busy))
+            await self._drop(drops)
         await self._close_idle()
 
     async def _online(self) -> bool:
@@ -231,17 +240,14 @@ class Outgoing:
 
     async def _next(self) -> tuple[Entry | None, bool]:
         """The next frame, and whether it is new: alarms, then the newest, then the oldest."""
-        room = self._old_on_way < self._catch_up.window
+        room = self._room_for_old
         if room and not self._old and self.spool.frames > len(self._busy):
             try:
-                found = await asyncio.to_thread(self.spool.waiting, _AHEAD, frozenset(self._busy))
+                await self._read_ahead()
             except BridgeError as error:
                 self.log.warning("spool_not_read", cause=str(error))
                 await self.sleep(_AGAIN_S)
                 return None, False
-            await self._drop([one for one in found if isinstance(one, Drop)])
-            self._old.extend(one for one in found if isinstance(one, Entry))
-            self._busy.update(one.id for one in self._old)
         alarm = next((one for one in reversed(self._new) if one.rank == 0), None)
         if alarm is not None:
             self._new.remove(alarm)
@@ -253,6 +259,13 @@ class Outgoing:
         if room and self._old:
             return self._old.popleft(), False
         return None, False
+
+    async def _read_ahead(self) -> None:
+        async with self._choosing:
+            found = await asyncio.to_thread(self.spool.waiting, _AHEAD, frozenset(self._busy))
+            await self._drop([one for one in found if isinstance(one, Drop)])
+            self._old.extend(one for one in found if isinstance(one, Entry))
+            self._busy.update(one.id for one in self._old)
 
     async def _send(self, entry: Entry, new: bool, credit: AsyncExitStack) -> None:
         beside = self._old_on_way
@@ -327,6 +340,7 @@ class Outgoing:
             )
             self.on_end(record, Outcome(drop.request_id, error=drop.error))
         gone = {drop.id for drop in drops}
+        self._busy |= gone - {0}  # their records are written: they are not sent any more
         self._old = deque(one for one in self._old if one.id not in gone)
         self._ended += gone - {0}
         await self._settle()

@@ -55,8 +55,8 @@ class StoredRequest:
 
     @property
     def can_wait(self) -> bool:
-        """Whether it may wait for others to share its message: not if it has waited already."""
-        return not self.late
+        """Whether it may wait for others to share its message: old frames fill one at once."""
+        return True
 
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Do nothing: its frame is made already."""
