@@ -163,6 +163,7 @@ async def _drive(
             device=chosen.device_name or name_from(socket.gethostname()),
             keep=keep,
             linger_s=0.0 if keep else chosen.linger_ms / 1000,
+            ack_wait_s=chosen.ack_wait_ms / 1000,
         )
 
     uplink = make_uplink()

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from projector.models import pictures
-from protos.calls import PRIORITIES
+from protos.calls import MOST_ACCEPTED_WAIT_MS, PRIORITIES
 from protos.identity import NAME, NAME_RULE
 from protos.process import addresses
 from protos.process import settings as configuration
@@ -218,6 +218,14 @@ class Settings(configuration.TypedSettings):
         description="longest time that a frame waits for others to share its message, which saves "
         "bytes, milliseconds; an alarm never waits, and takes the waiting frames along. A message "
         "has at most in_flight frames (the server may allow fewer)",
+    )
+    ack_wait_ms: int = Field(
+        0,
+        ge=0,
+        le=MOST_ACCEPTED_WAIT_MS,
+        description="longest time that the service may keep back the acknowledgement of a frame "
+        "without a question, so that several share a packet and draw one packet up instead of one "
+        "each, milliseconds; half of in_flight frames never wait longer",
     )
     output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
     resume: bool = Field(

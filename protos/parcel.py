@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from protos.bits import BitReader, BitWriter
 from protos.digest import PARCEL_DIGEST_BYTES, REQUEST_ID_BYTES, frame_digest, parcel_digest
@@ -27,9 +27,14 @@ _ALL_KEPT, _DELTA = 0b100, 0b010
 _FIGURE_BITS = 8
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shared:
-    """What a frame has in common with the one before it in the parcel, if nothing else is said."""
+    """What a request has in common with the one before it, if nothing else is said.
+
+    Attributes:
+        flags: the three highest bits of the header's first byte.
+        distance: of the base of a delta frame; 0 for other frames.
+    """
 
     point: int = 0
     tokens: int = 0
@@ -38,17 +43,59 @@ class _Shared:
     question: str = ""
     max_new_tokens: int = 0
     request_id: bytes = b""
-
-
-@dataclass
-class _Before:
-    """The frame before, from which the next one is predicted."""
-
-    shared: _Shared = field(default_factory=_Shared)
     flags: int = 0
-    figures: bytes = bytes(4)
-    delta_ms: int = 0
-    size: int = 0
+    distance: int = 0
+
+    @property
+    def following(self) -> _Shared:
+        """What the next request has, if nothing else is said."""
+        return replace(self, number=self.number + 1 & 0xFFFFFFFF, request_id=b"")
+
+
+class _Column:
+    """A field of all frames, coded by its differences to what is expected.
+
+    Args:
+        order: of the code, before anything is known of the differences.
+    """
+
+    def __init__(self, order: int) -> None:
+        self.expected, self._total, self._count = 0, 1 << order, 1
+
+    def write(self, out: BitWriter, value: int) -> None:
+        """Append the next value."""
+        difference = value - self.expected
+        out.signed(difference, self._order)
+        self._learn(difference, value)
+
+    def read(self, bits: BitReader) -> int:
+        """The next value, which may be out of its field's bounds.
+
+        Raises:
+            FrameTruncatedError, FrameMalformedError: see `BitReader.signed`.
+        """
+        difference = bits.signed(self._order)
+        value = self.expected + difference
+        self._learn(difference, value)
+        return value
+
+    @property
+    def _order(self) -> int:
+        return max(1, self._total // self._count).bit_length() - 1
+
+    def _learn(self, difference: int, value: int) -> None:
+        self._total += 2 * abs(difference)
+        self._count += 1
+        self.expected = (self.expected + value + 1) // 2
+
+
+class _Columns:
+    """Those of one parcel."""
+
+    def __init__(self) -> None:
+        self.figures = [_Column(1) for _ in range(4)]
+        self.delta_ms = _Column(2)
+        self.size = _Column(2)
 
 
 def is_parcel(raw: bytes) -> bool:
@@ -76,10 +123,13 @@ def pack(
     Raises:
         BridgeError: a header cannot be read.
     """
-    out, before = BitWriter(), _Before()
+    out, columns = BitWriter(), _Columns()
     numbers, fresh = dict(known or {}), dict(new or {})
+    out.number(len(requests) - 1, 0)
+    before: _Shared | None = None
     for i, request in enumerate(requests):
-        before = _write(out, request, before, i == 0, i + 1 == len(requests), numbers, fresh)
+        last = i + 1 == len(requests)
+        before = _write(out, request, before, last, columns, numbers, fresh)
     digest = parcel_digest(constants, [request.frame.digest for request in requests])
     payloads = b"".join(request.frame.payload for request in requests)
     return pb.InferRequest(parcel=digest + out.to_bytes() + payloads)
@@ -88,68 +138,64 @@ def pack(
 def _write(
     out: BitWriter,
     request: pb.InferRequest,
-    before: _Before,
-    first: bool,
+    before: _Shared | None,
     last: bool,
+    columns: _Columns,
     numbers: dict[str, int],
     fresh: dict[str, int],
-) -> _Before:
+) -> _Shared:
     fixed, counts, bitmap = split_header(request.frame.header)
-    flags, (point, *figures) = fixed[0] >> 5, fixed[1:]
+    figures = fixed[2:]
     tokens, number, delta_ms, *distance = counts
     mine = _Shared(
-        point,
+        fixed[1],
         tokens,
         number,
         request.priority,
         request.question,
         request.max_new_tokens,
         request.request_id,
+        fixed[0] >> 5,
+        distance[0] if distance else 0,
     )
-    if not first:
-        same = mine == _following(before.shared)
-        out.bits(same, 1)
-    if first or not same:
-        _write_shared(out, mine, numbers, fresh)
-    out.bits(flags, 3) if first else _write_flags(out, flags, before.flags)
-    if distance:
-        out.number(distance[0] - 1, 0)
-    for figure, past in zip(figures, before.figures, strict=True):
-        if first:
+    _write_shared(out, mine, before, numbers, fresh)
+    if before is None:
+        for column, figure in zip(columns.figures, figures, strict=True):
             out.bits(figure, _FIGURE_BITS)
-        else:
-            out.signed(figure - past, 2)
-    if first:
+            column.expected = figure
         out.number(delta_ms, 9)
+        columns.delta_ms.expected = delta_ms
     else:
-        out.signed(delta_ms - before.delta_ms, 2)
+        for column, figure in zip(columns.figures, figures, strict=True):
+            column.write(out, figure)
+        columns.delta_ms.write(out, delta_ms)
     if bitmap:
-        _write_bitmap(out, bitmap, tokens, bool(flags & _DELTA))
+        _write_bitmap(out, bitmap, tokens, bool(mine.flags & _DELTA))
     size = len(request.frame.payload)
-    out.bits(last, 1)
-    if not last:
-        if first:
-            out.number(size, 4)
-        else:
-            out.signed(size - before.size, 2)
-    return _Before(mine, flags, bytes(figures), delta_ms, size)
-
-
-def _following(before: _Shared) -> _Shared:
-    """What the next frame has if it says nothing else."""
-    return _Shared(
-        before.point,
-        before.tokens,
-        before.number + 1 & 0xFFFFFFFF,
-        before.priority,
-        before.question,
-        before.max_new_tokens,
-    )
+    if before is None and not last:
+        out.number(size, 4)
+        columns.size.expected = size
+    elif not last:
+        columns.size.write(out, size)
+    return mine
 
 
 def _write_shared(
-    out: BitWriter, mine: _Shared, numbers: dict[str, int], fresh: dict[str, int]
+    out: BitWriter,
+    mine: _Shared,
+    before: _Shared | None,
+    numbers: dict[str, int],
+    fresh: dict[str, int],
 ) -> None:
+    if before is not None:
+        out.bits(mine == before.following, 1)
+        if mine == before.following:
+            return
+        frame = replace(before.following, flags=mine.flags, distance=mine.distance)
+        out.bits(mine == frame, 1)
+        if mine == frame:
+            _write_kind(out, mine)
+            return
     out.bits(mine.point, 8)
     out.number(mine.tokens, 5)
     out.number(mine.number, 7)
@@ -158,29 +204,37 @@ def _write_shared(
     if mine.request_id:
         out.bits(len(mine.request_id) - REQUEST_ID_BYTES[0], 4)
         out.bits(int.from_bytes(mine.request_id, "big"), 8 * len(mine.request_id))
-    text = mine.question.encode()
-    if not text:
-        out.bits(_NO_QUESTION, 2)
-    elif mine.question in numbers:
-        out.bits(_BY_NUMBER, 2)
-        out.bits(numbers[mine.question], 4)
-    else:
-        if mine.question in fresh:
-            numbers[mine.question] = fresh[mine.question]
-            out.bits(_REMEMBERED, 2)
-            out.bits(fresh[mine.question], 4)
-        else:
-            out.bits(_TEXT, 2)
-        out.number(len(text), 5)
-        out.bits(int.from_bytes(text, "big"), 8 * len(text))
-    if text:
+    _write_question(out, mine.question, numbers, fresh)
+    if mine.question:
         out.number(mine.max_new_tokens, 3)
+    _write_kind(out, mine)
 
 
-def _write_flags(out: BitWriter, flags: int, before: int) -> None:
-    out.bits(flags == before, 1)
-    if flags != before:
-        out.bits(flags, 3)
+def _write_kind(out: BitWriter, mine: _Shared) -> None:
+    out.bits(mine.flags, 3)
+    if mine.distance:
+        out.number(mine.distance - 1, 0)
+
+
+def _write_question(
+    out: BitWriter, question: str, numbers: dict[str, int], fresh: dict[str, int]
+) -> None:
+    if not question:
+        out.bits(_NO_QUESTION, 2)
+        return
+    if question in numbers:
+        out.bits(_BY_NUMBER, 2)
+        out.bits(numbers[question], 4)
+        return
+    if question in fresh:
+        numbers[question] = fresh[question]
+        out.bits(_REMEMBERED, 2)
+        out.bits(fresh[question], 4)
+    else:
+        out.bits(_TEXT, 2)
+    text = question.encode()
+    out.number(len(text), 5)
+    out.bits(int.from_bytes(text, "big"), 8 * len(text))
 
 
 def _write_bitmap(out: BitWriter, bitmap: bytes, tokens: int, sparse: bool) -> None:
@@ -277,17 +331,21 @@ def take_apart(
 def _read(
     packed: bytes, numbers: dict[int, str], most: int, limits: Limits
 ) -> Iterator[pb.InferRequest]:
-    bits, read = BitReader(packed), list[tuple[_Shared, bytes, int]]()
-    before, last = _Before(), False
-    while not last:
-        if len(read) >= most:
-            raise FrameTooLargeError(f"the parcel holds more than {most} requests: send fewer")
-        before, header, last = _read_frame(bits, before, not read, numbers, limits)
-        read.append((before.shared, header, before.size))
+    bits, columns = BitReader(packed), _Columns()
+    read: list[tuple[_Shared, bytes, int]] = []
+    count = bits.number(0) + 1
+    if count > most:
+        raise FrameTooLargeError(
+            f"the parcel holds {count} requests, at most {most} are accepted: send fewer"
+        )
+    before: _Shared | None = None
+    for i in range(count):
+        before, header, size = _read_frame(bits, before, i + 1 == count, columns, numbers, limits)
+        read.append((before, header, size))
     payloads, at = bits.rest(), 0
     for i, (shared, header, size) in enumerate(read):
         end = at + size if i + 1 < len(read) else len(payloads)
-        if end > len(payloads):
+        if not at <= end <= len(payloads):
             raise FrameMalformedError("the parcel ends within a payload")
         yield pb.InferRequest(
             request_id=shared.request_id,
@@ -300,68 +358,91 @@ def _read(
 
 
 def _read_frame(
-    bits: BitReader, before: _Before, first: bool, numbers: dict[int, str], limits: Limits
-) -> tuple[_Before, bytes, bool]:
-    """One frame: what the next is predicted from, its header, and whether it is the last."""
-    if not first and bits.bits(1):
-        shared = _following(before.shared)
+    bits: BitReader,
+    before: _Shared | None,
+    last: bool,
+    columns: _Columns,
+    numbers: dict[int, str],
+    limits: Limits,
+) -> tuple[_Shared, bytes, int]:
+    """One request: what it shares, its header, and its payload's size unless it is the last."""
+    mine = _read_shared(bits, before, numbers, limits)
+    if before is None:
+        for column in columns.figures:
+            column.expected = bits.bits(_FIGURE_BITS)
+        levels = [column.expected for column in columns.figures]
+        delta_ms = columns.delta_ms.expected = bits.number(9)
     else:
-        shared = _read_shared(bits, numbers, limits)
-    flags = before.flags if not first and bits.bits(1) else bits.bits(3)
-    delta = bool(flags & _DELTA) and shared.tokens > 0
-    counts = [shared.tokens, shared.number]
-    distance = [bits.number(0) + 1] if delta else []
-    if first:
-        figures = bytes(bits.bits(_FIGURE_BITS) for _ in before.figures)
-        delta_ms = bits.number(9)
-    else:
-        figures = bytes(past + bits.signed(2) & 0xFF for past in before.figures)
-        delta_ms = before.delta_ms + bits.signed(2) & 0xFFFFFFFF
+        levels = [column.read(bits) for column in columns.figures]
+        delta_ms = columns.delta_ms.read(bits)
+    if not all(0 <= level <= 0xFF for level in levels) or not 0 <= delta_ms <= 0xFFFFFFFF:
+        raise FrameMalformedError("a figure or capture_delta_ms in the parcel is out of its bounds")
     bitmap = b""
-    if not flags & _ALL_KEPT and 0 < shared.tokens <= MAX_INLINE_TOKENS:
-        bitmap = _read_bitmap(bits, shared.tokens, delta)
-    last = bool(bits.bits(1))
+    if not mine.flags & _ALL_KEPT and 0 < mine.tokens <= MAX_INLINE_TOKENS:
+        bitmap = _read_bitmap(bits, mine.tokens, bool(mine.distance))
     size = 0
-    if not last:
-        size = bits.number(4) if first else before.size + bits.signed(2)
-        if size < 0:
-            raise FrameMalformedError("a payload in the parcel has a size below 0")
-    fixed = bytes([HEADER_VERSION | flags << 5, shared.point]) + figures
-    header = join_header(fixed, [*counts, delta_ms, *distance], bitmap)
-    return _Before(shared, flags, figures, delta_ms, size), header, last
+    if before is None and not last:
+        size = columns.size.expected = bits.number(4)
+    elif not last:
+        size = columns.size.read(bits)
+    fixed = bytes([HEADER_VERSION | mine.flags << 5, mine.point, *levels])
+    counts = [mine.tokens, mine.number, delta_ms, *([mine.distance] if mine.distance else [])]
+    return mine, join_header(fixed, counts, bitmap), size
 
 
-def _read_shared(bits: BitReader, numbers: dict[int, str], limits: Limits) -> _Shared:
+def _read_shared(
+    bits: BitReader, before: _Shared | None, numbers: dict[int, str], limits: Limits
+) -> _Shared:
+    if before is not None:
+        if bits.bits(1):
+            return before.following
+        if bits.bits(1):
+            flags, distance = _read_kind(bits, before.tokens)
+            return replace(before.following, flags=flags, distance=distance)
     point, tokens, number, priority = bits.bits(8), bits.number(5), bits.number(7), bits.bits(2)
     request_id = b""
     if bits.bits(1):
         size = bits.bits(4) + REQUEST_ID_BYTES[0]
         request_id = bits.bits(8 * size).to_bytes(size, "big")
-    kind, question, max_new_tokens = bits.bits(2), "", 0
+    question = _read_question(bits, numbers, limits)
+    max_new_tokens = bits.number(3) if question else 0
+    flags, distance = _read_kind(bits, tokens)
+    return _Shared(
+        point, tokens, number, priority, question, max_new_tokens, request_id, flags, distance
+    )
+
+
+def _read_kind(bits: BitReader, tokens: int) -> tuple[int, int]:
+    """Flags, and the distance of a delta frame's base."""
+    flags = bits.bits(3)
+    return flags, bits.number(0) + 1 if flags & _DELTA and tokens else 0
+
+
+def _read_question(bits: BitReader, numbers: dict[int, str], limits: Limits) -> str:
+    kind = bits.bits(2)
+    if kind == _NO_QUESTION:
+        return ""
+    number = bits.bits(4) if kind != _TEXT else 0
     if kind == _BY_NUMBER:
-        at = bits.bits(4)
-        if at not in numbers:
+        if number not in numbers:
             raise FrameMalformedError(
-                f"the parcel names question {at}, which this stream does not know: send its text"
+                f"the parcel names question {number}, which this stream does not know: send its "
+                "text"
             )
-        question = numbers[at]
-    elif kind != _NO_QUESTION:
-        told = bits.bits(4) if kind == _REMEMBERED else None
-        size = bits.number(5)
-        if size > limits.max_question_bytes:
-            raise FrameTooLargeError(
-                f"a question of {size} bytes in the parcel, at most {limits.max_question_bytes} "
-                "are accepted"
-            )
-        try:
-            question = bits.bits(8 * size).to_bytes(size, "big").decode()
-        except UnicodeDecodeError as error:
-            raise FrameMalformedError(f"a question in the parcel is not UTF-8: {error}") from error
-        if told is not None:
-            numbers[told] = question
-    if kind != _NO_QUESTION:
-        max_new_tokens = bits.number(3)
-    return _Shared(point, tokens, number, priority, question, max_new_tokens, request_id)
+        return numbers[number]
+    size = bits.number(5)
+    if not 0 < size <= limits.max_question_bytes:
+        raise FrameTooLargeError(
+            f"a question of {size} bytes in the parcel, 1 to {limits.max_question_bytes} are "
+            "accepted"
+        )
+    try:
+        question = bits.bits(8 * size).to_bytes(size, "big").decode()
+    except UnicodeDecodeError as error:
+        raise FrameMalformedError(f"a question in the parcel is not UTF-8: {error}") from error
+    if kind == _REMEMBERED:
+        numbers[number] = question
+    return question
 
 
 def _read_bitmap(bits: BitReader, tokens: int, sparse: bool) -> bytes:

@@ -59,17 +59,22 @@ RIVALS = tuple(
 
 
 def bare_bytes(file: bytes) -> int:
-    """Bytes of a file without the parts that both ends could agree on once.
+    """Size of `bare`."""
+    return len(bare(file))
+
+
+def bare(file: bytes) -> bytes:
+    """A file without the parts that both ends could agree on once.
 
     Those are the container of WebP and AVIF, and the tables before the scan of a JPEG. No camera
     sends pictures without them, but no codec can do better than this.
     """
     if file[:4] == b"RIFF":
-        return len(file) - _WEBP_CONTAINER_BYTES
+        return file[_WEBP_CONTAINER_BYTES:]
     if file[:2] == b"\xff\xd8":
-        return len(file) - file.rindex(_JPEG_SCAN)
+        return file[file.rindex(_JPEG_SCAN) :]
     at = file.find(_AVIF_DATA)
-    return len(file) - at - len(_AVIF_DATA) if at >= 0 else len(file)
+    return file[at + len(_AVIF_DATA) :] if at >= 0 else file
 
 
 def worn(files: Sequence[bytes]) -> list[Image.Image]:

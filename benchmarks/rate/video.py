@@ -112,22 +112,27 @@ def available() -> bool:
 
 
 def picture_bytes(codec: str, stream: bytes) -> int:
-    """Bytes of a stream without the parts that both ends could agree on once.
+    """Bytes of `coded_pictures`."""
+    return sum(map(len, coded_pictures(codec, stream)))
+
+
+def coded_pictures(codec: str, stream: bytes) -> list[bytes]:
+    """A stream without the parts that both ends could agree on once, in coding order.
 
     Those are parameter sets, comments, start codes and delimiters; the rest are coded pictures.
     """
     if codec == "av1":
-        return sum(size for kind, size in _obus(stream) if kind in _OBU_PICTURES)
-    sizes = 0
+        return [unit for kind, unit in _obus(stream) if kind in _OBU_PICTURES]
+    found = []
     for unit in stream.split(b"\0\0\1")[1:]:
         kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
         if 1 <= kind <= 5 if codec == "h264" else kind < 32:
-            sizes += len(unit.rstrip(b"\0"))
-    return sizes
+            found.append(unit.rstrip(b"\0"))
+    return found
 
 
-def _obus(stream: bytes) -> list[tuple[int, int]]:
-    """Kind and size, header included, of each open bitstream unit (AV1 specification, 5.3)."""
+def _obus(stream: bytes) -> list[tuple[int, bytes]]:
+    """Kind and bytes, header included, of each open bitstream unit (AV1 specification, 5.3)."""
     found = []
     at = 0
     while at < len(stream):
@@ -142,7 +147,7 @@ def _obus(stream: bytes) -> list[tuple[int, int]]:
             if byte < 128:
                 break
         at += size
-        found.append((head >> 3 & 15, at - start))
+        found.append((head >> 3 & 15, stream[start:at]))
     return found
 
 

@@ -110,13 +110,15 @@ def secured(identities: Identities) -> tuple[str, ...]:
 
 
 @contextmanager
-def stubbed(folder: Path, identities: Identities) -> Iterator[Site]:
+def stubbed(
+    folder: Path, identities: Identities, host: str = "127.0.0.1", bundle: Path = BUNDLE
+) -> Iterator[Site]:
     """Start a service whose engine answers at once."""
     settings = {
         "model": str(CLOUD_MODEL),
-        "bundles": [str(BUNDLE)],
+        "bundles": [str(bundle)],
         "directory": str(identities.directory),
-        "host": "127.0.0.1",
+        "host": host,
         "port": 0,
         "open_port": 0,
         "api_port": 0,

@@ -34,6 +34,9 @@ class Outbox:
         writer: the task that writes it while the call is open.
         writing_since: when the write under way began (monotonic); 0 without one.
         unread: the error for a client that does not read.
+        wait_s: how long events that can wait may do so, seconds; 0: not at all, and each event is a
+            message of its own.
+        most_aside: how many events may wait.
     """
 
     def __init__(self, memory: Room | None = None, tenant: str = "") -> None:
@@ -46,6 +49,9 @@ class Outbox:
         self.writer: asyncio.Task[None] | None = None
         self.writing_since = 0.0
         self.unread: OverloadedError | None = None
+        self.wait_s, self.most_aside = 0.0, 1
+        self._aside: list[tuple[pb.InferEvent, Computation, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._drained.set()
 
     def leave(self) -> None:
@@ -59,10 +65,36 @@ class Outbox:
         if self.leaving and not self._waiting:
             self.put(None)
 
+    def put_aside(self, event: pb.InferEvent, computation: Computation) -> None:
+        """Append an event that can wait for others."""
+        if not self.wait_s:
+            self.put(event, computation)
+            return
+        if self.closed.is_set():
+            return
+        size = _EVENT_BYTES + event.ByteSize()
+        self._aside.append((event, computation, size))
+        self._count(size)
+        if len(self._aside) >= self.most_aside:
+            self._bring()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.wait_s, self._bring)
+
+    def _bring(self) -> None:
+        """Let the events go that were put aside."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._aside:
+            self._events.extend(self._aside)
+            self._aside.clear()
+            self._filled.set()
+
     def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
         """Append an event of a computation; None ends the stream."""
         if self.closed.is_set():
             return
+        self._bring()
         size = _EVENT_BYTES + (event.ByteSize() if event is not None else 0)
         self._events.append((event, computation, size))
         self._count(size)
@@ -81,6 +113,18 @@ class Outbox:
         self._count(-size)
         return event, computation
 
+    def more(self) -> list[tuple[pb.InferEvent, Computation | None]]:
+        """Further events that are there already, for the same message."""
+        found: list[tuple[pb.InferEvent, Computation | None]] = []
+        while self.wait_s and self._events and self._events[0][0] is not None:
+            event, computation, size = self._events.popleft()
+            if event is not None:
+                found.append((event, computation))
+            self._count(-size)
+        if found:
+            self._drained.set()
+        return found
+
     async def room(self) -> None:
         """Wait until it has room."""
         await self._drained.wait()
@@ -88,6 +132,7 @@ class Outbox:
     def close(self) -> None:
         """Called when the call has ended: drop the events that are not written."""
         self.closed.set()
+        self._bring()
         self._events.clear()
         self._count(-self.bytes)
 

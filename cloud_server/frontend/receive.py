@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -30,7 +31,12 @@ from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
-from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import (
+    ACCEPTED_WAIT_KEY,
+    EVENTS_APART,
+    MOST_ACCEPTED_WAIT_MS,
+    SESSION_METADATA_KEY,
+)
 from protos.digest import derived_id
 from protos.errors import (
     BridgeError,
@@ -48,6 +54,7 @@ from protos.process.logs import Logger
 from protos.refusals import refused
 from protos.requests import Parsed, id_of, parse_infer_request
 
+_WAIT = re.compile("([0-9]{1,6}),([0-9]{1,6})")
 _BUSY, _CALM = 0.75, 0.25
 """Shares of the queue at which clients are advised to send less, and to send as much as before."""
 
@@ -124,6 +131,9 @@ class Receiver:
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
         stream = Stream(apart or self._outboxes.make(session.owner[0]))
         stream.apart = apart is not None
+        wait_s, most = _accepted_wait(metadata.get(ACCEPTED_WAIT_KEY, ""))
+        stream.outbox.wait_s = wait_s
+        stream.outbox.most_aside = min(most, self._limits.max_in_flight)
         reader = asyncio.create_task(self._read(requests, stream, session, caller))
         cancelled = True
         try:
@@ -393,6 +403,15 @@ async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:
         for wait in waits:
             wait.cancel()
     return one.is_set()
+
+
+def _accepted_wait(told: object) -> tuple[float, int]:
+    """Seconds that Accepted events may wait, and how many; not at all if that cannot be read."""
+    found = _WAIT.fullmatch(told) if isinstance(told, str) else None
+    if found is None:
+        return 0.0, 1
+    wait_ms, most = map(int, found.groups())
+    return min(wait_ms, MOST_ACCEPTED_WAIT_MS) / 1000, max(1, most)
 
 
 def _point_of(header: Header, session: Session) -> OperatingPoint:

@@ -66,8 +66,11 @@ class Stream:
         """Pass a computation's events on, until its terminal one."""
 
         def pass_on(event: pb.InferEvent) -> None:
-            self.outbox.put(event, computation)
             kind = event.WhichOneof("event")
+            if kind == "accepted" and not computation.question:
+                self.outbox.put_aside(event, computation)
+            else:
+                self.outbox.put(event, computation)
             if kind in ("answer", "refused") or (kind == "accepted" and not computation.question):
                 self.waiting.pop(computation.request_id, None)
                 computation.leave(pass_on)
@@ -214,15 +217,20 @@ class Teller:
             event, computation = await outbox.get()
             if event is None:
                 return
-            if computation is not None and event.HasField("answer"):
-                computation.left(event)
+            together = [(event, computation), *outbox.more()]
+            for one, of in together:
+                if of is not None and one.HasField("answer"):
+                    of.left(one)
+            if len(together) > 1:
+                event = pb.InferEvent(events=[one for one, _ in together])
             outbox.writing_since = time.monotonic()
             await context.write(event)
             outbox.writing_since = 0.0
-            if computation is not None and event.HasField("token"):
-                computation.left(event)
-            elif computation is not None and event.HasField("answer"):
-                self.observe(event.answer)
+            for one, of in together:
+                if of is not None and one.HasField("token"):
+                    of.left(one)
+                elif of is not None and one.HasField("answer"):
+                    self.observe(one.answer)
 
     def observe(self, answer: pb.Answer) -> None:
         """Count the times of an answer that has left."""

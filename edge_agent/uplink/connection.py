@@ -26,7 +26,7 @@ from edge_agent.uplink.retry import Refused, RetryPolicy
 from edge_agent.uplink.session import Session
 from edge_agent.uplink.stream import Stream
 from projector.codec.feedback import FeedbackDecoder
-from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART, SESSION_METADATA_KEY
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -77,6 +77,7 @@ class Connection:
         session: the session agreed last; None before, and once the server has forgotten it.
         on_session: called with every session that was agreed.
         stream: the stream opened last; None before.
+        accepted_wait: the metadata `nb-accepted-wait` of its streams; empty: none.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Connection:
         self.on_session: Callable[[Session], None] = lambda session: None
         self.session: Session | None = None
         self.stream: Stream | None = None
+        self.accepted_wait = ""
         self._layout = layout
         self._dial = dial
         self._store = store
@@ -247,6 +249,8 @@ class Connection:
                 events = await self._events(session, down, known is None)
             if events is not None:
                 metadata += (EVENTS_APART,)
+            if self.accepted_wait:
+                metadata += ((ACCEPTED_WAIT_KEY, self.accepted_wait),)
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
             session.forget_advice()  # advice belongs to a stream, and that one is gone
@@ -317,7 +321,8 @@ class Connection:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # `ending` tells
             async for event in stream.events:
                 stream.heard(self._clock())
-                self._take(stream, event)
+                for one in event.events or (event,):
+                    self._take(stream, one)
         ends.cancel()
         broken = stream.broken or await stream.ending()
         if isinstance(broken, FrameTooLargeError):

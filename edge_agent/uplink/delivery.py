@@ -38,6 +38,8 @@ from protos.neuralbridge.v1 import bridge_pb2
 from protos.process.logs import Logger
 from protos.refusals import refusal_of
 
+_TOGETHER_S = 0.25
+"""How long acknowledgements of frames that shared a message may wait for each other, seconds."""
 _DAMAGED = 3  # how often a request is sent again because its bytes changed on the way
 
 
@@ -79,6 +81,8 @@ class Uplink:
         device: this device's name, for a service without identities.
         keep: digest of the bundle that the frames of this uplink were made with; see `negotiate`.
         linger_s: longest time that a frame waits for others to share its message, seconds.
+        ack_wait_s: longest time that the acknowledgement of a frame without a question waits in the
+            service for others, seconds.
 
     Attributes:
         connection: the session and the open stream.
@@ -102,6 +106,7 @@ class Uplink:
         device: str = "",
         keep: str = "",
         linger_s: float = 0.0,
+        ack_wait_s: float = 0.0,
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
@@ -113,6 +118,10 @@ class Uplink:
         self.in_flight = in_flight
         self._sleep = sleep
         self._retries = Retries(self.policy, metrics, log, clock, sleep)
+        if ack_wait_s or linger_s:
+            wait_s, most = (ack_wait_s, in_flight // 2) if ack_wait_s else (_TOGETHER_S, in_flight)
+            self.connection.accepted_wait = f"{round(1000 * wait_s)},{max(1, most)}"
+        self._patient = ack_wait_s > 0
         self._post = Post(metrics, self.controller, clock, sleep, linger_s, in_flight)
         self._room = asyncio.Condition()
         self.held = 0
@@ -178,8 +187,8 @@ class Uplink:
 
     @property
     def lingers(self) -> bool:
-        """Whether frames may wait for others to share their message."""
-        return self._post.lingers
+        """Whether frames, or their acknowledgements, may wait for others."""
+        return self._post.lingers or self._patient
 
     def base(self, priority: int) -> Base | None:
         """See `Post.base`."""
@@ -279,7 +288,8 @@ class Uplink:
             if letter.event.done():
                 event = letter.event.result()
                 self._post.answered(stream, letter)
-                self._measured(sent.request_id, event)
+                if not self._patient or event.HasField("answer"):
+                    self._measured(sent.request_id, event)
                 return event
             late = EngineUnavailableError(f"no answer within {self.policy.answer_timeout_s:g} s")
             if stream.heard_at <= sent.at:  # nothing came down at all: the connection is dead

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from projector.codec.encoder import Encoder
-from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART, SESSION_METADATA_KEY
 from protos.digest import session_constants, verify
 from protos.errors import (
     BridgeError,
@@ -215,6 +215,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         reader = asyncio.create_task(read())
         try:
             while (event := await events.get()) is not None:
+                if ACCEPTED_WAIT_KEY in metadata:
+                    event = self._together(event, events)
                 if metadata.get(EVENTS_APART[0]) == EVENTS_APART[1]:
                     self.down[session_id].put_nowait(event)
                 else:
@@ -228,6 +230,17 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             if self.drop_error is not None:
                 await self._abort(context, self.drop_error)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+
+    def _together(self, event: pb.InferEvent, events: asyncio.Queue[Any]) -> pb.InferEvent:
+        """One message of all events that are there."""
+        found = [event]
+        while not events.empty():
+            more = events.get_nowait()
+            if more is None:
+                events.put_nowait(None)
+                break
+            found.append(more)
+        return pb.InferEvent(events=found) if len(found) > 1 else event
 
     async def Ask(self, request: pb.AskRequest, context: Any) -> AsyncIterator[pb.InferEvent]:
         parse_ask_request(request.SerializeToString(deterministic=True), self.limits)

@@ -96,6 +96,7 @@ def test_service_and_methods_are_the_published_ones() -> None:
                 "answer": 5,
                 "refused": 6,
                 "rate_advice": 7,
+                "events": 8,
             },
         ),
     ],

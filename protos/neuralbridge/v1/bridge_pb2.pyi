@@ -127,7 +127,7 @@ class EventsRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
 
 class InferEvent(_message.Message):
-    __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice")
+    __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice", "events")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class InferEvent(_message.Message):
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     RATE_ADVICE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     frame_number: int
     accepted: Accepted
@@ -142,7 +143,8 @@ class InferEvent(_message.Message):
     answer: Answer
     refused: Refused
     rate_advice: RateAdvice
-    def __init__(self, request_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., rate_advice: _Optional[_Union[RateAdvice, _Mapping]] = ...) -> None: ...
+    events: _containers.RepeatedCompositeFieldContainer[InferEvent]
+    def __init__(self, request_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., rate_advice: _Optional[_Union[RateAdvice, _Mapping]] = ..., events: _Optional[_Iterable[_Union[InferEvent, _Mapping]]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("distortion",)

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.calls import EVENTS_APART
+from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART
 from protos.digest import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
@@ -394,5 +394,62 @@ def test_a_parcel_beyond_the_credit_is_refused_request_by_request(paths: dict[st
                 pass
             assert event.refused.code == 204 and not event.request_id
             call.cancel()
+
+    asyncio.run(scene())
+
+
+# ------------------------------------------------------------------ acknowledgements that wait
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_acknowledgements_wait_for_each_other_and_anything_else_takes_them_along(
+    paths: dict[str, Any], apart: bool
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            stub = bridge_pb2_grpc.BridgeStub(server.channel)
+            metadata = (*edge.metadata, (ACCEPTED_WAIT_KEY, "60000,3"))
+            down = None
+            if apart:
+                request = pb.EventsRequest(session_id=edge.session.session_id)
+                down = stub.Events(request, timeout=120)
+                await down.initial_metadata()
+                metadata += (EVENTS_APART,)
+            call = stub.Infer(metadata=metadata, timeout=120)
+            events = down or call
+            for seed in range(3):
+                await call.write(edge.frame(seed=seed, question=""))
+            together = await events.read()
+            assert [e.WhichOneof("event") for e in together.events] == ["accepted"] * 3
+            assert [e.frame_number for e in together.events] == [0, 1, 2]
+            await call.write(edge.frame(seed=3, question=""))
+            await call.write(edge.frame(seed=4, question="count 1"))
+            seen: list[pb.InferEvent] = []
+            while not seen or not seen[-1].HasField("answer"):
+                event = await events.read()
+                seen += event.events or [event]
+            kinds = [(e.frame_number, e.WhichOneof("event")) for e in seen]
+            assert kinds[:2] == [(3, "accepted"), (4, "accepted")]
+            await call.write(edge.frame(seed=5, question=""))
+            await call.done_writing()
+            last = await events.read()
+            assert (last.events or [last])[-1].frame_number == 5, "the end takes it along"
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_lone_acknowledgement_leaves_when_its_time_is_over(paths: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            stub = bridge_pb2_grpc.BridgeStub(server.channel)
+            for told in ("1,9", "soon", "60000,0", "-1,2", ""):
+                metadata = (*edge.metadata, (ACCEPTED_WAIT_KEY, told))
+                call = stub.Infer(metadata=metadata, timeout=120)
+                await call.write(edge.frame(question=""))
+                assert (await call.read()).HasField("accepted")
+                call.cancel()
 
     asyncio.run(scene())
