@@ -305,7 +305,7 @@ def _parser() -> configuration.Parser:
     _add_settings(feedback, leave_out=_OF_A_RUN)
     feedback.set_defaults(question_mode="feedback")
     for command in (ask, feedback):
-        command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP, BMP or TIFF file")
+        command.add_argument("picture", nargs="?", help="a PNG, JPEG, WebP, AVIF, BMP or TIFF file")
         command.add_argument("question", nargs="?", help="asked about the picture")
         command.add_argument("--question", dest="asked", metavar="QUESTION", help="the same")
         command.add_argument("--text", help="a text instead of a picture")

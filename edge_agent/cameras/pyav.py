@@ -15,6 +15,9 @@ from edge_agent.sources.address import Address
 
 INSTALL = "pip install 'neural-bridge[video]'"
 
+_STRICT = ("h264", "hevc")
+"""Codecs whose damage would smear every picture up to the next key frame, so none is repaired."""
+
 
 class PyavReader:
     """Decodes the first video stream of an address.
@@ -45,8 +48,14 @@ class PyavReader:
             stream = container.streams.video[0]
             # Decoding several pictures at once would hold each back until the next ones came.
             stream.thread_type = "SLICE" if live else "AUTO"
+            if stream.codec_context.name in _STRICT:
+                stream.codec_context.options = {"err_detect": "explode", "ec": "0"}
             broken, waiting = av.error.InvalidDataError, True
             for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    self.dropped["damaged"] += 1
+                    waiting = True
+                    continue
                 if waiting and packet.size and not packet.is_keyframe:
                     self.dropped["no_key_frame"] += 1
                     continue

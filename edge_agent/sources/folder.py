@@ -35,7 +35,7 @@ def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Image.Ima
     """Decode a picture file to RGB by the rule of `projector/models/pictures.py`.
 
     Args:
-        path: a PNG, JPEG, WebP, BMP or TIFF file.
+        path: a PNG, JPEG, WebP, AVIF, BMP or TIFF file.
         max_pixels: most pixels that are decoded.
 
     Raises:
@@ -129,9 +129,10 @@ class Folder:
         files = tuple(entry for entry in found.files if entry.name not in (*BESIDE, TEXTS))
         lines = read_lines(path / TEXTS) if (path / TEXTS).is_file() else ()
         if not files and not lines:
+            passed = f"; passed over: {said(found.skipped)}" if found.skipped else ""
             raise SourceError(
-                f"source {path} is empty: put PNG, JPEG, WebP, BMP, TIFF or .txt files in it, "
-                f"or a {TEXTS}" + (f"; passed over: {said(found.skipped)}" if found.skipped else "")
+                f"source {path} is empty: put PNG, JPEG, WebP, AVIF, BMP, TIFF or .txt files in "
+                f"it, or a {TEXTS}{passed}"
             )
         return cls(files, lines, skipped=found.skipped)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 from pydantic import Field
 
 from projector.models.picture_depth import (
@@ -37,6 +37,7 @@ SUFFIXES: Final = {
     ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    **({".avif": "AVIF"} if "avif" in features.get_supported_modules() else {}),
 }
 """File endings searched for in folders, with their formats. A file is read by its content,
 whatever its name says."""

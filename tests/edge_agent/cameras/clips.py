@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
+
+av = pytest.importorskip("av", reason="no PyAV: pip install 'neural-bridge[video]'")
+
+
+def textured(path: Path, frames: int = 90) -> Path:
+    """A transport stream, 128 by 96 pixels, whose texture moves; a key frame every 15 frames."""
+    texture = np.random.default_rng(0).integers(0, 64, (96, 128, 3), dtype=np.uint8)
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.gop_size, stream.options = 15, {"bf": "0", "sc_threshold": "0"}
+        for number in range(frames):
+            pixels = np.roll(texture, number, 1)
+            pixels[10:26, number : number + 16] = 250
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
 
 
 def clip(

@@ -20,8 +20,6 @@ from tests.edge_agent.cameras.clips import clip
 from tests.edge_agent.cameras.watched_camera import children
 from tests.fakes.fake_run import Run
 
-pytest.importorskip("av", reason="no PyAV: pip install 'neural-bridge[video]'")
-
 
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from edge_agent.cameras.camera import Camera, open_source
+from edge_agent.cameras.gstreamer import library
+from edge_agent.cameras.states import STATES, state_of
 from edge_agent.metrics import Metrics
 from edge_agent.sources.address import Address
-from tests.edge_agent.cameras.clips import clip
-from tests.edge_agent.cameras.watched_camera import QUICK, children, value, wait_for
+from tests.edge_agent.cameras.clips import clip, textured
+from tests.edge_agent.cameras.watched_camera import QUICK, Watched, children, value, wait_for
 
-pytest.importorskip("av", reason="no PyAV: pip install 'neural-bridge[video]'")
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -65,6 +68,30 @@ def test_a_file_that_is_no_video_ends_with_one_typed_error(tmp_path: Path) -> No
     (capture,) = open_source(f"file://{tmp_path}/clip.mp4?name=gate")
     assert capture.error is not None and capture.error.name == "source"
     assert "unreadable" in capture.error.message
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damage_in_the_middle_costs_pictures_up_to_the_next_key_frame_and_shows_none_smeared(
+    tmp_path: Path, seed: int
+) -> None:
+    path = textured(tmp_path / "clip.ts")
+    whole = [np.asarray(each.picture, np.int16) for each in open_source(f"file://{path}")]
+    assert len(whole) == 90
+    rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for at in rng.integers(20_000, len(data) - 3000, 3):
+        data[at : at + 600] = rng.bytes(600)
+    path.write_bytes(data)
+    camera = open_source(f"file://{path}")
+    captures = list(camera)
+    assert camera.state == "ended" and 40 <= len(captures) < 90
+    near = [
+        min(np.abs(np.asarray(each.picture, np.int16) - one).mean() for one in whole)
+        for each in captures
+    ]
+    assert sum(away > 3 for away in near) <= 2  # a lost picture that the stream does not tell of
+    assert near[-1] < 3
+    assert value(camera, "frames_dropped_total", cause="damaged") > 0
+    assert value(camera, "frames_dropped_total", cause="no_key_frame") > 0
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callable) -> None:
@@ -147,3 +174,55 @@ def test_no_process_outlives_an_agent_that_is_killed(moving: Path) -> None:
         agent.kill()
     assert len(begun) == 1
     wait_for(lambda: not psutil.pid_exists(begun[0]))
+
+
+@pytest.mark.parametrize("by", ["pyav", "gstreamer"])
+@pytest.mark.parametrize(
+    ("device", "state"), [("/dev/video77", "no_device"), ("/dev/null", "wrong_device")]
+)
+def test_a_camera_that_cannot_be_opened_is_said_once_and_tried_again(
+    watch: Callable[[Camera], Watched], by: str, device: str, state: str
+) -> None:
+    if by == "gstreamer" and library() is None:
+        pytest.skip("no GStreamer: make gstreamer")
+    watched = watch(Camera(Address.parse(f"v4l2://{device}?by={by}"), "gate", patience=QUICK))
+    wait_for(lambda: value(watched.camera, "restarts_total", cause=state) >= 2)
+    assert [event["state"] for event in watched.events()] == [state]
+    assert watched.camera.state == state and watched.taken == 0
+
+
+def test_a_camera_of_a_jetson_says_what_is_missing_elsewhere(
+    watch: Callable[[Camera], Watched],
+) -> None:
+    watched = watch(Camera(Address.parse("csi://0"), "gate", patience=QUICK))
+    wait_for(lambda: value(watched.camera, "restarts_total", cause="no_decoder") >= 1)
+
+
+def test_a_mask_that_disappears_stops_its_camera_until_it_is_back(
+    moving: Path, watch: Callable[[Camera], Watched], tmp_path: Path
+) -> None:
+    mask = tmp_path / "gate.png"
+    drawn = Image.new("RGB", (8, 8), "white")
+    drawn.paste("black", (0, 0, 8, 8))
+    drawn.save(mask)
+    address = Address.parse(f"file://{moving}?realtime=1&loop=1&name=gate")
+    watched = watch(Camera(address, masks=[str(mask)], patience=QUICK))
+    wait_for(lambda: watched.taken > 1)
+    mask.rename(tmp_path / "away.png")
+    for child in children():
+        child.kill()
+    wait_for(lambda: watched.camera.state == "mask")
+    taken = watched.taken
+    (tmp_path / "away.png").rename(mask)
+    wait_for(lambda: watched.taken > taken)
+    assert watched.last is not None and watched.last.picture is not None
+    assert not np.asarray(watched.last.picture).any()
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [(errno.EBUSY, "device_busy"), (errno.ENODEV, "no_device"), (errno.EACCES, "no_permission")],
+)
+def test_what_the_system_says_about_a_device_is_a_state(number: int, state: str) -> None:
+    assert state_of(OSError(number, "x"), network=False) == state
+    assert set(STATES) >= {state, state_of(ValueError(), False), state_of(OSError(), True)}
