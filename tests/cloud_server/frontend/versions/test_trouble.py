@@ -117,10 +117,15 @@ async def test_a_worse_version_serves_nobody_although_the_database_cannot_be_wri
             edge = await server.edge()
             assert edge.session.bundle_version == "2"
             for seed in range(60):
-                if await server.metric("bundle_rollbacks_total"):
-                    break
-                await edge.say("count 1", seed=1000 + seed)
-            assert await server.metric("bundle_rollbacks_total") == 1
+                try:
+                    await edge.say("count 1", seed=1000 + seed)
+                except grpc.aio.AioRpcError:
+                    break  # it is asked to move already
+
+            async def rolled_back() -> bool:
+                return await server.metric("bundle_rollbacks_total") == 1
+
+            await server.until(rolled_back)
             assert operator.wanted()[2] == "active"
 
             async def old() -> bool:
