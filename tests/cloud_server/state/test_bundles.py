@@ -148,6 +148,39 @@ def test_reports_of_front_ends_are_replaced_withdrawn_and_deleted_when_old(
         assert bundles.said(session, clock.now_s + 3600) == []
 
 
+def test_a_report_from_before_the_clock_was_set_back_is_not_believed(
+    store: Store, clock: Clock
+) -> None:
+    digest = added(store, 1)
+    with store.write("gone", quiet=True) as tx:
+        bundles.report(tx, bundles.Said("gone", digest, "serving"))
+    clock.now_s -= 2 * 3600
+    with store.write("here", quiet=True) as tx:
+        bundles.withdraw(tx, "here")
+        bundles.report(tx, bundles.Said("here", digest, "judging"))
+    with store.read() as session:
+        assert [one.front_end for one in bundles.said(session, clock.now_s)] == ["here"]
+
+
+def test_a_version_counts_as_served_until_it_is_wanted_anew(store: Store) -> None:
+    old, new = added(store, 1), added(store, 2)
+
+    def served() -> dict[str, bool]:
+        with store.read() as session:
+            return {row.digest: row.served for row in bundles.every(session)}
+
+    act(store, bundles.activate, old)
+    act(store, bundles.served, old)
+    act(store, bundles.activate, new, 0.5)
+    assert served() == {old: True, new: False}
+    act(store, bundles.served, new)
+    act(store, bundles.activate, new)
+    assert served() == {old: True, new: True}, "from a share to all it is the same version"
+    act(store, bundles.rollback, new)
+    act(store, bundles.activate, new)
+    assert served() == {old: True, new: False}
+
+
 def test_two_processes_see_the_same_versions(opened: Opened) -> None:
     one, other = opened(), opened()
     added(one, 1)
