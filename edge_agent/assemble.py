@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from edge_agent import settings
 from edge_agent.agent import Agent
+from edge_agent.device.power import Sensors
 from edge_agent.guard import Guard
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.identity.identity_file import IdentityFile
@@ -91,7 +92,11 @@ def run_agent(
         log.warning("entries of the source passed over", source=list(chosen.source), **skipped)
         for kind, number in skipped.items():
             metrics.entries_skipped.labels(kind).inc(number)
+    sensors = Sensors()
+    metrics.watch(sensors.latest)
     with ExitStack() as stack:
+        sensors.start()
+        stack.callback(sensors.stop)
         uplinks: list[Uplink] = []
         if chosen.metrics_port is not None:
             health = HealthServer(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry
 
+from edge_agent.device.power import Readings
 from protos.process.memory import resident_bytes
 from protos.process.metrics import BYTES, RATIO, MetricSet
 
@@ -179,3 +183,26 @@ class Metrics(MetricSet):
             "uplink_bytes_per_second",
             "Rate of the uplink, as estimated; +Inf while no frame was large enough to tell",
         )
+        self.power = self.gauge(
+            "power_watts", "Power that this machine takes; NaN if it does not measure it"
+        )
+        self.temperature = self.gauge(
+            "temperature_celsius", "Temperature of the hottest zone; NaN if there is none"
+        )
+        self.throttled = self.gauge(
+            "throttled", "1 while heat slows this machine's processors down"
+        )
+
+    def watch(self, readings: Callable[[], Readings]) -> None:
+        """Show the machine's readings.
+
+        Args:
+            readings: gives the newest ones.
+        """
+        self.power.set_function(lambda: _or_nan(readings().watts))
+        self.temperature.set_function(lambda: _or_nan(readings().celsius))
+        self.throttled.set_function(lambda: float(readings().throttled))
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

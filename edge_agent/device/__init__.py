@@ -1,0 +1,1 @@
+"""The machine around the agent: its sensors, its checks, and those who look after it."""
