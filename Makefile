@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -139,6 +139,10 @@ bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture c
 bench-guard: $(READY) ## The guard's figures alone: test and shifted pictures, half and half (part of bench-rate)
 	@echo "bench-guard: report in build/bench/guard.json and guard.html; resumes"
 	@$(BIN)/python -m benchmarks.guard
+
+bench-cascade: $(READY) ## Accuracy against the share of questions that the small model sends up; resumes
+	@echo "bench-cascade: report in build/bench/cascade.json and cascade.html; resumes"
+	@$(BIN)/python -m benchmarks.cascade
 
 bench-controller: $(READY) ## The controller alone, on synthetic traces against every fixed point (part of bench-rate)
 	@echo "bench-controller: report in build/bench/controller.json and .svg"

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from edge_agent.beginning import Beginning
 from edge_agent.cameras.triggers import LOCAL, Trigger
+from edge_agent.cascade import Cascade
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
@@ -90,6 +91,7 @@ class Agent:
         controller: chooses the operating point if the plan does not name one.
         on_capture: called when a capture has ended, for a progress bar.
         done: questions that an earlier run answered; they are not asked again.
+        cascade: answers here what the small model is confident about; None sends everything.
         outgoing: sends what waits on the disk; None: frames wait in memory.
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
@@ -110,6 +112,7 @@ class Agent:
     hold_every_s: float | None = None
     edge_only_too: bool = False
     edge_fallback: bool = False
+    cascade: Cascade | None = None
     controller: PointController | None = None
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
@@ -240,6 +243,11 @@ class Agent:
         except (PictureError, ContextError) as error:
             self._capture_failed(capture, error)
             return
+        if self.cascade is not None and questions:
+            questions = await self.cascade.answer(maker, questions, self.summary, self.on_record)
+            if not questions:
+                self.on_capture()
+                return
         if self.outgoing is not None:
             for question in questions or ("",):
                 await self._keep(self.outgoing, maker, question, tasks)

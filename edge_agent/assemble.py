@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from edge_agent import settings
 from edge_agent.agent import Agent
+from edge_agent.cascade import Cascade
 from edge_agent.device.power import Sensors
 from edge_agent.guard import Guard
 from edge_agent.identity.enrolled import Enrolled
@@ -116,6 +117,7 @@ def run_agent(
         captures=summary.captures,
         answered=summary.answered,
         fallbacks=summary.fallbacks,
+        confident=summary.confident,
         failed=summary.failed,
         payload_bytes=summary.payload_bytes,
     )
@@ -214,6 +216,7 @@ async def _drive(
             hold_every_s=chosen.hold_every_s if chosen.question_mode == "hold" else None,
             edge_only_too=chosen.edge_only_too,
             edge_fallback=chosen.edge_fallback,
+            cascade=_cascade(chosen, model, metrics, log),
             controller=controller,
             on_capture=advance,
             done=done,
@@ -236,6 +239,24 @@ async def _drive(
         if uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks
         return summary
+
+
+def _cascade(
+    chosen: Settings, model: EdgeModel, metrics: Metrics, log: logs.Logger
+) -> Cascade | None:
+    """The cascade, if the settings ask for it.
+
+    Raises:
+        ConfigError: the model has no calibrated confidence.
+    """
+    if not chosen.cascade:
+        return None
+    if model.confidence is None:
+        raise ConfigError(
+            f"--cascade needs a calibrated confidence, which {chosen.model} has not: export the "
+            "model (projector export-edge), then projector calibrate-edge EXPORT PICTURES"
+        )
+    return Cascade(model.confidence, chosen.cascade_limit, metrics, log)
 
 
 def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edge_agent.sight import Seen, Sight
 from projector.codec.arrays import Floats
+from projector.codec.confidence import Confidence
 from projector.codec.feedback import FeedbackDecoder
 from projector.models.foreign import importing
 from projector.models.running import AUTO, Running
@@ -61,6 +62,12 @@ class ExportedModel:
     def running(self) -> Running:
         """Where it runs."""
         return self._vlm.running
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """How far its own answers can be trusted; None if that was not calibrated."""
+        found = self._vlm.manifest.confidence
+        return None if found is None else Confidence.of(found.weights, found.bias)
 
     def see(self, seen: Seen) -> Sight:
         """Prefill one picture; the cache stays for the model's own answers.

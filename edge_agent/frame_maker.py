@@ -39,6 +39,8 @@ class FrameMaker:
 
     Attributes:
         prefill_ms: time that the small model took, milliseconds; 0 before it ran.
+        confidences: question to the probability that the small model's own answer is right, where
+            a cascade asked.
         degenerate: why no question can be answered from this picture; empty if it can, and for
             texts.
 
@@ -65,6 +67,7 @@ class FrameMaker:
         self.capture = capture
         self.plan = plan
         self.prefill_ms = 0.0
+        self.confidences: dict[str, float] = {}
         self.degenerate = "" if isinstance(seen, str) else degenerate(seen)
         self._seen = seen
         self._model = model

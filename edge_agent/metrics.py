@@ -85,13 +85,16 @@ class Metrics(MetricSet):
         self.risk = self.histogram(
             "risk_ratio", "Probability that a frame's answer differs from the picture's", RATIO
         )
+        self.confidence = self.histogram(
+            "confidence_ratio", "Probability that the small model's own answer is right", RATIO
+        )
         self.warnings = self.counter(
             "warnings_total", "Captures that show nothing to answer from (degenerate)", "cause"
         )
         self.fallbacks = self.counter(
             "fallbacks_total",
             "Questions whose answer is not the projected frame's (distortion, unfamiliar, "
-            "degenerate, late, corrupt, incompatible, offline)",
+            "degenerate, late, corrupt, incompatible, offline, confident)",
             "cause",
         )
         self.answers = self.counter("answers_total", "Questions answered by the service")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edge_agent.exported_model import ExportedModel
 from edge_agent.sight import EdgeModel, Seen, Sight
 from projector.codec.arrays import Floats
+from projector.codec.confidence import Confidence
 from projector.codec.feedback import FeedbackDecoder
 from projector.models.exported.manifest import is_export
 from projector.models.foreign import importing
@@ -42,6 +43,7 @@ class LocalModel:
 
     def __init__(self, vlm: VLM, running: Running) -> None:
         self._vlm, self.running = vlm, running
+        self.confidence: Confidence | None = None
         self._lock = threading.Lock()
 
     @property
@@ -109,6 +111,7 @@ class TextModel:
         self, lm: LM, running: Running, reader: Reader | None = None, digest: str = ""
     ) -> None:
         self._lm, self.running, self._reader, self._digest = lm, running, reader, digest
+        self.confidence: Confidence | None = None
         self._lock = threading.Lock()
 
     @property

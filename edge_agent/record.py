@@ -60,10 +60,12 @@ class AnswerRecord:
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
-            degenerate, late, corrupt, incompatible, offline): then it is the service's answer to
+            degenerate, late, corrupt, incompatible, offline; confident: the small model answered,
+            nothing was sent): then it is the service's answer to
             the picture, or, with an error, the small model's.
         risk: probability that the frame's answer differs from the picture's; None if the guard did
             not measure it.
+        confidence: probability that the small model's own answer is right; None without a cascade.
         warnings: reasons not to trust the answer: `degenerate`, the picture shows nothing to answer
             from (one flat colour, or one side over 64 times the other).
         error: None, or `code`, `name` and `message` of what ended the question.
@@ -90,6 +92,7 @@ class AnswerRecord:
     from_memory: bool = False
     fallback: str = ""
     risk: float | None = None
+    confidence: float | None = None
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
     content: str = ""
@@ -163,6 +166,7 @@ def record_of(
         from_memory=answer.from_memory if answer is not None else False,
         fallback=fallback,
         risk=frame.risk if frame else None,
+        confidence=maker.confidences.get(question),
         warnings=_warnings(maker, outcome),
         error=_error(outcome.error),
     )

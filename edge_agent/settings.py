@@ -322,6 +322,17 @@ class Settings(configuration.TypedSettings):
         description="if the service gives no answer, answer with the small model (marked as "
         "a fallback, with its cause)",
     )
+    cascade: bool = Field(
+        False,
+        description="answer with the small model where it is confident, and send only the other "
+        "questions up (for an edge export with a confidence: projector calibrate-edge)",
+    )
+    cascade_limit: float = Field(
+        0.9,
+        ge=0.0,
+        le=1.0,
+        description="least probability of a right answer at which the small model's answer counts",
+    )
     progress: bool | None = Field(
         None, description="progress bar on standard error; default: on a terminal only"
     )

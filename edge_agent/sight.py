@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from projector.codec.arrays import Floats
+from projector.codec.confidence import Confidence
 from projector.codec.feedback import FeedbackDecoder
 from projector.models.running import Running
 from protos.layout import KVLayout
@@ -52,6 +53,10 @@ class EdgeModel(Protocol):
     @property
     def running(self) -> Running:
         """Where the model runs."""
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """How far its own answers can be trusted; None if that was not calibrated."""
 
     def see(self, seen: Seen) -> Sight:
         """Run the model over one picture or text."""

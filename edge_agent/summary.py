@@ -16,6 +16,7 @@ class Summary:
         questions: questions that ended, one record each (a failed capture counts as one).
         answered: questions that the service answered, or frames that it holds.
         fallbacks: questions that the small model answered because the service could not.
+        confident: questions that the small model answered because it was confident.
         failed: questions without an answer.
         payload_bytes: payload of the frames whose questions were answered.
         first_error: the first error that left a question without an answer, or None.
@@ -25,6 +26,7 @@ class Summary:
     questions: int = 0
     answered: int = 0
     fallbacks: int = 0
+    confident: int = 0
     failed: int = 0
     payload_bytes: int = 0
     first_error: BridgeError | None = None

@@ -42,16 +42,21 @@ def features(
             own answer; None if it was not asked.
         moved: latents of all tokens before quantization, minus the encoder's centre, `[T, r]`.
     """
-    words = _words(question)
+    known = words_of(question), certainty_of(first_token)
+    found: Floats = np.concatenate([losses_of(figures), *known, moments_of(moved)]).astype(
+        np.float32
+    )
+    return found
+
+
+def certainty_of(first_token: Floats | None) -> npt.NDArray[np.float64]:
+    """Four features of the distribution of an answer's first token, `[V]`; NaN without one."""
     certainty = np.full(_CERTAINTY, np.nan)
     if first_token is not None:
         second, first = np.partition(first_token, -2)[-2:].astype(np.float64)
         spread = -np.sum(first_token * np.log(np.maximum(first_token, 1e-9)), dtype=np.float64)
         certainty[:] = np.log(first + _LEAST), np.log(second + _LEAST), spread, first - second
-    found: Floats = np.concatenate(
-        [losses_of(figures), words, certainty, moments_of(moved)]
-    ).astype(np.float32)
-    return found
+    return certainty
 
 
 def received_features(figures: Distortion, question: str, moved: Floats) -> Floats:
@@ -75,7 +80,8 @@ def moments_of(moved: Floats) -> Floats:
     return found
 
 
-def _words(question: str) -> npt.NDArray[np.float64]:
+def words_of(question: str) -> npt.NDArray[np.float64]:
+    """Which buckets the question's words fall into, 0 or 1; NaN if it is unknown."""
     words = np.full(WORDS, np.nan if not question else 0.0)
     for word in question.split():
         words[zlib.crc32(word.encode()) % WORDS] = 1.0
@@ -148,7 +154,7 @@ class RiskModel:
             question: empty if unknown.
             moments_score: score of the decoded latents.
         """
-        rest = np.concatenate([losses_of(figures), _words(question), np.full(_CERTAINTY, np.nan)])
+        rest = np.concatenate([losses_of(figures), words_of(question), np.full(_CERTAINTY, np.nan)])
         count = len(rest)
         known = np.where(np.isfinite(rest), rest, self.mean[:count])
         score = known @ self.weights[:count].astype(np.float64) + self.bias + moments_score

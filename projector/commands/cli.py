@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from projector.commands import (
     build,
     calibrate,
+    calibrate_edge,
     canary,
     catalogue,
     corpus,
@@ -42,6 +43,7 @@ COMMANDS = (
     export_edge,
     head,
     calibrate,
+    calibrate_edge,
     guard,
     canary,
     build,

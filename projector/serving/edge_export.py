@@ -34,6 +34,7 @@ from projector.models.exported.manifest import (
     Manifest,
     PromptParts,
     sha256_of,
+    write_manifest,
 )
 from projector.models.exported.vlm import ExportedVLM
 from projector.models.vlm import VLM
@@ -103,15 +104,11 @@ def _write(vlm: VLM, folder: Path) -> Manifest:
             for file in sorted(folder.iterdir())
         },
     )
-    _describe(folder, plain)
+    write_manifest(folder, plain)
     found = {"parity": _parity(vlm, folder, known), "resident_bytes": _footprint(folder)}
     manifest = plain.model_copy(update=found)
-    _describe(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
-
-
-def _describe(folder: Path, manifest: Manifest) -> None:
-    write_file(folder / DESCRIPTION, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def _save(graph: bytes, file: Path) -> None:

@@ -56,6 +56,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.layout = LAYOUT
         self.running = Running("cpu", "cpu")
+        self.confidence = None
         self.seen = 0
         self._lock = threading.Lock()
 

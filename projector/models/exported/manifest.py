@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from projector.models.foreign import plain_file
 from protos.errors import BridgeError, ModelError
 from protos.layout import KVLayout
+from protos.process.files import write_file, writing
 from protos.process.folders import open_file
 
 DESCRIPTION = "export.json"
@@ -110,6 +111,24 @@ class Fidelity(_Part):
     tokens: int
 
 
+class CalibratedConfidence(_Part):
+    """How far the model's own answers can be trusted (`projector/codec/confidence.py`).
+
+    Attributes:
+        weights: of the features.
+        bias: intercept.
+        questions: that it was learnt from.
+        accuracy: share of them that the model answered rightly.
+        error: calibration error, by fits to the other half of the pictures.
+    """
+
+    weights: list[float]
+    bias: float
+    questions: int
+    accuracy: float
+    error: float
+
+
 class Manifest(_Part):
     """All of `export.json`.
 
@@ -123,6 +142,7 @@ class Manifest(_Part):
         parity: against torch, when it was made.
         resident_bytes: memory that it took on the CPU when it was made, libraries included.
         files: by name.
+        confidence: for a cascade; None if it was not calibrated.
     """
 
     format: Literal[1]
@@ -134,6 +154,7 @@ class Manifest(_Part):
     parity: Fidelity
     resident_bytes: int = Field(ge=0)
     files: dict[str, ExportedFile]
+    confidence: CalibratedConfidence | None = None
 
     @property
     def kv_layout(self) -> KVLayout:
@@ -179,6 +200,17 @@ def read_manifest(folder: Path) -> Manifest:
         what = f"lists no {missing[0]}" if missing else f"lists a file {strange[0]!r}"
         raise ModelError(f"{file} {what}; {AGAIN}")
     return made
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `export.json`.
+
+    Raises:
+        DiskFullError, ConfigError: it cannot be written.
+    """
+    with writing(folder / DESCRIPTION):
+        text = manifest.model_dump_json(indent=1) + "\n"
+        write_file(folder / DESCRIPTION, text.encode())
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
