@@ -421,6 +421,7 @@ def load_model(
             log.info("memory", need_bytes=need.host + need.gpu, free_bytes=free.bytes)
     # Without a terminal, standard error holds only JSON lines.
     waiting = Waiting(f"loading {path}") if on_terminal() else nullcontext()
+    began = time.monotonic()
     with start_limit(chosen.start_limit_s, str(path)), waiting:
         model = load(
             path,
@@ -436,7 +437,9 @@ def load_model(
         metrics.model_device.labels(running.device).set(1)
         metrics.device_fallback.set(bool(running.fallback))
     if log is not None:
-        log.info("model", path=str(path), device=running.device, wanted=running.wanted)
+        load_ms = round(1000 * (time.monotonic() - began), 1)
+        told = {"device": running.device, "wanted": running.wanted, "load_ms": load_ms}
+        log.info("model", path=str(path), **told)
         if running.fallback:
             log.warning("device_fallback", device=running.device, cause=running.fallback)
     return model

@@ -1,4 +1,4 @@
-"""Measures what a device costs: bytes of frames on the link, beside pictures and video.
+"""Measures what a device costs: bytes of frames on the link, an install, a start.
 
 Needs root for network namespaces. Results of earlier runs are kept (`--fresh` measures again).
 """
@@ -17,11 +17,16 @@ from rich.console import Console
 from benchmarks import command
 from benchmarks.edge.fixed_camera import fixed_camera
 from benchmarks.edge.stills import stills
+from benchmarks.edge.without_torch import without_torch
 from reference.report.parts import Table, show
 
 Part: TypeAlias = Callable[[Path, bool], dict[str, Any]]
 """Measures into a folder, quickly or not; its result has `figures`."""
-PARTS: dict[str, Part] = {"stills": stills, "fixed_camera": fixed_camera}
+PARTS: dict[str, Part] = {
+    "stills": stills,
+    "fixed_camera": fixed_camera,
+    "without_torch": without_torch,
+}
 
 
 def bench(given: argparse.Namespace) -> int:
