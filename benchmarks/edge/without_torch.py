@@ -28,6 +28,14 @@ MIB = 1 << 20
 _NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
 _RUNS = 5
 _QUESTION = "is there a fire ?"
+_AGENT = """
+import json, sys
+from edge_agent.__main__ import main
+code = main(sys.argv[1:])
+from protos.process.memory import peak_bytes
+print(json.dumps({"peak_bytes": peak_bytes()}), file=sys.stderr)
+sys.exit(code)
+"""
 
 
 @dataclass(frozen=True)
@@ -94,23 +102,20 @@ def ask(python: Path, model: Path, server: str, picture: Path, state: Path, *mor
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NEURAL_BRIDGE", "PYTHON"))}
     environ |= {"OMP_NUM_THREADS": "1"}
     began = time.monotonic()
-    process = subprocess.Popen(
-        [str(python), "-m", "edge_agent", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    done = subprocess.run(
+        [str(python), "-c", _AGENT, *arguments],
+        capture_output=True,
+        text=True,
         cwd=state.parent,
         env=environ,
     )
-    assert process.stdout is not None and process.stderr is not None
-    out, err = process.stdout.read(), process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
     wall_s = time.monotonic() - began
-    if process.returncode:
-        raise RuntimeError(f"the agent ended with {process.returncode}: {err[-500:]}")
-    told = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    load_ms = next(row["load_ms"] for row in told if row["event"] == "model")
-    return Started(json.loads(out), wall_s, load_ms / 1000, 1024 * usage.ru_maxrss)
+    if done.returncode:
+        raise RuntimeError(f"the agent ended with {done.returncode}: {done.stderr[-500:]}")
+    told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    load_ms = next(row["load_ms"] for row in told if row.get("event") == "model")
+    peak = next(row["peak_bytes"] for row in told if "peak_bytes" in row)
+    return Started(json.loads(done.stdout), wall_s, load_ms / 1000, peak)
 
 
 def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
@@ -123,7 +128,9 @@ def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
     picture = folder / "picture.png"
     TestSet.load("test", 1, 1).pictures[0].save(picture)
     serve = ["cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(BUNDLE)]
-    with Child("service", [*serve, "--port", "0", "--threads", "1"], folder / "log") as service:
+    with Child(
+        "service", [*serve, "--port", "0", "--metrics-port", "0"], folder / "log"
+    ) as service:
         server = f"127.0.0.1:{service.ready(180.0)['port']}"
         starts = [
             ask(python, export, server, picture, folder / f"state-{i}")
