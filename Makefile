@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -121,6 +121,12 @@ test-edge: $(READY) ## Faults injected into a device by the thousand, and an ins
 	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
 	@rm -f build/edge_faults.json
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install -q -s --timeout 3600
+
+bench-edge: $(READY) ## What a device's frames cost on a real link, beside pictures and video (root, iproute2, ffmpeg; 20 minutes)
+	@echo "bench-edge: report in build/bench/edge.json; resumes"
+	@command -v ffmpeg >/dev/null || \
+		echo "bench-edge: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
+	@$(BIN)/python -m benchmarks.edge
 
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from benchmarks.compare.arms import Pair
 from benchmarks.edge.film import Coded
@@ -11,50 +14,64 @@ from benchmarks.edge.links import Arm, measure
 from benchmarks.edge.rows import ACK_WAIT_S, EVERY_S, LINGER_S, row
 from benchmarks.rate.pictures import Rival, bare
 from edge_agent.frame import Frame
-from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
+from reference.demo.halves import BUNDLES, CLOUD_MODEL, MODELS
 from reference.demo.testset import TestSet
 
 FILE, BARE = Rival("webp", 50, 48), Rival("avif", 35, 64)
 """The smallest file, and the smallest without its container, within two points (docs/rate.md)."""
-FRAMES = 100
-WAYS = {"linger 0": (0.0, 0.0), "acknowledgements wait": (0.0, ACK_WAIT_S), "linger": (LINGER_S, 0)}
+EDGES = {"edge-a": "x4-q6-r24", "edge-b": "x5-q6"}
+"""The default point of the default edge model, and the cheapest point of all within two points."""
+FRAMES = 80
+WAYS = {
+    "linger 0": (0.0, 0.0),
+    "linger 0, acknowledgements wait 4 s": (0.0, ACK_WAIT_S),
+    "linger 10 s": (LINGER_S, 0.0),
+}
 
 
 def stills(folder: Path, quick: bool) -> dict[str, Any]:
     """Measure; returns bytes per frame by arm, and `figures`."""
-    test = TestSet.load("test", 24 if quick else FRAMES + 1, 1)
-    pair = Pair.load(EDGE_MODEL, CLOUD_MODEL, BUNDLE)
-    point = pair.bundle.encoder.point(pair.bundle.info.default_point)
-    ours = []
-    for number, state in enumerate(pair.states(test.pictures)):
-        shot = pair.encode(state, point).shot
-        frame = Frame(point, len(shot.kept), shot.kept, shot.payload, shot.distortion, 0.0, 0.0)
-        ours.append(Coded.of(frame, number))
-    files = [Coded.file(FILE.encode(picture)) for picture in test.pictures]
-    bares = [Coded.file(bare(BARE.encode(picture))) for picture in test.pictures]
-    films = {f"ours {point.name}": ours, FILE.name: files, f"{BARE.name} without container": bares}
-    arms = [
-        Arm(f"{name}, {way}", film, linger_s, ack_wait_s, EVERY_S)
-        for name, film in films.items()
-        for way, (linger_s, ack_wait_s) in WAYS.items()
-    ]
-    found = measure(folder, BUNDLE, pair.edge.layout, arms)
-
-    def over(way: str, what: str, rival: str = FILE.name) -> float:
-        mine: float = found[f"ours {point.name}, {way}"][what]
-        other: float = found[f"{rival}, {way}"][what]
-        return other / mine
-
-    return {
-        "arms": found,
-        "figures": [
-            row("stills, linger 0, packets with frames", over("linger 0", "ip_up_data"), 3.3),
-            row("stills, linger 0, all packets up", over("linger 0", "ip_up"), 3.3),
-            row(
-                "stills, linger 0, acknowledgements wait 4 s, all packets up",
-                over("acknowledgements wait", "ip_up"),
-                3.3,
-            ),
-            row("stills, linger 10 s, all packets up", over("linger", "ip_up"), 8.0),
+    pictures = TestSet.load("test", 24 if quick else FRAMES + 1, 1).pictures
+    rivals = {
+        FILE.name: [Coded.file(FILE.encode(picture)) for picture in pictures],
+        f"{BARE.name} without container": [
+            Coded.file(bare(BARE.encode(picture))) for picture in pictures
         ],
     }
+    found: dict[str, Any] = {}
+    for edge, name in EDGES.items():
+        bundle = BUNDLES / f"{edge}-cloud"
+        pair = Pair.load(MODELS / edge, CLOUD_MODEL, bundle)
+        films = {f"{edge} {name}": _coded(pair, name, pictures)}
+        arms = [
+            Arm(f"{film}, {way}", frames, *waits, EVERY_S)
+            for film, frames in (films | ({} if found else rivals)).items()
+            for way, waits in WAYS.items()
+        ]
+        found |= measure(folder, bundle, pair.edge.layout, arms)
+
+    def over(edge: str, way: str, what: str) -> float:
+        ours: float = found[f"{edge} {EDGES[edge]}, {way}"][what]
+        other: float = found[f"{FILE.name}, {way}"][what]
+        return other / ours
+
+    figures = []
+    for edge, point in EDGES.items():
+        told = f"stills, {edge} {point}"
+        name = f"{told}, linger 0, packets with frames"
+        figures.append(row(name, over(edge, "linger 0", "ip_up_data"), 3.3))
+        for way, target in zip(WAYS, (3.3, 3.3, 8.0), strict=True):
+            name = f"{told}, {way}, all packets up"
+            figures.append(row(name, over(edge, way, "ip_up"), target))
+    return {"arms": found, "figures": figures}
+
+
+def _coded(pair: Pair, name: str, pictures: Sequence[Image.Image]) -> list[Coded]:
+    """Key frames of all pictures at a point."""
+    point = next(one for one in pair.bundle.encoder.points if one.name == name)
+    coded = []
+    for number, state in enumerate(pair.states(pictures)):
+        shot = pair.encode(state, point).shot
+        frame = Frame(point, len(shot.kept), shot.kept, shot.payload, shot.distortion, 0.0, 0.0)
+        coded.append(Coded.of(frame, number))
+    return coded

@@ -14,6 +14,8 @@ from PIL import Image
 
 from protos.feedback import seal_feedback
 from protos.header import Header, pack_header
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.parcel import pack
 from protos.quantize import QUANTIZERS
 from protos.requests import seal, seal_ask
 from tests.fakes.fake_edge import LAYOUT
@@ -43,6 +45,29 @@ def test_what_an_edge_sends_is_accepted_by_every_way_in(point: int) -> None:
     assert target.check(bytes((target.INFER,)) + request.SerializeToString())
     ask = seal_ask(bytes(32), bytes(16), b"12345678", 3, "what ?")
     assert target.check(bytes((target.ASK,)) + ask.SerializeToString())
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(st.binary(max_size=96), st.integers(0, 7), st.integers(0, 2**16))
+def test_any_damage_to_a_parcel_is_read_or_refused(noise: bytes, way: int, at: int) -> None:
+    """Its digest is not checked: what a hostile client sends has a good one."""
+    header, payload = _frame(1)
+    delta, changes = pack_header(Header(1, 2, np.arange(TOKENS) == 3, base=1), b"\x01" * 9)
+    frames = [
+        seal(bytes(32), b"", header, payload, "what ?", 4),
+        seal(bytes(32), b"12345678", header, payload, "what ?", 4),
+        seal(bytes(32), b"", delta, changes),
+    ]
+    raw = pack(bytes(32), frames).parcel
+    assert target.check(bytes((target.INFER,)) + pb.InferRequest(parcel=raw).SerializeToString())
+    cut = 4 + at % (len(raw) - 4)
+    damaged = {
+        0: raw[:cut] + noise,
+        1: noise + raw[cut:],
+        2: raw[:cut] + noise + raw[cut:],
+        3: raw[:cut] + bytes([raw[cut] ^ 1 << at % 8]) + raw[cut + 1 :],
+    }.get(way, raw[:4] + noise)
+    target.check(bytes((target.INFER,)) + pb.InferRequest(parcel=damaged).SerializeToString())
 
 
 def test_what_else_a_stranger_sends_is_accepted_by_its_way_in() -> None:

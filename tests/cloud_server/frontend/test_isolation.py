@@ -20,6 +20,7 @@ from protos.errors import MissingKeyFrameError, UnknownSessionError
 from protos.header import Header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.parcel import pack
 from protos.quantize import QUANTIZERS
 from protos.requests import seal_ask
 from tests.cloud_server import stage
@@ -37,7 +38,12 @@ class Place:
     tenant: str
     device: str
     edge: Edge
-    request_id: bytes
+    request: pb.InferRequest
+
+    @property
+    def request_id(self) -> bytes:
+        id: bytes = self.request.request_id
+        return id
 
 
 @dataclass
@@ -90,6 +96,13 @@ def infer(who: Who, place: Place, id: bytes) -> Any:
     return call
 
 
+def infer_parcel(who: Who, place: Place, id: bytes) -> Any:
+    """Two requests that were answered there, in one message, sealed as their owner sealed them."""
+    metadata = (*who.metadata, (SESSION_METADATA_KEY, id))
+    sent = pack(place.edge.session.session_constants, [place.request, place.request])
+    return who.stub.Infer(iter([sent]), metadata=metadata, timeout=60)
+
+
 def infer_apart(who: Who, place: Place, id: bytes) -> Any:
     metadata = (*who.metadata, (SESSION_METADATA_KEY, id), EVENTS_APART)
     return who.stub.Infer(iter(()), metadata=metadata, timeout=60)
@@ -116,6 +129,7 @@ def feedback(who: Who, place: Place, id: bytes) -> Any:
 CALLS: tuple[Callable[[Who, Place, bytes], Any], ...] = (
     fetch,
     infer,
+    infer_parcel,
     infer_apart,
     events,
     ask,
@@ -135,7 +149,7 @@ async def town(server: Secured) -> tuple[list[Who], list[Place]]:
             await call.write(request)
             await call.done_writing()
             assert [event async for event in call][-1].answer.text == "0 1"
-            places.append(Place(tenant, name, edge, request.request_id))
+            places.append(Place(tenant, name, edge, request))
             callers.append(Who(tenant, name, bridge_pb2_grpc.BridgeStub(edge.channel)))
         rights: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "all": ({}, ("gate-3", "gate-4")),
@@ -202,6 +216,28 @@ async def test_a_frame_of_another_session_is_no_base_for_a_delta_frame(
             else:
                 assert held.refused == never.refused
                 assert held.refused.code == MissingKeyFrameError.code
+
+
+@on_loop
+async def test_a_parcel_of_another_session_is_refused_like_noise(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    """Even with another device's constants, frames and questions, on a stream of one's own."""
+    async with secured(paths, tmp_path / "svc") as server:
+        _, (mine, *others) = await town(server)
+
+        async def told(parcel: bytes) -> pb.InferEvent:
+            call = mine.edge.open()
+            await call.write(pb.InferRequest(parcel=parcel))
+            await call.done_writing()
+            return [event async for event in call][-1]
+
+        for place in others:
+            sent = pack(place.edge.session.session_constants, [place.request]).parcel
+            noise = secrets.token_bytes(4) + sent[4:]
+            stolen, made_up = await told(sent), await told(noise)
+            assert stolen.refused.code == made_up.refused.code == 202
+            assert not stolen.request_id and not stolen.frame_number
 
 
 @on_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.parcel import pack
 from tests.cloud_server.front_end import running
+from tests.cloud_server.secured import secured
+from tests.fakes.loop import on_loop
 
 
 def test_a_request_beyond_the_credit_is_refused_as_overload_and_may_be_sent_again(
@@ -396,6 +399,25 @@ def test_a_parcel_beyond_the_credit_is_refused_request_by_request(paths: dict[st
             call.cancel()
 
     asyncio.run(scene())
+
+
+@on_loop
+async def test_each_request_of_a_parcel_counts_against_the_quota(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(
+        paths, tmp_path / "svc", device_requests_per_s=0.01
+    ) as server:  # one at once
+        edge = await server.edge(await server.enrol(server.premises.code("gate-3", "acme")))
+        call = edge.open()
+        sent = [edge.frame(seed=seed, question="count 2") for seed in range(5)]
+        await call.write(pack(edge.session.session_constants, sent))
+        found = await ends(call, 5)
+        kinds = [found[request.request_id].WhichOneof("event") for request in sent]
+        assert kinds == ["answer"] + ["refused"] * 4
+        refused = found[sent[-1].request_id].refused
+        assert refused.code == 501 and refused.retryable and refused.retry_after_ms > 0
+        call.cancel()
 
 
 # ------------------------------------------------------------------ acknowledgements that wait
