@@ -110,7 +110,6 @@ async def send(job: Job, state: Path) -> list[Outcome]:
         due = began + (number - 1) * job.every_s
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         sent.append(asyncio.create_task(deliver(number, time.monotonic() - due)))
-    uplink.hurry()
     outcomes = list(await asyncio.gather(*sent))
     await asyncio.sleep(1.0)  # acknowledgements come late
     messages = sum(
