@@ -47,6 +47,7 @@ from edge_agent.uplink.dial import (
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.retry import RetryPolicy
+from edge_agent.uplink.servers import Servers
 from projector.models.exported.manifest import is_export
 from protos.errors import ConfigError, ModelError
 from protos.identity import name_from
@@ -144,16 +145,18 @@ async def _drive(
     kept: Kept | None,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
-    dial = choose_dial(chosen)
-    if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):
-        metrics.plain_text.set(1)
-        log.warning("plain_text", server=dial.address, cause=_why_plain(chosen))
+    dials = choose_dials(chosen)
+    servers = Servers(dials, chosen.server_back_s)
+    for dial in dials:
+        if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):
+            metrics.plain_text.set(1)
+            log.warning("plain_text", server=dial.address, cause=_why_plain(chosen))
     store = _store(chosen, log)
 
     def make_uplink(keep: str = "") -> Uplink:
         return Uplink(
             model.layout,
-            dial,
+            servers,
             store,
             metrics,
             log,
@@ -175,13 +178,13 @@ async def _drive(
 
     uplink = make_uplink()
     uplinks.append(uplink)
-    renewal = None
+    renewal, dial = None, dials[0]
     if isinstance(dial, SecureDial) and dial.enrolled is not None:
         identity = dial.enrolled.now
         log.info("identity", tenant=identity.tenant, device=identity.device, serial=identity.serial)
         metrics.certificate_end.set(identity.not_after_s)
         renewal = Renewal(
-            dial.enrolled, dial, lambda: uplink.connected, metrics, log, chosen.connect_timeout_s
+            dial.enrolled, servers, lambda: uplink.connected, metrics, log, chosen.connect_timeout_s
         )
     plan = Plan(
         chosen.point,
@@ -259,8 +262,8 @@ def _cascade(
     return Cascade(model.confidence, chosen.cascade_limit, metrics, log)
 
 
-def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
-    """Choose how to reach the server: over TLS if this device is enrolled or `ca` is given.
+def choose_dials(chosen: Settings) -> list[InsecureDial | SecureDial]:
+    """Choose how to reach each server: over TLS if this device is enrolled or `ca` is given.
 
     Raises:
         CertificateError: the identity or the roots cannot be used.
@@ -269,16 +272,17 @@ def choose_dial(chosen: Settings) -> InsecureDial | SecureDial:
     if chosen.insecure:
         if chosen.ca:
             raise ConfigError("--insecure is plain text, --ca is for TLS: give one of them")
-        return dial_insecure(chosen.server or _HERE)
+        return [dial_insecure(server) for server in chosen.server or (_HERE,)]
     enrolled = None
     store = _state(chosen)
     if store.directory is not None:
         enrolled = Enrolled.read(IdentityFile.under(store.directory))
-    server = chosen.server or (enrolled.now.server if enrolled is not None else "") or _HERE
+    told = enrolled.now.server if enrolled is not None else ""
+    servers = chosen.server or (told or _HERE,)
     if enrolled is None and not chosen.ca:
-        return dial_insecure(server)
+        return [dial_insecure(server) for server in servers]
     roots = foreign_roots(chosen.ca) if chosen.ca else b""
-    return dial_secure(server, enrolled, roots, chosen.server_name)
+    return [dial_secure(server, enrolled, roots, chosen.server_name) for server in servers]
 
 
 def state_directory(chosen: Settings) -> Path | None:

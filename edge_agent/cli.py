@@ -18,7 +18,7 @@ from typing import Any
 
 from edge_agent import settings
 from edge_agent.assemble import (
-    choose_dial,
+    choose_dials,
     identity_file,
     load_model,
     model_path,
@@ -185,6 +185,8 @@ def _enrol(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check_settings(chosen)
+    if len(chosen.server) > 1:
+        raise ConfigError("a device enrols at one address: give one --server")
     if not chosen.server:
         raise ConfigError(
             "no service: give --server HOST:PORT, with the port where it enrols devices (50052 "
@@ -193,7 +195,7 @@ def _enrol(args: argparse.Namespace) -> int:
     typed = sys.stdin.readline() if args.code == "-" else args.code
     identity = asyncio.run(
         enrol(
-            chosen.server,
+            chosen.server[0],
             OneTimeCode.parse(typed),
             identity_file(chosen),
             chosen.ca,
@@ -244,7 +246,7 @@ def _check(chosen: Settings) -> int:
         open_sources(chosen, open_source)
     if chosen.selector is not None:
         require_selector(chosen.selector)
-    choose_dial(chosen)
+    choose_dials(chosen)
     return _check_settings(chosen)
 
 

@@ -129,6 +129,12 @@ class Metrics(MetricSet):
             "duplicate_events_total", "Terminal events for a question already answered"
         )
         self.reconnects = self.counter("reconnects_total", "Streams opened after the first")
+        self.server_rank = self.gauge(
+            "server_rank", "Place of the server in use in the order of preference; 0: the first"
+        )
+        self.server_switches = self.counter(
+            "server_switches_total", "Times that another server than before took over"
+        )
         self.negotiations = self.counter("negotiations_total", "Sessions agreed with a server")
         self.encoder_fetches = self.counter(
             "encoder_fetches_total", "Encoders fetched because the state directory had none"

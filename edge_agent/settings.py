@@ -59,10 +59,19 @@ class Settings(configuration.TypedSettings):
         description="CPU threads of the small model; 0: as many as the CPU quota, the affinity "
         "mask and the cores allow",
     )
-    server: str = Field(
-        "",
+    server: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
         description="address of the cloud server: host:port, [IPv6]:port, or one of gRPC's forms; "
-        "default: what the service said when this device enrolled, else 127.0.0.1:50051",
+        "repeatable, the preferred one first: the next is used while it fails (environment: a JSON "
+        "list, or one address a line); default: what the service said when this device enrolled, "
+        "else 127.0.0.1:50051",
+    )
+    server_back_s: float = Field(
+        30.0,
+        gt=0.0,
+        le=3600.0,
+        description="with several servers: first pause before one that failed is preferred again, "
+        "seconds; it doubles each time that it fails again, up to 15 minutes",
     )
     ca: str = Field(
         "",
@@ -345,7 +354,7 @@ class Settings(configuration.TypedSettings):
         """The priority's number on the wire."""
         return PRIORITIES.index(self.priority)
 
-    @field_validator("questions", "source", "mask", "trigger", mode="before")
+    @field_validator("questions", "source", "mask", "trigger", "server", mode="before")
     @classmethod
     def _split_lines(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -397,8 +406,11 @@ class Settings(configuration.TypedSettings):
 
     @field_validator("server")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
-        return configuration.checked(addresses.target, value) if value else value
+    def _host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(configuration.checked(addresses.target, one) for one in value if one)
+        if len(set(found)) < len(found):
+            raise ValueError("a server is named twice")
+        return found
 
 
 def load(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from edge_agent.identity.enrol import renew
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.metrics import Metrics
-from edge_agent.uplink.dial import SecureDial, explained
+from edge_agent.uplink.dial import Dial, explained
 from protos.errors import (
     BridgeError,
     OfflineError,
@@ -42,7 +42,7 @@ class Renewal:
     """
 
     enrolled: Enrolled
-    dial: SecureDial
+    dial: Dial
     connected: Callable[[], bool]
     metrics: Metrics
     log: Logger

@@ -1,9 +1,11 @@
-"""The connection to one server: the session, the open Infer stream and its events.
+"""The connection to the service: the session, the open Infer stream and its events.
 
 `Connection.open` returns the open stream; if there is none it negotiates (`negotiate`), opens the
 events on a connection of their own (`open_events`), then the Infer call. One attempt serves all who
 wait, in a task of its own, so that it outlives a request that is given up. The task `_read` hands
 each event to the request that expects it; an event for an id that has ended is counted and dropped.
+Of several servers (`servers`) the first that agrees carries the stream. `_return` moves to a better
+one: it opens the new stream first, and the old one still brings the answers of what it carries.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from edge_agent.uplink.dial import Dial, explained
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.negotiate import feedback_decoder, negotiate
 from edge_agent.uplink.retry import Refused, RetryPolicy
+from edge_agent.uplink.servers import Servers, address_of
 from edge_agent.uplink.session import Session
 from edge_agent.uplink.stream import Stream
 from projector.codec.feedback import FeedbackDecoder
@@ -59,11 +62,11 @@ async def _nothing() -> None:
 
 
 class Connection:
-    """The session and the open stream to one server.
+    """The session and the open stream.
 
     Args:
         layout: the small model's cache layout.
-        dial: makes a fresh channel; called for every connection.
+        dial: makes a fresh channel to the server; or several servers, in order of preference.
         store: where encoders are kept.
         metrics: what is counted.
         log: structured logger.
@@ -83,7 +86,7 @@ class Connection:
     def __init__(
         self,
         layout: KVLayout,
-        dial: Dial,
+        dial: Dial | Servers,
         store: EncoderStore,
         metrics: Metrics,
         log: Logger,
@@ -98,7 +101,7 @@ class Connection:
         self.stream: Stream | None = None
         self.accepted_wait = ""
         self._layout = layout
-        self._dial = dial
+        self._servers = Servers.of(dial)
         self._store = store
         self._metrics = metrics
         self._log = log
@@ -107,9 +110,11 @@ class Connection:
         self._on_open = on_open
         self._device = device
         self._keep = keep
-        self._bar = CallerBar(dial, clock)
+        self._bar = CallerBar(self._servers.dials[0], clock)
         self._before: Session | None = None
         self._opening: asyncio.Task[Stream] | None = None
+        self._returning: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._opened = 0
         self._apart = True
         self._closed = False
@@ -166,13 +171,13 @@ class Connection:
         if self._opening is not None and not self._opening.done():
             self._opening.cancel()
             await asyncio.wait({self._opening})
+        await self._stop_returning()
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         stream, self.stream = self.stream, None
         if stream is not None:
-            if stream.broken is None and stream.reader is not None:
-                with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-                    await stream.call.done_writing()
-                await asyncio.wait({stream.reader}, timeout=1.0)
-            await stream.drop(OfflineError("the agent is closing"))
+            await _half_close(stream, OfflineError("the agent is closing"))
 
     def forget(self, session: Session) -> None:
         """The server does not know this session any more: negotiate before the next request."""
@@ -184,7 +189,8 @@ class Connection:
 
     def failed(self, error: grpc.aio.AioRpcError, session: Session) -> BridgeError:
         """The typed error of a call in a session; forgets a session that the server forgot."""
-        typed = self._typed(error)
+        stream = self.stream
+        typed = _typed(error, stream.dial if stream is not None else None)
         if isinstance(typed, UnknownSessionError):
             self.forget(session)
         if isinstance(typed, BARRING) and self.stream is not None:
@@ -208,11 +214,12 @@ class Connection:
         return asked is not None and self._clock() - asked >= self._policy.answer_timeout_s
 
     async def _reopen(self) -> Stream:
+        await self._stop_returning()
         stream, self.stream = self.stream, None
         if stream is not None:
             await stream.drop(OfflineError("the stream is gone"))
         try:
-            stream = self.stream = await self._connect()
+            stream = await self._first_that_agrees()
         except BARRING as error:
             if self._bar.too_early(error):
                 raise EngineUnavailableError(
@@ -221,32 +228,114 @@ class Connection:
             self._bar.raise_for(error)
             self._log.error("not_let_in", error=error.name, cause=str(error))
             raise
-        stream.reader = asyncio.create_task(self._read(stream))
         if self._opened:
             self._metrics.reconnects.inc()
-        self._opened += 1
-        self._bar.lower()
-        self._metrics.connected.set(1)
-        await self._on_open()
+        await self._adopt(stream)
         return stream
 
-    async def _connect(self) -> Stream:
+    async def _first_that_agrees(self) -> Stream:
+        """The stream of the first server that serves this device.
+
+        Raises:
+            BridgeError: none does: the first error that may pass, or else the first one.
+        """
+        failures: list[tuple[Dial, BridgeError]] = []
+        for dial in self._servers.order():
+            try:
+                stream = await self._agree(dial)
+            except BridgeError as error:
+                failures.append((dial, error))
+                continue
+            for failed, cause in failures:  # if none serves, the network may be to blame
+                self._failed(failed, cause)
+            return stream
+        errors = [error for _, error in failures]
+        raise next((error for error in errors if error.retryable), errors[0])
+
+    async def _agree(self, dial: Dial) -> Stream:
+        """Open a stream; a session of another server that this one does not know is left."""
+        known = self.session
+        try:
+            return await self._connect(dial, known)
+        except UnknownSessionError:
+            if known is None or not self._servers.several:
+                raise
+            return await self._connect(dial, None)
+
+    def _failed(self, dial: Dial, error: BridgeError) -> None:
+        self._servers.failed(dial)
+        self._log.warning(
+            "server_failed", server=address_of(dial), error=error.name, cause=str(error)
+        )
+
+    async def _adopt(self, stream: Stream) -> None:
+        """Send on this stream from now on."""
+        dial, before = stream.dial or self._servers.dials[0], self._servers.current
+        if self.session is not stream.session:
+            self.session = self._before = stream.session
+        self.stream = stream
+        stream.reader = asyncio.create_task(self._read(stream))
+        self._opened += 1
+        self._bar.lower()
+        self._servers.opened(dial)
+        rank = self._servers.rank(dial)
+        self._metrics.connected.set(1)
+        self._metrics.server_rank.set(rank)
+        if dial is not before:
+            self._metrics.server_switches.inc()
+            self._log.info("server", server=address_of(dial), rank=rank)
+        if rank:
+            self._returning = asyncio.create_task(self._return(stream, dial))
+        await self._on_open()
+
+    async def _return(self, stream: Stream, dial: Dial) -> None:
+        """Move to a preferred server once it is healthy; until then the present one serves."""
+        while True:
+            better = await self._servers.better(dial)
+            try:
+                found = await self._connect(better, None)
+            except BridgeError as error:
+                self._failed(better, error)
+                continue
+            if self.stream is not stream or stream.broken is not None:
+                await found.drop(OfflineError("the agent reconnects"))
+                return
+            self._returning = None  # this task: the next one is the new stream's
+            await self._adopt(found)
+            leaving = asyncio.create_task(self._leave(stream))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            return
+
+    async def _leave(self, stream: Stream) -> None:
+        """Close a stream once all that it carries has its answer."""
+        try:
+            await stream.emptied(self._policy.answer_timeout_s)
+        finally:
+            await _half_close(stream, EngineUnavailableError("another server carries the stream"))
+
+    async def _stop_returning(self) -> None:
+        task, self._returning = self._returning, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _connect(self, dial: Dial, known: Session | None) -> Stream:
         async with contextlib.AsyncExitStack() as opened:  # closes what a failure leaves open
             credential = self._bar.credential
-            up = self._dial()
+            up = dial()
             opened.push_async_callback(up.close)
-            known = self.session
-            session = known or await self._negotiate(up)
+            session = known or await self._negotiate(up, dial)
             channels = [up]
             metadata: tuple[tuple[str, str | bytes], ...] = (
                 (SESSION_METADATA_KEY, session.session_id),
             )
             events = None
             if self._apart:
-                down = self._dial()
+                down = dial()
                 opened.push_async_callback(down.close)
                 channels.append(down)
-                events = await self._events(session, down, known is None)
+                events = await self._events(session, down, dial, known is None)
             if events is not None:
                 metadata += (EVENTS_APART,)
             if self.accepted_wait:
@@ -254,14 +343,16 @@ class Connection:
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
             session.forget_advice()  # advice belongs to a stream, and that one is gone
-            return Stream(session, channels, call, events or call, credential)
+            return Stream(session, channels, call, events or call, credential, dial)
 
-    async def _events(self, session: Session, channel: grpc.aio.Channel, fresh: bool) -> Any:
+    async def _events(
+        self, session: Session, channel: grpc.aio.Channel, dial: Dial, fresh: bool
+    ) -> Any:
         """The Events call; None if events have to come on the frames' own connection."""
         try:
             return await open_events(channel, session, self._policy.connect_timeout_s)
         except grpc.aio.AioRpcError as error:
-            typed = self._typed(error)
+            typed = _typed(error, dial)
             unknown = isinstance(typed, UnknownSessionError)
             if error.code() != grpc.StatusCode.UNIMPLEMENTED and not (unknown and fresh):
                 if unknown:
@@ -271,9 +362,6 @@ class Connection:
             self._apart = False
             self._log.info("one_connection", cause=str(typed))
             return None
-
-    def _typed(self, error: grpc.aio.AioRpcError) -> BridgeError:
-        return explained(self._dial, error_of(error))
 
     def _barred(self) -> Refused | BridgeError:
         """The error to raise instead of dialing; a run that never gives up gets one to wait for."""
@@ -289,7 +377,7 @@ class Connection:
         stream.broken = stream.broken or error
         return EngineUnavailableError(f"the stream ends: {error}")
 
-    async def _negotiate(self, channel: grpc.aio.Channel) -> Session:
+    async def _negotiate(self, channel: grpc.aio.Channel, dial: Dial) -> Session:
         try:
             session = await negotiate(
                 channel,
@@ -302,8 +390,9 @@ class Connection:
                 self._keep,
             )
         except (OfflineError, UnauthenticatedError) as error:
-            raise explained(self._dial, error) from error
-        self.session = self._before = session
+            raise explained(dial, error) from error
+        if not self.connected:
+            self.session = self._before = session
         self.on_session(session)
         self._log.info(
             "session",
@@ -328,7 +417,7 @@ class Connection:
         if isinstance(broken, FrameTooLargeError):
             stream.session.learn_cap(broken)
         if isinstance(broken, BARRING):
-            broken = self._not_let_in(stream, explained(self._dial, broken))
+            broken = self._not_let_in(stream, _explained(broken, stream.dial))
         silent = stream.heard_at == float("-inf")
         if isinstance(broken, UnknownSessionError) or (
             # A write to a call that the server has just ended hides the server's status, which may
@@ -336,9 +425,13 @@ class Connection:
             silent and isinstance(broken, EngineUnavailableError) and not self._closed
         ):
             self.forget(stream.session)
-        if not self._closed:
+        left = self.stream is not None and self.stream is not stream
+        if not self._closed and not left:
             self._log.warning("stream_broken", error=broken.name, cause=str(broken))
-        self._metrics.connected.set(0)
+        if not left:
+            self._metrics.connected.set(0)
+            if stream.dial is not None and not self._closed:
+                self._servers.broke(stream.dial)
         stream.fail(broken)
 
     async def _end_events(self, stream: Stream) -> None:
@@ -368,6 +461,23 @@ class Connection:
                 self._metrics.duplicates.inc()
         elif kind in waiting.ends:
             waiting.future.set_result(event)
+
+
+async def _half_close(stream: Stream, error: BridgeError) -> None:
+    """Send no more, let the server end the stream, then drop it."""
+    if stream.broken is None and stream.reader is not None:
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await stream.call.done_writing()
+        await asyncio.wait({stream.reader}, timeout=1.0)
+    await stream.drop(error)
+
+
+def _explained(error: BridgeError, dial: Dial | None) -> BridgeError:
+    return error if dial is None else explained(dial, error)
+
+
+def _typed(error: grpc.aio.AioRpcError, dial: Dial | None) -> BridgeError:
+    return _explained(error_of(error), dial)
 
 
 async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:

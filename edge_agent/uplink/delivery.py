@@ -23,6 +23,7 @@ from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.post import Letter, Post
 from edge_agent.uplink.request import Deliverable, Sealed
 from edge_agent.uplink.retry import Refused, Retries, RetryPolicy
+from edge_agent.uplink.servers import Servers
 from edge_agent.uplink.session import Base, Session
 from edge_agent.uplink.stream import Stream
 from protos.errors import (
@@ -65,11 +66,11 @@ class Sent:
 
 
 class Uplink:
-    """The way to one server.
+    """The way to the service.
 
     Args:
         layout: the small model's cache layout.
-        dial: makes a fresh channel; called for every connection.
+        dial: makes a fresh channel to the server; or several servers, in order of preference.
         store: where encoders are kept.
         metrics: what is counted.
         log: structured logger.
@@ -94,7 +95,7 @@ class Uplink:
     def __init__(
         self,
         layout: KVLayout,
-        dial: Dial,
+        dial: Dial | Servers,
         store: EncoderStore,
         metrics: Metrics,
         log: Logger,

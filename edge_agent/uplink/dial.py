@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import grpc
 
@@ -34,6 +35,23 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 
 
 Dial = Callable[[], grpc.aio.Channel]
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A dial that knows where it leads."""
+
+    @property
+    def address(self) -> str:
+        """As `protos.process.addresses.target` returns it."""
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A dial that knows why its calls fail."""
+
+    def explained(self, error: BridgeError) -> BridgeError:
+        """Add the probable cause to the error of a failed call."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +235,7 @@ def dial_secure(
 
 def explained(dial: Dial, error: BridgeError) -> BridgeError:
     """Add the probable cause to the error of a call that failed on a channel of `dial`."""
-    return dial.explained(error) if isinstance(dial, InsecureDial | SecureDial) else error
+    return dial.explained(error) if isinstance(dial, Explaining) else error
 
 
 def by_proxy(error: OfflineError, proxy: str) -> OfflineError:

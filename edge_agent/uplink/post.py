@@ -100,7 +100,10 @@ class Post:
             self._write([letter], stream)
             return letter
         async with self._sealing:
-            if self._stream is not stream:  # requests that waited for the old one come again
+            if self._stream is not stream:
+                if self._stream is not None and self._stream.broken is None:
+                    self._leave()  # it still carries what it was given
+                # Requests that waited for a broken one come again.
                 self._group, self._stream = [], stream
             request.follow(self.base)
             letter = await self._seal(stream, request)

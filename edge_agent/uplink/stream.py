@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from edge_agent.uplink.call_errors import error_of, unhidden
+from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.session import Session
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.neuralbridge.v1 import bridge_pb2
@@ -36,6 +38,7 @@ class Stream:
         call: the Infer call.
         events: where events come from: the Events call, or the Infer call itself.
         credential: serial number of the certificate it was opened with; empty without one.
+        dial: made its channels.
 
     Attributes:
         waiting: requests that have no terminal event yet, by id.
@@ -55,8 +58,10 @@ class Stream:
         call: Any,
         events: Any,
         credential: str = "",
+        dial: Dial | None = None,
     ) -> None:
         self.session = session
+        self.dial = dial
         self.credential = credential
         self.channels = channels
         self.channel = channels[0]
@@ -121,6 +126,18 @@ class Stream:
                 )
                 return error_of(await unhidden(call, ended))
         return EngineUnavailableError("the server ended the stream")
+
+    async def emptied(self, timeout_s: float) -> None:
+        """Wait until no request waits on it, at most so many seconds."""
+
+        async def wait() -> None:
+            while self.waiting:
+                futures = {one.future for one in self.waiting.values()}
+                await asyncio.wait(futures)
+                await asyncio.sleep(0)  # whoever waits removes it
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(wait(), timeout_s)
 
     async def drop(self, error: BridgeError) -> None:
         """End the calls, fail who still waits, close the channels."""

@@ -95,6 +95,21 @@ def test_an_ipv6_host_stands_with_or_without_brackets(host: str) -> None:
     assert load({"metrics_host": host}, None, {}).metrics_host == "::1"
 
 
+@pytest.mark.parametrize("text", ['["a.example:1", "b.example:2"]', "a.example:1\nb.example:2"])
+def test_servers_are_a_list_in_flags_environment_and_file(tmp_path: Path, text: str) -> None:
+    both = ("a.example:1", "b.example:2")
+    assert load({"server": both}, None, {}).server == both
+    assert load({}, None, {PREFIX + "SERVER": text}).server == both
+    file = toml(tmp_path, 'server = ["a.example:1", "b.example:2"]')
+    assert load({}, file, {}).server == both
+    assert load({}, toml(tmp_path, 'server = "a.example:1"'), {}).server == ("a.example:1",)
+
+
+def test_a_server_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a server is named twice"):
+        load({"server": ("a.example:1", "a.example:1")}, None, {})
+
+
 def test_an_ipv6_server_without_brackets_is_told_to_take_some() -> None:
     with pytest.raises(ConfigError, match=r"--server = '::1:50051'.*\[::1\]:50051"):
         load({"server": "::1:50051"}, None, {})
