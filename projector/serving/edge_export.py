@@ -18,6 +18,8 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto
+from onnxruntime.transformers import float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from PIL import Image
 
 from projector.models.exported import check
@@ -44,7 +46,6 @@ from projector.serving.edge_pictures import picture_steps
 from protos.errors import ModelError, SelfCheckError, UnsupportedModelError
 from protos.process.files import write_file, writing
 
-DTYPES = ("float32", "float16")
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "neural-bridge")
 _SIZES = ((96, 64), (40, 48), (64, 64), (31, 77), (200, 50))
 _QUESTIONS = ("What is left of the red car?", "How many people are there? One, 2 or 30")
@@ -57,7 +58,7 @@ def export_edge(vlm: VLM, folder: Path) -> Manifest:
     """Write the export of a loaded model, and compare it with the model in torch.
 
     Args:
-        vlm: on the CPU, in one of `DTYPES`.
+        vlm: on the CPU, in float32 or float16; afterwards its weights are float32.
         folder: made if missing; an earlier export in it is replaced when the new one is whole.
 
     Raises:
@@ -84,10 +85,13 @@ def _write(vlm: VLM, folder: Path) -> Manifest:
     prompt, pictures = _prompt(vlm), picture_steps(vlm.pixels)
     known = [_known(vlm, picture) for picture in _pictures()]
     vlm.model.requires_grad_(False)
-    with vlm.eager():
-        _save(vision_graph(vlm, vlm.pixels.of_pictures([next(_pictures())])), folder / VISION)
-        _save(decoder_graph(vlm), folder / DECODER)
     np.save(folder / EMBEDDINGS, _embeddings(vlm, prompt.seen_as))
+    half = vlm.layout.cache_dtype == "float16"
+    vlm.model.float()  # traced so; the exporter mixes formats up where a model does
+    with vlm.eager():
+        picture = vlm.pixels.of_pictures([next(_pictures())])
+        for file, graph in ((VISION, vision_graph(vlm, picture)), (DECODER, decoder_graph(vlm))):
+            _save(graph, folder / file, half)
     write_file(folder / TOKENIZER, vlm.tokenizer.backend_tokenizer.to_str().encode())
     known[0].save(folder / WITNESS)
     plain = Manifest(
@@ -111,9 +115,18 @@ def _write(vlm: VLM, folder: Path) -> Manifest:
     return manifest
 
 
-def _save(graph: bytes, file: Path) -> None:
-    """Check a graph and write it, its weights in a file that a runtime maps into memory."""
+def _save(graph: bytes, file: Path, half: bool) -> None:
+    """Check a graph and write it, its weights in a file that a runtime maps into memory.
+
+    Args:
+        graph: in float32.
+        file: where to.
+        half: whether it is to compute in float16; what goes in and out stays float32.
+    """
     model = onnx.load_from_string(graph)
+    if half:
+        model = float16.convert_float_to_float16(model, keep_io_types=True)
+        OnnxModel(model).topological_sort()  # it adds its casts at the end
     onnx.checker.check_model(model, full_check=True)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.DOUBLE:

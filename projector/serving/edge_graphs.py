@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from projector.models import cache as kv
 from projector.models.decoder import attention_mask
+from projector.models.foreign import foreign
 from projector.models.vlm import VLM
+from protos.errors import UnsupportedModelError
 
 OPSET = 18
 DECODER_INPUTS = ("embeds", "positions", "seen", "past")
@@ -160,14 +162,21 @@ def decoder_graph(vlm: VLM) -> bytes:
 
 
 def _exported(
-    module: torch.nn.Module,
+    module: Vision | Decoder,
     sample: tuple[Tensor, ...],
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     axes: Mapping[str, dict[int, str]],
 ) -> bytes:
     stream = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _Exportable():
+    kind = module.vlm.model.config.model_type
+    advice = "run the checkpoint with torch, or use a model of another family"
+    with (
+        foreign(f"'{kind}' cannot be exported", advice, UnsupportedModelError),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _Exportable(),
+    ):
         warnings.simplefilter("ignore")  # of tracing; the graph is compared afterwards
         torch.onnx.export(
             module.eval(),

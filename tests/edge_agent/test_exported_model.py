@@ -235,3 +235,27 @@ def test_other_families_are_exported_too(build: object, tmp_path: Path) -> None:
     assert made == read_manifest(tmp_path / "export")
     assert made.parity.cache < 1e-4 and made.parity.same_tokens == made.parity.tokens
     assert made.kv_layout == vlm.layout
+
+
+def test_a_gpu_that_cannot_be_used_is_told_by_log_and_metric(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent import assemble, settings
+    from edge_agent.metrics import Metrics
+    from projector.models.exported import sessions
+    from protos.process import logs
+
+    monkeypatch.setattr(sessions, "has_gpu", lambda: True)
+    metrics = Metrics()
+    log = logs.configure("info", "edge_agent")
+    chosen = settings.load({"model": export, "memory_check": False})
+    model = assemble.load_model(chosen, log, metrics)
+    logs.drain()
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (fallback,) = [row for row in told if row["event"] == "device_fallback"]
+    assert fallback["device"] == "cpu" and "has a GPU, but this onnxruntime" in fallback["cause"]
+    assert model.running.fallback == fallback["cause"]
+    value = metrics.registry.get_sample_value
+    assert value("neural_bridge_edge_device_fallback") == 1
+    assert value("neural_bridge_edge_model_device", {"device": "cpu"}) == 1
+    assert set(model.running.nodes) == {"CPUExecutionProvider"}
