@@ -79,6 +79,9 @@ class Run:
         assert self.process.stderr is not None
         os.set_blocking(self.process.stderr.fileno(), False)
         self.link.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self.link, select.POLLIN)
+        self._poll.register(self.process.stderr, select.POLLIN)
         self._ring = ring.Ring(memory, writable=False)
         with contextlib.suppress(OSError):  # it has ended already: `messages` finds out
             send(self.link, dataclasses.asdict(job))
@@ -87,12 +90,11 @@ class Run:
         """Wait for news and return it; None once the process has closed its end."""
         assert self.process.stderr is not None
         words = self.process.stderr
-        waited: list[Any] = [self.link, words]
-        ready = select.select(waited, [], [], timeout_s)[0]
-        if words in ready:
-            self._hear()
+        ready = {number for number, _ in self._poll.poll(1000 * timeout_s)}
+        if words.fileno() in ready and not self._hear():
+            self._poll.unregister(words)
         found: list[dict[str, Any]] = []
-        while self.link in ready:
+        while self.link.fileno() in ready:
             try:
                 message = receive(self.link)
             except BlockingIOError:
@@ -125,11 +127,14 @@ class Run:
         self.process.stderr.close()
         return self._job.address.scrub(self._words.decode(errors="replace").strip())
 
-    def _hear(self) -> None:
+    def _hear(self) -> bool:
+        """Take what the process wrote to standard error; false once it can write no more."""
         assert self.process.stderr is not None
         with contextlib.suppress(OSError):
             while words := os.read(self.process.stderr.fileno(), 1 << 16):
                 self._words = (self._words + words)[-_LAST_WORDS:]
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Camera:
         self._wake: Callable[[], None] = lambda: None
         self._error: BridgeError | None = None
         self._number = 0
-        self._newest_s: float | None = None
+        self._newest_s = 0.0
         self._told = ""
         self._counted: Counter[str] = Counter()
 
@@ -205,7 +210,8 @@ class Camera:
         """Start seeing; `wake` is called, from another thread, when `take` may have something."""
         self._wake = wake
         age = self.metrics.camera_age.labels(self.name)
-        age.set_function(lambda: time.monotonic() - (self._newest_s or time.monotonic()))
+        self._newest_s = time.monotonic()  # until the first picture: since the start
+        age.set_function(lambda: time.monotonic() - self._newest_s)
         self._thread = threading.Thread(target=self._work, name=f"camera {self.name}", daemon=True)
         self._thread.start()
 

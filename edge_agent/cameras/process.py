@@ -40,6 +40,10 @@ class Outlet:
         link: to the agent.
         ring: the shared memory.
         job: what is to be done.
+
+    Attributes:
+        decoded: pictures that came.
+        dropped: pictures that were not handed over, by cause.
     """
 
     def __init__(self, link: socket.socket, ring: Ring, job: Job) -> None:
@@ -47,13 +51,13 @@ class Outlet:
         self._link, self._ring, self._job = link, ring, job
         self._free = list(range(SLOTS))
         self._mask, self._motion = Mask.of(job.masks), Motion()
-        self._decoded = self._number = 0
+        self.decoded = self._number = 0
         self._last = self._due = self._beaten = self._compared = self._changed = float("-inf")
         self._print = 0
 
     def take(self, shot: Shot) -> None:
         """Hand a picture over, or drop it and count why."""
-        self._decoded += 1
+        self.decoded += 1
         now = time.monotonic()
         if self._wanted(shot, now):
             self._collect(block=not self._job.live and not self._free)
@@ -69,7 +73,7 @@ class Outlet:
         now = time.monotonic()
         self._beaten = now
         alike_s = now - self._changed if self._compared > self._changed else 0.0
-        send(self._link, {"beat": Beat(self._decoded, dict(self.dropped), alike_s)})
+        send(self._link, {"beat": Beat(self.decoded, dict(self.dropped), alike_s)})
 
     def _wanted(self, shot: Shot, now: float) -> bool:
         """Whether the rate allows another picture; a file is thinned by its own clock."""
@@ -138,6 +142,8 @@ def run(job: Job, link: socket.socket, ring: Ring) -> None:
             outlet.take(shot)
         outlet.dropped.update(reader.dropped)
         outlet.beat()
+        if not outlet.decoded:
+            raise CameraFailure("unreadable", f"{job.address.shown} holds no picture")
         if not recorded:
             raise CameraFailure("silent", f"{job.address.shown} has ended its stream")
     except BrokenPipeError:

@@ -25,6 +25,7 @@ from edge_agent.sources.address import Address
 from tests.edge_agent.cameras.clips import clip, textured
 from tests.edge_agent.cameras.watched_camera import QUICK, Watched, children, value, wait_for
 
+RESTARTS = 300 if os.environ.get("NEURAL_BRIDGE_FAULTS") == "full" else 12
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -70,7 +71,7 @@ def test_a_file_that_is_no_video_ends_with_one_typed_error(tmp_path: Path) -> No
     assert "unreadable" in capture.error.message
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_damage_in_the_middle_costs_pictures_up_to_the_next_key_frame_and_shows_none_smeared(
     tmp_path: Path, seed: int
 ) -> None:
@@ -143,7 +144,7 @@ def test_restarts_leave_no_descriptor_process_or_memory_behind(
     seen = watch(Camera(address, patience=QUICK))
     wait_for(lambda: seen.taken > 1)
     before = psutil.Process().num_fds()
-    for _ in range(25):
+    for _ in range(RESTARTS):
         (child,) = children()
         child.kill()
         child.wait()
@@ -153,7 +154,7 @@ def test_restarts_leave_no_descriptor_process_or_memory_behind(
     assert psutil.Process().num_fds() <= before + 1
     assert set(os.listdir("/dev/shm")) <= before_shm
     assert not [c for c in psutil.Process().children() if c.status() == psutil.STATUS_ZOMBIE]
-    assert value(seen.camera, "restarts_total", cause="crashed") >= 25
+    assert value(seen.camera, "restarts_total", cause="crashed") >= RESTARTS
 
 
 _AGENT = """
