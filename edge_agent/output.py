@@ -60,25 +60,27 @@ class RecordWriter:
                 f"{error.strerror or error}"
             ) from error
 
-    def sync(self) -> str:
-        """Put the records on the disk; standard output is only flushed.
+    def place(self) -> str:
+        """How far the records go now, for `recorded`; empty for standard output."""
+        if not self._own:
+            return ""
+        found = os.fstat(self._file.fileno())
+        return json.dumps([found.st_ino, found.st_size])
 
-        Returns:
-            How far they go, for `recorded`; empty for standard output.
+    def sync(self) -> None:
+        """Put the records on the disk; standard output has none.
 
         Raises:
             DiskFullError: the disk does not take them.
         """
         if not self._own:
-            return ""
+            return
         try:
             os.fsync(self._file.fileno())
-            found = os.fstat(self._file.fileno())
         except OSError as error:
             raise DiskFullError(
                 f"output {self._file.name}: cannot be synced: {error.strerror or error}"
             ) from error
-        return json.dumps([found.st_ino, found.st_size])
 
     def close(self) -> None:
         """Close the file, if it is one."""
@@ -143,7 +145,7 @@ def answered(output: str) -> Answered:
 
 
 def recorded(output: str, since: str) -> set[bytes]:
-    """Request ids of a file's records, from a place that `RecordWriter.sync` returned on.
+    """Request ids of a file's records, from a place of `RecordWriter.place` on.
 
     Args:
         output: the file; standard output has none.

@@ -45,7 +45,8 @@ class Outgoing:
         spool: open.
         uplink: the way to the service.
         kept: makes an uplink for frames of a bundle that is served no more, by its digest.
-        sync: puts the records on the disk; returns how far they go (`output.recorded`).
+        place: tells how far the records go now (`output.recorded`).
+        sync: puts the records on the disk.
         log: structured logger.
         metrics: what is counted.
         on_end: gets a frame's draft and how it ended.
@@ -57,7 +58,8 @@ class Outgoing:
     spool: Spool
     uplink: Uplink
     kept: Callable[[str], Uplink]
-    sync: Callable[[], str]
+    place: Callable[[], str]
+    sync: Callable[[], None]
     log: Logger
     metrics: Metrics
     on_end: Callable[[AnswerRecord, Outcome], None] = lambda record, outcome: None
@@ -366,8 +368,10 @@ class Outgoing:
         self._some_ended.clear()
         if not ids:
             return
+        place = self.place()  # before another record is written: its row stays for now
         try:
-            await asyncio.to_thread(lambda: self.spool.end(ids, self.sync()))
+            await asyncio.to_thread(self.sync)
+            await asyncio.to_thread(self.spool.end, ids, place)
         except BaseException:
             self._ended += ids
             self._some_ended.set()

@@ -115,4 +115,6 @@ def prepare(
     if session is not None:
         uplink.connection.resume(session)
         log.info("terms", session=session.session_id.hex(), bundle=session.bundle_id)
-    return Outgoing(spool, uplink, make_uplink, kept.writer.sync, log, metrics), waits
+    writer = kept.writer
+    outgoing = Outgoing(spool, uplink, make_uplink, writer.place, writer.sync, log, metrics)
+    return outgoing, waits

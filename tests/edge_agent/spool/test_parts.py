@@ -183,7 +183,7 @@ def test_records_are_found_again_from_where_they_were_synced_last(tmp_path: Path
     output = str(tmp_path / "records.jsonl")
     writer = RecordWriter(output)
     writer.write(AnswerRecord("aa", "a", 0.0, "x"))
-    place = writer.sync()
+    place = writer.place()
     writer.write(AnswerRecord("bb", "b", 0.0, "x"))
     writer.sync()
     writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edge_agent.plan import Plan
 from edge_agent.sources import Capture
 from protos.calls import PRIORITIES
 from protos.errors import (
+    DiskFullError,
     FrameMalformedError,
     IncompatibleLayoutError,
     MissingKeyFrameError,
@@ -22,7 +24,7 @@ from protos.errors import (
 )
 from tests.fakes.fake_bridge import FakeBridge, digest_of
 from tests.fakes.fake_edge import make_encoder
-from tests.fakes.fake_run import capture
+from tests.fakes.fake_run import Captures, capture
 from tests.fakes.fake_spool import SpoolRun, nowhere, with_server
 
 ALARM = PRIORITIES.index("alarm")
@@ -342,3 +344,44 @@ class Walk:
 
     def __iter__(self) -> Any:
         return self.make()
+
+
+def test_a_record_written_while_others_are_settled_is_looked_for_after_a_crash(
+    tmp_path: Path,
+) -> None:
+    """The place up to which records are known must not lie behind one whose row is still there."""
+
+    async def test(served: FakeBridge) -> None:
+        run = SpoolRun(tmp_path, served.dial, in_flight=1)
+        agent = run.make(Captures(captures("ab")))
+        assert agent.outgoing is not None
+        spool, sync = agent.outgoing.spool, agent.outgoing.sync
+        end, written = spool.end, threading.Event()
+
+        def slow_sync() -> None:  # the second record comes before the first one is synced
+            written.wait(10)
+            sync()
+
+        def only_the_first(ids: list[int], place: str = "") -> None:
+            if 2 not in ids:
+                end(ids, place)
+                return
+            raise DiskFullError("the power is gone")
+
+        agent.outgoing.sync, spool.end = slow_sync, only_the_first  # type: ignore[method-assign]
+        running = asyncio.create_task(agent.run())
+        while len(run.records) < 2:
+            await asyncio.sleep(0.01)
+        written.set()
+        while "power is gone" not in run.logged.getvalue():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        run.close()
+        before = len(served.requests)
+        back = SpoolRun(tmp_path, served.dial)
+        await back.run([])
+        assert len(served.requests) == before
+        assert Counter(record["capture"] for record in back.records) == Counter("ab")
+
+    with_server(test, FakeBridge(make_encoder()))
