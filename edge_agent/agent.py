@@ -231,13 +231,13 @@ class Agent:
             maker = FrameMaker(
                 capture, self.model, self.plan, self.metrics, self.clock, self.controller
             )
-            if maker.degenerate:
-                self.metrics.warnings.labels(DEGENERATE).inc()
-                self.log.warning(DEGENERATE, capture=capture.name, cause=maker.degenerate)
             if capture.trigger is not None and capture.trigger.question:
                 if not await asyncio.to_thread(self._worth_sending, maker, capture.trigger):
                     self.on_capture()
                     return
+            if maker.degenerate:
+                self.metrics.warnings.labels(DEGENERATE).inc()
+                self.log.warning(DEGENERATE, capture=capture.name, cause=maker.degenerate)
             if self.plan.point != PICTURE or self.edge_only_too:
                 await asyncio.to_thread(maker.see)
         except (PictureError, ContextError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.metrics import Metrics
-from edge_agent.record import AnswerRecord
+from edge_agent.record import AnswerRecord, origin
 from edge_agent.summary import Summary
 from projector.codec.confidence import Confidence
 from protos.errors import BridgeError
@@ -87,9 +87,7 @@ class Cascade:
         capture = maker.capture
         return AnswerRecord(
             request_id="",
-            capture=capture.name,
-            captured_at=capture.captured_at,
-            content=capture.content,
+            **origin(capture),
             question=question,
             edge_answer=text,
             edge_ms={"prefill": maker.prefill_ms, "edge_only": milliseconds},

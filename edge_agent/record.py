@@ -142,12 +142,7 @@ def record_of(
         edge_ms["edge_only"] = edge_only_ms
     return AnswerRecord(
         request_id=outcome.request_id.hex(),
-        capture=capture.name,
-        captured_at=capture.captured_at,
-        content=capture.content,
-        camera=capture.camera,
-        camera_frame=capture.number,
-        trigger=capture.trigger.kind if capture.trigger is not None else "",
+        **origin(capture),
         question=question,
         answer=answer.text if answer is not None else None,
         edge_answer=edge_answer,
@@ -204,6 +199,18 @@ def finished(draft: AnswerRecord, outcome: Outcome, fallback: str = "") -> Answe
         warnings=tuple(dict.fromkeys(warnings)),
         error=_error(outcome.error),
     )
+
+
+def origin(capture: Capture) -> dict[str, Any]:
+    """The fields of a record that say which capture it is about."""
+    return {
+        "capture": capture.name,
+        "captured_at": capture.captured_at,
+        "content": capture.content,
+        "camera": capture.camera,
+        "camera_frame": capture.number,
+        "trigger": capture.trigger.kind if capture.trigger is not None else "",
+    }
 
 
 def record_of_failure(capture: Capture, error: BridgeError) -> AnswerRecord:

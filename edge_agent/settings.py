@@ -107,8 +107,8 @@ class Settings(configuration.TypedSettings):
         (),
         description="when a picture of a camera is taken, repeatable: every=10s, "
         "motion=0.01,min=1s,max=60s (share of the picture that moves), request (the service "
-        "asks), 'local=is there a fire ?=yes,min=1s' (the small model says so); default: as "
-        "often as the model is free",
+        "asks), 'local=is there a fire ?=yes,min=1s' (the small model says so), each also with "
+        "priority=alarm; default: as often as the model is free",
     )
     camera_memory_mib: int = Field(
         512,

@@ -234,6 +234,7 @@ class Camera:
             name=f"{self.name}-{waiting.number:06d}",
             picture=Image.frombuffer("RGB", (what.width, what.height), samples, "raw", "RGB", 0, 1),
             captured_at=what.at,
+            priority=waiting.trigger.priority,
             camera=self.name,
             captured_monotonic_s=what.monotonic_s,
             number=waiting.number,

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from protos.calls import PRIORITIES
 from protos.errors import ConfigError
 from protos.process.settings import nearest
 
 EVERY, MOTION, REQUEST, LOCAL = KINDS = ("every", "motion", "request", "local")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
-_BOUND = re.compile(r"^(.*),\s*(min|max)=([^,]*)$", re.DOTALL)
+_MORE = re.compile(r"^(.*),\s*(min|max|priority)=([^,]*)$", re.DOTALL)
+_TAKES = {
+    EVERY: ("priority",),
+    MOTION: ("min", "max", "priority"),
+    REQUEST: ("priority",),
+    LOCAL: ("min", "priority"),
+}
+"""By kind, what may follow the rule."""
 _MOTION_SHARE = 0.01
-_MOTION_MIN_S = 1.0
+_MIN_S = {EVERY: 0.0, MOTION: 1.0, REQUEST: 0.0, LOCAL: 0.0}
 _LONGEST_S = 7 * 86400.0
 
 
@@ -33,6 +41,7 @@ class Trigger:
         answer: of `local`: the answer at which the picture is taken.
         min_s: of `motion` and `local`: shortest time between two pictures by this rule, seconds.
         max_s: of `motion`: longest time between two pictures, seconds; 0: any.
+        priority: of the picture's requests, one of `PRIORITIES` by its number; None: the agent's.
     """
 
     kind: str
@@ -42,49 +51,51 @@ class Trigger:
     answer: str = ""
     min_s: float = 0.0
     max_s: float = 0.0
+    priority: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Trigger:
         """Read `every=10s`, `motion=0.02,min=2s,max=60s`, `request` or `local=question=answer`.
 
+        Each may end with `,priority=alarm`.
+
         Raises:
             ConfigError: it is none of these, or a value cannot be used.
         """
-        rest, bounds = text.strip(), {}
-        while found := _BOUND.match(rest):
-            if found[2] in bounds:
+        rest, more = text.strip(), dict[str, str]()
+        while found := _MORE.match(rest):
+            if found[2] in more:
                 raise ConfigError(f"trigger {text!r}: {found[2]} is given twice")
-            bounds[found[2]] = _seconds(found[3], text)
-            rest = found[1]
-        kind, equals, value = rest.partition("=")
+            rest, more[found[2]] = found[1], found[3].strip()
+        kind, _, value = rest.partition("=")
         kind, value = kind.strip(), value.strip().strip('"')
         if kind not in KINDS:
             hint = nearest(kind, KINDS) or f": one of {', '.join(KINDS)}"
             raise ConfigError(f"trigger {text!r}: there is no trigger {kind!r}{hint}")
-        least = bounds.get("min", _MOTION_MIN_S if kind == MOTION else 0.0)
-        most = bounds.get("max", 0.0)
+        for name in more:
+            if name not in _TAKES[kind]:
+                hint = "; add every=… instead" if (kind, name) == (LOCAL, "max") else ""
+                raise ConfigError(f"trigger {text!r}: {kind} has no {name}{hint}")
+        least = _seconds(more["min"], text) if "min" in more else _MIN_S[kind]
+        most = _seconds(more["max"], text) if "max" in more else 0.0
         if most and most < least:
             raise ConfigError(f"trigger {text!r}: max is shorter than min")
+        priority = _priority(more["priority"], text) if "priority" in more else None
         if kind == EVERY:
-            if bounds:
-                raise ConfigError(f"trigger {text!r}: every has no min or max")
-            return cls(kind, every_s=_seconds(value, text))
+            return cls(kind, every_s=_seconds(value, text), priority=priority)
         if kind == MOTION:
-            return cls(kind, share=_share(value, text), min_s=least, max_s=most)
+            share = _share(value, text)
+            return cls(kind, share=share, min_s=least, max_s=most, priority=priority)
         if kind == LOCAL:
-            if most:
-                raise ConfigError(f"trigger {text!r}: add every=… instead of max")
             question, _, answer = value.rpartition("=")
             question, answer = question.strip().strip('"'), answer.strip().strip('"')
             if not question or not answer:
                 example = "local=is there a fire ?=yes"
                 raise ConfigError(f"trigger {text!r}: write question and answer, as in {example!r}")
-            return cls(kind, question=question, answer=answer, min_s=least)
-        if equals:
+            return cls(kind, question=question, answer=answer, min_s=least, priority=priority)
+        if value:
             raise ConfigError(f"trigger {text!r}: request has no value")
-        if bounds:
-            raise ConfigError(f"trigger {text!r}: request has no min or max")
-        return cls(kind)
+        return cls(kind, priority=priority)
 
     def answered_by(self, said: str) -> bool:
         """Of `local`: whether the small model said the answer, whatever the case."""
@@ -117,7 +128,7 @@ class Triggers:
         """
         if self._requested:
             self._requested = False
-            return _ON_REQUEST
+            return next((rule for rule in self.rules if rule.kind == REQUEST), _ON_REQUEST)
         if not self.rules:
             return _ALWAYS
         kept = [cause for rule in self.rules if (cause := self._keeps(rule, now, motion))]
@@ -140,12 +151,11 @@ class Triggers:
         if not late and not (moved and now - last >= rule.min_s):
             return None
         self._last[rule] = now
-        return rule if moved else _AT_LATEST
+        return rule if moved else replace(rule, kind="max")
 
 
 _ON_REQUEST = Trigger(REQUEST)
 _ALWAYS = Trigger("")
-_AT_LATEST = Trigger("max")
 
 
 def _seconds(value: str, text: str) -> float:
@@ -154,6 +164,12 @@ def _seconds(value: str, text: str) -> float:
     if not 0.0 < seconds <= _LONGEST_S:
         raise ConfigError(f"trigger {text!r}: {value!r} is no time such as 500ms, 10s, 5m or 1h")
     return seconds
+
+
+def _priority(value: str, text: str) -> int:
+    if value.lower() not in PRIORITIES:
+        raise ConfigError(f"trigger {text!r}: priority is one of {', '.join(PRIORITIES)}")
+    return PRIORITIES.index(value.lower())
 
 
 def _share(value: str, text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_agent.cameras.triggers import Trigger, Triggers
+from protos.calls import PRIORITIES
 from protos.errors import ConfigError
 
 
@@ -50,6 +51,16 @@ def test_rules_add_up_and_the_small_model_is_asked_only_where_no_other_rule_take
     assert found == [("every", 0.0), ("local", 1.0), ("every", 2.0), ("local", 3.0)]
 
 
+def test_a_rule_may_have_a_priority_and_a_late_picture_keeps_it() -> None:
+    rule = Trigger.parse("motion,max=5s,priority=Alarm")
+    triggers = Triggers([rule])
+    judged = [triggers.judge(at, motion) for at, motion in ((0.0, 0.5), (5.0, 0.0))]
+    assert [(each.kind, each.priority) for each in judged if each] == [
+        ("motion", PRIORITIES.index("alarm")),
+        ("max", PRIORITIES.index("alarm")),
+    ]
+
+
 def test_a_request_takes_the_next_picture_and_no_more() -> None:
     triggers = Triggers([Trigger.parse("request")])
     assert triggers.judge(0.0, 1.0) is None
@@ -79,7 +90,8 @@ def test_the_question_may_hold_any_sign_and_the_answer_any_case() -> None:
         ("every=10 parsecs", "no time"),
         ("every=-1s", "no time"),
         ("every=nan", "no time"),
-        ("every=10s,min=2s", "no min or max"),
+        ("every=10s,min=2s", "every has no min"),
+        ("every=10s,priority=high", "priority is one of"),
         ("motion=2", "share of the picture"),
         ("motion=lots", "share of the picture"),
         ("motion,min=5s,max=1s", "shorter"),
