@@ -22,6 +22,7 @@ from protos.distortion import Distortion
 from protos.generate import PROTO, ROOT
 from protos.header import Header, pack_header
 from protos.layout import KVLayout, RopeSpec
+from protos.parcel import pack
 from protos.points import OperatingPoint
 from protos.requests import seal, seal_ask
 from protos.rotation import rotate, unrotate
@@ -46,6 +47,9 @@ CENTRE, STEP = [0.25, -0.25], [0.5, 0.25]
 KEPT = [0, 2, 5]
 STATES = [[2.0, 1.0, 3.0, -2.0], [301.0, 0.5, -1.0, 1.0], [1.0, 0.0, -0.5, 2.002]]
 FIGURES = Distortion(0.25, 0.1, 0.0, 1.0)
+
+
+LATER_MS, LATER_FIGURES, MOVED = 1003, Distortion(0.25, 0.1, 0.0, 1.2), 2
 
 
 def encoder() -> Encoder:
@@ -84,6 +88,19 @@ def example() -> dict[str, str]:
     request = seal(constants, REQUEST, header, payload, QUESTION, MAX_NEW_TOKENS)
     ask = seal_ask(constants, SESSION, REQUEST, FRAME_NUMBER, QUESTION)
     bare = seal(constants, b"", header, payload)
+    later = Header(POINT.index, FRAME_NUMBER + 1, kept(), LATER_MS, LATER_FIGURES)
+    moved = Header(
+        POINT.index,
+        FRAME_NUMBER + 2,
+        np.arange(6) == MOVED,
+        DELTA_MS,
+        LATER_FIGURES,
+        base=FRAME_NUMBER + 1,
+        differences=True,
+    )
+    asked = seal(constants, b"", *pack_header(later, payload), QUESTION, MAX_NEW_TOKENS)
+    changed = seal(constants, b"", *pack_header(moved, payload[:2]), QUESTION, MAX_NEW_TOKENS)
+    parcel = pack(constants, [bare, asked, changed], {}, {QUESTION: 5})
 
     def rows(array: np.ndarray) -> str:
         return "; ".join(" ".join(f"{value:.9g}" for value in row) for row in array)
@@ -113,6 +130,7 @@ def example() -> dict[str, str]:
         "AskRequest.digest": ask.digest.hex(),
         "derived request_id": derived_id(constants, FRAME_NUMBER).hex(),
         "bare Frame.digest": bare.frame.digest.hex(),
+        "parcel": parcel.parcel.hex(),
     }
 
 
@@ -191,6 +209,84 @@ def test_its_payload_and_header_are_those_that_the_text_describes() -> None:
     counts = bytes((6, 300 & 127 | 128, 300 >> 7, 1000 & 127 | 128, 1000 >> 7))
     bitmap = sum(1 << token for token in KEPT)
     assert shown["header"] == (bytes((3, 10, *figures)) + counts + bytes((bitmap,))).hex()
+
+
+def test_its_parcel_is_what_the_text_describes() -> None:
+    """Read by hand from the comments, with hashlib alone."""
+    shown = read()
+    raw = bytes.fromhex(shown["parcel"])
+    bits = "".join(f"{byte:08b}" for byte in raw[4:])
+    at = 0
+
+    def u(count: int) -> int:
+        nonlocal at
+        at += count
+        return int(bits[at - count : at], 2)
+
+    def e(order: int) -> int:
+        zeros = bits.index("1", at) - at
+        return u(2 * zeros + order + 1) - 2**order
+
+    class Field:
+        def __init__(self, order: int) -> None:
+            self.expected, self.total, self.seen = 0, 2**order, 1
+
+        def first(self, value: int) -> int:
+            self.expected = value
+            return value
+
+        def a(self) -> int:
+            code = e(max(0, int(math.log2(max(1, self.total // self.seen)))))
+            difference = code // 2 if code % 2 == 0 else -(code + 1) // 2
+            value = self.expected + difference
+            self.expected = (self.expected + value + 1) // 2
+            self.total, self.seen = self.total + 2 * abs(difference), self.seen + 1
+            return value
+
+    figures, delta, size = [Field(1) for _ in range(4)], Field(2), Field(2)
+    header, payload = bytes.fromhex(shown["header"]), bytes.fromhex(shown["payload, fp8_e4m3"])
+    assert e(0) == 3 - 1
+    assert (u(8), e(5), e(7), u(2), u(1), u(2)) == (POINT.index, 6, FRAME_NUMBER, 0, 0, 0)
+    assert u(3) == 0
+    assert bytes(field.first(u(8)) for field in figures) == header[2:6]
+    assert delta.first(e(9)) == DELTA_MS
+    assert u(6) == header[-1]
+    sizes = [size.first(e(4))]
+    assert (u(1), u(1)) == (0, 0), "another question"
+    assert (u(8), e(5), e(7), u(2), u(1)) == (POINT.index, 6, FRAME_NUMBER + 1, 0, 0)
+    assert (u(2), u(4)) == (3, 5)
+    assert bytes(u(8) for _ in range(e(5))).decode() == QUESTION and e(3) == MAX_NEW_TOKENS
+    assert u(3) == 0
+    levels = [field.a() for field in figures]
+    assert levels == [*header[2:5], round(176 + 64 * math.log10(1.2))]
+    assert delta.a() == LATER_MS and u(6) == header[-1]
+    sizes.append(size.a())
+    assert (u(1), u(1)) == (0, 1), "only flags and base_distance differ"
+    assert u(3) == 0b011 and e(0) == 1 - 1
+    assert [field.a() for field in figures] == levels and delta.a() == DELTA_MS
+    assert e(0) == 1 - 1 and e(int(math.log2(6 // 2))) == MOVED, "two zeros before the only token"
+    assert sizes == [len(payload), len(payload)]
+    rest = raw[4 + (at + 7) // 8 :]
+    assert set(bits[at : at + -at % 8]) <= {"0"} and rest == payload + payload + payload[:2]
+
+    constants = bytes.fromhex(shown["session_constants"])
+    number = [FRAME_NUMBER + i for i in range(3)]
+    counts = [
+        bytes((6, n & 127 | 128, n >> 7, ms & 127 | 128, ms >> 7))
+        for n, ms in zip(number, (DELTA_MS, LATER_MS, DELTA_MS), strict=True)
+    ]
+    headers = [
+        header,
+        bytes((3, 10, *levels)) + counts[1] + header[-1:],
+        bytes((3 + 64 + 32, 10, *levels)) + counts[2] + bytes((1, 1 << MOVED)),
+    ]
+    digests = b""
+    for i, (head, body) in enumerate(zip(headers, (payload, payload, payload[:2]), strict=True)):
+        question, limit = (QUESTION.encode(), MAX_NEW_TOKENS) if i else (b"", 0)
+        parts = (b"", head, body, question, struct.pack("<I", limit))
+        data = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+        digests += hashlib.blake2b(data, key=constants, digest_size=8).digest()
+    assert raw[:4] == hashlib.blake2b(b"parcel" + digests, key=constants, digest_size=4).digest()
 
 
 def test_un_rotation_is_what_the_text_describes() -> None:
