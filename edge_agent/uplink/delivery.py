@@ -276,9 +276,9 @@ class Uplink:
         finally:
             stream.waiting.pop(sent.request_id, None)
             self.controller.lost(sent.request_id)
-            for done in (letter.left, letter.event):
-                if done.done() and not done.cancelled():
-                    done.exception()  # read, or asyncio reports it as never retrieved
+            for waiting in (letter.left, letter.event):
+                if not waiting.cancel() and not waiting.cancelled():
+                    waiting.exception()  # read, or asyncio reports it as never retrieved
             await self._wake()  # the link is free again, though the credit is still held
 
     async def _in_time(self, stream: Stream, letter: Letter, sent: Sent) -> bridge_pb2.InferEvent:

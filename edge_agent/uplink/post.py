@@ -101,10 +101,8 @@ class Post:
             return letter
         async with self._sealing:
             if self._stream is not stream:
-                if self._stream is not None and self._stream.broken is None:
-                    self._leave()  # it still carries what it was given
-                # Requests that waited for a broken one come again.
-                self._group, self._stream = [], stream
+                self._leave()  # what waited for a broken one comes again
+                self._stream = stream
             request.follow(self.base)
             letter = await self._seal(stream, request)
             alarm = PRIORITIES[letter.priority] == "alarm"
@@ -182,9 +180,11 @@ class Post:
         task.add_done_callback(self._writes.discard)
 
     async def _written(self, group: Sequence[Letter], stream: Stream) -> None:
+        if stream.broken is not None:
+            _fail(group, EngineUnavailableError(f"the stream broke before: {stream.broken}"))
+            return
         try:
-            message = _message(group, stream)
-            await self._put(group, stream, message)
+            await self._put(group, stream, _message(group, stream))
         except BridgeError as error:
             _fail(group, error)
 
@@ -201,7 +201,8 @@ class Post:
         try:
             async with stream.writing:
                 for letter, share in zip(group, shares, strict=True):
-                    self._controller.sent(letter.sealed.request_id, share)
+                    if not letter.event.done():  # else it was given up
+                        self._controller.sent(letter.sealed.request_id, share)
                 await stream.call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             await stream.read_out()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from pathlib import Path
 
 import pytest
@@ -242,6 +242,44 @@ def test_a_question_is_told_once_on_a_stream(tmp_path: Path) -> None:
                 sizes.append(outcome.message_bytes)
             assert sizes[1] + len(question) <= sizes[0] and sizes[1] == sizes[2]
             assert [q for q in served.computed] == [question]
+            await uplink.close()
+
+    run(test)
+
+
+def test_the_link_is_told_of_each_frame_that_leaves_and_of_its_end(tmp_path: Path) -> None:
+    """Else a frame that is gone would count as on its way for ever, and hold others back."""
+
+    async def test() -> None:
+        async with bridge(max_parcel=16) as served:
+            uplink, sleep = lingering(served.dial, tmp_path)
+            open_keys: set[object] = set()
+            told = uplink.controller
+            sent, lost, ended = told.sent, told.lost, told.ended
+
+            def on_sent(key: Hashable, size: int) -> None:
+                open_keys.add(key)
+                sent(key, size)
+
+            def on_lost(key: Hashable) -> None:
+                open_keys.discard(key)
+                lost(key)
+
+            def on_ended(key: Hashable, server_s: float) -> None:
+                open_keys.discard(key)
+                ended(key, server_s)
+
+            told.sent, told.lost, told.ended = on_sent, on_lost, on_ended  # type: ignore[method-assign]
+            items = requests(5)
+            work = [asyncio.ensure_future(deliver_all(uplink, [item])) for item in items]
+            await until(sealed(items))
+            work[1].cancel()
+            await asyncio.wait({work[1]})
+            await served.restart()
+            sleep.over.set()
+            for i in (0, 2, 3, 4):
+                assert_one_answer_each(await work[i], [items[i]])
+            assert not open_keys
             await uplink.close()
 
     run(test)
