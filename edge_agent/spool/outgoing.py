@@ -103,6 +103,7 @@ class Outgoing:
                 return
             entry = await asyncio.to_thread(self.spool.accept, frame, rank)
             self._busy.add(entry.id)
+        self._catch_up.came(self.clock())
         self._new.append(entry)
         if len(self._new) > _NEW:
             self._busy.discard(self._new.popleft().id)
@@ -162,19 +163,31 @@ class Outgoing:
         """Whether a frame may be sent now."""
         if self._new:
             return True
-        old = bool(self._old) or self.spool.frames > len(self._busy)
-        return old and self._room_for_old
+        return self._old_waits and self._room_for_old
+
+    @property
+    def _old_waits(self) -> bool:
+        return bool(self._old) or self.spool.frames > len(self._busy)
 
     @property
     def _room_for_old(self) -> bool:
         """Whether one more old frame may go; those that share messages fill them."""
-        lingers, window = self.uplink.lingers, self._catch_up.window
-        return self._old_on_way < (self.uplink.in_flight if lingers else window)
+        if self.uplink.lingers:
+            return self._old_on_way < self.uplink.in_flight
+        return self._old_on_way < self._catch_up.window and not self._wait_s()
+
+    def _wait_s(self) -> float:
+        if self.uplink.lingers:
+            return 0.0
+        new_on_way = len(self._tasks) - self._old_on_way
+        return self._catch_up.wait_s(self.clock(), new_on_way + len(self._new))
 
     async def _change(self) -> None:
-        """Wait until something changes."""
+        """Wait until something changes, or there is a gap for an old frame."""
         self._news.clear()
-        await self._news.wait()
+        wait_s = self._wait_s() if self._old_waits else None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), wait_s or None)
 
     async def _look_often(self) -> None:
         """Drop frames that have become too old, until cancelled."""
@@ -236,6 +249,8 @@ class Outgoing:
             await credit.aclose()
             return
         self._old_on_way += not new
+        if not new:
+            self._catch_up.started()
         task = asyncio.create_task(self._send(entry, new, credit))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -290,7 +305,8 @@ class Outgoing:
             self._news.set()
             return
         if outcome.error is None:
-            self._catch_up.ended(outcome.uplink_ms / 1000, max(beside, self._old_on_way))
+            beside = max(beside, self._old_on_way)
+            self._catch_up.ended(outcome.uplink_ms / 1000, beside, not new)
         self.on_end(frame.record, outcome)
         self._ended.append(entry.id)
         self._some_ended.set()

@@ -126,21 +126,39 @@ def test_thinning_takes_the_last_row_too_where_nothing_else_is_left() -> None:
 def test_the_window_grows_while_nothing_becomes_slower_and_shrinks_at_once() -> None:
     catch_up = CatchUp(8)
     for _ in range(100):
-        catch_up.ended(0.1, catch_up.window)
+        catch_up.ended(0.1, catch_up.window, old=True)
     assert catch_up.window == 8
     for _ in range(5):
-        catch_up.ended(0.3, catch_up.window)
+        catch_up.ended(0.3, catch_up.window, old=True)
     assert catch_up.window == 4
     for _ in range(5):
-        catch_up.ended(0.3, catch_up.window)
+        catch_up.ended(0.3, catch_up.window, old=True)
     assert catch_up.window == 2
 
 
 def test_on_a_link_that_is_full_with_one_frame_the_window_stays_small() -> None:
     catch_up = CatchUp(8)
     for _ in range(300):
-        catch_up.ended(0.1 * max(1, catch_up.window), catch_up.window)
+        catch_up.ended(0.1 * catch_up.window, catch_up.window, old=True)
     assert catch_up.window <= 2
+
+
+def test_old_frames_go_in_the_gaps_between_new_ones() -> None:
+    catch_up = CatchUp(8)
+    assert catch_up.wait_s(0.0, 0) == 0.0  # no new ones at all
+    for number in range(5):
+        catch_up.came(float(number))  # one a second
+    catch_up.ended(0.3, 1, old=True)
+    catch_up.started()
+    assert catch_up.wait_s(4.1, new_on_way=1) > 0.0  # a new one has no answer yet
+    assert catch_up.wait_s(4.2, new_on_way=0) == 0.0  # ends before the next new one
+    assert catch_up.wait_s(4.8, new_on_way=0) > 0.0  # would not
+    assert catch_up.wait_s(6.1, new_on_way=0) == 0.0  # it did not come
+    for number in range(6, 10):  # without gaps one goes now and then
+        catch_up.came(float(number))
+    assert catch_up.wait_s(9.1, new_on_way=1) == 0.0
+    catch_up.started()
+    assert catch_up.wait_s(9.1, new_on_way=1) > 0.0
 
 
 # ---------------------------------------------------------------------- settings, records, terms
