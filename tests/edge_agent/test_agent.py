@@ -239,9 +239,9 @@ def test_connecting_goes_on_though_every_request_is_given_up_meanwhile(tmp_path:
         uplink = fake_uplink(served.dial, tmp_path)
         connect, slow, records = uplink.connection._connect, [0.0], list[AnswerRecord]()
 
-        async def later() -> Any:
+        async def later(*way: Any) -> Any:
             await asyncio.sleep(slow[0])
-            return await connect()
+            return await connect(*way)
 
         uplink.connection._connect = later  # type: ignore[method-assign]
 
