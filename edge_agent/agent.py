@@ -294,11 +294,11 @@ class Agent:
             return
         self.stop()
         if self._fatal is None:
-            self._fatal = (
-                error
-                if isinstance(error, BridgeError | ReaderGoneError)
-                else BridgeError(f"the agent failed: {type(error).__name__}: {error}")
-            )
+            if isinstance(error, BridgeError | ReaderGoneError):
+                self._fatal = error
+            else:
+                self._fatal = BridgeError(f"the agent failed: {type(error).__name__}: {error}")
+                self._fatal.__cause__ = error
 
     async def _keep(
         self,

@@ -8,16 +8,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from edge_agent import settings
 from edge_agent.agent import Agent
 from edge_agent.cascade import Cascade
-from edge_agent.device.power import Sensors
+from edge_agent.device.pulse import WatchedModel
+from edge_agent.device.upkeep import Upkeep
 from edge_agent.guard import Guard
 from edge_agent.identity.enrolled import Enrolled
 from edge_agent.identity.identity_file import IdentityFile
@@ -67,6 +69,7 @@ def run_agent(
     on_record: Callable[[AnswerRecord], None],
     done: Answered,
     kept: Kept | None = None,
+    again: Callable[[], Settings] | None = None,
 ) -> int:
     """Run an agent over a source.
 
@@ -76,14 +79,22 @@ def run_agent(
         on_record: gets every record.
         done: questions that an earlier run answered; they are not asked again.
         kept: where frames wait on the disk; None: they wait in memory.
+        again: reads the settings again, for a run that stays: its log and crash reports are kept in
+            the state directory, and it can be asked how it is. None for one question.
 
     Returns:
         0, or the exit code of the first error that left a question without an answer.
     """
     bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
     metrics = Metrics()
+    state = None if again is None else state_directory(chosen)
+    upkeep = Upkeep(metrics, chosen.without_secrets(), state, chosen.log_bytes)
     log = logs.configure(
-        chosen.log_level, "edge_agent", bar=bar, on_drop=metrics.log_lines_dropped.inc
+        chosen.log_level,
+        "edge_agent",
+        bar=bar,
+        on_drop=metrics.log_lines_dropped.inc,
+        also=upkeep.ring,
     )
     logs.adopt_libraries(log)
     if links := service_links(os.environ, settings.PREFIX):
@@ -94,11 +105,9 @@ def run_agent(
         log.warning("entries of the source passed over", source=list(chosen.source), **skipped)
         for kind, number in skipped.items():
             metrics.entries_skipped.labels(kind).inc(number)
-    sensors = Sensors()
-    metrics.watch(sensors.latest)
     with ExitStack() as stack:
-        sensors.start()
-        stack.callback(sensors.stop)
+        stack.push(lambda _, error, __: upkeep.end(error))
+        upkeep.begin(log, chosen.start_limit_s)
         uplinks: list[Uplink] = []
         if chosen.metrics_port is not None:
             health = HealthServer(
@@ -109,19 +118,19 @@ def run_agent(
             )
             stack.callback(health.close)
             log.info("metrics", host=health.host, port=health.port)
-        model = load_model(chosen, log, metrics)
+        model = WatchedModel(load_model(chosen, log, metrics), upkeep.pulse)
         summary = asyncio.run(
-            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done, kept)
+            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done, kept, upkeep)
         )
-    log.info(
-        "done",
-        captures=summary.captures,
-        answered=summary.answered,
-        fallbacks=summary.fallbacks,
-        confident=summary.confident,
-        failed=summary.failed,
-        payload_bytes=summary.payload_bytes,
-    )
+        log.info(
+            "done",
+            captures=summary.captures,
+            answered=summary.answered,
+            fallbacks=summary.fallbacks,
+            confident=summary.confident,
+            failed=summary.failed,
+            payload_bytes=summary.payload_bytes,
+        )
     if summary.first_error is not None:
         error = summary.first_error
         console.say(
@@ -143,6 +152,7 @@ async def _drive(
     uplinks: list[Uplink],
     done: Answered,
     kept: Kept | None,
+    upkeep: Upkeep,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
     dials = choose_dials(chosen)
@@ -201,6 +211,7 @@ async def _drive(
     outgoing = None
     if kept is not None:
         outgoing, waits = prepare(kept, chosen, uplink, make_uplink, model, store, metrics, log)
+        outgoing.pulse = upkeep.pulse
         done = done.and_these(waits)
     closing = outgoing.spool if outgoing is not None else nullcontext()
     with closing, Progress(None if endless(source) else len(source), bar, log) as advance:
@@ -209,7 +220,7 @@ async def _drive(
             model,
             uplink,
             plan,
-            on_record,
+            upkeep.telling(on_record),
             metrics,
             log,
             questions=chosen.questions,
@@ -225,23 +236,32 @@ async def _drive(
             done=done,
             outgoing=outgoing,
         )
-        _stop_on_signals(agent, log)
-        if renewal is None:
-            return await agent.run()
-        renewing = asyncio.create_task(renewal.run())
-        renewing.add_done_callback(
-            lambda done: (
-                done.cancelled() or log.error("renewal_ended", cause=repr(done.exception()))
-            )
-        )
-        try:
+        _stop_on_signals(agent, log, upkeep.stopping)
+        upkeep.ready(source.broken if isinstance(source, Turns) else str)
+        async with AsyncExitStack() as beside:
+            await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
+            if renewal is not None:
+                await beside.enter_async_context(_beside("renewal", renewal.run(), log))
             summary = await agent.run()
-        finally:
-            renewing.cancel()
-            await asyncio.wait({renewing})
-        if uplink.connection.session is not None:
+        if renewal is not None and uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks
         return summary
+
+
+@asynccontextmanager
+async def _beside(
+    name: str, work: Coroutine[Any, Any, None], log: logs.Logger
+) -> AsyncIterator[None]:
+    """Work that goes on beside the run and ends with it; an end before that is logged."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(
+        lambda done: done.cancelled() or log.error(f"{name}_ended", cause=repr(done.exception()))
+    )
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _cascade(
@@ -375,13 +395,14 @@ class Progress:
         self._bar.close()
 
 
-def _stop_on_signals(agent: Agent, log: logs.Logger) -> None:
+def _stop_on_signals(agent: Agent, log: logs.Logger, on_stop: Callable[[], None]) -> None:
     """The first SIGINT or SIGTERM ends the run once open requests end; the second ends it now."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 
     def asked(number: signal.Signals) -> None:
         log.warning("stopping", signal=number.name)
+        on_stop()
         agent.stop()
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)

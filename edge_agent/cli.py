@@ -25,6 +25,7 @@ from edge_agent.assemble import (
     run_agent,
     state_directory,
 )
+from edge_agent.device.commands import show_status
 from edge_agent.identity import show
 from edge_agent.identity.enrol import enrol
 from edge_agent.output import Answered, RecordWriter, answered
@@ -33,7 +34,6 @@ from edge_agent.plan import AUTO
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source, open_source
-from edge_agent.sources.address import shown
 from edge_agent.sources.folder import Folder, read_text
 from edge_agent.sources.opened import open_sources
 from edge_agent.spool.prepare import Kept, spool_folder
@@ -57,6 +57,7 @@ _OF_A_RUN = (
     "spool_age_s",
     "when_full",
     "spool_key",
+    "log_bytes",
 )
 """Settings of `run` alone."""
 _OF_A_MODEL = ("model", "device", "dtype", "text_tokens", "memory_check", "start_limit_s")
@@ -69,6 +70,7 @@ _EXAMPLES = {
     "inspect": "edge-agent inspect models/edge-a",
     "enrol": "edge-agent enrol --server cloud.example:50052 --code NB1-…",
     "identity": "edge-agent identity --json",
+    "status": "edge-agent status",
 }
 
 
@@ -105,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     writer = RecordWriter(chosen.output)
     try:
         kept = None if folder is None else Kept(folder, writer)
-        return run_agent(chosen, source, writer.write, done, kept)
+        return run_agent(chosen, source, writer.write, done, kept, lambda: _settings(args))
     finally:
         writer.close()
 
@@ -231,11 +233,16 @@ def _identity(args: argparse.Namespace) -> int:
     return 0
 
 
+def _status(args: argparse.Namespace) -> int:
+    return show_status(state_directory(_settings(args)), args.json)
+
+
 def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
     raise ConfigError(
-        "no command: run, ask, feedback or inspect; enrol or identity (see edge-agent --help)"
+        "no command: run, ask, feedback or inspect; enrol, identity or status (see edge-agent "
+        "--help)"
     )
 
 
@@ -251,9 +258,7 @@ def _check(chosen: Settings) -> int:
 
 
 def _check_settings(chosen: Settings) -> int:
-    values = chosen.model_dump(mode="json")
-    values["source"] = [shown(address) for address in chosen.source]  # without credentials
-    print(json.dumps(values, indent=2))
+    print(json.dumps(chosen.without_secrets(), indent=2))
     return 0
 
 
@@ -289,7 +294,7 @@ def _parser() -> configuration.Parser:
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
-        title="commands", metavar="run | ask | feedback | inspect | enrol | identity"
+        title="commands", metavar="run | ask | feedback | inspect | enrol | identity | status"
     )
 
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
@@ -342,6 +347,12 @@ def _parser() -> configuration.Parser:
     )
     identity.add_argument("--json", action="store_true", help="print it as JSON")
     _add_settings(identity, only=("state_dir",))
+
+    showing = _command(
+        commands, "status", "show how the running agent is, again every second", _status
+    )
+    showing.add_argument("--json", action="store_true", help="print it once, as JSON")
+    _add_settings(showing, only=("state_dir",))
     return parser
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from edge_agent.sources.address import shown
 from projector.models import pictures
 from protos.calls import MOST_ACCEPTED_WAIT_MS, PRIORITIES
 from protos.identity import NAME, NAME_RULE
@@ -345,9 +346,22 @@ class Settings(configuration.TypedSettings):
     progress: bool | None = Field(
         None, description="progress bar on standard error; default: on a terminal only"
     )
+    log_bytes: int = Field(
+        8 << 20,
+        ge=0,
+        le=1 << 40,
+        description="bytes on the disk for the newest log lines, in logs in the state directory "
+        "(`run`); 0: none",
+    )
     log_level: LogLevel = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"
     )
+
+    def without_secrets(self) -> dict[str, Any]:
+        """Every setting as plain JSON, addresses without user and password."""
+        values = self.model_dump(mode="json")
+        values["source"] = [shown(address) for address in self.source]
+        return values
 
     @property
     def priority_number(self) -> int:

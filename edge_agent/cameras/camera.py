@@ -242,6 +242,13 @@ class Camera:
         )
 
     @property
+    def broken(self) -> str:
+        """What ended if this camera's thread failed, so that nobody starts its process again."""
+        thread = self._thread
+        failed = thread is not None and not thread.is_alive() and not self.ended
+        return f"camera {self.name}" if failed else ""
+
+    @property
     def done(self) -> bool:
         """Whether `take` will never return anything again."""
         with self._lock:

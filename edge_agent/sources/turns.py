@@ -118,6 +118,11 @@ class Turns:
         """See `Source`: unknown."""
         return 0
 
+    def broken(self) -> str:
+        """A member that ended by a failure of this program; empty if none has."""
+        found = (str(getattr(member, "broken", "")) for member in self.members)
+        return next(filter(None, found), "")
+
     def request(self) -> None:
         """Have every camera take its next picture."""
         for member in self.members:

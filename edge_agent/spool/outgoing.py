@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from edge_agent.device.pulse import DISK, Pulse
 from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.spool.catch_up import CatchUp
@@ -52,6 +53,7 @@ class Outgoing:
         on_end: gets a frame's draft and how it ended.
         clock: seconds, monotonic.
         sleep: waits that many seconds.
+        pulse: whether the disk takes what it is given.
         grace_s: how long frames on their way may take to end once the agent stops, seconds.
     """
 
@@ -65,6 +67,7 @@ class Outgoing:
     on_end: Callable[[AnswerRecord, Outcome], None] = lambda record, outcome: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    pulse: Pulse = field(default_factory=Pulse)
     grace_s: float = 5.0
     _new: deque[Entry] = field(default_factory=deque, init=False, repr=False)
     _old: deque[Entry] = field(default_factory=deque, init=False, repr=False)
@@ -101,7 +104,8 @@ class Outgoing:
             if not room:
                 await self._drop([Drop(0, "full", frame, frame.request_id)])
                 return
-            entry = await asyncio.to_thread(self.spool.accept, frame, rank)
+            with self.pulse.step(DISK):
+                entry = await asyncio.to_thread(self.spool.accept, frame, rank)
             self._busy.add(entry.id)
         self._catch_up.came(self.clock())
         self._new.append(entry)

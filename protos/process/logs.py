@@ -142,6 +142,21 @@ def _descriptor(stream: Any) -> int | None:
         return None
 
 
+class _Both:
+    """Two streams, each of which gets every line."""
+
+    def __init__(self, *streams: Stream) -> None:
+        self._streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: lines leave by themselves."""
+
+
 class _BesideTheBar:
     """Standard error, written through the progress bar so that neither breaks the other."""
 
@@ -183,6 +198,7 @@ def configure(
     *,
     bar: bool = False,
     on_drop: Callable[[], None] = lambda: None,
+    also: Stream | None = None,
 ) -> Logger:
     """Set the process's logging up and return its logger.
 
@@ -192,6 +208,7 @@ def configure(
         stream: where lines go; standard error by default; nowhere if that is closed.
         bar: a progress bar shares standard error.
         on_drop: called for every line that could not be written.
+        also: gets every line too; must never raise and never wait.
     """
     import structlog
     from structlog.tracebacks import ExceptionDictTransformer
@@ -201,6 +218,7 @@ def configure(
     if bar and stream is None:
         target = _BesideTheBar()
     _current = Lines(target, on_drop)
+    file = _current if also is None else _Both(_current, also)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -211,7 +229,7 @@ def configure(
             structlog.processors.JSONRenderer(sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=_current),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(file=file),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     return structlog.get_logger(component=component)
