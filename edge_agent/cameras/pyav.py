@@ -49,7 +49,7 @@ class PyavReader:
             # Decoding several pictures at once would hold each back until the next ones came.
             stream.thread_type = "SLICE" if live else "AUTO"
             if stream.codec_context.name in _STRICT:
-                stream.codec_context.options = {"err_detect": "explode", "ec": "0"}
+                stream.codec_context.options = {"err_detect": "explode"}
             broken, waiting = av.error.InvalidDataError, True
             for packet in container.demux(stream):
                 if packet.is_corrupt:

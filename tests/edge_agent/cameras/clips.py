@@ -33,12 +33,13 @@ def clip(
     rate: int = 10,
     size: tuple[int, int] = (64, 48),
     still: bool = False,
+    codec: str = "libx264",
 ) -> Path:
     """A grey clip in which a white square moves to the right, one pixel a frame."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(frames):
             pixels = np.full((size[1], size[0], 3), 60, np.uint8)
             left = 0 if still else number
