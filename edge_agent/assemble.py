@@ -53,7 +53,7 @@ from edge_agent.uplink.servers import Servers
 from projector.models.exported.manifest import is_export
 from protos.errors import ConfigError, ModelError
 from protos.identity import name_from
-from protos.process import addresses, console, logs, threads
+from protos.process import addresses, console, logs, proxies, threads
 from protos.process.environment import service_links
 from protos.process.files import expanded
 from protos.process.health import HealthServer
@@ -287,12 +287,13 @@ def choose_dials(chosen: Settings) -> list[InsecureDial | SecureDial]:
 
     Raises:
         CertificateError: the identity or the roots cannot be used.
-        ConfigError: `insecure` and `ca` are both given.
+        ConfigError: `insecure` and `ca` are both given, or the proxy is no URL.
     """
+    proxy = proxy_in(chosen)
     if chosen.insecure:
         if chosen.ca:
             raise ConfigError("--insecure is plain text, --ca is for TLS: give one of them")
-        return [dial_insecure(server) for server in chosen.server or (_HERE,)]
+        return [dial_insecure(each, proxy=proxy) for each in chosen.server or (_HERE,)]
     enrolled = None
     store = _state(chosen)
     if store.directory is not None:
@@ -300,9 +301,19 @@ def choose_dials(chosen: Settings) -> list[InsecureDial | SecureDial]:
     told = enrolled.now.server if enrolled is not None else ""
     servers = chosen.server or (told or _HERE,)
     if enrolled is None and not chosen.ca:
-        return [dial_insecure(server) for server in servers]
+        return [dial_insecure(each, proxy=proxy) for each in servers]
     roots = foreign_roots(chosen.ca) if chosen.ca else b""
-    return [dial_secure(server, enrolled, roots, chosen.server_name) for server in servers]
+    return [dial_secure(each, enrolled, roots, chosen.server_name, proxy=proxy) for each in servers]
+
+
+def proxy_in(chosen: Settings) -> str:
+    """The proxy's URL in the settings; empty if they name none.
+
+    Raises:
+        ConfigError: it is no URL.
+    """
+    url = chosen.proxy.get_secret_value()
+    return proxies.checked(url) if url else ""
 
 
 def state_directory(chosen: Settings) -> Path | None:

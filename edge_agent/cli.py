@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from edge_agent.assemble import (
     identity_file,
     load_model,
     model_path,
+    proxy_in,
     run_agent,
     state_directory,
 )
@@ -61,7 +63,7 @@ _OF_A_RUN = (
 )
 """Settings of `run` alone."""
 _OF_A_MODEL = ("model", "device", "dtype", "text_tokens", "memory_check", "start_limit_s")
-_OF_AN_IDENTITY = ("server", "ca", "server_name", "connect_timeout_s", "state_dir")
+_OF_AN_IDENTITY = ("server", "proxy", "ca", "server_name", "connect_timeout_s", "state_dir")
 _EXAMPLES = {
     "run": "edge-agent run --model models/edge-a --source /var/pictures "
     "--questions 'is there a fire ?'",
@@ -194,6 +196,7 @@ def _enrol(args: argparse.Namespace) -> int:
             "no service: give --server HOST:PORT, with the port where it enrols devices (50052 "
             "unless the operator chose another)"
         )
+    proxy = proxy_in(chosen)
     typed = sys.stdin.readline() if args.code == "-" else args.code
     identity = asyncio.run(
         enrol(
@@ -204,6 +207,7 @@ def _enrol(args: argparse.Namespace) -> int:
             chosen.server_name,
             args.force,
             chosen.connect_timeout_s,
+            {**os.environ, **({"grpc_proxy": proxy} if proxy else {})},
         )
     )
     print(f"enrolled as {identity.tenant}/{identity.device}; {show.until(identity)}")

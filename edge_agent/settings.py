@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from edge_agent.sources.address import shown
@@ -73,6 +73,13 @@ class Settings(configuration.TypedSettings):
         le=3600.0,
         description="with several servers: first pause before one that failed is preferred again, "
         "seconds; it doubles each time that it fails again, up to 15 minutes",
+    )
+    proxy: SecretStr = Field(
+        SecretStr(""),
+        description="HTTP proxy on the way to the server: http://host:port or "
+        "http://user:password@host:port (a password belongs into the environment or the file: "
+        "others see command lines); it is never logged; default: what grpc_proxy, https_proxy or "
+        "http_proxy name; no_proxy names the exceptions",
     )
     ca: str = Field(
         "",

@@ -414,6 +414,13 @@ class DroppedError(BridgeError):
     exit_code = 55
 
 
+class CaptivePortalError(OfflineError):
+    summary = "Something else answers in the server's place: a captive portal, or a proxy."
+    code = 507
+    name = "captive_portal"
+    exit_code = 56
+
+
 # ------------------------------------------------------------------ 6xx: bundles
 
 
@@ -638,6 +645,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         LateError,
         QuarantinedError,
         DroppedError,
+        CaptivePortalError,
         BundleMissingError,
         BundleCorruptError,
         BundleLayoutError,

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from edge_agent.metrics import Metrics
+from edge_agent.uplink import portals
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.caller_bar import BARRING, CallerBar
 from edge_agent.uplink.dial import Dial, explained
@@ -390,7 +391,7 @@ class Connection:
                 self._keep,
             )
         except (OfflineError, UnauthenticatedError) as error:
-            raise explained(dial, error) from error
+            raise await asyncio.to_thread(portals.cause, dial, error) from error
         if not self.connected:
             self.session = self._before = session
         self.on_session(session)

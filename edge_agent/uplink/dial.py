@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import grpc
@@ -18,13 +18,14 @@ import grpc
 from edge_agent.identity.enrolled import Enrolled
 from protos.errors import (
     BridgeError,
+    CaptivePortalError,
     CertificateError,
     ClockError,
     OfflineError,
     UnauthenticatedError,
 )
 from protos.process import addresses
-from protos.process.proxies import proxy_of
+from protos.process.proxies import proxy_of, proxy_url
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel must not inherit an old back-off
@@ -60,20 +61,24 @@ class InsecureDial:
 
     Attributes:
         address: as `protos.process.addresses.target` returns it.
-        proxy: the HTTP proxy on the way there; empty without one.
+        proxy: name of the HTTP proxy on the way there; empty without one.
+        via: URL of that proxy, with its password.
     """
 
     address: str
     proxy: str = ""
+    via: str = field(default="", repr=False)
 
     def __call__(self) -> grpc.aio.Channel:
         """Make a channel; it connects when it is used."""
-        return grpc.aio.insecure_channel(self.address, options=_options(self.address))
+        return grpc.aio.insecure_channel(self.address, options=_options(self.address, self.via))
 
     def explained(self, error: BridgeError) -> BridgeError:
         """Add the probable cause to the error of a failed call."""
         if not isinstance(error, OfflineError):
             return error
+        if _page(error):
+            return _portal(self.address, self.proxy, error)
         if _closed(error):
             error = OfflineError(
                 f"{error.message}; this connection is in plain text: if the server speaks TLS, "
@@ -91,8 +96,9 @@ class SecureDial:
         enrolled: the device's identity; None for no client certificate.
         roots_pem: roots that the server's certificate must lead to; empty for the identity's.
         server_name: the name in the server's certificate; empty for the host in `address`.
-        proxy: the HTTP proxy to use; empty without one.
+        proxy: name of the HTTP proxy on the way there; empty without one.
         wall: this device's clock, seconds since 1970, for messages.
+        via: URL of the proxy, with its password.
     """
 
     address: str
@@ -101,6 +107,7 @@ class SecureDial:
     server_name: str = ""
     proxy: str = ""
     wall: Callable[[], float] = time.time
+    via: str = field(default="", repr=False)
 
     def __call__(self) -> grpc.aio.Channel:
         """Make a channel; it connects when it is used.
@@ -108,7 +115,7 @@ class SecureDial:
         Raises:
             CertificateError: the device's identity cannot be used.
         """
-        options: list[tuple[str, int | str]] = [*_options(self.address)]
+        options: list[tuple[str, int | str]] = [*_options(self.address, self.via)]
         if self.server_name:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         key = chain = None
@@ -119,6 +126,11 @@ class SecureDial:
             roots = roots or identity.roots_pem.encode()
         credentials = grpc.ssl_channel_credentials(roots, key, chain)
         return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+    @property
+    def name(self) -> str:
+        """The name that the server's certificate has to have."""
+        return self.server_name or addresses.first(self.address).host
 
     @property
     def credential(self) -> str:
@@ -139,6 +151,8 @@ class SecureDial:
         if not isinstance(error, OfflineError):
             return error
         text, now = error.message, _date(self.wall())
+        if _page(error):
+            return _portal(self.address, self.proxy, error)
         if "not yet valid" in text:
             return ClockError(
                 f"this device's clock says {now}, and the server's certificate begins later: "
@@ -150,10 +164,10 @@ class SecureDial:
                 "clock if it is wrong; else the server needs a new certificate"
             )
         if "Hostname Verification" in text:
-            name = self.server_name or addresses.first(self.address).host
             return CertificateError(
-                f"the server's certificate is not for the name {name}: reach it by a name in its "
-                "certificate, or give that name with --server-name"
+                f"the server's certificate is not for the name {self.name}: reach it by a name in "
+                "its certificate, or give that name with --server-name; or a captive portal or "
+                "proxy on the way shows its own certificate"
             )
         if "WRONG_VERSION_NUMBER" in text:
             return CertificateError(
@@ -207,14 +221,21 @@ class SecureDial:
         )
 
 
-def dial_insecure(address: str, environ: Mapping[str, str] = os.environ) -> InsecureDial:
+def dial_insecure(
+    address: str, environ: Mapping[str, str] = os.environ, proxy: str = ""
+) -> InsecureDial:
     """A factory of plain-text channels; only connections that leave this machine use a proxy.
+
+    Args:
+        address: of the server.
+        environ: names the proxy on the way, unless `proxy` does, and the exceptions.
+        proxy: URL of a proxy (`proxies.checked`).
 
     Raises:
         ConfigError: `address` is not an address.
     """
     target = addresses.target(address)
-    return InsecureDial(target, proxy_of(target, environ))
+    return InsecureDial(target, *_proxy(target, environ, proxy))
 
 
 def dial_secure(
@@ -223,14 +244,27 @@ def dial_secure(
     roots_pem: bytes = b"",
     server_name: str = "",
     environ: Mapping[str, str] = os.environ,
+    proxy: str = "",
 ) -> SecureDial:
-    """Make a `SecureDial`.
+    """Make a `SecureDial`; `environ` and `proxy` as for `dial_insecure`.
 
     Raises:
         ConfigError: `address` is not an address.
     """
     target = addresses.target(address)
-    return SecureDial(target, enrolled, roots_pem, server_name, proxy_of(target, environ))
+    name, via = _proxy(target, environ, proxy)
+    return SecureDial(target, enrolled, roots_pem, server_name, name, via=via)
+
+
+def _proxy(target: str, environ: Mapping[str, str], proxy: str) -> tuple[str, str]:
+    """Name and URL of the proxy on the way; both empty without one."""
+    if proxy:
+        environ = {**environ, "grpc_proxy": proxy}
+    url, _ = proxy_url(target, environ)
+    name = proxy_of(target, environ)
+    if proxy:
+        name = name.replace("(grpc_proxy)", "(--proxy)")
+    return name, "" if url is None else url.geturl()
 
 
 def explained(dial: Dial, error: BridgeError) -> BridgeError:
@@ -242,15 +276,38 @@ def by_proxy(error: OfflineError, proxy: str) -> OfflineError:
     """Add the HTTP proxy's name to the error."""
     if not proxy or proxy in error.message:
         return error
+    if "response code 407" in error.message:
+        return OfflineError(
+            f"{error.message}; the HTTP proxy {proxy} wants a user and password: "
+            "http://user:password@host:port, in the configuration file or the environment"
+        )
     return OfflineError(
         f"{error.message}; the connection goes through the HTTP proxy {proxy}: to bypass it, "
         "name the server in no_proxy"
     )
 
 
-def _options(address: str) -> list[tuple[str, int]]:
-    direct = [("grpc.enable_http_proxy", 0)] if addresses.loopback(address) else []
+def _options(address: str, via: str) -> list[tuple[str, int | str]]:
+    direct: list[tuple[str, int | str]] = []
+    if addresses.loopback(address):
+        direct = [("grpc.enable_http_proxy", 0)]
+    elif via:
+        direct = [("grpc.http_proxy", via)]
     return [*CHANNEL_OPTIONS, *direct]
+
+
+def _page(error: OfflineError) -> bool:
+    """Whether a web server answered: HTTP/1, or TLS without HTTP/2."""
+    return "http1.x server" in error.message or "missing selected ALPN" in error.message
+
+
+def _portal(address: str, proxy: str, error: OfflineError) -> CaptivePortalError:
+    way = f", reached through the HTTP proxy {proxy}," if proxy else ""
+    return CaptivePortalError(
+        f"captive portal or proxy: a web server answers in the place of {address}{way}: if this "
+        "network has a page to log in at, do that; else check the address and port, or have the "
+        f"network's operator let it through ({error.message})"
+    )
 
 
 def _closed(error: OfflineError) -> bool:

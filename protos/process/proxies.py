@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
+from protos.errors import ConfigError
 from protos.process import addresses
 
 _VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -58,6 +59,22 @@ def proxy_url(target: str, environ: Mapping[str, str]) -> tuple[SplitResult | No
     if any(_excepted(host, entry.strip()) for entry in exceptions.split(",")):
         return None, ""
     return parts, variable
+
+
+def checked(url: str) -> str:
+    """Check the URL of a proxy; no message shows it, since it may have a password.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    wrong = ConfigError("--proxy: expected http://host:port or http://user:password@host:port")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or not parts.port or parts.path.strip("/"):
+            raise wrong
+    except ValueError as error:
+        raise wrong from error
+    return url
 
 
 def _excepted(host: str, entry: str) -> bool:

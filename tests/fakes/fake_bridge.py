@@ -59,6 +59,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         remembers: answer a request that comes again from memory, as a service does.
         bundle: names the bundle that is served.
         retired: encoders of bundles that are loaded still, by digest.
+        host: address that it listens on.
+        port: on that; 0 for a free one.
+        options: gRPC's, besides the usual ones.
     """
 
     encoder: Encoder
@@ -82,6 +85,9 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     remembers: bool = False
     bundle: str = "bundle"
     retired: dict[str, Encoder] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 0
+    options: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         self.sessions: dict[bytes, bytes] = {}
@@ -107,12 +113,12 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
     async def start(self) -> None:
         self._server = grpc.aio.server(
-            options=[("grpc.max_receive_message_length", self.cap_bytes)]
+            options=[("grpc.max_receive_message_length", self.cap_bytes), *self.options]
         )
         bridge_pb2_grpc.add_BridgeServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        port = self._server.add_insecure_port(f"{self.host}:{self.port}")
         await self._server.start()
-        self.address = f"127.0.0.1:{port}"
+        self.address = f"{self.host}:{port}"
 
     async def stop(self) -> None:
         await self._server.stop(None)

@@ -130,6 +130,7 @@ def fake_uplink(
     give_up_s: float = 60.0,
     log: logs.Logger | None = None,
     linger_s: float = 0.0,
+    connect_timeout_s: float = 10.0,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -145,6 +146,7 @@ def fake_uplink(
             backoff_s=0.5,
             backoff_max_s=4.0,
             answer_timeout_s=FakeSleep.ANSWER_TIMEOUT_S,
+            connect_timeout_s=connect_timeout_s,
         ),
         in_flight,
         clock=sleep.clock,

@@ -50,6 +50,7 @@ PUBLISHED = {
     504: ("late", 53),
     505: ("quarantined", 54),
     506: ("dropped", 55),
+    507: ("captive_portal", 56),
     601: ("bundle_missing", 60),
     602: ("bundle_corrupt", 61),
     603: ("bundle_layout", 62),
