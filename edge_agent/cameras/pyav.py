@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,8 @@ INSTALL = "pip install 'neural-bridge[video]'"
 
 _STRICT = ("h264", "hevc")
 """Codecs whose damage would smear every picture up to the next key frame, so none is repaired."""
+_REFUSED, _REFUSED_SHARE = 3, 10
+"""Some cameras always write faulty metadata: if more than a tenth is refused, it is let by."""
 
 
 class PyavReader:
@@ -33,6 +36,7 @@ class PyavReader:
     def __init__(self, address: Address, open_s: float, stall_s: float) -> None:
         self.dropped: Counter[str] = Counter()
         self._address, self._timeout = address, (open_s, stall_s)
+        self._live = address.scheme != "file"
 
     def shots(self) -> Iterator[Shot]:
         """See `Reader.shots`."""
@@ -41,38 +45,59 @@ class PyavReader:
         except ImportError as error:
             cause = f"{self._address.shown} needs PyAV: {INSTALL} ({error})"
             raise CameraFailure("no_decoder", cause) from error
-        live = self._address.scheme != "file"
-        with av.open(self._address.url, **self._how()) as container:
-            if not container.streams.video:
-                raise CameraFailure("unreadable", f"{self._address.shown} has no video")
-            stream = container.streams.video[0]
-            # Decoding several pictures at once would hold each back until the next ones came.
-            stream.thread_type = "SLICE" if live else "AUTO"
-            if stream.codec_context.name in _STRICT:
-                stream.codec_context.options = {"err_detect": "explode"}
-            broken, waiting = av.error.InvalidDataError, True
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
+        strict, last_s = True, -math.inf
+        while True:
+            with av.open(self._address.url, **self._how()) as container:
+                if not container.streams.video:
+                    raise CameraFailure("unreadable", f"{self._address.shown} has no video")
+                for shot in self._decoded(container, strict, av.error.InvalidDataError):
+                    if shot is None:
+                        break
+                    if self._live or shot.media_s is None or shot.media_s > last_s:
+                        yield shot
+                        last_s = last_s if shot.media_s is None else shot.media_s
+                else:
+                    return
+            strict = False  # this stream never keeps to the standard
+
+    def _decoded(
+        self, container: Any, strict: bool, broken: type[Exception]
+    ) -> Iterator[Shot | None]:
+        """The pictures of an open stream; None at its end if `strict` refuses too many."""
+        stream = container.streams.video[0]
+        # Decoding several pictures at once would hold each back until the next ones came.
+        stream.thread_type = "SLICE" if self._live else "AUTO"
+        strict = strict and stream.codec_context.name in _STRICT
+        if strict:
+            stream.codec_context.options = {"err_detect": "explode"}
+        waiting, good, refused = True, 0, 0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                self.dropped["damaged"] += 1
+                waiting = True
+                continue
+            if waiting and packet.size and not packet.is_keyframe:
+                self.dropped["no_key_frame"] += 1
+                continue
+            try:
+                frames = packet.decode()
+            except (broken, ValueError):
+                self.dropped["damaged"] += 1
+                refused += 1
+                if strict and refused >= _REFUSED and refused * _REFUSED_SHARE > good:
+                    yield None
+                    return
+                stream.codec_context.flush_buffers()
+                waiting = True
+                continue
+            waiting = waiting and not packet.size
+            for frame in frames:
+                if frame.is_corrupt:
                     self.dropped["damaged"] += 1
                     waiting = True
-                    continue
-                if waiting and packet.size and not packet.is_keyframe:
-                    self.dropped["no_key_frame"] += 1
-                    continue
-                try:
-                    frames = packet.decode()
-                except (broken, ValueError):
-                    self.dropped["damaged"] += 1
-                    stream.codec_context.flush_buffers()
-                    waiting = True
-                    continue
-                waiting = waiting and not packet.size
-                for frame in frames:
-                    if frame.is_corrupt:
-                        self.dropped["damaged"] += 1
-                        waiting = True
-                    else:
-                        yield _shot(frame)
+                else:
+                    good += 1
+                    yield _shot(frame)
 
     def _how(self) -> dict[str, Any]:
         """The arguments of `av.open`."""

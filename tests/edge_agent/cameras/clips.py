@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,22 @@ def textured(path: Path, frames: int = 90) -> Path:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+    return path
+
+
+def with_faulty_metadata(path: Path, frames: int = 90) -> Path:
+    """H.264 with a message for the decoder in front of every picture that is no such message."""
+    with av.open(io.BytesIO(), "w", format="h264") as container, path.open("wb") as out:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.gop_size, stream.options = 15, {"bf": "0"}
+        for number in range(frames):
+            pixels = np.full((96, 128, 3), 60, np.uint8)
+            pixels[10:26, number : number + 16] = 250
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")):
+                out.write(b"\0\0\0\1\6\6\4\xff\xff\x80" + bytes(packet))
+        for packet in stream.encode():
+            out.write(bytes(packet))
     return path
 
 

@@ -22,7 +22,7 @@ from edge_agent.cameras.gstreamer import library
 from edge_agent.cameras.states import STATES, state_of
 from edge_agent.metrics import Metrics
 from edge_agent.sources.address import Address
-from tests.edge_agent.cameras.clips import clip, textured
+from tests.edge_agent.cameras.clips import clip, textured, with_faulty_metadata
 from tests.edge_agent.cameras.watched_camera import QUICK, Watched, children, value, wait_for
 
 RESTARTS = 300 if os.environ.get("NEURAL_BRIDGE_FAULTS") == "full" else 12
@@ -104,6 +104,13 @@ def test_damage_in_the_middle_costs_pictures_up_to_the_next_key_frame_and_shows_
     assert near[-1] < 3
     assert value(camera, "frames_dropped_total", cause="damaged") > 0
     assert value(camera, "frames_dropped_total", cause="no_key_frame") > 0
+
+
+def test_a_camera_that_always_writes_faulty_metadata_is_seen(tmp_path: Path) -> None:
+    camera = open_source(f"file://{with_faulty_metadata(tmp_path / 'clip.h264')}")
+    captures = list(camera)
+    assert camera.state == "ended" and len(captures) == 90
+    assert value(camera, "frames_dropped_total", cause="damaged") <= 5
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callable) -> None:
