@@ -249,9 +249,9 @@ class Agent:
                 self.on_capture()
                 return
         if self.outgoing is not None:
-            for question in questions or ("",):
-                await self._keep(self.outgoing, maker, question, tasks)
-            self.on_capture()
+            kept = [await self._keep(self.outgoing, maker, q, tasks) for q in questions or ("",)]
+            if all(kept):
+                self.on_capture()
             return
         await self._send(maker, questions, tasks)
 
@@ -306,8 +306,12 @@ class Agent:
         maker: FrameMaker,
         question: str,
         tasks: set[asyncio.Task[None]],
-    ) -> None:
-        """Make the frame and put it into the spool; if the disk does not take it, send it."""
+    ) -> bool:
+        """Make the frame and put it into the spool; if the disk does not take it, send it.
+
+        Returns:
+            Whether this capture's question is done with for now; else a task ends it.
+        """
         request, session = Request(question, maker), self.uplink.connection.latest
         wanted = self.edge_only_too and question != ""
         edge = asyncio.create_task(self._edge_answer(maker, question, wanted))
@@ -320,13 +324,15 @@ class Agent:
         except BridgeError as error:
             outcome = Outcome(request.request_id, error=error)
             await self._record(maker, question, outcome, outcome, edge, request.kept_back)
-            return
+            return True
         try:
             await outgoing.accept(stored, rank_of(maker.priority))
         except BridgeError as error:
             self.metrics.spool_failures.labels(error.name).inc()
             self.log.warning("spool_not_written", capture=maker.capture.name, cause=str(error))
             await self._send(maker, (question,) if question else (), tasks)
+            return False
+        return True
 
     def _waited(self, draft: AnswerRecord, outcome: Outcome) -> None:
         """A frame that waited on the disk has ended."""

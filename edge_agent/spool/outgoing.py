@@ -160,6 +160,8 @@ class Outgoing:
             for other in self._others.values():
                 await other.close()
             self._others.clear()
+        if self.spool.frames:
+            self.log.info("frames_wait", frames=self.spool.frames, folder=str(self.spool.folder))
         if self._failed is not None:
             raise self._failed
 

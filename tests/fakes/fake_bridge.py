@@ -94,6 +94,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.scenes: set[tuple[bytes, int]] = set()
         self.requests: list[tuple[bytes, bytes, int]] = []  # session, request id, frame number
         self.messages: dict[tuple[bytes, bytes], set[bytes]] = {}
+        self.raw: list[bytes] = []
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
         self.bundles: dict[bytes, str] = {}
@@ -312,6 +313,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             verify(request, self.sessions[session_id])
             number = header.frame_number
             self.requests.append((session_id, request_id, number))
+            self.raw.append(raw)
             self.messages.setdefault((session_id, request_id), set()).add(raw)
             if self.ignore:
                 self.ignore -= 1

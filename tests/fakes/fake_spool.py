@@ -14,7 +14,6 @@ from edge_agent.metrics import Metrics
 from edge_agent.output import RecordWriter, answered
 from edge_agent.plan import Plan
 from edge_agent.settings import Settings
-from edge_agent.sources import Capture
 from edge_agent.spool.entry import Bounds
 from edge_agent.spool.prepare import Kept, prepare
 from edge_agent.spool.spool import Spool
@@ -104,11 +103,9 @@ class SpoolRun:
         finally:
             self.close()
 
-    async def until(
-        self, items: list[Capture], reached: Callable[[], bool], **kwargs: Any
-    ) -> Summary:
+    async def until(self, items: Any, reached: Callable[[], bool], **kwargs: Any) -> Summary:
         """Work through captures, and stop once that is reached."""
-        agent = self.make(Captures(items), **kwargs)
+        agent = self.make(Captures(items) if isinstance(items, list) else items, **kwargs)
         running = asyncio.create_task(agent.run())
         try:
             while not reached() and not running.done():

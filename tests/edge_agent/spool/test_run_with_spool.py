@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from protos.errors import (
     OverloadedError,
     SpoolError,
 )
+from protos.requests import parse_infer_request
 from tests.fakes.fake_bridge import FakeBridge, digest_of
 from tests.fakes.fake_edge import make_encoder
 from tests.fakes.fake_run import Captures, capture
@@ -218,16 +220,27 @@ def test_a_delta_frame_that_waited_travels_as_a_key_frame_where_its_base_is_gone
     async def test(served: FakeBridge) -> None:
         plan = Plan(point="low", delta=True)
         run = SpoolRun(tmp_path, served.dial, in_flight=1)
-        await run.run([like("a", 9), like("b", 9)], plan=plan)
-        assert run.value("frames_coded_total", kind="delta") >= 0
-        run = SpoolRun(tmp_path, served.dial, in_flight=1)
-        served.refusals = {}
-        done = lambda: len(run.records) == 3  # noqa: E731
-        await run.until([like("c", 9)], done, plan=plan)
-        served.refusals = {"x": [MissingKeyFrameError("the base is gone")]}
-        run = SpoolRun(tmp_path, served.dial, in_flight=1)
-        await run.run([like("d", 9), like("e", 9), like("f", 9)], plan=plan)
-        assert names(run.records) == Counter("abcdef")
+
+        def source() -> Any:
+            yield like("a", 9)
+            while not run.records:  # its frame is the base of the next one
+                time.sleep(0.01)
+            served.gate = asyncio.Event()  # the next one is sent, and gets no answer
+            yield like("b", 9)
+
+        sent = lambda: len(served.requests) == 2  # noqa: E731
+        run.grace_s = 0.0
+        await run.until(Walk(source), sent, plan=plan)
+        assert run.value("frames_coded_total", kind="delta") == 1
+        (stored,) = run.stored()
+        assert stored.key and stored.key != stored.message
+        served.gate, served.refusals = None, {"x": [MissingKeyFrameError("the base is gone")]}
+        back = SpoolRun(tmp_path, served.dial)
+        await back.run([], plan=plan)
+        assert names(back.records) == Counter("ab")
+        kinds = [parse_infer_request(raw).header.base for raw in served.raw]
+        assert kinds == [None, 0, 0, None]  # a, b as it was, b again, b as a key frame
+        assert len({request_id for _, request_id, _ in served.requests}) == 2
 
     with_server(test, FakeBridge(make_encoder()))
 
