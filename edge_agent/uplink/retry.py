@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
 from edge_agent.metrics import Metrics
-from protos.errors import BridgeError, ClockError, OverloadedError
+from protos.errors import BridgeError, ClockError, OverloadedError, UnknownSessionError
 from protos.process.logs import Logger
 
 _LONGEST_ASKED_S = 60.0
@@ -102,7 +102,10 @@ class Retries:
             error = _error_behind(failure)
             asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
             own_s = failure.pause_s if isinstance(failure, Refused) else 0.0
-            return max(own_s, min(asked_s, _LONGEST_ASKED_S)) + jitter(state)
+            random_s = jitter(state)
+            if isinstance(error, UnknownSessionError):  # it is there, and waits for a Negotiate
+                random_s = min(random_s, self.policy.backoff_s)
+            return max(own_s, min(asked_s, _LONGEST_ASKED_S)) + random_s
 
         def before_sleep(state: RetryCallState) -> None:
             failure = state.outcome.exception() if state.outcome is not None else None

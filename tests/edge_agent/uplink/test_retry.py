@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.metrics import Metrics
+from edge_agent.uplink.retry import Retries, RetryPolicy
 from protos.errors import (
     BridgeError,
     EngineUnavailableError,
     OfflineError,
     OverloadedError,
+    UnknownSessionError,
 )
+from protos.process import logs
 from tests.edge_agent.uplink.traffic import (
     assert_one_answer_each,
     bridge,
@@ -40,6 +44,22 @@ def test_an_overloaded_service_is_given_the_time_that_it_asks_for(tmp_path: Path
             assert len(waited) == 2
             assert 7.0 <= waited[0] <= 11.0 and 60.0 <= waited[1] <= 64.0
             await uplink.close()
+
+    run(test)
+
+
+def test_after_a_long_outage_a_service_that_forgot_the_session_is_asked_again_soon() -> None:
+    async def test() -> None:
+        for _ in range(20):
+            sleep, log = FakeSleep(), logs.configure("critical")
+            policy = RetryPolicy(give_up_s=0.0, backoff_s=0.1, backoff_max_s=60.0)
+            errors: list[BridgeError] = [OfflineError("gone")] * 12
+            errors.append(UnknownSessionError("negotiate again"))
+            async for attempt in Retries(policy, Metrics(), log, sleep.clock, sleep).attempts():
+                with attempt:
+                    if errors:
+                        raise errors.pop(0)
+            assert len(sleep.pauses) == 13 and sleep.pauses[-1] <= 0.1
 
     run(test)
 
