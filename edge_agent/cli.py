@@ -27,7 +27,7 @@ from edge_agent.assemble import (
     run_agent,
     state_directory,
 )
-from edge_agent.device.commands import show_status
+from edge_agent.device.commands import run_doctor, show_status
 from edge_agent.identity import show
 from edge_agent.identity.enrol import enrol
 from edge_agent.output import Answered, RecordWriter, answered
@@ -73,6 +73,7 @@ _EXAMPLES = {
     "enrol": "edge-agent enrol --server cloud.example:50052 --code NB1-…",
     "identity": "edge-agent identity --json",
     "status": "edge-agent status",
+    "doctor": "edge-agent doctor --config /etc/neural-bridge/edge.toml",
 }
 
 
@@ -237,6 +238,10 @@ def _identity(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    return run_doctor(lambda: _settings(args), args.json, args.quick)
+
+
 def _status(args: argparse.Namespace) -> int:
     return show_status(state_directory(_settings(args)), args.json)
 
@@ -245,8 +250,8 @@ def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
     raise ConfigError(
-        "no command: run, ask, feedback or inspect; enrol, identity or status (see edge-agent "
-        "--help)"
+        "no command: run, ask, feedback or inspect; enrol, identity, status or doctor (see "
+        "edge-agent --help)"
     )
 
 
@@ -298,7 +303,8 @@ def _parser() -> configuration.Parser:
     configuration.add_config_flags(parser, Settings)
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
-        title="commands", metavar="run | ask | feedback | inspect | enrol | identity | status"
+        title="commands",
+        metavar="run | ask | feedback | inspect | enrol | identity | status | doctor",
     )
 
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
@@ -351,6 +357,20 @@ def _parser() -> configuration.Parser:
     )
     identity.add_argument("--json", action="store_true", help="print it as JSON")
     _add_settings(identity, only=("state_dir",))
+
+    doctor = _command(
+        commands,
+        "doctor",
+        "check this device, and say what to do where something is wrong",
+        _doctor,
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
+    doctor.add_argument(
+        "--quick",
+        action="store_true",
+        help="neither load the model, nor open cameras, nor call the service",
+    )
+    _add_settings(doctor)
 
     showing = _command(
         commands, "status", "show how the running agent is, again every second", _status

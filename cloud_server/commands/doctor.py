@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cloud_server.commands.output import as_json, say
 from protos.errors import ConfigError
-from protos.process.console import printable
 
 if TYPE_CHECKING:
-    from cloud_server.doctor.finding import Finding
     from cloud_server.settings import Settings
-
-_SUBJECT = 22
-_FOUND_AT = 6 + 2 + _SUBJECT + 2
-_COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
+    from protos.process.findings import Finding
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -49,9 +41,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from cloud_server.doctor.finding import RED
     from cloud_server.settings import Settings, load
     from protos.process import settings as configuration
+    from protos.process.findings import RED, show
 
     found: list[Finding] = []
     try:
@@ -62,23 +54,23 @@ def _run(given: argparse.Namespace) -> int:
         for finding in _look(settings, given.quick):
             found.append(finding)
             if not given.json:
-                _show(finding)
+                show(finding, say)
     if given.json:
         as_json([asdict(finding) for finding in found])
     elif len(found) == 1:
-        _show(found[0])
+        show(found[0], say)
     return ConfigError.exit_code if any(one.level == RED for one in found) else 0
 
 
 def _unreadable(error: ConfigError) -> Finding:
-    from cloud_server.doctor.finding import RED, Finding
+    from protos.process.findings import RED, Finding
 
     return Finding("settings", RED, error.message, "see cloud-server serve --help")
 
 
 def _look(settings: Settings, quick: bool) -> Iterator[Finding]:
     from cloud_server.doctor import machine, programs, service
-    from cloud_server.doctor.finding import GREEN, Finding, findings
+    from protos.process.findings import GREEN, Finding, findings
 
     def exposure(settings: Settings) -> Iterator[Finding]:
         settings.check_exposure()
@@ -103,26 +95,3 @@ def _look(settings: Settings, quick: bool) -> Iterator[Finding]:
     )
     for subject, check in checks:
         yield from findings(subject, lambda check=check: check(settings))  # type: ignore[misc]
-
-
-def _show(finding: Finding) -> None:
-    level = finding.level.upper().ljust(6)
-    if sys.stdout.isatty():
-        level = f"{_COLOURS[finding.level]}{level}\x1b[0m"
-    first, *rest = _wrapped(finding.found)
-    say(f"{level}  {finding.subject.ljust(_SUBJECT)}  {first}")
-    rest += _wrapped(f"→ {finding.advice}", "  ") if finding.advice else []
-    for line in rest:
-        say(f"{'':{_FOUND_AT}}{line}")
-
-
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    """Text in lines that fit beside the first two columns; no word is cut."""
-    width = max(30, shutil.get_terminal_size().columns - _FOUND_AT)
-    return textwrap.wrap(
-        printable(text),
-        width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [""]

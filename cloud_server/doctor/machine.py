@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
 from cloud_server.frontend import descriptors
 from cloud_server.settings import Settings
 from protos.errors import ConfigError
+from protos.process import findings
+from protos.process.findings import GREEN, RED, YELLOW, Finding
 from protos.process.threads import cpu_share
 
 _GB = 1 << 30
 _LITTLE_BYTES, _FULL_BYTES = 2 * _GB, 256 << 20
 _PLANNED = 256
 """Connections that a service should have room for."""
-_UNSYNCHRONISED = 0x40  # STA_UNSYNC, <linux/timex.h>
-_RELEASED_S = 1_790_000_000.0  # before this program existed
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -156,29 +153,7 @@ def disks(settings: Settings) -> Iterator[Finding]:
 
 def clock(_: Settings) -> Iterator[Finding]:
     """Whether the clock is plausible and synchronised."""
-    now = time.time()
-    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    if now < _RELEASED_S:
-        yield Finding(
-            "clock",
-            RED,
-            f"{shown}: before this program was made",
-            "set it: certificates expire by it",
-        )
-        return
-    synchronised = _synchronised()
-    if synchronised is None:
-        yield Finding("clock", YELLOW, f"{shown}; the kernel does not say if it is synchronised",
-                      "run an NTP client, such as chrony")  # fmt: skip
-    elif not synchronised:
-        yield Finding(
-            "clock",
-            YELLOW,
-            f"{shown}; not synchronised",
-            "run an NTP client, such as chrony or systemd-timesyncd (in a container: on the host)",
-        )
-    else:
-        yield Finding("clock", GREEN, f"{shown}, synchronised")
+    return findings.clock()
 
 
 def _cpu() -> tuple[str, set[str]]:
@@ -234,23 +209,6 @@ def _gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def _synchronised() -> bool | None:
-    """Whether the kernel's clock is synchronised (adjtimex); None if the kernel does not say."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        buffer = ctypes.create_string_buffer(512)  # struct timex, modes = 0: only read
-        if libc.adjtimex(buffer) < 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    status = int.from_bytes(buffer.raw[_STATUS_AT : _STATUS_AT + 4], "little")
-    return not status & _UNSYNCHRONISED
-
-
-_STATUS_AT = 40 if ctypes.sizeof(ctypes.c_long) == 8 else 20
-"""Offset of `status` in struct timex, after modes, offset, freq, maxerror and esterror."""
 
 
 def _gb(size: int) -> str:

@@ -6,8 +6,8 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterator
 
-from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
 from cloud_server.settings import Settings
+from protos.process.findings import GREEN, RED, YELLOW, Finding
 
 
 def torch_works(settings: Settings) -> Iterator[Finding]:

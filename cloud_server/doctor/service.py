@@ -8,14 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloud_server.doctor.finding import GREEN, RED, YELLOW, Finding
 from cloud_server.doctor.holder import service_on
 from cloud_server.engine.precision import backend_of
 from cloud_server.settings import Settings
 from protos.errors import BridgeError
-
-_DAY_S = 86400.0
-_SOON_S = 14 * _DAY_S
+from protos.process.findings import GREEN, RED, YELLOW, Finding, ending
 
 
 def ports(settings: Settings) -> Iterator[Finding]:
@@ -84,25 +81,6 @@ def certificates(settings: Settings) -> Iterator[Finding]:
     intermediate = shown.authority.intermediate.certificate
     yield ending("intermediate", "signs devices", made.end_of(intermediate), True)
     yield from _key_files(settings.directory / AUTHORITY, shown.file, settings.tls_key)
-
-
-def ending(subject: str, found: str, end_s: float, by_hand: bool) -> Finding:
-    """When a certificate expires.
-
-    Args:
-        subject: what it is.
-        found: text about it.
-        end_s: when it expires, seconds since 1970.
-        by_hand: whether the operator must renew it.
-    """
-    left_s = end_s - time.time()
-    found = f"{found}, ends {time.strftime('%Y-%m-%d', time.gmtime(min(end_s, 4e9)))}"
-    renew = "renew it" if by_hand else "a running service renews it by itself"
-    if left_s <= 0:
-        return Finding(subject, RED if by_hand else YELLOW, f"{found}: it has expired", renew)
-    if left_s < _SOON_S:
-        return Finding(subject, YELLOW if by_hand else GREEN, found, renew if by_hand else "")
-    return Finding(subject, GREEN, found)
 
 
 def _key_files(authority: Path, server: Path, key: Path | None) -> Iterator[Finding]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud_server.cli import main
-from cloud_server.doctor import machine, service
-from cloud_server.doctor.finding import Finding, findings
+from cloud_server.doctor import machine
 from cloud_server.settings import load
 from protos.errors import ConfigError
+from protos.process.findings import Finding, ending, findings
 from tests.checkout import ROOT
 
 MODEL, BUNDLE = ROOT / "reference/models/cloud", ROOT / "reference/bundles/edge-a-cloud"
@@ -99,14 +100,14 @@ def test_more_connections_than_files_may_be_open_is_red() -> None:
 
 def test_a_clock_before_this_program_existed_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load({}, environ={})
-    monkeypatch.setattr(machine.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
     (line,) = machine.clock(settings)
     assert line.level == "red"
 
 
 def test_a_certificate_that_ends_soon_is_yellow_and_one_that_ended_red() -> None:
-    now = service.time.time()
-    levels = [service.ending("x", "y", now + days * 86400, True).level for days in (-1, 3, 99)]
+    now = time.time()
+    levels = [ending("x", "y", now + days * 86400, True).level for days in (-1, 3, 99)]
     assert levels == ["red", "yellow", "green"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from edge_agent.cli import main
 from edge_agent.settings import PREFIX
 from protos.errors import ConfigError
 from tests.fakes.fake_bridge import FakeBridge
-from tests.fakes.fake_edge import make_encoder
 
 AGENT = """
 import sys, time
@@ -40,19 +37,6 @@ class Model(FakeModel):
 assemble.load = lambda *_: Model()
 sys.exit(cli.main(sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeBridge]:
-    served = FakeBridge(make_encoder())
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(served.start(), loop).result(10)
-    yield served
-    asyncio.run_coroutine_threadsafe(served.stop(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
 
 
 class Stage:
@@ -150,6 +134,11 @@ def test_systemd_hears_of_start_work_and_end_and_an_operator_sees_it(
     assert main(["status", "--state-dir", str(stage.state)]) == 0
     shown = capsys.readouterr().out
     assert "newest scene" in shown and "running" in shown
+    doctor = ["doctor", "--json", "--state-dir", str(stage.state), "--model", "no/model"]
+    assert main([*doctor, "--source", str(stage.folder / "pictures")]) == ConfigError.exit_code
+    lines = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}
+    assert lines["server"]["found"] == "the running agent is connected"
+    assert lines["agent"]["level"] == "green" and lines["model"]["level"] == "red"
     stage.end()
     stage.systemd.setblocking(True)
     assert stage.until("STOPPING=1")
