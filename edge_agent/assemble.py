@@ -57,6 +57,7 @@ from protos.process import addresses, console, logs, proxies, threads
 from protos.process.environment import service_links
 from protos.process.files import expanded
 from protos.process.health import HealthServer
+from protos.process.memory import keep_heap_compact
 from protos.process.progress import EVERY_S, Waiting, on_terminal
 
 _GIVE_UP_S = 180.0
@@ -85,6 +86,7 @@ def run_agent(
     Returns:
         0, or the exit code of the first error that left a question without an answer.
     """
+    keep_heap_compact()
     bar = sys.stderr.isatty() if chosen.progress is None else chosen.progress
     metrics = Metrics()
     state = None if again is None else state_directory(chosen)

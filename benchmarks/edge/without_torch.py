@@ -23,17 +23,16 @@ from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.processes import Child
 from reference.demo.testset import TestSet
 
-MIB = 1 << 20
-
 _NOT_OURS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
-_RUNS = 5
+_RUNS, _PICTURES = 5, 40
 _QUESTION = "is there a fire ?"
 _AGENT = """
 import json, sys
 from edge_agent.__main__ import main
 code = main(sys.argv[1:])
-from protos.process.memory import peak_bytes
-print(json.dumps({"peak_bytes": peak_bytes()}), file=sys.stderr)
+from protos.process.memory import peak_bytes, resident_bytes
+held = {"peak_bytes": peak_bytes(), "resident_bytes": resident_bytes()}
+print(json.dumps(held), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -47,12 +46,14 @@ class Started:
         wall_s: from its start to its end.
         load_s: of it, the model was loaded and checked.
         peak_bytes: the most memory that it held in RAM.
+        resident_bytes: what it held at its end.
     """
 
     record: dict[str, Any]
     wall_s: float
     load_s: float
     peak_bytes: int
+    resident_bytes: int
 
 
 def install(folder: Path) -> Path:
@@ -91,14 +92,26 @@ def installed_bytes(python: Path) -> dict[str, int]:
     }
 
 
-def ask(python: Path, model: Path, server: str, picture: Path, state: Path, *more: str) -> Started:
-    """Start the agent of an environment, which asks one question and ends.
+def ask(python: Path, model: Path, server: str, seen: Path, state: Path, *more: str) -> Started:
+    """Start the agent of an environment, which asks and ends.
+
+    Args:
+        python: of the environment.
+        model: an edge export.
+        server: of the service.
+        seen: a picture, asked about by `ask`; or a folder, worked through by `run`.
+        state: directory of the agent's state.
+        more: further flags.
 
     Raises:
         RuntimeError: it did not answer.
     """
-    arguments = ["ask", str(picture), _QUESTION, "--json", "--log-level", "info", *more]
-    arguments += ["--model", str(model), "--server", server, "--state-dir", str(state)]
+    arguments = ["--log-level", "info", "--model", str(model), "--server", server, *more]
+    arguments += ["--state-dir", str(state)]
+    if seen.is_dir():
+        arguments = ["run", "--source", str(seen), "--question", _QUESTION, *arguments]
+    else:
+        arguments = ["ask", str(seen), _QUESTION, "--json", *arguments]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NEURAL_BRIDGE", "PYTHON"))}
     environ |= {"OMP_NUM_THREADS": "1"}
     began = time.monotonic()
@@ -114,8 +127,9 @@ def ask(python: Path, model: Path, server: str, picture: Path, state: Path, *mor
         raise RuntimeError(f"the agent ended with {done.returncode}: {done.stderr[-500:]}")
     told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     load_ms = next(row["load_ms"] for row in told if row.get("event") == "model")
-    peak = next(row["peak_bytes"] for row in told if "peak_bytes" in row)
-    return Started(json.loads(done.stdout), wall_s, load_ms / 1000, peak)
+    held = next(row for row in told if "peak_bytes" in row)
+    record = json.loads(done.stdout.splitlines()[0])
+    return Started(record, wall_s, load_ms / 1000, held["peak_bytes"], held["resident_bytes"])
 
 
 def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
@@ -125,28 +139,40 @@ def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
     sizes = installed_bytes(python)
     if projector.main(["export-edge", str(EDGE_MODEL), str(export)]):
         raise RuntimeError("the reference model cannot be exported")
-    picture = folder / "picture.png"
-    TestSet.load("test", 1, 1).pictures[0].save(picture)
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for number, each in enumerate(TestSet.load("test", _PICTURES, 1).pictures):
+        each.save(pictures / f"{number}.png")
     serve = ["cloud_server", "serve", "--model", str(CLOUD_MODEL), "--bundles", str(BUNDLE)]
     with Child(
         "service", [*serve, "--port", "0", "--metrics-port", "0"], folder / "log"
     ) as service:
         server = f"127.0.0.1:{service.ready(180.0)['port']}"
         starts = [
-            ask(python, export, server, picture, folder / f"state-{i}")
+            ask(python, export, server, pictures / "0.png", folder / f"state-{i}")
             for i in range(1 if quick else _RUNS)
         ]
+        stays = ask(python, export, server, pictures, folder / "state")
     weights = sum(file.stat().st_size for file in export.glob("*.weights"))
     cold = sorted(start.wall_s - start.load_s for start in starts)[len(starts) // 2]
-    resident = max(start.peak_bytes for start in starts) - weights
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:10]
     return {
         "figures": [
             _row("install size without torch", sum(sizes.values()) / 1e6, 400.0, "MB"),
-            _row("resident memory without torch, beside the model", resident / MIB, 150.0, "MiB"),
+            _row(
+                "resident memory without torch, beside the model",
+                (stays.resident_bytes - weights) / 1e6,
+                150.0,
+                "MB",
+            ),
             _row("cold start to first answer, model excluded", cold, 3.0, "s"),
         ],
         "answer": starts[0].record["answer"],
+        "peak_mb": {
+            "ask": round(max(start.peak_bytes for start in starts) / 1e6, 1),
+            f"run, {_PICTURES} pictures": round(stays.peak_bytes / 1e6, 1),
+        },
+        "weights_mb": round(weights / 1e6, 1),
         "load_s": [round(start.load_s, 3) for start in starts],
         "wall_s": [round(start.wall_s, 3) for start in starts],
         "largest_packages_mb": {name: round(size / 1e6, 1) for name, size in largest},
