@@ -60,6 +60,11 @@ class Metrics(MetricSet):
         self.camera_age = self.gauge(
             "camera_newest_frame_age_seconds", "Age of a camera's newest picture", "camera"
         )
+        self.camera_motion = self.gauge(
+            "camera_motion_seconds",
+            "Time that looking for motion took in a camera's newest picture",
+            "camera",
+        )
         self.camera_state = self.gauge(
             "camera_state", "1 for the state that a camera is in", "camera", "state"
         )

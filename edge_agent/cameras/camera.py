@@ -340,6 +340,7 @@ class Camera:
         """A picture came: keep it if a trigger chose it, in place of an older one."""
         self._newest_s = what.monotonic_s
         self.metrics.camera_frames.labels(self.name).inc()
+        self.metrics.camera_motion.labels(self.name).set(what.motion_us / 1e6)
         with self._lock:
             self._number += 1
             now = what.monotonic_s
