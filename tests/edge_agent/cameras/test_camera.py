@@ -129,8 +129,8 @@ def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callab
 def test_the_same_picture_over_and_over_restarts_a_live_camera(
     tmp_path: Path, watch: Callable
 ) -> None:
-    still = clip(tmp_path / "still.mp4", frames=60, still=True)
-    address = Address.parse(f"file://{still}?realtime=1&loop=1&frozen_s=2&name=gate")
+    still = clip(tmp_path / "still.avi", frames=100, still=True, codec="mjpeg")
+    address = Address.parse(f"file://{still}?realtime=1&loop=1&frozen_s=1.5&name=gate")
     seen = watch(Camera(address, patience=QUICK))
     wait_for(lambda: value(seen.camera, "restarts_total", cause="frozen") >= 1)
 
