@@ -111,9 +111,13 @@ def secured(identities: Identities) -> tuple[str, ...]:
 
 @contextmanager
 def stubbed(
-    folder: Path, identities: Identities, host: str = "127.0.0.1", bundle: Path = BUNDLE
+    folder: Path,
+    identities: Identities,
+    host: str = "127.0.0.1",
+    bundle: Path = BUNDLE,
+    **more: object,
 ) -> Iterator[Site]:
-    """Start a service whose engine answers at once."""
+    """Start a service whose engine answers at once; `more` are further settings of it."""
     settings = {
         "model": str(CLOUD_MODEL),
         "bundles": [str(bundle)],
@@ -126,6 +130,7 @@ def stubbed(
         "negotiations_per_s": 0,
         "device_requests_per_s": 0,
         "log_level": "warning",
+        **more,
     }
     module = ["benchmarks.serve.stub_engine", "serve", json.dumps(settings)]
     with Child("stub", module, folder / "stub.log", ENVIRONMENT) as server:
