@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from edge_agent.uplink.dial import (
     dial_secure,
 )
 from edge_agent.uplink.encoder_store import EncoderStore
+from edge_agent.uplink.keepalive import Keepalive
 from edge_agent.uplink.point_controller import PointController
 from edge_agent.uplink.retry import RetryPolicy
 from edge_agent.uplink.servers import Servers
@@ -157,7 +159,10 @@ async def _drive(
     upkeep: Upkeep,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
-    dials = choose_dials(chosen)
+    keepalive = None
+    if chosen.keepalive_s:
+        keepalive = Keepalive(state_directory(chosen), metrics, log, start_s=chosen.keepalive_s)
+    dials = [replace(dial, keepalive=keepalive) for dial in choose_dials(chosen)]
     servers = Servers(dials, chosen.server_back_s)
     for dial in dials:
         if isinstance(dial, InsecureDial) and not addresses.loopback(dial.address):

@@ -140,6 +140,9 @@ class Metrics(MetricSet):
         self.server_switches = self.counter(
             "server_switches_total", "Times that another server than before took over"
         )
+        self.keepalive = self.gauge(
+            "keepalive_interval_seconds", "Interval of pings on an idle connection, as learnt"
+        )
         self.negotiations = self.counter("negotiations_total", "Sessions agreed with a server")
         self.encoder_fetches = self.counter(
             "encoder_fetches_total", "Encoders fetched because the state directory had none"

@@ -74,6 +74,14 @@ class Settings(configuration.TypedSettings):
         description="with several servers: first pause before one that failed is preferred again, "
         "seconds; it doubles each time that it fails again, up to 15 minutes",
     )
+    keepalive_s: float = Field(
+        240.0,
+        ge=0.0,
+        le=3600.0,
+        description="pings on an idle connection begin at this interval, seconds; it is halved "
+        "(down to 20) after each idle connection that was found dead, and doubled for good if the "
+        "server finds it too often; 0: no pings",
+    )
     proxy: SecretStr = Field(
         SecretStr(""),
         description="HTTP proxy on the way to the server: http://host:port or "

@@ -22,7 +22,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.uplink import portals
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.caller_bar import BARRING, CallerBar
-from edge_agent.uplink.dial import Dial, explained
+from edge_agent.uplink.dial import Dial, explained, keepalive_of
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.negotiate import feedback_decoder, negotiate
 from edge_agent.uplink.retry import Refused, RetryPolicy
@@ -111,6 +111,7 @@ class Connection:
         self._on_open = on_open
         self._device = device
         self._keep = keep
+        self._keepalive = keepalive_of(self._servers.dials[0])
         self._bar = CallerBar(self._servers.dials[0], clock)
         self._before: Session | None = None
         self._opening: asyncio.Task[Stream] | None = None
@@ -246,7 +247,11 @@ class Connection:
                 stream = await self._agree(dial)
             except BridgeError as error:
                 failures.append((dial, error))
+                if self._keepalive is not None:
+                    self._keepalive.not_reached()
                 continue
+            if self._keepalive is not None:
+                self._keepalive.reached(address_of(dial))
             for failed, cause in failures:  # if none serves, the network may be to blame
                 self._failed(failed, cause)
             return stream
@@ -275,6 +280,7 @@ class Connection:
         if self.session is not stream.session:
             self.session = self._before = stream.session
         self.stream = stream
+        stream.opened_at = self._clock()
         stream.reader = asyncio.create_task(self._read(stream))
         self._opened += 1
         self._bar.lower()
@@ -433,6 +439,8 @@ class Connection:
             self._metrics.connected.set(0)
             if stream.dial is not None and not self._closed:
                 self._servers.broke(stream.dial)
+                if self._keepalive is not None:
+                    self._keepalive.ended(address_of(stream.dial), broken, stream.idle_s)
         stream.fail(broken)
 
     async def _end_events(self, stream: Stream) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import grpc
 
 from edge_agent.identity.enrolled import Enrolled
+from edge_agent.uplink.keepalive import Keepalive
 from protos.errors import (
     BridgeError,
     CaptivePortalError,
@@ -63,15 +64,17 @@ class InsecureDial:
         address: as `protos.process.addresses.target` returns it.
         proxy: name of the HTTP proxy on the way there; empty without one.
         via: URL of that proxy, with its password.
+        keepalive: keeps idle connections alive; None: nothing does.
     """
 
     address: str
     proxy: str = ""
     via: str = field(default="", repr=False)
+    keepalive: Keepalive | None = field(default=None, repr=False, compare=False)
 
     def __call__(self) -> grpc.aio.Channel:
         """Make a channel; it connects when it is used."""
-        return grpc.aio.insecure_channel(self.address, options=_options(self.address, self.via))
+        return grpc.aio.insecure_channel(self.address, options=_options(self))
 
     def explained(self, error: BridgeError) -> BridgeError:
         """Add the probable cause to the error of a failed call."""
@@ -99,6 +102,7 @@ class SecureDial:
         proxy: name of the HTTP proxy on the way there; empty without one.
         wall: this device's clock, seconds since 1970, for messages.
         via: URL of the proxy, with its password.
+        keepalive: keeps idle connections alive; None: nothing does.
     """
 
     address: str
@@ -108,6 +112,7 @@ class SecureDial:
     proxy: str = ""
     wall: Callable[[], float] = time.time
     via: str = field(default="", repr=False)
+    keepalive: Keepalive | None = field(default=None, repr=False, compare=False)
 
     def __call__(self) -> grpc.aio.Channel:
         """Make a channel; it connects when it is used.
@@ -115,7 +120,7 @@ class SecureDial:
         Raises:
             CertificateError: the device's identity cannot be used.
         """
-        options: list[tuple[str, int | str]] = [*_options(self.address, self.via)]
+        options: list[tuple[str, int | str]] = [*_options(self)]
         if self.server_name:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         key = chain = None
@@ -272,6 +277,11 @@ def explained(dial: Dial, error: BridgeError) -> BridgeError:
     return dial.explained(error) if isinstance(dial, Explaining) else error
 
 
+def keepalive_of(dial: Dial) -> Keepalive | None:
+    """What keeps its connections alive; None if nothing does."""
+    return dial.keepalive if isinstance(dial, InsecureDial | SecureDial) else None
+
+
 def by_proxy(error: OfflineError, proxy: str) -> OfflineError:
     """Add the HTTP proxy's name to the error."""
     if not proxy or proxy in error.message:
@@ -287,13 +297,15 @@ def by_proxy(error: OfflineError, proxy: str) -> OfflineError:
     )
 
 
-def _options(address: str, via: str) -> list[tuple[str, int | str]]:
-    direct: list[tuple[str, int | str]] = []
-    if addresses.loopback(address):
-        direct = [("grpc.enable_http_proxy", 0)]
-    elif via:
-        direct = [("grpc.http_proxy", via)]
-    return [*CHANNEL_OPTIONS, *direct]
+def _options(dial: InsecureDial | SecureDial) -> list[tuple[str, int | str]]:
+    more: list[tuple[str, int | str]] = []
+    if addresses.loopback(dial.address):
+        more = [("grpc.enable_http_proxy", 0)]
+    elif dial.via:
+        more = [("grpc.http_proxy", dial.via)]
+    if dial.keepalive is not None:
+        more += dial.keepalive.options(dial.address)
+    return [*CHANNEL_OPTIONS, *more]
 
 
 def _page(error: OfflineError) -> bool:

@@ -44,6 +44,7 @@ class Stream:
         waiting: requests that have no terminal event yet, by id.
         broken: why it takes no more requests; None while it does.
         heard_at: when something came down last.
+        opened_at: when it was opened.
         asked_at: when the first request went up since then; None if none did.
         reader: the task that reads the events.
         writing: held while a message is written.
@@ -70,6 +71,7 @@ class Stream:
         self.waiting: dict[bytes, Expected] = {}
         self.broken: BridgeError | None = None
         self.heard_at = float("-inf")
+        self.opened_at = float("-inf")
         self.asked_at: float | None = None
         self.reader: asyncio.Task[None] | None = None
         self.writing = asyncio.Lock()
@@ -86,6 +88,12 @@ class Stream:
         """A request went up."""
         if self.asked_at is None:
             self.asked_at = now
+
+    @property
+    def idle_s(self) -> float:
+        """How long nothing had come down before the request that still has no event, seconds."""
+        heard_at = max(self.heard_at, self.opened_at)
+        return 0.0 if self.asked_at is None else self.asked_at - heard_at
 
     def heard(self, now: float) -> None:
         """Something came down."""

@@ -117,6 +117,7 @@ def test_only_errors_that_can_pass_are_retryable() -> None:
         "overloaded",
         "engine_unavailable",
         "offline",
+        "captive_portal",
         "state",
         "clock",
     }

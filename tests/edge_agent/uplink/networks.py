@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,10 +23,8 @@ def _listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     taken: list[socket.socket] = []
 
     def one(near: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             serve(near)
-        except OSError:
-            near.close()
 
     def accept() -> None:
         while True:
@@ -94,6 +94,45 @@ class ConnectProxy:
         near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         threading.Thread(target=pump, args=(far, near), daemon=True).start()
         pump(near, far)
+
+
+class Nat:
+    """Forgets a connection on which nothing passes for a while: then it swallows every byte.
+
+    Args:
+        to_port: where it leads.
+        forgets_s: how long it remembers, seconds.
+    """
+
+    def __init__(self, to_port: int, forgets_s: float) -> None:
+        self._to_port, self._forgets_s = to_port, forgets_s
+        self.port = 0
+        self.forgotten = 0
+
+    @contextmanager
+    def open(self) -> Iterator[Nat]:
+        with _listening(self._serve) as self.port:
+            yield self
+
+    def _serve(self, near: socket.socket) -> None:
+        far = socket.create_connection(("127.0.0.1", self._to_port))
+        passed = [time.monotonic()]
+        forgotten = [False]
+
+        def one_way(reading: socket.socket, writing: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := reading.recv(1 << 16):
+                    now = time.monotonic()
+                    if not forgotten[0] and now - passed[0] > self._forgets_s:
+                        forgotten[0] = True
+                        self.forgotten += 1
+                    if not forgotten[0]:
+                        passed[0] = now
+                        writing.sendall(data)
+
+        threading.Thread(target=one_way, args=(far, near), daemon=True).start()
+        one_way(near, far)
+        far.close()
 
 
 def pump(reading: socket.socket, writing: socket.socket) -> None:
