@@ -14,12 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from edge_agent import settings
 from edge_agent.agent import Agent
 from edge_agent.cascade import Cascade
 from edge_agent.device.pulse import WatchedModel
+from edge_agent.device.reload import Reload
 from edge_agent.device.upkeep import Upkeep
 from edge_agent.guard import Guard
 from edge_agent.identity.enrolled import Enrolled
@@ -32,6 +31,7 @@ from edge_agent.output import Answered
 from edge_agent.picture import PictureCodec
 from edge_agent.plan import Plan
 from edge_agent.prefill import load, use_threads
+from edge_agent.progress import Progress
 from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sight import EdgeModel
@@ -60,7 +60,7 @@ from protos.process.environment import service_links
 from protos.process.files import expanded
 from protos.process.health import HealthServer
 from protos.process.memory import keep_heap_compact
-from protos.process.progress import EVERY_S, Waiting, on_terminal
+from protos.process.progress import Waiting, on_terminal
 
 _GIVE_UP_S = 180.0
 _HERE = "127.0.0.1:50051"
@@ -124,7 +124,20 @@ def run_agent(
             log.info("metrics", host=health.host, port=health.port)
         model = WatchedModel(load_model(chosen, log, metrics), upkeep.pulse)
         summary = asyncio.run(
-            _drive(chosen, source, model, on_record, metrics, log, bar, uplinks, done, kept, upkeep)
+            _drive(
+                chosen,
+                source,
+                model,
+                on_record,
+                metrics,
+                log,
+                bar,
+                uplinks,
+                done,
+                kept,
+                upkeep,
+                again,
+            )
         )
         log.info(
             "done",
@@ -157,6 +170,7 @@ async def _drive(
     done: Answered,
     kept: Kept | None,
     upkeep: Upkeep,
+    again: Callable[[], Settings] | None,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
     keepalive = None
@@ -244,6 +258,9 @@ async def _drive(
             outgoing=outgoing,
         )
         _stop_on_signals(agent, log, upkeep.stopping)
+        if again is not None:
+            reload = Reload(chosen, again, agent, upkeep.notify, log)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.read)
         upkeep.ready(source.broken if isinstance(source, Turns) else str)
         async with AsyncExitStack() as beside:
             await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
@@ -373,44 +390,6 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
         chosen.distortion_limit,
         on_switch=switched,
     )
-
-
-class Progress:
-    """A bar on standard error, one step a capture; without a bar, a log line now and then.
-
-    A source that does not end has no total (None), and no log lines.
-    """
-
-    def __init__(
-        self,
-        total: int | None,
-        wanted: bool,
-        log: logs.Logger,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._bar = tqdm(
-            total=total, disable=not wanted, file=sys.stderr, unit="capture", dynamic_ncols=True
-        )
-        self._total, self._wanted, self._log, self._clock = total, wanted, log, clock
-        self._done, self._begun = 0, clock()
-        self._next_s = EVERY_S
-
-    def __enter__(self) -> Callable[[], None]:
-        return self._advance
-
-    def _advance(self) -> None:
-        self._bar.update(1)
-        self._done += 1
-        spent = self._clock() - self._begun
-        if self._total is None or self._wanted:
-            return
-        if spent >= self._next_s and self._done < self._total:
-            self._next_s = spent + EVERY_S
-            left_s = spent / self._done * (self._total - self._done)
-            self._log.info("progress", captures=self._done, of=self._total, left_s=round(left_s))
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 def _stop_on_signals(agent: Agent, log: logs.Logger, on_stop: Callable[[], None]) -> None:

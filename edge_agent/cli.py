@@ -103,16 +103,24 @@ def _run(args: argparse.Namespace) -> int:
         return _check(chosen)
     _require_source(chosen)
     source = open_sources(chosen, open_source)
-    if chosen.give_up_s is None and not chosen.edge_fallback:
-        chosen = chosen.model_copy(update={"give_up_s": 0.0})  # nobody else would answer
+    chosen = _patient(chosen)
     done = answered(chosen.output) if chosen.resume else Answered()
     folder = spool_folder(chosen, source, state_directory(chosen))
     writer = RecordWriter(chosen.output)
     try:
         kept = None if folder is None else Kept(folder, writer)
-        return run_agent(chosen, source, writer.write, done, kept, lambda: _settings(args))
+        return run_agent(
+            chosen, source, writer.write, done, kept, lambda: _patient(_settings(args))
+        )
     finally:
         writer.close()
+
+
+def _patient(chosen: Settings) -> Settings:
+    """The settings of a run: a frame is never given up where nobody else would answer."""
+    if chosen.give_up_s is None and not chosen.edge_fallback:
+        return chosen.model_copy(update={"give_up_s": 0.0})
+    return chosen
 
 
 def _ask(args: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ class Run:
     """
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self._job, self.masks = job, job.masks
         self._words = b""
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory = ring.create()
@@ -220,6 +220,18 @@ class Camera:
         with self._lock:
             self._triggers.request()
 
+    def change(self, masks: Sequence[str], rules: Sequence[Trigger]) -> None:
+        """Other masks and triggers from now on; other masks start the process again.
+
+        No picture that was made with the old masks is taken any more.
+        """
+        with self._lock:
+            if list(rules) != list(self.rules):
+                self.rules, self._triggers = tuple(rules), Triggers(tuple(rules))
+            if tuple(masks) != self.masks:
+                self.masks = tuple(masks)
+                self._pending.clear()  # their process ends, and the slots with it
+
     def take(self) -> Capture | None:
         """The newest picture that a trigger chose and nobody has taken yet; None for none."""
         with self._lock:
@@ -273,6 +285,8 @@ class Camera:
             state, cause = self._once()
             if self._closing.is_set():
                 break
+            if not state:  # other masks
+                continue
             if self.address.scheme == "file":
                 if not self.address.options.get("loop"):
                     if state != "ended":
@@ -305,7 +319,7 @@ class Camera:
         watch = Watch(self.patience, self.live, time.monotonic())
         state, cause = "", ""
         try:
-            while not (state or self._closing.is_set()):
+            while not (state or self._closing.is_set() or run.masks != self.masks):
                 state, cause = self._listen(run, watch)
         finally:
             words = run.end()
@@ -342,6 +356,9 @@ class Camera:
         self.metrics.camera_frames.labels(self.name).inc()
         self.metrics.camera_motion.labels(self.name).set(what.motion_us / 1e6)
         with self._lock:
+            if run.masks != self.masks:
+                run.give_back(what.slot)
+                return
             self._number += 1
             now = what.monotonic_s
             if not self.live and what.media_s is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.assemble import Progress
+from edge_agent.progress import Progress
 from protos.process import logs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -139,6 +139,10 @@ def test_systemd_hears_of_start_work_and_end_and_an_operator_sees_it(
     lines = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}
     assert lines["server"]["found"] == "the running agent is connected"
     assert lines["agent"]["level"] == "green" and lines["model"]["level"] == "red"
+    assert stage.agent is not None
+    stage.agent.send_signal(signal.SIGHUP)
+    stage.until("RELOADING=1\nMONOTONIC_USEC=")
+    stage.until("READY=1")
     stage.end()
     stage.systemd.setblocking(True)
     assert stage.until("STOPPING=1")
