@@ -40,6 +40,8 @@ from edge_agent.sources.turns import Turns
 from edge_agent.spool.prepare import Kept, prepare
 from edge_agent.start_limit import start_limit
 from edge_agent.summary import Summary
+from edge_agent.update.boot import Slots
+from edge_agent.update.health import begin_health, running_slot
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
     InsecureDial,
@@ -103,6 +105,9 @@ def run_agent(
     logs.adopt_libraries(log)
     if links := service_links(os.environ, settings.PREFIX):
         log.info("service_links_ignored", variables=links)
+    slot = running_slot(Slots(chosen.slots)) if again is not None else None
+    if slot is not None:
+        on_record = begin_health(slot, state, metrics, log, on_record)
     if isinstance(source, Turns):
         source.attach(metrics, log)
     if skipped := getattr(source, "skipped", None):

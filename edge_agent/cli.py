@@ -39,6 +39,7 @@ from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.folder import Folder, read_text
 from edge_agent.sources.opened import open_sources
 from edge_agent.spool.prepare import Kept, spool_folder
+from edge_agent.update import commands as update_commands
 from projector.codec.select import require as require_selector
 from protos.errors import CertificateError, ConfigError, PictureError, SourceError
 from protos.identity import OneTimeCode
@@ -60,6 +61,8 @@ _OF_A_RUN = (
     "when_full",
     "spool_key",
     "log_bytes",
+    "slots",
+    "update_keys",
 )
 """Settings of `run` alone."""
 _OF_A_MODEL = ("model", "device", "dtype", "text_tokens", "memory_check", "start_limit_s")
@@ -74,6 +77,7 @@ _EXAMPLES = {
     "identity": "edge-agent identity --json",
     "status": "edge-agent status",
     "doctor": "edge-agent doctor --config /etc/neural-bridge/edge.toml",
+    "update": "edge-agent update 7.nbupdate",
 }
 
 
@@ -254,6 +258,13 @@ def _status(args: argparse.Namespace) -> int:
     return show_status(state_directory(_settings(args)), args.json)
 
 
+def _update(args: argparse.Namespace) -> int:
+    chosen = _settings(args)
+    if args.check_config:
+        return _check_settings(chosen)
+    return update_commands.update(chosen, args.what, args.older, args.restart, args.json)
+
+
 def _no_command(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(settings.load({}, args.config))
@@ -312,7 +323,7 @@ def _parser() -> configuration.Parser:
     parser.set_defaults(command=_no_command)
     commands = parser.add_subparsers(
         title="commands",
-        metavar="run | ask | feedback | inspect | enrol | identity | status | doctor",
+        metavar="run | ask | feedback | inspect | enrol | identity | status | doctor | update",
     )
 
     run = _command(commands, "run", "answer questions about every capture of a source", _run)
@@ -385,6 +396,20 @@ def _parser() -> configuration.Parser:
     )
     showing.add_argument("--json", action="store_true", help="print it once, as JSON")
     _add_settings(showing, only=("state_dir",))
+
+    updating = _command(
+        commands, "update", "install a signed update beside what runs, and try it", _update
+    )
+    updating.add_argument("what", metavar="FILE|status|rollback", help="an update, or a command")
+    updating.add_argument("--older", action="store_true", help="also one that is not newer")
+    updating.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start the agent again at once (default: yes)",
+    )
+    updating.add_argument("--json", action="store_true", help="print the status as JSON")
+    _add_settings(updating, only=("slots", "update_keys"))
     return parser
 
 

@@ -147,6 +147,9 @@ class Metrics(MetricSet):
         self.encoder_fetches = self.counter(
             "encoder_fetches_total", "Encoders fetched because the state directory had none"
         )
+        self.slot = self.gauge(
+            "slot_info", "1 for the slot that this agent runs from, by its update", "slot", "number"
+        )
         self.certificate_end = self.gauge(
             "certificate_end_timestamp_seconds",
             "When this device's certificate expires, seconds since 1970; 0 if it is not enrolled",

@@ -269,6 +269,14 @@ class Settings(configuration.TypedSettings):
         "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, or memory if that cannot be "
         "written",
     )
+    slots: Path = Field(
+        Path("/opt/neural-bridge"),
+        description="directory of the two slots that the agent is installed and updated in",
+    )
+    update_keys: Path = Field(
+        Path("/etc/neural-bridge/update-keys.toml"),
+        description="TOML file of the keys that may sign updates ([keys], as for bundles)",
+    )
     spool: Path | None = Field(
         None,
         description="directory where frames wait on the disk until they are answered (`run`); "

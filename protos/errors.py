@@ -604,6 +604,14 @@ class StartTimeoutError(BridgeError):
     exit_code = 81
 
 
+class UpdateError(BridgeError):
+    summary = "An update is damaged, for another device, not newer, or does not install."
+    code = 809
+    name = "update"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 89
+
+
 ERRORS: dict[int, type[BridgeError]] = {
     cls.code: cls
     for cls in (
@@ -667,6 +675,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         ClockError,
         NoMemoryError,
         StartTimeoutError,
+        UpdateError,
     )
 }
 """Code to class, for every error that can travel."""

@@ -45,7 +45,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "protos": (),
     "projector": ("protos", "projector"),
     **{room: ("protos", *ROOMS[:at]) for at, room in enumerate(ROOMS)},
-    "edge_agent": ("protos", *BASE),
+    "edge_agent": ("protos", *BASE, "projector.bundle.keys"),  # one home for signatures
     "cloud_server": ("protos", *ROOMS),
     "reference": ("protos", "projector", "edge_agent", "cloud_server"),
     "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference"),

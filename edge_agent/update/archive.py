@@ -155,7 +155,9 @@ def _verified(archive: zipfile.ZipFile, path: Path, trusted: TrustedKeys) -> Upd
 
 def _signature(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Signature:
     try:
-        plain = read_json(_small(archive, info, MAX_SIGNATURE_BYTES), MAX_SIGNATURE_BYTES, SIGNATURE)
+        plain = read_json(
+            _small(archive, info, MAX_SIGNATURE_BYTES), MAX_SIGNATURE_BYTES, SIGNATURE
+        )
         return Signature(key=str(plain["key"]), value=str(plain["value"]))
     except (FrameMalformedError, KeyError, TypeError) as error:
         raise SignatureError(f"{SIGNATURE} holds no signature: {error}") from error

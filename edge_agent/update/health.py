@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.update.boot import HEALTH, HEALTHY_FRAMES, Slot, Slots
+from protos.process import logs
 from protos.process.files import write_file
 
 
 def running_slot(slots: Slots) -> tuple[str, Slot] | None:
-    """The slot that runs, with its name; None where the agent does not run from slots."""
+    """The slot that this process runs from, with its name; None if it runs from no slot."""
     name = slots.current()
     slot = slots.slot(name) if name is not None else None
-    return (name, slot) if name is not None and slot is not None else None
+    if name is None or slot is None:
+        return None
+    environment = (slots.root / "parts" / slot.parts["agent"]).resolve()
+    return (name, slot) if Path(sys.prefix).resolve() == environment else None
 
 
 @dataclass
@@ -49,3 +55,17 @@ class Health:
         told = json.dumps({"id": self.slot.id, "frames": self._frames})
         with contextlib.suppress(OSError):  # a slot that cannot tell is left: that is safe
             write_file(self.folder / HEALTH.name, told.encode())
+
+
+def begin_health(
+    running: tuple[str, Slot],
+    folder: Path | None,
+    metrics: Metrics,
+    log: logs.Logger,
+    on_record: Callable[[AnswerRecord], None],
+) -> Callable[[AnswerRecord], None]:
+    """Tell by log and metric which slot runs; returns the callback that counts its answers."""
+    name, slot = running
+    log.info("slot", slot=name, number=slot.number, version=slot.version)
+    metrics.slot.labels(name, str(slot.number)).set(1)
+    return on_record if folder is None else Health(slot, folder).counting(on_record)

@@ -26,6 +26,7 @@ from projector.commands import (
     package,
     sign,
     train,
+    update,
     validate,
     verify,
 )
@@ -48,6 +49,7 @@ COMMANDS = (
     canary,
     build,
     sign,
+    update,
     package,
     layout,
     inspect,

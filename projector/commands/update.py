@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
         draft.replace(args.out)
     total = sum(file.bytes for file in listed.values())
     print(
-        f"wrote {args.out}: number {args.number}, {len(files)} files, {total / 1e6:.1f} MB, signed; "
+        f"wrote {args.out}: number {args.number}, {len(files)} files, {total / 1e6:.1f} MB; "
         f'devices trust the key if it is listed under [keys]:\n"NAME" = "{signature.key}"'
     )
     return 0

@@ -6,41 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.checkout import ROOT
+from tests.deploy.small_wheel import small_wheel
 
 INSTALL = ROOT / "deploy" / "jetson" / "install.sh"
-BOOT = "edge_agent/update/boot.py"
-INFO = "neural_bridge-1.0.dist-info"
 
 
 @pytest.fixture(scope="module")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this project that has the slots and a command, and needs no other wheel.
-
-    `make test-edge` installs the real one with everything that it needs.
-    """
-    folder = tmp_path_factory.mktemp("wheels")
-    with zipfile.ZipFile(folder / "neural_bridge-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("edge_agent/__init__.py", "def main():\n    print('edge-agent 1.0')\n")
-        wheel.writestr("edge_agent/update/__init__.py", "")
-        wheel.write(ROOT / BOOT, BOOT)
-        wheel.writestr(
-            f"{INFO}/METADATA",
-            "Metadata-Version: 2.1\nName: neural-bridge\nVersion: 1.0\nProvides-Extra: edge\n",
-        )
-        wheel.writestr(
-            f"{INFO}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(
-            f"{INFO}/entry_points.txt", "[console_scripts]\nedge-agent = edge_agent:main\n"
-        )
-        wheel.writestr(f"{INFO}/RECORD", "")
-    return folder
+    """`make test-edge` installs the real wheel with everything that it needs."""
+    return small_wheel(tmp_path_factory.mktemp("wheels"), "1.0")
 
 
 def install(root: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
