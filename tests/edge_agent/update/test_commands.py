@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from edge_agent import __main__ as edge
+from edge_agent import assemble
 from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.update import boot
@@ -23,6 +28,21 @@ from projector import __main__ as projector
 from projector.bundle.keys import SigningKey
 from protos.errors import DiskFullError, SignatureError, UpdateError
 from tests.deploy.small_wheel import small_wheel
+from tests.fakes.fake_bridge import FakeBridge
+from tests.fakes.fake_edge import FakeModel, make_encoder
+
+
+@pytest.fixture
+def server() -> Iterator[FakeBridge]:
+    served = FakeBridge(make_encoder())
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(served.start(), loop).result(10)
+    yield served
+    asyncio.run_coroutine_threadsafe(served.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
 
 
 @pytest.fixture
@@ -168,3 +188,29 @@ def test_an_agent_that_answers_keeps_its_slot(device: SimpleNamespace, tmp_path:
     assert len(got) == HEALTHY_FRAMES + 2
     said, again = boot.judge(slots, boot.read_health(health), "boot", 1.0)
     assert "is kept" in said and not again and os.readlink(slots.root / "current") == "slots/b"
+
+
+def test_a_run_from_a_slot_proves_it_and_says_which(
+    device: SimpleNamespace, server: FakeBridge, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The program itself: `boot` starts it, it answers, `boot` keeps the slot."""
+    slots, folder = device.slots, device.folder
+    (slots.root / "parts" / "mine").symlink_to(sys.prefix)
+    boot.adopt(slots, Slot("mine", 2, "v2", "test", {"agent": "mine"}))
+    assert "start 1" in boot.start(slots)
+    model, pictures, state = folder / "model", folder / "pictures", folder / "state"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    pictures.mkdir()
+    for each in range(HEALTHY_FRAMES):
+        picture = Image.new("RGB", (9, 9), (each * 20, 1, 2))
+        picture.putpixel((8, 0), (255, 1, 2))
+        picture.save(pictures / f"{each}.png")
+    monkeypatch.setattr(assemble, "load", lambda *_: FakeModel())
+    words = ["run", "--model", model, "--server", server.address, "--source", pictures]
+    words += ["--question", "x", "--slots", slots.root, "--state-dir", state]
+    assert edge.main([str(word) for word in words]) == 0
+    assert '"event": "slot"' in capsys.readouterr().err
+    health = boot.read_health(state / boot.HEALTH.name)
+    assert "is kept" in boot.judge(slots, health, "boot", 1.0)[0]
