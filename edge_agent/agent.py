@@ -84,11 +84,11 @@ class Agent:
         feedback_mode: hold each frame once, have the server send back its own state of it, and
             answer with the small model from that.
         feedback_point: operating point of the feedback; empty: the bundle's default.
-        hold_every_s: hold mode: seconds between captures of frames that the service holds without
-        a question; None to ask questions.
+        hold_every_s: hold mode: seconds between captures, whose frames have no question; else None.
         edge_only_too: also answer with the small model.
         edge_fallback: let the small model answer if the service could not.
         controller: chooses the operating point if the plan does not name one.
+        pace: waits before a capture, as long as it is told that the run goes on.
         on_capture: called when a capture has ended, for a progress bar.
         done: questions that an earlier run answered; they are not asked again.
         cascade: answers here what the small model is confident about; None sends everything.
@@ -114,6 +114,7 @@ class Agent:
     edge_fallback: bool = False
     cascade: Cascade | None = None
     controller: PointController | None = None
+    pace: Callable[[Callable[[], bool]], None] = lambda stopped: None
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
     outgoing: Outgoing | None = None
@@ -190,6 +191,7 @@ class Agent:
         return self.summary
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
+        self.pace(self._stopped.is_set)
         start = self.clock()
         capture = next(captures, None)
         self.metrics.stage_seconds.labels("read").observe(self.clock() - start)

@@ -52,6 +52,7 @@ from edge_agent.uplink.dial import (
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.keepalive import Keepalive
 from edge_agent.uplink.point_controller import PointController
+from edge_agent.uplink.restraint import Restraint
 from edge_agent.uplink.retry import RetryPolicy
 from edge_agent.uplink.servers import Servers
 from projector.models.exported.manifest import is_export
@@ -178,6 +179,10 @@ async def _drive(
     again: Callable[[], Settings] | None,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
+    restraint = Restraint(
+        upkeep.sensors.latest, metrics, log, chosen.joules_per_answer, chosen.celsius_limit
+    )
+    controller.rungs_down = lambda: restraint.rungs
     keepalive = None
     if chosen.keepalive_s:
         keepalive = Keepalive(state_directory(chosen), metrics, log, start_s=chosen.keepalive_s)
@@ -238,6 +243,8 @@ async def _drive(
     if kept is not None:
         outgoing, waits = prepare(kept, chosen, uplink, make_uplink, model, store, metrics, log)
         outgoing.pulse = upkeep.pulse
+        if controller.latency_s is not None:  # without an objective, auto stays where it is
+            restraint.oldest_s = outgoing.spool.oldest_s
         done = done.and_these(waits)
     closing = outgoing.spool if outgoing is not None else nullcontext()
     with closing, Progress(None if endless(source) else len(source), bar, log) as advance:
@@ -258,6 +265,7 @@ async def _drive(
             edge_fallback=chosen.edge_fallback,
             cascade=_cascade(chosen, model, metrics, log),
             controller=controller,
+            pace=restraint.wait,
             on_capture=advance,
             done=done,
             outgoing=outgoing,

@@ -185,6 +185,12 @@ class Metrics(MetricSet):
         self.device_fallback = self.gauge(
             "device_fallback", "1 while the model runs on something slower than this machine has"
         )
+        self.joules = self.gauge(
+            "joules_per_capture", "Energy of one capture above what the device takes when idle"
+        )
+        self.restraint = self.gauge(
+            "restraint_level", "How far captures and points are held back, 0 to 5", "cause"
+        )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
         self.connected = self.gauge("connected", "1 while a stream to the server is open")
         self.gauge("resident_memory_bytes", "Memory of this process that is in RAM").set_function(

@@ -199,6 +199,21 @@ class Settings(configuration.TypedSettings):
         description="largest mean distortion (relative error of the latents, and attention "
         "dropped) of a point that auto may choose; default: no limit",
     )
+    joules_per_answer: float | None = Field(
+        None,
+        gt=0.0,
+        le=1e6,
+        description="most energy for one capture and its answer, above what the device takes when "
+        "idle, joules: above it points become cheaper, then captures fewer; needs a power monitor "
+        "(a Jetson has one); default: no limit",
+    )
+    celsius_limit: float | None = Field(
+        None,
+        ge=20.0,
+        le=120.0,
+        description="temperature of the hottest zone above which captures become fewer and points "
+        "cheaper; default: no limit",
+    )
     picture_codec: Annotated[Literal["png", "jpeg", "webp"], ANY_CASE] = Field(
         "webp", description="file format of the picture point"
     )

@@ -77,6 +77,10 @@ class PointController:
         hold_s: first pause before a rung that was too much is tried again.
         hold_max_s: longest such pause.
         on_switch: called with the names of the rung left (empty at first) and the one chosen.
+
+    Attributes:
+        rungs_down: how many rungs below the chosen one a frame is sent, for other reasons than the
+            link (`Restraint.rungs`).
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class PointController:
         self.latency_s = latency_s
         self.distortion = distortion
         self.switches = 0
+        self.rungs_down: Callable[[], int] = lambda: 0
         self._clock = clock
         self._dwell_s = dwell_s
         self._headroom = headroom
@@ -184,11 +189,18 @@ class PointController:
         """
         top = next((r for r in rungs if r.name == highest), None)
         with self._lock:
+            down = self.rungs_down()
+            if top is not None and down:
+                ladder = [rung.name for rung in self._eligible(rungs, top)]
+            else:
+                ladder = []
             if top is None or (self.latency_s is None and self.distortion is None):
                 self._stand_on(highest)
             else:
                 known = next((r.wire_bytes for r in rungs if r.name == start), 0.0)
                 self._move(self._eligible(rungs, top), start, known)
+            if self._current in ladder:
+                return ladder[max(0, ladder.index(self._current) - down)]
             return self._current
 
     def unmet(self, rungs: Sequence[Rung], highest: str) -> str:
