@@ -108,6 +108,44 @@ def test_a_certificate_that_has_ended_says_enrol_again(tmp_path: Path, file: Ide
     run(test)
 
 
+def test_a_device_that_was_offline_past_its_certificates_end_goes_on_once_it_is_enrolled_again(
+    tmp_path: Path, file: IdentityFile
+) -> None:
+    """Weeks offline: the run stays, and the new identity is used without a restart."""
+
+    class Visited(FakeSleep):
+        async def __call__(self, seconds: float) -> None:
+            await super().__call__(seconds)
+            if len(self.pauses) == 6:
+                served.now = time.time
+                await enrolled(served, file, force=True)
+
+    async def test() -> None:
+        served.server_pem = served.authority.sign_server(["localhost"], time.time())
+        await served.restart()
+        await enrolled(served, file)  # issued 100 days ago: it has ended
+        grown_up(file)
+        dial = dial_secure(served.address, Enrolled(file))
+        policy = {"retries": None, "give_up_s": 0.0}
+        uplink, items = fake_uplink(dial, tmp_path, Visited(), **policy), requests(3)
+        uplink.connection._opened = 1  # it was let in before
+        assert_one_answer_each(await deliver_all(uplink, items), items)
+        expired = uplink.metrics.registry.get_sample_value(
+            "neural_bridge_edge_retries_total", {"cause": "certificate"}
+        )
+        assert expired
+        await uplink.close()
+
+    async def with_service() -> None:
+        nonlocal served
+        ago = time.time() - 100 * DAY_S
+        async with service(tmp_path / "a", now=lambda: ago) as served:
+            await test()
+
+    served: SecureBridge
+    run(with_service)
+
+
 def test_a_device_whose_clock_is_ahead_still_connects(tmp_path: Path, file: IdentityFile) -> None:
     """The end of a device's certificate is the service's matter, by the service's clock."""
 

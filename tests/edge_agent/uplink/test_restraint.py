@@ -1,4 +1,4 @@
-"""Restraint: a hot or thirsty device takes fewer captures and cheaper points; it recovers slowly."""
+"""Restraint: a hot or thirsty device takes fewer captures at cheaper points; it recovers slowly."""
 
 from __future__ import annotations
 
