@@ -32,6 +32,7 @@ from edge_agent.record import (
     finished,
     record_of,
     record_of_failure,
+    timed,
 )
 from edge_agent.sight import EdgeModel, Sight
 from edge_agent.sources import Capture, LiveSource, Source
@@ -96,6 +97,7 @@ class Agent:
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
         sleep: waits that many seconds.
+        now: the time, seconds since 1970, for captures made before this device's clock was set.
     """
 
     source: Source
@@ -121,6 +123,7 @@ class Agent:
     new_id: Callable[[], bytes] = new_request_id
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    now: Callable[[], float] = time.time
     summary: Summary = field(default_factory=Summary)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _fatal: Exception | None = field(default=None, repr=False)
@@ -295,12 +298,11 @@ class Agent:
         if error is None:
             return
         self.stop()
-        if self._fatal is None:
-            if isinstance(error, BridgeError | ReaderGoneError):
-                self._fatal = error
-            else:
-                self._fatal = BridgeError(f"the agent failed: {type(error).__name__}: {error}")
-                self._fatal.__cause__ = error
+        if self._fatal is None and isinstance(error, BridgeError | ReaderGoneError):
+            self._fatal = error
+        elif self._fatal is None:
+            self._fatal = BridgeError(f"the agent failed: {type(error).__name__}: {error}")
+            self._fatal.__cause__ = error
 
     async def _keep(
         self,
@@ -478,7 +480,7 @@ class Agent:
         )
         if outcome.attempts:
             self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
-        self._finish(record, error)
+        self._finish(timed(record, maker.capture.age_s, self.now()), error)
 
     def _capture_failed(self, capture: Capture, error: BridgeError) -> None:
         self.metrics.capture_errors.labels(error.name).inc()

@@ -219,8 +219,9 @@ async def _drive(
 
     uplink = make_uplink()
     uplinks.append(uplink)
-    renewal, dial = None, dials[0]
+    renewal, dial, now = None, dials[0], time.time
     if isinstance(dial, SecureDial) and dial.enrolled is not None:
+        now = dial.enrolled.clock.now
         identity = dial.enrolled.now
         log.info("identity", tenant=identity.tenant, device=identity.device, serial=identity.serial)
         metrics.certificate_end.set(identity.not_after_s)
@@ -242,7 +243,7 @@ async def _drive(
     outgoing = None
     if kept is not None:
         outgoing, waits = prepare(kept, chosen, uplink, make_uplink, model, store, metrics, log)
-        outgoing.pulse = upkeep.pulse
+        outgoing.pulse, outgoing.now = upkeep.pulse, now
         if controller.latency_s is not None:  # without an objective, auto stays where it is
             restraint.oldest_s = outgoing.spool.oldest_s
         done = done.and_these(waits)
@@ -269,6 +270,7 @@ async def _drive(
             on_capture=advance,
             done=done,
             outgoing=outgoing,
+            now=now,
         )
         _stop_on_signals(agent, log, upkeep.stopping)
         if again is not None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_agent.capture_time import corrected
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
@@ -199,6 +200,18 @@ def finished(draft: AnswerRecord, outcome: Outcome, fallback: str = "") -> Answe
         warnings=tuple(dict.fromkeys(warnings)),
         error=_error(outcome.error),
     )
+
+
+def timed(record: AnswerRecord, age_s: float | None, now_s: float) -> AnswerRecord:
+    """The record with the right time of its capture, if the clock was not set then.
+
+    Args:
+        record: the record.
+        age_s: how long ago the capture was made; None if unknown.
+        now_s: the time now, seconds since 1970.
+    """
+    at = corrected(record.captured_at, age_s, now_s)
+    return record if at == record.captured_at else dataclasses.replace(record, captured_at=at)
 
 
 def origin(capture: Capture) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,12 @@ class Capture:
     captured_monotonic_s: float | None = None
     number: int | None = None
     trigger: Trigger | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since it was made; None if unknown."""
+        made_s = self.captured_monotonic_s
+        return None if made_s is None else time.monotonic() - made_s
 
     @cached_property
     def content(self) -> str:

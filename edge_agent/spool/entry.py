@@ -32,12 +32,14 @@ class Entry:
         rank: place of its priority, 0 for alarms.
         frame: what is kept of it.
         size: its bytes.
+        accepted_s: when it was accepted, by the spool's clock.
     """
 
     id: int
     rank: int
     frame: StoredFrame
     size: int = 0
+    accepted_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from edge_agent.device.pulse import DISK, Pulse
 from edge_agent.metrics import Metrics
-from edge_agent.record import AnswerRecord
+from edge_agent.record import AnswerRecord, timed
 from edge_agent.spool.catch_up import CatchUp
 from edge_agent.spool.entry import Drop, Entry
 from edge_agent.spool.spool import Spool
@@ -54,6 +54,7 @@ class Outgoing:
         clock: seconds, monotonic.
         sleep: waits that many seconds.
         pulse: whether the disk takes what it is given.
+        now: the time, seconds since 1970, for captures made before this device's clock was set.
         grace_s: how long frames on their way may take to end once the agent stops, seconds.
     """
 
@@ -68,6 +69,7 @@ class Outgoing:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     pulse: Pulse = field(default_factory=Pulse)
+    now: Callable[[], float] = time.time
     grace_s: float = 5.0
     _new: deque[Entry] = field(default_factory=deque, init=False, repr=False)
     _old: deque[Entry] = field(default_factory=deque, init=False, repr=False)
@@ -313,7 +315,7 @@ class Outgoing:
         if outcome.error is None:
             beside = max(beside, self._old_on_way)
             self._catch_up.ended(outcome.uplink_ms / 1000, beside, not new)
-        self.on_end(frame.record, outcome)
+        self.on_end(timed(frame.record, self.spool.age_s(entry), self.now()), outcome)
         self._ended.append(entry.id)
         self._some_ended.set()
         self._news.set()

@@ -139,8 +139,11 @@ class Spool:
         def work(db: sqlite3.Connection) -> Entry:
             name = frame.request_id
             body = self._vault.seal(name, frame.to_bytes())
-            entry, size = Entry(self._next, rank, frame), len(body) + ROW_BYTES
-            row = (entry.id, rank, self._clock.now(), name, size, body)
+            entry, size = (
+                Entry(self._next, rank, frame, 0, self._clock.now()),
+                len(body) + ROW_BYTES,
+            )
+            row = (entry.id, rank, entry.accepted_s, name, size, body)
             with transaction(db):
                 db.execute("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)", row)
                 if self._clock.now() - self._reading_s > _READING_S:
@@ -254,6 +257,10 @@ class Spool:
 
         return self._do(work)
 
+    def age_s(self, entry: Entry) -> float:
+        """How long a frame has waited, seconds that the device was on."""
+        return self._clock.now() - entry.accepted_s
+
     def oldest_s(self) -> float:
         """Age of the oldest frame, seconds; 0 if none waits."""
         with self._lock:
@@ -341,11 +348,12 @@ class Spool:
     # ------------------------------------------------------------------ rows
 
     def _read(self, db: sqlite3.Connection, row: int) -> Entry | Drop:
-        rank, name, size, body = db.execute(
-            "SELECT rank, request_id, size, body FROM frames WHERE id=?", (row,)
+        rank, accepted_s, name, size, body = db.execute(
+            "SELECT rank, accepted_s, request_id, size, body FROM frames WHERE id=?", (row,)
         ).fetchone()
         try:
-            return Entry(row, rank, StoredFrame.from_bytes(self._vault.open(name, body)), size)
+            frame = StoredFrame.from_bytes(self._vault.open(name, body))
+            return Entry(row, rank, frame, size, accepted_s)
         except DamagedRowError:
             return Drop(row, "damaged", None, bytes(name), size)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PLAUSIBLE_S = 1_700_000_000.0
-"""A wall clock before this (2023) was never set."""
+from edge_agent.capture_time import SET_SINCE_S
 
 
 def boot_id() -> str:
@@ -66,7 +65,7 @@ class SpoolClock:
             if boot and boot == self.boot:
                 passed = max(0.0, self.since_boot() - booted)
             else:
-                off = self.wall() - wall if min(wall, self.wall()) > _PLAUSIBLE_S else 0.0
+                off = self.wall() - wall if min(wall, self.wall()) > SET_SINCE_S else 0.0
                 passed = max(self.since_boot(), min(off, limit_s / 2))
                 passed = min(passed, limit_s / 2)
         except (ValueError, TypeError):
