@@ -457,13 +457,8 @@ class Agent:
     ) -> None:
         """Turn what happened into one record.
 
-        Args:
-            maker: makes the capture's frames.
-            question: the question asked.
-            outcome: how it ended.
-            carried: the outcome of the request that carried the frame.
-            edge: the small model's answer, still being made.
-            kept_back: the frame that the guard did not send.
+        `carried` is the outcome of the request that carried the frame, `edge` the small model's
+        answer, still being made, `kept_back` the frame that the guard did not send.
         """
         edge_answer, edge_only_ms = await edge
         fallback, error = "", outcome.error
