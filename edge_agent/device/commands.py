@@ -55,7 +55,7 @@ def run_doctor(read: Callable[[], Settings], as_json: bool, quick: bool) -> int:
         quick: neither load the model nor open cameras nor call the service.
 
     Returns:
-        0, or 13 if something is red.
+        0, or the exit code of `ConfigError` if something is red.
     """
     found: list[Finding] = []
 
