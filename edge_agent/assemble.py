@@ -106,9 +106,10 @@ def run_agent(
     logs.adopt_libraries(log)
     if links := service_links(os.environ, settings.PREFIX):
         log.info("service_links_ignored", variables=links)
-    slot = running_slot(Slots(chosen.slots)) if again is not None else None
+    slots = Slots(chosen.slots)
+    slot = running_slot(slots) if again is not None else None
     if slot is not None:
-        on_record = begin_health(slot, state, metrics, log, on_record)
+        on_record = begin_health(slots, slot, state, metrics, log, on_record)
     if isinstance(source, Turns):
         source.attach(metrics, log)
     if skipped := getattr(source, "skipped", None):

@@ -117,11 +117,18 @@ class Slots:
         object.__setattr__(self, "folders", self.root / "slots")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else changes the slots meanwhile."""
+    def locked(self, wait: bool = True) -> Iterator[None]:
+        """Nobody else changes the slots meanwhile.
+
+        Args:
+            wait: for an update that is being unpacked, which takes minutes.
+
+        Raises:
+            BlockingIOError: not waiting, and somebody changes them.
+        """
         self.folders.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
 
     def state(self) -> BootState | None:
@@ -377,8 +384,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     slots = Slots(args.root)
     try:
-        with slots.locked():
+        with slots.locked(wait=args.command not in ("start", "judge")):
             said, again = _command(args, slots)
+    except BlockingIOError:  # `current` is valid all the time: the agent starts from it
+        print("slots: an update is being unpacked, so nothing is counted or judged now")
+        return 0
     except (LookupError, OSError) as error:
         print(f"slots: {error}", file=sys.stderr)
         return 1

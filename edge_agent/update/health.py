@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.update.boot import HEALTH, HEALTHY_FRAMES, Slot, Slots
+from edge_agent.uplink.encoder_store import EncoderStore
+from protos.errors import BridgeError
 from protos.process import logs
 from protos.process.files import write_file
 
@@ -58,6 +61,7 @@ class Health:
 
 
 def begin_health(
+    slots: Slots,
     running: tuple[str, Slot],
     folder: Path | None,
     metrics: Metrics,
@@ -68,4 +72,19 @@ def begin_health(
     name, slot = running
     log.info("slot", slot=name, number=slot.number, version=slot.version)
     metrics.slot.labels(name, str(slot.number)).set(1)
-    return on_record if folder is None else Health(slot, folder).counting(on_record)
+    if folder is None:
+        return on_record
+    take_edge_halves(slots.folders / name / "bundle", EncoderStore(folder), log)
+    return Health(slot, folder).counting(on_record)
+
+
+def take_edge_halves(bundle: Path, store: EncoderStore, log: logs.Logger) -> None:
+    """Keep the edge halves that an update brought, so that they are not fetched."""
+    for file in sorted(bundle.rglob("*.safetensors")):
+        try:
+            blob = file.read_bytes()
+            digest = hashlib.sha256(blob).hexdigest()
+            if store.get(digest) is None:
+                store.put(digest, blob)
+        except (OSError, BridgeError) as error:  # the service has it too
+            log.warning("edge_half_not_kept", file=str(file), cause=str(error))

@@ -239,3 +239,16 @@ def test_the_program_installs_starts_and_goes_back(tmp_path: Path) -> None:
     health.write_text(json.dumps({"id": slot_id, "frames": HEALTHY_FRAMES}))
     assert "is kept" in said("judge", "--health", str(health))
     assert "slot a runs from the next start" in said("rollback")
+
+
+def test_an_update_that_is_being_unpacked_keeps_no_agent_from_starting(
+    slots: Slots, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boot.adopt(slots, slot(slots, 2))
+    with slots.locked():
+        for command in ("start", "judge"):
+            assert boot.main(["--root", str(slots.root), command]) == 0
+            assert "being unpacked" in capsys.readouterr().out
+    assert running(slots) == 2
+    assert boot.main(["--root", str(slots.root), "start"]) == 0
+    assert "start 1" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.update import boot
 from edge_agent.update.boot import HEALTHY_FRAMES, Slot, Slots
-from edge_agent.update.health import begin_health, running_slot
+from edge_agent.update.health import begin_health, running_slot, take_edge_halves
+from edge_agent.uplink.encoder_store import EncoderStore
 from projector import __main__ as projector
 from projector.bundle.keys import SigningKey
 from protos.errors import DiskFullError, SignatureError, UpdateError
@@ -174,7 +176,7 @@ def test_an_agent_that_answers_keeps_its_slot(device: SimpleNamespace, tmp_path:
     got: list[AnswerRecord] = []
     log, metrics, state = Log(), Metrics(), tmp_path / "state"
     state.mkdir()
-    count = begin_health(running, state, metrics, log, got.append)
+    count = begin_health(slots, running, state, metrics, log, got.append)
     assert log.lines == [{"event": "slot", "slot": "b", "number": 2, "version": "v2"}]
     value = metrics.registry.get_sample_value
     assert value("neural_bridge_edge_slot_info", {"slot": "b", "number": "2"}) == 1
@@ -214,3 +216,18 @@ def test_a_run_from_a_slot_proves_it_and_says_which(
     assert '"event": "slot"' in capsys.readouterr().err
     health = boot.read_health(state / boot.HEALTH.name)
     assert "is kept" in boot.judge(slots, health, "boot", 1.0)[0]
+
+
+def test_an_edge_half_of_an_update_is_not_fetched_again(
+    device: SimpleNamespace, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "edge.safetensors").write_bytes(b"an edge half")
+    (half / "notes.txt").write_bytes(b"no edge half")
+    assert update(device, made(device, 2, "--bundle", half)) == 0
+    log, store = Log(), EncoderStore(tmp_path / "encoders")
+    for _ in range(2):
+        take_edge_halves(device.slots.root / "current" / "bundle", store, log)
+    assert store.get(hashlib.sha256(b"an edge half").hexdigest()) == b"an edge half"
+    assert len(list((tmp_path / "encoders").iterdir())) == 1 and not log.lines
