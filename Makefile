@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer systemd examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer systemd emulator examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -83,6 +83,15 @@ systemd: ## systemd-analyze (without it the units of deploy/jetson are not check
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends systemd; } || \
 		echo "systemd: no systemd-analyze, so units are not checked (Debian: apt-get install systemd)" >&2
 
+EMULATOR := qemu-user-static mmdebstrap
+
+emulator: ## An emulated aarch64 (without it the agent is not run on a Jetson's processor)
+	@command -v qemu-aarch64-static >/dev/null && command -v mmdebstrap >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "emulator: apt-get install $(EMULATOR)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMULATOR); } || \
+		echo "emulator: no qemu, so its test is skipped (Debian: apt-get install $(EMULATOR))" >&2
+
 examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"
 	@$(BIN)/python -m examples.selector
@@ -124,7 +133,7 @@ test-faults: $(READY) ## Thousands of faults injected into a service under load 
 		echo "test-faults: no haproxy, so no rolling restart (Debian: apt-get install haproxy)"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
-test-edge: $(READY) gstreamer ## Faults injected into a device by the thousand, and an install without torch (about 10 minutes)
+test-edge: $(READY) gstreamer emulator ## Faults injected into a device by the thousand, and an install without torch (about 10 minutes)
 	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
 	@rm -f build/edge_faults.json
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -s --timeout 3600
