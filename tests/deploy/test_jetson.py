@@ -48,7 +48,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     units.mkdir(parents=True)
     for file in (*JETSON.glob("*.service"), *JETSON.glob("*.timer")):
         shutil.copy(file, units)
-    for program in (AGENT, "usr/bin/python3"):
+    for program in (AGENT, "usr/bin/python3", "bin/kill"):
         (root / program).parent.mkdir(parents=True)
         (root / program).write_text("#!/bin/sh\n")
         (root / program).chmod(0o755)
