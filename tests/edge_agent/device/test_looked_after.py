@@ -171,20 +171,7 @@ def test_a_model_that_hangs_ends_the_pings_and_the_status_says_so(
     stage.end(signal.SIGKILL)
 
 
-def test_a_killed_run_is_reported_by_the_next_with_its_last_log_lines(stage: Stage) -> None:
-    stage.start()
-    stage.until("connected; ")
-    stage.end(signal.SIGKILL)
-    stage.start()
-    stage.until("connected; ")
-    (report,) = stage.reports()
-    assert report["kind"] == "killed"
-    assert any("READY" in line or "model" in line for line in report["log"])  # type: ignore[attr-defined]
-    assert "settings" in report and "version" in report
-    assert "ended_badly" in stage.end()
-
-
-def test_a_crash_in_c_is_reported_with_its_stack(stage: Stage) -> None:
+def test_the_next_start_reports_a_crash_in_c_and_a_killed_run(stage: Stage) -> None:
     stage.picture("second", 14)
     stage.start()
     assert stage.agent is not None
@@ -193,10 +180,16 @@ def test_a_crash_in_c_is_reported_with_its_stack(stage: Stage) -> None:
     (stage.folder / "pictures" / "second.png").unlink()
     stage.start()
     stage.until("connected; ")
-    (report,) = stage.reports()
-    assert report["kind"] == "fault" and "Segmentation fault" in str(report["cause"])
-    assert "string_at" in str(report["cause"])
-    stage.end()
+    stage.end(signal.SIGKILL)
+    stage.start()
+    stage.until("connected; ")
+    fault, killed = stage.reports()
+    assert fault["kind"] == "fault" and "Segmentation fault" in str(fault["cause"])
+    assert "string_at" in str(fault["cause"])
+    assert killed["kind"] == "killed"
+    assert any("model" in line for line in killed["log"])  # type: ignore[attr-defined]
+    assert "settings" in killed and "version" in killed
+    assert "ended_badly" in stage.end()
 
 
 def test_an_error_of_the_agent_is_reported_at_once(stage: Stage) -> None:
