@@ -70,7 +70,7 @@ class Device:
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._again: set[asyncio.Task[None]] = set()
+        self._again: dict[bytes, asyncio.Task[None]] = {}
         self._writing = asyncio.Lock()
         self._sealed: dict[bytes, bytes] = {}
         self._past: dict[bytes, Entry] = {}
@@ -201,6 +201,8 @@ class Device:
         self.open[entry.id] = entry
         async with self._writing:
             await self._connected()
+            if self._again.pop(entry.id, None) is not None and entry.ended:
+                return  # its answer came meanwhile
             raw = self.sealed(entry)
             entry.sent.append(time.monotonic())
             call = self._call
@@ -282,16 +284,19 @@ class Device:
             entry.cause = cause
             self._end(entry, time.monotonic())
             return
-        task = asyncio.create_task(self._later(entry, after_s))
-        self._again.add(task)
-        task.add_done_callback(self._again.discard)
+        if entry.id not in self._again:  # else it is on its way already
+            self._again[entry.id] = asyncio.create_task(self._later(entry, after_s))
 
     async def _later(self, entry: Entry, after_s: float) -> None:
         pause = min(_PAUSE_S * 2.0 ** min(len(entry.sent), 5), 1.0)
         await asyncio.sleep(after_s + random.uniform(0, pause))
+        if entry.ended:
+            self._again.pop(entry.id, None)
+            return
         try:
             await self.send(entry)
         except BridgeError as error:
+            self._again.pop(entry.id, None)
             entry.cause = error.name
             self._end(entry, time.monotonic())
 
@@ -316,7 +321,7 @@ class Device:
     async def close(self) -> None:
         """End the stream and the connection."""
         self._closing = True
-        for task in (*self._again, self._connecting, self._reader):
+        for task in (*self._again.values(), self._connecting, self._reader):
             if task is not None:
                 task.cancel()
         await self._hang_up()
