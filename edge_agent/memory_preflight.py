@@ -30,6 +30,14 @@ CUDA_BYTES = 600 * _MIB
 _ACTIVATIONS = 0.1  # of the weights, at least `_LEAST_ACTIVATIONS`
 _LEAST_ACTIVATIONS = 16 * _MIB
 _QUESTION_TOKENS = 256
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)  # what a file that holds something else can raise while it is read
 
 
 @dataclass(frozen=True)
@@ -182,28 +190,26 @@ def gpu_free_bytes() -> int | None:
 
 def _numbers(folder: Path) -> int:
     """Numbers in a checkpoint's weights, from the headers; 0 if they cannot be read."""
-    return sum(
-        math.prod(entry["shape"])
-        for file in folder.glob("*.safetensors")
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    )
+    return sum(_numbers_of(file) for file in folder.glob("*.safetensors"))
 
 
-def _header(file: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError), file.open("rb") as stream:
+def _numbers_of(file: Path) -> int:
+    if not file.is_file():  # opening a named pipe would wait for whoever writes it
+        return 0
+    with suppress(OSError, *_DAMAGED), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length <= 1 << 27:
-            found = json.loads(stream.read(length))
-            if isinstance(found, dict):
-                return found
-    return {}  # loading it says what is wrong
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            return int(sum(math.prod(entry["shape"]) for entry in header.values()))
+    return 0  # loading it says what is wrong
 
 
 def _state_dim(folder: Path) -> int:
     """Numbers of one token's cache, from the configuration; 0 if it does not say."""
-    with suppress(OSError, ValueError, TypeError, ZeroDivisionError):
-        plain = json.loads((folder / "config.json").read_bytes())
+    file = folder / "config.json"
+    with suppress(OSError, *_DAMAGED):
+        plain = json.loads(file.read_bytes()) if file.is_file() else {}
         for text in _inner(plain):
             layers, heads = text["num_hidden_layers"], text["num_attention_heads"]
             kv_heads = text.get("num_key_value_heads") or heads
