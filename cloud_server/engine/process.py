@@ -29,6 +29,7 @@ from cloud_server.engine.jobs import (
     Status,
     Unload,
 )
+from cloud_server.engine.kernels import bound_kernels
 from cloud_server.engine.link import EngineLink
 from cloud_server.engine.spare import keep
 from cloud_server.settings import Settings, from_json
@@ -166,6 +167,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--settings", required=True, help="the front end's settings, as JSON")
     given = parser.parse_args(argv)
     keep_heap_compact()
+    bound_kernels()
     sys.setswitchinterval(_SWITCH_S)
     process = _Process(from_json(given.settings), given.address)
     if given.spare:
