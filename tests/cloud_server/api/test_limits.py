@@ -131,11 +131,16 @@ def test_a_peer_that_does_not_read_its_answer_loses_its_connection(paths: dict[s
 def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
     paths: dict[str, Any],
 ) -> None:
+    """The bound is above what one answer can take, and below what two leave unread."""
+    bound = 32 << 20
+
     async def work() -> None:
-        few = {"outbox_memory_bytes": 1 << 16, "keepalive_timeout_s": 600}
+        few = {"outbox_memory_bytes": bound, "keepalive_timeout_s": 600}
         async with asking(paths, max_new_tokens=65_535, **few) as it:
-            body = json.dumps(it.body("count 60000", stream=True)).encode()
-            with socket.socket() as peer:
+            body = json.dumps(it.body("count 50000", stream=True)).encode()
+
+            async def asked() -> socket.socket:
+                peer = socket.socket()
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 peer.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(
@@ -146,18 +151,29 @@ def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
                     b"content-type: application/json\r\n"
                     b"content-length: %d\r\n\r\n%s" % (len(body), body)
                 )
-                waiting = 'held_memory_bytes{store="outboxes",tenant="local"}'
+                return peer
 
-                async def counted() -> bool:
-                    return await it.server.metric(waiting) > 1 << 16
+            waiting = 'held_memory_bytes{store="outboxes",tenant="local"}'
+            overloads = 'overloads_total{cause="outbox"}'
 
-                async def ended() -> bool:
-                    return await it.server.metric(waiting) == 0
+            async def counted() -> bool:
+                return await it.server.metric(waiting) > bound / 2
 
+            async def ended() -> bool:
+                return await it.server.metric(overloads) == 1
+
+            async def dropped() -> bool:
+                return await it.server.metric(waiting) == 0
+
+            with await asked():
                 await it.server.until(counted)
-                await it.server.until(ended)
-                name = 'overloads_total{cause="outbox"}'
-                assert await it.server.metric(name) == 1
+                assert await it.server.metric(overloads) == 0
+                with await asked():
+                    await it.server.until(ended)
+                    await it.server.until(counted)
+                    assert await it.server.metric(waiting) <= bound
+            await it.server.until(dropped)
+            assert await it.server.metric(overloads) == 1
             assert await it.text("count 1") == "0"
 
     asyncio.run(work())

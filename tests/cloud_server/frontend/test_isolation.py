@@ -52,9 +52,13 @@ class Who:
 
     tenant: str
     name: str
-    stub: Any
+    channel: Any
     metadata: tuple[tuple[str, str], ...] = ()
     sees: tuple[str, ...] = ()
+
+    @property
+    def stub(self) -> Any:
+        return bridge_pb2_grpc.BridgeStub(self.channel)
 
     @property
     def is_key(self) -> bool:
@@ -97,10 +101,19 @@ def infer(who: Who, place: Place, id: bytes) -> Any:
 
 
 def infer_parcel(who: Who, place: Place, id: bytes) -> Any:
-    """Two requests that were answered there, in one message, sealed as their owner sealed them."""
+    """Two requests that were answered there, in one message, sealed as their owner sealed them.
+
+    The message leaves with the call. `grpc.aio` replaces the status that came by INTERNAL when a
+    later write fails.
+    """
     metadata = (*who.metadata, (SESSION_METADATA_KEY, id))
     sent = pack(place.edge.session.session_constants, [place.request, place.request])
-    return who.stub.Infer(iter([sent]), metadata=metadata, timeout=60)
+    whole = who.channel.unary_stream(
+        "/neuralbridge.v1.Bridge/Infer",
+        request_serializer=pb.InferRequest.SerializeToString,
+        response_deserializer=pb.InferEvent.FromString,
+    )
+    return whole(sent, metadata=metadata, timeout=60)
 
 
 def infer_apart(who: Who, place: Place, id: bytes) -> Any:
@@ -150,7 +163,7 @@ async def town(server: Secured) -> tuple[list[Who], list[Place]]:
             await call.done_writing()
             assert [event async for event in call][-1].answer.text == "0 1"
             places.append(Place(tenant, name, edge, request))
-            callers.append(Who(tenant, name, bridge_pb2_grpc.BridgeStub(edge.channel)))
+            callers.append(Who(tenant, name, edge.channel))
         rights: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "all": ({}, ("gate-3", "gate-4")),
             "one": ({"devices": ("gate-3",)}, ("gate-3",)),
@@ -159,7 +172,7 @@ async def town(server: Secured) -> tuple[list[Who], list[Place]]:
         for name, (about, sees) in rights.items():
             token = server.premises.key(tenant, name, **about)
             metadata = (("authorization", f"Bearer {token}"),)
-            callers.append(Who(tenant, name, server.stub(), metadata, sees))
+            callers.append(Who(tenant, name, server.channel(), metadata, sees))
     await server.settled()
     return callers, places
 
