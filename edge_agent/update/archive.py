@@ -116,7 +116,7 @@ def check_device(manifest: Manifest, newest: int, older: bool) -> None:
     if manifest.number <= newest and not older:
         raise UpdateError(
             f"it is number {manifest.number}, and number {newest} runs: not newer; --older "
-            "installs it all the same"
+            "installs it anyway"
         )
 
 
