@@ -1,40 +1,31 @@
 """The run: source → frames → uplink → records, with bounded memory.
 
 Without a spool, frames wait in memory and the source waits for them. With one, frames wait on the
-disk and the source goes on. Sets the order of things and decides what follows each failure.
+disk and the source goes on. `asking` puts the questions, `bookkeeping` writes what comes of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
 
+from edge_agent.asking import Asking
 from edge_agent.beginning import Beginning
+from edge_agent.bookkeeping import Bookkeeping
 from edge_agent.cameras.triggers import LOCAL, Trigger
 from edge_agent.cascade import Cascade
-from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PICTURE
 from edge_agent.plan import Plan
-from edge_agent.record import (
-    GUARDED,
-    AnswerRecord,
-    cause_of,
-    finished,
-    record_of,
-    record_of_failure,
-    timed,
-)
-from edge_agent.sight import EdgeModel, Sight
+from edge_agent.record import AnswerRecord
+from edge_agent.sight import EdgeModel
 from edge_agent.sources import Capture, LiveSource, Source
 from edge_agent.spool.intake import stored_frame_of
 from edge_agent.spool.outgoing import Outgoing
@@ -44,23 +35,12 @@ from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.outcome import Outcome
 from edge_agent.uplink.point_controller import PointController
-from edge_agent.uplink.request import Request, check_question
-from edge_agent.uplink.scenes import Scene, Scenes
-from protos.errors import (
-    BridgeError,
-    ConfigError,
-    ContextError,
-    LateError,
-    OfflineError,
-    PictureError,
-)
-from protos.neuralbridge.v1 import bridge_pb2
+from edge_agent.uplink.request import Request
+from protos.errors import BridgeError, ConfigError, ContextError, OfflineError, PictureError
 from protos.process.console import ReaderGoneError
 from protos.process.logs import Logger
 
 _PATIENCE_S = 10.0
-
-Ended = TypeVar("Ended")
 
 
 def new_request_id() -> bytes:
@@ -126,12 +106,31 @@ class Agent:
     now: Callable[[], float] = time.time
     summary: Summary = field(default_factory=Summary)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    _fatal: Exception | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._scenes = Scenes(self.uplink)
+        self._books = Bookkeeping(
+            self.on_record,
+            self.metrics,
+            self.log,
+            self.now,
+            self.summary,
+            holding=self.hold_every_s is not None,
+            edge_fallback=self.edge_fallback,
+            patient=self.outgoing is not None,
+        )
+        self._asking = Asking(
+            self.model,
+            self.uplink,
+            self._books,
+            self.new_id,
+            self.controller,
+            self.edge_only_too,
+            self.edge_fallback,
+            self.feedback_point,
+            self.clock,
+        )
         if self.outgoing is not None:
-            self.outgoing.on_end = self._waited
+            self.outgoing.on_end = self._books.waited
 
     def stop(self) -> None:
         """Take no further capture; what is in flight still ends, what waits on the disk stays."""
@@ -165,7 +164,7 @@ class Agent:
                 tasks.add(sending)
                 sending.add_done_callback(lambda done: self._ended(done, tasks))
             captures = iter(self.source)
-            while not self._stopped.is_set() and self._fatal is None:
+            while not self._stopped.is_set() and self._books.fatal is None:
                 capture = await asyncio.to_thread(self._next, captures)
                 if capture is None:
                     break
@@ -189,8 +188,8 @@ class Agent:
         finally:
             self.stop()
             await self.uplink.close()
-        if self._fatal is not None:
-            raise self._fatal
+        if self._books.fatal is not None:
+            raise self._books.fatal
         return self.summary
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
@@ -246,7 +245,8 @@ class Agent:
             if self.plan.point != PICTURE or self.edge_only_too:
                 await asyncio.to_thread(maker.see)
         except (PictureError, ContextError) as error:
-            self._capture_failed(capture, error)
+            self._books.capture_failed(capture, error)
+            self.on_capture()
             return
         if self.cascade is not None and questions:
             questions = await self.cascade.answer(maker, questions, self.summary, self.on_record)
@@ -272,13 +272,13 @@ class Agent:
             nonlocal left
             async with credit:
                 if self.hold_every_s is not None:
-                    await self._infer(maker, "")
+                    await self._asking.infer(maker, "")
                 elif self.feedback_mode:
-                    await self._hold_and_recall(maker, group)
+                    await self._asking.hold_and_recall(maker, group)
                 elif self.ask_mode:
-                    await self._hold_and_ask(maker, group)
+                    await self._asking.hold_and_ask(maker, group)
                 else:
-                    await self._infer(maker, group[0])
+                    await self._asking.infer(maker, group[0])
             left -= 1
             if left == 0:
                 self.on_capture()
@@ -298,11 +298,11 @@ class Agent:
         if error is None:
             return
         self.stop()
-        if self._fatal is None and isinstance(error, BridgeError | ReaderGoneError):
-            self._fatal = error
-        elif self._fatal is None:
-            self._fatal = BridgeError(f"the agent failed: {type(error).__name__}: {error}")
-            self._fatal.__cause__ = error
+        if self._books.fatal is None and isinstance(error, BridgeError | ReaderGoneError):
+            self._books.fatal = error
+        elif self._books.fatal is None:
+            self._books.fatal = BridgeError(f"the agent failed: {type(error).__name__}: {error}")
+            self._books.fatal.__cause__ = error
 
     async def _keep(
         self,
@@ -318,7 +318,7 @@ class Agent:
         """
         request, session = Request(question, maker), self.uplink.connection.latest
         wanted = self.edge_only_too and question != ""
-        edge = asyncio.create_task(self._edge_answer(maker, question, wanted))
+        edge = asyncio.create_task(self._books.edge_answer(maker, question, wanted))
         try:
             if session is None:
                 raise OfflineError("no terms to make a frame by")
@@ -327,7 +327,7 @@ class Agent:
             raise
         except BridgeError as error:
             outcome = Outcome(request.request_id, error=error)
-            await self._record(maker, question, outcome, outcome, edge, request.kept_back)
+            await self._books.record(maker, question, outcome, outcome, edge, request.kept_back)
             return True
         try:
             await outgoing.accept(stored, rank_of(maker.priority))
@@ -337,181 +337,3 @@ class Agent:
             await self._send(maker, (question,) if question else (), tasks)
             return False
         return True
-
-    def _waited(self, draft: AnswerRecord, outcome: Outcome) -> None:
-        """A frame that waited on the disk has ended."""
-        error, fallback = outcome.error, ""
-        if isinstance(error, GUARDED) and draft.edge_answer is not None:
-            fallback = cause_of(error)
-        if outcome.attempts:
-            self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
-        self._finish(finished(draft, outcome, fallback), error)
-
-    async def _infer(self, maker: FrameMaker, question: str) -> None:
-        request = Request(question, maker)
-        wanted = self.edge_only_too and question != ""
-        edge = asyncio.create_task(self._edge_answer(maker, question, wanted))
-        outcome = await self._in_time(self.uplink.deliver(request), lambda: _unanswered(request))
-        await self._record(maker, question, outcome, outcome, edge, request.kept_back)
-
-    async def _hold_and_ask(self, maker: FrameMaker, questions: tuple[str, ...]) -> None:
-        request = Request("", maker)
-        held = await self._in_time(self._scenes.hold(request), lambda: _unanswered(request))
-        for question in questions:
-            edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
-            carried = held.outcome if isinstance(held, Scene) else held
-            outcome = held if isinstance(held, Outcome) else await self._ask(held, question)
-            await self._record(maker, question, outcome, carried, edge, request.kept_back)
-
-    async def _ask(self, scene: Scene, question: str) -> Outcome:
-        request_id = self.new_id()
-        try:
-            check_question(question, scene.session.limits)
-        except BridgeError as error:
-            return Outcome(request_id, error=error)
-        asking = self._scenes.ask(scene, request_id, question, self.plan.max_new_tokens)
-        return await self._in_time(asking, lambda: Outcome(request_id))
-
-    async def _in_time(
-        self, coming: Awaitable[Ended], unanswered: Callable[[], Outcome]
-    ) -> Ended | Outcome:
-        """Wait for the outcome; with `edge_fallback` no longer than the latency objective."""
-        objective_s = self.controller.latency_s if self.controller is not None else None
-        if objective_s is None or not self.edge_fallback:
-            return await coming
-        try:
-            return await asyncio.wait_for(coming, objective_s)
-        except asyncio.TimeoutError:
-            late = LateError if self.uplink.connected else OfflineError
-            error = late(f"no answer within {1000 * objective_s:g} ms")
-            return dataclasses.replace(unanswered(), error=error)
-
-    async def _hold_and_recall(self, maker: FrameMaker, questions: tuple[str, ...]) -> None:
-        """The server holds the frame and sends its state back; that answers every question here."""
-        held = await self._scenes.hold(Request("", maker))
-        back, sight = await self._recall(maker, held)
-        carried = held.outcome if isinstance(held, Scene) else held
-        for question in questions:
-            edge = asyncio.create_task(self._edge_answer(maker, question, self.edge_only_too))
-            outcome = back
-            if sight is not None:
-                outcome = await self._answer_here(back, sight, question)
-            await self._record(maker, question, outcome, carried, edge)
-
-    async def _recall(
-        self, maker: FrameMaker, held: Scene | Outcome
-    ) -> tuple[Outcome, Sight | None]:
-        """Ask for the server's state and put it into the small model; None if that failed."""
-        if isinstance(held, Outcome):
-            return held, None
-        back = await self._scenes.feedback(held, self.new_id(), self.feedback_point)
-        returned, start = back.returned, self.clock()
-        if returned is None:
-            return back, None
-        try:
-            sight = await asyncio.to_thread(self.model.inject, returned.decoder, returned.latents)
-        except BridgeError as error:
-            return dataclasses.replace(back, error=error), None
-        self.metrics.feedbacks.labels(returned.point).inc()
-        seconds = self.clock() - start + back.uplink_ms / 1000
-        self.metrics.stage_seconds.labels("feedback").observe(seconds)
-        if maker.sight is not None:
-            away = returned.decoder.round_trip(returned.latents, maker.sight.state)
-            self.metrics.round_trip.observe(away)
-            back = dataclasses.replace(
-                back, returned=dataclasses.replace(returned, round_trip=away)
-            )
-        return back, sight
-
-    async def _answer_here(self, back: Outcome, sight: Sight, question: str) -> Outcome:
-        try:
-            if back.session is not None:
-                check_question(question, back.session.limits)
-            text = await asyncio.to_thread(sight.answer, question, self.plan.max_new_tokens)
-        except BridgeError as error:
-            return dataclasses.replace(back, error=error)
-        self.metrics.feedback_answers.inc()
-        return dataclasses.replace(back, answer=bridge_pb2.Answer(text=text))
-
-    async def _edge_answer(
-        self, maker: FrameMaker, question: str, wanted: bool
-    ) -> tuple[str | None, float]:
-        if not wanted:
-            return None, 0.0
-        try:
-            text, milliseconds = await asyncio.to_thread(maker.edge_answer, question)
-        except BridgeError as error:
-            self.log.warning("edge_only_failed", capture=maker.capture.name, cause=str(error))
-            return None, 0.0
-        self.metrics.edge_only_answers.inc()
-        return text, milliseconds
-
-    async def _record(
-        self,
-        maker: FrameMaker,
-        question: str,
-        outcome: Outcome,
-        carried: Outcome,
-        edge: asyncio.Task[tuple[str | None, float]],
-        kept_back: Frame | None = None,
-    ) -> None:
-        """Turn what happened into one record.
-
-        `carried` is the outcome of the request that carried the frame, `edge` the small model's
-        answer, still being made, `kept_back` the frame that the guard did not send.
-        """
-        edge_answer, edge_only_ms = await edge
-        fallback, error = "", outcome.error
-        if error is None:
-            fallback = outcome.answer.fallback if outcome.answer is not None else ""
-            fallback = fallback or (carried.sealed.frame.fallback if carried.sealed else "")
-        elif question and (self.edge_fallback or isinstance(error, GUARDED)):
-            if edge_answer is None:
-                edge_answer, edge_only_ms = await self._edge_answer(maker, question, True)
-            if edge_answer is not None:
-                fallback = cause_of(error)
-        record = record_of(
-            maker, question, outcome, carried, edge_answer, edge_only_ms, fallback, kept_back
-        )
-        if outcome.attempts:
-            self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
-        self._finish(timed(record, maker.capture.age_s, self.now()), error)
-
-    def _capture_failed(self, capture: Capture, error: BridgeError) -> None:
-        self.metrics.capture_errors.labels(error.name).inc()
-        self._finish(record_of_failure(capture, error), error)
-        self.on_capture()
-
-    def _finish(self, record: AnswerRecord, error: BridgeError | None) -> None:
-        summary = self.summary
-        summary.questions += 1
-        bound = {"request_id": record.request_id, "capture": record.capture}
-        if record.fallback:
-            self.metrics.fallbacks.labels(record.fallback).inc()
-            bound["fallback"] = record.fallback
-        if error is None:
-            summary.answered += 1
-            summary.payload_bytes += record.payload_bytes
-            uplink_ms = round(record.edge_ms["uplink"], 1)
-            if self.hold_every_s is None:
-                self.metrics.answers.inc()
-                self.log.info("answered", **bound, uplink_ms=uplink_ms)
-            else:
-                self.metrics.scenes_held.inc()
-                self.log.info("held", **bound, uplink_ms=uplink_ms)
-        else:
-            self.metrics.refusals.labels(error.name).inc()
-            self.log.warning("not_answered", **bound, error=error.name, cause=str(error))
-            if record.fallback:
-                summary.fallbacks += 1
-            else:
-                summary.failed += 1
-                summary.first_error = summary.first_error or error
-            if isinstance(error, FATAL) and self.outgoing is None:
-                self._fatal = self._fatal or error
-        self.on_record(record)
-
-
-def _unanswered(request: Request) -> Outcome:
-    """The outcome of a request that nobody waits for any longer."""
-    return Outcome(request.request_id, sealed=request.sealed)
