@@ -604,6 +604,14 @@ class StartTimeoutError(BridgeError):
     exit_code = 81
 
 
+class NotAllowedHereError(BridgeError):
+    summary = "The device's own settings do not allow what the service wants of it."
+    code = 803
+    name = "not_allowed_here"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 82
+
+
 class UpdateError(BridgeError):
     summary = "An update is damaged, for another device, not newer, or does not install."
     code = 809
@@ -675,6 +683,7 @@ ERRORS: dict[int, type[BridgeError]] = {
         ClockError,
         NoMemoryError,
         StartTimeoutError,
+        NotAllowedHereError,
         UpdateError,
     )
 }

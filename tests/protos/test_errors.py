@@ -72,6 +72,7 @@ PUBLISHED = {
     709: ("clock", 78),
     801: ("no_memory", 80),
     802: ("start_timeout", 81),
+    803: ("not_allowed_here", 82),
     809: ("update", 89),
 }
 

@@ -67,6 +67,8 @@ def test_service_and_methods_are_the_published_ones() -> None:
         "Shadow": (True, False),
         "Enrol": (False, False),
         "Renew": (False, False),
+        "Attend": (False, True),
+        "Report": (False, False),
     }
     assert all(hasattr(bridge_pb2_grpc.BridgeServicer, name) for name in kinds)
 

@@ -325,3 +325,159 @@ class Certificates(_message.Message):
     not_after_s: int
     device_port: int
     def __init__(self, chain_pem: _Optional[bytes] = ..., roots_pem: _Optional[bytes] = ..., tenant: _Optional[str] = ..., device: _Optional[str] = ..., now_s: _Optional[int] = ..., not_after_s: _Optional[int] = ..., device_port: _Optional[int] = ...) -> None: ...
+
+class AttendRequest(_message.Message):
+    __slots__ = ("agent_version", "running", "settings", "carried_out")
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    CARRIED_OUT_FIELD_NUMBER: _ClassVar[int]
+    agent_version: str
+    running: _containers.RepeatedCompositeFieldContainer[Running]
+    settings: Settings
+    carried_out: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, agent_version: _Optional[str] = ..., running: _Optional[_Iterable[_Union[Running, _Mapping]]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., carried_out: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Running(_message.Message):
+    __slots__ = ("kind", "name", "version", "sha256", "slot")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    version: str
+    sha256: str
+    slot: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., slot: _Optional[str] = ...) -> None: ...
+
+class Settings(_message.Message):
+    __slots__ = ("revision", "tried", "refused")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    tried: int
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedSetting]
+    def __init__(self, revision: _Optional[int] = ..., tried: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedSetting, _Mapping]]] = ...) -> None: ...
+
+class RefusedSetting(_message.Message):
+    __slots__ = ("name", "code", "message")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    code: int
+    message: str
+    def __init__(self, name: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Order(_message.Message):
+    __slots__ = ("id", "configure", "restart", "send_logs", "capture", "update")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    SEND_LOGS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    configure: Configure
+    restart: Restart
+    send_logs: SendLogs
+    capture: TakePicture
+    update: Update
+    def __init__(self, id: _Optional[bytes] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., restart: _Optional[_Union[Restart, _Mapping]] = ..., send_logs: _Optional[_Union[SendLogs, _Mapping]] = ..., capture: _Optional[_Union[TakePicture, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ...) -> None: ...
+
+class Configure(_message.Message):
+    __slots__ = ("revision", "settings_json")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    settings_json: str
+    def __init__(self, revision: _Optional[int] = ..., settings_json: _Optional[str] = ...) -> None: ...
+
+class Restart(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SendLogs(_message.Message):
+    __slots__ = ("lines", "since_s")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    lines: int
+    since_s: float
+    def __init__(self, lines: _Optional[int] = ..., since_s: _Optional[float] = ...) -> None: ...
+
+class TakePicture(_message.Message):
+    __slots__ = ("camera",)
+    CAMERA_FIELD_NUMBER: _ClassVar[int]
+    camera: str
+    def __init__(self, camera: _Optional[str] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("kind", "name", "version", "sha256", "size_bytes")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    version: str
+    sha256: str
+    size_bytes: int
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("id", "body")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    body: bytes
+    def __init__(self, id: _Optional[bytes] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class ReportBody(_message.Message):
+    __slots__ = ("at_s", "crash", "log", "outcome")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    CRASH_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    crash: Crash
+    log: LogPiece
+    outcome: Outcome
+    def __init__(self, at_s: _Optional[float] = ..., crash: _Optional[_Union[Crash, _Mapping]] = ..., log: _Optional[_Union[LogPiece, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+
+class Crash(_message.Message):
+    __slots__ = ("kind", "json")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    json: bytes
+    def __init__(self, kind: _Optional[str] = ..., json: _Optional[bytes] = ...) -> None: ...
+
+class LogPiece(_message.Message):
+    __slots__ = ("order_id", "index", "lines")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    order_id: bytes
+    index: int
+    lines: bytes
+    def __init__(self, order_id: _Optional[bytes] = ..., index: _Optional[int] = ..., lines: _Optional[bytes] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("order_id", "done", "refused", "settings")
+    ORDER_ID_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    order_id: bytes
+    done: str
+    refused: Refused
+    settings: Settings
+    def __init__(self, order_id: _Optional[bytes] = ..., done: _Optional[str] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
+
+class ReportResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -80,6 +80,16 @@ class BridgeStub:
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.SerializeToString,
                 response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
                 _registered_method=True)
+        self.Attend = channel.unary_stream(
+                '/neuralbridge.v1.Bridge/Attend',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AttendRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Order.FromString,
+                _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/neuralbridge.v1.Bridge/Report',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.FromString,
+                _registered_method=True)
 
 
 class BridgeServicer:
@@ -156,6 +166,22 @@ class BridgeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attend(self, request, context):
+        """What the service wants of the calling device, as long as the call is open; see ORDERS. One call
+        per device: a newer one ends the older one. Only devices with a certificate (701, 702). A service
+        that looks after no devices answers UNIMPLEMENTED: do not ask it again for some hours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """A crash report, a piece of the log, or how an order ended. At most 128 KiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BridgeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +229,16 @@ def add_BridgeServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.FromString,
                     response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.SerializeToString,
+            ),
+            'Attend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AttendRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Order.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -449,6 +485,60 @@ class Bridge:
             '/neuralbridge.v1.Bridge/Renew',
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.RenewRequest.SerializeToString,
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Certificates.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Attend',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.AttendRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Order.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/Report',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,
