@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_serializer
 
+from cloud_server.state.journal import LONGEST_LATE_RENEWAL_DAYS
 from cloud_server.state.shown import without_password
 from protos.errors import ConfigError
 from protos.process.addresses import Address, loopback
@@ -53,6 +54,14 @@ class Exposure(TypedSettings):
     )
     device_certificate_days: float = Field(
         90.0, gt=0.0, le=3650.0, description="how long a device's certificate is valid, days"
+    )
+    late_renewal_days: float = Field(
+        365.0,
+        ge=0.0,
+        le=LONGEST_LATE_RENEWAL_DAYS,
+        description="how long after its end a certificate may still be renewed, and nothing else, "
+        "days: a device that was offline for so long needs no new code. Certificates issued from "
+        "then on obey a change; 0 for never",
     )
     enrolments_per_s: float = Field(
         1.0,

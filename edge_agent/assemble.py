@@ -227,7 +227,12 @@ async def _drive(
         log.info("identity", tenant=identity.tenant, device=identity.device, serial=identity.serial)
         metrics.certificate_end.set(identity.not_after_s)
         renewal = Renewal(
-            dial.enrolled, servers, lambda: uplink.connected, metrics, log, chosen.connect_timeout_s
+            dial.enrolled,
+            servers,
+            lambda: uplink.connection.answers,
+            metrics,
+            log,
+            chosen.connect_timeout_s,
         )
     plan = Plan(
         chosen.point,
@@ -281,6 +286,7 @@ async def _drive(
         async with AsyncExitStack() as beside:
             await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
             if renewal is not None:
+                await renewal.before_connecting()
                 await beside.enter_async_context(_beside("renewal", renewal.run(), log))
             summary = await agent.run()
         if renewal is not None and uplink.connection.session is not None:

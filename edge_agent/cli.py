@@ -244,8 +244,9 @@ def _identity(args: argparse.Namespace) -> int:
     print(json.dumps(shown, indent=2) if args.json else show.table(shown))
     if shown["ended"]:
         raise CertificateError(
-            "by this device's clock the certificate has expired: have a new code made and enrol "
-            "again (edge-agent enrol --force)"
+            "by this device's clock the certificate has expired: the agent renews it when it next "
+            "reaches the service; if the service refuses, have a new code made and enrol again "
+            "(edge-agent enrol --force)"
         )
     return 0
 

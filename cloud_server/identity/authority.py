@@ -120,7 +120,13 @@ class Authority:
         return not made.signed_by(self.intermediate.certificate, self.roots[0])
 
     def sign_device(
-        self, request_der: bytes, tenant: str, device: str, now_s: float, life_s: float
+        self,
+        request_der: bytes,
+        tenant: str,
+        device: str,
+        now_s: float,
+        life_s: float,
+        late_s: float = 0.0,
     ) -> Issued:
         """Issue a certificate for a device.
 
@@ -130,15 +136,19 @@ class Authority:
             device: its name.
             now_s: seconds since 1970.
             life_s: lifetime in seconds; it never exceeds the intermediate's.
+            late_s: seconds after that in which it may still be renewed. TLS accepts it so long,
+                the service's own check does not.
 
         Raises:
             CertificateError: the request is refused, or the intermediate has expired.
         """
         key = made.request_key(request_der)
         self._check_end(now_s)
-        one = made.make_device(key, tenant, device, self.intermediate, now_s + life_s)
+        end_s = now_s + life_s
+        one = made.make_device(key, tenant, device, self.intermediate, end_s + late_s)
         chain = made.pem(one, self.intermediate.certificate)
-        return Issued(made.serial_of(one), made.fingerprint_of(one), chain, made.end_of(one))
+        end_s = min(end_s, made.end_of(one))
+        return Issued(made.serial_of(one), made.fingerprint_of(one), chain, end_s)
 
     def sign_server(self, names: Sequence[str], now_s: float) -> bytes:
         """Make a key and a certificate for the server.

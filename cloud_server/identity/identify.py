@@ -47,7 +47,7 @@ class Nobody:
 
     required = False
 
-    def of_call(self, context: Any) -> Caller:
+    def of_call(self, context: Any, late_s: float = 0.0) -> Caller:
         """The caller: always anyone."""
         return ANYONE
 
@@ -69,16 +69,17 @@ class Identities:
     def __init__(self, live: LiveDirectory, clock: Callable[[], float] = time.time) -> None:
         self._live, self._clock = live, clock
 
-    def of_call(self, context: Any) -> Caller:
+    def of_call(self, context: Any, late_s: float = 0.0) -> Caller:
         """The caller of a gRPC call.
 
         Args:
             context: the call's context.
+            late_s: seconds that a device's certificate may have expired ago.
 
         Raises:
             UnauthenticatedError: the credential is missing or not valid.
         """
-        return self.of(credential_of(context))
+        return self.of(credential_of(context), late_s)
 
     def bearer(self, token: str) -> Caller:
         """The owner of a key.
@@ -104,21 +105,27 @@ class Identities:
             not_after_s=key.not_after_s,
         )
 
-    def of(self, credential: Credential) -> Caller:
+    def of(self, credential: Credential, late_s: float = 0.0) -> Caller:
         """The caller that a credential belongs to.
+
+        Args:
+            credential: a certificate or key.
+            late_s: seconds that a device's certificate may have expired ago.
 
         Raises:
             UnauthenticatedError: the credential is missing or not valid.
         """
-        return self.bearer(credential) if isinstance(credential, str) else self._device(credential)
+        if isinstance(credential, str):
+            return self.bearer(credential)
+        return self._device(credential, late_s)
 
-    def _device(self, pem: bytes) -> Caller:
+    def _device(self, pem: bytes, late_s: float) -> Caller:
         shown = _read(pem)
         given = self._live.now.certificate(shown.serial)
         if (
             given is None
             or not hmac.compare_digest(given.fingerprint, shown.fingerprint)
-            or given.not_after_s <= self._clock()
+            or given.not_after_s + late_s <= self._clock()
         ):
             raise UnauthenticatedError(_REFUSAL)
         return Caller(

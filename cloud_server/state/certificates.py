@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from cloud_server.state import tenants
 from cloud_server.state.directory import Certificate
+from cloud_server.state.journal import KEEP_EXPIRED_S
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import CertificateRow, DeviceRow, TenantRow
 from protos.errors import EnrolmentError, MissingError
 
 MOST = 8
-"""Valid certificates that a device may have; the next one revokes the oldest."""
+"""Certificates that a device may have, valid or late; the next one revokes the oldest."""
 _SERIAL = re.compile(r"[0-9a-z-]{1,40}")
-_KEEP_EXPIRED_S = 30 * 86400.0
+_DAY_S = 86400.0
+_KEEP_REVOKED_S = 30 * _DAY_S
 
 
 def record(
@@ -50,10 +52,14 @@ def record(
     tx.session.execute(
         delete(CertificateRow).where(
             CertificateRow.device_id == row.id,
-            CertificateRow.not_after_s < tx.now_s - _KEEP_EXPIRED_S,
+            or_(
+                CertificateRow.not_after_s < tx.now_s - KEEP_EXPIRED_S,
+                CertificateRow.revoked_s.is_not(None)
+                & (CertificateRow.not_after_s < tx.now_s - _KEEP_REVOKED_S),
+            ),
         )
     )
-    for old in _valid(tx.session, row, tx.now_s)[MOST - 1 :]:
+    for old in _usable(tx.session, row, tx.now_s)[MOST - 1 :]:
         _revoke(tx, old, device)
     tx.session.add(
         CertificateRow(
@@ -125,7 +131,7 @@ def revoke(tx: Transaction, tenant: str, serial: str) -> Certificate:
 
 def revoke_all(tx: Transaction, device: DeviceRow) -> int:
     """Revoke a device's valid certificates; returns how many."""
-    rows = _valid(tx.session, device, tx.now_s)
+    rows = _usable(tx.session, device, tx.now_s)
     for row in rows:
         _revoke(tx, row, device.name)
     return len(rows)
@@ -143,14 +149,15 @@ def _certificate(row: CertificateRow, tenant: str, device: str) -> Certificate:
     )
 
 
-def _valid(session: Session, device: DeviceRow, now_s: float) -> list[CertificateRow]:
+def _usable(session: Session, device: DeviceRow, now_s: float) -> list[CertificateRow]:
+    """Those not revoked: valid ones, and expired ones that may still be renewed."""
     return list(
         session.scalars(
             select(CertificateRow)
             .where(
                 CertificateRow.device_id == device.id,
                 CertificateRow.revoked_s.is_(None),
-                CertificateRow.not_after_s > now_s,
+                CertificateRow.not_after_s > now_s - KEEP_EXPIRED_S,
             )
             .order_by(CertificateRow.issued_s.desc(), CertificateRow.serial)
         )

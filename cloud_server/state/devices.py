@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from cloud_server.identity.caller import SERVICE_TENANT, checked_name
 from cloud_server.state import certificates, tenants
 from cloud_server.state.directory import Certificate, Device
+from cloud_server.state.journal import KEEP_EXPIRED_S
 from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
 from cloud_server.state.tables import DeviceRow, TenantRow
@@ -112,7 +113,9 @@ def enable(tx: Transaction, tenant: str, name: str) -> Device:
 
 
 def revoke(tx: Transaction, tenant: str, name: str, serial: str | None = None) -> list[Certificate]:
-    """Revoke a device's valid certificates, or one; it stays enabled and can enrol again.
+    """Revoke a device's certificates, or one; it stays enabled and can enrol again.
+
+    Expired ones are revoked too while they may still be renewed.
 
     Args:
         tx: the transaction.
@@ -131,7 +134,7 @@ def revoke(tx: Transaction, tenant: str, name: str, serial: str | None = None) -
     found = [
         one
         for one in certificates.of(tx.session, tenant, name)
-        if one.revoked_s is None and one.not_after_s > tx.now_s
+        if one.revoked_s is None and one.not_after_s > tx.now_s - KEEP_EXPIRED_S
     ]
     if serial is not None:
         found = [one for one in found if serial and one.serial.startswith(serial.lower())]

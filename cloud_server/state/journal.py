@@ -20,6 +20,10 @@ from protos.errors import StateError
 
 Kind = Literal["tenant", "device", "certificate", "key"]
 Event = Literal["shut", "opened", "removed"]
+LONGEST_LATE_RENEWAL_DAYS = 400.0
+"""Longest time after its end that a service may be told to renew a certificate."""
+KEEP_EXPIRED_S = LONGEST_LATE_RENEWAL_DAYS * 86400.0
+"""So long an expired certificate is revoked like a valid one."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from cloud_server.state.journal import Kind, Shut, last
+from cloud_server.state.journal import KEEP_EXPIRED_S, Kind, Shut, last
 from cloud_server.state.tables import AuditRow, CertificateRow, DeviceRow, KeyRow, TenantRow
 
 _TABLES: dict[Kind, type[TenantRow] | type[DeviceRow] | type[KeyRow]] = {
@@ -73,7 +73,8 @@ def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -
     Args:
         session: reads.
         events: the journal, in order.
-        now_s: now, seconds since 1970; expired certificates are left out.
+        now_s: now, seconds since 1970; certificates that expired too long ago to be renewed are
+            left out.
     """
     latest = last(events)
 
@@ -92,7 +93,10 @@ def missing_in_journal(session: Session, events: Sequence[Shut], now_s: float) -
     revoked = session.execute(
         select(CertificateRow.serial, DeviceRow.name)
         .join(DeviceRow, DeviceRow.id == CertificateRow.device_id)
-        .where(CertificateRow.revoked_s.is_not(None), CertificateRow.not_after_s > now_s)
+        .where(
+            CertificateRow.revoked_s.is_not(None),
+            CertificateRow.not_after_s > now_s - KEEP_EXPIRED_S,
+        )
     ).tuples()
     missing += [
         Shut("shut", "certificate", serial, name, now_s)

@@ -266,7 +266,10 @@ class Checks:
             "a running agent",
         )  # fmt: skip
         if figures["ended"]:
-            again = "have a new code made and enrol again: edge-agent enrol --force"
+            again = (
+                "a running agent renews it; if the service refuses that (longer ago than "
+                "--late-renewal-days), a new code is needed: edge-agent enrol --force"
+            )
             finding = Finding("certificate", RED, finding.found, again)
         yield finding
 

@@ -34,7 +34,8 @@ class Renewal:
     Attributes:
         enrolled: the identity.
         dial: makes a channel with the certificate.
-        connected: whether the server can be reached; renewal waits while it cannot.
+        answers: whether the server answers, be it by refusing this device; renewal waits while it
+            does not.
         metrics: counts renewals, and shows when the certificate expires.
         log: structured logger.
         timeout_s: longest wait for the service.
@@ -43,7 +44,7 @@ class Renewal:
 
     enrolled: Enrolled
     dial: Dial
-    connected: Callable[[], bool]
+    answers: Callable[[], bool]
     metrics: Metrics
     log: Logger
     timeout_s: float = 10.0
@@ -54,7 +55,7 @@ class Renewal:
     async def run(self) -> None:
         """Renew the certificate whenever it is due, until cancelled."""
         while True:
-            there = self.connected()
+            there = self.answers() or self.late
             if there:
                 await self.turn()
             await self.sleep(_LOOK_S if there else 1.0)
@@ -69,6 +70,21 @@ class Renewal:
         identity, clock = self.enrolled.now, self.enrolled.clock
         return not identity.issued_s <= clock.now() < identity.renew_at_s
 
+    @property
+    def late(self) -> bool:
+        """Whether the certificate has expired; services renew it for a year, or what they allow."""
+        return self.enrolled.clock.now() >= self.enrolled.now.not_after_s
+
+    async def before_connecting(self) -> None:
+        """Renew first if the certificate may have expired: it can do nothing else.
+
+        This device's clock may be in 1970, so that it cannot tell. A failure is not counted here.
+        """
+        identity, now = self.enrolled.now, self.enrolled.clock.now()
+        if not identity.issued_s <= now < identity.not_after_s:
+            await self.turn()
+            self._pause_s, self._not_before = 0.0, float("-inf")
+
     async def turn(self) -> None:
         """Check once, and renew if due; a failure is logged and retried later."""
         steady = self.enrolled.clock.steady
@@ -80,7 +96,8 @@ class Renewal:
                 return
             await self._renew()
         except BridgeError as error:
-            self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
+            longest_s = _FIRST_PAUSE_S if isinstance(error, OfflineError) else _LONGEST_PAUSE_S
+            self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), longest_s)
             asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
             pause_s = self._pause_s * random.uniform(0.5, 1.0)
             self._not_before = steady() + max(pause_s, min(asked_s, _LONGEST_PAUSE_S))

@@ -127,6 +127,11 @@ class Connection:
         return self.stream is not None and self.stream.broken is None
 
     @property
+    def answers(self) -> bool:
+        """Whether the server answers: a stream is open, or it has just refused this device."""
+        return self.connected or self._bar.up
+
+    @property
     def latest(self) -> Session | None:
         """The session agreed last, even if the server has forgotten it."""
         return self.session or self._before

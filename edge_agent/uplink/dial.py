@@ -198,8 +198,9 @@ class SecureDial:
         identity = self.enrolled.now
         if self.enrolled.clock.now() >= identity.not_after_s:
             return CertificateError(
-                f"this device's certificate expired on {_date(identity.not_after_s)}, so the "
-                "server refuses it: have a new code made and enrol again (edge-agent enrol --force)"
+                f"this device's certificate expired on {_date(identity.not_after_s)}, and the "
+                "server no longer renews it: have a new code made and enrol again (edge-agent "
+                "enrol --force)"
             )
         return by_proxy(
             OfflineError(

@@ -30,6 +30,7 @@ class SecureBridge(FakeBridge):
     Attributes:
         folder: of its authority; made anew unless there is one.
         life_s: how long a device's certificate lasts.
+        late_s: how long after its end it may still be renewed.
         now: the service's clock.
         names: in the server's certificate.
         server_pem: key and chain of the server, if not from the authority.
@@ -39,6 +40,7 @@ class SecureBridge(FakeBridge):
 
     folder: Path = Path()
     life_s: float = 90 * DAY_S
+    late_s: float = 0.0
     now: Any = time.time
     names: tuple[str, ...] = ("localhost", "127.0.0.1")
     server_pem: bytes = b""
@@ -56,6 +58,7 @@ class SecureBridge(FakeBridge):
         self.codes: set[str] = set()
         self.enrolments: list[pb.EnrolRequest] = []
         self.renewals: list[str] = []
+        self.ends: dict[str, float] = {}
         self.serials: list[str] = []  # of the certificates of Infer calls
         self.open_calls: list[Any] = []
         self.open_address = ""
@@ -103,7 +106,7 @@ class SecureBridge(FakeBridge):
         return self._issue(request.request_der, TENANT, DEVICE)
 
     async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.Certificates:
-        await self._let_in(context)
+        await self._let_in(context, self.late_s)
         if self.renew_errors:
             await self._end(context, self.renew_errors.pop(0))
         tenant, device = device_of(context.peer_identities()[0].decode()) or ("", "")
@@ -137,7 +140,10 @@ class SecureBridge(FakeBridge):
 
     def _issue(self, request_der: bytes, tenant: str, device: str) -> pb.Certificates:
         now = self.now()
-        issued = self.authority.sign_device(request_der, tenant, device, now, self.life_s)
+        issued = self.authority.sign_device(
+            request_der, tenant, device, now, self.life_s, self.late_s
+        )
+        self.ends[issued.serial] = issued.not_after_s
         return pb.Certificates(
             chain_pem=issued.chain_pem,
             roots_pem=self.authority.roots_pem,
@@ -148,7 +154,9 @@ class SecureBridge(FakeBridge):
             device_port=int(self.address.rpartition(":")[2]),
         )
 
-    async def _let_in(self, context: Any) -> None:
+    async def _let_in(self, context: Any, late_s: float = 0.0) -> None:
+        if self.ends.get(self._serial(context), float("inf")) + late_s <= self.now():
+            await self._end(context, UnauthenticatedError("this certificate has expired"))
         if self._serial(context) in self.revoked:
             await self._end(context, UnauthenticatedError("this certificate was revoked"))
         if not context.peer_identities():

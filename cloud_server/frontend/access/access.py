@@ -150,11 +150,11 @@ class Access:
             self._enroller.enrol, response_serializer=reply
         )
         renew = grpc.unary_unary_rpc_method_handler(self._enroller.renew, response_serializer=reply)
-        known = {**methods, "Renew": renew}
         calls = self._calls
         return {
             "Enrol": enrol,
-            **{name: calls.guarded(handler, name) for name, handler in known.items()},
+            **{name: calls.guarded(handler, name) for name, handler in methods.items()},
+            "Renew": calls.guarded(renew, "Renew", late_s=self._enroller.late_s),
         }
 
     def for_operators(self, handler: grpc.RpcMethodHandler, name: str) -> grpc.RpcMethodHandler:

@@ -74,6 +74,7 @@ class Enroller:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._life_s = settings.device_certificate_days * DAY_S
+        self.late_s = settings.late_renewal_days * DAY_S
         per_s, burst = settings.enrolments_per_s, settings.enrolment_burst
         self._tries = Buckets(per_s, burst)
         self._all_tries = Buckets(per_s * _TOGETHER, burst * _TOGETHER)
@@ -111,9 +112,12 @@ class Enroller:
         return await self._answer(tenant, device, issued)
 
     async def renew(self, raw: bytes, context: Any) -> pb.Certificates:
-        """Issue a new certificate to the calling device; the old one stays valid to its end."""
+        """Issue a new certificate to the calling device; the old one stays valid to its end.
+
+        A certificate that has expired does nothing but this, for `late_renewal_days`.
+        """
         try:
-            caller = self._identities.of_call(context)
+            caller = self._identities.of_call(context, self.late_s)
             if caller.kind != "device":
                 raise UnauthenticatedError("only a device renews its certificate, by showing it")
             wait_s = self._renewals.take(f"{caller.tenant}/{caller.name}")
@@ -170,7 +174,7 @@ class Enroller:
 
     def _sign(self, tenant: str, device: str, request_der: bytes) -> Issued:
         return self._authority().sign_device(
-            request_der, tenant, device, self._clock(), self._life_s
+            request_der, tenant, device, self._clock(), self._life_s, self.late_s
         )
 
     async def _answer(self, tenant: str, device: str, issued: Issued) -> pb.Certificates:

@@ -43,6 +43,7 @@ class _Call:
     task: asyncio.Task[Any]
     credential: Credential
     caller: Caller
+    late_s: float = 0.0
     ended: bool = False
 
     @property
@@ -117,6 +118,7 @@ class OpenCalls:
         handler: grpc.RpcMethodHandler,
         name: str,
         may: Callable[[Caller], None] = lambda _: None,
+        late_s: float = 0.0,
     ) -> grpc.RpcMethodHandler:
         """Wrap a handler so that it answers only identified callers.
 
@@ -124,20 +126,21 @@ class OpenCalls:
             handler: one of `grpc.aio`.
             name: the call's name, for the log.
             may: raises an error if the caller may not use this call.
+            late_s: seconds that a device's certificate may have expired ago.
         """
         unary = not handler.request_streaming
         kind = "stream" if handler.response_streaming else "unary"
         inner = getattr(handler, f"{'unary' if unary else 'stream'}_{kind}")
 
         async def one(requests: AsyncIterator[Any], context: Any) -> Any:
-            caller = await self._enter(context, name, may)
-            with self._held(context, caller):
+            caller = await self._enter(context, name, may, late_s)
+            with self._held(context, caller, late_s):
                 request = await self._only(requests, context, name) if unary else requests
                 return await inner(request, context)
 
         async def many(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-            caller = await self._enter(context, name, may)
-            with self._held(context, caller):
+            caller = await self._enter(context, name, may, late_s)
+            with self._held(context, caller, late_s):
                 request = await self._only(requests, context, name) if unary else requests
                 async for event in inner(request, context):
                     yield event
@@ -181,11 +184,11 @@ class OpenCalls:
                 raise _ENDED from None
 
     async def _enter(
-        self, context: Any, name: str, may: Callable[[Caller], None]
+        self, context: Any, name: str, may: Callable[[Caller], None], late_s: float
     ) -> tuple[Credential, Caller]:
         try:
             credential = credential_of(context)
-            caller = self._identities.of(credential)
+            caller = self._identities.of(credential, late_s)
             may(caller)
             self._require_room(caller)
         except BridgeError as error:
@@ -193,10 +196,12 @@ class OpenCalls:
         return credential, caller
 
     @contextmanager
-    def _held(self, context: Any, known: tuple[Credential, Caller]) -> Iterator[_Call]:
+    def _held(
+        self, context: Any, known: tuple[Credential, Caller], late_s: float = 0.0
+    ) -> Iterator[_Call]:
         task = asyncio.current_task()
         assert task is not None
-        call = _Call(context, task, *known)
+        call = _Call(context, task, *known, late_s)
         self._open.add(call)
         self._of[call.whose] += 1
         try:
@@ -221,7 +226,8 @@ class OpenCalls:
         ending = [
             call
             for call in self._open
-            if (everything or call.caller.not_after_s <= now_s) and not self._still(call)
+            if (everything or call.caller.not_after_s + call.late_s <= now_s)
+            and not self._still(call)
         ]
         self._open.difference_update(ending)
         await asyncio.gather(*map(self._end, ending))
@@ -229,7 +235,7 @@ class OpenCalls:
     def _still(self, call: _Call) -> bool:
         """Whether the call would still be accepted, with the same rights."""
         try:
-            return self._identities.of(call.credential) == call.caller
+            return self._identities.of(call.credential, call.late_s) == call.caller
         except UnauthenticatedError:
             return False
 

@@ -160,7 +160,8 @@ class BridgeServicer:
 
     def Renew(self, request, context):
         """A new certificate for the calling device (701 without a client certificate), and the roots to
-        trust from now on.
+        trust from now on. A certificate that has expired gets 701 everywhere else, but is renewed here
+        for as long as the service's operator allows (a year by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,8 +14,9 @@ from edge_agent.identity.identity_file import IdentityFile
 from edge_agent.identity.renewal import Renewal
 from edge_agent.identity.service_clock import ServiceClock
 from edge_agent.uplink.dial import dial_secure
-from protos.errors import DiskFullError, OverloadedError
+from protos.errors import DiskFullError, OverloadedError, UnauthenticatedError
 from protos.process import logs
+from tests.edge_agent.identity.test_connect import grown_up
 from tests.edge_agent.identity.test_enrol import enrolled, run, service
 from tests.edge_agent.uplink.traffic import assert_one_answer_each, deliver_all, requests
 from tests.fakes.fake_edge import FakeSleep, fake_uplink
@@ -43,7 +44,7 @@ class Device:
         self.renewal = Renewal(
             self.enrolled,
             dial,
-            lambda: self.uplink.connected,
+            lambda: self.uplink.connection.answers,
             self.uplink.metrics,
             logs.configure("error"),
         )
@@ -277,5 +278,56 @@ def test_a_file_from_another_device_is_noticed_under_way(
             file.save(replace(made, tenant="other"))
             await device.renewal.turn()
             assert device.value("renewal_failures_total", error="certificate") == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("wrong_s", [None, 1e6], ids=["right clock", "january 1970"])
+def test_a_device_that_was_offline_past_its_certificates_end_renews_it_by_itself(
+    tmp_path: Path, file: IdentityFile, wrong_s: float | None
+) -> None:
+    """Nobody climbs the pole: an expired certificate is renewed, and good for nothing else."""
+
+    async def test() -> None:
+        ago = time.time() - 100 * DAY_S
+        now = Time(ago)
+        async with service(tmp_path / "a", now=now, late_s=365 * DAY_S) as served:
+            served.server_pem = served.authority.sign_server(["localhost"], time.time())
+            await served.restart()
+            first = await enrolled(served, file)
+            wall = now if wrong_s is None else Time(wrong_s)
+            device = Device(served, tmp_path, wall, Time(5000.0))
+            now.at += 100 * DAY_S
+            with pytest.raises(UnauthenticatedError):
+                await device.uplink.connect()
+            await device.renewal.before_connecting()
+            assert served.renewals == [first.serial] and device.enrolled.now.serial != first.serial
+            assert_one_answer_each(await deliver_all(device.uplink, items := requests(2)), items)
+            assert served.serials == [device.enrolled.now.serial]
+            await device.uplink.close()
+
+    run(test)
+
+
+def test_a_running_agent_whose_certificate_ended_renews_it_when_the_service_refuses_it(
+    tmp_path: Path, file: IdentityFile
+) -> None:
+    async def test() -> None:
+        now, wall = Time(time.time() - 100 * DAY_S), Time(1e6)
+        async with service(tmp_path / "a", now=now, late_s=365 * DAY_S) as served:
+            served.server_pem = served.authority.sign_server(["localhost"], time.time())
+            await served.restart()
+            await enrolled(served, file)
+            grown_up(file)
+            device = Device(served, tmp_path, wall, Time(5000.0))
+            device.uplink.connection._opened = 1  # it was let in before
+            now.at += 100 * DAY_S
+            device.renewal.sleep = lambda _: asyncio.sleep(0.001)
+            running = asyncio.create_task(device.renewal.run())
+            assert_one_answer_each(await deliver_all(device.uplink, items := requests(2)), items)
+            assert len(served.renewals) == 1 and not running.done()
+            running.cancel()
+            await asyncio.wait({running})
+            await device.uplink.close()
 
     run(test)

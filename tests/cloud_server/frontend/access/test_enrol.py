@@ -12,11 +12,11 @@ from cryptography import x509
 from sqlalchemy import update
 
 from cloud_server.identity import certificates as made
-from cloud_server.identity.authority import ROOT_KEY
+from cloud_server.identity.authority import DAY_S, ROOT_KEY
 from cloud_server.identity.tls import AUTHORITY, SERVER, write_server
 from cloud_server.state import certificates, devices
 from cloud_server.state.audit import entries
-from cloud_server.state.tables import CodeRow
+from cloud_server.state.tables import CertificateRow, CodeRow
 from edge_agent.identity.enrol import request_of
 from protos.errors import (
     BridgeError,
@@ -56,7 +56,9 @@ async def test_a_certificate_names_the_device_whose_code_it_was(
         assert names.get_values_for_type(x509.UniformResourceIdentifier) == [
             device_uri("globex", "gate-7")
         ]
-        assert reply.not_after_s == leaf.not_valid_after_utc.timestamp() > reply.now_s
+        assert reply.not_after_s == reply.now_s + 90 * DAY_S
+        late_s = leaf.not_valid_after_utc.timestamp() - reply.not_after_s
+        assert abs(late_s - 365 * DAY_S) < 2, "TLS lets it in for as long as it may be renewed"
         assert reply.roots_pem == server.premises.authority.roots_pem
         assert leaf.public_key() == key.public_key()
 
@@ -153,6 +155,54 @@ async def test_a_device_renews_over_its_connection_and_the_old_certificate_serve
         assert new.chain_pem != old.chain_pem
         for device in (old, new):
             assert (await (await server.edge(device)).say("count 1")).answer.text == "0"
+
+
+async def aged(server: Secured, days: float, **also: Any) -> None:
+    """Move every certificate's end into the past."""
+    with server.premises.store.write("test") as tx:
+        tx.session.execute(
+            update(CertificateRow).values(not_after_s=time.time() - days * DAY_S, **also)
+        )
+        tx.audit("test", "acme", "gate-3")
+    await server.settled()
+
+
+@on_loop
+async def test_a_certificate_that_has_expired_is_renewed_and_good_for_nothing_else(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with secured(paths, tmp_path / "svc", late_renewal_days=100.0) as server:
+        old = await server.enrol(server.premises.code())
+        await aged(server, 99)
+        with pytest.raises(UnauthenticatedError):
+            await asked(server.stub(old).Negotiate(pb.NegotiateRequest()))
+        new = await renewed(server, old)
+        assert (await (await server.edge(new)).say("count 1")).answer.text == "0"
+        await aged(server, 101)
+        with pytest.raises(UnauthenticatedError):
+            await renewed(server, new)
+
+
+@pytest.mark.parametrize("how", ["revoke", "disable", "enrol again"])
+@on_loop
+async def test_a_revoked_certificate_is_not_renewed_after_its_end(
+    paths: dict[str, Any], tmp_path: Path, how: str
+) -> None:
+    async with secured(paths, tmp_path / "svc") as server:
+        old = await server.enrol(server.premises.code())
+        await aged(server, 10)
+        if how == "enrol again":
+            await server.enrol(server.premises.code())
+        else:
+            with server.premises.store.write("test") as tx:
+                if how == "revoke":
+                    assert len(devices.revoke(tx, "acme", "gate-3")) == 1
+                else:
+                    devices.disable(tx, "acme", "gate-3")
+                    devices.enable(tx, "acme", "gate-3")
+        await server.settled()
+        with pytest.raises(UnauthenticatedError):
+            await renewed(server, old)
 
 
 @on_loop
