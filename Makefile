@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer systemd emulator examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test node postgresql gstreamer systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -92,6 +92,15 @@ emulator: ## An emulated aarch64 (without it the agent is not run on a Jetson's 
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMULATOR); } || \
 		echo "emulator: no qemu, so its test is skipped (Debian: apt-get install $(EMULATOR))" >&2
 
+NETWORK := iproute2 nftables procps
+
+network: ## Namespaces, rate limits and lost packets (without them devices are not tried on bad networks)
+	@command -v ip >/dev/null && command -v nft >/dev/null && command -v sysctl >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "network: apt-get install $(NETWORK)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(NETWORK); } || \
+		echo "network: no nftables or not root, so bad networks are skipped (Debian: apt-get install $(NETWORK))" >&2
+
 examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"
 	@$(BIN)/python -m examples.selector
@@ -133,7 +142,7 @@ test-faults: $(READY) ## Thousands of faults injected into a service under load 
 		echo "test-faults: no haproxy, so no rolling restart (Debian: apt-get install haproxy)"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
-test-edge: $(READY) gstreamer emulator ## Faults injected into a device by the thousand, and an install without torch (about 10 minutes)
+test-edge: $(READY) gstreamer emulator network ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)
 	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
 	@rm -f build/edge_faults.json
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -s --timeout 3600

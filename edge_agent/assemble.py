@@ -39,6 +39,7 @@ from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
 from edge_agent.spool.prepare import Kept, prepare
 from edge_agent.start_limit import start_limit
+from edge_agent.stop_limit import end_soon
 from edge_agent.summary import Summary
 from edge_agent.update.boot import Slots
 from edge_agent.update.health import begin_health, running_slot
@@ -66,6 +67,8 @@ from protos.process.memory import keep_heap_compact
 from protos.process.progress import Waiting, on_terminal
 
 _GIVE_UP_S = 180.0
+_GRACE_S = 10.0
+"""How long frames in memory may take to end once the run is stopped, seconds."""
 _HERE = "127.0.0.1:50051"
 
 
@@ -278,7 +281,7 @@ async def _drive(
             outgoing=outgoing,
             now=now,
         )
-        _stop_on_signals(agent, log, upkeep.stopping)
+        _stop_on_signals(agent, log, upkeep.stopping, None if outgoing is not None else uplink)
         if again is not None:
             reload = Reload(chosen, again, agent, upkeep.notify, log)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.read)
@@ -414,13 +417,25 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
     )
 
 
-def _stop_on_signals(agent: Agent, log: logs.Logger, on_stop: Callable[[], None]) -> None:
-    """The first SIGINT or SIGTERM ends the run once open requests end; the second ends it now."""
+def _stop_on_signals(
+    agent: Agent, log: logs.Logger, on_stop: Callable[[], None], in_memory: Uplink | None
+) -> None:
+    """The first SIGINT or SIGTERM ends the run within `stop_limit`; the second ends it now.
+
+    Frames that wait in memory have `_GRACE_S` to end; then they end with an error.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    closing: list[asyncio.Task[None]] = []
+
+    def close(uplink: Uplink) -> None:
+        closing.append(loop.create_task(uplink.close()))
 
     def asked(number: signal.Signals) -> None:
         log.warning("stopping", signal=number.name)
+        end_soon(number.name)
+        if in_memory is not None:
+            loop.call_later(_GRACE_S, close, in_memory)
         on_stop()
         agent.stop()
         for each in (signal.SIGINT, signal.SIGTERM):

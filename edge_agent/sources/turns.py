@@ -132,8 +132,11 @@ class Turns:
         """End the iteration and the members; may be called from any thread, twice."""
         self._closed = True
         self._news.set()
-        for member in self.members:
-            member.close()
+        closing = [threading.Thread(target=member.close) for member in self.members]
+        for each in closing:  # at once: a camera whose process does not die takes seconds
+            each.start()
+        for each in closing:
+            each.join()
 
 
 def named(capture: Capture, camera: str) -> Capture:

@@ -148,7 +148,7 @@ class Outgoing:
                     await self._change()
                 elif await self._online():
                     await self._send_next()
-            if self._tasks:
+            if self._tasks and self.uplink.connected:  # else none of them ends soon
                 await asyncio.wait(set(self._tasks), timeout=self.grace_s)
         finally:
             for task in self._tasks:

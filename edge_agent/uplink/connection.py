@@ -148,8 +148,9 @@ class Connection:
         Raises:
             BridgeError, Refused: no stream could be opened.
         """
+        closing = Refused(OfflineError("the agent is closing"), retryable=False)
         if self._closed:
-            raise Refused(OfflineError("the agent is closing"), retryable=False)
+            raise closing
         stream = self.stream
         if stream is not None and stream.broken is None:
             if not self._dead(stream):
@@ -162,8 +163,13 @@ class Connection:
                 raise self._barred()
             self._opening = asyncio.create_task(self._reopen())
             self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        opening = self._opening
         try:
-            return await asyncio.shield(self._opening)
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if not (self._closed and opening.cancelled()):
+                raise
+            raise closing from None
         except BARRING as error:
             raise self._barred() from error
         except BridgeError as error:
@@ -364,7 +370,7 @@ class Connection:
         try:
             return await open_events(channel, session, self._policy.connect_timeout_s)
         except grpc.aio.AioRpcError as error:
-            typed = _typed(error, dial)
+            typed = await asyncio.to_thread(portals.cause, dial, error_of(error))
             unknown = isinstance(typed, UnknownSessionError)
             if error.code() != grpc.StatusCode.UNIMPLEMENTED and not (unknown and fresh):
                 if unknown:

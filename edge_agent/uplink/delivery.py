@@ -118,7 +118,8 @@ class Uplink:
         )
         self.in_flight = in_flight
         self._sleep = sleep
-        self._retries = Retries(self.policy, metrics, log, clock, sleep)
+        self._closing = asyncio.Event()
+        self._retries = Retries(self.policy, metrics, log, clock, self._pause)
         if ack_wait_s or linger_s:
             wait_s, most = (ack_wait_s, in_flight // 2) if ack_wait_s else (_TOGETHER_S, in_flight)
             self.connection.accepted_wait = f"{round(1000 * wait_s)},{max(1, most)}"
@@ -139,9 +140,12 @@ class Uplink:
             BridgeError: the server's refusal, or OfflineError once the time for it is spent.
         """
         opened: list[Stream] = []
-        async for attempt in self._retries.attempts():
-            with attempt:
-                opened.append(await self.connection.open())
+        try:
+            async for attempt in self._retries.attempts():
+                with attempt:
+                    opened.append(await self.connection.open())
+        except Refused as refused:
+            raise refused.error from refused
         return opened[-1].session
 
     @contextlib.asynccontextmanager
@@ -200,8 +204,22 @@ class Uplink:
         self._post.hurry()
 
     async def close(self) -> None:
-        """Half-close the stream, wait for the server's end of it, close the channel."""
+        """Half-close the stream, wait for the server's end of it, close the channel.
+
+        Requests that have not ended by then end with an error.
+        """
+        self._closing.set()
         await self.connection.close()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before an attempt, no longer than until `close`."""
+        pausing = asyncio.ensure_future(self._sleep(seconds))
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            await _first(pausing, closing)
+        finally:
+            pausing.cancel()
+            closing.cancel()
 
     async def until_ended(self, sent: Sent, once: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Try until one attempt ends it or the retries are spent.

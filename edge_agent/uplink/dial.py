@@ -146,6 +146,12 @@ class SecureDial:
         """Add the probable cause to the error of a failed call."""
         if isinstance(error, UnauthenticatedError) and self.enrolled is not None:
             mine = self.enrolled.now
+            if self.enrolled.clock.now() >= mine.not_after_s:
+                return UnauthenticatedError(
+                    f"this device's certificate expired on {_date(mine.not_after_s)}: the agent "
+                    "asks for a new one; if the service does not renew it any more, have a new "
+                    "code made and enrol again (edge-agent enrol --force)"
+                )
             return UnauthenticatedError(
                 f"the service does not accept the certificate of {mine.tenant}/{mine.device} "
                 f"(serial {mine.serial}): it was revoked, the device was disabled or removed, or "

@@ -1,4 +1,5 @@
-/* Shifts the wall clock of one program by the seconds in the file that CLOCK_SHIFT names. */
+/* Shifts the clocks of one program by the seconds in the file that CLOCK_SHIFT names: the wall clock,
+   and the time since boot with suspensions, as if the machine had been suspended. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -21,7 +22,8 @@ int clock_gettime(clockid_t which, struct timespec *now) {
   static int (*real)(clockid_t, struct timespec *);
   if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
   int result = real(which, now);
-  if (which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE) now->tv_sec += shift();
+  if (which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE || which == CLOCK_BOOTTIME)
+    now->tv_sec += shift();
   return result;
 }
 

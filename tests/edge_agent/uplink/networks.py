@@ -17,9 +17,11 @@ _A, _AAAA = 1, 28
 
 
 @contextmanager
-def _listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+def _listening(
+    serve: Callable[[socket.socket], None], host: str = "127.0.0.1", port: int = 0
+) -> Iterator[int]:
     """A listener of this machine; every connection gets `serve` in a thread."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((host, port))
     taken: list[socket.socket] = []
 
     def one(near: socket.socket) -> None:
@@ -39,13 +41,16 @@ def _listening(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     try:
         yield int(listener.getsockname()[1])
     finally:
+        listener.shutdown(socket.SHUT_RDWR)  # else `accept` keeps the port
         listener.close()
         for near in taken:
             near.close()
 
 
 @contextmanager
-def login_page(context: ssl.SSLContext | None = None) -> Iterator[int]:
+def login_page(
+    context: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[int]:
     """A captive portal: every request gets a page, over TLS if there is a context. Its port."""
 
     def serve(near: socket.socket) -> None:
@@ -54,8 +59,8 @@ def login_page(context: ssl.SSLContext | None = None) -> Iterator[int]:
         talk.sendall(_PAGE)
         talk.close()
 
-    with _listening(serve) as port:
-        yield port
+    with _listening(serve, host, port) as taken:
+        yield taken
 
 
 @contextmanager
@@ -161,9 +166,9 @@ class NameServer:
         self.port = 0
 
     @contextmanager
-    def open(self) -> Iterator[NameServer]:
+    def open(self, host: str = "127.0.0.1") -> Iterator[NameServer]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.bind(("127.0.0.1", 0))
+            udp.bind((host, 0))
             self.port = udp.getsockname()[1]
             threading.Thread(target=self._serve, args=(udp,), daemon=True).start()
             yield self

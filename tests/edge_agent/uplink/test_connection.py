@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.uplink.dial import dial_insecure
 from protos.errors import (
     BundleCorruptError,
     EngineUnavailableError,
@@ -15,6 +16,7 @@ from protos.errors import (
 )
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process import logs
+from tests.edge_agent.uplink.networks import silence
 from tests.edge_agent.uplink.traffic import (
     assert_one_answer_each,
     bridge,
@@ -203,3 +205,38 @@ def test_a_device_says_that_its_bundle_is_in_doubt(
     logs.drain()
     told = [line for line in capsys.readouterr().err.splitlines() if "bundle in doubt" in line]
     assert len(told) == 1 and "cannot be judged: 0 % everywhere" in told[0]
+
+
+def test_closing_while_it_connects_ends_what_waits_with_an_error(tmp_path: Path) -> None:
+    """Else a request would vanish without a record: a cancelled attempt is no cancelled request."""
+
+    async def test() -> None:
+        with silence() as port:
+            uplink = fake_uplink(dial_insecure(f"127.0.0.1:{port}"), tmp_path)
+            work = asyncio.create_task(deliver_all(uplink, requests(2)))
+            while uplink.held < 2:
+                await asyncio.sleep(0.001)
+            await uplink.close()
+            outcomes = await work
+            assert [type(one.error) for one in outcomes] == [OfflineError, OfflineError]
+
+    run(test)
+
+
+def test_closing_ends_a_long_pause_between_attempts(tmp_path: Path) -> None:
+    class Long(FakeSleep):
+        async def __call__(self, seconds: float) -> None:
+            self.pauses.append(seconds)
+            await asyncio.Event().wait()
+
+    async def test() -> None:
+        sleep = Long()
+        uplink = fake_uplink(dial_insecure("127.0.0.1:1"), tmp_path, sleep)
+        work = asyncio.create_task(deliver_all(uplink, requests(1)))
+        while not sleep.pauses:
+            await asyncio.sleep(0.001)
+        await uplink.close()
+        (outcome,) = await work
+        assert isinstance(outcome.error, OfflineError)
+
+    run(test)

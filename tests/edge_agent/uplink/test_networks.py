@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.identity.enrolled import Enrolled
+from edge_agent.identity.identity_file import IdentityFile
 from edge_agent.uplink.dial import InsecureDial, SecureDial, dial_insecure, dial_secure
 from edge_agent.uplink.servers import Servers
 from protos.errors import (
@@ -17,6 +19,7 @@ from protos.errors import (
     OfflineError,
 )
 from protos.process import proxies
+from tests.edge_agent.identity.test_enrol import enrolled, service
 from tests.edge_agent.uplink.networks import ConnectProxy, NameServer, login_page, silence
 from tests.edge_agent.uplink.traffic import (
     assert_one_answer_each,
@@ -79,6 +82,32 @@ def test_a_login_page_under_another_name_is_told_from_a_server_of_another_author
             dial = dial_secure(f"localhost:{port}", None, ours.root_pem)
             error = await refused(dial, tmp_path)
             assert isinstance(error, CaptivePortalError), error
+
+    run(test)
+
+
+@pytest.mark.parametrize("named", ["", "login.hotel.example"], ids=["plain text", "tls"])
+def test_a_login_page_that_comes_after_the_first_session_bars_nothing(
+    tmp_path: Path, named: str
+) -> None:
+    """An agent that has a session calls Events first, not Negotiate."""
+
+    async def test() -> None:
+        context = shown(ForeignAuthority(), named, tmp_path) if named else None
+        async with service(tmp_path / "a") as served:
+            file = IdentityFile.under(tmp_path / "state")
+            await enrolled(served, file)
+            uplink = fake_uplink(dial_secure(served.address, Enrolled(file)), tmp_path, retries=0)
+            assert_one_answer_each(await deliver_all(uplink, first := requests(1)), first)
+            await served.stop()
+            with login_page(context, port=int(served.address.rpartition(":")[2])):
+                (outcome,) = await deliver_all(uplink, requests(1, question="later {}"))
+                error = outcome.error
+                assert isinstance(error, CaptivePortalError) and named in error.message, error
+            await served.start()
+            items = requests(1, question="last {}")
+            assert_one_answer_each(await deliver_all(uplink, items), items)
+            await uplink.close()
 
     run(test)
 
