@@ -145,7 +145,7 @@ test-faults: $(READY) ## Thousands of faults injected into a service under load 
 test-edge: $(READY) gstreamer emulator network ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)
 	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
 	@rm -f build/edge_faults.json
-	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -s --timeout 3600
+	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -n $(WORKERS) --dist loadfile --timeout 3600 --durations 20
 
 bench-edge: $(READY) ## What a device's frames cost on a real link, beside pictures and video (root, iproute2, ffmpeg; 20 minutes)
 	@echo "bench-edge: report in build/bench/edge.json; resumes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass, field
@@ -45,9 +46,13 @@ class EdgeFaults:
         self.kinds[kind] = figures
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            known = json.loads(self.path.read_text()) if self.path.is_file() else {"kinds": {}}
-            known["kinds"][kind] = figures
-            for name in ("faults", "frames", "lost", "doubled"):
-                known[name] = sum(each[name] for each in known["kinds"].values())
-            self.path.write_text(json.dumps(known, indent=2) + "\n")
+            with self.path.open("a+") as file:  # several test processes write it
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                known = json.loads(file.read() or '{"kinds": {}}')
+                known["kinds"][kind] = figures
+                for name in ("faults", "frames", "lost", "doubled"):
+                    known[name] = sum(each[name] for each in known["kinds"].values())
+                file.truncate(0)
+                file.write(json.dumps(known, indent=2) + "\n")
         assert (lost, doubled) == (0, 0), f"{kind}: {lost} lost, {doubled} doubled"

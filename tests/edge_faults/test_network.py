@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,9 @@ Make = Callable[..., Device]
 MBIT, KBIT = 1_000_000, 1_000
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 DAY_S = 86_400
+KEEPALIVE_S = 28
+FORGETS_S = {"30": 8, "60": 15, "300": 75}
+"""The router's memory in seconds, by the one that it stands for: time runs four times as fast."""
 
 
 def begun(device: Device, *servers: str) -> Device:
@@ -180,3 +185,99 @@ def test_a_certificate_that_ends_without_a_network(
     gate.show(5)
     judged("certificate that ends", gate, edge_faults, 1)
     assert gate.events("renewed")
+
+
+def learnt_s(device: Device) -> float:
+    """The interval that the device has learnt; the first one before that."""
+    file = device.state / "keepalive.json"
+    known = json.loads(file.read_text())["networks"] if file.exists() else {}
+    return float(next(iter(known.values()), KEEPALIVE_S))
+
+
+def broken(device: Device) -> int:
+    """How many of its streams have broken so far."""
+    return len(device.events("stream_broken"))
+
+
+def test_routers_that_forget_idle_connections(
+    device: Make, service: Service, edge_faults: EdgeFaults
+) -> None:
+    flags = ("--keepalive-s", str(KEEPALIVE_S))
+    program = "tests.edge_faults.quick_keepalive"
+    them = {name: device(f"nat-{name}", *flags, program=program) for name in FORGETS_S}
+    for name, each in them.items():
+        each.way.forget(FORGETS_S[name])
+        each.start(f"{each.way.here}:{service.port}")
+        each.show()
+    for each in them.values():
+        each.until_answered()
+    faults = 0
+    for name in ("30", "60"):
+        each, breaks = them[name], 0
+        while learnt_s(each) >= FORGETS_S[name]:
+            breaks += 1
+            until(lambda: broken(each) >= breaks, "the dead connection is found")  # noqa: B023
+            each.show(2)
+            each.until_answered()
+        faults += breaks
+    quiet = {name: broken(each) for name, each in them.items()}
+    time.sleep(2.2 * FORGETS_S["60"])
+    for each in them.values():
+        each.show(3)
+        each.until_answered()
+        each.stop()
+    ends = [each.ended() for each in them.values()]
+    lost, doubled = sum(end[0] for end in ends), sum(end[1] for end in ends)
+    frames = sum(len(each.shown) for each in them.values())
+    learnt = {f"learnt_s_nat_{name}": learnt_s(each) for name, each in them.items()}
+    edge_faults.judged("network: NAT forgets", faults, frames, lost, doubled, **learnt)
+    assert quiet == {name: broken(each) for name, each in them.items()}
+    assert learnt_s(them["300"]) == KEEPALIVE_S and quiet["300"] == 0
+
+
+@pytest.fixture(scope="module")
+def second(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Another front end of the same service, which tests may end."""
+    made = Service(tmp_path_factory.mktemp("second"), service.identities)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_two_servers_that_come_and_go(
+    device: Make, service: Service, second: Service, edge_faults: EdgeFaults
+) -> None:
+    gate, chance, flips = device("flapping", "--server-back-s", "1"), random.Random(12), 24
+    begun(gate, *(f"{gate.way.here}:{one.port}" for one in (service, second)))
+    there = {service.port: True, second.port: True}
+    for number in range(flips):
+        port = (service.port, second.port)[number % 2] if number % 5 else service.port
+        there[port] = not there[port]
+        if there[port]:
+            gate.way.heal(f"tcp dport {port}")
+        else:
+            gate.way.cut("reject with tcp reset", f"tcp dport {port}")
+        gate.show(3)
+        time.sleep(chance.uniform(0.1, 1.0))
+    for port in there:
+        gate.way.heal(f"tcp dport {port}")
+    judged("two servers flap", gate, edge_faults, flips, switches=len(gate.events("server")))
+    assert gate.events("server"), "the second server never carried a frame"
+
+
+def test_a_service_that_ends_and_comes_back(
+    device: Make, second: Service, edge_faults: EdgeFaults
+) -> None:
+    gate, ends = device("restarts"), [signal.SIGKILL, signal.SIGTERM] * 2
+    begun(gate, f"{gate.way.here}:{second.port}")
+    for how in ends:
+        gate.show(6)
+        second.stop(how)
+        gate.show(6)
+        second.start()
+        gate.show(6)
+    gate.until_answered()
+    gate.kill()  # the agent too
+    gate.show(6)
+    gate.start(f"{gate.way.here}:{second.port}")
+    judged("service restarts, agent kill -9", gate, edge_faults, len(ends) + 1)
