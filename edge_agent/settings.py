@@ -265,7 +265,8 @@ class Settings(configuration.TypedSettings):
         le=MOST_ACCEPTED_WAIT_MS,
         description="longest time that the service may keep back the acknowledgement of a frame "
         "without a question, so that several share a packet and draw one packet up instead of one "
-        "each, milliseconds; half of in_flight frames never wait longer",
+        "each, milliseconds; half of in_flight frames never wait longer, nor any frame more than "
+        "three quarters of answer_timeout_s",
     )
     output: str = Field("-", min_length=1, description="file of JSON lines; - is standard output")
     resume: bool = Field(

@@ -57,6 +57,11 @@ class Distortion:
         """Read what `to_bytes` wrote."""
         return cls(*(10 ** ((b - _ONE) / _PER_DECADE) if b else 0.0 for b in levels))
 
+    def near(self, other: Distortion, steps: int = 1) -> Distortion:
+        """These figures; the other's where both are no further apart than so many steps."""
+        pairs = zip(self.to_bytes(), other.to_bytes(), strict=True)
+        return Distortion.from_bytes(b if a and b and abs(a - b) <= steps else a for a, b in pairs)
+
     def to_proto(self) -> pb.DistortionReport:
         """As the message."""
         return pb.DistortionReport(

@@ -1,39 +1,61 @@
 """Parcels: several requests in one message, under one digest (PARCELS in bridge.proto).
 
 The edge seals each request, then calls `pack`. The cloud calls `unpack`, which trusts nothing and
-returns each request as if it had come alone, digest included.
+returns each request as if it had come alone, digest included. Both keep a `Course` for each stream:
+what was told before need not be told again.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from protos.bits import BitReader, BitWriter
 from protos.digest import PARCEL_DIGEST_BYTES, REQUEST_ID_BYTES, frame_digest, parcel_digest
 from protos.errors import FrameCorruptError, FrameMalformedError, FrameTooLargeError
 from protos.header import HEADER_VERSION, MAX_INLINE_TOKENS, join_header, split_header
 from protos.limits import DEFAULT_LIMITS, Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.range_coder import Coder, Models, RangeReader, RangeWriter, number, signed
 from protos.wire import parse_exactly
 
-QUESTION_NUMBERS = 16
-"""Questions that a stream remembers by number."""
+QUESTIONS = 16
+"""Questions that a stream remembers."""
 _TAG = bytes([8 << 3 | 2])
-_NO_QUESTION, _BY_NUMBER, _TEXT, _REMEMBERED = range(4)
 _ALL_KEPT, _DELTA = 0b100, 0b010
 """Flags in the three highest bits of a header's first byte."""
-_FIGURE_BITS = 8
+_NAMED = ("point", "tokens", "number", "priority", "question", "max_new_tokens", "request_id")
+_HELD = ("flags", "distance", "kept", "payload")
+_UINT32, _BYTE = 0xFFFFFFFF, 0xFF
+_SIZES = 6
+"""By how many kept tokens the sizes of payloads are told apart."""
+_WIDE, _NARROW = 12, 4
+# Where the models of each field begin, in the order of PARCELS.
+_USUAL_COUNT = 0
+_COUNT = _USUAL_COUNT + 1
+_OTHER = _COUNT + 2 * _NARROW
+_FIGURE = _OTHER + 1
+_FIGURE_BY = _FIGURE + 4
+_TIME = _FIGURE_BY + 2 * _NARROW
+_TIME_IS = _TIME + 1
+_CHANGED = _TIME_IS + 2 * _WIDE
+_FLAGS = _CHANGED + 2
+_FAR = _FLAGS + 8
+_KEPT = _FAR + 1
+_MOVED = _KEPT + 2
+_SIZE = _MOVED + 8
+_NOT_ZERO = _SIZE + 2 * _WIDE * _SIZES
+_MODELS = _NOT_ZERO + 1
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """What a request has in common with the one before it, if nothing else is said.
+class _Told:
+    """What one request says.
 
     Attributes:
         flags: the three highest bits of the header's first byte.
         distance: of the base of a delta frame; 0 for other frames.
+        kept: the header's bitmap as a number, token 0 the lowest bit.
     """
 
     point: int = 0
@@ -45,57 +67,240 @@ class _Shared:
     request_id: bytes = b""
     flags: int = 0
     distance: int = 0
+    figures: tuple[int, ...] = (0, 0, 0, 0)
+    delta_ms: int = 0
+    kept: int = 0
+    payload: bytes = b""
 
-    @property
-    def following(self) -> _Shared:
-        """What the next request has, if nothing else is said."""
-        return replace(self, number=self.number + 1 & 0xFFFFFFFF, request_id=b"")
-
-
-class _Column:
-    """A field of all frames, coded by its differences to what is expected.
-
-    Args:
-        order: of the code, before anything is known of the differences.
-    """
-
-    def __init__(self, order: int) -> None:
-        self.expected, self._total, self._count = 0, 1 << order, 1
-
-    def write(self, out: BitWriter, value: int) -> None:
-        """Append the next value."""
-        difference = value - self.expected
-        out.signed(difference, self._order)
-        self._learn(difference, value)
-
-    def read(self, bits: BitReader) -> int:
-        """The next value, which may be out of its field's bounds.
+    @classmethod
+    def of(cls, request: pb.InferRequest) -> _Told:
+        """A sealed request's.
 
         Raises:
-            FrameTruncatedError, FrameMalformedError: see `BitReader.signed`.
+            BridgeError: its header cannot be read.
         """
-        difference = bits.signed(self._order)
-        value = self.expected + difference
-        self._learn(difference, value)
-        return value
+        fixed, (tokens, number, delta_ms, *distance), bitmap = split_header(request.frame.header)
+        return cls(
+            fixed[1],
+            tokens,
+            number,
+            request.priority,
+            request.question,
+            request.max_new_tokens,
+            request.request_id,
+            fixed[0] >> 5,
+            distance[0] if distance else 0,
+            tuple(fixed[2:]),
+            delta_ms,
+            int.from_bytes(bitmap, "little"),
+            request.frame.payload,
+        )
 
     @property
-    def _order(self) -> int:
-        return max(1, self._total // self._count).bit_length() - 1
+    def inline(self) -> bool:
+        """Whether the header has the bitmap."""
+        return not self.flags & _ALL_KEPT and 0 < self.tokens <= MAX_INLINE_TOKENS
 
-    def _learn(self, difference: int, value: int) -> None:
-        self._total += 2 * abs(difference)
-        self._count += 1
-        self.expected = (self.expected + value + 1) // 2
+    @property
+    def delta(self) -> bool:
+        """Whether it is a delta frame: a picture has the flag for another reason, and no tokens."""
+        return bool(self.flags & _DELTA and self.tokens)
+
+    def named(self, other: _Told) -> bool:
+        """Whether all fields are the same that stand before the figures."""
+        return all(getattr(self, name) == getattr(other, name) for name in _NAMED)
+
+    def held(self, other: _Told) -> bool:
+        """Whether both hold the same tokens and payload, each to the frame before it."""
+        return all(getattr(self, name) == getattr(other, name) for name in _HELD)
+
+    def holding(self, other: _Told) -> _Told:
+        """This one with what the other holds."""
+        return replace(self, **{name: getattr(other, name) for name in _HELD})
+
+    def request(self) -> pb.InferRequest:
+        """The request without its digest."""
+        fixed = bytes([HEADER_VERSION | self.flags << 5, self.point, *self.figures])
+        counts = [self.tokens, self.number, self.delta_ms, *([self.distance] * self.delta)]
+        bitmap = self.kept.to_bytes((self.tokens + 7) // 8, "little") if self.inline else b""
+        return pb.InferRequest(
+            request_id=self.request_id,
+            frame=pb.Frame(header=join_header(fixed, counts, bitmap), payload=self.payload),
+            question=self.question,
+            max_new_tokens=self.max_new_tokens,
+            priority=self.priority,
+        )
 
 
-class _Columns:
-    """Those of one parcel."""
+@dataclass
+class Course:
+    """What the parcels of one stream have told so far; each side keeps one.
 
-    def __init__(self) -> None:
-        self.figures = [_Column(1) for _ in range(4)]
-        self.delta_ms = _Column(2)
-        self.size = _Column(2)
+    Attributes:
+        begun: whether there was a parcel.
+    """
+
+    begun: bool = False
+    _models: Models = field(default_factory=lambda: Models(_MODELS), repr=False)
+    _last: _Told = _Told()
+    _still: _Told | None = None
+    _short: _Told | None = None
+    _was_still: int = 0
+    _moved: tuple[int, int] = (0, 0)
+    _count: int = 1
+    _questions: tuple[str, ...] = ()
+
+    def begin_anew(self) -> None:
+        """Forget everything: the other side may not know it."""
+        self._become(Course())
+
+    def _become(self, other: Course) -> None:
+        self.__dict__.update(other.__dict__)
+
+    def _copy(self) -> Course:
+        return replace(self, _models=self._models.copy())
+
+    # Each method below codes a part of a parcel in both directions: a writer writes what is given
+    # and returns it; a reader returns what it read, whatever is given.
+
+    def _begin(self, coder: Coder, anew: bool, count: int) -> Course:
+        """Whether the parcel goes on from the one before, and how many requests it has."""
+        anew = bool(coder.plain(int(anew), 1))
+        if not anew and not self.begun:
+            raise FrameMalformedError(
+                "the parcel goes on from another one that this stream does not know: begin anew"
+            )
+        course = Course() if anew else self._copy()
+        course.begun = True
+        if coder.bit(course._models, _USUAL_COUNT, int(count != course._count)):
+            course._count = number(coder, course._models, _COUNT, _NARROW, count - 1) + 1
+        return course
+
+    def _request(self, coder: Coder, given: _Told, limits: Limits) -> tuple[_Told, int]:
+        """A request with the payload's first byte, and how many bytes of it are left."""
+        models, last = self._models, self._last
+        told = replace(last, number=last.number + 1 & _UINT32, request_id=b"")
+        if coder.bit(models, _OTHER, int(not given.named(told))):
+            told = self._names(coder, given, limits)
+        told = replace(
+            told, figures=self._figures(coder, given.figures), delta_ms=self._time(coder, given)
+        )
+        still = self._still
+        if still is not None and told.tokens == still.tokens:
+            changed = int(not given.held(still))
+            if not coder.bit(models, _CHANGED + self._was_still, changed):
+                self._was_still, self._last = 1, told
+                return told.holding(still), 0
+        self._was_still = 0
+        told = self._held(coder, given, told)
+        self._last = told
+        told, left = self._payload(coder, given, told)
+        if told.delta and told.inline and not left and told.payload:
+            if self._still is None or (self._short is not None and told.held(self._short)):
+                self._still = told
+            self._short = told
+        return told, left
+
+    def _names(self, coder: Coder, given: _Told, limits: Limits) -> _Told:
+        request_id, question, max_new_tokens = b"", "", 0
+        point, tokens = coder.plain(given.point, 8), coder.plain(given.tokens, 16)
+        own, priority = coder.plain(given.number, 32), coder.plain(given.priority, 2)
+        if coder.plain(int(bool(given.request_id)), 1):
+            size = coder.plain(len(given.request_id) - REQUEST_ID_BYTES[0], 4) + REQUEST_ID_BYTES[0]
+            request_id = coder.plain(int.from_bytes(given.request_id, "big"), 8 * size).to_bytes(
+                size, "big"
+            )
+        if coder.plain(int(bool(given.question)), 1):
+            question = self._question(coder, given.question, limits)
+            max_new_tokens = coder.plain(given.max_new_tokens, 32)
+        return _Told(point, tokens, own, priority, question, max_new_tokens, request_id)
+
+    def _question(self, coder: Coder, given: str, limits: Limits) -> str:
+        known = given in self._questions
+        if coder.plain(int(known), 1):
+            at = coder.plain(self._questions.index(given) if known else 0, 4)
+            if at >= len(self._questions):
+                raise FrameMalformedError(
+                    f"the parcel names question {at}, which this stream does not know: begin anew"
+                )
+            return self._questions[at]
+        text = given.encode()
+        size = coder.plain(len(text), 32)
+        if not 0 < size <= limits.max_question_bytes:
+            raise FrameTooLargeError(
+                f"a question of {size} bytes in the parcel, 1 to {limits.max_question_bytes} are "
+                "accepted"
+            )
+        text = coder.plain(int.from_bytes(text, "big"), 8 * size).to_bytes(size, "big")
+        try:
+            question = text.decode()
+        except UnicodeDecodeError as error:
+            raise FrameMalformedError(f"a question in the parcel is not UTF-8: {error}") from error
+        if len(self._questions) < QUESTIONS:
+            self._questions += (question,)
+        return question
+
+    def _figures(self, coder: Coder, given: tuple[int, ...]) -> tuple[int, ...]:
+        models, found = self._models, []
+        for i, (figure, before) in enumerate(zip(given, self._last.figures, strict=True)):
+            now = before
+            if coder.bit(models, _FIGURE + i, int(figure != before)):
+                now += signed(coder, models, _FIGURE_BY, _NARROW, figure - before)
+            if not 0 <= now <= _BYTE:
+                raise FrameMalformedError(f"a figure in the parcel is {now}, not in 0..{_BYTE}")
+            found.append(now)
+        return tuple(found)
+
+    def _time(self, coder: Coder, given: _Told) -> int:
+        before = self._last.delta_ms
+        if not coder.bit(self._models, _TIME, int(given.delta_ms != before)):
+            return before
+        return number(coder, self._models, _TIME_IS, _WIDE, given.delta_ms)
+
+    def _held(self, coder: Coder, given: _Told, told: _Told) -> _Told:
+        """Flags, distance and bitmap."""
+        models, flags = self._models, 1
+        for place in (2, 1, 0):
+            flags = flags << 1 | coder.bit(models, _FLAGS + flags, given.flags >> place & 1)
+        told = replace(told, flags=flags & 0b111, distance=0, kept=0)
+        if told.delta:
+            distance = 1
+            if coder.bit(models, _FAR, int(given.distance != 1)):
+                distance = coder.plain(given.distance, 16)
+            if not distance:
+                raise FrameMalformedError("a delta frame in the parcel changes itself")
+            told = replace(told, distance=distance)
+        return replace(told, kept=self._bitmap(coder, given, told)) if told.inline else told
+
+    def _bitmap(self, coder: Coder, given: _Told, told: _Told) -> int:
+        kept = one = 0
+        once, before = self._moved
+        for i in range(told.tokens):
+            at = _KEPT + one
+            if told.delta:
+                at = _MOVED + (one << 2 | (once >> i & 1) << 1 | before >> i & 1)
+            one = coder.bit(self._models, at, given.kept >> i & 1)
+            kept |= one << i
+        if told.delta:
+            self._moved = kept, once
+        return kept
+
+    def _payload(self, coder: Coder, given: _Told, told: _Told) -> tuple[_Told, int]:
+        """The first byte, and how many follow."""
+        models, kept = self._models, told.kept.bit_count()
+        at = _SIZE + 2 * _WIDE * min(kept, _SIZES - 1)
+        size = number(coder, models, at, _WIDE, len(given.payload))
+        if not size:
+            return replace(told, payload=b""), 0
+        first = given.payload[0] if given.payload else 0
+        bits = 0
+        if coder.bit(models, _NOT_ZERO, int(first > 0)):
+            bits = coder.plain(first.bit_length() - 1, 3) + 1
+            low = (1 << bits - 1) - 1
+            first = 1 << bits - 1 | coder.plain(first & low, bits - 1)
+        else:
+            first = 0
+        return replace(told, payload=bytes([first])), size - 1
 
 
 def is_parcel(raw: bytes) -> bool:
@@ -103,174 +308,37 @@ def is_parcel(raw: bytes) -> bool:
     return raw[:1] == _TAG
 
 
-# ---------------------------------------------------------------------------------- the edge packs
-
-
-def pack(
-    constants: bytes,
-    requests: Sequence[pb.InferRequest],
-    known: Mapping[str, int] | None = None,
-    new: Mapping[str, int] | None = None,
-) -> pb.InferRequest:
+def pack(constants: bytes, requests: Sequence[pb.InferRequest], course: Course) -> pb.InferRequest:
     """Put sealed requests into one message.
 
     Args:
         constants: `session_constants`.
         requests: from `seal`, at least one, in the order of their frame numbers.
-        known: numbers of questions that the other side remembers on this stream.
-        new: numbers under which it is to remember further ones.
+        course: of the stream; it goes on from here.
 
     Raises:
         BridgeError: a header cannot be read.
     """
-    out, columns = BitWriter(), _Columns()
-    numbers, fresh = dict(known or {}), dict(new or {})
-    out.number(len(requests) - 1, 0)
-    before: _Shared | None = None
-    for i, request in enumerate(requests):
-        last = i + 1 == len(requests)
-        before = _write(out, request, before, last, columns, numbers, fresh)
+    coder = RangeWriter()
+    now = course._begin(coder, not course.begun, len(requests))
+    behind = []
+    for request in requests:
+        _, left = now._request(coder, _Told.of(request), DEFAULT_LIMITS)
+        behind.append(request.frame.payload[len(request.frame.payload) - left :])
+    course._become(now)
     digest = parcel_digest(constants, [request.frame.digest for request in requests])
-    payloads = b"".join(request.frame.payload for request in requests)
-    return pb.InferRequest(parcel=digest + out.to_bytes() + payloads)
-
-
-def _write(
-    out: BitWriter,
-    request: pb.InferRequest,
-    before: _Shared | None,
-    last: bool,
-    columns: _Columns,
-    numbers: dict[str, int],
-    fresh: dict[str, int],
-) -> _Shared:
-    fixed, counts, bitmap = split_header(request.frame.header)
-    figures = fixed[2:]
-    tokens, number, delta_ms, *distance = counts
-    mine = _Shared(
-        fixed[1],
-        tokens,
-        number,
-        request.priority,
-        request.question,
-        request.max_new_tokens,
-        request.request_id,
-        fixed[0] >> 5,
-        distance[0] if distance else 0,
-    )
-    _write_shared(out, mine, before, numbers, fresh)
-    if before is None:
-        for column, figure in zip(columns.figures, figures, strict=True):
-            out.bits(figure, _FIGURE_BITS)
-            column.expected = figure
-        out.number(delta_ms, 9)
-        columns.delta_ms.expected = delta_ms
-    else:
-        for column, figure in zip(columns.figures, figures, strict=True):
-            column.write(out, figure)
-        columns.delta_ms.write(out, delta_ms)
-    if bitmap:
-        _write_bitmap(out, bitmap, tokens, bool(mine.flags & _DELTA))
-    size = len(request.frame.payload)
-    if before is None and not last:
-        out.number(size, 4)
-        columns.size.expected = size
-    elif not last:
-        columns.size.write(out, size)
-    return mine
-
-
-def _write_shared(
-    out: BitWriter,
-    mine: _Shared,
-    before: _Shared | None,
-    numbers: dict[str, int],
-    fresh: dict[str, int],
-) -> None:
-    if before is not None:
-        out.bits(mine == before.following, 1)
-        if mine == before.following:
-            return
-        frame = replace(before.following, flags=mine.flags, distance=mine.distance)
-        out.bits(mine == frame, 1)
-        if mine == frame:
-            _write_kind(out, mine)
-            return
-    out.bits(mine.point, 8)
-    out.number(mine.tokens, 5)
-    out.number(mine.number, 7)
-    out.bits(mine.priority, 2)
-    out.bits(bool(mine.request_id), 1)
-    if mine.request_id:
-        out.bits(len(mine.request_id) - REQUEST_ID_BYTES[0], 4)
-        out.bits(int.from_bytes(mine.request_id, "big"), 8 * len(mine.request_id))
-    _write_question(out, mine.question, numbers, fresh)
-    if mine.question:
-        out.number(mine.max_new_tokens, 3)
-    _write_kind(out, mine)
-
-
-def _write_kind(out: BitWriter, mine: _Shared) -> None:
-    out.bits(mine.flags, 3)
-    if mine.distance:
-        out.number(mine.distance - 1, 0)
-
-
-def _write_question(
-    out: BitWriter, question: str, numbers: dict[str, int], fresh: dict[str, int]
-) -> None:
-    if not question:
-        out.bits(_NO_QUESTION, 2)
-        return
-    if question in numbers:
-        out.bits(_BY_NUMBER, 2)
-        out.bits(numbers[question], 4)
-        return
-    if question in fresh:
-        numbers[question] = fresh[question]
-        out.bits(_REMEMBERED, 2)
-        out.bits(fresh[question], 4)
-    else:
-        out.bits(_TEXT, 2)
-    text = question.encode()
-    out.number(len(text), 5)
-    out.bits(int.from_bytes(text, "big"), 8 * len(text))
-
-
-def _write_bitmap(out: BitWriter, bitmap: bytes, tokens: int, sparse: bool) -> None:
-    kept = int.from_bytes(bitmap, "little")
-    if not sparse:
-        out.bits(kept, tokens)
-        return
-    places = [i for i in range(tokens) if kept >> i & 1]
-    out.number(len(places) - 1, 0)
-    order, past = _gap_order(tokens, len(places)), -1
-    for place in places:
-        out.number(place - past - 1, order)
-        past = place
-
-
-def _gap_order(tokens: int, kept: int) -> int:
-    """Order of the code for the gaps between the tokens of a delta frame."""
-    return max(0, (tokens // (kept + 1)).bit_length() - 1)
-
-
-# ------------------------------------------------------------------------------- the cloud unpacks
+    return pb.InferRequest(parcel=digest + coder.to_bytes() + b"".join(behind))
 
 
 def unpack(
-    raw: bytes,
-    constants: bytes,
-    known: dict[int, str],
-    most: int,
-    limits: Limits = DEFAULT_LIMITS,
+    raw: bytes, constants: bytes, course: Course, most: int, limits: Limits = DEFAULT_LIMITS
 ) -> list[pb.InferRequest]:
     """Take a parcel apart.
 
     Args:
         raw: a serialized InferRequest for which `is_parcel` holds.
         constants: `session_constants`.
-        known: questions that this stream remembers, by number; new ones are added.
+        course: of the stream; it goes on from here unless the parcel is refused.
         most: requests that one parcel may hold.
         limits: what this side accepts.
 
@@ -279,11 +347,10 @@ def unpack(
 
     Raises:
         FrameTooLargeError: the message is too long, or holds too many requests.
-        FrameTruncatedError, FrameMalformedError: not a parcel.
+        FrameTruncatedError, FrameMalformedError: not a parcel, or it goes on from another one.
         FrameCorruptError: the digest does not match.
     """
-    numbers = dict(known)
-    given, requests = take_apart(raw, numbers, most, limits)
+    given, requests, now = take_apart(raw, course, most, limits)
     for request in requests:
         request.frame.digest = frame_digest(
             constants,
@@ -299,22 +366,18 @@ def unpack(
     ):
         raise FrameCorruptError(
             f"digest {given.hex()} does not match the parcel: bytes changed on the way, or it was "
-            "sealed for another session, model or bundle"
+            "sealed for another session, model or bundle, or goes on from another parcel"
         )
-    known.update(numbers)
+    course._become(now)
     return requests
 
 
 def take_apart(
-    raw: bytes, numbers: dict[int, str], most: int, limits: Limits = DEFAULT_LIMITS
-) -> tuple[bytes, list[pb.InferRequest]]:
-    """The digest of a parcel, and its requests, which lack theirs; as `unpack`, unverified.
+    raw: bytes, course: Course, most: int, limits: Limits = DEFAULT_LIMITS
+) -> tuple[bytes, list[pb.InferRequest], Course]:
+    """The digest of a parcel, its requests, which lack theirs, and the course after it.
 
-    Args:
-        raw: as for `unpack`.
-        numbers: as `known` for `unpack`; new ones are added.
-        most: as for `unpack`.
-        limits: as for `unpack`.
+    As `unpack`, unverified; `course` stays as it is.
     """
     message: pb.InferRequest = parse_exactly(raw, limits.max_request_bytes, pb.InferRequest)
     if message.ListFields()[1:]:
@@ -325,135 +388,20 @@ def take_apart(
     given, packed = message.parcel[:PARCEL_DIGEST_BYTES], message.parcel[PARCEL_DIGEST_BYTES:]
     if len(given) < PARCEL_DIGEST_BYTES:
         raise FrameMalformedError("InferRequest.parcel is shorter than its digest: see PARCELS")
-    return given, list(_read(packed, numbers, most, limits))
-
-
-def _read(
-    packed: bytes, numbers: dict[int, str], most: int, limits: Limits
-) -> Iterator[pb.InferRequest]:
-    bits, columns = BitReader(packed), _Columns()
-    read: list[tuple[_Shared, bytes, int]] = []
-    count = bits.number(0) + 1
-    if count > most:
+    coder = RangeReader(packed)
+    now = course._begin(coder, False, 1)
+    if now._count > most:
         raise FrameTooLargeError(
-            f"the parcel holds {count} requests, at most {most} are accepted: send fewer"
+            f"the parcel holds {now._count} requests, at most {most} are accepted: send fewer"
         )
-    before: _Shared | None = None
-    for i in range(count):
-        before, header, size = _read_frame(bits, before, i + 1 == count, columns, numbers, limits)
-        read.append((before, header, size))
-    payloads, at = bits.rest(), 0
-    for i, (shared, header, size) in enumerate(read):
-        end = at + size if i + 1 < len(read) else len(payloads)
-        if not at <= end <= len(payloads):
-            raise FrameMalformedError("the parcel ends within a payload")
-        yield pb.InferRequest(
-            request_id=shared.request_id,
-            frame=pb.Frame(header=header, payload=payloads[at:end]),
-            question=shared.question,
-            max_new_tokens=shared.max_new_tokens,
-            priority=shared.priority,
+    read = [now._request(coder, _Told(), limits) for _ in range(now._count)]
+    payloads, at, requests = coder.rest(), 0, []
+    for told, left in read:
+        rest = payloads[at : at + left]
+        at += left
+        requests.append(replace(told, payload=told.payload + rest).request())
+    if at != len(payloads):
+        raise FrameMalformedError(
+            f"the parcel has {len(payloads)} bytes of payloads, its sizes say {at}"
         )
-        at = end
-
-
-def _read_frame(
-    bits: BitReader,
-    before: _Shared | None,
-    last: bool,
-    columns: _Columns,
-    numbers: dict[int, str],
-    limits: Limits,
-) -> tuple[_Shared, bytes, int]:
-    """One request: what it shares, its header, and its payload's size unless it is the last."""
-    mine = _read_shared(bits, before, numbers, limits)
-    if before is None:
-        for column in columns.figures:
-            column.expected = bits.bits(_FIGURE_BITS)
-        levels = [column.expected for column in columns.figures]
-        delta_ms = columns.delta_ms.expected = bits.number(9)
-    else:
-        levels = [column.read(bits) for column in columns.figures]
-        delta_ms = columns.delta_ms.read(bits)
-    if not all(0 <= level <= 0xFF for level in levels) or not 0 <= delta_ms <= 0xFFFFFFFF:
-        raise FrameMalformedError("a figure or capture_delta_ms in the parcel is out of its bounds")
-    bitmap = b""
-    if not mine.flags & _ALL_KEPT and 0 < mine.tokens <= MAX_INLINE_TOKENS:
-        bitmap = _read_bitmap(bits, mine.tokens, bool(mine.distance))
-    size = 0
-    if before is None and not last:
-        size = columns.size.expected = bits.number(4)
-    elif not last:
-        size = columns.size.read(bits)
-    fixed = bytes([HEADER_VERSION | mine.flags << 5, mine.point, *levels])
-    counts = [mine.tokens, mine.number, delta_ms, *([mine.distance] if mine.distance else [])]
-    return mine, join_header(fixed, counts, bitmap), size
-
-
-def _read_shared(
-    bits: BitReader, before: _Shared | None, numbers: dict[int, str], limits: Limits
-) -> _Shared:
-    if before is not None:
-        if bits.bits(1):
-            return before.following
-        if bits.bits(1):
-            flags, distance = _read_kind(bits, before.tokens)
-            return replace(before.following, flags=flags, distance=distance)
-    point, tokens, number, priority = bits.bits(8), bits.number(5), bits.number(7), bits.bits(2)
-    request_id = b""
-    if bits.bits(1):
-        size = bits.bits(4) + REQUEST_ID_BYTES[0]
-        request_id = bits.bits(8 * size).to_bytes(size, "big")
-    question = _read_question(bits, numbers, limits)
-    max_new_tokens = bits.number(3) if question else 0
-    flags, distance = _read_kind(bits, tokens)
-    return _Shared(
-        point, tokens, number, priority, question, max_new_tokens, request_id, flags, distance
-    )
-
-
-def _read_kind(bits: BitReader, tokens: int) -> tuple[int, int]:
-    """Flags, and the distance of a delta frame's base."""
-    flags = bits.bits(3)
-    return flags, bits.number(0) + 1 if flags & _DELTA and tokens else 0
-
-
-def _read_question(bits: BitReader, numbers: dict[int, str], limits: Limits) -> str:
-    kind = bits.bits(2)
-    if kind == _NO_QUESTION:
-        return ""
-    number = bits.bits(4) if kind != _TEXT else 0
-    if kind == _BY_NUMBER:
-        if number not in numbers:
-            raise FrameMalformedError(
-                f"the parcel names question {number}, which this stream does not know: send its "
-                "text"
-            )
-        return numbers[number]
-    size = bits.number(5)
-    if not 0 < size <= limits.max_question_bytes:
-        raise FrameTooLargeError(
-            f"a question of {size} bytes in the parcel, 1 to {limits.max_question_bytes} are "
-            "accepted"
-        )
-    try:
-        question = bits.bits(8 * size).to_bytes(size, "big").decode()
-    except UnicodeDecodeError as error:
-        raise FrameMalformedError(f"a question in the parcel is not UTF-8: {error}") from error
-    if kind == _REMEMBERED:
-        numbers[number] = question
-    return question
-
-
-def _read_bitmap(bits: BitReader, tokens: int, sparse: bool) -> bytes:
-    if not sparse:
-        kept = bits.bits(tokens)
-    else:
-        count, kept, place = bits.number(0) + 1, 0, -1
-        order = _gap_order(tokens, count)
-        for _ in range(min(count, tokens)):
-            place += bits.number(order) + 1
-            if place >= tokens:
-                raise FrameMalformedError("a bitmap in the parcel has tokens beyond its grid")
-            kept |= 1 << place
-    return kept.to_bytes((tokens + 7) // 8, "little")
+    return given, requests, now

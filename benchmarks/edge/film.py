@@ -63,6 +63,7 @@ class Job:
         roots, chain, key: for TLS (PEM).
         linger_s, ack_wait_s: of the uplink.
         every_s: seconds between frames.
+        in_flight: most frames on their way at once.
         frames: sent one after the other; the first one only opens the connection.
     """
 
@@ -75,6 +76,7 @@ class Job:
     linger_s: float
     ack_wait_s: float
     every_s: float
+    in_flight: int
     frames: Sequence[Coded]
 
     def write(self, path: Path) -> None:

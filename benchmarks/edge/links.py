@@ -23,8 +23,10 @@ from reference.demo.halves import ENVIRONMENT
 
 KEEPALIVE_S = 300.0
 """Of the service: at its default of 60 s pings on both connections draw 3.6 bytes up a second."""
-_HEADERS = 20 + 32
-"""IPv4's header, and TCP's with timestamps."""
+IN_FLIGHT = 128
+"""Frames that the service lets a device have on their way: more than come in `ACK_WAIT_S`."""
+_HEADERS, _TIMESTAMPS = 20 + 20, 12
+"""IPv4's header and TCP's; and what TCP's timestamps add to it."""
 _RECORD = 5 + 16 + 1
 """What TLS 1.3 adds to a record of AES-GCM; each message is one."""
 
@@ -38,6 +40,7 @@ class Arm:
         frames: the first one is not counted.
         linger_s, ack_wait_s: of the uplink.
         every_s: seconds between frames.
+        timestamps: whether TCP's packets have them.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Arm:
     linger_s: float = 0.0
     ack_wait_s: float = 0.0
     every_s: float = 1.0
+    timestamps: bool = True
 
 
 def measure(
@@ -62,7 +66,8 @@ def measure(
         Means per frame: `payload` and `message_up`, as written; `ip_up`, `ip_down`, `packets_up`,
         `packets_down`, as they passed the link; `ip_up_data` and `packets_up_data`, without packets
         that only acknowledge. `grpc_up` and `tls_up` follow from them: what is in the packets with
-        data, without TCP's and IP's headers, and without TLS's.
+        data, without TCP's and IP's headers, and without TLS's. `acks_up` are the bytes of packets
+        that only acknowledge.
 
     Raises:
         BridgeError: a frame was not accepted, or there are no namespaces.
@@ -72,12 +77,19 @@ def measure(
     identities = Identities.make(folder / "directory", len(arms))
     with contextlib.ExitStack() as stack:
         site = stack.enter_context(
-            stubbed(folder, identities, "0.0.0.0", bundle, keepalive_s=KEEPALIVE_S)
+            stubbed(
+                folder,
+                identities,
+                "0.0.0.0",
+                bundle,
+                keepalive_s=KEEPALIVE_S,
+                max_in_flight=IN_FLIGHT,
+            )
         )
         port = site.at.address.rpartition(":")[2]
         senders = []
         for number, arm in enumerate(arms):
-            link = stack.enter_context(netns())
+            link = stack.enter_context(netns(arm.timestamps))
             known = identities.devices[number]
             job = Job(
                 layout=layout.versions[-1].to_json(),
@@ -89,6 +101,7 @@ def measure(
                 linger_s=arm.linger_s,
                 ack_wait_s=arm.ack_wait_s,
                 every_s=arm.every_s,
+                in_flight=IN_FLIGHT,
                 frames=arm.frames,
             )
             path = folder / f"arm-{number}.json"
@@ -115,7 +128,8 @@ def measure(
 def _row(arm: Arm, told: dict[str, Any], passed: Passed) -> dict[str, Any]:
     sent = arm.frames[1:]
     count = len(sent)
-    tls = passed.data_bytes - _HEADERS * passed.data_packets
+    headers = _HEADERS + _TIMESTAMPS * arm.timestamps
+    tls = passed.data_bytes - headers * passed.data_packets
     sums = {
         "payload": sum(len(coded.payload) // 2 for coded in sent),
         "message_up": told["message_bytes"],
@@ -123,6 +137,7 @@ def _row(arm: Arm, told: dict[str, Any], passed: Passed) -> dict[str, Any]:
         "tls_up": tls,
         "ip_up_data": passed.data_bytes,
         "ip_up": passed.up_bytes,
+        "acks_up": passed.up_bytes - passed.data_bytes,
         "ip_down": passed.down_bytes,
         "packets_up": passed.up_packets,
         "packets_up_data": passed.data_packets,

@@ -85,11 +85,14 @@ def _watch(packets: socket.socket, passed: Passed) -> None:
 
 
 @contextmanager
-def netns() -> Iterator[Netns]:
+def netns(timestamps: bool = True) -> Iterator[Netns]:
     """Make one; it goes with the block.
 
     No packet is larger than the link's 1,500 bytes, and none is sent but for connections: no IPv6,
     no ARP.
+
+    Args:
+        timestamps: whether TCP's packets have timestamps, 12 bytes each, as by default.
 
     Raises:
         ConfigError: this needs root and iproute2.
@@ -112,7 +115,7 @@ def netns() -> Iterator[Netns]:
             run(*ip, "neighbour", "replace", f"{network}.{other}", *place)
         run(*inside, "link", "set", "lo", "up")
         off = "net.ipv6.conf.all.disable_ipv6=1"
-        run(*made.command("sysctl", "-qw", off))
+        run(*made.command("sysctl", "-qw", off, f"net.ipv4.tcp_timestamps={int(timestamps)}"))
         run("sysctl", "-qw", f"net.ipv6.conf.{near}.disable_ipv6=1")
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_EVERYTHING))
         packets.bind((near, 0))

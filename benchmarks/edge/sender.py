@@ -31,8 +31,6 @@ from protos.layout import KVLayout
 from protos.points import PICTURE_POINT
 from protos.process import logs
 
-IN_FLIGHT = 16
-
 
 @dataclass
 class CodedRequest:
@@ -91,7 +89,7 @@ async def send(job: Job, state: Path) -> list[Outcome]:
         Metrics(),
         logs.configure("warning"),
         RetryPolicy(give_up_s=60.0),
-        IN_FLIGHT,
+        job.in_flight,
         linger_s=job.linger_s,
         ack_wait_s=job.ack_wait_s,
     )

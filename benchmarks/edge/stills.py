@@ -10,8 +10,8 @@ from PIL import Image
 
 from benchmarks.compare.arms import Pair
 from benchmarks.edge.film import Coded
-from benchmarks.edge.links import Arm, measure
-from benchmarks.edge.rows import ACK_WAIT_S, EVERY_S, LINGER_S, row
+from benchmarks.edge.links import measure
+from benchmarks.edge.rows import LINGERING, SHORT_WAIT_S, Way, row
 from benchmarks.rate.pictures import Rival, bare
 from edge_agent.frame import Frame
 from reference.demo.halves import BUNDLES, CLOUD_MODEL, MODELS
@@ -23,9 +23,9 @@ EDGES = {"edge-a": "x4-q6-r24", "edge-b": "x5-q6"}
 """The default point of the default edge model, and the cheapest point of all within two points."""
 FRAMES = 80
 WAYS = {
-    "linger 0": (0.0, 0.0),
-    "linger 0, acknowledgements wait 4 s": (0.0, ACK_WAIT_S),
-    "linger 10 s": (LINGER_S, 0.0),
+    "linger 0": Way(),
+    "linger 0, acknowledgements wait 4 s": Way(ack_wait_s=SHORT_WAIT_S),
+    **LINGERING,
 }
 
 
@@ -44,9 +44,9 @@ def stills(folder: Path, quick: bool) -> dict[str, Any]:
         pair = Pair.load(MODELS / edge, CLOUD_MODEL, bundle)
         films = {f"{edge} {name}": _coded(pair, name, pictures)}
         arms = [
-            Arm(f"{film}, {way}", frames, *waits, EVERY_S)
+            how.arm(film, way, frames)
             for film, frames in (films | ({} if found else rivals)).items()
-            for way, waits in WAYS.items()
+            for way, how in WAYS.items()
         ]
         found |= measure(folder, bundle, pair.edge.layout, arms)
 
@@ -60,9 +60,9 @@ def stills(folder: Path, quick: bool) -> dict[str, Any]:
         told = f"stills, {edge} {point}"
         name = f"{told}, linger 0, packets with frames"
         figures.append(row(name, over(edge, "linger 0", "ip_up_data"), 3.3))
-        for way, target in zip(WAYS, (3.3, 3.3, 8.0), strict=True):
+        for way, how in WAYS.items():
             name = f"{told}, {way}, all packets up"
-            figures.append(row(name, over(edge, way, "ip_up"), target))
+            figures.append(row(name, over(edge, way, "ip_up"), 8.0 if how.linger_s else 3.3))
     return {"arms": found, "figures": figures}
 
 

@@ -131,7 +131,7 @@ class Negotiator:
             ladder=terms.ladder,
             reverse_decoder_digest=offer.feedback_decoder_digest if terms.feedback else "",
             bundle_doubt=offer.doubt,
-            max_parcel=self._limits.max_in_flight,
+            parcel_requests=self._limits.max_in_flight,
         )
 
     async def fetch_encoder(self, raw: bytes, context: Any) -> AsyncIterator[pb.Chunk]:

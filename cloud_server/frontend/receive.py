@@ -270,7 +270,7 @@ class Receiver:
             return [(raw, len(raw))]
         try:
             found = unpack(
-                raw, session.constants, stream.questions, self._limits.max_in_flight, self._limits
+                raw, session.constants, stream.course, self._limits.max_in_flight, self._limits
             )
         except BridgeError as error:
             with contextlib.suppress(OverloadedError):  # the refusal tells enough

@@ -22,6 +22,7 @@ from cloud_server.metrics import Metrics
 from projector.codec.risk import RiskModel
 from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.parcel import Course
 from protos.process.logs import Logger
 from protos.refusals import refused
 
@@ -50,7 +51,7 @@ class Stream:
 
     Attributes:
         apart: whether the client reads its events from the session's Events call.
-        questions: those that parcels may name by number.
+        course: of its parcels.
     """
 
     def __init__(self, outbox: Outbox | None = None) -> None:
@@ -59,7 +60,7 @@ class Stream:
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
         self.advised_less = False
-        self.questions: dict[int, str] = {}
+        self.course = Course()
         self.ended = asyncio.Event()
 
     def follow(self, computation: Computation) -> None:

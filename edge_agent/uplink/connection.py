@@ -472,7 +472,7 @@ class Connection:
             return
         if kind == "refused" and not event.request_id:
             # Bytes changed on the way, so the server cannot tell which request it was.
-            stream.numbers.clear()
+            stream.course.begin_anew()
             stream.end_all(EngineUnavailableError(f"damaged on the way: {event.refused.message}"))
             return
         waiting = stream.waiting.get(event.request_id)

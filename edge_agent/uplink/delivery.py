@@ -41,6 +41,8 @@ from protos.refusals import refusal_of
 
 _TOGETHER_S = 0.25
 """How long acknowledgements of frames that shared a message may wait for each other, seconds."""
+_SHARE = 0.75
+"""Of the time after which a frame is sent again, how much its acknowledgement may wait."""
 _DAMAGED = 3  # how often a request is sent again because its bytes changed on the way
 
 
@@ -121,7 +123,10 @@ class Uplink:
         self._closing = asyncio.Event()
         self._retries = Retries(self.policy, metrics, log, clock, self._pause)
         if ack_wait_s or linger_s:
-            wait_s, most = (ack_wait_s, in_flight // 2) if ack_wait_s else (_TOGETHER_S, in_flight)
+            longest_s = _SHARE * self.policy.answer_timeout_s
+            wait_s, most = _TOGETHER_S, in_flight
+            if ack_wait_s:
+                wait_s, most = min(ack_wait_s, longest_s), in_flight // 2
             self.connection.accepted_wait = f"{round(1000 * wait_s)},{max(1, most)}"
         self._patient = ack_wait_s > 0
         self._post = Post(metrics, self.controller, clock, sleep, linger_s, in_flight)
@@ -181,6 +186,7 @@ class Uplink:
             session = stream.session
             event = await self._exchange(stream, request, sent)
             if event.WhichOneof("event") == "refused":
+                self._post.refused()
                 if event.refused.code == MissingKeyFrameError.code:
                     request.base_lost(session)
                 raise self.refusal(event.refused, session, sent)
@@ -306,7 +312,6 @@ class Uplink:
             await _first(letter.event, timer)
             if letter.event.done():
                 event = letter.event.result()
-                self._post.answered(stream, letter)
                 if not self._patient or event.HasField("answer"):
                     self._measured(sent.request_id, event)
                 return event

@@ -156,7 +156,7 @@ def session_of(
         feedback_decoder_digest=reply.reverse_decoder_digest,
         doubt=reply.bundle_doubt[:_LONGEST_DOUBT],
         reply=reply.SerializeToString(),
-        max_parcel=reply.max_parcel,
+        max_parcel=reply.parcel_requests,
     )
 
 

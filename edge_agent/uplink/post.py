@@ -20,7 +20,7 @@ from edge_agent.uplink.stream import Stream
 from protos.calls import PRIORITIES
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.neuralbridge.v1 import bridge_pb2
-from protos.parcel import QUESTION_NUMBERS, pack
+from protos.parcel import pack
 
 MOST_BYTES = 64 << 10
 """A group of more bytes leaves at once."""
@@ -70,6 +70,7 @@ class Post:
         self._linger_s, self._most = linger_s, most
         self._stream: Stream | None = None
         self._group: list[Letter] = []
+        self._last: Letter | None = None
         self._timer: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._sealing = asyncio.Lock()
@@ -102,7 +103,7 @@ class Post:
         async with self._sealing:
             if self._stream is not stream:
                 self._leave()  # what waited for a broken one comes again
-                self._stream = stream
+                self._stream, self._last = stream, None
             request.follow(self.base)
             letter = await self._seal(stream, request)
             alarm = PRIORITIES[letter.priority] == "alarm"
@@ -110,25 +111,23 @@ class Post:
         return letter
 
     def base(self, priority: int) -> Base | None:
-        """The last frame that waits for others, for the next delta frame to change.
+        """The last frame that waits for others or for its event; the next delta frame changes it.
 
-        It stands before the next one in their message. None if there is none of that priority:
+        It goes up before the next one, on the same stream. None if there is none of that priority:
         frames of another one may be decoded later.
 
         Args:
             priority: of the next frame.
         """
-        last = self._group[-1] if self._group else None
-        if last is None or last.priority != priority:
+        last = self._last
+        if last is None or last.priority != priority or last.event.done():
             return None
         held = last.sealed.frame.held
         return None if held is None else Base(last.sealed.frame_number, held)
 
-    def answered(self, stream: Stream, letter: Letter) -> None:
-        """Its terminal event came: the server knows the question's number too."""
-        number = stream.offered.get(letter.question)
-        if number is not None:
-            stream.numbers[letter.question] = number
+    def refused(self) -> None:
+        """The server refused a frame: it may lack what later ones change."""
+        self._last = None
 
     async def _seal(self, stream: Stream, request: Deliverable) -> Letter:
         sealed = await asyncio.to_thread(request.seal, stream.session)
@@ -154,6 +153,7 @@ class Post:
         if self._group and sizes + letter.sealed.message.ByteSize() > room:
             self._leave()
         self._group.append(letter)
+        self._last = letter
         full = min(self._most, stream.session.max_parcel, stream.session.max_in_flight)
         if at_once or not self.lingers or len(self._group) >= full:
             self._leave()
@@ -219,16 +219,8 @@ def _message(group: Sequence[Letter], stream: Stream) -> bridge_pb2.InferRequest
     """The message of a group; without parcels a group has one request."""
     if not stream.session.max_parcel:
         return group[0].sealed.message
-    for letter in group:
-        question = letter.question
-        if question and question not in stream.offered and len(stream.offered) < QUESTION_NUMBERS:
-            stream.offered[question] = len(stream.offered)
-    return pack(
-        stream.session.constants,
-        [letter.sealed.message for letter in group],
-        stream.numbers,
-        stream.offered,
-    )
+    messages = [letter.sealed.message for letter in group]
+    return pack(stream.session.constants, messages, stream.course)
 
 
 def _shares(group: Sequence[Letter], size: int) -> list[int]:

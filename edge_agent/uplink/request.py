@@ -171,16 +171,17 @@ def seal_frame(
         priority: one of `protos.calls.PRIORITIES`, by its number.
         number: of the frame; None: the session's next.
     """
-    delta_ms = 0
+    delta_ms, figures = 0, frame.distortion or Distortion()
     if number is None:
         number, delta_ms = session.next_frame(captured_at)
+        figures = session.told(figures, frame.base is not None)
     header, payload = pack_header(
         Header(
             operating_point=frame.point.index,
             frame_number=number,
             kept=frame.kept,
             capture_delta_ms=delta_ms,
-            distortion=frame.distortion or Distortion(),
+            distortion=figures,
             base=frame.base,
             differences=frame.differences,
             cause=frame.fallback,

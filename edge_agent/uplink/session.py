@@ -12,11 +12,14 @@ from edge_agent.uplink.point_controller import Rung
 from projector.codec.deltas import Held
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
+from protos.distortion import Distortion
 from protos.errors import FrameTooLargeError, IncompatibleLayoutError
 from protos.layout import KVLayout
 from protos.limits import Limits
 from protos.points import OperatingPoint
 
+_TICK_MS = 20
+"""Capture times are told in so many milliseconds."""
 _FARTHEST = (1 << 16) - 1024
 """Most frames a base may lie behind; the header takes 2^16 - 1, and frames may overtake others."""
 
@@ -45,7 +48,8 @@ class Session:
         reply: the server's NegotiateResponse, for `terms`.
         reserve: called with a frame number before it or a later one is used: returns the first
             number that is not reserved. No number is used twice, not even after a restart.
-        max_parcel: requests that the server takes in one message; 0: it reads no parcels.
+        max_parcel: requests that the server takes in one message; 0: it reads no parcels, or those
+            of an older version.
     """
 
     session_id: bytes
@@ -72,6 +76,7 @@ class Session:
     max_parcel: int = 0
     _frames: int = field(default=0, repr=False)
     _captured_at: float | None = field(default=None, repr=False)
+    _told: Distortion | None = field(default=None, repr=False)
     _base: Base | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -90,15 +95,35 @@ class Session:
         )
 
     def next_frame(self, captured_at: float) -> tuple[int, int]:
-        """Return a frame's number and the milliseconds since the previous frame's capture."""
+        """Return a frame's number and the milliseconds since the previous frame's capture.
+
+        Times are rounded to `_TICK_MS`, and the remainder is carried over: a steady camera's are
+        all the same, and cost nothing in a parcel.
+        """
         with self._lock:
             number, before = self._frames, self._captured_at
             if self.reserve is not None and number >= self._reserved:
                 self._reserved = self.reserve(number)
             self._frames = (number + 1) % (1 << 32)
-            self._captured_at = captured_at
-        delta_ms = 0 if before is None else round((captured_at - before) * 1000)
-        return number, min(max(delta_ms, 0), (1 << 32) - 1)
+            delta_ms = 0
+            if before is not None:
+                delta_ms = round((captured_at - before) * 1000 / _TICK_MS) * _TICK_MS
+            delta_ms = min(max(delta_ms, 0), (1 << 32) - 1)
+            told_at = captured_at if before is None else before + delta_ms / 1000
+            self._captured_at = told_at if abs(captured_at - told_at) < 1.0 else captured_at
+        return number, delta_ms
+
+    def told(self, figures: Distortion, delta: bool) -> Distortion:
+        """The figures to tell of the next frame.
+
+        A delta frame repeats those told last that are within a step of its own: they cost nothing
+        in a parcel.
+        """
+        with self._lock:
+            if delta and self._told is not None:
+                figures = figures.near(self._told)
+            self._told = figures
+            return figures
 
     def go_on_from(self, number: int) -> None:
         """Use this number for the next frame: an earlier process may have used those before."""

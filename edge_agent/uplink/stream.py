@@ -14,6 +14,7 @@ from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.session import Session
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.neuralbridge.v1 import bridge_pb2
+from protos.parcel import Course
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class Stream:
         asked_at: when the first request went up since then; None if none did.
         reader: the task that reads the events.
         writing: held while a message is written.
-        offered: numbers of questions that the server was told to remember.
-        numbers: those that it is known to remember.
+        course: of its parcels.
     """
 
     def __init__(
@@ -75,8 +75,7 @@ class Stream:
         self.asked_at: float | None = None
         self.reader: asyncio.Task[None] | None = None
         self.writing = asyncio.Lock()
-        self.offered: dict[str, int] = {}
-        self.numbers: dict[str, int] = {}
+        self.course = Course()
 
     def expect(self, request_id: bytes, *ends: str) -> asyncio.Future[bridge_pb2.InferEvent]:
         """Wait for one of these events under this id; whoever waits removes it from `waiting`."""

@@ -34,17 +34,34 @@ class Held:
 
 
 def changed_tokens(
-    latents: Floats, origin: Floats, kept: Mask, known: Mask, steps: Floats, quiet: float
+    latents: Floats,
+    origin: Floats,
+    kept: Mask,
+    known: Mask,
+    steps: Floats,
+    quiet: float,
+    settled: Mask,
 ) -> Mask:
     """Which tokens a delta frame must hold, `[N]`.
 
     Those are new tokens, and tokens that moved by more than a step unless the change is quiet (it
-    would be sent as zeros). If there are none, the token that moved most.
+    would be sent as zeros). If there are none, a token that sending does not change, the same one
+    each time; else the token that moved most.
+
+    Args:
+        latents: of the picture, `[N, r]`.
+        origin: what the cloud knows of them, `[N, r]`.
+        kept: which are to be known, `[N]`.
+        known: which the cloud knows, `[N]`.
+        steps: `[r]`, or fewer.
+        quiet: of the point.
+        settled: known tokens that would come out as they are known, `[N]`.
     """
     levels = np.abs(latents - origin)[:, : len(steps)] / steps
     off = levels.max(axis=1)
     loud = np.square(levels).sum(axis=1) >= quiet
     moved: Mask = (kept & ~known) | (known & (off > 1) & loud)
     if not moved.any():
-        moved[np.argmax(np.where(known, off, -1))] = True
+        still = settled if settled.any() else np.where(known, off, -1)
+        moved[np.argmax(still)] = True
     return moved

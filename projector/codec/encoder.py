@@ -270,10 +270,11 @@ class Encoder:
         """Select, project and quantize; measure the losses.
 
         With a base, only tokens travel that are new or more than a step from what the cloud
-        knows, or else the one that moved most. They travel as themselves or as differences to
-        the base, whichever is shorter. At points with levels, each known token then stays within
-        max(1, sqrt(quiet)) steps of the truth however long the chain of deltas is (within half a
-        step if it was sent loud and without a dead zone). At other points nearly all tokens travel.
+        knows; if there are none, a token that sending does not change, or else the one that moved
+        most. They travel as themselves or as differences to the base, whichever is shorter. At
+        points with levels, each known token then stays within max(1, sqrt(quiet)) steps of the
+        truth however long the chain of deltas is (within half a step if it was sent loud and
+        without a dead zone). At other points nearly all tokens travel.
 
         Args:
             state: one picture.
@@ -324,7 +325,8 @@ class Encoder:
             payload, received = self._code(latents[kept], centre[kept], point)
         else:
             origin = self._origin(base)
-            kept = changed_tokens(latents, origin, kept, base.kept, steps, point.quiet)
+            settled = self._settled(latents, base, point)
+            kept = changed_tokens(latents, origin, kept, base.kept, steps, point.quiet, settled)
             payload, received = self._code(latents[kept], centre[kept], point)
             other, other_received = self._code(latents[kept], origin[kept], point)
             if len(other) < len(payload):
@@ -359,6 +361,17 @@ class Encoder:
         received = origin.copy()
         received[:, :width] += as_received(quantizer, payload, moved, steps)
         return payload, received
+
+    def _settled(self, latents: Floats, base: Held, point: OperatingPoint) -> Mask:
+        """Tokens that the cloud knows to be as usual, and that would be sent as zeros, `[N]`."""
+        steps = self.steps_of(point)
+        levels = towards_zero((latents - self.centre)[:, : len(steps)], steps, point) / steps
+        settled: Mask = (
+            base.kept
+            & (base.latents == self.centre).all(axis=1)
+            & (np.rint(levels) == 0).all(axis=1)
+        )
+        return settled
 
     def _origin(self, base: Held) -> Floats:
         """The latents that differences start from, `[N, r]`."""

@@ -63,7 +63,7 @@ def test_what_a_namespace_sends_is_counted() -> None:
 def test_a_job_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     frames = [Coded(10, "ab", "0100", "01020304", 3, True), Coded.file(b"picture")]
-    job = Job("{}", "s", "10.0.0.1:1", "roots", "chain", "key", 1.0, 0.5, 0.25, frames)
+    job = Job("{}", "s", "10.0.0.1:1", "roots", "chain", "key", 1.0, 0.5, 0.25, 9, frames)
     job.write(path)
     assert Job.read(path) == job
     assert path.stat().st_mode & 0o077 == 0

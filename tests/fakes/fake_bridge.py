@@ -26,7 +26,7 @@ from protos.layout import KVLayout
 from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.parcel import unpack
+from protos.parcel import Course, unpack
 from protos.points import PICTURE, RAW_KV_FP8, points_to_json
 from protos.refusals import ERROR_METADATA_KEY, refused
 from protos.requests import id_of, parse_ask_request, parse_infer_request
@@ -172,7 +172,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             default_point=points[0].name,
             ladder=[p.name for p in points],
             bundle_doubt=self.doubt,
-            max_parcel=self.max_parcel,
+            parcel_requests=self.max_parcel,
         )
 
     async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:
@@ -203,12 +203,12 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
         async def read() -> None:
             seen = 0
-            known: dict[int, str] = {}
+            course = Course()
             async for message in requests:
                 seen += 1
                 if drop_after is not None and seen > drop_after:
                     break
-                for request in self._requests(message, session_id, known, events):
+                for request in self._requests(message, session_id, course, events):
                     self._in_flight += 1
                     self.most_in_flight = max(self.most_in_flight, self._in_flight)
                     task = asyncio.create_task(self._answer(session_id, request, events))
@@ -274,7 +274,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self,
         message: pb.InferRequest,
         session_id: bytes,
-        known: dict[int, str],
+        course: Course,
         events: asyncio.Queue[Any],
     ) -> list[pb.InferRequest]:
         if not message.parcel or not self.max_parcel:
@@ -286,7 +286,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             raw[-1] ^= 1
         try:
             found = unpack(
-                bytes(raw), self.sessions[session_id], known, self.max_parcel, self.limits
+                bytes(raw), self.sessions[session_id], course, self.max_parcel, self.limits
             )
         except BridgeError as error:
             events.put_nowait(pb.InferEvent(refused=refused(error)))

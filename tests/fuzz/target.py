@@ -21,7 +21,7 @@ from protos.feedback import parse_feedback_request
 from protos.header import pack_header, unpack_header
 from protos.layout import KVLayout
 from protos.limits import Limits
-from protos.parcel import is_parcel, pack, take_apart
+from protos.parcel import Course, is_parcel, pack, take_apart
 from protos.points import PICTURE_POINT, OperatingPoint
 from protos.requests import parse_ask_request, parse_infer_request
 from tests.fakes.fake_edge import LAYOUT, RANK, make_encoder
@@ -86,8 +86,7 @@ def same(request: Message, raw: bytes) -> None:
 
 def parcel(raw: bytes) -> None:
     """A parcel, whose digest is not checked; what it holds is packed to the same again."""
-    numbers: dict[int, str] = {}
-    _, requests = take_apart(raw, numbers, LIMITS.max_in_flight, LIMITS)
+    _, requests, _ = take_apart(raw, Course(), LIMITS.max_in_flight, LIMITS)
     if len(requests) > LIMITS.max_in_flight:
         raise AssertionError("more requests than agreed")
     good = []
@@ -98,7 +97,8 @@ def parcel(raw: bytes) -> None:
             decode(one.request.frame.header, one.request.frame.payload)
             good.append(one.request)
     if good:
-        _, again = take_apart(pack(bytes(32), good).SerializeToString(), {}, len(good), LIMITS)
+        packed = pack(bytes(32), good, Course()).SerializeToString()
+        _, again, _ = take_apart(packed, Course(), len(good), LIMITS)
         for one, other in zip(good, again, strict=True):
             other.frame.digest = one.frame.digest
             if other != one:

@@ -15,7 +15,7 @@ from PIL import Image
 from protos.feedback import seal_feedback
 from protos.header import Header, pack_header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
-from protos.parcel import pack
+from protos.parcel import Course, pack
 from protos.quantize import QUANTIZERS
 from protos.requests import seal, seal_ask
 from tests.fakes.fake_edge import LAYOUT
@@ -58,7 +58,7 @@ def test_any_damage_to_a_parcel_is_read_or_refused(noise: bytes, way: int, at: i
         seal(bytes(32), b"12345678", header, payload, "what ?", 4),
         seal(bytes(32), b"", delta, changes),
     ]
-    raw = pack(bytes(32), frames).parcel
+    raw = pack(bytes(32), frames, Course()).parcel
     assert target.check(bytes((target.INFER,)) + pb.InferRequest(parcel=raw).SerializeToString())
     cut = 4 + at % (len(raw) - 4)
     damaged = {

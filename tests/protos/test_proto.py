@@ -119,6 +119,16 @@ def test_figures_that_an_older_service_still_sends_do_not_get_in_the_way() -> No
     assert plain.reserved_name == ["expected_error", "bound"]
 
 
+def test_parcels_of_an_older_service_are_not_taken_for_those_of_today() -> None:
+    """It told by `max_parcel = 14` that it reads them; their bytes meant something else."""
+    older = pb.NegotiateResponse(session_id=b"s").SerializeToString() + b"\x70\x10"
+    assert pb.NegotiateResponse.FromString(older).parcel_requests == 0
+    plain = descriptor_pb2.DescriptorProto()
+    pb.NegotiateResponse.DESCRIPTOR.CopyToProto(plain)
+    assert [(r.start, r.end) for r in plain.reserved_range] == [(14, 15)]
+    assert plain.reserved_name == ["max_parcel"]
+
+
 def test_limits_have_the_same_fields_on_the_wire_and_survive_it() -> None:
     assert [f.name for f in fields(Limits)] == [f.name for f in pb.Limits.DESCRIPTOR.fields]
     limits = Limits(1, 2, 3, 4, 5, 6, 7, 8)

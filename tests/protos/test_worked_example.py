@@ -11,6 +11,7 @@ import math
 import re
 import struct
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -22,7 +23,7 @@ from protos.distortion import Distortion
 from protos.generate import PROTO, ROOT
 from protos.header import Header, pack_header
 from protos.layout import KVLayout, RopeSpec
-from protos.parcel import pack
+from protos.parcel import Course, pack
 from protos.points import OperatingPoint
 from protos.requests import seal, seal_ask
 from protos.rotation import rotate, unrotate
@@ -100,7 +101,20 @@ def example() -> dict[str, str]:
     )
     asked = seal(constants, b"", *pack_header(later, payload), QUESTION, MAX_NEW_TOKENS)
     changed = seal(constants, b"", *pack_header(moved, payload[:2]), QUESTION, MAX_NEW_TOKENS)
-    parcel = pack(constants, [bare, asked, changed], {}, {QUESTION: 5})
+    still = [
+        seal(
+            constants,
+            b"",
+            *pack_header(
+                replace(moved, frame_number=number, base=number - 1, differences=False),
+                payload[:1],
+            ),
+            QUESTION,
+            MAX_NEW_TOKENS,
+        )
+        for number in (FRAME_NUMBER + 3, FRAME_NUMBER + 4)
+    ]
+    parcel = pack(constants, [bare, asked, changed, *still], Course())
 
     def rows(array: np.ndarray) -> str:
         return "; ".join(" ".join(f"{value:.9g}" for value in row) for row in array)
@@ -211,77 +225,171 @@ def test_its_payload_and_header_are_those_that_the_text_describes() -> None:
     assert shown["header"] == (bytes((3, 10, *figures)) + counts + bytes((bitmap,))).hex()
 
 
+class Reader:
+    """The range code of the text, with a number as long as the bytes; no window moves."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw, self.shifts = raw, 0
+        self.low, self.range = 0, 2**32 - 1
+        self.models: dict[object, tuple[int, int]] = {}
+
+    @property
+    def value(self) -> int:
+        """As many bytes as low has so far."""
+        size = 4 + self.shifts
+        return int.from_bytes(self.raw[:size].ljust(size, b"\0"), "big")
+
+    def _grow(self) -> None:
+        while self.range < 2**24:
+            self.low, self.range, self.shifts = self.low * 256, self.range * 256, self.shifts + 1
+
+    def bit(self, *name: object) -> int:
+        zero, seen = self.models.get(name, (32768, 0))
+        bound = self.range // 65536 * zero
+        one = self.value >= self.low + bound
+        if one:
+            self.low, self.range = self.low + bound, self.range - bound
+            zero -= 2 * zero // (2 * seen + 3)
+        else:
+            self.range = bound
+            zero += 2 * (65536 - zero) // (2 * seen + 3)
+        self.models[name] = zero, min(seen + 1, 62)
+        self._grow()
+        return int(one)
+
+    def u(self, count: int) -> int:
+        found = 0
+        while count:
+            group = min(8, count)
+            count -= group
+            self.range //= 2**group
+            here = (self.value - self.low) // self.range
+            self.low += here * self.range
+            found = found * 2**group + here
+            self._grow()
+        return found
+
+    def e(self, width: int, *name: object) -> int:
+        size = 0
+        while self.bit(*name, "size", min(size, width - 1)):
+            size += 1
+        if not size:
+            return 0
+        high = self.bit(*name, "high", min(size, width - 1))
+        return 2**size + high * 2 ** (size - 1) + self.u(size - 1) - 1
+
+    def behind(self) -> bytes:
+        """What follows the code, whose last bytes are checked."""
+        for count in (1, 2):
+            unit = 256 ** (4 - count)
+            least = -(-self.low // unit) * unit
+            if least + unit <= self.low + self.range:
+                break
+        end = self.shifts + count
+        assert self.raw[:end] == least.to_bytes(4 + self.shifts, "big")[:end]
+        return self.raw[end:]
+
+
 def test_its_parcel_is_what_the_text_describes() -> None:
     """Read by hand from the comments, with hashlib alone."""
     shown = read()
     raw = bytes.fromhex(shown["parcel"])
-    bits = "".join(f"{byte:08b}" for byte in raw[4:])
-    at = 0
-
-    def u(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    def e(order: int) -> int:
-        zeros = bits.index("1", at) - at
-        return u(2 * zeros + order + 1) - 2**order
-
-    class Field:
-        def __init__(self, order: int) -> None:
-            self.expected, self.total, self.seen = 0, 2**order, 1
-
-        def first(self, value: int) -> int:
-            self.expected = value
-            return value
-
-        def a(self) -> int:
-            code = e(max(0, int(math.log2(max(1, self.total // self.seen)))))
-            difference = code // 2 if code % 2 == 0 else -(code + 1) // 2
-            value = self.expected + difference
-            self.expected = (self.expected + value + 1) // 2
-            self.total, self.seen = self.total + 2 * abs(difference), self.seen + 1
-            return value
-
-    figures, delta, size = [Field(1) for _ in range(4)], Field(2), Field(2)
+    code = Reader(raw[4:])
     header, payload = bytes.fromhex(shown["header"]), bytes.fromhex(shown["payload, fp8_e4m3"])
-    assert e(0) == 3 - 1
-    assert (u(8), e(5), e(7), u(2), u(1), u(2)) == (POINT.index, 6, FRAME_NUMBER, 0, 0, 0)
-    assert u(3) == 0
-    assert bytes(field.first(u(8)) for field in figures) == header[2:6]
-    assert delta.first(e(9)) == DELTA_MS
-    assert u(6) == header[-1]
-    sizes = [size.first(e(4))]
-    assert (u(1), u(1)) == (0, 0), "another question"
-    assert (u(8), e(5), e(7), u(2), u(1)) == (POINT.index, 6, FRAME_NUMBER + 1, 0, 0)
-    assert (u(2), u(4)) == (3, 5)
-    assert bytes(u(8) for _ in range(e(5))).decode() == QUESTION and e(3) == MAX_NEW_TOKENS
-    assert u(3) == 0
-    levels = [field.a() for field in figures]
-    assert levels == [*header[2:5], round(176 + 64 * math.log10(1.2))]
-    assert delta.a() == LATER_MS and u(6) == header[-1]
-    sizes.append(size.a())
-    assert (u(1), u(1)) == (0, 1), "only flags and base_distance differ"
-    assert u(3) == 0b011 and e(0) == 1 - 1
-    assert [field.a() for field in figures] == levels and delta.a() == DELTA_MS
-    assert e(0) == 1 - 1 and e(int(math.log2(6 // 2))) == MOVED, "two zeros before the only token"
-    assert sizes == [len(payload), len(payload)]
-    rest = raw[4 + (at + 7) // 8 :]
-    assert set(bits[at : at + -at % 8]) <= {"0"} and rest == payload + payload + payload[:2]
+    level = round(176 + 64 * math.log10(1.2))
+    levels = [*header[2:5], level]
+    assert code.u(1) == 1, "the course begins anew"
+    assert code.bit("count") == 1 and code.e(4, "count") == 5 - 1
+
+    def figures(differences: dict[int, int]) -> None:
+        for i in range(4):
+            assert code.bit("figure", i) == (i in differences)
+            if i in differences:
+                found = code.e(4, "figures")
+                assert (found // 2 if found % 2 == 0 else -(found + 1) // 2) == differences[i]
+
+    def time(told: int | None) -> None:
+        assert code.bit("time") == (told is not None)
+        assert told is None or code.e(12, "time") == told
+
+    def flags(wanted: int) -> None:
+        found = ()
+        for _ in range(3):
+            found += (code.bit("flags", *found),)
+        assert int("".join(map(str, found)), 2) == wanted
+
+    def bitmap(wanted: int, *before: int) -> None:
+        one = 0
+        for i in range(6):
+            one = code.bit("kept", one, *(earlier >> i & 1 for earlier in before))
+            assert one == wanted >> i & 1
+
+    def size(wanted: int, kept: int) -> None:
+        assert code.e(12, "size", min(kept, 5)) == wanted
+        first = payload[0]
+        assert code.bit("zero") == 1 and code.u(3) == first.bit_length() - 1
+        assert code.u(first.bit_length() - 1) == first - 2 ** (first.bit_length() - 1)
+
+    assert code.bit("other") == 1
+    fields = (code.u(8), code.u(16), code.u(32), code.u(2), code.u(1), code.u(1))
+    assert fields == (POINT.index, 6, FRAME_NUMBER, 0, 0, 0)
+    figures({i: figure for i, figure in enumerate(header[2:6]) if figure})
+    time(DELTA_MS)
+    flags(0)
+    bitmap(header[-1])
+    size(len(payload), 3)
+
+    assert code.bit("other") == 1, "another question"
+    fields = (code.u(8), code.u(16), code.u(32), code.u(2), code.u(1), code.u(1), code.u(1))
+    assert fields == (POINT.index, 6, FRAME_NUMBER + 1, 0, 0, 1, 0)
+    assert bytes(code.u(8) for _ in range(code.u(32))).decode() == QUESTION
+    assert code.u(32) == MAX_NEW_TOKENS
+    figures({3: level - header[5]})
+    time(LATER_MS)
+    flags(0)
+    bitmap(header[-1])
+    size(len(payload), 3)
+
+    assert code.bit("other") == 0
+    figures({})
+    time(DELTA_MS)
+    flags(0b011)
+    assert code.bit("far") == 0
+    bitmap(1 << MOVED, 0, 0)
+    size(2, 1)
+
+    assert code.bit("other") == 0
+    figures({})
+    time(None)
+    flags(0b010)
+    assert code.bit("far") == 0
+    bitmap(1 << MOVED, 1 << MOVED, 0)
+    size(1, 1)
+
+    assert code.bit("other") == 0
+    figures({})
+    time(None)
+    assert code.bit("changed", 0) == 0
+    assert code.behind() == payload[1:] + payload[1:] + payload[1:2]
 
     constants = bytes.fromhex(shown["session_constants"])
-    number = [FRAME_NUMBER + i for i in range(3)]
+    times = (DELTA_MS, LATER_MS, DELTA_MS, DELTA_MS, DELTA_MS)
+    number = [FRAME_NUMBER + i for i in range(5)]
     counts = [
         bytes((6, n & 127 | 128, n >> 7, ms & 127 | 128, ms >> 7))
-        for n, ms in zip(number, (DELTA_MS, LATER_MS, DELTA_MS), strict=True)
+        for n, ms in zip(number, times, strict=True)
     ]
+    still = bytes((3 + 64, 10, *levels))
     headers = [
         header,
         bytes((3, 10, *levels)) + counts[1] + header[-1:],
         bytes((3 + 64 + 32, 10, *levels)) + counts[2] + bytes((1, 1 << MOVED)),
+        still + counts[3] + bytes((1, 1 << MOVED)),
+        still + counts[4] + bytes((1, 1 << MOVED)),
     ]
     digests = b""
-    for i, (head, body) in enumerate(zip(headers, (payload, payload, payload[:2]), strict=True)):
+    bodies = (payload, payload, payload[:2], payload[:1], payload[:1])
+    for i, (head, body) in enumerate(zip(headers, bodies, strict=True)):
         question, limit = (QUESTION.encode(), MAX_NEW_TOKENS) if i else (b"", 0)
         parts = (b"", head, body, question, struct.pack("<I", limit))
         data = b"".join(struct.pack("<I", len(part)) + part for part in parts)

@@ -27,7 +27,7 @@ class NegotiateRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., source_layout_json: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., agent_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., source_settings_digest: _Optional[str] = ..., device: _Optional[str] = ..., keep_bundle: _Optional[bool] = ...) -> None: ...
 
 class NegotiateResponse(_message.Message):
-    __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest", "bundle_doubt", "max_parcel")
+    __slots__ = ("session_id", "session_constants", "bundle_id", "bundle_version", "bundle_digest", "encoder_digest", "target_layout_json", "limits", "operating_points_json", "default_point", "ladder", "reverse_decoder_digest", "bundle_doubt", "parcel_requests")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -41,7 +41,7 @@ class NegotiateResponse(_message.Message):
     LADDER_FIELD_NUMBER: _ClassVar[int]
     REVERSE_DECODER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DOUBT_FIELD_NUMBER: _ClassVar[int]
-    MAX_PARCEL_FIELD_NUMBER: _ClassVar[int]
+    PARCEL_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     session_constants: bytes
     bundle_id: str
@@ -55,8 +55,8 @@ class NegotiateResponse(_message.Message):
     ladder: _containers.RepeatedScalarFieldContainer[str]
     reverse_decoder_digest: str
     bundle_doubt: str
-    max_parcel: int
-    def __init__(self, session_id: _Optional[bytes] = ..., session_constants: _Optional[bytes] = ..., bundle_id: _Optional[str] = ..., bundle_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., encoder_digest: _Optional[str] = ..., target_layout_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., operating_points_json: _Optional[str] = ..., default_point: _Optional[str] = ..., ladder: _Optional[_Iterable[str]] = ..., reverse_decoder_digest: _Optional[str] = ..., bundle_doubt: _Optional[str] = ..., max_parcel: _Optional[int] = ...) -> None: ...
+    parcel_requests: int
+    def __init__(self, session_id: _Optional[bytes] = ..., session_constants: _Optional[bytes] = ..., bundle_id: _Optional[str] = ..., bundle_version: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., encoder_digest: _Optional[str] = ..., target_layout_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., operating_points_json: _Optional[str] = ..., default_point: _Optional[str] = ..., ladder: _Optional[_Iterable[str]] = ..., reverse_decoder_digest: _Optional[str] = ..., bundle_doubt: _Optional[str] = ..., parcel_requests: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_payload_bytes", "max_header_bytes", "max_question_bytes", "max_tokens", "max_picture_bytes", "max_picture_px", "max_in_flight", "max_new_tokens")

@@ -20,7 +20,7 @@ from protos.errors import MissingKeyFrameError, UnknownSessionError
 from protos.header import Header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.parcel import pack
+from protos.parcel import Course, pack
 from protos.quantize import QUANTIZERS
 from protos.requests import seal_ask
 from tests.cloud_server import stage
@@ -107,7 +107,7 @@ def infer_parcel(who: Who, place: Place, id: bytes) -> Any:
     later write fails.
     """
     metadata = (*who.metadata, (SESSION_METADATA_KEY, id))
-    sent = pack(place.edge.session.session_constants, [place.request, place.request])
+    sent = pack(place.edge.session.session_constants, [place.request, place.request], Course())
     whole = who.channel.unary_stream(
         "/neuralbridge.v1.Bridge/Infer",
         request_serializer=pb.InferRequest.SerializeToString,
@@ -246,7 +246,7 @@ async def test_a_parcel_of_another_session_is_refused_like_noise(
             return [event async for event in call][-1]
 
         for place in others:
-            sent = pack(place.edge.session.session_constants, [place.request]).parcel
+            sent = pack(place.edge.session.session_constants, [place.request], Course()).parcel
             noise = secrets.token_bytes(4) + sent[4:]
             stolen, made_up = await told(sent), await told(noise)
             assert stolen.refused.code == made_up.refused.code == 202

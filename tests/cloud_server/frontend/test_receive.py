@@ -14,7 +14,7 @@ from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART
 from protos.digest import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
-from protos.parcel import pack
+from protos.parcel import Course, pack
 from tests.cloud_server.front_end import running
 from tests.cloud_server.secured import secured
 from tests.fakes.loop import on_loop
@@ -307,10 +307,10 @@ def test_each_request_of_a_parcel_is_answered_under_its_own_id(paths: dict[str, 
     async def scene() -> None:
         async with running(paths) as server:
             edge = await server.edge()
-            assert edge.session.max_parcel == edge.session.limits.max_in_flight
+            assert edge.session.parcel_requests == edge.session.limits.max_in_flight
             sent = [edge.frame(seed=seed, question="count 2") for seed in range(5)]
             call = edge.open()
-            await call.write(pack(edge.session.session_constants, sent))
+            await call.write(pack(edge.session.session_constants, sent, Course()))
             found = await ends(call, 5)
             assert set(found) == {request.request_id for request in sent}
             assert all(event.HasField("answer") for event in found.values())
@@ -332,7 +332,7 @@ def test_a_bad_request_in_a_parcel_takes_no_neighbour_with_it(paths: dict[str, A
             sent[2] = edge.frame(seed=0, number=0, question="count 2")  # a number that is taken
             sent[3] = edge.frame(seed=13, question="count 2", limit=9999)
             call = edge.open()
-            await call.write(pack(edge.session.session_constants, sent))
+            await call.write(pack(edge.session.session_constants, sent, Course()))
             found = await ends(call, 5)
             codes = [found[request.request_id].refused.code for request in sent]
             assert codes == [0, 401, 308, 203, 0]
@@ -347,7 +347,7 @@ def test_a_request_that_comes_twice_in_a_parcel_is_computed_once(paths: dict[str
             edge = await server.edge()
             one = edge.frame(seed=1, question="count 2")
             call = edge.open()
-            await call.write(pack(edge.session.session_constants, [one, one, one]))
+            await call.write(pack(edge.session.session_constants, [one, one, one], Course()))
             assert (await ends(call, 1))[one.request_id].HasField("answer")
             assert await server.metric("joined_requests_total") == 2
             call.cancel()
@@ -361,7 +361,9 @@ def test_a_damaged_parcel_is_refused_without_an_id_and_the_stream_goes_on(
     async def scene() -> None:
         async with running(paths) as server:
             edge = await server.edge()
-            good = pack(edge.session.session_constants, [edge.frame(seed=1, question="count 2")])
+            good = pack(
+                edge.session.session_constants, [edge.frame(seed=1, question="count 2")], Course()
+            )
             call = edge.open()
             for parcel, code in (
                 (good.parcel[:-1] + bytes([good.parcel[-1] ^ 1]), 202),
@@ -387,12 +389,12 @@ def test_a_parcel_beyond_the_credit_is_refused_request_by_request(paths: dict[st
             call = edge.open()
             await call.write(edge.frame(seed=9, question="hold"))
             sent = [edge.frame(seed=seed, question="hold") for seed in range(3)]
-            await call.write(pack(edge.session.session_constants, sent))
+            await call.write(pack(edge.session.session_constants, sent, Course()))
             found = await ends(call, 1)
             (refused,) = found.values()
             assert refused.refused.code == 501 and refused.request_id == sent[2].request_id
             sent.append(edge.frame(seed=5))
-            await call.write(pack(edge.session.session_constants, sent))
+            await call.write(pack(edge.session.session_constants, sent, Course()))
             while not (event := await call.read()).HasField("refused"):
                 pass
             assert event.refused.code == 204 and not event.request_id
@@ -411,7 +413,7 @@ async def test_each_request_of_a_parcel_counts_against_the_quota(
         edge = await server.edge(await server.enrol(server.premises.code("gate-3", "acme")))
         call = edge.open()
         sent = [edge.frame(seed=seed, question="count 2") for seed in range(5)]
-        await call.write(pack(edge.session.session_constants, sent))
+        await call.write(pack(edge.session.session_constants, sent, Course()))
         found = await ends(call, 5)
         kinds = [found[request.request_id].WhichOneof("event") for request in sent]
         assert kinds == ["answer"] + ["refused"] * 4

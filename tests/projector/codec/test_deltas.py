@@ -59,6 +59,24 @@ def test_only_what_moved_travels(encoder: Encoder, low: OperatingPoint) -> None:
     np.testing.assert_allclose(now.latents[4], encoder.project(moved)[4], atol=0.2501)
 
 
+def test_a_still_scene_sends_the_same_token_each_time_and_it_changes_nothing(
+    encoder: Encoder, low: OperatingPoint
+) -> None:
+    """A parcel then tells it once; see `protos.parcel`."""
+    usual = encoder.x_mean + np.zeros((LAYOUT.tokens, LAYOUT.state_dim), np.float32)
+    x = np.where(np.arange(LAYOUT.tokens)[:, None] < 3, scene(5) * 3, usual).astype(np.float32)
+    flat = replace(encoder, centre=np.zeros_like(encoder.centre))
+    held, sent = flat.encode(state_of(x), low).held, set()
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        noise = rng.normal(0, 1e-3, x.shape).astype(np.float32)
+        again = flat.encode(state_of(x + noise), low, base=held)
+        np.testing.assert_array_equal(again.held.latents, held.latents)
+        sent.add((again.kept.tobytes(), again.payload))
+        held = again.held
+    assert len(sent) == 1
+
+
 def test_a_still_scene_costs_one_token(encoder: Encoder, low: OperatingPoint) -> None:
     key = encoder.encode(state_of(scene(2)), low)
     again = encoder.encode(state_of(scene(2)), low, base=key.held)
